@@ -1,0 +1,55 @@
+"""One versioned, chunked store for keypoints and features: extracted once in parallel, read thousands of times."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kpstore._version import __version__
+from kpstore.errors import KpstoreError
+
+if TYPE_CHECKING:
+    from kpstore.api import Store, create, diff, open
+    from kpstore.ingest.run import run_ingest
+    from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
+    from kpstore.schema.index import VideoRecord
+
+# Imported when first used (PEP 562), so that `import kpstore` and `kpstore --help` need neither zarr nor pandas.
+_HOMES = {
+    "Store": "kpstore.api",
+    "create": "kpstore.api",
+    "diff": "kpstore.api",
+    "open": "kpstore.api",
+    "run_ingest": "kpstore.ingest.run",
+    "ArraySpec": "kpstore.schema.feature",
+    "FeatureRows": "kpstore.schema.feature",
+    "FeatureSpec": "kpstore.schema.feature",
+    "State": "kpstore.schema.feature",
+    "VideoRecord": "kpstore.schema.index",
+}
+
+__all__ = [
+    "ArraySpec",
+    "FeatureRows",
+    "FeatureSpec",
+    "KpstoreError",
+    "State",
+    "Store",
+    "VideoRecord",
+    "__version__",
+    "create",
+    "diff",
+    "open",
+    "run_ingest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kpstore' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,222 @@
+"""The contract of a backend: named arrays, versions of them, and writers that fork.
+
+A backend knows arrays, rows, chunks and commits; it knows nothing of videos or keypoints. Three kinds of object:
+
+- a :class:`Backend` is one place (a directory, a file, a bucket): it resolves versions and hands out views;
+- a :class:`ReadView` is one version of all arrays; it never changes;
+- a :class:`WriteView` is a set of changes on top of a version, which becomes the next version on ``commit`` or vanishes.
+  Its :class:`Fork` is the part that other processes get: they write whole chunks, and the view merges what they wrote.
+
+All arrays are chunked along their first axis alone, so a chunk is a run of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+
+MAIN = "main"
+"""The branch that a new store has, and that everything reads and writes unless told otherwise."""
+
+TEXT = "str"
+"""``ArrayMeta.dtype`` of text; such arrays have one axis and read as numpy object arrays of ``str``."""
+
+
+@dataclass(frozen=True)
+class ArrayMeta:
+    """Shape and type of a stored array.
+
+    Parameters
+    ----------
+    shape : rows first.
+    dtype : a numpy dtype name, or ``TEXT``.
+    chunk_rows : rows per chunk; the other axes are never cut.
+    dims : a name per axis.
+    fill : what rows that were never written read as; not used for text, which reads as ``""``.
+    attrs : JSON attributes.
+    compress : whether chunks are compressed; off for values that hardly shrink and are read at memory speed.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    chunk_rows: int
+    dims: tuple[str, ...]
+    fill: float | int | bool = 0
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    compress: bool = True
+
+    @property
+    def n_rows(self) -> int:
+        """Length of the first axis."""
+        return self.shape[0]
+
+    def check_rows(self, name: str, start: int, n_rows: int) -> None:
+        """Raise :class:`InvalidError` if rows ``start`` to ``start + n_rows`` are not all inside the array."""
+        if start < 0 or start + n_rows > self.n_rows:
+            raise InvalidError(f"rows {start}:{start + n_rows} of {name!r} asked for; it has {self.n_rows}")
+
+    def check_whole_chunks(self, name: str, start: int, n_rows: int) -> None:
+        """Raise :class:`InvalidError` unless the rows are whole chunks (the last chunk may end with the array).
+
+        Two forks that each write a part of one chunk lose one part without a word, on every storage system that knows
+        only whole objects; so a fork refuses parts of chunks.
+        """
+        self.check_rows(name, start, n_rows)
+        stop = start + n_rows
+        if start % self.chunk_rows or (stop % self.chunk_rows and stop != self.n_rows):
+            raise InvalidError(f"a fork may write whole chunks of {self.chunk_rows} rows of {name!r}, not {start}:{stop}")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One version: who it follows, when and why it was made.
+
+    ``metadata`` holds JSON values; ``time`` is in UTC.
+    """
+
+    id: str
+    parent: str | None
+    message: str
+    time: datetime
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do; asked before work starts.
+
+    ``parallel_writers`` tells whether forks may write at the same time in several processes; without it the driver writes
+    every row itself. ``fork_safe`` tells whether an open backend still works in a child made by ``os.fork``.
+    """
+
+    branches: bool = True
+    parallel_writers: bool = True
+    fork_safe: bool = True
+
+
+class ReadView(Protocol):
+    """All arrays at one version."""
+
+    @property
+    def snapshot(self) -> str:
+        """Id of the version that this view shows (a write view: the version that it builds upon)."""
+
+    def attrs(self) -> Mapping[str, Any]:
+        """JSON attributes of the whole store."""
+
+    def names(self) -> list[str]:
+        """Names of all arrays, sorted."""
+
+    def meta(self, name: str) -> ArrayMeta:
+        """Return shape and type of an array; :class:`NotFoundError` if there is none."""
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return rows ``start`` to ``stop`` as a new array."""
+
+
+class Fork(Protocol):
+    """A writer for another process: picklable, before and after it has written."""
+
+    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+        """Write whole chunks; anything else is an :class:`InvalidError`."""
+
+
+class WriteView(ReadView, Protocol):
+    """Changes that become one version. Reads see what was written through this view."""
+
+    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        """Replace the store's attributes."""
+
+    def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
+        """Replace the attributes of one array."""
+
+    def create(self, name: str, meta: ArrayMeta) -> None:
+        """Make an array of unwritten rows; :class:`ExistsError` if the name is taken."""
+
+    def resize(self, name: str, n_rows: int) -> None:
+        """Make an array longer by unwritten rows; :class:`InvalidError` for a smaller number."""
+
+    def delete(self, name: str) -> None:
+        """Remove an array from this version on."""
+
+    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+        """Write any run of rows."""
+
+    def fork(self) -> Fork:
+        """Return a writer for another process; only while nothing was changed through this view."""
+
+    def merge(self, forks: Sequence[Fork]) -> None:
+        """Take over what forks of this view, or of a view on an earlier version of the branch, have written."""
+
+    def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
+        """Make the changes the branch's next version and return its id; the view is then spent.
+
+        Raises
+        ------
+        ConflictError
+            If another writer has changed the same data since this view was opened. Changes to different data are
+            both kept.
+        """
+
+    def discard(self) -> None:
+        """Forget all changes; the view is then spent."""
+
+
+class Backend(Protocol):
+    """One store's place. Cheap to make, picklable, opened when first used."""
+
+    @property
+    def location(self) -> str:
+        """Path or address, as :func:`kpstore.open` takes it."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this backend can do."""
+
+    @property
+    def sidecar_dir(self) -> Path | None:
+        """A local directory for locks and live progress, not part of any version; None where there is none."""
+
+    def exists(self) -> bool:
+        """Whether there is a store at this place; touches nothing."""
+
+    def create(self, attrs: Mapping[str, Any], message: str) -> str:
+        """Make an empty store with one version and return its id; :class:`ExistsError` if the place is taken."""
+
+    def view(self, snapshot: str) -> ReadView:
+        """Open a version by its id; :class:`NotFoundError` if there is none."""
+
+    def begin(self, branch: str = MAIN) -> WriteView:
+        """Start changes on top of a branch's newest version."""
+
+    def history(self, snapshot: str) -> Iterator[Commit]:
+        """Yield a version and all that it builds upon, newest first."""
+
+    def branches(self) -> dict[str, str]:
+        """Return branches and the ids of their newest versions."""
+
+    def tags(self) -> dict[str, str]:
+        """Return tags and the ids that they name."""
+
+    def create_branch(self, name: str, snapshot: str) -> None:
+        """Make a branch that starts at a version; :class:`ExistsError` if the name is taken."""
+
+    def reset_branch(self, name: str, snapshot: str) -> None:
+        """Make a version the newest one of a branch."""
+
+    def create_tag(self, name: str, snapshot: str) -> None:
+        """Name a version for good; :class:`ExistsError` if the name is, or ever was, taken."""
+
+    def delete_tag(self, name: str) -> None:
+        """Remove a tag; :class:`NotFoundError` if there is none."""
+
+    def exclusive(self, purpose: str) -> AbstractContextManager[None]:
+        """Hold the store for one long write; :class:`BusyError` names who holds it. Does not disturb readers."""

@@ -1,0 +1,64 @@
+"""Locks between processes on one machine or one shared file system, released by the kernel when their holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kpstore.errors import BusyError
+
+
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold ``path`` exclusively, waiting for others; for work that takes milliseconds, such as a commit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
+    """Hold ``path`` exclusively, or raise :class:`BusyError` that names the holder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"{location} is being written by another process ({_holder(path)}); wait for it, or stop it") from None
+        holder = {
+            "purpose": purpose,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        file.truncate(0)
+        file.write(json.dumps(holder))
+        file.flush()
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds ``path``; opens no file that is not there."""
+    if not path.exists():
+        return False
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"{holder['purpose']}, process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, KeyError):
+        return "it has not said who it is"

@@ -1,0 +1,289 @@
+"""A store in the memory of one process: the shortest backend that keeps the contract, for tests and examples."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit
+from kpstore.errors import BusyError, ConflictError, ExistsError, InvalidError, NotFoundError
+
+_Key = tuple[str, int | str]
+"""What a change touches: an array's name and a chunk's number, or ``"meta"``."""
+
+
+@dataclass
+class _Tree:
+    """All arrays at one version, and what the commit that made it touched."""
+
+    attrs: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, tuple[ArrayMeta, NDArray[Any]]] = field(default_factory=dict)
+    touched: set[_Key] = field(default_factory=set)
+
+    def child(self) -> _Tree:
+        return _Tree(dict(self.attrs), dict(self.arrays))
+
+
+@dataclass
+class _Repository:
+    trees: dict[str, _Tree] = field(default_factory=dict)
+    commits: dict[str, Commit] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    used_tags: set[str] = field(default_factory=set)
+    ids: Iterator[int] = field(default_factory=itertools.count)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    writer: str = ""
+
+
+_repositories: dict[str, _Repository] = {}
+
+
+class MemoryBackend:
+    """A store named ``memory://NAME``, shared by all that name it in this process, gone when the process ends."""
+
+    capabilities = Capabilities(branches=True, parallel_writers=False, fork_safe=True)
+    sidecar_dir = None
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    def exists(self) -> bool:
+        """Whether a store of that name was made in this process."""
+        return self.location in _repositories
+
+    def _repo(self) -> _Repository:
+        if not self.exists():
+            raise NotFoundError(f"{self.location} does not exist in this process; kpstore.create() makes one")
+        return _repositories[self.location]
+
+    def create(self, attrs: Mapping[str, Any], message: str) -> str:
+        """Make an empty store."""
+        if self.exists():
+            raise ExistsError(f"{self.location} already exists; choose another name for the store")
+        repo = _repositories[self.location] = _Repository()
+        repo.trees[""] = _Tree()
+        repo.branches[MAIN] = ""
+        view = self.begin()
+        view.set_attrs(attrs)
+        return view.commit(message)
+
+    def view(self, snapshot: str) -> _View:
+        """Open a version by its id."""
+        if snapshot not in self._repo().commits:
+            raise NotFoundError(f"version {snapshot!r} of {self.location} not found")
+        return _View(snapshot, self._repo().trees[snapshot])
+
+    def begin(self, branch: str = MAIN) -> _WriteView:
+        """Start changes on top of a branch's newest version."""
+        repo = self._repo()
+        if branch not in repo.branches:
+            raise NotFoundError(f"branch {branch!r} of {self.location} not found; it has {sorted(repo.branches)}")
+        return _WriteView(self, repo, branch)
+
+    def history(self, snapshot: str) -> Iterator[Commit]:
+        """Yield a version and all that it builds upon."""
+        at: str | None = snapshot
+        while at:
+            yield self._repo().commits[at]
+            at = self._repo().commits[at].parent
+
+    def branches(self) -> dict[str, str]:
+        """Return branches and the ids of their newest versions."""
+        return dict(sorted(self._repo().branches.items()))
+
+    def tags(self) -> dict[str, str]:
+        """Return tags and the ids that they name."""
+        return dict(sorted(self._repo().tags.items()))
+
+    def create_branch(self, name: str, snapshot: str) -> None:
+        """Make a branch that starts at a version."""
+        if name in self._repo().branches:
+            raise ExistsError(f"branch {name!r} of {self.location} exists already")
+        self._repo().branches[name] = self.view(snapshot).snapshot
+
+    def reset_branch(self, name: str, snapshot: str) -> None:
+        """Make a version the newest one of a branch."""
+        self._repo().branches[name] = self.view(snapshot).snapshot
+
+    def create_tag(self, name: str, snapshot: str) -> None:
+        """Name a version for good."""
+        repo = self._repo()
+        if name in repo.used_tags:
+            raise ExistsError(f"tag {name!r} of {self.location} is, or was, taken and tags never move; choose another name")
+        repo.used_tags.add(name)
+        repo.tags[name] = self.view(snapshot).snapshot
+
+    def delete_tag(self, name: str) -> None:
+        """Remove a tag."""
+        if self._repo().tags.pop(name, None) is None:
+            raise NotFoundError(f"tag {name!r} of {self.location} not found; it has {sorted(self.tags())}")
+
+    @contextmanager
+    def exclusive(self, purpose: str) -> Iterator[None]:
+        """Hold the store for one long write."""
+        repo = self._repo()
+        with repo.lock:
+            if repo.writer:
+                raise BusyError(f"{self.location} is being written by another process ({repo.writer}); wait for it, or stop it")
+            repo.writer = purpose
+        try:
+            yield
+        finally:
+            repo.writer = ""
+
+
+class _View:
+    def __init__(self, snapshot: str, tree: _Tree) -> None:
+        self.snapshot = snapshot
+        self._tree = tree
+
+    def attrs(self) -> Mapping[str, Any]:
+        return dict(self._tree.attrs)
+
+    def names(self) -> list[str]:
+        return sorted(self._tree.arrays)
+
+    def meta(self, name: str) -> ArrayMeta:
+        if name not in self._tree.arrays:
+            raise NotFoundError(f"array {name!r} not found; there are {self.names()}")
+        return self._tree.arrays[name][0]
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        self.meta(name).check_rows(name, start, stop - start)
+        return self._tree.arrays[name][1][start:stop].copy()
+
+
+@dataclass(frozen=True)
+class _Write:
+    """One write, replayed where it takes effect."""
+
+    name: str
+    start: int
+    values: NDArray[Any]
+
+    def __call__(self, tree: _Tree) -> None:
+        meta, array = tree.arrays[self.name]
+        array = array.copy()
+        array[self.start : self.start + len(self.values)] = self.values
+        tree.arrays[self.name] = meta, array
+
+    def keys(self, meta: ArrayMeta) -> set[_Key]:
+        first, last = self.start // meta.chunk_rows, (self.start + len(self.values) - 1) // meta.chunk_rows
+        return {(self.name, chunk) for chunk in range(first, last + 1)}
+
+
+class _WriteView(_View):
+    """Changes kept as a list, so that they can be replayed on a newer version."""
+
+    def __init__(self, backend: MemoryBackend, repo: _Repository, branch: str) -> None:
+        base = repo.branches[branch]
+        super().__init__(base, repo.trees[base].child())
+        self._backend, self._repo, self._branch = backend, repo, branch
+        self._changes: list[Callable[[_Tree], None]] = []
+
+    def _apply(self, change: Callable[[_Tree], None], touched: set[_Key]) -> None:
+        change(self._tree)
+        self._changes.append(change)
+        self._tree.touched |= touched
+
+    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        self._apply(lambda tree: setattr(tree, "attrs", dict(attrs)), {("", "meta")})
+
+    def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
+        meta = replace(self.meta(name), attrs=dict(attrs))
+        self._apply(lambda tree: tree.arrays.update({name: (meta, tree.arrays[name][1])}), {(name, "meta")})
+
+    def create(self, name: str, meta: ArrayMeta) -> None:
+        if name in self._tree.arrays:
+            raise ExistsError(f"array {name!r} exists already")
+        self._apply(lambda tree: tree.arrays.update({name: (meta, _unwritten(meta))}), {(name, "meta")})
+
+    def resize(self, name: str, n_rows: int) -> None:
+        old = self.meta(name)
+        if n_rows < old.n_rows:
+            raise InvalidError(f"{name!r} has {old.n_rows} rows and cannot shrink to {n_rows}")
+        if n_rows == old.n_rows:
+            return
+        longer = replace(old, shape=(n_rows, *old.shape[1:]))
+        added = _unwritten(replace(old, shape=(n_rows - old.n_rows, *old.shape[1:])))
+
+        def change(tree: _Tree) -> None:
+            tree.arrays[name] = longer, np.concatenate([tree.arrays[name][1], added])
+
+        self._apply(change, {(name, "meta")})
+
+    def delete(self, name: str) -> None:
+        self.meta(name)
+        self._apply(lambda tree: tree.arrays.__delitem__(name), {(name, "meta")})
+
+    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+        meta = self.meta(name)
+        meta.check_rows(name, start, len(values))
+        if len(values):
+            change = _Write(name, start, np.array(values, dtype=object if meta.dtype == TEXT else meta.dtype))
+            self._apply(change, change.keys(meta))
+
+    def fork(self) -> _Fork:
+        if self._changes:
+            raise InvalidError("a view can be forked only before it has changes of its own; commit first")
+        return _Fork({name: meta for name, (meta, _) in self._tree.arrays.items()})
+
+    def merge(self, forks: Sequence[_Fork]) -> None:
+        for fork in forks:
+            for change in fork.changes:
+                self._apply(change, change.keys(self.meta(change.name)))
+
+    def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
+        with self._repo.lock:
+            tip = self._repo.branches[self._branch]
+            if tip != self.snapshot:
+                self._rebase(tip, message)
+            new = f"M{next(self._repo.ids):06d}"
+            self._repo.trees[new] = self._tree
+            self._repo.commits[new] = Commit(new, tip or None, message, datetime.now(UTC), dict(metadata or {}))
+            self._repo.branches[self._branch] = new
+            return new
+
+    def _rebase(self, tip: str, message: str) -> None:
+        since = itertools.takewhile(lambda commit: commit.id != self.snapshot, self._backend.history(tip))
+        theirs = set().union(*(self._repo.trees[commit.id].touched for commit in since))
+        reshaped = {name for name, what in theirs if what == "meta"}
+        if theirs & self._tree.touched or reshaped & {name for name, _ in self._tree.touched}:
+            raise ConflictError(
+                f"another writer has changed the same data of {self._backend.location} in the meantime, so "
+                f"{message!r} was not committed; open the store again and repeat the change"
+            )
+        touched, self._tree = self._tree.touched, self._repo.trees[tip].child()
+        for change in self._changes:
+            change(self._tree)
+        self._tree.touched = touched
+
+    def discard(self) -> None:
+        self._changes.clear()
+
+
+@dataclass
+class _Fork:
+    metas: dict[str, ArrayMeta]
+    changes: list[_Write] = field(default_factory=list)
+
+    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+        if name not in self.metas:
+            raise NotFoundError(f"array {name!r} not found; there are {sorted(self.metas)}")
+        self.metas[name].check_whole_chunks(name, start, len(values))
+        self.changes.append(_Write(name, start, np.array(values)))
+
+
+def _unwritten(meta: ArrayMeta) -> NDArray[Any]:
+    if meta.dtype == TEXT:
+        return np.full(meta.shape, "", dtype=object)
+    return np.full(meta.shape, meta.fill, dtype=meta.dtype)

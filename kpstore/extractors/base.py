@@ -1,0 +1,62 @@
+"""The contract of an extractor: frames in, rows of one feature out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
+
+
+class Extractor(Protocol):
+    """A model that turns frames into one feature.
+
+    Constructing one is cheap and checks its options; ``open`` builds the model. An extractor that was not opened can be
+    pickled: the ingest sends it to workers, and each opens it once. Results depend on nothing but the frames since
+    the last ``start_video``, so that any number of workers gives the same numbers.
+    """
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The feature that it makes."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Everything that changes the numbers: extractor, version, parameters, model and its SHA-256 (JSON).
+
+        May be asked before ``open``.
+        """
+
+    @property
+    def batch_size(self) -> int:
+        """How many frames ``extract`` takes at once; 1 for models that work frame by frame."""
+
+    @property
+    def typical_fps(self) -> float:
+        """Rough frames per second of one worker; it sizes the tasks (about half a minute each), nothing more."""
+
+    def open(self, device: str = "cpu") -> None:
+        """Build the model on ``device`` (``"cpu"``, ``"cuda:0"``, …); called once in each worker."""
+
+    def start_video(self) -> None:
+        """Forget all frames seen so far; called before the first frame of every video."""
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+        """Return one row per image.
+
+        Parameters
+        ----------
+        images : at most ``batch_size`` consecutive frames, each (height, width, 3) uint8 RGB; sizes may differ.
+
+        Raises
+        ------
+        Exception
+            Any exception means that an image failed: with several images, the ingest tries them one by one and
+            records the one at fault.
+        """
+
+    def close(self) -> None:
+        """Free the model."""

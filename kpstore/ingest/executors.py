@@ -1,0 +1,228 @@
+"""Where tasks run: in this process, or on Dask workers. Both hand results to the driver as they come."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from kpstore.backends.base import Fork
+from kpstore.errors import MissingExtraError, NotFoundError
+from kpstore.ingest.isolated import extract_isolated
+from kpstore.ingest.plan import Task
+from kpstore.ingest.worker import Block, Job, TaskResult, failed_video, run_task
+
+_log = logging.getLogger(__name__)
+
+MakeFork = Callable[[Task], Fork | None]
+OnFrames = Callable[[int], None]
+
+MAX_TRIES = 3
+"""How often a task may lose its worker before its videos are recorded as failed."""
+
+_REPORT_EVERY_S = 0.5
+
+
+class Executor(Protocol):
+    """Runs tasks; a context manager that starts and stops whatever it needs."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def n_workers(self) -> int:
+        """How many tasks run at once."""
+
+    def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
+        """Yield results in the order in which tasks end; ``on_frames(n)`` is told of progress in between."""
+
+
+class SerialExecutor:
+    """Runs tasks one after another in this process: no start-up cost, but what kills the process ends the run."""
+
+    n_workers = 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
+        """Yield results in plan order."""
+        for task in tasks:
+            yield run_task(job, task, make_fork(task), report=on_frames)
+
+
+@dataclass
+class _Submitted:
+    task: Task
+    tries: int = 1
+
+
+class DaskExecutor:
+    """Runs tasks on the workers of a Dask cluster.
+
+    Parameters
+    ----------
+    n_workers : processes to start on this machine; ignored with ``scheduler``.
+    scheduler : address of a running scheduler (``tcp://host:8786``) whose workers have kpstore installed.
+    """
+
+    def __init__(self, n_workers: int, *, scheduler: str | None = None) -> None:
+        self._n_workers, self._scheduler = n_workers, scheduler
+        self._cluster: Any = None
+        self._client: Any = None
+
+    def __enter__(self) -> Self:
+        try:
+            import dask
+            import distributed
+        except ImportError:
+            raise MissingExtraError("--workers and --scheduler", extra="dask") from None
+        # A task whose worker died comes straight back: it goes on in a mode that finds the frame at fault, instead of
+        # killing three more workers first.
+        dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.admin.log-format": "%(message)s"})
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        if self._scheduler is not None:
+            self._client = self._connect(distributed)
+            self._n_workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
+            return self
+        # One thread per worker: models are not thread-safe. No memory limit: Dask would pause or kill a worker for
+        # what the model itself needs. No dashboard: it opens a port nobody asked for.
+        self._cluster = distributed.LocalCluster(
+            n_workers=self._n_workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=0,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        )
+        self._client = distributed.Client(self._cluster)
+        return self
+
+    def _connect(self, distributed: Any) -> Any:
+        try:
+            return distributed.Client(self._scheduler, timeout="10s")
+        except (OSError, ValueError) as error:
+            raise NotFoundError(
+                f"no Dask scheduler answers at {self._scheduler!r} ({error}); start one with 'dask scheduler'"
+            ) from None
+
+    def __exit__(self, *_: object) -> None:
+        for part in (self._client, self._cluster):
+            if part is not None:
+                part.close(timeout=5)
+
+    @property
+    def n_workers(self) -> int:
+        """Worker processes."""
+        return self._n_workers
+
+    def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
+        """Yield results as tasks end; a task whose worker died is run again, frame by frame."""
+        from distributed import as_completed
+
+        topic = f"kpstore-{job.run_id}"
+        self._client.subscribe_topic(topic, lambda event: on_frames(event[1]))
+        try:
+            waiting = iter(tasks)
+            running: dict[str, _Submitted] = {}
+            done = as_completed(with_results=False)
+
+            def submit(entry: _Submitted) -> None:
+                future = self._submit(job, entry, make_fork, topic)
+                running[future.key] = entry
+                done.add(future)
+
+            # One task ahead of each worker keeps it busy; more would only be lost when it dies.
+            for task in _take(waiting, 2 * self._n_workers):
+                submit(_Submitted(task))
+            for future in done:
+                entry = running.pop(future.key)
+                outcome = self._outcome(job, entry, future)
+                future.release()
+                if outcome is None:
+                    submit(_Submitted(entry.task, entry.tries + 1))
+                    continue
+                for task in _take(waiting, 1):
+                    submit(_Submitted(task))
+                yield outcome
+        finally:
+            self._client.unsubscribe_topic(topic)
+
+    def _submit(self, job: Job, entry: _Submitted, make_fork: MakeFork, topic: str) -> Any:
+        key = f"kpstore-{job.run_id}-{entry.task.number}-{entry.tries}"
+        return self._client.submit(
+            _run_on_worker, job, entry.task, make_fork(entry.task), topic, entry.tries > 1, key=key, pure=False
+        )
+
+    def _outcome(self, job: Job, entry: _Submitted, future: Any) -> TaskResult | None:
+        """Return the task's result, or None if it lost its worker and should be tried again."""
+        from distributed import KilledWorker
+        from distributed.client import FutureCancelledError
+
+        try:
+            result: TaskResult = future.result()
+            return result
+        except (KilledWorker, FutureCancelledError) as error:
+            _log.warning("task %d lost its worker (try %d): %s", entry.task.number, entry.tries, error)
+        if entry.tries < MAX_TRIES:
+            return None
+        return _given_up(job, entry.task, f"its worker process died {entry.tries} times")
+
+
+def _take(items: Iterator[Task], count: int) -> list[Task]:
+    return [item for _, item in zip(range(count), items, strict=False)]
+
+
+def _given_up(job: Job, task: Task, reason: str) -> TaskResult:
+    results = [(video, failed_video(job, video.record, reason)) for video in task.videos]
+    blocks = tuple(Block(video.start, result.rows, result.status) for video, result in results)
+    failures = {video.position: result.failure for video, result in results}
+    return TaskResult(task, None, blocks, failures, task.n_frames, 0.0)
+
+
+def _run_on_worker(job: Job, task: Task, fork: Fork | None, topic: str, after_death: bool) -> TaskResult:
+    """Run one task in a Dask worker."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    with _Throttled(lambda n_frames: worker.log_event(topic, n_frames)) as report:
+        return run_task(job, task, fork, extract=extract_isolated if after_death else None, report=report)
+
+
+class _Throttled:
+    """Adds up small reports, so that a fast extractor does not spend its time telling of its progress."""
+
+    def __init__(self, send: OnFrames) -> None:
+        self._send = send
+        self._waiting = 0
+        self._sent = time.monotonic()
+
+    def __enter__(self) -> OnFrames:
+        return self._add
+
+    def __exit__(self, *_: object) -> None:
+        if self._waiting:
+            self._send(self._waiting)
+
+    def _add(self, n_frames: int) -> None:
+        self._waiting += n_frames
+        if time.monotonic() - self._sent >= _REPORT_EVERY_S:
+            self._send(self._waiting)
+            self._waiting, self._sent = 0, time.monotonic()
+
+
+def make_executor(workers: int, *, scheduler: str | None = None) -> Executor:
+    """Return the executor for a number of workers: none runs in this process."""
+    if scheduler is None and workers == 0:
+        return SerialExecutor()
+    return DaskExecutor(workers, scheduler=scheduler)
+

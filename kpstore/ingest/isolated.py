@@ -1,0 +1,102 @@
+"""One video in a process of its own, so that a frame that kills the process can be named, recorded and left out.
+
+Slow to start (a process and a model per attempt), so it is used only for tasks whose worker died once.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+from typing import IO, Any
+
+from kpstore.ingest.worker import Job, VideoRows, extract_here, failed_video
+from kpstore.schema.index import VideoRecord
+
+MAX_DEATHS = 16
+"""A video that kills more processes than this is given up as a whole."""
+
+
+def extract_isolated(job: Job, record: VideoRecord) -> VideoRows:
+    """Extract one video in child processes; frames that kill one are recorded as failed."""
+    skip: dict[int, str] = {}
+    while len(skip) < MAX_DEATHS:
+        result, at, code = _attempt(job, record, skip)
+        if isinstance(result, VideoRows):
+            return result
+        if isinstance(result, Exception):
+            raise result
+        if at is None or at in skip or at >= record.n_frames:
+            return failed_video(job, record, f"the worker process died before its first frame ({_death(code)})")
+        skip[at] = f"the worker process died on this frame ({_death(code)})"
+    return failed_video(job, record, f"{len(skip)} frames of this video killed their worker process")
+
+
+def _attempt(job: Job, record: VideoRecord, skip: dict[int, str]) -> tuple[Any, int | None, int]:
+    """Return (result or None, last frame announced, exit code) of one child."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "kpstore.ingest.isolated"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    assert child.stdin is not None and child.stdout is not None
+    at, result = None, None
+    with child:
+        try:
+            _send(child.stdin, (job, record, skip))
+            child.stdin.close()
+        except BrokenPipeError:
+            pass  # it died at once; its exit code says how
+        while (message := _receive(child.stdout)) is not None:
+            if isinstance(message, int):
+                at = message
+            else:
+                result = message
+    return result, at, child.returncode
+
+
+def _death(code: int) -> str:
+    if code < 0:
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"signal {-code}"
+    return f"exit code {code}"
+
+
+def _send(pipe: IO[bytes], message: Any) -> None:
+    payload = pickle.dumps(message)
+    pipe.write(struct.pack("<Q", len(payload)) + payload)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> Any:
+    """Return the next message of our own child or parent, or None at the end of the pipe."""
+    head = pipe.read(8)
+    if len(head) < 8:
+        return None
+    (length,) = struct.unpack("<Q", head)
+    payload = pipe.read(length)
+    return pickle.loads(payload) if len(payload) == length else None
+
+
+def main() -> None:
+    """Serve one video; run as ``python -m kpstore.ingest.isolated`` with a pipe at either end."""
+    pipe = os.fdopen(os.dup(1), "wb")
+    # Models write to standard output as they like; the pipe must carry nothing but messages.
+    os.dup2(2, 1)
+    job, record, skip = _receive(sys.stdin.buffer)
+    try:
+        result: VideoRows | Exception = extract_here(job, record, skip=skip, announce=lambda n: _send(pipe, n))
+    except Exception as error:  # sent to the parent, which raises it
+        result = RuntimeError(f"{type(error).__name__}: {error}")
+    _send(pipe, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What an ingest tells: live progress beside the store, and the report at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kpstore.backends.base import Backend
+from kpstore.backends.locks import is_held
+from kpstore.errors import InvalidError
+from kpstore.schema.feature import State
+from kpstore.store.store import Failure, Store
+
+PROGRESS_FILE = "progress.json"
+MAX_FAILURES = 50
+"""Failures listed in a commit's metadata; the store itself keeps all of them."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run has done.
+
+    Parameters
+    ----------
+    feature : name of the feature.
+    snapshot : the version that holds the result.
+    videos : videos of the source; ``videos_done`` and ``videos_failed`` were extracted by this run.
+    videos_before : videos that were there already.
+    frames : frames extracted by this run, failed ones included.
+    frames_failed : frames that could not be read or extracted.
+    failures : what failed and why, over the whole feature.
+    seconds : wall time of the run.
+    interrupted : whether it was stopped before the end.
+    notes : what the source had to say about the data set.
+    """
+
+    feature: str
+    snapshot: str
+    videos: int = 0
+    videos_done: int = 0
+    videos_failed: int = 0
+    videos_before: int = 0
+    frames: int = 0
+    frames_failed: int = 0
+    failures: Sequence[Failure] = ()
+    seconds: float = 0.0
+    workers: int = 0
+    interrupted: bool = False
+    notes: Sequence[str] = ()
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames extracted per second of wall time."""
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            **asdict(self),
+            "failures": [asdict(failure) for failure in self.failures],
+            "notes": list(self.notes),
+            "seconds": round(self.seconds, 3),
+            "frames_per_second": round(self.frames_per_second, 2),
+        }
+
+
+@dataclass
+class Progress:
+    """How far a run has come, as ``kpstore progress`` shows it.
+
+    ``frames_done`` runs ahead of ``frames_committed``: the difference is what a kill would cost.
+    """
+
+    run_id: str
+    feature: str
+    pid: int = field(default_factory=os.getpid)
+    started: float = field(default_factory=time.time)
+    updated: float = field(default_factory=time.time)
+    workers: int = 0
+    videos: int = 0
+    videos_done: int = 0
+    videos_before: int = 0
+    frames: int = 0
+    frames_done: int = 0
+    frames_failed: int = 0
+    frames_committed: int = 0
+    checkpoints: int = 0
+    running: bool = True
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames per second since the run began."""
+        elapsed = self.updated - self.started
+        return self.frames_done / elapsed if elapsed > 0 else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds that remain at the present rate; None before there is one."""
+        rate = self.frames_per_second
+        return (self.frames - self.frames_done) / rate if rate > 0 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the progress as JSON values."""
+        return {**asdict(self), "frames_per_second": round(self.frames_per_second, 2), "eta_s": self.eta_s}
+
+
+class ProgressFile:
+    """Keeps a run's progress beside the store, where other processes can read it without disturbing the run."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._path = None if directory is None else directory / PROGRESS_FILE
+        self._written = 0.0
+
+    def write(self, progress: Progress, *, now: bool = False) -> None:
+        """Write at most once a second, aside and renamed, so that a reader never sees half of it."""
+        if self._path is None or (not now and time.monotonic() - self._written < 1.0):
+            return
+        self._written = time.monotonic()
+        progress.updated = time.time()
+        aside = self._path.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        aside.replace(self._path)
+
+
+def read_progress(backend: Backend) -> Progress | None:
+    """Return the progress of the run that is writing a store, or of the last one; None if there was none.
+
+    ``running`` is False if no process holds the store any more, whatever the file says.
+    """
+    directory = backend.sidecar_dir
+    if directory is None or not (directory / PROGRESS_FILE).exists():
+        return None
+    try:
+        stored: Mapping[str, Any] = json.loads((directory / PROGRESS_FILE).read_text(encoding="utf-8"))
+        progress = Progress(**stored)
+    except (ValueError, TypeError) as error:
+        raise InvalidError(f"{directory / PROGRESS_FILE} cannot be read ({error}); delete it") from None
+    progress.running = progress.running and is_held(directory / "writer.lock")
+    return progress
+
+
+@dataclass(frozen=True)
+class FeatureProgress:
+    """How many videos of a store stand where, for one feature."""
+
+    feature: str
+    done: int
+    failed: int
+    pending: int
+
+
+def feature_progress(store: Store) -> list[FeatureProgress]:
+    """Return the ledger's totals for every feature of a version."""
+    totals = []
+    for name in store.features:
+        states = store.states(name)
+        count = {state: int((states == state).sum()) for state in State}
+        totals.append(FeatureProgress(name, count[State.DONE], count[State.FAILED], count[State.PENDING]))
+    return totals

@@ -1,0 +1,517 @@
+"""The driver of an ingest: scan, plan, run, merge, commit; the same steps for one process and for many."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore._version import __version__
+from kpstore.backends.base import Backend, Fork
+from kpstore.errors import CorruptError, InvalidError
+from kpstore.extractors.base import Extractor
+from kpstore.ingest.executors import Executor, make_executor
+from kpstore.ingest.plan import Task, plan_tasks
+from kpstore.ingest.report import MAX_FAILURES, Progress, ProgressFile, Report
+from kpstore.ingest.worker import Job, TaskResult, join_adjacent
+from kpstore.schema.feature import State
+from kpstore.schema.index import VideoIndex, VideoRecord
+from kpstore.sources.base import Listing, Source
+from kpstore.store import format as fmt
+from kpstore.store import history
+from kpstore.store.store import Failure, Store, backend_for
+from kpstore.store.transaction import Transaction, check_same
+
+TASK_SECONDS = 30.0
+"""What a task should take: short enough to lose little, long enough that starting it costs nothing."""
+
+MAX_TASK_CHUNKS = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run an ingest; nothing here changes the numbers.
+
+    Parameters
+    ----------
+    workers : Dask worker processes on this machine; 0 runs in this process.
+    scheduler : address of a Dask scheduler to use instead.
+    gpus, workers_per_gpu : pin ``gpus * workers_per_gpu`` workers to GPUs; ``workers`` is then ignored.
+    overwrite : extract again what is there already.
+    retry_failed : extract again videos in which something failed.
+    ignore_problems : go on although the source lists missing or unreadable videos.
+    checkpoint_s, checkpoint_frames : commit when either has gone by.
+    task_frames : frames per task; 0 sizes tasks to take about half a minute.
+    """
+
+    workers: int = 1
+    scheduler: str | None = None
+    gpus: int = 0
+    workers_per_gpu: int = 1
+    overwrite: bool = False
+    retry_failed: bool = False
+    ignore_problems: bool = False
+    checkpoint_s: float = 300.0
+    checkpoint_frames: int = 100_000
+    task_frames: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 0), ("gpus", 0), ("workers_per_gpu", 1), ("checkpoint_frames", 1)):
+            if getattr(self, name) < least:
+                raise InvalidError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.checkpoint_s <= 0:
+            raise InvalidError(f"checkpoint_s is {self.checkpoint_s}; it must be more than 0")
+        found = count_gpus() if self.gpus and self.scheduler is None else self.gpus
+        if self.gpus > found:
+            raise InvalidError(f"{self.gpus} GPUs asked for, {found} found on this machine; leave out --gpus to use the CPU")
+
+    @property
+    def n_workers(self) -> int:
+        """Worker processes to start on this machine."""
+        return self.gpus * self.workers_per_gpu if self.gpus else self.workers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do; nothing has been written yet.
+
+    Parameters
+    ----------
+    listing : what the source holds.
+    new_videos : videos that the store does not have yet.
+    pending : positions that the videos to extract have, or will have, in the store.
+    tasks : who does what.
+    overwritten : positions of videos that are done and would be done again.
+    """
+
+    listing: Listing
+    new_videos: tuple[VideoRecord, ...]
+    pending: NDArray[np.int64]
+    tasks: tuple[Task, ...]
+    overwritten: NDArray[np.int64]
+
+    @property
+    def n_frames(self) -> int:
+        """Frames to extract."""
+        return sum(task.n_frames for task in self.tasks)
+
+
+class Observer(Protocol):
+    """Somebody who watches a run."""
+
+    def on_scan(self, n_videos: int) -> None:
+        """Told while the source is scanned."""
+
+    def on_plan(self, plan: Plan) -> None:
+        """Told what will be done."""
+
+    def on_progress(self, progress: Progress) -> None:
+        """Told often, from any thread."""
+
+    def on_commit(self, snapshot: str, progress: Progress) -> None:
+        """Told after each checkpoint."""
+
+
+class SilentObserver:
+    """Watches and says nothing."""
+
+    def on_scan(self, n_videos: int) -> None:
+        """Ignore it."""
+
+    def on_plan(self, plan: Plan) -> None:
+        """Ignore it."""
+
+    def on_progress(self, progress: Progress) -> None:
+        """Ignore it."""
+
+    def on_commit(self, snapshot: str, progress: Progress) -> None:
+        """Ignore it."""
+
+
+def run_ingest(
+    source: Source,
+    location: str | os.PathLike[str],
+    extractor: Extractor,
+    options: Options | None = None,
+    *,
+    observer: Observer | None = None,
+) -> Report:
+    """Extract a feature from all videos of a source into a store; run it again to go on where it stopped.
+
+    Parameters
+    ----------
+    source : what to extract from.
+    location : the store, made if it is not there.
+    extractor : not opened; every worker gets a copy.
+    options : how to run; one worker process by default.
+
+    Returns
+    -------
+    Report
+        Also in the metadata of the last commit. With ``interrupted`` set if Ctrl-C or SIGTERM came: what was whole is
+        committed then.
+
+    Raises
+    ------
+    InvalidError
+        If the source lists problems (all in the message) and ``ignore_problems`` is off; nothing is written.
+    MismatchError
+        If the store holds the feature made with other settings.
+    BusyError
+        If another process is writing the store.
+    """
+    options, observer = options or Options(), observer or SilentObserver()
+    backend = backend_for(os.fspath(location))
+    _check_free(backend)
+    listing = _scan(source, options, observer)
+    if not backend.exists():
+        # Planned before the store is made, so that a plan that fails leaves nothing behind.
+        make_plan(backend, listing, extractor, options)
+        Store.create(backend.location, name=source.name, kpstore_version=__version__)
+    with backend.exclusive(f"ingest of {extractor.spec.name}"):
+        return _Run(backend, source, extractor, options, observer).run(listing)
+
+
+def plan_ingest(
+    source: Source, location: str | os.PathLike[str], extractor: Extractor, options: Options | None = None
+) -> Plan:
+    """Return what :func:`run_ingest` would do with the same arguments; writes nothing."""
+    options = options or Options()
+    backend = backend_for(os.fspath(location))
+    return make_plan(backend, _scan(source, options, SilentObserver()), extractor, options)
+
+
+def _check_free(backend: Backend) -> None:
+    """Raise :class:`BusyError` before a long scan, not after it."""
+    if backend.exists():
+        with backend.exclusive("a look before an ingest"):
+            pass
+
+
+def _scan(source: Source, options: Options, observer: Observer) -> Listing:
+    listing = source.scan(observer.on_scan)
+    if listing.problems and not options.ignore_problems:
+        raise InvalidError(
+            f"{source.name}: {len(listing.problems)} problems with the data set; mend them, or ingest what is sound with "
+            "--ignore-problems:\n  " + "\n  ".join(listing.problems)
+        )
+    if not listing.videos:
+        raise InvalidError(f"{source.name}: no videos to ingest were found")
+    return listing
+
+
+def make_plan(backend: Backend, listing: Listing, extractor: Extractor, options: Options) -> Plan:
+    """Compare what a source holds with what a store holds, and cut what is missing into tasks."""
+    spec = extractor.spec
+    store = Store(backend, history.resolve(backend, None)) if backend.exists() else None
+    videos = listing.videos
+    known = [] if store is None else [video for video in videos if video.id in store.index]
+    if store is not None:
+        _check_unchanged(store, known)
+    new = tuple(video for video in videos if store is None or video.id not in store.index)
+    states = np.zeros(0 if store is None else len(store.index), dtype=np.uint8)
+    redo = np.zeros(len(states), dtype=bool)
+    if store is not None and spec.name in store.features:
+        states = store.states(spec.name)
+        if not options.overwrite:
+            check_same(store.features[spec.name], spec, extractor.provenance)
+        if options.retry_failed:
+            redo[np.asarray(store[fmt.failure_name(spec.name)]) != ""] = True
+    redo |= options.overwrite & (states != State.PENDING)
+    index = _future_index(store, new)
+    positions = {video.id: index.position(video.id) for video in videos}
+    by_position = {positions[video.id]: video for video in videos}
+    pending = sorted(p for p in by_position if p >= len(states) or states[p] == State.PENDING or redo[p])
+    rate = max(extractor.typical_fps, 0.1)
+    task_frames = options.task_frames or min(int(rate * TASK_SECONDS) + 1, MAX_TASK_CHUNKS * spec.chunk_rows)
+    wanted = np.array(pending, dtype=np.int64)
+    tasks = plan_tasks(
+        index, [by_position[p] for p in pending], wanted, chunk_rows=spec.chunk_rows, task_frames=task_frames
+    )
+    overwritten = np.array([p for p in pending if p < len(states) and redo[p]], dtype=np.int64)
+    return Plan(listing, new, wanted, tuple(tasks), overwritten)
+
+
+def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> None:
+    for video in videos:
+        stored = int(store.index.n_frames[store.index.position(video.id)])
+        if stored != video.n_frames:
+            raise InvalidError(
+                f"video {video.id!r} has {stored} frames in {store.location} and {video.n_frames} in the data set now; "
+                "restore the data set, or ingest into a new store"
+            )
+
+
+def _future_index(store: Store | None, new: Sequence[VideoRecord]) -> VideoIndex:
+    ids = np.array([video.id for video in new], dtype=object)
+    splits = np.array([video.split for video in new], dtype=object)
+    lengths = np.array([video.n_frames for video in new], dtype=np.int64)
+    if store is None or len(store.index) == 0:
+        return VideoIndex(ids, splits, lengths)
+    old = store.index
+    return VideoIndex(
+        np.concatenate([old.ids, ids]),
+        np.concatenate([old.splits, splits]),
+        np.concatenate([old.n_frames, lengths]),
+    )
+
+
+class _Run:
+    """One ingest under way."""
+
+    def __init__(
+        self, backend: Backend, source: Source, extractor: Extractor, options: Options, observer: Observer
+    ) -> None:
+        self._backend, self._source, self._extractor = backend, source, extractor
+        self._options, self._observer = options, observer
+        self._feature = extractor.spec.name
+        self._began = time.monotonic()
+        self._results: list[TaskResult] = []
+        self._last_commit = time.monotonic()
+        self._progress = Progress(run_id=uuid.uuid4().hex[:12], feature=self._feature)
+        self._file = ProgressFile(backend.sidecar_dir)
+        self._lock = threading.Lock()
+        self._finished_frames = 0
+        self._videos_failed = 0
+
+    def run(self, listing: Listing) -> Report:
+        plan = make_plan(self._backend, listing, self._extractor, self._options)
+        self._begin(plan)
+        interrupted = False
+        try:
+            with _sigterm_as_interrupt():
+                if plan.tasks:
+                    self._execute(plan)
+        except KeyboardInterrupt:
+            interrupted = True
+        with _interrupts_held_back(for_good=True):
+            if self._results:
+                self._checkpoint(final=True, interrupted=interrupted)
+            report = self._report(interrupted)
+            self._progress.running = False
+            self._file.write(self._progress, now=True)
+        return report
+
+    def _begin(self, plan: Plan) -> None:
+        self._plan = plan
+        progress = self._progress
+        progress.videos, progress.frames = len(plan.pending), plan.n_frames
+        progress.videos_before = len(plan.listing.videos) - len(plan.pending)
+        self._observer.on_plan(plan)
+        self._prepare(plan)
+        self._file.write(progress, now=True)
+
+    def _prepare(self, plan: Plan) -> None:
+        """Commit the videos and the feature as pending, so that every later commit only fills in."""
+        tx = Transaction(self._backend, f"ingest {self._feature}: {len(plan.pending)} videos to do", metadata=self._about())
+        spec, provenance = self._extractor.spec, self._provenance()
+        if not plan.new_videos and self._feature in tx.features and not len(plan.overwritten):
+            return
+        if plan.new_videos:
+            tx.add_videos(plan.new_videos)
+        if self._feature in tx.features and len(plan.overwritten):
+            self._forget(tx, plan)
+        tx.add_feature(spec, provenance)
+        tx.commit()
+
+    def _forget(self, tx: Transaction, plan: Plan) -> None:
+        """Make the videos to overwrite pending; without any others left, start the feature anew with these settings."""
+        states = tx.view.read(fmt.state_name(self._feature), 0, tx.view.meta(fmt.state_name(self._feature)).n_rows)
+        kept = np.setdiff1d(np.flatnonzero(states != State.PENDING), plan.overwritten)
+        if len(kept):
+            check_same(tx.features[self._feature], self._extractor.spec, self._provenance())
+            tx.reset_states(self._feature, plan.overwritten.tolist())
+        else:
+            tx.remove_feature(self._feature)
+
+    def _provenance(self) -> dict[str, Any]:
+        return {**self._extractor.provenance, "kpstore": __version__}
+
+    def _about(self) -> dict[str, Any]:
+        """Return what every commit of this run says about it."""
+        source = {"name": self._source.name, **self._source.provenance}
+        return {"run": self._progress.run_id, "feature": self._feature, "source": source, "kpstore": __version__}
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def _execute(self, plan: Plan) -> None:
+        options = self._options
+        device = "cuda" if options.gpus else "cpu"
+        n_gpus = options.gpus if options.scheduler is None else 0
+        job = Job(self._progress.run_id, self._source, self._extractor, device, n_gpus)
+        with make_executor(options.n_workers, scheduler=options.scheduler) as executor:
+            self._progress.workers = executor.n_workers
+            self._drive(executor, job, plan.tasks)
+
+    def _drive(self, executor: Executor, job: Job, tasks: Sequence[Task]) -> None:
+        remaining = len(tasks)
+        for result in executor.run(job, tasks, self._make_fork, self._on_frames):
+            remaining -= 1
+            self._take(result)
+            if remaining and self._is_due():
+                with _interrupts_held_back():
+                    self._checkpoint(final=False)
+
+    def _make_fork(self, task: Task) -> Fork | None:
+        if task.whole[0] == task.whole[1] or not self._backend.capabilities.parallel_writers:
+            return None
+        return self._backend.begin().fork()
+
+    def _on_frames(self, n_frames: int) -> None:
+        with self._lock:
+            self._progress.frames_done = min(self._progress.frames_done + n_frames, self._progress.frames)
+            self._progress.updated = time.time()
+        self._observer.on_progress(self._progress)
+        self._file.write(self._progress)
+
+    def _take(self, result: TaskResult) -> None:
+        self._results.append(result)
+        self._finished_frames += result.task.n_frames
+        self._videos_failed += sum(1 for text in result.failures.values() if text.startswith('{"video"'))
+        with self._lock:
+            progress = self._progress
+            progress.frames_done = max(progress.frames_done, self._finished_frames)
+            progress.videos_done += len(result.task.videos)
+            progress.frames_failed += result.failed_frames
+        self._on_frames(0)
+
+    def _is_due(self) -> bool:
+        waiting = sum(result.task.n_frames for result in self._results)
+        return (
+            time.monotonic() - self._last_commit >= self._options.checkpoint_s
+            or waiting >= self._options.checkpoint_frames
+        )
+
+    # -- committing ---------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, *, final: bool, interrupted: bool = False) -> None:
+        """Merge what has come in, count it, commit it."""
+        results, progress = self._results, self._progress
+        frames = sum(result.task.n_frames for result in results)
+        done = progress.videos_before + progress.videos_done
+        tx = Transaction(
+            self._backend, f"{self._feature}: {done} of {progress.videos_before + progress.videos} videos", metadata=self._about()
+        )
+        tx.merge([result.fork for result in results if result.fork is not None])
+        for block in join_adjacent([block for result in results for block in result.blocks]):
+            tx.write_rows(self._feature, block.start, block.rows, block.status)
+        tx.set_states(self._feature, {p: text for result in results for p, text in result.failures.items()})
+        count_rows(tx, self._feature, [result.task for result in results])
+        tx.metadata["checkpoint"] = {"videos": sum(len(r.task.videos) for r in results), "frames": frames}
+        if final:
+            tx.metadata["report"] = self._draft(interrupted, results).to_json()
+        snapshot = tx.commit()
+        self._results = []
+        self._last_commit = time.monotonic()
+        progress.checkpoints += 1
+        progress.frames_committed += frames
+        self._observer.on_commit(snapshot, progress)
+        self._file.write(progress, now=True)
+
+    def _draft(self, interrupted: bool, results: Sequence[TaskResult] = ()) -> Report:
+        progress = self._progress
+        return Report(
+            feature=self._feature,
+            snapshot="",
+            videos=len(self._plan.listing.videos),
+            videos_done=progress.videos_done - self._videos_failed,
+            videos_failed=self._videos_failed,
+            videos_before=progress.videos_before,
+            frames=self._finished_frames,
+            frames_failed=progress.frames_failed,
+            failures=_failures(results)[:MAX_FAILURES],
+            seconds=time.monotonic() - self._began,
+            workers=progress.workers,
+            interrupted=interrupted,
+            notes=self._plan.listing.problems,
+        )
+
+    def _report(self, interrupted: bool) -> Report:
+        store = Store(self._backend, history.resolve(self._backend, None))
+        return replace(self._draft(interrupted), snapshot=store.snapshot, failures=store.failures(self._feature))
+
+
+def _failures(results: Sequence[TaskResult]) -> list[Failure]:
+    found: list[Failure] = []
+    for result in results:
+        for video in result.task.videos:
+            entry = json.loads(result.failures[video.position] or "{}")
+            if "video" in entry:
+                found.append(Failure(video.record.id, None, "", entry["video"]))
+            for frame, reason in entry.get("frames", {}).items():
+                found.append(Failure(video.record.id, int(frame), video.record.frame_paths[int(frame)], reason))
+    return found
+
+
+def count_rows(tx: Transaction, feature: str, tasks: Sequence[Task]) -> None:
+    """Raise :class:`CorruptError` if a row of a finished task is still unwritten after the merge.
+
+    Forks that shared a chunk, a lost object or a bug of ours would show here, before anything is committed.
+    """
+    for task in tasks:
+        status = tx.view.read(fmt.status_name(feature), task.start, task.stop)
+        missing = int((status == State.PENDING).sum())
+        if missing:
+            raise CorruptError(
+                f"{missing} of rows {task.start}:{task.stop} of {feature!r} are missing after the merge; nothing was "
+                "committed, the store is as before. This is a bug of kpstore: please report it"
+            )
+
+
+def count_gpus() -> int:
+    """Return how many NVIDIA GPUs this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    listed = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send before they kill, end a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+@contextmanager
+def _interrupts_held_back(*, for_good: bool = False) -> Iterator[None]:
+    """Finish a commit before Ctrl-C or SIGTERM takes effect; ``for_good`` drops what came meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    old = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if came and not for_good:
+        raise KeyboardInterrupt

@@ -1,0 +1,68 @@
+"""One door for everything that can be added: backends, extractors, features, formats; built-in ones come through it too.
+
+A name is looked up first among what was registered in this process, then among the entry points of installed packages;
+nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from kpstore.errors import ExistsError, MissingExtraError, NotFoundError
+
+Group = Literal["kpstore.backends", "kpstore.extractors", "kpstore.features", "kpstore.formats"]
+
+_registered: dict[tuple[str, str], Any] = {}
+
+
+@cache
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def names(group: Group) -> list[str]:
+    """Return the known names of a group, sorted; imports none of them."""
+    return sorted({name for kind, name in _registered if kind == group} | set(_entry_points(group)))
+
+
+def register(group: Group, name: str, item: Any) -> None:
+    """Make ``item`` known under ``name`` in this process.
+
+    Raises
+    ------
+    ExistsError
+        If the name already stands for something else.
+    """
+    if _registered.setdefault((group, name), item) is not item or name in _entry_points(group):
+        raise ExistsError(f"{name!r} is already registered in {group}; choose another name")
+
+
+def load(group: Group, name: str) -> Any:
+    """Return what ``name`` stands for.
+
+    Raises
+    ------
+    NotFoundError
+        If nothing has that name; the message lists what there is.
+    MissingExtraError
+        If an optional dependency of it is not installed.
+    """
+    if (group, name) in _registered:
+        return _registered[group, name]
+    point = _entry_points(group).get(name)
+    if point is None:
+        kind = group.rpartition(".")[2].removesuffix("s")
+        raise NotFoundError(f"{kind} {name!r} not found; there are: {', '.join(names(group)) or 'none'}")
+    try:
+        return point.load()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("kpstore", ""):
+            raise
+        raise MissingExtraError(f"{name!r} ({missing} is not installed)", extra=_extra_of(missing)) from error
+
+
+def _extra_of(module: str) -> str:
+    return {"av": "video", "distributed": "dask", "h5py": "hdf5"}.get(module, module)

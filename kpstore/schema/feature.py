@@ -1,0 +1,227 @@
+"""What one feature is: its axis, the shape and type of a row, labels, units, companions."""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+
+Axis = Literal["frame", "video"]
+Provenance = Mapping[str, Any]
+"""How a feature was made: JSON values only, the same keys for the same extractor."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+CHUNK_BYTES = 2 * 2**20
+"""Upper bound of one decoded chunk; docs/decisions/003 has the measurement behind it."""
+
+
+class State(enum.IntEnum):
+    """How far a video (for one feature), or one of its frames, has come.
+
+    ``PENDING`` is also what unwritten storage reads as, so that a row nobody wrote can never pass for a result.
+    A frame that was looked at and in which nothing was found is ``DONE``: its values are NaN and its mask is False.
+    """
+
+    PENDING = 0
+    DONE = 1
+    FAILED = 2
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array that hangs on the frame or video axis.
+
+    Parameters
+    ----------
+    name : the array's name; companions are stored as ``<feature>_<name>``.
+    shape : shape of one row, without the frame or video axis; ``()`` for one number a row.
+    dims : a name for every axis of ``shape``.
+    dtype : a numpy dtype name (``"float32"``, ``"bool"``, …).
+    units : CF units; ``"1"`` for dimensionless numbers.
+    description : one line for people (CF ``long_name``).
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dims: tuple[str, ...] = ()
+    dtype: str = "float32"
+    units: str = "1"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not _NAME.match(self.name):
+            raise InvalidError(
+                f"array name {self.name!r}: use lower-case letters, digits and underscores, starting with a letter"
+            )
+        if len(self.shape) != len(self.dims):
+            raise InvalidError(f"{self.name!r}: shape {self.shape} needs {len(self.shape)} dims, found {self.dims}")
+        if any(length < 1 for length in self.shape):
+            raise InvalidError(f"{self.name!r}: every axis of a row needs a length of at least 1, found {self.shape}")
+        if np.dtype(self.dtype).kind not in "fbiu":
+            raise InvalidError(f"{self.name!r}: dtype {self.dtype!r} is not a number or bool")
+
+    @property
+    def fill(self) -> float | int | bool:
+        """Value of a row that nobody wrote: NaN, 0 or False."""
+        kind = np.dtype(self.dtype).kind
+        return math.nan if kind == "f" else False if kind == "b" else 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one decoded row in bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def empty(self, n_rows: int) -> NDArray[Any]:
+        """Return ``n_rows`` rows filled with the missing value, shape (n_rows, *shape)."""
+        return np.full((n_rows, *self.shape), self.fill, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class FeatureSpec(ArraySpec):
+    """A feature: one array of values and the companions that say how to read it.
+
+    Parameters
+    ----------
+    axis : what a row belongs to, a frame or a video.
+    labels : names along an axis of a row, by dimension, e.g. ``{"space": ("x", "y", "z")}``.
+    companions : arrays with the same rows, such as a presence mask (``detected``) or a confidence (``visibility``).
+    chunk_rows : rows per chunk; 0 picks the largest power of two that stays within 2 MiB decoded.
+    attrs : further facts about the layout (JSON), such as a list of mesh points.
+    """
+
+    axis: Axis = "frame"
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    companions: tuple[ArraySpec, ...] = ()
+    chunk_rows: int = 0
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.axis not in ("frame", "video"):
+            raise InvalidError(f"feature {self.name!r}: axis is 'frame' or 'video', found {self.axis!r}")
+        lengths: dict[str, int] = {}
+        for array in (self, *self.companions):
+            for dim, length in zip(array.dims, array.shape, strict=True):
+                if lengths.setdefault(dim, length) != length:
+                    raise InvalidError(
+                        f"feature {self.name!r}: dimension {dim!r} has two lengths, {lengths[dim]} and {length}"
+                    )
+        for dim, names in self.labels.items():
+            if lengths.get(dim) != len(names):
+                raise InvalidError(f"feature {self.name!r}: {len(names)} labels for {dim!r} of length {lengths.get(dim)}")
+        reserved = {"state", "status", "failure"} & {c.name for c in self.companions}
+        if reserved:
+            raise InvalidError(f"feature {self.name!r}: companion name {reserved.pop()!r} is kept for the store itself")
+        if self.chunk_rows == 0:
+            rows = max(1, CHUNK_BYTES // max(self.row_bytes, 1))
+            object.__setattr__(self, "chunk_rows", min(1 << (rows.bit_length() - 1), 65536))
+
+    @property
+    def arrays(self) -> dict[str, ArraySpec]:
+        """Every array of this feature by its stored name: the values first, then the companions."""
+        stored = {self.name: ArraySpec(self.name, self.shape, self.dims, self.dtype, self.units, self.description)}
+        for companion in self.companions:
+            name = f"{self.name}_{companion.name}"
+            stored[name] = replace(companion, name=name)
+        return stored
+
+    def empty_rows(self, n_rows: int) -> FeatureRows:
+        """Return ``n_rows`` rows in which nothing was found: NaN values, False masks."""
+        return FeatureRows(self.empty(n_rows), {c.name: c.empty(n_rows) for c in self.companions})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this spec as JSON values; :meth:`from_json` is the inverse."""
+        return {
+            "name": self.name,
+            "axis": self.axis,
+            "shape": list(self.shape),
+            "dims": list(self.dims),
+            "dtype": self.dtype,
+            "units": self.units,
+            "description": self.description,
+            "labels": {dim: list(names) for dim, names in self.labels.items()},
+            "companions": [
+                {
+                    "name": c.name,
+                    "shape": list(c.shape),
+                    "dims": list(c.dims),
+                    "dtype": c.dtype,
+                    "units": c.units,
+                    "description": c.description,
+                }
+                for c in self.companions
+            ],
+            "chunk_rows": self.chunk_rows,
+            "attrs": dict(self.attrs),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> FeatureSpec:
+        """Build a spec from what :meth:`to_json` returned."""
+        values = dict(stored)
+        companions = tuple(
+            ArraySpec(**{**c, "shape": tuple(c["shape"]), "dims": tuple(c["dims"])}) for c in values.pop("companions")
+        )
+        values["labels"] = {dim: tuple(names) for dim, names in values["labels"].items()}
+        return cls(
+            **{**values, "shape": tuple(values["shape"]), "dims": tuple(values["dims"]), "companions": companions}
+        )
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Some rows of one feature.
+
+    Parameters
+    ----------
+    values : (rows, *spec.shape) of ``spec.dtype``; NaN where missing.
+    companions : by companion name, (rows, *companion.shape) of the companion's dtype.
+    """
+
+    values: NDArray[Any]
+    companions: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}: {array.shape}" for name, array in self.companions.items())
+        return f"FeatureRows({self.values.shape} {self.values.dtype}{', ' + shapes if shapes else ''})"
+
+    def __getitem__(self, rows: slice) -> FeatureRows:
+        return FeatureRows(self.values[rows], {name: array[rows] for name, array in self.companions.items()})
+
+    def check(self, spec: FeatureSpec) -> FeatureRows:
+        """Return the same rows with the spec's dtypes, or raise :class:`InvalidError` that names what does not fit."""
+        arrays = {"values": (self.values, spec), **{c.name: (self.companions.get(c.name), c) for c in spec.companions}}
+        unknown = set(self.companions) - set(arrays)
+        if unknown:
+            raise InvalidError(f"feature {spec.name!r} has no companion {sorted(unknown)[0]!r}")
+        fitted: dict[str, NDArray[Any]] = {}
+        for name, (array, wanted) in arrays.items():
+            array = wanted.empty(len(self)) if array is None else np.asarray(array)
+            if array.shape != (len(self), *wanted.shape):
+                raise InvalidError(
+                    f"feature {spec.name!r}, {name}: shape {array.shape} given, ({len(self)}, *{wanted.shape}) needed"
+                )
+            if not np.can_cast(array.dtype, wanted.dtype, casting="same_kind"):
+                raise InvalidError(f"feature {spec.name!r}, {name}: dtype {array.dtype} given, {wanted.dtype} needed")
+            fitted[name] = array.astype(wanted.dtype, copy=False)
+        return FeatureRows(fitted.pop("values"), fitted)
+
+    @classmethod
+    def concatenate(cls, blocks: list[FeatureRows]) -> FeatureRows:
+        """Return all rows of ``blocks``, in order; at least one block."""
+        names = blocks[0].companions
+        return cls(
+            np.concatenate([b.values for b in blocks]),
+            {name: np.concatenate([b.companions[name] for b in blocks]) for name in names},
+        )

@@ -1,0 +1,142 @@
+"""The list of videos and where each one's frames lie: a CF contiguous ragged array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import CorruptError, InvalidError, NotFoundError
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """One video before it is stored: what a source lists and a store's index keeps.
+
+    Parameters
+    ----------
+    id : unique in the data set, forward slashes only.
+    split : ``"train"``, ``"dev"``, …; ``""`` where the data set has none.
+    frame_paths : one path per frame, relative to the data set's root, forward slashes;
+        frames of a video file are ``"clip.mp4#0"``, ``"clip.mp4#1"``, ….
+    fps : frames per second; NaN where unknown.
+    width, height : size of a frame in pixels; 0 where unknown.
+    annotations : text by column, such as speaker, gloss, text.
+    """
+
+    id: str
+    split: str
+    frame_paths: tuple[str, ...]
+    fps: float = float("nan")
+    width: int = 0
+    height: int = 0
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise InvalidError("a video needs an id; found an empty one")
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames."""
+        return len(self.frame_paths)
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """Videos in storage order, and the rows of the frame axis that each one holds.
+
+    Parameters
+    ----------
+    ids : (videos,) object array of str, unique.
+    splits : (videos,) object array of str.
+    n_frames : (videos,) int64, frames per video; a video's rows follow those of the video before it.
+    """
+
+    ids: NDArray[np.object_]
+    splits: NDArray[np.object_]
+    n_frames: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.splits) == len(self.n_frames):
+            raise CorruptError(
+                f"the video index has {len(self.ids)} ids, {len(self.splits)} splits and {len(self.n_frames)} lengths"
+            )
+        if len(self.n_frames) and self.n_frames.min() < 0:
+            raise CorruptError("the video index holds a negative number of frames")
+        if len(self._positions) != len(self.ids):
+            raise CorruptError("the video index holds the same id twice")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"VideoIndex({len(self)} videos, {self.total_frames} frames)"
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {video_id: position for position, video_id in enumerate(self.ids.tolist())}
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """(videos + 1,) int64: video ``i`` holds rows ``offsets[i]`` to ``offsets[i + 1]``."""
+        return np.concatenate([[0], np.cumsum(self.n_frames)]).astype(np.int64)
+
+    @property
+    def total_frames(self) -> int:
+        """Length of the frame axis."""
+        return int(self.offsets[-1])
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._positions
+
+    def position(self, video_id: str) -> int:
+        """Return a video's place in storage order; :class:`NotFoundError` with the nearest ids if there is none."""
+        try:
+            return self._positions[video_id]
+        except KeyError:
+            near = get_close_matches(str(video_id), self._positions, n=3) if len(self) <= 100_000 else []
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {len(self)} videos"
+            raise NotFoundError(f"video {video_id!r} not found; {hint}") from None
+
+    def rows(self, position: int) -> slice:
+        """Return the rows of the video at ``position``."""
+        return slice(int(self.offsets[position]), int(self.offsets[position + 1]))
+
+    def video_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the position of the video that holds each row, shape of ``rows``."""
+        return (np.searchsorted(self.offsets, rows, side="right") - 1).astype(np.int64)
+
+    def split_names(self) -> list[str]:
+        """Return the splits in order of first appearance."""
+        return list(dict.fromkeys(self.splits.tolist()))
+
+    def select(
+        self, *, split: str | Sequence[str] | None = None, videos: Iterable[str] | None = None
+    ) -> NDArray[np.int64]:
+        """Return positions of videos, in storage order (``videos``: in the order given).
+
+        Raises
+        ------
+        NotFoundError
+            If a split or a video is not there; the message lists the splits or near ids.
+        """
+        chosen = np.arange(len(self)) if videos is None else np.array([self.position(v) for v in videos], dtype=np.int64)
+        if split is not None:
+            wanted = [split] if isinstance(split, str) else list(split)
+            unknown = [name for name in wanted if name not in self.split_names()]
+            if unknown:
+                raise NotFoundError(f"split {unknown[0]!r} not found; there are {self.split_names()}")
+            chosen = chosen[np.isin(self.splits[chosen].astype(str), wanted)]
+        return chosen.astype(np.int64)
+
+    def rows_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return all rows of the videos at ``positions``, video after video, (frames,) int64."""
+        lengths = self.n_frames[positions]
+        starts = np.repeat(self.offsets[positions], lengths)
+        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return (starts + within).astype(np.int64)

@@ -1,0 +1,91 @@
+"""The contract of a source: list the videos of a data set, then read the frames of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SourceVideo:
+    """One video as a source lists it, before anything is extracted.
+
+    Parameters
+    ----------
+    id : unique in the data set, forward slashes only.
+    split : ``"train"``, ``"dev"``, …; ``""`` where the data set has none.
+    frame_paths : one path per frame, relative to the data set's root, forward slashes;
+        frames of a video file are ``"clip.mp4#0"``, ``"clip.mp4#1"``, ….
+    fps : frames per second; NaN where unknown.
+    width, height : size of a frame in pixels; 0 where unknown.
+    annotations : text by column, such as speaker, gloss, text.
+    """
+
+    id: str
+    split: str
+    frame_paths: tuple[str, ...]
+    fps: float = float("nan")
+    width: int = 0
+    height: int = 0
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames."""
+        return len(self.frame_paths)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a scan found.
+
+    Parameters
+    ----------
+    videos : in the order in which the store will hold them.
+    problems : one line each, for what is missing, extra or unreadable; a video with a problem is left out of
+        ``videos`` if it cannot be extracted at all.
+    """
+
+    videos: tuple[SourceVideo, ...]
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FrameError:
+    """A frame that could not be read, and why (one line)."""
+
+    reason: str
+
+
+class Source(Protocol):
+    """A data set to extract from. Instances are small and picklable: workers get a copy and read frames themselves."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data set, e.g. ``"PHOENIX-2014-T"``."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the frames come from, as JSON."""
+
+    def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
+        """List the videos; ``on_video(n)`` is called with the number found so far.
+
+        Raises
+        ------
+        NotFoundError, InvalidError
+            If the data set is not there or is not laid out as it should be; the message names the path.
+        """
+
+    def read_frames(
+        self, video: SourceVideo, *, skip: Collection[int] = ()
+    ) -> Iterator[NDArray[np.uint8] | FrameError]:
+        """Yield exactly ``video.n_frames`` items, in order: (height, width, 3) uint8 RGB, or why a frame failed.
+
+        Frames in ``skip`` are yielded as a :class:`FrameError` and not touched. A frame is decoded when it is asked
+        for and no sooner, so that a decoder that crashes does so on the frame that is at fault.
+        """

@@ -1,0 +1,158 @@
+"""How videos and features are laid out as arrays: names, attributes, chunks. docs/format.md says the same in prose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.backends.base import TEXT, ArrayMeta, ReadView
+from kpstore.errors import CorruptError, InvalidError, NotFoundError
+from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
+
+FORMAT_VERSION = 1
+ROOT = "kpstore"
+"""Attribute of the store that holds everything kpstore itself needs to know."""
+
+VIDEO_CHUNK_ROWS = 65_536
+TEXT_CHUNK_ROWS = 4_096
+
+VIDEO_ARRAYS: dict[str, ArrayMeta] = {
+    "video_id": ArrayMeta((0,), TEXT, VIDEO_CHUNK_ROWS, ("video",), attrs={"cf_role": "timeseries_id"}),
+    "split": ArrayMeta((0,), TEXT, VIDEO_CHUNK_ROWS, ("video",), attrs={"long_name": "train, dev, test, … or empty"}),
+    "n_frames": ArrayMeta(
+        (0,),
+        "int64",
+        VIDEO_CHUNK_ROWS,
+        ("video",),
+        attrs={"long_name": "frames of this video", "sample_dimension": "frame", "units": "1"},
+    ),
+    "fps": ArrayMeta(
+        (0,), "float64", VIDEO_CHUNK_ROWS, ("video",), float("nan"), {"long_name": "frames per second", "units": "s-1"}
+    ),
+    "width": ArrayMeta((0,), "int32", VIDEO_CHUNK_ROWS, ("video",), 0, {"long_name": "frame width, 0 if unknown", "units": "pixel"}),
+    "height": ArrayMeta((0,), "int32", VIDEO_CHUNK_ROWS, ("video",), 0, {"long_name": "frame height, 0 if unknown", "units": "pixel"}),
+}
+IMAGE_PATH = "image_path"
+FRAME_ARRAYS: dict[str, ArrayMeta] = {
+    IMAGE_PATH: ArrayMeta(
+        (0,), TEXT, TEXT_CHUNK_ROWS, ("frame",), attrs={"long_name": "path relative to the data set; clip.mp4#n is frame n"}
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StoredFeature:
+    """A feature as a store holds it: what it is and how it was made."""
+
+    spec: FeatureSpec
+    provenance: Provenance
+
+
+def status_name(feature: str) -> str:
+    """Name of the (frame,) uint8 array of :class:`State` for one feature."""
+    return f"{feature}_status"
+
+
+def state_name(feature: str) -> str:
+    """Name of the (video,) uint8 array of :class:`State` for one feature."""
+    return f"{feature}_state"
+
+
+def failure_name(feature: str) -> str:
+    """Name of the (video,) text array that says what failed, as JSON; empty where nothing did."""
+    return f"{feature}_failure"
+
+
+def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, Any]:
+    """Return the attributes of a new store."""
+    about = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "created": created,
+        "kpstore_version": kpstore_version,
+        "annotations": [],
+        "features": {},
+    }
+    return {"Conventions": "CF-1.11", "title": name, ROOT: about}
+
+
+def read_root(view: ReadView, location: str) -> dict[str, Any]:
+    """Return kpstore's own part of the attributes; an error in one line if this is not, or not yet, our format."""
+    about = view.attrs().get(ROOT)
+    if not isinstance(about, dict):
+        raise InvalidError(f"{location} holds arrays but is not a kpstore store (no {ROOT!r} attribute)")
+    version = about.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InvalidError(
+            f"{location} has format version {version!r}, this kpstore reads {FORMAT_VERSION}; "
+            "open it with the kpstore that wrote it, or upgrade"
+        )
+    return about
+
+
+def read_features(about: Mapping[str, Any]) -> dict[str, StoredFeature]:
+    """Return the features that the attributes describe."""
+    try:
+        return {
+            name: StoredFeature(FeatureSpec.from_json(stored["spec"]), stored["provenance"])
+            for name, stored in about["features"].items()
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"the store's description of its features cannot be read: {error!r}") from error
+
+
+def feature_metas(spec: FeatureSpec, *, n_videos: int, n_frames: int) -> dict[str, ArrayMeta]:
+    """Return every array of a feature: values, companions, and where each row and video stands."""
+    n_rows = n_frames if spec.axis == "frame" else n_videos
+    flags = {"flag_values": [int(s) for s in State], "flag_meanings": " ".join(s.name.lower() for s in State)}
+    metas: dict[str, ArrayMeta] = {}
+    for name, array in spec.arrays.items():
+        attrs: dict[str, Any] = {"units": array.units, "long_name": array.description or name}
+        if name == spec.name:
+            linked = [*list(spec.arrays)[1:], *([status_name(spec.name)] if spec.axis == "frame" else [])]
+            attrs["ancillary_variables"] = " ".join(linked)
+        metas[name] = ArrayMeta(
+            (n_rows, *array.shape),
+            array.dtype,
+            spec.chunk_rows,
+            (spec.axis, *array.dims),
+            array.fill,
+            attrs,
+            # float32 keypoints shrink by a fifth and read several times slower when compressed (docs/decisions/003).
+            compress=name != spec.name,
+        )
+    if spec.axis == "frame":
+        metas[status_name(spec.name)] = ArrayMeta((n_frames,), "uint8", spec.chunk_rows, ("frame",), 0, flags)
+    metas[state_name(spec.name)] = ArrayMeta((n_videos,), "uint8", VIDEO_CHUNK_ROWS, ("video",), 0, flags)
+    metas[failure_name(spec.name)] = ArrayMeta((n_videos,), TEXT, TEXT_CHUNK_ROWS, ("video",))
+    return metas
+
+
+def label_metas(spec: FeatureSpec) -> dict[str, tuple[ArrayMeta, NDArray[np.object_]]]:
+    """Return the coordinate arrays of a feature's labels, by dimension, with their values."""
+    return {
+        dim: (ArrayMeta((len(names),), TEXT, len(names), (dim,)), np.array(names, dtype=object))
+        for dim, names in spec.labels.items()
+    }
+
+
+def row_arrays(spec: FeatureSpec, rows: FeatureRows, status: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """Return what to write into which array for some rows of a frame feature.
+
+    Parameters
+    ----------
+    status : (rows,) uint8, a :class:`State` for each row.
+    """
+    companions = {f"{spec.name}_{name}": array for name, array in rows.companions.items()}
+    return {spec.name: rows.values, **companions, status_name(spec.name): status}
+
+
+def check_feature(features: Mapping[str, StoredFeature], name: str) -> StoredFeature:
+    """Return a feature by name; :class:`NotFoundError` lists what there is."""
+    if name not in features:
+        raise NotFoundError(f"feature {name!r} not found; this store has {sorted(features) or 'none yet'}")
+    return features[name]

@@ -1,0 +1,86 @@
+"""Versions by name: what ``at=`` means, tags, branches, going back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from kpstore.backends.base import MAIN, Backend, Commit
+from kpstore.errors import InvalidError, NotFoundError
+
+At = str | datetime | None
+"""A version: a tag, a branch, a snapshot id, a time (``datetime`` or ISO text); None is the newest on ``main``."""
+
+
+def resolve(backend: Backend, at: At) -> str:
+    """Return the id of the version that ``at`` names.
+
+    Text is looked up as a tag, then a branch, then a snapshot id, then read as a time: the newest version of ``main`` at or
+    before it. A time without a zone is local time.
+
+    Raises
+    ------
+    NotFoundError
+        If nothing has that name, or the store is younger than that time.
+    """
+    branches = backend.branches()
+    if at is None:
+        return branches[MAIN]
+    if isinstance(at, datetime):
+        return _at_time(backend, at, branches[MAIN])
+    for names in (backend.tags(), branches):
+        if at in names:
+            return names[at]
+    try:
+        return backend.view(at).snapshot
+    except NotFoundError:
+        pass
+    try:
+        return _at_time(backend, datetime.fromisoformat(at), branches[MAIN])
+    except ValueError:
+        raise NotFoundError(
+            f"version {at!r} of {backend.location} not found; tags: {', '.join(backend.tags()) or 'none'}; "
+            f"branches: {', '.join(branches)}; a snapshot id or a time (2026-01-31T12:00) will do too"
+        ) from None
+
+
+def _at_time(backend: Backend, time: datetime, tip: str) -> str:
+    wanted = time.astimezone(UTC)
+    oldest = None
+    for commit in backend.history(tip):
+        if commit.time <= wanted:
+            return commit.id
+        oldest = commit.time
+    # Not a ValueError: resolve() tells an unreadable time apart by that.
+    raise NotFoundError(f"no version of {backend.location} is as old as {time.isoformat()}; the first is from {oldest}")
+
+
+def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[str, str]:
+    """Make an earlier version the newest of ``main`` and keep the old one on a branch.
+
+    Returns
+    -------
+    snapshot : id of the version that is now the newest.
+    kept : name of the branch that still leads to what was the newest before.
+    """
+    target, tip = resolve(backend, to), backend.branches()[MAIN]
+    if target == tip:
+        raise InvalidError(f"{to!r} already is the newest version of {backend.location}; nothing to roll back")
+    if target not in {commit.id for commit in backend.history(tip)}:
+        raise InvalidError(f"{to!r} is not an ancestor of the newest version of {backend.location}; see 'kpstore log'")
+    with backend.exclusive("rollback"):
+        stamp = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
+        kept = f"before-rollback-{stamp}"
+        backend.create_branch(kept, tip)
+        backend.reset_branch(MAIN, target)
+    return target, kept
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raise :class:`InvalidError` for a tag or branch name that could be taken for something else."""
+    if not name or name != name.strip() or any(sign in name for sign in "/\\ \t\n"):
+        raise InvalidError(f"{kind} name {name!r}: use letters, digits, '.', '-' and '_', without spaces or slashes")
+
+
+def commits(backend: Backend, at: At = None) -> list[Commit]:
+    """Return a version and all that it builds upon, newest first."""
+    return list(backend.history(resolve(backend, at)))

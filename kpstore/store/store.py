@@ -1,0 +1,371 @@
+"""One version of a store, to read; and the door to its history and to transactions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore import plugins
+from kpstore.backends.base import TEXT, ArrayMeta, Backend, Commit, ReadView
+from kpstore.errors import InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
+from kpstore.schema.feature import FeatureSpec, Provenance, State
+from kpstore.schema.index import VideoIndex
+from kpstore.store import format as fmt
+from kpstore.store import history
+from kpstore.store.reader import read_key, read_rows
+from kpstore.store.transaction import Transaction
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+Mode = Literal["r", "a"]
+
+
+def backend_for(location: str) -> Backend:
+    """Return the backend of a place: ``memory://…``, a local path; others as they come."""
+    if location.startswith("memory://"):
+        kind = "memory"
+    elif "://" in location:
+        raise UnsupportedError(f"{location}: this kpstore reads local stores; object storage is not supported yet")
+    elif location.endswith((".h5", ".hdf5")):
+        kind = "hdf5"
+    else:
+        kind = "icechunk"
+    backend: Backend = plugins.load("kpstore.backends", kind)(location)
+    return backend
+
+
+class FeatureArray:
+    """One array of a store, read when indexed.
+
+    ``array[3]``, ``array[10:20]``, ``array[[5, 2, 2]]``, ``array[mask]`` and ``array[10:20, :, :2]`` return what numpy would.
+    """
+
+    def __init__(self, view: ReadView, name: str) -> None:
+        self._view, self.name = view, name
+        self._meta: ArrayMeta = view.meta(name)
+
+    def __repr__(self) -> str:
+        axes = ", ".join(f"{dim}: {length}" for dim, length in zip(self.dims, self.shape, strict=True))
+        return f"<{self.name} ({axes}) {self._meta.dtype}>"
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+        return self._meta.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of what reading returns; object (of str) for text."""
+        return np.dtype(object if self._meta.dtype == TEXT else self._meta.dtype)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """A name per axis."""
+        return self._meta.dims
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows per stored chunk."""
+        return self._meta.chunk_rows
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """Attributes: units, long_name and the like."""
+        return self._meta.attrs
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        return read_key(self._view, self.name, key)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        values = self._view.read(self.name, 0, self.shape[0])
+        return values if dtype is None else values.astype(dtype)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What failed and why: a frame, or with ``frame`` None a whole video."""
+
+    video_id: str
+    frame: int | None
+    image_path: str
+    reason: str
+
+
+class Video:
+    """One video of a store; ``video["keypoints"]`` reads its rows of a feature, (T, …)."""
+
+    def __init__(self, store: Store, position: int) -> None:
+        self._store, self.position = store, position
+        self.id: str = store.index.ids[position]
+        self.split: str = store.index.splits[position]
+        self.rows = store.index.rows(position)
+        """This video's rows on the frame axis."""
+
+    def __repr__(self) -> str:
+        return f"<Video {self.id!r}, split {self.split!r}, {self.n_frames} frames>"
+
+    def __len__(self) -> int:
+        return self.n_frames
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames."""
+        return self.rows.stop - self.rows.start
+
+    def _scalar(self, name: str) -> Any:
+        return self._store[name][self.position]
+
+    @property
+    def fps(self) -> float:
+        """Frames per second; NaN if unknown."""
+        return float(self._scalar("fps"))
+
+    @property
+    def width(self) -> int:
+        """Frame width in pixels; 0 if unknown."""
+        return int(self._scalar("width"))
+
+    @property
+    def height(self) -> int:
+        """Frame height in pixels; 0 if unknown."""
+        return int(self._scalar("height"))
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """Text about this video, such as speaker and gloss."""
+        return {name: self._scalar(name) for name in self._store.annotation_names}
+
+    @property
+    def image_paths(self) -> list[str]:
+        """One path per frame, relative to the data set."""
+        return list(self._store[fmt.IMAGE_PATH][self.rows])
+
+    def state(self, feature: str) -> State:
+        """Return how far this video has come for a feature."""
+        fmt.check_feature(self._store.features, feature)
+        return State(int(self._scalar(fmt.state_name(feature))))
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        array = self._store[name]
+        values: NDArray[Any] = array[self.rows] if array.dims[0] == "frame" else array[self.position]
+        return values
+
+
+class Store:
+    """One immutable version of a store. :func:`kpstore.open` makes one; it pickles as (location, snapshot).
+
+    Parameters
+    ----------
+    backend : where the store is.
+    snapshot : id of the version.
+    mode : ``"r"``, or ``"a"`` to allow transactions and tags.
+    """
+
+    def __init__(self, backend: Backend, snapshot: str, mode: Mode = "r") -> None:
+        self._backend, self.snapshot, self.mode = backend, snapshot, mode
+
+    @classmethod
+    def open(cls, location: str, at: history.At = None, mode: Mode = "r") -> Self:
+        """Open a store; see :func:`kpstore.open`."""
+        if mode not in ("r", "a"):
+            raise InvalidError(f"mode {mode!r}: use 'r' to read or 'a' to add; kpstore.create() makes a new store")
+        backend = backend_for(location)
+        store = cls(backend, history.resolve(backend, at), mode)
+        store._about  # noqa: B018 - says now, not at the first read, that this is no store of ours
+        return store
+
+    @classmethod
+    def create(cls, location: str, *, name: str, kpstore_version: str) -> Self:
+        """Make an empty store; see :func:`kpstore.create`."""
+        backend = backend_for(location)
+        attrs = fmt.root_attrs(name, datetime.now(UTC).isoformat(timespec="seconds"), kpstore_version)
+        return cls(backend, backend.create(attrs, f"created {name}"), "a")
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Backend, str, Mode]]:
+        return type(self), (self._backend, self.snapshot, self.mode)
+
+    def __repr__(self) -> str:
+        frames, videos = self.index.total_frames, len(self.index)
+        return f"<{type(self).__name__} {self.location} at {self.snapshot}: {videos} videos, {frames} frames, {sorted(self.features)}>"
+
+    @property
+    def location(self) -> str:
+        """Path or address."""
+        return self._backend.location
+
+    @property
+    def backend(self) -> Backend:
+        """Where the store is; what kpstore itself builds upon."""
+        return self._backend
+
+    @cached_property
+    def view(self) -> ReadView:
+        """The arrays of this version."""
+        return self._backend.view(self.snapshot)
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        return fmt.read_root(self.view, self.location)
+
+    # -- what is in it ------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return str(self._about["name"])
+
+    @property
+    def annotation_names(self) -> list[str]:
+        """Names of the text columns about videos."""
+        return list(self._about["annotations"])
+
+    @cached_property
+    def features(self) -> Mapping[str, fmt.StoredFeature]:
+        """Features by name: ``.spec`` says what one is, ``.provenance`` how it was made."""
+        return fmt.read_features(self._about)
+
+    @cached_property
+    def index(self) -> VideoIndex:
+        """Ids, splits and lengths of all videos, and where their frames lie."""
+        names = self.view.names()
+        if "video_id" not in names:
+            empty = np.empty(0, dtype=object)
+            return VideoIndex(empty, empty, np.empty(0, dtype=np.int64))
+        return VideoIndex(*(np.asarray(FeatureArray(self.view, name)) for name in ("video_id", "split", "n_frames")))
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits in storage order."""
+        return self.index.split_names()
+
+    @property
+    def videos(self) -> pd.DataFrame:
+        """A table of the videos: one row each, indexed by id, with a ``<feature>_state`` column per feature."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"split": self.index.splits, "n_frames": self.index.n_frames}
+        for name in ("fps", "width", "height", *self.annotation_names) if len(self.index) else ():
+            columns[name] = self[name][:]
+        for name in self.features:
+            meanings = [state.name.lower() for state in State]
+            columns[fmt.state_name(name)] = pd.Categorical.from_codes(self.states(name).astype(np.int8), meanings)
+        return pd.DataFrame(columns, index=pd.Index(self.index.ids, name="video_id"))
+
+    def states(self, feature: str) -> NDArray[np.uint8]:
+        """Return how far each video has come for a feature, (videos,) uint8 of :class:`State`."""
+        fmt.check_feature(self.features, feature)
+        return np.asarray(self[fmt.state_name(feature)])
+
+    def failures(self, feature: str) -> list[Failure]:
+        """Return every frame and video that failed for a feature, in storage order."""
+        fmt.check_feature(self.features, feature)
+        return list(self._iter_failures(feature))
+
+    def _iter_failures(self, feature: str) -> Iterator[Failure]:
+        texts = np.asarray(self[fmt.failure_name(feature)])
+        for position in np.flatnonzero(texts != ""):
+            video = Video(self, int(position))
+            entry = json.loads(texts[position])
+            if "video" in entry:
+                yield Failure(video.id, None, "", entry["video"])
+            for frame, reason in entry.get("frames", {}).items():
+                path = str(self[fmt.IMAGE_PATH][video.rows.start + int(frame)])
+                yield Failure(video.id, int(frame), path, reason)
+
+    def __getitem__(self, name: str) -> FeatureArray:
+        """Return an array by name: a feature, a companion such as ``"keypoints_detected"``, or a column of the index."""
+        try:
+            return FeatureArray(self.view, name)
+        except NotFoundError:
+            fmt.check_feature(self.features, name)
+            raise
+
+    def video(self, video_id: str) -> Video:
+        """Return one video; :class:`NotFoundError` with the nearest ids if there is none."""
+        return Video(self, self.index.position(video_id))
+
+    def feature(self, name: str) -> FeatureSpec:
+        """Return what a feature is; :class:`NotFoundError` lists what there is."""
+        return fmt.check_feature(self.features, name).spec
+
+    def provenance(self, name: str) -> Provenance:
+        """Return how a feature was made."""
+        return fmt.check_feature(self.features, name).provenance
+
+    def read(self, name: str, rows: NDArray[np.int64] | Sequence[int]) -> NDArray[Any]:
+        """Return rows of an array in the order asked for, (len(rows), *row shape)."""
+        return read_rows(self.view, name, np.asarray(rows, dtype=np.int64))
+
+    def to_xarray(self, *, split: str | Sequence[str] | None = None, features: Sequence[str] | None = None) -> xr.Dataset:
+        """Return a lazy, labelled data set of some splits and features; see :func:`kpstore.store.labelled.to_xarray`."""
+        from kpstore.store.labelled import to_xarray
+
+        return to_xarray(self, split=split, features=features)
+
+    # -- versions -----------------------------------------------------------------------------------------------
+
+    def history(self) -> list[Commit]:
+        """Return this version and all that it builds upon, newest first."""
+        return list(self._backend.history(self.snapshot))
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tags and the snapshot ids that they name."""
+        return self._backend.tags()
+
+    @property
+    def branches(self) -> dict[str, str]:
+        """Branches and the ids of their newest versions."""
+        return self._backend.branches()
+
+    def at(self, version: history.At = None) -> Self:
+        """Return another version of this store; the newest by default."""
+        return type(self)(self._backend, history.resolve(self._backend, version), self.mode)
+
+    def transaction(self, message: str, *, metadata: Mapping[str, Any] | None = None, branch: str = "main") -> Transaction:
+        """Start changes that become the branch's next version; this object stays at its own version, ``store.at()`` is new."""
+        self._require_write()
+        return Transaction(self._backend, message, metadata=metadata, branch=branch)
+
+    def tag(self, name: str) -> None:
+        """Name this version for good; :class:`ExistsError` if the name is taken."""
+        self._require_write()
+        history.check_name("tag", name)
+        self._backend.create_tag(name, self.snapshot)
+
+    def delete_tag(self, name: str) -> None:
+        """Remove a tag; the version itself stays in the history. Its name is not given out again."""
+        self._require_write()
+        self._backend.delete_tag(name)
+
+    def branch(self, name: str) -> None:
+        """Start a branch at this version."""
+        self._require_write()
+        history.check_name("branch", name)
+        self._backend.create_branch(name, self.snapshot)
+
+    def rollback(self, to: history.At) -> str:
+        """Make an earlier version the newest of ``main``; return the branch that keeps what was newest until now."""
+        self._require_write()
+        return history.rollback(self._backend, to)[1]
+
+    def _require_write(self) -> None:
+        if self.mode != "a":
+            raise ReadOnlyError(f'{self.location} was opened for reading; use kpstore.open({self.location!r}, mode="a")')

@@ -1,0 +1,326 @@
+"""Changes to a store that become one version, or nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.backends.base import Backend, Fork, WriteView
+from kpstore.errors import ExistsError, InvalidError, MismatchError
+from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
+from kpstore.schema.index import VideoIndex, VideoRecord
+from kpstore.store import format as fmt
+
+_IGNORED_PROVENANCE = frozenset({"kpstore"})
+"""Keys that may differ between two runs whose numbers are the same."""
+
+
+class Transaction:
+    """Changes on top of the newest version of a branch; a context manager that commits at its end, or rolls back on an error.
+
+    Parameters
+    ----------
+    backend : where the store is.
+    message : what the commit will say.
+    metadata : JSON that the commit will carry; :attr:`metadata` may be added to until it ends.
+    branch : the branch to add to.
+    """
+
+    def __init__(
+        self, backend: Backend, message: str, *, metadata: Mapping[str, Any] | None = None, branch: str = "main"
+    ) -> None:
+        self.message = message
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.snapshot: str | None = None
+        """Id of the version that was made; None before the commit."""
+        self._backend = backend
+        self._view: WriteView = backend.begin(branch)
+        self._about = dict(fmt.read_root(self._view, backend.location))
+        self._features = fmt.read_features(self._about)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self._view.discard()
+
+    @property
+    def view(self) -> WriteView:
+        """The arrays as this transaction sees them."""
+        return self._view
+
+    @property
+    def features(self) -> Mapping[str, fmt.StoredFeature]:
+        """Features by name, those added here included."""
+        return self._features
+
+    def read_index(self) -> VideoIndex:
+        """Return the video index, with what was added here."""
+        n_videos = self._view.meta("video_id").n_rows if "video_id" in self._view.names() else 0
+        if n_videos == 0:
+            empty = np.empty(0, dtype=object)
+            return VideoIndex(empty, empty, np.empty(0, dtype=np.int64))
+        read = self._view.read
+        return VideoIndex(*(read(name, 0, n_videos) for name in ("video_id", "split", "n_frames")))
+
+    # -- videos ---------------------------------------------------------------------------------------------
+
+    def add_videos(self, videos: Sequence[VideoRecord]) -> None:
+        """Append videos; for every feature they start as pending.
+
+        Raises
+        ------
+        ExistsError
+            If a video of that id is there already.
+        """
+        index = self.read_index()
+        ids = [video.id for video in videos]
+        taken = [video_id for video_id in ids if video_id in index]
+        if taken or len(set(ids)) != len(ids):
+            twice = taken or [video_id for video_id in ids if ids.count(video_id) > 1]
+            raise ExistsError(f"video {twice[0]!r} ({len(set(twice))} in all) is already in {self._backend.location}")
+        for name, meta in {**fmt.VIDEO_ARRAYS, **fmt.FRAME_ARRAYS}.items():
+            if name not in self._view.names():
+                self._view.create(name, meta)
+        n_old, n_new = len(index), len(index) + len(videos)
+        old_frames, new_frames = index.total_frames, index.total_frames + sum(video.n_frames for video in videos)
+        self._add_annotation_columns(videos, n_old)
+        for name in self._view.names():
+            axis = (self._view.meta(name).dims or ("",))[0]
+            if axis in ("video", "frame"):
+                self._view.resize(name, n_new if axis == "video" else new_frames)
+        self._append_rows(videos, n_old, old_frames)
+
+    def _add_annotation_columns(self, videos: Sequence[VideoRecord], n_old: int) -> None:
+        columns: list[str] = list(self._about["annotations"])
+        new = [c for c in dict.fromkeys(name for video in videos for name in video.annotations) if c not in columns]
+        for name in new:
+            if not name.isidentifier() or name in self._view.names():
+                raise InvalidError(f"annotation {name!r}: use a name of letters, digits and underscores that is not taken")
+            self._view.create(name, fmt.ArrayMeta((n_old,), fmt.TEXT, fmt.VIDEO_CHUNK_ROWS, ("video",)))
+        if new:
+            self._about["annotations"] = columns + new
+            self._write_about()
+
+    def _append_rows(self, videos: Sequence[VideoRecord], n_old: int, old_frames: int) -> None:
+        columns: dict[str, NDArray[Any]] = {
+            "video_id": np.array([v.id for v in videos], dtype=object),
+            "split": np.array([v.split for v in videos], dtype=object),
+            "n_frames": np.array([v.n_frames for v in videos], dtype=np.int64),
+            "fps": np.array([v.fps for v in videos], dtype=np.float64),
+            "width": np.array([v.width for v in videos], dtype=np.int32),
+            "height": np.array([v.height for v in videos], dtype=np.int32),
+        }
+        for name in self._about["annotations"]:
+            columns[name] = np.array([v.annotations.get(name, "") for v in videos], dtype=object)
+        for name, values in columns.items():
+            self._view.write(name, n_old, values)
+        paths = np.array([path for video in videos for path in video.frame_paths], dtype=object)
+        self._view.write(fmt.IMAGE_PATH, old_frames, paths)
+
+    # -- features -------------------------------------------------------------------------------------------
+
+    def add_feature(self, spec: FeatureSpec, provenance: Provenance | None = None) -> None:
+        """Add a feature, pending for every video; nothing happens if the same feature, made the same way, is there.
+
+        Raises
+        ------
+        MismatchError
+            If a feature of that name is there with another shape or made with other settings; the message names both.
+        """
+        provenance = json.loads(json.dumps(dict(provenance or {})))
+        if spec.name in self._features:
+            check_same(self._features[spec.name], spec, provenance)
+            return
+        index = self.read_index()
+        for name, meta in fmt.feature_metas(spec, n_videos=len(index), n_frames=index.total_frames).items():
+            if name in self._view.names():
+                raise ExistsError(f"feature {spec.name!r} needs the array name {name!r}, which is taken")
+            self._view.create(name, meta)
+        for dim, (meta, labels) in fmt.label_metas(spec).items():
+            self._add_labels(spec, dim, meta, labels)
+        self._features[spec.name] = fmt.StoredFeature(spec, provenance)
+        self._about["features"] = {
+            **self._about["features"],
+            spec.name: {"spec": spec.to_json(), "provenance": provenance},
+        }
+        self._write_about()
+
+    def _add_labels(self, spec: FeatureSpec, dim: str, meta: fmt.ArrayMeta, labels: NDArray[np.object_]) -> None:
+        if dim not in self._view.names():
+            self._view.create(dim, meta)
+            self._view.write(dim, 0, labels)
+        elif self._view.read(dim, 0, self._view.meta(dim).n_rows).tolist() != labels.tolist():
+            raise MismatchError(f"feature {spec.name!r} names {dim!r} otherwise than another feature of this store does")
+
+    def remove_feature(self, name: str) -> None:
+        """Remove a feature from this version on; earlier versions keep it."""
+        stored = fmt.check_feature(self._features, name)
+        for array in fmt.feature_metas(stored.spec, n_videos=0, n_frames=0):
+            self._view.delete(array)
+        del self._features[name]
+        self._about["features"] = {key: value for key, value in self._about["features"].items() if key != name}
+        self._write_about()
+
+    def write(
+        self,
+        feature: str,
+        video_id: str,
+        values: NDArray[Any] | FeatureRows,
+        *,
+        failed_frames: Mapping[int, str] | None = None,
+    ) -> None:
+        """Write one video's rows of a frame feature, all at once, and mark the video done.
+
+        Parameters
+        ----------
+        values : (T, *row shape), or :class:`FeatureRows` to give masks and other companions with them.
+        failed_frames : reason by frame number; such a frame is FAILED, whatever its values.
+        """
+        spec = self._frame_feature(feature)
+        index = self.read_index()
+        position = index.position(video_id)
+        rows = index.rows(position)
+        block = (values if isinstance(values, FeatureRows) else FeatureRows(np.asarray(values))).check(spec)
+        if len(block) != rows.stop - rows.start:
+            raise InvalidError(f"video {video_id!r} has {rows.stop - rows.start} frames, {len(block)} rows were given")
+        failed = dict(failed_frames or {})
+        status = np.full(len(block), State.DONE, dtype=np.uint8)
+        status[list(failed)] = State.FAILED
+        self.write_rows(feature, rows.start, block, status)
+        self.set_states(feature, {position: failure_text(frames=failed)})
+
+    def fail(self, feature: str, video_id: str, reason: str) -> None:
+        """Mark a whole video as failed for a feature; its rows read as missing."""
+        spec = self._frame_feature(feature)
+        index = self.read_index()
+        position = index.position(video_id)
+        rows = index.rows(position)
+        n_rows = rows.stop - rows.start
+        self.write_rows(feature, rows.start, spec.empty_rows(n_rows), np.full(n_rows, State.FAILED, dtype=np.uint8))
+        self.set_states(feature, {position: failure_text(video=reason)})
+
+    def write_video_feature(self, feature: str, video_id: str, values: NDArray[Any] | FeatureRows) -> None:
+        """Write one video's row of a feature on the video axis, shape of one row, and mark it done."""
+        spec = fmt.check_feature(self._features, feature).spec
+        if spec.axis != "video":
+            raise InvalidError(f"feature {feature!r} belongs to frames; use write()")
+        position = self.read_index().position(video_id)
+        block = (values if isinstance(values, FeatureRows) else FeatureRows(np.asarray(values)[None])).check(spec)
+        for name, array in zip(spec.arrays, [block.values, *block.companions.values()], strict=True):
+            self._view.write(name, position, array)
+        self.set_states(feature, {position: ""})
+
+    def _frame_feature(self, feature: str) -> FeatureSpec:
+        spec = fmt.check_feature(self._features, feature).spec
+        if spec.axis != "frame":
+            raise InvalidError(f"feature {feature!r} belongs to videos; use write_video_feature()")
+        return spec
+
+    def write_rows(self, feature: str, start: int, rows: FeatureRows, status: NDArray[np.uint8]) -> None:
+        """Write any run of rows of a frame feature, with their states; the ledger is :meth:`set_states`' business."""
+        for name, array in fmt.row_arrays(self._features[feature].spec, rows, status).items():
+            self._view.write(name, start, array)
+
+    def set_states(self, feature: str, failures: Mapping[int, str]) -> None:
+        """Enter finished videos into the ledger of a feature.
+
+        Parameters
+        ----------
+        failures : by position of the video: ``""`` if all went well, else what :func:`failure_text` returned.
+        """
+        if not failures:
+            return
+        positions = np.array(sorted(failures), dtype=np.int64)
+        n_videos = self._view.meta(fmt.state_name(feature)).n_rows
+        states = self._view.read(fmt.state_name(feature), 0, n_videos)
+        texts = self._view.read(fmt.failure_name(feature), 0, n_videos)
+        for position in positions.tolist():
+            texts[position] = failures[position]
+            states[position] = State.FAILED if is_whole_video(failures[position]) else State.DONE
+        self._view.write(fmt.state_name(feature), 0, states)
+        # Text is stored in shorter chunks; write only those that change.
+        for chunk in np.unique(positions // fmt.TEXT_CHUNK_ROWS).tolist():
+            rows = slice(chunk * fmt.TEXT_CHUNK_ROWS, min((chunk + 1) * fmt.TEXT_CHUNK_ROWS, n_videos))
+            self._view.write(fmt.failure_name(feature), rows.start, texts[rows])
+
+    def reset_states(self, feature: str, positions: Iterable[int]) -> None:
+        """Make videos pending again for a feature, rows and ledger; for a run that redoes them."""
+        spec = self._frame_feature(feature)
+        index = self.read_index()
+        n_videos = len(index)
+        states = self._view.read(fmt.state_name(feature), 0, n_videos)
+        texts = self._view.read(fmt.failure_name(feature), 0, n_videos)
+        for position in positions:
+            rows = index.rows(position)
+            n_rows = rows.stop - rows.start
+            self.write_rows(feature, rows.start, spec.empty_rows(n_rows), np.zeros(n_rows, dtype=np.uint8))
+            states[position], texts[position] = State.PENDING, ""
+        self._view.write(fmt.state_name(feature), 0, states)
+        self._view.write(fmt.failure_name(feature), 0, texts)
+
+    # -- parallel writers, end ---------------------------------------------------------------------------------
+
+    def fork(self) -> Fork:
+        """Return a writer of whole chunks for another process; only before this transaction has changes of its own."""
+        return self._view.fork()
+
+    def merge(self, forks: Sequence[Fork]) -> None:
+        """Take over what forks have written."""
+        if forks:
+            self._view.merge(forks)
+
+    def _write_about(self) -> None:
+        self._view.set_attrs({**self._view.attrs(), fmt.ROOT: self._about})
+
+    def commit(self) -> str:
+        """Make the changes the newest version of the branch and return its id."""
+        self.snapshot = self._view.commit(self.message, json.loads(json.dumps(self.metadata)))
+        return self.snapshot
+
+
+def failure_text(*, video: str = "", frames: Mapping[int, str] | None = None) -> str:
+    """Return what the ledger keeps of a video's failures: JSON, or ``""`` if there are none."""
+    if video:
+        return json.dumps({"video": video}, ensure_ascii=False)
+    if frames:
+        return json.dumps({"frames": {str(n): frames[n] for n in sorted(frames)}}, ensure_ascii=False)
+    return ""
+
+
+def is_whole_video(text: str) -> bool:
+    """Whether a ledger entry says that the whole video failed."""
+    return bool(text) and "video" in json.loads(text)
+
+
+def check_same(stored: fmt.StoredFeature, spec: FeatureSpec, provenance: Provenance) -> None:
+    """Raise :class:`MismatchError` unless new rows would mean the same as the stored ones; the message names both."""
+    if stored.spec != spec:
+        ours, theirs = stored.spec.to_json(), spec.to_json()
+        key = next(key for key in ours if ours[key] != theirs[key])
+        raise MismatchError(
+            f"feature {spec.name!r} is stored with {key} {_short(ours[key])}, this run would write {_short(theirs[key])}; "
+            "use the same settings, another feature name, or another store"
+        )
+    for key in sorted(set(stored.provenance) | set(provenance)):
+        ours, theirs = stored.provenance.get(key), provenance.get(key)
+        if key not in _IGNORED_PROVENANCE and ours != theirs:
+            raise MismatchError(
+                f"feature {spec.name!r} was made with {key} {_short(ours)}, this run has {_short(theirs)}; "
+                "use the same settings, or another store"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text if len(text) <= 160 else text[:157] + "…"
