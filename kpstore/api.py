@@ -65,7 +65,7 @@ def create(path: str | os.PathLike[str], *, name: str = "") -> Store:
 
 
 def diff(old: Store, new: Store) -> compare.VersionDiff:
-    """Return what changed between two versions: videos, features, and which videos' rows; see :mod:`kpstore.store.compare`."""
+    """Return what changed between two versions: videos, features and rows; see :mod:`kpstore.store.compare`."""
     return compare.diff(old, new)
 
 

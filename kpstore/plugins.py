@@ -1,4 +1,4 @@
-"""One door for everything that can be added: backends, extractors, features, formats; built-in ones come through it too.
+"""One door for everything that can be added: backends, extractors, features, formats; ours come through it too.
 
 A name is looked up first among what was registered in this process, then among the entry points of installed packages;
 nothing is imported before it is asked for.
@@ -35,7 +35,7 @@ def register(group: Group, name: str, item: Any) -> None:
     ExistsError
         If the name already stands for something else.
     """
-    if _registered.setdefault((group, name), item) is not item or name in _entry_points(group):
+    if name in _entry_points(group) or _registered.setdefault((group, name), item) is not item:
         raise ExistsError(f"{name!r} is already registered in {group}; choose another name")
 
 

@@ -4,8 +4,8 @@ A backend knows arrays, rows, chunks and commits; it knows nothing of videos or 
 
 - a :class:`Backend` is one place (a directory, a file, a bucket): it resolves versions and hands out views;
 - a :class:`ReadView` is one version of all arrays; it never changes;
-- a :class:`WriteView` is a set of changes on top of a version, which becomes the next version on ``commit`` or vanishes.
-  Its :class:`Fork` is the part that other processes get: they write whole chunks, and the view merges what they wrote.
+- a :class:`WriteView` is a set of changes on top of a version, which becomes the next version or vanishes. Its
+  :class:`Fork` is the part that other processes get: they write whole chunks, and the view merges what they wrote.
 
 All arrays are chunked along their first axis alone, so a chunk is a run of rows.
 """
@@ -60,8 +60,19 @@ class ArrayMeta:
 
     def check_rows(self, name: str, start: int, n_rows: int) -> None:
         """Raise :class:`InvalidError` if rows ``start`` to ``start + n_rows`` are not all inside the array."""
-        if start < 0 or start + n_rows > self.n_rows:
+        if start < 0 or n_rows < 0 or start + n_rows > self.n_rows:
             raise InvalidError(f"rows {start}:{start + n_rows} of {name!r} asked for; it has {self.n_rows}")
+
+    def check_values(self, name: str, start: int, values: NDArray[Any]) -> None:
+        """Raise :class:`InvalidError` unless ``values`` are whole rows that fit in at ``start``.
+
+        Zarr takes values that are too wide without a word, and numpy would repeat one row over many.
+        """
+        if values.ndim != len(self.shape) or values.shape[1:] != self.shape[1:]:
+            raise InvalidError(
+                f"values of shape {values.shape} given for {name!r}; its rows have shape {self.shape[1:]}"
+            )
+        self.check_rows(name, start, len(values))
 
     def check_whole_chunks(self, name: str, start: int, n_rows: int) -> None:
         """Raise :class:`InvalidError` unless the rows are whole chunks (the last chunk may end with the array).
@@ -72,7 +83,9 @@ class ArrayMeta:
         self.check_rows(name, start, n_rows)
         stop = start + n_rows
         if start % self.chunk_rows or (stop % self.chunk_rows and stop != self.n_rows):
-            raise InvalidError(f"a fork may write whole chunks of {self.chunk_rows} rows of {name!r}, not {start}:{stop}")
+            raise InvalidError(
+                f"a fork may write whole chunks of {self.chunk_rows} rows of {name!r}, not {start}:{stop}"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,8 +106,8 @@ class Commit:
 class Capabilities:
     """What a backend can do; asked before work starts.
 
-    ``parallel_writers`` tells whether forks may write at the same time in several processes; without it the driver writes
-    every row itself. ``fork_safe`` tells whether an open backend still works in a child made by ``os.fork``.
+    ``parallel_writers`` tells whether forks may write at the same time in several processes; without it the driver
+    writes every row itself. ``fork_safe`` tells whether an open backend still works in a child made by ``os.fork``.
     """
 
     branches: bool = True
@@ -130,7 +143,10 @@ class Fork(Protocol):
 
 
 class WriteView(ReadView, Protocol):
-    """Changes that become one version. Reads see what was written through this view."""
+    """Changes that become one version. Reads see what was written through this view.
+
+    After ``commit`` or ``discard`` the view is spent: a further change or commit is a :class:`ReadOnlyError`.
+    """
 
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
         """Replace the store's attributes."""
@@ -158,6 +174,8 @@ class WriteView(ReadView, Protocol):
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
         """Make the changes the branch's next version and return its id; the view is then spent.
+
+        Without changes there is no new version: the id of the one that the view builds upon comes back.
 
         Raises
         ------
@@ -195,10 +213,13 @@ class Backend(Protocol):
         """Open a version by its id; :class:`NotFoundError` if there is none."""
 
     def begin(self, branch: str = MAIN) -> WriteView:
-        """Start changes on top of a branch's newest version."""
+        """Start changes on top of a branch's newest version; :class:`NotFoundError` if there is no such branch."""
 
     def history(self, snapshot: str) -> Iterator[Commit]:
-        """Yield a version and all that it builds upon, newest first."""
+        """Yield a version and all that it builds upon, newest first; :class:`NotFoundError` if there is none of that id.
+
+        The oldest has no parent.
+        """
 
     def branches(self) -> dict[str, str]:
         """Return branches and the ids of their newest versions."""
@@ -210,7 +231,7 @@ class Backend(Protocol):
         """Make a branch that starts at a version; :class:`ExistsError` if the name is taken."""
 
     def reset_branch(self, name: str, snapshot: str) -> None:
-        """Make a version the newest one of a branch."""
+        """Make a version the newest one of a branch; :class:`NotFoundError` if either is unknown."""
 
     def create_tag(self, name: str, snapshot: str) -> None:
         """Name a version for good; :class:`ExistsError` if the name is, or ever was, taken."""

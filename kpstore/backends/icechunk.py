@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 import os
 import shutil
@@ -19,7 +21,15 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit
 from kpstore.backends.locks import refusing_lock, waiting_lock
-from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError, NotFoundError, UnsupportedError
+from kpstore.errors import (
+    ConflictError,
+    CorruptError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    ReadOnlyError,
+    UnsupportedError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -118,9 +128,18 @@ class IcechunkBackend:
         """Open a version by its id."""
         repo = self._repo()
         try:
-            return _View(repo.readonly_session(snapshot_id=snapshot))
+            session = repo.readonly_session(snapshot_id=snapshot)
         except icechunk.IcechunkError as error:
             raise NotFoundError(f"version {snapshot!r} of {self.location} not found ({_first_line(error)})") from None
+        try:
+            return _View(session, self.location)
+        except FileNotFoundError:
+            # Zarr calls a snapshot that cannot be read an empty one; Icechunk knows the difference.
+            with _translated(self.location):
+                next(repo.ancestry(snapshot_id=snapshot))
+            raise InvalidError(
+                f"{self.location} is an Icechunk repository but not a kpstore store (no root group)"
+            ) from None
 
     def begin(self, branch: str = MAIN) -> _WriteView:
         """Start changes on top of a branch's newest version."""
@@ -132,19 +151,24 @@ class IcechunkBackend:
 
     def history(self, snapshot: str) -> Iterator[Commit]:
         """Yield a version and all that it builds upon, without Icechunk's own empty first one."""
-        for info in self._repo().ancestry(snapshot_id=snapshot):
-            if info.parent_id is not None:
-                yield Commit(info.id, info.parent_id, info.message, info.written_at, dict(info.metadata))
+        self.view(snapshot)
+        with _translated(self.location):
+            versions = itertools.pairwise(self._repo().ancestry(snapshot_id=snapshot))
+            for info, older in versions:
+                parent = None if older.parent_id is None else older.id
+                yield Commit(info.id, parent, info.message, info.written_at, dict(info.metadata))
 
     def branches(self) -> dict[str, str]:
         """Return branches and the ids of their newest versions."""
         repo = self._repo()
-        return {name: repo.lookup_branch(name) for name in sorted(repo.list_branches())}
+        with _translated(self.location):
+            return {name: repo.lookup_branch(name) for name in sorted(repo.list_branches())}
 
     def tags(self) -> dict[str, str]:
         """Return tags and the ids that they name."""
         repo = self._repo()
-        return {name: repo.lookup_tag(name) for name in sorted(repo.list_tags())}
+        with _translated(self.location):
+            return {name: repo.lookup_tag(name) for name in sorted(repo.list_tags())}
 
     def create_branch(self, name: str, snapshot: str) -> None:
         """Make a branch that starts at a version."""
@@ -152,20 +176,25 @@ class IcechunkBackend:
             if name in self.branches():
                 raise ExistsError(f"branch {name!r} of {self.location} exists already")
             with _translated(self.location):
-                self._repo().create_branch(name, snapshot)
+                self._repo().create_branch(name, self.view(snapshot).snapshot)
 
     def reset_branch(self, name: str, snapshot: str) -> None:
         """Make a version the newest one of a branch."""
         with self.commit_lock(), _translated(self.location):
-            self._repo().reset_branch(name, snapshot)
+            if name not in self.branches():
+                raise NotFoundError(f"branch {name!r} of {self.location} not found; it has {sorted(self.branches())}")
+            self._repo().reset_branch(name, self.view(snapshot).snapshot)
 
     def create_tag(self, name: str, snapshot: str) -> None:
         """Name a version for good: Icechunk never gives a deleted tag's name out again."""
         with self.commit_lock():
             if name in self.tags():
-                raise ExistsError(f"tag {name!r} of {self.location} exists already and tags never move; choose another name")
+                raise ExistsError(
+                    f"tag {name!r} of {self.location} exists already and tags never move; choose another name"
+                )
+            target = self.view(snapshot).snapshot
             try:
-                self._repo().create_tag(name, snapshot)
+                self._repo().create_tag(name, target)
             except icechunk.IcechunkError as error:
                 raise ExistsError(f"tag {name!r} of {self.location} cannot be made: {_first_line(error)}") from None
 
@@ -188,8 +217,8 @@ class IcechunkBackend:
 class _View:
     """A read-only session and its open arrays."""
 
-    def __init__(self, session: icechunk.Session) -> None:
-        self._session = session
+    def __init__(self, session: icechunk.Session, location: str) -> None:
+        self._session, self._location = session, location
         self._group = zarr.open_group(session.store, mode="r" if session.read_only else "r+")
         self._arrays: dict[str, zarr.Array[Any]] = {}
 
@@ -198,9 +227,10 @@ class _View:
         return str(self._session.snapshot_id)
 
     def attrs(self) -> Mapping[str, Any]:
-        return dict(self._group.attrs)
+        return copy.deepcopy(dict(self._group.attrs))
 
     def names(self) -> list[str]:
+        _guard_fork()
         return sorted(self._group.array_keys())
 
     def _array(self, name: str) -> zarr.Array[Any]:
@@ -232,7 +262,12 @@ class _View:
         array = self._array(name)
         if start < 0 or stop > array.shape[0] or stop < start:
             raise InvalidError(f"rows {start}:{stop} of {name!r} asked for; it has {array.shape[0]}")
-        values = np.asarray(array[start:stop])
+        try:
+            values = np.asarray(array[start:stop])
+        except (icechunk.IcechunkError, ValueError, RuntimeError) as error:
+            raise CorruptError(
+                f"rows {start}:{stop} of {name!r} in {self._location} cannot be read: {_first_line(error)}"
+            ) from error
         return values.astype(object) if values.dtype.kind == "T" else values
 
 
@@ -240,17 +275,26 @@ class _WriteView(_View):
     """A writable session; commits under the store's lock."""
 
     def __init__(self, session: icechunk.Session, backend: IcechunkBackend) -> None:
-        super().__init__(session)
+        super().__init__(session, backend.location)
         self._backend = backend
+        self._spent = False
+
+    def _check_open(self) -> None:
+        _guard_fork()
+        if self._spent:
+            raise ReadOnlyError(f"these changes of {self._location} were committed or discarded; begin new ones")
 
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        self._check_open()
         self._group.attrs.put(dict(attrs))
 
     def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
+        self._check_open()
         self._array(name).attrs.put(dict(attrs))
         del self._arrays[name]
 
     def create(self, name: str, meta: ArrayMeta) -> None:
+        self._check_open()
         if name in self._group:
             raise ExistsError(f"array {name!r} exists already")
         text = meta.dtype == TEXT
@@ -268,6 +312,7 @@ class _WriteView(_View):
         )
 
     def resize(self, name: str, n_rows: int) -> None:
+        self._check_open()
         array = self._array(name)
         if n_rows < array.shape[0]:
             raise InvalidError(f"{name!r} has {array.shape[0]} rows and cannot shrink to {n_rows}")
@@ -276,25 +321,32 @@ class _WriteView(_View):
             del self._arrays[name]
 
     def delete(self, name: str) -> None:
+        self._check_open()
         self._array(name)
         del self._group[name]
         del self._arrays[name]
 
     def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+        self._check_open()
         _write_rows(self._array(name), name, start, values)
 
     def fork(self) -> _Fork:
+        self._check_open()
         try:
             return _Fork(self._session.fork())
         except ValueError:
             raise InvalidError("a view can be forked only before it has changes of its own; commit first") from None
 
     def merge(self, forks: Sequence[_Fork]) -> None:
+        self._check_open()
         self._session.merge(*(fork.session for fork in forks))
         self._arrays.clear()
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
-        _guard_fork()
+        self._check_open()
+        self._spent = True
+        if not self._session.has_uncommitted_changes:
+            return self.snapshot
         with self._backend.commit_lock():
             try:
                 return str(self._session.commit(message, dict(metadata or {})))
@@ -312,8 +364,10 @@ class _WriteView(_View):
         return str(self._session.commit(message, metadata))
 
     def discard(self) -> None:
-        if not self._session.read_only:
+        if not self._spent:
             self._session.discard_changes()
+            self._arrays.clear()
+        self._spent = True
 
 
 class _Fork:
@@ -324,14 +378,17 @@ class _Fork:
 
     def write(self, name: str, start: int, values: NDArray[Any]) -> None:
         _guard_fork()
-        array = zarr.open_array(self.session.store, path=name, mode="r+").with_config({"write_empty_chunks": True})
+        try:
+            array = zarr.open_array(self.session.store, path=name, mode="r+").with_config({"write_empty_chunks": True})
+        except FileNotFoundError:
+            raise NotFoundError(f"array {name!r} not found") from None
         stub = ArrayMeta(array.shape, "", array.chunks[0], ())
         stub.check_whole_chunks(name, start, len(values))
         _write_rows(array, name, start, values)
 
 
 def _write_rows(array: zarr.Array[Any], name: str, start: int, values: NDArray[Any]) -> None:
-    ArrayMeta(array.shape, "", array.chunks[0], ()).check_rows(name, start, len(values))
+    ArrayMeta(array.shape, "", array.chunks[0], ()).check_values(name, start, values)
     if len(values) == 0:
         return
     if not array.config.write_empty_chunks:
@@ -355,4 +412,4 @@ def _translated(location: str) -> Iterator[None]:
     try:
         yield
     except icechunk.IcechunkError as error:
-        raise CorruptError(f"{location} cannot be opened as an Icechunk repository: {_first_line(error)}") from error
+        raise CorruptError(f"{location} cannot be read as an Icechunk repository: {_first_line(error)}") from error

@@ -31,7 +31,9 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(f"{location} is being written by another process ({_holder(path)}); wait for it, or stop it") from None
+            raise BusyError(
+                f"{location} is being written by another process ({_holder(path)}); wait for it, or stop it"
+            ) from None
         holder = {
             "purpose": purpose,
             "pid": os.getpid(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit
-from kpstore.errors import BusyError, ConflictError, ExistsError, InvalidError, NotFoundError
+from kpstore.errors import BusyError, ConflictError, ExistsError, InvalidError, NotFoundError, ReadOnlyError
 
 _Key = tuple[str, int | str]
 """What a change touches: an array's name and a chunk's number, or ``"meta"``."""
@@ -91,7 +92,7 @@ class MemoryBackend:
 
     def history(self, snapshot: str) -> Iterator[Commit]:
         """Yield a version and all that it builds upon."""
-        at: str | None = snapshot
+        at: str | None = self.view(snapshot).snapshot
         while at:
             yield self._repo().commits[at]
             at = self._repo().commits[at].parent
@@ -112,15 +113,19 @@ class MemoryBackend:
 
     def reset_branch(self, name: str, snapshot: str) -> None:
         """Make a version the newest one of a branch."""
+        if name not in self._repo().branches:
+            raise NotFoundError(f"branch {name!r} of {self.location} not found; it has {sorted(self._repo().branches)}")
         self._repo().branches[name] = self.view(snapshot).snapshot
 
     def create_tag(self, name: str, snapshot: str) -> None:
         """Name a version for good."""
         repo = self._repo()
         if name in repo.used_tags:
-            raise ExistsError(f"tag {name!r} of {self.location} is, or was, taken and tags never move; choose another name")
-        repo.used_tags.add(name)
+            raise ExistsError(
+                f"tag {name!r} of {self.location} is, or was, taken and tags never move; choose another name"
+            )
         repo.tags[name] = self.view(snapshot).snapshot
+        repo.used_tags.add(name)
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
@@ -133,7 +138,9 @@ class MemoryBackend:
         repo = self._repo()
         with repo.lock:
             if repo.writer:
-                raise BusyError(f"{self.location} is being written by another process ({repo.writer}); wait for it, or stop it")
+                raise BusyError(
+                    f"{self.location} is being written by another process ({repo.writer}); wait for it, or stop it"
+                )
             repo.writer = purpose
         try:
             yield
@@ -147,7 +154,7 @@ class _View:
         self._tree = tree
 
     def attrs(self) -> Mapping[str, Any]:
-        return dict(self._tree.attrs)
+        return copy.deepcopy(self._tree.attrs)
 
     def names(self) -> list[str]:
         return sorted(self._tree.arrays)
@@ -189,14 +196,23 @@ class _WriteView(_View):
         super().__init__(base, repo.trees[base].child())
         self._backend, self._repo, self._branch = backend, repo, branch
         self._changes: list[Callable[[_Tree], None]] = []
+        self._spent = False
+
+    def _check_open(self) -> None:
+        if self._spent:
+            raise ReadOnlyError(
+                f"these changes of {self._backend.location} were committed or discarded; begin new ones"
+            )
 
     def _apply(self, change: Callable[[_Tree], None], touched: set[_Key]) -> None:
+        self._check_open()
         change(self._tree)
         self._changes.append(change)
         self._tree.touched |= touched
 
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
-        self._apply(lambda tree: setattr(tree, "attrs", dict(attrs)), {("", "meta")})
+        kept = copy.deepcopy(dict(attrs))
+        self._apply(lambda tree: setattr(tree, "attrs", kept), {("", "meta")})
 
     def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
         meta = replace(self.meta(name), attrs=dict(attrs))
@@ -227,7 +243,7 @@ class _WriteView(_View):
 
     def write(self, name: str, start: int, values: NDArray[Any]) -> None:
         meta = self.meta(name)
-        meta.check_rows(name, start, len(values))
+        meta.check_values(name, start, values)
         if len(values):
             change = _Write(name, start, np.array(values, dtype=object if meta.dtype == TEXT else meta.dtype))
             self._apply(change, change.keys(meta))
@@ -238,11 +254,16 @@ class _WriteView(_View):
         return _Fork({name: meta for name, (meta, _) in self._tree.arrays.items()})
 
     def merge(self, forks: Sequence[_Fork]) -> None:
+        self._check_open()
         for fork in forks:
             for change in fork.changes:
                 self._apply(change, change.keys(self.meta(change.name)))
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
+        self._check_open()
+        self._spent = True
+        if not self._changes:
+            return self.snapshot
         with self._repo.lock:
             tip = self._repo.branches[self._branch]
             if tip != self.snapshot:
@@ -268,7 +289,9 @@ class _WriteView(_View):
         self._tree.touched = touched
 
     def discard(self) -> None:
+        self._spent = True
         self._changes.clear()
+        self._tree = self._repo.trees[self.snapshot].child()
 
 
 @dataclass
@@ -279,6 +302,7 @@ class _Fork:
     def write(self, name: str, start: int, values: NDArray[Any]) -> None:
         if name not in self.metas:
             raise NotFoundError(f"array {name!r} not found; there are {sorted(self.metas)}")
+        self.metas[name].check_values(name, start, values)
         self.metas[name].check_whole_chunks(name, start, len(values))
         self.changes.append(_Write(name, start, np.array(values)))
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from kpstore.backends.base import Fork
-from kpstore.errors import MissingExtraError, NotFoundError
+from kpstore.errors import MissingExtraError, NotFoundError, UnsupportedError
 from kpstore.ingest.isolated import extract_isolated
 from kpstore.ingest.plan import Task
 from kpstore.ingest.worker import Block, Job, TaskResult, failed_video, run_task
@@ -20,8 +20,14 @@ _log = logging.getLogger(__name__)
 MakeFork = Callable[[Task], Fork | None]
 OnFrames = Callable[[int], None]
 
-MAX_TRIES = 3
-"""How often a task may lose its worker before its videos are recorded as failed."""
+MAX_TRIES = 10
+"""How often a task may lose its worker before its videos are recorded as failed.
+
+From the second try on a frame cannot take the worker with it, so later deaths are not the data's fault (a batch system
+that takes nodes back, the kernel out of memory); Dask also counts tasks that only waited on the worker that died.
+"""
+
+_CLUSTER_TRIES = 5
 
 _REPORT_EVERY_S = 0.5
 
@@ -94,18 +100,30 @@ class DaskExecutor:
             self._client = self._connect(distributed)
             self._n_workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
             return self
-        # One thread per worker: models are not thread-safe. No memory limit: Dask would pause or kill a worker for
-        # what the model itself needs. No dashboard: it opens a port nobody asked for.
-        self._cluster = distributed.LocalCluster(
-            n_workers=self._n_workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=0,
-            dashboard_address=None,
-            silence_logs=logging.CRITICAL,
-        )
+        self._cluster = self._start_cluster(distributed)
         self._client = distributed.Client(self._cluster)
         return self
+
+    def _start_cluster(self, distributed: Any) -> Any:
+        for tries_left in reversed(range(_CLUSTER_TRIES)):
+            try:
+                # One thread per worker: models are not thread-safe. No memory limit: Dask would pause or kill a worker
+                # for what the model itself needs. No dashboard: it opens a port nobody asked for.
+                return distributed.LocalCluster(
+                    n_workers=self._n_workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=0,
+                    dashboard_address=None,
+                    silence_logs=logging.CRITICAL,
+                )
+            except RuntimeError as error:
+                # Dask gives up the whole cluster if one worker dies while it starts; once it runs, it restarts them.
+                if tries_left == 0:
+                    raise UnsupportedError(
+                        f"worker processes do not start on this machine ({error}); try --workers 0"
+                    ) from error
+        raise AssertionError("unreachable")
 
     def _connect(self, distributed: Any) -> Any:
         try:
@@ -171,8 +189,8 @@ class DaskExecutor:
         try:
             result: TaskResult = future.result()
             return result
-        except (KilledWorker, FutureCancelledError) as error:
-            _log.warning("task %d lost its worker (try %d): %s", entry.task.number, entry.tries, error)
+        except (KilledWorker, FutureCancelledError):
+            _log.info("task %d lost its worker (try %d)", entry.task.number, entry.tries)
         if entry.tries < MAX_TRIES:
             return None
         return _given_up(job, entry.task, f"its worker process died {entry.tries} times")
@@ -225,4 +243,3 @@ def make_executor(workers: int, *, scheduler: str | None = None) -> Executor:
     if scheduler is None and workers == 0:
         return SerialExecutor()
     return DaskExecutor(workers, scheduler=scheduler)
-

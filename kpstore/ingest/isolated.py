@@ -44,7 +44,8 @@ def _attempt(job: Job, record: VideoRecord, skip: dict[int, str]) -> tuple[Any, 
         stdout=subprocess.PIPE,
         env=environment,
     )
-    assert child.stdin is not None and child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
     at, result = None, None
     with child:
         try:
@@ -93,10 +94,16 @@ def main() -> None:
     job, record, skip = _receive(sys.stdin.buffer)
     try:
         result: VideoRows | Exception = extract_here(job, record, skip=skip, announce=lambda n: _send(pipe, n))
+    except BrokenPipeError:
+        raise
     except Exception as error:  # sent to the parent, which raises it
         result = RuntimeError(f"{type(error).__name__}: {error}")
     _send(pipe, result)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:
+        # The worker that wanted this is dead; skip Python's own flush of the broken pipe and its complaint.
+        os._exit(1)

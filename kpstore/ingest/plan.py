@@ -74,9 +74,7 @@ def plan_tasks(
     return tasks
 
 
-def _planned(
-    index: VideoIndex, records: Sequence[VideoRecord], pending: NDArray[np.int64]
-) -> Iterator[PlannedVideo]:
+def _planned(index: VideoIndex, records: Sequence[VideoRecord], pending: NDArray[np.int64]) -> Iterator[PlannedVideo]:
     for position, record in zip(pending.tolist(), records, strict=True):
         rows = index.rows(position)
         yield PlannedVideo(position, rows.start, rows.stop, record)
@@ -112,7 +110,9 @@ def check_disjoint(tasks: Iterable[Task], chunk_rows: int) -> None:
         rows_end = max(rows_end, task.stop)
         first, last = task.whole
         if not (first == last or task.start <= first < last <= task.stop):
-            raise AssertionError(f"task {task.number} would write rows {first}:{last} outside its own {task.start}:{task.stop}")
+            raise AssertionError(
+                f"task {task.number} would write rows {first}:{last} outside its own {task.start}:{task.stop}"
+            )
         for chunk in range(first // chunk_rows, -(-last // chunk_rows)):
             if owner.setdefault(chunk, task.number) != task.number:
                 raise AssertionError(f"chunk {chunk} is given to tasks {owner[chunk]} and {task.number}")

@@ -76,7 +76,9 @@ class Options:
             raise InvalidError(f"checkpoint_s is {self.checkpoint_s}; it must be more than 0")
         found = count_gpus() if self.gpus and self.scheduler is None else self.gpus
         if self.gpus > found:
-            raise InvalidError(f"{self.gpus} GPUs asked for, {found} found on this machine; leave out --gpus to use the CPU")
+            raise InvalidError(
+                f"{self.gpus} GPUs asked for, {found} found on this machine; leave out --gpus to use the CPU"
+            )
 
     @property
     def n_workers(self) -> int:
@@ -205,8 +207,8 @@ def _scan(source: Source, options: Options, observer: Observer) -> Listing:
     listing = source.scan(observer.on_scan)
     if listing.problems and not options.ignore_problems:
         raise InvalidError(
-            f"{source.name}: {len(listing.problems)} problems with the data set; mend them, or ingest what is sound with "
-            "--ignore-problems:\n  " + "\n  ".join(listing.problems)
+            f"{source.name}: {len(listing.problems)} problems with the data set; mend them, or ingest what is sound "
+            "with --ignore-problems:\n  " + "\n  ".join(listing.problems)
         )
     if not listing.videos:
         raise InvalidError(f"{source.name}: no videos to ingest were found")
@@ -316,7 +318,9 @@ class _Run:
 
     def _prepare(self, plan: Plan) -> None:
         """Commit the videos and the feature as pending, so that every later commit only fills in."""
-        tx = Transaction(self._backend, f"ingest {self._feature}: {len(plan.pending)} videos to do", metadata=self._about())
+        tx = Transaction(
+            self._backend, f"ingest {self._feature}: {len(plan.pending)} videos to do", metadata=self._about()
+        )
         spec, provenance = self._extractor.spec, self._provenance()
         if not plan.new_videos and self._feature in tx.features and not len(plan.overwritten):
             return
@@ -403,7 +407,9 @@ class _Run:
         frames = sum(result.task.n_frames for result in results)
         done = progress.videos_before + progress.videos_done
         tx = Transaction(
-            self._backend, f"{self._feature}: {done} of {progress.videos_before + progress.videos} videos", metadata=self._about()
+            self._backend,
+            f"{self._feature}: {done} of {progress.videos_before + progress.videos} videos",
+            metadata=self._about(),
         )
         tx.merge([result.fork for result in results if result.fork is not None])
         for block in join_adjacent([block for result in results for block in result.blocks]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -35,6 +36,13 @@ class State(enum.IntEnum):
     FAILED = 2
 
 
+def _is_number(dtype: str) -> bool:
+    try:
+        return np.dtype(dtype).kind in "fbiu"
+    except TypeError:
+        return False
+
+
 @dataclass(frozen=True)
 class ArraySpec:
     """One array that hangs on the frame or video axis.
@@ -65,7 +73,7 @@ class ArraySpec:
             raise InvalidError(f"{self.name!r}: shape {self.shape} needs {len(self.shape)} dims, found {self.dims}")
         if any(length < 1 for length in self.shape):
             raise InvalidError(f"{self.name!r}: every axis of a row needs a length of at least 1, found {self.shape}")
-        if np.dtype(self.dtype).kind not in "fbiu":
+        if not _is_number(self.dtype):
             raise InvalidError(f"{self.name!r}: dtype {self.dtype!r} is not a number or bool")
 
     @property
@@ -116,8 +124,20 @@ class FeatureSpec(ArraySpec):
                     )
         for dim, names in self.labels.items():
             if lengths.get(dim) != len(names):
-                raise InvalidError(f"feature {self.name!r}: {len(names)} labels for {dim!r} of length {lengths.get(dim)}")
-        reserved = {"state", "status", "failure"} & {c.name for c in self.companions}
+                raise InvalidError(
+                    f"feature {self.name!r}: {len(names)} labels for {dim!r} of length {lengths.get(dim)}"
+                )
+        names_used = [c.name for c in self.companions]
+        if len(set(names_used)) != len(names_used):
+            raise InvalidError(f"feature {self.name!r}: two companions have one name, found {names_used}")
+        if self.chunk_rows < 0:
+            raise InvalidError(f"feature {self.name!r}: chunk_rows is {self.chunk_rows}; use 0 or more")
+        try:
+            # As it will come back from a store: a tuple that returns as a list would make the same spec another one.
+            object.__setattr__(self, "attrs", json.loads(json.dumps(dict(self.attrs))))
+        except TypeError as error:
+            raise InvalidError(f"feature {self.name!r}: attrs must be JSON values ({error})") from None
+        reserved = {"state", "status", "failure", "values"} & set(names_used)
         if reserved:
             raise InvalidError(f"feature {self.name!r}: companion name {reserved.pop()!r} is kept for the store itself")
         if self.chunk_rows == 0:

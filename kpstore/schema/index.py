@@ -125,7 +125,9 @@ class VideoIndex:
         NotFoundError
             If a split or a video is not there; the message lists the splits or near ids.
         """
-        chosen = np.arange(len(self)) if videos is None else np.array([self.position(v) for v in videos], dtype=np.int64)
+        chosen = (
+            np.arange(len(self)) if videos is None else np.array([self.position(v) for v in videos], dtype=np.int64)
+        )
         if split is not None:
             wanted = [split] if isinstance(split, str) else list(split)
             unknown = [name for name in wanted if name not in self.split_names()]

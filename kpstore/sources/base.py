@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.schema.index import VideoRecord
 
-@dataclass(frozen=True)
-class SourceVideo:
-    """One video as a source lists it, before anything is extracted.
-
-    Parameters
-    ----------
-    id : unique in the data set, forward slashes only.
-    split : ``"train"``, ``"dev"``, …; ``""`` where the data set has none.
-    frame_paths : one path per frame, relative to the data set's root, forward slashes;
-        frames of a video file are ``"clip.mp4#0"``, ``"clip.mp4#1"``, ….
-    fps : frames per second; NaN where unknown.
-    width, height : size of a frame in pixels; 0 where unknown.
-    annotations : text by column, such as speaker, gloss, text.
-    """
-
-    id: str
-    split: str
-    frame_paths: tuple[str, ...]
-    fps: float = float("nan")
-    width: int = 0
-    height: int = 0
-    annotations: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def n_frames(self) -> int:
-        """Number of frames."""
-        return len(self.frame_paths)
+SourceVideo = VideoRecord
 
 
 @dataclass(frozen=True)
@@ -50,7 +25,7 @@ class Listing:
         ``videos`` if it cannot be extracted at all.
     """
 
-    videos: tuple[SourceVideo, ...]
+    videos: tuple[VideoRecord, ...]
     problems: tuple[str, ...] = ()
 
 
@@ -82,7 +57,7 @@ class Source(Protocol):
         """
 
     def read_frames(
-        self, video: SourceVideo, *, skip: Collection[int] = ()
+        self, video: VideoRecord, *, skip: Collection[int] = ()
     ) -> Iterator[NDArray[np.uint8] | FrameError]:
         """Yield exactly ``video.n_frames`` items, in order: (height, width, 3) uint8 RGB, or why a frame failed.
 

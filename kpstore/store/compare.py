@@ -108,7 +108,9 @@ def _differing(old: Store, new: Store, array: str, videos: Sequence[str]) -> set
         block = videos[first : first + _BLOCK_VIDEOS]
         here, there = (np.array([s.index.position(v) for v in block], dtype=np.int64) for s in (old, new))
         lengths = old.index.n_frames[here] if on_frames else np.ones(len(block), dtype=np.int64)
-        longer = new.index.n_frames[there] != old.index.n_frames[here] if on_frames else np.zeros(len(block), dtype=bool)
+        longer = (
+            new.index.n_frames[there] != old.index.n_frames[here] if on_frames else np.zeros(len(block), dtype=bool)
+        )
         changed.update(v for v, other in zip(block, longer, strict=True) if other)
         here, there, lengths = here[~longer], there[~longer], lengths[~longer]
         a = old.read(array, old.index.rows_of(here) if on_frames else here)
@@ -120,8 +122,8 @@ def _differing(old: Store, new: Store, array: str, videos: Sequence[str]) -> set
 
 def _equal_rows(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
     """(rows,) bool: whether each row holds the same values."""
-    same = a == b
+    same: NDArray[np.bool_] = np.asarray(a == b, dtype=bool)
     if a.dtype.kind == "f":
         same |= np.isnan(a) & np.isnan(b)
-    equal: NDArray[np.bool_] = np.asarray(same, dtype=bool).reshape(len(a), math.prod(a.shape[1:])).all(axis=1)
+    equal: NDArray[np.bool_] = same.reshape(len(a), math.prod(a.shape[1:])).all(axis=1)
     return equal

@@ -33,15 +33,25 @@ VIDEO_ARRAYS: dict[str, ArrayMeta] = {
     "fps": ArrayMeta(
         (0,), "float64", VIDEO_CHUNK_ROWS, ("video",), float("nan"), {"long_name": "frames per second", "units": "s-1"}
     ),
-    "width": ArrayMeta((0,), "int32", VIDEO_CHUNK_ROWS, ("video",), 0, {"long_name": "frame width, 0 if unknown", "units": "pixel"}),
-    "height": ArrayMeta((0,), "int32", VIDEO_CHUNK_ROWS, ("video",), 0, {"long_name": "frame height, 0 if unknown", "units": "pixel"}),
+    "width": ArrayMeta(
+        (0,), "int32", VIDEO_CHUNK_ROWS, ("video",), 0, {"long_name": "frame width, 0 if unknown", "units": "pixel"}
+    ),
+    "height": ArrayMeta(
+        (0,), "int32", VIDEO_CHUNK_ROWS, ("video",), 0, {"long_name": "frame height, 0 if unknown", "units": "pixel"}
+    ),
 }
 IMAGE_PATH = "image_path"
 FRAME_ARRAYS: dict[str, ArrayMeta] = {
     IMAGE_PATH: ArrayMeta(
-        (0,), TEXT, TEXT_CHUNK_ROWS, ("frame",), attrs={"long_name": "path relative to the data set; clip.mp4#n is frame n"}
+        (0,),
+        TEXT,
+        TEXT_CHUNK_ROWS,
+        ("frame",),
+        attrs={"long_name": "path relative to the data set; clip.mp4#n is frame n"},
     ),
 }
+RESERVED_NAMES = frozenset({*VIDEO_ARRAYS, *FRAME_ARRAYS, "video", "frame"})
+"""Names that no feature may have, whether or not the store holds videos yet."""
 
 
 @dataclass(frozen=True)

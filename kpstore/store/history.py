@@ -62,17 +62,26 @@ def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[
     snapshot : id of the version that is now the newest.
     kept : name of the branch that still leads to what was the newest before.
     """
-    target, tip = resolve(backend, to), backend.branches()[MAIN]
-    if target == tip:
-        raise InvalidError(f"{to!r} already is the newest version of {backend.location}; nothing to roll back")
-    if target not in {commit.id for commit in backend.history(tip)}:
-        raise InvalidError(f"{to!r} is not an ancestor of the newest version of {backend.location}; see 'kpstore log'")
+    # Looked up under the lock: what an ingest commits meanwhile must not fall between the two branches.
     with backend.exclusive("rollback"):
-        stamp = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
-        kept = f"before-rollback-{stamp}"
+        target, tip = resolve(backend, to), backend.branches()[MAIN]
+        if target == tip:
+            raise InvalidError(f"{to!r} already is the newest version of {backend.location}; nothing to roll back")
+        if target not in {commit.id for commit in backend.history(tip)}:
+            raise InvalidError(
+                f"{to!r} is not an ancestor of the newest version of {backend.location}; see 'kpstore log'"
+            )
+        kept = _free_branch(backend, "before-rollback-" + (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S"))
         backend.create_branch(kept, tip)
         backend.reset_branch(MAIN, target)
     return target, kept
+
+
+def _free_branch(backend: Backend, name: str) -> str:
+    """Return ``name``, numbered if a rollback of the same second has it."""
+    taken = backend.branches()
+    candidates = (name if number == 1 else f"{name}-{number}" for number in range(1, len(taken) + 2))
+    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def check_name(kind: str, name: str) -> None:

@@ -56,7 +56,9 @@ def to_xarray(
     if len(store.index) == 0:
         columns = []
     variables = {name: _variable(store, name) for name in [*columns, *arrays]}
-    dataset = xr.Dataset(variables, attrs={"title": store.name, "kpstore_snapshot": store.snapshot, "Conventions": "CF-1.11"})
+    dataset = xr.Dataset(
+        variables, attrs={"title": store.name, "kpstore_snapshot": store.snapshot, "Conventions": "CF-1.11"}
+    )
     coordinates: dict[str, Any] = {dim: (dim, np.asarray(store[dim])) for dim in dict.fromkeys(labels)}
     coordinates["video_id"] = ("video", store.index.ids)
     coordinates["frame_video"] = ("frame", np.repeat(np.arange(len(store.index)), store.index.n_frames))
@@ -65,7 +67,9 @@ def to_xarray(
         return dataset
     positions = store.index.select(split=split)
     chosen = dataset.isel(video=_as_slice(positions), frame=_as_slice(store.index.rows_of(positions)))
-    return chosen.assign_coords(frame_video=("frame", np.repeat(np.arange(len(positions)), store.index.n_frames[positions])))
+    return chosen.assign_coords(
+        frame_video=("frame", np.repeat(np.arange(len(positions)), store.index.n_frames[positions]))
+    )
 
 
 def _feature_arrays(store: Store, feature: str) -> list[str]:

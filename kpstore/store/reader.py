@@ -67,10 +67,10 @@ def read_rows(view: ReadView, name: str, rows: NDArray[np.int64]) -> NDArray[Any
 
 def read_key(view: ReadView, name: str, key: Any) -> NDArray[Any]:
     """Return what numpy would for ``array[key]``: rows by int, slice, list, array or mask; further axes after them."""
-    head, tail = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
-    if head is Ellipsis:
-        head, tail = slice(None), (Ellipsis, *tail)
-    n_rows = view.meta(name).n_rows
+    meta = view.meta(name)
+    n_rows = meta.n_rows
+    head, *rest = _without_ellipsis(key if isinstance(key, tuple) else (key,), len(meta.shape))
+    tail = tuple(rest)
     if isinstance(head, slice):
         start, stop, step = head.indices(n_rows)
         if step == 1:
@@ -78,7 +78,7 @@ def read_key(view: ReadView, name: str, key: Any) -> NDArray[Any]:
         else:
             block = read_rows(view, name, np.arange(start, stop, step, dtype=np.int64))
         return block[(slice(None), *tail)] if tail else block
-    if isinstance(head, int | np.integer):
+    if isinstance(head, int | np.integer) and not isinstance(head, bool):
         row = int(head) + (n_rows if head < 0 else 0)
         if not 0 <= row < n_rows:
             # IndexError is what ends Python's own iteration protocol and what numpy raises.
@@ -95,4 +95,14 @@ def read_key(view: ReadView, name: str, key: Any) -> NDArray[Any]:
         raise InvalidError(f"rows of {name!r} are an int, a slice, a mask or a list of ints, found {head!r}")
     wanted = wanted.astype(np.int64)
     block = read_rows(view, name, np.where(wanted < 0, wanted + n_rows, wanted))
-    return block[(slice(None), *tail)] if tail else block
+    # Not slice(None): numpy pairs a list of rows with a list of columns, it does not cross them.
+    return block[(np.arange(len(block)), *tail)] if tail else block
+
+
+def _without_ellipsis(key: tuple[Any, ...], n_axes: int) -> tuple[Any, ...]:
+    """Return a key that names the rows first: ``...`` and an empty key written out as full slices."""
+    at = next((i for i, part in enumerate(key) if part is Ellipsis), None)
+    if at is None:
+        return key or (slice(None),)
+    n_named = sum(part is not None for part in key) - 1
+    return (*key[:at], *[slice(None)] * (n_axes - n_named), *key[at + 1 :]) or (slice(None),)

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore import plugins
-from kpstore.backends.base import TEXT, ArrayMeta, Backend, Commit, ReadView
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadView
 from kpstore.errors import InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
 from kpstore.schema.feature import FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
-from kpstore.store import history
+from kpstore.store.history import At, check_name, resolve, rollback
 from kpstore.store.reader import read_key, read_rows
 from kpstore.store.transaction import Transaction
 
@@ -127,7 +127,8 @@ class Video:
     @property
     def n_frames(self) -> int:
         """Number of frames."""
-        return self.rows.stop - self.rows.start
+        n_frames: int = self.rows.stop - self.rows.start
+        return n_frames
 
     def _scalar(self, name: str) -> Any:
         return self._store[name][self.position]
@@ -182,12 +183,12 @@ class Store:
         self._backend, self.snapshot, self.mode = backend, snapshot, mode
 
     @classmethod
-    def open(cls, location: str, at: history.At = None, mode: Mode = "r") -> Self:
+    def open(cls, location: str, at: At = None, mode: Mode = "r") -> Self:
         """Open a store; see :func:`kpstore.open`."""
         if mode not in ("r", "a"):
             raise InvalidError(f"mode {mode!r}: use 'r' to read or 'a' to add; kpstore.create() makes a new store")
         backend = backend_for(location)
-        store = cls(backend, history.resolve(backend, at), mode)
+        store = cls(backend, resolve(backend, at), mode)
         store._about  # noqa: B018 - says now, not at the first read, that this is no store of ours
         return store
 
@@ -313,8 +314,10 @@ class Store:
         """Return rows of an array in the order asked for, (len(rows), *row shape)."""
         return read_rows(self.view, name, np.asarray(rows, dtype=np.int64))
 
-    def to_xarray(self, *, split: str | Sequence[str] | None = None, features: Sequence[str] | None = None) -> xr.Dataset:
-        """Return a lazy, labelled data set of some splits and features; see :func:`kpstore.store.labelled.to_xarray`."""
+    def to_xarray(
+        self, *, split: str | Sequence[str] | None = None, features: Sequence[str] | None = None
+    ) -> xr.Dataset:
+        """Return a lazy, labelled data set of splits and features; see :func:`kpstore.store.labelled.to_xarray`."""
         from kpstore.store.labelled import to_xarray
 
         return to_xarray(self, split=split, features=features)
@@ -335,19 +338,21 @@ class Store:
         """Branches and the ids of their newest versions."""
         return self._backend.branches()
 
-    def at(self, version: history.At = None) -> Self:
+    def at(self, version: At = None) -> Self:
         """Return another version of this store; the newest by default."""
-        return type(self)(self._backend, history.resolve(self._backend, version), self.mode)
+        return type(self)(self._backend, resolve(self._backend, version), self.mode)
 
-    def transaction(self, message: str, *, metadata: Mapping[str, Any] | None = None, branch: str = "main") -> Transaction:
-        """Start changes that become the branch's next version; this object stays at its own version, ``store.at()`` is new."""
+    def transaction(
+        self, message: str, *, metadata: Mapping[str, Any] | None = None, branch: str = MAIN
+    ) -> Transaction:
+        """Start changes that become the branch's next version; this object stays at its own, ``store.at()`` is the new one."""
         self._require_write()
         return Transaction(self._backend, message, metadata=metadata, branch=branch)
 
     def tag(self, name: str) -> None:
         """Name this version for good; :class:`ExistsError` if the name is taken."""
         self._require_write()
-        history.check_name("tag", name)
+        check_name("tag", name)
         self._backend.create_tag(name, self.snapshot)
 
     def delete_tag(self, name: str) -> None:
@@ -358,14 +363,16 @@ class Store:
     def branch(self, name: str) -> None:
         """Start a branch at this version."""
         self._require_write()
-        history.check_name("branch", name)
+        check_name("branch", name)
         self._backend.create_branch(name, self.snapshot)
 
-    def rollback(self, to: history.At) -> str:
+    def rollback(self, to: At) -> str:
         """Make an earlier version the newest of ``main``; return the branch that keeps what was newest until now."""
         self._require_write()
-        return history.rollback(self._backend, to)[1]
+        return rollback(self._backend, to)[1]
 
     def _require_write(self) -> None:
         if self.mode != "a":
-            raise ReadOnlyError(f'{self.location} was opened for reading; use kpstore.open({self.location!r}, mode="a")')
+            raise ReadOnlyError(
+                f'{self.location} was opened for reading; use kpstore.open({self.location!r}, mode="a")'
+            )

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import Backend, Fork, WriteView
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Fork, WriteView
 from kpstore.errors import ExistsError, InvalidError, MismatchError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex, VideoRecord
@@ -21,7 +21,7 @@ _IGNORED_PROVENANCE = frozenset({"kpstore"})
 
 
 class Transaction:
-    """Changes on top of the newest version of a branch; a context manager that commits at its end, or rolls back on an error.
+    """Changes on top of a branch's newest version; a context manager that commits at its end, or rolls back on an error.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Transaction:
     """
 
     def __init__(
-        self, backend: Backend, message: str, *, metadata: Mapping[str, Any] | None = None, branch: str = "main"
+        self, backend: Backend, message: str, *, metadata: Mapping[str, Any] | None = None, branch: str = MAIN
     ) -> None:
         self.message = message
         self.metadata: dict[str, Any] = dict(metadata or {})
@@ -106,8 +106,10 @@ class Transaction:
         new = [c for c in dict.fromkeys(name for video in videos for name in video.annotations) if c not in columns]
         for name in new:
             if not name.isidentifier() or name in self._view.names():
-                raise InvalidError(f"annotation {name!r}: use a name of letters, digits and underscores that is not taken")
-            self._view.create(name, fmt.ArrayMeta((n_old,), fmt.TEXT, fmt.VIDEO_CHUNK_ROWS, ("video",)))
+                raise InvalidError(
+                    f"annotation {name!r}: use a name of letters, digits and underscores that is not taken"
+                )
+            self._view.create(name, ArrayMeta((n_old,), TEXT, fmt.VIDEO_CHUNK_ROWS, ("video",)))
         if new:
             self._about["annotations"] = columns + new
             self._write_about()
@@ -143,9 +145,11 @@ class Transaction:
             check_same(self._features[spec.name], spec, provenance)
             return
         index = self.read_index()
-        for name, meta in fmt.feature_metas(spec, n_videos=len(index), n_frames=index.total_frames).items():
-            if name in self._view.names():
-                raise ExistsError(f"feature {spec.name!r} needs the array name {name!r}, which is taken")
+        metas = fmt.feature_metas(spec, n_videos=len(index), n_frames=index.total_frames)
+        taken = sorted(set(metas) & (set(self._view.names()) | fmt.RESERVED_NAMES))
+        if taken:
+            raise ExistsError(f"feature {spec.name!r} needs the array name {taken[0]!r}, which is taken")
+        for name, meta in metas.items():
             self._view.create(name, meta)
         for dim, (meta, labels) in fmt.label_metas(spec).items():
             self._add_labels(spec, dim, meta, labels)
@@ -156,12 +160,14 @@ class Transaction:
         }
         self._write_about()
 
-    def _add_labels(self, spec: FeatureSpec, dim: str, meta: fmt.ArrayMeta, labels: NDArray[np.object_]) -> None:
+    def _add_labels(self, spec: FeatureSpec, dim: str, meta: ArrayMeta, labels: NDArray[np.object_]) -> None:
         if dim not in self._view.names():
             self._view.create(dim, meta)
             self._view.write(dim, 0, labels)
         elif self._view.read(dim, 0, self._view.meta(dim).n_rows).tolist() != labels.tolist():
-            raise MismatchError(f"feature {spec.name!r} names {dim!r} otherwise than another feature of this store does")
+            raise MismatchError(
+                f"feature {spec.name!r} names {dim!r} otherwise than another feature of this store does"
+            )
 
     def remove_feature(self, name: str) -> None:
         """Remove a feature from this version on; earlier versions keep it."""
@@ -185,7 +191,7 @@ class Transaction:
         Parameters
         ----------
         values : (T, *row shape), or :class:`FeatureRows` to give masks and other companions with them.
-        failed_frames : reason by frame number; such a frame is FAILED, whatever its values.
+        failed_frames : reason by frame number; such a frame is FAILED and reads as missing, whatever its values.
         """
         spec = self._frame_feature(feature)
         index = self.read_index()
@@ -195,8 +201,12 @@ class Transaction:
         if len(block) != rows.stop - rows.start:
             raise InvalidError(f"video {video_id!r} has {rows.stop - rows.start} frames, {len(block)} rows were given")
         failed = dict(failed_frames or {})
+        outside = sorted(frame for frame in failed if not 0 <= frame < len(block))
+        if outside:
+            raise InvalidError(f"failed frame {outside[0]} of video {video_id!r}: it has frames 0 to {len(block) - 1}")
         status = np.full(len(block), State.DONE, dtype=np.uint8)
         status[list(failed)] = State.FAILED
+        block = _blanked(spec, block, status == State.FAILED) if failed else block
         self.write_rows(feature, rows.start, block, status)
         self.set_states(feature, {position: failure_text(frames=failed)})
 
@@ -289,6 +299,16 @@ class Transaction:
         return self.snapshot
 
 
+def _blanked(spec: FeatureSpec, block: FeatureRows, rows: NDArray[np.bool_]) -> FeatureRows:
+    """Return a copy of ``block`` in which ``rows`` read as missing."""
+    missing = spec.empty_rows(int(rows.sum()))
+    copied = FeatureRows(block.values.copy(), {name: array.copy() for name, array in block.companions.items()})
+    copied.values[rows] = missing.values
+    for name, array in copied.companions.items():
+        array[rows] = missing.companions[name]
+    return copied
+
+
 def failure_text(*, video: str = "", frames: Mapping[int, str] | None = None) -> str:
     """Return what the ledger keeps of a video's failures: JSON, or ``""`` if there are none."""
     if video:
@@ -306,10 +326,10 @@ def is_whole_video(text: str) -> bool:
 def check_same(stored: fmt.StoredFeature, spec: FeatureSpec, provenance: Provenance) -> None:
     """Raise :class:`MismatchError` unless new rows would mean the same as the stored ones; the message names both."""
     if stored.spec != spec:
-        ours, theirs = stored.spec.to_json(), spec.to_json()
-        key = next(key for key in ours if ours[key] != theirs[key])
+        old, new = stored.spec.to_json(), spec.to_json()
+        key = next(key for key in old if old[key] != new[key])
         raise MismatchError(
-            f"feature {spec.name!r} is stored with {key} {_short(ours[key])}, this run would write {_short(theirs[key])}; "
+            f"feature {spec.name!r} is stored with {key} {_short(old[key])}, this run would write {_short(new[key])}; "
             "use the same settings, another feature name, or another store"
         )
     for key in sorted(set(stored.provenance) | set(provenance)):

@@ -1,4 +1,4 @@
-"""Single frames of one or several features, for ``torch.utils.data.DataLoader`` or any other loop; needs no torch itself."""
+"""Single frames of some features, for ``torch.utils.data.DataLoader`` or any other loop; needs no torch itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Sample = dict[str, Any]
 
 
 class FrameView:
-    """Frames as a map-style data set: ``view[i]`` is a dict of arrays, ``view.__getitems__([…])`` reads a batch at once.
+    """Frames as a map-style data set: ``view[i]`` is a dict of arrays, ``view.__getitems__([…])`` reads a whole batch.
 
     A DataLoader asks for a whole batch through ``__getitems__``, so that a batch costs one planned read and not one per
     frame. The view pickles as (location, snapshot, selection) and opens the store anew in every worker process.
@@ -53,7 +53,9 @@ class FrameView:
         self.rows: NDArray[np.int64] = store.index.rows_of(store.index.select(split=split, videos=videos))
         """(frames,) int64: the row of each sample on the store's frame axis."""
         if missing == "skip":
-            for name in {name for name in self.features if name in store.features}:
+            for name in dict.fromkeys(_feature_of(store, name) for name in self.features):
+                if name is None:
+                    continue
                 status = np.asarray(store[status_name(name)])
                 self.rows = self.rows[status[self.rows] == State.DONE]
 
@@ -72,5 +74,12 @@ class FrameView:
         """Return samples; each is a dict of one row per feature, and ``"row"``, its place on the frame axis."""
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
         blocks = {name: self.store.read(name, rows) for name in self.features}
-        samples = [{**{name: block[i] for name, block in blocks.items()}, "row": int(row)} for i, row in enumerate(rows)]
+        samples = [
+            {**{name: block[i] for name, block in blocks.items()}, "row": int(row)} for i, row in enumerate(rows)
+        ]
         return samples if self.transform is None else [self.transform(sample) for sample in samples]
+
+
+def _feature_of(store: Store, array: str) -> str | None:
+    """Return the feature that an array is the values or a companion of."""
+    return next((name for name, stored in store.features.items() if array in stored.spec.arrays), None)

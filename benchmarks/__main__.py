@@ -1,0 +1,32 @@
+"""Run every benchmark and print the figures as JSON: ``python -m benchmarks [--quick]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from pathlib import Path
+
+from kpstore.sources.demo import write_demo_dataset
+
+from benchmarks import bench_ingest_mediapipe, bench_ingest_scale
+
+
+def main() -> None:
+    """Run all at full size, or at a size that takes a minute."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small data: shows that it runs, not how fast")
+    quick = parser.parse_args().quick
+    results = {"machine": f"{platform.machine()}, Python {platform.python_version()}"}
+    results["ingest_scale"] = bench_ingest_scale.run(scale=0.01 if quick else 1.0, workers=2, lists=[])
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_demo_dataset(Path(folder) / "data")
+        if not quick:
+            bench_ingest_mediapipe.repeat_videos(data, 30)
+        results["ingest_mediapipe"] = bench_ingest_mediapipe.run(data, runs=1 if quick else 3)
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""How long a full-size PHOENIX ingest takes beside the extraction itself, and what it leaves on disk.
+
+``python -m benchmarks.bench_ingest_scale [--scale 0.01] [--workers 2] [--lengths LIST.csv …] [--json]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import PeakMemory, SyntheticExtractor, SyntheticSource, phoenix_lengths, summary
+from kpstore.backends.icechunk import IcechunkBackend
+from kpstore.ingest.run import Options, run_ingest
+from kpstore.store.transaction import Transaction
+
+_FIRST_ROW = """
+import sys, time, kpstore.api, kpstore.backends.icechunk
+began = time.perf_counter()
+store = kpstore.api.open(sys.argv[1])
+row = store["keypoints"][len(store["keypoints"]) // 2]
+print(time.perf_counter() - began)
+"""
+
+
+def run(*, scale: float, workers: int, lists: list[Path], runs: int = 5) -> dict[str, Any]:
+    """Ingest once and open several times, each in a process of its own."""
+    commits: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
+        store = Path(folder) / "scale.kps"
+        source = SyntheticSource(phoenix_lengths(lists, scale=scale))
+        original = Transaction.commit
+
+        def timed(tx: Transaction) -> str:
+            began = time.perf_counter()
+            snapshot = original(tx)
+            commits.append(time.perf_counter() - began)
+            return snapshot
+
+        Transaction.commit = timed  # type: ignore[method-assign]
+        try:
+            report = run_ingest(source, store, SyntheticExtractor(), Options(workers=workers))
+        finally:
+            Transaction.commit = original  # type: ignore[method-assign]
+        files = [path for path in store.rglob("*") if path.is_file()]
+        opened = [float(_python(_FIRST_ROW, str(store))) for _ in range(runs)]
+        history = len(list(IcechunkBackend(str(store)).history(report.snapshot)))
+        size = sum(path.stat().st_size for path in files)
+    return {
+        "videos": report.videos_done,
+        "frames": report.frames,
+        "workers": workers,
+        "wall_s": round(report.seconds, 2),
+        "frames_per_s": round(report.frames_per_second),
+        "driver_peak_mib": memory.driver >> 20,
+        "worker_peak_mib": memory.worker >> 20,
+        "objects": len(files),
+        "size_mb": round(size / 1e6, 1),
+        "versions": history,
+        "commit_s": {key: round(value, 4) for key, value in summary(commits).items()},
+        "open_to_first_row_ms": {key: round(value * 1e3, 1) for key, value in summary(opened).items() if key != "runs"},
+    }
+
+
+def _python(code: str, *args: str) -> str:
+    return subprocess.run([sys.executable, "-c", code, *args], check=True, capture_output=True, text=True).stdout
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the 8,257 videos")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--lengths", type=Path, nargs="*", default=[], help="CSV lists with split and num_frames")
+    args = parser.parse_args()
+    print(json.dumps(run(scale=args.scale, workers=args.workers, lists=args.lengths), indent=2))
+
+
+if __name__ == "__main__":
+    main()

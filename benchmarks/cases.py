@@ -1,0 +1,148 @@
+"""Data sets that benchmarks make up, and how they measure."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from kpstore.schema.feature import FeatureRows, FeatureSpec
+from kpstore.schema.index import VideoRecord
+from kpstore.schema.layout import keypoints_spec
+from kpstore.sources.base import Listing
+
+PHOENIX = {"train": (7096, 827_354), "dev": (519, 55_775), "test": (642, 64_627)}
+"""Published videos and frames of PHOENIX-2014-T."""
+
+
+def phoenix_lengths(lists: Sequence[Path] = (), *, scale: float = 1.0) -> dict[str, list[int]]:
+    """Return frames per video by split: from lists with ``split`` and ``num_frames``, else drawn to the totals."""
+    lengths: dict[str, list[int]] = {split: [] for split in PHOENIX}
+    for path in lists:
+        with path.open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                lengths[row["split"]].append(int(row["num_frames"]))
+    rng = np.random.default_rng(0)
+    for split, (videos, frames) in PHOENIX.items():
+        if not lengths[split]:
+            drawn = rng.gamma(4.5, size=videos)
+            counts = np.maximum(16, np.floor(drawn / drawn.sum() * frames)).astype(int)
+            counts[np.argsort(counts)[-1]] += frames - counts.sum()
+            lengths[split] = counts.tolist()
+        lengths[split] = lengths[split][: max(1, round(len(lengths[split]) * scale))]
+    return lengths
+
+
+@dataclass(frozen=True)
+class SyntheticSource:
+    """Videos without pictures: every frame is the same small array, so that only the store is measured."""
+
+    lengths: Mapping[str, Sequence[int]]
+    name: str = "synthetic PHOENIX-2014-T"
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What this is."""
+        return {"kind": "synthetic"}
+
+    def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
+        """List the videos, with ids and paths as long as the real ones."""
+        videos = []
+        for split, lengths in self.lengths.items():
+            for number, n_frames in enumerate(lengths):
+                video_id = f"01April_2010_Thursday_heute-{split}-{number:05d}"
+                folder = f"features/fullFrame-210x260px/{split}/{video_id}"
+                paths = tuple(f"{folder}/images{frame:04d}.png" for frame in range(1, n_frames + 1))
+                text = {"speaker": "Signer01", "gloss": "MORGEN REGEN NORD", "text": "morgen regnet es im norden"}
+                videos.append(VideoRecord(video_id, split, paths, 25.0, 210, 260, text))
+        return Listing(tuple(videos))
+
+    def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[NDArray[np.uint8]]:
+        """Yield one tiny frame again and again."""
+        frame = np.zeros((1, 1, 3), dtype=np.uint8)
+        for _ in range(video.n_frames):
+            yield frame
+
+
+class SyntheticExtractor:
+    """143 x 3 smooth trajectories with noise; a hand is missing in a tenth of the frames."""
+
+    batch_size = 64
+    typical_fps = 20_000.0
+    provenance: Mapping[str, Any] = {"extractor": "synthetic"}
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """Keypoints, laid out as MediaPipe's."""
+        return keypoints_spec()
+
+    def open(self, device: str = "cpu") -> None:
+        """Make noise to draw from."""
+        self._noise = np.random.default_rng(1).normal(0.5, 0.1, (4096, 143, 3)).astype(np.float32)
+
+    def start_video(self) -> None:
+        """Start at the first row."""
+        self._at = 0
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+        """Return the next rows of the noise."""
+        rows = self.spec.empty_rows(len(images))
+        numbers = (self._at + np.arange(len(images))) % len(self._noise)
+        self._at += len(images)
+        rows.values[:] = self._noise[numbers]
+        rows.companions["detected"][:] = True
+        missing = numbers % 10 == 0
+        rows.values[missing, 68:89] = np.nan
+        rows.companions["detected"][missing, 1] = False
+        rows.companions["visibility"][:] = 0.9
+        return rows
+
+    def close(self) -> None:
+        """Keep nothing."""
+        del self._noise
+
+
+class PeakMemory:
+    """Samples the resident memory of this process and its children; a context manager."""
+
+    def __enter__(self) -> PeakMemory:
+        self.driver = self.worker = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(0.1):
+            self.driver = max(self.driver, me.memory_info().rss)
+            for child in me.children(recursive=True):
+                try:
+                    self.worker = max(self.worker, child.memory_info().rss)
+                except psutil.NoSuchProcess:
+                    continue
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Return the wall time of a call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Return the median and the spread of repeated measurements."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}

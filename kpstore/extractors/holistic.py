@@ -1,0 +1,92 @@
+"""MediaPipe Holistic: one model that looks for the person, then for the face and the hands near where the pose has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+from kpstore.extractors.mediapipe import FoundParts, MediapipeExtractor, check_options, pose_model
+
+
+@dataclass(kw_only=True)
+class HolisticExtractor(MediapipeExtractor):
+    """Keypoints by MediaPipe Holistic: finds more faces and hands than the separate solutions, but carries state.
+
+    In both modes a frame's numbers depend on the frames before it: in ``"image"`` mode too MediaPipe keeps the last
+    face's region (and a frame's face moves by up to 1.6 pixels of 210 with it). A video therefore always runs from its
+    first frame; :meth:`start_video` puts the model back to what a new one would give, bit for bit.
+
+    Parameters
+    ----------
+    mode : ``"image"`` looks for the person anew in every frame, ``"video"`` tracks and smooths.
+    independent_frames : start anew before every frame, so that frames do not depend on each other; about a third of the
+        speed, and only with ``mode="image"``.
+    min_tracking_confidence : 0 to 1; poses below it are dropped.
+    face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`.
+    """
+
+    mode: Literal["image", "video"] = "image"
+    independent_frames: bool = False
+    min_tracking_confidence: float = 0.5
+
+    n_mesh_points = 468
+
+    def _check(self) -> None:
+        check_options(
+            model_complexity=self.model_complexity,
+            min_detection_confidence=self.min_detection_confidence,
+            min_tracking_confidence=self.min_tracking_confidence,
+        )
+        if self.mode not in ("image", "video"):
+            raise InvalidError(f"mode is 'image' or 'video', found {self.mode!r}")
+        if self.independent_frames not in (True, False):
+            raise InvalidError(f"independent_frames is True or False, found {self.independent_frames!r}")
+        if self.independent_frames and self.mode == "video":
+            raise InvalidError("mode 'video' tracks from frame to frame; independent_frames needs mode='image'")
+
+    def _recipe(self) -> tuple[str, str, dict[str, Any], tuple[str, ...]]:
+        recipe = "holistic, independent frames" if self.independent_frames else f"holistic, {self.mode} mode"
+        parameters = {"mode": self.mode, "independent_frames": self.independent_frames, **self._options()}
+        models = (
+            "face_detection/face_detection_short_range.tflite",
+            "face_landmark/face_landmark.tflite",
+            "hand_landmark/hand_landmark_full.tflite",
+            "holistic_landmark/hand_recrop.tflite",
+            "pose_detection/pose_detection.tflite",
+            pose_model(self.model_complexity),
+        )
+        return "holistic", recipe, parameters, models
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "model_complexity": self.model_complexity,
+            "smooth_landmarks": self.mode == "video",
+            "refine_face_landmarks": False,
+            "min_detection_confidence": float(self.min_detection_confidence),
+            "min_tracking_confidence": float(self.min_tracking_confidence),
+        }
+
+    def _build(self, solutions: Any) -> tuple[Any, ...]:
+        return (solutions.holistic.Holistic(static_image_mode=self.mode == "image", **self._options()),)
+
+    @property
+    def typical_fps(self) -> float:
+        """About ten frames a second and core, four where every frame starts anew."""
+        return 4.0 if self.independent_frames else 10.0
+
+    def start_video(self) -> None:
+        """Forget all frames seen so far: what follows equals a new extractor's results bit for bit."""
+        self._require_open()
+        self._restart()
+
+    def _find(self, image: NDArray[np.uint8]) -> FoundParts:
+        if self.independent_frames:
+            self.start_video()
+        (found,) = self._process(image)
+        return FoundParts(
+            found.face_landmarks, found.left_hand_landmarks, found.right_hand_landmarks, found.pose_landmarks
+        )

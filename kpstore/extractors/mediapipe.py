@@ -1,0 +1,392 @@
+"""What the MediaPipe extractors share: loading it quietly, its models' hashes, face lists, and rows from landmarks."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError, MissingExtraError, NotFoundError, UnsupportedError
+from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
+from kpstore.schema.layout import FACE_LISTS, PART_SLICES, PARTS, FaceList, MeshPoint, keypoints_spec
+
+_log = logging.getLogger(__name__)
+
+POSE_MODELS = ("lite", "full", "heavy")
+"""MediaPipe's pose models by ``model_complexity``; its wheel holds only ``full``."""
+
+# TensorFlow Lite and absl write these to file descriptor 2 each time that a graph starts, eight lines a video, and no
+# environment variable stops them (GLOG_minloglevel and TF_CPP_MIN_LOG_LEVEL were tried with 0.10.14).
+_NATIVE_NOISE = re.compile(
+    rb"Created TensorFlow Lite XNNPACK delegate|All log messages before absl::InitializeLog|"
+    rb"inference_feedback_manager\.cc|gl_context.*\.cc"
+)
+
+
+def load_face_list(face_list: str | os.PathLike[str] | FaceList) -> FaceList:
+    """Return a face list by its name or from a file.
+
+    Parameters
+    ----------
+    face_list : a name in :data:`~kpstore.schema.layout.FACE_LISTS`, or a file with 68 mesh indices: a JSON list, where
+        an entry may be a list of indices to average, or numbers between white space and commas. The file's name
+        without its ending becomes the list's name.
+
+    Raises
+    ------
+    NotFoundError
+        If it is neither a known name nor a file.
+    InvalidError
+        If the file does not hold such a list.
+    """
+    if isinstance(face_list, FaceList):
+        return face_list
+    if str(face_list) in FACE_LISTS:
+        return FACE_LISTS[str(face_list)]
+    path = Path(face_list)
+    if not path.is_file():
+        raise NotFoundError(
+            f"face list {str(face_list)!r} is neither a known name ({', '.join(sorted(FACE_LISTS))}) nor a file"
+        )
+    return FaceList(path.stem, _read_points(path), f"file {path.name}")
+
+
+def _read_points(path: Path) -> tuple[MeshPoint, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+        points = json.loads(text) if text.startswith("[") else [int(number) for number in re.split(r"[\s,]+", text)]
+    except (OSError, ValueError) as error:
+        raise InvalidError(
+            f"face list {str(path)!r} could not be read ({error}); "
+            "give a JSON list of 68 entries, or 68 numbers between white space and commas"
+        ) from error
+    return tuple(tuple(point) if isinstance(point, list) else point for point in points)
+
+
+def mediapipe_version() -> str:
+    """Return the installed MediaPipe's version without importing it."""
+    try:
+        return version("mediapipe")
+    except PackageNotFoundError as error:
+        raise MissingExtraError("the MediaPipe extractors", extra="mediapipe") from error
+
+
+def model_hashes(names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of MediaPipe's model files by name, without importing it.
+
+    Parameters
+    ----------
+    names : paths inside its ``modules`` folder, such as ``"pose_landmark/pose_landmark_full.tflite"``.
+
+    Raises
+    ------
+    UnsupportedError
+        If a file is not there. MediaPipe itself would try to download it into site-packages.
+    """
+    found = importlib.util.find_spec("mediapipe")
+    if found is None or found.origin is None:
+        raise MissingExtraError("the MediaPipe extractors", extra="mediapipe")
+    folder = Path(found.origin).parent / "modules"
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UnsupportedError(
+            f"model file {missing[0]!r} is needed, but MediaPipe {mediapipe_version()} in {folder} does not hold it; "
+            'its wheels hold the pose model of model_complexity=1 only, and the version of pip install "kpstore[mediapipe]"'
+            " holds every other one: use these, or put the file there"
+        )
+    return {Path(name).name: _file_sha256(folder / name) for name in names}
+
+
+@cache
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_solutions() -> Any:
+    """Import MediaPipe and return its ``solutions``.
+
+    Raises
+    ------
+    MissingExtraError
+        If MediaPipe is not installed.
+    UnsupportedError
+        If this MediaPipe is too new: ``solutions`` ended with 0.10.21.
+    """
+    installed = mediapipe_version()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # those of its own dependencies, at import
+        module = importlib.import_module("mediapipe")
+    if not hasattr(module, "solutions"):
+        raise UnsupportedError(
+            f"MediaPipe {installed} has no 'solutions', which this extractor runs on; "
+            'pip install "kpstore[mediapipe]" brings the last version that works'
+        )
+    return module.solutions
+
+
+@contextmanager
+def quiet_calls() -> Iterator[None]:
+    """Keep back the warning that protobuf 4 gives for each of MediaPipe 0.10.14's results; all others pass."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"SymbolDatabase\.GetPrototype\(\) is deprecated", UserWarning)
+        yield
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keep back the lines that native code writes to standard error while a graph starts.
+
+    For that long, standard error of the whole process goes to a file; what is not known noise is written out after.
+    """
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without standard error has nothing to keep clean
+        yield
+        return
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            rest = b"".join(line for line in caught if not _NATIVE_NOISE.search(line))
+            if rest:
+                os.write(2, rest)
+
+
+def check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the frame in C order, or raise :class:`InvalidError` unless it is (height, width, 3) uint8."""
+    if not isinstance(image, np.ndarray):
+        raise InvalidError(f"a frame is a NumPy array (height, width, 3) uint8 RGB, found {type(image).__name__}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
+        raise InvalidError(
+            f"a frame has shape (height, width, 3) and dtype uint8 (RGB), found {image.shape} {image.dtype}; convert it"
+        )
+    return np.ascontiguousarray(image)
+
+
+def check_options(*, model_complexity: int, **confidences: float) -> None:
+    """Raise :class:`InvalidError`, naming all of them at once, for options that MediaPipe does not have."""
+    problems = [
+        f"{name}={value!r} is not a number from 0 to 1"
+        for name, value in confidences.items()
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1
+    ]
+    if isinstance(model_complexity, bool) or model_complexity not in range(len(POSE_MODELS)):
+        problems.append(f"model_complexity={model_complexity!r} is not 0, 1 or 2")
+    if problems:
+        raise InvalidError(f"MediaPipe options: {'; '.join(problems)}")
+
+
+def pose_model(model_complexity: int) -> str:
+    """Return the pose landmark model's file inside MediaPipe's ``modules`` folder."""
+    return f"pose_landmark/pose_landmark_{POSE_MODELS[model_complexity]}.tflite"
+
+
+@dataclass(frozen=True)
+class FoundParts:
+    """MediaPipe's landmark lists of one frame; ``None`` where a part was not detected.
+
+    Parameters
+    ----------
+    face : 468 or 478 landmarks of the face mesh.
+    left_hand, right_hand : 21 landmarks each, the subject's own left and right.
+    pose : 33 landmarks.
+    """
+
+    face: Any = None
+    left_hand: Any = None
+    right_hand: Any = None
+    pose: Any = None
+
+
+def landmark_array(landmarks: Any) -> NDArray[np.float32]:
+    """Return a landmark list as (points, 3) float32: x, y as fractions of width and height, z relative."""
+    return np.array([(point.x, point.y, point.z) for point in landmarks.landmark], dtype=np.float32)
+
+
+def select_face(mesh: NDArray[np.float32], face_list: FaceList) -> NDArray[np.float32]:
+    """Return the 68 points of a face list, (68, 3) float32, from mesh points (468 or 478, 3)."""
+    # A mean of one float32 in float64 is that float32 again: single points keep every bit.
+    points = [mesh[list(indices)].mean(axis=0, dtype=np.float64) for indices in face_list.indices]
+    return np.stack(points).astype(np.float32)
+
+
+def fill_row(rows: FeatureRows, number: int, found: FoundParts, face_list: FaceList) -> None:
+    """Write one frame's parts into row ``number``; what was not detected stays missing."""
+    for part_number, part in enumerate(PARTS):
+        landmarks = getattr(found, part)
+        if landmarks is None:
+            continue
+        points = landmark_array(landmarks)
+        rows.values[number, PART_SLICES[part]] = select_face(points, face_list) if part == "face" else points
+        rows.companions["detected"][number, part_number] = True
+    if found.pose is not None:
+        rows.companions["visibility"][number] = [point.visibility for point in found.pose.landmark]
+
+
+@dataclass(kw_only=True)
+class MediapipeExtractor(ABC):
+    """Options, specification and rows, which both recipes share.
+
+    The solutions run on the CPU whatever the device. A pickle holds the options and the face list, never the model: it
+    comes back unopened.
+
+    Parameters
+    ----------
+    face_list : which mesh points make the face: a known name, a file (:func:`load_face_list`) or the list itself.
+    min_detection_confidence : 0 to 1; detections below it are dropped.
+    model_complexity : 0, 1 or 2, the pose model; MediaPipe's wheel holds that of 1 only.
+    """
+
+    face_list: str | os.PathLike[str] | FaceList = "phoenix"
+    min_detection_confidence: float = 0.5
+    model_complexity: int = 1
+    _solutions: tuple[Any, ...] = field(default=(), init=False, repr=False, compare=False)
+    _started: bool = field(default=False, init=False, repr=False, compare=False)  # and no frame seen since
+
+    n_mesh_points = 478
+    """Mesh points that the recipe's face model gives."""
+
+    def __post_init__(self) -> None:
+        self._check()
+        self.face_list = self._faces = load_face_list(self.face_list)
+        highest = max(index for indices in self._faces.indices for index in indices)
+        if highest >= self.n_mesh_points:
+            raise InvalidError(
+                f"face list {self._faces.name!r} asks for mesh point {highest}, but this extractor's face model has "
+                f"{self.n_mesh_points}: choose points below that (those above are of the irises)"
+            )
+        self._spec = keypoints_spec(self._faces)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_solutions": ()}
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raise :class:`InvalidError` for options that do not fit."""
+
+    @abstractmethod
+    def _build(self, solutions: Any) -> tuple[Any, ...]:
+        """Return the recipe's solutions."""
+
+    @abstractmethod
+    def _find(self, image: NDArray[np.uint8]) -> FoundParts:
+        """Run the recipe on one frame."""
+
+    @abstractmethod
+    def _recipe(self) -> tuple[str, str, dict[str, Any], tuple[str, ...]]:
+        """Return the extractor's name, its recipe, its parameters and its model files."""
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The feature ``keypoints``; see :func:`~kpstore.schema.layout.keypoints_spec`."""
+        return self._spec
+
+    @property
+    def provenance(self) -> Provenance:
+        """Everything that changes the numbers (JSON); asks for MediaPipe's files, but does not import it."""
+        extractor, recipe, parameters, models = self._recipe()
+        return {
+            "extractor": extractor,
+            "recipe": recipe,
+            "mediapipe": mediapipe_version(),
+            "parameters": parameters,
+            "face_list": {"name": self._faces.name, "sha256": self._faces.sha256},
+            "models": model_hashes(models),
+        }
+
+    @property
+    def batch_size(self) -> int:
+        """One: MediaPipe works frame by frame."""
+        return 1
+
+    @property
+    def typical_fps(self) -> float:
+        """About ten frames a second and core, at any usual frame size."""
+        return 10.0
+
+    def open(self, device: str = "cpu") -> None:
+        """Build the solutions, on the CPU: MediaPipe's have no other way, so another device is logged and ignored."""
+        model_hashes(self._recipe()[3])  # before MediaPipe looks for a missing model on the network
+        if device != "cpu":
+            _log.info("MediaPipe's solutions run on the CPU only; device %r is ignored", device)
+        solutions = load_solutions()
+        self.close()
+        with quiet_start(), quiet_calls():
+            self._solutions = self._build(solutions)
+        self._started = True
+
+    def start_video(self) -> None:
+        """Forget all frames seen so far."""
+        self._require_open()
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+        """Return one row per image; see :meth:`kpstore.extractors.base.Extractor.extract`.
+
+        Returns
+        -------
+        FeatureRows
+            ``values`` (images, 143, 3) float32, NaN where a part was not detected; ``detected`` (images, 4) bool;
+            ``visibility`` (images, 33) float32, NaN where no pose was detected.
+        """
+        self._require_open()
+        rows = self._spec.empty_rows(len(images))
+        for number, image in enumerate(images):
+            fill_row(rows, number, self._find(check_image(image)), self._faces)
+        return rows
+
+    def close(self) -> None:
+        """Free the solutions; the extractor can be opened again."""
+        solutions, self._solutions = self._solutions, ()
+        for solution in solutions:
+            try:
+                solution.close()
+            except (RuntimeError, ValueError) as error:  # a graph that failed says so again when closed
+                _log.debug("closing a MediaPipe graph: %s", error)
+
+    def _require_open(self) -> None:
+        if not self._solutions:
+            raise InvalidError(f"{type(self).__name__} is not open; call open() before it gets frames")
+
+    def _process(self, image: NDArray[np.uint8]) -> tuple[Any, ...]:
+        """Return each solution's results; during the first frame after a start the models load, with noise."""
+        first, self._started = self._started, False
+        try:
+            with quiet_calls(), quiet_start() if first else nullcontext():
+                return tuple(solution.process(image) for solution in self._solutions)
+        except Exception:
+            self.open()  # a graph that failed once fails for every frame after it
+            raise
+
+    def _restart(self) -> None:
+        """Put the solutions back to where new ones are."""
+        if self._started:
+            return  # no frame since the last start: nothing to forget
+        with quiet_start(), quiet_calls():
+            for solution in self._solutions:
+                solution.reset()
+        self._started = True

@@ -1,0 +1,120 @@
+"""MediaPipe's separate solutions, face mesh, hands and pose, each on single images: the recipe of users' present files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+from kpstore.extractors.mediapipe import FoundParts, MediapipeExtractor, check_options, pose_model
+
+Handedness = Literal["subject", "legacy"]
+
+
+@dataclass(frozen=True)
+class Hand:
+    """One hand that MediaPipe found.
+
+    Parameters
+    ----------
+    label : MediaPipe's ``"Left"`` or ``"Right"``, which is for a mirrored picture.
+    score : how sure it is of the label, 0.5 to 1.
+    landmarks : its list of 21 landmarks.
+    """
+
+    label: str
+    score: float
+    landmarks: Any
+
+
+def assign_hands(hands: Sequence[Hand], handedness: Handedness) -> tuple[Any, Any]:
+    """Return the landmarks of the left and of the right hand, ``None`` where there is none.
+
+    Parameters
+    ----------
+    hands : at most two, in the order in which MediaPipe returns them.
+    handedness : ``"subject"`` turns MediaPipe's label around, because it is for a mirrored picture: its 'Right' is the
+        subject's left hand in a photograph. Of two hands with the same label the one with the higher score (the first
+        of equals) keeps the side, and the other gets the free one. ``"legacy"`` does what users' present files were
+        made with: the first hand is the right one, the second the left one, whatever the label says.
+    """
+    if handedness == "legacy":
+        landmarks = [hand.landmarks for hand in hands] + [None, None]
+        return landmarks[1], landmarks[0]
+    sides: dict[str, Any] = {}
+    for hand in sorted(hands, key=lambda hand: -hand.score):
+        side, other = ("left", "right") if hand.label == "Right" else ("right", "left")
+        sides.setdefault(side if side not in sides else other, hand.landmarks)
+    return sides.get("left"), sides.get("right")
+
+
+@dataclass(kw_only=True)
+class PartsExtractor(MediapipeExtractor):
+    """Keypoints by FaceMesh, Hands and Pose on single images: every frame stands alone.
+
+    It misses faces that are small in the frame, which Holistic finds.
+
+    Parameters
+    ----------
+    handedness : how left and right hand are told apart, see :func:`assign_hands`; ``"legacy"`` as in users' present
+        files.
+    face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`. Users' present files were
+        made with ``model_complexity=2``, whose model MediaPipe's wheel does not hold.
+    """
+
+    handedness: Handedness = "subject"
+
+    def _check(self) -> None:
+        check_options(model_complexity=self.model_complexity, min_detection_confidence=self.min_detection_confidence)
+        if self.handedness not in ("subject", "legacy"):
+            raise InvalidError(f"handedness is 'subject' or 'legacy', found {self.handedness!r}")
+
+    def _recipe(self) -> tuple[str, str, dict[str, Any], tuple[str, ...]]:
+        parameters = {
+            "handedness": self.handedness,
+            "static_image_mode": True,
+            "refine_landmarks": True,
+            "max_num_faces": 1,
+            "max_num_hands": 2,
+            "hand_model_complexity": 1,
+            "model_complexity": self.model_complexity,
+            **self._confidences(),
+        }
+        models = (
+            "face_detection/face_detection_short_range.tflite",
+            "face_landmark/face_landmark_with_attention.tflite",
+            "hand_landmark/hand_landmark_full.tflite",
+            "palm_detection/palm_detection_full.tflite",
+            "pose_detection/pose_detection.tflite",
+            pose_model(self.model_complexity),
+        )
+        return "parts", "face mesh + hands + pose, single images", parameters, models
+
+    def _confidences(self) -> dict[str, float]:
+        # The tracking threshold also drops unsure landmarks of single images; users' files have MediaPipe's 0.5.
+        return {"min_detection_confidence": float(self.min_detection_confidence), "min_tracking_confidence": 0.5}
+
+    def _build(self, solutions: Any) -> tuple[Any, ...]:
+        shared = {"static_image_mode": True, **self._confidences()}
+        return (
+            solutions.face_mesh.FaceMesh(refine_landmarks=True, max_num_faces=1, **shared),
+            solutions.hands.Hands(max_num_hands=2, model_complexity=1, **shared),
+            solutions.pose.Pose(model_complexity=self.model_complexity, **shared),
+        )
+
+    def _find(self, image: NDArray[np.uint8]) -> FoundParts:
+        faces, hands, pose = self._process(image)
+        left, right = assign_hands(_hands(hands), self.handedness)
+        face = faces.multi_face_landmarks[0] if faces.multi_face_landmarks else None
+        return FoundParts(face, left, right, pose.pose_landmarks)
+
+
+def _hands(found: Any) -> list[Hand]:
+    if not found.multi_hand_landmarks:
+        return []
+    best = [hand.classification[0] for hand in found.multi_handedness]
+    return [Hand(b.label, b.score, marks) for b, marks in zip(best, found.multi_hand_landmarks, strict=True)]

@@ -1,0 +1,168 @@
+"""Keypoints drawn on photographs, and sheets of several pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from kpstore.errors import InvalidError
+from kpstore.schema.layout import N_POINTS, PART_SLICES, Edge, skeleton_edges
+
+Color = tuple[int, int, int]
+
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
+PART_COLORS: Mapping[str, Color] = MappingProxyType(
+    {"face": (240, 228, 66), "left_hand": (86, 180, 233), "right_hand": (230, 120, 0), "pose": (0, 200, 140)}
+)
+_DRAWN_FIRST = ("pose", "face", "left_hand", "right_hand")
+_INK = (20, 20, 20)
+_PAPER = (255, 255, 255)
+_MARGIN = 4
+
+
+def draw_keypoints(
+    image: NDArray[np.uint8],
+    keypoints: NDArray[np.floating],
+    *,
+    edges: Sequence[Edge] | None = None,
+    point_radius: float | None = None,
+    line_width: float | None = None,
+    legend: bool = False,
+    smooth: int = 3,
+) -> NDArray[np.uint8]:
+    """Return the image with the skeleton of one frame drawn on it.
+
+    Parameters
+    ----------
+    image : (height, width, 3) uint8 RGB; it is not changed.
+    keypoints : (143, 3), x and y as fractions of width and height; points with NaN are left out, and points outside
+        the picture do not show.
+    edges : pairs of points to join; the default face list's skeleton if not given. A stored feature's attributes
+        hold its own as ``edges``.
+    point_radius, line_width : in pixels; chosen by the image's size if not given.
+    legend : name the parts that are there, in their colours, in the top left corner.
+    smooth : draw this many times larger and shrink, against jagged lines; 1 for none.
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        (height, width, 3) uint8 RGB.
+    """
+    _check_image(image)
+    if keypoints.shape != (N_POINTS, 3):
+        raise InvalidError(
+            f"keypoints of one frame have shape ({N_POINTS}, 3), found {keypoints.shape}; pass one frame"
+        )
+    if smooth < 1:
+        raise InvalidError(f"smooth is at least 1, found {smooth}")
+    height, width = image.shape[:2]
+    size = max(1.0, min(height, width) / 250)
+    canvas = Image.fromarray(image).resize((width * smooth, height * smooth), Image.Resampling.NEAREST)
+    xy = np.asarray(keypoints[:, :2], dtype=np.float64) * (width * smooth, height * smooth)
+    pen = _Pen(ImageDraw.Draw(canvas), xy, canvas.size)
+    joined = skeleton_edges() if edges is None else edges
+    for part in _DRAWN_FIRST:
+        rows = PART_SLICES[part]
+        # The face has many points close to each other: thinner, or it becomes one blot.
+        thin = 0.6 if part == "face" else 1.0
+        pen.lines(
+            [(a, b) for a, b in joined if rows.start <= a < rows.stop],
+            PART_COLORS[part],
+            max(1, round((line_width or 1.2 * size * thin) * smooth)),
+        )
+        pen.dots(range(rows.start, rows.stop), PART_COLORS[part], (point_radius or 1.6 * size * thin) * smooth)
+    drawn = canvas.resize((width, height), Image.Resampling.BOX)
+    if legend:
+        _draw_legend(drawn, [part for part in PART_COLORS if np.isfinite(keypoints[PART_SLICES[part], :2]).any()])
+    return np.asarray(drawn)
+
+
+class _Pen:
+    """Draws points that are finite and near enough to the picture; Pillow is slow or wrong with far ones."""
+
+    def __init__(self, draw: ImageDraw.ImageDraw, xy: NDArray[np.float64], size: tuple[int, int]) -> None:
+        self._draw = draw
+        self._xy = xy
+        finite = np.isfinite(xy).all(axis=1)
+        self._joinable = finite & (np.abs(np.where(finite[:, None], xy, 0)) < 8 * max(size)).all(axis=1)
+
+    def lines(self, edges: Sequence[Edge], color: Color, width: int) -> None:
+        for a, b in edges:
+            if self._joinable[a] and self._joinable[b]:
+                self._draw.line((*self._xy[a], *self._xy[b]), fill=color, width=width)
+
+    def dots(self, points: range, color: Color, radius: float) -> None:
+        rim = max(1, round(radius / 3))
+        for point in points:
+            if self._joinable[point]:
+                x, y = self._xy[point]
+                self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), color, _INK, rim)
+
+
+def _draw_legend(picture: Image.Image, parts: Sequence[str]) -> None:
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(9, min(picture.size) // 24))
+    names = [part.replace("_", " ") for part in parts] or ["nothing found"]
+    line = round(font.size * 1.3)
+    widest = max(draw.textlength(name, font=font) for name in names)
+    draw.rectangle((0, 0, widest + 2 * _MARGIN, line * len(names) + _MARGIN), fill=_INK)
+    for number, name in enumerate(names):
+        color = PART_COLORS[parts[number]] if parts else _PAPER
+        draw.text((_MARGIN, _MARGIN / 2 + line * number), name, fill=color, font=font)
+
+
+def contact_sheet(
+    images: Sequence[NDArray[np.uint8]], columns: int, captions: Sequence[str] | None = None
+) -> NDArray[np.uint8]:
+    """Return one picture of several, row by row, each in a cell as large as the largest needs.
+
+    Parameters
+    ----------
+    images : at least one, each (height, width, 3) uint8 RGB; sizes may differ.
+    columns : how many stand beside each other.
+    captions : a line under each image, cut where it is too long for its cell.
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        (height, width, 3) uint8 RGB, on white.
+    """
+    if not images or columns < 1:
+        raise InvalidError(f"a sheet needs images and columns, found {len(images)} images in {columns} columns")
+    if captions is not None and len(captions) != len(images):
+        raise InvalidError(f"a sheet needs a caption for each image, found {len(captions)} for {len(images)}")
+    for image in images:
+        _check_image(image)
+    columns = min(columns, len(images))
+    cell_width = max(image.shape[1] for image in images)
+    picture_height = max(image.shape[0] for image in images)
+    font = ImageFont.load_default(size=12)
+    cell_height = picture_height + (18 if captions else 0)
+    n_rows = -(-len(images) // columns)
+    width, height = (columns * (cell_width + _MARGIN) + _MARGIN, n_rows * (cell_height + _MARGIN) + _MARGIN)
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        left, top = _MARGIN + column * (cell_width + _MARGIN), _MARGIN + row * (cell_height + _MARGIN)
+        sheet.paste(Image.fromarray(image), (left, top))
+        if captions:
+            caption = _cut(draw, captions[number], font, cell_width)
+            draw.text((left, top + picture_height + 1), caption, fill=_INK, font=font)
+    return np.asarray(sheet)
+
+
+def _cut(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    text = " ".join(text.split())
+    while text and draw.textlength(text, font=font) > width:
+        text = text[:-2] + "…" if len(text) > 1 and text != "…" else ""
+    return text
+
+
+def _check_image(image: NDArray[np.uint8]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise InvalidError(f"an image is (height, width, 3) uint8 RGB, found {image.shape} {image.dtype}; convert it")
