@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 
 from kpstore.schema.index import VideoRecord
 
-SourceVideo = VideoRecord
-
-
 @dataclass(frozen=True)
 class Listing:
     """What a scan found.

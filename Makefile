@@ -1,0 +1,45 @@
+# Everything runs in .venv, made here on first use. `make test PYTHON=python3.12` takes another Python.
+PYTHON ?= python3
+# Installed first and by exact version: a range would let pip fetch gigabytes of CUDA on a machine without a GPU.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+ARGS ?=
+DEMO ?= demo-output
+
+.PHONY: help demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## say what there is to make
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/python: # an environment with torch
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/demo: $(VENV)/python constraints.txt setup.cfg
+	$(PIP) -e ".[demo]"
+	@touch $@
+
+$(VENV)/test: $(VENV)/python constraints.txt setup.cfg
+	$(PIP) -e ".[test,lint]"
+	@touch $@ $(VENV)/demo
+
+demo: $(VENV)/demo ## extract keypoints from real photographs with two workers, show the result
+	$(BIN)/kpstore demo $(DEMO)
+
+test: $(VENV)/test ## run the tests (ARGS="-k name" for some of them)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(VENV)/test ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/test ## measure speed and size (minutes)
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what this file made
+	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -1,0 +1,53 @@
+"""Single pictures: read whole or not at all, sorted by the numbers in their names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from kpstore.sources.base import FrameError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name says that it is a picture."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Return a sort key by which ``frame9`` comes before ``frame10``."""
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part)
+
+
+def read_image(path: Path, *, name: str) -> NDArray[np.uint8] | FrameError:
+    """Return a picture as (height, width, 3) uint8 RGB, or why it cannot be read.
+
+    A truncated file is an error, never a half-grey picture: that is why this is Pillow and not OpenCV.
+
+    Parameters
+    ----------
+    name : how to call the file in the reason.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        return FrameError(f"{name}: no such file")
+    except UnidentifiedImageError:
+        return FrameError(f"{name}: not a picture that Pillow can read ({path.stat().st_size} bytes)")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return FrameError(f"{name}: {error}")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) from a picture's header; (0, 0) if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return (0, 0)

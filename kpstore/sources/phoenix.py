@@ -1,0 +1,150 @@
+"""RWTH-PHOENIX-Weather 2014 T as it is released: folders of PNG frames and one list of annotations per split."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError, NotFoundError
+from kpstore.schema.index import VideoRecord
+from kpstore.sources.base import FrameError, Listing
+from kpstore.sources.images import image_size, is_image, natural_key, read_image
+
+FRAMES = "features/fullFrame-210x260px"
+COLUMNS = {"speaker": "speaker", "orth": "gloss", "translation": "text"}
+"""Columns of the lists, and what they are called in a store."""
+
+FPS = 25.0
+"""Frame rate of the broadcasts."""
+
+_SPLIT_ORDER = {"train": 0, "dev": 1, "test": 2}
+
+
+@dataclass(frozen=True)
+class PhoenixSource:
+    """PHOENIX-2014-T on disk.
+
+    Videos come split by split (train, dev, test, then others by name), within a split sorted by name; the lists themselves are
+    not sorted. A video's id is its name.
+
+    Parameters
+    ----------
+    root : the folder that holds ``features`` and ``annotations``, or one that holds a ``PHOENIX-2014-T`` folder.
+    splits : only these.
+    max_videos_per_split : only the first ones of each split.
+    """
+
+    root: Path
+    splits: tuple[str, ...] | None = None
+    max_videos_per_split: int | None = None
+    name: str = field(default="PHOENIX-2014-T", repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
+        if self.splits is not None:
+            object.__setattr__(self, "splits", tuple(self.splits))
+        if self.max_videos_per_split is not None and self.max_videos_per_split < 1:
+            raise InvalidError(f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1")
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Which data set, and which part of it."""
+        splits = None if self.splits is None else list(self.splits)
+        return {"kind": "phoenix", "splits": splits, "max_videos_per_split": self.max_videos_per_split}
+
+    def _base(self) -> Path:
+        candidates = (self.root, self.root / "PHOENIX-2014-T", self.root / "PHOENIX-2014-T-release-v3" / "PHOENIX-2014-T")
+        for candidate in candidates:
+            if (candidate / FRAMES).is_dir():
+                return candidate
+        found = sorted(os.listdir(self.root))[:5] if self.root.is_dir() else []
+        what = f"holds {', '.join(found) or 'nothing'}" if self.root.is_dir() else "does not exist"
+        raise NotFoundError(f"no PHOENIX-2014-T at {self.root}: it {what}; expected the folder that holds {FRAMES}")
+
+    def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
+        """List videos and annotations; what is in a list but not on disk, or the reverse, is a problem."""
+        base = self._base()
+        there = {path.name for path in (base / FRAMES).iterdir() if path.is_dir()}
+        wanted = there if self.splits is None else self.splits
+        missing = [split for split in wanted if split not in there]
+        if missing:
+            raise NotFoundError(f"split {missing[0]!r} not found in {base / FRAMES}; there are {sorted(there)}")
+        videos: list[VideoRecord] = []
+        problems: list[str] = []
+        for split in sorted(wanted, key=lambda split: (_SPLIT_ORDER.get(split, 3), split)):
+            for video in self._scan_split(base, split, problems):
+                videos.append(video)
+                if on_video is not None:
+                    on_video(len(videos))
+        _check_unique(videos)
+        return Listing(tuple(videos), tuple(problems))
+
+    def _scan_split(self, base: Path, split: str, problems: list[str]) -> Iterator[VideoRecord]:
+        annotations = _read_list(base, split, problems)
+        folder = base / FRAMES / split
+        on_disk = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+        names = sorted(on_disk | set(annotations))[: self.max_videos_per_split]
+        for name in names:
+            if name not in on_disk:
+                problems.append(f"{split}: video {name!r} is in the list, but {FRAMES}/{split}/{name} is not on disk")
+                continue
+            if annotations and name not in annotations:
+                problems.append(f"{split}: video {name!r} is on disk, but not in the list of annotations")
+            video = _video(base, split, name, annotations.get(name, {}))
+            if video is None:
+                problems.append(f"{split}: video {name!r} has no pictures in {FRAMES}/{split}/{name}")
+            else:
+                yield video
+
+    def read_frames(
+        self, video: VideoRecord, *, skip: Collection[int] = ()
+    ) -> Iterator[NDArray[np.uint8] | FrameError]:
+        """Yield the frames of a video; see :class:`kpstore.sources.base.Source`."""
+        base = self._base()
+        for number, path in enumerate(video.frame_paths):
+            yield FrameError(f"{path}: left out") if number in skip else read_image(base / path, name=path)
+
+
+def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[str, str]]:
+    """Return annotations by video; a list that is not there is a problem, one without its columns an error."""
+    path = base / "annotations" / "manual" / f"PHOENIX-2014-T.{split}.corpus.csv"
+    if not path.is_file():
+        problems.append(f"{split}: no list of annotations at {path.relative_to(base).as_posix()}")
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        # Translations hold quotation marks that mean nothing to the list.
+        reader = csv.DictReader(file, delimiter="|", quoting=csv.QUOTE_NONE)
+        missing = [column for column in ("name", *COLUMNS) if column not in (reader.fieldnames or ())]
+        if missing:
+            raise InvalidError(
+                f"{path}: column {missing[0]!r} is missing; found {list(reader.fieldnames or [])}, "
+                f"need name, {', '.join(COLUMNS)} separated by '|'"
+            )
+        return {row["name"]: {ours: row[theirs] or "" for theirs, ours in COLUMNS.items()} for row in reader}
+
+
+def _video(base: Path, split: str, name: str, annotations: dict[str, str]) -> VideoRecord | None:
+    """Return a video from its folder, or from the ``1`` folder in it that the lists speak of and releases do not have."""
+    for folder in (f"{FRAMES}/{split}/{name}", f"{FRAMES}/{split}/{name}/1"):
+        if not (base / folder).is_dir():
+            continue
+        files = sorted((e.name for e in os.scandir(base / folder) if is_image(e.name)), key=natural_key)
+        if files:
+            width, height = image_size(base / folder / files[0])
+            paths = tuple(f"{folder}/{file}" for file in files)
+            return VideoRecord(name, split, paths, FPS, width, height, annotations)
+    return None
+
+
+def _check_unique(videos: list[VideoRecord]) -> None:
+    seen: dict[str, str] = {}
+    for video in videos:
+        if seen.setdefault(video.id, video.split) != video.split:
+            raise InvalidError(f"video {video.id!r} is in two splits, {seen[video.id]!r} and {video.split!r}; remove one")

@@ -1,0 +1,121 @@
+"""Features describe themselves, refuse nonsense, and survive the way through JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kpstore.errors import InvalidError
+from kpstore.schema.feature import CHUNK_BYTES, ArraySpec, FeatureRows, FeatureSpec, State
+from tests.fakes import fake_spec
+
+NUMBERS = ["float16", "float32", "float64", "bool", "uint8", "int64"]
+
+
+@pytest.mark.parametrize("name", ["", "Pose", "1pose", "a-b", "a b", "a/b", "pose\n", "pöse"])
+def test_names_are_lower_case_identifiers(name: str) -> None:
+    with pytest.raises(InvalidError, match="use lower-case letters, digits and underscores"):
+        ArraySpec(name)
+
+
+@pytest.mark.parametrize("dtype", ["object", "str", "datetime64[s]", "complex64", "nonsense"])
+def test_dtypes_are_numbers(dtype: str) -> None:
+    with pytest.raises(InvalidError, match=f"dtype {dtype!r} is not a number or bool".replace("[", r"\[")):
+        ArraySpec("a", dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": (3,)}, "needs 1 dims, found"),
+        ({"shape": (3, 0), "dims": ("a", "b")}, "every axis of a row needs a length of at least 1"),
+        ({"axis": "clip"}, "axis is 'frame' or 'video', found 'clip'"),
+        ({"labels": {"x": ("a",)}}, "1 labels for 'x' of length None"),
+        ({"shape": (2,), "dims": ("x",), "labels": {"x": ("a",)}}, "1 labels for 'x' of length 2"),
+        ({"shape": (2, 3), "dims": ("x", "x")}, "dimension 'x' has two lengths, 2 and 3"),
+        ({"companions": (ArraySpec("status"),)}, "companion name 'status' is kept for the store itself"),
+        ({"companions": (ArraySpec("values"),)}, "companion name 'values' is kept for the store itself"),
+        ({"companions": (ArraySpec("a"), ArraySpec("a", (2,), ("b",)))}, "two companions have one name"),
+        ({"chunk_rows": -4}, "chunk_rows is -4"),
+        ({"attrs": {"array": np.zeros(2)}}, "attrs must be JSON values"),
+    ],
+)
+def test_specs_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        FeatureSpec("pose", **changes)
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_missing_is_nan_zero_or_false(dtype: str) -> None:
+    rows = ArraySpec("a", (2,), ("x",), dtype).empty(3)
+    assert (rows.shape, rows.dtype) == ((3, 2), np.dtype(dtype))
+    assert np.isnan(rows).all() if dtype.startswith("float") else not rows.any()
+
+
+@given(st.lists(st.integers(1, 400), max_size=3), st.sampled_from(NUMBERS))
+def test_default_chunks_are_the_largest_power_of_two_within_the_bound(shape: list[int], dtype: str) -> None:
+    spec = FeatureSpec("a", tuple(shape), tuple("xyz"[: len(shape)]) if len(set(shape)) else (), dtype)
+    rows = spec.chunk_rows
+    assert rows & (rows - 1) == 0
+    assert rows * spec.row_bytes <= CHUNK_BYTES or rows == 1
+    assert 2 * rows * spec.row_bytes > CHUNK_BYTES or rows == 65536
+    assert spec.row_bytes == math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def test_a_spec_survives_json() -> None:
+    spec = FeatureSpec(
+        "pose",
+        (2, 3),
+        ("point", "space"),
+        labels={"space": ("x", "y", "z")},
+        companions=(ArraySpec("seen", (2,), ("point",), "bool", "1", "whether seen"),),
+        attrs={"edges": ((0, 1),), "mean": 0.5, "n": None},
+    )
+    assert FeatureSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_arrays_are_values_then_companions_by_stored_name() -> None:
+    arrays = fake_spec().arrays
+    assert list(arrays) == ["points", "points_detected"]
+    assert [(a.shape, a.dtype) for a in arrays.values()] == [((5, 3), "float32"), ((2,), "bool")]
+
+
+def test_pending_is_what_unwritten_storage_reads_as() -> None:
+    assert [(s.name, s.value) for s in State] == [("PENDING", 0), ("DONE", 1), ("FAILED", 2)]
+
+
+def test_check_gives_the_dtypes_of_the_spec_and_fills_companions() -> None:
+    rows = FeatureRows(np.ones((4, 5, 3), dtype=np.float64)).check(fake_spec())
+    assert rows.values.dtype == np.float32
+    assert rows.companions["detected"].shape == (4, 2)
+    assert not rows.companions["detected"].any()
+
+
+@pytest.mark.parametrize(
+    ("values", "companions", "message"),
+    [
+        (np.ones((4, 5, 2)), {}, r"values: shape \(4, 5, 2\) given"),
+        (np.ones((4, 5, 3), dtype=complex), {}, "values: dtype complex128 given, float32 needed"),
+        (np.ones((4, 5, 3)), {"seen": np.ones((4, 2), bool)}, "has no companion 'seen'"),
+        (np.ones((4, 5, 3)), {"detected": np.ones((3, 2), bool)}, r"detected: shape \(3, 2\) given"),
+        (np.ones((4, 5, 3)), {"detected": np.ones((4, 2))}, "detected: dtype float64 given, bool needed"),
+    ],
+)
+def test_check_names_what_does_not_fit(values: Any, companions: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        FeatureRows(values, companions).check(fake_spec())
+
+
+def test_rows_slice_join_and_show_shapes_not_numbers() -> None:
+    spec = fake_spec()
+    rows = FeatureRows(np.arange(60, dtype=np.float32).reshape(4, 5, 3), {"detected": np.ones((4, 2), bool)}).check(spec)
+    joined = FeatureRows.concatenate([rows[:1], rows[1:4]])
+    np.testing.assert_array_equal(joined.values, rows.values)
+    np.testing.assert_array_equal(joined.companions["detected"], rows.companions["detected"])
+    assert repr(rows) == "FeatureRows((4, 5, 3) float32, detected: (4, 2))"

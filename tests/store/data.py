@@ -1,0 +1,32 @@
+"""Small stores made from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+import kpstore
+from kpstore.schema.feature import FeatureRows
+from tests.fakes import fake_spec, record
+
+LENGTHS = {"a": 5, "b": 9, "c": 0, "d": 20}
+SPLITS = {"a": "train", "b": "dev", "c": "train", "d": "train"}
+PROVENANCE = {"extractor": "fake", "parameters": {"scale": 1.0}}
+
+
+def rows_of(video_id: str, n_frames: int, seed: int = 0) -> FeatureRows:
+    rng = np.random.default_rng([seed, *video_id.encode()])
+    values = rng.standard_normal((n_frames, 5, 3)).astype(np.float32)
+    return FeatureRows(values, {"detected": rng.integers(0, 2, (n_frames, 2)).astype(bool)})
+
+
+def fill(store: kpstore.Store, *, done: tuple[str, ...] = ("a", "b"), chunk_rows: int = 4) -> kpstore.Store:
+    """Add four videos and the feature ``points``, written for ``done`` and pending for the others."""
+    lengths: Mapping[str, int] = LENGTHS
+    with store.transaction("fill") as tx:
+        tx.add_videos([record(v, n, SPLITS[v], gloss=v.upper()) for v, n in lengths.items()])
+        tx.add_feature(fake_spec(chunk_rows), PROVENANCE)
+        for video_id in done:
+            tx.write("points", video_id, rows_of(video_id, lengths[video_id]))
+    return store.at()

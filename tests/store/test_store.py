@@ -1,0 +1,135 @@
+"""One version of a store: its table, its videos, its failures, its errors."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kpstore
+from kpstore import plugins
+from kpstore.backends.memory import MemoryBackend
+from kpstore.errors import ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
+from tests.conftest import memory_location
+from tests.store.data import LENGTHS, SPLITS, fill, rows_of
+
+
+def test_a_new_store_is_empty_and_named_after_its_path(tmp_path: Path) -> None:
+    store = kpstore.create(tmp_path / "phoenix.kps")
+    assert (store.name, store.mode, store.splits, len(store.videos)) == ("phoenix.kps", "a", [], 0)
+    assert kpstore.create(tmp_path / "other.kps", name="PHOENIX").name == "PHOENIX"
+    with pytest.raises(ExistsError, match="already exists"):
+        kpstore.create(tmp_path / "phoenix.kps")
+
+
+def test_the_table_of_videos(store: kpstore.Store) -> None:
+    with fill(store).transaction("fail") as tx:
+        tx.fail("points", "b", "no")
+    table = store.at().videos
+    assert table.index.tolist() == list(LENGTHS)
+    assert table["split"].tolist() == list(SPLITS.values())
+    assert table["n_frames"].tolist() == list(LENGTHS.values())
+    assert table["fps"].tolist() == [25.0] * 4
+    assert table[["width", "height"]].to_numpy().tolist() == [[8, 6]] * 4
+    assert table["gloss"].tolist() == ["A", "B", "C", "D"]
+    assert table["points_state"].tolist() == ["done", "failed", "pending", "pending"]
+
+
+def test_a_video_knows_itself(store: kpstore.Store) -> None:
+    video = fill(store).video("b")
+    assert (video.id, video.split, len(video), video.rows) == ("b", "dev", 9, slice(5, 14))
+    assert (video.fps, video.width, video.height, video.annotations) == (25.0, 8, 6, {"gloss": "B"})
+    assert video.image_paths == [f"b/{n:04d}.png" for n in range(9)]
+    assert video["gloss"] == "B"
+    np.testing.assert_array_equal(video["points"], rows_of("b", 9).values)
+    assert fill_empty_video(store).shape == (0, 5, 3)
+
+
+def fill_empty_video(store: kpstore.Store) -> np.ndarray:
+    return store.at().video("c")["points"]
+
+
+def test_arrays_index_as_numpy_does(store: kpstore.Store) -> None:
+    filled = fill(store)
+    values = np.asarray(filled["points"])
+    for key in (3, slice(2, 30, 5), [5, 2, 2], (slice(1, 9), slice(None), 0), values[:, 0, 0] > 0):
+        np.testing.assert_array_equal(filled["points"][key], values[key])
+    assert repr(filled["points"]) == "<points (frame: 34, point: 5, space: 3) float32>"
+    assert (len(filled["points"]), filled["points"].ndim, filled["points"].chunk_rows) == (34, 3, 4)
+    assert sum(1 for _ in filled["points"]) == 34
+
+
+def test_unknown_names_list_what_there_is(store: kpstore.Store) -> None:
+    filled = fill(store)
+    for call in (lambda: filled["pose"], lambda: filled.feature("pose"), lambda: filled.failures("pose")):
+        with pytest.raises(NotFoundError, match=r"feature 'pose' not found; this store has \['points'\]"):
+            call()
+    with pytest.raises(NotFoundError, match=r"feature 'pose' not found; this store has none yet"):
+        store["pose"]
+    with pytest.raises(NotFoundError, match="video 'e' not found; there are 4 videos"):
+        filled.video("e")
+
+
+def test_a_store_opened_for_reading_writes_nothing(disk_store: kpstore.Store) -> None:
+    fill(disk_store)
+    store = kpstore.open(disk_store.location)
+    for call in (
+        lambda: store.transaction("x"),
+        lambda: store.tag("v1"),
+        lambda: store.delete_tag("v1"),
+        lambda: store.branch("b"),
+        lambda: store.rollback("main"),
+    ):
+        with pytest.raises(ReadOnlyError, match='was opened for reading; use kpstore.open.*mode="a"'):
+            call()
+    with pytest.raises(InvalidError, match="mode 'w': use 'r' to read or 'a' to add"):
+        kpstore.open(disk_store.location, mode="w")  # type: ignore[arg-type]
+
+
+def test_a_store_pickles_as_its_place_and_version(store: kpstore.Store) -> None:
+    filled = fill(store)
+    np.asarray(filled["points"])
+    payload = pickle.dumps(filled)
+    with filled.transaction("more") as tx:
+        tx.fail("points", "a", "no")
+    again = pickle.loads(payload)
+    assert len(payload) < 500
+    assert (type(again), again.snapshot, again.mode) == (kpstore.Store, filled.snapshot, "a")
+    np.testing.assert_array_equal(again["points"][:], filled["points"][:])
+
+
+def test_open_at_and_a_relative_path(disk_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk_store.tag("empty")
+    fill(disk_store)
+    monkeypatch.chdir(Path(disk_store.location).parent)
+    assert len(kpstore.open("disk.kps").index) == 4
+    assert len(kpstore.open("disk.kps", at="empty").index) == 0
+    assert repr(kpstore.open("disk.kps")).endswith("4 videos, 34 frames, ['points']>")
+
+
+def test_a_newer_format_says_what_to_do(memory_store: kpstore.Store) -> None:
+    changes = memory_store.backend.begin()
+    changes.set_attrs({"kpstore": {"format_version": 99}})
+    changes.commit("from the future")
+    with pytest.raises(InvalidError, match="has format version 99, this kpstore reads 1; open it with the kpstore that"):
+        kpstore.open(memory_store.location)
+
+
+def test_object_storage_is_refused_in_words() -> None:
+    with pytest.raises(UnsupportedError, match="object storage is not supported yet"):
+        kpstore.open("s3://bucket/store")
+
+
+def test_a_plugin_is_registered_once_and_never_shadows_an_installed_one() -> None:
+    name = memory_location()
+    plugins.register("kpstore.backends", name, MemoryBackend)
+    plugins.register("kpstore.backends", name, MemoryBackend)
+    assert plugins.load("kpstore.backends", name) is MemoryBackend
+    for taken in (name, "icechunk"):
+        with pytest.raises(ExistsError, match="already registered"):
+            plugins.register("kpstore.backends", taken, object)
+    assert plugins.load("kpstore.backends", "icechunk").__name__ == "IcechunkBackend"
+    with pytest.raises(NotFoundError, match="backend 'nothing' not found; there are: .*icechunk"):
+        plugins.load("kpstore.backends", "nothing")

@@ -1,0 +1,69 @@
+"""Imports point one way; siblings on a floor do not know each other (style.md, section 4)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kpstore
+
+FLOORS = [
+    ["errors", "_version"],
+    ["plugins"],
+    ["schema"],
+    ["backends", "sources", "extractors", "render"],
+    ["store"],
+    ["ingest", "interop", "views"],
+    ["api", "trainers"],
+    ["cli"],
+]
+FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
+ROOT = Path(kpstore.__file__).parent
+
+
+def modules() -> dict[str, Path]:
+    """Every module of kpstore and cli, but for the lazy table in ``kpstore/__init__.py``."""
+    own = {f"kpstore.{'.'.join(p.relative_to(ROOT).with_suffix('').parts)}": p for p in ROOT.rglob("*.py")}
+    cli = ROOT.parent / "cli"
+    own |= {f"kpstore.cli.{'.'.join(p.relative_to(cli).with_suffix('').parts)}": p for p in cli.rglob("*.py")}
+    return {name: path for name, path in sorted(own.items()) if name != "kpstore.__init__"}
+
+
+def imported(name: str, path: Path) -> Iterator[str]:
+    """Modules of kpstore that a module imports, wherever in the file, relative imports resolved."""
+    package = name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "kpstore")
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            home = ".".join([*base, *([node.module] if node.module else [])])
+            if home == "kpstore":
+                yield from (f"kpstore.{alias.name}" for alias in node.names)
+            elif home.startswith("kpstore."):
+                yield home
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_module_imports_only_from_floors_below(name: str) -> None:
+    here = part_of(name)
+    assert here in FLOOR_OF, f"{here} has no floor; add it to FLOORS"
+    allowed = {part for part, floor in FLOOR_OF.items() if floor < FLOOR_OF[here]} | {here}
+    if FLOOR_OF[here] == len(FLOORS) - 1:
+        # The command line is a user: it may say kpstore.open as everybody does.
+        allowed |= set(kpstore.__all__)
+    wrong = [module for module in imported(name, modules()[name]) if part_of(module) not in allowed]
+    assert not wrong, f"{name} is on the floor of {FLOORS[FLOOR_OF[here]]} and imports {wrong}"
+
+
+def test_the_check_sees_imports_in_functions_and_relative_ones(tmp_path: Path) -> None:
+    module = tmp_path / "m.py"
+    module.write_text("def f():\n    from kpstore import plugins\n    from ..views import frames\n    import kpstore.api\n")
+    assert sorted(imported("kpstore.store.m", module)) == ["kpstore.api", "kpstore.plugins", "kpstore.views"]

@@ -1,0 +1,143 @@
+"""Frames for a DataLoader: one read per batch, in any kind of worker process."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kpstore
+from kpstore.errors import InvalidError, NotFoundError
+from kpstore.schema.feature import FeatureSpec
+from tests.store.data import fill, rows_of
+
+
+def values_of(samples: list[dict[str, Any]], name: str = "points") -> np.ndarray:
+    return np.stack([sample[name] for sample in samples])
+
+
+def test_samples_are_the_rows_of_the_store(store: kpstore.Store) -> None:
+    filled = fill(store)
+    view = filled.frames(["points", "points_detected"])
+    assert len(view) == 34
+    assert set(view[0]) == {"points", "points_detected", "row"}
+    np.testing.assert_array_equal(values_of([view[i] for i in range(34)]), filled["points"][:])
+    np.testing.assert_array_equal(view[-1]["points"], filled["points"][33])
+    np.testing.assert_array_equal(view[6]["points_detected"], rows_of("b", 9).companions["detected"][1])
+    for index in (34, -35):
+        with pytest.raises(IndexError, match=f"frame {index} asked for; the view has 34"):
+            view[index]
+
+
+def test_a_batch_is_one_planned_read(memory_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled = fill(memory_store)
+    view, reads, read = filled.frames("points"), list[tuple[int, int]](), filled.view.read
+
+    def counted(name: str, start: int, stop: int) -> Any:
+        reads.append((start, stop))
+        return read(name, start, stop)
+
+    monkeypatch.setattr(filled.view, "read", counted)
+    samples = view.__getitems__([13, 2, 9, 2, 6, 33])
+    assert reads == [(2, 14), (33, 34)]
+    assert [sample["row"] for sample in samples] == [13, 2, 9, 2, 6, 33]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(values_of(samples), filled["points"][[13, 2, 9, 2, 6, 33]])
+
+
+def test_subsets_by_split_and_videos(store: kpstore.Store) -> None:
+    filled = fill(store)
+    assert filled.frames("points", split="dev").rows.tolist() == list(range(5, 14))
+    assert filled.frames("points", videos=["b", "a"]).rows.tolist() == [*range(5, 14), *range(5)]
+    assert filled.frames("points", split="train", videos=["b", "a"]).rows.tolist() == list(range(5))
+    assert filled.frames("points", split=["train", "dev"]).rows.tolist() == list(range(34))
+    with pytest.raises(NotFoundError, match="split 'test' not found"):
+        filled.frames("points", split="test")
+
+
+@pytest.mark.parametrize("features", ["points", "points_detected", ["points_detected", "image_path"]])
+def test_skip_leaves_out_failed_and_pending_frames(memory_store: kpstore.Store, features: Any) -> None:
+    with fill(memory_store).transaction("fail") as tx:
+        tx.write("points", "a", rows_of("a", 5), failed_frames={1: "no"})
+    view = memory_store.at().frames(features, missing="skip")
+    assert view.rows.tolist() == [0, 2, 3, 4, *range(5, 14)]
+    assert len(memory_store.at().frames(features)) == 34
+
+
+def test_missing_frames_are_nan_when_kept(memory_store: kpstore.Store) -> None:
+    view = fill(memory_store).frames("points")
+    assert np.isnan(view[20]["points"]).all()
+    assert not np.isnan(view[3]["points"]).any()
+
+
+def test_a_transform_makes_the_sample(memory_store: kpstore.Store) -> None:
+    view = fill(memory_store).frames("points", transform=lambda sample: float(sample["points"].sum()))
+    assert view[3] == pytest.approx(float(rows_of("a", 5).values[3].sum()))
+
+
+def test_only_arrays_of_frames_and_known_words_are_taken(memory_store: kpstore.Store) -> None:
+    filled = fill(memory_store)
+    with pytest.raises(InvalidError, match="'n_frames' lies on the axis 'video', a frame view needs 'frame'"):
+        filled.frames("n_frames")
+    with pytest.raises(InvalidError, match="missing='drop': use 'nan' or 'skip'"):
+        filled.frames("points", missing="drop")  # type: ignore[arg-type]
+    with pytest.raises(NotFoundError, match="feature 'pose' not found"):
+        filled.frames(["points", "pose"])
+
+
+def test_a_view_pickles_with_its_selection_and_version(store: kpstore.Store) -> None:
+    view = fill(store).frames("points", split="dev")
+    view[0]
+    again = pickle.loads(pickle.dumps(view))
+    with store.transaction("later") as tx:
+        tx.remove_feature("points")
+        tx.add_feature(FeatureSpec("other"))
+    np.testing.assert_array_equal(values_of(again.__getitems__(range(9))), rows_of("b", 9).values)
+
+
+LOADER = """
+import sys, kpstore, numpy as np
+from torch.utils.data import DataLoader
+
+def main():
+    location, workers, method = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    store = kpstore.open(location)
+    view = store.frames("points", missing="skip")
+    context = None if method == "none" else method
+    loader = DataLoader(view, batch_size=4, num_workers=workers, multiprocessing_context=context, shuffle=False)
+    for epoch in range(2):
+        values = np.concatenate([batch["points"].numpy() for batch in loader])
+        assert np.array_equal(values, store["points"][:14]), values.shape
+    print("equal")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def load(store: kpstore.Store, tmp_path: Path, workers: int, method: str) -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "loader.py"
+    script.write_text(LOADER)
+    command = [sys.executable, "-W", "ignore", str(script), store.location, str(workers), method]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize(("workers", "method"), [(0, "none"), (2, "forkserver"), (1, "spawn")])
+def test_a_data_loader_reads_in_any_worker(
+    disk_store: kpstore.Store, tmp_path: Path, workers: int, method: str
+) -> None:
+    done = load(fill(disk_store), tmp_path, workers, method)
+    assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr
+
+
+@pytest.mark.timeout(100)
+def test_a_data_loader_that_forks_is_told_what_to_do(disk_store: kpstore.Store, tmp_path: Path) -> None:
+    done = load(fill(disk_store), tmp_path, 2, "fork")
+    assert done.returncode != 0
+    assert "multiprocessing_context='forkserver'" in done.stderr
