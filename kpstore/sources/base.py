@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kpstore.schema.index import VideoRecord
 
+
 @dataclass(frozen=True)
 class Listing:
     """What a scan found.

@@ -31,8 +31,8 @@ _SPLIT_ORDER = {"train": 0, "dev": 1, "test": 2}
 class PhoenixSource:
     """PHOENIX-2014-T on disk.
 
-    Videos come split by split (train, dev, test, then others by name), within a split sorted by name; the lists themselves are
-    not sorted. A video's id is its name.
+    Videos come split by split (train, dev, test, then others by name), within a split sorted by name; the lists
+    themselves are not sorted. A video's id is its name.
 
     Parameters
     ----------
@@ -60,7 +60,11 @@ class PhoenixSource:
         return {"kind": "phoenix", "splits": splits, "max_videos_per_split": self.max_videos_per_split}
 
     def _base(self) -> Path:
-        candidates = (self.root, self.root / "PHOENIX-2014-T", self.root / "PHOENIX-2014-T-release-v3" / "PHOENIX-2014-T")
+        candidates = (
+            self.root,
+            self.root / "PHOENIX-2014-T",
+            self.root / "PHOENIX-2014-T-release-v3" / "PHOENIX-2014-T",
+        )
         for candidate in candidates:
             if (candidate / FRAMES).is_dir():
                 return candidate
@@ -131,7 +135,7 @@ def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[st
 
 
 def _video(base: Path, split: str, name: str, annotations: dict[str, str]) -> VideoRecord | None:
-    """Return a video from its folder, or from the ``1`` folder in it that the lists speak of and releases do not have."""
+    """Return a video from its folder, or from the folder ``1`` in it that the lists name and releases do not have."""
     for folder in (f"{FRAMES}/{split}/{name}", f"{FRAMES}/{split}/{name}/1"):
         if not (base / folder).is_dir():
             continue
@@ -147,4 +151,6 @@ def _check_unique(videos: list[VideoRecord]) -> None:
     seen: dict[str, str] = {}
     for video in videos:
         if seen.setdefault(video.id, video.split) != video.split:
-            raise InvalidError(f"video {video.id!r} is in two splits, {seen[video.id]!r} and {video.split!r}; remove one")
+            raise InvalidError(
+                f"video {video.id!r} is in two splits, {seen[video.id]!r} and {video.split!r}; remove one"
+            )

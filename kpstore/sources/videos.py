@@ -29,8 +29,8 @@ SPLIT_NAMES = frozenset({"train", "training", "dev", "val", "valid", "validation
 class VideosSource:
     """Video files and folders of pictures below a folder.
 
-    If a folder directly below ``root`` is called train, dev, val, test or the like, these folders are the splits, and what
-    lies elsewhere has the split ``""``. A video's id is its path without suffix; a folder of pictures is one video.
+    If a folder directly below ``root`` is called train, dev, val, test or the like, these folders are the splits, and
+    what lies elsewhere has the split ``""``. A video's id is its path without suffix; a folder of pictures is one video.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class VideosSource:
         found = _find(self.root)
         if not found:
             raise InvalidError(
-                f"no videos in {self.root}; looked for {', '.join(sorted(VIDEO_SUFFIXES))} files and folders of pictures"
+                f"no videos in {self.root}; looked for folders of pictures and {', '.join(sorted(VIDEO_SUFFIXES))} files"
             )
         videos: list[VideoRecord] = []
         problems: list[str] = []
@@ -128,7 +128,7 @@ class _Entry:
 
 
 def _find(root: Path) -> list[_Entry]:
-    """Return all videos below a folder, split by split, in the order of their ids; links to folders are not followed."""
+    """Return all videos below a folder, split by split, by id; links to folders are not followed."""
     raw: list[tuple[str, tuple[str, ...]]] = []
     for folder, _, names in os.walk(root):
         relative = Path(folder).relative_to(root).as_posix()
@@ -157,7 +157,9 @@ def _describe(root: Path, entry: _Entry) -> VideoRecord:
     if entry.files:
         width, height = image_size(root / entry.path / entry.files[0])
         prefix = "" if entry.path == "." else f"{entry.path}/"
-        return VideoRecord(entry.id, entry.split, tuple(prefix + name for name in entry.files), width=width, height=height)
+        return VideoRecord(
+            entry.id, entry.split, tuple(prefix + name for name in entry.files), width=width, height=height
+        )
     with _opened(root, entry.path) as (container, stream):
         fps = float(stream.average_rate or stream.guessed_rate or np.nan)
         width, height = stream.width, stream.height
@@ -184,8 +186,8 @@ class _opened:
             raise MissingExtraError(f"reading {self._path}", extra="video") from None
         try:
             self._container = av.open(str(self._root / self._path))
-        except (OSError, ValueError) as error:
-            raise InvalidError(f"{self._path}: cannot be opened as a video ({error})") from None
+        except OSError as error:
+            raise InvalidError(f"{self._path}: cannot be opened as a video ({error.strerror})") from None
         if not self._container.streams.video:
             self._container.close()
             raise InvalidError(f"{self._path}: holds no video stream")
@@ -244,7 +246,9 @@ def _read_file(
     with _opened(root, path) as (container, stream):
         for frame in _decoded(container, stream):
             if number == video.n_frames:
-                raise InvalidError(f"{path}: holds more than the {video.n_frames} frames that it announces; re-encode it")
+                raise InvalidError(
+                    f"{path}: holds more than the {video.n_frames} frames that it announces; re-encode it"
+                )
             if number in skip:
                 yield FrameError(f"{path}#{number}: left out")
             elif isinstance(frame, FrameError):
