@@ -1,4 +1,4 @@
-"""MediaPipe Holistic: one model that looks for the person, then for the face and the hands near where the pose has them."""
+"""MediaPipe Holistic: looks for the person, then for the face and the hands where the pose has them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HolisticExtractor(MediapipeExtractor):
     Parameters
     ----------
     mode : ``"image"`` looks for the person anew in every frame, ``"video"`` tracks and smooths.
-    independent_frames : start anew before every frame, so that frames do not depend on each other; about a third of the
+    independent_frames : start anew before every frame, so that frames do not depend on each other; about half the
         speed, and only with ``mode="image"``.
     min_tracking_confidence : 0 to 1; poses below it are dropped.
     face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`.

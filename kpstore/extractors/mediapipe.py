@@ -109,8 +109,8 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
     if missing:
         raise UnsupportedError(
             f"model file {missing[0]!r} is needed, but MediaPipe {mediapipe_version()} in {folder} does not hold it; "
-            'its wheels hold the pose model of model_complexity=1 only, and the version of pip install "kpstore[mediapipe]"'
-            " holds every other one: use these, or put the file there"
+            "choose model_complexity=1, the only pose model in its wheel, or put the file there "
+            '(pip install "kpstore[mediapipe]" brings a version that holds all other models)'
         )
     return {Path(name).name: _file_sha256(folder / name) for name in names}
 

@@ -1,4 +1,4 @@
-"""MediaPipe's separate solutions, face mesh, hands and pose, each on single images: the recipe of users' present files."""
+"""MediaPipe's FaceMesh, Hands and Pose, each on single images: the recipe of users' present files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def assign_hands(hands: Sequence[Hand], handedness: Handedness) -> tuple[Any, An
 class PartsExtractor(MediapipeExtractor):
     """Keypoints by FaceMesh, Hands and Pose on single images: every frame stands alone.
 
-    It misses faces that are small in the frame, which Holistic finds.
+    It misses faces that are small in the frame, which Holistic finds; and where a frame shows several people, nothing
+    makes the face, the hands and the pose belong to the same one.
 
     Parameters
     ----------

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -100,8 +103,9 @@ class DaskExecutor:
             self._client = self._connect(distributed)
             self._n_workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
             return self
-        self._cluster = self._start_cluster(distributed)
-        self._client = distributed.Client(self._cluster)
+        with _sigint_blocked():
+            self._cluster = self._start_cluster(distributed)
+            self._client = distributed.Client(self._cluster)
         return self
 
     def _start_cluster(self, distributed: Any) -> Any:
@@ -116,6 +120,7 @@ class DaskExecutor:
                     memory_limit=0,
                     dashboard_address=None,
                     silence_logs=logging.CRITICAL,
+                    preload=[__name__],
                 )
             except RuntimeError as error:
                 # Dask gives up the whole cluster if one worker dies while it starts; once it runs, it restarts them.
@@ -194,6 +199,26 @@ class DaskExecutor:
         if entry.tries < MAX_TRIES:
             return None
         return _given_up(job, entry.task, f"its worker process died {entry.tries} times")
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Start processes that never see Ctrl-C, which a terminal sends to all of them: the driver decides how a run ends.
+
+    Child processes inherit the mask; workers that Dask starts again later come to :func:`dask_setup`.
+    """
+    # It unblocks SIGINT when it starts its own helper process, which would happen in the middle.
+    resource_tracker.ensure_running()
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def dask_setup(worker: Any) -> None:
+    """Prepare a worker process; Dask calls this by its name."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _take(items: Iterator[Task], count: int) -> list[Task]:

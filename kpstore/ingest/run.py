@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Protocol
@@ -356,7 +356,10 @@ class _Run:
         device = "cuda" if options.gpus else "cpu"
         n_gpus = options.gpus if options.scheduler is None else 0
         job = Job(self._progress.run_id, self._source, self._extractor, device, n_gpus)
-        with make_executor(options.n_workers, scheduler=options.scheduler) as executor:
+        with ExitStack() as stack:
+            # Half a cluster cannot be taken down cleanly, so a Ctrl-C waits until it stands.
+            with _interrupts_held_back():
+                executor = stack.enter_context(make_executor(options.n_workers, scheduler=options.scheduler))
             self._progress.workers = executor.n_workers
             self._drive(executor, job, plan.tasks)
 

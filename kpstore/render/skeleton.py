@@ -22,6 +22,7 @@ _DRAWN_FIRST = ("pose", "face", "left_hand", "right_hand")
 _INK = (20, 20, 20)
 _PAPER = (255, 255, 255)
 _MARGIN = 4
+_CAPTION = 18
 
 
 def draw_keypoints(
@@ -87,27 +88,28 @@ class _Pen:
     def __init__(self, draw: ImageDraw.ImageDraw, xy: NDArray[np.float64], size: tuple[int, int]) -> None:
         self._draw = draw
         self._xy = xy
-        finite = np.isfinite(xy).all(axis=1)
-        self._joinable = finite & (np.abs(np.where(finite[:, None], xy, 0)) < 8 * max(size)).all(axis=1)
+        near = np.abs(xy) < 8 * max(size)  # False for NaN
+        self._drawable: NDArray[np.bool_] = np.logical_and(near[:, 0], near[:, 1])
 
     def lines(self, edges: Sequence[Edge], color: Color, width: int) -> None:
         for a, b in edges:
-            if self._joinable[a] and self._joinable[b]:
+            if self._drawable[a] and self._drawable[b]:
                 self._draw.line((*self._xy[a], *self._xy[b]), fill=color, width=width)
 
     def dots(self, points: range, color: Color, radius: float) -> None:
         rim = max(1, round(radius / 3))
         for point in points:
-            if self._joinable[point]:
+            if self._drawable[point]:
                 x, y = self._xy[point]
                 self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), color, _INK, rim)
 
 
 def _draw_legend(picture: Image.Image, parts: Sequence[str]) -> None:
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=max(9, min(picture.size) // 24))
+    font_size = max(9, min(picture.size) // 24)
+    font = ImageFont.load_default(size=font_size)
     names = [part.replace("_", " ") for part in parts] or ["nothing found"]
-    line = round(font.size * 1.3)
+    line = round(font_size * 1.3)
     widest = max(draw.textlength(name, font=font) for name in names)
     draw.rectangle((0, 0, widest + 2 * _MARGIN, line * len(names) + _MARGIN), fill=_INK)
     for number, name in enumerate(names):
@@ -139,20 +141,18 @@ def contact_sheet(
         _check_image(image)
     columns = min(columns, len(images))
     cell_width = max(image.shape[1] for image in images)
-    picture_height = max(image.shape[0] for image in images)
-    font = ImageFont.load_default(size=12)
-    cell_height = picture_height + (18 if captions else 0)
-    n_rows = -(-len(images) // columns)
-    width, height = (columns * (cell_width + _MARGIN) + _MARGIN, n_rows * (cell_height + _MARGIN) + _MARGIN)
-    sheet = Image.new("RGB", (width, height), _PAPER)
+    row_heights = [max(image.shape[0] for image in images[i : i + columns]) for i in range(0, len(images), columns)]
+    tops = np.cumsum([_MARGIN, *(height + _MARGIN + (_CAPTION if captions else 0) for height in row_heights)])
+    sheet = Image.new("RGB", (columns * (cell_width + _MARGIN) + _MARGIN, int(tops[-1])), _PAPER)
     draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=12)
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
-        left, top = _MARGIN + column * (cell_width + _MARGIN), _MARGIN + row * (cell_height + _MARGIN)
+        left, top = _MARGIN + column * (cell_width + _MARGIN), int(tops[row])
         sheet.paste(Image.fromarray(image), (left, top))
         if captions:
             caption = _cut(draw, captions[number], font, cell_width)
-            draw.text((left, top + picture_height + 1), caption, fill=_INK, font=font)
+            draw.text((left, top + image.shape[0] + 1), caption, fill=_INK, font=font)
     return np.asarray(sheet)
 
 

@@ -1,4 +1,4 @@
-"""The 143-point layout of keypoints: its parts, the points' names, the skeleton, and which mesh points make the face."""
+"""The 143-point layout of keypoints: parts, names, skeleton, and which mesh points make the face."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ class FaceList:
     source: str = ""
 
     def __post_init__(self) -> None:
-        points = tuple(tuple(p) if isinstance(p, list) else p for p in self.points)
+        given: Sequence[object] = self.points  # lists, too, as JSON has them
+        points = tuple(tuple(p) if isinstance(p, list) else p for p in given)
         problems = [f"entry {i} is {p!r}" for i, p in enumerate(points) if not _is_mesh_point(p)]
         if len(points) != N_FACE:
             problems.insert(0, f"it has {len(points)} entries")

@@ -30,7 +30,7 @@ class VideosSource:
     """Video files and folders of pictures below a folder.
 
     If a folder directly below ``root`` is called train, dev, val, test or the like, these folders are the splits, and
-    what lies elsewhere has the split ``""``. A video's id is its path without suffix; a folder of pictures is one video.
+    what lies elsewhere has the split ``""``. A video's id is its path without suffix; a folder of pictures is a video.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class VideosSource:
         found = _find(self.root)
         if not found:
             raise InvalidError(
-                f"no videos in {self.root}; looked for folders of pictures and {', '.join(sorted(VIDEO_SUFFIXES))} files"
+                f"no videos in {self.root}; looked for folders of pictures and for {', '.join(sorted(VIDEO_SUFFIXES))}"
             )
         videos: list[VideoRecord] = []
         problems: list[str] = []
@@ -186,8 +186,9 @@ class _opened:
             raise MissingExtraError(f"reading {self._path}", extra="video") from None
         try:
             self._container = av.open(str(self._root / self._path))
-        except OSError as error:
-            raise InvalidError(f"{self._path}: cannot be opened as a video ({error.strerror})") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InvalidError(f"{self._path}: cannot be opened as a video ({reason})") from None
         if not self._container.streams.video:
             self._container.close()
             raise InvalidError(f"{self._path}: holds no video stream")

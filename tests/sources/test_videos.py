@@ -133,7 +133,7 @@ def test_a_file_that_is_no_video_is_a_problem_and_the_others_are_listed(tmp_path
 def test_wrong_places_say_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="does not exist"):
         VideosSource(tmp_path / "nowhere").scan()
-    with pytest.raises(InvalidError, match=r"no videos in .*; looked for folders of pictures and \.avi"):
+    with pytest.raises(InvalidError, match=r"no videos in .*; looked for folders of pictures and for \.avi"):
         VideosSource(tmp_path).scan()
     (tmp_path / "file").touch()
     with pytest.raises(NotFoundError, match="is a file"):

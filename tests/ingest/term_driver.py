@@ -1,0 +1,18 @@
+"""The ingest that test_run.py ends with SIGTERM; run as a script."""
+
+import sys
+
+from kpstore.ingest.run import Options, run_ingest
+from tests.fakes import FakeExtractor, FakeSource
+
+LENGTHS = {f"v{n}": 20 for n in range(20)}
+
+
+def source() -> FakeSource:
+    return FakeSource(LENGTHS)
+
+
+if __name__ == "__main__":
+    options = Options(workers=0, task_frames=20, checkpoint_s=0.2)
+    report = run_ingest(source(), sys.argv[1], FakeExtractor(sleep_s=0.01), options)
+    print("interrupted" if report.interrupted else "whole", report.videos_done)

@@ -1,0 +1,386 @@
+"""The ingest: the same bytes however it runs, everything accounted for, nothing half visible."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import kpstore
+from kpstore.backends.icechunk import IcechunkBackend
+from kpstore.errors import BusyError, CorruptError, InvalidError, MismatchError
+from kpstore.ingest import run as run_module
+from kpstore.ingest.report import Progress, feature_progress, read_progress
+from kpstore.ingest.run import Options, SilentObserver, plan_ingest, run_ingest
+from kpstore.schema.feature import FeatureRows, State
+from tests.conftest import memory_location
+from tests.fakes import FakeExtractor, FakeSource, fake_spec, record
+
+LENGTHS = {f"v{n:02d}": (n * 7) % 40 for n in range(24)}
+BROKEN = {"v03": [0, 5], "v11": [36]}
+ARRAYS = ("points", "points_detected", "points_status", "points_state", "points_failure")
+SERIAL = Options(workers=0, task_frames=60)
+
+
+def source(**changes: Any) -> FakeSource:
+    return FakeSource(LENGTHS, broken=BROKEN, unreadable=("v05",), **changes)
+
+
+def extractor(**changes: Any) -> FakeExtractor:
+    return FakeExtractor(**{"chunk_rows": 8, **changes})
+
+
+def ingest(path: Path | str, options: Options = SERIAL, **changes: Any) -> kpstore.Store:
+    report = run_ingest(changes.pop("source", source()), path, changes.pop("extractor", extractor()), options, **changes)
+    store = kpstore.open(path, mode="a")
+    assert report.snapshot == store.snapshot
+    return store
+
+
+def assert_same(one: kpstore.Store, other: kpstore.Store) -> None:
+    for name in ARRAYS:
+        left, right = one[name][:], other[name][:]
+        assert left.dtype == right.dtype
+        assert left.tolist() == right.tolist() if left.dtype == object else left.tobytes() == right.tobytes()
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> kpstore.Store:
+    return ingest(tmp_path_factory.mktemp("serial") / "s.kps")
+
+
+def dask(path: Path, workers: int, source: FakeSource, **changes: Any) -> kpstore.Store:
+    return ingest(path, Options(workers=workers, task_frames=60, **changes), source=source)
+
+
+# -- the same bytes ---------------------------------------------------------------------------------------------
+
+
+def test_serial_equals_a_plain_loop(serial: kpstore.Store) -> None:
+    model, frames = extractor(), source()
+    model.open()
+    for video in frames.scan().videos:
+        if video.id in frames.unreadable:
+            continue
+        model.start_video()
+        for number, image in enumerate(frames.read_frames(video)):
+            if number in BROKEN.get(video.id, ()):
+                continue
+            rows, at = model.extract([image]), serial.video(video.id).rows.start + number
+            np.testing.assert_array_equal(serial["points"][at], rows.values[0])
+            np.testing.assert_array_equal(serial["points_detected"][at], rows.companions["detected"][0])
+            assert serial["points_status"][at] == State.DONE
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_dask_workers_give_the_same_bytes(serial: kpstore.Store, tmp_path: Path, workers: int) -> None:
+    assert_same(serial, dask(tmp_path / "d.kps", workers, source(), checkpoint_frames=100))
+
+
+def test_forks_are_really_used_and_memory_without_forks_gives_the_same(
+    serial: kpstore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forks, take = list[bool](), run_module._Run._take
+
+    def watched(self: Any, result: Any) -> None:
+        forks.append(result.fork is not None)
+        take(self, result)
+
+    monkeypatch.setattr(run_module._Run, "_take", watched)
+    assert_same(serial, ingest(tmp_path / "s.kps"))
+    assert sum(forks) >= len(forks) // 2 > 1
+    forks.clear()
+    assert_same(serial, ingest(memory_location()))
+    assert not any(forks)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 64, 1000])
+@pytest.mark.parametrize("task_frames", [1, 50, 10_000])
+def test_chunks_and_tasks_of_any_size_give_the_same_numbers(
+    serial: kpstore.Store, tmp_path: Path, chunk_rows: int, task_frames: int
+) -> None:
+    options = Options(workers=0, task_frames=task_frames, checkpoint_frames=70)
+    assert_same(serial, ingest(tmp_path / "s.kps", options, extractor=extractor(chunk_rows=chunk_rows)))
+
+
+# -- failures ---------------------------------------------------------------------------------------------------
+
+
+def test_broken_frames_and_videos_are_recorded_and_the_rest_is_there(serial: kpstore.Store) -> None:
+    failures = [(f.video_id, f.frame, f.reason) for f in serial.failures("points")]
+    assert failures == [
+        ("v03", 0, "v03/0000.png: truncated"),
+        ("v03", 5, "v03/0005.png: truncated"),
+        ("v05", None, "OSError: v05: the disk said no"),
+        ("v11", 36, "v11/0036.png: truncated"),
+    ]
+    table = serial.videos["points_state"]
+    assert table["v05"] == "failed"
+    assert (table.drop("v05") == "done").all()
+    status = serial["points_status"][:]
+    assert (status == State.FAILED).sum() == 3 + LENGTHS["v05"]
+    assert not (status == State.PENDING).any()
+    assert np.isnan(serial["points"][:][status == State.FAILED]).all()
+
+
+def test_an_image_the_model_does_not_like_fails_alone(tmp_path: Path) -> None:
+    store = ingest(tmp_path / "s.kps", source=FakeSource({"a": 30}), extractor=extractor(fail_above=200))
+    failed = {f.frame for f in store.failures("points")}
+    images = list(FakeSource({"a": 30}).read_frames(record("a", 30)))
+    assert failed == {n for n, image in enumerate(images) if image[0, 0, 0] >= 200}
+    assert 0 < len(failed) < 30
+    assert {f.reason for f in store.failures("points")} == {"ValueError: a frame that the model does not like"}
+
+
+@dataclass
+class Stateless(FakeExtractor):
+    """Frames do not depend on each other, as batches need it."""
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+        assert len(images) <= self.batch_size
+        self._last = 0.0
+        blocks = []
+        for image in images:
+            self._last = 0.0
+            blocks.append(super().extract([image]))
+        return FeatureRows.concatenate(blocks) if blocks else fake_spec().empty_rows(0)
+
+
+@pytest.mark.parametrize("fail_above", [256, 200])
+def test_batches_give_the_same_numbers_and_only_the_bad_image_fails(tmp_path: Path, fail_above: int) -> None:
+    stores = [
+        ingest(tmp_path / f"{n}.kps", extractor=Stateless(chunk_rows=8, batch_size=n, fail_above=fail_above))
+        for n in (1, 4)
+    ]
+    assert_same(*stores)
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_frame_that_kills_its_worker_fails_alone(serial: kpstore.Store, tmp_path: Path) -> None:
+    store = dask(tmp_path / "s.kps", 2, source(poisonous={"v13": [4]}))
+    extra = {(f.video_id, f.frame, f.reason) for f in store.failures("points")} - {
+        (f.video_id, f.frame, f.reason) for f in serial.failures("points")
+    }
+    assert extra == {("v13", 4, "the worker process died on this frame (SIGKILL)")}
+    assert not (store["points_status"][:] == State.PENDING).any()
+    changed = kpstore.diff(serial, store).features_changed["points"].videos
+    assert changed == ("v13",)
+
+
+# -- again ------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_does_nothing_and_makes_no_commit(tmp_path: Path) -> None:
+    first = ingest(tmp_path / "s.kps")
+    report = run_ingest(source(), tmp_path / "s.kps", extractor(), SERIAL)
+    assert kpstore.open(tmp_path / "s.kps").snapshot == first.snapshot == report.snapshot
+    assert (report.videos_done, report.videos_before, report.frames) == (0, len(LENGTHS), 0)
+    assert not report.interrupted
+
+
+def test_more_videos_are_appended_and_only_they_are_extracted(serial: kpstore.Store, tmp_path: Path) -> None:
+    some = dict(list(LENGTHS.items())[:10])
+    ingest(tmp_path / "s.kps", source=replace(source(), lengths=some))
+    report = run_ingest(source(), tmp_path / "s.kps", extractor(), SERIAL)
+    assert (report.videos_before, report.videos_done + report.videos_failed) == (10, len(LENGTHS) - 10)
+    assert_same(serial, kpstore.open(tmp_path / "s.kps"))
+
+
+def test_overwrite_extracts_everything_again_with_other_settings(tmp_path: Path) -> None:
+    first = ingest(tmp_path / "s.kps")
+    second = ingest(tmp_path / "s.kps", replace(SERIAL, overwrite=True), extractor=extractor(scale=2.0))
+    assert second.provenance("points")["parameters"] == {"scale": 2.0}
+    assert_same(second, ingest(tmp_path / "other.kps", extractor=extractor(scale=2.0)))
+    assert kpstore.diff(first, second).features_changed["points"].provenance_changed
+
+
+def test_retry_extracts_only_what_failed(serial: kpstore.Store, tmp_path: Path) -> None:
+    ingest(tmp_path / "s.kps")
+    mended = FakeSource(LENGTHS)
+    report = run_ingest(mended, tmp_path / "s.kps", extractor(), replace(SERIAL, retry_failed=True))
+    assert (report.videos_done, report.failures) == (3, [])
+    assert_same(kpstore.open(tmp_path / "s.kps"), ingest(tmp_path / "other.kps", source=mended))
+
+
+# -- refused, and nothing written -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"extractor": extractor(scale=2.0)}, MismatchError, r'"scale": 1.0.*"scale": 2.0'),
+        ({"source": source(problems=("a.png: gone", "b: extra"))}, InvalidError, "2 problems.*\n  a.png: gone\n  b: extra"),
+        ({"source": replace(source(), lengths={**LENGTHS, "v01": 8})}, InvalidError, "video 'v01' has 7 frames in .* and 8"),
+        ({"source": FakeSource({})}, InvalidError, "no videos to ingest"),
+    ],
+    ids=["settings", "problems", "length", "empty"],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_written(
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    first = ingest(tmp_path / "s.kps")
+    with pytest.raises(error, match=message):
+        ingest(tmp_path / "s.kps", **changes)
+    assert kpstore.open(tmp_path / "s.kps").snapshot == first.snapshot
+
+
+def test_a_run_that_is_refused_makes_no_store(tmp_path: Path) -> None:
+    for bad in (source(problems=("a",)), FakeSource({})):
+        with pytest.raises(InvalidError, match="problems|no videos"):
+            run_ingest(bad, tmp_path / "s.kps", extractor(), SERIAL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_problems_can_be_ignored_and_are_in_the_report(tmp_path: Path) -> None:
+    report = run_ingest(
+        source(problems=("a.png: gone",)), tmp_path / "s.kps", extractor(), replace(SERIAL, ignore_problems=True)
+    )
+    assert report.notes == ("a.png: gone",)
+
+
+def test_a_store_that_another_process_writes_is_busy(tmp_path: Path) -> None:
+    first = ingest(tmp_path / "s.kps")
+    with first.backend.exclusive("another ingest"), pytest.raises(BusyError, match="another ingest, process"):
+        ingest(tmp_path / "s.kps")
+
+
+def test_a_lost_fork_is_found_by_the_count_and_nothing_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = run_module.Transaction.merge
+    monkeypatch.setattr(run_module.Transaction, "merge", lambda tx, forks: merge(tx, forks[1:]))
+    with pytest.raises(CorruptError, match="missing after the merge; nothing was committed"):
+        ingest(tmp_path / "s.kps")
+    store = kpstore.open(tmp_path / "s.kps")
+    assert (store.states("points") == State.PENDING).all()
+    assert (store["points_status"][:] == State.PENDING).all()
+    monkeypatch.undo()
+    ingest(tmp_path / "s.kps")
+
+
+def test_a_plan_writes_nothing(tmp_path: Path) -> None:
+    plan = plan_ingest(source(), tmp_path / "s.kps", extractor(), SERIAL)
+    assert (plan.n_frames, len(plan.new_videos), len(plan.pending)) == (sum(LENGTHS.values()), 24, 24)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{"workers": -1}, {"checkpoint_s": 0}, {"workers_per_gpu": 0}, {"gpus": 1000}])
+def test_options_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidError, match="must be|GPUs asked for"):
+        Options(**changes)
+
+
+# -- interrupted ------------------------------------------------------------------------------------------------
+
+
+class Interrupter(SilentObserver):
+    """Presses Ctrl-C after some tasks."""
+
+    def __init__(self, videos: int) -> None:
+        self.videos = videos
+
+    def on_progress(self, progress: Progress) -> None:
+        if progress.videos_done >= self.videos:
+            self.videos = 10**9
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("videos", [1, 9, 20])
+def test_ctrl_c_commits_what_is_whole_and_the_next_run_completes_it(
+    serial: kpstore.Store, tmp_path: Path, videos: int
+) -> None:
+    report = run_ingest(source(), tmp_path / "s.kps", extractor(), SERIAL, observer=Interrupter(videos))
+    store = kpstore.open(tmp_path / "s.kps")
+    done = np.flatnonzero(store.states("points") != State.PENDING)
+    assert report.interrupted
+    assert report.videos_done + report.videos_failed == len(done) >= videos
+    assert len(done) < len(LENGTHS)
+    rows = store.index.rows_of(done)
+    np.testing.assert_array_equal(store["points"][rows], serial["points"][rows])
+    assert (np.delete(store["points_status"][:], rows) == State.PENDING).all()
+    assert_same(serial, ingest(tmp_path / "s.kps"))
+
+
+@pytest.mark.timeout(60)
+def test_sigterm_commits_and_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.ingest.term_driver", str(tmp_path / "s.kps")]
+    root = Path(__file__).parents[2]
+    driver = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (p := read_progress(IcechunkBackend(str(tmp_path / "s.kps")))) is not None and p.checkpoints >= 2)
+    running = read_progress(IcechunkBackend(str(tmp_path / "s.kps")))
+    assert running is not None
+    assert running.running
+    driver.send_signal(signal.SIGTERM)
+    out, err = driver.communicate(timeout=30)
+    assert (driver.returncode, err) == (0, "")
+    said, videos = out.split()
+    assert said == "interrupted"
+    store = kpstore.open(tmp_path / "s.kps")
+    assert (store.states("points") == State.DONE).sum() == int(videos) > 0
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+# -- what it tells ----------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_in_the_last_commit(tmp_path: Path) -> None:
+    report = run_ingest(source(), tmp_path / "s.kps", extractor(), SERIAL)
+    store = kpstore.open(tmp_path / "s.kps")
+    about = store.history()[0].metadata
+    assert about["report"]["videos_done"] == report.videos_done == len(LENGTHS) - 1
+    assert about["report"]["videos_failed"] == report.videos_failed == 1
+    assert about["report"]["frames"] == report.frames == sum(LENGTHS.values())
+    assert about["report"]["frames_failed"] == report.frames_failed == 3 + LENGTHS["v05"]
+    assert [f["reason"] for f in about["report"]["failures"]] == [f.reason for f in report.failures]
+    assert about["source"] == {"name": "fake", "kind": "fake"}
+    assert "report" not in store.history()[1].metadata
+
+
+def test_the_report_of_a_run_with_checkpoints_names_all_its_failures(tmp_path: Path) -> None:
+    options = Options(workers=0, task_frames=60, checkpoint_frames=60)
+    report = run_ingest(source(), tmp_path / "s.kps", extractor(), options)
+    about = kpstore.open(tmp_path / "s.kps").history()[0].metadata["report"]
+    assert [f["reason"] for f in about["failures"]] == [f.reason for f in report.failures]
+
+
+def test_progress_is_readable_and_not_running_after_the_end(tmp_path: Path) -> None:
+    store = ingest(tmp_path / "s.kps", replace(SERIAL, checkpoint_frames=100))
+    progress = read_progress(store.backend)
+    assert progress is not None
+    assert not progress.running
+    assert (progress.frames_done, progress.frames_committed) == (sum(LENGTHS.values()),) * 2
+    assert (progress.videos, progress.videos_done, progress.frames_failed) == (24, 24, 3 + LENGTHS["v05"])
+    assert progress.checkpoints > 3
+    assert [(p.done, p.failed, p.pending) for p in feature_progress(store)] == [(23, 1, 0)]
+    assert read_progress(IcechunkBackend(str(tmp_path / "none"))) is None
+
+
+def test_two_features_live_side_by_side(tmp_path: Path) -> None:
+    @dataclass
+    class Other(FakeExtractor):
+        @property
+        def spec(self) -> Any:
+            return replace(super().spec, name="others")
+
+    first = ingest(tmp_path / "s.kps")
+    second = ingest(tmp_path / "s.kps", extractor=Other(chunk_rows=8))
+    assert_same(first, second)
+    np.testing.assert_array_equal(second["others"][:], second["points"][:])
