@@ -65,5 +65,6 @@ def test_a_module_imports_only_from_floors_below(name: str) -> None:
 
 def test_the_check_sees_imports_in_functions_and_relative_ones(tmp_path: Path) -> None:
     module = tmp_path / "m.py"
-    module.write_text("def f():\n    from kpstore import plugins\n    from ..views import frames\n    import kpstore.api\n")
+    lines = ["from kpstore import plugins", "from ..views import frames", "import kpstore.api"]
+    module.write_text("\n    ".join(["def f():", *lines]))
     assert sorted(imported("kpstore.store.m", module)) == ["kpstore.api", "kpstore.plugins", "kpstore.views"]

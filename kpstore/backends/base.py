@@ -216,7 +216,7 @@ class Backend(Protocol):
         """Start changes on top of a branch's newest version; :class:`NotFoundError` if there is no such branch."""
 
     def history(self, snapshot: str) -> Iterator[Commit]:
-        """Yield a version and all that it builds upon, newest first; :class:`NotFoundError` if there is none of that id.
+        """Yield a version and all that it builds upon, newest first; :class:`NotFoundError` if there is none.
 
         The oldest has no parent.
         """

@@ -288,6 +288,7 @@ class _Run:
         self._lock = threading.Lock()
         self._finished_frames = 0
         self._videos_failed = 0
+        self._failures: list[Failure] = []
 
     def run(self, listing: Listing) -> Report:
         plan = make_plan(self._backend, listing, self._extractor, self._options)
@@ -386,6 +387,7 @@ class _Run:
 
     def _take(self, result: TaskResult) -> None:
         self._results.append(result)
+        self._failures += _failures(result)[: MAX_FAILURES - len(self._failures)]
         self._finished_frames += result.task.n_frames
         self._videos_failed += sum(1 for text in result.failures.values() if text.startswith('{"video"'))
         with self._lock:
@@ -421,7 +423,7 @@ class _Run:
         count_rows(tx, self._feature, [result.task for result in results])
         tx.metadata["checkpoint"] = {"videos": sum(len(r.task.videos) for r in results), "frames": frames}
         if final:
-            tx.metadata["report"] = self._draft(interrupted, results).to_json()
+            tx.metadata["report"] = self._draft(interrupted).to_json()
         snapshot = tx.commit()
         self._results = []
         self._last_commit = time.monotonic()
@@ -430,7 +432,7 @@ class _Run:
         self._observer.on_commit(snapshot, progress)
         self._file.write(progress, now=True)
 
-    def _draft(self, interrupted: bool, results: Sequence[TaskResult] = ()) -> Report:
+    def _draft(self, interrupted: bool) -> Report:
         progress = self._progress
         return Report(
             feature=self._feature,
@@ -441,7 +443,7 @@ class _Run:
             videos_before=progress.videos_before,
             frames=self._finished_frames,
             frames_failed=progress.frames_failed,
-            failures=_failures(results)[:MAX_FAILURES],
+            failures=tuple(self._failures),
             seconds=time.monotonic() - self._began,
             workers=progress.workers,
             interrupted=interrupted,
@@ -453,15 +455,14 @@ class _Run:
         return replace(self._draft(interrupted), snapshot=store.snapshot, failures=store.failures(self._feature))
 
 
-def _failures(results: Sequence[TaskResult]) -> list[Failure]:
+def _failures(result: TaskResult) -> list[Failure]:
     found: list[Failure] = []
-    for result in results:
-        for video in result.task.videos:
-            entry = json.loads(result.failures[video.position] or "{}")
-            if "video" in entry:
-                found.append(Failure(video.record.id, None, "", entry["video"]))
-            for frame, reason in entry.get("frames", {}).items():
-                found.append(Failure(video.record.id, int(frame), video.record.frame_paths[int(frame)], reason))
+    for video in result.task.videos:
+        entry = json.loads(result.failures[video.position] or "{}")
+        if "video" in entry:
+            found.append(Failure(video.record.id, None, "", entry["video"]))
+        for frame, reason in entry.get("frames", {}).items():
+            found.append(Failure(video.record.id, int(frame), video.record.frame_paths[int(frame)], reason))
     return found
 
 

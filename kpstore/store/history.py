@@ -14,8 +14,8 @@ At = str | datetime | None
 def resolve(backend: Backend, at: At) -> str:
     """Return the id of the version that ``at`` names.
 
-    Text is looked up as a tag, then a branch, then a snapshot id, then read as a time: the newest version of ``main`` at or
-    before it. A time without a zone is local time.
+    Text is looked up as a tag, then a branch, then a snapshot id, then read as a time: the newest version of ``main``
+    at or before it. A time without a zone is local time.
 
     Raises
     ------

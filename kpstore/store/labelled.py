@@ -25,7 +25,9 @@ class _LazyArray(xr.backends.BackendArray):
         self.dtype = array.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray[Any]:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER_1VECTOR, self._read)
+        support = indexing.IndexingSupport.OUTER_1VECTOR
+        values: NDArray[Any] = indexing.explicit_indexing_adapter(key, self.shape, support, self._read)
+        return values
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
         head, tail = key[0], key[1:]

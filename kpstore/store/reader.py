@@ -6,6 +6,7 @@ This is the seam for the fast reading path: whatever plans, fetches, decodes or 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def plan_runs(sorted_rows: NDArray[np.int64], chunk_rows: int) -> list[RowRun]:
     edges = [0, *cuts.tolist(), len(sorted_rows)]
     return [
         RowRun(int(sorted_rows[first]), int(sorted_rows[last - 1]) + 1, slice(first, last))
-        for first, last in zip(edges[:-1], edges[1:], strict=True)
+        for first, last in pairwise(edges)
     ]
 
 

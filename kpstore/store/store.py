@@ -46,7 +46,7 @@ def backend_for(location: str) -> Backend:
 class FeatureArray:
     """One array of a store, read when indexed.
 
-    ``array[3]``, ``array[10:20]``, ``array[[5, 2, 2]]``, ``array[mask]`` and ``array[10:20, :, :2]`` return what numpy would.
+    ``array[3]``, ``array[10:20]``, ``array[[5, 2]]``, ``array[mask]``, ``array[10:20, :, :2]`` return what numpy would.
     """
 
     def __init__(self, view: ReadView, name: str) -> None:
@@ -204,7 +204,8 @@ class Store:
 
     def __repr__(self) -> str:
         frames, videos = self.index.total_frames, len(self.index)
-        return f"<{type(self).__name__} {self.location} at {self.snapshot}: {videos} videos, {frames} frames, {sorted(self.features)}>"
+        held = f"{videos} videos, {frames} frames, {sorted(self.features)}"
+        return f"<{type(self).__name__} {self.location} at {self.snapshot}: {held}>"
 
     @property
     def location(self) -> str:
@@ -291,7 +292,7 @@ class Store:
                 yield Failure(video.id, int(frame), path, reason)
 
     def __getitem__(self, name: str) -> FeatureArray:
-        """Return an array by name: a feature, a companion such as ``"keypoints_detected"``, or a column of the index."""
+        """Return an array by name: a feature, a companion such as ``"keypoints_detected"``, a column of the index."""
         try:
             return FeatureArray(self.view, name)
         except NotFoundError:
@@ -345,7 +346,7 @@ class Store:
     def transaction(
         self, message: str, *, metadata: Mapping[str, Any] | None = None, branch: str = MAIN
     ) -> Transaction:
-        """Start changes that become the branch's next version; this object stays at its own, ``store.at()`` is the new one."""
+        """Start changes that become the branch's next version; this object stays at its own, ``store.at()`` is new."""
         self._require_write()
         return Transaction(self._backend, message, metadata=metadata, branch=branch)
 

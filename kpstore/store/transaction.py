@@ -21,7 +21,7 @@ _IGNORED_PROVENANCE = frozenset({"kpstore"})
 
 
 class Transaction:
-    """Changes on top of a branch's newest version; a context manager that commits at its end, or rolls back on an error.
+    """Changes on top of a branch's newest version; a context manager that commits at its end or, on an error, not.
 
     Parameters
     ----------

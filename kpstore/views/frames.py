@@ -53,10 +53,8 @@ class FrameView:
         self.rows: NDArray[np.int64] = store.index.rows_of(store.index.select(split=split, videos=videos))
         """(frames,) int64: the row of each sample on the store's frame axis."""
         if missing == "skip":
-            for name in dict.fromkeys(_feature_of(store, name) for name in self.features):
-                if name is None:
-                    continue
-                status = np.asarray(store[status_name(name)])
+            for feature in {_feature_of(store, name) for name in self.features} - {None}:
+                status = np.asarray(store[status_name(str(feature))])
                 self.rows = self.rows[status[self.rows] == State.DONE]
 
     def __len__(self) -> int:

@@ -156,7 +156,8 @@ def answer_from(method: str, backend: IcechunkBackend) -> str:
 @pytest.mark.timeout(40)
 def test_a_forked_child_is_told_what_to_do_and_does_not_hang(backend: IcechunkBackend) -> None:
     assert "forkserver" in answer_from("fork", backend)
-    assert answer_from("fork", backend).startswith("UnsupportedError: an Icechunk store cannot be read in a process made by")
+    said = "UnsupportedError: an Icechunk store cannot be read in a process made by"
+    assert answer_from("fork", backend).startswith(said)
 
 
 @pytest.mark.timeout(40)
@@ -171,7 +172,8 @@ def test_an_open_view_does_not_hang_in_a_forked_child(backend: IcechunkBackend) 
         "import os, sys, kpstore\n"
         "store = kpstore.create(sys.argv[1])\n"
         "view, changes = store.view, store.backend.begin()\n"
-        "for call in (view.names, lambda: view.meta('a'), lambda: changes.set_attrs({}), lambda: changes.commit('x'), repr):\n"
+        "calls = view.names, lambda: view.meta('a'), lambda: changes.set_attrs({}), lambda: changes.commit('x'), repr\n"
+        "for call in calls:\n"
         "    pid = os.fork()\n"
         "    if pid == 0:\n"
         "        try:\n"

@@ -1,4 +1,4 @@
-"""What every backend must do. A new backend joins by a subclass of :class:`BackendContract` with a ``backend`` fixture."""
+"""What every backend must do; a new one joins by a subclass of :class:`BackendContract` with a ``backend`` fixture."""
 
 from __future__ import annotations
 
@@ -244,6 +244,8 @@ class BackendContract:
         changes.create("b", meta())
         changes.discard()
         assert made.branches() == {MAIN: before}
+        assert changes.names() == ["a"]
+        assert np.isnan(changes.read("a", 0, 10)).all()
         with pytest.raises(ReadOnlyError, match="committed or discarded"):
             changes.commit("too late")
         assert newest(made).names() == ["a"]
@@ -294,7 +296,7 @@ class BackendContract:
             lambda: made.create_tag("t", "nothing"),
             lambda: made.delete_tag("nothing"),
         ):
-            with pytest.raises(NotFoundError, match="'nothing'.* not found"):
+            with pytest.raises(NotFoundError, match=r"'nothing'.* not found"):
                 call()
         made.create_tag("t", known)
         assert set(made.branches()) == {MAIN}
@@ -345,7 +347,7 @@ class BackendContract:
         snapshot = add_array(made)
         with made.exclusive("the first ingest"):
             with (
-                pytest.raises(BusyError, match="being written by another process .*the first ingest"),
+                pytest.raises(BusyError, match=r"being written by another process .*the first ingest"),
                 made.exclusive("another"),
             ):
                 pass
@@ -365,7 +367,7 @@ class BackendContract:
         old = made.branches()[MAIN]
         made.create_tag("v1.0", old)
         new = add_array(made)
-        with pytest.raises(ExistsError, match="'v1.0'.* taken|'v1.0'.* exists"):
+        with pytest.raises(ExistsError, match=r"'v1.0'.* taken|'v1.0'.* exists"):
             made.create_tag("v1.0", new)
         made.create_tag("a-tag", new)
         assert list(made.tags().items()) == [("a-tag", new), ("v1.0", old)]
@@ -388,7 +390,7 @@ class BackendContract:
         assert made.branches() == {MAIN: here, "try": there}
         np.testing.assert_array_equal(newest(made, "try").read("a", 0, 10), numbers(10, 1))
         np.testing.assert_array_equal(newest(made).read("a", 0, 10), numbers(10, 2))
-        with pytest.raises(ExistsError, match="branch 'try' .*exists already"):
+        with pytest.raises(ExistsError, match=r"branch 'try' .*exists already"):
             made.create_branch("try", start)
 
     def test_reset_branch_goes_back_and_the_versions_stay_readable(self, made: Backend) -> None:

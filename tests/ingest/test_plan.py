@@ -65,7 +65,15 @@ def test_a_task_ends_with_the_video_that_fills_it(case: tuple[list[int], list[in
 
 @pytest.mark.parametrize(
     ("start", "stop", "wanted"),
-    [(0, 8, (0, 8)), (1, 8, (4, 8)), (1, 7, (4, 4)), (0, 10, (0, 10)), (9, 10, (12, 12)), (8, 10, (8, 10)), (5, 7, (8, 8))],
+    [
+        (0, 8, (0, 8)),
+        (1, 8, (4, 8)),
+        (1, 7, (4, 4)),
+        (0, 10, (0, 10)),
+        (9, 10, (12, 12)),
+        (8, 10, (8, 10)),
+        (5, 7, (8, 8)),
+    ],
 )
 def test_whole_chunks_and_a_short_last_one(start: int, stop: int, wanted: tuple[int, int]) -> None:
     assert whole_chunks(start, stop, 4, 10) == wanted

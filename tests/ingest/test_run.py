@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -19,6 +20,7 @@ import kpstore
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.errors import BusyError, CorruptError, InvalidError, MismatchError
 from kpstore.ingest import run as run_module
+from kpstore.ingest.executors import DaskExecutor
 from kpstore.ingest.report import Progress, feature_progress, read_progress
 from kpstore.ingest.run import Options, SilentObserver, plan_ingest, run_ingest
 from kpstore.schema.feature import FeatureRows, State
@@ -40,7 +42,8 @@ def extractor(**changes: Any) -> FakeExtractor:
 
 
 def ingest(path: Path | str, options: Options = SERIAL, **changes: Any) -> kpstore.Store:
-    report = run_ingest(changes.pop("source", source()), path, changes.pop("extractor", extractor()), options, **changes)
+    frames, model = changes.pop("source", source()), changes.pop("extractor", extractor())
+    report = run_ingest(frames, path, model, options, **changes)
     store = kpstore.open(path, mode="a")
     assert report.snapshot == store.snapshot
     return store
@@ -83,7 +86,7 @@ def test_serial_equals_a_plain_loop(serial: kpstore.Store) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Port 8787 is already in use")
 def test_dask_workers_give_the_same_bytes(serial: kpstore.Store, tmp_path: Path, workers: int) -> None:
     assert_same(serial, dask(tmp_path / "d.kps", workers, source(), checkpoint_frames=100))
 
@@ -167,7 +170,7 @@ def test_batches_give_the_same_numbers_and_only_the_bad_image_fails(tmp_path: Pa
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Port 8787 is already in use")
 def test_a_frame_that_kills_its_worker_fails_alone(serial: kpstore.Store, tmp_path: Path) -> None:
     store = dask(tmp_path / "s.kps", 2, source(poisonous={"v13": [4]}))
     extra = {(f.video_id, f.frame, f.reason) for f in store.failures("points")} - {
@@ -177,6 +180,14 @@ def test_a_frame_that_kills_its_worker_fails_alone(serial: kpstore.Store, tmp_pa
     assert not (store["points_status"][:] == State.PENDING).any()
     changed = kpstore.diff(serial, store).features_changed["points"].videos
     assert changed == ("v13",)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Port 8787 is already in use")
+def test_a_local_cluster_listens_on_this_machine_only() -> None:
+    with DaskExecutor(1):
+        listening = [c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert listening
+    assert set(listening) <= {"127.0.0.1", "::1"}
 
 
 # -- again ------------------------------------------------------------------------------------------------------
@@ -221,8 +232,8 @@ def test_retry_extracts_only_what_failed(serial: kpstore.Store, tmp_path: Path) 
     ("changes", "error", "message"),
     [
         ({"extractor": extractor(scale=2.0)}, MismatchError, r'"scale": 1.0.*"scale": 2.0'),
-        ({"source": source(problems=("a.png: gone", "b: extra"))}, InvalidError, "2 problems.*\n  a.png: gone\n  b: extra"),
-        ({"source": replace(source(), lengths={**LENGTHS, "v01": 8})}, InvalidError, "video 'v01' has 7 frames in .* and 8"),
+        ({"source": source(problems=("a.png: gone", "b: extra"))}, InvalidError, "2 problems.*\n  a.png.*\n  b: extra"),
+        ({"source": replace(source(), lengths={**LENGTHS, "v01": 8})}, InvalidError, "'v01' has 7 frames in .* and 8"),
         ({"source": FakeSource({})}, InvalidError, "no videos to ingest"),
     ],
     ids=["settings", "problems", "length", "empty"],
@@ -238,7 +249,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(
 
 def test_a_run_that_is_refused_makes_no_store(tmp_path: Path) -> None:
     for bad in (source(problems=("a",)), FakeSource({})):
-        with pytest.raises(InvalidError, match="problems|no videos"):
+        with pytest.raises(InvalidError, match=r"problems|no videos"):
             run_ingest(bad, tmp_path / "s.kps", extractor(), SERIAL)
     assert list(tmp_path.iterdir()) == []
 
@@ -278,7 +289,7 @@ def test_a_plan_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{"workers": -1}, {"checkpoint_s": 0}, {"workers_per_gpu": 0}, {"gpus": 1000}])
 def test_options_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(InvalidError, match="must be|GPUs asked for"):
+    with pytest.raises(InvalidError, match=r"must be|GPUs asked for"):
         Options(**changes)
 
 

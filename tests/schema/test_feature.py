@@ -114,7 +114,8 @@ def test_check_names_what_does_not_fit(values: Any, companions: dict[str, Any], 
 
 def test_rows_slice_join_and_show_shapes_not_numbers() -> None:
     spec = fake_spec()
-    rows = FeatureRows(np.arange(60, dtype=np.float32).reshape(4, 5, 3), {"detected": np.ones((4, 2), bool)}).check(spec)
+    values = np.arange(60, dtype=np.float32).reshape(4, 5, 3)
+    rows = FeatureRows(values, {"detected": np.ones((4, 2), bool)}).check(spec)
     joined = FeatureRows.concatenate([rows[:1], rows[1:4]])
     np.testing.assert_array_equal(joined.values, rows.values)
     np.testing.assert_array_equal(joined.companions["detected"], rows.companions["detected"])

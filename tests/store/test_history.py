@@ -59,7 +59,7 @@ def test_at_a_time_is_the_newest_version_at_or_before_it(versions: list[kpstore.
 
 def test_a_time_before_the_store_says_when_it_began(versions: list[kpstore.Store]) -> None:
     for at in ("1999-01-01", datetime(1999, 1, 1, tzinfo=UTC)):
-        with pytest.raises(NotFoundError, match="is as old as 1999-01-01T00:00:00.*; the first is from 2"):
+        with pytest.raises(NotFoundError, match=r"is as old as 1999-01-01T00:00:00.*; the first is from 2"):
             versions[0].at(at)
 
 
@@ -107,7 +107,8 @@ def test_rollback_goes_back_and_keeps_a_branch(versions: list[kpstore.Store]) ->
 
 def test_two_rollbacks_within_a_second_both_keep_a_branch(versions: list[kpstore.Store]) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    kept = [history.rollback(versions[0].backend, v.snapshot, now=now)[1] for v in (versions[2], versions[1], versions[0])]
+    backend = versions[0].backend
+    kept = [history.rollback(backend, versions[n].snapshot, now=now)[1] for n in (2, 1, 0)]
     assert kept == [f"before-rollback-20260101-000000{end}" for end in ("", "-2", "-3")]
     assert [versions[0].at(name).snapshot for name in kept] == [versions[n].snapshot for n in (3, 2, 1)]
 

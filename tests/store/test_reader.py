@@ -143,7 +143,7 @@ def test_a_read_past_the_end_names_the_last_row() -> None:
 
 @pytest.mark.parametrize("key", ["a", None, True, [0.5], [[1, 2]], np.zeros((2, 2), int)], ids=repr)
 def test_other_keys_are_refused(key: Any) -> None:
-    with pytest.raises(InvalidError, match="a mask for 'a' needs|rows of 'a' are an int, a slice, a mask"):
+    with pytest.raises(InvalidError, match=r"a mask for 'a' needs|rows of 'a' are an int, a slice, a mask"):
         read_key(view_of(20), "a", key)
 
 

@@ -81,7 +81,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(changes=changes)
     def break_off(self, changes: list[tuple[str, int, Any]]) -> None:
-        with pytest.raises(RuntimeError, match="boom"), self.store.transaction("bad") as tx:
+        with pytest.raises(RuntimeError, match="boom"), self.store.transaction("bad") as tx:  # noqa: PT012
             self.apply(tx, copy.deepcopy(self.versions[self.branches["main"]]), changes)
             raise RuntimeError("boom")
 
@@ -122,7 +122,7 @@ class StoreMachine(RuleBasedStateMachine):
     def roll_back(self, snapshot: str) -> None:
         tip = self.branches["main"]
         if snapshot == tip or snapshot not in self.ancestors(tip):
-            with pytest.raises(InvalidError, match="nothing to roll back|not an ancestor"):
+            with pytest.raises(InvalidError, match=r"nothing to roll back|not an ancestor"):
                 self.store.rollback(snapshot)
             return
         self.branches[self.store.rollback(snapshot)] = tip
@@ -170,4 +170,3 @@ TestMemoryStore = StoreMachine.TestCase
 TestMemoryStore.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 TestIcechunkStore = IcechunkMachine.TestCase
 TestIcechunkStore.settings = settings(max_examples=5, stateful_step_count=12, deadline=None)
-

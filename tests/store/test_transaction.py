@@ -32,7 +32,7 @@ def test_the_old_version_does_not_see_the_new(store: kpstore.Store) -> None:
 
 def test_an_exception_rolls_everything_back(store: kpstore.Store) -> None:
     filled = fill(store)
-    with pytest.raises(RuntimeError, match="boom"), filled.transaction("bad") as tx:
+    with pytest.raises(RuntimeError, match="boom"), filled.transaction("bad") as tx:  # noqa: PT012
         tx.add_videos([record("e", 3)])
         tx.write("points", "a", np.zeros((5, 5, 3)))
         raise RuntimeError("boom")
@@ -43,7 +43,7 @@ def test_an_exception_rolls_everything_back(store: kpstore.Store) -> None:
 
 def test_an_interrupt_rolls_back_too(store: kpstore.Store) -> None:
     filled = fill(store)
-    with pytest.raises(KeyboardInterrupt), filled.transaction("bad") as tx:
+    with pytest.raises(KeyboardInterrupt), filled.transaction("bad") as tx:  # noqa: PT012
         tx.add_videos([record("e", 3)])
         raise KeyboardInterrupt
     assert store.at().snapshot == filled.snapshot
@@ -139,8 +139,8 @@ def test_a_video_id_is_given_once(store: kpstore.Store) -> None:
 @pytest.mark.parametrize(
     ("spec", "provenance", "message"),
     [
-        (fake_spec(4), {"extractor": "fake", "parameters": {"scale": 2.0}}, r'"scale": 1.0.*this run has .*"scale": 2.0'),
-        (fake_spec(4), {"extractor": "fake"}, r'made with parameters .*1.0.*this run has null'),
+        (fake_spec(4), {"extractor": "fake", "parameters": {"scale": 2.0}}, r'1.0.*this run has .*"scale": 2.0'),
+        (fake_spec(4), {"extractor": "fake"}, r"made with parameters .*1.0.*this run has null"),
         (fake_spec(8), PROVENANCE, "chunk_rows 4, this run would write 8"),
         (FeatureSpec("points", (4, 3), ("point", "space"), chunk_rows=4), PROVENANCE, r"shape \[5, 3\].*\[4, 3\]"),
     ],
@@ -210,10 +210,10 @@ def test_a_removed_feature_stays_in_earlier_versions(store: kpstore.Store) -> No
         (lambda tx: tx.write("points", "a", np.zeros((4, 5, 3))), "video 'a' has 5 frames, 4 rows were given"),
         (lambda tx: tx.write("points", "a", np.zeros((5, 3, 5))), r"shape \(5, 3, 5\) given"),
         (lambda tx: tx.write("points", "zz", np.zeros((5, 5, 3))), "video 'zz' not found"),
-        (lambda tx: tx.write("pose", "a", np.zeros((5, 5, 3))), r"feature 'pose' not found; this store has \['points'\]"),
+        (lambda tx: tx.write("pose", "a", np.zeros((5, 5, 3))), r"'pose' not found; this store has \['points'\]"),
         (lambda tx: tx.write_video_feature("points", "a", np.zeros(3)), r"belongs to frames; use write\(\)"),
         (lambda tx: tx.write("points", "a", np.zeros((5, 5, 3)), failed_frames={5: "no"}), "it has frames 0 to 4"),
-        (lambda tx: tx.write("points", "a", np.zeros((5, 5, 3)), failed_frames={-1: "no"}), "failed frame -1 of video 'a'"),
+        (lambda tx: tx.write("points", "a", np.zeros((5, 5, 3)), failed_frames={-1: "no"}), "failed frame -1 of"),
         (lambda tx: tx.add_videos([record("e", 1, **{"a-b": "x"})]), "annotation 'a-b': use a name of letters"),
         (lambda tx: tx.add_videos([record("e", 1, points="x")]), "annotation 'points'"),
     ],
