@@ -8,9 +8,8 @@ import platform
 import tempfile
 from pathlib import Path
 
-from kpstore.sources.demo import write_demo_dataset
-
 from benchmarks import bench_ingest_mediapipe, bench_ingest_scale
+from kpstore.sources.demo import write_demo_dataset
 
 
 def main() -> None:
