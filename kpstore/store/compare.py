@@ -122,9 +122,8 @@ def _differing(old: Store, new: Store, array: str, videos: Sequence[str]) -> set
 
 def _equal_rows(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
     """(rows,) bool: whether each row holds the same values."""
-    same: NDArray[np.bool_] = np.asarray(a == b)
+    same: Any = a == b
     if a.dtype.kind == "f":
-        both_nan: NDArray[np.bool_] = np.isnan(a) & np.isnan(b)
-        same = np.logical_or(same, both_nan)
-    equal: NDArray[np.bool_] = same.reshape(len(a), math.prod(a.shape[1:])).all(axis=1)
+        same = same | (np.isnan(a) & np.isnan(b))
+    equal: NDArray[np.bool_] = np.asarray(same).reshape(len(a), math.prod(a.shape[1:])).all(axis=1)
     return equal
