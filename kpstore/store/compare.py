@@ -125,5 +125,4 @@ def _equal_rows(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
     same: Any = a == b
     if a.dtype.kind == "f":
         same = same | (np.isnan(a) & np.isnan(b))
-    equal: NDArray[np.bool_] = np.asarray(same).reshape(len(a), math.prod(a.shape[1:])).all(axis=1)
-    return equal
+    return np.asarray(np.asarray(same).reshape(len(a), math.prod(a.shape[1:])).all(axis=1))
