@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError
+from kpstore.errors import ConflictError, InvalidError
 
 MAIN = "main"
 """The branch that a new store has, and that everything reads and writes unless told otherwise."""
@@ -74,6 +74,10 @@ class ArrayMeta:
             )
         self.check_rows(name, start, len(values))
 
+    def has_short_chunk(self, start: int, n_rows: int) -> bool:
+        """Whether rows from ``start`` on reach into a last chunk that is shorter than the others."""
+        return n_rows > 0 and start + n_rows == self.n_rows and self.n_rows % self.chunk_rows > 0
+
     def check_whole_chunks(self, name: str, start: int, n_rows: int) -> None:
         """Raise :class:`InvalidError` unless the rows are whole chunks (the last chunk may end with the array).
 
@@ -86,6 +90,15 @@ class ArrayMeta:
             raise InvalidError(
                 f"a fork may write whole chunks of {self.chunk_rows} rows of {name!r}, not {start}:{stop}"
             )
+
+
+def check_short_end(meta: ArrayMeta, name: str, n_rows: int) -> None:
+    """Raise :class:`ConflictError` if an array has grown since a fork wrote its short last chunk at ``n_rows``."""
+    if meta.n_rows != n_rows:
+        raise ConflictError(
+            f"{name!r} has grown from {n_rows} to {meta.n_rows} rows since a fork wrote its last chunk; "
+            "write those rows again"
+        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +183,13 @@ class WriteView(ReadView, Protocol):
         """Return a writer for another process; only while nothing was changed through this view."""
 
     def merge(self, forks: Sequence[Fork]) -> None:
-        """Take over what forks of this view, or of a view on an earlier version of the branch, have written."""
+        """Take over what forks of this view, or of a view on an earlier version of the branch, have written.
+
+        Raises
+        ------
+        ConflictError
+            If a fork wrote an array's short last chunk and the array has grown since: its next rows are in that chunk.
+        """
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
         """Make the changes the branch's next version and return its id; the view is then spent.
@@ -230,8 +249,11 @@ class Backend(Protocol):
     def create_branch(self, name: str, snapshot: str) -> None:
         """Make a branch that starts at a version; :class:`ExistsError` if the name is taken."""
 
-    def reset_branch(self, name: str, snapshot: str) -> None:
-        """Make a version the newest one of a branch; :class:`NotFoundError` if either is unknown."""
+    def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
+        """Make a version the newest one of a branch; :class:`NotFoundError` if either is unknown.
+
+        ``expected`` is what the caller takes for the newest one now: :class:`ConflictError` if it no longer is.
+        """
 
     def create_tag(self, name: str, snapshot: str) -> None:
         """Name a version for good; :class:`ExistsError` if the name is, or ever was, taken."""

@@ -19,7 +19,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit, check_short_end
 from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.errors import (
     ConflictError,
@@ -178,11 +178,13 @@ class IcechunkBackend:
             with _translated(self.location):
                 self._repo().create_branch(name, self.view(snapshot).snapshot)
 
-    def reset_branch(self, name: str, snapshot: str) -> None:
+    def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make a version the newest one of a branch."""
         with self.commit_lock(), _translated(self.location):
             if name not in self.branches():
                 raise NotFoundError(f"branch {name!r} of {self.location} not found; it has {sorted(self.branches())}")
+            if self.branches()[name] != expected:
+                raise ConflictError(f"branch {name!r} of {self.location} has a newer version meanwhile; try again")
             self._repo().reset_branch(name, self.view(snapshot).snapshot)
 
     def create_tag(self, name: str, snapshot: str) -> None:
@@ -339,6 +341,9 @@ class _WriteView(_View):
 
     def merge(self, forks: Sequence[_Fork]) -> None:
         self._check_open()
+        for fork in forks:
+            for name, n_rows in fork.short_ends.items():
+                check_short_end(self.meta(name), name, n_rows)
         self._session.merge(*(fork.session for fork in forks))
         self._arrays.clear()
 
@@ -375,6 +380,8 @@ class _Fork:
 
     def __init__(self, session: icechunk.ForkSession) -> None:
         self.session = session
+        self.short_ends: dict[str, int] = {}
+        """Rows of each array whose short last chunk was written, when it was."""
 
     def write(self, name: str, start: int, values: NDArray[Any]) -> None:
         _guard_fork()
@@ -384,6 +391,8 @@ class _Fork:
             raise NotFoundError(f"array {name!r} not found") from None
         stub = ArrayMeta(array.shape, "", array.chunks[0], ())
         stub.check_whole_chunks(name, start, len(values))
+        if stub.has_short_chunk(start, len(values)):
+            self.short_ends[name] = stub.n_rows
         _write_rows(array, name, start, values)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit, check_short_end
 from kpstore.errors import BusyError, ConflictError, ExistsError, InvalidError, NotFoundError, ReadOnlyError
 
 _Key = tuple[str, int | str]
@@ -111,11 +111,14 @@ class MemoryBackend:
             raise ExistsError(f"branch {name!r} of {self.location} exists already")
         self._repo().branches[name] = self.view(snapshot).snapshot
 
-    def reset_branch(self, name: str, snapshot: str) -> None:
+    def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make a version the newest one of a branch."""
         if name not in self._repo().branches:
             raise NotFoundError(f"branch {name!r} of {self.location} not found; it has {sorted(self._repo().branches)}")
-        self._repo().branches[name] = self.view(snapshot).snapshot
+        with self._repo().lock:
+            if self._repo().branches[name] != expected:
+                raise ConflictError(f"branch {name!r} of {self.location} has a newer version meanwhile; try again")
+            self._repo().branches[name] = self.view(snapshot).snapshot
 
     def create_tag(self, name: str, snapshot: str) -> None:
         """Name a version for good."""
@@ -257,6 +260,9 @@ class _WriteView(_View):
         self._check_open()
         for fork in forks:
             for change in fork.changes:
+                meta = fork.metas[change.name]
+                if meta.has_short_chunk(change.start, len(change.values)):
+                    check_short_end(self.meta(change.name), change.name, meta.n_rows)
                 self._apply(change, change.keys(self.meta(change.name)))
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:

@@ -112,13 +112,14 @@ class DaskExecutor:
         for tries_left in reversed(range(_CLUSTER_TRIES)):
             try:
                 # One thread per worker: models are not thread-safe. No memory limit: Dask would pause or kill a worker
-                # for what the model itself needs. No dashboard: it opens a port nobody asked for.
+                # for what the model itself needs. Any free port of this machine for Dask's own pages: with none
+                # given it takes 8787, and warns if that is taken.
                 return distributed.LocalCluster(
                     n_workers=self._n_workers,
                     threads_per_worker=1,
                     processes=True,
                     memory_limit=0,
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",
                     silence_logs=logging.CRITICAL,
                     preload=[__name__],
                 )

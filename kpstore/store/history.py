@@ -73,7 +73,7 @@ def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[
             )
         kept = _free_branch(backend, "before-rollback-" + (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S"))
         backend.create_branch(kept, tip)
-        backend.reset_branch(MAIN, target)
+        backend.reset_branch(MAIN, target, expected=tip)
     return target, kept
 
 

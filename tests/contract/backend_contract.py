@@ -291,8 +291,8 @@ class BackendContract:
             lambda: list(made.history("nothing")),
             lambda: made.begin("nothing"),
             lambda: made.create_branch("b", "nothing"),
-            lambda: made.reset_branch(MAIN, "nothing"),
-            lambda: made.reset_branch("nothing", known),
+            lambda: made.reset_branch(MAIN, "nothing", expected=known),
+            lambda: made.reset_branch("nothing", known, expected=known),
             lambda: made.create_tag("t", "nothing"),
             lambda: made.delete_tag("nothing"),
         ):
@@ -396,12 +396,20 @@ class BackendContract:
     def test_reset_branch_goes_back_and_the_versions_stay_readable(self, made: Backend) -> None:
         start = add_array(made)
         end = commit_rows(made, "a", 0, numbers(10))
-        made.reset_branch(MAIN, start)
+        made.reset_branch(MAIN, start, expected=end)
         assert made.branches()[MAIN] == start
         assert np.isnan(newest(made).read("a", 0, 10)).all()
         np.testing.assert_array_equal(made.view(end).read("a", 0, 10), numbers(10))
         after = commit_rows(made, "a", 0, numbers(10, 5))
         assert [c.id for c in made.history(after)][1] == start
+
+    def test_reset_branch_refuses_when_somebody_else_was_faster(self, made: Backend) -> None:
+        start = add_array(made)
+        seen = commit_rows(made, "a", 0, numbers(10))
+        newer = commit_rows(made, "a", 0, numbers(10, 5))
+        with pytest.raises(ConflictError, match="newer version meanwhile"):
+            made.reset_branch(MAIN, start, expected=seen)
+        assert made.branches()[MAIN] == newer
 
     # -- forks --------------------------------------------------------------------------------------------------
 
@@ -451,6 +459,19 @@ class BackendContract:
         changes.commit("merged later")
         wanted = np.concatenate([numbers(CHUNK, 1), numbers(CHUNK, 2), numbers(2, 3)])
         np.testing.assert_array_equal(newest(made).read("a", 0, 10), wanted)
+
+    def test_a_fork_with_a_short_last_chunk_is_refused_once_the_array_has_grown(self, made: Backend) -> None:
+        add_array(made)
+        fork = made.begin().fork()
+        fork.write("a", 8, numbers(2, 3))
+        growing = made.begin()
+        growing.resize("a", 12)
+        growing.write("a", 10, numbers(2, 4))
+        growing.commit("two more rows in the fork's last chunk")
+        late = made.begin()
+        with pytest.raises(ConflictError, match="has grown from 10 to 12 rows"):
+            late.merge([pickle.loads(pickle.dumps(fork))])
+        np.testing.assert_array_equal(newest(made).read("a", 10, 12), numbers(2, 4))
 
     def test_what_a_fork_wrote_is_lost_without_a_merge(self, made: Backend) -> None:
         before = add_array(made)

@@ -86,7 +86,7 @@ def test_serial_equals_a_plain_loop(serial: kpstore.Store) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Port 8787 is already in use")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_dask_workers_give_the_same_bytes(serial: kpstore.Store, tmp_path: Path, workers: int) -> None:
     assert_same(serial, dask(tmp_path / "d.kps", workers, source(), checkpoint_frames=100))
 
@@ -170,7 +170,7 @@ def test_batches_give_the_same_numbers_and_only_the_bad_image_fails(tmp_path: Pa
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Port 8787 is already in use")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_frame_that_kills_its_worker_fails_alone(serial: kpstore.Store, tmp_path: Path) -> None:
     store = dask(tmp_path / "s.kps", 2, source(poisonous={"v13": [4]}))
     extra = {(f.video_id, f.frame, f.reason) for f in store.failures("points")} - {
@@ -182,7 +182,7 @@ def test_a_frame_that_kills_its_worker_fails_alone(serial: kpstore.Store, tmp_pa
     assert changed == ("v13",)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Port 8787 is already in use")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_local_cluster_listens_on_this_machine_only() -> None:
     with DaskExecutor(1):
         listening = [c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN]

@@ -1,0 +1,96 @@
+"""What a plan means for people: videos per split, and roughly how long and how big."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kpstore.extractors.base import Extractor
+from kpstore.ingest.run import Plan
+from kpstore.schema.index import VideoRecord
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """Videos of one split of the source.
+
+    Parameters
+    ----------
+    videos : all of them; ``new`` are not in the store yet, ``done`` need nothing, ``to_do`` will be extracted.
+    frames : frames to extract.
+    """
+
+    videos: int = 0
+    new: int = 0
+    done: int = 0
+    to_do: int = 0
+    frames: int = 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an ingest would do.
+
+    Parameters
+    ----------
+    splits : by name.
+    tasks : pieces of work for the workers.
+    overwritten : videos whose results would be replaced.
+    size_bytes : of the new rows, before compression.
+    seconds : at the extractor's typical speed; the machine decides.
+    problems : what the source had to say about the data set.
+    """
+
+    feature: str
+    splits: Mapping[str, SplitPlan]
+    frames: int
+    tasks: int
+    overwritten: int
+    workers: int
+    size_bytes: int
+    seconds: float
+    problems: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the estimate as JSON values."""
+        return {**asdict(self), "seconds": round(self.seconds, 1), "problems": list(self.problems)}
+
+
+def estimate(plan: Plan, extractor: Extractor, *, workers: int) -> Estimate:
+    """Return what a plan means; nothing runs.
+
+    Parameters
+    ----------
+    workers : worker processes; 0 for this process alone.
+    """
+    spec = extractor.spec
+    row_bytes = sum(array.row_bytes for array in spec.arrays.values()) + 1
+    new = {video.id for video in plan.new_videos}
+    to_do = {video.record.id for task in plan.tasks for video in task.videos}
+    names = dict.fromkeys(video.split for video in plan.listing.videos)
+    by_split = {name: [video for video in plan.listing.videos if video.split == name] for name in names}
+    # More workers than tasks have nothing to do.
+    busy = max(1, min(workers, len(plan.tasks)))
+    return Estimate(
+        feature=spec.name,
+        splits={name: _split_plan(videos, new, to_do) for name, videos in by_split.items()},
+        frames=plan.n_frames,
+        tasks=len(plan.tasks),
+        overwritten=len(plan.overwritten),
+        workers=workers,
+        size_bytes=plan.n_frames * row_bytes,
+        seconds=plan.n_frames / (max(extractor.typical_fps, 0.1) * busy),
+        problems=plan.listing.problems,
+    )
+
+
+def _split_plan(videos: list[VideoRecord], new: set[str], to_do: set[str]) -> SplitPlan:
+    wanted = [video for video in videos if video.id in to_do]
+    return SplitPlan(
+        videos=len(videos),
+        new=sum(video.id in new for video in videos),
+        done=len(videos) - len(wanted),
+        to_do=len(wanted),
+        frames=sum(video.n_frames for video in wanted),
+    )
