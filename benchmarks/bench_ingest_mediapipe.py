@@ -52,7 +52,8 @@ class Watch(SilentObserver):
 
 if __name__ == "__main__":
     watch = Watch()
-    source, options = PhoenixSource(sys.argv[1]), Options(workers=int(sys.argv[3]))
+    # Short tasks, so that this short run does not end with one worker waiting for the other.
+    source, options = PhoenixSource(sys.argv[1]), Options(workers=int(sys.argv[3]), task_frames=50)
     report = run_ingest(source, sys.argv[2], HolisticExtractor(), options, observer=watch)
     print(report.frames - watch.first[1] + 1, watch.last - watch.first[0])
 """

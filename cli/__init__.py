@@ -1,1 +1,1 @@
-"""The command line: parse, call one library function, show its result."""
+"""The command line: every command parses, calls the library, and renders what comes back."""

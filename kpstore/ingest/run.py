@@ -55,6 +55,7 @@ class Options:
     ignore_problems : go on although the source lists missing or unreadable videos.
     checkpoint_s, checkpoint_frames : commit when either has gone by.
     task_frames : frames per task; 0 sizes tasks to take about half a minute.
+    name : name of the data set in a store that is made; the source's by default.
     """
 
     workers: int = 1
@@ -67,6 +68,7 @@ class Options:
     checkpoint_s: float = 300.0
     checkpoint_frames: int = 100_000
     task_frames: int = 0
+    name: str = ""
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 0), ("gpus", 0), ("workers_per_gpu", 1), ("checkpoint_frames", 1)):
@@ -182,7 +184,7 @@ def run_ingest(
     if not backend.exists():
         # Planned before the store is made, so that a plan that fails leaves nothing behind.
         make_plan(backend, listing, extractor, options)
-        Store.create(backend.location, name=source.name, kpstore_version=__version__)
+        Store.create(backend.location, name=options.name or source.name, kpstore_version=__version__)
     with backend.exclusive(f"ingest of {extractor.spec.name}"):
         return _Run(backend, source, extractor, options, observer).run(listing)
 

@@ -122,7 +122,7 @@ def _differing(old: Store, new: Store, array: str, videos: Sequence[str]) -> set
 
 def _equal_rows(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
     """(rows,) bool: whether each row holds the same values."""
-    same: Any = a == b
+    same: NDArray[np.bool_] = np.asarray(a == b, dtype=bool)
     if a.dtype.kind == "f":
-        same = same | (np.isnan(a) & np.isnan(b))
-    return np.asarray(np.asarray(same).reshape(len(a), math.prod(a.shape[1:])).all(axis=1))
+        same |= np.isnan(a) & np.isnan(b)
+    return np.asarray(same.reshape(len(a), math.prod(a.shape[1:])).all(axis=1))

@@ -55,7 +55,7 @@ def _at_time(backend: Backend, time: datetime, tip: str) -> str:
 
 
 def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[str, str]:
-    """Make an earlier version the newest of ``main`` and keep the old one on a branch.
+    """Make an earlier version the newest of ``main`` and keep the old one on a branch; that branch leads back again.
 
     Returns
     -------
@@ -67,14 +67,24 @@ def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[
         target, tip = resolve(backend, to), backend.branches()[MAIN]
         if target == tip:
             raise InvalidError(f"{to!r} already is the newest version of {backend.location}; nothing to roll back")
-        if target not in {commit.id for commit in backend.history(tip)}:
+        if target not in _reachable(backend, tip):
             raise InvalidError(
                 f"{to!r} is not an ancestor of the newest version of {backend.location}; see 'kpstore log'"
             )
-        kept = _free_branch(backend, "before-rollback-" + (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S"))
+        kept = _free_branch(backend, _KEPT + (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S"))
         backend.create_branch(kept, tip)
         backend.reset_branch(MAIN, target, expected=tip)
     return target, kept
+
+
+_KEPT = "before-rollback-"
+"""How the branches are called that keep what was the newest version."""
+
+
+def _reachable(backend: Backend, tip: str) -> set[str]:
+    """Return the versions that ``main`` holds or held before a rollback."""
+    kept = [snapshot for name, snapshot in backend.branches().items() if name.startswith(_KEPT)]
+    return {commit.id for start in (tip, *kept) for commit in backend.history(start)}
 
 
 def _free_branch(backend: Backend, name: str) -> str:

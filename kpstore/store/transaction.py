@@ -335,10 +335,19 @@ def check_same(stored: fmt.StoredFeature, spec: FeatureSpec, provenance: Provena
     for key in sorted(set(stored.provenance) | set(provenance)):
         ours, theirs = stored.provenance.get(key), provenance.get(key)
         if key not in _IGNORED_PROVENANCE and ours != theirs:
+            made, wanted = _differing_part(ours, theirs)
             raise MismatchError(
-                f"feature {spec.name!r} was made with {key} {_short(ours)}, this run has {_short(theirs)}; "
+                f"feature {spec.name!r} was made with {key} {_short(made)}, this run has {_short(wanted)}; "
                 "use the same settings, or another store"
             )
+
+
+def _differing_part(ours: Any, theirs: Any) -> tuple[Any, Any]:
+    """Return two values, or of two dicts only the entries that differ."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return ours, theirs
+    keys = [key for key in (*ours, *theirs) if ours.get(key) != theirs.get(key)]
+    return {key: ours[key] for key in keys if key in ours}, {key: theirs[key] for key in keys if key in theirs}
 
 
 def _short(value: Any) -> str:

@@ -117,9 +117,18 @@ def test_rollback_to_nowhere_is_refused(versions: list[kpstore.Store]) -> None:
     store = versions[0]
     with pytest.raises(InvalidError, match="already is the newest version"):
         store.rollback("main")
-    store.rollback(versions[1].snapshot)
+    versions[1].branch("try")
+    with store.transaction("elsewhere", branch="try") as tx:
+        tx.add_videos([record("other", 1)])
     with pytest.raises(InvalidError, match="is not an ancestor of the newest version"):
-        store.rollback(versions[2].snapshot)
+        store.rollback("try")
+
+
+def test_a_rollback_can_be_undone_by_its_branch(versions: list[kpstore.Store]) -> None:
+    store = versions[0]
+    kept = store.rollback(versions[1].snapshot)
+    store.rollback(kept)
+    assert store.at().snapshot == versions[3].snapshot
 
 
 def test_rollback_does_not_disturb_a_run(versions: list[kpstore.Store]) -> None:

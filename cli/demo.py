@@ -1,0 +1,107 @@
+"""``kpstore demo``: the whole way once, on real photographs with the real model."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import render
+from .export import print_exported
+from .ingest import print_report
+from .look import print_log, print_summary
+from .watcher import make_watcher
+
+if TYPE_CHECKING:
+    from kpstore.api import Store
+    from kpstore.sources.base import Source
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Add this command."""
+    parent.command(epilog="Example:\n\nkpstore demo demo-output")(demo)
+
+
+def demo(
+    target: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to put everything.")] = Path("kpstore-demo"),
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 runs in this one.")] = 2,
+) -> None:
+    """Extract keypoints from real photographs, and show what one can do with the result."""
+    import kpstore
+    from kpstore.sources.demo import write_demo_dataset
+    from kpstore.sources.phoenix import PhoenixSource
+
+    dataset, location = target / "PHOENIX-2014-T", target / "demo.kps"
+    _say("a small data set in PHOENIX-2014-T's layout", f"written to {dataset}")
+    source = PhoenixSource(write_demo_dataset(dataset))
+    failed = _ingest(source, location, workers)
+    store = kpstore.open(location)
+    _log(store)
+    _export(store, target / "npz")
+    _batch(store)
+    _picture(store, source, target / "keypoints.png")
+    _info(store)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _say(what: str, command: str) -> None:
+    render.heading(f"── {what}: {command}")
+
+
+def _ingest(source: Source, location: Path, workers: int) -> bool:
+    from kpstore.extractors.registry import make_extractor
+    from kpstore.ingest.run import Options, run_ingest
+
+    _say("extract", f"kpstore ingest phoenix … {location} --workers {workers}")
+    with make_watcher() as watcher:
+        report = run_ingest(source, location, make_extractor("holistic"), Options(workers=workers), observer=watcher)
+    print_report(report, location)
+    if report.interrupted:
+        raise typer.Exit(130)
+    return bool(report.failures)
+
+
+def _log(store: Store) -> None:
+    from kpstore.store.summary import read_log
+
+    _say("history", f"kpstore log {store.location}")
+    print_log(read_log(store))
+
+
+def _export(store: Store, out_dir: Path) -> None:
+    from kpstore.interop.npz import export_npz
+
+    _say("export", f"kpstore export npz {store.location} {out_dir} --force")
+    print_exported(export_npz(store, out_dir, overwrite=True))
+
+
+def _batch(store: Store) -> None:
+    _say("train", 'DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)')
+    if find_spec("torch") is None:
+        typer.echo('torch is not installed; pip install "kpstore[torch]" brings it')
+        return
+    from torch.utils.data import DataLoader
+
+    batch = next(iter(DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)))  # type: ignore[arg-type]
+    keypoints = batch["keypoints"]
+    typer.echo(f"one batch: keypoints {tuple(keypoints.shape)} {keypoints.dtype}, rows {batch['row'].tolist()}")
+
+
+def _picture(store: Store, source: Source, path: Path) -> None:
+    from PIL import Image
+
+    from kpstore.views.sheet import keypoint_sheet
+
+    _say("picture", str(path))
+    Image.fromarray(keypoint_sheet(store, source)).save(path)
+    typer.echo(f"keypoints drawn on photographs: {path}")
+
+
+def _info(store: Store) -> None:
+    from kpstore.store.summary import summarize
+
+    _say("result", f"kpstore info {store.location}")
+    print_summary(summarize(store))

@@ -1,0 +1,254 @@
+"""Commands that look at a store: ``info``, ``progress``, ``log``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import render
+from .arguments import At, Json, StoreArgument
+
+if TYPE_CHECKING:
+    from kpstore.api import Store
+    from kpstore.ingest.report import FeatureProgress, Progress
+    from kpstore.store.coverage import Coverage
+    from kpstore.store.summary import FeatureSummary, LogEntry, Summary
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Add these commands."""
+    parent.command(
+        epilog="Examples:\n\nkpstore info phoenix.kps\n\nkpstore info phoenix.kps --detailed --at v1.0 --json"
+    )(info)
+    parent.command(epilog="Example:\n\nkpstore progress phoenix.kps --watch")(progress)
+    parent.command(epilog="Examples:\n\nkpstore log phoenix.kps --limit 5\n\nkpstore log phoenix.kps --json")(log)
+
+
+# -- info -------------------------------------------------------------------------------------------------------
+
+
+def info(
+    store: StoreArgument,
+    detailed: Annotated[bool, typer.Option("--detailed", help="Every video, all failures, full provenance.")] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Videos in the table of --detailed; 0 for all.")] = 50,
+    at: At = None,
+    json: Json = False,
+) -> None:
+    """Show videos, frames, splits, features, how much of each part was detected, sizes and provenance."""
+    import kpstore
+    from kpstore.store.summary import summarize
+
+    opened = kpstore.open(store, at)
+    summary = summarize(opened)
+    if json:
+        details = _details(opened, limit) if detailed else {}
+        render.print_json({**summary.to_json(), **details})
+        return
+    print_summary(summary)
+    if detailed:
+        _print_details(opened, limit)
+
+
+def print_summary(summary: Summary) -> None:
+    """Print a version at a glance."""
+    disk = summary.disk
+    on_disk = f", {render.size(disk.size_bytes)} in {render.number(disk.files)} files" if disk else ""
+    typer.echo(
+        f"{summary.name}: {render.number(summary.videos)} videos, {render.number(summary.frames)} frames{on_disk}"
+    )
+    commit = summary.newest.commit
+    typer.echo(f"version {commit.id} of {render.local_time(commit.time)}: {commit.message}")
+    if summary.tags:
+        typer.echo(f"tags {', '.join(summary.tags)}")
+    if summary.splits:
+        typer.echo()
+        rows = [(render.split_name(s.name), render.number(s.videos), render.number(s.frames)) for s in summary.splits]
+        render.print_table(("split", ">videos", ">frames"), rows)
+    for feature in summary.features:
+        _print_feature(feature)
+
+
+def _print_feature(feature: FeatureSummary) -> None:
+    shape = " × ".join(render.number(length) for length in feature.shape)
+    render.heading(f"{feature.name}: {shape} {feature.dtype}, {render.number(feature.chunk_rows)} rows a chunk")
+    typer.echo(f"made by {_maker(feature)}")
+    typer.echo(
+        f"videos: {render.number(feature.videos_done)} done, {render.number(feature.videos_failed)} failed, "
+        f"{render.number(feature.videos_pending)} pending"
+    )
+    parts = list(feature.total.detected)
+    rows = [_coverage_row(render.split_name(split), cover) for split, cover in feature.coverage.items()]
+    if len(rows) > 1:
+        rows.append(_coverage_row("all", feature.total))
+    columns = ("split", f">{feature.axis}s done", ">failed", ">pending", *(f">{_words(part)}" for part in parts))
+    render.print_table(columns, rows)
+    if parts:
+        typer.echo("parts: share of the done frames in which each was detected")
+
+
+def _coverage_row(name: str, cover: Coverage) -> tuple[str, ...]:
+    counts = map(render.number, (cover.done, cover.failed, cover.pending))
+    return (name, *counts, *(render.share(cover.share(part)) for part in cover.detected))
+
+
+def _maker(feature: FeatureSummary) -> str:
+    made = feature.provenance
+    names = [str(made[key]) for key in ("recipe", "extractor") if key in made][:1] or ["unknown"]
+    versions = [f"{key} {made[key]}" for key in ("mediapipe", "kpstore") if key in made]
+    faces = made.get("face_list")
+    named = [f"face list {faces['name']}"] if isinstance(faces, dict) and "name" in faces else []
+    return ", ".join([*names, *named, *versions])
+
+
+def _words(part: str) -> str:
+    return part.replace("_", " ")
+
+
+def _details(store: Store, limit: int) -> dict[str, Any]:
+    table = store.videos
+    table = table if limit == 0 else table.head(limit)
+    videos = json.loads(table.reset_index().to_json(orient="records"))
+    failures = {name: [vars(failure) for failure in store.failures(name)] for name in store.features}
+    return {"video_table": videos, "failures": failures}
+
+
+def _print_details(store: Store, limit: int) -> None:
+    for name in store.features:
+        render.heading(f"how {name} was made")
+        typer.echo(json.dumps(dict(store.provenance(name)), indent=2, ensure_ascii=False))
+        failures = store.failures(name)
+        render.heading(f"failures of {name}: {len(failures)}")
+        for line in render.failure_lines(failures, "", limit=len(failures)):
+            typer.echo(line)
+    table = store.videos
+    shown = table if limit == 0 else table.head(limit)
+    states = [column for column in table.columns if column.endswith("_state")]
+    columns = ["split", "n_frames", "fps", "width", "height", *states]
+    columns = [column for column in columns if column in table.columns]
+    render.heading("videos")
+    rows = [(video, *row) for video, row in zip(shown.index, shown[columns].itertuples(index=False), strict=True)]
+    render.print_table(("video", *columns), rows)
+    if len(shown) < len(table):
+        typer.echo(f"… and {len(table) - len(shown)} more: --limit 0 shows all")
+
+
+# -- progress ---------------------------------------------------------------------------------------------------
+
+
+def progress(
+    store: StoreArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until the run ends.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How often --watch looks.")] = 2.0,
+    json: Json = False,
+) -> None:
+    """Show how far an ingest is, while it runs and after; it is not disturbed."""
+    while True:
+        run, totals = _look(store)
+        if json:
+            _print_progress_json(run, totals, watch)
+        elif watch and run is not None and run.running:
+            _print_moving(run)
+        else:
+            print_progress(store, run, totals)
+        if not watch or run is None or not run.running:
+            return
+        time.sleep(interval)
+
+
+def _look(store: Path) -> tuple[Progress | None, list[FeatureProgress]]:
+    import kpstore
+    from kpstore.ingest.report import feature_progress, read_progress
+
+    opened = kpstore.open(store)
+    return read_progress(opened.backend), feature_progress(opened)
+
+
+def _print_progress_json(run: Progress | None, totals: list[FeatureProgress], watch: bool) -> None:
+    value = {
+        "run": None if run is None else run.to_json(),
+        "features": {total.feature: {k: v for k, v in vars(total).items() if k != "feature"} for total in totals},
+    }
+    if watch:
+        typer.echo(json.dumps(value))  # a line per look, so that a script can read them as they come
+    else:
+        render.print_json(value)
+
+
+def _print_moving(run: Progress) -> None:
+    from .watcher import progress_line
+
+    line = f"{run.feature}: {progress_line(run)}"
+    if sys.stdout.isatty():
+        typer.echo(f"\r\x1b[K{line}", nl=False)
+    else:
+        typer.echo(line)
+
+
+def print_progress(store: Path, run: Progress | None, totals: list[FeatureProgress]) -> None:
+    """Print the state of the run that writes a store, or of the last one, and the ledger."""
+    from .watcher import progress_line
+
+    if sys.stdout.isatty() and run is not None:
+        typer.echo("\r\x1b[K", nl=False)
+    if run is None:
+        typer.echo(f"no ingest has run on {store} yet")
+    elif run.running:
+        typer.echo(f"running: {run.feature}, {progress_line(run)}")
+        typer.echo(
+            f"  process {run.pid}, {run.workers} workers; {render.number(run.frames_committed)} frames committed"
+        )
+    elif run.frames_committed < run.frames:
+        typer.echo(f"stopped before its end: {run.feature}, {progress_line(run).partition(', ')[0]} seen,")
+        typer.echo(f"  {render.number(run.frames_committed)} committed; run the same ingest again to go on")
+    else:
+        seconds = run.updated - run.started
+        typer.echo(f"finished: {run.feature}, {progress_line(run)}, {render.duration(seconds)}")
+    rows = [(t.feature, *map(render.number, (t.done, t.failed, t.pending))) for t in totals]
+    if rows:
+        render.print_table(("videos of", ">done", ">failed", ">pending"), rows)
+
+
+# -- log --------------------------------------------------------------------------------------------------------
+
+
+def log(
+    store: StoreArgument,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Only the newest ones.")] = None,
+    at: At = None,
+    json: Json = False,
+) -> None:
+    """Show the versions of a store, newest first."""
+    import kpstore
+    from kpstore.store.summary import read_log
+
+    entries = read_log(kpstore.open(store, at), limit=limit)
+    if json:
+        render.print_json([entry.to_json() for entry in entries])
+    else:
+        print_log(entries)
+
+
+def print_log(entries: list[LogEntry]) -> None:
+    """Print versions, one a line and what an ingest reported below it."""
+    for entry in entries:
+        names = [*(f"tag {tag}" for tag in entry.tags), *entry.branches]
+        decoration = f" ({', '.join(names)})" if names else ""
+        commit = entry.commit
+        typer.echo(f"{commit.id}  {render.local_time(commit.time)}  {commit.message}{decoration}")
+        if entry.report is not None:
+            typer.echo(f"    {_report_line(entry.report)}")
+
+
+def _report_line(report: Any) -> str:
+    failed = report.get("frames_failed", 0)
+    text = (
+        f"{render.number(report.get('videos_done', 0))} videos, {render.number(report.get('frames', 0))} frames in "
+        f"{render.duration(report.get('seconds', 0.0))} ({report.get('frames_per_second', 0.0):.1f} frames/s)"
+    )
+    ending = ", interrupted" if report.get("interrupted") else ""
+    return f"{text}{f', {render.number(failed)} frames failed' if failed else ''}{ending}"

@@ -1,0 +1,101 @@
+"""``kpstore`` itself: all commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from kpstore._version import __version__
+from kpstore.errors import (
+    ExistsError,
+    InvalidError,
+    KpstoreError,
+    MissingExtraError,
+    NotFoundError,
+    ReadOnlyError,
+    UnsupportedError,
+)
+
+from . import demo, export, ingest, look, versions
+
+WRONG_USE = (ExistsError, InvalidError, MissingExtraError, NotFoundError, ReadOnlyError, UnsupportedError)
+"""Errors that end with exit code 2; all others are 1."""
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="kpstore",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="One versioned store for keypoints and features: extracted once in parallel, read thousands of times.",
+    epilog="Exit codes: 0 done, 1 something failed or differs, 2 wrong use, 130 interrupted.",
+)
+for module in (ingest, look, versions, export, demo):
+    module.add_to(app)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"kpstore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and end.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and log messages.")] = False,
+) -> None:
+    """Take options that stand before any command; ``--debug`` was acted upon in :func:`run`."""
+
+
+def main() -> None:
+    """Run the command line of this process and end it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # File names need not be text; a name that cannot be printed must not end a run.
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; errors go to standard error as one line."""
+    debug = "--debug" in arguments
+    # Failures are in every report; without --debug the log would only say them twice.
+    logging.basicConfig(level=logging.INFO if debug else logging.CRITICAL, format="%(name)s: %(message)s")
+    try:
+        code = app([word for word in arguments if word != "--debug"], prog_name="kpstore", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:  # the border: whatever comes becomes one line and an exit code
+        if debug:
+            traceback.print_exc()
+        return _explain(error)
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, KpstoreError):
+        typer.echo(f"error: {error}", err=True)
+        return 2 if isinstance(error, WRONG_USE) else 1
+    if hasattr(error, "format_message"):  # a usage error; Typer carries its own copy of click since 0.2x
+        message = error.format_message().strip().replace("Value error, ", "")
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(message)
+        else:
+            typer.echo(f"error: {message[:1].lower()}{message[1:].replace(chr(10), ' ')}", err=True)
+        return 2
+    what = " ".join(str(error).split()) or "no message"
+    typer.echo(f"error: internal error: {type(error).__name__}: {what}; run again with --debug", err=True)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What all commands print with: tables, JSON, numbers for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDE = 200
+"""Width of output that goes into a file or another program: nothing should be cut there."""
+
+SHOWN_FAILURES = 20
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that prints text as it is, without reading markup into file names."""
+    from rich.console import Console
+
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=None if terminal else _WIDE)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON on standard output; numbers that JSON does not know become null."""
+    typer.echo(json.dumps(_plain(value), indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; columns whose name starts with ``>`` are numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(
+            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console().print(table)
+
+
+def heading(text: str) -> None:
+    """Print a line above a block."""
+    console().print(f"\n{text}", style="bold")
+
+
+def number(value: int) -> str:
+    """Return 1234567 as ``1,234,567``."""
+    return f"{value:,}"
+
+
+def size(size_bytes: int) -> str:
+    """Return a size as people say it."""
+    value, unit = float(size_bytes), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration as people say it."""
+    if seconds is None:
+        return "?"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def local_time(time: datetime) -> str:
+    """Return a time in this machine's zone."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def share(value: float | None) -> str:
+    """Return 0.5 as ``50.0 %``."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def split_name(name: str) -> str:
+    """Return how to call a split; videos need not have one."""
+    return name or "(none)"
+
+
+def failure_lines(failures: Sequence[Any], more: str, *, limit: int = SHOWN_FAILURES) -> list[str]:
+    """Return a line per failure; ``more`` says where the rest is."""
+    lines = [
+        f"  {failure.image_path or failure.video_id}: {failure.reason}"
+        if failure.frame is not None
+        else f"  video {failure.video_id}: {failure.reason}"
+        for failure in failures[:limit]
+    ]
+    if len(failures) > limit:
+        lines.append(f"  … and {len(failures) - limit} more: {more}")
+    return lines

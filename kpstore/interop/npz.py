@@ -1,0 +1,246 @@
+"""The npz files that keypoint trainers read: ``{split}_keypoints.npz`` and ``{split}_stats.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from kpstore.errors import ExistsError, InvalidError
+from kpstore.schema.feature import State
+from kpstore.store import format as fmt
+from kpstore.store.coverage import part_names
+from kpstore.store.store import Store
+
+Missing = Literal["zeros", "nan"]
+Keep = Literal["drop", "keep"]
+
+UNSPLIT = "all"
+"""What the files of videos without a split are called."""
+
+_BLOCK_FRAMES = 4096
+"""Frames in memory at once: 7 MB of keypoints."""
+
+
+@dataclass(frozen=True)
+class ExportedSplit:
+    """The files of one split.
+
+    Parameters
+    ----------
+    split : its name in the store.
+    path, stats_path : the two files.
+    frames, videos : what they hold.
+    left_out : frames left out, by reason: ``"failed"``, ``"pending"``, ``"empty"``.
+    """
+
+    split: str
+    path: Path
+    stats_path: Path
+    frames: int
+    videos: int
+    left_out: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON values."""
+        return {**vars(self), "path": str(self.path), "stats_path": str(self.stats_path)}
+
+
+def export_npz(
+    store: Store,
+    out_dir: str | os.PathLike[str],
+    *,
+    feature: str = "keypoints",
+    splits: Sequence[str] | None = None,
+    missing: Missing = "zeros",
+    failed: Keep = "drop",
+    empty: Keep = "drop",
+    overwrite: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[ExportedSplit]:
+    """Write one npz file and one stats file per split, as ``prepare_model_input`` makes them.
+
+    The npz file holds ``keypoints`` (N, 143, 3) float32, ``image_paths`` (N) and ``video_ids`` (N) text. With the
+    defaults it is what users' scripts write: a part that was not detected is zeros, and a frame in which nothing was
+    detected is not there, so that a frame's place in the file is not its number; ``image_paths`` has that. Frames
+    that are not extracted yet are never in it. The stats file counts the frames in which each part was detected.
+
+    Parameters
+    ----------
+    out_dir : folder for the files, made if it is not there.
+    feature : any feature of frames; other features than ``keypoints`` give their own name to array and files.
+    splits : only these; videos without a split go to ``all_keypoints.npz``.
+    missing : ``"nan"`` writes a part that was not detected as NaN.
+    failed : ``"keep"`` writes frames that failed, as missing.
+    empty : ``"keep"`` writes frames in which nothing was detected, as missing.
+    overwrite : replace files that are there; without it they are an error, and nothing is written.
+    on_progress : called with the number of frames each time some more are written.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such feature or split.
+    ExistsError
+        If a file is there already.
+    InvalidError
+        If the feature belongs to videos, or a split's name cannot be a file's.
+    """
+    _check_choice("missing", missing, ("zeros", "nan"))
+    _check_choice("failed", failed, ("drop", "keep"))
+    _check_choice("empty", empty, ("drop", "keep"))
+    if store.feature(feature).axis != "frame":
+        raise InvalidError(f"feature {feature!r} belongs to videos; npz files hold features of frames")
+    wanted = store.splits if splits is None else list(dict.fromkeys(splits))
+    store.index.select(split=wanted)
+    paths = {split: _paths(Path(out_dir), split, feature) for split in wanted}
+    _check_paths(paths, overwrite)
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    exported = []
+    for split, (path, stats_path) in paths.items():
+        choice = _choose(store, feature, split, failed, empty)
+        writer = _SplitWriter(store, feature, choice, missing, on_progress or (lambda n: None))
+        _replace_both(path, stats_path, writer.write_npz, lambda w=writer, s=split: w.stats(s))  # type: ignore[misc]
+        exported.append(ExportedSplit(split, path, stats_path, len(choice.rows), writer.n_videos, choice.left_out))
+    return exported
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InvalidError(f"{name}={value!r}: use {' or '.join(map(repr, known))}")
+
+
+def _paths(out_dir: Path, split: str, feature: str) -> tuple[Path, Path]:
+    name = split or UNSPLIT
+    if any(sign in name for sign in "/\\:\0") or name.startswith(".") or not name.isprintable():
+        raise InvalidError(f"split {split!r} cannot be part of a file name; export the other splits by name")
+    stats = f"{name}_stats.json" if feature == "keypoints" else f"{name}_{feature}_stats.json"
+    return out_dir / f"{name}_{feature}.npz", out_dir / stats
+
+
+def _check_paths(paths: dict[str, tuple[Path, Path]], overwrite: bool) -> None:
+    files = [path for pair in paths.values() for path in pair]
+    if len(set(files)) != len(files):
+        raise InvalidError(f"the store has a split named {UNSPLIT!r} and videos without one; export them one by one")
+    there = [str(path) for path in files if path.exists()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more" if there[1:] else ""
+        raise ExistsError(f"{there[0]}{more} exist already; choose another folder, or replace them with --force")
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Rows of one split to write, and what was left out."""
+
+    rows: NDArray[np.int64]
+    left_out: dict[str, int]
+
+
+def _choose(store: Store, feature: str, split: str, failed: Keep, empty: Keep) -> _Choice:
+    rows = store.index.rows_of(store.index.select(split=split))
+    has_mask = bool(part_names(store.feature(feature)))
+    kept, left_out = [], {"failed": 0, "pending": 0, "empty": 0}
+    for block in _blocks(rows):
+        status = store.read(fmt.status_name(feature), block)
+        found = store.read(f"{feature}_detected", block).any(axis=1) if has_mask else np.ones(len(block), dtype=bool)
+        drop = {
+            "pending": status == State.PENDING,
+            "failed": (status == State.FAILED) & (failed == "drop"),
+            "empty": (status == State.DONE) & ~found & (empty == "drop"),
+        }
+        for reason, mask in drop.items():
+            left_out[reason] += int(mask.sum())
+        kept.append(block[~np.logical_or.reduce(list(drop.values()))])
+    return _Choice(np.concatenate([np.empty(0, dtype=np.int64), *kept]), left_out)
+
+
+def _blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(rows), _BLOCK_FRAMES):
+        yield rows[start : start + _BLOCK_FRAMES]
+
+
+class _SplitWriter:
+    """Writes the rows of one split block by block, so that memory does not grow with the split."""
+
+    def __init__(
+        self, store: Store, feature: str, choice: _Choice, missing: Missing, report: Callable[[int], None]
+    ) -> None:
+        self._store, self._feature, self._rows = store, feature, choice.rows
+        self._missing, self._report = missing, report
+        self._spec = store.feature(feature)
+        self._parts = part_names(self._spec)
+        self._detected = np.zeros(len(self._parts), dtype=np.int64)
+        self.n_videos = len(np.unique(store.index.video_of(choice.rows)))
+
+    def write_npz(self, path: Path) -> None:
+        """Write the npz file; counts detections on the way."""
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
+            _write_array(archive, self._feature, self._spec.dtype, self._shape, self._values())
+            for name, read in (("image_paths", self._image_paths), ("video_ids", self._video_ids)):
+                longest = max((len(text) for block in _blocks(self._rows) for text in read(block)), default=1)
+                dtype = np.dtype(f"<U{max(longest, 1)}")
+                texts = (read(block).astype(dtype) for block in _blocks(self._rows))
+                _write_array(archive, name, dtype, (len(self._rows),), texts)
+
+    def stats(self, split: str) -> dict[str, Any]:
+        """Return what the stats file holds; after :meth:`write_npz`."""
+        return {
+            "split": split or UNSPLIT,
+            "num_samples": len(self._rows),
+            "num_videos": self.n_videos,
+            "keypoint_shape": list(self._spec.shape),
+            **{f"{part}_detected": int(n) for part, n in zip(self._parts, self._detected, strict=True)},
+        }
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (len(self._rows), *self._spec.shape)
+
+    def _values(self) -> Iterator[NDArray[Any]]:
+        for rows in _blocks(self._rows):
+            block = self._store.read(self._feature, rows)
+            if self._missing == "zeros" and block.dtype.kind == "f":
+                block[np.isnan(block)] = 0
+            if self._parts:
+                self._detected += self._store.read(f"{self._feature}_detected", rows).sum(axis=0)
+            yield block
+            self._report(len(rows))
+
+    def _image_paths(self, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+        return self._store.read(fmt.IMAGE_PATH, rows)
+
+    def _video_ids(self, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+        index = self._store.index
+        return np.asarray(index.ids[index.video_of(rows)])
+
+
+def _write_array(
+    archive: zipfile.ZipFile, name: str, dtype: DTypeLike, shape: tuple[int, ...], blocks: Iterable[NDArray[Any]]
+) -> None:
+    """Add one array to an npz file, as ``np.savez_compressed`` would, from blocks of rows."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block).tobytes())
+
+
+def _replace_both(
+    path: Path, stats_path: Path, write_npz: Callable[[Path], None], stats: Callable[[], dict[str, Any]]
+) -> None:
+    """Write both files aside, then give them their names: a kill leaves the old ones, or none, never a half."""
+    with ExitStack() as cleanup:
+        aside = [file.with_name(f".{file.name}.{os.getpid()}") for file in (path, stats_path)]
+        for file in aside:
+            cleanup.callback(file.unlink, missing_ok=True)
+        write_npz(aside[0])
+        aside[1].write_text(json.dumps(stats(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for file, name in zip(aside, (path, stats_path), strict=True):
+            os.replace(file, name)
