@@ -9,6 +9,7 @@ import typer
 
 from . import render
 from .arguments import At, Json, ListCommand, Splits, StoreArgument, split_names
+from .watcher import frames_bar
 
 if TYPE_CHECKING:
     from kpstore.interop.npz import ExportedSplit
@@ -43,16 +44,18 @@ def npz(
     import kpstore
     from kpstore.interop.npz import export_npz
 
-    exported = export_npz(
-        kpstore.open(store, at),
-        out_dir,
-        feature=feature,
-        splits=split_names(splits),
-        missing=missing,
-        failed=failed,
-        empty=empty,
-        overwrite=force,
-    )
+    with frames_bar("exporting") as on_progress:
+        exported = export_npz(
+            kpstore.open(store, at),
+            out_dir,
+            feature=feature,
+            splits=split_names(splits),
+            missing=missing,
+            failed=failed,
+            empty=empty,
+            overwrite=force,
+            on_progress=on_progress,
+        )
     render.print_json([split.to_json() for split in exported]) if json else print_exported(exported)
 
 

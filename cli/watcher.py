@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -150,3 +152,17 @@ class BarWatcher:
     def on_commit(self, snapshot: str, progress: Progress) -> None:
         """Show what is safe now."""
         self.on_progress(progress)
+
+
+@contextmanager
+def frames_bar(what: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes the number of frames just done; draws a bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda n_frames: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,} frames", markup=False))
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda n_frames: bar.advance(task, n_frames)

@@ -6,10 +6,12 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO, Any
 
 from kpstore.errors import BusyError
 
@@ -28,12 +30,10 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
     """Hold ``path`` exclusively, or raise :class:`BusyError` that names the holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _take(file):
             raise BusyError(
                 f"{location} is being written by another process ({_holder(path)}); wait for it, or stop it"
-            ) from None
+            )
         holder = {
             "purpose": purpose,
             "pid": os.getpid(),
@@ -44,6 +44,18 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
         file.write(json.dumps(holder))
         file.flush()
         yield
+
+
+def _take(file: IO[Any], *, tries: int = 5) -> bool:
+    """Try to lock a file; more than once, since :func:`is_held` of another process holds it for a moment."""
+    for left in reversed(range(tries)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if left:
+                time.sleep(0.02)
+    return False
 
 
 def is_held(path: Path) -> bool:

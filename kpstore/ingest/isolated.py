@@ -25,17 +25,15 @@ def extract_isolated(job: Job, record: VideoRecord) -> VideoRows:
     skip: dict[int, str] = {}
     while len(skip) < MAX_DEATHS:
         result, at, code = _attempt(job, record, skip)
-        if isinstance(result, VideoRows):
+        if result is not None:
             return result
-        if isinstance(result, Exception):
-            raise result
         if at is None or at in skip or at >= record.n_frames:
             return failed_video(job, record, f"the worker process died before its first frame ({_death(code)})")
         skip[at] = f"the worker process died on this frame ({_death(code)})"
     return failed_video(job, record, f"{len(skip)} frames of this video killed their worker process")
 
 
-def _attempt(job: Job, record: VideoRecord, skip: dict[int, str]) -> tuple[Any, int | None, int]:
+def _attempt(job: Job, record: VideoRecord, skip: dict[int, str]) -> tuple[VideoRows | None, int | None, int]:
     """Return (result or None, last frame announced, exit code) of one child."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     child = subprocess.Popen(
@@ -93,11 +91,11 @@ def main() -> None:
     os.dup2(2, 1)
     job, record, skip = _receive(sys.stdin.buffer)
     try:
-        result: VideoRows | Exception = extract_here(job, record, skip=skip, announce=lambda n: _send(pipe, n))
+        result = extract_here(job, record, skip=skip, announce=lambda n: _send(pipe, n))
     except BrokenPipeError:
         raise
-    except Exception as error:  # sent to the parent, which raises it
-        result = RuntimeError(f"{type(error).__name__}: {error}")
+    except Exception as error:  # the same words as for a video that fails in a worker itself
+        result = failed_video(job, record, f"{type(error).__name__}: {error}")
     _send(pipe, result)
 
 

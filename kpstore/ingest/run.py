@@ -39,6 +39,7 @@ TASK_SECONDS = 30.0
 """What a task should take: short enough to lose little, long enough that starting it costs nothing."""
 
 MAX_TASK_CHUNKS = 16
+TASKS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -239,14 +240,20 @@ def make_plan(backend: Backend, listing: Listing, extractor: Extractor, options:
     positions = {video.id: index.position(video.id) for video in videos}
     by_position = {positions[video.id]: video for video in videos}
     pending = sorted(p for p in by_position if p >= len(states) or states[p] == State.PENDING or redo[p])
-    rate = max(extractor.typical_fps, 0.1)
-    task_frames = options.task_frames or min(int(rate * TASK_SECONDS) + 1, MAX_TASK_CHUNKS * spec.chunk_rows)
     wanted = np.array(pending, dtype=np.int64)
+    task_frames = options.task_frames or _task_frames(extractor, int(index.n_frames[wanted].sum()), options.n_workers)
     tasks = plan_tasks(
         index, [by_position[p] for p in pending], wanted, chunk_rows=spec.chunk_rows, task_frames=task_frames
     )
     overwritten = np.array([p for p in pending if p < len(states) and redo[p]], dtype=np.int64)
     return Plan(listing, new, wanted, tuple(tasks), overwritten)
+
+
+def _task_frames(extractor: Extractor, frames: int, workers: int) -> int:
+    """Return how many frames make a task: half a minute of work, or a share of a small data set for every worker."""
+    by_time = int(max(extractor.typical_fps, 0.1) * TASK_SECONDS) + 1
+    by_share = -(-frames // (TASKS_PER_WORKER * max(workers, 1)))
+    return max(1, min(by_time, by_share, MAX_TASK_CHUNKS * extractor.spec.chunk_rows))
 
 
 def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> None:
