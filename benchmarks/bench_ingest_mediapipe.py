@@ -3,19 +3,26 @@
 ``python -m benchmarks.bench_ingest_mediapipe [--data PHOENIX_ROOT] [--copies 8] [--runs 3]``
 
 The plain loop is what a user would write: Pillow, ``Holistic.process``, a ``reset()`` per video, arrays in memory. All
-three read the same files, each run in a fresh process, in turn. ``steady`` leaves out imports and model building: it
+cases read the same files, each run in a fresh process, in turn. ``steady`` leaves out imports and model building: it
 counts from the first finished frame to the last, which is what hours of extraction look like; ``whole`` is the process
 from start to end.
+
+One MediaPipe process left to itself spreads over about 1.25 cores, so on two cores two of anything cannot be twice as
+fast as one. Hence every single case also runs on one core, driver and all, and two plain loops side by side show what
+the machine can give.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,36 +66,70 @@ if __name__ == "__main__":
 """
 
 
-def run(data: Path, *, runs: int) -> dict[str, Any]:
-    """Measure the three in turn and relate them."""
-    import time
+@dataclass(frozen=True)
+class _Case:
+    """One way to extract everything: ``at_once`` processes of a script, on so many cores."""
 
-    cases = {"plain loop": (_PLAIN, []), "1 worker": (_INGEST, ["1"]), "2 workers": (_INGEST, ["2"])}
-    steady: dict[str, list[float]] = {name: [] for name in cases}
-    whole: dict[str, list[float]] = {name: [] for name in cases}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(runs):
-            for name, (code, extra) in cases.items():
-                script = Path(folder) / "run.py"
-                script.write_text(code)
-                store = [str(Path(folder) / f"{number}-{name}.kps")] if extra else []
-                began = time.perf_counter()
-                printed = subprocess.run(
-                    [sys.executable, str(script), str(data), *store, *extra], check=True, capture_output=True, text=True
-                ).stdout.split()
-                frames = int(printed[-2])
-                steady[name].append((frames - 1) / float(printed[-1]))
-                whole[name].append(frames / (time.perf_counter() - began))
-    ratio = {
-        "1 worker / plain loop": [a / b for a, b in zip(steady["1 worker"], steady["plain loop"], strict=True)],
-        "2 workers / 1 worker": [a / b for a, b in zip(steady["2 workers"], steady["1 worker"], strict=True)],
-    }
+    code: str
+    workers: int = 0
+    cores: int | None = None
+    at_once: int = 1
+
+
+_CASES = {
+    "plain loop": _Case(_PLAIN),
+    "1 worker": _Case(_INGEST, workers=1),
+    "2 workers": _Case(_INGEST, workers=2),
+    "plain loop, one core": _Case(_PLAIN, cores=1),
+    "1 worker, one core": _Case(_INGEST, workers=1, cores=1),
+    "2 plain loops at once": _Case(_PLAIN, at_once=2),
+}
+
+_RATIOS = (
+    ("1 worker", "plain loop"),
+    ("1 worker, one core", "plain loop, one core"),
+    ("2 workers", "1 worker"),
+    ("2 workers", "1 worker, one core"),
+    ("2 workers", "2 plain loops at once"),
+)
+
+
+def run(data: Path, *, runs: int) -> dict[str, Any]:
+    """Measure all cases in turn and relate them."""
+    steady: dict[str, list[float]] = {name: [] for name in _CASES}
+    whole: dict[str, list[float]] = {name: [] for name in _CASES}
+    for _ in range(runs):
+        for name, case in _CASES.items():
+            frames, steady_rate, whole_rate = _measure(case, data)
+            steady[name].append(steady_rate)
+            whole[name].append(whole_rate)
+    ratios = {f"{a} / {b}": [x / y for x, y in zip(steady[a], steady[b], strict=True)] for a, b in _RATIOS}
     return {
         "frames": frames,
         "steady_frames_per_s": {name: summary(values) for name, values in steady.items()},
         "whole_frames_per_s": {name: summary(values) for name, values in whole.items()},
-        "ratios_steady": {name: summary(values) for name, values in ratio.items()},
+        "ratios_steady": {name: summary(values) for name, values in ratios.items()},
     }
+
+
+def _measure(case: _Case, data: Path) -> tuple[int, float, float]:
+    """Return the frames of one process, and frames/s of all processes together, steady and whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "run.py"
+        script.write_text(case.code)
+        command = [sys.executable, str(script), str(data), str(Path(folder) / "out.kps"), str(case.workers)]
+        began = time.perf_counter()
+        pin = None if case.cores is None else lambda: os.sched_setaffinity(0, set(range(case.cores or 1)))
+        started = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=pin)
+            for _ in range(case.at_once)
+        ]
+        printed = [process.communicate()[0].split()[-2:] for process in started]
+        took = time.perf_counter() - began
+    if any(process.returncode for process in started):
+        raise RuntimeError(f"a run failed: {' '.join(command)}")
+    frames = int(printed[0][0])
+    return frames, sum((int(n) - 1) / float(seconds) for n, seconds in printed), frames * case.at_once / took
 
 
 def repeat_videos(root: Path, copies: int) -> None:

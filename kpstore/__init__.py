@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kpstore import plugins
 from kpstore._version import __version__
 from kpstore.errors import KpstoreError
 
@@ -39,6 +40,7 @@ __all__ = [
     "create",
     "diff",
     "open",
+    "plugins",
     "run_ingest",
 ]
 

@@ -35,6 +35,24 @@ _CLUSTER_TRIES = 5
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Workers share out the cores among themselves; and sums in another number of threads are other sums."""
 
+_SETTINGS = {
+    # A task whose worker died comes straight back: it goes on in a mode that finds the frame at fault, instead of
+    # killing three more workers first.
+    "distributed.scheduler.allowed-failures": 0,
+    # Workers keep their memory: by default Dask has malloc hand freed pages back at once, and faulting them in again
+    # for every frame cost MediaPipe a fifth of its speed.
+    "distributed.nanny.pre-spawn-environ": dict.fromkeys(_ONE_THREAD, "1"),
+    "distributed.admin.log-format": "%(message)s",
+    # Dask looks at itself, in every process, 50 to 100 times a second, for pages that nobody opens here. Tasks take
+    # seconds: looking rarely gave 6 % of a busy core back to the model.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+    "distributed.scheduler.work-stealing-interval": "1s",
+}
+"""How Dask is set up for the cluster that a run starts; the user's own settings come back afterwards."""
+
 _REPORT_EVERY_S = 0.5
 
 
@@ -98,22 +116,12 @@ class DaskExecutor:
             import distributed
         except ImportError:
             raise MissingExtraError("--workers and --scheduler", extra="dask") from None
-        # A task whose worker died comes straight back: it goes on in a mode that finds the frame at fault, instead of
-        # killing three more workers first. And workers keep their memory: Dask has malloc hand freed pages back at
-        # once, and faulting them in again for every frame cost MediaPipe a fifth of its speed.
-        dask.config.set(
-            {
-                "distributed.scheduler.allowed-failures": 0,
-                "distributed.nanny.pre-spawn-environ": dict.fromkeys(_ONE_THREAD, "1"),
-                "distributed.admin.log-format": "%(message)s",
-            }
-        )
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         if self._scheduler is not None:
             self._client = self._connect(distributed)
             self._n_workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
             return self
-        with _sigint_blocked():
+        with _sigint_blocked(), dask.config.set(_SETTINGS):
             self._cluster = self._start_cluster(distributed)
             self._client = distributed.Client(self._cluster)
         return self

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore import plugins
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Fork, WriteView
 from kpstore.errors import ExistsError, InvalidError, MismatchError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
@@ -132,14 +133,23 @@ class Transaction:
 
     # -- features -------------------------------------------------------------------------------------------
 
-    def add_feature(self, spec: FeatureSpec, provenance: Provenance | None = None) -> None:
+    def add_feature(self, spec: FeatureSpec | str, provenance: Provenance | None = None) -> None:
         """Add a feature, pending for every video; nothing happens if the same feature, made the same way, is there.
+
+        Parameters
+        ----------
+        spec : a specification, or the name of one that is registered in the group ``kpstore.features``.
 
         Raises
         ------
+        NotFoundError
+            If no feature is registered under that name.
         MismatchError
             If a feature of that name is there with another shape or made with other settings; the message names both.
         """
+        if isinstance(spec, str):
+            registered = plugins.load("kpstore.features", spec)
+            spec = registered if isinstance(registered, FeatureSpec) else registered()
         provenance = json.loads(json.dumps(dict(provenance or {})))
         if spec.name in self._features:
             check_same(self._features[spec.name], spec, provenance)

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 import kpstore
+from kpstore import plugins
 from kpstore.errors import ConflictError, ExistsError, InvalidError, MismatchError, NotFoundError
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
+from kpstore.schema.layout import keypoints_spec
 from tests.fakes import fake_spec, record
 from tests.store.data import LENGTHS, PROVENANCE, fill, rows_of
+
+ELBOWS = FeatureSpec("elbow_angles", (2,), ("side",), units="degree")
 
 
 def test_written_rows_come_back_with_masks_and_states(store: kpstore.Store) -> None:
@@ -257,3 +261,14 @@ def test_metadata_added_until_the_end_is_in_the_commit(store: kpstore.Store) -> 
         tx.add_videos([record("a", 1)])
         tx.metadata["tuple"] = (1, 2)
     assert dict(store.at().history()[0].metadata) == {"run": 1, "tuple": [1, 2]}
+
+
+def test_a_registered_feature_is_added_by_its_name(store: kpstore.Store) -> None:
+    plugins.register("kpstore.features", "elbow-angles", ELBOWS)
+    with store.transaction("by name") as tx:
+        tx.add_feature("elbow-angles")
+        tx.add_feature("keypoints")
+    assert store.at().feature("elbow_angles") == ELBOWS
+    assert store.at().feature("keypoints") == keypoints_spec()
+    with pytest.raises(NotFoundError, match="'nothing' not found; there are: elbow-angles, keypoints"):
+        store.at().transaction("unknown").add_feature("nothing")
