@@ -64,6 +64,6 @@ def print_exported(exported: list[ExportedSplit]) -> None:
     for split in exported:
         left = ", ".join(f"{render.number(n)} {reason}" for reason, n in split.left_out.items() if n)
         typer.echo(
-            f"{split.path}: {render.number(split.frames)} frames of {render.number(split.videos)} videos"
+            f"{split.path}: {render.count(split.frames, 'frame')} of {render.count(split.videos, 'video')}"
             + (f"; left out: {left}" if left else "")
         )

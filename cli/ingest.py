@@ -252,7 +252,8 @@ def print_estimate(expected: Estimate) -> None:
     render.print_table(("split", ">videos", ">new", ">done", ">to do", ">frames to do"), rows)
     typer.echo(
         f"\n{expected.feature}: {render.number(expected.frames)} frames in {expected.tasks} tasks, about "
-        f"{render.size(expected.size_bytes)} and {render.duration(expected.seconds)} with {expected.workers} workers"
+        f"{render.size(expected.size_bytes)} and {render.duration(expected.seconds)} with "
+        f"{render.count(expected.workers, 'worker')}"
     )
     if expected.overwritten:
         typer.echo(f"{expected.overwritten} videos that are there would be extracted again")
@@ -268,13 +269,14 @@ def print_report(report: Report, store: Path) -> None:
         typer.echo(f"{report.feature}: nothing to do, all {render.number(report.videos)} videos are there already")
     else:
         typer.echo(
-            f"{report.feature}: {render.number(report.videos_done)} videos done{failed}{before}; "
+            f"{report.feature}: {render.count(report.videos_done, 'video')} done{failed}{before}; "
             f"{render.number(report.frames)} frames, {render.number(report.frames_failed)} of them failed, in "
-            f"{render.duration(report.seconds)} ({report.frames_per_second:.1f} frames/s, {report.workers} workers)"
+            f"{render.duration(report.seconds)} ({report.frames_per_second:.1f} frames/s, "
+            f"{render.count(report.workers, 'worker')})"
         )
     _print_notes(report.notes)
     if report.failures:
-        typer.echo(f"{len(report.failures)} failures in {store} (--retry-failed tries them again):")
+        typer.echo(f"{render.count(len(report.failures), 'failure')} in {store} (--retry-failed tries them again):")
         for line in render.failure_lines(report.failures, f"kpstore info {store} --detailed"):
             typer.echo(line)
     typer.echo(f"version {report.snapshot} of {store}")

@@ -59,7 +59,7 @@ def print_summary(summary: Summary) -> None:
     disk = summary.disk
     on_disk = f", {render.size(disk.size_bytes)} in {render.number(disk.files)} files" if disk else ""
     typer.echo(
-        f"{summary.name}: {render.number(summary.videos)} videos, {render.number(summary.frames)} frames{on_disk}"
+        f"{summary.name}: {render.count(summary.videos, 'video')}, {render.count(summary.frames, 'frame')}{on_disk}"
     )
     commit = summary.newest.commit
     typer.echo(f"version {commit.id} of {render.local_time(commit.time)}: {commit.message}")
@@ -247,7 +247,7 @@ def print_log(entries: list[LogEntry]) -> None:
 def _report_line(report: Any) -> str:
     failed = report.get("frames_failed", 0)
     text = (
-        f"{render.number(report.get('videos_done', 0))} videos, {render.number(report.get('frames', 0))} frames in "
+        f"{render.count(report.get('videos_done', 0), 'video')}, {render.count(report.get('frames', 0), 'frame')} in "
         f"{render.duration(report.get('seconds', 0.0))} ({report.get('frames_per_second', 0.0):.1f} frames/s)"
     )
     ending = ", interrupted" if report.get("interrupted") else ""

@@ -68,6 +68,11 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
+def count(value: int, what: str) -> str:
+    """Return 1 and ``video`` as ``1 video``, 1234 and ``video`` as ``1,234 videos``."""
+    return f"{number(value)} {what}{'' if value == 1 else 's'}"
+
+
 def size(size_bytes: int) -> str:
     """Return a size as people say it."""
     value, unit = float(size_bytes), "B"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import typer
 
-from .render import console, duration, number
+from .render import console, count, duration, number
 
 if TYPE_CHECKING:
     from kpstore.ingest.report import Progress
@@ -52,7 +52,7 @@ def plan_line(plan: Plan) -> str:
     """Return a plan in one line."""
     before = len(plan.listing.videos) - len(plan.pending)
     known = f", {number(before)} are there already" if before else ""
-    return f"{number(len(plan.pending))} videos to extract, {number(plan.n_frames)} frames{known}"
+    return f"{count(len(plan.pending), 'video')} to extract, {count(plan.n_frames, 'frame')}{known}"
 
 
 class LineWatcher:
@@ -72,7 +72,7 @@ class LineWatcher:
     def on_scan(self, n_videos: int) -> None:
         """Say how far the scan is."""
         if self._is_time():
-            typer.echo(f"found {number(n_videos)} videos …", err=True)
+            typer.echo(f"found {count(n_videos, 'video')} …", err=True)
 
     def on_plan(self, plan: Plan) -> None:
         """Say what will be done."""
@@ -129,7 +129,7 @@ class BarWatcher:
 
     def on_scan(self, n_videos: int) -> None:
         """Show how far the scan is."""
-        self._bar.update(self._task, note=f"{number(n_videos)} videos")
+        self._bar.update(self._task, note=count(n_videos, "video"))
 
     def on_plan(self, plan: Plan) -> None:
         """Show what will be done."""

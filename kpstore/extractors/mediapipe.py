@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -338,6 +338,7 @@ class MediapipeExtractor(ABC):
         self.close()
         with quiet_start(), quiet_calls():
             self._solutions = self._build(solutions)
+            self._wait_until_started()
         self._started = True
 
     def start_video(self) -> None:
@@ -373,10 +374,10 @@ class MediapipeExtractor(ABC):
             raise InvalidError(f"{type(self).__name__} is not open; call open() before it gets frames")
 
     def _process(self, image: NDArray[np.uint8]) -> tuple[Any, ...]:
-        """Return each solution's results; during the first frame after a start the models load, with noise."""
-        first, self._started = self._started, False
+        """Return each solution's results."""
+        self._started = False
         try:
-            with quiet_calls(), quiet_start() if first else nullcontext():
+            with quiet_calls():
                 return tuple(solution.process(image) for solution in self._solutions)
         except Exception:
             self.open()  # a graph that failed once fails for every frame after it
@@ -389,4 +390,10 @@ class MediapipeExtractor(ABC):
         with quiet_start(), quiet_calls():
             for solution in self._solutions:
                 solution.reset()
+            self._wait_until_started()
         self._started = True
+
+    def _wait_until_started(self) -> None:
+        """Wait for the threads in which graphs open their models: until then they write to standard error."""
+        for solution in self._solutions:
+            solution._graph.wait_until_idle()

@@ -205,7 +205,9 @@ def test_spec_and_provenance_leave_mediapipe_unimported_and_opening_it_is_quiet(
     code = (
         "import sys; from kpstore.extractors.parts import PartsExtractor as P; p = P(); p.spec; p.provenance\n"
         "assert not {'mediapipe', 'cv2', 'jax'} & set(sys.modules)\n"
-        "import numpy as np; p.open(); p.extract([np.zeros((9, 9, 3), np.uint8)]); p.close()"
+        "import time, skimage.data as d; from kpstore.extractors.holistic import HolisticExtractor as H\n"
+        "for e in (p, H()):\n"
+        "    e.open(); time.sleep(0.2); e.start_video(); e.extract([d.astronaut()]); e.start_video(); e.close()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
