@@ -29,7 +29,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class FrameError:
-    """A frame that could not be read, and why (one line)."""
+    """A frame that could not be read, and why: one line, without its path, which whoever shows it knows."""
 
     reason: str
 

@@ -24,24 +24,20 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part)
 
 
-def read_image(path: Path, *, name: str) -> NDArray[np.uint8] | FrameError:
+def read_image(path: Path) -> NDArray[np.uint8] | FrameError:
     """Return a picture as (height, width, 3) uint8 RGB, or why it cannot be read.
 
     A truncated file is an error, never a half-grey picture: that is why this is Pillow and not OpenCV.
-
-    Parameters
-    ----------
-    name : how to call the file in the reason.
     """
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
-        return FrameError(f"{name}: no such file")
+        return FrameError("no such file")
     except UnidentifiedImageError:
-        return FrameError(f"{name}: not a picture that Pillow can read ({path.stat().st_size} bytes)")
+        return FrameError(f"not a picture that Pillow can read ({path.stat().st_size} bytes)")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return FrameError(f"{name}: {error}")
+        return FrameError(str(error))
 
 
 def image_size(path: Path) -> tuple[int, int]:

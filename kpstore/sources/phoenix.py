@@ -113,7 +113,7 @@ class PhoenixSource:
         """Yield the frames of a video; see :class:`kpstore.sources.base.Source`."""
         base = self._base()
         for number, path in enumerate(video.frame_paths):
-            yield FrameError(f"{path}: left out") if number in skip else read_image(base / path, name=path)
+            yield FrameError("left out") if number in skip else read_image(base / path)
 
 
 def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[str, str]]:

@@ -114,7 +114,7 @@ class VideosSource:
             yield from _read_file(self.root, first.rpartition("#")[0], video, skip)
             return
         for number, path in enumerate(video.frame_paths):
-            yield FrameError(f"{path}: left out") if number in skip else read_image(self.root / path, name=path)
+            yield FrameError("left out") if number in skip else read_image(self.root / path)
 
 
 @dataclass(frozen=True)
@@ -251,14 +251,12 @@ def _read_file(
                     f"{path}: holds more than the {video.n_frames} frames that it announces; re-encode it"
                 )
             if number in skip:
-                yield FrameError(f"{path}#{number}: left out")
-            elif isinstance(frame, FrameError):
-                yield FrameError(f"{path}#{number}: {frame.reason}")
+                yield FrameError("left out")
             else:
-                yield _upright(frame)
+                yield frame if isinstance(frame, FrameError) else _upright(frame)
             number += 1
-    for late in range(number, video.n_frames):
-        yield FrameError(f"{path}#{late}: the file ends after {number} of {video.n_frames} frames")
+    for _ in range(number, video.n_frames):
+        yield FrameError(f"the file ends after {number} of {video.n_frames} frames")
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
