@@ -73,15 +73,13 @@ class IcechunkBackend:
     capabilities = Capabilities(branches=True, parallel_writers=True, fork_safe=False)
 
     def __init__(self, location: str) -> None:
-        self._path = Path(location)
+        self.location = str(Path(location))
+        """Path of the directory, as it was given."""
+        # Forks and pickles go to processes that may work in another folder.
+        self._path = Path(location).absolute()
 
     def __reduce__(self) -> tuple[type[IcechunkBackend], tuple[str]]:
-        return IcechunkBackend, (self.location,)
-
-    @property
-    def location(self) -> str:
-        """Path of the directory."""
-        return str(self._path)
+        return IcechunkBackend, (str(self._path),)
 
     @property
     def sidecar_dir(self) -> Path:

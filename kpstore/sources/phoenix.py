@@ -47,7 +47,7 @@ class PhoenixSource:
     name: str = field(default="PHOENIX-2014-T", repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
+        object.__setattr__(self, "root", Path(self.root).absolute())  # workers may work in another folder
         if self.splits is not None:
             object.__setattr__(self, "splits", tuple(self.splits))
         if self.max_videos_per_split is not None and self.max_videos_per_split < 1:

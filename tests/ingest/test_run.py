@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import distributed
 import numpy as np
 import psutil
 import pytest
@@ -180,6 +181,16 @@ def test_a_frame_that_kills_its_worker_fails_alone(serial: kpstore.Store, tmp_pa
     assert not (store["points_status"][:] == State.PENDING).any()
     changed = kpstore.diff(serial, store).features_changed["points"].videos
     assert changed == ("v13",)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_workers_of_another_scheduler_in_another_folder_do_the_same(
+    serial: kpstore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        monkeypatch.chdir(tmp_path)
+        store = ingest("s.kps", Options(scheduler=cluster.scheduler_address, task_frames=60))
+    assert_same(store, serial)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
