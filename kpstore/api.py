@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kpstore._version import __version__
 from kpstore.store import compare, history
 from kpstore.store.store import Mode
 from kpstore.store.store import Store as _Store
 from kpstore.views.frames import FrameView, Missing, Sample
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class Store(_Store):
@@ -27,6 +30,14 @@ class Store(_Store):
     ) -> FrameView:
         """Return single frames as a data set for PyTorch; see :class:`kpstore.views.frames.FrameView`."""
         return FrameView(self, features, split=split, videos=videos, missing=missing, transform=transform)
+
+    def to_xarray(
+        self, *, split: str | Sequence[str] | None = None, features: Sequence[str] | None = None
+    ) -> xr.Dataset:
+        """Return a lazy, labelled data set of splits and features; see :func:`kpstore.store.labelled.to_xarray`."""
+        from kpstore.store.labelled import to_xarray  # xarray takes as long to import as all the rest
+
+        return to_xarray(self, split=split, features=features)
 
 
 def open(path: str | os.PathLike[str], at: history.At = None, mode: Mode = "r") -> Store:

@@ -24,7 +24,6 @@ from kpstore.store.transaction import Transaction
 
 if TYPE_CHECKING:
     import pandas as pd
-    import xarray as xr
 
 Mode = Literal["r", "a"]
 
@@ -314,14 +313,6 @@ class Store:
     def read(self, name: str, rows: NDArray[np.int64] | Sequence[int]) -> NDArray[Any]:
         """Return rows of an array in the order asked for, (len(rows), *row shape)."""
         return read_rows(self.view, name, np.asarray(rows, dtype=np.int64))
-
-    def to_xarray(
-        self, *, split: str | Sequence[str] | None = None, features: Sequence[str] | None = None
-    ) -> xr.Dataset:
-        """Return a lazy, labelled data set of splits and features; see :func:`kpstore.store.labelled.to_xarray`."""
-        from kpstore.store.labelled import to_xarray
-
-        return to_xarray(self, split=split, features=features)
 
     # -- versions -----------------------------------------------------------------------------------------------
 
