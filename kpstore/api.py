@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kpstore._version import __version__
 from kpstore.store import compare, history
 from kpstore.store.store import Mode
 from kpstore.store.store import Store as _Store
-from kpstore.views.frames import FrameView, Missing, Sample
+from kpstore.views.base import Missing, Transform
+from kpstore.views.frames import FrameView
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,11 +26,12 @@ class Store(_Store):
         *,
         split: str | Sequence[str] | None = None,
         videos: Sequence[str] | None = None,
+        where: str | Mapping[str, Any] | None = None,
         missing: Missing = "nan",
-        transform: Callable[[Sample], Any] | None = None,
+        transform: Transform | None = None,
     ) -> FrameView:
         """Return single frames as a data set for PyTorch; see :class:`kpstore.views.frames.FrameView`."""
-        return FrameView(self, features, split=split, videos=videos, missing=missing, transform=transform)
+        return FrameView(self, features, split=split, videos=videos, where=where, missing=missing, transform=transform)
 
     def to_xarray(
         self, *, split: str | Sequence[str] | None = None, features: Sequence[str] | None = None

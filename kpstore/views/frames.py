@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError
-from kpstore.schema.feature import State
-from kpstore.store.format import status_name
 from kpstore.store.store import Store
-
-Missing = Literal["nan", "skip"]
-Sample = dict[str, Any]
+from kpstore.views.base import Batch, Missing, Transform, View, feature_names, select_frames, select_videos
 
 
-class FrameView:
-    """Frames as a map-style data set: ``view[i]`` is a dict of arrays, ``view.__getitems__([…])`` reads a whole batch.
-
-    A DataLoader asks for a whole batch through ``__getitems__``, so that a batch costs one planned read and not one per
-    frame. The view pickles as (location, snapshot, selection) and opens the store anew in every worker process.
+class FrameView(View):
+    """Frames: a sample is one row of each feature, and ``"row"``, its place on the frame axis.
 
     Parameters
     ----------
-    store : the version to read from.
     features : arrays on the frame axis, such as ``"keypoints"`` or ``"keypoints_detected"``.
-    split, videos : only frames of these; all by default.
-    missing : ``"nan"`` keeps every frame, with NaN where a frame failed or is not extracted yet;
-        ``"skip"`` leaves those frames out. A part that was looked for and not found is NaN in both.
-    transform : applied to each sample.
+    split, videos, where : only frames of these; see :func:`kpstore.views.base.select_videos`.
+    missing : ``"nan"`` keeps every frame, with NaN where a frame failed or is not extracted yet; ``"skip"`` leaves
+        those frames out; ``"error"`` refuses them. A part that was looked for and not found is NaN in all three.
     """
 
     def __init__(
@@ -40,44 +30,33 @@ class FrameView:
         *,
         split: str | Sequence[str] | None = None,
         videos: Sequence[str] | None = None,
+        where: str | Mapping[str, Any] | None = None,
         missing: Missing = "nan",
-        transform: Callable[[Sample], Any] | None = None,
+        transform: Transform | None = None,
     ) -> None:
-        self.store, self.transform = store, transform
-        self.features = [features] if isinstance(features, str) else list(features)
-        if missing not in ("nan", "skip"):
-            raise InvalidError(f"missing={missing!r}: use 'nan' or 'skip'")
-        for name in self.features:
-            if store[name].dims[0] != "frame":
-                raise InvalidError(f"{name!r} lies on the axis {store[name].dims[0]!r}, a frame view needs 'frame'")
-        self.rows: NDArray[np.int64] = store.index.rows_of(store.index.select(split=split, videos=videos))
+        super().__init__(store, transform)
+        self.features = feature_names(store, features)
+        rows = store.index.rows_of(select_videos(store, split=split, videos=videos, where=where))
+        self.rows: NDArray[np.int64] = select_frames(store, self.features, rows, missing)
         """(frames,) int64: the row of each sample on the store's frame axis."""
-        if missing == "skip":
-            for feature in {_feature_of(store, name) for name in self.features} - {None}:
-                status = np.asarray(store[status_name(str(feature))])
-                self.rows = self.rows[status[self.rows] == State.DONE]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        return f"<FrameView of {self.store.location}: {len(self)} frames, {self.features}>"
+        return f"<{type(self).__name__} of {self.store.location}: {len(self)} frames, {self.features}>"
 
-    def __getitem__(self, index: int) -> Any:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"frame {index} asked for; the view has {len(self)}")
-        return self.__getitems__([index])[0]
+    @property
+    def first_rows(self) -> NDArray[np.int64]:
+        """(samples,) int64: the row of each sample."""
+        return self.rows
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Return samples; each is a dict of one row per feature, and ``"row"``, its place on the frame axis."""
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(samples,) int64: one frame each."""
+        return np.ones(len(self), dtype=np.int64)
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Return frames stacked: by feature (len(indices), *row shape), and ``"row"`` (len(indices),) int64."""
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
-        blocks = {name: self.store.read(name, rows) for name in self.features}
-        samples = [
-            {**{name: block[i] for name, block in blocks.items()}, "row": int(row)} for i, row in enumerate(rows)
-        ]
-        return samples if self.transform is None else [self.transform(sample) for sample in samples]
-
-
-def _feature_of(store: Store, array: str) -> str | None:
-    """Return the feature that an array is the values or a companion of."""
-    return next((name for name, stored in store.features.items() if array in stored.spec.arrays), None)
+        return {**{name: self.store.read(name, rows) for name in self.features}, "row": rows}

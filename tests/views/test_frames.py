@@ -30,7 +30,7 @@ def test_samples_are_the_rows_of_the_store(store: kpstore.Store) -> None:
     np.testing.assert_array_equal(view[-1]["points"], filled["points"][33])
     np.testing.assert_array_equal(view[6]["points_detected"], rows_of("b", 9).companions["detected"][1])
     for index in (34, -35):
-        with pytest.raises(IndexError, match=f"frame {index} asked for; the view has 34"):
+        with pytest.raises(IndexError, match=f"sample {index} asked for; the view has 34"):
             view[index]
 
 
@@ -82,7 +82,7 @@ def test_a_transform_makes_the_sample(memory_store: kpstore.Store) -> None:
 
 def test_only_arrays_of_frames_and_known_words_are_taken(memory_store: kpstore.Store) -> None:
     filled = fill(memory_store)
-    with pytest.raises(InvalidError, match="'n_frames' lies on the axis 'video', a frame view needs 'frame'"):
+    with pytest.raises(InvalidError, match="'n_frames' lies on the axis 'video', this view needs 'frame'"):
         filled.frames("n_frames")
     with pytest.raises(InvalidError, match="missing='drop': use 'nan' or 'skip'"):
         filled.frames("points", missing="drop")  # type: ignore[arg-type]

@@ -1,0 +1,230 @@
+"""What every view has: a length, samples, ready batches, a place in storage for each sample, and lazy subsets.
+
+A view is map-style: ``view[i]`` is one sample, a dict of arrays. ``view.batch(indices)`` is the same for many at once,
+stacked along a new first axis, in one planned read; everything fast goes through it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError, NotFoundError
+from kpstore.schema.feature import State
+from kpstore.store.format import status_name
+from kpstore.store.store import Store
+
+Missing = Literal["nan", "skip", "error"]
+MISSING: tuple[Missing, ...] = ("nan", "skip", "error")
+Sample = dict[str, Any]
+Batch = dict[str, NDArray[Any]]
+Transform = Callable[[Sample], Any]
+
+
+class View(ABC):
+    """Samples of one version of a store.
+
+    It pickles as (store, selection), the store as (location, snapshot), and opens anew in every process.
+
+    Parameters
+    ----------
+    store : the version to read from.
+    transform : applied to each sample, in ``view[i]``, in a DataLoader and in :func:`kpstore.loader`.
+    """
+
+    def __init__(self, store: Store, transform: Transform | None = None) -> None:
+        self.store, self.transform = store, transform
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Return samples stacked, without the transform: by name an array (len(indices), …).
+
+        Indices are from 0 to ``len(view) - 1`` and may come in any order and several times.
+        """
+
+    @property
+    @abstractmethod
+    def first_rows(self) -> NDArray[np.int64]:
+        """(samples,) int64: the row of the frame axis at which each sample begins, by which a shuffle groups reads."""
+
+    @property
+    @abstractmethod
+    def lengths(self) -> NDArray[np.int64]:
+        """(samples,) int64: frames of each sample."""
+
+    def __getitem__(self, index: int) -> Any:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} asked for; the view has {len(self)}")
+        return self.__getitems__([index % len(self)])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Return samples; a DataLoader asks for a whole batch in this way, so that a batch costs one read."""
+        samples = self.split_batch(self.batch(indices))
+        return samples if self.transform is None else [self.transform(sample) for sample in samples]
+
+    def split_batch(self, batch: Batch) -> list[Sample]:
+        """Return the samples that a batch was stacked from."""
+        n_samples = len(next(iter(batch.values())))
+        return [{name: array[i] for name, array in batch.items()} for i in range(n_samples)]
+
+    def subset(self, indices: Sequence[int] | NDArray[Any]) -> Subset:
+        """Return some of the samples, by index or by a boolean mask, as a view; nothing is read or copied."""
+        return Subset(self, indices)
+
+
+class Subset(View):
+    """Some samples of another view, in any order.
+
+    Parameters
+    ----------
+    view : the other view.
+    indices : its samples, ints or a mask of its length.
+    """
+
+    def __init__(self, view: View, indices: Sequence[int] | NDArray[Any]) -> None:
+        super().__init__(view.store, view.transform)
+        self.view = view
+        self.indices = as_indices(indices, len(view))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} of {self.view!r}>"
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Return samples stacked; see :meth:`View.batch`."""
+        return self.view.batch(self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def split_batch(self, batch: Batch) -> list[Sample]:
+        """Return the samples that a batch was stacked from."""
+        return self.view.split_batch(batch)
+
+    @property
+    def first_rows(self) -> NDArray[np.int64]:
+        """(samples,) int64; see :attr:`View.first_rows`."""
+        return self.view.first_rows[self.indices]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(samples,) int64; see :attr:`View.lengths`."""
+        return self.view.lengths[self.indices]
+
+
+def as_indices(indices: Sequence[int] | NDArray[Any], length: int) -> NDArray[np.int64]:
+    """Return ints or a mask as (samples,) int64, negative ones counted from the end."""
+    given = np.asarray(indices)
+    if given.dtype == bool:
+        if given.shape != (length,):
+            raise InvalidError(f"a mask needs shape ({length},), found {given.shape}")
+        return np.flatnonzero(given).astype(np.int64)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise InvalidError(f"a subset is a list of ints or a mask, found {given.dtype} of shape {given.shape}")
+    given = given.astype(np.int64)
+    if given.size and not (-length <= given.min() and given.max() < length):
+        worst = int(given.max() if given.max() >= length else given.min())
+        raise InvalidError(f"sample {worst} asked for; the view has {length}")
+    wrapped: NDArray[np.int64] = np.where(given < 0, given + length, given)
+    return wrapped
+
+
+def feature_names(store: Store, features: str | Sequence[str]) -> list[str]:
+    """Return names of arrays on the frame axis; an error names the first that is not one."""
+    names = [features] if isinstance(features, str) else list(features)
+    for name in names:
+        if store[name].dims[0] != "frame":
+            raise InvalidError(f"{name!r} lies on the axis {store[name].dims[0]!r}, this view needs 'frame'")
+    return names
+
+
+def select_videos(
+    store: Store,
+    *,
+    split: str | Sequence[str] | None = None,
+    videos: Sequence[str] | None = None,
+    where: str | Mapping[str, Any] | None = None,
+) -> NDArray[np.int64]:
+    """Return positions of videos.
+
+    Parameters
+    ----------
+    split, videos : only these; all by default.
+    where : annotations that a video must have, ``{"speaker": "Signer01"}`` or ``{"speaker": ["S1", "S4"]}``,
+        or a query over the columns of ``store.videos``, ``"speaker == 'Signer01' and n_frames > 50"`` (pandas' query).
+
+    Raises
+    ------
+    NotFoundError
+        If a split, a video or a column is not there.
+    InvalidError
+        If the query cannot be read.
+    """
+    chosen = store.index.select(split=split, videos=videos)
+    if where is None:
+        return chosen
+    table = store.videos.iloc[chosen]
+    if not isinstance(where, str):
+        keep = np.ones(len(table), dtype=bool)
+        for column, value in where.items():
+            if column not in table:
+                raise NotFoundError(f"column {column!r} not found; store.videos has {list(table.columns)}")
+            wanted = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+            keep &= table[column].isin(wanted).to_numpy()
+        return chosen[keep]
+    try:
+        kept = table.reset_index().query(where, engine="python").index
+    except Exception as error:  # pandas raises half a dozen kinds for a query that it cannot read
+        first = str(error).partition("\n")[0]
+        raise InvalidError(f"where={where!r}: {first}; columns are {list(table.columns)}") from None
+    keep: NDArray[np.int64] = chosen[kept.to_numpy()]
+    return keep
+
+
+def usable_frames(store: Store, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return whether each frame is done for every feature that ``names`` belong to, (frames,) bool."""
+    usable = np.ones(store.index.total_frames, dtype=bool)
+    for feature in dict.fromkeys(feature_of(store, name) for name in names):
+        if feature is not None:
+            usable &= np.asarray(store[status_name(feature)]) == State.DONE
+    return usable
+
+
+def feature_of(store: Store, array: str) -> str | None:
+    """Return the feature that an array is the values or a companion of; None for columns of the index."""
+    return next((name for name, stored in store.features.items() if array in stored.spec.arrays), None)
+
+
+def check_missing(missing: str, allowed: Sequence[str] = MISSING) -> None:
+    """Raise :class:`InvalidError` for a policy that a view does not have."""
+    if missing not in allowed:
+        raise InvalidError(f"missing={missing!r}: use {' or '.join(map(repr, allowed))}")
+
+
+def select_frames(store: Store, names: Sequence[str], rows: NDArray[np.int64], missing: Missing) -> NDArray[np.int64]:
+    """Return those of ``rows`` that the policy keeps; with ``"error"`` all must be done.
+
+    Raises
+    ------
+    NotFoundError
+        With ``missing="error"``, if a frame failed or is not extracted yet; the message names the first.
+    """
+    check_missing(missing)
+    if missing == "nan":
+        return rows
+    usable = usable_frames(store, names)[rows]
+    if missing == "error" and not usable.all():
+        row = int(rows[np.argmin(usable)])
+        video = store.index.ids[int(store.index.video_of(np.array([row]))[0])]
+        raise NotFoundError(
+            f"{int((~usable).sum())} of {len(rows)} frames failed or are not extracted yet, the first in video "
+            f"{video!r}; use missing='skip' to leave them out or missing='nan' to keep them"
+        )
+    return rows[usable]
