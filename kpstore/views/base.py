@@ -184,8 +184,8 @@ def select_videos(
     except Exception as error:  # pandas raises half a dozen kinds for a query that it cannot read
         first = str(error).partition("\n")[0]
         raise InvalidError(f"where={where!r}: {first}; columns are {list(table.columns)}") from None
-    keep: NDArray[np.int64] = chosen[kept.to_numpy()]
-    return keep
+    found: NDArray[np.int64] = chosen[kept.to_numpy()]
+    return found
 
 
 def usable_frames(store: Store, names: Sequence[str]) -> NDArray[np.bool_]:
