@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from kpstore._version import __version__
 from kpstore.store import compare, history
 from kpstore.store.store import Mode
 from kpstore.store.store import Store as _Store
-from kpstore.views.base import Missing, Transform
+from kpstore.views.base import Missing, Selection, Transform
+from kpstore.views.clips import ClipView, Short
+from kpstore.views.face_keypoints import FaceKeypointView, Normalize
 from kpstore.views.frames import FrameView
+from kpstore.views.lips import Compute, LipView
+from kpstore.views.people import FaceView
+from kpstore.views.whole_videos import VideoView
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,6 +37,80 @@ class Store(_Store):
     ) -> FrameView:
         """Return single frames as a data set for PyTorch; see :class:`kpstore.views.frames.FrameView`."""
         return FrameView(self, features, split=split, videos=videos, where=where, missing=missing, transform=transform)
+
+    def clips(
+        self,
+        features: str | Sequence[str],
+        length: int,
+        stride: int | None = None,
+        *,
+        short: Short = "skip",
+        missing: Missing = "nan",
+        transform: Transform | None = None,
+        **selection: Unpack[Selection],
+    ) -> ClipView:
+        """Return windows of ``length`` consecutive frames; see :class:`kpstore.views.clips.ClipView`."""
+        return ClipView(self, features, length, stride, short=short, missing=missing, transform=transform, **selection)
+
+    def whole_videos(
+        self,
+        features: str | Sequence[str],
+        *,
+        missing: Missing = "nan",
+        transform: Transform | None = None,
+        **selection: Unpack[Selection],
+    ) -> VideoView:
+        """Return whole videos, padded in batches; see :class:`kpstore.views.whole_videos.VideoView`."""
+        return VideoView(self, features, missing=missing, transform=transform, **selection)
+
+    def face_keypoints(
+        self,
+        *,
+        feature: str = "keypoints",
+        normalize: Normalize = "minmax",
+        missing: Missing = "skip",
+        transform: Transform | None = None,
+        **selection: Unpack[Selection],
+    ) -> FaceKeypointView:
+        """Return the 68 face points, normalised; see :class:`kpstore.views.face_keypoints.FaceKeypointView`."""
+        return FaceKeypointView(
+            self, feature=feature, normalize=normalize, missing=missing, transform=transform, **selection
+        )
+
+    def faces(
+        self,
+        *,
+        expect_model: str | None = None,
+        target: str | None = None,
+        min_angle: float | None = None,
+        max_angle: float | None = None,
+        missing: Missing = "skip",
+        transform: Transform | None = None,
+        **selection: Unpack[Selection],
+    ) -> FaceView:
+        """Return frames of persons beside their frontal faces; see :class:`kpstore.views.people.FaceView`."""
+        return FaceView(
+            self,
+            expect_model=expect_model,
+            target=target,
+            min_angle=min_angle,
+            max_angle=max_angle,
+            missing=missing,
+            transform=transform,
+            **selection,
+        )
+
+    def lips(
+        self,
+        *,
+        feature: str = "lip_resnet18",
+        missing: Missing | Literal["compute"] = "error",
+        compute: Compute | None = None,
+        transform: Transform | None = None,
+        **selection: Unpack[Selection],
+    ) -> LipView:
+        """Return lip embeddings of whole utterances; see :class:`kpstore.views.lips.LipView`."""
+        return LipView(self, feature=feature, missing=missing, compute=compute, transform=transform, **selection)
 
     def to_xarray(
         self, *, split: str | Sequence[str] | None = None, features: Sequence[str] | None = None

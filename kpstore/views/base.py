@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,14 @@ MISSING: tuple[Missing, ...] = ("nan", "skip", "error")
 Sample = dict[str, Any]
 Batch = dict[str, NDArray[Any]]
 Transform = Callable[[Sample], Any]
+
+
+class Selection(TypedDict, total=False):
+    """Which videos a view shows, as keywords; see :func:`select_videos`."""
+
+    split: str | Sequence[str] | None
+    videos: Sequence[str] | None
+    where: str | Mapping[str, Any] | None
 
 
 class View(ABC):
@@ -220,11 +228,30 @@ def select_frames(store: Store, names: Sequence[str], rows: NDArray[np.int64], m
     if missing == "nan":
         return rows
     usable = usable_frames(store, names)[rows]
-    if missing == "error" and not usable.all():
+    if missing == "error":
+        refuse_missing(store, rows, usable)
+    return rows[usable]
+
+
+def refuse_missing(store: Store, rows: NDArray[np.int64], usable: NDArray[np.bool_]) -> None:
+    """Raise :class:`NotFoundError` unless all of ``rows`` are usable, (rows,) bool; the message names the first."""
+    if not usable.all():
         row = int(rows[np.argmin(usable)])
         video = store.index.ids[int(store.index.video_of(np.array([row]))[0])]
         raise NotFoundError(
             f"{int((~usable).sum())} of {len(rows)} frames failed or are not extracted yet, the first in video "
             f"{video!r}; use missing='skip' to leave them out or missing='nan' to keep them"
         )
-    return rows[usable]
+
+
+def runs_usable(usable: NDArray[np.bool_], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether all frames of each run are usable, (runs,) bool.
+
+    Parameters
+    ----------
+    usable : (frames,) bool, of the whole frame axis.
+    starts, lengths : (runs,) int64, the first row of each run and how many follow each other.
+    """
+    n_bad = np.concatenate([[0], np.cumsum(~usable)])
+    whole: NDArray[np.bool_] = n_bad[starts + lengths] == n_bad[starts]
+    return whole

@@ -1,0 +1,163 @@
+"""Clips: windows of consecutive frames that never leave their video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+from kpstore.store.store import Store
+from kpstore.views.base import (
+    Batch,
+    Missing,
+    Selection,
+    Transform,
+    View,
+    check_missing,
+    feature_names,
+    refuse_missing,
+    runs_usable,
+    select_videos,
+    usable_frames,
+)
+
+Short = Literal["skip", "pad"]
+
+
+class ClipView(View):
+    """Clips: a sample is ``length`` rows of each feature, ``"row"``, the first of them, and ``"video"``, its position.
+
+    Parameters
+    ----------
+    features : arrays on the frame axis.
+    length : frames per clip.
+    stride : frames from the start of one clip to the start of the next in the same video; ``length`` by default,
+        so that clips follow each other.
+    short : what becomes of frames at the end of a video that fill no clip, and of videos shorter than one. ``"skip"``
+        leaves them out; ``"pad"`` repeats the last frame, and every sample has ``"valid"`` (length,) bool, False there.
+    split, videos, where : only clips of these; see :func:`kpstore.views.base.select_videos`.
+    missing : ``"nan"`` keeps every clip; ``"skip"`` leaves out those with a frame that failed or is not extracted yet;
+        ``"error"`` refuses them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        features: str | Sequence[str],
+        length: int,
+        stride: int | None = None,
+        *,
+        short: Short = "skip",
+        missing: Missing = "nan",
+        transform: Transform | None = None,
+        **selection: Unpack[Selection],
+    ) -> None:
+        super().__init__(store, transform)
+        self.features = feature_names(store, features)
+        self.length, self.stride, self.short = length, length if stride is None else stride, short
+        check_missing(missing)
+        positions = select_videos(store, **selection)
+        first, n_frames = store.index.offsets[positions], store.index.n_frames[positions]
+        self.starts: NDArray[np.int64] = plan_clips(first, n_frames, self.length, self.stride, short)
+        """(clips,) int64: the row of each clip's first frame."""
+        if missing != "nan":
+            self._leave_out_missing(missing)
+
+    def _leave_out_missing(self, missing: Missing) -> None:
+        usable = usable_frames(self.store, self.features)
+        if missing == "error":
+            rows = covered_rows(self.starts, self.lengths, len(usable))
+            refuse_missing(self.store, rows, usable[rows])
+        self.starts = self.starts[runs_usable(usable, self.starts, self.lengths)]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __repr__(self) -> str:
+        what = f"{len(self)} clips of {self.length} frames every {self.stride}, {self.features}"
+        return f"<{type(self).__name__} of {self.store.location}: {what}>"
+
+    @property
+    def first_rows(self) -> NDArray[np.int64]:
+        """(samples,) int64: the row of each clip's first frame."""
+        return self.starts
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(samples,) int64: frames of each clip without the padding."""
+        return self._valid_lengths(self.starts)
+
+    def _valid_lengths(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        index = self.store.index
+        n_valid: NDArray[np.int64] = np.minimum(self.length, index.offsets[index.video_of(starts) + 1] - starts)
+        return n_valid
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Return clips stacked.
+
+        Returns
+        -------
+        dict
+            By feature (clips, length, *row shape), NaN where missing; ``"row"`` and ``"video"`` (clips,) int64; with
+            ``short="pad"`` also ``"valid"`` (clips, length) bool, False where the last frame is repeated.
+        """
+        starts = self.starts[np.asarray(indices, dtype=np.int64)]
+        n_valid = self._valid_lengths(starts)
+        rows = clip_rows(starts, n_valid, self.length)
+        batch: Batch = {}
+        for name in self.features:
+            values = self.store.read(name, rows.ravel())
+            batch[name] = values.reshape(*rows.shape, *values.shape[1:])
+        if self.short == "pad":
+            batch["valid"] = np.arange(self.length) < n_valid[:, None]
+        return {**batch, "row": starts, "video": self.store.index.video_of(starts)}
+
+
+def plan_clips(
+    first: NDArray[np.int64], n_frames: NDArray[np.int64], length: int, stride: int, short: Short
+) -> NDArray[np.int64]:
+    """Return the first row of every clip, video after video, (clips,) int64.
+
+    Parameters
+    ----------
+    first, n_frames : (videos,) int64, the first row of each video and how many it has.
+    length, stride, short : see :class:`ClipView`. With ``"pad"`` a video gets clips until its last frame is in one,
+        or, where ``stride`` is greater than ``length``, until the next would start beyond it.
+
+    Raises
+    ------
+    InvalidError
+        If ``length`` or ``stride`` is no positive int, or ``short`` is another word.
+    """
+    problems = [f"{what}={n!r}" for what, n in (("length", length), ("stride", stride)) if not _is_positive(n)]
+    if problems:
+        raise InvalidError(f"clips of {' and '.join(problems)}: use whole numbers of frames, at least 1")
+    if short not in ("skip", "pad"):
+        raise InvalidError(f"short={short!r}: use 'skip' or 'pad'")
+    if short == "skip":
+        n_clips = np.maximum(0, (n_frames - length) // stride + 1)
+    else:
+        until_covered = -(-np.maximum(0, n_frames - length) // stride) + 1
+        n_clips = np.minimum(until_covered, -(-n_frames // stride))
+    number = np.arange(int(n_clips.sum())) - np.repeat(np.cumsum(n_clips) - n_clips, n_clips)
+    starts: NDArray[np.int64] = np.repeat(first, n_clips) + number * stride
+    return starts
+
+
+def _is_positive(number: object) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool) and bool(number >= 1)
+
+
+def clip_rows(starts: NDArray[np.int64], n_valid: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Return the rows of clips, (clips, length) int64; from ``n_valid`` on, the last valid row again."""
+    rows: NDArray[np.int64] = starts[:, None] + np.minimum(np.arange(length), n_valid[:, None] - 1)
+    return rows
+
+
+def covered_rows(starts: NDArray[np.int64], lengths: NDArray[np.int64], n_rows: int) -> NDArray[np.int64]:
+    """Return the rows, of ``n_rows``, that lie in at least one run, ascending and each once, (rows,) int64."""
+    opened = np.bincount(starts, minlength=n_rows + 1) - np.bincount(starts + lengths, minlength=n_rows + 1)
+    return np.flatnonzero(np.cumsum(opened) > 0).astype(np.int64)

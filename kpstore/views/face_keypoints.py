@@ -1,0 +1,178 @@
+"""The 68 face points of frames, normalised: input and target of an auto-encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Unpack
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kpstore.errors import InvalidError, NotFoundError
+from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
+from kpstore.store.store import Store
+from kpstore.views.base import Batch, Missing, Selection, Transform
+from kpstore.views.frames import FrameView
+
+Range = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Lowest and highest x, y, z: two (3,) float32."""
+Normalize = Literal["minmax", "frame"] | tuple[ArrayLike, ArrayLike] | None
+
+_SMALLEST_SPAN = 1e-8
+"""A coordinate that varies less is only shifted: dividing by its span would blow up rounding errors."""
+_BLOCK_CHUNKS = 16
+
+
+class FaceKeypointView(FrameView):
+    """Faces: a sample is ``"keypoints"`` (68, 3) float32, x, y and z, and ``"row"``, the frame's place.
+
+    Parameters
+    ----------
+    feature : rows of (143, 3), of which the first 68 are the face, or of (68, 3).
+    normalize : ``"minmax"`` maps each coordinate to [0, 1] by its lowest and highest value over all the view's frames,
+        see :attr:`range`; ``(low, high)``, (3,) each, does so by values given, such as the range of the training
+        frames, and what lies beyond them lands outside [0, 1]; ``"frame"`` maps by each frame's own box, which samples
+        then hold as ``"low"`` and ``"high"`` (3,) float32; None leaves the stored values.
+    split, videos, where : only frames of these; see :func:`kpstore.views.base.select_videos`.
+    missing : ``"skip"`` leaves out frames without a face, and those that failed or are not extracted yet; ``"nan"``
+        keeps them, all NaN; ``"error"`` refuses them. NaN never becomes a number.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        feature: str = "keypoints",
+        normalize: Normalize = "minmax",
+        missing: Missing = "skip",
+        transform: Transform | None = None,
+        **selection: Unpack[Selection],
+    ) -> None:
+        super().__init__(store, feature, missing=missing, transform=transform, **selection)
+        shape = store[feature].shape[1:]
+        if shape not in ((N_POINTS, 3), (N_FACE, 3)):
+            raise InvalidError(f"{feature!r} has rows of {shape}; face points need rows of (143, 3) or (68, 3)")
+        self.feature = feature
+        self.normalize = normalize if normalize is None or isinstance(normalize, str) else "given"
+        self._range: Range | None = _as_range(normalize) if self.normalize == "given" else None
+        if self.normalize not in ("minmax", "frame", "given", None):
+            raise InvalidError(f"normalize={normalize!r}: use 'minmax', 'frame', (low, high) or None")
+        if missing != "nan":
+            self._leave_out_faceless(missing)
+
+    def _leave_out_faceless(self, missing: Missing) -> None:
+        there = self._has_face()
+        if missing == "error" and not there.all():
+            row = self.rows[np.argmin(there)]
+            video = self.store.index.ids[int(self.store.index.video_of(row))]
+            raise NotFoundError(
+                f"{int((~there).sum())} of {len(there)} frames have no face, the first in video {video!r}; use "
+                "missing='skip' to leave them out or missing='nan' to keep them"
+            )
+        self.rows = self.rows[there]
+
+    def _has_face(self) -> NDArray[np.bool_]:
+        """Return whether each of the view's frames has a face, (frames,) bool: by its mask, or else by its values."""
+        names = self.store.feature(self.feature).labels.get("part", ())
+        if f"{self.feature}_detected" in self.store.view.names() and "face" in names:
+            # The whole mask is a few bytes a frame: one long read beats many rows.
+            mask: NDArray[np.bool_] = np.asarray(self.store[f"{self.feature}_detected"])[:, names.index("face")]
+            return mask[self.rows]
+        blocks = [np.isfinite(faces).any(axis=(1, 2)) for faces in self._iter_faces()]
+        return np.concatenate([np.empty(0, dtype=bool), *blocks])
+
+    def _iter_faces(self) -> Iterator[NDArray[np.float32]]:
+        step = self.store[self.feature].chunk_rows * _BLOCK_CHUNKS
+        for start in range(0, len(self.rows), step):
+            yield self._read_faces(self.rows[start : start + step])
+
+    def _read_faces(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        points = self.store.read(self.feature, rows)[:, PART_SLICES["face"]]
+        return points.astype(np.float32)  # a copy without the other parts, which would be kept alive otherwise
+
+    @property
+    def range(self) -> Range:
+        """Lowest and highest x, y and z, (3,) float32 each, by which coordinates are mapped to [0, 1].
+
+        For ``"minmax"`` the first use reads all the view's frames once; the result is kept, and pickled with the view.
+        """
+        if self._range is None:
+            if self.normalize != "minmax":
+                raise InvalidError(f"a view with normalize={self.normalize!r} has no range over all frames")
+            self._range = self._measure()
+        return self._range
+
+    def _measure(self) -> Range:
+        low, high = np.full(3, np.inf, dtype=np.float32), np.full(3, -np.inf, dtype=np.float32)
+        for faces in self._iter_faces():
+            low = np.fmin(low, np.fmin.reduce(faces, axis=(0, 1)))
+            high = np.fmax(high, np.fmax.reduce(faces, axis=(0, 1)))
+        if not (np.isfinite(low) & np.isfinite(high)).all():
+            raise InvalidError(f"none of the {len(self)} frames has a face to measure; choose others or give a range")
+        return low, high
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Measured before it travels: otherwise each worker process would read everything for itself.
+        if self.normalize == "minmax" and len(self):
+            self.range  # noqa: B018
+        return dict(self.__dict__)
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Return frames stacked.
+
+        Returns
+        -------
+        dict
+            ``"keypoints"`` (frames, 68, 3) float32, NaN where there is no face; ``"row"`` (frames,) int64; with
+            ``normalize="frame"`` also ``"low"`` and ``"high"`` (frames, 3) float32.
+        """
+        rows = self.rows[np.asarray(indices, dtype=np.int64)]
+        points = self._read_faces(rows)
+        if self.normalize is None:
+            return {"keypoints": points, "row": rows}
+        if self.normalize == "frame":
+            low, high = np.fmin.reduce(points, axis=1), np.fmax.reduce(points, axis=1)
+            return {"keypoints": _to_unit(points, low, high), "row": rows, "low": low, "high": high}
+        if len(rows) == 0:
+            return {"keypoints": points, "row": rows}  # not worth measuring, and there may be nothing to measure
+        return {"keypoints": _to_unit(points, *self.range), "row": rows}
+
+    def denormalize(
+        self, keypoints: NDArray[Any], *, low: NDArray[Any] | None = None, high: NDArray[Any] | None = None
+    ) -> NDArray[np.float32]:
+        """Return normalised points as they are in the store, (…, points, 3) float32.
+
+        Parameters
+        ----------
+        keypoints : (…, points, 3), such as a model's output.
+        low, high : (…, 3), a sample's or a batch's own; needed for ``normalize="frame"`` and only there.
+        """
+        points = np.asarray(keypoints, dtype=np.float32)
+        if (low is None) != (self.normalize != "frame") or (high is None) != (low is None):
+            raise InvalidError("denormalize() needs low= and high= of the samples for normalize='frame', and only then")
+        if self.normalize is None:
+            return points
+        lowest, highest = self.range if low is None or high is None else (low, high)
+        restored: NDArray[np.float32] = points * _span(lowest, highest)[..., None, :] + lowest[..., None, :]
+        return restored
+
+
+def _span(low: NDArray[Any], high: NDArray[Any]) -> NDArray[Any]:
+    span: NDArray[Any] = high - low
+    return np.where(span < _SMALLEST_SPAN, span.dtype.type(1), span)
+
+
+def _to_unit(points: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = (points - low[..., None, :]) / _span(low, high)[..., None, :]
+    return unit
+
+
+def _as_range(given: Any) -> Range:
+    try:
+        low, high = (np.asarray(values, dtype=np.float32) for values in given)
+        fits = low.shape == high.shape == (3,) and bool((low <= high).all())
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise InvalidError(f"normalize={given!r}: a range is (low, high), three numbers each, none lower in high")
+    return low, high

@@ -1,0 +1,122 @@
+"""Whole videos, of as many frames as they have; batches are padded to the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.store.store import Store
+from kpstore.views.base import (
+    Batch,
+    Missing,
+    Sample,
+    Selection,
+    Transform,
+    View,
+    check_missing,
+    feature_names,
+    refuse_missing,
+    runs_usable,
+    select_videos,
+    usable_frames,
+)
+
+
+class VideoView(View):
+    """Videos: a sample is all T rows of each feature, ``"video_id"`` and ``"n_frames"``, which is T.
+
+    Videos without frames are left out.
+
+    Parameters
+    ----------
+    features : arrays on the frame axis.
+    split, videos, where : only these; see :func:`kpstore.views.base.select_videos`.
+    missing : ``"nan"`` keeps every video; ``"skip"`` leaves out those with a frame that failed or is not extracted
+        yet; ``"error"`` refuses them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        features: str | Sequence[str],
+        *,
+        missing: Missing = "nan",
+        transform: Transform | None = None,
+        **selection: Unpack[Selection],
+    ) -> None:
+        super().__init__(store, transform)
+        self.features = feature_names(store, features)
+        check_missing(missing)
+        chosen = select_videos(store, **selection)
+        positions = chosen[store.index.n_frames[chosen] > 0]
+        if missing != "nan":
+            usable = usable_frames(store, self.features)
+            if missing == "error":
+                rows = store.index.rows_of(positions)
+                refuse_missing(store, rows, usable[rows])
+            whole = runs_usable(usable, store.index.offsets[positions], store.index.n_frames[positions])
+            positions = positions[whole]
+        self.positions: NDArray[np.int64] = positions
+        """(videos,) int64: the place of each sample among the store's videos."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.store.location}: {len(self)} videos, {self.features}>"
+
+    @property
+    def first_rows(self) -> NDArray[np.int64]:
+        """(samples,) int64: the row of each video's first frame."""
+        return self.store.index.offsets[self.positions]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(samples,) int64: frames of each video."""
+        return self.store.index.n_frames[self.positions]
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Return videos stacked, padded to the longest of them.
+
+        Returns
+        -------
+        dict
+            By feature (videos, frames, *row shape), with NaN (0, False or ``""`` where the type has no NaN) after a
+            video's end; ``"valid"`` (videos, frames) bool, False there; ``"n_frames"`` (videos,) int64;
+            ``"video_id"`` (videos,) object, of str.
+        """
+        positions = self.positions[np.asarray(indices, dtype=np.int64)]
+        n_frames = self.store.index.n_frames[positions]
+        valid = np.arange(n_frames.max(initial=0)) < n_frames[:, None]
+        padded = {name: pad(self.read_videos(name, positions), valid) for name in self.features}
+        return {**padded, "valid": valid, "n_frames": n_frames, "video_id": self.store.index.ids[positions]}
+
+    def read_videos(self, name: str, positions: NDArray[np.int64]) -> NDArray[Any]:
+        """Return all rows of some videos, video after video, (frames, *row shape)."""
+        return self.store.read(name, self.store.index.rows_of(positions))
+
+    def split_batch(self, batch: Batch) -> list[Sample]:
+        """Return the samples that a batch was padded from, without the padding and ``"valid"``."""
+        whole = ("n_frames", "video_id")
+        framewise = {name: array for name, array in batch.items() if name not in (*whole, "valid")}
+        return [
+            {**{name: array[i, :n] for name, array in framewise.items()}, **{name: batch[name][i] for name in whole}}
+            for i, n in enumerate(batch["n_frames"].tolist())
+        ]
+
+
+def pad(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return runs of rows of different lengths as one array, (runs, longest, *row shape).
+
+    Parameters
+    ----------
+    values : (rows, …), run after run.
+    valid : (runs, longest) bool, True for as many as each run is long.
+    """
+    fill = {"f": np.nan, "O": ""}.get(values.dtype.kind, 0)
+    padded = np.full((*valid.shape, *values.shape[1:]), fill, dtype=values.dtype)
+    padded[valid] = values
+    return padded
