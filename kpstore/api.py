@@ -121,7 +121,9 @@ class Store(_Store):
         return to_xarray(self, split=split, features=features)
 
 
-def open(path: str | os.PathLike[str], at: history.At = None, mode: Mode = "r") -> Store:
+def open(
+    path: str | os.PathLike[str], at: history.At = None, mode: Mode = "r", cache: str | os.PathLike[str] = "auto"
+) -> Store:
     """Open a version of a store; it never changes, whatever others write meanwhile.
 
     Parameters
@@ -129,6 +131,9 @@ def open(path: str | os.PathLike[str], at: history.At = None, mode: Mode = "r") 
     path : directory of the store.
     at : a tag, a branch, a snapshot id or a time (``datetime`` or ISO text); the newest version by default.
     mode : ``"r"`` to read, ``"a"`` to allow transactions and tags as well.
+    cache : folder for decoded copies of arrays that are read in random order and are not in memory's reach already
+        (uncompressed local stores are: their chunks are mapped as they lie). ``"auto"`` is ``$KPSTORE_CACHE`` or
+        ``~/.cache/kpstore``, held to ``$KPSTORE_CACHE_GB`` (100); ``"off"`` is none.
 
     Raises
     ------
@@ -137,7 +142,7 @@ def open(path: str | os.PathLike[str], at: history.At = None, mode: Mode = "r") 
     InvalidError
         If something else is there.
     """
-    return Store.open(os.fspath(path), at, mode)
+    return Store.open(os.fspath(path), at, mode, os.fspath(cache))
 
 
 def create(path: str | os.PathLike[str], *, name: str = "") -> Store:

@@ -92,6 +92,29 @@ class ArrayMeta:
             )
 
 
+@dataclass(frozen=True)
+class ViewChunks:
+    """Chunks read through their view, which always works.
+
+    Parameters
+    ----------
+    view : the view.
+    name : array of numbers.
+    mapped : its memory, if the view has it.
+    """
+
+    view: ReadView
+    name: str
+    mapped: NDArray[Any] | None = None
+
+    def read_into(self, number: int, out: NDArray[Any]) -> None:
+        """Decode a chunk; see :class:`Chunks`."""
+        meta = self.view.meta(self.name)
+        start = number * meta.chunk_rows
+        stop = min(start + meta.chunk_rows, meta.n_rows)
+        out[: stop - start] = self.view.read(self.name, start, stop)
+
+
 def check_short_end(meta: ArrayMeta, name: str, n_rows: int) -> None:
     """Raise :class:`ConflictError` if an array has grown since a fork wrote its short last chunk at ``n_rows``."""
     if meta.n_rows != n_rows:
@@ -128,6 +151,23 @@ class Capabilities:
     fork_safe: bool = True
 
 
+class Chunks(Protocol):
+    """The chunks of one array of numbers, for a reader that plans by chunk. Safe to use from several threads."""
+
+    @property
+    def mapped(self) -> NDArray[Any] | None:
+        """All rows as read-only memory that nobody has to read first; None where there is no such thing."""
+
+    def read_into(self, number: int, out: NDArray[Any]) -> None:
+        """Decode a chunk into ``out`` (chunk_rows, *row shape), in C order; rows after the array's end are undefined.
+
+        Raises
+        ------
+        CorruptError
+            If the chunk cannot be read.
+        """
+
+
 class ReadView(Protocol):
     """All arrays at one version."""
 
@@ -146,6 +186,9 @@ class ReadView(Protocol):
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return rows ``start`` to ``stop`` as a new array."""
+
+    def chunks(self, name: str) -> Chunks:
+        """Return the chunks of an array of numbers; what it needs to know of the store is read now, not later."""
 
 
 class Fork(Protocol):

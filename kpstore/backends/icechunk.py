@@ -19,7 +19,18 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit, check_short_end
+from kpstore.backends.base import (
+    MAIN,
+    TEXT,
+    ArrayMeta,
+    Capabilities,
+    Chunks,
+    Commit,
+    ReadView,
+    ViewChunks,
+    check_short_end,
+)
+from kpstore.backends.icechunk_chunks import local_chunks
 from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.errors import (
     ConflictError,
@@ -130,7 +141,7 @@ class IcechunkBackend:
         except icechunk.IcechunkError as error:
             raise NotFoundError(f"version {snapshot!r} of {self.location} not found ({_first_line(error)})") from None
         try:
-            return _View(session, self.location)
+            return _ReadView(session, self)
         except FileNotFoundError:
             # Zarr calls a snapshot that cannot be read an empty one; Icechunk knows the difference.
             with _translated(self.location):
@@ -209,6 +220,10 @@ class IcechunkBackend:
         """Hold the store for one long write."""
         return refusing_lock(self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose)
 
+    def local_chunks(self, view: ReadView, array: zarr.Array[Any]) -> Chunks | None:
+        """Return an array's chunks as files of this directory, or None where they are not such files."""
+        return local_chunks(self._repo(), self._path, view.snapshot, array, view.meta(array.basename))
+
     def commit_lock(self) -> AbstractContextManager[None]:
         """Hold off other commits: on a local directory Icechunk by itself loses some of them (decisions/002)."""
         return waiting_lock(self.sidecar_dir / "commit.lock")
@@ -271,6 +286,26 @@ class _View:
         return values.astype(object) if values.dtype.kind == "T" else values
 
 
+class _ReadView(_View):
+    """A version that never changes: what was learnt about it stays true."""
+
+    def __init__(self, session: icechunk.Session, backend: IcechunkBackend) -> None:
+        super().__init__(session, backend.location)
+        self._backend = backend
+        self._metas: dict[str, ArrayMeta] = {}
+        self._chunks: dict[str, Chunks] = {}
+
+    def meta(self, name: str) -> ArrayMeta:
+        if name not in self._metas:
+            self._metas[name] = super().meta(name)
+        return self._metas[name]
+
+    def chunks(self, name: str) -> Chunks:
+        if name not in self._chunks:
+            self._chunks[name] = self._backend.local_chunks(self, self._array(name)) or ViewChunks(self, name)
+        return self._chunks[name]
+
+
 class _WriteView(_View):
     """A writable session; commits under the store's lock."""
 
@@ -319,6 +354,9 @@ class _WriteView(_View):
         if n_rows > array.shape[0]:
             array.resize((n_rows, *array.shape[1:]))
             del self._arrays[name]
+
+    def chunks(self, name: str) -> Chunks:
+        return ViewChunks(self, name)
 
     def delete(self, name: str) -> None:
         self._check_open()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit, check_short_end
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Chunks, Commit, ViewChunks, check_short_end
 from kpstore.errors import BusyError, ConflictError, ExistsError, InvalidError, NotFoundError, ReadOnlyError
 
 _Key = tuple[str, int | str]
@@ -170,6 +170,12 @@ class _View:
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         self.meta(name).check_rows(name, start, stop - start)
         return self._tree.arrays[name][1][start:stop].copy()
+
+    def chunks(self, name: str) -> Chunks:
+        self.meta(name)
+        rows = self._tree.arrays[name][1].view()
+        rows.flags.writeable = False
+        return ViewChunks(self, name, mapped=rows)
 
 
 @dataclass(frozen=True)

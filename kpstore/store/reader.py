@@ -1,109 +1,153 @@
-"""Rows out of one array of one version. Every read of a store and every view comes through :func:`read_rows`.
+"""Rows out of the arrays of one version: every read of a store and every view comes through :class:`RowReader`.
 
-This is the seam for the fast reading path: whatever plans, fetches, decodes or caches goes behind these functions.
+Where time goes, and what is done about it (docs/decisions/005): a chunk is decoded once, straight into the result if
+all of it is wanted, else into memory that is used again; arrays that lie in memory already (raw local chunks, mapped;
+a decoded copy on the local disk) are gathered from without any of this.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ReadView
+from kpstore.backends.base import TEXT, ArrayMeta, Chunks, ReadView
 from kpstore.errors import InvalidError
+from kpstore.store.arena import ARENA_BYTES, ChunkArena
+from kpstore.store.cache import DecodedCache
+
+_TEXT_BYTES = 100
+"""What one string is taken to need in memory."""
 
 
-@dataclass(frozen=True)
-class RowRun:
-    """One read of a plan: rows ``start`` to ``stop`` of storage serve ``positions`` of the wanted (sorted) rows."""
+class _Array:
+    """One array: its shape, its chunks, its memory where it has one, and else an arena for decoded chunks."""
 
-    start: int
-    stop: int
-    positions: slice
+    def __init__(self, meta: ArrayMeta, chunks: Chunks, memory: NDArray[Any] | None, arena_bytes: int) -> None:
+        self.meta, self.chunks, self.memory = meta, chunks, memory
+        self.dtype = np.dtype(object if meta.dtype == TEXT else meta.dtype)
+        item_bytes = _TEXT_BYTES if meta.dtype == TEXT else self.dtype.itemsize
+        self.arena = ChunkArena(
+            chunks,
+            meta.shape,
+            self.dtype,
+            chunk_rows=meta.chunk_rows,
+            row_bytes=item_bytes * int(np.prod(meta.shape[1:])),
+            limit_bytes=arena_bytes,
+        )
+        self.rows_decoded_in_vain = 0
 
 
-def plan_runs(sorted_rows: NDArray[np.int64], chunk_rows: int) -> list[RowRun]:
-    """Group sorted rows into reads such that every chunk is touched by exactly one read.
-
-    Rows of the same or of neighbouring chunks share a read.
+class RowReader:
+    """Reads rows of any array of one version. Safe to use from several threads, and after a fork for arrays in use.
 
     Parameters
     ----------
-    sorted_rows : (rows,) int64, ascending; the same row may come several times.
+    view : the version.
+    arena_bytes : of decoded chunks kept in memory, for each array.
+    cache : decoded arrays on the local disk; None to do without.
     """
-    if len(sorted_rows) == 0:
-        return []
-    chunks = sorted_rows // chunk_rows
-    cuts = np.flatnonzero(np.diff(chunks) > 1) + 1
-    edges = [0, *cuts.tolist(), len(sorted_rows)]
-    return [
-        RowRun(int(sorted_rows[first]), int(sorted_rows[last - 1]) + 1, slice(first, last))
-        for first, last in pairwise(edges)
-    ]
+
+    def __init__(self, view: ReadView, *, arena_bytes: int = ARENA_BYTES, cache: DecodedCache | None = None) -> None:
+        self._view, self._cache = view, cache
+        self._arena_bytes = arena_bytes
+        self._arrays: dict[str, _Array] = {}
+
+    def meta(self, name: str) -> ArrayMeta:
+        """Return shape and type of an array; :class:`NotFoundError` if there is none."""
+        return self._arrays[name].meta if name in self._arrays else self._view.meta(name)
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Learn all that reading these arrays needs; local arrays then work in forked processes too."""
+        for name in names:
+            self._array(name)
+
+    def _array(self, name: str) -> _Array:
+        array = self._arrays.get(name)
+        if array is None:
+            meta, chunks = self._view.meta(name), self._view.chunks(name)
+            memory = chunks.mapped
+            if memory is None and self._cache is not None and meta.dtype != TEXT:
+                memory = self._cache.open(self._view.snapshot, name, meta)
+            array = self._arrays[name] = _Array(meta, chunks, memory, self._arena_bytes)
+        return array
+
+    def read(self, name: str, rows: NDArray[np.int64], out: Any = None) -> NDArray[Any]:
+        """Return rows of an array in the order asked for, (len(rows), *row shape).
+
+        Parameters
+        ----------
+        rows : (rows,) int64, in any order; the same row may come several times.
+        out : where to put them: a C-contiguous numpy array of that shape and type, or a CPU tensor (pinned, say).
+
+        Raises
+        ------
+        InvalidError
+            If a row lies outside the array, or ``out`` does not fit; the message names both.
+        """
+        array = self._array(name)
+        n_rows = array.meta.n_rows
+        if len(rows) and (rows.min() < 0 or rows.max() >= n_rows):
+            worst = int(rows.max() if rows.max() >= n_rows else rows.min())
+            raise InvalidError(f"row {worst} of {name!r} asked for; its last row is {n_rows - 1}")
+        found = _output(name, array, len(rows), out)
+        if array.memory is not None:
+            # Without mode="clip" numpy gathers into memory of its own first; the rows were checked above.
+            np.take(array.memory, rows, axis=0, out=found, mode="clip")
+            return found
+        decoded = array.arena.gather(rows, found)
+        if decoded:
+            array.rows_decoded_in_vain += max(0, decoded * array.meta.chunk_rows - len(rows))
+            self._consider_cache(name, array)
+        return found
+
+    def read_slice(self, name: str, start: int, stop: int, out: Any = None) -> NDArray[Any]:
+        """Return rows ``start`` to ``stop``; see :meth:`read`."""
+        array = self._array(name)
+        if start < 0 or stop < start or stop > array.meta.n_rows:
+            raise InvalidError(f"rows {start}:{stop} of {name!r} asked for; it has {array.meta.n_rows}")
+        found = _output(name, array, stop - start, out)
+        if array.memory is not None:
+            found[...] = array.memory[start:stop]
+            return found
+        size = array.meta.chunk_rows
+        for number in range(start // size, -(-stop // size) if stop > start else 0):
+            first, last = max(start, number * size), min(stop, (number + 1) * size)
+            part = found[first - start : last - start]
+            if last - first == size:
+                array.chunks.read_into(number, part)
+            else:
+                array.arena.gather(np.arange(first, last), part)
+        return found
+
+    def _consider_cache(self, name: str, array: _Array) -> None:
+        """Decode the whole array to the local disk once that much was decoded in vain.
+
+        So reading here and there never costs more than twice what the better way would have: nobody has to say
+        beforehand whether it will be worth while.
+        """
+        if self._cache is not None and array.meta.dtype != TEXT and array.rows_decoded_in_vain > array.meta.n_rows:
+            array.rows_decoded_in_vain = 0
+            array.memory = self._cache.build(self._view.snapshot, name, array.meta, array.chunks)
+
+    def cache(self, name: str, on_chunk: Any = None) -> bool:
+        """Have an array decoded on the local disk now; return whether it is in memory's reach then."""
+        array = self._array(name)
+        if array.memory is None and self._cache is not None and array.meta.dtype != TEXT:
+            array.memory = self._cache.build(self._view.snapshot, name, array.meta, array.chunks, on_chunk=on_chunk)
+        return array.memory is not None
 
 
-def read_rows(view: ReadView, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Return rows of an array in the order asked for, (len(rows), *row shape).
-
-    Raises
-    ------
-    InvalidError
-        If a row lies outside the array; the message names its last row.
-    """
-    meta = view.meta(name)
-    if len(rows) and (rows.min() < 0 or rows.max() >= meta.n_rows):
-        worst = int(rows.max() if rows.max() >= meta.n_rows else rows.min())
-        raise InvalidError(f"row {worst} of {name!r} asked for; its last row is {meta.n_rows - 1}")
-    order = np.argsort(rows, kind="stable")
-    sorted_rows = rows[order]
-    out = np.empty((len(rows), *meta.shape[1:]), dtype=object if meta.dtype == TEXT else meta.dtype)
-    for run in plan_runs(sorted_rows, meta.chunk_rows):
-        block = view.read(name, run.start, run.stop)
-        out[order[run.positions]] = block[sorted_rows[run.positions] - run.start]
-    return out
-
-
-def read_key(view: ReadView, name: str, key: Any) -> NDArray[Any]:
-    """Return what numpy would for ``array[key]``: rows by int, slice, list, array or mask; further axes after them."""
-    meta = view.meta(name)
-    n_rows = meta.n_rows
-    head, *rest = _without_ellipsis(key if isinstance(key, tuple) else (key,), len(meta.shape))
-    tail = tuple(rest)
-    if isinstance(head, slice):
-        start, stop, step = head.indices(n_rows)
-        if step == 1:
-            block = view.read(name, start, max(start, stop))
-        else:
-            block = read_rows(view, name, np.arange(start, stop, step, dtype=np.int64))
-        return block[(slice(None), *tail)] if tail else block
-    if isinstance(head, int | np.integer) and not isinstance(head, bool):
-        row = int(head) + (n_rows if head < 0 else 0)
-        if not 0 <= row < n_rows:
-            # IndexError is what ends Python's own iteration protocol and what numpy raises.
-            raise IndexError(f"row {head} of {name!r} asked for; it has {n_rows} rows")
-        block = view.read(name, row, row + 1)
-        value: NDArray[Any] = block[(0, *tail)]
-        return value
-    wanted = np.asarray(head)
-    if wanted.dtype == bool:
-        if wanted.shape != (n_rows,):
-            raise InvalidError(f"a mask for {name!r} needs shape ({n_rows},), found {wanted.shape}")
-        wanted = np.flatnonzero(wanted)
-    elif wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-        raise InvalidError(f"rows of {name!r} are an int, a slice, a mask or a list of ints, found {head!r}")
-    wanted = wanted.astype(np.int64)
-    block = read_rows(view, name, np.where(wanted < 0, wanted + n_rows, wanted))
-    # Not slice(None): numpy pairs a list of rows with a list of columns, it does not cross them.
-    return block[(np.arange(len(block)), *tail)] if tail else block
-
-
-def _without_ellipsis(key: tuple[Any, ...], n_axes: int) -> tuple[Any, ...]:
-    """Return a key that names the rows first: ``...`` and an empty key written out as full slices."""
-    at = next((i for i, part in enumerate(key) if part is Ellipsis), None)
-    if at is None:
-        return key or (slice(None),)
-    n_named = sum(part is not None for part in key) - 1
-    return (*key[:at], *[slice(None)] * (n_axes - n_named), *key[at + 1 :]) or (slice(None),)
+def _output(name: str, array: _Array, n_rows: int, out: Any) -> NDArray[Any]:
+    shape = (n_rows, *array.meta.shape[1:])
+    if out is None:
+        return np.empty(shape, dtype=array.dtype)
+    found: NDArray[Any] = out.numpy() if hasattr(out, "numpy") else out
+    if found.shape != shape or found.dtype != array.dtype or not found.flags.c_contiguous:
+        raise InvalidError(
+            f"out for {name!r} has shape {found.shape} and type {found.dtype}; "
+            f"needed is {shape} {array.dtype}, in C order"
+        )
+    return found

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -18,8 +19,10 @@ from kpstore.errors import InvalidError, NotFoundError, ReadOnlyError, Unsupport
 from kpstore.schema.feature import FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
+from kpstore.store.cache import DecodedCache
 from kpstore.store.history import At, check_name, resolve, rollback
-from kpstore.store.reader import read_key, read_rows
+from kpstore.store.keys import read_key
+from kpstore.store.reader import RowReader
 from kpstore.store.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -48,9 +51,9 @@ class FeatureArray:
     ``array[3]``, ``array[10:20]``, ``array[[5, 2]]``, ``array[mask]``, ``array[10:20, :, :2]`` return what numpy would.
     """
 
-    def __init__(self, view: ReadView, name: str) -> None:
-        self._view, self.name = view, name
-        self._meta: ArrayMeta = view.meta(name)
+    def __init__(self, reader: RowReader, name: str) -> None:
+        self._reader, self.name = reader, name
+        self._meta: ArrayMeta = reader.meta(name)
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{dim}: {length}" for dim, length in zip(self.dims, self.shape, strict=True))
@@ -90,10 +93,10 @@ class FeatureArray:
         return self._meta.attrs
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        return read_key(self._view, self.name, key)
+        return read_key(self._reader, self.name, key)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        values = self._view.read(self.name, 0, self.shape[0])
+        values = self._reader.read_slice(self.name, 0, self.shape[0])
         return values if dtype is None else values.astype(dtype)
 
 
@@ -176,18 +179,19 @@ class Store:
     backend : where the store is.
     snapshot : id of the version.
     mode : ``"r"``, or ``"a"`` to allow transactions and tags.
+    cache : where decoded arrays are kept: ``"auto"``, ``"off"`` or a folder; see :func:`kpstore.open`.
     """
 
-    def __init__(self, backend: Backend, snapshot: str, mode: Mode = "r") -> None:
-        self._backend, self.snapshot, self.mode = backend, snapshot, mode
+    def __init__(self, backend: Backend, snapshot: str, mode: Mode = "r", cache: str = "auto") -> None:
+        self._backend, self.snapshot, self.mode, self._cache = backend, snapshot, mode, cache
 
     @classmethod
-    def open(cls, location: str, at: At = None, mode: Mode = "r") -> Self:
+    def open(cls, location: str, at: At = None, mode: Mode = "r", cache: str = "auto") -> Self:
         """Open a store; see :func:`kpstore.open`."""
         if mode not in ("r", "a"):
             raise InvalidError(f"mode {mode!r}: use 'r' to read or 'a' to add; kpstore.create() makes a new store")
         backend = backend_for(location)
-        store = cls(backend, resolve(backend, at), mode)
+        store = cls(backend, resolve(backend, at), mode, cache)
         store._about  # noqa: B018 - says now, not at the first read, that this is no store of ours
         return store
 
@@ -198,8 +202,8 @@ class Store:
         attrs = fmt.root_attrs(name, datetime.now(UTC).isoformat(timespec="seconds"), kpstore_version)
         return cls(backend, backend.create(attrs, f"created {name}"), "a")
 
-    def __reduce__(self) -> tuple[type[Store], tuple[Backend, str, Mode]]:
-        return type(self), (self._backend, self.snapshot, self.mode)
+    def __reduce__(self) -> tuple[type[Store], tuple[Backend, str, Mode, str]]:
+        return type(self), (self._backend, self.snapshot, self.mode, self._cache)
 
     def __repr__(self) -> str:
         frames, videos = self.index.total_frames, len(self.index)
@@ -220,6 +224,13 @@ class Store:
     def view(self) -> ReadView:
         """The arrays of this version."""
         return self._backend.view(self.snapshot)
+
+    @cached_property
+    def reader(self) -> RowReader:
+        """What reads rows of this version, and keeps what it has decoded."""
+        folders: dict[str, Path | None] = {"auto": None}
+        folder = folders.get(self._cache, Path(self._cache))
+        return RowReader(self.view, cache=None if self._cache == "off" else DecodedCache(folder))
 
     @cached_property
     def _about(self) -> dict[str, Any]:
@@ -249,7 +260,7 @@ class Store:
         if "video_id" not in names:
             empty = np.empty(0, dtype=object)
             return VideoIndex(empty, empty, np.empty(0, dtype=np.int64))
-        return VideoIndex(*(np.asarray(FeatureArray(self.view, name)) for name in ("video_id", "split", "n_frames")))
+        return VideoIndex(*(np.asarray(FeatureArray(self.reader, name)) for name in ("video_id", "split", "n_frames")))
 
     @property
     def splits(self) -> list[str]:
@@ -293,7 +304,7 @@ class Store:
     def __getitem__(self, name: str) -> FeatureArray:
         """Return an array by name: a feature, a companion such as ``"keypoints_detected"``, a column of the index."""
         try:
-            return FeatureArray(self.view, name)
+            return FeatureArray(self.reader, name)
         except NotFoundError:
             fmt.check_feature(self.features, name)
             raise
@@ -310,9 +321,9 @@ class Store:
         """Return how a feature was made."""
         return fmt.check_feature(self.features, name).provenance
 
-    def read(self, name: str, rows: NDArray[np.int64] | Sequence[int]) -> NDArray[Any]:
-        """Return rows of an array in the order asked for, (len(rows), *row shape)."""
-        return read_rows(self.view, name, np.asarray(rows, dtype=np.int64))
+    def read(self, name: str, rows: NDArray[np.int64] | Sequence[int], out: Any = None) -> NDArray[Any]:
+        """Return rows of an array in the order asked for; see :meth:`kpstore.store.reader.RowReader.read`."""
+        return self.reader.read(name, np.asarray(rows, dtype=np.int64), out)
 
     # -- versions -----------------------------------------------------------------------------------------------
 
@@ -332,7 +343,7 @@ class Store:
 
     def at(self, version: At = None) -> Self:
         """Return another version of this store; the newest by default."""
-        return type(self)(self._backend, resolve(self._backend, version), self.mode)
+        return type(self)(self._backend, resolve(self._backend, version), self.mode, self._cache)
 
     def transaction(
         self, message: str, *, metadata: Mapping[str, Any] | None = None, branch: str = MAIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import icechunk
@@ -31,13 +32,17 @@ def test_dimensions_coordinates_and_values(store: kpstore.Store) -> None:
 
 def test_nothing_is_read_before_it_is_used(disk_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     filled = fill(disk_store)
-    read, reads = filled.view.read, list[str]()
+    reads = list[str]()
 
-    def counted(name: str, start: int, stop: int) -> Any:
-        reads.append(name)
-        return read(name, start, stop)
+    def counting(original: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(name: str, *rest: Any) -> Any:
+            reads.append(name)
+            return original(name, *rest)
 
-    monkeypatch.setattr(filled.view, "read", counted)
+        return counted
+
+    for method in ("read", "read_slice"):
+        monkeypatch.setattr(filled.reader, method, counting(getattr(filled.reader, method)))
     part = filled.to_xarray(split="train")["points"].sel(space="y").isel(frame=slice(2, 4))
     assert not {"points", "points_detected", "image_path"} & set(reads)
     np.testing.assert_array_equal(part.values, rows_of("a", 5).values[2:4, :, 1])

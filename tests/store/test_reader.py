@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,16 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta, ReadView
-from kpstore.errors import InvalidError
-from kpstore.store.reader import plan_runs, read_key, read_rows
+from kpstore.backends.base import ArrayMeta, Chunks, ViewChunks
+from kpstore.errors import CorruptError, InvalidError
+from kpstore.store import keys
+from kpstore.store.cache import DecodedCache
+from kpstore.store.reader import RowReader
 
 
 class CountingView:
-    """One array in memory that notes every read."""
+    """One array that has to be decoded chunk by chunk, or with ``mapped`` lies in memory; it notes every read."""
 
-    def __init__(self, values: NDArray[Any], chunk_rows: int) -> None:
-        self.values, self.reads, self.snapshot = values, list[tuple[int, int]](), "s"
+    def __init__(self, values: NDArray[Any], chunk_rows: int, *, mapped: bool = False) -> None:
+        self.values, self.reads, self.snapshot, self.mapped = values, list[tuple[int, int]](), "s", mapped
         self._meta = ArrayMeta(values.shape, values.dtype.name, chunk_rows, ("frame", *"xyz"[: values.ndim - 1]))
 
     def attrs(self) -> dict[str, Any]:
@@ -36,15 +41,25 @@ class CountingView:
         self.reads.append((start, stop))
         return self.values[start:stop].copy()
 
+    def chunks(self, name: str) -> Chunks:
+        return ViewChunks(self, name, self.values if self.mapped else None)
 
-def view_of(n_rows: int, chunk_rows: int = 4, shape: tuple[int, ...] = (3, 2)) -> CountingView:
+
+def view_of(n_rows: int, chunk_rows: int = 4, shape: tuple[int, ...] = (3, 2), *, mapped: bool = False) -> CountingView:
     values = np.random.default_rng(n_rows).standard_normal((n_rows, *shape))
-    return CountingView(values, chunk_rows)
+    return CountingView(values, chunk_rows, mapped=mapped)
+
+
+def read_key(view: CountingView, name: str, key: Any) -> NDArray[Any]:
+    return keys.read_key(RowReader(view), name, key)
+
+
+def read_rows(view: CountingView, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+    return RowReader(view).read(name, rows)
 
 
 def check(view: CountingView, key: Any) -> None:
-    reader: ReadView = view
-    found, wanted = read_key(reader, "a", key), view.values[key]
+    found, wanted = read_key(view, "a", key), view.values[key]
     assert np.shape(found) == np.shape(wanted)
     np.testing.assert_array_equal(found, wanted)
 
@@ -116,19 +131,107 @@ def test_keys_of_one_axis_equal_numpy(key: Any) -> None:
     check(view_of(20, shape=()), key)
 
 
-@given(st.lists(st.integers(0, 400), max_size=80).map(sorted), st.integers(1, 40))
-def test_every_chunk_is_touched_by_exactly_one_read(rows: list[int], chunk_rows: int) -> None:
-    runs = plan_runs(np.array(rows, dtype=np.int64), chunk_rows)
-    touched = [chunk for run in runs for chunk in range(run.start // chunk_rows, (run.stop - 1) // chunk_rows + 1)]
-    assert touched == sorted({row // chunk_rows for row in rows})
-    assert [p for run in runs for p in range(len(rows))[run.positions]] == list(range(len(rows)))
-    assert all(run.start <= rows[p] < run.stop for run in runs for p in range(len(rows))[run.positions])
+@given(sizes, st.booleans(), st.integers(1, 3), st.data())
+def test_any_reads_one_after_the_other_equal_numpy_however_small_the_arena(
+    size: tuple[int, int], mapped: bool, chunks_kept: int, data: st.DataObject
+) -> None:
+    view = view_of(*size, mapped=mapped)
+    reader = RowReader(view, arena_bytes=chunks_kept * size[1] * 48)
+    for _ in range(4):
+        rows = np.array(data.draw(st.lists(st.integers(0, size[0] - 1), max_size=30)), dtype=np.int64)
+        start = data.draw(st.integers(0, size[0]))
+        stop = data.draw(st.integers(start, size[0]))
+        out = np.empty((len(rows), 3, 2))
+        assert reader.read("a", rows, out) is out
+        np.testing.assert_array_equal(out, view.values[rows])
+        np.testing.assert_array_equal(reader.read_slice("a", start, stop), view.values[start:stop])
 
 
-def test_rows_of_neighbouring_chunks_share_a_read() -> None:
+def test_a_chunk_is_decoded_once_while_it_is_kept() -> None:
     view = view_of(40)
-    read_rows(view, "a", np.array([7, 33, 0, 5, 2]))
-    assert view.reads == [(0, 8), (33, 34)]
+    reader = RowReader(view)
+    for rows in ([7, 33, 0, 5, 2], [6, 4, 1], [32, 35, 0]):
+        reader.read("a", np.array(rows))
+    assert view.reads == [(0, 4), (4, 8), (32, 36)]
+    reader.read_slice("a", 0, 8)
+    assert view.reads[3:] == [(0, 4), (4, 8)], "whole chunks go straight into the result"
+
+
+def test_threads_that_want_the_same_chunks_decode_them_once() -> None:
+    view = view_of(400)
+    reader, together = RowReader(view), threading.Barrier(4)
+
+    def work(seed: int) -> bool:
+        rows = np.random.default_rng(seed).integers(0, 400, 200)
+        together.wait()
+        return np.array_equal(reader.read("a", rows), view.values[rows])
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(work, range(4))) == [True] * 4
+    assert len(view.reads) == len(set(view.reads))
+
+
+def test_a_chunk_that_cannot_be_decoded_is_tried_again_and_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = view_of(40)
+    reader, original = RowReader(view, arena_bytes=2 * 4 * 48), view.read
+    reader.read("a", np.array([0, 39]))
+
+    def torn(name: str, start: int, stop: int) -> NDArray[Any]:
+        raise CorruptError("torn")
+
+    monkeypatch.setattr(view, "read", torn)
+    with pytest.raises(CorruptError):
+        reader.read("a", np.array([20, 0]))
+    monkeypatch.setattr(view, "read", original)
+    rows = np.array([20, 0, 39, 22])
+    np.testing.assert_array_equal(reader.read("a", rows), view.values[rows])
+
+
+def test_the_chunks_used_last_are_kept() -> None:
+    view = view_of(40)
+    reader = RowReader(view, arena_bytes=3 * 4 * 48)
+    for row in (0, 4, 8, 0, 12, 0, 8):
+        reader.read("a", np.array([row]))
+    assert view.reads == [(0, 4), (4, 8), (8, 12), (12, 16)]
+
+
+@pytest.mark.parametrize(
+    ("out", "found"),
+    [
+        (np.empty((2, 3, 2), np.float32), "float32"),
+        (np.empty((3, 3, 2)), r"\(3, 3, 2\)"),
+        (np.empty((2, 2, 3)).transpose(0, 2, 1), r"\(2, 3, 2\)"),
+    ],
+    ids=["type", "rows", "order"],
+)
+def test_an_out_that_does_not_fit_is_refused(out: NDArray[Any], found: str) -> None:
+    with pytest.raises(InvalidError, match=f"out for 'a' has shape .*{found}"):
+        RowReader(view_of(20)).read("a", np.array([1, 2]), out)
+
+
+def test_reading_here_and_there_decodes_the_whole_array_to_disk_in_the_end(tmp_path: Path) -> None:
+    view = view_of(400, chunk_rows=40)
+    reader = RowReader(view, arena_bytes=0, cache=DecodedCache(tmp_path))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        rows = rng.integers(0, 400, 3)
+        np.testing.assert_array_equal(reader.read("a", rows), view.values[rows])
+    n_reads = len(view.reads)
+    assert n_reads < 60, "at most two passes over ten chunks and a few reads"
+    reader.read("a", rng.integers(0, 400, 300))
+    assert len(view.reads) == n_reads
+    other = RowReader(view, cache=DecodedCache(tmp_path))
+    np.testing.assert_array_equal(other.read_slice("a", 3, 399), view.values[3:399])
+    assert len(view.reads) == n_reads, "another process finds it there"
+
+
+def test_reading_everything_in_order_needs_no_cache(tmp_path: Path) -> None:
+    view = view_of(400, chunk_rows=40)
+    reader = RowReader(view, arena_bytes=0, cache=DecodedCache(tmp_path))
+    for _ in range(5):
+        for start in range(0, 400, 40):
+            reader.read("a", start + np.random.default_rng(start).permutation(40))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_read_past_the_end_names_the_last_row() -> None:

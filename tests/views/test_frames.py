@@ -36,15 +36,15 @@ def test_samples_are_the_rows_of_the_store(store: kpstore.Store) -> None:
 
 def test_a_batch_is_one_planned_read(memory_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     filled = fill(memory_store)
-    view, reads, read = filled.frames("points"), list[tuple[int, int]](), filled.view.read
+    view, reads, read = filled.frames("points"), list[list[int]](), filled.reader.read
 
-    def counted(name: str, start: int, stop: int) -> Any:
-        reads.append((start, stop))
-        return read(name, start, stop)
+    def counted(name: str, rows: np.ndarray, out: Any = None) -> Any:
+        reads.append(rows.tolist())
+        return read(name, rows, out)
 
-    monkeypatch.setattr(filled.view, "read", counted)
+    monkeypatch.setattr(filled.reader, "read", counted)
     samples = view.__getitems__([13, 2, 9, 2, 6, 33])
-    assert reads == [(2, 14), (33, 34)]
+    assert reads == [[13, 2, 9, 2, 6, 33]]
     assert [sample["row"] for sample in samples] == [13, 2, 9, 2, 6, 33]
     monkeypatch.undo()
     np.testing.assert_array_equal(values_of(samples), filled["points"][[13, 2, 9, 2, 6, 33]])

@@ -1,0 +1,260 @@
+"""Which file holds which chunk of a local Icechunk repository, read from Icechunk's own metadata.
+
+Icechunk writes every chunk as a file of its own, exactly as Zarr encoded it, and never changes it. Its snapshots and
+manifests (a published format: https://icechunk.io/en/stable/spec/) say which file is which chunk. Who knows that can
+map or read the files directly, without a call into Icechunk for each chunk.
+
+Only version 1 of the format is read here; for anything else :func:`locate_chunks` returns None, and readers go through
+Icechunk itself.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import icechunk
+import numcodecs
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, BytesCodec, ZstdCodec
+
+from kpstore.backends.base import TEXT, ArrayMeta
+from kpstore.backends.mapping import map_pieces
+from kpstore.errors import CorruptError
+
+_MAGIC = "ICE🧊CHUNK".encode()
+_HEADER_BYTES = 39
+"""Magic 12, name of the writer 24, version of the format, type of the file, compression."""
+_FORMAT_1, _MANIFEST, _ZSTD = 1, 2, 1
+
+# Places of fields in their FlatBuffers tables, in the order of Icechunk's schema (manifest.fbs).
+_MANIFEST_ARRAYS = 1
+_ARRAY_NODE, _ARRAY_REFS = 0, 1
+_REF_INDEX, _REF_INLINE, _REF_OFFSET, _REF_LENGTH, _REF_CHUNK, _REF_LOCATION = range(6)
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+_Decode = Callable[[bytes, NDArray[Any]], object]
+
+
+@dataclass(frozen=True)
+class ChunkPlace:
+    """Where the encoded bytes of one chunk are: in a file, or right here.
+
+    Parameters
+    ----------
+    path : the file; None if ``inline`` holds the bytes.
+    offset, length : which bytes of the file.
+    """
+
+    path: Path | None
+    offset: int = 0
+    length: int = 0
+    inline: bytes = b""
+
+    def read(self) -> bytes:
+        """Return the encoded bytes."""
+        if self.path is None:
+            return self.inline
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            content = file.read(self.length)
+        if len(content) != self.length:
+            raise ValueError(f"{len(content)} of {self.length} bytes are there")
+        return content
+
+
+class LocalChunks:
+    """The chunks of an array as files that nothing changes any more: decoded without a call into Icechunk or Zarr.
+
+    Parameters
+    ----------
+    places : of each chunk.
+    meta : of the array.
+    decode : turns encoded bytes into the buffer that it is given.
+    """
+
+    def __init__(self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: _Decode) -> None:
+        self._places, self._meta, self._decode = places, meta, decode
+        self.mapped: NDArray[Any] | None = None
+        whole = all(place is None or (place.path and place.offset == 0) for place in places)
+        if not meta.compress and whole:
+            paths = [place.path if place else None for place in places]
+            piece = (meta.chunk_rows, *meta.shape[1:])
+            mapped = map_pieces(paths, piece, np.dtype(meta.dtype), meta.fill)
+            self.mapped = None if mapped is None else mapped[: meta.n_rows]
+
+    def read_into(self, number: int, out: NDArray[Any]) -> None:
+        """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        place = self._places[number]
+        if place is None:
+            out[...] = self._meta.fill
+            return
+        try:
+            self._decode(place.read(), out)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CorruptError(f"chunk {number} at {place.path or 'its manifest'} cannot be read: {error}") from error
+
+
+def local_chunks(
+    repository: icechunk.Repository, root: Path, snapshot: str, array: zarr.Array[Any], meta: ArrayMeta
+) -> LocalChunks | None:
+    """Return the chunks of an array of a local repository; None where only Icechunk and Zarr can read them."""
+    decode = _decoder(array)
+    if decode is None or meta.dtype == TEXT:
+        return None
+    places = locate_chunks(repository, root, snapshot, array.basename, -(-meta.n_rows // meta.chunk_rows))
+    return None if places is None else LocalChunks(places, meta, decode)
+
+
+def _decoder(array: zarr.Array[Any]) -> _Decode | None:
+    """Return how the array's chunks are decoded, or None if it is encoded in a way that is not known here."""
+    serializer = array.serializer
+    if array.filters or len(array.compressors) > 1 or not isinstance(serializer, BytesCodec):
+        return None
+    if serializer.endian is not None and serializer.endian.value != sys.byteorder:
+        return None
+    match array.compressors:
+        case ():
+            return _copy
+        case (ZstdCodec(),):
+            decode = numcodecs.zstd.decompress
+        case (BloscCodec(),):
+            decode = numcodecs.blosc.decompress
+        case _:
+            return None
+    return cast("_Decode", decode)
+
+
+def _copy(encoded: bytes, out: NDArray[Any]) -> None:
+    out.reshape(-1).view(np.uint8)[:] = np.frombuffer(encoded, dtype=np.uint8)
+
+
+class _UnknownFormatError(Exception):
+    """Not the version that is understood here."""
+
+
+def locate_chunks(
+    repository: icechunk.Repository, root: Path, snapshot: str, array: str, n_chunks: int
+) -> list[ChunkPlace | None] | None:
+    """Return the places of an array's chunks in a version; None for a chunk that was never written.
+
+    Parameters
+    ----------
+    root : directory of the repository.
+    array : name of an array in the root group that is chunked along its first axis alone.
+
+    Returns
+    -------
+    list or None
+        None if the repository is not in the format that is understood here.
+    """
+    try:
+        nodes = json.loads(repository.inspect_snapshot(snapshot, pretty=False))["nodes"]
+        node = next(node for node in nodes if node["path"] == f"/{array}")
+        places: list[ChunkPlace | None] = [None] * n_chunks
+        for manifest in node.get("manifest_refs", ()):
+            content = _read_manifest(root / "manifests" / manifest["id"])
+            for number, place in _array_chunks(content, node["id"], root / "chunks"):
+                places[number] = place
+    except (_UnknownFormatError, AttributeError, StopIteration, LookupError, TypeError, ValueError, struct.error):
+        return None
+    return places
+
+
+def _read_manifest(path: Path) -> bytes:
+    content = path.read_bytes()
+    if len(content) < _HEADER_BYTES or not content.startswith(_MAGIC):
+        raise _UnknownFormatError
+    version, kind, compression = content[36:_HEADER_BYTES]
+    if version != _FORMAT_1 or kind != _MANIFEST or compression not in (0, _ZSTD):
+        raise _UnknownFormatError
+    body = content[_HEADER_BYTES:]
+    return bytes(numcodecs.Zstd().decode(body)) if compression == _ZSTD else body
+
+
+def _array_chunks(content: bytes, node: str, folder: Path) -> Iterator[tuple[int, ChunkPlace]]:
+    root = _Table.root(content)
+    for array in root.tables(_MANIFEST_ARRAYS):
+        if _base32(array.struct(_ARRAY_NODE, 8)) != node:
+            continue
+        for ref in array.tables(_ARRAY_REFS):
+            index = ref.uint32s(_REF_INDEX)
+            if any(index[1:]) or ref.has(_REF_LOCATION):
+                raise _UnknownFormatError  # cut along another axis, or a reference into somebody else's file
+            if ref.has(_REF_INLINE):
+                yield index[0], ChunkPlace(None, inline=ref.raw(_REF_INLINE))
+            else:
+                path = folder / _base32(ref.struct(_REF_CHUNK, 12))
+                yield index[0], ChunkPlace(path, ref.uint64(_REF_OFFSET), ref.uint64(_REF_LENGTH))
+
+
+def _base32(raw: bytes) -> str:
+    """Return bytes in Crockford's base 32, as Icechunk names its files."""
+    bits = len(raw) * 8
+    padded = -bits % 5
+    number = int.from_bytes(raw, "big") << padded
+    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(bits + padded - 5, -1, -5))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A FlatBuffers table: fields found through a list of offsets, each of which may be absent (default 0)."""
+
+    content: bytes
+    at: int
+
+    @classmethod
+    def root(cls, content: bytes) -> _Table:
+        return cls(content, struct.unpack_from("<I", content, 0)[0])
+
+    def _field(self, number: int) -> int:
+        """Return where a field is, 0 if it is absent."""
+        fields = self.at - struct.unpack_from("<i", self.content, self.at)[0]
+        size = struct.unpack_from("<H", self.content, fields)[0]
+        entry = 4 + 2 * number
+        if entry >= size:
+            return 0
+        offset: int = struct.unpack_from("<H", self.content, fields + entry)[0]
+        return self.at + offset if offset else 0
+
+    def _vector(self, number: int) -> tuple[int, int]:
+        """Return where a vector's items begin, and how many there are."""
+        at = self._field(number)
+        if not at:
+            return 0, 0
+        begin = at + struct.unpack_from("<I", self.content, at)[0]
+        return begin + 4, struct.unpack_from("<I", self.content, begin)[0]
+
+    def has(self, number: int) -> bool:
+        return self._field(number) != 0
+
+    def struct(self, number: int, size: int) -> bytes:
+        at = self._field(number)
+        return self.content[at : at + size]
+
+    def uint64(self, number: int) -> int:
+        at = self._field(number)
+        value: int = struct.unpack_from("<Q", self.content, at)[0] if at else 0
+        return value
+
+    def uint32s(self, number: int) -> Sequence[int]:
+        begin, count = self._vector(number)
+        return struct.unpack_from(f"<{count}I", self.content, begin)
+
+    def raw(self, number: int) -> bytes:
+        begin, count = self._vector(number)
+        return self.content[begin : begin + count]
+
+    def tables(self, number: int) -> Iterator[_Table]:
+        begin, count = self._vector(number)
+        for item in range(begin, begin + 4 * count, 4):
+            yield _Table(self.content, item + struct.unpack_from("<I", self.content, item)[0])

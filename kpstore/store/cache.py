@@ -1,0 +1,197 @@
+"""Decoded arrays on the local disk, memory-mapped, shared by all processes of a machine.
+
+A version never changes, so a decoded copy is right for ever: it is found by the version's id and the array's name, and
+needs no invalidation. One file per array, in numpy's own format.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.backends.base import ArrayMeta, Chunks
+from kpstore.backends.locks import waiting_lock
+from kpstore.errors import InvalidError
+
+_log = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "KPSTORE_CACHE"
+LIMIT_VARIABLE = "KPSTORE_CACHE_GB"
+DEFAULT_LIMIT_GB = 100.0
+_SUFFIX = ".npy"
+_PART = ".part"
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One decoded array: of which version, how large, when it was last opened (seconds since 1970)."""
+
+    snapshot: str
+    name: str
+    size_bytes: int
+    used: float
+    path: Path
+
+
+def default_folder() -> Path:
+    """Return where decoded arrays go: ``$KPSTORE_CACHE``, or ``kpstore`` in the user's cache folder."""
+    given = os.environ.get(FOLDER_VARIABLE)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "kpstore"
+
+
+def default_limit() -> int:
+    """Return how many bytes the cache may hold: ``$KPSTORE_CACHE_GB``, 100 GB if unset."""
+    given = os.environ.get(LIMIT_VARIABLE, "")
+    try:
+        return int(float(given or DEFAULT_LIMIT_GB) * 1e9)
+    except ValueError:
+        raise InvalidError(f"{LIMIT_VARIABLE}={given!r} is not a number of gigabytes") from None
+
+
+class DecodedCache:
+    """A folder of decoded arrays.
+
+    Parameters
+    ----------
+    folder : made when the first array is decoded; :func:`default_folder` if not given.
+    limit_bytes : of all arrays together; what was opened longest ago makes room. :func:`default_limit` if not given.
+    """
+
+    def __init__(self, folder: Path | None = None, *, limit_bytes: int | None = None) -> None:
+        self.folder = default_folder() if folder is None else folder
+        self._limit = limit_bytes
+
+    @property
+    def limit_bytes(self) -> int:
+        """Bytes that all arrays together may take."""
+        return default_limit() if self._limit is None else self._limit
+
+    def _path(self, snapshot: str, name: str) -> Path:
+        # Names come from the store's files: none of them may lead out of the folder.
+        if not re.fullmatch(r"\w+", snapshot) or not re.fullmatch(r"\w+", name):
+            raise InvalidError(f"version {snapshot!r}, array {name!r}: the cache takes letters, digits and underscores")
+        return self.folder / snapshot / f"{name}{_SUFFIX}"
+
+    def open(self, snapshot: str, name: str, meta: ArrayMeta) -> NDArray[Any] | None:
+        """Return a decoded array, (rows, …), read-only, mapped; None if it is not here."""
+        path = self._path(snapshot, name)
+        try:
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):
+            return None
+        if mapped.shape != meta.shape or mapped.dtype != np.dtype(meta.dtype):
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        # A plain array: numpy's memmap does work of its own in every call.
+        return np.asarray(mapped)
+
+    def build(
+        self,
+        snapshot: str,
+        name: str,
+        meta: ArrayMeta,
+        chunks: Chunks,
+        *,
+        on_chunk: Callable[[int, int], None] | None = None,
+    ) -> NDArray[Any] | None:
+        """Decode an array, once on this machine however many processes ask, and return it mapped.
+
+        Parameters
+        ----------
+        on_chunk : told of progress, chunks done and chunks in all.
+
+        Returns
+        -------
+        array or None
+            None if there is no room for it, within the limit or on the disk, or the folder cannot be written.
+        """
+        path = self._path(snapshot, name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with waiting_lock(path.with_suffix(".lock")):
+                if self.open(snapshot, name, meta) is None:
+                    for left_over in path.parent.glob(f".{name}-*{_PART}"):
+                        left_over.unlink()  # of a process that was killed: whoever decodes holds the lock
+                    if not self._make_room(_decoded_bytes(meta)):
+                        return None
+                    _decode(path, meta, chunks, on_chunk)
+        except OSError as error:
+            _log.warning("%r is read without a cache: %s", name, error)
+            return None
+        return self.open(snapshot, name, meta)
+
+    def _make_room(self, n_bytes: int) -> bool:
+        free = shutil.disk_usage(self.folder).free
+        if n_bytes > self.limit_bytes or n_bytes > free + sum(entry.size_bytes for entry in self.entries()):
+            _log.info("no room for %d bytes in the cache at %s", n_bytes, self.folder)
+            return False
+        for entry in self.entries():
+            held = sum(entry.size_bytes for entry in self.entries())
+            if held + n_bytes <= self.limit_bytes and n_bytes <= shutil.disk_usage(self.folder).free:
+                break
+            _remove(entry)
+        return n_bytes <= shutil.disk_usage(self.folder).free
+
+    def entries(self) -> list[CacheEntry]:
+        """Return what is here, the array that was opened longest ago first."""
+        found = []
+        for path in self.folder.glob(f"*/*{_SUFFIX}"):
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                found.append(CacheEntry(path.parent.name, path.stem, stat.st_size, stat.st_mtime, path))
+        return sorted(found, key=lambda entry: entry.used)
+
+    def clear(self) -> int:
+        """Remove all arrays and return how many bytes they took. Those in use stay readable where they are."""
+        entries = self.entries()
+        for entry in entries:
+            _remove(entry)
+        return sum(entry.size_bytes for entry in entries)
+
+
+def _decoded_bytes(meta: ArrayMeta) -> int:
+    return int(np.prod(meta.shape)) * np.dtype(meta.dtype).itemsize
+
+
+def _decode(path: Path, meta: ArrayMeta, chunks: Chunks, on_chunk: Callable[[int, int], None] | None) -> None:
+    """Write all rows to a file aside and give it its name when it is whole."""
+    handle, aside = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=_PART, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            header = {"descr": np.dtype(meta.dtype).str, "fortran_order": False, "shape": meta.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            buffer = np.empty((meta.chunk_rows, *meta.shape[1:]), dtype=meta.dtype)
+            n_chunks = -(-meta.n_rows // meta.chunk_rows)
+            for number in range(n_chunks):
+                chunks.read_into(number, buffer)
+                rows = min(meta.chunk_rows, meta.n_rows - number * meta.chunk_rows)
+                buffer[:rows].tofile(file)
+                if on_chunk is not None:
+                    on_chunk(number + 1, n_chunks)
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(aside)
+        raise
+
+
+def _remove(entry: CacheEntry) -> None:
+    with suppress(OSError):
+        entry.path.unlink()
+    with suppress(OSError):
+        entry.path.with_suffix(".lock").unlink()
+    with suppress(OSError):
+        entry.path.parent.rmdir()

@@ -1,0 +1,54 @@
+"""Indexing as numpy has it, on arrays that are read when indexed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+from kpstore.store.reader import RowReader
+
+
+def read_key(reader: RowReader, name: str, key: Any) -> NDArray[Any]:
+    """Return what numpy would for ``array[key]``: rows by int, slice, list, array or mask; further axes after them."""
+    meta = reader.meta(name)
+    n_rows = meta.n_rows
+    head, *rest = _without_ellipsis(key if isinstance(key, tuple) else (key,), len(meta.shape))
+    tail = tuple(rest)
+    if isinstance(head, slice):
+        start, stop, step = head.indices(n_rows)
+        if step == 1:
+            block = reader.read_slice(name, start, max(start, stop))
+        else:
+            block = reader.read(name, np.arange(start, stop, step, dtype=np.int64))
+        return block[(slice(None), *tail)] if tail else block
+    if isinstance(head, int | np.integer) and not isinstance(head, bool):
+        row = int(head) + (n_rows if head < 0 else 0)
+        if not 0 <= row < n_rows:
+            # IndexError is what ends Python's own iteration protocol and what numpy raises.
+            raise IndexError(f"row {head} of {name!r} asked for; it has {n_rows} rows")
+        block = reader.read_slice(name, row, row + 1)
+        value: NDArray[Any] = block[(0, *tail)]
+        return value
+    wanted = np.asarray(head)
+    if wanted.dtype == bool:
+        if wanted.shape != (n_rows,):
+            raise InvalidError(f"a mask for {name!r} needs shape ({n_rows},), found {wanted.shape}")
+        wanted = np.flatnonzero(wanted)
+    elif wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+        raise InvalidError(f"rows of {name!r} are an int, a slice, a mask or a list of ints, found {head!r}")
+    wanted = wanted.astype(np.int64)
+    block = reader.read(name, np.where(wanted < 0, wanted + n_rows, wanted))
+    # Not slice(None): numpy pairs a list of rows with a list of columns, it does not cross them.
+    return block[(np.arange(len(block)), *tail)] if tail else block
+
+
+def _without_ellipsis(key: tuple[Any, ...], n_axes: int) -> tuple[Any, ...]:
+    """Return a key that names the rows first: ``...`` and an empty key written out as full slices."""
+    at = next((i for i, part in enumerate(key) if part is Ellipsis), None)
+    if at is None:
+        return key or (slice(None),)
+    n_named = sum(part is not None for part in key) - 1
+    return (*key[:at], *[slice(None)] * (n_axes - n_named), *key[at + 1 :]) or (slice(None),)
