@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -26,6 +26,7 @@ from kpstore.errors import ConflictError, InvalidError
 MAIN = "main"
 """The branch that a new store has, and that everything reads and writes unless told otherwise."""
 
+Codec = Literal["raw", "lz4", "zstd"]
 TEXT = "str"
 """``ArrayMeta.dtype`` of text; such arrays have one axis and read as numpy object arrays of ``str``."""
 
@@ -42,7 +43,8 @@ class ArrayMeta:
     dims : a name per axis.
     fill : what rows that were never written read as; not used for text, which reads as ``""``.
     attrs : JSON attributes.
-    compress : whether chunks are compressed; off for values that hardly shrink and are read at memory speed.
+    codec : how chunks are stored: ``"raw"`` for values that hardly shrink and are read at memory speed, ``"lz4"``
+        (Blosc, shuffled) for numbers that do shrink, ``"zstd"`` for the rest.
     """
 
     shape: tuple[int, ...]
@@ -51,7 +53,7 @@ class ArrayMeta:
     dims: tuple[str, ...]
     fill: float | int | bool = 0
     attrs: Mapping[str, Any] = field(default_factory=dict)
-    compress: bool = True
+    codec: Codec = "zstd"
 
     @property
     def n_rows(self) -> int:

@@ -18,6 +18,7 @@ import icechunk
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
 
 from kpstore.backends.base import (
     MAIN,
@@ -25,6 +26,7 @@ from kpstore.backends.base import (
     ArrayMeta,
     Capabilities,
     Chunks,
+    Codec,
     Commit,
     ReadView,
     ViewChunks,
@@ -270,7 +272,7 @@ class _View:
             dims=tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ()),
             fill=0 if text else array.fill_value.item(),
             attrs=dict(array.attrs),
-            compress=bool(array.compressors),
+            codec=_codec_name(array),
         )
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
@@ -284,6 +286,19 @@ class _View:
                 f"rows {start}:{stop} of {name!r} in {self._location} cannot be read: {_first_line(error)}"
             ) from error
         return values.astype(object) if values.dtype.kind == "T" else values
+
+
+_COMPRESSORS: Mapping[Codec, Any] = {
+    "raw": None,
+    "zstd": "auto",
+    "lz4": BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+}
+
+
+def _codec_name(array: zarr.Array[Any]) -> Codec:
+    if not array.compressors:
+        return "raw"
+    return "lz4" if isinstance(array.compressors[0], BloscCodec) else "zstd"
 
 
 class _ReadView(_View):
@@ -339,7 +354,7 @@ class _WriteView(_View):
             chunks=(meta.chunk_rows, *meta.shape[1:]),
             dtype=str if text else meta.dtype,
             fill_value="" if text else meta.fill,
-            compressors="auto" if meta.compress else None,
+            compressors=_COMPRESSORS[meta.codec],
             dimension_names=meta.dims,
             attributes=dict(meta.attrs),
             # A chunk that was written must exist even if all of it is fill: no chunk means that nobody wrote it.

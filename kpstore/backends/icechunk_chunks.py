@@ -86,7 +86,7 @@ class LocalChunks:
         self._places, self._meta, self._decode = places, meta, decode
         self.mapped: NDArray[Any] | None = None
         whole = all(place is None or (place.path and place.offset == 0) for place in places)
-        if not meta.compress and whole:
+        if meta.codec == "raw" and whole:
             paths = [place.path if place else None for place in places]
             piece = (meta.chunk_rows, *meta.shape[1:])
             mapped = map_pieces(paths, piece, np.dtype(meta.dtype), meta.fill)

@@ -27,7 +27,7 @@ from kpstore.ingest.executors import Executor, make_executor
 from kpstore.ingest.plan import Task, plan_tasks
 from kpstore.ingest.report import MAX_FAILURES, Progress, ProgressFile, Report
 from kpstore.ingest.worker import Job, TaskResult, join_adjacent
-from kpstore.schema.feature import State
+from kpstore.schema.feature import Compression, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
@@ -57,6 +57,7 @@ class Options:
     checkpoint_s, checkpoint_frames : commit when either has gone by.
     task_frames : frames per task; 0 sizes tasks to take about half a minute.
     name : name of the data set in a store that is made; the source's by default.
+    compression : of the values of a feature that is made; one that is there keeps its own.
     """
 
     workers: int = 1
@@ -70,6 +71,7 @@ class Options:
     checkpoint_frames: int = 100_000
     task_frames: int = 0
     name: str = ""
+    compression: Compression = "raw"
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 0), ("gpus", 0), ("workers_per_gpu", 1), ("checkpoint_frames", 1)):
@@ -331,7 +333,8 @@ class _Run:
         tx = Transaction(
             self._backend, f"ingest {self._feature}: {len(plan.pending)} videos to do", metadata=self._about()
         )
-        spec, provenance = self._extractor.spec, self._provenance()
+        spec = replace(self._extractor.spec, compression=self._options.compression)
+        provenance = self._provenance()
         if not plan.new_videos and self._feature in tx.features and not len(plan.overwritten):
             return
         if plan.new_videos:

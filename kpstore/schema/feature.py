@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError
 
 Axis = Literal["frame", "video"]
+Compression = Literal["raw", "lz4", "zstd"]
+COMPRESSIONS: tuple[Compression, ...] = ("raw", "lz4", "zstd")
 Provenance = Mapping[str, Any]
 """How a feature was made: JSON values only, the same keys for the same extractor."""
 
@@ -102,6 +104,8 @@ class FeatureSpec(ArraySpec):
     labels : names along an axis of a row, by dimension, e.g. ``{"space": ("x", "y", "z")}``.
     companions : arrays with the same rows, such as a presence mask (``detected``) or a confidence (``visibility``).
     chunk_rows : rows per chunk; 0 picks the largest power of two that stays within 2 MiB decoded.
+    compression : of the values: ``"raw"`` is none, and reads fastest; ``"lz4"`` saves a fifth of the space of
+        keypoints, ``"zstd"`` a little more; neither saves anything on network features.
     attrs : further facts about the layout (JSON), such as a list of mesh points.
     """
 
@@ -109,6 +113,7 @@ class FeatureSpec(ArraySpec):
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     companions: tuple[ArraySpec, ...] = ()
     chunk_rows: int = 0
+    compression: Compression = "raw"
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -130,6 +135,10 @@ class FeatureSpec(ArraySpec):
         names_used = [c.name for c in self.companions]
         if len(set(names_used)) != len(names_used):
             raise InvalidError(f"feature {self.name!r}: two companions have one name, found {names_used}")
+        if self.compression not in COMPRESSIONS:
+            raise InvalidError(
+                f"feature {self.name!r}: compression {self.compression!r}; use {', '.join(COMPRESSIONS)}"
+            )
         if self.chunk_rows < 0:
             raise InvalidError(f"feature {self.name!r}: chunk_rows is {self.chunk_rows}; use 0 or more")
         try:
@@ -180,6 +189,7 @@ class FeatureSpec(ArraySpec):
                 for c in self.companions
             ],
             "chunk_rows": self.chunk_rows,
+            "compression": self.compression,
             "attrs": dict(self.attrs),
         }
 

@@ -133,7 +133,7 @@ def feature_metas(spec: FeatureSpec, *, n_videos: int, n_frames: int) -> dict[st
             array.fill,
             attrs,
             # float32 keypoints shrink by a fifth and read several times slower when compressed (docs/decisions/003).
-            compress=name != spec.name,
+            codec=spec.compression if name == spec.name else "zstd",
         )
     if spec.axis == "frame":
         metas[status_name(spec.name)] = ArrayMeta((n_frames,), "uint8", spec.chunk_rows, ("frame",), 0, flags)

@@ -16,7 +16,8 @@ import pytest
 import zarr
 
 import kpstore
-from kpstore.backends.base import ArrayMeta
+from kpstore.backends import icechunk_chunks
+from kpstore.backends.base import ArrayMeta, Codec, ViewChunks
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
 from tests.backends.workers import COMMITS, commit_often, read_first_row
@@ -29,7 +30,7 @@ def backend(tmp_path: Path) -> IcechunkBackend:
     backend.create({}, "created")
     changes = backend.begin()
     changes.create("a", ArrayMeta((100,), "float32", 1, ("frame",)))
-    changes.create("big", ArrayMeta((4, 5000), "float32", 4, ("frame", "x"), compress=False))
+    changes.create("big", ArrayMeta((4, 5000), "float32", 4, ("frame", "x"), codec="raw"))
     changes.write("big", 0, np.random.default_rng(0).standard_normal((4, 5000), dtype=np.float32))
     changes.commit("arrays")
     return backend
@@ -214,3 +215,60 @@ def test_written_chunks_exist_even_if_all_of_them_is_fill(backend: IcechunkBacke
     session = repository.readonly_session(snapshot_id=snapshot)
     array = zarr.open_array(session.store, path="a", mode="r")
     assert array.nchunks_initialized == 2
+
+
+def test_raw_chunks_are_mapped_as_they_lie(tmp_path: Path) -> None:
+    backend = IcechunkBackend(str(tmp_path / "s.kps"))
+    backend.create({}, "made")
+    changes = backend.begin()
+    values = np.arange(5000 * 4, dtype=np.float32).reshape(5000, 4)
+    changes.create("a", ArrayMeta((5000, 4), "float32", 1024, ("frame", "x"), codec="raw"))
+    changes.write("a", 0, values)
+    mapped = backend.view(changes.commit("values")).chunks("a").mapped
+    assert mapped is not None
+    for chunk in (tmp_path / "s.kps" / "chunks").iterdir():
+        chunk.unlink()
+    np.testing.assert_array_equal(mapped, values)
+    kept = mapped[4990:]
+    del mapped
+    np.testing.assert_array_equal(kept, values[4990:])
+
+
+@pytest.mark.parametrize("codec", ["raw", "lz4"])
+def test_a_torn_chunk_is_said_and_never_read_as_something_else(tmp_path: Path, codec: Codec) -> None:
+    backend = IcechunkBackend(str(tmp_path / "s.kps"))
+    backend.create({}, "made")
+    changes = backend.begin()
+    changes.create("a", ArrayMeta((4096, 4), "float32", 1024, ("frame", "x"), codec=codec))
+    changes.write("a", 0, np.random.default_rng(0).random((4096, 4), dtype=np.float32))
+    snapshot = changes.commit("values")
+    torn = max((tmp_path / "s.kps" / "chunks").iterdir(), key=lambda path: path.stat().st_size)
+    torn.write_bytes(torn.read_bytes()[:-200])
+    chunks = backend.view(snapshot).chunks("a")
+    assert chunks.mapped is None
+    out, failures = np.empty((1024, 4), np.float32), []
+    for number in range(4):
+        try:
+            chunks.read_into(number, out)
+        except CorruptError as error:
+            failures.append(str(error))
+    assert len(failures) == 1
+    assert torn.name in failures[0]
+
+
+def test_where_the_metadata_is_not_understood_reading_goes_through_icechunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = IcechunkBackend(str(tmp_path / "s.kps"))
+    backend.create({}, "made")
+    changes = backend.begin()
+    values = np.random.default_rng(0).random((2500, 4), dtype=np.float32)
+    changes.create("a", ArrayMeta((2500, 4), "float32", 1024, ("frame", "x"), codec="raw"))
+    changes.write("a", 0, values)
+    snapshot = changes.commit("values")
+    monkeypatch.setattr(icechunk_chunks, "_FORMAT_1", 2)
+    chunks = backend.view(snapshot).chunks("a")
+    assert isinstance(chunks, ViewChunks)
+    out = np.empty((1024, 4), np.float32)
+    chunks.read_into(2, out)
+    np.testing.assert_array_equal(out[:452], values[2048:])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, ReadView
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Codec, ReadView
 from kpstore.errors import BusyError, ConflictError, ExistsError, InvalidError, NotFoundError, ReadOnlyError
 
 CHUNK = 4
@@ -19,7 +19,8 @@ CHUNK = 4
 def meta(n_rows: int = 10, dtype: str = "float32", **changes: Any) -> ArrayMeta:
     """(rows, 2) numbers in chunks of four."""
     fill: Any = {"f": np.nan, "b": False}.get(np.dtype(dtype).kind, 0)
-    return ArrayMeta((n_rows, 2), dtype, CHUNK, ("frame", "xy"), **{"fill": fill, **changes})
+    chunk_rows = changes.pop("chunk_rows", CHUNK)
+    return ArrayMeta((n_rows, 2), dtype, chunk_rows, ("frame", "xy"), **{"fill": fill, **changes})
 
 
 def text_meta(n_rows: int) -> ArrayMeta:
@@ -120,15 +121,48 @@ class BackendContract:
 
     def test_meta_comes_back(self, made: Backend) -> None:
         changes = made.begin()
-        wanted = meta(10, attrs={"units": "1", "flags": [0, 1]}, compress=False)
+        wanted = meta(10, attrs={"units": "1", "flags": [0, 1]}, codec="raw")
         changes.create("a", wanted)
         changes.create("words", text_meta(3))
         changes.commit("add")
         stored = newest(made).meta("a")
         assert np.isnan(stored.fill)
         assert (stored.shape, stored.dtype, stored.chunk_rows) == ((10, 2), "float32", CHUNK)
-        assert (stored.dims, dict(stored.attrs), stored.compress) == (("frame", "xy"), wanted.attrs, False)
+        assert (stored.dims, dict(stored.attrs), stored.codec) == (("frame", "xy"), wanted.attrs, "raw")
         assert newest(made).meta("words").dtype == TEXT
+
+    @pytest.mark.parametrize("codec", ["raw", "lz4", "zstd"])
+    @pytest.mark.parametrize("dtype", ["float32", "bool", "uint8", "int64"])
+    def test_chunks_hold_what_reading_gives(self, made: Backend, codec: Codec, dtype: str) -> None:
+        values = (numbers(2_500) * 3).astype(dtype)
+        wanted = meta(5_500, dtype, codec=codec, chunk_rows=1024)
+        changes = made.begin()
+        changes.create("a", wanted)
+        changes.write("a", 1_030, values)
+        changes.write("a", 5_400, values[:100])
+        changes.commit("two runs of rows; chunks 0 and 4 are not written, the last is short")
+        view = newest(made)
+        whole, chunks = view.read("a", 0, 5_500), view.chunks("a")
+        np.testing.assert_array_equal(whole[1_030:3_530], values)
+        if chunks.mapped is not None:
+            assert not chunks.mapped.flags.writeable
+            assert (chunks.mapped.dtype, chunks.mapped.tobytes()) == (whole.dtype, whole.tobytes())
+        for number in range(6):
+            out = np.full((1024, 2), 7, dtype=dtype)
+            chunks.read_into(number, out)
+            rows = whole[number * 1024 : (number + 1) * 1024]
+            assert out[: len(rows)].tobytes() == rows.tobytes(), number
+
+    def test_chunks_of_text_and_of_changes(self, made: Backend) -> None:
+        changes = made.begin()
+        changes.create("words", text_meta(6))
+        changes.write("words", 0, np.array([*"abcdef"], dtype=object))
+        out = np.empty(CHUNK, dtype=object)
+        changes.chunks("words").read_into(1, out)
+        assert out[:2].tolist() == ["e", "f"]
+        changes.commit("text")
+        newest(made).chunks("words").read_into(0, out)
+        assert out.tolist() == [*"abcd"]
 
     def test_an_array_without_rows_can_be_made_and_grown(self, made: Backend) -> None:
         add_array(made, n_rows=0)
