@@ -9,16 +9,18 @@ from kpstore._version import __version__
 from kpstore.errors import KpstoreError
 
 if TYPE_CHECKING:
-    from kpstore.api import Store, create, diff, open
+    from kpstore.api import Loader, Store, create, diff, loader, open
     from kpstore.ingest.run import run_ingest
     from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
     from kpstore.schema.index import VideoRecord
 
 # Imported when first used (PEP 562), so that `import kpstore` and `kpstore --help` need neither zarr nor pandas.
 _HOMES = {
+    "Loader": "kpstore.api",
     "Store": "kpstore.api",
     "create": "kpstore.api",
     "diff": "kpstore.api",
+    "loader": "kpstore.api",
     "open": "kpstore.api",
     "run_ingest": "kpstore.ingest.run",
     "ArraySpec": "kpstore.schema.feature",
@@ -33,12 +35,14 @@ __all__ = [
     "FeatureRows",
     "FeatureSpec",
     "KpstoreError",
+    "Loader",
     "State",
     "Store",
     "VideoRecord",
     "__version__",
     "create",
     "diff",
+    "loader",
     "open",
     "plugins",
     "run_ingest",

@@ -10,12 +10,15 @@ from kpstore._version import __version__
 from kpstore.store import compare, history
 from kpstore.store.store import Mode
 from kpstore.store.store import Store as _Store
-from kpstore.views.base import Missing, Selection, Transform
+from kpstore.views.base import Missing, Selection, Transform, View
+from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.clips import ClipView, Short
 from kpstore.views.face_keypoints import FaceKeypointView, Normalize
 from kpstore.views.frames import FrameView
 from kpstore.views.lips import Compute, LipView
+from kpstore.views.loader import BatchDataset, Collate, Loader
 from kpstore.views.people import FaceView
+from kpstore.views.sampling import Shuffle
 from kpstore.views.whole_videos import VideoView
 
 if TYPE_CHECKING:
@@ -166,4 +169,86 @@ def diff(old: Store, new: Store) -> compare.VersionDiff:
     return compare.diff(old, new)
 
 
-__all__ = ["Store", "create", "diff", "open"]
+def loader(
+    view: View,
+    batch_size: int | None = None,
+    *,
+    shuffle: Shuffle = "block",
+    seed: int = 0,
+    epoch: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+    drop_last: bool = False,
+    pad: bool = True,
+    batch_frames: int | None = None,
+    workers: int = 0,
+    threads: int = 2,
+    prefetch: int = 32,
+    pin_memory: bool = False,
+    tensors: bool = True,
+    collate: Collate | None = None,
+    pool_mib: float = POOL_MIB,
+) -> Loader:
+    """Return what a training loop iterates over: batches of a view, read ahead, an epoch each time.
+
+    The order follows from ``seed``, the epoch, ``shuffle``, ``pool_mib`` and the view alone: it is the same with any
+    number of threads and workers, with and without a cache. Every ``iter()`` starts the next epoch.
+
+    Parameters
+    ----------
+    batch_size : samples per batch; with ``batch_frames`` a limit, and not needed.
+    shuffle : ``"block"`` reads storage block by block and mixes as many blocks as ``pool_mib`` holds, which hardly
+        differs from a full shuffle; see :class:`kpstore.views.sampling.BlockShuffle`. ``"full"`` draws from all
+        samples: slow from a compressed store without a cache. None keeps the view's order.
+    seed, epoch : of the order; ``epoch`` is the first.
+    rank, world_size : this process among those that train together; by default as ``torch.distributed`` or else
+        ``torchrun`` (``RANK``, ``WORLD_SIZE``) have it.
+    drop_last : leaves out the last samples, so that all batches, on all ranks, are full.
+    pad : whether ranks get equally many samples, by giving the first few twice; :attr:`Loader.padding` says how many.
+        Without it each sample comes exactly once, and some ranks have one more than others.
+    batch_frames : for samples of different lengths: puts similar ones together, as many as fill so many frames when
+        padded to the longest. One that is longer is a batch of its own. :attr:`Loader.padding_share` says how much of
+        all batches is padding.
+    workers : processes that read, transform and collate; worth while for slow transforms. They are started with
+        ``forkserver``, so a script needs ``if __name__ == "__main__":``. The arrays are then decoded to the local disk
+        first, unless the store was opened with ``cache="off"``.
+    threads : that do so, without ``workers``. 0 reads when a batch is asked for.
+    prefetch : batches made ahead, at most.
+    pin_memory : whether batches are put where a GPU fetches them faster; nothing without a GPU.
+    tensors : whether batches hold tensors; otherwise numpy arrays. Text is a list of str in tensors' place.
+    collate : makes a batch of a list of samples. Without it, samples of a view with a transform are stacked by
+        PyTorch's ``default_collate``, and those of a view without one are never taken apart.
+    pool_mib : memory for decoded chunks, in MiB, in each process.
+
+    Raises
+    ------
+    InvalidError
+        If a number makes no sense; the message names it.
+
+    Examples
+    --------
+    >>> loader = kpstore.loader(store.frames("keypoints", split="train"), 256)  # doctest: +SKIP
+    >>> for batch in loader:  # doctest: +SKIP
+    ...     batch["keypoints"]  # (256, 143, 3) float32
+
+    In PyTorch's own: ``DataLoader(loader.dataset, sampler=loader.sampler, batch_size=None, num_workers=2,
+    multiprocessing_context="forkserver")``.
+    """
+    sampler = BatchSampler(
+        view,
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        epoch=epoch,
+        rank=rank,
+        world_size=world_size,
+        drop_last=drop_last,
+        pad=pad,
+        batch_frames=batch_frames,
+        pool_mib=pool_mib,
+    )
+    dataset = BatchDataset(view, tensors=tensors, collate=collate, pool_bytes=int(pool_mib * 2**20))
+    return Loader(sampler, dataset, workers=workers, threads=threads, prefetch=prefetch, pin_memory=pin_memory)
+
+
+__all__ = ["Loader", "Store", "create", "diff", "loader", "open"]

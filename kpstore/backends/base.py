@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import ConflictError, InvalidError
@@ -29,6 +30,9 @@ MAIN = "main"
 Codec = Literal["raw", "lz4", "zstd"]
 TEXT = "str"
 """``ArrayMeta.dtype`` of text; such arrays have one axis and read as numpy object arrays of ``str``."""
+
+
+_TEXT_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ class ArrayMeta:
     def n_rows(self) -> int:
         """Length of the first axis."""
         return self.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory that one row takes; text is taken to need a hundred bytes a value."""
+        item_bytes = _TEXT_BYTES if self.dtype == TEXT else np.dtype(self.dtype).itemsize
+        return item_bytes * int(np.prod(self.shape[1:]))
 
     def check_rows(self, name: str, start: int, n_rows: int) -> None:
         """Raise :class:`InvalidError` if rows ``start`` to ``start + n_rows`` are not all inside the array."""

@@ -18,9 +18,6 @@ from kpstore.errors import InvalidError
 from kpstore.store.arena import ARENA_BYTES, ChunkArena
 from kpstore.store.cache import DecodedCache
 
-_TEXT_BYTES = 100
-"""What one string is taken to need in memory."""
-
 
 class _Array:
     """One array: its shape, its chunks, its memory where it has one, and else an arena for decoded chunks."""
@@ -28,16 +25,20 @@ class _Array:
     def __init__(self, meta: ArrayMeta, chunks: Chunks, memory: NDArray[Any] | None, arena_bytes: int) -> None:
         self.meta, self.chunks, self.memory = meta, chunks, memory
         self.dtype = np.dtype(object if meta.dtype == TEXT else meta.dtype)
-        item_bytes = _TEXT_BYTES if meta.dtype == TEXT else self.dtype.itemsize
-        self.arena = ChunkArena(
-            chunks,
-            meta.shape,
-            self.dtype,
-            chunk_rows=meta.chunk_rows,
-            row_bytes=item_bytes * int(np.prod(meta.shape[1:])),
-            limit_bytes=arena_bytes,
-        )
         self.rows_decoded_in_vain = 0
+        self.reserve(arena_bytes)
+
+    def reserve(self, n_bytes: int) -> None:
+        """Have an arena of so many bytes, empty."""
+        self.arena_bytes = n_bytes
+        self.arena = ChunkArena(
+            self.chunks,
+            self.meta.shape,
+            self.dtype,
+            chunk_rows=self.meta.chunk_rows,
+            row_bytes=self.meta.row_bytes,
+            limit_bytes=n_bytes,
+        )
 
 
 class RowReader:
@@ -63,6 +64,12 @@ class RowReader:
         """Learn all that reading these arrays needs; local arrays then work in forked processes too."""
         for name in names:
             self._array(name)
+
+    def reserve(self, name: str, n_bytes: int) -> None:
+        """Keep up to so many bytes of an array's decoded chunks in memory, if that is more than until now."""
+        array = self._array(name)
+        if array.memory is None and n_bytes > array.arena_bytes:
+            array.reserve(n_bytes)
 
     def _array(self, name: str) -> _Array:
         array = self._arrays.get(name)

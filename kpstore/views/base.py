@@ -7,7 +7,8 @@ stacked along a new first axis, in one planned read; everything fast goes throug
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -17,12 +18,16 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.feature import State
 from kpstore.store.format import status_name
 from kpstore.store.store import Store
+from kpstore.views.pool import Pool, plan_pool
 
 Missing = Literal["nan", "skip", "error"]
 MISSING: tuple[Missing, ...] = ("nan", "skip", "error")
 Sample = dict[str, Any]
 Batch = dict[str, NDArray[Any]]
 Transform = Callable[[Sample], Any]
+
+_READ_AHEAD = 64
+"""Samples that iterating over a view reads together."""
 
 
 class Selection(TypedDict, total=False):
@@ -47,6 +52,11 @@ class View(ABC):
     def __init__(self, store: Store, transform: Transform | None = None) -> None:
         self.store, self.transform = store, transform
 
+    def __iter__(self) -> Iterator[Any]:
+        """Yield all samples in order, many of them read at a time."""
+        for first in range(0, len(self), _READ_AHEAD):
+            yield from self.__getitems__(range(first, min(first + _READ_AHEAD, len(self))))
+
     @abstractmethod
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -67,6 +77,30 @@ class View(ABC):
     @abstractmethod
     def lengths(self) -> NDArray[np.int64]:
         """(samples,) int64: frames of each sample."""
+
+    @property
+    @abstractmethod
+    def reads(self) -> list[str]:
+        """Names of the arrays that batches are made from."""
+
+    def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
+        """Return several batches, :meth:`batch` of each part, in one planned read: they lie in the same memory."""
+        if len(parts) == 1:
+            return [self.batch(parts[0])]
+        together = self.batch(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
+        bounds = np.cumsum([0, *map(len, parts)]).tolist()
+        return [{name: array[a:b] for name, array in together.items()} for a, b in pairwise(bounds)]
+
+    def plan_pool(self, n_bytes: int) -> Pool:
+        """Return how to use memory for decoded chunks; see :func:`kpstore.views.pool.plan_pool`."""
+        metas = {name: self.store.reader.meta(name) for name in self.reads}
+        framewise = {name: meta for name, meta in metas.items() if meta.dims[0] == "frame"}
+        return plan_pool(framewise, n_bytes, long_samples=bool((self.lengths > 1).any()))
+
+    def cache(self) -> None:
+        """Have what the view reads decoded on the local disk, where it is not in memory's reach and a cache is on."""
+        for name in self.reads:
+            self.store.reader.cache(name)
 
     def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):
@@ -101,6 +135,15 @@ class Subset(View):
         super().__init__(view.store, view.transform)
         self.view = view
         self.indices = as_indices(indices, len(view))
+
+    @property
+    def reads(self) -> list[str]:
+        """Names of the arrays that batches are made from."""
+        return self.view.reads
+
+    def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
+        """Return several batches; see :meth:`View.batches`."""
+        return self.view.batches([self.indices[part] for part in parts])
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -145,11 +188,13 @@ def as_indices(indices: Sequence[int] | NDArray[Any], length: int) -> NDArray[np
 
 
 def feature_names(store: Store, features: str | Sequence[str]) -> list[str]:
-    """Return names of arrays on the frame axis; an error names the first that is not one."""
+    """Return names of arrays on the frame axis, ready to be read; an error names the first that is not one."""
     names = [features] if isinstance(features, str) else list(features)
     for name in names:
         if store[name].dims[0] != "frame":
             raise InvalidError(f"{name!r} lies on the axis {store[name].dims[0]!r}, this view needs 'frame'")
+    # Now, not at the first read, which may come in a forked worker, where Icechunk cannot be asked.
+    store.reader.prepare(names)
     return names
 
 

@@ -73,6 +73,11 @@ class ClipView(View):
             refuse_missing(self.store, rows, usable[rows])
         self.starts = self.starts[runs_usable(usable, self.starts, self.lengths)]
 
+    @property
+    def reads(self) -> list[str]:
+        """Names of the arrays that batches are made from."""
+        return self.features
+
     def __len__(self) -> int:
         return len(self.starts)
 

@@ -40,6 +40,11 @@ class FrameView(View):
         self.rows: NDArray[np.int64] = select_frames(store, self.features, rows, missing)
         """(frames,) int64: the row of each sample on the store's frame axis."""
 
+    @property
+    def reads(self) -> list[str]:
+        """Names of the arrays that batches are made from."""
+        return self.features
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -67,6 +67,7 @@ class FaceView(View):
         check_missing(missing)
         self.input = find_model(store, expect_model)
         self.target = find_target(store, self.input, target)
+        store.reader.prepare(self.reads)
         rows = store.index.rows_of(select_videos(store, **selection))
         if missing != "nan":
             usable = self._usable(rows)
@@ -99,6 +100,11 @@ class FaceView(View):
         bounds = (0.0 if lowest is None else lowest, np.inf if highest is None else highest)
         kept: NDArray[np.int64] = rows[(size >= bounds[0]) & (size <= bounds[1])]
         return kept
+
+    @property
+    def reads(self) -> list[str]:
+        """Names of the arrays that batches are made from."""
+        return [self.input, ANGLES, self.target]
 
     def __len__(self) -> int:
         return len(self.rows)

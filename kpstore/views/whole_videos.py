@@ -62,6 +62,15 @@ class VideoView(View):
         self.positions: NDArray[np.int64] = positions
         """(videos,) int64: the place of each sample among the store's videos."""
 
+    @property
+    def reads(self) -> list[str]:
+        """Names of the arrays that batches are made from."""
+        return self.features
+
+    def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
+        """Return several batches, each padded to its own longest video."""
+        return [self.batch(part) for part in parts]
+
     def __len__(self) -> int:
         return len(self.positions)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 import kpstore
+from kpstore.backends.base import Codec
 from kpstore.schema.feature import FeatureRows
 from tests.fakes import fake_spec, record
 
@@ -21,12 +23,14 @@ def rows_of(video_id: str, n_frames: int, seed: int = 0) -> FeatureRows:
     return FeatureRows(values, {"detected": rng.integers(0, 2, (n_frames, 2)).astype(bool)})
 
 
-def fill(store: kpstore.Store, *, done: tuple[str, ...] = ("a", "b"), chunk_rows: int = 4) -> kpstore.Store:
+def fill(
+    store: kpstore.Store, *, done: tuple[str, ...] = ("a", "b"), chunk_rows: int = 4, compression: Codec = "raw"
+) -> kpstore.Store:
     """Add four videos and the feature ``points``, written for ``done`` and pending for the others."""
     lengths: Mapping[str, int] = LENGTHS
     with store.transaction("fill") as tx:
         tx.add_videos([record(v, n, SPLITS[v], gloss=v.upper()) for v, n in lengths.items()])
-        tx.add_feature(fake_spec(chunk_rows), PROVENANCE)
+        tx.add_feature(replace(fake_spec(chunk_rows), compression=compression), PROVENANCE)
         for video_id in done:
             tx.write("points", video_id, rows_of(video_id, lengths[video_id]))
     return store.at()

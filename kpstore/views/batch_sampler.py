@@ -1,0 +1,209 @@
+"""Which samples each batch of an epoch holds, for one rank, from where it was left: the order behind the loader."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from kpstore.errors import InvalidError, MismatchError
+from kpstore.views.base import View
+from kpstore.views.sampling import (
+    SHUFFLES,
+    Batches,
+    BlockShuffle,
+    Ints,
+    Share,
+    Shuffle,
+    batches_by_length,
+    batches_of,
+    left_to_do,
+    padding_share,
+    share_out,
+)
+
+POOL_MIB = 256
+_ORDER, _LENGTHS = 0, 1
+"""What random numbers of an epoch are for: each use has its own."""
+
+
+class BatchSampler:
+    """Which samples each batch of an epoch holds; iterating yields (batch,) int64 indices of the view.
+
+    Each ``iter()`` starts the next epoch, beginning with ``epoch``; after :meth:`load_state_dict`, the first goes on
+    where that state was taken. The parameters are those of :func:`kpstore.loader`.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        batch_size: int | None = None,
+        *,
+        shuffle: Shuffle = "block",
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        drop_last: bool = False,
+        pad: bool = True,
+        batch_frames: int | None = None,
+        pool_mib: float = POOL_MIB,
+    ) -> None:
+        _check_sizes(batch_size, batch_frames, pool_mib)
+        if shuffle not in SHUFFLES:
+            raise InvalidError(f"shuffle={shuffle!r}: use 'block', 'full' or None")
+        self.view, self.batch_size, self.batch_frames = view, batch_size, batch_frames
+        self.shuffle, self.seed, self.pool_mib = shuffle, seed, pool_mib
+        self.drop_last, self.pad = drop_last, pad
+        self.rank, self.world_size = rank_of(rank, world_size)
+        self.set_epoch(epoch)
+
+    # -- the order ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _blocks(self) -> BlockShuffle:
+        pool = self.view.plan_pool(int(self.pool_mib * 2**20))
+        first_rows = self.view.first_rows
+        _, blocks = np.unique(first_rows // pool.block_rows, return_inverse=True)
+        return BlockShuffle(blocks.astype(np.int64), self.view.store.index.video_of(first_rows), pool.window)
+
+    def _order(self, epoch: int) -> Ints:
+        if self.shuffle is None:
+            return np.arange(len(self.view), dtype=np.int64)
+        rng = np.random.default_rng((self.seed, epoch, _ORDER))
+        return self._blocks.order(rng) if self.shuffle == "block" else rng.permutation(len(self.view)).astype(np.int64)
+
+    def plan(self, epoch: int, done: Sequence[tuple[int, int]] = ()) -> tuple[Batches, int]:
+        """Return this rank's batches of an epoch, and how many units the ranks do twice to have equally many.
+
+        A unit is a sample, or with ``batch_frames`` a batch.
+
+        Parameters
+        ----------
+        done : what was done of the epoch before: for each time it was left, how many ranks there were and how many
+            units each of them had done.
+        """
+        order = self._order(epoch)
+        if self.batch_frames is None:
+            assert self.batch_size is not None
+            share = self._share(left_to_do(order, done))
+            return batches_of(share.units, self.batch_size, drop_last=self.drop_last), share.padding
+        rng = None if self.shuffle is None else np.random.default_rng((self.seed, epoch, _LENGTHS))
+        batches = batches_by_length(order, self.view.lengths, self.batch_frames, self.batch_size, rng)
+        share = self._share(left_to_do(np.arange(len(batches), dtype=np.int64), done))
+        return batches.take(share.units), share.padding
+
+    def _share(self, units: Ints) -> Share:
+        return share_out(units, self.rank, self.world_size, pad=self.pad, drop=self.drop_last)
+
+    # -- where it stands ----------------------------------------------------------------------------------------
+
+    def set_epoch(self, epoch: int) -> None:
+        """Have the next ``iter()`` start this epoch."""
+        self.epoch = epoch
+        """The epoch that runs, or will run next."""
+        self._done: list[tuple[int, int]] = []
+        self._started, self._n_given = False, 0
+        self._plan: tuple[Batches, int] | None = None
+
+    def start(self) -> Batches:
+        """Start the next epoch, or go on with the one that was loaded; return its batches."""
+        if self._started:
+            self.set_epoch(self.epoch + 1)
+        self._started = True
+        return self._planned()[0]
+
+    def given(self) -> None:
+        """Count one more batch as done."""
+        self._n_given += 1
+
+    def __iter__(self) -> Iterator[Ints]:
+        for batch in self.start():
+            self.given()
+            yield batch
+
+    def _planned(self) -> tuple[Batches, int]:
+        if self._plan is None:
+            self._plan = self.plan(self.epoch, self._done)
+        return self._plan
+
+    def __len__(self) -> int:
+        """Return the number of batches of this rank's epoch; of one that was loaded, how many are left."""
+        return len(self._planned()[0])
+
+    @property
+    def padding(self) -> int:
+        """How many samples (with ``batch_frames``, batches) come twice in the epoch, over all ranks together."""
+        return self._planned()[1]
+
+    @property
+    def padding_share(self) -> float:
+        """Which part of all frames of the epoch's batches, each padded to its longest sample, is padding."""
+        return padding_share(self._planned()[0], self.view.lengths)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what the order depends on."""
+        settings: dict[str, Any] = {"samples": len(self.view), "shuffle": self.shuffle, "seed": self.seed}
+        if self.shuffle == "block":
+            settings["pool_mib"] = self.pool_mib
+        if self.batch_frames is not None:
+            settings |= {"batch_frames": self.batch_frames, "batch_size": self.batch_size}
+        return settings
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the epoch stands, as plain values: the batches given so far count as done on every rank.
+
+        It may be taken up with another number of ranks and, but for ``batch_frames``, in batches of another size.
+        """
+        epoch, done = self.epoch, list(self._done)
+        if self._started:
+            n_units = self._n_given * (1 if self.batch_frames is not None else self.batch_size or 1)
+            done.append((self.world_size, n_units))
+            if self._n_given >= len(self):
+                epoch, done = epoch + 1, []
+        return {"epoch": epoch, "done": [list(part) for part in done], **self._settings()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the next ``iter()`` go on where a state was taken.
+
+        Raises
+        ------
+        MismatchError
+            If it was taken from another order: other samples, seed or shuffle; the message names the first.
+        """
+        for name, value in self._settings().items():
+            if name not in state or state[name] != value:
+                raise MismatchError(
+                    f"the state was taken with {name}={state.get(name)!r}, this loader has {name}={value!r}; "
+                    "make the loader as it was then"
+                )
+        self.set_epoch(int(state["epoch"]))
+        self._done = [(int(world_size), int(n_units)) for world_size, n_units in state["done"]]
+
+
+def rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return rank and number of ranks: as given, else of ``torch.distributed``, else of ``torchrun``, else 0 of 1."""
+    if rank is None and world_size is None:
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            return int(torch.distributed.get_rank()), int(torch.distributed.get_world_size())
+        given = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+        rank, world_size = (int(number) if number and number.isdigit() else None for number in given)
+        if rank is None or world_size is None:
+            return 0, 1
+    if rank is None or world_size is None or not 0 <= rank < world_size:
+        raise InvalidError(f"rank={rank}, world_size={world_size}: give both, rank from 0 to world_size - 1")
+    return rank, world_size
+
+
+def _check_sizes(batch_size: int | None, batch_frames: int | None, pool_mib: float) -> None:
+    given = {"batch_size": batch_size, "batch_frames": batch_frames, "pool_mib": pool_mib}
+    for name, size in given.items():
+        if size is not None and (isinstance(size, bool) or size <= 0):
+            raise InvalidError(f"{name}={size!r}: use a number greater than 0")
+    if batch_size is None and batch_frames is None:
+        raise InvalidError("a loader needs batch_size=, samples per batch, or batch_frames=, frames per padded batch")

@@ -1,0 +1,245 @@
+"""Batches of a view, read ahead by threads or processes: what a training loop iterates over."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from kpstore.errors import InvalidError
+from kpstore.views.base import Batch, View
+from kpstore.views.batch_sampler import BatchSampler
+from kpstore.views.sampling import Batches, Ints
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+_RUN_ROWS = 4096
+"""Rows that a thread reads in one go: with fewer, handing batches over takes longer than reading them."""
+
+Collate = Callable[[list[Any]], Any]
+
+
+class BatchDataset:
+    """A view as a data set whose samples are ready batches: ``dataset[indices]`` is one.
+
+    ``DataLoader(loader.dataset, sampler=loader.sampler, batch_size=None)`` gives what the loader gives.
+
+    Parameters
+    ----------
+    view, tensors, collate
+        As in :func:`kpstore.loader`.
+    pool_bytes : memory for decoded chunks, in each process.
+    """
+
+    def __init__(self, view: View, *, tensors: bool, collate: Collate | None, pool_bytes: int) -> None:
+        self.view, self.tensors, self.collate, self.pool_bytes = view, tensors, collate, pool_bytes
+        self._ready = False
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ready": False}
+
+    def __getitem__(self, indices: Ints) -> Any:
+        return self.batches([indices])[0]
+
+    def prepare(self) -> None:
+        """Set memory aside for decoded chunks, once in each process."""
+        if not self._ready:
+            for name, n_bytes in self.view.plan_pool(self.pool_bytes).n_bytes.items():
+                self.view.store.reader.reserve(name, n_bytes)
+            self._ready = True
+
+    def batches(self, parts: Sequence[Ints]) -> list[Any]:
+        """Return several batches, read together."""
+        self.prepare()
+        return [self._finish(batch) for batch in self.view.batches(parts)]
+
+    def _finish(self, batch: Batch) -> Any:
+        if self.view.transform is None and self.collate is None:
+            return {name: as_tensor(array) for name, array in batch.items()} if self.tensors else batch
+        samples = self.view.split_batch(batch)
+        if self.view.transform is not None:
+            samples = [self.view.transform(sample) for sample in samples]
+        if self.collate is not None:
+            return self.collate(samples)
+        from torch.utils.data import default_collate
+
+        return default_collate(samples)
+
+
+def as_tensor(array: Any) -> Any:
+    """Return an array as a tensor on the same memory; text as a list of str."""
+    import torch
+
+    return array.tolist() if array.dtype == object else torch.from_numpy(array)
+
+
+class Loader:
+    """Iterates over batches of a view, an epoch each time. :func:`kpstore.loader` makes one.
+
+    Parameters
+    ----------
+    sampler : which samples each batch holds.
+    dataset : makes the batches.
+    workers, threads, prefetch, pin_memory
+        As in :func:`kpstore.loader`.
+    """
+
+    def __init__(
+        self,
+        sampler: BatchSampler,
+        dataset: BatchDataset,
+        *,
+        workers: int = 0,
+        threads: int = 2,
+        prefetch: int = 32,
+        pin_memory: bool = False,
+    ) -> None:
+        for name, number in (("workers", workers), ("threads", threads), ("prefetch", prefetch)):
+            if number < 0:
+                raise InvalidError(f"{name}={number}: use 0 or more")
+        self.sampler, self.dataset = sampler, dataset
+        self.workers, self.threads, self.prefetch = workers, threads, prefetch
+        self.pin_memory = pin_memory and _can_pin()
+        self._processes: tuple[DataLoader[Any], _Parts] | None = None
+
+    def __repr__(self) -> str:
+        sampler = self.sampler
+        size = f"batch_frames={sampler.batch_frames}" if sampler.batch_frames else f"batch_size={sampler.batch_size}"
+        how = f"{self.workers} workers" if self.workers else f"{self.threads} threads"
+        return f"<Loader of {sampler.view!r}: {size}, shuffle={sampler.shuffle!r}, {how}>"
+
+    def __len__(self) -> int:
+        """Return the number of batches of this rank's epoch; of one that was loaded, how many are left."""
+        return len(self.sampler)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs, or will run next."""
+        return self.sampler.epoch
+
+    @property
+    def padding(self) -> int:
+        """How many samples (with ``batch_frames``, batches) come twice in the epoch, over all ranks together."""
+        return self.sampler.padding
+
+    @property
+    def padding_share(self) -> float:
+        """Which part of all frames of the epoch's batches, each padded to its longest sample, is padding."""
+        return self.sampler.padding_share
+
+    def set_epoch(self, epoch: int) -> None:
+        """Have the next ``iter()`` start this epoch."""
+        self.sampler.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the epoch stands, after the batch that was given last; see :meth:`BatchSampler.state_dict`."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the next ``iter()`` go on where a state was taken; see :meth:`BatchSampler.load_state_dict`."""
+        self.sampler.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Any]:
+        plan = self.sampler.start()
+        if self.workers:
+            batches = self._from_processes(plan)
+        elif self.threads:
+            batches = self._from_threads(plan)
+        else:
+            batches = (self.dataset[part] for part in plan)
+        for batch in batches:
+            self.sampler.given()
+            yield batch
+
+    # -- threads ------------------------------------------------------------------------------------------------
+
+    def _from_threads(self, plan: Batches) -> Iterator[Any]:
+        runs = self._runs(plan)
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="kpstore-loader")
+        coming: deque[Future[list[Any]]] = deque()
+        try:
+            for first, stop in runs:
+                coming.append(pool.submit(self._read, [plan[number] for number in range(first, stop)]))
+                if len(coming) > self.threads:
+                    yield from coming.popleft().result()
+            while coming:
+                yield from coming.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _runs(self, plan: Batches) -> Iterator[tuple[int, int]]:
+        """Yield which batches a thread reads in one go, first and stop: so many that no more than asked are ahead."""
+        n_rows = int(self.dataset.view.lengths[plan.samples].sum())
+        per_run = _RUN_ROWS * len(plan) // max(1, n_rows)
+        step = max(1, min(per_run, self.prefetch // (self.threads + 1)))
+        return ((first, min(first + step, len(plan))) for first in range(0, len(plan), step))
+
+    def _read(self, parts: list[Ints]) -> list[Any]:
+        batches = self.dataset.batches(parts)
+        return [_pinned(batch) for batch in batches] if self.pin_memory else batches
+
+    # -- processes ----------------------------------------------------------------------------------------------
+
+    def _from_processes(self, plan: Batches) -> Iterator[Any]:
+        if self._processes is None:
+            self._processes = self._start_processes()
+        data_loader, parts = self._processes
+        parts.plan = plan
+        yield from data_loader
+
+    def _start_processes(self) -> tuple[DataLoader[Any], _Parts]:
+        from torch.utils.data import DataLoader
+
+        # Each process would decode every chunk for itself; a decoded copy on disk is shared by all.
+        self.dataset.view.cache()
+        # Not fork: threads of this process, Icechunk's among them, would be missing in the child.
+        methods = multiprocessing.get_all_start_methods()
+        parts = _Parts()
+        data_loader: DataLoader[Any] = DataLoader(
+            self.dataset,  # type: ignore[arg-type]
+            sampler=parts,
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=max(1, self.prefetch // self.workers),
+            pin_memory=self.pin_memory,
+            persistent_workers=True,
+            multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",
+        )
+        return data_loader, parts
+
+    def close(self) -> None:
+        """Stop worker processes; the next ``iter()`` starts new ones. Threads stop by themselves with each epoch."""
+        self._processes = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_processes": None}
+
+
+class _Parts:
+    """Hands the batches of a plan to PyTorch's DataLoader, another plan for each epoch."""
+
+    plan: Batches
+
+    def __iter__(self) -> Iterator[Ints]:
+        return iter(self.plan)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+
+def _can_pin() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _pinned(batch: Any) -> Any:
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    return pin_memory(batch)  # type: ignore[no-untyped-call]

@@ -1,0 +1,218 @@
+"""In which order an epoch visits samples: shuffled near storage order, in batches, shared out to ranks, resumed.
+
+All of it follows from the seed, the epoch and what is stored: never from workers, threads or what is cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shuffle = Literal["block", "full"] | None
+SHUFFLES: tuple[Shuffle, ...] = ("block", "full", None)
+Ints = NDArray[np.int64]
+_BUCKET_BATCHES = 32
+"""Videos of so many batches are sorted by length together: enough to be alike, few enough to stay shuffled."""
+
+
+@dataclass(frozen=True)
+class BlockShuffle:
+    """A shuffle that reads storage block by block and holds few blocks at a time.
+
+    Blocks come in random order, and the samples of each are spread over a window of the epoch that is as long as
+    ``window`` blocks, its middle where the block comes. So ``window`` blocks at most are in use at any time, a block
+    is needed during one stretch only, and every stretch of the epoch mixes that many. Within its window the samples of
+    one group (a video) keep apart from each other: one falls at random into each of as many equal parts as there are
+    samples. A batch so holds more different videos than one drawn at random from the same blocks.
+
+    At the beginning and the end of the epoch, windows that reach beyond it are folded back, which leaves half as many
+    blocks to mix there.
+
+    Parameters
+    ----------
+    blocks, groups : (samples,) int64, the block and the group of each sample, from 0.
+    window : blocks in use at a time.
+    """
+
+    blocks: Ints
+    groups: Ints
+    window: int
+
+    @cached_property
+    def _n_blocks(self) -> int:
+        return int(self.blocks.max(initial=-1)) + 1
+
+    @cached_property
+    def _runs(self) -> tuple[Ints, Ints]:
+        """Which run (samples of one group in one block) each sample is of, and how long each run is."""
+        runs = self.groups * self._n_blocks + self.blocks
+        _, run, size = np.unique(runs, return_inverse=True, return_counts=True)
+        return run.astype(np.int64), size.astype(np.int64)
+
+    def order(self, rng: np.random.Generator) -> Ints:
+        """Return all samples in the order of an epoch, (samples,) int64."""
+        n_samples, n_blocks = len(self.blocks), self._n_blocks
+        if self.window >= n_blocks:
+            # All blocks are in use at all times, so nothing needs to keep near its block.
+            return rng.permutation(n_samples).astype(np.int64)
+        place = rng.permutation(n_blocks) + 0.5
+        at = place[self.blocks] + self.window * (self._spread(rng) - 0.5)
+        np.abs(at, out=at)
+        at = n_blocks - np.abs(n_blocks - at)
+        return _sorted_order(at / n_blocks)
+
+    def _spread(self, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return a number in [0, 1) for each sample, (samples,): one at random in each equal part of its run's."""
+        run, size = self._runs
+        n_samples = len(run)
+        rank = np.empty(n_samples, dtype=np.int64)
+        rank[_sorted_order((run + rng.random(n_samples)) / max(1, len(size)))] = np.arange(n_samples)
+        rank -= (np.cumsum(size) - size)[run]
+        spread: NDArray[np.float64] = (rank + rng.random(n_samples)) / size[run]
+        return spread
+
+
+def _sorted_order(keys: NDArray[np.float64]) -> Ints:
+    """Return the order that sorts keys in [0, 1), by one sort of plain integers: argsort takes some times longer."""
+    bits = max(1, (len(keys) - 1).bit_length())
+    packed = (keys * 2.0 ** (62 - bits)).astype(np.int64)
+    packed <<= bits
+    packed |= np.arange(len(keys))
+    packed.sort()
+    packed &= (1 << bits) - 1
+    return packed
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of samples, one after the other.
+
+    Parameters
+    ----------
+    samples : (samples,) int64, batch after batch.
+    bounds : (batches + 1,) int64: batch ``i`` is ``samples[bounds[i]:bounds[i + 1]]``.
+    """
+
+    samples: Ints
+    bounds: Ints
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, number: int) -> Ints:
+        return self.samples[self.bounds[number] : self.bounds[number + 1]]
+
+    def __iter__(self) -> Iterator[Ints]:
+        return (self[number] for number in range(len(self)))
+
+    def take(self, numbers: Ints) -> Batches:
+        """Return some of the batches, in the order given."""
+        chosen = [self[number] for number in numbers.tolist()]
+        sizes = [len(batch) for batch in chosen]
+        samples = np.concatenate([np.empty(0, dtype=np.int64), *chosen])
+        return Batches(samples, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+
+
+def batches_of(samples: Ints, size: int, *, drop_last: bool = False) -> Batches:
+    """Return samples in batches of ``size``; the last may be smaller, unless it is dropped."""
+    n_full = len(samples) // size
+    bounds = np.arange(n_full + 1, dtype=np.int64) * size
+    if drop_last:
+        return Batches(samples[: n_full * size], bounds)
+    return Batches(samples, bounds if n_full * size == len(samples) else np.append(bounds, len(samples)))
+
+
+def batches_by_length(
+    samples: Ints, lengths: Ints, max_frames: int, max_samples: int | None, rng: np.random.Generator | None
+) -> Batches:
+    """Return samples in batches of similar lengths that hold, padded to the longest, ``max_frames`` at most.
+
+    Parameters
+    ----------
+    samples : in the order of the epoch.
+    lengths : (all samples,) int64, frames. One longer than ``max_frames`` is a batch of its own.
+    max_samples : per batch; None for no limit.
+    rng : shuffles batches, among those nearby; None leaves them from short to long.
+    """
+    per_batch = max(1, int(max_frames // max(1.0, lengths[samples].mean()))) if len(samples) else 1
+    window = _BUCKET_BATCHES * min(per_batch, max_samples or per_batch)
+    found: list[Ints] = []
+    for first in range(0, len(samples), window):
+        nearby = samples[first : first + window]
+        by_length = nearby[np.argsort(lengths[nearby], kind="stable")]
+        batches = np.split(by_length, _cuts(lengths[by_length].tolist(), max_frames, max_samples))
+        found += batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
+    bounds = np.cumsum([0, *map(len, found)]).astype(np.int64)
+    return Batches(np.concatenate([np.empty(0, dtype=np.int64), *found]), bounds)
+
+
+def _cuts(lengths: Sequence[int], max_frames: int, max_samples: int | None) -> list[int]:
+    """Return where to cut ascending lengths so that each part, padded, stays within the limits."""
+    cuts, first = [], 0
+    for i, length in enumerate(lengths):
+        n = i - first + 1
+        if i > first and (n * length > max_frames or (max_samples is not None and n > max_samples)):
+            cuts.append(i)
+            first = i
+    return cuts
+
+
+def padding_share(batches: Batches, lengths: Ints) -> float:
+    """Return which part of all frames of batches, each padded to its longest sample, is padding."""
+    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches if len(batch))
+    return 1.0 - float(lengths[batches.samples].sum()) / padded if padded else 0.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank does of an epoch: whole units (samples, or batches) that follow each other in its order.
+
+    Neighbours stay together, so that each rank reads its own part of storage.
+
+    Parameters
+    ----------
+    units : (units,) int64, what this rank does.
+    padding : how many units, over all ranks, are done twice.
+    """
+
+    units: Ints
+    padding: int
+
+
+def share_out(units: Ints, rank: int, world_size: int, *, pad: bool, drop: bool = False) -> Share:
+    """Return the part of one rank; the parts of all ranks together are ``units``.
+
+    Parameters
+    ----------
+    pad : gives every rank equally many, by doing some of the first units twice: ranks that train together wait for
+        each other, and for ever if one has less to do.
+    drop : gives every rank equally many by leaving out the last few.
+    """
+    n_each, n_more = divmod(len(units), world_size)
+    if drop:
+        return Share(units[rank * n_each : (rank + 1) * n_each], 0)
+    first = rank * n_each + min(rank, n_more)
+    mine = units[first : first + n_each + (rank < n_more)]
+    if not pad or n_more == 0:
+        return Share(mine, 0)
+    if rank >= n_more:
+        mine = np.append(mine, units[(rank - n_more) % len(units)])
+    return Share(mine, world_size - n_more)
+
+
+def left_to_do(units: Ints, done: Sequence[tuple[int, int]]) -> Ints:
+    """Return what nobody has done yet of an epoch that was interrupted, perhaps several times.
+
+    Parameters
+    ----------
+    done : for each time, how many ranks there were and how many units each of them had done.
+    """
+    for world_size, n_done in done:
+        parts = [share_out(units, rank, world_size, pad=False).units for rank in range(world_size)]
+        units = np.concatenate([part[n_done:] for part in parts])
+    return units

@@ -1,0 +1,388 @@
+"""Batches for training: the same whoever reads them, each sample once, from where it was left."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+import kpstore
+from kpstore.errors import CorruptError, InvalidError, MismatchError
+from kpstore.schema.feature import FeatureRows
+from tests.conftest import memory_location
+from tests.fakes import fake_spec, record
+from tests.store.data import fill
+
+POOL = 0.001
+"""MiB: 1,048 bytes, of which seven eighths are 15 rows of 60 bytes: the window is 3 chunks of 4 rows."""
+
+
+def long_store(store: kpstore.Store, lengths: tuple[int, ...] = (5, 9, 0, 20, 33, 17, 41)) -> kpstore.Store:
+    """Fill a store with videos whose values say which row they are: row * 100 + point."""
+    with store.transaction("fill") as tx:
+        tx.add_videos([record(f"v{i}", n, "train" if i % 2 else "dev") for i, n in enumerate(lengths)])
+        tx.add_feature(fake_spec(4), {"extractor": "fake"})
+        first = 0
+        for i, n in enumerate(lengths):
+            rows = np.arange(first, first + n, dtype=np.float32)[:, None, None] * 100
+            points = np.arange(5, dtype=np.float32)[:, None]
+            values = np.broadcast_to(rows + points, (n, 5, 3)).copy()
+            tx.write("points", f"v{i}", FeatureRows(values, {"detected": np.ones((n, 2), dtype=bool)}))
+            first += n
+    return store.at()
+
+
+@pytest.fixture(scope="module")
+def filled() -> kpstore.Store:
+    return long_store(kpstore.create(memory_location()))
+
+
+def rows_of(batches: Any) -> list[list[int]]:
+    return [batch["row"].tolist() for batch in batches]
+
+
+def flat(lists: Any) -> list[Any]:
+    return list(chain.from_iterable(lists))
+
+
+def check_values(batch: Any) -> None:
+    """Every value says which row it is."""
+    expected = batch["row"][:, None] * 100 + torch.arange(5)
+    assert torch.equal(batch["points"][..., 0], expected.float())
+
+
+@pytest.mark.parametrize("shuffle", ["block", "full", None])
+def test_an_epoch_holds_every_sample_once_with_its_values(filled: kpstore.Store, shuffle: Any) -> None:
+    loader = kpstore.loader(filled.frames("points"), 8, shuffle=shuffle, pool_mib=POOL)
+    assert len(loader) == 16
+    seen = []
+    for batch in loader:
+        check_values(batch)
+        seen += batch["row"].tolist()
+    assert sorted(seen) == list(range(125))
+    assert (seen == list(range(125))) == (shuffle is None)
+
+
+@pytest.mark.parametrize("shuffle", ["block", "full", None])
+@pytest.mark.parametrize("how", [{"threads": 0}, {"threads": 1}, {"threads": 3, "prefetch": 5}, {"prefetch": 1}])
+def test_the_order_is_the_same_for_any_number_of_threads(filled: kpstore.Store, shuffle: Any, how: Any) -> None:
+    def make(**how: int) -> kpstore.Loader:
+        return kpstore.loader(filled.frames("points"), 8, shuffle=shuffle, seed=3, pool_mib=POOL, **how)
+
+    assert rows_of(make(**how)) == rows_of(make(threads=2))
+
+
+def test_every_iteration_is_the_next_epoch(filled: kpstore.Store) -> None:
+    loader = kpstore.loader(filled.frames("points"), 8, pool_mib=POOL)
+    first, second = rows_of(loader), rows_of(loader)
+    assert first != second
+    assert loader.epoch == 1
+    next(iter(loader))
+    assert loader.epoch == 2
+    loader.set_epoch(0)
+    assert rows_of(loader) == first
+    assert rows_of(kpstore.loader(filled.frames("points"), 8, epoch=1, pool_mib=POOL)) == second
+    assert rows_of(kpstore.loader(filled.frames("points"), 8, seed=1, pool_mib=POOL)) != first
+
+
+def test_the_order_does_not_depend_on_what_is_cached(tmp_path: Path) -> None:
+    made = long_store(kpstore.create(tmp_path / "a.kps"))
+    orders = []
+    for cache in ("off", str(tmp_path / "cache")):
+        store = kpstore.open(made.location, cache=cache)
+        store.reader.cache("points")
+        orders.append(rows_of(kpstore.loader(store.frames("points"), 8, pool_mib=POOL)))
+    assert orders[0] == orders[1]
+
+
+views: dict[str, Callable[[kpstore.Store], Any]] = {
+    "frames": lambda store: store.frames(["points", "points_detected"]),
+    "clips": lambda store: store.clips("points", 4, 2),
+    "padded clips": lambda store: store.clips("points", 8, short="pad"),
+    "videos": lambda store: store.whole_videos("points"),
+    "subset": lambda store: store.frames("points").subset(np.arange(3, 90, 2)),
+    "subset of videos": lambda store: store.whole_videos("points").subset([4, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("kind", views)
+def test_batches_of_any_view_are_its_samples(filled: kpstore.Store, kind: str) -> None:
+    view = views[kind](filled)
+    loader = kpstore.loader(view, 3, seed=1, pool_mib=POOL)
+    seen = []
+    for indices, batch in zip(loader.sampler.plan(0)[0], loader, strict=True):
+        expected = view.batch(indices)
+        assert set(batch) == set(expected)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(np.asarray(batch[name]), array, err_msg=name)
+        seen += indices.tolist()
+    assert sorted(seen) == list(range(len(view)))
+
+
+def test_text_is_a_list_and_numbers_are_tensors(filled: kpstore.Store) -> None:
+    batch = next(iter(kpstore.loader(filled.whole_videos("points"), 2, shuffle=None)))
+    assert batch["video_id"] == ["v0", "v1"]
+    assert batch["points"].dtype == torch.float32
+    assert batch["valid"].tolist() == [[True] * 5 + [False] * 4, [True] * 9]
+    arrays = next(iter(kpstore.loader(filled.whole_videos("points"), 2, shuffle=None, tensors=False)))
+    assert all(isinstance(array, np.ndarray) for array in arrays.values())
+
+
+def test_batches_do_not_share_memory_with_later_ones(filled: kpstore.Store) -> None:
+    batches = list(kpstore.loader(filled.frames("points"), 8, pool_mib=POOL))
+    for batch in batches:
+        check_values(batch)
+    batches[0]["points"][:] = -1
+    check_values(batches[1])
+
+
+def test_transforms_and_collation(filled: kpstore.Store) -> None:
+    view = filled.frames("points", transform=lambda sample: {"sum": sample["points"].sum(), "row": sample["row"]})
+    batch = next(iter(kpstore.loader(view, 4, shuffle=None)))
+    assert batch["row"].tolist() == [0, 1, 2, 3]
+    assert batch["sum"].tolist() == filled["points"][:4].sum(axis=(1, 2)).tolist()
+    assert next(iter(kpstore.loader(view, 4, shuffle=None, collate=len))) == 4
+
+
+# -- ranks and resuming -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.sampled_from(["block", "full", None]),
+    st.lists(st.integers(0, 6), max_size=2),
+    st.booleans(),
+)
+def test_each_sample_comes_once_over_ranks_and_interruptions(
+    filled: kpstore.Store, world_size: int, batch_size: int, shuffle: Any, stops: list[int], change: bool
+) -> None:
+    seen: list[int] = []
+    state: dict[str, Any] | None = None
+    for stop in [*stops, None]:
+        states = []
+        for rank in range(world_size):
+            loader = kpstore.loader(
+                filled.frames("points"),
+                batch_size,
+                shuffle=shuffle,
+                rank=rank,
+                world_size=world_size,
+                pad=False,
+                threads=0,
+                pool_mib=POOL,
+                seed=5,
+            )
+            if state is not None:
+                loader.load_state_dict(state)
+            batches = iter(loader)
+            for _ in range(len(loader) if stop is None else min(stop, len(loader))):
+                seen += next(batches)["row"].tolist()
+            states.append(loader.state_dict())
+        if stop is not None and any(s["epoch"] != 0 for s in states):
+            break  # all was done before the stop
+        state = json.loads(json.dumps(states[0]))
+        world_size = world_size + 1 if change else world_size
+    assert sorted(seen) == list(range(125))
+
+
+def test_padding_makes_ranks_equal_and_is_stated(filled: kpstore.Store) -> None:
+    def of_rank(rank: int, **how: Any) -> kpstore.Loader:
+        return kpstore.loader(filled.frames("points"), 8, rank=rank, world_size=4, pool_mib=POOL, **how)
+
+    loaders = [of_rank(rank) for rank in range(4)]
+    seen = [flat(rows_of(loader)) for loader in loaders]
+    assert [len(rows) for rows in seen] == [32] * 4
+    assert {loader.padding for loader in loaders} == {3}
+    assert sorted(set(flat(seen))) == list(range(125))
+    assert of_rank(0, pad=False).padding == 0
+    dropped = [rows_of(of_rank(rank, drop_last=True)) for rank in range(4)]
+    assert {len(batch) for rows in dropped for batch in rows} == {8}
+    assert {len(rows) for rows in dropped} == {3}
+
+
+def test_ranks_are_those_of_the_launcher(filled: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    loader = kpstore.loader(filled.frames("points"), 8)
+    assert (loader.sampler.rank, loader.sampler.world_size) == (1, 3)
+    with pytest.raises(InvalidError, match="rank=3, world_size=3"):
+        kpstore.loader(filled.frames("points"), 8, rank=3, world_size=3)
+    with pytest.raises(InvalidError, match="rank=1, world_size=None: give both"):
+        kpstore.loader(filled.frames("points"), 8, rank=1)
+
+
+@pytest.mark.parametrize("shuffle", ["block", None])
+def test_a_run_goes_on_in_mid_epoch_as_if_nothing_had_happened(filled: kpstore.Store, shuffle: Any) -> None:
+    def make() -> kpstore.Loader:
+        return kpstore.loader(filled.frames("points"), 8, shuffle=shuffle, seed=2, pool_mib=POOL)
+
+    undisturbed = make()
+    expected = rows_of(undisturbed) + rows_of(undisturbed)
+    loader, seen = make(), []
+    for batch in loader:
+        seen.append(batch["row"].tolist())
+        if len(seen) == 5:
+            break
+    again = make()
+    again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert len(again) == 11
+    assert seen + rows_of(again) + rows_of(again) == expected
+
+
+def test_a_state_at_the_end_of_an_epoch_is_the_beginning_of_the_next(filled: kpstore.Store) -> None:
+    loader = kpstore.loader(filled.frames("points"), 8, pool_mib=POOL)
+    rows_of(loader)
+    state, second = loader.state_dict(), rows_of(loader)
+    again = kpstore.loader(filled.frames("points"), 8, pool_mib=POOL)
+    again.load_state_dict(state)
+    assert rows_of(again) == second
+
+
+def test_a_state_of_another_order_is_refused(filled: kpstore.Store) -> None:
+    state = kpstore.loader(filled.frames("points"), 8, seed=1).state_dict()
+    with pytest.raises(MismatchError, match="taken with seed=1, this loader has seed=2"):
+        kpstore.loader(filled.frames("points"), 8, seed=2).load_state_dict(state)
+    with pytest.raises(MismatchError, match="taken with samples=125, this loader has samples=46"):
+        kpstore.loader(filled.frames("points", split="train"), 8, seed=1).load_state_dict(state)
+
+
+# -- by length --------------------------------------------------------------------------------------------------
+
+
+def test_videos_are_put_together_by_length(filled: kpstore.Store) -> None:
+    loader = kpstore.loader(filled.whole_videos("points"), batch_frames=60, seed=0)
+    videos = []
+    for batch in loader:
+        assert batch["valid"].numel() <= 60
+        videos += batch["video_id"]
+    assert sorted(videos) == ["v0", "v1", "v3", "v4", "v5", "v6"]
+    assert 0 < loader.padding_share < 0.2
+    half = kpstore.loader(filled.whole_videos("points"), batch_frames=60, seed=0)
+    running = iter(half)
+    first = next(running)["video_id"]
+    again = kpstore.loader(filled.whole_videos("points"), batch_frames=60, seed=0)
+    again.load_state_dict(half.state_dict())
+    assert first + flat(batch["video_id"] for batch in again) == videos
+
+
+def test_ranks_get_equally_many_batches_by_length(filled: kpstore.Store) -> None:
+    loaders = [
+        kpstore.loader(filled.whole_videos("points"), batch_frames=45, rank=rank, world_size=3) for rank in range(3)
+    ]
+    seen = [[tuple(batch["video_id"]) for batch in loader] for loader in loaders]
+    assert len({len(batches) for batches in seen}) == 1
+    assert {video for batches in seen for batch in batches for video in batch} == {"v0", "v1", "v3", "v4", "v5", "v6"}
+
+
+# -- threads, processes, errors ---------------------------------------------------------------------------------
+
+
+def loader_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("kpstore-loader")]
+
+
+def test_no_thread_outlives_its_epoch(filled: kpstore.Store) -> None:
+    for batch in kpstore.loader(filled.frames("points"), 8):
+        assert loader_threads()
+        del batch
+        break
+    assert not loader_threads()
+    rows_of(kpstore.loader(filled.frames("points"), 8))
+    assert not loader_threads()
+
+
+def test_an_error_arrives_where_it_happened(filled: kpstore.Store) -> None:
+    def refuse(sample: Any) -> Any:
+        if sample["row"] == 17:
+            raise CorruptError("row 17 is bad")
+        return sample
+
+    with pytest.raises(CorruptError, match="row 17 is bad"):
+        rows_of(kpstore.loader(filled.frames("points", transform=refuse), 8, shuffle=None))
+    assert not loader_threads()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({}, "needs batch_size="),
+        ({"batch_size": 0}, "batch_size=0: use a number greater than 0"),
+        ({"batch_size": 8, "shuffle": "pool"}, "shuffle='pool': use 'block', 'full' or None"),
+        ({"batch_size": 8, "threads": -1}, "threads=-1: use 0 or more"),
+        ({"batch_frames": -5}, "batch_frames=-5"),
+        ({"batch_size": 8, "pool_mib": 0}, "pool_mib=0"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(filled: kpstore.Store, how: Any, message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        kpstore.loader(filled.frames("points"), **how)
+
+
+def test_an_empty_view_has_no_batches(memory_store: kpstore.Store) -> None:
+    view = fill(memory_store, done=()).frames("points", missing="skip")
+    assert list(kpstore.loader(view, 8)) == []
+    assert list(kpstore.loader(view, 8, rank=1, world_size=2)) == []
+    assert list(kpstore.loader(fill_videos(view), batch_frames=8)) == []
+
+
+def fill_videos(view: Any) -> Any:
+    return view.store.whole_videos("points", missing="skip")
+
+
+def test_pytorchs_own_loader_gives_the_same(filled: kpstore.Store) -> None:
+    loader = kpstore.loader(filled.frames("points"), 8, pool_mib=POOL)
+    same = DataLoader(loader.dataset, sampler=loader.sampler, batch_size=None)
+    assert rows_of(same) == rows_of(kpstore.loader(filled.frames("points"), 8, pool_mib=POOL))
+
+
+SCRIPT = """
+import sys, kpstore
+from torch.utils.data import DataLoader
+
+def main():
+    store = kpstore.open(sys.argv[1], cache=sys.argv[2])
+    make = lambda **how: kpstore.loader(store.frames("points"), 8, pool_mib=0.001, seed=4, **how)
+    rows = lambda batches: [batch["row"].tolist() for batch in batches]
+    plain = make()
+    expected = [rows(plain), rows(plain)]
+    loader = make(workers=2)
+    assert rows(loader) == expected[0]
+    for batch in loader:
+        break  # and the workers go on with the next epoch
+    loader.set_epoch(1)
+    assert rows(loader) == expected[1]
+    loader.close()
+    own = make()
+    own = DataLoader(own.dataset, sampler=own.sampler, batch_size=None, num_workers=2,
+                     multiprocessing_context=sys.argv[3])
+    assert rows(own) == expected[0]
+    print("equal")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_worker_processes_give_the_same_batches(tmp_path: Path, method: str) -> None:
+    made = long_store(kpstore.create(tmp_path / "a.kps"))
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-W", "ignore", str(script), made.location, str(tmp_path / "cache"), method]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
+    assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr

@@ -1,0 +1,179 @@
+"""The order of an epoch: every sample once, near storage order, whatever ranks and interruptions there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kpstore.backends.base import ArrayMeta
+from kpstore.views.pool import plan_pool
+from kpstore.views.sampling import (
+    BlockShuffle,
+    batches_by_length,
+    batches_of,
+    left_to_do,
+    padding_share,
+    share_out,
+)
+
+ragged = st.lists(st.integers(0, 30), min_size=1, max_size=30).filter(lambda lengths: sum(lengths) > 0)
+
+
+def shuffle_of(lengths: list[int], block_rows: int, window: int) -> BlockShuffle:
+    videos = np.repeat(np.arange(len(lengths)), lengths)
+    return BlockShuffle(np.arange(len(videos)) // block_rows, videos, window)
+
+
+@given(ragged, st.integers(1, 20), st.integers(1, 8), st.integers(0, 5))
+def test_a_block_shuffle_visits_each_sample_once(lengths: list[int], rows: int, window: int, seed: int) -> None:
+    shuffle = shuffle_of(lengths, rows, window)
+    order = shuffle.order(np.random.default_rng(seed))
+    assert sorted(order.tolist()) == list(range(sum(lengths)))
+    np.testing.assert_array_equal(order, shuffle.order(np.random.default_rng(seed)))
+
+
+@given(st.integers(2, 12), st.integers(20, 60), st.integers(0, 5))
+def test_no_more_blocks_are_in_use_than_the_window_holds(window: int, n_blocks: int, seed: int) -> None:
+    shuffle = shuffle_of([16] * n_blocks * 2, 32, window)
+    blocks = shuffle.order(np.random.default_rng(seed)) // 32
+    first, last = np.full(n_blocks, len(blocks)), np.zeros(n_blocks, dtype=int)
+    np.minimum.at(first, blocks, np.arange(len(blocks)))
+    np.maximum.at(last, blocks, np.arange(len(blocks)))
+    in_use = [int(((first <= now) & (last >= now)).sum()) for now in range(len(blocks))]
+    # Blocks begin and end where one of their samples happens to lie, hence the one more.
+    assert max(in_use) <= window + 1
+
+
+def test_samples_of_a_video_keep_apart() -> None:
+    lengths, window, batch = [100] * 600, 40, 256
+    shuffle = shuffle_of(lengths, 1000, window)
+
+    def distinct(order: Any) -> float:
+        videos = np.sort((order // 100)[: len(order) // batch * batch].reshape(-1, batch), axis=1)
+        return float(((np.diff(videos, axis=1) > 0).sum(axis=1) + 1).mean())
+
+    rng = np.random.default_rng(0)
+    blockwise, full = distinct(shuffle.order(rng)), distinct(rng.permutation(60_000))
+    assert blockwise > 0.95 * full
+    # The same pool, drawn from at random, would not do: 400 videos give 400 (1 - exp(-256 / 400)) = 189 of 256.
+    assert full > 205
+
+
+def test_every_stretch_of_an_epoch_mixes_many_blocks() -> None:
+    shuffle = shuffle_of([50] * 400, 100, 40)
+    blocks = shuffle.order(np.random.default_rng(0)).reshape(-1, 200) // 100
+    n_distinct = [len(np.unique(stretch)) for stretch in blocks]
+    assert min(n_distinct) >= 18
+    assert np.median(n_distinct) >= 36
+
+
+def test_a_pool_that_holds_everything_shuffles_fully() -> None:
+    shuffle = shuffle_of([10] * 10, 20, 5)
+    first = {int(shuffle.order(np.random.default_rng(seed))[0]) for seed in range(300)}
+    assert len(first) > 80
+
+
+@given(st.integers(0, 50), st.integers(1, 9), st.booleans())
+def test_batches_hold_all_samples_in_order(n: int, size: int, drop: bool) -> None:
+    samples = np.random.default_rng(0).permutation(n)
+    batches = batches_of(samples, size, drop_last=drop)
+    joined = np.concatenate([np.empty(0, dtype=int), *batches])
+    np.testing.assert_array_equal(joined, samples[: n // size * size] if drop else samples)
+    assert all(len(batch) == size for batch in list(batches)[:-1])
+    assert len(batches) == (n // size if drop else -(-n // size))
+
+
+@given(st.integers(0, 40), st.integers(1, 7), st.booleans(), st.booleans())
+def test_ranks_do_everything_once_but_for_the_padding(n: int, world_size: int, pad: bool, drop: bool) -> None:
+    units = np.random.default_rng(0).permutation(n)
+    shares = [share_out(units, rank, world_size, pad=pad, drop=drop) for rank in range(world_size)]
+    done = np.concatenate([share.units for share in shares]).tolist()
+    sizes = {len(share.units) for share in shares}
+    if drop:
+        assert done == units[: n // world_size * world_size].tolist()
+        assert len(sizes) == 1
+    elif pad and n:
+        assert len(sizes) == 1
+        assert sorted(set(done)) == list(range(n))
+        assert {share.padding for share in shares} == {len(done) - n}
+        assert len(done) - n < world_size
+    else:
+        assert sorted(done) == list(range(n))
+        assert max(sizes) - min(sizes) <= 1
+        assert {share.padding for share in shares} == {0}
+
+
+@given(st.integers(0, 60), st.lists(st.tuples(st.integers(1, 5), st.integers(0, 8)), max_size=3), st.integers(1, 5))
+def test_nothing_is_lost_or_repeated_over_interruptions(n: int, stops: list[tuple[int, int]], world_size: int) -> None:
+    units = np.random.default_rng(0).permutation(n)
+    done: list[int] = []
+    for i, (ranks, n_done) in enumerate(stops):
+        left = left_to_do(units, stops[:i])
+        parts = [share_out(left, rank, ranks, pad=False).units[:n_done] for rank in range(ranks)]
+        done += [unit for part in parts for unit in part.tolist()]
+    left = left_to_do(units, stops)
+    done += [unit for rank in range(world_size) for unit in share_out(left, rank, world_size, pad=False).units.tolist()]
+    assert sorted(done) == list(range(n))
+
+
+lengths_of_videos = st.lists(st.integers(1, 40), min_size=1, max_size=120)
+
+
+@given(lengths_of_videos, st.integers(10, 200), st.one_of(st.none(), st.integers(1, 6)), st.booleans())
+def test_batches_by_length_hold_each_video_once_and_stay_within_the_limits(
+    lengths: list[int], max_frames: int, max_samples: int | None, shuffled: bool
+) -> None:
+    frames = np.array(lengths)
+    samples = np.random.default_rng(1).permutation(len(frames))
+    rng = np.random.default_rng(2) if shuffled else None
+    batches = batches_by_length(samples, frames, max_frames, max_samples, rng)
+    assert sorted(np.concatenate(list(batches)).tolist()) == list(range(len(frames)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * frames[batch].max() <= max_frames
+        assert max_samples is None or len(batch) <= max_samples
+    padded = sum(len(batch) * int(frames[batch].max()) for batch in batches)
+    assert padding_share(batches, frames) == pytest.approx(1 - frames.sum() / padded)
+
+
+def test_batches_by_length_pad_little() -> None:
+    rng = np.random.default_rng(0)
+    frames = np.maximum(16, rng.gamma(4.5, 26, size=3000)).astype(int)
+    order = rng.permutation(3000)
+    by_length = batches_by_length(order, frames, 4096, None, rng)
+    assert padding_share(by_length, frames) < 0.05
+    assert padding_share(batches_of(order, 32), frames) > 0.4
+    # And they are still shuffled: neighbours in the epoch are of unlike lengths.
+    longest = np.array([frames[batch].max() for batch in by_length])
+    assert abs(np.corrcoef(longest[1:], longest[:-1])[0, 1]) < 0.3
+
+
+def meta(n_rows: int, row_floats: int, chunk_rows: int) -> ArrayMeta:
+    return ArrayMeta((n_rows, row_floats), "float32", chunk_rows, ("frame", "x"))
+
+
+def test_memory_is_shared_out_by_width() -> None:
+    arrays = {"wide": meta(10**6, 300, 1024), "half": meta(10**6, 150, 2048), "narrow": meta(10**6, 1, 65536)}
+    pool = plan_pool(arrays, 2**28, long_samples=False)
+    assert pool.n_bytes["narrow"] == 4 * 10**6
+    assert pool.n_bytes["wide"] == pytest.approx(2 * pool.n_bytes["half"], rel=1e-6)
+    assert 0.99 * 2**28 < sum(pool.n_bytes.values()) <= 2**28
+    assert pool.block_rows == 2048
+    assert 0.8 * 2**28 < pool.window * pool.block_rows * 450 * 4 + 4 * 10**6 < 2**28
+
+
+def test_samples_that_cross_borders_get_longer_blocks() -> None:
+    arrays = {"wide": meta(10**6, 429, 1024)}
+    one = plan_pool(arrays, 2**28, long_samples=False)
+    more = plan_pool(arrays, 2**28, long_samples=True)
+    assert (one.block_rows, more.block_rows) == (1024, 8192)
+    assert more.window * (more.block_rows + 1024) * 429 * 4 < 2**28
+    assert plan_pool(arrays, 2**20, long_samples=True).window == 1
+
+
+def test_what_fits_in_memory_is_one_block() -> None:
+    pool = plan_pool({"wide": meta(1000, 300, 128)}, 2**28, long_samples=False)
+    assert (pool.block_rows, pool.window) == (1000, 1)
