@@ -18,6 +18,7 @@ FLOORS = [
     ["store"],
     ["ingest", "interop", "views"],
     ["api", "trainers"],
+    ["bench"],
     ["cli"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -119,6 +119,11 @@ class ViewChunks:
     name: str
     mapped: NDArray[Any] | None = None
 
+    @property
+    def how(self) -> str:
+        """Where chunks are read from."""
+        return "by the backend's own library"
+
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk; see :class:`Chunks`."""
         meta = self.view.meta(self.name)
@@ -169,6 +174,10 @@ class Chunks(Protocol):
     @property
     def mapped(self) -> NDArray[Any] | None:
         """All rows as read-only memory that nobody has to read first; None where there is no such thing."""
+
+    @property
+    def how(self) -> str:
+        """Where chunks are read from, in a few words, for people who measure."""
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk into ``out`` (chunk_rows, *row shape), in C order; rows after the array's end are undefined.

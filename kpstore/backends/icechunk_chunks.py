@@ -92,6 +92,11 @@ class LocalChunks:
             mapped = map_pieces(paths, piece, np.dtype(meta.dtype), meta.fill)
             self.mapped = None if mapped is None else mapped[: meta.n_rows]
 
+    @property
+    def how(self) -> str:
+        """Where chunks are read from."""
+        return "from their files"
+
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
         place = self._places[number]

@@ -71,6 +71,15 @@ class RowReader:
         if array.memory is None and n_bytes > array.arena_bytes:
             array.reserve(n_bytes)
 
+    def how(self, name: str) -> str:
+        """Return the way that reads of an array take, in a few words."""
+        array = self._array(name)
+        if array.memory is None:
+            return f"{array.meta.codec} chunks of {array.meta.chunk_rows} rows, decoded {array.chunks.how}"
+        if array.chunks.mapped is not None:
+            return f"raw chunks of {array.meta.chunk_rows} rows, mapped as they lie"
+        return "decoded copy on the local disk, mapped"
+
     def _array(self, name: str) -> _Array:
         array = self._arrays.get(name)
         if array is None:

@@ -1,0 +1,131 @@
+"""``kpstore bench``: how fast a store reads, on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import render
+from .arguments import At, Json, StoreArgument
+
+if TYPE_CHECKING:
+    from kpstore.api import Store
+    from kpstore.bench.run import BenchReport
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Add this command."""
+    parent.command(
+        epilog="Examples:\n\nkpstore bench phoenix.kps\n\n"
+        "kpstore bench phoenix.kps --against h5py,npz --plot bench.png\n\n"
+        "kpstore bench phoenix.kps --feature keypoints --frames 100000 --runs 3 --json"
+    )(bench)
+
+
+def bench(
+    store: StoreArgument,
+    feature: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What to read; the widest feature of frames by default.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="Formats to compare with, on copies of the same rows: npy, npz, pickle, h5py, zarr, tensorstore, "
+            "lance; `all` for those that are installed.",
+        ),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Only so many of the first frames.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each workload; shown is the median.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Longest time of a workload and run.")] = 1.0,
+    cache: Annotated[
+        str, typer.Option(metavar="auto|off|PATH", help="Decoded copies on the local disk, for compressed stores.")
+    ] = "auto",
+    scratch: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where copies for --against go; they are removed at the end.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Save a picture, .png, .svg or .pdf.")] = None,
+    at: At = None,
+    json: Json = False,
+) -> None:
+    """Measure how fast this store reads, beside an array in memory and beside other formats.
+
+    Opening, random frames, clips, one video by id, a scan and a shuffled epoch: medians of several runs in which all
+    take turns on the same rows, with the files in the system's cache.
+    """
+    import kpstore
+    from kpstore.bench.measure import Settings
+    from kpstore.bench.run import bench as run_bench
+    from kpstore.bench.subjects import installed_peers
+    from kpstore.errors import InvalidError
+
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise InvalidError(f"--plot {plot}: use a name that ends in .png, .svg or .pdf")
+    if scratch is not None and not scratch.is_dir():
+        raise InvalidError(f"--scratch {scratch} is not a folder")
+    opened = kpstore.open(store, at)
+    peers = installed_peers() if against == "all" else [name for name in (against or "").split(",") if name]
+    with render.console(stderr=True).status("") as status:
+        report = run_bench(
+            opened,
+            feature or _widest(opened),
+            against=peers,
+            cache=cache,
+            n_rows=frames,
+            settings=Settings(runs=runs, seconds=seconds),
+            scratch=scratch,
+            on_step=status.update,
+        )
+    if plot is not None:
+        from kpstore.bench.plot import plot as draw
+
+        draw(report, plot)
+    if json:
+        render.print_json(report.to_json())
+    else:
+        _print(report)
+    if plot is not None:
+        typer.echo(f"picture: {plot}", err=True)
+    sys.stdout.flush()
+
+
+def _widest(store: Store) -> str:
+    from kpstore.errors import NotFoundError
+
+    names = [name for name, stored in store.features.items() if stored.spec.axis == "frame"]
+    if not names:
+        raise NotFoundError("this store has no feature of frames to read")
+    return max(names, key=lambda name: store.reader.meta(name).row_bytes)
+
+
+def _print(report: BenchReport) -> None:
+    part = "" if report.n_rows == report.total_rows else f" of {render.number(report.total_rows)}"
+    typer.echo(f"{report.feature} of {report.location}: {render.number(report.n_rows)}{part} frames")
+    typer.echo(f"{report.machine}; files on {report.filesystem}, in the system's cache")
+    subjects = list(dict.fromkeys(figure.subject for figure in report.figures))
+    for workload, unit in dict.fromkeys((figure.workload, figure.unit) for figure in report.figures):
+        render.heading(f"{workload}, {unit}")
+        rows = []
+        for subject in subjects:
+            figure = report.of(subject, workload)
+            if figure is not None:
+                ratio = report.ratio(figure)
+                spread = f"{_short(figure.lowest)} to {_short(figure.highest)}"
+                rows.append((subject, _short(figure.median), spread, "" if ratio is None else f"{ratio:.2f}"))
+        render.print_table(("", ">median", ">lowest to highest", ">of memory's speed"), rows)
+    render.heading("how each reads")
+    render.print_table(("", ""), list(report.how.items()))
+    if report.peak is not None:
+        typer.echo(
+            f"memory of an epoch: {report.peak.own:.0f} MiB, {report.peak.with_mapped:.0f} MiB with mapped files"
+        )
+
+
+def _short(value: float) -> str:
+    """Return a number with three digits that count."""
+    if value >= 1000:
+        return f"{value:,.0f}" if value < 100_000 else f"{value / 1000:,.0f} k"
+    return f"{value:.3g}"

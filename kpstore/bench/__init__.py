@@ -1,0 +1,1 @@
+"""How fast a store reads, beside arrays in memory and beside other formats."""

@@ -1,0 +1,178 @@
+"""Workloads, and how they are measured: all subjects in turn, several times, on the same rows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.bench.subjects import Subject
+from kpstore.schema.index import VideoIndex
+
+BATCH = 256
+CLIPS, CLIP_FRAMES = 32, 64
+SCAN_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to measure.
+
+    Parameters
+    ----------
+    runs : how often each subject does each workload.
+    seconds : after which a workload ends, at most, per run.
+    seed : of the rows that are read.
+    """
+
+    runs: int = 5
+    seconds: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measurement over several runs.
+
+    Parameters
+    ----------
+    median, lowest, highest : over the runs, in ``unit``.
+    """
+
+    subject: str
+    workload: str
+    unit: str
+    median: float
+    lowest: float
+    highest: float
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether this is a rate and not a time."""
+        return self.unit != "ms"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One way of reading.
+
+    Parameters
+    ----------
+    units : of what :attr:`run` returns, by the name of the figure.
+    run : does it once, and returns a value for each figure.
+    """
+
+    units: dict[str, str]
+    run: Callable[[Subject, Settings, np.random.Generator], dict[str, float]]
+
+
+def measure(
+    subjects: Sequence[Subject],
+    workloads: Sequence[Workload],
+    settings: Settings,
+    on_step: Callable[[str], None] | None = None,
+) -> Iterator[Figure]:
+    """Yield figures, workload by workload: subjects take turns, and read the same rows in the same run.
+
+    Parameters
+    ----------
+    on_step : told what is about to be measured.
+    """
+    for workload in workloads:
+        values: dict[tuple[str, str], list[float]] = {}
+        for run in range(settings.runs):
+            for subject in subjects:
+                if on_step is not None:
+                    on_step(f"{subject.name}: {next(iter(workload.units))}")
+                found = workload.run(subject, settings, np.random.default_rng((settings.seed, run)))
+                for name, value in found.items():
+                    values.setdefault((subject.name, name), []).append(value)
+        for (subject_name, name), seen in values.items():
+            unit = workload.units[name]
+            yield Figure(subject_name, name, unit, statistics.median(seen), min(seen), max(seen))
+
+
+def workloads_for(index: VideoIndex, n_rows: int, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Workload]:
+    """Return the workloads for arrays of ``n_rows`` rows of videos."""
+    row_bytes = int(np.prod(row_shape)) * dtype.itemsize
+
+    def buffer(*shape: int) -> NDArray[Any]:
+        return np.zeros((*shape, *row_shape), dtype=dtype)
+
+    def opening(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+        row, out = int(rng.integers(n_rows)), buffer(1)
+        began = time.perf_counter()
+        subject.reopen()
+        subject.read(row, row + 1, out)
+        return {"open to the first row": (time.perf_counter() - began) * 1e3}
+
+    def random_frames(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+        out = buffer(BATCH)
+        parts = (rng.integers(n_rows, size=BATCH) for _ in range(1_000_000))
+        return {"random frames": BATCH * _rate(lambda rows: subject.gather(rows, out), parts, settings.seconds)}
+
+    def clips(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+        length = min(CLIP_FRAMES, n_rows)
+        out = buffer(CLIPS, length)
+        parts = (rng.integers(n_rows - length + 1, size=CLIPS) for _ in range(1_000_000))
+        per_part = CLIPS * length
+        return {"clips": per_part * _rate(lambda rows: subject.clips(rows, length, out), parts, settings.seconds)}
+
+    def videos(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+        out = buffer(int(index.n_frames[whole].max()))
+        times: list[float] = []
+        ends = time.perf_counter() + settings.seconds
+        while not times or (time.perf_counter() < ends and len(times) < 5000):
+            position = int(rng.choice(whole))
+            began = time.perf_counter()
+            subject.video(index, position, out)
+            times.append((time.perf_counter() - began) * 1e3)
+        return {"one video, median": float(np.median(times)), "one video, 99 %": float(np.quantile(times, 0.99))}
+
+    def scan(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+        out = buffer(SCAN_ROWS)
+        starts = iter(range(0, n_rows - SCAN_ROWS + 1, SCAN_ROWS))
+        rate = _rate(lambda at: subject.read(at, at + SCAN_ROWS, out), starts, settings.seconds)
+        return {"scan": rate * SCAN_ROWS * row_bytes / 1e9}
+
+    def epoch(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+        seen, began = 0, time.perf_counter()
+        for batch in subject.epoch(BATCH, rng):
+            seen += len(batch)
+            if time.perf_counter() - began > 3 * settings.seconds:
+                break
+        return {"shuffled epoch": seen / (time.perf_counter() - began)}
+
+    whole = np.flatnonzero((index.n_frames > 0) & (index.offsets[1:] <= n_rows))
+    found = [
+        Workload({"open to the first row": "ms"}, opening),
+        Workload({"random frames": "frames/s"}, random_frames),
+        Workload({"clips": "frames/s"}, clips),
+    ]
+    if len(whole):
+        found.append(Workload({"one video, median": "ms", "one video, 99 %": "ms"}, videos))
+    if n_rows >= 2 * SCAN_ROWS:
+        found.append(Workload({"scan": "GB/s"}, scan))
+    return [*found, Workload({"shuffled epoch": "frames/s"}, epoch)]
+
+
+def _rate(work: Callable[[Any], None], parts: Iterator[Any], seconds: float) -> float:
+    """Return how many parts are done in a second, after a first that does not count."""
+    work(next(parts))
+    n_done, began = 0, time.perf_counter()
+    ends = began + seconds
+    for part in parts:
+        work(part)
+        n_done += 1
+        if time.perf_counter() > ends:
+            break
+    return n_done / (time.perf_counter() - began) if n_done else float("nan")

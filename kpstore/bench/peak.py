@@ -1,0 +1,75 @@
+"""Memory that an epoch takes, measured in a process of its own: ``python -m kpstore.bench.peak``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import kpstore.api
+from kpstore.store.store import Store
+
+_BATCH = 256
+_EVERY = 0.01
+"""Seconds between two looks."""
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Memory of an epoch at its peak, above a process that has loaded torch and kpstore, in MiB.
+
+    Parameters
+    ----------
+    own : of the process alone.
+    with_mapped : with the pages of mapped files. Those are the system's cache: shared by all processes that map the
+        same files, and gone when memory is needed otherwise.
+    """
+
+    own: float
+    with_mapped: float
+
+
+def peak_of_epoch(store: Store, feature: str, cache: str) -> PeakMemory | None:
+    """Return the peak of one epoch of :func:`kpstore.loader`; None where the system does not tell."""
+    if not Path("/proc/self/status").exists():
+        return None
+    command = [sys.executable, "-m", __name__, store.location, store.snapshot, feature, cache]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return PeakMemory(**json.loads(done.stdout))
+
+
+def _resident() -> tuple[int, int]:
+    """Return KiB of this process's own memory, and of all of it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    return int(fields["RssAnon"][0]), int(fields["VmRSS"][0])
+
+
+def _main(location: str, at: str, feature: str, cache: str) -> None:
+    import torch.utils.data  # noqa: F401 - part of what the epoch is measured against
+
+    before, peak = _resident(), list(_resident())
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_EVERY):
+            peak[:] = map(max, peak, _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        view = kpstore.api.open(location, at, cache=cache).frames(feature)
+        for _ in kpstore.api.loader(view, _BATCH):
+            pass
+    finally:
+        over.set()
+        watcher.join()
+    own, all_of_it = (round((most - first) / 1024, 1) for most, first in zip(peak, before, strict=True))
+    print(json.dumps({"own": own, "with_mapped": all_of_it}))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
