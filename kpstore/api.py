@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from kpstore._version import __version__
+from kpstore.render.raster import SkeletonStyle, StyleName
 from kpstore.store import compare, history
 from kpstore.store.store import Mode
 from kpstore.store.store import Store as _Store
@@ -19,6 +20,7 @@ from kpstore.views.lips import Compute, LipView
 from kpstore.views.loader import BatchDataset, Collate, Loader
 from kpstore.views.people import FaceView
 from kpstore.views.sampling import Shuffle
+from kpstore.views.skeletons import Pixels, SkeletonView
 from kpstore.views.whole_videos import VideoView
 
 if TYPE_CHECKING:
@@ -78,6 +80,31 @@ class Store(_Store):
         """Return the 68 face points, normalised; see :class:`kpstore.views.face_keypoints.FaceKeypointView`."""
         return FaceKeypointView(
             self, feature=feature, normalize=normalize, missing=missing, transform=transform, **selection
+        )
+
+    def skeletons(
+        self,
+        *,
+        feature: str = "keypoints",
+        size: int = 256,
+        style: StyleName | SkeletonStyle = "kpstore",
+        pixels: Pixels = "float32",
+        fill: float = 0.0,
+        missing: Missing = "skip",
+        transform: Transform | None = None,
+        **selection: Unpack[Selection],
+    ) -> SkeletonView:
+        """Return keypoints and the pictures that they draw; see :class:`kpstore.views.skeletons.SkeletonView`."""
+        return SkeletonView(
+            self,
+            feature=feature,
+            size=size,
+            style=style,
+            pixels=pixels,
+            fill=fill,
+            missing=missing,
+            transform=transform,
+            **selection,
         )
 
     def faces(

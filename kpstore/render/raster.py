@@ -1,0 +1,213 @@
+"""Skeletons of many frames at once as small black and white pictures, fast enough to draw while training.
+
+All lines and all dots of a batch become pixel numbers together, and one assignment inks them: a loop over the calls of
+a drawing library spends ten times as long between its calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+from kpstore.schema.layout import N_POINTS, PART_SLICES, Edge, skeleton_edges
+
+StyleName = Literal["kpstore", "phoenix"]
+PAPER, INK = 255, 0
+
+_BLOCK = 16
+"""Frames drawn at once: their pixel numbers stay in the processor's cache."""
+_FAR = 4
+"""A line with an end more than so many pictures away is left out: it says nothing, and would be thousands of pixels."""
+
+
+@dataclass(frozen=True)
+class SkeletonStyle:
+    """What to draw, in pixels.
+
+    Parameters
+    ----------
+    edges : pairs of points to join.
+    widths : of each edge's line, from 1. As OpenCV draws them: a line of width w covers 2 w - 1 pixels across.
+    cut : for each edge, whether it is drawn as far as it lies in the picture; otherwise only if both its ends do.
+    radii : of each point's dot; 0 is one pixel.
+    """
+
+    edges: tuple[Edge, ...]
+    widths: tuple[int, ...]
+    cut: tuple[bool, ...]
+    radii: tuple[int, ...]
+
+
+@lru_cache
+def kpstore_style(size: int = 256, edges: tuple[Edge, ...] | None = None) -> SkeletonStyle:
+    """Return lines and dots that grow with the picture, finer in the face; what crosses the border is cut off there.
+
+    Parameters
+    ----------
+    edges : pairs of points to join; the skeleton of the default face list if not given.
+    """
+    joined = skeleton_edges() if edges is None else edges
+    fine, bold = max(1, round(size / 256)), max(1, round(size / 128))
+    is_face = [point < PART_SLICES["face"].stop for point in range(N_POINTS)]
+    widths = tuple(fine if is_face[a] else bold for a, _ in joined)
+    return SkeletonStyle(joined, widths, (True,) * len(joined), tuple(fine if face else bold for face in is_face))
+
+
+@lru_cache
+def phoenix_style() -> SkeletonStyle:
+    """Return the lines and dots of the script that users' skeleton pictures were made with, made for 256 pixels."""
+    edges: list[Edge] = []
+    widths: list[int] = []
+    for part, part_edges in (("pose", _PHOENIX_POSE), ("left_hand", _PHOENIX_HAND), ("right_hand", _PHOENIX_HAND)):
+        first = PART_SLICES[part].start
+        edges += [(a + first, b + first) for a, b in part_edges]
+        widths += [2 if part == "pose" or a == 0 else 3 for a, _ in part_edges]
+    cut = (False,) * len(edges) + (True,) * len(_PHOENIX_FACE)
+    radii = np.full(N_POINTS, 3)
+    radii[PART_SLICES["face"]] = 2
+    for part in ("left_hand", "right_hand"):
+        radii[PART_SLICES[part]][[4, 8, 12, 16, 20]] = 4
+    return SkeletonStyle((*edges, *_PHOENIX_FACE), (*widths, *[1] * len(_PHOENIX_FACE)), cut, tuple(radii.tolist()))
+
+
+def _chains(*lines: Sequence[int]) -> tuple[Edge, ...]:
+    return tuple(edge for line in lines for edge in pairwise(line))
+
+
+def _ring(start: int, stop: int) -> tuple[int, ...]:
+    return (*range(start, stop), start)
+
+
+_PHOENIX_POSE = _chains(
+    (11, 12, 24, 23, 11), (11, 13, 15), (12, 14, 16), (23, 25, 27), (24, 26, 28), (7, 3, 2, 1, 0, 4, 5, 6, 8)
+)
+_PHOENIX_HAND = _chains(*((0, *range(tip - 3, tip + 1)) for tip in (4, 8, 12, 16, 20)), (5, 9, 13, 17))
+_PHOENIX_FACE = _chains(
+    _ring(0, 17),
+    range(17, 22),
+    range(22, 27),
+    range(27, 36),
+    (27, 31, 35),
+    *(_ring(*ends) for ends in ((36, 42), (42, 48), (48, 60), (60, 68))),
+)
+
+
+def draw_skeletons(
+    keypoints: NDArray[np.floating], size: int = 256, *, style: StyleName | SkeletonStyle = "kpstore"
+) -> NDArray[np.uint8]:
+    """Return pictures of skeletons, black (0) on white (255), without anti-aliasing.
+
+    The picture is stretched to a square: x times ``size`` is a column and y times ``size`` a row, in either style, so
+    that a point's place follows from its coordinates alone and areas around it can be weighted by a loss.
+
+    Parameters
+    ----------
+    keypoints : (frames, 143, 3), x and y as fractions of width and height; points with NaN or infinity, and their
+        lines, are left out. z is not used.
+    size : width and height in pixels, from 16.
+    style : ``"kpstore"``, see :func:`kpstore_style`; ``"phoenix"``, see :func:`phoenix_style`; or your own.
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        (frames, size, size) uint8, row by row from the top.
+    """
+    if keypoints.ndim != 3 or keypoints.shape[1:] != (N_POINTS, 3):
+        raise InvalidError(f"skeletons need keypoints of shape (frames, {N_POINTS}, 3), found {keypoints.shape}")
+    if size < 16:
+        raise InvalidError(f"a picture of {size} pixels is too small for a skeleton; use 16 or more")
+    pen = _pen(as_style(style, size), size)
+    pictures = np.empty((len(keypoints), size, size), dtype=np.uint8)
+    for start in range(0, len(keypoints), _BLOCK):
+        pictures[start : start + _BLOCK] = pen.draw(keypoints[start : start + _BLOCK])
+    return pictures
+
+
+def as_style(style: StyleName | SkeletonStyle, size: int) -> SkeletonStyle:
+    """Return a style by name, or itself."""
+    if isinstance(style, SkeletonStyle):
+        return style
+    if style not in ("kpstore", "phoenix"):
+        raise InvalidError(f"style={style!r}: use 'kpstore', 'phoenix' or a SkeletonStyle")
+    return phoenix_style() if style == "phoenix" else kpstore_style(size)
+
+
+def disc(radius: int) -> NDArray[np.int32]:
+    """Return the pixels of a filled circle about (0, 0), (pixels, 2) int32 of x and y."""
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    filled = x * x + y * y <= radius * radius
+    return np.stack([x[filled], y[filled]], axis=1).astype(np.int32)
+
+
+class _Pen:
+    """Draws on paper with a margin as wide as the ink reaches, so that ink near the border needs no care."""
+
+    def __init__(self, style: SkeletonStyle, size: int) -> None:
+        self._size, self._margin = size, max((*style.radii, *style.widths))
+        self._pitch = size + 2 * self._margin
+        self._ends = np.array(style.edges, dtype=np.int64).reshape(-1, 2).T
+        self._widths, self._cut = np.array(style.widths), np.array(style.cut, dtype=bool)
+        self._radii = np.array(style.radii)
+        self._dots = {radius: self._stamp(radius) for radius in set(style.radii)}
+        self._strokes = {width: self._stamp(width - 1) for width in set(style.widths)}
+
+    def _stamp(self, radius: int) -> NDArray[np.int32]:
+        """Return the pixel numbers of a disc, relative to its centre's."""
+        return disc(radius) @ np.array([1, self._pitch], dtype=np.int32)
+
+    def draw(self, keypoints: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """Return (frames, size, size) uint8, a view of something larger."""
+        n_frames, pitch, margin, size = len(keypoints), self._pitch, self._margin, self._size
+        paper = np.full(n_frames * pitch * pitch, PAPER, dtype=np.uint8)
+        points = keypoints[:, :, :2] * np.float32(size)
+        with np.errstate(invalid="ignore"):
+            near = (np.abs(points) <= _FAR * size).all(axis=2)  # False for NaN
+        xy = np.floor(np.where(near[..., None], points, 0)).astype(np.int32)
+        inside = near & ((xy >= 0) & (xy < size)).all(axis=2)
+        first = np.arange(n_frames, dtype=np.int32) * (pitch * pitch) + margin * pitch + margin
+        centres = first[:, None] + xy[..., 1] * pitch + xy[..., 0]
+        for radius, stamp in self._dots.items():
+            paper[centres[inside & (self._radii == radius)][:, None] + stamp] = INK
+        a, b = self._ends
+        drawn = np.where(self._cut, near[:, a] & near[:, b], inside[:, a] & inside[:, b])
+        for width, stamp in self._strokes.items():
+            frames, edges = np.nonzero(drawn & (self._widths == width))
+            line, x, y = line_pixels(xy[frames, a[edges]], xy[frames, b[edges]])
+            seen = (x >= 0) & (x < size) & (y >= 0) & (y < size)
+            pixels = (first[frames][line] + y * pitch + x)[seen]
+            for offset in stamp.tolist():
+                paper[pixels + offset] = INK
+        framed = paper.reshape(n_frames, pitch, pitch)
+        return framed[:, margin : margin + size, margin : margin + size]
+
+
+_pen = lru_cache(_Pen)
+
+
+def line_pixels(
+    starts: NDArray[np.int32], ends: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """Return the pixels of lines: which line each is of, its x and its y, (pixels,) int32 each.
+
+    One pixel for each step along the longer side, the nearest to the line (a digital differential analyser).
+
+    Parameters
+    ----------
+    starts, ends : (lines, 2) int32, x and y of both ends, which are pixels of the line.
+    """
+    run = ends - starts
+    n_steps = np.abs(run).max(axis=1, initial=0)
+    counts = n_steps + 1
+    line = np.repeat(np.arange(len(starts), dtype=np.int32), counts)
+    step = np.arange(len(line), dtype=np.int32) - np.repeat((np.cumsum(counts) - counts).astype(np.int32), counts)
+    slope = (run / np.maximum(n_steps, 1)[:, None]).astype(np.float32)
+    middle = starts.astype(np.float32) + np.float32(0.5)
+    x, y = (np.floor(middle[:, axis][line] + step * slope[:, axis][line]).astype(np.int32) for axis in (0, 1))
+    return line, x, y
