@@ -11,9 +11,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ LIMIT_VARIABLE = "KPSTORE_CACHE_GB"
 DEFAULT_LIMIT_GB = 100.0
 _SUFFIX = ".npy"
 _PART = ".part"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class CacheEntry:
     size_bytes: int
     used: float
     path: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "path": str(self.path)}
 
 
 def default_folder() -> Path:
@@ -89,7 +94,7 @@ class DecodedCache:
         path = self._path(snapshot, name)
         try:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             return None
         if mapped.shape != meta.shape or mapped.dtype != np.dtype(meta.dtype):
             return None
@@ -120,13 +125,16 @@ class DecodedCache:
         """
         path = self._path(snapshot, name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with waiting_lock(path.with_suffix(".lock")):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # One lock for the folder, which stays for ever: a lock that is removed while others wait for it locks
+            # nothing, and whoever makes room must not be overtaken.
+            with waiting_lock(self.folder / _LOCK):
                 if self.open(snapshot, name, meta) is None:
-                    for left_over in path.parent.glob(f".{name}-*{_PART}"):
+                    for left_over in self.folder.glob(f"*/.*{_PART}"):
                         left_over.unlink()  # of a process that was killed: whoever decodes holds the lock
                     if not self._make_room(_decoded_bytes(meta)):
                         return None
+                    path.parent.mkdir(exist_ok=True)
                     _decode(path, meta, chunks, on_chunk)
         except OSError as error:
             _log.warning("%r is read without a cache: %s", name, error)
@@ -154,9 +162,14 @@ class DecodedCache:
                 found.append(CacheEntry(path.parent.name, path.stem, stat.st_size, stat.st_mtime, path))
         return sorted(found, key=lambda entry: entry.used)
 
-    def clear(self) -> int:
-        """Remove all arrays and return how many bytes they took. Those in use stay readable where they are."""
-        entries = self.entries()
+    def clear(self, snapshots: Collection[str] | None = None) -> int:
+        """Remove arrays and return how many bytes they took. Those in use stay readable where they are.
+
+        Parameters
+        ----------
+        snapshots : only arrays of these versions; all by default.
+        """
+        entries = [entry for entry in self.entries() if snapshots is None or entry.snapshot in snapshots]
         for entry in entries:
             _remove(entry)
         return sum(entry.size_bytes for entry in entries)
@@ -191,7 +204,5 @@ def _decode(path: Path, meta: ArrayMeta, chunks: Chunks, on_chunk: Callable[[int
 def _remove(entry: CacheEntry) -> None:
     with suppress(OSError):
         entry.path.unlink()
-    with suppress(OSError):
-        entry.path.with_suffix(".lock").unlink()
     with suppress(OSError):
         entry.path.parent.rmdir()

@@ -1,0 +1,120 @@
+"""``kpstore cache``: decoded copies on the local disk, which make random reads of compressed stores fast."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import render
+from .arguments import At, Json, StoreArgument
+
+if TYPE_CHECKING:
+    from kpstore.api import Store
+    from kpstore.store.cache import DecodedCache
+
+Folder = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="The cache; $KPSTORE_CACHE or ~/.cache/kpstore by default."),
+]
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Add these commands."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        help="Decoded copies on the local disk. They make random reads of compressed stores as fast as memory; "
+        "`kpstore.open(…, cache=…)` makes them when they pay, and the oldest go when $KPSTORE_CACHE_GB (100) are full.",
+    )
+    app.command("list", epilog="Example:\n\nkpstore cache list --json")(list_entries)
+    app.command(
+        epilog="Examples:\n\nkpstore cache build phoenix.kps\n\nkpstore cache build phoenix.kps --feature keypoints"
+    )(build)
+    app.command(epilog="Examples:\n\nkpstore cache clear\n\nkpstore cache clear phoenix.kps")(clear)
+    parent.add_typer(app, name="cache")
+
+
+def _cache(folder: Path | None) -> DecodedCache:
+    from kpstore.store.cache import DecodedCache
+
+    return DecodedCache(folder)
+
+
+def list_entries(folder: Folder = None, json: Json = False) -> None:
+    """Show what is in the cache, what was opened longest ago first: that goes first when room is needed."""
+    cache = _cache(folder)
+    entries = cache.entries()
+    if json:
+        render.print_json([entry.to_json() for entry in entries])
+        return
+    held = render.size(sum(entry.size_bytes for entry in entries))
+    typer.echo(f"{cache.folder}: {held} of at most {render.size(cache.limit_bytes)}")
+    rows = [
+        (entry.name, entry.snapshot, render.size(entry.size_bytes), _ago(time.time() - entry.used)) for entry in entries
+    ]
+    if rows:
+        render.print_table(("array", "version", ">size", ">opened"), rows)
+
+
+def _ago(seconds: float) -> str:
+    return f"{render.duration(max(0.0, seconds))} ago"
+
+
+def build(
+    store: StoreArgument,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this array; may be given several times. All features by default."),
+    ] = None,
+    folder: Folder = None,
+    at: At = None,
+) -> None:
+    """Decode features of a store to the cache now, instead of when training has begun."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    import kpstore
+    from kpstore.errors import InvalidError
+
+    opened = kpstore.open(store, at, cache="auto" if folder is None else folder)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=render.console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bars:
+        for name in feature or _frame_features(opened):
+            if opened[name].dtype.kind == "O":
+                raise InvalidError(f"{name!r} is text, which is not cached")
+            task = bars.add_task(name, total=None)
+            cached = opened.reader.cache(
+                name, lambda done, total, task=task: bars.update(task, completed=done, total=total)
+            )
+            typer.echo(f"{name}: {opened.reader.how(name) if cached else _no_room(opened)}")
+
+
+def _frame_features(store: Store) -> list[str]:
+    return [name for name, stored in store.features.items() if stored.spec.axis == "frame"]
+
+
+def _no_room(store: Store) -> str:
+    return "not cached: no room, within the limit or on the disk (kpstore cache list; $KPSTORE_CACHE_GB)"
+
+
+def clear(
+    store: Annotated[
+        Path | None, typer.Argument(metavar="[STORE]", help="Only what belongs to this store.", show_default=False)
+    ] = None,
+    folder: Folder = None,
+) -> None:
+    """Remove decoded copies; the stores themselves stay, and programs that read from a copy go on doing so."""
+    import kpstore
+
+    cache = _cache(folder)
+    versions = None if store is None else set(_versions(kpstore.open(store)))
+    typer.echo(f"{render.size(cache.clear(versions))} freed")
+
+
+def _versions(store: Store) -> list[str]:
+    heads = {*store.branches.values(), *store.tags.values()}
+    return [commit.id for head in heads for commit in store.backend.history(head)]
