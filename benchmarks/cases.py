@@ -87,7 +87,11 @@ class SyntheticExtractor:
 
     def open(self, device: str = "cpu") -> None:
         """Make noise to draw from."""
-        self._noise = np.random.default_rng(1).normal(0.5, 0.1, (4096, 143, 3)).astype(np.float32)
+        rng = np.random.default_rng(1)
+        walk = np.cumsum(rng.normal(0, 0.004, (4096, 143, 3)), axis=0)
+        noise = rng.normal(0.5, 0.001, walk.shape)
+        # As real keypoints do, these shrink to some 0.6 of their size by shuffled lz4.
+        self._noise = (walk - walk.mean(axis=0) + noise).astype(np.float32)
 
     def start_video(self) -> None:
         """Start at the first row."""

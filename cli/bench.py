@@ -34,8 +34,8 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME,…",
-            help="Formats to compare with, on copies of the same rows: npy, npz, pickle, h5py, zarr, tensorstore, "
-            "lance; `all` for those that are installed.",
+            help="Formats to compare with, on copies of the same rows: npy, npz, pickle, h5py, h5py-lzf, zarr, "
+            "zarr-lz4, tensorstore, tensorstore-lz4, lance; `all` for those that are installed.",
         ),
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Only so many of the first frames.")] = None,

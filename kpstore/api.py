@@ -14,7 +14,7 @@ from kpstore.store.store import Store as _Store
 from kpstore.views.base import Missing, Selection, Transform, View
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.clips import ClipView, Short
-from kpstore.views.face_keypoints import FaceKeypointView, Normalize
+from kpstore.views.face_keypoints import FaceKeypointView, MissingFace, Normalize
 from kpstore.views.frames import FrameView
 from kpstore.views.lips import Compute, LipView
 from kpstore.views.loader import BatchDataset, Collate, Loader
@@ -73,7 +73,7 @@ class Store(_Store):
         *,
         feature: str = "keypoints",
         normalize: Normalize = "minmax",
-        missing: Missing = "skip",
+        missing: MissingFace = "skip",
         transform: Transform | None = None,
         **selection: Unpack[Selection],
     ) -> FaceKeypointView:
@@ -210,7 +210,7 @@ def loader(
     batch_frames: int | None = None,
     workers: int = 0,
     threads: int = 2,
-    prefetch: int = 32,
+    prefetch: int = 64,
     pin_memory: bool = False,
     tensors: bool = True,
     collate: Collate | None = None,

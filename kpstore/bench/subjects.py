@@ -269,13 +269,17 @@ class H5pySubject(FileSubject):
 
     name = "h5py"
     how = "h5py, chunks of 64 rows, uncompressed"
+    chunk_rows = 64
+    compression: str | None = None
+    shuffle = False
 
     def write(self, array: Rows) -> None:
         """Write one data set."""
         import h5py
 
         with h5py.File(self.path, "w") as file:
-            file.create_dataset("x", data=array, chunks=(min(64, len(array)), *array.shape[1:]))
+            shape = (min(self.chunk_rows, len(array)), *array.shape[1:])
+            file.create_dataset("x", data=array, chunks=shape, compression=self.compression, shuffle=self.shuffle)
 
     def reopen(self) -> None:
         """Open the file."""
@@ -294,17 +298,35 @@ class H5pySubject(FileSubject):
             self._data.read_direct(out, np.s_[start:stop])
 
 
+class H5pyLzfSubject(H5pySubject):
+    """An HDF5 file of chunks of 256 rows, shuffled and compressed by LZF, the fastest codec that h5py brings."""
+
+    name = "h5py-lzf"
+    how = "h5py, chunks of 256 rows, shuffled lzf"
+    chunk_rows = 256
+    compression = "lzf"
+    shuffle = True
+
+
+def _lz4() -> Any:
+    from zarr.codecs import BloscCodec
+
+    return BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
+
+
 class ZarrSubject(FileSubject):
     """Zarr chunks of 1,024 rows, uncompressed, through zarr-python."""
 
     name = "zarr"
     how = "zarr-python, chunks of 1,024 rows, uncompressed"
+    compressed = False
 
     def write(self, array: Rows) -> None:
         """Write one array."""
         import zarr
 
-        zarr.create_array(self.path, data=array, chunks=(BLOCK_ROWS, *array.shape[1:]), compressors=None)
+        shape = (BLOCK_ROWS, *array.shape[1:])
+        zarr.create_array(self.path, data=array, chunks=shape, compressors=_lz4() if self.compressed else None)
 
     def reopen(self) -> None:
         """Open the array."""
@@ -321,18 +343,33 @@ class ZarrSubject(FileSubject):
         out[...] = self._array[start:stop]
 
 
+class ZarrLz4Subject(ZarrSubject):
+    """Zarr chunks of 1,024 rows, shuffled lz4, through zarr-python."""
+
+    name = "zarr-lz4"
+    how = "zarr-python, chunks of 1,024 rows, shuffled lz4"
+    compressed = True
+
+
 class TensorStoreSubject(FileSubject):
     """Zarr shards of 16,384 rows in chunks of 64, uncompressed, through TensorStore."""
 
     name = "tensorstore"
     how = "TensorStore, shards of 16,384 rows in chunks of 64, uncompressed"
+    compressed = False
 
     def write(self, array: Rows) -> None:
         """Write one array."""
         import zarr
 
         shape = array.shape[1:]
-        zarr.create_array(self.path, data=array, shards=(16_384, *shape), chunks=(64, *shape), compressors=None)
+        zarr.create_array(
+            self.path,
+            data=array,
+            shards=(16_384, *shape),
+            chunks=(64, *shape),
+            compressors=_lz4() if self.compressed else None,
+        )
 
     def reopen(self) -> None:
         """Open the array."""
@@ -348,6 +385,14 @@ class TensorStoreSubject(FileSubject):
     def read(self, start: int, stop: int, out: Rows) -> None:
         """Read a slice."""
         out[...] = self._array[start:stop].read().result()
+
+
+class TensorStoreLz4Subject(TensorStoreSubject):
+    """Zarr shards of 16,384 rows in chunks of 64, shuffled lz4, through TensorStore."""
+
+    name = "tensorstore-lz4"
+    how = "TensorStore, shards of 16,384 rows in chunks of 64, shuffled lz4"
+    compressed = True
 
 
 class LanceSubject(FileSubject):
@@ -390,8 +435,11 @@ PEERS: dict[str, tuple[Callable[[Rows, Path], FileSubject], str]] = {
     "npz": (NpzSubject, "numpy"),
     "pickle": (PickleSubject, "numpy"),
     "h5py": (H5pySubject, "h5py"),
+    "h5py-lzf": (H5pyLzfSubject, "h5py"),
     "zarr": (ZarrSubject, "zarr"),
+    "zarr-lz4": (ZarrLz4Subject, "zarr"),
     "tensorstore": (TensorStoreSubject, "tensorstore"),
+    "tensorstore-lz4": (TensorStoreLz4Subject, "tensorstore"),
     "lance": (LanceSubject, "lance"),
 }
 """By name, how to make a copy, and the package that it needs."""

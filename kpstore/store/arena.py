@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from kpstore.backends.base import Chunks
 
 ARENA_BYTES = 64 * 2**20
-_MOST_THREADS = 8
+_WORTH_SHARING = 8
+"""Chunks: fewer are decoded by who wants them. A loader's threads want some each, and handing those over costs more."""
+_N_THREADS = min(8, os.cpu_count() or 1)
 
 _arenas: weakref.WeakSet[ChunkArena] = weakref.WeakSet()
 
@@ -174,13 +176,12 @@ _threads: ThreadPoolExecutor | None = None
 
 def _for_each(work: Callable[[_ToDecode], None], items: list[_ToDecode]) -> None:
     global _threads
-    n_threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    if len(items) <= 1 or n_threads == 1:
+    if len(items) < _WORTH_SHARING or _N_THREADS == 1:
         for item in items:
             work(item)
         return
     if _threads is None:
-        _threads = ThreadPoolExecutor(n_threads, thread_name_prefix="kpstore-decode")
+        _threads = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="kpstore-decode")
     futures = [_threads.submit(work, item) for item in items]
     try:
         wait(futures)  # all of them, also if one fails: they write to places that others get once they are given up

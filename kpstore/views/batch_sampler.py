@@ -22,6 +22,7 @@ from kpstore.views.sampling import (
     batches_by_length,
     batches_of,
     left_to_do,
+    numbered,
     padding_share,
     share_out,
 )
@@ -68,8 +69,8 @@ class BatchSampler:
     def _blocks(self) -> BlockShuffle:
         pool = self.view.plan_pool(int(self.pool_mib * 2**20))
         first_rows = self.view.first_rows
-        _, blocks = np.unique(first_rows // pool.block_rows, return_inverse=True)
-        return BlockShuffle(blocks.astype(np.int64), self.view.store.index.video_of(first_rows), pool.window)
+        blocks = numbered(first_rows // pool.block_rows)
+        return BlockShuffle(blocks, self.view.store.index.video_of(first_rows), pool.window)
 
     def _order(self, epoch: int) -> Ints:
         if self.shuffle is None:

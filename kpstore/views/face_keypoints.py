@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
 from kpstore.store.store import Store
-from kpstore.views.base import Batch, Missing, Selection, Transform
+from kpstore.views.base import MISSING, Batch, Missing, Selection, Transform, check_missing
 from kpstore.views.frames import FrameView
 
 Range = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Lowest and highest x, y, z: two (3,) float32."""
+MissingFace = Missing | Literal["zeros"]
 Normalize = Literal["minmax", "frame"] | tuple[ArrayLike, ArrayLike] | None
 
 _SMALLEST_SPAN = 1e-8
@@ -35,7 +36,8 @@ class FaceKeypointView(FrameView):
         then hold as ``"low"`` and ``"high"`` (3,) float32; None leaves the stored values.
     split, videos, where : only frames of these; see :func:`kpstore.views.base.select_videos`.
     missing : ``"skip"`` leaves out frames without a face, and those that failed or are not extracted yet; ``"nan"``
-        keeps them, all NaN; ``"error"`` refuses them. NaN never becomes a number.
+        keeps them, all NaN, which never becomes a number; ``"error"`` refuses them; ``"zeros"`` keeps them as points
+        at 0, 0, 0, which count for the range: so did the scripts that users' face models were trained with.
     """
 
     def __init__(
@@ -44,11 +46,14 @@ class FaceKeypointView(FrameView):
         *,
         feature: str = "keypoints",
         normalize: Normalize = "minmax",
-        missing: Missing = "skip",
+        missing: MissingFace = "skip",
         transform: Transform | None = None,
         **selection: Unpack[Selection],
     ) -> None:
-        super().__init__(store, feature, missing=missing, transform=transform, **selection)
+        check_missing(missing, (*MISSING, "zeros"))
+        stored: Missing = "nan" if missing == "zeros" else missing
+        super().__init__(store, feature, missing=stored, transform=transform, **selection)
+        self.fill = 0.0 if missing == "zeros" else None
         shape = store[feature].shape[1:]
         if shape not in ((N_POINTS, 3), (N_FACE, 3)):
             raise InvalidError(f"{feature!r} has rows of {shape}; face points need rows of (143, 3) or (68, 3)")
@@ -57,8 +62,8 @@ class FaceKeypointView(FrameView):
         self._range: Range | None = _as_range(normalize) if self.normalize == "given" else None
         if self.normalize not in ("minmax", "frame", "given", None):
             raise InvalidError(f"normalize={normalize!r}: use 'minmax', 'frame', (low, high) or None")
-        if missing != "nan":
-            self._leave_out_faceless(missing)
+        if stored != "nan":
+            self._leave_out_faceless(stored)
 
     def _leave_out_faceless(self, missing: Missing) -> None:
         there = self._has_face()
@@ -88,7 +93,8 @@ class FaceKeypointView(FrameView):
 
     def _read_faces(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         points = self.store.read(self.feature, rows)[:, PART_SLICES["face"]]
-        return points.astype(np.float32)  # a copy without the other parts, which would be kept alive otherwise
+        faces = points.astype(np.float32)  # a copy without the other parts, which would be kept alive otherwise
+        return faces if self.fill is None else np.nan_to_num(faces, copy=False, nan=self.fill)
 
     @property
     def range(self) -> Range:

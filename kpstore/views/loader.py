@@ -97,7 +97,7 @@ class Loader:
         *,
         workers: int = 0,
         threads: int = 2,
-        prefetch: int = 32,
+        prefetch: int = 64,
         pin_memory: bool = False,
     ) -> None:
         for name, number in (("workers", workers), ("threads", threads), ("prefetch", prefetch)):

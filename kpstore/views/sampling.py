@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Shuffle = Literal["block", "full"] | None
 SHUFFLES: tuple[Shuffle, ...] = ("block", "full", None)
 Ints = NDArray[np.int64]
+_GOLDEN = (5**0.5 - 1) / 2
 _BUCKET_BATCHES = 32
 """Videos of so many batches are sorted by length together: enough to be alike, few enough to stay shuffled."""
 
@@ -27,8 +28,9 @@ class BlockShuffle:
     Blocks come in random order, and the samples of each are spread over a window of the epoch that is as long as
     ``window`` blocks, its middle where the block comes. So ``window`` blocks at most are in use at any time, a block
     is needed during one stretch only, and every stretch of the epoch mixes that many. Within its window the samples of
-    one group (a video) keep apart from each other: one falls at random into each of as many equal parts as there are
-    samples. A batch so holds more different videos than one drawn at random from the same blocks.
+    one group (a video) keep apart from each other: from a random start they step by the golden ratio, which spreads
+    any number of them evenly and out of order. A batch so holds more different videos than one drawn at random from
+    the same blocks.
 
     At the beginning and the end of the epoch, windows that reach beyond it are folded back, which leaves half as many
     blocks to mix there.
@@ -48,11 +50,13 @@ class BlockShuffle:
         return int(self.blocks.max(initial=-1)) + 1
 
     @cached_property
-    def _runs(self) -> tuple[Ints, Ints]:
-        """Which run (samples of one group in one block) each sample is of, and how long each run is."""
-        runs = self.groups * self._n_blocks + self.blocks
-        _, run, size = np.unique(runs, return_inverse=True, return_counts=True)
-        return run.astype(np.int64), size.astype(np.int64)
+    def _runs(self) -> tuple[Ints, NDArray[np.float64]]:
+        """Which run (samples of one group in one block) each sample is of, and where its steps lead, from 0 to 1."""
+        run = numbered(self.groups * self._n_blocks + self.blocks)
+        size = np.bincount(run)
+        steps = np.empty(len(run))
+        steps[np.argsort(run, kind="stable")] = np.arange(len(run)) - np.repeat(np.cumsum(size) - size, size)
+        return run, steps * _GOLDEN % 1.0
 
     def order(self, rng: np.random.Generator) -> Ints:
         """Return all samples in the order of an epoch, (samples,) int64."""
@@ -60,21 +64,24 @@ class BlockShuffle:
         if self.window >= n_blocks:
             # All blocks are in use at all times, so nothing needs to keep near its block.
             return rng.permutation(n_samples).astype(np.int64)
-        place = rng.permutation(n_blocks) + 0.5
-        at = place[self.blocks] + self.window * (self._spread(rng) - 0.5)
+        run, steps = self._runs
+        at = rng.random(int(run.max()) + 1)[run]
+        at += steps
+        at %= 1.0
+        at -= 0.5
+        at *= self.window
+        at += (rng.permutation(n_blocks) + 0.5)[self.blocks]
         np.abs(at, out=at)
         at = n_blocks - np.abs(n_blocks - at)
         return _sorted_order(at / n_blocks)
 
-    def _spread(self, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Return a number in [0, 1) for each sample, (samples,): one at random in each equal part of its run's."""
-        run, size = self._runs
-        n_samples = len(run)
-        rank = np.empty(n_samples, dtype=np.int64)
-        rank[_sorted_order((run + rng.random(n_samples)) / max(1, len(size)))] = np.arange(n_samples)
-        rank -= (np.cumsum(size) - size)[run]
-        spread: NDArray[np.float64] = (rank + rng.random(n_samples)) / size[run]
-        return spread
+
+def numbered(keys: Ints) -> Ints:
+    """Return for each key the place of its value among all values that there are, (keys,) int64 from 0."""
+    steps = np.diff(keys)
+    if (steps >= 0).all():  # as in a view of whole splits: no need to sort
+        return np.concatenate([np.zeros(min(1, len(keys)), dtype=np.int64), np.cumsum(steps > 0)])
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
 def _sorted_order(keys: NDArray[np.float64]) -> Ints:
