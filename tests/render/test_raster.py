@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,6 +32,7 @@ def test_lines_go_from_end_to_end_in_steps_of_one_pixel(lines: list[tuple[int, i
 
 @pytest.mark.parametrize("radius", range(6))
 def test_dots_are_those_of_opencv(radius: int) -> None:
+    cv2 = pytest.importorskip("cv2")
     picture = np.zeros((21, 21), dtype=np.uint8)
     cv2.circle(picture, (10, 10), radius, 1, -1)
     drawn = np.zeros_like(picture)
@@ -57,7 +57,43 @@ def frames(n: int = 3, seed: int = 0) -> np.ndarray:
     return keypoints
 
 
+@pytest.mark.parametrize("width", range(1, 8))
+def test_lines_are_as_wide_as_opencvs(width: int) -> None:
+    cv2 = pytest.importorskip("cv2")
+    picture = np.full((64, 64), 255, dtype=np.uint8)
+    cv2.line(picture, (16, 32), (48, 32), 0, width)
+    style = SkeletonStyle(((110, 111),), (width,), (True,), (0,) * N_POINTS)
+    drawn = draw_skeletons(only({110: (0.25, 0.5), 111: (0.75, 0.5)}), 64, style=style)[0]
+    np.testing.assert_array_equal(drawn[:, 32], picture[:, 32])
+
+
+def test_the_phoenix_style_joins_what_the_script_joined() -> None:
+    # Written out from the description of the script (shared/formats.md, 5.A), not from the code.
+    pose = "11-12 11-23 12-24 23-24 11-13 13-15 12-14 14-16 23-25 25-27 24-26 26-28 0-1 1-2 2-3 3-7 0-4 4-5 5-6 6-8"
+    hand = (
+        "0-1 1-2 2-3 3-4 0-5 5-6 6-7 7-8 0-9 9-10 10-11 11-12 0-13 13-14 14-15 15-16 0-17 17-18 18-19 19-20 "
+        "5-9 9-13 13-17"
+    )
+    closed = [(0, 16), (36, 41), (42, 47), (48, 59), (60, 67)]
+    open_lines = [(17, 21), (22, 26), (27, 35)]
+
+    def joined(text: str, first: int) -> set[frozenset[int]]:
+        return {frozenset(first + int(point) for point in edge.split("-")) for edge in text.split()}
+
+    face = {frozenset(ends) for ends in [*closed, (27, 31), (31, 35)]}
+    face |= {frozenset((i, i + 1)) for first, last in closed + open_lines for i in range(first, last)}
+    style = phoenix_style()
+    drawn = {frozenset(edge): width for edge, width in zip(style.edges, style.widths, strict=True)}
+    assert set(drawn) == face | joined(hand, 68) | joined(hand, 89) | joined(pose, 110)
+    wrists = {68, 89}
+    for edge, width in drawn.items():
+        assert width == (1 if max(edge) < 68 else 2 if min(edge) >= 110 or edge & wrists else 3)
+    tips = {first + tip for first in wrists for tip in (4, 8, 12, 16, 20)}
+    assert style.radii == tuple(2 if point < 68 else 4 if point in tips else 3 for point in range(N_POINTS))
+
+
 def by_opencv(keypoints: np.ndarray, style: SkeletonStyle, size: int) -> np.ndarray:
+    cv2 = pytest.importorskip("cv2")
     picture = np.full((size, size), 255, dtype=np.uint8)
     at = np.floor(keypoints[:, :2] * size).astype(int)
     for (a, b), width in zip(style.edges, style.widths, strict=True):
@@ -69,6 +105,7 @@ def by_opencv(keypoints: np.ndarray, style: SkeletonStyle, size: int) -> np.ndar
 
 @pytest.mark.parametrize("style", ["kpstore", "phoenix"])
 def test_pictures_are_opencvs_but_for_single_pixels_at_edges(style: str) -> None:
+    cv2 = pytest.importorskip("cv2")
     keypoints = frames()
     drawn = draw_skeletons(keypoints, style=style)  # type: ignore[arg-type]
     for picture, points in zip(drawn, keypoints, strict=True):
@@ -98,7 +135,7 @@ def test_what_is_missing_is_not_drawn(style: str) -> None:
 def test_any_coordinates_give_a_picture_and_each_frame_its_own(seed: int, size: int, style: str) -> None:
     rng = np.random.default_rng(seed)
     keypoints = rng.normal(0.5, rng.choice([0.1, 1.0, 30.0]), (5, N_POINTS, 3)).astype(np.float32)
-    keypoints[rng.random((5, N_POINTS)) < 0.2] = rng.choice([np.nan, np.inf, -np.inf, 1e30])
+    keypoints[rng.random((5, N_POINTS)) < 0.2] = rng.choice([np.nan, np.inf, -np.inf, 1e30, 3e38])
     together = draw_skeletons(keypoints, size, style=style)  # type: ignore[arg-type]
     assert together.shape == (5, size, size)
     alone = [draw_skeletons(frame[None], size, style=style)[0] for frame in keypoints]  # type: ignore[arg-type]
@@ -121,6 +158,13 @@ def test_lines_that_leave_the_picture_are_cut_or_left_out() -> None:
     assert (draw_skeletons(outline, style="phoenix")[0, 200:, 128] == 0).all()
     far = only({knee: (0.5, 0.5), ankle: (0.5, 9.0)})
     assert (draw_skeletons(far)[0, 200:] == 255).all()
+
+
+def test_a_point_just_left_of_the_picture_is_in_its_first_column() -> None:
+    # int() rounds towards zero, and the script asked whether a point is inside only after that.
+    drawn = draw_skeletons(only({110: (-0.9 / 256, 0.5), 111: (-1.1 / 256, 0.25)}), style="phoenix")[0]
+    np.testing.assert_array_equal(np.flatnonzero((drawn == 0).any(axis=1)), np.arange(125, 132))
+    assert (drawn[128, :4] == 0).all()
 
 
 def test_ink_at_the_border_stays_in_its_own_picture() -> None:
