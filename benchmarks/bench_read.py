@@ -28,8 +28,10 @@ from kpstore.ingest.run import Options, run_ingest
 
 FEATURE = "keypoints"
 TORCH = "DataLoader(TensorDataset)"
-LOADED_WHOLE = ("npz", "pickle", "npy")
-"""Peers that are arrays in memory once they are open, or let the system read them: no peers of a streaming store."""
+LOADED_WHOLE = ("npz", "pickle")
+"""Peers that are arrays in memory once they are open, and then read as such; several of them fill the memory."""
+MAPPED_WHOLE = ("npy",)
+"""Peers that leave reading to the system: they cannot be extended, compressed or versioned, and set no mark."""
 
 
 def make_store(folder: Path, compression: Any, *, scale: float, lists: list[Path]) -> str:
@@ -82,7 +84,7 @@ def marks(raw: BenchReport, packed: BenchReport, parts: dict[str, list[float]]) 
         return float("nan") if figure is None else figure.median
 
     cached, plain = "kpstore, cache", "kpstore"
-    others = [name for name in packed.how if name not in ("memory", cached, plain, TORCH, *LOADED_WHOLE)]
+    others = [name for name in packed.how if name not in ("memory", cached, plain, TORCH, *LOADED_WHOLE, *MAPPED_WHOLE)]
     peers = {True: [name for name in others if "-l" in name], False: [name for name in others if "-l" not in name]}
 
     def over_best(value: float, compressed: bool) -> float:
@@ -161,7 +163,8 @@ def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 8,257 videos")
-    parser.add_argument("--against", nargs="*", default=installed_peers(), help="peers; all that are installed")
+    peers = [name for name in installed_peers() if name not in LOADED_WHOLE]
+    parser.add_argument("--against", nargs="*", default=peers, help="peers; all that are installed, but npz and pickle")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--lengths", type=Path, nargs="*", default=[], help="CSV lists with split and num_frames")

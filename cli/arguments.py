@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Directory of the store.", show_default=False)]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Directory of the store.", show_default=False)]
 At = Annotated[
     str | None,
     typer.Option("--at", metavar="VERSION", help="A tag, branch, snapshot id or time instead of the newest version."),

@@ -103,7 +103,7 @@ def _no_room(store: Store) -> str:
 
 def clear(
     store: Annotated[
-        Path | None, typer.Argument(metavar="[STORE]", help="Only what belongs to this store.", show_default=False)
+        str | None, typer.Argument(metavar="[STORE]", help="Only what belongs to this store.", show_default=False)
     ] = None,
     folder: Folder = None,
 ) -> None:

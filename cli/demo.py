@@ -58,7 +58,7 @@ def _ingest(source: Source, location: Path, workers: int) -> bool:
     _say("extract", f"kpstore ingest phoenix … {location} --workers {workers}")
     with make_watcher() as watcher:
         report = run_ingest(source, location, make_extractor("holistic"), Options(workers=workers), observer=watcher)
-    print_report(report, location)
+    print_report(report, str(location))
     if report.interrupted:
         raise typer.Exit(130)
     return bool(report.failures)

@@ -178,7 +178,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 NewStore = Annotated[
-    Path, typer.Argument(metavar="STORE", help="Directory of the store, made if it is not there.", show_default=False)
+    str, typer.Argument(metavar="STORE", help="Directory of the store, made if it is not there.", show_default=False)
 ]
 
 
@@ -221,7 +221,7 @@ def videos(
     ingest(source, store, settings)
 
 
-def ingest(source: Source, store: Path, settings: Settings) -> None:
+def ingest(source: Source, store: str, settings: Settings) -> None:
     """Run an ingest, or say what it would do, and render how it went."""
     from kpstore.ingest.estimate import estimate
     from kpstore.ingest.run import plan_ingest, run_ingest
@@ -239,10 +239,8 @@ def ingest(source: Source, store: Path, settings: Settings) -> None:
     render.print_json(report.to_json()) if settings.json else print_report(report, store)
     if report.interrupted:
         committed = report.videos_done + report.videos_failed + report.videos_before
-        typer.echo(
-            f"interrupted: {committed} of {report.videos} videos are committed; run the same command again to go on",
-            err=True,
-        )
+        again = "run it again without --overwrite" if settings.overwrite else "run the same command again"
+        typer.echo(f"interrupted: {committed} of {report.videos} videos are committed; {again} to go on", err=True)
         raise typer.Exit(130)
     if report.failures:
         raise typer.Exit(1)
@@ -266,12 +264,15 @@ def print_estimate(expected: Estimate) -> None:
     typer.echo("nothing was done (--dry-run)")
 
 
-def print_report(report: Report, store: Path) -> None:
+def print_report(report: Report, store: str) -> None:
     """Print how an ingest went."""
     before = f", {render.number(report.videos_before)} were there already" if report.videos_before else ""
     failed = f", {render.number(report.videos_failed)} failed" if report.videos_failed else ""
     if report.frames == 0 and not report.interrupted:
-        typer.echo(f"{report.feature}: nothing to do, all {render.number(report.videos)} videos are there already")
+        again = ", some with failures (--retry-failed does those again)" if report.failures else ""
+        typer.echo(
+            f"{report.feature}: nothing to do, all {render.number(report.videos)} videos were done before{again}"
+        )
     else:
         typer.echo(
             f"{report.feature}: {render.count(report.videos_done, 'video')} done{failed}{before}; "
@@ -289,7 +290,7 @@ def print_report(report: Report, store: Path) -> None:
 
 def _print_notes(notes: Any) -> None:
     if notes:
-        typer.echo(f"{len(notes)} problems with the data set were passed over:")
+        typer.echo(f"{len(notes)} things about the data set were passed over:")
         for line in notes[: render.SHOWN_FAILURES]:
             typer.echo(f"  {line}")
         if len(notes) > render.SHOWN_FAILURES:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -160,7 +159,7 @@ def progress(
         time.sleep(interval)
 
 
-def _look(store: Path) -> tuple[Progress | None, list[FeatureProgress]]:
+def _look(store: str) -> tuple[Progress | None, list[FeatureProgress]]:
     import kpstore
     from kpstore.ingest.report import feature_progress, read_progress
 
@@ -189,7 +188,7 @@ def _print_moving(run: Progress) -> None:
         typer.echo(line)
 
 
-def print_progress(store: Path, run: Progress | None, totals: list[FeatureProgress]) -> None:
+def print_progress(store: str, run: Progress | None, totals: list[FeatureProgress]) -> None:
     """Print the state of the run that writes a store, or of the last one, and the ledger."""
     from .watcher import progress_line
 

@@ -26,6 +26,9 @@ from . import bench, cache, demo, export, ingest, look, versions
 WRONG_USE = (ExistsError, InvalidError, MissingExtraError, NotFoundError, ReadOnlyError, UnsupportedError)
 """Errors that end with exit code 2; all others are 1."""
 
+WRONG_PATH = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What the system says of paths that a user gave."""
+
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -85,6 +88,10 @@ def _explain(error: Exception) -> int:
     if isinstance(error, KpstoreError):
         typer.echo(f"error: {error}", err=True)
         return 2 if isinstance(error, WRONG_USE) else 1
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        typer.echo(f"error: {error.strerror or error}{where}", err=True)
+        return 2 if isinstance(error, WRONG_PATH) else 1
     if hasattr(error, "format_message"):  # a usage error; Typer carries its own copy of click since 0.2x
         message = error.format_message().strip().replace("Value error, ", "")
         if type(error).__name__ == "NoArgsIsHelpError":

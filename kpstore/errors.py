@@ -12,6 +12,7 @@
     ├── ReadOnlyError      (RuntimeError)  a write to something opened for reading
     ├── CorruptError       (RuntimeError)  stored data that breaks its own rules
     ├── UnsupportedError   (RuntimeError)  something that this backend or machine cannot do
+    ├── ExtractorError     (RuntimeError)  a model that does not start
     └── MissingExtraError  (ImportError)   an optional dependency that is not installed
 
 A message says what was asked, what was found, and what to do.
@@ -58,6 +59,10 @@ class UnsupportedError(KpstoreError, RuntimeError):
     """Something that this backend or this machine cannot do."""
 
 
+class ExtractorError(KpstoreError, RuntimeError):
+    """A model that does not start: no fault of the data, so it ends a run instead of being recorded."""
+
+
 class MissingExtraError(KpstoreError, ImportError):
     """An optional dependency that is not installed.
 
@@ -69,4 +74,11 @@ class MissingExtraError(KpstoreError, ImportError):
 
     def __init__(self, what: str, *, extra: str) -> None:
         super().__init__(f'{what} needs an optional part of kpstore: pip install "kpstore[{extra}]"')
-        self.extra = extra
+        self.what, self.extra = what, extra
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _missing_extra, (self.what, self.extra)
+
+
+def _missing_extra(what: str, extra: str) -> MissingExtraError:
+    return MissingExtraError(what, extra=extra)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import itertools
 import logging
 import os
@@ -106,18 +107,25 @@ class IcechunkBackend:
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
         """Make the directory and an empty store in it."""
         _guard_fork()
-        if self._path.exists() and (not self._path.is_dir() or any(self._path.iterdir())):
-            raise ExistsError(f"{self.location} already exists and is not empty; choose another path for the store")
+        taken = ExistsError(f"{self.location} already exists and is not empty; choose another path for the store")
+        target = self._path.resolve()  # a link to an empty folder will do
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise taken
         # Built aside and renamed, so that a kill leaves either no store or one that opens.
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{self._path.name}.creating-", dir=self._path.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.creating-", dir=target.parent))
         try:
             repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(aside)))
             session = repository.writable_session(MAIN)
             zarr.create_group(session.store, attributes=dict(attrs))
             snapshot = str(session.commit(message))
             aside.chmod(0o777 & ~_umask())
-            aside.rename(self._path)
+            try:
+                aside.rename(target)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise taken from None  # by another process, meanwhile
+                raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return snapshot

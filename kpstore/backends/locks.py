@@ -22,7 +22,10 @@ def waiting_lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            _release(file)
 
 
 @contextmanager
@@ -43,7 +46,15 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(holder))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            _release(file)
+
+
+def _release(file: IO[Any]) -> None:
+    # Not by closing alone: a process that was forked meanwhile has the file open too, and would keep it locked.
+    fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _take(file: IO[Any], *, tries: int = 5) -> bool:

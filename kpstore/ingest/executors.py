@@ -119,7 +119,12 @@ class DaskExecutor:
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         if self._scheduler is not None:
             self._client = self._connect(distributed)
-            self._n_workers = max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
+            self._n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
+            if self._n_workers == 0:
+                self._client.close()
+                raise NotFoundError(
+                    f"the Dask scheduler at {self._scheduler} has no workers; start one: dask worker {self._scheduler}"
+                )
             return self
         with _sigint_blocked(), dask.config.set(_SETTINGS):
             self._cluster = self._start_cluster(distributed)

@@ -13,7 +13,8 @@ import subprocess
 import sys
 from typing import IO, Any
 
-from kpstore.ingest.worker import Job, VideoRows, extract_here, failed_video
+from kpstore.errors import ExtractorError, KpstoreError
+from kpstore.ingest.worker import Job, VideoRows, extract_here, failed_video, opened_extractor
 from kpstore.schema.index import VideoRecord
 
 MAX_DEATHS = 16
@@ -25,6 +26,8 @@ def extract_isolated(job: Job, record: VideoRecord) -> VideoRows:
     skip: dict[int, str] = {}
     while len(skip) < MAX_DEATHS:
         result, at, code = _attempt(job, record, skip)
+        if isinstance(result, ExtractorError):
+            raise result
         if result is not None:
             return result
         if at is None or at in skip or at >= record.n_frames:
@@ -33,7 +36,9 @@ def extract_isolated(job: Job, record: VideoRecord) -> VideoRows:
     return failed_video(job, record, f"{len(skip)} frames of this video killed their worker process")
 
 
-def _attempt(job: Job, record: VideoRecord, skip: dict[int, str]) -> tuple[VideoRows | None, int | None, int]:
+def _attempt(
+    job: Job, record: VideoRecord, skip: dict[int, str]
+) -> tuple[VideoRows | ExtractorError | None, int | None, int]:
     """Return (result or None, last frame announced, exit code) of one child."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     child = subprocess.Popen(
@@ -90,6 +95,11 @@ def main() -> None:
     # Models write to standard output as they like; the pipe must carry nothing but messages.
     os.dup2(2, 1)
     job, record, skip = _receive(sys.stdin.buffer)
+    try:
+        opened_extractor(job)
+    except KpstoreError as error:
+        _send(pipe, ExtractorError(str(error)))
+        return
     try:
         result = extract_here(job, record, skip=skip, announce=lambda n: _send(pipe, n))
     except BrokenPipeError:

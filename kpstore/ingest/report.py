@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +17,8 @@ from kpstore.backends.locks import is_held
 from kpstore.errors import InvalidError
 from kpstore.schema.feature import State
 from kpstore.store.store import Failure, Store
+
+_log = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
 MAX_FAILURES = 50
@@ -36,7 +40,7 @@ class Report:
     failures : what failed and why, over the whole feature.
     seconds : wall time of the run.
     interrupted : whether it was stopped before the end.
-    notes : what the source had to say about the data set.
+    notes : what the source had to say about the data set, and where the store differs from it.
     """
 
     feature: str
@@ -115,16 +119,23 @@ class ProgressFile:
     def __init__(self, directory: Path | None) -> None:
         self._path = None if directory is None else directory / PROGRESS_FILE
         self._written = 0.0
+        self._lock = threading.Lock()  # Dask tells of frames in a thread of its own
 
     def write(self, progress: Progress, *, now: bool = False) -> None:
         """Write at most once a second, aside and renamed, so that a reader never sees half of it."""
-        if self._path is None or (not now and time.monotonic() - self._written < 1.0):
+        if self._path is None:
             return
-        self._written = time.monotonic()
-        progress.updated = time.time()
-        aside = self._path.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(asdict(progress)), encoding="utf-8")
-        aside.replace(self._path)
+        with self._lock:
+            if not now and time.monotonic() - self._written < 1.0:
+                return
+            self._written = time.monotonic()
+            progress.updated = time.time()
+            aside = self._path.with_suffix(f".{os.getpid()}")
+            try:
+                aside.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+                aside.replace(self._path)
+            except OSError as error:  # a full disk, say: the run itself meets it when it commits, and says so
+                _log.warning("%s: %s", self._path, error)
 
 
 def read_progress(backend: Backend) -> Progress | None:

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kpstore._version import __version__
 from kpstore.backends.base import Backend, Fork
-from kpstore.errors import CorruptError, InvalidError
+from kpstore.errors import CorruptError, ExistsError, InvalidError
 from kpstore.extractors.base import Extractor
 from kpstore.ingest.executors import Executor, make_executor
 from kpstore.ingest.plan import Task, plan_tasks
@@ -102,6 +102,8 @@ class Plan:
     pending : positions that the videos to extract have, or will have, in the store.
     tasks : who does what.
     overwritten : positions of videos that are done and would be done again.
+    restart : whether the feature is made anew, with the extractor's settings instead of those it was made with.
+    notes : what differs between the data set and the store, and is left as the store has it.
     """
 
     listing: Listing
@@ -109,6 +111,8 @@ class Plan:
     pending: NDArray[np.int64]
     tasks: tuple[Task, ...]
     overwritten: NDArray[np.int64]
+    restart: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def n_frames(self) -> int:
@@ -162,14 +166,15 @@ def run_ingest(
     ----------
     source : what to extract from.
     location : the store, made if it is not there.
-    extractor : not opened; every worker gets a copy.
+    extractor : not opened. Every worker process opens a copy; without worker processes, this one is opened and stays
+        open.
     options : how to run; one worker process by default.
 
     Returns
     -------
     Report
-        Also in the metadata of the last commit. With ``interrupted`` set if Ctrl-C or SIGTERM came: what was whole is
-        committed then.
+        Also in the metadata of the run's last commit, if there was anything to commit. With ``interrupted`` set if
+        Ctrl-C or SIGTERM came: what was whole is committed then.
 
     Raises
     ------
@@ -187,7 +192,11 @@ def run_ingest(
     if not backend.exists():
         # Planned before the store is made, so that a plan that fails leaves nothing behind.
         make_plan(backend, listing, extractor, options)
-        Store.create(backend.location, name=options.name or source.name, kpstore_version=__version__)
+        try:
+            Store.create(backend.location, name=options.name or source.name, kpstore_version=__version__)
+        except ExistsError:
+            if not backend.exists():
+                raise  # something else is there; otherwise another ingest was faster, and whoever gets the lock goes on
     with backend.exclusive(f"ingest of {extractor.spec.name}"):
         return _Run(backend, source, extractor, options, observer).run(listing)
 
@@ -226,15 +235,13 @@ def make_plan(backend: Backend, listing: Listing, extractor: Extractor, options:
     store = Store(backend, history.resolve(backend, None)) if backend.exists() else None
     videos = listing.videos
     known = [] if store is None else [video for video in videos if video.id in store.index]
-    if store is not None:
-        _check_unchanged(store, known)
+    notes = () if store is None else _check_unchanged(store, known)
     new = tuple(video for video in videos if store is None or video.id not in store.index)
     states = np.zeros(0 if store is None else len(store.index), dtype=np.uint8)
     redo = np.zeros(len(states), dtype=bool)
-    if store is not None and spec.name in store.features:
+    stored = None if store is None else store.features.get(spec.name)
+    if store is not None and stored is not None:
         states = store.states(spec.name)
-        if not options.overwrite:
-            check_same(store.features[spec.name], spec, extractor.provenance)
         if options.retry_failed:
             redo[np.asarray(store[fmt.failure_name(spec.name)]) != ""] = True
     redo |= options.overwrite & (states != State.PENDING)
@@ -243,12 +250,20 @@ def make_plan(backend: Backend, listing: Listing, extractor: Extractor, options:
     by_position = {positions[video.id]: video for video in videos}
     pending = sorted(p for p in by_position if p >= len(states) or states[p] == State.PENDING or redo[p])
     wanted = np.array(pending, dtype=np.int64)
+    # Only a feature of which nothing is kept may be made anew with other settings.
+    restart = (
+        stored is not None
+        and options.overwrite
+        and not len(np.setdiff1d(np.flatnonzero(states != State.PENDING), wanted))
+    )
+    if stored is not None and not restart:
+        check_same(stored, spec, extractor.provenance)
     task_frames = options.task_frames or _task_frames(extractor, int(index.n_frames[wanted].sum()), options.n_workers)
     tasks = plan_tasks(
         index, [by_position[p] for p in pending], wanted, chunk_rows=spec.chunk_rows, task_frames=task_frames
     )
     overwritten = np.array([p for p in pending if p < len(states) and redo[p]], dtype=np.int64)
-    return Plan(listing, new, wanted, tuple(tasks), overwritten)
+    return Plan(listing, new, wanted, tuple(tasks), overwritten, restart, notes)
 
 
 def _task_frames(extractor: Extractor, frames: int, workers: int) -> int:
@@ -258,14 +273,25 @@ def _task_frames(extractor: Extractor, frames: int, workers: int) -> int:
     return max(1, min(by_time, by_share, MAX_TASK_CHUNKS * extractor.spec.chunk_rows))
 
 
-def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> None:
+def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> tuple[str, ...]:
+    """Return what differs and does no harm; raise :class:`InvalidError` for what would mix up rows or splits."""
+    texts = {name: store[name][:] for name in store.annotation_names} if videos else {}
+    notes = []
     for video in videos:
-        stored = int(store.index.n_frames[store.index.position(video.id)])
-        if stored != video.n_frames:
-            raise InvalidError(
-                f"video {video.id!r} has {stored} frames in {store.location} and {video.n_frames} in the data set now; "
-                "restore the data set, or ingest into a new store"
-            )
+        position = store.index.position(video.id)
+        for stored, now in (
+            (f"{store.index.n_frames[position]} frames", f"{video.n_frames} frames"),
+            (f"split {store.index.splits[position]!r}", f"split {video.split!r}"),
+        ):
+            if stored != now:
+                raise InvalidError(
+                    f"video {video.id!r} has {stored} in {store.location} and {now} in the data set now; "
+                    "restore the data set, or ingest into a new store"
+                )
+        changed = [name for name, text in video.annotations.items() if name in texts and texts[name][position] != text]
+        if changed:
+            notes.append(f"video {video.id!r} has another {' and '.join(changed)} now; the store keeps its own")
+    return tuple(notes)
 
 
 def _future_index(store: Store | None, new: Sequence[VideoRecord]) -> VideoIndex:
@@ -311,6 +337,9 @@ class _Run:
                     self._execute(plan)
         except KeyboardInterrupt:
             interrupted = True
+        except Exception:
+            self._save_what_is_whole()
+            raise
         with _interrupts_held_back(for_good=True):
             if self._results:
                 self._checkpoint(final=True, interrupted=interrupted)
@@ -318,6 +347,14 @@ class _Run:
             self._progress.running = False
             self._file.write(self._progress, now=True)
         return report
+
+    def _save_what_is_whole(self) -> None:
+        """Commit what came in before an error that ends the run; that error is what the user should hear of."""
+        with _interrupts_held_back(for_good=True), suppress(Exception):
+            if self._results:
+                self._checkpoint(final=True, interrupted=True)
+        self._progress.running = False
+        self._file.write(self._progress, now=True)
 
     def _begin(self, plan: Plan) -> None:
         self._plan = plan
@@ -335,24 +372,16 @@ class _Run:
         )
         spec = replace(self._extractor.spec, compression=self._options.compression)
         provenance = self._provenance()
-        if not plan.new_videos and self._feature in tx.features and not len(plan.overwritten):
+        if self._feature in tx.features and not (plan.new_videos or plan.restart or len(plan.overwritten)):
             return
         if plan.new_videos:
             tx.add_videos(plan.new_videos)
-        if self._feature in tx.features and len(plan.overwritten):
-            self._forget(tx, plan)
+        if plan.restart:
+            tx.remove_feature(self._feature)
+        elif len(plan.overwritten):
+            tx.reset_states(self._feature, plan.overwritten.tolist())
         tx.add_feature(spec, provenance)
         tx.commit()
-
-    def _forget(self, tx: Transaction, plan: Plan) -> None:
-        """Make the videos to overwrite pending; without any others left, start the feature anew with these settings."""
-        states = tx.view.read(fmt.state_name(self._feature), 0, tx.view.meta(fmt.state_name(self._feature)).n_rows)
-        kept = np.setdiff1d(np.flatnonzero(states != State.PENDING), plan.overwritten)
-        if len(kept):
-            check_same(tx.features[self._feature], self._extractor.spec, self._provenance())
-            tx.reset_states(self._feature, plan.overwritten.tolist())
-        else:
-            tx.remove_feature(self._feature)
 
     def _provenance(self) -> dict[str, Any]:
         return {**self._extractor.provenance, "kpstore": __version__}
@@ -459,7 +488,7 @@ class _Run:
             seconds=time.monotonic() - self._began,
             workers=progress.workers,
             interrupted=interrupted,
-            notes=self._plan.listing.problems,
+            notes=(*self._plan.listing.problems, *self._plan.notes),
         )
 
     def _report(self, interrupted: bool) -> Report:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import Fork
+from kpstore.errors import ExtractorError, KpstoreError
 from kpstore.extractors.base import Extractor
 from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.schema.feature import FeatureRows, State
@@ -118,6 +119,8 @@ def run_task(
     report : called with the number of frames each time some more are done.
     """
     began = time.perf_counter()
+    if extract is None:
+        opened_extractor(job)  # here, where an error ends the run: it is not the first video's fault
     chunks = _ChunkWriter(job, task, fork)
     failures: dict[int, str] = {}
     failed_frames = 0
@@ -135,7 +138,7 @@ def run_task(
 def _try_video(job: Job, video: PlannedVideo, extract: Callable[[Job, VideoRecord], VideoRows]) -> VideoRows:
     try:
         return extract(job, video.record)
-    except MemoryError:
+    except ExtractorError:
         raise
     except Exception as error:  # a broken video must not end the run, whatever its reader or the model raises
         _log.warning("video %r failed: %s", video.record.id, error)
@@ -230,7 +233,14 @@ def opened_extractor(job: Job) -> Extractor:
         for extractor in _opened.values():
             extractor.close()
         _opened.clear()
-        job.extractor.open(_device(job))
+        try:
+            job.extractor.open(_device(job))
+        except KpstoreError:
+            raise
+        except Exception as error:
+            raise ExtractorError(
+                f"the extractor of {job.extractor.spec.name!r} does not start: {type(error).__name__}: {error}"
+            ) from error
         _opened[job.run_id] = job.extractor
     return _opened[job.run_id]
 
@@ -321,8 +331,6 @@ class _Collector:
             return
         try:
             rows = self._extractor.extract([image for _, image in batch]).check(self._extractor.spec)
-        except MemoryError:
-            raise
         except Exception as error:  # whatever a model raises, the frame is at fault and the video goes on
             if len(batch) > 1:
                 self._one_by_one(batch)

@@ -122,6 +122,13 @@ def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[st
     if not path.is_file():
         problems.append(f"{split}: no list of annotations at {path.relative_to(base).as_posix()}")
         return {}
+    try:
+        return _read_rows(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidError(f"{path}: is no UTF-8 text of columns separated by '|' ({error})") from None
+
+
+def _read_rows(path: Path) -> dict[str, dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         # Translations hold quotation marks that mean nothing to the list.
         reader = csv.DictReader(file, delimiter="|", quoting=csv.QUOTE_NONE)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import av
     from av.video.stream import VideoStream
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".gif", ".mpg", ".mpeg"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".ogv", ".gif"}
+    | {".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"}
+)
 SPLIT_NAMES = frozenset({"train", "training", "dev", "val", "valid", "validation", "test"})
 
 
@@ -31,6 +34,7 @@ class VideosSource:
 
     If a folder directly below ``root`` is called train, dev, val, test or the like, these folders are the splits, and
     what lies elsewhere has the split ``""``. A video's id is its path without suffix; a folder of pictures is a video.
+    Links to folders are followed. Two files with the same id are a problem, and so is what cannot be read.
 
     Parameters
     ----------
@@ -66,16 +70,15 @@ class VideosSource:
         if not self.root.is_dir():
             what = "is a file" if self.root.exists() else "does not exist"
             raise NotFoundError(f"no folder of videos at {self.root}: it {what}")
-        found = _find(self.root)
-        if not found:
+        found, problems = _find(self.root)
+        if not found and not problems:
             raise InvalidError(
                 f"no videos in {self.root}; looked for folders of pictures and for {', '.join(sorted(VIDEO_SUFFIXES))}"
             )
         videos: list[VideoRecord] = []
-        problems: list[str] = []
         for entry in self._chosen(found):
             try:
-                videos.append(_describe(self.root, entry))
+                videos.append(_describe(self.root, entry, problems))
             except InvalidError as error:
                 problems.append(str(error))
             if on_video is not None:
@@ -109,9 +112,9 @@ class VideosSource:
         InvalidError
             If a file holds more frames than it had when it was listed.
         """
-        first = video.frame_paths[0] if video.frame_paths else ""
-        if "#" in PurePosixPath(first).name:
-            yield from _read_file(self.root, first.rpartition("#")[0], video, skip)
+        file = video.frame_paths[0].rpartition("#")[0] if video.frame_paths else ""
+        if PurePosixPath(file).suffix.lower() in VIDEO_SUFFIXES:
+            yield from _read_file(self.root, file, video, skip)
             return
         for number, path in enumerate(video.frame_paths):
             yield FrameError("left out") if number in skip else read_image(self.root / path)
@@ -127,33 +130,64 @@ class _Entry:
     files: tuple[str, ...] = field(default=(), repr=False)
 
 
-def _find(root: Path) -> list[_Entry]:
-    """Return all videos below a folder, split by split, by id; links to folders are not followed."""
+def _find(root: Path) -> tuple[list[_Entry], list[str]]:
+    """Return all videos below a folder, split by split, by id; and what is wrong with the folder, one line each."""
     raw: list[tuple[str, tuple[str, ...]]] = []
-    for folder, _, names in os.walk(root):
-        relative = Path(folder).relative_to(root).as_posix()
-        prefix = "" if relative == "." else f"{relative}/"
-        raw += [(prefix + name, ()) for name in names if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+    problems: list[str] = []
+    for prefix, names in _walk(root, problems):
+        raw += [(prefix + name, ()) for name in names if _is_video(name)]
         pictures = tuple(sorted((name for name in names if is_image(name)), key=natural_key))
         if pictures:
-            raw.append((relative, pictures))
-    stems = Counter(_stem(path, files) for path, files in raw)
+            raw.append((prefix.rstrip("/") or ".", pictures))
     has_splits = any(path.split("/")[0].lower() in SPLIT_NAMES for path, _ in raw)
-    entries = []
-    for path, files in raw:
-        # Two files that differ only in suffix keep it, so that ids stay unique.
-        video_id = path if stems[_stem(path, files)] > 1 else _stem(path, files)
+    entries: dict[str, _Entry] = {}
+    for path, files in sorted(raw):
+        if not path.isprintable() or not _is_text("".join((path, *files))):
+            problems.append(f"{path!r}: rename it: names have to be text that can be printed")
+            continue
+        stem = _stem(path, files)
+        video_id = root.resolve().name if stem == "." else stem
+        if video_id in entries:
+            problems.append(f"{path} and {entries[video_id].path} would both be video {video_id!r}; rename one")
+            continue
         top = path.split("/")[0]
         split = top if has_splits and top.lower() in SPLIT_NAMES and (files or "/" in path) else ""
-        entries.append(_Entry(path, root.resolve().name if video_id == "." else video_id, split, files))
-    return sorted(entries, key=lambda entry: (entry.split, natural_key(entry.id)))
+        entries[video_id] = _Entry(path, video_id, split, files)
+    return sorted(entries.values(), key=lambda entry: (entry.split, natural_key(entry.id))), problems
+
+
+def _walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder below ``root``, as a prefix for what is in it, with its files; links are followed once."""
+    seen: set[str] = set()
+
+    def refused(error: OSError) -> None:
+        problems.append(f"{error.filename}: {error.strerror}")
+
+    for folder, below, names in os.walk(root, followlinks=True, onerror=refused):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        relative = Path(folder).relative_to(root).as_posix()
+        yield ("" if relative == "." else f"{relative}/"), names
+
+
+def _is_video(name: str) -> bool:
+    # Names that begin with a dot are other systems' notes beside the files: ._clip.mp4 is none.
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
+
+
+def _is_text(name: str) -> bool:
+    return name == name.encode("utf-8", "ignore").decode("utf-8")
 
 
 def _stem(path: str, files: tuple[str, ...]) -> str:
     return path if files else str(PurePosixPath(path).with_suffix(""))
 
 
-def _describe(root: Path, entry: _Entry) -> VideoRecord:
+def _describe(root: Path, entry: _Entry, problems: list[str]) -> VideoRecord:
     if entry.files:
         width, height = image_size(root / entry.path / entry.files[0])
         prefix = "" if entry.path == "." else f"{entry.path}/"
@@ -165,11 +199,12 @@ def _describe(root: Path, entry: _Entry) -> VideoRecord:
         width, height = stream.width, stream.height
         if _quarter_turns(next(_decoded(container, stream), None)) % 2:
             width, height = height, width
-        container.seek(0)
-        n_frames = _count_frames(container, stream)
-    if n_frames == 0:
+    line = _timeline(root, entry.path)
+    if not line.n_frames:
         raise InvalidError(f"{entry.path}: holds no frames")
-    paths = tuple(f"{entry.path}#{number}" for number in range(n_frames))
+    if line.n_frames < line.n_announced:
+        problems.append(f"{entry.path}: ends after {line.n_frames} of {line.n_announced} frames; copy it again")
+    paths = tuple(f"{entry.path}#{number}" for number in range(line.n_frames))
     return VideoRecord(entry.id, entry.split, paths, fps, width, height)
 
 
@@ -193,29 +228,67 @@ class _opened:
             self._container.close()
             raise InvalidError(f"{self._path}: holds no video stream")
         stream = self._container.streams.video[0]
-        stream.thread_type = "AUTO"
+        # With more threads, a damaged frame takes others with it, as many as there are threads.
+        stream.thread_count = 1
         return self._container, stream
 
     def __exit__(self, *_: object) -> None:
         self._container.close()
 
 
-def _count_frames(container: av.container.InputContainer, stream: VideoStream) -> int:
-    """Return the number of frames, from the packets; if the file itself says otherwise, by decoding."""
+@dataclass(frozen=True)
+class _Timeline:
+    """Which frames a file holds.
+
+    Attributes
+    ----------
+    n_frames : in the file.
+    n_announced : how many the file says it holds; 0 if it says nothing.
+    number_of : number of the frame that is shown at a time, in units of the file's own. None if the file has no times
+        that tell frames apart; they are then counted as they come, which is right where all of them can be decoded.
+    """
+
+    n_frames: int
+    n_announced: int
+    number_of: Mapping[int, int] | None
+
+
+def _timeline(root: Path, path: str) -> _Timeline:
+    """Return the frames of a file, by the times at which they are shown.
+
+    Decoders give frames late, reordered, and none where one is damaged: counting what comes out would put the frames
+    behind a damaged one in the wrong rows.
+    """
     from av.error import FFmpegError
 
-    try:
-        packets = sum(1 for packet in container.demux(stream) if packet.size)
-    except FFmpegError:
-        packets = -1
-    if packets > 0 and stream.frames in (0, packets):
-        return packets
-    container.seek(0)
-    return sum(1 for frame in _decoded(container, stream) if not isinstance(frame, FrameError))
+    times: list[int | None] = []
+    n_discarded = 0
+    with _opened(root, path) as (container, stream):
+        name, codec = container.format.name, stream.codec_context.name
+        n_announced = stream.frames if "mp4" in name else 0
+        try:
+            for packet in container.demux(stream):
+                n_discarded += bool(packet.size and packet.is_discard)
+                if packet.size and not packet.is_discard:
+                    times.append(packet.pts)
+        except FFmpegError:
+            pass  # the file ends early; reading it will end here too
+    n_announced = max(0, n_announced - n_discarded)
+    # AVI has no times of its own, and those that are made up for it are wrong for frames that are stored out of order.
+    if None not in times and len(set(times)) == len(times) and not (name == "avi" and codec in ("h264", "hevc")):
+        known = sorted(time for time in times if time is not None)
+        return _Timeline(len(times), n_announced, {time: number for number, time in enumerate(known)})
+    n_decoded = 0
+    with _opened(root, path) as (container, stream):
+        for frame in _decoded(container, stream):
+            if isinstance(frame, FrameError):
+                raise InvalidError(f"{path}: is damaged, and does not say which frame is which; re-encode it as mp4")
+            n_decoded += 1
+    return _Timeline(n_decoded, n_announced, None)
 
 
 def _decoded(container: av.container.InputContainer, stream: VideoStream) -> Iterator[Any]:
-    """Yield decoded frames; what cannot be decoded is an error in its place, and decoding goes on behind it."""
+    """Yield decoded frames, and an error for each piece that cannot be decoded; decoding goes on behind it."""
     from av.error import FFmpegError
 
     packets = container.demux(stream)
@@ -243,20 +316,26 @@ def _quarter_turns(frame: Any) -> int:
 def _read_file(
     root: Path, path: str, video: VideoRecord, skip: Collection[int]
 ) -> Iterator[NDArray[np.uint8] | FrameError]:
-    number = 0
+    line = _timeline(root, path)
+    if line.n_frames > video.n_frames:
+        raise InvalidError(f"{path}: holds more than the {video.n_frames} frames that it had when it was listed")
+    reason = "cannot be decoded"
+    at = 0
     with _opened(root, path) as (container, stream):
         for frame in _decoded(container, stream):
-            if number == video.n_frames:
-                raise InvalidError(
-                    f"{path}: holds more than the {video.n_frames} frames that it announces; re-encode it"
-                )
-            if number in skip:
-                yield FrameError("left out")
-            else:
-                yield frame if isinstance(frame, FrameError) else _upright(frame)
-            number += 1
-    for _ in range(number, video.n_frames):
-        yield FrameError(f"the file ends after {number} of {video.n_frames} frames")
+            if isinstance(frame, FrameError):
+                reason = frame.reason
+                continue
+            number = at if line.number_of is None else line.number_of.get(frame.pts, -1)
+            if number < at:
+                continue  # shown before the video begins, or given twice
+            for _ in range(at, number):
+                yield FrameError(reason)
+            yield FrameError("left out") if number in skip else _upright(frame)
+            at = number + 1
+    for number in range(at, video.n_frames):
+        ended = f"the file ends after {line.n_frames} of {video.n_frames} frames"
+        yield FrameError(reason if number < line.n_frames else ended)
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:

@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 FOLDER_VARIABLE = "KPSTORE_CACHE"
 LIMIT_VARIABLE = "KPSTORE_CACHE_GB"
 DEFAULT_LIMIT_GB = 100.0
-_SUFFIX = ".npy"
+_SUFFIX = ".kpstore.npy"
+"""Not merely .npy: whoever names a folder with arrays of his own as the cache must not lose them when it is cleared."""
 _PART = ".part"
 _LOCK = ".lock"
 _WRITE_BYTES = 64 * 2**20
@@ -97,7 +98,7 @@ class DecodedCache:
         path = self._path(snapshot, name)
         try:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+        except Exception:  # numpy parses headers as Python: torn ones end in errors of every kind
             return None
         if mapped.shape != meta.shape or mapped.dtype != np.dtype(meta.dtype):
             return None
@@ -140,7 +141,6 @@ class DecodedCache:
                         left_over.unlink()  # of a process that was killed: whoever decodes holds the lock
                     if not self._make_room(_decoded_bytes(meta)):
                         return None
-                    path.parent.mkdir(exist_ok=True)
                     _decode(path, meta, chunks, on_chunk)
         except OSError as error:
             _log.warning("%r is read without a cache: %s", name, error)
@@ -165,7 +165,8 @@ class DecodedCache:
         for path in self.folder.glob(f"*/*{_SUFFIX}"):
             with suppress(FileNotFoundError):
                 stat = path.stat()
-                found.append(CacheEntry(path.parent.name, path.stem, stat.st_size, stat.st_mtime, path))
+                name = path.name.removesuffix(_SUFFIX)
+                found.append(CacheEntry(path.parent.name, name, stat.st_size, stat.st_mtime, path))
         return sorted(found, key=lambda entry: entry.used)
 
     def clear(self, snapshots: Collection[str] | None = None) -> int:
@@ -187,7 +188,7 @@ def _decoded_bytes(meta: ArrayMeta) -> int:
 
 def _decode(path: Path, meta: ArrayMeta, chunks: Chunks, on_chunk: Callable[[int, int], None] | None) -> None:
     """Write all rows to a file aside and give it its name when it is whole."""
-    handle, aside = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=_PART, dir=path.parent)
+    handle, aside = _make_aside(path)
     try:
         with os.fdopen(handle, "wb") as file:
             header = {"descr": np.dtype(meta.dtype).str, "fortran_order": False, "shape": meta.shape}
@@ -208,6 +209,15 @@ def _decode(path: Path, meta: ArrayMeta, chunks: Chunks, on_chunk: Callable[[int
         with suppress(OSError):
             os.unlink(aside)
         raise
+
+
+def _make_aside(path: Path) -> tuple[int, str]:
+    while True:
+        path.parent.mkdir(exist_ok=True)
+        if path.parent.is_symlink():
+            raise NotADirectoryError(f"{path.parent} is a link; the cache does not write elsewhere")
+        with suppress(FileNotFoundError):  # the folder was still empty, and whoever cleared the cache removed it
+            return tempfile.mkstemp(prefix=".", suffix=_PART, dir=path.parent)
 
 
 def _remove(entry: CacheEntry) -> None:

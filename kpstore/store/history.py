@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 from kpstore.backends.base import MAIN, Backend, Commit
@@ -96,8 +97,10 @@ def _free_branch(backend: Backend, name: str) -> str:
 
 def check_name(kind: str, name: str) -> None:
     """Raise :class:`InvalidError` for a tag or branch name that could be taken for something else."""
-    if not name or name != name.strip() or any(sign in name for sign in "/\\ \t\n"):
-        raise InvalidError(f"{kind} name {name!r}: use letters, digits, '.', '-' and '_', without spaces or slashes")
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+        raise InvalidError(
+            f"{kind} name {name!r}: use letters, digits, '.', '-', '+' and '_', at least one of them no sign"
+        )
 
 
 def commits(backend: Backend, at: At = None) -> list[Commit]:

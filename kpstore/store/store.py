@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kpstore import plugins
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadView
-from kpstore.errors import InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
+from kpstore.errors import ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
 from kpstore.schema.feature import FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
@@ -356,6 +356,8 @@ class Store:
         """Name this version for good; :class:`ExistsError` if the name is taken."""
         self._require_write()
         check_name("tag", name)
+        if name in self.branches:
+            raise ExistsError(f"{name!r} is a branch of {self.location}; a tag of that name would hide it")
         self._backend.create_tag(name, self.snapshot)
 
     def delete_tag(self, name: str) -> None:
@@ -367,6 +369,8 @@ class Store:
         """Start a branch at this version."""
         self._require_write()
         check_name("branch", name)
+        if name in self.tags:
+            raise ExistsError(f"{name!r} is a tag of {self.location}, which would hide a branch of that name")
         self._backend.create_branch(name, self.snapshot)
 
     def rollback(self, to: At) -> str:

@@ -107,7 +107,7 @@ class Transaction:
         columns: list[str] = list(self._about["annotations"])
         new = [c for c in dict.fromkeys(name for video in videos for name in video.annotations) if c not in columns]
         for name in new:
-            if not name.isidentifier() or name in self._view.names():
+            if not name.isidentifier() or name in self._view.names() or name in fmt.RESERVED_NAMES:
                 raise InvalidError(
                     f"annotation {name!r}: use a name of letters, digits and underscores that is not taken"
                 )
@@ -186,6 +186,10 @@ class Transaction:
         for array in fmt.feature_metas(stored.spec, n_videos=0, n_frames=0):
             self._view.delete(array)
         del self._features[name]
+        in_use = {dim for other in self._features.values() for dim in other.spec.labels}
+        for dim in stored.spec.labels:
+            if dim not in in_use:
+                self._view.delete(dim)
         self._about["features"] = {key: value for key, value in self._about["features"].items() if key != name}
         self._write_about()
 

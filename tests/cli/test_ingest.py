@@ -27,7 +27,7 @@ def test_an_ingest_reports_and_goes_on(kpstore_: Kpstore, dataset: Path, tmp_pat
     report = json.loads(second.out)
     assert (report["videos_done"], report["videos_before"], report["frames"]) == (1, 2, 7)
     third = kpstore_("ingest", "phoenix", dataset, store, *FAST)
-    assert (third.code, third.out.splitlines()[0]) == (0, "points: nothing to do, all 3 videos are there already")
+    assert (third.code, third.out.splitlines()[0]) == (0, "points: nothing to do, all 3 videos were done before")
     assert kpstore.open(store).name == "noise"
     assert kpstore.open(store).splits == ["train", "dev"]
 
@@ -139,6 +139,21 @@ def test_options_of_other_recipes_are_set_by_name(kpstore_: Kpstore, dataset: Pa
     assert result.lines[-1].startswith(
         "error: feature 'points' was made with parameters {\"scale\": 2.5}, this run has"
     )
+
+
+@pytest.mark.parametrize("command", [["info"], ["ingest", "phoenix", "."]])
+def test_stores_elsewhere_are_refused_by_name(kpstore_: Kpstore, command: list[str]) -> None:
+    result = kpstore_(*command, "s3://bucket/a.kps")
+    assert result.code == 2
+    assert "s3://bucket/a.kps" in result.lines[-1]
+
+
+def test_a_place_where_nothing_can_be_made_is_one_line(kpstore_: Kpstore, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = kpstore_("ingest", "phoenix", dataset, tmp_path / "file" / "a.kps", *FAST)
+    assert result.code == 2
+    assert result.lines[-1].startswith("error: ")
+    assert str(tmp_path / "file") in result.lines[-1]
 
 
 def test_the_place_of_a_store_is_respected(kpstore_: Kpstore, dataset: Path, ingested: Path) -> None:

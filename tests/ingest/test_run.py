@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 import kpstore
 from kpstore.backends.icechunk import IcechunkBackend
-from kpstore.errors import BusyError, CorruptError, InvalidError, MismatchError
+from kpstore.errors import BusyError, CorruptError, ExtractorError, InvalidError, MismatchError, NotFoundError
 from kpstore.ingest import run as run_module
 from kpstore.ingest.executors import DaskExecutor
 from kpstore.ingest.report import Progress, feature_progress, read_progress
 from kpstore.ingest.run import Options, SilentObserver, plan_ingest, run_ingest
 from kpstore.schema.feature import FeatureRows, State
+from kpstore.sources.base import Listing
 from tests.conftest import memory_location
 from tests.fakes import FakeExtractor, FakeSource, fake_spec, record
 
@@ -228,6 +229,21 @@ def test_overwrite_extracts_everything_again_with_other_settings(tmp_path: Path)
     assert kpstore.diff(first, second).features_changed["points"].provenance_changed
 
 
+def test_an_interrupted_overwrite_keeps_its_settings(tmp_path: Path) -> None:
+    """Half a feature made with one setting must never be completed with another."""
+    ingest(tmp_path / "s.kps")
+    again, other = replace(SERIAL, overwrite=True), extractor(scale=2.0)
+    run_ingest(source(), tmp_path / "s.kps", other, again, observer=Interrupter(9))
+    half = kpstore.open(tmp_path / "s.kps")
+    assert half.provenance("points")["parameters"] == {"scale": 2.0}
+    assert 9 <= (half.states("points") != State.PENDING).sum() < len(LENGTHS)
+    few = FakeSource({video: LENGTHS[video] for video in list(LENGTHS)[-3:]})
+    for options in (SERIAL, again):
+        with pytest.raises(MismatchError, match=r'"scale": 2.0.*"scale": 1.0'):
+            ingest(tmp_path / "s.kps", options, source=few)
+    assert_same(ingest(tmp_path / "s.kps", extractor=other), ingest(tmp_path / "o.kps", extractor=other))
+
+
 def test_retry_extracts_only_what_failed(serial: kpstore.Store, tmp_path: Path) -> None:
     ingest(tmp_path / "s.kps")
     mended = FakeSource(LENGTHS)
@@ -245,9 +261,14 @@ def test_retry_extracts_only_what_failed(serial: kpstore.Store, tmp_path: Path) 
         ({"extractor": extractor(scale=2.0)}, MismatchError, r'"scale": 1.0.*"scale": 2.0'),
         ({"source": source(problems=("a.png: gone", "b: extra"))}, InvalidError, "2 problems.*\n  a.png.*\n  b: extra"),
         ({"source": replace(source(), lengths={**LENGTHS, "v01": 8})}, InvalidError, "'v01' has 7 frames in .* and 8"),
+        (
+            {"source": replace(source(), lengths=dict(list(LENGTHS.items())[1:]))},
+            InvalidError,
+            "'v01' has split 'dev' in .* and split 'train' in the data set",
+        ),
         ({"source": FakeSource({})}, InvalidError, "no videos to ingest"),
     ],
-    ids=["settings", "problems", "length", "empty"],
+    ids=["settings", "problems", "length", "split", "empty"],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_written(
     tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
@@ -270,6 +291,78 @@ def test_problems_can_be_ignored_and_are_in_the_report(tmp_path: Path) -> None:
         source(problems=("a.png: gone",)), tmp_path / "s.kps", extractor(), replace(SERIAL, ignore_problems=True)
     )
     assert report.notes == ("a.png: gone",)
+
+
+def test_changed_annotations_are_said_and_the_store_keeps_its_own(tmp_path: Path) -> None:
+    class Revised(FakeSource):
+        def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
+            videos = super().scan().videos
+            return Listing((replace(videos[0], annotations={"gloss": "REVISED"}), *videos[1:]))
+
+    ingest(tmp_path / "s.kps", source=FakeSource(LENGTHS))
+    report = run_ingest(Revised(LENGTHS), tmp_path / "s.kps", extractor(), SERIAL)
+    assert report.notes == ("video 'v00' has another gloss now; the store keeps its own",)
+    assert kpstore.open(tmp_path / "s.kps")["gloss"][0] == "GLOSS-v00"
+
+
+def test_two_that_make_the_store_at_once_do_not_hurt_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = IcechunkBackend.create
+
+    def overtaken(self: IcechunkBackend, attrs: Any, message: str) -> str:
+        monkeypatch.setattr(IcechunkBackend, "create", make)
+        kpstore.create(tmp_path / "s.kps", name="the other")
+        return make(self, attrs, message)
+
+    monkeypatch.setattr(IcechunkBackend, "create", overtaken)
+    assert ingest(tmp_path / "s.kps").name == "the other"
+    assert [path.name for path in tmp_path.iterdir()] == ["s.kps"]
+
+
+@dataclass
+class Unstartable(FakeExtractor):
+    """Its model file is not there."""
+
+    def open(self, device: str = "cpu") -> None:
+        raise FileNotFoundError("no weights.onnx")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_model_that_does_not_start_ends_the_run_and_is_no_videos_fault(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(ExtractorError, match=r"'points' does not start: FileNotFoundError: no weights.onnx"):
+        run_ingest(source(), tmp_path / "s.kps", Unstartable(chunk_rows=8), Options(workers=workers))
+    store = kpstore.open(tmp_path / "s.kps")
+    assert (store.states("points") == State.PENDING).all()
+    assert store.failures("points") == []
+    ingest(tmp_path / "s.kps")
+
+
+def test_an_error_that_ends_the_run_loses_nothing_that_was_whole(tmp_path: Path) -> None:
+    class Observer(SilentObserver):
+        def on_progress(self, progress: Progress) -> None:
+            if progress.videos_done > 9:
+                raise RuntimeError("the terminal is gone")
+
+    with pytest.raises(RuntimeError, match="the terminal is gone"):
+        run_ingest(source(), tmp_path / "s.kps", extractor(), SERIAL, observer=Observer())
+    states = kpstore.open(tmp_path / "s.kps").states("points")
+    assert 9 < (states != State.PENDING).sum() < len(LENGTHS)
+    progress = read_progress(IcechunkBackend(str(tmp_path / "s.kps")))
+    assert progress is not None
+    assert not progress.running
+    ingest(tmp_path / "s.kps")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_scheduler_without_workers_is_said(tmp_path: Path) -> None:
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster,
+        pytest.raises(NotFoundError, match="has no workers; start one"),
+    ):
+        ingest(tmp_path / "s.kps", Options(scheduler=cluster.scheduler_address))
 
 
 def test_a_store_that_another_process_writes_is_busy(tmp_path: Path) -> None:

@@ -103,6 +103,12 @@ def test_a_list_without_its_columns_names_file_and_columns(root: Path) -> None:
         PhoenixSource(root).scan()
 
 
+def test_a_list_that_is_no_utf8_is_one_line(root: Path) -> None:
+    (root / "annotations" / "manual" / "PHOENIX-2014-T.dev.corpus.csv").write_bytes(HEADER.encode() + b"\nd|\xfc|\n")
+    with pytest.raises(InvalidError, match=r"dev\.corpus\.csv: is no UTF-8 text"):
+        PhoenixSource(root).scan()
+
+
 def test_splits_and_first_videos_only(root: Path) -> None:
     listing = PhoenixSource(root, splits=("train",), max_videos_per_split=2).scan()
     assert [v.id for v in listing.videos] == ["a", "b"]

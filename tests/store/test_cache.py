@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta
+from kpstore.backends.locks import is_held, waiting_lock
 from kpstore.errors import InvalidError
 from kpstore.store.cache import DecodedCache, default_folder
 
@@ -133,12 +136,12 @@ def test_what_was_opened_longest_ago_makes_room(tmp_path: Path) -> None:
     cache = DecodedCache(tmp_path, limit_bytes=2 * N_BYTES + 600)
     for i, name in enumerate(("a", "b")):
         assert build(cache, name) is not None
-        os.utime(tmp_path / "S1" / f"{name}.npy", (i, i))
+        os.utime(tmp_path / "S1" / f"{name}.kpstore.npy", (i, i))
     mapped = cache.open("S1", "a", META)
     assert [entry.name for entry in cache.entries()] == ["b", "a"]
     assert build(cache, "c") is not None
     assert [entry.name for entry in cache.entries()] == ["a", "c"]
-    os.utime(tmp_path / "S1" / "a.npy", (0, 0))
+    os.utime(tmp_path / "S1" / "a.kpstore.npy", (0, 0))
     assert build(cache, "d") is not None
     assert mapped is not None
     np.testing.assert_array_equal(mapped, VALUES)  # removed, and still readable
@@ -156,7 +159,7 @@ def test_what_is_larger_than_the_limit_is_not_cached(tmp_path: Path) -> None:
 def test_a_file_that_is_not_whole_is_built_again(tmp_path: Path, content: bytes) -> None:
     cache = DecodedCache(tmp_path)
     build(cache)
-    (tmp_path / "S1" / "a.npy").write_bytes(content)
+    (tmp_path / "S1" / "a.kpstore.npy").write_bytes(content)
     assert cache.open("S1", "a", META) is None
     np.testing.assert_array_equal(build(cache), VALUES)
 
@@ -166,8 +169,8 @@ def test_an_array_of_another_shape_or_type_is_not_taken(tmp_path: Path) -> None:
     build(cache)
     for other in (ArrayMeta((99, 4), "float32", 16, ("frame", "x")), ArrayMeta((100, 4), "int32", 16, ("frame", "x"))):
         assert cache.open("S1", "a", other) is None
-    cut = (tmp_path / "S1" / "a.npy").read_bytes()[:-16]
-    (tmp_path / "S1" / "a.npy").write_bytes(cut)
+    cut = (tmp_path / "S1" / "a.kpstore.npy").read_bytes()[:-16]
+    (tmp_path / "S1" / "a.kpstore.npy").write_bytes(cut)
     assert cache.open("S1", "a", META) is None
 
 
@@ -195,6 +198,59 @@ def test_settings_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.
 def test_names_stay_within_the_folder(tmp_path: Path, snapshot: str, name: str) -> None:
     with pytest.raises(InvalidError, match="the cache takes letters, digits and underscores"):
         DecodedCache(tmp_path).build(snapshot, name, META, FakeChunks())
+
+
+def test_clearing_leaves_what_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    np.save(tmp_path / "mine" / "features.npy", VALUES)
+    build(DecodedCache(tmp_path))
+    assert DecodedCache(tmp_path).clear() >= N_BYTES
+    assert (tmp_path / "mine" / "features.npy").exists()
+    assert not (tmp_path / "S1").exists()
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "S1").symlink_to(tmp_path / "elsewhere")
+    assert build(DecodedCache(tmp_path / "cache")) is None
+    assert "is a link" in caplog.text
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_building_while_another_clears(tmp_path: Path) -> None:
+    """Clearing removes empty folders, also the one that was made a moment ago."""
+    cache, done = DecodedCache(tmp_path), threading.Event()
+
+    def clear() -> None:
+        while not done.is_set():
+            cache.clear()
+            with suppress(OSError):
+                (tmp_path / "S1").rmdir()
+
+    clearer = threading.Thread(target=clear)
+    clearer.start()
+    try:
+        for _ in range(100):
+            DecodedCache(tmp_path).build("S1", "a", META, FakeChunks())
+    finally:
+        done.set()
+        clearer.join()
+    assert build(cache) is not None
+
+
+def test_a_fork_does_not_keep_the_lock(tmp_path: Path) -> None:
+    """A loader's worker that is forked while an array is decoded has the lock's file open, too."""
+    with waiting_lock(tmp_path / ".lock"):
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+    try:
+        assert not is_held(tmp_path / ".lock")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_clearing_takes_what_is_asked(tmp_path: Path) -> None:

@@ -40,10 +40,13 @@ def test_at_a_tag_a_branch_or_an_id(versions: list[kpstore.Store]) -> None:
     ]
 
 
-def test_a_tag_wins_over_a_branch_of_the_same_name(versions: list[kpstore.Store]) -> None:
-    versions[1].tag("same")
-    versions[2].branch("same")
-    assert versions[0].at("same").snapshot == versions[1].snapshot
+def test_tags_and_branches_share_their_names(versions: list[kpstore.Store]) -> None:
+    versions[1].tag("one")
+    versions[2].branch("two")
+    with pytest.raises(ExistsError, match="'one' is a tag"):
+        versions[2].branch("one")
+    with pytest.raises(ExistsError, match="'two' is a branch"):
+        versions[1].tag("two")
 
 
 def test_at_a_time_is_the_newest_version_at_or_before_it(versions: list[kpstore.Store]) -> None:
@@ -71,7 +74,7 @@ def test_unknown_versions_list_tags_and_branches(versions: list[kpstore.Store], 
         versions[0].at(at)
 
 
-@pytest.mark.parametrize("name", ["", " v1", "a/b", "a b", "a\\b", "v1\n"])
+@pytest.mark.parametrize("name", ["", " v1", "a/b", "a b", "a\\b", "v1\n", ".", "..", "-", "a\x00", "a:b"])
 def test_names_that_could_be_something_else_are_refused(memory_store: kpstore.Store, name: str) -> None:
     for call, kind in ((memory_store.tag, "tag"), (memory_store.branch, "branch")):
         with pytest.raises(InvalidError, match=f"{kind} name .*: use letters"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,21 @@ def test_labels_of_one_dimension_must_agree(memory_store: kpstore.Store) -> None
     other = FeatureSpec("boxes", (2, 3), ("corner", "space"), labels={"space": ("h", "w", "z")})
     with pytest.raises(MismatchError, match="names 'space' otherwise"), filled.transaction("add") as tx:
         tx.add_feature(other)
+
+
+def test_annotations_may_not_take_names_of_the_index(memory_store: kpstore.Store) -> None:
+    with memory_store.transaction("x") as tx, pytest.raises(InvalidError, match="annotation 'frame'"):
+        tx.add_videos([record("a", 1, **{"frame": "x"})])
+
+
+def test_labels_go_with_the_last_feature_that_uses_them(store: kpstore.Store) -> None:
+    other = replace(fake_spec(4), name="others")
+    with fill(store).transaction("another") as tx:
+        tx.add_feature(other, PROVENANCE)
+    for name, left in (("points", True), ("others", False)):
+        with store.at().transaction("remove") as tx:
+            tx.remove_feature(name)
+        assert ("space" in store.at().view.names()) == left
 
 
 def test_a_removed_feature_stays_in_earlier_versions(store: kpstore.Store) -> None:
