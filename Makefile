@@ -38,7 +38,8 @@ lint: $(VENV)/test ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/test ## measure speed and size (minutes)
+bench: $(VENV)/test ## measure speed and size, beside other formats (minutes)
+	$(PIP) -e ".[bench]"
 	$(BIN)/python -m benchmarks
 
 clean: ## remove what this file made

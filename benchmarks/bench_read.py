@@ -12,7 +12,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ MAPPED_WHOLE = ("npy",)
 """Peers that leave reading to the system: they cannot be extended, compressed or versioned, and set no mark."""
 
 
-def make_store(folder: Path, compression: Any, *, scale: float, lists: list[Path]) -> str:
+def make_store(folder: Path, compression: Any, *, scale: float, lists: Sequence[Path]) -> str:
     """Ingest made-up keypoints; return the store's location."""
     path = folder / f"{compression}.kps"
     source = SyntheticSource(phoenix_lengths(lists, scale=scale))
@@ -128,8 +128,16 @@ def marks(raw: BenchReport, packed: BenchReport, parts: dict[str, list[float]]) 
     ]
 
 
-def run(*, scale: float, against: list[str], runs: int, seconds: float, lists: list[Path]) -> dict[str, Any]:
+def default_peers() -> list[str]:
+    """Return the installed peers but those that fill the memory."""
+    return [name for name in installed_peers() if name not in LOADED_WHOLE]
+
+
+def run(
+    *, scale: float, runs: int, against: list[str] | None = None, seconds: float = 1.0, lists: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Make both stores, measure, and compare with the marks."""
+    against = default_peers() if against is None else against
     settings = Settings(runs=runs, seconds=seconds)
     with tempfile.TemporaryDirectory(prefix="kpstore-bench-read-") as name:
         folder = Path(name)
@@ -163,8 +171,9 @@ def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 8,257 videos")
-    peers = [name for name in installed_peers() if name not in LOADED_WHOLE]
-    parser.add_argument("--against", nargs="*", default=peers, help="peers; all that are installed, but npz and pickle")
+    parser.add_argument(
+        "--against", nargs="*", default=default_peers(), help="peers; all that are installed, but npz and pickle"
+    )
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--lengths", type=Path, nargs="*", default=[], help="CSV lists with split and num_frames")

@@ -104,8 +104,8 @@ class FeatureSpec(ArraySpec):
     labels : names along an axis of a row, by dimension, e.g. ``{"space": ("x", "y", "z")}``.
     companions : arrays with the same rows, such as a presence mask (``detected``) or a confidence (``visibility``).
     chunk_rows : rows per chunk; 0 picks the largest power of two that stays within 2 MiB decoded.
-    compression : of the values: ``"raw"`` is none, and reads fastest; ``"lz4"`` saves a fifth of the space of
-        keypoints, ``"zstd"`` a little more; neither saves anything on network features.
+    compression : of the values: ``"raw"`` is none, and reads fastest; ``"lz4"`` saves a fifth to two fifths
+        of the space of keypoints, ``"zstd"`` a little more; neither saves anything on network features.
     attrs : further facts about the layout (JSON), such as a list of mesh points.
     """
 

@@ -132,7 +132,7 @@ def feature_metas(spec: FeatureSpec, *, n_videos: int, n_frames: int) -> dict[st
             (spec.axis, *array.dims),
             array.fill,
             attrs,
-            # float32 keypoints shrink by a fifth and read several times slower when compressed (docs/decisions/003).
+            # float32 keypoints shrink by a fifth to two fifths and read slower when compressed (docs/decisions/003).
             codec=spec.compression if name == spec.name else "zstd",
         )
     if spec.axis == "frame":
@@ -151,14 +151,15 @@ def label_metas(spec: FeatureSpec) -> dict[str, tuple[ArrayMeta, NDArray[np.obje
 
 
 def row_arrays(spec: FeatureSpec, rows: FeatureRows, status: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """Return what to write into which array for some rows of a frame feature.
+    """Return what to write into which array for some rows of a feature.
 
     Parameters
     ----------
-    status : (rows,) uint8, a :class:`State` for each row.
+    status : (rows,) uint8, a :class:`State` for each row; only features of frames keep it.
     """
     companions = {f"{spec.name}_{name}": array for name, array in rows.companions.items()}
-    return {spec.name: rows.values, **companions, status_name(spec.name): status}
+    states = {status_name(spec.name): status} if spec.axis == "frame" else {}
+    return {spec.name: rows.values, **companions, **states}
 
 
 def check_feature(features: Mapping[str, StoredFeature], name: str) -> StoredFeature:

@@ -386,3 +386,42 @@ def test_worker_processes_give_the_same_batches(tmp_path: Path, method: str) -> 
     command = [sys.executable, "-W", "ignore", str(script), made.location, str(tmp_path / "cache"), method]
     done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
     assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr
+
+
+STATEFUL = """
+import sys, kpstore
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+def make(workers):
+    loader = kpstore.loader(kpstore.open(sys.argv[1]).frames("points"), 8, pool_mib=0.001)
+    return StatefulDataLoader(loader.dataset, sampler=loader.sampler, batch_size=None, num_workers=workers,
+                              multiprocessing_context="forkserver" if workers else None)
+
+def rows(batches):
+    return [batch["row"].tolist() for batch in batches]
+
+def main():
+    for workers in (0, 2):
+        whole = rows(make(workers))
+        first = make(workers)
+        batches = iter(first)
+        seen = [next(batches)["row"].tolist() for _ in range(5)]
+        again = make(workers)
+        again.load_state_dict(first.state_dict())
+        assert seen + rows(again) == whole
+        assert rows(again) != whole  # the next epoch
+    print("equal")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.timeout(150)
+def test_torchdatas_stateful_loader_goes_on_where_it_was(tmp_path: Path) -> None:
+    made = long_store(kpstore.create(tmp_path / "a.kps"))
+    script = tmp_path / "script.py"
+    script.write_text(STATEFUL)
+    command = [sys.executable, "-W", "ignore", str(script), made.location]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
+    assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr
