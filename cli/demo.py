@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import render
-from .export import print_exported
+from .formats import print_exported
 from .ingest import print_report
 from .look import print_log, print_summary
 from .watcher import make_watcher
@@ -72,10 +72,10 @@ def _log(store: Store) -> None:
 
 
 def _export(store: Store, out_dir: Path) -> None:
-    from kpstore.interop.npz import export_npz
+    from kpstore.interop.run import export_file
 
     _say("export", f"kpstore export npz {store.location} {out_dir} --force")
-    print_exported(export_npz(store, out_dir, overwrite=True))
+    print_exported(export_file(store, out_dir, "npz", overwrite=True))
 
 
 def _batch(store: Store) -> None:

@@ -11,6 +11,7 @@ from kpstore.errors import KpstoreError
 if TYPE_CHECKING:
     from kpstore.api import Loader, Store, create, diff, loader, open
     from kpstore.ingest.run import run_ingest
+    from kpstore.interop.run import export_file, import_file
     from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
     from kpstore.schema.index import VideoRecord
 
@@ -20,6 +21,8 @@ _HOMES = {
     "Store": "kpstore.api",
     "create": "kpstore.api",
     "diff": "kpstore.api",
+    "export_file": "kpstore.interop.run",
+    "import_file": "kpstore.interop.run",
     "loader": "kpstore.api",
     "open": "kpstore.api",
     "run_ingest": "kpstore.ingest.run",
@@ -42,6 +45,8 @@ __all__ = [
     "__version__",
     "create",
     "diff",
+    "export_file",
+    "import_file",
     "loader",
     "open",
     "plugins",

@@ -292,6 +292,20 @@ class Backend(Protocol):
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
         """Make an empty store with one version and return its id; :class:`ExistsError` if the place is taken."""
 
+    def move(self, location: str) -> None:
+        """Give the store, with all its versions, another place of the same kind, in one step.
+
+        This object, and what was opened through it, is then spent.
+
+        Raises
+        ------
+        ExistsError
+            If the place is taken.
+        """
+
+    def remove(self) -> None:
+        """Remove the store with all its versions; nothing happens if there is none."""
+
     def view(self, snapshot: str) -> ReadView:
         """Open a version by its id; :class:`NotFoundError` if there is none."""
 

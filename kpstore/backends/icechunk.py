@@ -107,10 +107,7 @@ class IcechunkBackend:
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
         """Make the directory and an empty store in it."""
         _guard_fork()
-        taken = ExistsError(f"{self.location} already exists and is not empty; choose another path for the store")
-        target = self._path.resolve()  # a link to an empty folder will do
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise taken
+        target = _free_place(self.location)
         # Built aside and renamed, so that a kill leaves either no store or one that opens.
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.creating-", dir=target.parent))
@@ -120,15 +117,19 @@ class IcechunkBackend:
             zarr.create_group(session.store, attributes=dict(attrs))
             snapshot = str(session.commit(message))
             aside.chmod(0o777 & ~_umask())
-            try:
-                aside.rename(target)
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise taken from None  # by another process, meanwhile
-                raise
+            _rename(aside, target, self.location)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return snapshot
+
+    def move(self, location: str) -> None:
+        """Rename the directory."""
+        _rename(self._path, _free_place(location), location)
+
+    def remove(self) -> None:
+        """Remove the directory."""
+        if self.exists():
+            shutil.rmtree(self._path)
 
     @cached_property
     def _repository(self) -> icechunk.Repository:
@@ -462,6 +463,27 @@ def _write_rows(array: zarr.Array[Any], name: str, start: int, values: NDArray[A
     if not array.config.write_empty_chunks:
         array = array.with_config({"write_empty_chunks": True})
     array[start : start + len(values)] = values
+
+
+def _free_place(location: str) -> Path:
+    """Return where a new store goes: nothing is there, or an empty folder, or a link to one."""
+    target = Path(location).absolute().resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise _taken(location)
+    return target
+
+
+def _taken(location: str) -> ExistsError:
+    return ExistsError(f"{location} already exists and is not empty; choose another path for the store")
+
+
+def _rename(folder: Path, target: Path, location: str) -> None:
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise _taken(location) from None  # by another process, meanwhile
+        raise
 
 
 def _umask() -> int:

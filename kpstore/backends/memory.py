@@ -77,6 +77,17 @@ class MemoryBackend:
         view.set_attrs(attrs)
         return view.commit(message)
 
+    def move(self, location: str) -> None:
+        """Give the store another name."""
+        if location in _repositories:
+            raise ExistsError(f"{location} already exists; choose another name for the store")
+        self._repo()
+        _repositories[location] = _repositories.pop(self.location)
+
+    def remove(self) -> None:
+        """Forget the store."""
+        _repositories.pop(self.location, None)
+
     def view(self, snapshot: str) -> _View:
         """Open a version by its id."""
         if snapshot not in self._repo().commits:

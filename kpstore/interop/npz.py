@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from kpstore.errors import ExistsError, InvalidError
+from kpstore.errors import InvalidError
+from kpstore.interop.base import ExportedFile, ExportReport, Format, OnProgress, Option
+from kpstore.interop.files import check_free, written_aside
 from kpstore.schema.feature import State
 from kpstore.store import format as fmt
 from kpstore.store.coverage import part_names
@@ -31,42 +31,8 @@ _BLOCK_FRAMES = 4096
 
 
 @dataclass(frozen=True)
-class ExportedSplit:
-    """The files of one split.
-
-    Parameters
-    ----------
-    split : its name in the store.
-    path, stats_path : the two files.
-    frames, videos : what they hold.
-    left_out : frames left out, by reason: ``"failed"``, ``"pending"``, ``"empty"``.
-    """
-
-    split: str
-    path: Path
-    stats_path: Path
-    frames: int
-    videos: int
-    left_out: dict[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
-        return {**vars(self), "path": str(self.path), "stats_path": str(self.stats_path)}
-
-
-def export_npz(
-    store: Store,
-    out_dir: str | os.PathLike[str],
-    *,
-    feature: str = "keypoints",
-    splits: Sequence[str] | None = None,
-    missing: Missing = "zeros",
-    failed: Keep = "drop",
-    empty: Keep = "drop",
-    overwrite: bool = False,
-    on_progress: Callable[[int], None] | None = None,
-) -> list[ExportedSplit]:
-    """Write one npz file and one stats file per split, as ``prepare_model_input`` makes them.
+class NpzExport:
+    """Writes one npz file and one stats file per split, as ``prepare_model_input`` makes them.
 
     The npz file holds ``keypoints`` (N, 143, 3) float32, ``image_paths`` (N) and ``video_ids`` (N) text. With the
     defaults it is what users' scripts write: a part that was not detected is zeros, and a frame in which nothing was
@@ -75,41 +41,46 @@ def export_npz(
 
     Parameters
     ----------
-    out_dir : folder for the files, made if it is not there.
     feature : any feature of frames; other features than ``keypoints`` give their own name to array and files.
     splits : only these; videos without a split go to ``all_keypoints.npz``.
     missing : ``"nan"`` writes a part that was not detected as NaN.
     failed : ``"keep"`` writes frames that failed, as missing.
     empty : ``"keep"`` writes frames in which nothing was detected, as missing.
-    overwrite : replace files that are there; without it they are an error, and nothing is written.
-    on_progress : called with the number of frames each time some more are written.
-
-    Raises
-    ------
-    NotFoundError
-        If there is no such feature or split.
-    ExistsError
-        If a file is there already.
-    InvalidError
-        If the feature belongs to videos, or a split's name cannot be a file's.
     """
-    _check_choice("missing", missing, ("zeros", "nan"))
-    _check_choice("failed", failed, ("drop", "keep"))
-    _check_choice("empty", empty, ("drop", "keep"))
-    if store.feature(feature).axis != "frame":
-        raise InvalidError(f"feature {feature!r} belongs to videos; npz files hold features of frames")
-    wanted = store.splits if splits is None else list(dict.fromkeys(splits))
-    store.index.select(split=wanted)
-    paths = {split: _paths(Path(out_dir), split, feature) for split in wanted}
-    _check_paths(paths, overwrite)
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    exported = []
-    for split, (path, stats_path) in paths.items():
-        choice = _choose(store, feature, split, failed, empty)
-        writer = _SplitWriter(store, feature, choice, missing, on_progress or (lambda n: None))
-        _replace_both(path, stats_path, writer.write_npz, lambda w=writer, s=split: w.stats(s))  # type: ignore[misc]
-        exported.append(ExportedSplit(split, path, stats_path, len(choice.rows), writer.n_videos, choice.left_out))
-    return exported
+
+    feature: Annotated[str, Option("Which feature.")] = "keypoints"
+    splits: Annotated[
+        Sequence[str] | None, Option("Only these, as `train dev` or `train,dev`; all by default.", metavar="SPLIT...")
+    ] = None
+    missing: Annotated[Missing, Option("What a part that was not detected becomes.")] = "zeros"
+    failed: Annotated[Keep, Option("Frames that failed.")] = "drop"
+    empty: Annotated[Keep, Option("Frames in which nothing was detected.")] = "drop"
+
+    def __post_init__(self) -> None:
+        _check_choice("missing", self.missing, ("zeros", "nan"))
+        _check_choice("failed", self.failed, ("drop", "keep"))
+        _check_choice("empty", self.empty, ("drop", "keep"))
+
+    def export(
+        self, store: Store, path: Path, *, overwrite: bool = False, on_progress: OnProgress | None = None
+    ) -> ExportReport:
+        """Write the files into the folder ``path``; see :class:`kpstore.interop.base.Exporter`."""
+        if store.feature(self.feature).axis != "frame":
+            raise InvalidError(f"feature {self.feature!r} belongs to videos; npz files hold features of frames")
+        wanted = store.splits if self.splits is None else list(dict.fromkeys(self.splits))
+        store.index.select(split=wanted)
+        paths = {split: _paths(path, split, self.feature) for split in wanted}
+        _check_paths(paths, overwrite)
+        exported = []
+        for split, (npz_path, stats_path) in paths.items():
+            choice = _choose(store, self.feature, split, self.failed, self.empty)
+            writer = _SplitWriter(store, self.feature, choice, self.missing, on_progress or (lambda n: None))
+            with written_aside(npz_path, stats_path) as (npz_aside, stats_aside):
+                writer.write_npz(npz_aside)
+                stats = json.dumps(writer.stats(split), indent=2, ensure_ascii=False)
+                stats_aside.write_text(stats + "\n", encoding="utf-8")
+            exported.append(ExportedFile(npz_path, len(choice.rows), writer.n_videos, split, choice.left_out))
+        return ExportReport(exported)
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -129,10 +100,7 @@ def _check_paths(paths: dict[str, tuple[Path, Path]], overwrite: bool) -> None:
     files = [path for pair in paths.values() for path in pair]
     if len(set(files)) != len(files):
         raise InvalidError(f"the store has a split named {UNSPLIT!r} and videos without one; export them one by one")
-    there = [str(path) for path in files if path.exists()]
-    if there and not overwrite:
-        more = f" and {len(there) - 1} more" if there[1:] else ""
-        raise ExistsError(f"{there[0]}{more} exist already; choose another folder, or replace them with --force")
+    check_free(files, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -232,15 +200,10 @@ def _write_array(
             file.write(np.ascontiguousarray(block).tobytes())
 
 
-def _replace_both(
-    path: Path, stats_path: Path, write_npz: Callable[[Path], None], stats: Callable[[], dict[str, Any]]
-) -> None:
-    """Write both files aside, then give them their names: a kill leaves the old ones, or none, never a half."""
-    with ExitStack() as cleanup:
-        aside = [file.with_name(f".{file.name}.{os.getpid()}") for file in (path, stats_path)]
-        for file in aside:
-            cleanup.callback(file.unlink, missing_ok=True)
-        write_npz(aside[0])
-        aside[1].write_text(json.dumps(stats(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for file, name in zip(aside, (path, stats_path), strict=True):
-            os.replace(file, name)
+NPZ = Format(
+    "npz",
+    "Arrays per split: {split}_keypoints.npz and {split}_stats.json, as keypoint trainers read them.",
+    exporter=NpzExport,
+    target="folder",
+    examples=("export npz phoenix.kps OUT", "export npz phoenix.kps OUT --splits train dev"),
+)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -43,6 +45,26 @@ def backend_for(location: str) -> Backend:
         kind = "icechunk"
     backend: Backend = plugins.load("kpstore.backends", kind)(location)
     return backend
+
+
+@contextmanager
+def building(location: str, *, name: str, kpstore_version: str) -> Iterator[Store]:
+    """Give a new store to fill, beside ``location``; it gets that place when the block ends without an error.
+
+    Raises
+    ------
+    ExistsError
+        If the place is taken.
+    """
+    folder, slash, last = location.rstrip("/").rpartition("/")
+    aside = backend_for(f"{folder}{slash}.building-{uuid.uuid4().hex[:8]}.{last}")
+    if backend_for(location).exists():
+        raise ExistsError(f"{location} already exists; choose another place for the store")
+    try:
+        yield Store.create(aside.location, name=name, kpstore_version=kpstore_version)
+        aside.move(location)
+    finally:
+        aside.remove()
 
 
 class FeatureArray:

@@ -18,7 +18,7 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.store import format as fmt
 
-_IGNORED_PROVENANCE = frozenset({"kpstore"})
+_IGNORED_PROVENANCE = frozenset({"document", "kpstore"})
 """Keys that may differ between two runs whose numbers are the same."""
 
 
@@ -242,8 +242,7 @@ class Transaction:
             raise InvalidError(f"feature {feature!r} belongs to frames; use write()")
         position = self.read_index().position(video_id)
         block = (values if isinstance(values, FeatureRows) else FeatureRows(np.asarray(values)[None])).check(spec)
-        for name, array in zip(spec.arrays, [block.values, *block.companions.values()], strict=True):
-            self._view.write(name, position, array)
+        self.write_rows(feature, position, block, np.full(1, State.DONE, dtype=np.uint8))
         self.set_states(feature, {position: ""})
 
     def _frame_feature(self, feature: str) -> FeatureSpec:
@@ -253,9 +252,14 @@ class Transaction:
         return spec
 
     def write_rows(self, feature: str, start: int, rows: FeatureRows, status: NDArray[np.uint8]) -> None:
-        """Write any run of rows of a frame feature, with their states; the ledger is :meth:`set_states`' business."""
+        """Write any run of rows of a feature, with their states; the ledger is :meth:`set_states`' business."""
         for name, array in fmt.row_arrays(self._features[feature].spec, rows, status).items():
             self._view.write(name, start, array)
+
+    def read_states(self, feature: str) -> NDArray[np.uint8]:
+        """(videos,) uint8: a :class:`State` for each video."""
+        name = fmt.state_name(fmt.check_feature(self._features, feature).spec.name)
+        return self._view.read(name, 0, self._view.meta(name).n_rows)
 
     def set_states(self, feature: str, failures: Mapping[int, str]) -> None:
         """Enter finished videos into the ledger of a feature.

@@ -120,7 +120,7 @@ def test_npz_files_of_any_feature(kpstore_: Kpstore, ingested: Path, tmp_path: P
     again = kpstore_("export", "npz", ingested, out, "--feature", "points")
     assert (again.code, len(again.lines)) == (2, 1)
     forced = kpstore_("export", "npz", ingested, out, "--feature", "points", "--force", "--empty", "keep", "--json")
-    assert [split["frames"] for split in json.loads(forced.out)] == [25, 7]
+    assert [file["frames"] for file in json.loads(forced.out)["files"]] == [25, 7]
     for arguments in ([], ["--feature", "points", "--splits", "val"], ["--feature", "points", "--at", "v9"]):
         wrong = kpstore_("export", "npz", ingested, tmp_path / "no", *arguments)
         assert (wrong.code, len(wrong.lines)) == (2, 1)

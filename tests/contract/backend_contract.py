@@ -85,6 +85,27 @@ class BackendContract:
             made.create({}, "again")
         assert made.branches() == before
 
+    def test_a_store_can_be_moved_with_its_versions(self, made: Backend) -> None:
+        add_array(made)
+        commit_rows(made, "a", 0, numbers(10))
+        folder, slash, last = made.location.rpartition("/")
+        moved = type(made)(f"{folder}{slash}moved-{last}")
+        made.move(moved.location)
+        assert not type(made)(made.location).exists()
+        assert len(list(moved.history(moved.branches()[MAIN]))) == 3
+        np.testing.assert_array_equal(newest(moved).read("a", 0, 10), numbers(10))
+        again = type(made)(made.location)
+        again.create({}, "another")
+        with pytest.raises(ExistsError, match="moved-"):
+            again.move(moved.location)
+        assert again.exists()
+
+    def test_a_removed_store_is_gone(self, made: Backend) -> None:
+        again = type(made)(made.location)
+        again.remove()
+        assert not again.exists()
+        again.remove()
+
     def test_the_backend_pickles(self, made: Backend) -> None:
         add_array(made)
         again = pickle.loads(pickle.dumps(made))

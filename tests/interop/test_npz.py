@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +11,19 @@ import pytest
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
 from kpstore.interop import npz
-from kpstore.interop.npz import export_npz
+from kpstore.interop.base import ExportedFile
+from kpstore.interop.npz import NpzExport
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
 from tests.fakes import record
 
 LENGTHS = {"a": ("train", 6), "b": ("train", 3), "c": ("dev", 4), "d": ("dev", 2)}
+
+
+def export_npz(
+    store: kpstore.Store, path: Path, *, overwrite: bool = False, on_progress: Any = None, **options: Any
+) -> Sequence[ExportedFile]:
+    return NpzExport(**options).export(store, path, overwrite=overwrite, on_progress=on_progress).files
 
 
 def keypoint_rows(n_frames: int, seed: int) -> FeatureRows:
@@ -130,7 +139,7 @@ def test_a_failed_export_leaves_nothing(
 def test_videos_without_a_split_are_all(memory_store: kpstore.Store, tmp_path: Path) -> None:
     (exported,) = export_npz(filled(memory_store, dict.fromkeys(LENGTHS, "")), tmp_path)
     assert exported.path.name == "all_keypoints.npz"
-    assert json.loads(exported.stats_path.read_text())["split"] == "all"
+    assert json.loads((tmp_path / "all_stats.json").read_text())["split"] == "all"
 
 
 @pytest.mark.parametrize("split", ["../evil", "a\\b", "/abs", ".hidden", "..", "c:", "x\n"])

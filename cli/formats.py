@@ -1,0 +1,191 @@
+"""``kpstore import`` and ``kpstore export``: one command per format, with options made from the format's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+from typer.core import TyperGroup
+
+from kpstore import plugins
+from kpstore.errors import MissingExtraError
+
+from . import render
+from .arguments import At, Json, ListCommand, StoreArgument, split_names
+from .watcher import frames_bar
+
+if TYPE_CHECKING:
+    from kpstore.interop.base import ExportReport, Format
+    from kpstore.interop.run import ImportReport
+
+GROUP: plugins.Group = "kpstore.formats"
+SPLITS = "splits"
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Add these commands."""
+    for name, group, help_text in (
+        ("import", _ImportGroup, "Store what files of other formats hold. One commit, or nothing."),
+        ("export", _ExportGroup, "Write other formats out of a store."),
+    ):
+        app = typer.Typer(cls=group, no_args_is_help=True, help=help_text)
+        app.callback()(lambda: None)
+        parent.add_typer(app, name=name)
+
+
+class _FormatGroup(TyperGroup):
+    """Commands that are made when they are asked for: a format's module may need numpy, or an extra."""
+
+    def make(self, found: Format) -> Callable[..., None] | None:
+        raise NotImplementedError
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the formats that go this way."""
+        return [name for name in plugins.names(GROUP) if self._can(name)]
+
+    def _can(self, name: str) -> bool:
+        try:
+            return self.make(plugins.load(GROUP, name)) is not None
+        except MissingExtraError:
+            return True  # it says what is missing when it is called
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of a format."""
+        if cmd_name not in plugins.names(GROUP):
+            return None
+        try:
+            found: Format = plugins.load(GROUP, cmd_name)
+        except MissingExtraError as error:
+            return _command(cmd_name, _refusing(error), str(error), ())
+        run = self.make(found)
+        way = "import " if isinstance(self, _ImportGroup) else "export "
+        examples = [f"kpstore {example}" for example in found.examples if example.startswith(way)]
+        return None if run is None else _command(cmd_name, run, found.summary, examples)
+
+
+class _ImportGroup(_FormatGroup):
+    def make(self, found: Format) -> Callable[..., None] | None:
+        return None if found.importer is None else _importing(found)
+
+
+class _ExportGroup(_FormatGroup):
+    def make(self, found: Format) -> Callable[..., None] | None:
+        return None if found.exporter is None else _exporting(found)
+
+
+def _command(name: str, run: Callable[..., None], summary: str, examples: Any) -> Any:
+    app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+    epilog = "\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples]) if examples else None
+    app.command(name, cls=ListCommand, help=summary, epilog=epilog)(run)
+    return typer.main.get_command(app)
+
+
+def _refusing(error: MissingExtraError) -> Callable[..., None]:
+    def run(words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
+        raise error
+
+    return run
+
+
+Source = Annotated[Path, typer.Argument(metavar="PATH", help="File or folder to read.", show_default=False)]
+NewStore = Annotated[
+    str, typer.Argument(metavar="STORE", help="The store, made if it is not there.", show_default=False)
+]
+Target = Annotated[Path, typer.Argument(metavar="OUT", help="What to write.", show_default=False)]
+Name = Annotated[str, typer.Option(help="Name of the data set, for a new store.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+def _importing(found: Format) -> Callable[..., None]:
+    def run(path: Source, store: NewStore, name: Name = "", json: Json = False, **options: Any) -> None:
+        from kpstore.interop.run import import_file
+
+        with frames_bar("importing") as on_progress:
+            report = import_file(path, store, found.name, name=name, on_progress=on_progress, **_given(options))
+        render.print_json(report.to_json()) if json else print_imported(report)
+
+    return _with_options(run, found.importer)
+
+
+def _exporting(found: Format) -> Callable[..., None]:
+    def run(
+        store: StoreArgument, out: Target, at: At = None, force: Force = False, json: Json = False, **options: Any
+    ) -> None:
+        import kpstore
+        from kpstore.interop.run import export_file
+
+        with frames_bar("exporting") as on_progress:
+            report = export_file(
+                kpstore.open(store, at), out, found.name, overwrite=force, on_progress=on_progress, **_given(options)
+            )
+        render.print_json(report.to_json()) if json else print_exported(report)
+
+    return _with_options(run, found.exporter)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: split_names(value) if name == SPLITS else value for name, value in options.items()}
+
+
+def _with_options(run: Callable[..., None], settings: Any) -> Callable[..., None]:
+    """Give a command the fields of a dataclass as options, in place of its ``**options``."""
+    from kpstore.interop.base import Option
+
+    hints = get_type_hints(settings, include_extras=True)
+    own = [p for p in inspect.signature(run, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    shared = []
+    for field in fields(settings):
+        hint = hints[field.name]
+        about = next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Option)), Option(""))
+        plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if field.name == SPLITS:
+            plain = list[str] | None
+        # A switch that is off needs no opposite; one that is on has --no-NAME.
+        flags = (f"--{field.name.replace('_', '-')}",) if plain is bool and field.default is False else ()
+        option = typer.Option(*flags, help=about.help, metavar=about.metavar)
+        shared.append(
+            inspect.Parameter(field.name, keyword, default=field.default, annotation=Annotated[plain, option])
+        )
+
+    def wrapper(**given: Any) -> None:
+        run(**given)
+
+    parameters = [*(p.replace(kind=keyword) for p in own), *shared]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def print_imported(report: ImportReport) -> None:
+    """Print what was stored."""
+    failed = f", {render.number(report.failed_frames)} of them failed" if report.failed_frames else ""
+    typer.echo(
+        f"{report.location}: {' and '.join(report.features)} of {render.count(report.videos, 'video')}, "
+        f"{render.count(report.frames, 'frame')}{failed}"
+    )
+    _print_notes(report.notes)
+
+
+def print_exported(report: ExportReport) -> None:
+    """Print what was written, and what was not."""
+    for file in report.files:
+        left = ", ".join(f"{render.number(n)} {reason}" for reason, n in file.left_out.items() if n)
+        typer.echo(
+            f"{file.path}: {render.count(file.frames, 'frame')} of {render.count(file.videos, 'video')}"
+            + (f"; left out: {left}" if left else "")
+        )
+    _print_notes(report.notes)
+
+
+def _print_notes(notes: Any) -> None:
+    if notes:
+        typer.echo("not carried over:")
+        for line in notes[: render.SHOWN_FAILURES]:
+            typer.echo(f"  {line}")
+        if len(notes) > render.SHOWN_FAILURES:
+            typer.echo(f"  … and {len(notes) - render.SHOWN_FAILURES} more (--json lists all)")

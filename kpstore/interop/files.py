@@ -1,0 +1,91 @@
+"""Files of foreign formats: written aside and renamed, opened with one clear line, named within their folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from kpstore.errors import ExistsError, InvalidError, NotFoundError
+
+
+def check_there(path: Path, what: str, *, folder: bool = False) -> None:
+    """Raise :class:`NotFoundError` unless ``path`` is a file (or a folder); ``what`` is e.g. ``"a pickle"``."""
+    if folder and not path.is_dir():
+        raise NotFoundError(f"no folder of {what} at {path}: it {'is a file' if path.exists() else 'does not exist'}")
+    if not folder and not path.is_file():
+        raise NotFoundError(f"no {what} at {path}: it {'is a folder' if path.is_dir() else 'does not exist'}")
+
+
+def check_free(paths: Iterable[Path], *, overwrite: bool) -> None:
+    """Raise :class:`ExistsError` if any of ``paths`` exists and may not be replaced."""
+    there = [path for path in paths if path.exists() or path.is_symlink()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more" if there[1:] else ""
+        raise ExistsError(f"{there[0]}{more} exist already; choose another place, or replace them with --force")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the place of a file of a folder; ``name`` comes from data and may hold forward slashes.
+
+    Raises
+    ------
+    InvalidError
+        If it would lead out of the folder, or cannot be a file's name.
+    """
+    parts = PurePosixPath(name).parts
+    odd = not parts or ".." in parts or any(not part.isprintable() or "\\" in part or ":" in part for part in parts)
+    if odd or PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
+        raise InvalidError(f"{name!r} cannot be the name of a file in {folder}: it would lead elsewhere")
+    return folder.joinpath(*parts)
+
+
+@contextmanager
+def written_aside(*paths: Path) -> Iterator[list[Path]]:
+    """Give names to write to; the files get the names asked for when the block ends without an error.
+
+    Yields
+    ------
+    list of Path
+        One for each of ``paths``, in the same folder; folders are made.
+    """
+    asides: list[Path] = []
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+            os.fchmod(handle, 0o666 & ~_umask())
+            os.close(handle)
+            asides.append(Path(name))
+        yield asides
+        for aside, path in zip(asides, paths, strict=True):
+            os.replace(aside, path)
+    finally:
+        for aside in asides:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_aside(path: Path) -> Iterator[Path]:
+    """Give a folder to write to, which takes the place of ``path`` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
+    old = aside.with_name(f"{aside.name}.old")
+    try:
+        aside.chmod(0o777 & ~_umask())
+        yield aside
+        if path.exists():
+            os.replace(path, old)
+        os.replace(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

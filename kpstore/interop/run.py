@@ -1,0 +1,292 @@
+"""Foreign files into stores: one commit, or nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kpstore import plugins
+from kpstore._version import __version__
+from kpstore.errors import ExistsError, InvalidError, MissingExtraError, NotFoundError, UnsupportedError
+from kpstore.interop.base import Document, Exporter, ExportReport, Format, ImportedFeature, ImportedVideo, OnProgress
+from kpstore.schema.feature import FeatureRows, State
+from kpstore.store.store import Store, backend_for, building
+from kpstore.store.transaction import Transaction, failure_text
+
+GROUP = "kpstore.formats"
+_BLOCK_BYTES = 64 * 2**20
+"""Decoded rows kept before they are written: many chunks at once, so that few chunks are written twice."""
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import stored.
+
+    Parameters
+    ----------
+    location : the store.
+    snapshot : the version that holds it.
+    features : names.
+    videos, frames : how many the file held.
+    failed_frames : frames that the file says have failed.
+    notes : what could not be carried over, a line each.
+    """
+
+    location: str
+    snapshot: str
+    features: tuple[str, ...]
+    videos: int
+    frames: int
+    failed_frames: int
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON values."""
+        return {**vars(self), "features": list(self.features), "notes": list(self.notes)}
+
+
+def get_format(name: str) -> Format:
+    """Return a format by name; :class:`NotFoundError` lists what there is."""
+    found: Format = plugins.load("kpstore.formats", name)
+    return found
+
+
+def find_format(path: Path) -> Format:
+    """Return the format of a file, by its name and first bytes.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such file.
+    InvalidError
+        If no format, or more than one, knows it.
+    """
+    if not path.exists():
+        raise NotFoundError(f"{path} does not exist")
+    known = []
+    for name in plugins.names("kpstore.formats"):
+        try:
+            candidate = get_format(name)
+        except MissingExtraError:
+            continue
+        if candidate.importer is not None and candidate.recognises(path):
+            known.append(candidate)
+    if len(known) != 1:
+        found = " or ".join(f.name for f in known) or f"none of {', '.join(plugins.names('kpstore.formats'))}"
+        raise InvalidError(f"{path}: what format is it? It looks like {found}; name it: kpstore import FORMAT {path}")
+    return known[0]
+
+
+def import_file(
+    path: str | os.PathLike[str],
+    location: str | os.PathLike[str],
+    format_name: str | None = None,
+    *,
+    name: str = "",
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> ImportReport:
+    """Store what a foreign file holds, as one commit; a file that breaks its own rules changes nothing.
+
+    Parameters
+    ----------
+    path : a file, or a folder of files.
+    location : the store, made if it is not there. Videos that it holds already get the features they lack.
+    format_name : one of ``kpstore.plugins.names("kpstore.formats")``; found out if not given.
+    name : name of the data set, for a new store.
+    options : those of the format.
+
+    Raises
+    ------
+    InvalidError
+        If the file cannot be read as this format.
+    ExistsError
+        If the store holds a feature of one of the videos already.
+    MismatchError
+        If the store's feature of that name is another one.
+    """
+    found = find_format(Path(path)) if format_name is None else get_format(format_name)
+    if found.importer is None:
+        raise UnsupportedError(f"format {found.name!r} can be exported only")
+    document = _with_options(found, found.importer, options).open(Path(path))
+    return import_document(document, os.fspath(location), source=str(path), name=name, on_progress=on_progress)
+
+
+def export_file(
+    store: Store,
+    path: str | os.PathLike[str],
+    format_name: str,
+    *,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> ExportReport:
+    """Write a store's contents in a foreign format.
+
+    Parameters
+    ----------
+    path : file or folder to write.
+    format_name : one of ``kpstore.plugins.names("kpstore.formats")``.
+    overwrite : replace what is there; without it that is an error, and nothing is written.
+    on_progress : told of frames each time some more are written.
+    options : those of the format.
+
+    Raises
+    ------
+    ExistsError
+        If something is there already.
+    NotFoundError
+        If the store does not hold what is asked for.
+    """
+    found = get_format(format_name)
+    if found.exporter is None:
+        raise UnsupportedError(f"format {found.name!r} can be imported only")
+    exporter: Exporter = _with_options(found, found.exporter, options)
+    return exporter.export(store, Path(path), overwrite=overwrite, on_progress=on_progress)
+
+
+def _with_options(found: Format, make: Any, options: dict[str, Any]) -> Any:
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise InvalidError(f"format {found.name!r}: {error}") from None
+
+
+def import_document(
+    document: Document, location: str, *, source: str, name: str = "", on_progress: OnProgress | None = None
+) -> ImportReport:
+    """Store an opened file; see :func:`import_file`."""
+    backend = backend_for(location)
+    if backend.exists():
+        with backend.exclusive(f"import of {source}"):
+            return _import_into(Store.open(location, mode="a"), document, source, on_progress)
+    with building(location, name=name or document.name, kpstore_version=__version__) as store:
+        report = _import_into(store, document, source, on_progress)
+    return ImportReport(**{**vars(report), "location": location})
+
+
+def _import_into(store: Store, document: Document, source: str, on_progress: OnProgress | None) -> ImportReport:
+    names = ", ".join(feature.spec.name for feature in document.features)
+    with store.transaction(f"import {names} from {Path(source).name}") as tx:
+        for feature in document.features:
+            tx.add_feature(feature.spec, feature.provenance)
+        writer = _Writer(tx, document.features, on_progress or (lambda n: None))
+        for video in document.videos():
+            writer.add(video)
+        writer.flush()
+        tx.metadata["import"] = {"file": Path(source).name, "videos": writer.n_videos, "frames": writer.n_frames}
+    assert tx.snapshot is not None
+    return ImportReport(
+        store.location,
+        tx.snapshot,
+        tuple(feature.spec.name for feature in document.features),
+        writer.n_videos,
+        writer.n_frames,
+        writer.n_failed,
+        tuple(document.notes),
+    )
+
+
+class _Writer:
+    """Gathers videos and writes many of them at once."""
+
+    def __init__(self, tx: Transaction, features: Sequence[ImportedFeature], on_progress: OnProgress) -> None:
+        self._tx, self._on_progress = tx, on_progress
+        self._specs = {feature.spec.name: feature.spec for feature in features}
+        self._index = tx.read_index()
+        self._seen: set[str] = set()
+        self._waiting: list[ImportedVideo] = []
+        self._bytes = 0
+        self.n_videos = self.n_frames = self.n_failed = 0
+
+    def add(self, video: ImportedVideo) -> None:
+        """Take a video; it is written now or later."""
+        record = video.record
+        if record.id in self._seen:
+            raise InvalidError(f"video {record.id!r} is in the file twice; give each a name of its own")
+        self._seen.add(record.id)
+        rows = {name: rows.check(self._specs[name]) for name, rows in video.rows.items()}
+        video = ImportedVideo(record, rows, video.failed_frames)
+        for name, block in rows.items():
+            wanted = record.n_frames if self._specs[name].axis == "frame" else 1
+            if len(block) != wanted:
+                raise InvalidError(f"video {record.id!r}: {len(block)} rows of {name!r} for {wanted}")
+        self.n_videos += 1
+        self.n_frames += record.n_frames
+        self.n_failed += len({frame for failed in video.failed_frames.values() for frame in failed})
+        if record.id in self._index:
+            self._complete(video)
+            return
+        self._waiting.append(video)
+        self._bytes += sum(rows.values.nbytes for rows in rows.values()) + 1
+        if self._bytes >= _BLOCK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all videos that wait."""
+        videos, self._waiting, self._bytes = self._waiting, [], 0
+        if not videos:
+            return
+        before = self._tx.read_index()
+        first_video, first_frame = len(before), before.total_frames
+        self._tx.add_videos([video.record for video in videos])
+        for name, spec in self._specs.items():
+            states, blocks, status = {}, [], []
+            for position, video in enumerate(videos, start=first_video):
+                n_rows = video.record.n_frames if spec.axis == "frame" else 1
+                failed = dict(video.failed_frames.get(name, {}))
+                blocks.append(video.rows.get(name, spec.empty_rows(n_rows)))
+                there = np.full(n_rows, State.DONE if name in video.rows else State.PENDING, dtype=np.uint8)
+                there[list(failed)] = State.FAILED
+                status.append(there)
+                if name in video.rows:
+                    states[position] = failure_text(frames=failed)
+            first = first_frame if spec.axis == "frame" else first_video
+            self._tx.write_rows(name, first, FeatureRows.concatenate(blocks), np.concatenate(status))
+            self._tx.set_states(name, states)
+        self._on_progress(sum(video.record.n_frames for video in videos))
+
+    def _complete(self, video: ImportedVideo) -> None:
+        """Write features of a video that the store holds already."""
+        position = self._index.position(video.record.id)
+        stored = int(self._index.n_frames[position])
+        if stored != video.record.n_frames:
+            raise InvalidError(
+                f"video {video.record.id!r} has {stored} frames in the store and {video.record.n_frames} in the file; "
+                "import into a new store"
+            )
+        for name, rows in video.rows.items():
+            if self._tx.read_states(name)[position] != State.PENDING:
+                raise ExistsError(
+                    f"video {video.record.id!r} has {name!r} in the store already; "
+                    "import into a new store, then kpstore merge"
+                )
+            if self._specs[name].axis == "frame":
+                failed = video.failed_frames.get(name, {})
+                self._tx.write(name, video.record.id, rows, failed_frames=failed)
+            else:
+                self._tx.write_video_feature(name, video.record.id, rows)
+        self._on_progress(video.record.n_frames)
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Store]:
+    """Open a store, or anything that can be imported: that is then a store for as long as the block runs.
+
+    The store of a foreign file lies in the system's folder for temporary files (``$TMPDIR``).
+    """
+    location = os.fspath(path)
+    if backend_for(location).exists():
+        yield Store.open(location)
+        return
+    with tempfile.TemporaryDirectory(prefix="kpstore-") as folder:
+        found = find_format(Path(location))
+        report = import_file(location, Path(folder) / "imported.kps", found.name)
+        yield Store.open(report.location)
