@@ -73,7 +73,7 @@ def rollback(
 
     opened = kpstore.open(store, mode="a")
     kept = opened.rollback(to)
-    typer.echo(f"version {opened.at().snapshot} is the newest again; what was there until now is on branch {kept}")
+    typer.echo(f"version {opened.at().snapshot} is the newest again; what was there until now is kept as {kept}")
     typer.echo(f"to undo: kpstore rollback {store} --to {kept}")
 
 

@@ -42,7 +42,12 @@ def disk_store(tmp_path: Path) -> kpstore.Store:
     return kpstore.create(tmp_path / "disk.kps")
 
 
-@pytest.fixture(params=["memory", "icechunk"])
+@pytest.fixture(params=["memory", "icechunk", "hdf5"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> kpstore.Store:
     """An empty store, on each backend in turn."""
-    return kpstore.create(memory_location() if request.param == "memory" else tmp_path / "store.kps")
+    return kpstore.create(location_of(request.param, tmp_path))
+
+
+def location_of(backend: str, folder: Path) -> str:
+    """Return a place for a store that no other test uses."""
+    return {"memory": memory_location(), "icechunk": str(folder / "s.kps"), "hdf5": str(folder / "s.h5")}[backend]

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, ZstdCodec
 
 from kpstore.backends.base import TEXT, ArrayMeta
-from kpstore.backends.mapping import map_pieces
+from kpstore.backends.mapping import FilePiece, map_pieces
 from kpstore.errors import CorruptError
 
 _MAGIC = "ICE🧊CHUNK".encode()
@@ -87,9 +87,9 @@ class LocalChunks:
         self.mapped: NDArray[Any] | None = None
         whole = all(place is None or (place.path and place.offset == 0) for place in places)
         if meta.codec == "raw" and whole:
-            paths = [place.path if place else None for place in places]
+            pieces = [FilePiece(place.path) if place and place.path else None for place in places]
             piece = (meta.chunk_rows, *meta.shape[1:])
-            mapped = map_pieces(paths, piece, np.dtype(meta.dtype), meta.fill)
+            mapped = map_pieces(pieces, piece, np.dtype(meta.dtype), meta.fill)
             self.mapped = None if mapped is None else mapped[: meta.n_rows]
 
     @property

@@ -8,6 +8,7 @@ import os
 import sys
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,57 +22,78 @@ _MAP_FIXED = 0x10
 _FAILED = ctypes.c_void_p(-1).value
 
 
+@dataclass(frozen=True)
+class FilePiece:
+    """Raw values in a file.
+
+    Parameters
+    ----------
+    file : a path, for a file that holds nothing else; or the number of an open file.
+    offset : where in it they begin.
+    """
+
+    file: Path | int
+    offset: int = 0
+
+
 def map_pieces(
-    paths: Sequence[Path | None], piece: tuple[int, ...], dtype: np.dtype[Any], fill: float | int | bool
+    pieces: Sequence[FilePiece | None], piece: tuple[int, ...], dtype: np.dtype[Any], fill: float | int | bool
 ) -> NDArray[Any] | None:
-    """Return files of raw values, mapped one behind the other, as one read-only array.
+    """Return raw values in files, mapped one behind the other, as one read-only array.
 
     Nothing is read or copied: the operating system brings in the pages that are touched, and all processes share them.
     A file that is deleted meanwhile stays readable until the array is gone.
 
     Parameters
     ----------
-    paths : one file for each piece along the first axis; None for a piece that was never written.
-    piece : shape of what each file holds, rows first.
+    pieces : one for each piece along the first axis; None for a piece that was never written.
+    piece : shape of each piece, rows first.
     fill : what pieces that were never written read as.
 
     Returns
     -------
-    (len(paths) * piece[0], *piece[1:]) array or None
+    (len(pieces) * piece[0], *piece[1:]) array or None
         None where it cannot be done: another system than Linux, pieces that are not whole pages, too many of them, a
         file of another size.
     """
     piece_bytes = int(np.prod(piece)) * dtype.itemsize
-    if not sys.platform.startswith("linux") or not paths or len(paths) > MAX_PIECES:
+    if not sys.platform.startswith("linux") or not pieces or len(pieces) > MAX_PIECES:
         return None
     if piece_bytes == 0 or piece_bytes % mmap.PAGESIZE:
         return None
-    memory = _Memory(len(paths) * piece_bytes)
-    fill_bytes = np.full(piece, fill, dtype=dtype).tobytes() if None in paths else b""
+    if any(found is not None and found.offset % mmap.PAGESIZE for found in pieces):
+        return None
+    memory = _Memory(len(pieces) * piece_bytes)
+    fill_bytes = np.full(piece, fill, dtype=dtype).tobytes() if None in pieces else b""
     fill_file = _memory_file(fill_bytes) if any(fill_bytes) else None
     try:
-        for number, path in enumerate(paths):
-            if path is None:
+        for number, found in enumerate(pieces):
+            if found is None:
                 if fill_file is not None:
-                    memory.place(fill_file, number * piece_bytes, piece_bytes)
-            elif not _place_file(memory, path, number * piece_bytes, piece_bytes):
+                    memory.place(fill_file, 0, number * piece_bytes, piece_bytes)
+            elif not _place(memory, found, number * piece_bytes, piece_bytes):
                 return None
     except OSError:
         return None
     finally:
         if fill_file is not None:
             os.close(fill_file)
-    array = np.frombuffer(memory.buffer(), dtype=dtype).reshape(len(paths) * piece[0], *piece[1:])
+    array = np.frombuffer(memory.buffer(), dtype=dtype).reshape(len(pieces) * piece[0], *piece[1:])
     array.flags.writeable = False
     return array
 
 
-def _place_file(memory: _Memory, path: Path, offset: int, size: int) -> bool:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _place(memory: _Memory, piece: FilePiece, at: int, size: int) -> bool:
+    if isinstance(piece.file, int):
+        if os.fstat(piece.file).st_size < piece.offset + size:
+            return False
+        memory.place(piece.file, piece.offset, at, size)
+        return True
+    file = os.open(piece.file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if os.fstat(file).st_size != size:
             return False
-        memory.place(file, offset, size)
+        memory.place(file, 0, at, size)
         return True
     finally:
         os.close(file)
@@ -91,20 +113,20 @@ class _Memory:
         self._libc.mmap.restype = ctypes.c_void_p
         self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self._address = self._map(None, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+        self._address = self._map(None, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         self._buffer = (ctypes.c_char * size).from_address(self._address)
         # Not at exit: other threads may still be reading then, and the process gives everything back anyway.
         weakref.finalize(self._buffer, self._libc.munmap, self._address, size).atexit = False
 
-    def _map(self, address: int | None, size: int, flags: int, file: int) -> int:
-        mapped = self._libc.mmap(address, size, mmap.PROT_READ, flags, file, 0)
+    def _map(self, address: int | None, size: int, flags: int, file: int, offset: int) -> int:
+        mapped = self._libc.mmap(address, size, mmap.PROT_READ, flags, file, offset)
         if mapped in (None, _FAILED):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         return int(mapped)
 
-    def place(self, file: int, offset: int, size: int) -> None:
-        self._map(self._address + offset, size, mmap.MAP_SHARED | _MAP_FIXED, file)
+    def place(self, file: int, offset: int, at: int, size: int) -> None:
+        self._map(self._address + at, size, mmap.MAP_SHARED | _MAP_FIXED, file, offset)
 
     def buffer(self) -> Any:
         return self._buffer

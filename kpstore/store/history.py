@@ -58,10 +58,12 @@ def _at_time(backend: Backend, time: datetime, tip: str) -> str:
 def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[str, str]:
     """Make an earlier version the newest of ``main`` and keep the old one on a branch; that branch leads back again.
 
+    A backend without branches keeps it by a tag.
+
     Returns
     -------
     snapshot : id of the version that is now the newest.
-    kept : name of the branch that still leads to what was the newest before.
+    kept : name of the branch, or tag, that still leads to what was the newest before.
     """
     # Looked up under the lock: what an ingest commits meanwhile must not fall between the two branches.
     with backend.exclusive("rollback"):
@@ -72,25 +74,27 @@ def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[
             raise InvalidError(
                 f"{to!r} is not an ancestor of the newest version of {backend.location}; see 'kpstore log'"
             )
-        kept = _free_branch(backend, _KEPT + (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S"))
-        backend.create_branch(kept, tip)
+        kept = _free_name(backend, _KEPT + (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S"))
+        keep = backend.create_branch if backend.capabilities.branches else backend.create_tag
+        keep(kept, tip)
         backend.reset_branch(MAIN, target, expected=tip)
     return target, kept
 
 
 _KEPT = "before-rollback-"
-"""How the branches are called that keep what was the newest version."""
+"""How the branches (or tags) are called that keep what was the newest version."""
 
 
 def _reachable(backend: Backend, tip: str) -> set[str]:
     """Return the versions that ``main`` holds or held before a rollback."""
-    kept = [snapshot for name, snapshot in backend.branches().items() if name.startswith(_KEPT)]
+    names = {**backend.tags(), **backend.branches()}
+    kept = [snapshot for name, snapshot in names.items() if name.startswith(_KEPT)]
     return {commit.id for start in (tip, *kept) for commit in backend.history(start)}
 
 
-def _free_branch(backend: Backend, name: str) -> str:
+def _free_name(backend: Backend, name: str) -> str:
     """Return ``name``, numbered if a rollback of the same second has it."""
-    taken = backend.branches()
+    taken = {**backend.branches(), **backend.tags()}
     candidates = (name if number == 1 else f"{name}-{number}" for number in range(1, len(taken) + 2))
     return next(candidate for candidate in candidates if candidate not in taken)
 

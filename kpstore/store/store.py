@@ -396,7 +396,7 @@ class Store:
         self._backend.create_branch(name, self.snapshot)
 
     def rollback(self, to: At) -> str:
-        """Make an earlier version the newest of ``main``; return the branch that keeps what was newest until now."""
+        """Make an earlier version the newest; return the branch (HDF5: tag) that keeps what was newest until now."""
         self._require_write()
         return rollback(self._backend, to)[1]
 

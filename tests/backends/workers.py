@@ -6,6 +6,7 @@ from multiprocessing.queues import Queue
 
 import numpy as np
 
+from kpstore.backends.base import Backend
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.errors import KpstoreError
 
@@ -21,7 +22,7 @@ def commit_often(location: str, worker: int) -> None:
         changes.commit(f"{worker}-{number}")
 
 
-def read_first_row(backend: IcechunkBackend, snapshot: str, answers: Queue[str]) -> None:
+def read_first_row(backend: Backend, snapshot: str, answers: Queue[str]) -> None:
     """Say what became of a read."""
     try:
         answers.put(f"read {backend.view(snapshot).read('a', 0, 1)[0]}")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.schema.feature import FeatureRows
-from tests.conftest import memory_location
+from tests.conftest import location_of
 from tests.fakes import fake_spec, record
 
 N_ROWS = 150
@@ -41,7 +41,7 @@ def make(location: str, codec: Any, chunk_rows: int) -> np.ndarray[Any, Any]:
 
 @settings(max_examples=30)
 @given(
-    where=st.sampled_from(["memory", "icechunk"]),
+    where=st.sampled_from(["memory", "icechunk", "hdf5"]),
     codec=st.sampled_from(["raw", "lz4", "zstd"]),
     chunk_rows=st.sampled_from([1, 2, 8, 64, 256]),
     cache=st.sampled_from(["off", "cold", "built", "torn"]),
@@ -51,7 +51,7 @@ def test_rows_equal_numpys(
     folder: Path, where: str, codec: Any, chunk_rows: int, cache: str, reads: list[list[int]]
 ) -> None:
     work = Path(tempfile.mkdtemp(dir=folder))
-    location = memory_location() if where == "memory" else str(work / "a.kps")
+    location = location_of(where, work)
     values = make(location, codec, chunk_rows)
     store = kpstore.open(location, cache="off" if cache == "off" else work / "cache")
     if cache in ("built", "torn") and store.reader.cache("points") and cache == "torn":

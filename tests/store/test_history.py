@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 import kpstore
-from kpstore.errors import BusyError, ExistsError, InvalidError, NotFoundError
+from kpstore.errors import BusyError, ExistsError, InvalidError, NotFoundError, UnsupportedError
 from kpstore.store import history
 from tests.fakes import record
 
@@ -25,13 +25,23 @@ def versions(store: kpstore.Store) -> list[kpstore.Store]:
     return made
 
 
+@pytest.fixture
+def with_branches(versions: list[kpstore.Store]) -> list[kpstore.Store]:
+    if not versions[0].backend.capabilities.branches:
+        with pytest.raises(UnsupportedError, match="has no branches; name the version with a tag, or convert it"):
+            versions[1].branch("try")
+        pytest.skip("a file holds one line of versions, and says so")
+    return versions
+
+
 def test_the_newest_version_is_the_default(versions: list[kpstore.Store]) -> None:
     assert len(versions[0].at().index) == 3
     assert [c.message for c in versions[0].at().history()][:3] == ["add v2", "add v1", "add v0"]
     assert [c.id for c in versions[3].history()] == [v.snapshot for v in reversed(versions)]
 
 
-def test_at_a_tag_a_branch_or_an_id(versions: list[kpstore.Store]) -> None:
+def test_at_a_tag_a_branch_or_an_id(with_branches: list[kpstore.Store]) -> None:
+    versions = with_branches
     store = versions[0]
     versions[1].tag("v1.0")
     versions[2].branch("try")
@@ -40,7 +50,8 @@ def test_at_a_tag_a_branch_or_an_id(versions: list[kpstore.Store]) -> None:
     ]
 
 
-def test_tags_and_branches_share_their_names(versions: list[kpstore.Store]) -> None:
+def test_tags_and_branches_share_their_names(with_branches: list[kpstore.Store]) -> None:
+    versions = with_branches
     versions[1].tag("one")
     versions[2].branch("two")
     with pytest.raises(ExistsError, match="'one' is a tag"):
@@ -88,7 +99,8 @@ def test_tags_never_move(versions: list[kpstore.Store]) -> None:
     assert versions[0].tags == {"v1": versions[1].snapshot}
 
 
-def test_a_transaction_on_a_branch_leaves_main(versions: list[kpstore.Store]) -> None:
+def test_a_transaction_on_a_branch_leaves_main(with_branches: list[kpstore.Store]) -> None:
+    versions = with_branches
     versions[1].branch("try")
     with versions[0].transaction("there", branch="try") as tx:
         tx.add_videos([record("other", 1)])
@@ -116,7 +128,8 @@ def test_two_rollbacks_within_a_second_both_keep_a_branch(versions: list[kpstore
     assert [versions[0].at(name).snapshot for name in kept] == [versions[n].snapshot for n in (3, 2, 1)]
 
 
-def test_rollback_to_nowhere_is_refused(versions: list[kpstore.Store]) -> None:
+def test_rollback_to_nowhere_is_refused(with_branches: list[kpstore.Store]) -> None:
+    versions = with_branches
     store = versions[0]
     with pytest.raises(InvalidError, match="already is the newest version"):
         store.rollback("main")

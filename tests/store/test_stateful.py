@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -102,6 +103,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.delete_tag(name)
         del self.tags[name]
 
+    @precondition(lambda self: self.store.backend.capabilities.branches)
     @rule(name=st.sampled_from(["one", "two"]), snapshot=snapshots)
     def branch(self, name: str, snapshot: str) -> None:
         if name in self.branches:
@@ -121,12 +123,14 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(snapshot=snapshots)
     def roll_back(self, snapshot: str) -> None:
         tip = self.branches["main"]
-        kept = [target for name, target in self.branches.items() if name.startswith("before-rollback-")]
+        names = {**self.tags, **self.branches}
+        kept = [target for name, target in names.items() if name.startswith("before-rollback-")]
         if snapshot == tip or all(snapshot not in self.ancestors(start) for start in (tip, *kept)):
             with pytest.raises(InvalidError, match=r"nothing to roll back|not an ancestor"):
                 self.store.rollback(snapshot)
             return
-        self.branches[self.store.rollback(snapshot)] = tip
+        kept_names = self.branches if self.store.backend.capabilities.branches else self.tags
+        kept_names[self.store.rollback(snapshot)] = tip
         self.branches["main"] = snapshot
 
     @rule(snapshot=snapshots)
@@ -167,7 +171,26 @@ class IcechunkMachine(StoreMachine):
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class HDF5Machine(IcechunkMachine):
+    """The same in one file, and the file is plain HDF5 after every step."""
+
+    def location(self) -> str:
+        super().location()
+        return str(self.directory / "store.h5")
+
+    @invariant()
+    def the_newest_version_is_plain_hdf5(self) -> None:
+        with h5py.File(self.store.location) as file:
+            np.testing.assert_array_equal(file["f"][:], self.store.at()["f"][:])
+
+    @invariant()
+    def nothing_is_left_beside_the_file(self) -> None:
+        assert {path.name for path in self.directory.iterdir()} <= {"store.h5", ".store.h5.kpstore"}
+
+
 TestMemoryStore = StoreMachine.TestCase
 TestMemoryStore.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 TestIcechunkStore = IcechunkMachine.TestCase
 TestIcechunkStore.settings = settings(max_examples=5, stateful_step_count=12, deadline=None)
+TestHDF5Store = HDF5Machine.TestCase
+TestHDF5Store.settings = settings(max_examples=10, stateful_step_count=25, deadline=None)
