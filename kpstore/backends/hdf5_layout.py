@@ -37,7 +37,7 @@ _META = "kpstore_meta"
 """Attribute of a data set that holds what HDF5 itself does not say of an array, as JSON."""
 
 _FILTERS: Mapping[Codec, Mapping[str, Any]] = {
-    "raw": {},
+    "raw": {},  # with a checksum, as all of them: HDF5 puts it behind the values, which stay as they are
     # Filters that every HDF5 library has, or that h5py brings along.
     "lz4": {"compression": "lzf", "shuffle": True},
     "zstd": {"compression": "gzip", "compression_opts": 4, "shuffle": True},
@@ -91,6 +91,7 @@ def create_array(group: h5py.Group, name: str, meta: ArrayMeta) -> h5py.Dataset:
         chunks=(max(1, meta.chunk_rows), *meta.shape[1:]),
         maxshape=(None, *meta.shape[1:]),
         fillvalue=None if text else np.asarray(meta.fill, dtype=meta.dtype)[()],
+        fletcher32=not text,
         **_FILTERS[meta.codec],
     )
     made.attrs[_META] = json.dumps({"dtype": meta.dtype, "dims": meta.dims, "codec": meta.codec})

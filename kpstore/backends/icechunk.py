@@ -19,7 +19,7 @@ import icechunk
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from kpstore.backends.base import (
     MAIN,
@@ -297,17 +297,21 @@ class _View:
         return values.astype(object) if values.dtype.kind == "T" else values
 
 
-_COMPRESSORS: Mapping[Codec, Any] = {
-    "raw": None,
-    "zstd": "auto",
-    "lz4": BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+_COMPRESSORS: Mapping[Codec, tuple[Any, ...]] = {
+    "raw": (),
+    "zstd": (ZstdCodec(),),
+    "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),),
 }
 
 
 def _codec_name(array: zarr.Array[Any]) -> Codec:
-    if not array.compressors:
-        return "raw"
-    return "lz4" if isinstance(array.compressors[0], BloscCodec) else "zstd"
+    match array.compressors:
+        case (BloscCodec(), *_):
+            return "lz4"
+        case (ZstdCodec(), *_):
+            return "zstd"
+        case _:
+            return "raw"
 
 
 class _ReadView(_View):
@@ -363,7 +367,7 @@ class _WriteView(_View):
             chunks=(meta.chunk_rows, *meta.shape[1:]),
             dtype=str if text else meta.dtype,
             fill_value="" if text else meta.fill,
-            compressors=_COMPRESSORS[meta.codec],
+            compressors=(*_COMPRESSORS[meta.codec], Crc32cCodec()),
             dimension_names=meta.dims,
             attributes=dict(meta.attrs),
             # A chunk that was written must exist even if all of it is fill: no chunk means that nobody wrote it.

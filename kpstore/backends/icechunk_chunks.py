@@ -23,7 +23,7 @@ import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BytesCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 
 from kpstore.backends.base import TEXT, ArrayMeta
 from kpstore.backends.mapping import FilePiece, map_pieces
@@ -39,10 +39,12 @@ _MANIFEST_ARRAYS = 1
 _ARRAY_NODE, _ARRAY_REFS = 0, 1
 _REF_INDEX, _REF_INLINE, _REF_OFFSET, _REF_LENGTH, _REF_CHUNK, _REF_LOCATION = range(6)
 
+_CRC_BYTES = 4
+
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
-_Decode = Callable[[bytes, NDArray[Any]], object]
+_Decode = Callable[[memoryview, NDArray[Any]], object]
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,18 @@ class LocalChunks:
     places : of each chunk.
     meta : of the array.
     decode : turns encoded bytes into the buffer that it is given.
+    n_check : bytes of a checksum at the end of each chunk. Reading passes over it; ``kpstore verify`` does not.
     """
 
-    def __init__(self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: _Decode) -> None:
+    def __init__(
+        self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: _Decode, *, n_check: int = 0
+    ) -> None:
+        self._n_check = n_check
         self._places, self._meta, self._decode = places, meta, decode
         self.mapped: NDArray[Any] | None = None
         whole = all(place is None or (place.path and place.offset == 0) for place in places)
         if meta.codec == "raw" and whole:
-            pieces = [FilePiece(place.path) if place and place.path else None for place in places]
+            pieces = [FilePiece(place.path, n_more=n_check) if place and place.path else None for place in places]
             piece = (meta.chunk_rows, *meta.shape[1:])
             mapped = map_pieces(pieces, piece, np.dtype(meta.dtype), meta.fill)
             self.mapped = None if mapped is None else mapped[: meta.n_rows]
@@ -104,7 +110,8 @@ class LocalChunks:
             out[...] = self._meta.fill
             return
         try:
-            self._decode(place.read(), out)
+            encoded = place.read()
+            self._decode(memoryview(encoded)[: len(encoded) - self._n_check], out)
         except (OSError, ValueError, RuntimeError) as error:
             raise CorruptError(f"chunk {number} at {place.path or 'its manifest'} cannot be read: {error}") from error
 
@@ -113,21 +120,23 @@ def local_chunks(
     repository: icechunk.Repository, root: Path, snapshot: str, array: zarr.Array[Any], meta: ArrayMeta
 ) -> LocalChunks | None:
     """Return the chunks of an array of a local repository; None where only Icechunk and Zarr can read them."""
-    decode = _decoder(array)
+    codecs = tuple(array.compressors)
+    n_check = _CRC_BYTES if codecs and isinstance(codecs[-1], Crc32cCodec) else 0
+    decode = _decoder(array, codecs[:-1] if n_check else codecs)
     if decode is None or meta.dtype == TEXT:
         return None
     places = locate_chunks(repository, root, snapshot, array.basename, -(-meta.n_rows // meta.chunk_rows))
-    return None if places is None else LocalChunks(places, meta, decode)
+    return None if places is None else LocalChunks(places, meta, decode, n_check=n_check)
 
 
-def _decoder(array: zarr.Array[Any]) -> _Decode | None:
+def _decoder(array: zarr.Array[Any], compressors: Sequence[Any]) -> _Decode | None:
     """Return how the array's chunks are decoded, or None if it is encoded in a way that is not known here."""
     serializer = array.serializer
-    if array.filters or len(array.compressors) > 1 or not isinstance(serializer, BytesCodec):
+    if array.filters or not isinstance(serializer, BytesCodec):
         return None
     if serializer.endian is not None and serializer.endian.value != sys.byteorder:
         return None
-    match array.compressors:
+    match tuple(compressors):
         case ():
             return _copy
         case (ZstdCodec(),):
@@ -139,7 +148,7 @@ def _decoder(array: zarr.Array[Any]) -> _Decode | None:
     return cast("_Decode", decode)
 
 
-def _copy(encoded: bytes, out: NDArray[Any]) -> None:
+def _copy(encoded: memoryview, out: NDArray[Any]) -> None:
     out.reshape(-1).view(np.uint8)[:] = np.frombuffer(encoded, dtype=np.uint8)
 
 

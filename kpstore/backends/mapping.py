@@ -30,10 +30,12 @@ class FilePiece:
     ----------
     file : a path, for a file that holds nothing else; or the number of an open file.
     offset : where in it they begin.
+    n_more : bytes of something else at the end of a file that is given by its path, such as a checksum.
     """
 
     file: Path | int
     offset: int = 0
+    n_more: int = 0
 
 
 def map_pieces(
@@ -91,7 +93,7 @@ def _place(memory: _Memory, piece: FilePiece, at: int, size: int) -> bool:
         return True
     file = os.open(piece.file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if os.fstat(file).st_size != size:
+        if os.fstat(file).st_size != size + piece.n_more:
             return False
         memory.place(file, 0, at, size)
         return True
