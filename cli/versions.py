@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +13,12 @@ from kpstore.errors import InvalidError
 
 from . import render
 from .arguments import At, Json, StoreArgument
+from .watcher import frames_bar
 
 if TYPE_CHECKING:
     from kpstore.api import Store
     from kpstore.store.compare import VersionDiff
+    from kpstore.store.contents import ContentDiff
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -24,7 +28,9 @@ def add_to(parent: typer.Typer) -> None:
         "kpstore tag phoenix.kps before-hands --at 2026-01-31T12:00"
     )(tag)
     parent.command(epilog="Example:\n\nkpstore rollback phoenix.kps --to v1.0")(rollback)
-    parent.command(epilog="Example:\n\nkpstore diff phoenix.kps v1.0 main")(diff)
+    parent.command(
+        epilog="Examples:\n\nkpstore diff single.pkl distributed.kps --atol 1e-6\n\nkpstore diff phoenix.kps v1.0 main"
+    )(diff)
 
 
 def tag(
@@ -78,18 +84,92 @@ def rollback(
 
 
 def diff(
-    store: StoreArgument,
-    old: Annotated[str, typer.Argument(metavar="V1", help="Tag, branch, snapshot id or time.", show_default=False)],
-    new: Annotated[str, typer.Argument(metavar="V2", help="Another one.", show_default=False)],
+    first: Annotated[str, typer.Argument(metavar="A", help="A store, or a file that can be imported.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one; or a version of store A.")],
+    third: Annotated[
+        str | None, typer.Argument(metavar="[V2]", help="Another version of store A.", show_default=False)
+    ] = None,
+    feature: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this feature; may be given several times.")
+    ] = None,
+    atol: Annotated[float, typer.Option(min=0.0, help="Values that differ by no more count as equal.")] = 0.0,
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many differences to list.")] = 20,
     json: Json = False,
 ) -> None:
-    """Show what differs between two versions; exit code 1 if anything does."""
+    """Show what differs between two stores or files, frame by frame, or between two versions; exit code 1 if anything.
+
+    Frames are matched by their image paths, not by their place. Versions are named as everywhere: a tag, a branch, a
+    snapshot id or a time; with one version, it is compared with the newest.
+    """
     import kpstore
 
-    changes = kpstore.diff(kpstore.open(store, old), kpstore.open(store, new))
+    if third is None and os.path.exists(second):
+        _diff_contents(first, second, tuple(feature) if feature else None, atol, limit, json)
+        return
+    if feature or atol:
+        raise InvalidError("--feature and --atol compare two stores or files: kpstore diff A B")
+    old, new = kpstore.open(first, second), kpstore.open(first, third)
+    changes = kpstore.diff(old, new)
     render.print_json(asdict(changes)) if json else print_diff(changes)
     if changes:
         raise typer.Exit(1)
+
+
+def _diff_contents(
+    first: str, second: str, features: tuple[str, ...] | None, atol: float, limit: int, json: bool
+) -> None:
+    from kpstore.interop.run import opened
+    from kpstore.store.contents import compare
+
+    with opened(first) as a, opened(second) as b, frames_bar("comparing") as on_progress:
+        found = compare(a, b, features=features, atol=atol, limit=limit, on_progress=on_progress)
+    render.print_json(found.to_json()) if json else print_contents(found)
+    if found:
+        raise typer.Exit(1)
+
+
+def print_contents(found: ContentDiff) -> None:
+    """Print how two stores differ: a table, then the first differences."""
+    rows: list[Sequence[object]] = [
+        ("videos", *map(render.number, found.videos)),
+        ("frames", *map(render.number, found.frames)),
+        ("videos only here", *(render.number(len(ids)) for ids in (found.videos_only_a, found.videos_only_b))),
+        ("frames only here", render.number(found.frames_only_a), render.number(found.frames_only_b)),
+        ("features only here", ", ".join(found.features_only_a), ", ".join(found.features_only_b)),
+    ]
+    for name, both in found.coverage.items():
+        rows += [
+            (f"{name} {state}", *(render.number(one[state]) for one in both)) for state in ("done", "failed", "pending")
+        ]
+        for part in both[0]["detected"]:
+            rows.append((f"{name} {part} detected", *(render.number(one["detected"].get(part, 0)) for one in both)))
+    render.print_table(("", ">A", ">B"), rows)
+    for name, count in found.columns.items():
+        typer.echo(f"{name} differs in {render.count(count, 'video')}")
+    for name, feature in found.features.items():
+        typer.echo(
+            f"{name}: {render.number(feature.differing)} of {render.count(feature.rows, 'row')} differ"
+            + (f", {render.number(feature.states)} in state" if feature.states else "")
+        )
+        parts = [
+            (part or "all", *map(render.number, (d.values, d.only_a, d.only_b)), f"{d.largest:.3g}")
+            for part, d in feature.parts.items()
+        ]
+        if parts:
+            render.print_table(("part", ">other values", ">only in A", ">only in B", ">largest difference"), parts)
+    for what, ids in (("only in A", found.videos_only_a), ("only in B", found.videos_only_b)):
+        _print_names(f"videos {what}", ids)
+    if found.first:
+        render.heading("first differences")
+        render.print_table(
+            ("where", "feature", "part", "what", ">by"),
+            [
+                (d.where, d.feature, d.part, d.what, "" if d.largest is None else f"{d.largest:.3g}")
+                for d in found.first
+            ],
+        )
+    if not found:
+        typer.echo("no difference")
 
 
 def print_diff(changes: VersionDiff) -> None:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import icechunk
 import numcodecs
@@ -40,6 +40,8 @@ _ARRAY_NODE, _ARRAY_REFS = 0, 1
 _REF_INDEX, _REF_INLINE, _REF_OFFSET, _REF_LENGTH, _REF_CHUNK, _REF_LOCATION = range(6)
 
 _CRC_BYTES = 4
+_BLOSC_SIZE_AT = 4
+"""Where Blosc's header says how many bytes it unpacks to."""
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -112,7 +114,7 @@ class LocalChunks:
         try:
             encoded = place.read()
             self._decode(memoryview(encoded)[: len(encoded) - self._n_check], out)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, IndexError, struct.error) as error:
             raise CorruptError(f"chunk {number} at {place.path or 'its manifest'} cannot be read: {error}") from error
 
 
@@ -140,16 +142,42 @@ def _decoder(array: zarr.Array[Any], compressors: Sequence[Any]) -> _Decode | No
         case ():
             return _copy
         case (ZstdCodec(),):
-            decode = numcodecs.zstd.decompress
+            return _unpack_zstd
         case (BloscCodec(),):
-            decode = numcodecs.blosc.decompress
+            return _unpack_blosc
         case _:
             return None
-    return cast("_Decode", decode)
 
 
 def _copy(encoded: memoryview, out: NDArray[Any]) -> None:
+    _check_size(len(encoded), out)
     out.reshape(-1).view(np.uint8)[:] = np.frombuffer(encoded, dtype=np.uint8)
+
+
+def _unpack_blosc(encoded: memoryview, out: NDArray[Any]) -> None:
+    # A decoder fills what it has values for and says nothing of the rest of the buffer.
+    _check_size(struct.unpack_from("<I", encoded, _BLOSC_SIZE_AT)[0], out)
+    numcodecs.blosc.decompress(encoded, out)
+
+
+def _unpack_zstd(encoded: memoryview, out: NDArray[Any]) -> None:
+    _check_size(_zstd_size(encoded), out)
+    numcodecs.zstd.decompress(encoded, out)
+
+
+def _zstd_size(encoded: memoryview) -> int:
+    """Return the size that a Zstandard frame announces (RFC 8878, 3.1.1.1)."""
+    descriptor = encoded[4]
+    single_segment = bool(descriptor & 0x20)
+    size_bytes = (int(single_segment), 2, 4, 8)[descriptor >> 6]
+    at = 5 + (not single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    size = int.from_bytes(encoded[at : at + size_bytes], "little")
+    return size + 256 if size_bytes == 2 else size
+
+
+def _check_size(n_bytes: int, out: NDArray[Any]) -> None:
+    if n_bytes != out.nbytes:
+        raise ValueError(f"it holds {n_bytes} bytes, {out.nbytes} were expected")
 
 
 class _UnknownFormatError(Exception):
@@ -179,7 +207,10 @@ def locate_chunks(
             content = _read_manifest(root / "manifests" / manifest["id"])
             for number, place in _array_chunks(content, node["id"], root / "chunks"):
                 places[number] = place
-    except (_UnknownFormatError, AttributeError, StopIteration, LookupError, TypeError, ValueError, struct.error):
+    except (
+        *(_UnknownFormatError, AttributeError, StopIteration, LookupError, TypeError, ValueError, struct.error),
+        *(OSError, RuntimeError),  # a damaged file: Icechunk, which will be asked then, says which
+    ):
         return None
     return places
 

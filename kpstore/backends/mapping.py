@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_PIECES = 30_000
-"""Linux allows a process 65,530 mappings by default; half of them are left for everything else."""
+"""Linux allows a process 65,530 mappings by default; half of them are left for everything else than all our arrays."""
 
 _MAP_FIXED = 0x10
 _FAILED = ctypes.c_void_p(-1).value
@@ -59,13 +59,13 @@ def map_pieces(
         file of another size.
     """
     piece_bytes = int(np.prod(piece)) * dtype.itemsize
-    if not sys.platform.startswith("linux") or not pieces or len(pieces) > MAX_PIECES:
+    if not sys.platform.startswith("linux") or not pieces or len(pieces) > MAX_PIECES - _Memory.n_pieces:
         return None
     if piece_bytes == 0 or piece_bytes % mmap.PAGESIZE:
         return None
     if any(found is not None and found.offset % mmap.PAGESIZE for found in pieces):
         return None
-    memory = _Memory(len(pieces) * piece_bytes)
+    memory = _Memory(len(pieces) * piece_bytes, len(pieces))
     fill_bytes = np.full(piece, fill, dtype=dtype).tobytes() if None in pieces else b""
     fill_file = _memory_file(fill_bytes) if any(fill_bytes) else None
     try:
@@ -107,10 +107,18 @@ def _memory_file(content: bytes) -> int:
     return file
 
 
+def _give_back(libc: Any, address: int, size: int, n_pieces: int) -> None:
+    libc.munmap(address, size)
+    _Memory.n_pieces -= n_pieces
+
+
 class _Memory:
     """A run of addresses, all zeros until files are placed in it; given back with the last array on it."""
 
-    def __init__(self, size: int) -> None:
+    n_pieces = 0
+    """Of all arrays of this process."""
+
+    def __init__(self, size: int, n_pieces: int) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.mmap.restype = ctypes.c_void_p
         self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -118,7 +126,8 @@ class _Memory:
         self._address = self._map(None, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         self._buffer = (ctypes.c_char * size).from_address(self._address)
         # Not at exit: other threads may still be reading then, and the process gives everything back anyway.
-        weakref.finalize(self._buffer, self._libc.munmap, self._address, size).atexit = False
+        weakref.finalize(self._buffer, _give_back, self._libc, self._address, size, n_pieces).atexit = False
+        _Memory.n_pieces += n_pieces
 
     def _map(self, address: int | None, size: int, flags: int, file: int, offset: int) -> int:
         mapped = self._libc.mmap(address, size, mmap.PROT_READ, flags, file, offset)

@@ -6,17 +6,18 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kpstore import plugins
 from kpstore._version import __version__
 from kpstore.errors import ExistsError, InvalidError, MissingExtraError, NotFoundError, UnsupportedError
 from kpstore.interop.base import Document, Exporter, ExportReport, Format, ImportedFeature, ImportedVideo, OnProgress
-from kpstore.schema.feature import FeatureRows, State
+from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.store.store import Store, backend_for, building
 from kpstore.store.transaction import Transaction, failure_text
 
@@ -213,7 +214,7 @@ class _Writer:
             raise InvalidError(f"video {record.id!r} is in the file twice; give each a name of its own")
         self._seen.add(record.id)
         rows = {name: rows.check(self._specs[name]) for name, rows in video.rows.items()}
-        video = ImportedVideo(record, rows, video.failed_frames)
+        video = replace(video, rows=rows)
         for name, block in rows.items():
             wanted = record.n_frames if self._specs[name].axis == "frame" else 1
             if len(block) != wanted:
@@ -238,19 +239,16 @@ class _Writer:
         first_video, first_frame = len(before), before.total_frames
         self._tx.add_videos([video.record for video in videos])
         for name, spec in self._specs.items():
-            states, blocks, status = {}, [], []
-            for position, video in enumerate(videos, start=first_video):
-                n_rows = video.record.n_frames if spec.axis == "frame" else 1
-                failed = dict(video.failed_frames.get(name, {}))
-                blocks.append(video.rows.get(name, spec.empty_rows(n_rows)))
-                there = np.full(n_rows, State.DONE if name in video.rows else State.PENDING, dtype=np.uint8)
-                there[list(failed)] = State.FAILED
-                status.append(there)
-                if name in video.rows:
-                    states[position] = failure_text(frames=failed)
+            found = [_rows_of(video, spec) for video in videos]
             first = first_frame if spec.axis == "frame" else first_video
-            self._tx.write_rows(name, first, FeatureRows.concatenate(blocks), np.concatenate(status))
-            self._tx.set_states(name, states)
+            self._tx.write_rows(
+                name,
+                first,
+                FeatureRows.concatenate([rows for rows, _, _ in found]),
+                np.concatenate([status for _, status, _ in found]),
+            )
+            texts = {first_video + number: text for number, (_, _, text) in enumerate(found) if text is not None}
+            self._tx.set_states(name, texts)
         self._on_progress(sum(video.record.n_frames for video in videos))
 
     def _complete(self, video: ImportedVideo) -> None:
@@ -262,18 +260,34 @@ class _Writer:
                 f"video {video.record.id!r} has {stored} frames in the store and {video.record.n_frames} in the file; "
                 "import into a new store"
             )
-        for name, rows in video.rows.items():
+        for name in (*video.rows, *video.failed):
             if self._tx.read_states(name)[position] != State.PENDING:
                 raise ExistsError(
                     f"video {video.record.id!r} has {name!r} in the store already; "
                     "import into a new store, then kpstore merge"
                 )
-            if self._specs[name].axis == "frame":
+            if name in video.failed:
+                self._tx.fail(name, video.record.id, video.failed[name])
+            elif self._specs[name].axis == "frame":
                 failed = video.failed_frames.get(name, {})
-                self._tx.write(name, video.record.id, rows, failed_frames=failed)
+                self._tx.write(name, video.record.id, video.rows[name], failed_frames=failed)
             else:
-                self._tx.write_video_feature(name, video.record.id, rows)
+                self._tx.write_video_feature(name, video.record.id, video.rows[name])
         self._on_progress(video.record.n_frames)
+
+
+def _rows_of(video: ImportedVideo, spec: FeatureSpec) -> tuple[FeatureRows, NDArray[np.uint8], str | None]:
+    """Return a video's rows of a feature, their states, and its entry in the ledger; None if it stays pending."""
+    n_rows = video.record.n_frames if spec.axis == "frame" else 1
+    if spec.name in video.failed:
+        state, text = State.FAILED, failure_text(video=video.failed[spec.name])
+    elif spec.name in video.rows:
+        state, text = State.DONE, failure_text(frames=video.failed_frames.get(spec.name, {}))
+    else:
+        return spec.empty_rows(n_rows), np.full(n_rows, State.PENDING, dtype=np.uint8), None
+    status = np.full(n_rows, state, dtype=np.uint8)
+    status[list(video.failed_frames.get(spec.name, {}))] = State.FAILED
+    return video.rows.get(spec.name, spec.empty_rows(n_rows)), status, text
 
 
 @contextmanager

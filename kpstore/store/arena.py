@@ -6,9 +6,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -60,22 +59,26 @@ class ChunkArena:
         """Start anew, all places free: what a forked child has to do, as its parent's threads do not exist there."""
         self._slot_of = np.full(self._n_chunks, -1, dtype=np.int64)
         self._chunk_in = np.full(self._n_slots, -1, dtype=np.int64)
+        self._ready = np.zeros(self._n_slots, dtype=bool)
         self._used = np.zeros(self._n_slots, dtype=np.int64)
-        self._holders = np.zeros(self._n_slots, dtype=np.int64)
-        self._coming: dict[int, Future[None]] = {}
+        self._seen = np.zeros(self._n_chunks, dtype=bool)
         self._now = 0
-        # Guards all of the above, and is told when places become free.
-        self._freed = threading.Condition()
+        # Which places each read that is under way needs, and which one of them decodes into a place. Reads enter and
+        # leave these by single steps, so that an interrupt leaves nothing behind.
+        self._claims: dict[object, NDArray[np.int64]] = {}
+        self._decoding: dict[int, object] = {}
+        # Guards all of the above, and is told when places become free or ready.
+        self._changed = threading.Condition()
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> int:
-        """Copy rows into ``out`` in the order asked for, and return how many chunks had to be decoded."""
+        """Copy rows into ``out`` in the order asked for; return how many chunks were decoded once more than once."""
         numbers = rows // self._chunk_rows
         needed = np.unique(numbers)
-        decoded = 0
+        again = 0
         for first in range(0, len(needed), self._n_slots):
             wave = needed[first : first + self._n_slots]
-            with self._held(wave) as (memory, n_decoded):
-                decoded += n_decoded
+            with self._held(wave) as (memory, n_again):
+                again += n_again
                 if len(wave) == len(needed):
                     self._copy(memory, rows, numbers, out)
                 else:
@@ -83,7 +86,7 @@ class ChunkArena:
                     part = np.empty((len(here), *out.shape[1:]), dtype=out.dtype)
                     self._copy(memory, rows[here], numbers[here], part)
                     out[here] = part
-        return decoded
+        return again
 
     def _copy(
         self, memory: NDArray[Any], rows: NDArray[np.int64], numbers: NDArray[np.int64], out: NDArray[Any]
@@ -95,86 +98,86 @@ class ChunkArena:
     @contextmanager
     def _held(self, wave: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], int]]:
         """Have all chunks of a wave decoded, at most as many as there are places, and keep them there meanwhile."""
-        memory, slots, mine, others = self._hold(wave)
+        claim = object()
         try:
-            _for_each(self._decode, mine)
-            for future in others:
-                future.result()  # raises what the thread that decodes that chunk met
-            yield memory, len(mine)
+            memory = self._claim(claim, wave)
+            yield memory, self._fill(claim, memory)
         finally:
-            with self._freed:
-                for item in mine:
-                    if not item.done.done():
-                        self._give_up(item, InterruptedError(f"reading chunk {item.chunk} was interrupted"))
-                self._holders[slots] -= 1
-                self._now += 1
-                self._used[slots] = self._now
-                self._freed.notify_all()
+            with self._changed:
+                self._claims.pop(claim, None)
+                for slot in [slot for slot, decoder in self._decoding.items() if decoder is claim]:
+                    del self._decoding[slot]
+                self._changed.notify_all()
 
-    def _hold(
-        self, wave: NDArray[np.int64]
-    ) -> tuple[NDArray[Any], NDArray[np.int64], list[_ToDecode], list[Future[None]]]:
-        """Return the places of a wave's chunks, which of them are to be decoded now, and which others are at."""
-        with self._freed:
+    def _claim(self, claim: object, wave: NDArray[np.int64]) -> NDArray[Any]:
+        """Give every chunk of a wave a place, and keep those places from others until the claim is given up."""
+        with self._changed:
             missing, free = wave[self._slot_of[wave] < 0], np.empty(0, dtype=np.int64)
-            while len(missing) > len(free):
+            while len(missing):
                 free = self._free_slots(wave)
-                if len(missing) > len(free):
-                    self._freed.wait()
-                    missing = wave[self._slot_of[wave] < 0]
+                if len(free) >= len(missing):
+                    break
+                self._changed.wait()
+                missing = wave[self._slot_of[wave] < 0]
             if self._memory is None:
                 self._memory = np.empty(self._shape, dtype=self._dtype)
-            others = [self._coming[chunk] for chunk in wave.tolist() if chunk in self._coming] if self._coming else []
-            mine = []
             for chunk, slot in zip(missing.tolist(), free.tolist(), strict=False):
+                self._ready[slot] = False
                 if self._chunk_in[slot] >= 0:
                     self._slot_of[self._chunk_in[slot]] = -1
                 self._slot_of[chunk], self._chunk_in[slot] = slot, chunk
-                done: Future[None] = Future()
-                self._coming[chunk] = done
-                mine.append(_ToDecode(chunk, slot, done))
             slots: NDArray[np.int64] = self._slot_of[wave]
-            self._holders[slots] += 1
-            return self._memory, slots, mine, others
+            self._now += 1
+            self._used[slots] = self._now
+            self._claims[claim] = slots
+            return self._memory
 
     def _free_slots(self, wave: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the places that nobody holds and ``wave`` does not need, the ones used longest ago first."""
+        """Return the places that nobody claims and ``wave`` does not need, the ones used longest ago first."""
+        free = np.ones(self._n_slots, dtype=bool)
         there = self._slot_of[wave]
-        free = self._holders == 0
         free[there[there >= 0]] = False
-        slots = np.flatnonzero(free)
-        return slots[np.argsort(self._used[slots], kind="stable")]
+        for slots in self._claims.values():
+            free[slots] = False
+        found = np.flatnonzero(free)
+        return found[np.argsort(self._used[found], kind="stable")]
 
-    def _decode(self, item: _ToDecode) -> None:
-        assert self._memory is not None
-        first = item.slot * self._chunk_rows
-        try:
-            self._chunks.read_into(item.chunk, self._memory[first : first + self._chunk_rows])
-        except BaseException as error:
-            with self._freed:
-                self._give_up(item, error)
-            raise
-        with self._freed:
-            del self._coming[item.chunk]
-        item.done.set_result(None)
+    def _fill(self, claim: object, memory: NDArray[Any]) -> int:
+        """Decode what of a claim is not there yet, and wait for what others decode; return how many were seen before.
 
-    def _give_up(self, item: _ToDecode, error: BaseException) -> None:
-        del self._coming[item.chunk]
-        self._slot_of[item.chunk] = self._chunk_in[item.slot] = -1
-        item.done.set_exception(error)
+        Where another read meets an error, this one tries for itself: it may not be this one's chunk that is broken.
+        """
+        slots = self._claims[claim]
+        again = 0
+        while True:
+            with self._changed:
+                while True:
+                    todo = [slot for slot in slots[~self._ready[slots]].tolist() if slot not in self._decoding]
+                    if todo:
+                        self._decoding.update(dict.fromkeys(todo, claim))
+                        again += int(np.count_nonzero(self._seen[self._chunk_in[todo]]))
+                        break
+                    if self._ready[slots].all():
+                        return again
+                    self._changed.wait()
+            try:
+                _for_each(lambda slot: self._decode(slot, memory), todo)
+            finally:
+                with self._changed:
+                    for slot in todo:
+                        self._decoding.pop(slot, None)
+                    self._changed.notify_all()
 
-
-@dataclass(frozen=True)
-class _ToDecode:
-    chunk: int
-    slot: int
-    done: Future[None]
+    def _decode(self, slot: int, memory: NDArray[Any]) -> None:
+        first, chunk = slot * self._chunk_rows, int(self._chunk_in[slot])
+        self._chunks.read_into(chunk, memory[first : first + self._chunk_rows])
+        self._ready[slot] = self._seen[chunk] = True
 
 
 _threads: ThreadPoolExecutor | None = None
 
 
-def _for_each(work: Callable[[_ToDecode], None], items: list[_ToDecode]) -> None:
+def _for_each(work: Callable[[int], None], items: list[int]) -> None:
     global _threads
     if len(items) < _WORTH_SHARING or _N_THREADS == 1:
         for item in items:

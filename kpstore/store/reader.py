@@ -25,7 +25,7 @@ class _Array:
     def __init__(self, meta: ArrayMeta, chunks: Chunks, memory: NDArray[Any] | None, arena_bytes: int) -> None:
         self.meta, self.chunks, self.memory = meta, chunks, memory
         self.dtype = np.dtype(object if meta.dtype == TEXT else meta.dtype)
-        self.rows_decoded_in_vain = 0
+        self.rows_decoded_again = 0
         self.reserve(arena_bytes)
 
     def reserve(self, n_bytes: int) -> None:
@@ -113,9 +113,9 @@ class RowReader:
             # Without mode="clip" numpy gathers into memory of its own first; the rows were checked above.
             np.take(array.memory, rows, axis=0, out=found, mode="clip")
             return found
-        decoded = array.arena.gather(rows, found)
-        if decoded:
-            array.rows_decoded_in_vain += max(0, decoded * array.meta.chunk_rows - len(rows))
+        again = array.arena.gather(rows, found)
+        if again:
+            array.rows_decoded_again += again * array.meta.chunk_rows
             self._consider_cache(name, array)
         return found
 
@@ -139,13 +139,13 @@ class RowReader:
         return found
 
     def _consider_cache(self, name: str, array: _Array) -> None:
-        """Decode the whole array to the local disk once that much was decoded in vain.
+        """Decode the whole array to the local disk once as much was decoded that had been decoded before.
 
         So reading here and there never costs more than twice what the better way would have: nobody has to say
         beforehand whether it will be worth while.
         """
-        if self._cache is not None and array.meta.dtype != TEXT and array.rows_decoded_in_vain > array.meta.n_rows:
-            array.rows_decoded_in_vain = 0
+        if self._cache is not None and array.meta.dtype != TEXT and array.rows_decoded_again > array.meta.n_rows:
+            array.rows_decoded_again = 0
             array.memory = self._cache.build(self._view.snapshot, name, array.meta, array.chunks)
 
     def cache(self, name: str, on_chunk: Any = None) -> bool:

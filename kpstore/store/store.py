@@ -48,8 +48,8 @@ def backend_for(location: str) -> Backend:
 
 
 @contextmanager
-def building(location: str, *, name: str, kpstore_version: str) -> Iterator[Store]:
-    """Give a new store to fill, beside ``location``; it gets that place when the block ends without an error.
+def moved_into_place(location: str) -> Iterator[Backend]:
+    """Give the backend of a place beside ``location``; what is made there gets that place if no error comes.
 
     Raises
     ------
@@ -61,10 +61,17 @@ def building(location: str, *, name: str, kpstore_version: str) -> Iterator[Stor
     if backend_for(location).exists():
         raise ExistsError(f"{location} already exists; choose another place for the store")
     try:
-        yield Store.create(aside.location, name=name, kpstore_version=kpstore_version)
+        yield aside
         aside.move(location)
     finally:
         aside.remove()
+
+
+@contextmanager
+def building(location: str, *, name: str, kpstore_version: str) -> Iterator[Store]:
+    """Give a new store to fill, which gets its place when the block ends without an error."""
+    with moved_into_place(location) as aside:
+        yield Store.create(aside.location, name=name, kpstore_version=kpstore_version)
 
 
 class FeatureArray:

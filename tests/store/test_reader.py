@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -225,13 +228,100 @@ def test_reading_here_and_there_decodes_the_whole_array_to_disk_in_the_end(tmp_p
     assert len(view.reads) == n_reads, "another process finds it there"
 
 
-def test_reading_everything_in_order_needs_no_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [1, 3, 40])
+def test_reading_everything_once_or_twice_in_order_needs_no_cache(tmp_path: Path, step: int) -> None:
     view = view_of(400, chunk_rows=40)
     reader = RowReader(view, arena_bytes=0, cache=DecodedCache(tmp_path))
-    for _ in range(5):
-        for start in range(0, 400, 40):
-            reader.read("a", start + np.random.default_rng(start).permutation(40))
+    for _ in range(2):
+        for start in range(0, 400, step):
+            reader.read("a", np.arange(start, min(start + step, 400)))
     assert not list(tmp_path.iterdir())
+    for start in range(0, 400, step):
+        reader.read("a", np.arange(start, min(start + step, 400)))
+    assert list(tmp_path.iterdir()), "who comes a third time comes again"
+
+
+def slow_view(n_rows: int, chunk_rows: int, broken: tuple[int, ...] = ()) -> CountingView:
+    """Decoding takes a moment, in which other threads run; some chunks cannot be decoded."""
+
+    class Slow(CountingView):
+        def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+            time.sleep(0.0005)
+            if start // chunk_rows in broken:
+                raise CorruptError(f"chunk {start // chunk_rows} cannot be read")
+            return super().read(name, start, stop)
+
+    return Slow(view_of(n_rows).values, chunk_rows)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("slots", [1, 3, 10, 12])
+def test_threads_that_need_more_places_than_there_are_get_the_right_rows(slots: int) -> None:
+    """Their waves do not fit together, so that they wait for each other's places."""
+    view = slow_view(100, 4)
+    reader = RowReader(view, arena_bytes=slots * 4 * 48)
+    wrong: list[Any] = []
+
+    def read(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(40):
+            rows = rng.integers(0, 100, rng.integers(1, 30))
+            if not np.array_equal(reader.read("a", rows), view.values[rows]):
+                wrong.append(rows)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, range(4)))
+    assert not wrong
+
+
+@pytest.mark.timeout(60)
+def test_a_broken_chunk_fails_only_those_who_ask_for_it() -> None:
+    view = slow_view(100, 4, broken=(0,))
+    reader = RowReader(view)
+
+    def read(number: int) -> str:
+        rows = np.arange(0 if number % 2 else 4, 8 + number % 5 * 4)
+        try:
+            np.testing.assert_array_equal(reader.read("a", rows), view.values[rows])
+        except CorruptError:
+            return "broken" if number % 2 else "wrong"
+        return "wrong" if number % 2 else "right"
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(read, range(60)))
+    assert found == ["right", "broken"] * 30
+
+
+class Stop(BaseException):
+    """What a signal handler raises."""
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupt_in_the_middle_of_a_read_leaves_nothing_behind() -> None:
+    view = slow_view(400, 4)
+    reader = RowReader(view, arena_bytes=12 * 4 * 48)
+    rng, stopped = np.random.default_rng(0), 0
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    before = signal.signal(signal.SIGALRM, stop)
+    gc.disable()  # hypothesis watches it, and an exception there would be nobody's
+    try:
+        for _ in range(150):
+            signal.setitimer(signal.ITIMER_REAL, float(rng.random() * 0.006) + 1e-4)
+            try:
+                reader.read("a", rng.integers(0, 400, 10))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Stop:
+                stopped += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        gc.enable()
+    assert stopped > 20
+    rows = rng.integers(0, 400, 300)
+    np.testing.assert_array_equal(reader.read("a", rows), view.values[rows])
 
 
 def test_a_read_past_the_end_names_the_last_row() -> None:

@@ -1,0 +1,235 @@
+"""Several stores, or files that can be imported, into one: one commit, or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any, Literal
+
+import numpy as np
+
+from kpstore.errors import ConflictError, ExistsError, InvalidError
+from kpstore.interop.base import ImportedFeature, ImportedVideo, OnProgress
+from kpstore.interop.run import ImportReport, import_document, opened
+from kpstore.schema.feature import FeatureRows, State
+from kpstore.schema.index import VideoRecord
+from kpstore.store import format as fmt
+from kpstore.store.store import Store, backend_for
+from kpstore.store.transaction import check_same
+
+OnConflict = Literal["error", "first", "last"]
+ON_CONFLICT = ("error", "first", "last")
+
+_SPLIT_ORDER = ("train", "training", "dev", "val", "valid", "validation", "test")
+
+
+def merge(
+    sources: Sequence[str | os.PathLike[str]],
+    location: str | os.PathLike[str],
+    *,
+    on_conflict: OnConflict = "error",
+    name: str = "",
+    on_progress: OnProgress | None = None,
+) -> ImportReport:
+    """Make a store that holds what several others hold.
+
+    Videos are put in order by split and id, so the result does not depend on the order of the sources. A video that
+    several hold gets the features of all of them; where two hold the same feature of it, done in both and with other
+    values, that is a conflict.
+
+    Parameters
+    ----------
+    sources : stores, or files that can be imported.
+    location : the new store.
+    on_conflict : ``"first"`` or ``"last"`` takes the rows of the first or last source that holds them.
+    name : of the new store; that of the first source by default.
+    on_progress : told of frames each time some more are stored.
+
+    Raises
+    ------
+    ExistsError
+        If ``location`` is taken.
+    ConflictError
+        If two sources differ in rows, frames or annotations of one video, with ``"error"``.
+    MismatchError
+        If two sources hold a feature of one name that is not the same, or made in another way.
+    """
+    if on_conflict not in ON_CONFLICT:
+        raise InvalidError(f"on_conflict={on_conflict!r}: use 'error', 'first' or 'last'")
+    if len(sources) < 2:
+        raise InvalidError("merge needs two sources or more")
+    target = os.fspath(location)
+    if backend_for(target).exists():
+        raise ExistsError(f"{target} already exists; choose another place for the merged store")
+    with ExitStack() as stack:
+        stores = [stack.enter_context(opened(source)) for source in sources]
+        names = [PurePath(os.fspath(source)).name for source in sources]
+        document = Merged(stores, names, on_conflict)
+        source = " and ".join(names) if len(names) <= 3 else f"{len(names)} sources"
+        return import_document(document, target, source=source, name=name, on_progress=on_progress)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A video of one source."""
+
+    store: Store
+    source: str
+    position: int
+
+
+class Merged:
+    """What several stores hold, as one document; see :class:`kpstore.interop.base.Document`."""
+
+    def __init__(self, stores: Sequence[Store], names: Sequence[str], on_conflict: OnConflict) -> None:
+        self._on_conflict = on_conflict
+        # Whose word counts comes first.
+        order = reversed(range(len(stores))) if on_conflict == "last" else range(len(stores))
+        self._stores = [(stores[n], names[n]) for n in order]
+        self.name = stores[0].name
+        self.notes: list[str] = []
+        self.features = self._merged_features()
+        self._columns = {store.location: _columns(store) for store, _ in self._stores}
+
+    @property
+    def n_frames(self) -> int | None:
+        """Not known before the videos are matched."""
+        return None
+
+    def _merged_features(self) -> tuple[ImportedFeature, ...]:
+        found: dict[str, fmt.StoredFeature] = {}
+        for store, _ in self._stores:
+            for name, stored in store.features.items():
+                if name in found:
+                    check_same(found[name], stored.spec, stored.provenance)
+                    if found[name].provenance.get("document") != stored.provenance.get("document"):
+                        provenance = {**found[name].provenance, "document": {}}
+                        found[name] = replace(found[name], provenance=provenance)
+                        self.notes.append(f"{name}: what its files held beside the features differs, and is left out")
+                else:
+                    found[name] = stored
+        self.notes = list(dict.fromkeys(self.notes))
+        return tuple(ImportedFeature(found[name].spec, found[name].provenance) for name in sorted(found))
+
+    def videos(self) -> Iterator[ImportedVideo]:
+        """Yield all videos, by split and id."""
+        places: dict[str, list[_Place]] = {}
+        for store, source in self._stores:
+            for position, video_id in enumerate(store.index.ids.tolist()):
+                places.setdefault(video_id, []).append(_Place(store, source, position))
+        for video_id in sorted(places, key=lambda v: _order(places[v][0], v)):
+            yield self._merge_video(video_id, places[video_id])
+
+    def _merge_video(self, video_id: str, places: Sequence[_Place]) -> ImportedVideo:
+        record = self._record(places[0])
+        for place in places[1:]:
+            other = self._record(place)
+            if other.frame_paths != record.frame_paths:
+                what = f"{record.n_frames} frames in {places[0].source} and {other.n_frames} in {place.source}"
+                raise ConflictError(f"video {video_id!r} has {what}, or other frame paths; give one of them another id")
+            record = self._merged_record(video_id, record, other, places[0].source, place.source)
+        rows: dict[str, FeatureRows] = {}
+        failed_frames: dict[str, dict[int, str]] = {}
+        failed: dict[str, str] = {}
+        for feature in self.features:
+            self._merge_feature(feature.spec.name, video_id, places, rows, failed_frames, failed)
+        return ImportedVideo(record, rows, failed_frames, failed)
+
+    def _record(self, place: _Place) -> VideoRecord:
+        store, position = place.store, place.position
+        columns = self._columns[store.location]
+        rows = store.index.rows(position)
+        return VideoRecord(
+            store.index.ids[position],
+            store.index.splits[position],
+            tuple(store[fmt.IMAGE_PATH][rows].tolist()),
+            float(columns["fps"][position]),
+            int(columns["width"][position]),
+            int(columns["height"][position]),
+            {name: str(columns[name][position]) for name in store.annotation_names},
+        )
+
+    def _merged_record(
+        self, video_id: str, one: VideoRecord, other: VideoRecord, first: str, second: str
+    ) -> VideoRecord:
+        """Return what both say of a video; where one says nothing, the other's word counts."""
+        known = {"split": one.split or other.split, "width": one.width or other.width}
+        known |= {"height": one.height or other.height, "fps": other.fps if np.isnan(one.fps) else one.fps}
+        texts = {**other.annotations, **{name: text for name, text in one.annotations.items() if text}}
+        merged = replace(one, **known, annotations=texts)  # type: ignore[arg-type]
+        for name, text in other.annotations.items():
+            if text and text != texts[name]:
+                self._conflict(f"video {video_id!r} has another {name} in {first} than in {second}")
+        if other.split and other.split != merged.split:
+            self._conflict(f"video {video_id!r} is in {merged.split!r} in {first} and in {other.split!r} in {second}")
+        return merged
+
+    def _merge_feature(
+        self,
+        name: str,
+        video_id: str,
+        places: Sequence[_Place],
+        rows: dict[str, FeatureRows],
+        failed_frames: dict[str, dict[int, str]],
+        failed: dict[str, str],
+    ) -> None:
+        """Take a feature of a video from the first source where it is done, or else where it has failed."""
+        taken = ""
+        for place in places:
+            found = _read_feature(place, name)
+            if isinstance(found, str):
+                if found and not taken:
+                    failed[name] = found
+                continue
+            if not taken:
+                rows[name], failed_frames[name] = found
+                failed.pop(name, None)
+                taken = place.source
+            elif not _same_rows(rows[name], found[0]) or failed_frames[name] != found[1]:
+                self._conflict(f"video {video_id!r} has other {name} in {taken} than in {place.source}")
+
+    def _conflict(self, what: str) -> None:
+        if self._on_conflict == "error":
+            raise ConflictError(f"{what}; choose one with --on-conflict first or last")
+        self.notes.append(f"{what}: the {self._on_conflict} one was taken")
+
+
+def _columns(store: Store) -> dict[str, Any]:
+    names = ("fps", "width", "height", *store.annotation_names)
+    return {name: store[name][:] for name in names} if len(store.index) else {}
+
+
+def _order(place: _Place, video_id: str) -> tuple[int, str, str]:
+    split = place.store.index.splits[place.position]
+    known = _SPLIT_ORDER.index(split) if split in _SPLIT_ORDER else len(_SPLIT_ORDER)
+    return known, split, video_id
+
+
+def _read_feature(place: _Place, name: str) -> tuple[FeatureRows, dict[int, str]] | str:
+    """Return rows and failed frames of a feature of a video; why it failed; or ``""`` if it is not there yet."""
+    store, position = place.store, place.position
+    if name not in store.features or store.states(name)[position] == State.PENDING:
+        return ""
+    text = str(store[fmt.failure_name(name)][position])
+    entry = json.loads(text) if text else {}
+    if "video" in entry:
+        return str(entry["video"])
+    spec = store.feature(name)
+    rows = store.index.rows(position) if spec.axis == "frame" else slice(position, position + 1)
+    companions = {c.name: store[f"{name}_{c.name}"][rows] for c in spec.companions}
+    failed = {int(frame): reason for frame, reason in entry.get("frames", {}).items()}
+    return FeatureRows(store[name][rows], companions), failed
+
+
+def _same_rows(one: FeatureRows, other: FeatureRows) -> bool:
+    return _same(one.values, other.values) and all(
+        _same(one.companions[name], other.companions[name]) for name in one.companions
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))

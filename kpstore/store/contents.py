@@ -1,0 +1,326 @@
+"""Two stores, frame by frame, whatever order they are in: the comparison that users made with a script of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError, NotFoundError
+from kpstore.schema.feature import FeatureSpec, State
+from kpstore.store import format as fmt
+from kpstore.store.coverage import coverage
+from kpstore.store.store import Store
+
+_BLOCK_ROWS = 8192
+"""Rows of both stores in memory at once: 14 MB of keypoints each."""
+
+OnProgress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that differs.
+
+    Parameters
+    ----------
+    where : the frame's path, or the video's id.
+    feature, part : what of it; part is ``""`` for a feature without parts.
+    what : ``"values"``, ``"only in A"``, ``"only in B"`` (there, and missing in the other) or ``"state"``.
+    largest : largest absolute difference; None unless ``what`` is ``"values"``.
+    """
+
+    where: str
+    feature: str
+    part: str
+    what: str
+    largest: float | None = None
+
+
+@dataclass
+class PartDiff:
+    """How often a part of a feature differs.
+
+    Parameters
+    ----------
+    values : rows that have it in both, with other values.
+    only_a, only_b : rows in which it is missing in the other.
+    largest : largest absolute difference.
+    """
+
+    values: int = 0
+    only_a: int = 0
+    only_b: int = 0
+    largest: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.values or self.only_a or self.only_b)
+
+
+@dataclass
+class FeatureDiff:
+    """How two stores differ in a feature that both have.
+
+    Parameters
+    ----------
+    rows : compared.
+    differing : rows in which anything differs.
+    states : rows that are done in one and failed or pending in the other.
+    parts : by name.
+    """
+
+    rows: int = 0
+    differing: int = 0
+    states: int = 0
+    parts: dict[str, PartDiff] = field(default_factory=dict)
+
+
+@dataclass
+class ContentDiff:
+    """How two stores differ.
+
+    Parameters
+    ----------
+    videos, frames : how many each holds, A then B.
+    videos_only_a, videos_only_b : ids.
+    frames_only_a, frames_only_b : frames whose path the other does not have.
+    columns : by name of a split, annotation or the like, how many videos that both have differ in it.
+    features_only_a, features_only_b : names.
+    features : by name, what both have.
+    coverage : by feature, rows done, failed and pending and parts detected, A then B.
+    first : the first differences, at most as many as asked for.
+    """
+
+    videos: tuple[int, int]
+    frames: tuple[int, int]
+    videos_only_a: tuple[str, ...] = ()
+    videos_only_b: tuple[str, ...] = ()
+    frames_only_a: int = 0
+    frames_only_b: int = 0
+    columns: dict[str, int] = field(default_factory=dict)
+    features_only_a: tuple[str, ...] = ()
+    features_only_b: tuple[str, ...] = ()
+    features: dict[str, FeatureDiff] = field(default_factory=dict)
+    coverage: dict[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
+    first: list[Difference] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether anything differs."""
+        lists = (self.videos_only_a, self.videos_only_b, self.features_only_a, self.features_only_b, self.columns)
+        return bool(
+            self.frames_only_a
+            or self.frames_only_b
+            or any(lists)
+            or any(found.differing for found in self.features.values())
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON values."""
+        return {"differ": bool(self), **asdict(self)}
+
+
+def compare(
+    a: Store,
+    b: Store,
+    *,
+    features: tuple[str, ...] | None = None,
+    atol: float = 0.0,
+    limit: int = 20,
+    on_progress: OnProgress | None = None,
+) -> ContentDiff:
+    """Compare what two stores hold; frames are matched by their paths, videos by their ids.
+
+    Parameters
+    ----------
+    features : only these; all that either has by default.
+    atol : largest absolute difference of two values that still counts as none.
+    limit : how many differences to list.
+    on_progress : told of rows each time some more are compared.
+
+    Raises
+    ------
+    NotFoundError
+        If one of ``features`` is in neither.
+    """
+    if not atol >= 0:
+        raise InvalidError(f"atol is {atol}; a tolerance is 0 or more")
+    wanted = tuple(dict.fromkeys((*a.features, *b.features))) if features is None else features
+    for name in wanted:
+        if name not in a.features and name not in b.features:
+            raise NotFoundError(f"feature {name!r} is in neither; A has {sorted(a.features)}, B {sorted(b.features)}")
+    rows_a, rows_b = _matched_frames(a, b)
+    ids_a, ids_b = set(a.index.ids.tolist()), set(b.index.ids.tolist())
+    found = ContentDiff(
+        videos=(len(ids_a), len(ids_b)),
+        frames=(a.index.total_frames, b.index.total_frames),
+        videos_only_a=tuple(v for v in a.index.ids.tolist() if v not in ids_b),
+        videos_only_b=tuple(v for v in b.index.ids.tolist() if v not in ids_a),
+        frames_only_a=a.index.total_frames - len(rows_a),
+        frames_only_b=b.index.total_frames - len(rows_b),
+        columns=_columns(a, b),
+        features_only_a=tuple(name for name in wanted if name not in b.features),
+        features_only_b=tuple(name for name in wanted if name not in a.features),
+    )
+    for name in wanted:
+        if name in a.features and name in b.features:
+            found.coverage[name] = (coverage(a, name).to_json(), coverage(b, name).to_json())
+            comparison = _FeatureComparison(a, b, name, atol, limit, found.first)
+            found.features[name] = comparison.run(rows_a, rows_b, on_progress or (lambda n: None))
+    return found
+
+
+def _matched_frames(a: Store, b: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows of both with the same path, in the order of A."""
+    places = {key: row for row, key in enumerate(_frame_keys(b))}
+    pairs = [(row, places[key]) for row, key in enumerate(_frame_keys(a)) if key in places]
+    matched = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return matched[:, 0], matched[:, 1]
+
+
+def _frame_keys(store: Store) -> Iterator[tuple[str, int]]:
+    """Yield a frame's path and how often it came before; frames without a path go by video and number."""
+    seen: dict[str, int] = {}
+    if not len(store.index):
+        return
+    for position, video_id in enumerate(store.index.ids.tolist()):
+        rows = store.index.rows(position)
+        for number, path in enumerate(store[fmt.IMAGE_PATH][rows].tolist()):
+            key = path.replace("\\", "/") or f"{video_id}#{number}"
+            seen[key] = seen.get(key, -1) + 1
+            yield key, seen[key]
+
+
+def _columns(a: Store, b: Store) -> dict[str, int]:
+    common = [video_id for video_id in a.index.ids.tolist() if video_id in b.index]
+    if not common:
+        return {}
+    here, there = a.videos.loc[common], b.videos.loc[common]
+    kept = ["split", *dict.fromkeys((*a.annotation_names, *b.annotation_names))]
+    counts = {}
+    for name in kept:
+        one = here[name].fillna("") if name in here else ""
+        other = there[name].fillna("") if name in there else ""
+        counts[name] = int(np.sum(np.asarray(one, dtype=object) != np.asarray(other, dtype=object)))
+    return {name: count for name, count in counts.items() if count}
+
+
+class _FeatureComparison:
+    """One feature of two stores."""
+
+    def __init__(self, a: Store, b: Store, name: str, atol: float, limit: int, first: list[Difference]) -> None:
+        self._a, self._b, self._name, self._atol = a, b, name, atol
+        self._limit, self._first = limit, first
+        self._spec = a.feature(name)
+        other = b.feature(name)
+        if (self._spec.shape, self._spec.axis, part_slices(self._spec)) != (
+            other.shape,
+            other.axis,
+            part_slices(other),
+        ):
+            raise InvalidError(
+                f"feature {name!r} has rows of {self._spec.shape} per {self._spec.axis} in A and of {other.shape} per "
+                f"{other.axis} in B; they cannot be compared"
+            )
+        shared = {c.name for c in other.companions}
+        self._companions = [c for c in self._spec.companions if c.name in shared and c.name != "detected"]
+        self._found = FeatureDiff()
+
+    def run(
+        self, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64], on_progress: Callable[[int], None]
+    ) -> FeatureDiff:
+        """Compare all pairs of rows, a block at a time."""
+        if self._spec.axis == "video":
+            rows_a, rows_b = self._videos()
+        for start in range(0, len(rows_a), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            self._compare(rows_a[block], rows_b[block])
+            on_progress(len(rows_a[block]))
+        self._found.parts = {name: part for name, part in self._found.parts.items() if part}
+        return self._found
+
+    def _videos(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        ids = [video_id for video_id in self._a.index.ids.tolist() if video_id in self._b.index]
+        places = [[store.index.position(video_id) for video_id in ids] for store in (self._a, self._b)]
+        return np.array(places[0], dtype=np.int64), np.array(places[1], dtype=np.int64)
+
+    def _read(self, array: str, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]) -> tuple[Any, Any]:
+        return self._a.read(array, rows_a), self._b.read(array, rows_b)
+
+    def _compare(self, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]) -> None:
+        state_name = fmt.status_name if self._spec.axis == "frame" else fmt.state_name
+        here, there = self._read(state_name(self._name), rows_a, rows_b)
+        states = here != there
+        self._found.states += int(states.sum())
+        differing = states.copy()
+        self._note(rows_a, states, "", lambda row: "state")
+        both = (here == State.DONE) & (there == State.DONE)
+        values = self._read(self._name, rows_a, rows_b)
+        for part, rows in part_slices(self._spec).items():
+            one, other = (_flat(array[:, rows] if rows else array) for array in values)
+            differing |= self._compare_part(part, one, other, both, rows_a)
+        for companion in self._companions:
+            one, other = (_flat(array) for array in self._read(f"{self._name}_{companion.name}", rows_a, rows_b))
+            differing |= self._compare_part(companion.name, one, other, both, rows_a)
+        self._found.rows += len(rows_a)
+        self._found.differing += int(differing.sum())
+
+    def _compare_part(
+        self, part: str, one: NDArray[Any], other: NDArray[Any], both: NDArray[np.bool_], rows_a: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Note rows that differ in one part, (rows, numbers) each, and return which."""
+        found = self._found.parts.setdefault(part, PartDiff())
+        here, there = (~np.isnan(array) for array in (one, other))
+        only_a = both & (here & ~there).any(axis=1) & ~(there & ~here).any(axis=1)
+        only_b = both & (there & ~here).any(axis=1)
+        distance = np.where(here & there, np.abs(one - other), 0).max(axis=1, initial=0)
+        # Infinities of one sign are the same value, and their difference is no number.
+        distance = np.where(np.isnan(distance), 0, distance)
+        apart = both & (distance > self._atol) & ~only_a & ~only_b
+        found.only_a += int(only_a.sum())
+        found.only_b += int(only_b.sum())
+        found.values += int(apart.sum())
+        found.largest = max(found.largest, float(distance[both].max(initial=0)))
+        any_difference: NDArray[np.bool_] = only_a | only_b | apart
+        self._note(
+            rows_a,
+            any_difference,
+            part,
+            lambda row: "only in A" if only_a[row] else "only in B" if only_b[row] else "values",
+            distance,
+        )
+        return any_difference
+
+    def _note(
+        self,
+        rows_a: NDArray[np.int64],
+        differing: NDArray[np.bool_],
+        part: str,
+        what: Callable[[int], str],
+        distance: NDArray[np.float64] | None = None,
+    ) -> None:
+        for row in np.flatnonzero(differing)[: max(0, self._limit - len(self._first))].tolist():
+            kind = what(row)
+            largest = float(distance[row]) if distance is not None and kind == "values" else None
+            self._first.append(Difference(self._where(int(rows_a[row])), self._name, part, kind, largest))
+
+    def _where(self, row: int) -> str:
+        if self._spec.axis == "video":
+            return str(self._a.index.ids[row])
+        path = str(self._a[fmt.IMAGE_PATH][row])
+        position = int(self._a.index.video_of(np.array([row]))[0])
+        return path or f"{self._a.index.ids[position]}#{row - self._a.index.rows(position).start}"
+
+
+def part_slices(spec: FeatureSpec) -> Mapping[str, slice | None]:
+    """Return which points of a row belong to which part; ``{"": None}`` for a feature without parts."""
+    parts = spec.attrs.get("parts")
+    if not parts or not spec.shape:
+        return {"": None}
+    return {name: slice(first, last) for name, (first, last) in parts.items()}
+
+
+def _flat(rows: NDArray[Any]) -> NDArray[np.float64]:
+    return rows.reshape(len(rows), -1).astype(np.float64)

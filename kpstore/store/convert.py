@@ -1,0 +1,165 @@
+"""A store in another backend: the newest version alone, or version by version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadView, WriteView
+from kpstore.errors import ExistsError
+from kpstore.store import history
+from kpstore.store.store import backend_for, moved_into_place
+
+_BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was made.
+
+    Parameters
+    ----------
+    location, snapshot : the new store and its newest version.
+    versions : how many it has.
+    notes : what could not be carried over, a line each.
+    """
+
+    location: str
+    snapshot: str
+    versions: int
+    notes: tuple[str, ...]
+
+
+def convert(
+    location: str,
+    target: str,
+    *,
+    at: history.At = None,
+    with_history: bool = False,
+    on_version: Callable[[int, int], None] | None = None,
+) -> Converted:
+    """Copy a store to a new place, in the backend that the place's name says.
+
+    Every array and attribute is the same in the copy, and so are the numbers; versions get new ids and times, and keep
+    the old ones in their metadata (``converted_from``).
+
+    Parameters
+    ----------
+    at : the version to convert; the newest by default.
+    with_history : also all versions that it builds upon, with the tags that name them.
+    on_version : told how many versions are done, of how many.
+
+    Raises
+    ------
+    ExistsError
+        If ``target`` is taken.
+    """
+    source = backend_for(location)
+    commits = list(source.history(history.resolve(source, at)))
+    if backend_for(target).exists():
+        raise ExistsError(f"{target} already exists; choose another place for the copy")
+    chosen = commits[::-1] if with_history else commits[:1]
+    with moved_into_place(target) as copy:
+        ids = _copy_versions(source, copy, chosen, on_version or (lambda done, total: None))
+        for tag, snapshot in source.tags().items():
+            if snapshot in ids:
+                copy.create_tag(tag, ids[snapshot])
+        notes = _notes(source, ids, with_history)
+    return Converted(target, ids[chosen[-1].id], len(ids), notes)
+
+
+def _copy_versions(
+    source: Backend, copy: Backend, commits: list[Commit], on_version: Callable[[int, int], None]
+) -> dict[str, str]:
+    """Make each version in the copy; return new ids by old ones."""
+    ids: dict[str, str] = {}
+    for number, commit in enumerate(commits, start=1):
+        view = source.view(commit.id)
+        about = {"id": commit.id, "time": commit.time.isoformat(), "location": source.location}
+        if not ids:
+            ids[commit.id] = copy.create(view.attrs(), commit.message)
+            before = None
+        else:
+            before = source.view(commits[number - 2].id)
+        changes = copy.begin(MAIN)
+        if before is None or dict(before.attrs()) != dict(view.attrs()):
+            changes.set_attrs(view.attrs())
+        for name in changes.names():
+            if name not in view.names():
+                changes.delete(name)
+        for name in view.names():
+            _copy_array(before, view, changes, name)
+        # A first version without arrays is the empty one that create() has made.
+        ids[commit.id] = changes.commit(commit.message, {**commit.metadata, "converted_from": about})
+        on_version(number, len(commits))
+    return ids
+
+
+def _copy_array(before: ReadView | None, view: ReadView, changes: WriteView, name: str) -> None:
+    meta = view.meta(name)
+    there = changes.meta(name) if name in changes.names() else None
+    if there is not None and (not _same_kind(there, meta) or there.n_rows > meta.n_rows):
+        changes.delete(name)
+        there = None
+    if there is None:
+        changes.create(name, meta)
+        before = None
+    else:
+        changes.resize(name, meta.n_rows)
+        if dict(there.attrs) != dict(meta.attrs):
+            changes.set_array_attrs(name, meta.attrs)
+    for start, stop in _blocks(meta):
+        values = view.read(name, start, stop)
+        known = 0 if before is None else min(max(0, before.meta(name).n_rows - start), stop - start)
+        old = before.read(name, start, start + known) if before is not None and known else None
+        for first, last in _changed(meta, values, old):
+            changes.write(name, start + first, values[first:last])
+
+
+def _same_kind(one: ArrayMeta, other: ArrayMeta) -> bool:
+    return (one.shape[1:], one.dtype, one.chunk_rows, one.codec) == (
+        other.shape[1:],
+        other.dtype,
+        other.chunk_rows,
+        other.codec,
+    )
+
+
+def _blocks(meta: ArrayMeta) -> Iterator[tuple[int, int]]:
+    step = meta.chunk_rows * max(1, _BLOCK_BYTES // max(1, meta.chunk_rows * meta.row_bytes))
+    for start in range(0, meta.n_rows, step):
+        yield start, min(start + step, meta.n_rows)
+
+
+def _changed(meta: ArrayMeta, values: NDArray[Any], old: NDArray[Any] | None) -> Iterator[tuple[int, int]]:
+    """Yield runs of rows to write, in whole chunks: those that hold anything new."""
+    for first in range(0, len(values), meta.chunk_rows):
+        last = min(first + meta.chunk_rows, len(values))
+        block = values[first:last]
+        if old is None or len(old) < last:
+            known = old[first:] if old is not None else values[:0]
+            unwritten = np.concatenate([known, _unwritten(meta, len(block) - len(known))])
+        else:
+            unwritten = old[first:last]
+        if not np.array_equal(block, unwritten, equal_nan=block.dtype.kind == "f"):
+            yield first, last
+
+
+def _unwritten(meta: ArrayMeta, n_rows: int) -> NDArray[Any]:
+    shape = (n_rows, *meta.shape[1:])
+    return np.full(shape, "", dtype=object) if meta.dtype == TEXT else np.full(shape, meta.fill, dtype=meta.dtype)
+
+
+def _notes(source: Backend, ids: dict[str, str], with_history: bool) -> tuple[str, ...]:
+    notes = []
+    tags = [tag for tag, snapshot in source.tags().items() if snapshot not in ids]
+    branches = [name for name in source.branches() if name != MAIN]
+    if tags:
+        notes.append(f"tags of other versions: {', '.join(tags)}" + ("" if with_history else " (--history takes more)"))
+    if branches:
+        notes.append(f"branches: {', '.join(branches)}")
+    return tuple(notes)

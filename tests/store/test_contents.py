@@ -1,0 +1,137 @@
+"""Two stores compared frame by frame, in whatever order they hold them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kpstore
+from kpstore.errors import InvalidError, NotFoundError
+from kpstore.schema.feature import FeatureRows, FeatureSpec
+from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
+from kpstore.store.contents import Difference, compare
+from tests.conftest import memory_location
+from tests.fakes import fake_spec, record
+from tests.store.data import fill, rows_of
+
+N = {"a": 4, "b": 3, "c": 5}
+
+
+def keypoints(video: str, n: int) -> FeatureRows:
+    rng = np.random.default_rng([*video.encode()])
+    values = rng.standard_normal((n, 143, 3)).astype(np.float32)
+    detected = rng.random((n, 4)) < 0.7
+    for column, part in enumerate(PARTS):
+        values[~detected[:, column], PART_SLICES[part]] = np.nan
+    return FeatureRows(values, {"detected": detected})
+
+
+def store_of(order: str = "abc", change: Any = None, **annotations: str) -> kpstore.Store:
+    store = kpstore.create(memory_location())
+    with store.transaction("fill") as tx:
+        tx.add_videos([record(v, N[v], **annotations) for v in order])
+        tx.add_feature(keypoints_spec())
+        for video in order:
+            rows = keypoints(video, N[video])
+            if change:
+                change(video, rows)
+            tx.write("keypoints", video, rows)
+    return store.at()
+
+
+def test_order_makes_no_difference() -> None:
+    found = compare(store_of("abc"), store_of("cab"))
+    assert not found
+    assert found.features["keypoints"].rows == 12
+    assert found.frames == (12, 12)
+
+
+def test_every_kind_of_difference_is_named() -> None:
+    def change(video: str, rows: FeatureRows) -> None:
+        hand, pose = PART_SLICES["left_hand"], PART_SLICES["pose"]
+        if video == "b":
+            rows.values[0, hand] = 1.0
+            rows.values[1, hand] = np.nan
+            rows.values[2, pose.start, 0] = np.float32(0.25) + (
+                0 if np.isnan(rows.values[2, pose.start, 0]) else rows.values[2, pose.start, 0]
+            )
+
+    one, other = store_of("ab"), store_of("bc", change, gloss="X")
+    found = compare(one, other)
+    assert found
+    assert (found.videos_only_a, found.videos_only_b) == (("a",), ("c",))
+    assert (found.frames_only_a, found.frames_only_b) == (4, 5)
+    assert found.columns == {"gloss": 1}
+    hand = keypoints("b", 3).companions["detected"][:, PARTS.index("left_hand")]
+    parts = found.features["keypoints"].parts
+    assert parts["left_hand"].values == int(hand[0])
+    assert parts["left_hand"].only_b == int(not hand[0])
+    assert parts["left_hand"].only_a == int(hand[1])
+    assert any(d.where == "b/0000.png" and d.part == "left_hand" for d in found.first)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_tolerance_is_absolute(by: float, atol: float) -> None:
+    def change(video: str, rows: FeatureRows) -> None:
+        rows.values[0] = np.where(np.isnan(rows.values[0]), np.nan, np.float32(1.0 + by))
+
+    def base(video: str, rows: FeatureRows) -> None:
+        rows.values[0] = np.where(np.isnan(rows.values[0]), np.nan, np.float32(1.0))
+
+    apart = float(np.float32(1.0 + by)) - 1.0
+    assert bool(compare(store_of("a", base), store_of("a", change), atol=atol)) == (apart > atol)
+
+
+def test_states_features_and_videos_without_frames(tmp_path: Path) -> None:
+    done, less = fill(kpstore.create(tmp_path / "a.kps")), fill(kpstore.create(tmp_path / "b.kps"), done=("a",))
+    found = compare(done, less)
+    assert (found.features["points"].states, found.features["points"].differing) == (9, 9)
+    assert found.first[0] == Difference("b/0000.png", "points", "", "state")
+    assert len(found.first) == 9
+    assert len(compare(done, less, limit=2).first) == 2
+    with less.transaction("person") as tx:
+        tx.add_feature(FeatureSpec("person", (2,), ("x",), axis="video"))
+    assert compare(done, less.at()).features_only_b == ("person",)
+    assert not compare(done, done, features=("points",))
+    with pytest.raises(NotFoundError, match="feature 'none' is in neither"):
+        compare(done, less, features=("none",))
+    empty = kpstore.create(memory_location())
+    assert compare(done, empty).frames_only_a == 34
+    assert not compare(empty, empty)
+
+
+def test_features_of_videos_are_compared_by_id() -> None:
+    stores = []
+    for order, value in (("ab", 1.0), ("ba", 2.0)):
+        store = kpstore.create(memory_location())
+        with store.transaction("fill") as tx:
+            tx.add_videos([record(v, 1) for v in order])
+            tx.add_feature(FeatureSpec("person", (2,), ("x",), axis="video"))
+            tx.write_video_feature("person", "a", np.array([1.0, 1.0], np.float32))
+            tx.write_video_feature("person", "b", np.array([value, 1.0], np.float32))
+        stores.append(store.at())
+    found = compare(*stores)
+    assert found.first == [Difference("b", "person", "", "values", 1.0)]
+
+
+def test_companions_and_other_slashes_count_too(memory_store: kpstore.Store) -> None:
+    with memory_store.transaction("x") as tx:
+        video = record("a", 5)
+        tx.add_videos([type(video)(video.id, video.split, tuple(p.replace("/", "\\") for p in video.frame_paths))])
+        tx.add_feature(fake_spec(4))
+        tx.write("points", "a", rows_of("a", 5))
+    assert compare(memory_store.at(), fill(kpstore.create(memory_location()))).frames_only_a == 0
+
+
+def test_features_of_other_shapes_cannot_be_compared(memory_store: kpstore.Store) -> None:
+    with memory_store.transaction("x") as tx:
+        tx.add_feature(FeatureSpec("keypoints", (68, 3), ("k", "s")))
+    with pytest.raises(InvalidError, match=r"rows of \(143, 3\) per frame in A and of \(68, 3\)"):
+        compare(store_of("a"), memory_store.at())
+    with pytest.raises(InvalidError, match="atol"):
+        compare(memory_store, memory_store, atol=float("nan"))
