@@ -38,8 +38,11 @@ def add_to(parent: typer.Typer) -> None:
 
 
 def _cache(folder: Path | None) -> DecodedCache:
+    from kpstore.errors import InvalidError
     from kpstore.store.cache import DecodedCache
 
+    if folder is not None and str(folder) in ("off", "auto"):
+        raise InvalidError(f"--cache {folder}: give a folder; without it, $KPSTORE_CACHE or ~/.cache/kpstore is taken")
     return DecodedCache(folder)
 
 
@@ -78,27 +81,29 @@ def build(
     import kpstore
     from kpstore.errors import InvalidError
 
-    opened = kpstore.open(store, at, cache="auto" if folder is None else folder)
+    opened = kpstore.open(store, at, cache="auto" if folder is None else _cache(folder).folder)
+    wanted, refused = feature or _frame_features(opened), 0
+    if not wanted:
+        typer.echo(f"{opened.location} holds no features of frames; there is nothing to cache")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=render.console(stderr=True), transient=True, disable=not sys.stderr.isatty()
     ) as bars:
-        for name in feature or _frame_features(opened):
+        for name in wanted:
             if opened[name].dtype.kind == "O":
                 raise InvalidError(f"{name!r} is text, which is not cached")
             task = bars.add_task(name, total=None)
             cached = opened.reader.cache(
                 name, lambda done, total, task=task: bars.update(task, completed=done, total=total)
             )
-            typer.echo(f"{name}: {opened.reader.how(name) if cached else _no_room(opened)}")
+            typer.echo(f"{name}: {opened.reader.how(name) if cached else 'not cached: ' + opened.reader.cache_refusal}")
+            refused += not cached
+    if refused:
+        raise typer.Exit(1)
 
 
 def _frame_features(store: Store) -> list[str]:
     return [name for name, stored in store.features.items() if stored.spec.axis == "frame"]
-
-
-def _no_room(store: Store) -> str:
-    return "not cached: no room, within the limit or on the disk (kpstore cache list; $KPSTORE_CACHE_GB)"
 
 
 def clear(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from kpstore._version import __version__
+from kpstore.errors import InvalidError
 from kpstore.render.raster import SkeletonStyle, StyleName
 from kpstore.store import compare, history
 from kpstore.store.store import Mode
@@ -172,6 +173,8 @@ def open(
     InvalidError
         If something else is there.
     """
+    if not os.fspath(cache):
+        raise InvalidError("cache='': use 'auto', 'off' or a folder")
     return Store.open(os.fspath(path), at, mode, os.fspath(cache))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import kpstore.api
 from kpstore.store.store import Store
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 256
 _EVERY = 0.01
@@ -32,12 +35,15 @@ class PeakMemory:
     with_mapped: float
 
 
-def peak_of_epoch(store: Store, feature: str, cache: str) -> PeakMemory | None:
-    """Return the peak of one epoch of :func:`kpstore.loader`; None where the system does not tell."""
+def peak_of_epoch(store: Store, feature: str, cache: str, n_rows: int) -> PeakMemory | None:
+    """Return the peak of one epoch of the first rows by :func:`kpstore.loader`; None if it could not be measured."""
     if not Path("/proc/self/status").exists():
         return None
-    command = [sys.executable, "-m", __name__, store.location, store.snapshot, feature, cache]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", __name__, store.location, store.snapshot, feature, cache, str(n_rows)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        _log.warning("the peak memory of an epoch could not be measured: %s", done.stderr.strip().rpartition("\n")[2])
+        return None
     return PeakMemory(**json.loads(done.stdout))
 
 
@@ -48,7 +54,7 @@ def _resident() -> tuple[int, int]:
     return int(fields["RssAnon"][0]), int(fields["VmRSS"][0])
 
 
-def _main(location: str, at: str, feature: str, cache: str) -> None:
+def _main(location: str, at: str, feature: str, cache: str, n_rows: str) -> None:
     import torch.utils.data  # noqa: F401 - part of what the epoch is measured against
 
     before, peak = _resident(), list(_resident())
@@ -62,7 +68,8 @@ def _main(location: str, at: str, feature: str, cache: str) -> None:
     watcher.start()
     try:
         view = kpstore.api.open(location, at, cache=cache).frames(feature)
-        for _ in kpstore.api.loader(view, _BATCH):
+        part = view if int(n_rows) >= len(view) else view.subset(range(int(n_rows)))
+        for _ in kpstore.api.loader(part, _BATCH, rank=0, world_size=1):
             pass
     finally:
         over.set()

@@ -106,9 +106,8 @@ def bench(
     check_peers(against)
     array = store[feature]
     if array.dims[0] != "frame" or array.dtype.kind == "O":
-        raise InvalidError(
-            f"{feature!r} cannot be measured; choose numbers on the frame axis: {sorted(store.features)}"
-        )
+        known = sorted(name for name, stored in store.features.items() if stored.spec.axis == "frame")
+        raise InvalidError(f"{feature!r} cannot be measured; choose numbers on the frame axis: {known or 'none here'}")
     rows = _rows_to_read(store, feature, n_rows)
     say = on_step or (lambda _: None)
     say("reading everything once")
@@ -139,7 +138,7 @@ def bench(
         filesystem=filesystem_of(store.location),
         how={subject.name: subject.how for subject in subjects},
         figures=figures,
-        peak=peak_of_epoch(store, feature, cache) if torch_is_there else None,
+        peak=peak_of_epoch(store, feature, cache, rows) if torch_is_there else None,
         settings=settings or Settings(),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         versions={"kpstore": __version__, **{name: version(name) for name in _VERSIONS if _installed(name)}},

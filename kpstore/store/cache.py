@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta, Chunks
-from kpstore.backends.locks import waiting_lock
+from kpstore.backends.locks import is_held, waiting_lock
 from kpstore.errors import InvalidError
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def default_limit() -> int:
     given = os.environ.get(LIMIT_VARIABLE, "")
     try:
         return int(float(given or DEFAULT_LIMIT_GB) * 1e9)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InvalidError(f"{LIMIT_VARIABLE}={given!r} is not a number of gigabytes") from None
 
 
@@ -81,6 +81,8 @@ class DecodedCache:
     def __init__(self, folder: Path | None = None, *, limit_bytes: int | None = None) -> None:
         self.folder = default_folder() if folder is None else folder
         self._limit = limit_bytes
+        self.refusal = ""
+        """Why the last array that was to be decoded was not."""
 
     @property
     def limit_bytes(self) -> int:
@@ -131,26 +133,38 @@ class DecodedCache:
             None if there is no room for it, within the limit or on the disk, or the folder cannot be written.
         """
         path = self._path(snapshot, name)
+        self.refusal = ""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # One lock for the folder, which stays for ever: a lock that is removed while others wait for it locks
             # nothing, and whoever makes room must not be overtaken.
             with waiting_lock(self.folder / _LOCK):
                 if self.open(snapshot, name, meta) is None:
-                    for left_over in self.folder.glob(f"*/.*{_PART}"):
-                        left_over.unlink()  # of a process that was killed: whoever decodes holds the lock
+                    self._remove_left_overs()
                     if not self._make_room(_decoded_bytes(meta)):
                         return None
                     _decode(path, meta, chunks, on_chunk)
         except OSError as error:
-            _log.warning("%r is read without a cache: %s", name, error)
+            self.refusal = f"{error.strerror or error}: {error.filename or self.folder}"
+            _log.warning("%r is read without a cache: %s", name, self.refusal)
             return None
         return self.open(snapshot, name, meta)
+
+    def _remove_left_overs(self) -> int:
+        """Remove what killed processes left, under the lock that whoever decodes holds; return its size."""
+        n_bytes = 0
+        for left_over in self.folder.glob(f"*/.*{_PART}"):
+            n_bytes += left_over.stat().st_size
+            left_over.unlink()
+        return n_bytes
 
     def _make_room(self, n_bytes: int) -> bool:
         free = shutil.disk_usage(self.folder).free
         if n_bytes > self.limit_bytes or n_bytes > free + sum(entry.size_bytes for entry in self.entries()):
-            _log.info("no room for %d bytes in the cache at %s", n_bytes, self.folder)
+            self.refusal = (
+                f"no room in {self.folder}: it needs {n_bytes / 1e9:.3g} GB, the cache may hold "
+                f"{self.limit_bytes / 1e9:.3g} GB (${LIMIT_VARIABLE}) and the disk has {free / 1e9:.3g} GB left"
+            )
             return False
         for entry in self.entries():
             held = sum(entry.size_bytes for entry in self.entries())
@@ -179,7 +193,11 @@ class DecodedCache:
         entries = [entry for entry in self.entries() if snapshots is None or entry.snapshot in snapshots]
         for entry in entries:
             _remove(entry)
-        return sum(entry.size_bytes for entry in entries)
+        freed = sum(entry.size_bytes for entry in entries)
+        if self.folder.is_dir() and not is_held(self.folder / _LOCK):
+            with waiting_lock(self.folder / _LOCK):
+                freed += self._remove_left_overs()
+        return freed
 
 
 def _decoded_bytes(meta: ArrayMeta) -> int:

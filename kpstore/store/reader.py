@@ -148,6 +148,11 @@ class RowReader:
             array.rows_decoded_again = 0
             array.memory = self._cache.build(self._view.snapshot, name, array.meta, array.chunks)
 
+    @property
+    def cache_refusal(self) -> str:
+        """Why the last array that was to be cached was not."""
+        return "the cache is off" if self._cache is None else self._cache.refusal
+
     def cache(self, name: str, on_chunk: Any = None) -> bool:
         """Have an array decoded on the local disk now; return whether it is in memory's reach then."""
         array = self._array(name)

@@ -352,7 +352,10 @@ class Store:
 
     def read(self, name: str, rows: NDArray[np.int64] | Sequence[int], out: Any = None) -> NDArray[Any]:
         """Return rows of an array in the order asked for; see :meth:`kpstore.store.reader.RowReader.read`."""
-        return self.reader.read(name, np.asarray(rows, dtype=np.int64), out)
+        given = np.asarray(rows)
+        if given.size and given.dtype.kind not in "iu":
+            raise InvalidError(f"rows of {name!r} are asked for by whole numbers, found {given.dtype}; masks: store[…]")
+        return self.reader.read(name, given.astype(np.int64, copy=False), out)
 
     # -- versions -----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ stacked along a new first axis, in one planned read; everything fast goes throug
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypedDict
 
@@ -26,6 +26,7 @@ Sample = dict[str, Any]
 Batch = dict[str, NDArray[Any]]
 Transform = Callable[[Sample], Any]
 
+_OWN_KEYS = frozenset({"row", "valid", "video", "n_frames", "video_id"})
 _READ_AHEAD = 64
 """Samples that iterating over a view reads together."""
 
@@ -41,7 +42,7 @@ class Selection(TypedDict, total=False):
 class View(ABC):
     """Samples of one version of a store.
 
-    It pickles as (store, selection), the store as (location, snapshot), and opens anew in every process.
+    It pickles as the store, which is (location, snapshot), and the rows chosen; every process opens the store anew.
 
     Parameters
     ----------
@@ -103,23 +104,33 @@ class View(ABC):
             self.store.reader.cache(name)
 
     def __getitem__(self, index: int) -> Any:
+        if not isinstance(index, int | np.integer) or isinstance(index, bool):
+            raise InvalidError(
+                f"view[{index!r}]: use a whole number; view.batch([…]) reads several, view.subset(…) picks"
+            )
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} asked for; the view has {len(self)}")
-        return self.__getitems__([index % len(self)])[0]
+        return self.__getitems__([int(index) % len(self)])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Return samples; a DataLoader asks for a whole batch in this way, so that a batch costs one read."""
-        samples = self.split_batch(self.batch(indices))
+        samples = self.samples(indices)
         return samples if self.transform is None else [self.transform(sample) for sample in samples]
 
-    def split_batch(self, batch: Batch) -> list[Sample]:
-        """Return the samples that a batch was stacked from."""
+    def samples(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
+        """Return samples one by one, without the transform, in one planned read."""
+        batch = self.batch(indices)
         n_samples = len(next(iter(batch.values())))
-        return [{name: array[i] for name, array in batch.items()} for i in range(n_samples)]
+        return [{name: _item(array, i) for name, array in batch.items()} for i in range(n_samples)]
 
     def subset(self, indices: Sequence[int] | NDArray[Any]) -> Subset:
         """Return some of the samples, by index or by a boolean mask, as a view; nothing is read or copied."""
         return Subset(self, indices)
+
+
+def _item(array: NDArray[Any], i: int) -> Any:
+    """Return one sample's part of an array; text of several frames as a list, which a DataLoader can collate."""
+    return array[i].tolist() if array.dtype == object and array.ndim > 1 else array[i]
 
 
 class Subset(View):
@@ -153,11 +164,11 @@ class Subset(View):
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return samples stacked; see :meth:`View.batch`."""
-        return self.view.batch(self.indices[np.asarray(indices, dtype=np.int64)])
+        return self.view.batch(self.indices[as_indices(indices, len(self))])
 
-    def split_batch(self, batch: Batch) -> list[Sample]:
-        """Return the samples that a batch was stacked from."""
-        return self.view.split_batch(batch)
+    def samples(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
+        """Return samples one by one; see :meth:`View.samples`."""
+        return self.view.samples(self.indices[as_indices(indices, len(self))])
 
     @property
     def first_rows(self) -> NDArray[np.int64]:
@@ -173,12 +184,14 @@ class Subset(View):
 def as_indices(indices: Sequence[int] | NDArray[Any], length: int) -> NDArray[np.int64]:
     """Return ints or a mask as (samples,) int64, negative ones counted from the end."""
     given = np.asarray(indices)
+    if given.dtype == np.int64 and given.ndim == 1 and given.size and given.min() >= 0 and given.max() < length:
+        return given
     if given.dtype == bool:
         if given.shape != (length,):
             raise InvalidError(f"a mask needs shape ({length},), found {given.shape}")
         return np.flatnonzero(given).astype(np.int64)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise InvalidError(f"a subset is a list of ints or a mask, found {given.dtype} of shape {given.shape}")
+        raise InvalidError(f"samples are asked for by ints or by a mask, found {given.dtype} of shape {given.shape}")
     given = given.astype(np.int64)
     if given.size and not (-length <= given.min() and given.max() < length):
         worst = int(given.max() if given.max() >= length else given.min())
@@ -193,6 +206,8 @@ def feature_names(store: Store, features: str | Sequence[str]) -> list[str]:
     for name in names:
         if store[name].dims[0] != "frame":
             raise InvalidError(f"{name!r} lies on the axis {store[name].dims[0]!r}, this view needs 'frame'")
+        if name in _OWN_KEYS:
+            raise InvalidError(f"{name!r} is what views call something of their own; store the feature by another name")
     # Now, not at the first read, which may come in a forked worker, where Icechunk cannot be asked.
     store.reader.prepare(names)
     return names
@@ -220,16 +235,20 @@ def select_videos(
     InvalidError
         If the query cannot be read.
     """
-    chosen = store.index.select(split=split, videos=videos)
+    chosen = store.index.select(split=split, videos=[videos] if isinstance(videos, str) else videos)
     if where is None:
         return chosen
     table = store.videos.iloc[chosen]
     if not isinstance(where, str):
+        if not isinstance(where, Mapping):
+            raise InvalidError(f"where={where!r}: use a query, or annotations by name")
+        table = table.reset_index()
         keep = np.ones(len(table), dtype=bool)
         for column, value in where.items():
             if column not in table:
                 raise NotFoundError(f"column {column!r} not found; store.videos has {list(table.columns)}")
-            wanted = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+            several = isinstance(value, Iterable) and not isinstance(value, str)
+            wanted = list(value) if several else [value]
             keep &= table[column].isin(wanted).to_numpy()
         return chosen[keep]
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from kpstore.views.sampling import (
     SHUFFLES,
     Batches,
     BlockShuffle,
+    Done,
     Ints,
     Share,
     Shuffle,
@@ -54,14 +56,19 @@ class BatchSampler:
         batch_frames: int | None = None,
         pool_mib: float = POOL_MIB,
     ) -> None:
+        if not isinstance(view, View):
+            raise InvalidError(f"a loader needs a view, such as store.frames(...), found {type(view).__name__}")
         _check_sizes(batch_size, batch_frames, pool_mib)
+        for name, number in (("seed", seed), ("epoch", epoch)):
+            if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
+                raise InvalidError(f"{name}={number!r}: use a whole number, 0 or more")
         if shuffle not in SHUFFLES:
             raise InvalidError(f"shuffle={shuffle!r}: use 'block', 'full' or None")
         self.view, self.batch_size, self.batch_frames = view, batch_size, batch_frames
         self.shuffle, self.seed, self.pool_mib = shuffle, seed, pool_mib
         self.drop_last, self.pad = drop_last, pad
         self.rank, self.world_size = rank_of(rank, world_size)
-        self.set_epoch(epoch)
+        self._begin(epoch, [])
 
     # -- the order ----------------------------------------------------------------------------------------------
 
@@ -78,43 +85,51 @@ class BatchSampler:
         rng = np.random.default_rng((self.seed, epoch, _ORDER))
         return self._blocks.order(rng) if self.shuffle == "block" else rng.permutation(len(self.view)).astype(np.int64)
 
-    def plan(self, epoch: int, done: Sequence[tuple[int, int]] = ()) -> tuple[Batches, int]:
+    def plan(self, epoch: int, done: Sequence[Done] = ()) -> tuple[Batches, int]:
         """Return this rank's batches of an epoch, and how many units the ranks do twice to have equally many.
 
         A unit is a sample, or with ``batch_frames`` a batch.
 
         Parameters
         ----------
-        done : what was done of the epoch before: for each time it was left, how many ranks there were and how many
-            units each of them had done.
+        done : what was done of the epoch before, for each time it was left.
         """
         order = self._order(epoch)
         if self.batch_frames is None:
             assert self.batch_size is not None
-            share = self._share(left_to_do(order, done))
+            share = self._share(order, done)
             return batches_of(share.units, self.batch_size, drop_last=self.drop_last), share.padding
         rng = None if self.shuffle is None else np.random.default_rng((self.seed, epoch, _LENGTHS))
         batches = batches_by_length(order, self.view.lengths, self.batch_frames, self.batch_size, rng)
-        share = self._share(left_to_do(np.arange(len(batches), dtype=np.int64), done))
+        share = self._share(np.arange(len(batches), dtype=np.int64), done)
         return batches.take(share.units), share.padding
 
-    def _share(self, units: Ints) -> Share:
-        return share_out(units, self.rank, self.world_size, pad=self.pad, drop=self.drop_last)
+    def _share(self, units: Ints, done: Sequence[Done]) -> Share:
+        left = left_to_do(units, done)
+        return share_out(left, self.rank, self.world_size, pad=self.pad, drop=self.drop_last, pad_from=units)
 
     # -- where it stands ----------------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Have the next ``iter()`` start this epoch."""
+        """Have the next ``iter()`` start this epoch; if it is the one that was loaded, go on where that was left.
+
+        Trainers call this at the beginning of every epoch, also of the one that they resume.
+        """
+        if self._done and epoch == self.epoch and not self._started:
+            return
+        self._begin(epoch, [])
+
+    def _begin(self, epoch: int, done: list[Done]) -> None:
         self.epoch = epoch
         """The epoch that runs, or will run next."""
-        self._done: list[tuple[int, int]] = []
+        self._done = done
         self._started, self._n_given = False, 0
         self._plan: tuple[Batches, int] | None = None
 
     def start(self) -> Batches:
         """Start the next epoch, or go on with the one that was loaded; return its batches."""
         if self._started:
-            self.set_epoch(self.epoch + 1)
+            self._begin(self.epoch + 1, [])
         self._started = True
         return self._planned()[0]
 
@@ -133,8 +148,14 @@ class BatchSampler:
         return self._plan
 
     def __len__(self) -> int:
-        """Return the number of batches of this rank's epoch; of one that was loaded, how many are left."""
-        return len(self._planned()[0])
+        """Return the number of batches of this rank's epoch: of the one that runs, or else of the one that comes next.
+
+        Of an epoch that was loaded it is how many were left.
+        """
+        n_batches = len(self._planned()[0])
+        if self._done and self._started and self._n_given >= n_batches:
+            return len(self.plan(self.epoch + 1)[0])
+        return n_batches
 
     @property
     def padding(self) -> int:
@@ -158,15 +179,17 @@ class BatchSampler:
     def state_dict(self) -> dict[str, Any]:
         """Return where the epoch stands, as plain values: the batches given so far count as done on every rank.
 
-        It may be taken up with another number of ranks and, but for ``batch_frames``, in batches of another size.
+        It may be taken up with another number of ranks and, but for ``batch_frames``, in batches of another size. Under
+        a ``DataLoader`` with workers this sampler runs ahead of the batches that have arrived by as many as that
+        prefetches; :class:`kpstore.Loader` and torchdata's ``StatefulDataLoader`` count what has arrived.
         """
         epoch, done = self.epoch, list(self._done)
         if self._started:
             n_units = self._n_given * (1 if self.batch_frames is not None else self.batch_size or 1)
-            done.append((self.world_size, n_units))
-            if self._n_given >= len(self):
+            done.append(Done(self.world_size, n_units, self.drop_last))
+            if self._n_given >= len(self._planned()[0]):
                 epoch, done = epoch + 1, []
-        return {"epoch": epoch, "done": [list(part) for part in done], **self._settings()}
+        return {"epoch": epoch, "done": [asdict(part) for part in done], **self._settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next ``iter()`` go on where a state was taken.
@@ -182,8 +205,11 @@ class BatchSampler:
                     f"the state was taken with {name}={state.get(name)!r}, this loader has {name}={value!r}; "
                     "make the loader as it was then"
                 )
-        self.set_epoch(int(state["epoch"]))
-        self._done = [(int(world_size), int(n_units)) for world_size, n_units in state["done"]]
+        try:
+            epoch, done = int(state["epoch"]), [Done(**part) for part in state["done"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise MismatchError(f"this is no state of a loader: {error!r}; see state_dict()") from None
+        self._begin(epoch, done)
 
 
 def rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -202,9 +228,10 @@ def rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def _check_sizes(batch_size: int | None, batch_frames: int | None, pool_mib: float) -> None:
-    given = {"batch_size": batch_size, "batch_frames": batch_frames, "pool_mib": pool_mib}
-    for name, size in given.items():
-        if size is not None and (isinstance(size, bool) or size <= 0):
-            raise InvalidError(f"{name}={size!r}: use a number greater than 0")
+    for name, size in (("batch_size", batch_size), ("batch_frames", batch_frames)):
+        if size is not None and (not isinstance(size, int | np.integer) or isinstance(size, bool) or size <= 0):
+            raise InvalidError(f"{name}={size!r}: use a whole number greater than 0")
+    if not isinstance(pool_mib, int | float | np.number) or not 0 < pool_mib < 2**30:
+        raise InvalidError(f"pool_mib={pool_mib!r}: use a number of MiB greater than 0")
     if batch_size is None and batch_frames is None:
         raise InvalidError("a loader needs batch_size=, samples per batch, or batch_frames=, frames per padded batch")

@@ -16,6 +16,7 @@ from kpstore.views.base import (
     Selection,
     Transform,
     View,
+    as_indices,
     check_missing,
     feature_names,
     refuse_missing,
@@ -109,7 +110,7 @@ class ClipView(View):
             By feature (clips, length, *row shape), NaN where missing; ``"row"`` and ``"video"`` (clips,) int64; with
             ``short="pad"`` also ``"valid"`` (clips, length) bool, False where the last frame is repeated.
         """
-        starts = self.starts[np.asarray(indices, dtype=np.int64)]
+        starts = self.starts[as_indices(indices, len(self))]
         n_valid = self._valid_lengths(starts)
         rows = clip_rows(starts, n_valid, self.length)
         batch: Batch = {}

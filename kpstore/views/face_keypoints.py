@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
 from kpstore.store.store import Store
-from kpstore.views.base import MISSING, Batch, Missing, Selection, Transform, check_missing
+from kpstore.views.base import MISSING, Batch, Missing, Selection, Transform, as_indices, check_missing
 from kpstore.views.frames import FrameView
 
 Range = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -132,7 +132,7 @@ class FaceKeypointView(FrameView):
             ``"keypoints"`` (frames, 68, 3) float32, NaN where there is no face; ``"row"`` (frames,) int64; with
             ``normalize="frame"`` also ``"low"`` and ``"high"`` (frames, 3) float32.
         """
-        rows = self.rows[np.asarray(indices, dtype=np.int64)]
+        rows = self.rows[as_indices(indices, len(self))]
         points = self._read_faces(rows)
         if self.normalize is None:
             return {"keypoints": points, "row": rows}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.store.store import Store
-from kpstore.views.base import Batch, Missing, Transform, View, feature_names, select_frames, select_videos
+from kpstore.views.base import Batch, Missing, Transform, View, as_indices, feature_names, select_frames, select_videos
 
 
 class FrameView(View):
@@ -63,5 +63,5 @@ class FrameView(View):
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return frames stacked: by feature (len(indices), *row shape), and ``"row"`` (len(indices),) int64."""
-        rows = self.rows[np.asarray(indices, dtype=np.int64)]
+        rows = self.rows[as_indices(indices, len(self))]
         return {**{name: self.store.read(name, rows) for name in self.features}, "row": rows}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.store.store import Store
-from kpstore.views.base import MISSING, Batch, Missing, Selection, Transform, check_missing, runs_usable, usable_frames
+from kpstore.views.base import MISSING, Missing, Selection, Transform, check_missing, runs_usable, usable_frames
 from kpstore.views.whole_videos import VideoView
 
 Compute = Callable[[str], NDArray[Any]]
@@ -19,6 +19,8 @@ Compute = Callable[[str], NDArray[Any]]
 
 class LipView(VideoView):
     """Utterances: a sample is ``"embedding"`` (T, 512) float32, ``"video_id"`` and ``"n_frames"``, which is T.
+
+    A batch is padded as :class:`kpstore.views.whole_videos.VideoView` does.
 
     Rows are frames; a model that takes (512, T), as IIANet does, transposes them in ``transform``. Utterances without
     frames are left out.
@@ -57,17 +59,9 @@ class LipView(VideoView):
             starts, n_frames = store.index.offsets[:-1], store.index.n_frames
             self.computed = ~runs_usable(usable_frames(store, self.features), starts, n_frames)
 
-    def batch(self, indices: Any) -> Batch:
-        """Return utterances stacked, padded to the longest of them.
-
-        Returns
-        -------
-        dict
-            ``"embedding"`` (utterances, frames, 512), NaN after an utterance's end; ``"valid"`` (utterances, frames)
-            bool, False there; ``"n_frames"`` (utterances,) int64; ``"video_id"`` (utterances,) object, of str.
-        """
-        batch = super().batch(indices)
-        return {"embedding": batch.pop(self.feature), **batch}
+    def key(self, name: str) -> str:
+        """Return what samples call the feature: ``"embedding"``, whatever encoder it is from."""
+        return "embedding"
 
     def read_videos(self, name: str, positions: NDArray[np.int64]) -> NDArray[Any]:
         """Return all rows of some utterances, one after the other, (frames, 512): read, or computed."""

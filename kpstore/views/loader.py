@@ -6,7 +6,10 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from kpstore.errors import InvalidError
 from kpstore.views.base import Batch, View
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 
 _RUN_ROWS = 4096
 """Rows that a thread reads in one go: with fewer, handing batches over takes longer than reading them."""
+_RUN_BYTES = 16 * 2**20
+"""Batches of one run may take so much memory, as they arrive: pictures drawn from rows take more than the rows."""
+_AHEAD_BYTES = 256 * 2**20
+"""Batches that worker processes make ahead may take so much."""
 
 Collate = Callable[[list[Any]], Any]
 
@@ -57,12 +64,13 @@ class BatchDataset:
     def batches(self, parts: Sequence[Ints]) -> list[Any]:
         """Return several batches, read together."""
         self.prepare()
-        return [self._finish(batch) for batch in self.view.batches(parts)]
-
-    def _finish(self, batch: Batch) -> Any:
         if self.view.transform is None and self.collate is None:
-            return {name: as_tensor(array) for name, array in batch.items()} if self.tensors else batch
-        samples = self.view.split_batch(batch)
+            found = self.view.batches(parts)
+            return [_tensors(batch) for batch in found] if self.tensors else list(found)
+        samples = iter(self.view.samples(np.concatenate([np.empty(0, dtype=np.int64), *parts])))
+        return [self._collated(list(islice(samples, len(part)))) for part in parts]
+
+    def _collated(self, samples: list[Any]) -> Any:
         if self.view.transform is not None:
             samples = [self.view.transform(sample) for sample in samples]
         if self.collate is not None:
@@ -72,11 +80,24 @@ class BatchDataset:
         return default_collate(samples)
 
 
+def _tensors(batch: Batch) -> dict[str, Any]:
+    return {name: as_tensor(array) for name, array in batch.items()}
+
+
 def as_tensor(array: Any) -> Any:
     """Return an array as a tensor on the same memory; text as a list of str."""
     import torch
 
     return array.tolist() if array.dtype == object else torch.from_numpy(array)
+
+
+def bytes_of(batch: Any) -> int:
+    """Return what the arrays and tensors of a batch take, however it is made up."""
+    if isinstance(batch, Mapping):
+        return sum(bytes_of(item) for item in batch.values())
+    if isinstance(batch, list | tuple):
+        return sum(bytes_of(item) for item in batch)
+    return int(getattr(batch, "nbytes", 0))
 
 
 class Loader:
@@ -101,12 +122,13 @@ class Loader:
         pin_memory: bool = False,
     ) -> None:
         for name, number in (("workers", workers), ("threads", threads), ("prefetch", prefetch)):
-            if number < 0:
-                raise InvalidError(f"{name}={number}: use 0 or more")
+            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+                raise InvalidError(f"{name}={number!r}: use a whole number, 0 or more")
         self.sampler, self.dataset = sampler, dataset
         self.workers, self.threads, self.prefetch = workers, threads, prefetch
         self.pin_memory = pin_memory and _can_pin()
         self._processes: tuple[DataLoader[Any], _Parts] | None = None
+        self._n_started = 0
 
     def __repr__(self) -> str:
         sampler = self.sampler
@@ -152,7 +174,7 @@ class Loader:
         elif self.threads:
             batches = self._from_threads(plan)
         else:
-            batches = (self.dataset[part] for part in plan)
+            batches = (self._read([part])[0] for part in plan)
         for batch in batches:
             self.sampler.given()
             yield batch
@@ -160,25 +182,37 @@ class Loader:
     # -- threads ------------------------------------------------------------------------------------------------
 
     def _from_threads(self, plan: Batches) -> Iterator[Any]:
-        runs = self._runs(plan)
+        if not len(plan):
+            return
+        # The first batch by itself: it shows how much memory batches take.
+        first = self._read([plan[0]])
+        runs = self._runs(plan, bytes_of(first[0]))
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="kpstore-loader")
-        coming: deque[Future[list[Any]]] = deque()
+        coming: deque[tuple[int, Future[list[Any]]]] = deque()
+        n_ahead = 0
         try:
-            for first, stop in runs:
-                coming.append(pool.submit(self._read, [plan[number] for number in range(first, stop)]))
-                if len(coming) > self.threads:
-                    yield from coming.popleft().result()
+            # Under way before the first batch is given out.
+            for start, stop in runs:
+                coming.append((stop - start, pool.submit(self._read, [plan[i] for i in range(start, stop)])))
+                n_ahead += stop - start
+                if first:
+                    yield first.pop()
+                while n_ahead > self.prefetch or len(coming) > self.threads:
+                    n_batches, run = coming.popleft()
+                    n_ahead -= n_batches
+                    yield from run.result()
+            yield from first
             while coming:
-                yield from coming.popleft().result()
+                yield from coming.popleft()[1].result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _runs(self, plan: Batches) -> Iterator[tuple[int, int]]:
-        """Yield which batches a thread reads in one go, first and stop: so many that no more than asked are ahead."""
+    def _runs(self, plan: Batches, batch_bytes: int) -> Iterator[tuple[int, int]]:
+        """Yield which batches after the first a thread reads in one go, first and stop."""
         n_rows = int(self.dataset.view.lengths[plan.samples].sum())
         per_run = _RUN_ROWS * len(plan) // max(1, n_rows)
-        step = max(1, min(per_run, self.prefetch // (self.threads + 1)))
-        return ((first, min(first + step, len(plan))) for first in range(0, len(plan), step))
+        step = max(1, min(per_run, self.prefetch // (self.threads + 1), _RUN_BYTES // max(1, batch_bytes)))
+        return ((first, min(first + step, len(plan))) for first in range(1, len(plan), step))
 
     def _read(self, parts: list[Ints]) -> list[Any]:
         batches = self.dataset.batches(parts)
@@ -188,14 +222,31 @@ class Loader:
 
     def _from_processes(self, plan: Batches) -> Iterator[Any]:
         if self._processes is None:
-            self._processes = self._start_processes()
+            self._processes = self._start_processes(plan)
         data_loader, parts = self._processes
-        parts.plan = plan
-        yield from data_loader
+        self._n_started += 1
+        parts.plan, mine = plan, self._n_started
+        batches = iter(data_loader)
+        while True:
+            if mine != self._n_started:
+                raise InvalidError(
+                    "another iteration over this loader has begun; its worker processes serve one at a time: "
+                    "make a second loader, or use threads"
+                )
+            try:
+                yield next(batches)
+            except StopIteration:
+                return
+            except Exception:
+                self._processes = None  # a worker that died, say: the next iteration starts new ones
+                raise
 
-    def _start_processes(self) -> tuple[DataLoader[Any], _Parts]:
+    def _start_processes(self, plan: Batches) -> tuple[DataLoader[Any], _Parts]:
         from torch.utils.data import DataLoader
 
+        n_ahead = self.prefetch
+        if len(plan):
+            n_ahead = min(n_ahead, _AHEAD_BYTES // max(1, bytes_of(self.dataset[plan[0]])))
         # Each process would decode every chunk for itself; a decoded copy on disk is shared by all.
         self.dataset.view.cache()
         # Not fork: threads of this process, Icechunk's among them, would be missing in the child.
@@ -206,7 +257,7 @@ class Loader:
             sampler=parts,
             batch_size=None,
             num_workers=self.workers,
-            prefetch_factor=max(1, self.prefetch // self.workers),
+            prefetch_factor=max(1, n_ahead // self.workers),
             pin_memory=self.pin_memory,
             persistent_workers=True,
             multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",

@@ -18,6 +18,7 @@ from kpstore.views.base import (
     Selection,
     Transform,
     View,
+    as_indices,
     check_missing,
     feature_of,
     refuse_missing,
@@ -132,7 +133,7 @@ class FaceView(View):
             ``"input_features"`` and ``"target_features"`` (frames, D) of the stored dtype, ``"position_encoding"``
             (frames, 5) in degrees, NaN where missing; ``"row"`` and ``"video"`` (frames,) int64.
         """
-        rows = self.rows[np.asarray(indices, dtype=np.int64)]
+        rows = self.rows[as_indices(indices, len(self))]
         videos = self.store.index.video_of(rows)
         return {
             "input_features": self.store.read(self.input, rows),

@@ -191,35 +191,56 @@ class Share:
     padding: int
 
 
-def share_out(units: Ints, rank: int, world_size: int, *, pad: bool, drop: bool = False) -> Share:
+@dataclass(frozen=True)
+class Done:
+    """What was done of an epoch before it was left.
+
+    Parameters
+    ----------
+    world_size : how many ranks there were.
+    n_units : how many units each of them had done.
+    drop : whether the last few units had been left out, see :func:`share_out`.
+    """
+
+    world_size: int
+    n_units: int
+    drop: bool = False
+
+
+def share_out(
+    units: Ints, rank: int, world_size: int, *, pad: bool, drop: bool = False, pad_from: Ints | None = None
+) -> Share:
     """Return the part of one rank; the parts of all ranks together are ``units``.
 
     Parameters
     ----------
-    pad : gives every rank equally many, by doing some of the first units twice: ranks that train together wait for
-        each other, and for ever if one has less to do.
+    pad : gives every rank equally many, by doing some units twice: ranks that train together wait for each other, and
+        for ever if one has less to do.
     drop : gives every rank equally many by leaving out the last few.
+    pad_from : the units to do twice, from the first on; ``units`` by default.
     """
-    n_each, n_more = divmod(len(units), world_size)
-    if drop:
-        return Share(units[rank * n_each : (rank + 1) * n_each], 0)
-    first = rank * n_each + min(rank, n_more)
-    mine = units[first : first + n_each + (rank < n_more)]
-    if not pad or n_more == 0:
-        return Share(mine, 0)
+    first, stop = _bounds(len(units), rank, world_size, drop=drop)
+    n_more = len(units) % world_size
+    if drop or not pad or n_more == 0:
+        return Share(units[first:stop], 0)
+    mine, spare = units[first:stop], units if pad_from is None else pad_from
     if rank >= n_more:
-        mine = np.append(mine, units[(rank - n_more) % len(units)])
+        mine = np.append(mine, spare[(rank - n_more) % len(spare)])
     return Share(mine, world_size - n_more)
 
 
-def left_to_do(units: Ints, done: Sequence[tuple[int, int]]) -> Ints:
-    """Return what nobody has done yet of an epoch that was interrupted, perhaps several times.
+def _bounds(n_units: int, rank: int, world_size: int, *, drop: bool) -> tuple[int, int]:
+    n_each, n_more = divmod(n_units, world_size)
+    if drop:
+        return rank * n_each, (rank + 1) * n_each
+    first = rank * n_each + min(rank, n_more)
+    return first, first + n_each + (rank < n_more)
 
-    Parameters
-    ----------
-    done : for each time, how many ranks there were and how many units each of them had done.
-    """
-    for world_size, n_done in done:
-        parts = [share_out(units, rank, world_size, pad=False).units for rank in range(world_size)]
-        units = np.concatenate([part[n_done:] for part in parts])
+
+def left_to_do(units: Ints, done: Sequence[Done]) -> Ints:
+    """Return what nobody has done yet of an epoch that was interrupted, perhaps several times."""
+    for before in done:
+        bounds = [_bounds(len(units), rank, before.world_size, drop=before.drop) for rank in range(before.world_size)]
+        parts = [units[min(first + before.n_units, stop) : stop] for first, stop in bounds]
+        units = np.concatenate([*parts, units[bounds[-1][1] :]])
     return units

@@ -12,7 +12,7 @@ from kpstore.errors import InvalidError
 from kpstore.render.raster import PAPER, SkeletonStyle, StyleName, as_style, draw_skeletons, kpstore_style
 from kpstore.schema.layout import N_POINTS
 from kpstore.store.store import Store
-from kpstore.views.base import Batch, Missing, Selection, Transform
+from kpstore.views.base import Batch, Missing, Selection, Transform, as_indices
 from kpstore.views.frames import FrameView
 
 Pixels = Literal["uint8", "float32"]
@@ -67,7 +67,7 @@ class SkeletonView(FrameView):
             ``"keypoints"`` (frames, 143, 3) float32, ``"image"`` (frames, 1, size, size) of ``pixels``, ``"row"``
             (frames,) int64.
         """
-        rows = self.rows[np.asarray(indices, dtype=np.int64)]
+        rows = self.rows[as_indices(indices, len(self))]
         keypoints = self.store.read(self.feature, rows).astype(np.float32, copy=False)
         image: NDArray[Any] = draw_skeletons(keypoints, self.size, style=self.style)[:, None]
         if self.pixels == "float32":

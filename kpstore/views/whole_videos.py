@@ -16,6 +16,7 @@ from kpstore.views.base import (
     Selection,
     Transform,
     View,
+    as_indices,
     check_missing,
     feature_names,
     refuse_missing,
@@ -97,23 +98,30 @@ class VideoView(View):
             video's end; ``"valid"`` (videos, frames) bool, False there; ``"n_frames"`` (videos,) int64;
             ``"video_id"`` (videos,) object, of str.
         """
-        positions = self.positions[np.asarray(indices, dtype=np.int64)]
+        positions = self.positions[as_indices(indices, len(self))]
         n_frames = self.store.index.n_frames[positions]
         valid = np.arange(n_frames.max(initial=0)) < n_frames[:, None]
-        padded = {name: pad(self.read_videos(name, positions), valid) for name in self.features}
+        padded = {self.key(name): pad(self.read_videos(name, positions), valid) for name in self.features}
         return {**padded, "valid": valid, "n_frames": n_frames, "video_id": self.store.index.ids[positions]}
+
+    def key(self, name: str) -> str:
+        """Return what samples call an array."""
+        return name
 
     def read_videos(self, name: str, positions: NDArray[np.int64]) -> NDArray[Any]:
         """Return all rows of some videos, video after video, (frames, *row shape)."""
         return self.store.read(name, self.store.index.rows_of(positions))
 
-    def split_batch(self, batch: Batch) -> list[Sample]:
-        """Return the samples that a batch was padded from, without the padding and ``"valid"``."""
-        whole = ("n_frames", "video_id")
-        framewise = {name: array for name, array in batch.items() if name not in (*whole, "valid")}
+    def samples(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
+        """Return videos one by one, without padding and ``"valid"``."""
+        positions = self.positions[as_indices(indices, len(self))]
+        n_frames = self.store.index.n_frames[positions]
+        ends = np.cumsum(n_frames)[:-1]
+        rows = {self.key(name): np.split(self.read_videos(name, positions), ends) for name in self.features}
+        ids = self.store.index.ids[positions]
         return [
-            {**{name: array[i, :n] for name, array in framewise.items()}, **{name: batch[name][i] for name in whole}}
-            for i, n in enumerate(batch["n_frames"].tolist())
+            {**{name: parts[i] for name, parts in rows.items()}, "n_frames": n, "video_id": video_id}
+            for i, (n, video_id) in enumerate(zip(n_frames, ids, strict=True))
         ]
 
 

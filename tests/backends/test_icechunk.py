@@ -19,6 +19,7 @@ import kpstore
 from kpstore.backends import icechunk_chunks
 from kpstore.backends.base import ArrayMeta, Codec, ViewChunks
 from kpstore.backends.icechunk import IcechunkBackend
+from kpstore.backends.icechunk_chunks import LocalChunks
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
 from tests.backends.workers import COMMITS, commit_often, read_first_row
 
@@ -92,6 +93,42 @@ def test_a_damaged_file_is_one_clear_line(backend: IcechunkBackend, kind: str, d
         again.view(again.branches()["main"]).read("big", 0, 4)
     assert "\n" not in str(caught.value)
     assert backend.location in str(caught.value)
+    with pytest.raises((CorruptError, NotFoundError)):
+        again.view(again.branches()["main"]).chunks("big").read_into(0, np.empty((1, 1)))
+
+
+@pytest.mark.parametrize("codec", ["raw", "lz4", "zstd"])
+def test_a_chunk_that_holds_too_little_is_said(tmp_path: Path, codec: Codec) -> None:
+    """A whole, valid chunk of another size must not leave in the buffer what was there before."""
+    places = []
+    for n_rows in (1024, 100):
+        backend = IcechunkBackend(str(tmp_path / f"{n_rows}.kps"))
+        backend.create({}, "made")
+        changes = backend.begin()
+        changes.create("a", ArrayMeta((n_rows, 400), "float32", n_rows, ("frame", "x"), codec=codec))
+        changes.write("a", 0, np.random.default_rng(0).random((n_rows, 400), dtype=np.float32))
+        chunks = backend.view(changes.commit("values")).chunks("a")
+        assert isinstance(chunks, LocalChunks)
+        places.append(chunks)
+    large, small = places
+    large._places = small._places
+    with pytest.raises(CorruptError, match="160000 bytes, 1638400 were expected"):
+        large.read_into(0, np.empty((1024, 400), np.float32))
+
+
+def test_a_flipped_bit_is_found_by_who_reads_through_zarr(tmp_path: Path) -> None:
+    backend = IcechunkBackend(str(tmp_path / "s.kps"))
+    backend.create({}, "made")
+    changes = backend.begin()
+    changes.create("a", ArrayMeta((2048, 4), "float32", 1024, ("frame", "x"), codec="raw"))
+    changes.write("a", 0, np.ones((2048, 4), np.float32))
+    snapshot = changes.commit("values")
+    chunk = max((tmp_path / "s.kps" / "chunks").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(chunk.read_bytes())
+    content[1000] ^= 4
+    chunk.write_bytes(bytes(content))
+    with pytest.raises(CorruptError, match="checksum"):
+        backend.view(snapshot).read("a", 0, 2048)
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])

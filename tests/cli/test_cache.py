@@ -61,8 +61,18 @@ def test_no_room_is_said(
     disk_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KPSTORE_CACHE_GB", "0.0000001")
-    assert run(["cache", "build", fill(disk_store, compression="lz4").location]) == 0
+    assert run(["cache", "build", fill(disk_store, compression="lz4").location]) == 1
     assert "points: not cached: no room" in capsys.readouterr().out
+    monkeypatch.setenv("KPSTORE_CACHE", "/dev/null/x")
+    assert run(["cache", "build", disk_store.location]) == 1
+    assert "points: not cached: Not a directory: /dev/null/x" in capsys.readouterr().out
+
+
+def test_a_store_without_frames_has_nothing_to_cache(
+    disk_store: kpstore.Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["cache", "build", disk_store.location]) == 0
+    assert "nothing to cache" in capsys.readouterr().out
 
 
 def test_wrong_use_is_one_line(disk_store: kpstore.Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +81,7 @@ def test_wrong_use_is_one_line(disk_store: kpstore.Store, capsys: pytest.Capture
         (["build", location, "--feature", "pose"], "feature 'pose' not found"),
         (["build", location, "--feature", "image_path"], "'image_path' is text"),
         (["build", "nowhere.kps"], "does not exist"),
+        (["list", "--cache", "off"], "--cache off: give a folder"),
     ):
         assert run(["cache", *words]) == 2
         error = capsys.readouterr().err

@@ -186,6 +186,10 @@ def test_settings_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("KPSTORE_CACHE_GB", "0.5")
     assert default_folder() == tmp_path / "here"
     assert DecodedCache().limit_bytes == 500_000_000
+    for word in ("inf", "nan"):
+        monkeypatch.setenv("KPSTORE_CACHE_GB", word)
+        with pytest.raises(InvalidError, match=f"KPSTORE_CACHE_GB='{word}' is not a number"):
+            DecodedCache().limit_bytes  # noqa: B018
     monkeypatch.setenv("KPSTORE_CACHE_GB", "plenty")
     with pytest.raises(InvalidError, match="KPSTORE_CACHE_GB='plenty' is not a number of gigabytes"):
         DecodedCache(tmp_path).build("S1", "a", META, FakeChunks())
@@ -207,6 +211,16 @@ def test_clearing_leaves_what_is_not_its_own(tmp_path: Path) -> None:
     assert DecodedCache(tmp_path).clear() >= N_BYTES
     assert (tmp_path / "mine" / "features.npy").exists()
     assert not (tmp_path / "S1").exists()
+
+
+def test_clearing_takes_what_a_killed_builder_left(tmp_path: Path) -> None:
+    (tmp_path / "S1").mkdir()
+    (tmp_path / "S1" / ".torn.part").write_bytes(b"x" * 100)
+    assert DecodedCache(tmp_path).clear() == 100
+    assert not list((tmp_path / "S1").iterdir())
+    (tmp_path / "S1" / ".torn.part").write_bytes(b"x" * 100)
+    with waiting_lock(tmp_path / ".lock"):
+        assert DecodedCache(tmp_path).clear() == 0, "somebody decodes now, and it may be theirs"
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

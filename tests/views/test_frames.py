@@ -14,6 +14,7 @@ import pytest
 import kpstore
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.feature import FeatureSpec
+from tests.fakes import record
 from tests.store.data import fill, rows_of
 
 
@@ -149,3 +150,45 @@ def test_a_forked_worker_that_needs_icechunk_is_told_what_to_do(disk_store: kpst
     done = load(fill(disk_store), tmp_path, 2, "fork", feature="image_path")
     assert done.returncode != 0
     assert "multiprocessing_context='forkserver'" in done.stderr
+
+
+def test_selections_are_what_they_say_or_an_error(memory_store: kpstore.Store) -> None:
+    store = fill(memory_store, done=("a", "b", "c", "d"))
+    rows = [
+        len(store.frames("points", where={"gloss": given})) for given in ({"A", "B"}, ["A", "B"], np.array(["A", "B"]))
+    ]
+    assert rows == [14, 14, 14]
+    assert len(store.frames("points", where={"video_id": "a"})) == 5
+    assert len(store.frames("points", videos="a")) == 5
+    with pytest.raises(NotFoundError, match="'ab'"):
+        store.frames("points", videos="ab")
+    with pytest.raises(InvalidError, match="use a query, or annotations by name"):
+        store.frames("points", where=lambda row: True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("indices", [[1.9], [[1]], ["a"], [-35], [34]])
+def test_samples_are_asked_for_by_whole_numbers(memory_store: kpstore.Store, indices: Any) -> None:
+    view = fill(memory_store, done=("a", "b", "c", "d")).frames("points")
+    for some in (view, view.subset(np.arange(34)), view.store.clips("points", 1)):
+        with pytest.raises(InvalidError, match=r"asked for by ints|sample -?3\d asked for"):
+            some.batch(indices)
+
+
+def test_a_mask_and_numbers_from_the_end_are_what_numpy_means(memory_store: kpstore.Store) -> None:
+    view = fill(memory_store, done=("a", "b", "c", "d")).frames("points")
+    mask = np.arange(34) % 3 == 0
+    assert view.batch(mask)["row"].tolist() == np.arange(34)[mask].tolist()
+    assert view.batch([-1, 0])["row"].tolist() == [33, 0]
+    for wrong in (slice(0, 3), [1, 2], 1.5, True):
+        with pytest.raises(InvalidError, match=r"use a whole number; view.batch"):
+            view[wrong]  # type: ignore[index]
+    with pytest.raises(InvalidError, match="asked for by whole numbers, found bool"):
+        view.store.read("points", mask)
+
+
+def test_a_feature_may_not_hide_what_samples_have_of_their_own(memory_store: kpstore.Store) -> None:
+    with memory_store.transaction("x") as tx:
+        tx.add_videos([record("a", 3)])
+        tx.add_feature(FeatureSpec("row", (2,), ("x",)))
+    with pytest.raises(InvalidError, match="'row' is what views call something of their own"):
+        memory_store.at().frames("row")

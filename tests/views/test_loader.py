@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import threading
+import time
+import tracemalloc
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch.utils.data import DataLoader
 import kpstore
 from kpstore.errors import CorruptError, InvalidError, MismatchError
 from kpstore.schema.feature import FeatureRows
+from kpstore.views.loader import BatchDataset
 from tests.conftest import memory_location
 from tests.fakes import fake_spec, record
 from tests.store.data import fill
@@ -199,6 +202,109 @@ def test_each_sample_comes_once_over_ranks_and_interruptions(
     assert sorted(seen) == list(range(125))
 
 
+@settings(max_examples=40)
+@given(
+    world_size=st.integers(1, 4),
+    batch_size=st.integers(1, 9),
+    stop=st.integers(0, 8),
+    how=st.sampled_from([{"drop_last": True}, {"pad": True}, {"pad": False}]),
+    shuffle=st.sampled_from(["block", None]),
+)
+def test_every_rank_goes_on_exactly_as_if_it_had_not_stopped(
+    filled: kpstore.Store, world_size: int, batch_size: int, stop: int, how: Any, shuffle: Any
+) -> None:
+    for rank in range(world_size):
+
+        def make(rank: int = rank) -> kpstore.Loader:
+            shared = {"world_size": world_size, "threads": 0, "pool_mib": POOL, "shuffle": shuffle}
+            return kpstore.loader(filled.frames("points"), batch_size, rank=rank, **shared, **how)
+
+        whole = [row for rows in rows_of(make()) for row in rows]
+        first = make()
+        batches = iter(first)
+        seen = [row for _ in range(min(stop, len(first) - 1)) for row in next(batches)["row"].tolist()]
+        again = make()
+        again.load_state_dict(first.state_dict())
+        assert seen + [row for rows in rows_of(again) for row in rows] == whole
+
+
+def test_trainers_that_set_the_epoch_of_a_loaded_state_keep_its_place(filled: kpstore.Store) -> None:
+    def make() -> kpstore.Loader:
+        return kpstore.loader(filled.frames("points"), 8, pool_mib=POOL)
+
+    first = make()
+    first.set_epoch(3)
+    batches = iter(first)
+    for _ in range(5):
+        next(batches)
+    again = make()
+    again.load_state_dict(first.state_dict())
+    again.set_epoch(3)
+    assert len(again) == 11
+    assert rows_of(again) == rows_of(batches)
+    assert len(again) == 16, "of the next epoch"
+    again.set_epoch(4)
+    assert len(rows_of(again)) == 16
+    again.load_state_dict(first.state_dict())
+    again.set_epoch(0)
+    assert len(rows_of(again)) == 16
+
+
+@pytest.mark.parametrize("state", [{}, {"epoch": 1, "done": [3]}, {"epoch": "x", "done": []}])
+def test_what_is_no_state_is_refused(filled: kpstore.Store, state: Any) -> None:
+    loader = kpstore.loader(filled.frames("points"), 8, pool_mib=POOL)
+    settings = {name: value for name, value in loader.state_dict().items() if name not in ("epoch", "done")}
+    with pytest.raises(MismatchError, match="no state of a loader"):
+        loader.load_state_dict({**settings, **state})
+
+
+def test_batches_ahead_are_bounded_in_number_and_in_bytes(
+    filled: kpstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    read = BatchDataset.batches
+
+    def counted(self: BatchDataset, parts: Any) -> Any:
+        made.append(len(parts))
+        return read(self, parts)
+
+    monkeypatch.setattr(BatchDataset, "batches", counted)
+    for prefetch in (0, 1, 3, 50):
+        made.clear()
+        batches = iter(kpstore.loader(filled.frames("points"), 2, pool_mib=POOL, prefetch=prefetch, threads=4))
+        for n_given in range(1, 9):
+            next(batches)
+            time.sleep(0.005)
+            assert sum(made) <= n_given + max(prefetch, 1)
+        batches.close()
+    monkeypatch.setattr("kpstore.views.loader._RUN_BYTES", 1)
+    made.clear()
+    list(kpstore.loader(filled.frames("points"), 2, pool_mib=POOL, prefetch=50))
+    assert set(made) == {1}
+
+
+def test_videos_of_very_different_lengths_are_not_padded_one_by_one(memory_store: kpstore.Store) -> None:
+    store = long_store(memory_store, (2000, *[1] * 63))
+    store.video("v0")
+    tracemalloc.start()
+    lengths = [len(video["points"]) for video in store.whole_videos("points")]
+    loaded = [batch["n_frames"].tolist() for batch in kpstore.loader(store.whole_videos("points"), 64, collate=collate)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sorted(lengths) == sorted(loaded[0]) == [1] * 63 + [2000]
+    assert peak < 2_000_000, "padded they would take 64 * 2000 * 60 bytes"
+
+
+def collate(videos: Any) -> Any:
+    return {"n_frames": np.array([video["n_frames"] for video in videos])}
+
+
+def test_text_of_clips_can_be_collated_by_pytorch(filled: kpstore.Store) -> None:
+    batch = next(iter(DataLoader(filled.clips(["points", "image_path"], 4), batch_size=3)))
+    assert batch["points"].shape == (3, 4, 5, 3)
+    assert len(batch["image_path"]) == 4
+
+
 def test_padding_makes_ranks_equal_and_is_stated(filled: kpstore.Store) -> None:
     def of_rank(rank: int, **how: Any) -> kpstore.Loader:
         return kpstore.loader(filled.frames("points"), 8, rank=rank, world_size=4, pool_mib=POOL, **how)
@@ -320,11 +426,17 @@ def test_an_error_arrives_where_it_happened(filled: kpstore.Store) -> None:
     ("how", "message"),
     [
         ({}, "needs batch_size="),
-        ({"batch_size": 0}, "batch_size=0: use a number greater than 0"),
+        ({"batch_size": 0}, "batch_size=0: use a whole number greater than 0"),
         ({"batch_size": 8, "shuffle": "pool"}, "shuffle='pool': use 'block', 'full' or None"),
-        ({"batch_size": 8, "threads": -1}, "threads=-1: use 0 or more"),
+        ({"batch_size": 8, "threads": -1}, "threads=-1: use a whole number, 0 or more"),
         ({"batch_frames": -5}, "batch_frames=-5"),
         ({"batch_size": 8, "pool_mib": 0}, "pool_mib=0"),
+        ({"batch_size": 8, "pool_mib": float("inf")}, "pool_mib=inf"),
+        ({"batch_size": 2.5}, "batch_size=2.5: use a whole number"),
+        ({"batch_size": "4"}, "batch_size='4': use a whole number"),
+        ({"batch_size": 4, "seed": -1}, "seed=-1: use a whole number"),
+        ({"batch_size": 4, "seed": None}, "seed=None: use a whole number"),
+        ({"batch_size": 4, "threads": 1.5}, r"threads=1\.5: use a whole number"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(filled: kpstore.Store, how: Any, message: str) -> None:
@@ -386,6 +498,47 @@ def test_worker_processes_give_the_same_batches(tmp_path: Path, method: str) -> 
     command = [sys.executable, "-W", "ignore", str(script), made.location, str(tmp_path / "cache"), method]
     done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
     assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr
+
+
+TWO_AT_ONCE = """
+import os, signal, sys, kpstore
+
+def main():
+    store = kpstore.open(sys.argv[1])
+    loader = kpstore.loader(store.frames("points"), 8, pool_mib=0.001, workers=2)
+    first = iter(loader)
+    next(first)
+    second = iter(loader)
+    next(second)
+    try:
+        next(first)
+        print("went on")
+    except kpstore.KpstoreError as error:
+        print("refused" if "one at a time" in str(error) else error)
+    print(len(list(second)) + 1)
+    third = iter(loader)
+    next(third)
+    for worker in third.gi_frame.f_locals["batches"].gi_frame.f_locals["batches"]._workers:
+        os.kill(worker.pid, signal.SIGKILL)
+    try:
+        list(third)
+    except Exception:  # as PyTorch notices it
+        pass
+    print(len(list(loader)))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.timeout(150)
+def test_worker_processes_serve_one_iteration_and_are_replaced_when_they_die(tmp_path: Path) -> None:
+    made = long_store(kpstore.create(tmp_path / "a.kps"))
+    script = tmp_path / "script.py"
+    script.write_text(TWO_AT_ONCE)
+    command = [sys.executable, "-W", "ignore", str(script), made.location]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
+    assert (done.stdout.split(), done.returncode) == (["refused", "16", "16"], 0), done.stderr
 
 
 STATEFUL = """

@@ -13,6 +13,7 @@ from kpstore.backends.base import ArrayMeta
 from kpstore.views.pool import plan_pool
 from kpstore.views.sampling import (
     BlockShuffle,
+    Done,
     batches_by_length,
     batches_of,
     left_to_do,
@@ -111,11 +112,12 @@ def test_ranks_do_everything_once_but_for_the_padding(n: int, world_size: int, p
 def test_nothing_is_lost_or_repeated_over_interruptions(n: int, stops: list[tuple[int, int]], world_size: int) -> None:
     units = np.random.default_rng(0).permutation(n)
     done: list[int] = []
-    for i, (ranks, n_done) in enumerate(stops):
-        left = left_to_do(units, stops[:i])
-        parts = [share_out(left, rank, ranks, pad=False).units[:n_done] for rank in range(ranks)]
-        done += [unit for part in parts for unit in part.tolist()]
-    left = left_to_do(units, stops)
+    before = [Done(ranks, n_done, drop=(ranks + n_done) % 2 == 0) for ranks, n_done in stops]
+    for i, part in enumerate(before):
+        left = left_to_do(units, before[:i])
+        shares = [share_out(left, r, part.world_size, pad=False, drop=part.drop) for r in range(part.world_size)]
+        done += [unit for share in shares for unit in share.units[: part.n_units].tolist()]
+    left = left_to_do(units, before)
     done += [unit for rank in range(world_size) for unit in share_out(left, rank, world_size, pad=False).units.tolist()]
     assert sorted(done) == list(range(n))
 
