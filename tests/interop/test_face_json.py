@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
-from kpstore.interop.face_json import JSON, FaceJsonExport, FaceJsonImport, to_text
+from kpstore.interop.face_json import JSON, FaceJsonExport, to_text
+from kpstore.interop.face_json_import import FaceJsonImport
 from kpstore.interop.run import ImportReport, import_document
 from kpstore.schema.feature import State
 from tests.conftest import memory_location

@@ -161,6 +161,17 @@ def test_other_arrays_are_features_of_their_name(tmp_path: Path) -> None:
     assert (store["keypoints"].shape, store["keypoints"].dtype) == ((1, 68, 3), np.float64)
 
 
+def test_what_an_export_leaves_behind_is_said(tmp_path: Path) -> None:
+    store = kpstore.create(memory_location())
+    with store.transaction("fill") as tx:
+        tx.add_videos([kpstore.VideoRecord("a", "train", ("x",), annotations={"gloss": "WETTER"})])
+        tx.add_feature("keypoints")
+        tx.add_feature(FeatureSpec("other", (2,), ("axis",)))
+        tx.write("keypoints", "a", keypoint_rows(2, 1)[:1])
+    notes = NpzExport().export(store.at(), tmp_path).notes
+    assert notes == ["other features: other", "companions of keypoints: visibility", "annotations: gloss"]
+
+
 def test_stats_are_compared(tmp_path: Path) -> None:
     NpzExport().export(filled(kpstore.create(memory_location())), tmp_path)
     stats = json.loads((tmp_path / "dev_stats.json").read_text())
