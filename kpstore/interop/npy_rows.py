@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -119,7 +120,7 @@ class NpzFile:
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         try:
             shape, fortran_order, dtype = readers[np.lib.format.read_magic(member)](member)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
             raise InvalidError(f"{self.path}: {name!r} is no array that numpy wrote ({_line(error)})") from None
         if not shape or min(shape) < 0 or (dtype.hasobject and dtype.kind != "O") or dtype.kind == "V":
             raise InvalidError(f"{self.path}: {name!r} is {shape} of {dtype}; rows of numbers or text are needed")

@@ -243,15 +243,23 @@ def test_damage_is_said_or_harmless(tmp_path_factory: pytest.TempPathFactory, pl
         np.testing.assert_array_equal(store["keypoints"][:], whole["keypoints"][:])
 
 
-def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"(9999, 1,3)", r"says it has the shape \(9999, 1, 3\) of float32, but holds 3432 bytes"),
+        (b"(2, 143, (3", "'keypoints' is no array that numpy wrote"),
+        (b"(-2, 143,3)", r"'keypoints' is \(-2, 143, 3\) of float32; rows"),
+    ],
+)
+def test_headers_that_lie_are_refused(tmp_path: Path, header: bytes, message: str) -> None:
     path = write_npz(tmp_path / "x.npz", ["a", "a"])
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    members["keypoints.npy"] = members["keypoints.npy"].replace(b"(2, 143, 3)", b"(9999, 1,3)")
+    members["keypoints.npy"] = members["keypoints.npy"].replace(b"(2, 143, 3)", header)
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
             archive.writestr(name, data)
-    with pytest.raises(InvalidError, match=r"says it has the shape \(9999, 1, 3\) of float32, but holds 3432 bytes"):
+    with pytest.raises(InvalidError, match=message):
         import_npz(path)
 
 
