@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from kpstore.errors import InvalidError
 from kpstore.interop.base import ExportedFile, ExportReport, Format, OnProgress, Option
 from kpstore.interop.files import check_free, written_aside
+from kpstore.interop.npz_import import UNSPLIT, NpzImport, looks_like_npz
 from kpstore.schema.feature import State
 from kpstore.store import format as fmt
 from kpstore.store.coverage import part_names
@@ -22,9 +23,6 @@ from kpstore.store.store import Store
 
 Missing = Literal["zeros", "nan"]
 Keep = Literal["drop", "keep"]
-
-UNSPLIT = "all"
-"""What the files of videos without a split are called."""
 
 _BLOCK_FRAMES = 4096
 """Frames in memory at once: 7 MB of keypoints."""
@@ -80,7 +78,15 @@ class NpzExport:
                 stats = json.dumps(writer.stats(split), indent=2, ensure_ascii=False)
                 stats_aside.write_text(stats + "\n", encoding="utf-8")
             exported.append(ExportedFile(npz_path, len(choice.rows), writer.n_videos, split, choice.left_out))
-        return ExportReport(exported)
+        return ExportReport(exported, _notes(store, self.feature))
+
+
+def _notes(store: Store, feature: str) -> list[str]:
+    """Return what npz files have no place for, a line each."""
+    others = [name for name in store.features if name != feature]
+    companions = [c.name for c in store.feature(feature).companions if c.name != "detected"]
+    lost = {"other features": others, f"companions of {feature}": companions, "annotations": store.annotation_names}
+    return [f"{what}: {', '.join(names)}" for what, names in lost.items() if names]
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -203,7 +209,13 @@ def _write_array(
 NPZ = Format(
     "npz",
     "Arrays per split: {split}_keypoints.npz and {split}_stats.json, as keypoint trainers read them.",
+    importer=NpzImport,
     exporter=NpzExport,
+    recognises=looks_like_npz,
     target="folder",
-    examples=("export npz phoenix.kps OUT", "export npz phoenix.kps OUT --splits train dev"),
+    examples=(
+        "import npz OUT phoenix.kps",
+        "export npz phoenix.kps OUT",
+        "export npz phoenix.kps OUT --splits train dev",
+    ),
 )

@@ -174,15 +174,20 @@ def import_document(
 
 
 def _import_into(store: Store, document: Document, source: str, on_progress: OnProgress | None) -> ImportReport:
-    names = ", ".join(feature.spec.name for feature in document.features)
-    with store.transaction(f"import {names} from {Path(source).name}") as tx:
+    names = ", ".join(feature.spec.name for feature in document.features) or "videos"
+    file = Path(source).resolve().name
+    with store.transaction(f"import {names} from {file}") as tx:
         for feature in document.features:
             tx.add_feature(feature.spec, feature.provenance)
         writer = _Writer(tx, document.features, on_progress or (lambda n: None))
         for video in document.videos():
             writer.add(video)
         writer.flush()
-        tx.metadata["import"] = {"file": Path(source).name, "videos": writer.n_videos, "frames": writer.n_frames}
+        tx.metadata["import"] = {
+            "file": Path(source).resolve().name,
+            "videos": writer.n_videos,
+            "frames": writer.n_frames,
+        }
     assert tx.snapshot is not None
     return ImportReport(
         store.location,
@@ -226,7 +231,8 @@ class _Writer:
             self._complete(video)
             return
         self._waiting.append(video)
-        self._bytes += sum(rows.values.nbytes for rows in rows.values()) + 1
+        # Paths count too: a file may hold nothing else.
+        self._bytes += sum(rows.values.nbytes for rows in rows.values()) + sum(map(len, record.frame_paths)) + 1
         if self._bytes >= _BLOCK_BYTES:
             self.flush()
 
