@@ -65,4 +65,4 @@ def load(group: Group, name: str) -> Any:
 
 
 def _extra_of(module: str) -> str:
-    return {"av": "video", "distributed": "dask", "h5py": "hdf5"}.get(module, module)
+    return {"av": "video", "distributed": "dask", "h5py": "hdf5", "pose_format": "pose"}.get(module, module)
