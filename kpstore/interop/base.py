@@ -67,11 +67,13 @@ class ImportedVideo:
     rows : by feature; (frames, …) for a feature of frames, one row for a feature of videos. A feature that is not here
         stays pending.
     failed_frames : by feature, what failed: reason by frame number.
+    failed : by feature, why the whole video failed; it needs no rows then.
     """
 
     record: VideoRecord
     rows: Mapping[str, FeatureRows] = field(default_factory=dict)
     failed_frames: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 class Document(Protocol):

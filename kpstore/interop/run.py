@@ -213,7 +213,7 @@ class _Writer:
             raise InvalidError(f"video {record.id!r} is in the file twice; give each a name of its own")
         self._seen.add(record.id)
         rows = {name: rows.check(self._specs[name]) for name, rows in video.rows.items()}
-        video = ImportedVideo(record, rows, video.failed_frames)
+        video = ImportedVideo(record, rows, video.failed_frames, video.failed)
         for name, block in rows.items():
             wanted = record.n_frames if self._specs[name].axis == "frame" else 1
             if len(block) != wanted:
@@ -245,8 +245,11 @@ class _Writer:
                 blocks.append(video.rows.get(name, spec.empty_rows(n_rows)))
                 there = np.full(n_rows, State.DONE if name in video.rows else State.PENDING, dtype=np.uint8)
                 there[list(failed)] = State.FAILED
+                if name in video.failed:
+                    there[:] = State.FAILED
+                    states[position] = failure_text(video=video.failed[name])
                 status.append(there)
-                if name in video.rows:
+                if name in video.rows and name not in video.failed:
                     states[position] = failure_text(frames=failed)
             first = first_frame if spec.axis == "frame" else first_video
             self._tx.write_rows(name, first, FeatureRows.concatenate(blocks), np.concatenate(status))
@@ -262,18 +265,27 @@ class _Writer:
                 f"video {video.record.id!r} has {stored} frames in the store and {video.record.n_frames} in the file; "
                 "import into a new store"
             )
-        for name, rows in video.rows.items():
+        for name in dict.fromkeys((*video.rows, *video.failed)):
             if self._tx.read_states(name)[position] != State.PENDING:
                 raise ExistsError(
                     f"video {video.record.id!r} has {name!r} in the store already; "
                     "import into a new store, then kpstore merge"
                 )
-            if self._specs[name].axis == "frame":
+            rows = video.rows.get(name, self._specs[name].empty_rows(1))
+            if name in video.failed:
+                self._fail(name, video)
+            elif self._specs[name].axis == "frame":
                 failed = video.failed_frames.get(name, {})
                 self._tx.write(name, video.record.id, rows, failed_frames=failed)
             else:
                 self._tx.write_video_feature(name, video.record.id, rows)
         self._on_progress(video.record.n_frames)
+
+    def _fail(self, name: str, video: ImportedVideo) -> None:
+        if self._specs[name].axis == "frame":
+            self._tx.fail(name, video.record.id, video.failed[name])
+        else:
+            self._tx.set_states(name, {self._index.position(video.record.id): failure_text(video=video.failed[name])})
 
 
 @contextmanager
