@@ -411,7 +411,7 @@ class ForeignDocument:
 
 
 def _only_dataset(path: Path, file: h5py.File) -> str:
-    found = {n: d for n, d in _datasets(file).items() if d.ndim >= 2 and d.dtype.kind in "fiu"}
+    found = {n: d for n, d in _datasets(file).items() if d.ndim >= 2 and len(d) and d.dtype.kind in "fiu"}
     if "keypoints" in found:
         return "keypoints"
     if len(found) != 1:
