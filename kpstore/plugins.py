@@ -65,4 +65,5 @@ def load(group: Group, name: str) -> Any:
 
 
 def _extra_of(module: str) -> str:
-    return {"av": "video", "distributed": "dask", "h5py": "hdf5", "ijson": "json"}.get(module, module)
+    extras = {"av": "video", "distributed": "dask", "h5py": "hdf5", "ijson": "json", "pose_format": "pose"}
+    return extras.get(module, module)

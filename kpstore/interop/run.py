@@ -19,7 +19,7 @@ from kpstore.errors import ExistsError, InvalidError, MissingExtraError, NotFoun
 from kpstore.interop.base import Document, Exporter, ExportReport, Format, ImportedFeature, ImportedVideo, OnProgress
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.store.store import Store, backend_for, building
-from kpstore.store.transaction import Transaction, failure_text
+from kpstore.store.transaction import Transaction, blanked, failure_text
 
 GROUP = "kpstore.formats"
 _BLOCK_BYTES = 64 * 2**20
@@ -266,20 +266,26 @@ class _Writer:
                 f"video {video.record.id!r} has {stored} frames in the store and {video.record.n_frames} in the file; "
                 "import into a new store"
             )
-        for name in (*video.rows, *video.failed):
+        for name in dict.fromkeys((*video.rows, *video.failed)):
             if self._tx.read_states(name)[position] != State.PENDING:
                 raise ExistsError(
                     f"video {video.record.id!r} has {name!r} in the store already; "
                     "import into a new store, then kpstore merge"
                 )
             if name in video.failed:
-                self._tx.fail(name, video.record.id, video.failed[name])
+                self._fail(name, video)
             elif self._specs[name].axis == "frame":
                 failed = video.failed_frames.get(name, {})
                 self._tx.write(name, video.record.id, video.rows[name], failed_frames=failed)
             else:
                 self._tx.write_video_feature(name, video.record.id, video.rows[name])
         self._on_progress(video.record.n_frames)
+
+    def _fail(self, name: str, video: ImportedVideo) -> None:
+        if self._specs[name].axis == "frame":
+            self._tx.fail(name, video.record.id, video.failed[name])
+        else:
+            self._tx.set_states(name, {self._index.position(video.record.id): failure_text(video=video.failed[name])})
 
 
 def _rows_of(video: ImportedVideo, spec: FeatureSpec) -> tuple[FeatureRows, NDArray[np.uint8], str | None]:
@@ -293,7 +299,9 @@ def _rows_of(video: ImportedVideo, spec: FeatureSpec) -> tuple[FeatureRows, NDAr
         return spec.empty_rows(n_rows), np.full(n_rows, State.PENDING, dtype=np.uint8), None
     status = np.full(n_rows, state, dtype=np.uint8)
     status[list(video.failed_frames.get(spec.name, {}))] = State.FAILED
-    return video.rows.get(spec.name, spec.empty_rows(n_rows)), status, text
+    rows = video.rows.get(spec.name, spec.empty_rows(n_rows))
+    failed = status == State.FAILED
+    return blanked(spec, rows, failed) if failed.any() else rows, status, text
 
 
 @contextmanager

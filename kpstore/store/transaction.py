@@ -221,7 +221,7 @@ class Transaction:
             raise InvalidError(f"failed frame {outside[0]} of video {video_id!r}: it has frames 0 to {len(block) - 1}")
         status = np.full(len(block), State.DONE, dtype=np.uint8)
         status[list(failed)] = State.FAILED
-        block = _blanked(spec, block, status == State.FAILED) if failed else block
+        block = blanked(spec, block, status == State.FAILED) if failed else block
         self.write_rows(feature, rows.start, block, status)
         self.set_states(feature, {position: failure_text(frames=failed)})
 
@@ -318,7 +318,7 @@ class Transaction:
         return self.snapshot
 
 
-def _blanked(spec: FeatureSpec, block: FeatureRows, rows: NDArray[np.bool_]) -> FeatureRows:
+def blanked(spec: FeatureSpec, block: FeatureRows, rows: NDArray[np.bool_]) -> FeatureRows:
     """Return a copy of ``block`` in which ``rows`` read as missing."""
     missing = spec.empty_rows(int(rows.sum()))
     copied = FeatureRows(block.values.copy(), {name: array.copy() for name, array in block.companions.items()})

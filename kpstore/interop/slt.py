@@ -1,0 +1,658 @@
+"""The files that sign language translation code reads: gzip, pickle, a list of {name, signer, gloss, text, sign}.
+
+The layout is that of ``phoenix14t.pami0.{train,dev,test}`` of neccam/slt and what grew from it. Nothing of a pickle is
+ever run: it is read by a machine of our own that knows lists, dicts, text, numbers, arrays and tensors, and no more.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import pickle
+import pickletools
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated, Any, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
+from kpstore.interop.base import (
+    ExportedFile,
+    ExportReport,
+    Format,
+    ImportedFeature,
+    ImportedVideo,
+    OnProgress,
+    Option,
+    imported,
+)
+from kpstore.interop.files import check_free, inside, written_aside
+from kpstore.schema.feature import FeatureRows, FeatureSpec, State
+from kpstore.schema.index import VideoRecord
+from kpstore.store import format as fmt
+from kpstore.store.store import Store, Video
+
+Missing = Literal["zeros", "nan"]
+Names = Literal["auto", "split/id", "id"]
+Arrays = Literal["auto", "torch", "numpy"]
+
+UNSPLIT = "all"
+"""What the file of videos without a split ends in."""
+_GZIP = b"\x1f\x8b"
+_NO_SPLIT = frozenset({"", "gz", "pkl", "pickle", "gzip"})
+_SPLIT_ORDER = {"train": 0, "dev": 1, "val": 1, "test": 2}
+_COLUMNS = {"gloss": ("gloss", "orth"), "text": ("text", "translation"), "signer": ("speaker", "signer")}
+"""Where an export looks for what each key holds."""
+
+_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, OSError, zlib.error, AttributeError)
+
+
+# -- pickles that hold nothing but data -------------------------------------------------------------------------
+
+
+class _Tensor(np.ndarray):
+    """An array that was a tensor."""
+
+
+def _say(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _numpy_names(module: str, **known: Any) -> dict[tuple[str, str], Any]:
+    return {(f"numpy.{core}.{module}", name): item for core in ("core", "_core") for name, item in known.items()}
+
+
+def _reconstruct(kind: Any, shape: Any, dtype: Any) -> NDArray[Any]:
+    return np.ndarray((0,), np.int8)  # numpy makes an empty array here, too, and gives it its state afterwards
+
+
+def _from_buffer(buffer: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> NDArray[Any]:
+    return np.frombuffer(buffer, dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
+    return np.frombuffer(data, dtype)[0]
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    if encoding != "latin1":
+        raise ValueError(f"bytes written as {encoding!r} text")
+    return text.encode("latin1")  # how protocol 2 writes bytes
+
+
+def _no_bytes() -> bytes:
+    return b""  # how protocol 2 writes them
+
+
+def _dtype(name: str, align: bool = False, copy: bool = False) -> np.dtype[Any]:
+    if not isinstance(name, str) or np.dtype(name).hasobject:
+        raise ValueError(f"an array of dtype {name!r}")
+    return np.dtype(name, False, True)  # a copy, as its state is set afterwards
+
+
+def _rebuild_tensor(storage: NDArray[Any], offset: int, size: Any, stride: Any, *rest: Any) -> NDArray[Any]:
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    empty = 0 in size
+    if not empty and (min((offset, *stride)) < 0 or min(size, default=1) < 0 or last >= len(storage)):
+        raise ValueError(f"a tensor of shape {tuple(size)} in {len(storage)} numbers")
+    if empty:
+        return np.empty(tuple(size), storage.dtype).view(_Tensor)
+    steps = [step * storage.itemsize for step in stride]
+    strided = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), steps, writeable=False)
+    return strided.copy().view(_Tensor)
+
+
+def _load_storage(data: bytes) -> NDArray[Any]:
+    """Read what ``torch.save`` writes for one storage in its old format, which tensors in pickles have.
+
+    Four pickles (magic number, protocol, about the machine, the storage's description), one with the storage's key,
+    the number of its numbers (int64), the numbers.
+    """
+    file = io.BytesIO(data)
+    magic, _, machine, described, _ = (_Machine(file).load() for _ in range(5))
+    if magic != 0x1950A86A20F9469CFC6C or not machine["little_endian"]:
+        raise ValueError("a tensor that this machine cannot read")
+    kind, dtype, *_ = described
+    if kind != "storage" or not isinstance(dtype, np.dtype):
+        raise ValueError("a tensor without numbers")
+    count = int.from_bytes(file.read(8), "little")
+    return np.frombuffer(data, dtype, count, file.tell())
+
+
+_STORAGES = {
+    "Float": "f4", "Double": "f8", "Half": "f2", "Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1",
+    "Bool": "?",
+}  # fmt: skip
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    **_numpy_names("multiarray", _reconstruct=_reconstruct, scalar=_scalar),
+    **_numpy_names("numeric", _frombuffer=_from_buffer),
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): _dtype,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch.storage", "_load_from_bytes"): _load_storage,
+    **{("torch", f"{name}Storage"): np.dtype(code) for name, code in _STORAGES.items()},
+}
+_CALLED = (_reconstruct, _scalar, _from_buffer, _dtype, _encode, _no_bytes, OrderedDict, _rebuild_tensor, _load_storage)
+_PLAIN = frozenset(
+    {
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    }
+)
+_MADE: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_TUPLE": tuple,
+}
+_PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
+
+
+def _fetched(file: IO[bytes]) -> set[int]:
+    """Return the numbers under which a pickle asks again for something that it has made before."""
+    return {int(arg) for code, arg, _ in pickletools.genops(file) if code.name in _GETS and arg is not None}
+
+
+class _Machine:
+    """Carries out the steps of a pickle that make data, and knows no others.
+
+    Parameters
+    ----------
+    file : the pickle.
+    keep : what :func:`_fetched` returned: everything else is forgotten as soon as it is handed out.
+    """
+
+    def __init__(self, file: IO[bytes], keep: set[int] | None = None) -> None:
+        self._file, self._keep = file, keep
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._memoized = 0
+
+    def load(self) -> Any:
+        """Return what the pickle holds."""
+        for code, arg, _ in pickletools.genops(self._file):
+            self._step(code.name, arg)
+        return self._stack.pop()
+
+    def items(self) -> Iterator[Any]:
+        """Yield the items of the list that the pickle holds, each as soon as it is there."""
+        for code, arg, _ in pickletools.genops(self._file):
+            stack = self._stack
+            if code.name == "APPEND" and not self._marks and len(stack) == 2:
+                yield self._pop(1)[0]
+            elif code.name == "APPENDS" and self._marks == [1]:
+                yield from self._pop_mark()
+            else:
+                if code.name == "EMPTY_DICT" and self._marks == [1] and len(stack) > 1:
+                    yield from self._pop(len(stack) - 1)  # a pickle makes a thousand items before it appends them
+                self._step(code.name, arg)
+        (found,) = self._stack
+        if not isinstance(found, list):
+            raise ValueError(f"it holds a {type(found).__name__}, not a list")
+        yield from found
+
+    def _pop(self, count: int) -> list[Any]:
+        if count > len(self._stack):
+            raise ValueError("it takes more than it has made")
+        taken = self._stack[len(self._stack) - count :]
+        del self._stack[len(self._stack) - count :]
+        return taken
+
+    def _pop_mark(self) -> list[Any]:
+        return self._pop(len(self._stack) - self._marks.pop())
+
+    def _put(self, number: int) -> None:
+        if self._keep is None or number in self._keep:
+            self._memo[number] = self._stack[-1]
+
+    def _step(self, name: str, arg: Any) -> None:
+        if name in _PLAIN:
+            self._stack.append(arg)
+        elif name in _MADE:
+            self._stack.append(_MADE[name]())
+        elif name in _PUTS:
+            self._put(int(arg))
+        elif name in _GETS:
+            self._stack.append(self._memo[int(arg)])
+        else:
+            step = getattr(self, f"_do_{name.lower()}", None)
+            if step is None:
+                raise ValueError(f"it has {name}, which makes more than data")
+            step(arg)
+
+    def _do_mark(self, arg: Any) -> None:
+        self._marks.append(len(self._stack))
+
+    def _do_proto(self, arg: Any) -> None:
+        pass
+
+    _do_frame = _do_stop = _do_proto
+
+    def _do_memoize(self, arg: Any) -> None:
+        self._put(self._memoized)
+        self._memoized += 1
+
+    def _do_tuple(self, arg: Any) -> None:
+        self._stack.append(tuple(self._pop_mark()))
+
+    def _do_tuple1(self, arg: Any) -> None:
+        self._stack.append(tuple(self._pop(1)))
+
+    def _do_tuple2(self, arg: Any) -> None:
+        self._stack.append(tuple(self._pop(2)))
+
+    def _do_tuple3(self, arg: Any) -> None:
+        self._stack.append(tuple(self._pop(3)))
+
+    def _do_list(self, arg: Any) -> None:
+        self._stack.append(self._pop_mark())
+
+    def _do_dict(self, arg: Any) -> None:
+        items = self._pop_mark()
+        self._stack.append({})
+        self._set(items)
+
+    def _do_append(self, arg: Any) -> None:
+        (item,) = self._pop(1)
+        self._stack[-1].append(item)
+
+    def _do_appends(self, arg: Any) -> None:
+        items = self._pop_mark()
+        self._stack[-1].extend(items)
+
+    def _do_setitem(self, arg: Any) -> None:
+        self._set(self._pop(2))
+
+    def _do_setitems(self, arg: Any) -> None:
+        self._set(self._pop_mark())
+
+    def _set(self, items: list[Any]) -> None:
+        self._stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    def _do_global(self, arg: str) -> None:
+        self._find(*arg.split(" ", 1))
+
+    def _do_stack_global(self, arg: Any) -> None:
+        self._find(*self._pop(2))
+
+    def _find(self, module: str, name: str) -> None:
+        if (module, name) not in _KNOWN:
+            raise ValueError(f"it asks for {module}.{name}, which is neither text, a number, an array nor a tensor")
+        self._stack.append(_KNOWN[module, name])
+
+    def _do_reduce(self, arg: Any) -> None:
+        call, given = self._pop(2)
+        if call not in _CALLED or not isinstance(given, tuple):
+            raise ValueError("it calls something that makes no data")
+        self._stack.append(call(*given))
+
+    def _do_build(self, arg: Any) -> None:
+        (state,) = self._pop(1)
+        made = self._stack[-1]
+        if isinstance(made, np.dtype):
+            plain = state[2:5] == (None, None, None)
+        else:  # an array that _reconstruct made: version, shape, dtype, order, bytes
+            plain = type(made) is np.ndarray and not state[2].hasobject and isinstance(state[4], bytes)
+        if not plain:
+            raise ValueError(f"it sets the state of a {type(made).__name__}")
+        made.__setstate__(state)
+
+    def _do_binpersid(self, arg: Any) -> None:
+        """Leave the description of a tensor's storage in the place of the storage."""
+
+
+# -- reading ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file that was looked through once: which of its parts are used again, and its first entry."""
+
+    path: Path
+    split: str
+    keep: set[int]
+    first: Mapping[str, Any] | None
+
+    def entries(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Yield the entries with their numbers, from 0."""
+        try:
+            with _unpacked(self.path) as file:
+                for number, entry in enumerate(_Machine(file, self.keep).items()):
+                    yield number, _check_entry(entry, self.path, number)
+        except _UNREADABLE as error:
+            raise _unreadable(self.path, error) from None
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path, "rb"))
+
+
+def _unreadable(path: Path, error: BaseException) -> Exception:
+    if isinstance(error, InvalidError):
+        return error
+    return InvalidError(
+        f"{path}: it is no gzip file of a pickled list of {{name, signer, gloss, text, sign}}, or only a part of one "
+        f"({_say(error)})"
+    )
+
+
+def _look(path: Path, split: str | None) -> _File:
+    ending = path.suffix.removeprefix(".")
+    split = ("" if ending.lower() in _NO_SPLIT else ending) if split is None else split
+    try:
+        with _unpacked(path) as file:
+            keep = _fetched(file)
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
+    first = next((entry for _, entry in _File(path, split, keep, None).entries()), None)
+    return _File(path, split, keep, first)
+
+
+def _check_entry(entry: Any, path: Path, number: int) -> Mapping[str, Any]:
+    where = f"{path}, entry {number}"
+    if not isinstance(entry, dict):
+        raise InvalidError(f"{where}: a {type(entry).__name__}, not a dict of name, signer, gloss, text and sign")
+    name, sign = entry.get("name"), entry.get("sign")
+    if not isinstance(name, str) or not name:
+        raise InvalidError(f"{where}: name is {name!r}; it needs a text")
+    if not isinstance(sign, np.ndarray) or sign.ndim < 1 or sign.dtype.kind not in "fiub":
+        found = f"{sign.dtype} {sign.shape}" if isinstance(sign, np.ndarray) else type(sign).__name__
+        raise InvalidError(f"{where} ({name!r}): sign is {found}; it needs an array or tensor (frames, numbers)")
+    for key in ("signer", "gloss", "text"):
+        if not isinstance(entry.get(key), str | None):
+            raise InvalidError(f"{where} ({name!r}): {key} is a {type(entry[key]).__name__}; it needs a text")
+    return entry
+
+
+@dataclass(frozen=True)
+class SltImport:
+    """Reads one file, or all files of a folder; each entry is a video, and ``sign`` its feature.
+
+    The split is the file's ending (``phoenix14t.pami0.train``) unless that is ``gz`` or ``pkl``. A name that
+    starts with it (``train/11August…``) gives the id without it, as a PHOENIX-2014-T store has it. ``signer`` becomes
+    the column ``speaker``.
+
+    Parameters
+    ----------
+    feature : what the feature is called.
+    split : of all videos, whatever the files end in.
+    names : ``"whole"`` keeps the split in the ids, for data whose splits share names.
+    """
+
+    feature: Annotated[str, Option("What the feature is called.", metavar="NAME")] = "sign"
+    split: Annotated[str | None, Option("Of all videos; the file's ending by default.")] = None
+    names: Annotated[Literal["auto", "whole"], Option("Names without their split, or whole, as ids.")] = "auto"
+
+    def open(self, path: Path) -> SltDocument:
+        """Look through the files once; see :class:`kpstore.interop.base.Importer`."""
+        if not path.exists():
+            raise NotFoundError(f"no file of entries, nor a folder of them, at {path}: it does not exist")
+        paths = sorted(p for p in path.iterdir() if _recognises(p)) if path.is_dir() else [path]
+        if not paths:
+            raise NotFoundError(f"no gzip pickle in {path}")
+        files = sorted((_look(p, self.split) for p in paths), key=lambda f: (_SPLIT_ORDER.get(f.split, 3), f.path))
+        return SltDocument(self, path, files)
+
+
+class SltDocument:
+    """Files of one kind of entries; see :class:`kpstore.interop.base.Document`."""
+
+    n_frames = None
+
+    def __init__(self, options: SltImport, path: Path, files: Sequence[_File]) -> None:
+        self._files = files
+        first = next((file for file in files if file.first is not None), None)
+        if first is None or first.first is None:
+            raise InvalidError(f"{path} holds no entries")
+        self.name = path.name if path.is_dir() else path.name.removesuffix(f".{first.split}")
+        entry = first.first
+        sign = entry["sign"]
+        self._keys = sorted(entry)
+        self._texts = [key for key in self._keys if isinstance(entry[key], str | None) and key != "name"]
+        self._columns = {key: "speaker" if key == "signer" and "speaker" not in entry else key for key in self._texts}
+        self._prefixed = options.names == "auto" and bool(first.split) and entry["name"].startswith(f"{first.split}/")
+        self._spec = _sign_spec(options.feature, sign)
+        others = [key for key in self._keys if key not in (*self._texts, "name", "sign")]
+        self.notes = [f"{key!r} of every entry: {type(entry[key]).__name__}, not a text" for key in others]
+        document = {
+            "columns": self._columns,
+            "prefixed": self._prefixed,
+            "arrays": "torch" if isinstance(sign, _Tensor) else "numpy",
+        }
+        self.features = (ImportedFeature(self._spec, imported("slt", document)),)
+
+    def videos(self) -> Iterator[ImportedVideo]:
+        """Read the files entry by entry."""
+        odd: Counter[str] = Counter()
+        for file in self._files:
+            for number, entry in file.entries():
+                yield self._video(file, number, entry, odd)
+        self.notes += [f"{count} {what}" for what, count in odd.items()]
+
+    def _video(self, file: _File, number: int, entry: Mapping[str, Any], odd: Counter[str]) -> ImportedVideo:
+        where = f"{file.path}, entry {number} ({entry['name']!r})"
+        sign = entry["sign"]
+        if sorted(entry) != self._keys:
+            raise InvalidError(f"{where} has {sorted(entry)}, but the first entry has {self._keys}")
+        if sign.shape[1:] != self._spec.shape or sign.dtype.name != self._spec.dtype:
+            wanted = f"{self._spec.dtype} (frames, {', '.join(map(str, self._spec.shape))})"
+            raise InvalidError(f"{where}: sign is {sign.dtype} {sign.shape}, but the first entry's is {wanted}")
+        prefix = f"{file.split}/"
+        video_id = entry["name"]
+        if self._prefixed and len(video_id) > len(prefix) and video_id.startswith(prefix):
+            video_id = video_id[len(prefix) :]
+        elif self._prefixed:
+            odd[f"names do not start with {prefix!r}, as others do; an export puts it there"] += 1
+        texts = {column: self._text(entry, key, where, odd) for key, column in self._columns.items()}
+        paths = tuple(f"{video_id}#{frame}" for frame in range(len(sign)))
+        record = VideoRecord(video_id, file.split, paths, annotations=texts)
+        rows = FeatureRows(np.ascontiguousarray(np.asarray(sign, dtype=self._spec.dtype)).reshape(sign.shape))
+        return ImportedVideo(record, {self._spec.name: rows})
+
+    @staticmethod
+    def _text(entry: Mapping[str, Any], key: str, where: str, odd: Counter[str]) -> str:
+        text = entry[key]
+        if text is None:
+            odd[f"entries have no {key} (None); an export has an empty one"] += 1
+            return ""
+        if not isinstance(text, str):
+            raise InvalidError(f"{where}: {key} is a {type(text).__name__}, but the first entry's is a text")
+        return text
+
+
+def _sign_spec(name: str, sign: NDArray[Any]) -> FeatureSpec:
+    shape = sign.shape[1:]
+    dims = (f"{name}_dim",) if len(shape) == 1 else tuple(f"{name}_dim_{axis}" for axis in range(len(shape)))
+    return FeatureSpec(name, shape, dims, sign.dtype.name, description="features of sign language translation")
+
+
+# -- writing ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SltExport:
+    """Writes one file per split into a folder, ``NAME.SPLIT``: a gzip pickle of a list of dicts.
+
+    ``sign`` is a torch tensor (frames, numbers): each frame's feature in one row. What was not detected is zeros, and
+    so are frames that failed: every video keeps its length. Videos whose feature is pending are left out.
+
+    Parameters
+    ----------
+    feature : any feature of frames; by default one that was imported from such files, else ``keypoints``.
+    name : of the files; the store's by default.
+    splits : only these; videos without a split go to ``NAME.all``.
+    gloss_column, text_column, signer_column : annotations; by default ``gloss`` (or ``orth``), ``text`` (or
+        ``translation``), ``speaker`` (or ``signer``); ``""`` where there is none.
+    names : ``"split/id"``, as in the files for PHOENIX-2014-T, or ``"id"``; ``"auto"`` as it was imported.
+    arrays : ``"torch"`` tensors or ``"numpy"`` arrays; ``"auto"`` as it was imported, else tensors.
+    missing : ``"nan"`` keeps NaN. In features that came from such files NaN is always kept.
+    """
+
+    feature: Annotated[str, Option("Which feature; what was imported from slt files, or `keypoints`, by default.")] = ""
+    name: Annotated[str, Option("Name of the files; the store's by default.")] = ""
+    splits: Annotated[Sequence[str] | None, Option("Only these; all by default.", metavar="SPLIT...")] = None
+    gloss_column: Annotated[str, Option("Column with the glosses; gloss or orth by default.")] = ""
+    text_column: Annotated[str, Option("Column with the text; text or translation by default.")] = ""
+    signer_column: Annotated[str, Option("Column with the signer; speaker or signer by default.")] = ""
+    names: Annotated[Names, Option("How videos are named; auto is as imported, else split/id.")] = "auto"
+    arrays: Annotated[Arrays, Option("What sign is; auto is as imported, else torch.")] = "auto"
+    missing: Annotated[Missing, Option("What a part that was not detected becomes.")] = "zeros"
+
+    def __post_init__(self) -> None:
+        for name, known in (("names", Names), ("arrays", Arrays), ("missing", Missing)):
+            if getattr(self, name) not in get_args(known):
+                raise InvalidError(f"{name}={getattr(self, name)!r}: use {' or '.join(map(repr, get_args(known)))}")
+
+    def export(
+        self, store: Store, path: Path, *, overwrite: bool = False, on_progress: OnProgress | None = None
+    ) -> ExportReport:
+        """Write the files into the folder ``path``; see :class:`kpstore.interop.base.Exporter`."""
+        writer = _Writer(store, self, on_progress or (lambda n: None))
+        wanted = store.splits if self.splits is None else list(dict.fromkeys(self.splits))
+        store.index.select(split=wanted)
+        paths = {split: _file(path, self.name or store.name, split) for split in wanted}
+        if len(set(paths.values())) != len(paths):
+            raise InvalidError(
+                f"the store has a split named {UNSPLIT!r} and videos without one; export them one by one"
+            )
+        check_free(paths.values(), overwrite=overwrite)
+        with written_aside(*paths.values()) as asides:
+            files = [writer.write(*given) for given in zip(paths, asides, paths.values(), strict=True)]
+        return ExportReport(files, writer.notes())
+
+
+def _file(folder: Path, name: str, split: str) -> Path:
+    full = f"{name}.{split or UNSPLIT}"
+    if "/" in full or not name or name.startswith("."):
+        raise InvalidError(f"{full!r} cannot be a file's name; choose the first part with --name, splits with --splits")
+    return inside(folder, full)
+
+
+class _Writer:
+    """Writes the files of a store, a video at a time."""
+
+    def __init__(self, store: Store, options: SltExport, report: OnProgress) -> None:
+        self._store, self._report = store, report
+        found = [name for name in store.features if store.provenance(name).get("format") == "slt"]
+        if not options.feature and len(found) > 1:
+            raise InvalidError(f"features {' and '.join(found)} came from slt files; choose one with --feature")
+        self._name = options.feature or (found[0] if found else "keypoints")
+        self._spec = store.feature(self._name)
+        if self._spec.axis != "frame":
+            raise InvalidError(f"feature {self._name!r} belongs to videos; slt files hold features of frames")
+        provenance = store.provenance(self._name)
+        self._imported = provenance.get("format") == "slt"
+        document = provenance.get("document", {}) if self._imported else {}
+        self._columns = _columns(store, options, document.get("columns"))
+        self._prefixed = options.names == "split/id" or (options.names == "auto" and document.get("prefixed", True))
+        self._zeros = options.missing == "zeros" and not self._imported
+        arrays = document.get("arrays", "torch") if options.arrays == "auto" else options.arrays
+        self._make = _to_tensor() if arrays == "torch" else np.ascontiguousarray
+        self._texts = {c: np.asarray(store[c]) for c in dict.fromkeys(self._columns.values()) if c and len(store.index)}
+        self._failed = 0
+
+    def notes(self) -> list[str]:
+        """Return what could not be carried over."""
+        notes = [
+            f"{key}: the store has no such text; it is empty" for key, column in self._columns.items() if not column
+        ]
+        if self._failed:
+            notes.append(f"{self._failed} frames failed or are pending: they are written as missing")
+        return notes
+
+    def write(self, split: str, aside: Path, path: Path) -> ExportedFile:
+        """Write one file."""
+        videos = frames = pending = 0
+        with aside.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
+            # A list that grows item by item, each a pickle of its own without head and end: memory holds one at a time.
+            packed.write(b"\x80\x03]")
+            for position in self._store.index.select(split=split).tolist():
+                video = Video(self._store, position)
+                if video.state(self._name) == State.PENDING:
+                    pending += video.n_frames
+                    continue
+                packed.write(pickle.dumps(self._entry(video), protocol=3)[2:-1] + b"a")
+                videos, frames = videos + 1, frames + video.n_frames
+                self._report(video.n_frames)
+            packed.write(b".")
+        return ExportedFile(path, frames, videos, split, {"pending": pending})
+
+    def _entry(self, video: Video) -> dict[str, Any]:
+        name = f"{video.split}/{video.id}" if self._prefixed and video.split else video.id
+        texts = {key: str(self._texts[c][video.position]) if c else "" for key, c in self._columns.items()}
+        return {"name": name, **texts, "sign": self._make(self._sign(video))}
+
+    def _sign(self, video: Video) -> NDArray[Any]:
+        values = video[self._name]
+        self._failed += int((video[fmt.status_name(self._name)] != State.DONE).sum())
+        if self._zeros and values.dtype.kind == "f":
+            values[np.isnan(values)] = 0
+        return values if self._imported else values.reshape(len(values), math.prod(self._spec.shape))
+
+
+def _columns(store: Store, options: SltExport, stored: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the annotation behind each key; ``""`` where there is none."""
+    there = store.annotation_names
+    columns = {key: column for key, column in (stored or {}).items() if column in there}
+    for key in ("signer", "gloss", "text"):
+        asked = getattr(options, f"{key}_column")
+        if asked and asked not in there:
+            raise NotFoundError(f"annotation {asked!r} not found; this store has {there or 'none'}")
+        default = columns.get(key, next((c for c in _COLUMNS[key] if c in there), ""))
+        if asked or stored is None:
+            columns[key] = asked or default
+    return columns
+
+
+def _to_tensor() -> Callable[[NDArray[Any]], Any]:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise MissingExtraError("writing tensors (--arrays numpy writes arrays)", extra="torch") from None
+    return lambda values: torch.from_numpy(np.ascontiguousarray(values))
+
+
+def _recognises(path: Path) -> bool:
+    """Whether a file is gzip, and holds a pickled list of dicts with a name."""
+    try:
+        if path.is_dir():
+            return any(_recognises(p) for p in sorted(path.iterdir())[:20] if p.is_file())
+        with path.open("rb") as file:
+            if file.read(2) != _GZIP:
+                return False
+        with gzip.open(path, "rb") as packed:
+            start = packed.read(200)
+        # A list and no dict around it: an empty list comes right after the head.
+        listed = start[:2] == b"(l" or (start[:1] in (b"\x80", b"]") and b"]" in start[:15])
+        return listed and (start[-1:] == b"." or any(key in start for key in (b"name", b"sign", b"gloss", b"text")))
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
+SLT = Format(
+    "slt",
+    "Files of sign language translation: gzip, a pickled list of {name, signer, gloss, text, sign}.",
+    importer=SltImport,
+    exporter=SltExport,
+    recognises=_recognises,
+    target="folder",
+    examples=(
+        "import slt phoenix14t.pami0.train phoenix.kps",
+        "export slt phoenix.kps OUT --name phoenix14t.keypoints",
+        "export slt phoenix.kps OUT --feature dinov2 --splits dev test",
+    ),
+)
