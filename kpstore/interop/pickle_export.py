@@ -94,6 +94,8 @@ class PickleExport:
             raise InvalidError(
                 f"the store has a split named {UNSPLIT!r} and videos without one; export them one by one"
             )
+        if self.form in ("split", "model_input"):
+            _check_names(wanted)
         targets = self._targets(path, wanted)
         if self.form in ("raw", "face") and path.is_dir():
             raise InvalidError(f"{path} is a folder; form {self.form!r} is one file: name it")
@@ -177,6 +179,12 @@ class _Chosen:
     left_out: Mapping[str, int]
     success: int
     failed: int
+
+
+def _check_names(splits: Sequence[str]) -> None:
+    for split in splits:
+        if "/" in split or split.startswith("."):
+            raise InvalidError(f"split {split!r} cannot be part of a file name; export the other splits by name")
 
 
 def _blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

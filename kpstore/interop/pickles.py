@@ -345,12 +345,13 @@ class _RowReader:
     ) -> NDArray[np.float32]:
         try:
             found = np.asarray(points)
-            said = f"{found.shape} of {found.dtype}"
-            fits = found.shape == shape and found.dtype.kind in "fiu"
         except ValueError:
-            said, fits = "a ragged list", False
-        if not fits:
-            raise InvalidError(f"{listed.place}['keypoints'][{place}]{part}: {said}, {shape} of numbers are needed")
+            found = np.empty((), dtype=object)  # a ragged list
+        if found.shape != shape or found.dtype.kind not in "fiu":
+            raise InvalidError(
+                f"{listed.place}['keypoints'][{place}]{part}: {found.shape} of {found.dtype}, {shape} of numbers are "
+                "needed"
+            )
         if found.dtype != np.float32:
             self._rounded[str(found.dtype)] += 1
             with np.errstate(over="ignore"):

@@ -116,7 +116,7 @@ def test_hostile_pickles_are_one_line(what: str) -> None:
 )
 def test_huge_claims_take_no_memory(claim: bytes) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(InvalidError, match="torn: byte [23]"):
+    with pytest.raises(InvalidError, match=r"torn: byte [23]"):
         loads_pickle(b"\x80\x04" + claim + b"N.", "x.pkl")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
