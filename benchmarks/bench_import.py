@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import SyntheticExtractor, SyntheticSource, phoenix_lengths
 import kpstore
+from benchmarks.cases import SyntheticExtractor, SyntheticSource, phoenix_lengths
 from kpstore import plugins
 from kpstore.interop.base import Format
 from kpstore.interop.pickle_writer import PickleWriter, array_opcodes, plain

@@ -201,7 +201,8 @@ def _read_raw(path: Path, content: Mapping[str, Any]) -> Contents:
             for key in group
             if key not in ("keypoints", "image_paths", "video_ids")
         ]
-        listed.append(_listed(place, "" if split == UNSPLIT else split, group))
+        named = "" if split == UNSPLIT and "" not in splits else split
+        listed.append(_listed(place, named, group))
     document, _ = _about(path, content, splits)
     info = content.get("dataset_info")
     is_split = isinstance(info, dict) and "original_splits" in info and len(splits) == 1

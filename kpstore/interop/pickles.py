@@ -191,6 +191,8 @@ class _Planner:
             runs += video_id != last
             last = video_id
         split = listed.split or self._split
+        if listed.split and self._split:
+            self.notes.append(f"{listed.place}: its split is {split!r}; the split given, {self._split!r}, is not used")
         if twice:
             self.notes.append(f"{listed.place}: {twice} frames whose image path came before; the first of each is kept")
         if runs != len(videos):
@@ -354,8 +356,14 @@ class _RowReader:
             )
         if found.dtype != np.float32:
             self._rounded[str(found.dtype)] += 1
-            with np.errstate(over="ignore"):
-                found = found.astype(np.float32)
+            try:
+                with np.errstate(over="raise"):
+                    found = found.astype(np.float32)
+            except FloatingPointError:
+                largest = np.abs(found).max()
+                raise InvalidError(
+                    f"{listed.place}['keypoints'][{place}]{part}: {largest:g} does not fit float32"
+                ) from None
         return found
 
     def _agreed(self, sizes: set[tuple[int, int] | None]) -> tuple[int, int]:

@@ -275,13 +275,17 @@ def _after(data: Any, at: int, size: int, most_puts: int, name: str) -> int:
                 f"{name} is torn: byte {at} claims {length} bytes, {max(size - start, 0)} follow; copy or make it again"
             )
         return start + length
-    if opcode in (_FRAME, _LONG_BINPUT):
-        width = 8 if opcode == _FRAME else 4
-        claim = int.from_bytes(data[at + 1 : at + 1 + width], "little")
-        most = size - at - 9 if opcode == _FRAME else most_puts
-        if claim > most:
-            raise InvalidError(f"{name} is torn: byte {at} claims {claim}, {max(most, 0)} can be at most")
-        return at + 1 + width
+    if opcode == _FRAME:
+        claim, left = int.from_bytes(data[at + 1 : at + 9], "little"), size - at - 9
+        if claim > left:
+            raise InvalidError(
+                f"{name} is torn: byte {at} claims {claim} bytes, {max(left, 0)} follow; copy or make it again"
+            )
+        return at + 9
+    if opcode == _LONG_BINPUT:
+        if at + 5 > size or int.from_bytes(data[at + 1 : at + 5], "little") > most_puts:
+            raise InvalidError(f"{name} is torn: byte {at} names an entry that cannot be; make it again")
+        return at + 5
     lines = _LINES.get(opcode, 0)
     if not lines:
         raise InvalidError(f"{name} is torn, or no pickle: byte {at} of {size} is {bytes([opcode])!r}")

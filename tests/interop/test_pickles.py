@@ -276,7 +276,7 @@ def test_what_does_not_go_into_a_store_is_said(tmp_path: Path) -> None:
     train["keypoints"][1] = {**frame(9, shape=(5, 5)), "iris": 1, "pose": np.zeros((33, 3))}
     raw = {"train": train, "stats": {"train": {"total": 10, "success": 10}}, "dev": split_of({"a": 1})}
     notes: list[str] = []
-    store = stored(write(tmp_path / "x.pkl", raw), notes)
+    store = stored(write(tmp_path / "x.pkl", raw), notes, split="test")
     assert store.index.ids.tolist() == ["train/a", "b", "dev/a"]
     text = "\n".join(notes)
     for said in (
@@ -287,6 +287,7 @@ def test_what_does_not_go_into_a_store_is_said(tmp_path: Path) -> None:
         "1 arrays are float64",
         "1 videos have frames of several image shapes",
         "ids are in several splits",
+        "the split given, 'test', is not used",
     ):
         assert said in text
     assert exported(store, tmp_path / "y.pkl")["dev"]["video_ids"] == ["a"]
@@ -327,6 +328,7 @@ def edited(path: tuple[Any, ...], value: Any) -> Any:
         ({"a": 1}, "holds 'a'; there is no 'keypoints'"),
         ({"keypoints": np.zeros((2, 5, 3))}, r"keypoints of \(5, 3\) a frame"),
         ({"keypoints": np.zeros(3)}, r"keypoints of \(\) a frame"),
+        ({"keypoints": np.full((1, 143, 3), 1e300)}, r"\['keypoints'\]\[0\]: 1e\+300 does not fit float32"),
         ({"results": [{}]}, r"\['results'\]\[0\]"),
         ({"sequences": [1]}, "no list of lists"),
     ],
