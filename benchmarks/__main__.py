@@ -8,7 +8,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from benchmarks import bench_ingest_mediapipe, bench_ingest_scale, bench_read, bench_shuffle
+from benchmarks import bench_import, bench_ingest_mediapipe, bench_ingest_scale, bench_read, bench_shuffle
 from kpstore.sources.demo import write_demo_dataset
 
 
@@ -24,6 +24,7 @@ def main() -> None:
         if not quick:
             bench_ingest_mediapipe.repeat_videos(data, 30)
         results["ingest_mediapipe"] = bench_ingest_mediapipe.run(data, runs=1 if quick else 3)
+    results["import"] = bench_import.run(lists=[], scale=0.01 if quick else 1.0)
     results["shuffle"] = bench_shuffle.run(lists=[], scale=0.01 if quick else 1.0)
     results["read"] = bench_read.run(scale=0.01 if quick else 1.0, runs=1 if quick else 5)
     print(json.dumps(results, indent=2))

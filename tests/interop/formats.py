@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,3 +58,20 @@ def points(video_id: str, n_frames: int) -> FeatureRows:
 
 def path_of(tmp_path: Path) -> str:
     return str(tmp_path / "s.kps")
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal in type, order and every bit but those of NaN."""
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape):
+            return False
+        return (
+            same(a.tolist(), b.tolist()) if a.dtype == object else np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        )
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(map(repr, a)) == list(map(repr, b)) and all(map(same, a.values(), b.values()))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b or (a != a and b != b))

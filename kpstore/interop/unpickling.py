@@ -1,0 +1,308 @@
+"""Pickles of plain values and numpy arrays, read without running anything that they name.
+
+A pickle is a program. This one may build dicts, lists, tuples, sets, text, numbers and arrays, and nothing else: every
+name that it asks for is looked up in a list of a dozen, and what stands there are makers of our own, not numpy's, whose
+``__setstate__`` takes memory layouts on trust.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import pickle
+import re
+from collections import OrderedDict, defaultdict
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+
+_DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|[US][0-9]{1,9}|O[48]?)\Z")
+_BUILTINS = ("builtins", "__builtin__")
+_MULTIARRAY = ("numpy._core.multiarray", "numpy.core.multiarray")
+_NUMERIC = ("numpy._core.numeric", "numpy.core.numeric")
+_BROKEN = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a file that is no pickle, or a damaged one, makes the unpickler raise."""
+
+
+def load_pickle(path: Path) -> Any:
+    """Return what a pickle holds: plain values and arrays of numbers, text or such values.
+
+    Parameters
+    ----------
+    path : a file of any pickle protocol, written under numpy 1 or 2.
+
+    Raises
+    ------
+    InvalidError
+        If it is torn, no pickle, more than one, or asks for any other class or function; nothing of that is run.
+    """
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            raise InvalidError(f"{path} is empty; a pickle has two bytes at least")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            check_opcodes(mapped, str(path))
+        return _load(file, str(path))
+
+
+def loads_pickle(data: bytes, name: str) -> Any:
+    """Return what the bytes of a pickle hold; ``name`` is what messages call it. See :func:`load_pickle`."""
+    check_opcodes(data, name)
+    return _load(BytesIO(data), name)
+
+
+def _load(file: IO[bytes], name: str) -> Any:
+    try:
+        return _PlainUnpickler(file).load()
+    except InvalidError as error:
+        raise InvalidError(f"{name}: {error}") from None
+    except _BROKEN as error:
+        text = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise InvalidError(f"{name} cannot be read as a pickle ({text}); it is torn, or no pickle") from None
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Finds nothing but what plain data needs."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self._known: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "defaultdict"): defaultdict,
+            ("_codecs", "encode"): self._make_bytes,
+            ("numpy", "dtype"): self._make_dtype,
+            ("numpy", "ndarray"): None,  # an argument of _reconstruct, which makes nothing else
+            **{(module, "_reconstruct"): self._make_array for module in _MULTIARRAY},
+            **{(module, "scalar"): self._make_scalar for module in _MULTIARRAY},
+            **{(module, "_frombuffer"): self._make_array_from for module in _NUMERIC},
+        }
+        for module in _BUILTINS:
+            for kind in (dict, list, set, frozenset, int, float, str, tuple):
+                self._known[module, kind.__name__] = kind
+            self._known[module, "bytearray"] = self._make_bytearray
+            self._known[module, "bytes"] = self._make_bytes
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the maker of that name, or refuse it."""
+        try:
+            return self._known[module, name]
+        except KeyError:
+            raise InvalidError(
+                f"it asks for {f'{module}.{name}'[:200]!r}, which is neither plain data nor an array; kpstore runs "
+                "no code of a file, so load it where it comes from and save dicts, lists and numpy arrays"
+            ) from None
+
+    # Bound methods, not functions or classes: a pickle can set attributes of what it has found, but not of those.
+
+    def _make_bytes(self, text: str = "", encoding: str = "latin1") -> bytes:
+        if encoding.lower() not in ("latin1", "latin-1"):
+            raise InvalidError(f"it holds bytes as {encoding!r}; latin1 is how pickles keep them")
+        return text.encode("latin1")
+
+    def _make_bytearray(self, data: bytes | str = b"", encoding: str = "latin1") -> bytearray:
+        return bytearray(self._make_bytes(data, encoding) if isinstance(data, str) else memoryview(data))
+
+    def _make_dtype(self, code: str, align: bool = False, copy: bool = False) -> _PlainDtype:
+        if not isinstance(code, str) or not _DTYPE.match(code):
+            raise InvalidError(f"it holds an array of dtype {code!r}; numbers, booleans, text and objects can be read")
+        return _PlainDtype(np.dtype(code))
+
+    def _make_array(self, kind: Any = None, shape: Any = None, code: Any = None) -> _PlainArray:
+        return _PlainArray(0, np.int8)
+
+    def _make_scalar(self, dtype: _PlainDtype, data: bytes | str = b"") -> Any:
+        return _values(dtype, data, (1,), "C")[0]
+
+    def _make_array_from(self, data: Any, dtype: _PlainDtype, shape: Any, order: str, axes: Any = None) -> NDArray[Any]:
+        array = _values(dtype, data, shape, "C" if order == "K" else order)
+        return array if axes is None or order != "K" else array.transpose(axes)
+
+
+class _PlainDtype:
+    """Stands for a numpy dtype while a file is read; only its byte order can be set."""
+
+    __slots__ = ("real",)
+
+    def __init__(self, real: np.dtype[Any]) -> None:
+        self.real = real
+
+    def __setstate__(self, state: Any) -> None:
+        order = state[1]
+        if order in ("<", ">"):
+            self.real = self.real.newbyteorder(order)
+        elif order not in ("|", "="):
+            raise InvalidError(f"it holds an array of byte order {order!r}")
+
+
+class _PlainArray(np.ndarray[Any, Any]):
+    """An array whose state is checked before numpy takes it."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        lengths = _lengths(shape)
+        real = _real(dtype)
+        if isinstance(data, str):
+            data = data.encode("latin1")
+        if real.hasobject:
+            if not isinstance(data, list) or len(data) != math.prod(lengths):
+                raise InvalidError(f"it holds an array that claims {shape} objects and has not so many")
+        else:
+            _check_bytes(real, data, lengths)
+        super().__setstate__((1, lengths, real, bool(fortran), data))  # type: ignore[arg-type]
+
+
+def _real(dtype: Any) -> np.dtype[Any]:
+    if not isinstance(dtype, _PlainDtype):
+        raise InvalidError(f"it holds an array whose dtype is a {type(dtype).__name__}")
+    return dtype.real
+
+
+def _lengths(shape: Any) -> tuple[int, ...]:
+    lengths = tuple(shape)
+    if len(lengths) > 32 or any(type(n) is not int or n < 0 for n in lengths):
+        raise InvalidError(f"it holds an array of shape {str(shape)[:100]}")
+    return lengths
+
+
+def _check_bytes(real: np.dtype[Any], data: Any, lengths: tuple[int, ...]) -> None:
+    n_values = math.prod(lengths)
+    n_bytes = memoryview(data).nbytes
+    if n_bytes != n_values * real.itemsize or (real.itemsize == 0 and n_values):
+        raise InvalidError(f"it holds an array that claims {lengths} of {real} and has {n_bytes} bytes; it is damaged")
+
+
+def _values(dtype: _PlainDtype, data: Any, shape: Any, order: str) -> NDArray[Any]:
+    lengths, real = _lengths(shape), _real(dtype)
+    if real.hasobject or order not in ("C", "F"):
+        raise InvalidError(f"it holds a {real} that cannot be read")
+    if isinstance(data, str):
+        data = data.encode("latin1")
+    _check_bytes(real, data, lengths)
+    return np.frombuffer(data, real).reshape(lengths, order=order)  # type: ignore[call-overload, no-any-return]
+
+
+# -- opcodes ----------------------------------------------------------------------------------------------------------
+
+_PLAIN = rb"[(012NQR\x88\x89eb}\]dloast)u\x81\x85-\x87\x8f-\x94\x97\x98]"
+_TAKES = {1: rb"[Khq\x80\x82]", 2: rb"[M\x83]", 4: rb"[Jj\x84]", 8: rb"G"}
+_SIZED = {
+    **dict.fromkeys(b"CU\x8a\x8c", 1),
+    **dict.fromkeys(b"TBX\x8b", 4),
+    **dict.fromkeys(b"\x8d\x8e\x96", 8),
+}
+"""Opcodes that say in so many bytes how long what follows is."""
+_LINES = {**dict.fromkeys(b"ILFSVpgP", 1), **dict.fromkeys(b"ic", 2)}
+"""Opcodes followed by so many lines."""
+_STOP, _FRAME, _LONG_BINPUT, _PUT = b".\x95rp"
+_LONGEST_LINE = 1 << 20
+_KEEP_MAPPED = 64 * 2**20
+
+
+def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
+    """Go once over a pickle's opcodes and refuse one that is torn, or whose claims are beyond its size.
+
+    Python's unpickler makes room for what a pickle claims (a text of an exabyte, a memo of four thousand million
+    entries) before it looks whether that is there.
+
+    Raises
+    ------
+    InvalidError
+        The message says at which byte.
+    """
+    size = len(data)
+    most_puts = 1024 + size // 5  # an entry of the memo takes five bytes to make and one to fill
+    run = _runs_of_fixed(most_puts)
+    at = freed = 0
+    while True:
+        found = run.match(data, at)
+        assert found is not None
+        at = found.end()
+        if at >= size:
+            raise InvalidError(f"{name} is torn: the pickle goes on behind its {size} bytes; copy or make it again")
+        opcode = data[at]
+        if opcode == _STOP:
+            break
+        at = _after(data, at, size, most_puts, name)
+        if at - freed > _KEEP_MAPPED:
+            freed = _let_go(data, freed, at)
+    if at + 1 != size:
+        raise InvalidError(
+            f"{name} goes on behind the end of its pickle, at byte {at + 1} of {size}; save one object to a file"
+        )
+
+
+def _runs_of_fixed(most_puts: int) -> re.Pattern[bytes]:
+    """Return what matches opcodes of fixed length: one match passes over all ops between two texts or arrays."""
+    top = most_puts.to_bytes(4, "little")
+    if top[3]:
+        put = rb"r.{3}[\x00-" + re.escape(bytes([top[3] - 1])) + rb"]"
+    else:
+        put = rb"r.{2}[\x00-" + re.escape(bytes([max(top[2], 1) - 1])) + rb"]\x00"
+    takes = [b"%s.{%d}" % (codes, n) for n, codes in _TAKES.items()]
+    return re.compile(b"(?:" + b"|".join([_PLAIN, *takes, put]) + b")*+", re.DOTALL)
+
+
+def _after(data: Any, at: int, size: int, most_puts: int, name: str) -> int:
+    """Return where the opcode after the one at ``at`` is."""
+    opcode = data[at]
+    width = _SIZED.get(opcode, 0)
+    if width:
+        start = at + 1 + width
+        length = int.from_bytes(data[at + 1 : start], "little")
+        if start + length > size:
+            raise InvalidError(
+                f"{name} is torn: byte {at} claims {length} bytes, {max(size - start, 0)} follow; copy or make it again"
+            )
+        return start + length
+    if opcode == _FRAME:
+        claim, left = int.from_bytes(data[at + 1 : at + 9], "little"), size - at - 9
+        if claim > left:
+            raise InvalidError(
+                f"{name} is torn: byte {at} claims {claim} bytes, {max(left, 0)} follow; copy or make it again"
+            )
+        return at + 9
+    if opcode == _LONG_BINPUT:
+        if at + 5 > size or int.from_bytes(data[at + 1 : at + 5], "little") > most_puts:
+            raise InvalidError(f"{name} is torn: byte {at} names an entry that cannot be; make it again")
+        return at + 5
+    lines = _LINES.get(opcode, 0)
+    if not lines:
+        raise InvalidError(f"{name} is torn, or no pickle: byte {at} of {size} is {bytes([opcode])!r}")
+    end = at
+    for _ in range(lines):
+        end = data.find(b"\n", end + 1, min(size, end + _LONGEST_LINE))
+        if end < 0:
+            raise InvalidError(f"{name} is torn, or no pickle: the line at byte {at} does not end")
+    if opcode == _PUT and not (data[at + 1 : end].isdigit() and int(data[at + 1 : end][:20]) <= most_puts):
+        raise InvalidError(f"{name} is torn: byte {at} names an entry that cannot be; make it again")
+    return end + 1
+
+
+def _let_go(data: bytes | mmap.mmap, start: int, stop: int) -> int:
+    """Give back the memory of mapped pages behind ``stop``, so that it is not counted with this process's own."""
+    page = mmap.PAGESIZE
+    first, last = start // page * page, stop // page * page
+    if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED, first, last - first)
+    return stop
