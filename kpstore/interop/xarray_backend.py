@@ -11,7 +11,9 @@ import xarray as xr
 from kpstore.errors import InvalidError, KpstoreError
 from kpstore.store.history import At
 from kpstore.store.labelled import to_xarray
-from kpstore.store.store import Store, backend_for
+from kpstore.store.store import Store
+
+_FILES = (".h5", ".hdf5")
 
 
 class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
@@ -36,11 +38,14 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
     def guess_can_open(self, filename_or_obj: Any) -> bool:
         """Whether this is a store; other HDF5 files, Icechunk repositories and folders are left to others."""
         try:
-            # A look at the place comes first: most of what xarray asks about is no store, and needs no library to tell.
-            backend = backend_for(_location(filename_or_obj))
-            return backend.exists() and Store.open(backend.location).snapshot != ""
+            location = _location(filename_or_obj)
+            # xarray asks about every file that it opens; most are told by their names, without a backend's library.
+            if not os.path.isdir(location) and not (os.path.isfile(location) and location.endswith(_FILES)):
+                return False
+            Store.open(location)
         except (KpstoreError, OSError):
             return False
+        return True
 
     def open_dataset(
         self,

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kpstore
+from kpstore import plugins
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.xarray_backend import KpstoreBackendEntrypoint
 from kpstore.schema.feature import FeatureSpec
@@ -69,6 +70,7 @@ INDEXERS = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=20)
 @given(key=INDEXERS, again=st.slices(3), chunks=st.sampled_from([None, {}, "auto", {"frame": 8}]))
 def test_any_selection_equals_numpy(filled: kpstore.Store, key: dict[str, Any], again: slice, chunks: Any) -> None:
     data = open_dataset(filled, chunks=chunks)["points"]
@@ -239,6 +241,20 @@ def test_it_knows_stores_from_everything_else(filled: kpstore.Store, tmp_path: P
     for other in ("https://example.org/a.h5", "s3://bucket/a.kps", b"bytes", 3, ""):
         assert not guess(other), other
     assert not (tmp_path / "nothing.kps").exists()
+
+
+def test_a_look_at_other_files_loads_no_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.nc").write_bytes(b"CDF")
+    monkeypatch.setattr(plugins, "load", lambda *_: pytest.fail("a backend was loaded"))
+    assert not KpstoreBackendEntrypoint().guess_can_open(tmp_path / "other.nc")
+
+
+def test_xarray_finds_it_without_a_name(filled: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = {**xr.backends.list_engines(), "kpstore": KpstoreBackendEntrypoint()}
+    monkeypatch.setattr("xarray.backends.plugins.list_engines", lambda: engines)
+    if filled.location.endswith(".kps"):  # HDF5 goes to netCDF4 and h5netcdf first, where they are installed
+        assert xr.open_dataset(filled.location).sizes["frame"] == 34
+    assert xr.open_dataset(filled.location, engine="kpstore", split="dev").sizes["frame"] == 9
 
 
 def test_what_is_no_store_is_refused_in_one_line(tmp_path: Path) -> None:
