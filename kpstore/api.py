@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from kpstore._version import __version__
 from kpstore.errors import InvalidError
 from kpstore.render.raster import SkeletonStyle, StyleName
-from kpstore.store import compare, history
+from kpstore.store import chunked, compare, display, history
 from kpstore.store.store import Mode
 from kpstore.store.store import Store as _Store
 from kpstore.views.base import Missing, Selection, Transform, View
@@ -25,11 +25,18 @@ from kpstore.views.skeletons import Pixels, SkeletonView
 from kpstore.views.whole_videos import VideoView
 
 if TYPE_CHECKING:
+    import dask.array as da
     import xarray as xr
 
 
 class Store(_Store):
     """One immutable version of a store, and the views on it. :func:`open` makes one."""
+
+    def __repr__(self) -> str:
+        return display.to_text(self)
+
+    def _repr_html_(self) -> str:
+        return display.to_html(self)
 
     def frames(
         self,
@@ -143,8 +150,13 @@ class Store(_Store):
         """Return lip embeddings of whole utterances; see :class:`kpstore.views.lips.LipView`."""
         return LipView(self, feature=feature, missing=missing, compute=compute, transform=transform, **selection)
 
+    def to_dask(self, name: str, chunks: chunked.Rows | Mapping[str, chunked.Rows] | None = None) -> da.Array:
+        """Return an array as a Dask array, in stored chunks by default; see :func:`kpstore.store.chunked.to_dask`."""
+        array: da.Array = chunked.to_dask(self, name, chunks)
+        return array
+
     def to_xarray(
-        self, *, split: str | Sequence[str] | None = None, features: Sequence[str] | None = None
+        self, *, split: str | Sequence[str] | None = None, features: str | Sequence[str] | None = None
     ) -> xr.Dataset:
         """Return a lazy, labelled data set of splits and features; see :func:`kpstore.store.labelled.to_xarray`."""
         from kpstore.store.labelled import to_xarray  # xarray takes as long to import as all the rest

@@ -50,7 +50,9 @@ FRAME_ARRAYS: dict[str, ArrayMeta] = {
         attrs={"long_name": "path relative to the data set; clip.mp4#n is frame n"},
     ),
 }
-RESERVED_NAMES = frozenset({*VIDEO_ARRAYS, *FRAME_ARRAYS, "video", "frame"})
+FRAME_VIDEO = "frame_video"
+"""Number of each frame's video: not stored, but a coordinate of labelled data sets."""
+RESERVED_NAMES = frozenset({*VIDEO_ARRAYS, *FRAME_ARRAYS, "video", "frame", FRAME_VIDEO})
 """Names that no feature may have, whether or not the store holds videos yet."""
 
 

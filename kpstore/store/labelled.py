@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 
 class _LazyArray(xr.backends.BackendArray):
-    """Rows of one stored array, behind xarray's lazy indexing."""
+    """Rows of one stored array, behind xarray's lazy indexing; pickles, and is read by many threads at once."""
 
     def __init__(self, array: FeatureArray) -> None:
         self._array = array
         self.shape = array.shape
         self.dtype = array.dtype
+
+    def __dask_tokenize__(self) -> tuple[str, ...]:
+        return self._array.__dask_tokenize__()
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray[Any]:
         support = indexing.IndexingSupport.OUTER_1VECTOR
@@ -31,15 +34,21 @@ class _LazyArray(xr.backends.BackendArray):
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
         head, tail = key[0], key[1:]
-        rows = np.asarray(self._array[head])
+        rows = np.asarray(self._array[head], dtype=self.dtype)
         # An int for the row took the first axis away; the rest of the key fits what is left of the axes.
         return rows[tail] if isinstance(head, int | np.integer) else rows[(slice(None), *tail)]
 
 
 def to_xarray(
-    store: Store, *, split: str | Sequence[str] | None = None, features: Sequence[str] | None = None
+    store: Store,
+    *,
+    split: str | Sequence[str] | None = None,
+    features: str | Sequence[str] | None = None,
 ) -> xr.Dataset:
     """Return a lazy data set with the dimensions of the store (``video``, ``frame``, ``keypoint``, ``space``, …).
+
+    Where two features have an axis of the same name and different lengths, the second's is called
+    ``<feature>_<axis>``, as xarray knows one length for each name.
 
     Parameters
     ----------
@@ -49,29 +58,25 @@ def to_xarray(
     Returns
     -------
     xarray.Dataset
-        ``video_id`` and the frames' ``video`` number are coordinates; values are read when they are used.
+        ``video_id`` and the frames' ``video`` number are coordinates; values are read when they are used. Each
+        variable's ``encoding["preferred_chunks"]`` says where its stored chunks end.
     """
-    wanted = list(store.features) if features is None else list(features)
+    wanted = [features] if isinstance(features, str) else list(store.features if features is None else features)
     arrays = [name for feature in wanted for name in _feature_arrays(store, feature)]
     columns = ["split", "n_frames", "fps", "width", "height", *store.annotation_names, fmt.IMAGE_PATH]
-    labels = [dim for feature in wanted for dim in store.feature(feature).labels]
-    if len(store.index) == 0:
-        columns = []
-    variables = {name: _variable(store, name) for name in [*columns, *arrays]}
+    dims = _dims(store)
+    variables = {name: _variable(store, name, dims) for name in [*(columns if len(store.index) else ()), *arrays]}
     dataset = xr.Dataset(
         variables, attrs={"title": store.name, "kpstore_snapshot": store.snapshot, "Conventions": "CF-1.11"}
     )
-    coordinates: dict[str, Any] = {dim: (dim, np.asarray(store[dim])) for dim in dict.fromkeys(labels)}
-    coordinates["video_id"] = ("video", store.index.ids)
-    coordinates["frame_video"] = ("frame", np.repeat(np.arange(len(store.index)), store.index.n_frames))
-    dataset = dataset.assign_coords(coordinates)
-    if split is None:
-        return dataset
-    positions = store.index.select(split=split)
-    chosen = dataset.isel(video=_as_slice(positions), frame=_as_slice(store.index.rows_of(positions)))
-    return chosen.assign_coords(
-        frame_video=("frame", np.repeat(np.arange(len(positions)), store.index.n_frames[positions]))
-    )
+    rows: dict[str, NDArray[np.int64]] = {}
+    if split is not None:
+        videos = store.index.select(split=split)
+        rows = {"video": videos, "frame": store.index.rows_of(videos)}
+        dataset = dataset.isel({dim: _as_slice(picked) for dim, picked in rows.items()})
+    for name, variable in dataset.variables.items():
+        variable.encoding["preferred_chunks"] = _preferred_chunks(store[str(name)], variable, rows)
+    return dataset.assign_coords(_coordinates(store, wanted, rows.get("video", np.arange(len(store.index)))))
 
 
 def _feature_arrays(store: Store, feature: str) -> list[str]:
@@ -79,9 +84,50 @@ def _feature_arrays(store: Store, feature: str) -> list[str]:
     return [name for name in fmt.feature_metas(spec, n_videos=0, n_frames=0) if name != fmt.failure_name(feature)]
 
 
-def _variable(store: Store, name: str) -> xr.Variable:
+def _dims(store: Store) -> dict[str, tuple[str, ...]]:
+    """Return the names of the axes of every feature's arrays, one length for each name.
+
+    All features have a say, so that an axis has the same name whatever features are asked for.
+    """
+    specs = [stored.spec for stored in store.features.values()]
+    lengths = {dim: len(names) for spec in specs for dim, names in spec.labels.items()}
+    taken = set(store.view.names()) - set(lengths) | fmt.RESERVED_NAMES
+    dims: dict[str, tuple[str, ...]] = {}
+    for spec in specs:
+        own = {d: n for array in spec.arrays.values() for d, n in zip(array.dims, array.shape, strict=True)}
+        clashing = {d for d, n in own.items() if d in taken or lengths.setdefault(d, n) != n}
+        for name, array in spec.arrays.items():
+            dims[name] = (spec.axis, *(f"{spec.name}_{d}" if d in clashing else d for d in array.dims))
+    return dims
+
+
+def _variable(store: Store, name: str, dims: dict[str, tuple[str, ...]]) -> xr.Variable:
     array = store[name]
-    return xr.Variable(array.dims, indexing.LazilyIndexedArray(_LazyArray(array)), dict(array.attrs))
+    lazy = indexing.LazilyIndexedArray(_LazyArray(array))
+    return xr.Variable(dims.get(name, array.dims), lazy, dict(array.attrs))
+
+
+def _coordinates(store: Store, features: Iterable[str], videos: NDArray[np.int64]) -> dict[str, Any]:
+    labels = dict.fromkeys(dim for feature in features for dim in store.feature(feature).labels)
+    found: dict[str, Any] = {dim: (dim, np.asarray(store[dim]), dict(store[dim].attrs)) for dim in labels}
+    found["video_id"] = ("video", store.index.ids[videos], dict(fmt.VIDEO_ARRAYS["video_id"].attrs))
+    numbers = np.repeat(np.arange(len(videos)), store.index.n_frames[videos])
+    about = {"long_name": "position of the frame's video", "instance_dimension": "video"}
+    found[fmt.FRAME_VIDEO] = ("frame", numbers, about)
+    return found
+
+
+def _preferred_chunks(
+    array: FeatureArray, variable: xr.Variable, rows: dict[str, NDArray[np.int64]]
+) -> dict[Any, int | tuple[int, ...]]:
+    """Return lengths along each axis such that no two pieces need the same stored chunk."""
+    first, *rest = zip(variable.dims, variable.shape, strict=True)
+    dim, length = first
+    sizes: int | tuple[int, ...] = max(1, min(array.chunk_rows, length))
+    if dim in rows and length:
+        ends = np.flatnonzero(np.diff(rows[dim] // array.chunk_rows, append=-1)) + 1
+        sizes = tuple(np.diff(ends, prepend=0).tolist())
+    return {dim: sizes, **dict(rest)}
 
 
 def _as_slice(rows: NDArray[np.int64]) -> slice | NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from kpstore.errors import ExistsError, InvalidError, NotFoundError, ReadOnlyErr
 from kpstore.schema.feature import FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
+from kpstore.store import html
 from kpstore.store.cache import DecodedCache
 from kpstore.store.history import At, check_name, resolve, rollback
 from kpstore.store.keys import read_key
@@ -78,15 +80,35 @@ class FeatureArray:
     """One array of a store, read when indexed.
 
     ``array[3]``, ``array[10:20]``, ``array[[5, 2]]``, ``array[mask]``, ``array[10:20, :, :2]`` return what numpy would.
+    It pickles as (store, name); the arrays that reach a process in this way share one open store.
     """
 
-    def __init__(self, reader: RowReader, name: str) -> None:
-        self._reader, self.name = reader, name
-        self._meta: ArrayMeta = reader.meta(name)
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self.name = store, name
+        self._meta: ArrayMeta = store.reader.meta(name)
+
+    def __reduce__(self) -> tuple[Any, tuple[Store, str]]:
+        return _array_of, (self._store, self.name)
+
+    def __dask_tokenize__(self) -> tuple[str, ...]:
+        # A version never changes, so nothing of the values need be looked at.
+        return "kpstore", self._store.location, self._store.snapshot, self.name
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{dim}: {length}" for dim, length in zip(self.dims, self.shape, strict=True))
         return f"<{self.name} ({axes}) {self._meta.dtype}>"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "long_name": "",
+            "units": "",
+            **self.attrs,
+            "dtype": self._meta.dtype,
+            "rows per chunk": self.chunk_rows,
+        }
+        axes = list(zip(self.dims, self.shape, strict=True))
+        shown = [(key, facts[key]) for key in ("dtype", "rows per chunk", "units", "long_name") if facts[key] != ""]
+        return html.block(html.heading(self.name), html.table([*axes, *shown]))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -122,11 +144,28 @@ class FeatureArray:
         return self._meta.attrs
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        return read_key(self._reader, self.name, key)
+        return read_key(self._store.reader, self.name, key)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        values = self._reader.read_slice(self.name, 0, self.shape[0])
+        values = self._store.reader.read_slice(self.name, 0, self.shape[0])
         return values if dtype is None else values.astype(dtype)
+
+
+_KEPT_OPEN = 8
+_kept_open: dict[tuple[Any, ...], Store] = {}
+"""Stores that came to this process inside arrays, by version, the newest last."""
+
+
+def _array_of(store: Store, name: str) -> FeatureArray:
+    """Return an array of a store that was unpickled, or of the one already open for the same version.
+
+    A Dask worker gets an array with every task; to open the store for each would cost more than to read a chunk.
+    """
+    # Only single steps on the dict, which need no lock: a lock that another thread holds would never open after a fork.
+    kept = _kept_open.setdefault((*store.identity, os.getpid()), store)
+    for key in list(_kept_open)[:-_KEPT_OPEN]:
+        _kept_open.pop(key, None)
+    return kept[name]
 
 
 @dataclass(frozen=True)
@@ -151,6 +190,17 @@ class Video:
 
     def __repr__(self) -> str:
         return f"<Video {self.id!r}, split {self.split!r}, {self.n_frames} frames>"
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, str | int] = {
+            "split": self.split,
+            "frames": self.n_frames,
+            "frames per second": f"{self.fps:g}",
+        }
+        picture = {"width × height": f"{self.width} × {self.height}"} if self.width else {}
+        states = {f"{name} is": self.state(name).name.lower() for name in self._store.features}
+        rows: dict[str, str | int] = {**facts, **picture, **self.annotations, **states}
+        return html.block(html.heading(self.id), html.table(list(rows.items())))
 
     def __len__(self) -> int:
         return self.n_frames
@@ -234,6 +284,11 @@ class Store:
     def __reduce__(self) -> tuple[type[Store], tuple[Backend, str, Mode, str]]:
         return type(self), (self._backend, self.snapshot, self.mode, self._cache)
 
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for objects that read the same version in the same way."""
+        return type(self), self.location, self.snapshot, self.mode, self._cache
+
     def __repr__(self) -> str:
         frames, videos = self.index.total_frames, len(self.index)
         held = f"{videos} videos, {frames} frames, {sorted(self.features)}"
@@ -289,7 +344,7 @@ class Store:
         if "video_id" not in names:
             empty = np.empty(0, dtype=object)
             return VideoIndex(empty, empty, np.empty(0, dtype=np.int64))
-        return VideoIndex(*(np.asarray(FeatureArray(self.reader, name)) for name in ("video_id", "split", "n_frames")))
+        return VideoIndex(*(np.asarray(FeatureArray(self, name)) for name in ("video_id", "split", "n_frames")))
 
     @property
     def splits(self) -> list[str]:
@@ -333,7 +388,7 @@ class Store:
     def __getitem__(self, name: str) -> FeatureArray:
         """Return an array by name: a feature, a companion such as ``"keypoints_detected"``, a column of the index."""
         try:
-            return FeatureArray(self.reader, name)
+            return FeatureArray(self, name)
         except NotFoundError:
             fmt.check_feature(self.features, name)
             raise

@@ -106,7 +106,7 @@ def test_open_at_and_a_relative_path(disk_store: kpstore.Store, monkeypatch: pyt
     monkeypatch.chdir(Path(disk_store.location).parent)
     assert len(kpstore.open("disk.kps").index) == 4
     assert len(kpstore.open("disk.kps", at="empty").index) == 0
-    assert repr(kpstore.open("disk.kps")).endswith("4 videos, 34 frames, ['points']>")
+    assert "disk.kps at " in repr(kpstore.open("disk.kps"))
 
 
 def test_a_newer_format_says_what_to_do(memory_store: kpstore.Store) -> None:
