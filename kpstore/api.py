@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from kpstore._version import __version__
 from kpstore.render.raster import SkeletonStyle, StyleName
 from kpstore.store import compare, history
+from kpstore.store.statistics import Statistics, statistics
 from kpstore.store.store import Mode
 from kpstore.store.store import Store as _Store
 from kpstore.views.base import Missing, Selection, Transform, View
@@ -141,6 +142,20 @@ class Store(_Store):
     ) -> LipView:
         """Return lip embeddings of whole utterances; see :class:`kpstore.views.lips.LipView`."""
         return LipView(self, feature=feature, missing=missing, compute=compute, transform=transform, **selection)
+
+    def statistics(
+        self,
+        feature: str = "keypoints",
+        *,
+        split: str | Sequence[str] | None = None,
+        videos: Sequence[str] | None = None,
+        workers: int | None = None,
+    ) -> Statistics:
+        """Return count, extremes, mean, deviation and quantiles by part and coordinate.
+
+        Read once, then kept for this version; see :func:`kpstore.store.statistics.statistics`.
+        """
+        return statistics(self, feature, split=split, videos=videos, workers=workers)
 
     def to_xarray(
         self, *, split: str | Sequence[str] | None = None, features: Sequence[str] | None = None
