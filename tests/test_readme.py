@@ -27,7 +27,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tx.add_videos(videos)
         tx.add_feature("keypoints")
         for video in videos:
-            tx.write("keypoints", video.id, np.zeros((video.n_frames, 143, 3), dtype=np.float32))
+            found = {"detected": np.ones((video.n_frames, 4), dtype=bool)}
+            values = np.zeros((video.n_frames, 143, 3), dtype=np.float32)
+            tx.write("keypoints", video.id, kpstore.FeatureRows(values, found))
     store.at().tag("v1.0")
     return tmp_path
 
