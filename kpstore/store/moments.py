@@ -104,21 +104,21 @@ def measure_runs(values: NDArray[np.float64], present: NDArray[np.bool_], starts
 
     Parameters
     ----------
-    values : (rows, points, columns) float64; whatever stands where ``present`` is False.
+    values : (rows, columns, points) float64, points close together in memory; whatever stands where ``present`` is False.
     present : the same shape, bool.
     starts : (runs,) int64, the first row of each run, rising from 0; a run ends where the next begins.
     """
     lengths = np.diff(np.append(starts, len(values)))
-    count = np.add.reduceat(present.sum(axis=1, dtype=np.int64), starts, axis=0)
-    missing = lengths[:, None] * values.shape[1] - count
-    low = np.minimum.reduceat(np.where(present, values, np.inf).min(axis=1), starts, axis=0)
-    high = np.maximum.reduceat(np.where(present, values, -np.inf).max(axis=1), starts, axis=0)
+    count = np.add.reduceat(present.sum(axis=2, dtype=np.int64), starts, axis=0)
+    missing = lengths[:, None] * values.shape[2] - count
+    low = np.minimum.reduceat(np.where(present, values, np.inf).min(axis=2), starts, axis=0)
+    high = np.maximum.reduceat(np.where(present, values, -np.inf).max(axis=2), starts, axis=0)
     there = np.maximum(count, 1)
-    mean = np.add.reduceat(np.where(present, values, 0.0).sum(axis=1), starts, axis=0) / there
-    away = np.where(present, values - np.repeat(mean, lengths, axis=0)[:, None, :], 0.0)
-    left_over = np.add.reduceat(away.sum(axis=1), starts, axis=0)
+    mean = np.add.reduceat(np.where(present, values, 0.0).sum(axis=2), starts, axis=0) / there
+    away = np.where(present, values - np.repeat(mean, lengths, axis=0)[:, :, None], 0.0)
+    left_over = np.add.reduceat(away.sum(axis=2), starts, axis=0)
     away *= away
-    m2 = np.add.reduceat(away.sum(axis=1), starts, axis=0)
+    m2 = np.add.reduceat(away.sum(axis=2), starts, axis=0)
     # The mean itself was rounded; what that adds to the deviations is taken out, and put right in the mean.
     m2 = np.maximum(m2 - left_over**2 / there, 0.0)
     return Moments(count, missing, low, high, mean + left_over / there, m2)

@@ -371,14 +371,15 @@ def _measure_block(store: Store, feature: str, run: slice) -> _Block:
     sketches: dict[tuple[str, int, int], Sketch] = {}
     by_part = []
     for number, (part, points) in enumerate(groups.parts.items()):
-        found = np.asarray(values[:, points], dtype=np.float64)
+        # Points last: sums over what lies side by side are several times as fast as over every third value.
+        found = np.ascontiguousarray(values[:, points].swapaxes(1, 2), dtype=np.float64)
         present = np.isfinite(found)
         if mask is not None and part in groups.mask_columns:
             present &= mask[:, groups.mask_columns[part], None, None]
         by_part.append(measure_runs(found, present, starts))
         for split, here in _split_runs(index.splits[positions], starts, len(done)):
             for column in range(len(groups.columns)):
-                there = found[here, :, column][present[here, :, column]]
+                there = found[here, column][present[here, column]]
                 more = Sketch.of(there)
                 key = (split, number, column)
                 sketches[key] = Sketch.merge([sketches[key], more]) if key in sketches else more
