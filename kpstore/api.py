@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from kpstore._version import __version__
 from kpstore.render.raster import SkeletonStyle, StyleName
 from kpstore.store import compare, history
+from kpstore.store.leakage import SplitCheck, check_splits
 from kpstore.store.statistics import Statistics, statistics
 from kpstore.store.store import Mode
 from kpstore.store.store import Store as _Store
@@ -156,6 +157,12 @@ class Store(_Store):
         Read once, then kept for this version; see :func:`kpstore.store.statistics.statistics`.
         """
         return statistics(self, feature, split=split, videos=videos, workers=workers)
+
+    def check_splits(
+        self, *, feature: str | None = None, signer: str | None = None, signers: bool = True
+    ) -> SplitCheck:
+        """Return what two splits have in common; see :func:`kpstore.store.leakage.check_splits`."""
+        return check_splits(self, feature=feature, signer=signer, signers=signers)
 
     def to_xarray(
         self, *, split: str | Sequence[str] | None = None, features: Sequence[str] | None = None

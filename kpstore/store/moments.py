@@ -60,7 +60,7 @@ class Moments:
         """Return (runs, columns) groups of several parts as (runs, parts, columns)."""
         return cls(*(np.stack([getattr(one, field.name) for one in several], axis=1) for field in fields(cls)))
 
-    def __getitem__(self, groups: slice | NDArray[np.int64]) -> Moments:
+    def __getitem__(self, groups: slice | NDArray[np.int64] | None) -> Moments:
         return Moments(*(getattr(self, field.name)[groups] for field in fields(self)))
 
     def put(self, groups: slice | NDArray[np.int64], other: Moments) -> None:
@@ -104,7 +104,8 @@ def measure_runs(values: NDArray[np.float64], present: NDArray[np.bool_], starts
 
     Parameters
     ----------
-    values : (rows, columns, points) float64, points close together in memory; whatever stands where ``present`` is False.
+    values : (rows, columns, points) float64, points side by side in memory; whatever stands where ``present`` is
+        False.
     present : the same shape, bool.
     starts : (runs,) int64, the first row of each run, rising from 0; a run ends where the next begins.
     """

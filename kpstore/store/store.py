@@ -274,6 +274,11 @@ class Store:
         """Names of the text columns about videos."""
         return list(self._about["annotations"])
 
+    @property
+    def own_splits(self) -> bool:
+        """Whether splits were set by hand (``tx.set_splits``), so that they need not be those of the data set."""
+        return bool(self._about.get(fmt.OWN_SPLITS, False))
+
     @cached_property
     def features(self) -> Mapping[str, fmt.StoredFeature]:
         """Features by name: ``.spec`` says what one is, ``.provenance`` how it was made."""
