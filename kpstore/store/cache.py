@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,6 +97,25 @@ class DecodedCache:
     def statistics_path(self, snapshot: str, name: str) -> Path:
         """Return the place for statistics of a version; they are listed, cleared and make room as arrays do."""
         return self._path(snapshot, name).with_name(f"{name}{_STATISTICS}")
+
+    def keep_statistics(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write statistics aside and give them their name when they are whole.
+
+        A folder that cannot be written, or a decoder that clears up meanwhile, only costs measuring again.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, aside = _make_aside(path)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
+                os.replace(aside, path)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(aside)
+                raise
+        except OSError as error:
+            _log.warning("statistics are not kept: %s", error)
 
     def open(self, snapshot: str, name: str, meta: ArrayMeta) -> NDArray[Any] | None:
         """Return a decoded array, (rows, …), read-only, mapped; None if it is not here."""

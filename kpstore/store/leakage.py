@@ -191,8 +191,7 @@ def _same_paths(store: Store) -> Iterator[Shared]:
 def _pairs(store: Store, keys: NDArray[np.int64], owner: NDArray[np.int64]) -> dict[tuple[int, int], int]:
     """Return pairs of videos in different splits that share keys, and how many.
 
-    Of many videos with one key, each is paired with the one before it if that is in another split: no more pairs than
-    keys, and none is left out of whom the key is shared by two splits.
+    Of many videos with one key, each is in a pair with one of another split, but not all pairs are given.
     """
     splits = store.index.splits.astype(str)
     order = np.lexsort((owner, keys))
@@ -203,11 +202,27 @@ def _pairs(store: Store, keys: NDArray[np.int64], owner: NDArray[np.int64]) -> d
     times = np.diff(np.append(first, len(keys)))
     keys, owner = keys[first], owner[first]
     code = np.unique(splits, return_inverse=True)[1]
-    here = np.flatnonzero((keys[1:] == keys[:-1]) & (code[owner[1:]] != code[owner[:-1]]))
-    pairs = np.stack([owner[here], owner[here + 1]], axis=1)
+    here = np.arange(len(keys))
+    there = _in_another_split(keys, code[owner])
+    here, there = here[there >= 0], there[there >= 0]
+    pairs = np.stack([owner[here], owner[there]], axis=1)
     found, which = np.unique(np.sort(pairs, axis=1), axis=0, return_inverse=True)
-    counts = np.bincount(which.reshape(-1), weights=np.minimum(times[here], times[here + 1]), minlength=len(found))
+    counts = np.bincount(which.reshape(-1), weights=np.minimum(times[here], times[there]), minlength=len(found))
     return {(a, b): int(n) for (a, b), n in zip(found.tolist(), counts.tolist(), strict=True)}
+
+
+def _in_another_split(keys: NDArray[np.int64], split: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each of sorted keys the place of an equal one with another split, each pair once; -1 for none."""
+    if len(keys) == 0:
+        return np.empty(0, dtype=np.int64)
+    begins = np.flatnonzero((np.diff(keys, prepend=0) != 0) | (np.diff(split, prepend=-1) != 0))
+    run = np.repeat(np.arange(len(begins)), np.diff(np.append(begins, len(keys))))
+    before = begins[run] - 1
+    after = np.append(begins[1:], len(keys))[run]
+    has_before = (before >= 0) & (keys[before] == keys)
+    # The last of a first run is the one before for all of the next run, so it has its pairs.
+    has_after = (after < len(keys)) & (keys[after % len(keys)] == keys) & (np.arange(len(keys)) != after - 1)
+    return np.where(has_before, before, np.where(has_after, after, -1)).astype(np.int64)
 
 
 def _shared(store: Store, kind: Kind, pair: tuple[int, int], detail: str) -> Shared:
@@ -262,8 +277,9 @@ def _same_values(store: Store, feature: str, near: float) -> Iterator[Shared]:
         if n_frames >= MIN_SHARED * shorter:
             copies.add(pair)
             yield _shared(store, "frames", pair, f"{min(n_frames, shorter)} of {shorter} frames")
+    copied = {position for pair in copies for position in pair}
     for pair, distance in _near_pairs(store, values, near).items():
-        if pair not in copies:
+        if not copied.issuperset(pair):  # both were named already; of many copies not all pairs are
             yield _shared(store, "near", pair, f"distance {distance:.3f}")
 
 

@@ -8,9 +8,7 @@ count for nothing.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -27,8 +25,6 @@ from kpstore.store import format as fmt
 from kpstore.store.coverage import part_names
 from kpstore.store.moments import Moments, Sketch, measure_runs
 from kpstore.store.store import Store
-
-_log = logging.getLogger(__name__)
 
 POLICY = "detected"
 """Which values count: finite ones of done frames, in parts that were detected. Stored results are found by it."""
@@ -287,12 +283,16 @@ def measure(store: Store, feature: str, *, workers: int | None = None, on_rows: 
     """Return what is kept of a feature, from the local disk if it is there; see :func:`statistics`."""
     if workers is not None and workers < 1:
         raise InvalidError(f"workers={workers}: use 1 or more")
-    path = _path(store, feature)
-    kept = None if path is None else _load(path, store, feature)
+    report = on_rows or (lambda n_rows: None)
+    cache = store.decoded_cache
+    # A store in memory goes with its process, and so would whoever could ask again.
+    if cache is None or store.backend.sidecar_dir is None:
+        return _measure(store, feature, workers, report)
+    path = cache.statistics_path(store.snapshot, f"{feature}_{POLICY}")
+    kept = _load(path, store, feature)
     if kept is None:
-        kept = _measure(store, feature, workers, on_rows or (lambda n_rows: None))
-        if path is not None:
-            _save(path, store, kept)
+        kept = _measure(store, feature, workers, report)
+        cache.keep_statistics(path, _arrays(store, kept))
     return kept
 
 
@@ -398,43 +398,19 @@ def _split_runs(splits: NDArray[np.object_], starts: NDArray[np.int64], n_rows: 
 # -- keeping ----------------------------------------------------------------------------------------------------
 
 
-def _path(store: Store, feature: str) -> Path | None:
-    """Return the file for a feature's statistics at this version; None where nothing is kept."""
-    cache = store.decoded_cache
-    # A store in memory goes with its process, and so would whoever could ask again.
-    if cache is None or store.backend.sidecar_dir is None:
-        return None
-    return cache.statistics_path(store.snapshot, f"{feature}_{POLICY}")
-
-
-def _save(path: Path, store: Store, kept: Measured) -> None:
-    """Write the file aside and give it its name when it is whole; a folder that cannot be written only costs time."""
-    keys = list(kept.sketches)
+def _arrays(store: Store, kept: Measured) -> dict[str, NDArray[Any]]:
+    """Return all that is kept as arrays of numbers and text."""
     sketches = list(kept.sketches.values())
     about = {"version": _FILE_VERSION, "splits": store.splits, **_names(kept.groups)}
-    arrays = {field.name: getattr(kept.moments, field.name) for field in fields(Moments)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(
-                    file,
-                    about=np.array(json.dumps(about)),
-                    frames=kept.frames,
-                    keys=np.array(json.dumps(keys)),
-                    lengths=np.array([len(sketch.bins) for sketch in sketches], dtype=np.int64),
-                    bins=np.concatenate([np.empty(0, dtype=np.uint32), *(s.bins for s in sketches)]),
-                    counts=np.concatenate([np.empty(0, dtype=np.int64), *(s.counts for s in sketches)]),
-                    **arrays,
-                )
-            os.replace(aside, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(aside)
-            raise
-    except OSError as error:
-        _log.warning("statistics are not kept: %s", error)
+    return {
+        "about": np.array(json.dumps(about)),
+        "frames": kept.frames,
+        "keys": np.array(json.dumps(list(kept.sketches))),
+        "lengths": np.array([len(sketch.bins) for sketch in sketches], dtype=np.int64),
+        "bins": np.concatenate([np.empty(0, dtype=np.uint32), *(sketch.bins for sketch in sketches)]),
+        "counts": np.concatenate([np.empty(0, dtype=np.int64), *(sketch.counts for sketch in sketches)]),
+        **{field.name: getattr(kept.moments, field.name) for field in fields(Moments)},
+    }
 
 
 def _names(groups: Groups) -> dict[str, Any]:

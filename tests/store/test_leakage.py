@@ -90,6 +90,18 @@ def test_one_blank_frame_is_no_copy_and_still_pictures_are() -> None:
     assert (found.kind, found.detail) == ("frames", "12 of 12 frames")
 
 
+@pytest.mark.parametrize(
+    "splits", [["train", "test"] * 3, ["train"] * 3 + ["test"] * 3, ["a", "b", "c", "c", "c", "a"]]
+)
+def test_many_copies_are_each_named_without_all_pairs(splits: list[str]) -> None:
+    values = {f"c{n}": clip(0) for n in range(6)} | {f"v{n}": clip(n) for n in range(1, 5)}
+    videos = [record(v, 30, split) for v, split in zip(values, [*splits, *["train"] * 4], strict=True)]
+    found = store_of(videos, values).check_splits().shared
+    assert {video for shared in found for video in shared.videos} == {f"c{n}" for n in range(6)}
+    assert len(found) == 5
+    assert {shared.detail for shared in found} == {"30 of 30 frames"}
+
+
 def test_frames_in_which_nothing_was_found_are_no_copies() -> None:
     for blank in (np.nan, 0):
         rows = np.full((6, 10, 2), blank, dtype=np.float32)
