@@ -10,6 +10,8 @@ from kpstore._version import __version__
 from kpstore.errors import InvalidError
 from kpstore.render.raster import SkeletonStyle, StyleName
 from kpstore.store import chunked, compare, display, history
+from kpstore.store.leakage import SplitCheck, check_splits
+from kpstore.store.statistics import Statistics, statistics
 from kpstore.store.store import Mode
 from kpstore.store.store import Store as _Store
 from kpstore.views.base import Missing, Selection, Transform, View
@@ -154,6 +156,26 @@ class Store(_Store):
         """Return an array as a Dask array, in stored chunks by default; see :func:`kpstore.store.chunked.to_dask`."""
         array: da.Array = chunked.to_dask(self, name, chunks)
         return array
+
+    def statistics(
+        self,
+        feature: str = "keypoints",
+        *,
+        split: str | Sequence[str] | None = None,
+        videos: Sequence[str] | None = None,
+        workers: int | None = None,
+    ) -> Statistics:
+        """Return count, extremes, mean, deviation and quantiles by part and coordinate.
+
+        Read once, then kept for this version; see :func:`kpstore.store.statistics.statistics`.
+        """
+        return statistics(self, feature, split=split, videos=videos, workers=workers)
+
+    def check_splits(
+        self, *, feature: str | None = None, signer: str | None = None, signers: bool = True
+    ) -> SplitCheck:
+        """Return what two splits have in common; see :func:`kpstore.store.leakage.check_splits`."""
+        return check_splits(self, feature=feature, signer=signer, signers=signers)
 
     def to_xarray(
         self, *, split: str | Sequence[str] | None = None, features: str | Sequence[str] | None = None

@@ -29,7 +29,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tx.add_videos(videos)
         tx.add_feature("keypoints")
         for video in videos:
-            tx.write("keypoints", video.id, np.zeros((video.n_frames, 143, 3), dtype=np.float32))
+            found = {"detected": np.ones((video.n_frames, 4), dtype=bool)}
+            values = np.zeros((video.n_frames, 143, 3), dtype=np.float32)
+            tx.write("keypoints", video.id, kpstore.FeatureRows(values, found))
     store.at().tag("v1.0")
     return tmp_path
 
@@ -53,7 +55,7 @@ def test_commands_exist(capfd: pytest.CaptureFixture[str]) -> None:
     assert len(lines) >= 8
     for line in lines:
         words = line.partition("  ")[0].split()[1:]
-        command = words[: 2 if words[0] in ("ingest", "export") else 1]
+        command = words[: 2 if words[0] in ("ingest", "export", "splits") else 1]
         assert run([*command, "--help"]) == 0, line
         text = capfd.readouterr().out
         for option in re.findall(r"--[a-z-]+", line):

@@ -277,20 +277,30 @@ def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> tuple[str, 
     """Return what differs and does no harm; raise :class:`InvalidError` for what would mix up rows or splits."""
     texts = {name: store[name][:] for name in store.annotation_names} if videos else {}
     notes = []
+    resplit = []
     for video in videos:
         position = store.index.position(video.id)
-        for stored, now in (
-            (f"{store.index.n_frames[position]} frames", f"{video.n_frames} frames"),
-            (f"split {store.index.splits[position]!r}", f"split {video.split!r}"),
-        ):
-            if stored != now:
-                raise InvalidError(
-                    f"video {video.id!r} has {stored} in {store.location} and {now} in the data set now; "
-                    "restore the data set, or ingest into a new store"
-                )
+        stored, now = store.index.n_frames[position], video.n_frames
+        if stored != now:
+            raise InvalidError(
+                f"video {video.id!r} has {stored} frames in {store.location} and {now} frames in the data set now; "
+                "restore the data set, or ingest into a new store"
+            )
+        split = store.index.splits[position]
+        if split != video.split and not store.own_splits:
+            raise InvalidError(
+                f"video {video.id!r} has split {split!r} in {store.location} and split {video.split!r} in the data set "
+                "now; restore the data set, set the store's splits (kpstore splits set), or ingest into a new store"
+            )
+        resplit += [video.id] if split != video.split else []
         changed = [name for name, text in video.annotations.items() if name in texts and texts[name][position] != text]
         if changed:
             notes.append(f"video {video.id!r} has another {' and '.join(changed)} now; the store keeps its own")
+    if resplit:
+        notes.append(
+            f"the splits of {store.location} were set by hand: {len(resplit)} videos, the first {resplit[0]!r}, keep "
+            "theirs; new videos get the data set's, see 'kpstore splits check'"
+        )
     return tuple(notes)
 
 

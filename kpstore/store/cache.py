@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ LIMIT_VARIABLE = "KPSTORE_CACHE_GB"
 DEFAULT_LIMIT_GB = 100.0
 _SUFFIX = ".kpstore.npy"
 """Not merely .npy: whoever names a folder with arrays of his own as the cache must not lose them when it is cleared."""
+_STATISTICS = ".kpstore.statistics.npz"
 _PART = ".part"
 _LOCK = ".lock"
 _WRITE_BYTES = 64 * 2**20
@@ -40,7 +41,7 @@ _WRITE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One decoded array: of which version, how large, when it was last opened (seconds since 1970)."""
+    """One decoded array, or the statistics of one: of which version, how large, when last opened (s since 1970)."""
 
     snapshot: str
     name: str
@@ -94,6 +95,29 @@ class DecodedCache:
         if not re.fullmatch(r"\w+", snapshot) or not re.fullmatch(r"\w+", name):
             raise InvalidError(f"version {snapshot!r}, array {name!r}: the cache takes letters, digits and underscores")
         return self.folder / snapshot / f"{name}{_SUFFIX}"
+
+    def statistics_path(self, snapshot: str, name: str) -> Path:
+        """Return the place for statistics of a version; they are listed, cleared and make room as arrays do."""
+        return self._path(snapshot, name).with_name(f"{name}{_STATISTICS}")
+
+    def keep_statistics(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write statistics aside and give them their name when they are whole.
+
+        A folder that cannot be written, or a decoder that clears up meanwhile, only costs measuring again.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, aside = _make_aside(path)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
+                os.replace(aside, path)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(aside)
+                raise
+        except OSError as error:
+            _log.warning("statistics are not kept: %s", error)
 
     def open(self, snapshot: str, name: str, meta: ArrayMeta) -> NDArray[Any] | None:
         """Return a decoded array, (rows, …), read-only, mapped; None if it is not here."""
@@ -176,10 +200,11 @@ class DecodedCache:
     def entries(self) -> list[CacheEntry]:
         """Return what is here, the array that was opened longest ago first."""
         found = []
-        for path in self.folder.glob(f"*/*{_SUFFIX}"):
+        paths = [path for suffix in (_SUFFIX, _STATISTICS) for path in self.folder.glob(f"*/*{suffix}")]
+        for path in paths:
             with suppress(FileNotFoundError):
                 stat = path.stat()
-                name = path.name.removesuffix(_SUFFIX)
+                name = path.name.removesuffix(_SUFFIX).replace(_STATISTICS, " (statistics)")
                 found.append(CacheEntry(path.parent.name, name, stat.st_size, stat.st_mtime, path))
         return sorted(found, key=lambda entry: entry.used)
 

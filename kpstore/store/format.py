@@ -17,6 +17,9 @@ FORMAT_VERSION = 1
 ROOT = "kpstore"
 """Attribute of the store that holds everything kpstore itself needs to know."""
 
+OWN_SPLITS = "own_splits"
+"""Key in :data:`ROOT` that is true once splits were set by hand."""
+
 VIDEO_CHUNK_ROWS = 65_536
 TEXT_CHUNK_ROWS = 4_096
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from kpstore.backends.base import MAIN, Backend, Commit
-from kpstore.errors import InvalidError, NotFoundError
+from kpstore.errors import ExistsError, InvalidError, NotFoundError
 
 At = str | datetime | None
 """A version: a tag, a branch, a snapshot id, a time (``datetime`` or ISO text); None is the newest on ``main``."""
@@ -74,9 +76,7 @@ def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[
             raise InvalidError(
                 f"{to!r} is not an ancestor of the newest version of {backend.location}; see 'kpstore log'"
             )
-        kept = _free_name(backend, _KEPT + (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S"))
-        keep = backend.create_branch if backend.capabilities.branches else backend.create_tag
-        keep(kept, tip)
+        kept = _keep(backend, tip, _KEPT + (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S"))
         backend.reset_branch(MAIN, target, expected=tip)
     return target, kept
 
@@ -92,11 +92,14 @@ def _reachable(backend: Backend, tip: str) -> set[str]:
     return {commit.id for start in (tip, *kept) for commit in backend.history(start)}
 
 
-def _free_name(backend: Backend, name: str) -> str:
-    """Return ``name``, numbered if a rollback of the same second has it."""
-    taken = {**backend.branches(), **backend.tags()}
-    candidates = (name if number == 1 else f"{name}-{number}" for number in range(1, len(taken) + 2))
-    return next(candidate for candidate in candidates if candidate not in taken)
+def _keep(backend: Backend, snapshot: str, name: str) -> str:
+    """Give a version a branch, or a tag where there are no branches; return its name, numbered if it was taken."""
+    keep = backend.create_branch if backend.capabilities.branches else backend.create_tag
+    for candidate in itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2))):
+        with suppress(ExistsError):  # by a rollback of the same second, or by a tag that was deleted
+            keep(candidate, snapshot)
+            return candidate
+    raise AssertionError("numbers do not end")
 
 
 def check_name(kind: str, name: str) -> None:

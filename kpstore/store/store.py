@@ -309,12 +309,16 @@ class Store:
         """The arrays of this version."""
         return self._backend.view(self.snapshot)
 
+    @property
+    def decoded_cache(self) -> DecodedCache | None:
+        """Where decoded arrays and statistics are kept; None if that was turned off."""
+        folders: dict[str, Path | None] = {"auto": None}
+        return None if self._cache == "off" else DecodedCache(folders.get(self._cache, Path(self._cache)))
+
     @cached_property
     def reader(self) -> RowReader:
         """What reads rows of this version, and keeps what it has decoded."""
-        folders: dict[str, Path | None] = {"auto": None}
-        folder = folders.get(self._cache, Path(self._cache))
-        return RowReader(self.view, cache=None if self._cache == "off" else DecodedCache(folder))
+        return RowReader(self.view, cache=self.decoded_cache)
 
     @cached_property
     def _about(self) -> dict[str, Any]:
@@ -331,6 +335,11 @@ class Store:
     def annotation_names(self) -> list[str]:
         """Names of the text columns about videos."""
         return list(self._about["annotations"])
+
+    @property
+    def own_splits(self) -> bool:
+        """Whether splits were set by hand (``tx.set_splits``), so that they need not be those of the data set."""
+        return bool(self._about.get(fmt.OWN_SPLITS, False))
 
     @cached_property
     def features(self) -> Mapping[str, fmt.StoredFeature]:

@@ -132,6 +132,43 @@ class Transaction:
         paths = np.array([path for video in videos for path in video.frame_paths], dtype=object)
         self._view.write(fmt.IMAGE_PATH, old_frames, paths)
 
+    def set_splits(self, splits: Mapping[str, str]) -> int:
+        """Put videos into other splits; frames and features stay as they are.
+
+        The store remembers that its splits are its own, so that an ingest goes on with them.
+
+        Parameters
+        ----------
+        splits : by video id; videos that are not in it keep theirs. ``""`` is no split.
+
+        Returns
+        -------
+        int
+            How many videos changed; with none, nothing is written.
+
+        Raises
+        ------
+        NotFoundError
+            If a video is not there; the message has the nearest ids.
+        InvalidError
+            If a split's name is not printable text without spaces around it.
+        """
+        index = self.read_index()
+        for video_id, split in splits.items():
+            if not isinstance(split, str) or split != split.strip() or not split.isprintable():
+                raise InvalidError(
+                    f"split {split!r} of video {video_id!r}: use printable text without spaces around it"
+                )
+        positions = [index.position(video_id) for video_id in splits]
+        new = index.splits.copy()
+        new[positions] = list(splits.values())
+        changed = int((new != index.splits).sum())
+        if changed:
+            self._view.write("split", 0, new)
+            self._about[fmt.OWN_SPLITS] = True
+            self._write_about()
+        return changed
+
     # -- features -------------------------------------------------------------------------------------------
 
     def add_feature(self, spec: FeatureSpec | str, provenance: Provenance | None = None) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
+from kpstore.store.statistics import Statistics, statistics
 from kpstore.store.store import Store
 from kpstore.views.base import MISSING, Batch, Missing, Selection, Transform, as_indices, check_missing
 from kpstore.views.frames import FrameView
@@ -17,8 +18,12 @@ from kpstore.views.frames import FrameView
 Range = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Lowest and highest x, y, z: two (3,) float32."""
 MissingFace = Missing | Literal["zeros"]
-Normalize = Literal["minmax", "frame"] | tuple[ArrayLike, ArrayLike] | None
+Normalize = (
+    Literal["minmax", "frame", "train_minmax", "train_standard"] | Statistics | tuple[ArrayLike, ArrayLike] | None
+)
+_TRAIN = "train"
 
+_MEASURED = ("minmax", "train_minmax", "train_standard")
 _SMALLEST_SPAN = 1e-8
 """A coordinate that varies less is only shifted: dividing by its span would blow up rounding errors."""
 _BLOCK_CHUNKS = 16
@@ -33,7 +38,10 @@ class FaceKeypointView(FrameView):
     normalize : ``"minmax"`` maps each coordinate to [0, 1] by its lowest and highest value over all the view's frames,
         see :attr:`range`; ``(low, high)``, (3,) each, does so by values given, such as the range of the training
         frames, and what lies beyond them lands outside [0, 1]; ``"frame"`` maps by each frame's own box, which samples
-        then hold as ``"low"`` and ``"high"`` (3,) float32; None leaves the stored values.
+        then hold as ``"low"`` and ``"high"`` (3,) float32; None leaves the stored values. ``"train_minmax"`` is
+        ``"minmax"`` by the store's statistics of all detected faces of the split ``train``, whatever the view shows,
+        and ``"train_standard"`` takes off their mean and divides by their deviation; :class:`Statistics` of other
+        videos, ``store.statistics("keypoints", split=…)``, map their lowest and highest values to [0, 1].
     split, videos, where : only frames of these; see :func:`kpstore.views.base.select_videos`.
     missing : ``"skip"`` leaves out frames without a face, and those that failed or are not extracted yet; ``"nan"``
         keeps them, all NaN, which never becomes a number; ``"error"`` refuses them; ``"zeros"`` keeps them as points
@@ -59,9 +67,14 @@ class FaceKeypointView(FrameView):
             raise InvalidError(f"{feature!r} has rows of {shape}; face points need rows of (143, 3) or (68, 3)")
         self.feature = feature
         self.normalize = normalize if normalize is None or isinstance(normalize, str) else "given"
+        if isinstance(normalize, Statistics):
+            normalize = _face_range(normalize)
         self._range: Range | None = _as_range(normalize) if self.normalize == "given" else None
-        if self.normalize not in ("minmax", "frame", "given", None):
-            raise InvalidError(f"normalize={normalize!r}: use 'minmax', 'frame', (low, high) or None")
+        if self.normalize not in (*_MEASURED, "frame", "given", None):
+            raise InvalidError(
+                f"normalize={normalize!r}: use 'minmax', 'frame', 'train_minmax', 'train_standard', statistics of a "
+                "store, (low, high) or None"
+            )
         if stored != "nan":
             self._leave_out_faceless(stored)
 
@@ -98,17 +111,22 @@ class FaceKeypointView(FrameView):
 
     @property
     def range(self) -> Range:
-        """Lowest and highest x, y and z, (3,) float32 each, by which coordinates are mapped to [0, 1].
+        """What is mapped to 0 and to 1, of x, y and z, (3,) float32 each: the lowest and highest values.
 
-        For ``"minmax"`` the first use reads all the view's frames once; the result is kept, and pickled with the view.
+        With ``"train_standard"`` they are the mean, and the mean and one deviation. For ``"minmax"`` the first use
+        reads all the view's frames once; the result is kept, and pickled with the view.
         """
         if self._range is None:
-            if self.normalize != "minmax":
+            if self.normalize not in _MEASURED:
                 raise InvalidError(f"a view with normalize={self.normalize!r} has no range over all frames")
             self._range = self._measure()
         return self._range
 
     def _measure(self) -> Range:
+        if self.normalize != "minmax":
+            return _face_range(
+                statistics(self.store, self.feature, split=_TRAIN), standard=self.normalize == "train_standard"
+            )
         low, high = np.full(3, np.inf, dtype=np.float32), np.full(3, -np.inf, dtype=np.float32)
         for faces in self._iter_faces():
             low = np.fmin(low, np.fmin.reduce(faces, axis=(0, 1)))
@@ -119,7 +137,7 @@ class FaceKeypointView(FrameView):
 
     def __getstate__(self) -> dict[str, Any]:
         # Measured before it travels: otherwise each worker process would read everything for itself.
-        if self.normalize == "minmax" and len(self):
+        if self.normalize in _MEASURED and len(self):
             self.range  # noqa: B018
         return dict(self.__dict__)
 
@@ -171,6 +189,16 @@ def _span(low: NDArray[Any], high: NDArray[Any]) -> NDArray[Any]:
 def _to_unit(points: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:
     unit: NDArray[np.float32] = (points - low[..., None, :]) / _span(low, high)[..., None, :]
     return unit
+
+
+def _face_range(measured: Statistics, *, standard: bool = False) -> Range:
+    if len(measured.columns) != 3:
+        raise InvalidError(f"{measured!r} has {len(measured.columns)} columns; face points need x, y and z")
+    part = None if len(measured.parts) == 1 else "face"
+    if not standard:
+        return _as_range(measured.range(part))
+    mean, deviation = measured.standard(part)
+    return _as_range((mean, mean + deviation))
 
 
 def _as_range(given: Any) -> Range:

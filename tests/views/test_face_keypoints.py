@@ -145,3 +145,35 @@ def test_what_does_not_fit_is_refused(memory_store: kpstore.Store) -> None:
     with pytest.raises(InvalidError, match="has no range over all frames"):
         _ = filled.face_keypoints(normalize="frame").range
     assert "FaceKeypointView" in repr(filled.face_keypoints())
+
+
+def test_stored_statistics_of_the_training_split_normalise_other_frames(store: kpstore.Store) -> None:
+    filled = fill_keypoints(store)
+    own, train = filled.face_keypoints(), filled.face_keypoints(normalize="train_minmax")
+    given = filled.face_keypoints(normalize=filled.statistics(split="train"), missing="nan")
+    np.testing.assert_array_equal(train[4]["keypoints"], own[4]["keypoints"])
+    np.testing.assert_array_equal(given[0]["keypoints"], own[0]["keypoints"])
+    assert filled.face_keypoints(normalize="train_minmax", split="dev", missing="nan").range[0].tolist() == (
+        own.range[0].tolist()
+    )
+
+
+def test_faces_can_be_standardised_and_back(memory_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = fill_keypoints(memory_store).face_keypoints(normalize="train_standard")
+    batch = view.batch(range(9))["keypoints"]
+    np.testing.assert_allclose(batch.mean(axis=(0, 1)), 0, atol=1e-5)
+    np.testing.assert_allclose(batch.std(axis=(0, 1)), 1, atol=1e-5)
+    np.testing.assert_allclose(view.denormalize(batch), faces(), atol=1e-5)
+    pickled = pickle.dumps(view)
+    monkeypatch.setattr(FaceKeypointView, "_measure", lambda self: pytest.fail("measured again"))
+    np.testing.assert_array_equal(pickle.loads(pickled)[2]["keypoints"], view[2]["keypoints"])
+
+
+def test_statistics_without_faces_or_a_training_split_are_refused(memory_store: kpstore.Store) -> None:
+    filled = fill_keypoints(memory_store)
+    with pytest.raises(NotFoundError, match="no 'face' of 'keypoints' was detected in 'dev'"):
+        filled.face_keypoints(normalize=filled.statistics(split="dev"))
+    with memory_store.transaction("one column") as tx:
+        tx.add_feature(FeatureSpec("one", (4,), ("number",)))
+    with pytest.raises(InvalidError, match="has 1 columns; face points need x, y and z"):
+        filled.face_keypoints(normalize=memory_store.at().statistics("one"))

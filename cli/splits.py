@@ -1,0 +1,112 @@
+"""``kpstore splits``: what splits share, and other splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import render
+from .arguments import At, Json, StoreArgument
+
+if TYPE_CHECKING:
+    from kpstore.interop.split_files import SplitChange
+    from kpstore.store.leakage import SplitCheck
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Add these commands."""
+    app = typer.Typer(no_args_is_help=True, help="What splits have in common, and how to set them.")
+    app.command(
+        epilog="Examples:\n\nkpstore splits check phoenix.kps\n\nkpstore splits check phoenix.kps --ignore-signers "
+        "--json"
+    )(check)
+    app.command(
+        "set", epilog="Example:\n\nkpstore splits set phoenix.kps signer_independent.csv --dry-run\n\nkpstore splits "
+        "set phoenix.kps signer_independent.csv"
+    )(set_)  # fmt: skip
+    parent.add_typer(app, name="splits")
+
+
+def check(
+    store: StoreArgument,
+    feature: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose values to compare; keypoints, or the first there is.")
+    ] = None,
+    signer: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Annotation that names a person; signer or speaker.")
+    ] = None,
+    ignore_signers: Annotated[bool, typer.Option("--ignore-signers", help="People may be in several splits.")] = False,
+    near: Annotated[
+        float | None, typer.Option(min=0, metavar="DISTANCE", help="Largest distance of near-copies; 0.1 by default.")
+    ] = None,
+    at: At = None,
+    json: Json = False,
+) -> None:
+    """Look for videos, frames and people that are in two splits; exit code 1 if there are any."""
+    import kpstore
+    from kpstore.store.leakage import NEAR, check_splits
+
+    opened = kpstore.open(store, at)
+    found = check_splits(
+        opened, feature=feature, signer=signer, signers=not ignore_signers, near=NEAR if near is None else near
+    )
+    render.print_json(found.to_json()) if json else print_check(found)
+    if found:
+        raise typer.Exit(1)
+
+
+def print_check(found: SplitCheck) -> None:
+    """Print how much of each kind is shared, and the first of each."""
+    from kpstore.store.leakage import KINDS
+
+    compared = [f"values of {found.feature}"] if found.feature else []
+    compared += [f"people by {found.signer}"] if found.signer else []
+    typer.echo(
+        f"{render.count(found.videos, 'video')} in {', '.join(found.splits) or 'no split'}; "
+        f"compared: ids, paths{''.join(f', {what}' for what in compared)}"
+    )
+    counts = found.counts()
+    render.print_table(("shared by two splits", ">found"), [(KINDS[kind], counts[kind]) for kind in KINDS])
+    for kind in KINDS:
+        shared = [one for one in found.shared if one.kind == kind]
+        if shared:
+            render.heading(KINDS[kind])
+            rows = [(", ".join(one.splits), ", ".join(one.videos), one.detail) for one in shared]
+            render.print_table(("splits", "videos", ""), rows[: render.SHOWN_FAILURES])
+        if len(shared) > render.SHOWN_FAILURES:
+            typer.echo(f"… and {len(shared) - render.SHOWN_FAILURES} more: --json lists them all")
+
+
+def set_(
+    store: StoreArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, TSV or JSON.", show_default=False)],
+    keep_others: Annotated[
+        bool, typer.Option("--keep-others", help="Videos that the file does not name keep their splits.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change; write nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Put videos into the splits that a file names, in one commit; no frame is written again.
+
+    The file is a table with the columns video_id (or name) and split, separated by commas, tabs or |, or JSON:
+    {video: split} or {split: [videos]}.
+    """
+    import kpstore
+    from kpstore.interop.split_files import set_splits
+
+    change = set_splits(
+        kpstore.open(store, mode="r" if dry_run else "a"), file, keep_others=keep_others, dry_run=dry_run
+    )
+    render.print_json(change.to_json()) if json else _print_change(change, dry_run)
+
+
+def _print_change(change: SplitChange, dry_run: bool) -> None:
+    names = dict.fromkeys((*change.before, *change.after))
+    rows = [(render.split_name(n), change.before.get(n, 0), change.after.get(n, 0)) for n in names]
+    render.print_table(("split", ">videos before", ">after"), rows)
+    word = "would change" if dry_run else "changed"
+    kept = f", {change.kept} kept as they were" if change.kept else ""
+    made = "" if dry_run or not change.changed else f"; version {change.snapshot}"
+    typer.echo(f"{render.count(change.changed, 'video')} {word}{kept}{made}")

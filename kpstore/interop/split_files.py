@@ -1,0 +1,176 @@
+"""Splits from a file: a table of videos and splits, or JSON; and the one commit that sets them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kpstore.errors import InvalidError
+from kpstore.store.store import Store
+
+_ID_COLUMNS = ("video_id", "name", "id", "video")
+"""Of these the first that a table has names its videos; PHOENIX's tables have both ``name`` and ``video``, a path."""
+_SPLIT_COLUMNS = ("split", "subset")
+_SIGNS = "\t|;,"
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class SplitChange:
+    """What setting splits did, or with a dry run would do.
+
+    Parameters
+    ----------
+    snapshot : id of the version that was made, or of the newest one if nothing changed or nothing was to be written.
+    videos : named by the file.
+    changed : of those, how many get another split.
+    kept : not named by the file, and left in their splits.
+    before, after : videos by split, of the whole store.
+    """
+
+    snapshot: str
+    videos: int
+    changed: int
+    kept: int
+    before: dict[str, int]
+    after: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def set_splits(store: Store, path: Path, *, keep_others: bool = False, dry_run: bool = False) -> SplitChange:
+    """Put the videos of the newest version into the splits that a file names, in one commit; frames are not touched.
+
+    Parameters
+    ----------
+    store : opened with ``mode="a"``, unless nothing is to be written.
+    path : see :func:`read_splits`.
+    keep_others : let videos that the file does not name keep their splits, instead of refusing the file.
+    dry_run : write nothing.
+
+    Raises
+    ------
+    InvalidError
+        If the file cannot be read, or names videos that are not there, or does not name all; a line for each.
+    BusyError
+        If another process is writing the store.
+    """
+    splits = read_splits(path)
+    if dry_run:
+        return _planned(store.at(), splits, path, keep_others)
+    with store.backend.exclusive("setting splits"):
+        change = _planned(store.at(), splits, path, keep_others)
+        if not change.changed:
+            return change
+        message = f"splits set from {path.name}: {change.changed} of {sum(change.after.values())} videos changed"
+        metadata = {"splits": {"file": path.name, "before": change.before, "after": change.after}}
+        with store.transaction(message, metadata=metadata) as tx:
+            tx.set_splits(splits)
+    return SplitChange(**{**change.to_json(), "snapshot": tx.snapshot})
+
+
+def _planned(store: Store, splits: dict[str, str], path: Path, keep_others: bool) -> SplitChange:
+    index = store.index
+    unknown = [video for video in splits if video not in index]
+    missing = [video for video in index.ids.tolist() if video not in splits]
+    problems = _lines("is not in the store", unknown)
+    if not keep_others:
+        problems += _lines(
+            "is in the store and not in the file (--keep-others leaves such videos as they are)", missing
+        )
+    _refuse(path, problems)
+    old = dict(zip(index.ids.tolist(), index.splits.tolist(), strict=True))
+    new = {**old, **splits}
+    return SplitChange(
+        store.snapshot,
+        len(splits),
+        sum(old[video] != split for video, split in splits.items()),
+        len(missing),
+        dict(Counter(old.values())),
+        dict(Counter(new.values())),
+    )
+
+
+def _lines(what: str, videos: Sequence[str]) -> list[str]:
+    more = [f"… and {len(videos) - _SHOWN} more like it"] if len(videos) > _SHOWN else []
+    return [*(f"video {video!r} {what}" for video in videos[:_SHOWN]), *more]
+
+
+def _refuse(path: Path, problems: Sequence[str]) -> None:
+    if len(problems) == 1:
+        raise InvalidError(f"{path}: {problems[0]}; no split was changed")
+    if problems:
+        raise InvalidError(f"{path}: no split was changed:\n  " + "\n  ".join(problems))
+
+
+def read_splits(path: Path) -> dict[str, str]:
+    """Return splits by video.
+
+    Parameters
+    ----------
+    path : JSON ``{video: split}`` or ``{split: [videos]}``; or a table with a header, separated by commas, semicolons,
+        tabs or ``|``, with a column ``video_id``, ``name``, ``id`` or ``video`` and a column ``split`` or ``subset``;
+        further columns do no harm. UTF-8.
+
+    Raises
+    ------
+    InvalidError
+        If it is neither, or names a video twice; a line for each video.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    pairs = list(_json_pairs(path, text) if text.lstrip()[:1] in ("{", "[") else _table_pairs(path, text))
+    counts = Counter(video for video, _ in pairs)
+    _refuse(path, _lines("is named twice", [video for video, count in counts.items() if count > 1]))
+    bad = [video for video, split in pairs if not video or split != split.strip() or not split.isprintable()]
+    _refuse(path, _lines("has no id, or a split that is no printable text without spaces around it", bad))
+    if not pairs:
+        raise InvalidError(f"{path} names no videos")
+    return dict(pairs)
+
+
+def _json_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
+    try:
+        # As pairs: of a key that comes twice, JSON would drop the first without a word.
+        entries = json.loads(text, object_pairs_hook=lambda pairs: pairs)
+    except (ValueError, RecursionError) as error:
+        raise InvalidError(f"{path} is no JSON that can be read: {error}") from None
+    if text.lstrip().startswith("{"):
+        if all(isinstance(value, str) for _, value in entries):
+            return [(video, split) for video, split in entries]
+        if all(isinstance(v, list) and all(isinstance(video, str) for video in v) for _, v in entries):
+            return [(video, split) for split, videos in entries for video in videos]
+    raise InvalidError(f"{path}: JSON of splits is {{video: split}} or {{split: [video, …]}}")
+
+
+def _table_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
+    header = text.partition("\n")[0]
+    sign = max(_SIGNS, key=header.count)
+    lines = io.StringIO(text, newline="")
+    if sign in ",;":
+        reader = csv.reader(lines, delimiter=sign, strict=True)
+    else:  # sentences in such tables hold single quotation marks, which quote nothing
+        reader = csv.reader(lines, delimiter=sign, quoting=csv.QUOTE_NONE)
+    try:
+        rows = [row for row in reader if row]
+    except csv.Error as error:
+        raise InvalidError(f"{path} is no table that can be read: {error}") from None
+    names = [name.strip().casefold() for name in rows[0]] if rows else []
+    columns = [next((names.index(n) for n in known if n in names), None) for known in (_ID_COLUMNS, _SPLIT_COLUMNS)]
+    video, split = columns
+    if video is None or split is None:
+        raise InvalidError(f"{path}: a table needs a header with video_id and split, found {header.strip()[:80]!r}")
+    short = [number for number, row in enumerate(rows[1:], 2) if len(row) != len(names)]
+    if short:
+        raise InvalidError(f"{path}: row {short[0]} has {len(rows[short[0] - 1])} cells, the header has {len(names)}")
+    return [(row[video].strip(), row[split].strip()) for row in rows[1:]]
