@@ -86,7 +86,7 @@ def _copy_versions(
         else:
             before = source.view(commits[number - 2].id)
         changes = copy.begin(MAIN)
-        if before is None or dict(before.attrs()) != dict(view.attrs()):
+        if before is not None and dict(before.attrs()) != dict(view.attrs()):
             changes.set_attrs(view.attrs())
         for name in changes.names():
             if name not in view.names():

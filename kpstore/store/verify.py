@@ -1,0 +1,349 @@
+"""Whether a store is sound: every chunk can be read, and what is in it keeps the rules of docs/format.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import CorruptError
+from kpstore.schema.feature import FeatureSpec, State
+from kpstore.store import format as fmt
+from kpstore.store.contents import part_slices
+from kpstore.store.coverage import part_names
+from kpstore.store.store import Store
+
+FAR = 100.0
+"""Keypoints further away than so many pictures are told of: real ones reach 84 (a leg far below a close-up)."""
+
+
+@dataclass
+class Problem:
+    """A rule that is broken.
+
+    Parameters
+    ----------
+    array : where.
+    what : the rule, or the error that reading met.
+    count : how many rows (or videos, or chunks) break it.
+    first : the first of them.
+    """
+
+    array: str
+    what: str
+    count: int
+    first: str
+
+
+@dataclass
+class Verification:
+    """What was checked and found.
+
+    Parameters
+    ----------
+    location, snapshot : the version.
+    arrays, rows, size_bytes : what was read, as it is decoded.
+    problems : rules that are broken.
+    notes : what is allowed, and may be worth a look.
+    """
+
+    location: str
+    snapshot: str
+    arrays: int = 0
+    rows: int = 0
+    size_bytes: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON values."""
+        return {"sound": not self.problems, **asdict(self)}
+
+
+def verify(store: Store, *, on_rows: Callable[[int], None] | None = None) -> Verification:
+    """Read every chunk through the backend's own library, which checks checksums, and compare with the format's rules.
+
+    Parameters
+    ----------
+    store : the version to check; what is cached on the local disk is not looked at.
+    on_rows : told of rows each time some more were checked.
+    """
+    check = _Check(store, on_rows or (lambda n: None))
+    try:
+        store.index  # noqa: B018
+    except CorruptError as error:
+        check.problem("video_id", str(error), "the index")
+        return check.found
+    check.index()
+    for name in store.features:
+        check.feature(name)
+    check.other_arrays()
+    return check.found
+
+
+class _Check:
+    """Goes through a store."""
+
+    def __init__(self, store: Store, on_rows: Callable[[int], None]) -> None:
+        self._store, self._on_rows = store, on_rows
+        self._view = store.view
+        self._seen: set[str] = set()
+        self.found = Verification(store.location, store.snapshot)
+
+    # -- what was found -------------------------------------------------------------------------------------
+
+    def problem(self, array: str, what: str, first: str, count: int = 1) -> None:
+        """Note a broken rule, together with others of its kind."""
+        self._add(self.found.problems, array, what, first, count)
+
+    def note(self, array: str, what: str, first: str, count: int = 1) -> None:
+        """Note what is worth a look."""
+        self._add(self.found.notes, array, what, first, count)
+
+    def _add(self, found: list[Problem], array: str, what: str, first: str, count: int) -> None:
+        for known in found:
+            if (known.array, known.what) == (array, what):
+                known.count += count
+                return
+        found.append(Problem(array, what, count, first))
+
+    def _rows_problem(self, array: str, what: str, bad: NDArray[np.bool_], start: int, *, axis: str = "frame") -> None:
+        if bad.any():
+            row = start + int(np.argmax(bad))
+            self.problem(array, what, self._place(row, axis), int(bad.sum()))
+
+    def _place(self, row: int, axis: str) -> str:
+        index = self._store.index
+        if axis == "video":
+            return f"video {index.ids[row]!r}" if row < len(index) else f"row {row}"
+        if row >= index.total_frames:
+            return f"row {row}"
+        position = int(index.video_of(np.array([row]))[0])
+        return f"video {index.ids[position]!r}, frame {row - index.rows(position).start}"
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    def _read(self, name: str, start: int, stop: int) -> NDArray[Any] | None:
+        try:
+            values = self._view.read(name, start, stop)
+        except CorruptError as error:
+            self.problem(name, f"cannot be read: {str(error).rpartition(': ')[2]}", f"rows {start}:{stop}")
+            return None
+        meta = self._view.meta(name)
+        self.found.size_bytes += (stop - start) * meta.row_bytes
+        return values
+
+    def _whole(self, name: str) -> NDArray[Any] | None:
+        """Return a whole array, chunk by chunk; None if it is not there, or any of it cannot be read."""
+        self._seen.add(name)
+        if name not in self._view.names():
+            return None
+        self.found.arrays += 1
+        blocks = [self._read(name, start, stop) for start, stop in self._chunks(name)]
+        whole = [block for block in blocks if block is not None]
+        return np.concatenate(whole) if whole and len(whole) == len(blocks) else None
+
+    def _chunks(self, name: str) -> Iterator[tuple[int, int]]:
+        meta = self._view.meta(name)
+        for start in range(0, meta.n_rows, max(1, meta.chunk_rows)):
+            stop = min(start + meta.chunk_rows, meta.n_rows)
+            yield start, stop
+            self.found.rows += stop - start
+            self._on_rows(stop - start)
+
+    # -- the index ------------------------------------------------------------------------------------------
+
+    def index(self) -> None:
+        """Check the list of videos and the paths of frames."""
+        index, names = self._store.index, self._view.names()
+        if len(index) == 0 and "video_id" not in names:
+            return
+        lengths = {"video": len(index), "frame": index.total_frames}
+        for name in (*fmt.VIDEO_ARRAYS, *fmt.FRAME_ARRAYS, *self._store.annotation_names):
+            if name not in names:
+                self.problem(name, "is missing", "the index")
+                continue
+            self._check_length(name, lengths)
+        ids = self._whole("video_id")
+        if ids is not None:
+            self._rows_problem("video_id", "is empty", ids == "", 0, axis="video")
+        self._whole("split")
+        self._whole("n_frames")
+        for name, bad in (("fps", lambda v: ~np.isnan(v) & ~((v > 0) & np.isfinite(v))), ("width", lambda v: v < 0)):
+            self._column(name, bad)
+        self._column("height", lambda v: v < 0)
+        for name in self._store.annotation_names:
+            self._whole(name)
+        paths = self._whole(fmt.IMAGE_PATH)
+        if paths is not None:
+            self._check_paths(paths)
+
+    def _column(self, name: str, bad: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> None:
+        values = self._whole(name)
+        if values is not None:
+            self._rows_problem(name, "is not a sensible value", bad(values), 0, axis="video")
+
+    def _check_length(self, name: str, lengths: dict[str, int]) -> None:
+        meta = self._view.meta(name)
+        wanted = lengths.get(meta.dims[0])
+        if wanted is not None and meta.n_rows != wanted:
+            self.problem(name, f"has {meta.n_rows} rows, the index says {wanted}", "the array")
+
+    def _check_paths(self, paths: NDArray[Any]) -> None:
+        empty = paths == ""
+        if empty.any():
+            self.note(fmt.IMAGE_PATH, "is empty", self._place(int(np.argmax(empty)), "frame"), int(empty.sum()))
+        # Stable, so that of equal paths the first one keeps its place before the others.
+        order = np.argsort(paths.astype(str), kind="stable")
+        again = order[1:][(paths[order[1:]] == paths[order[:-1]]) & (paths[order[1:]] != "")]
+        if len(again):
+            self.note(fmt.IMAGE_PATH, "comes more than once", self._place(int(again.min()), "frame"), len(again))
+
+    # -- a feature ------------------------------------------------------------------------------------------
+
+    def feature(self, name: str) -> None:
+        """Check values, masks, states and provenance of a feature."""
+        spec = self._store.feature(name)
+        index = self._store.index
+        metas = fmt.feature_metas(spec, n_videos=len(index), n_frames=index.total_frames)
+        missing = [array for array in metas if array not in self._view.names()]
+        for array in missing:
+            self.problem(array, "is missing", f"feature {name!r}")
+        self._seen.update(metas)
+        if missing:
+            return
+        for array, meta in metas.items():
+            self._check_length(array, {meta.dims[0]: meta.n_rows})
+        provenance = self._store.provenance(name)
+        if not provenance.get("extractor"):
+            self.note(name, "does not say how it was made", "its provenance")
+        if any(p.array in metas and "rows, the index says" in p.what for p in self.found.problems):
+            return
+        states = self._whole(fmt.state_name(name))
+        texts = self._whole(fmt.failure_name(name))
+        statuses = self._values(spec, states)
+        if states is not None and texts is not None:
+            self._ledger(spec, states, statuses, texts)
+
+    def _values(self, spec: FeatureSpec, states: NDArray[Any] | None) -> NDArray[Any] | None:
+        """Check all rows, chunk by chunk; return their states, (frames,) uint8, for a feature of frames."""
+        self.found.arrays += len(spec.arrays) + (spec.axis == "frame")
+        statuses = []
+        for start, stop in self._chunks(spec.name):
+            arrays = {array: self._read(array, start, stop) for array in spec.arrays}
+            if spec.axis == "frame":
+                status = self._read(fmt.status_name(spec.name), start, stop)
+            else:
+                status = None if states is None else states[start:stop]
+            statuses.append(status)
+            if status is not None and all(block is not None for block in arrays.values()):
+                self._block(spec, start, arrays, status)
+        whole = [status for status in statuses if status is not None]
+        if spec.axis != "frame" or len(whole) != len(statuses):
+            return None
+        return np.concatenate([np.empty(0, dtype=np.uint8), *whole])
+
+    def _block(self, spec: FeatureSpec, start: int, arrays: dict[str, Any], status: NDArray[np.uint8]) -> None:
+        axis = spec.axis
+        values = arrays[spec.name].reshape(len(status), *spec.shape)
+        self._rows_problem(spec.name, "has a state that there is not", status > max(State), start, axis=axis)
+        if values.dtype.kind != "f":
+            return
+        done = status == State.DONE
+        flat = values.reshape(len(values), -1)
+        self._rows_problem(spec.name, "is infinite", np.isinf(flat).any(axis=1), start, axis=axis)
+        there = ~np.isnan(flat).all(axis=1)
+        self._rows_problem(spec.name, "has values, but is not done", there & ~done, start, axis=axis)
+        detected = arrays.get(f"{spec.name}_detected")
+        if detected is not None and part_names(spec):
+            self._rows_problem(
+                f"{spec.name}_detected",
+                "is set, but the row is not done",
+                detected.any(axis=1) & ~done,
+                start,
+                axis=axis,
+            )
+            self._masks(spec, start, values, detected, done)
+        visibility = arrays.get(f"{spec.name}_visibility")
+        if visibility is not None:
+            outside = ((visibility < 0) | (visibility > 1)).reshape(len(status), -1).any(axis=1)
+            self._rows_problem(f"{spec.name}_visibility", "is outside 0 to 1", outside, start, axis=axis)
+        if spec.labels.get("space") and values.ndim == 3:
+            far = (np.abs(values[..., :2]) > FAR).any(axis=(1, 2))
+            if far.any():
+                place = self._place(start + int(np.argmax(far)), axis)
+                self.note(spec.name, f"is more than {FAR:g} pictures away", place, int(far.sum()))
+
+    def _masks(
+        self, spec: FeatureSpec, start: int, values: NDArray[Any], detected: NDArray[np.bool_], done: NDArray[np.bool_]
+    ) -> None:
+        slices = part_slices(spec)
+        for column, part in enumerate(part_names(spec)):
+            rows = slices.get(part)
+            if rows is None:
+                continue
+            missing = np.isnan(values[:, rows])
+            some = missing.reshape(len(values), -1)
+            mask = f"{spec.name}_detected"
+            self._rows_problem(
+                mask,
+                f"says {part} is there, but values are missing",
+                done & detected[:, column] & some.any(axis=1),
+                start,
+            )
+            self._rows_problem(
+                mask,
+                f"says {part} is missing, but values are there",
+                done & ~detected[:, column] & ~some.all(axis=1),
+                start,
+            )
+
+    def _ledger(
+        self, spec: FeatureSpec, states: NDArray[Any], statuses: NDArray[Any] | None, texts: NDArray[Any]
+    ) -> None:
+        """Check that the state of each video, the states of its frames and its failures say the same."""
+        ledger = fmt.state_name(spec.name)
+        self._rows_problem(ledger, "is a state that there is not", states > max(State), 0, axis="video")
+        for position, text in enumerate(texts.tolist()):
+            place = self._place(position, "video")
+            try:
+                entry = json.loads(text) if text else {}
+                frames = {int(frame) for frame in entry.get("frames", {})}
+            except (ValueError, AttributeError):
+                self.problem(fmt.failure_name(spec.name), "is not JSON as the format has it", place)
+                continue
+            state = states[position]
+            if ("video" in entry) != (state == State.FAILED):
+                self.problem(ledger, "does not agree with the reason of the failure", place)
+            if statuses is not None:
+                rows = self._store.index.rows(position)
+                self._video_rows(spec, state, frames, statuses[rows], place)
+
+    def _video_rows(
+        self, spec: FeatureSpec, state: int, frames: set[int], status: NDArray[np.uint8], place: str
+    ) -> None:
+        expected = {
+            State.PENDING: not status.any(),
+            State.FAILED: bool((status == State.FAILED).all()),
+            State.DONE: bool((status != State.PENDING).all())
+            and set(np.flatnonzero(status == State.FAILED).tolist()) == frames,
+        }
+        if not expected.get(State(state) if state <= max(State) else State.PENDING, True):
+            self.problem(fmt.status_name(spec.name), "does not agree with the state of its video", place)
+
+    # -- the rest -------------------------------------------------------------------------------------------
+
+    def other_arrays(self) -> None:
+        """Read what is left: labels, and arrays that are not kpstore's own."""
+        labels = {dim for stored in self._store.features.values() for dim in stored.spec.labels}
+        for name in self._view.names():
+            if name not in self._seen:
+                self._whole(name)
+                if name not in labels:
+                    self.note(name, "belongs to no feature", "the array")
+        for dim in sorted(labels - set(self._view.names())):
+            self.problem(dim, "is missing", "labels")
