@@ -29,7 +29,12 @@ SPLITS = "splits"
 def add_to(parent: typer.Typer) -> None:
     """Add these commands."""
     for name, group, help_text in (
-        ("import", _ImportGroup, "Store what files of other formats hold. One commit, or nothing."),
+        (
+            "import",
+            _ImportGroup,
+            "Store what files of other formats hold: one commit, or nothing. The format's name may be left out where a "
+            "file says by itself what it is: `kpstore import phoenix.pkl phoenix.kps`.",
+        ),
         ("export", _ExportGroup, "Write other formats out of a store."),
     ):
         app = typer.Typer(cls=group, no_args_is_help=True, help=help_text)
@@ -68,6 +73,14 @@ class _FormatGroup(TyperGroup):
 
 
 class _ImportGroup(_FormatGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Take a file in place of the format's name: ``kpstore import phoenix.pkl phoenix.kps``."""
+        if args and args[0] not in plugins.names(GROUP) and not args[0].startswith("-") and Path(args[0]).exists():
+            from kpstore.interop.run import find_format
+
+            args = [find_format(Path(args[0])).name, *args]
+        return super().resolve_command(ctx, args)
+
     def make(self, found: Format) -> Callable[..., None] | None:
         return None if found.importer is None else _importing(found)
 
@@ -184,7 +197,7 @@ def print_exported(report: ExportReport) -> None:
 
 def _print_notes(notes: Any) -> None:
     if notes:
-        typer.echo("not carried over:")
+        typer.echo("notes:")
         for line in notes[: render.SHOWN_FAILURES]:
             typer.echo(f"  {line}")
         if len(notes) > render.SHOWN_FAILURES:

@@ -98,7 +98,7 @@ def convert(
         return
     typer.echo(f"{made.location}: {render.count(made.versions, 'version')}, the newest is {made.snapshot}")
     if made.notes:
-        typer.echo("not carried over:")
+        typer.echo("notes:")
         for note in made.notes:
             typer.echo(f"  {note}")
 

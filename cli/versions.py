@@ -168,6 +168,8 @@ def print_contents(found: ContentDiff) -> None:
                 for d in found.first
             ],
         )
+    for note in found.notes:
+        typer.echo(note)
     if not found:
         typer.echo("no difference")
 

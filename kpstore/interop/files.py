@@ -13,7 +13,7 @@ from kpstore.errors import ExistsError, InvalidError, NotFoundError
 
 
 def check_there(path: Path, what: str, *, folder: bool = False) -> None:
-    """Raise :class:`NotFoundError` unless ``path`` is a file (or a folder); ``what`` is e.g. ``"a pickle"``."""
+    """Raise :class:`NotFoundError` unless ``path`` is a file (or a folder); ``what`` is e.g. ``"pickle"``."""
     if folder and not path.is_dir():
         raise NotFoundError(f"no folder of {what} at {path}: it {'is a file' if path.exists() else 'does not exist'}")
     if not folder and not path.is_file():
@@ -24,8 +24,9 @@ def check_free(paths: Iterable[Path], *, overwrite: bool) -> None:
     """Raise :class:`ExistsError` if any of ``paths`` exists and may not be replaced."""
     there = [path for path in paths if path.exists() or path.is_symlink()]
     if there and not overwrite:
-        more = f" and {len(there) - 1} more" if there[1:] else ""
-        raise ExistsError(f"{there[0]}{more} exist already; choose another place, or replace them with --force")
+        several = f" and {len(there) - 1} more exist" if there[1:] else " exists"
+        what = "them" if there[1:] else "it"
+        raise ExistsError(f"{there[0]}{several} already; choose another place, or replace {what} with --force")
 
 
 def inside(folder: Path, name: str) -> Path:

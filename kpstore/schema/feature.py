@@ -73,6 +73,10 @@ class ArraySpec:
             )
         if len(self.shape) != len(self.dims):
             raise InvalidError(f"{self.name!r}: shape {self.shape} needs {len(self.shape)} dims, found {self.dims}")
+        if {"frame", "video"} & set(self.dims):
+            raise InvalidError(
+                f"{self.name!r}: 'frame' and 'video' are axes of the store; call the row's axes otherwise"
+            )
         if any(length < 1 for length in self.shape):
             raise InvalidError(f"{self.name!r}: every axis of a row needs a length of at least 1, found {self.shape}")
         if not _is_number(self.dtype):

@@ -92,6 +92,7 @@ class ContentDiff:
     features : by name, what both have.
     coverage : by feature, rows done, failed and pending and parts detected, A then B.
     first : the first differences, at most as many as asked for.
+    notes : how the comparison was made, where that is not as usual.
     """
 
     videos: tuple[int, int]
@@ -106,6 +107,7 @@ class ContentDiff:
     features: dict[str, FeatureDiff] = field(default_factory=dict)
     coverage: dict[str, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
     first: list[Difference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Whether anything differs."""
@@ -133,6 +135,10 @@ def compare(
 ) -> ContentDiff:
     """Compare what two stores hold; frames are matched by their paths, videos by their ids.
 
+    Videos of one id and length whose paths have nothing in common are matched frame by frame: some formats hold no
+    paths. A companion that one of the two does not have at all, such as the visibility in files of keypoints, is not
+    compared. Both are said in the notes.
+
     Parameters
     ----------
     features : only these; all that either has by default.
@@ -151,7 +157,7 @@ def compare(
     for name in wanted:
         if name not in a.features and name not in b.features:
             raise NotFoundError(f"feature {name!r} is in neither; A has {sorted(a.features)}, B {sorted(b.features)}")
-    rows_a, rows_b = _matched_frames(a, b)
+    rows_a, rows_b, n_by_number = _matched_frames(a, b)
     ids_a, ids_b = set(a.index.ids.tolist()), set(b.index.ids.tolist())
     found = ContentDiff(
         videos=(len(ids_a), len(ids_b)),
@@ -164,20 +170,35 @@ def compare(
         features_only_a=tuple(name for name in wanted if name not in b.features),
         features_only_b=tuple(name for name in wanted if name not in a.features),
     )
+    if n_by_number:
+        found.notes.append(f"{n_by_number} videos were matched by frame number: their paths have nothing in common")
     for name in wanted:
         if name in a.features and name in b.features:
             found.coverage[name] = (coverage(a, name).to_json(), coverage(b, name).to_json())
-            comparison = _FeatureComparison(a, b, name, atol, limit, found.first)
+            comparison = _FeatureComparison(a, b, name, atol, limit, found)
             found.features[name] = comparison.run(rows_a, rows_b, on_progress or (lambda n: None))
     return found
 
 
-def _matched_frames(a: Store, b: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return rows of both with the same path, in the order of A."""
+def _matched_frames(a: Store, b: Store) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Return rows of both that are the same frame, in the order of A, and how many videos were matched by number."""
     places = {key: row for row, key in enumerate(_frame_keys(b))}
-    pairs = [(row, places[key]) for row, key in enumerate(_frame_keys(a)) if key in places]
-    matched = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return matched[:, 0], matched[:, 1]
+    of_b = np.full(a.index.total_frames, -1, dtype=np.int64)
+    for row, key in enumerate(_frame_keys(a)):
+        of_b[row] = places.get(key, -1)
+    taken = np.zeros(b.index.total_frames, dtype=bool)
+    taken[of_b[of_b >= 0]] = True
+    n_by_number = 0
+    for position, video_id in enumerate(a.index.ids.tolist()):
+        rows = a.index.rows(position)
+        if rows.start == rows.stop or video_id not in b.index or (of_b[rows] >= 0).any():
+            continue
+        others = b.index.rows(b.index.position(video_id))
+        if others.stop - others.start == rows.stop - rows.start and not taken[others].any():
+            of_b[rows] = np.arange(others.start, others.stop)
+            n_by_number += 1
+    rows_a = np.flatnonzero(of_b >= 0)
+    return rows_a, of_b[rows_a], n_by_number
 
 
 def _frame_keys(store: Store) -> Iterator[tuple[str, int]]:
@@ -210,9 +231,9 @@ def _columns(a: Store, b: Store) -> dict[str, int]:
 class _FeatureComparison:
     """One feature of two stores."""
 
-    def __init__(self, a: Store, b: Store, name: str, atol: float, limit: int, first: list[Difference]) -> None:
+    def __init__(self, a: Store, b: Store, name: str, atol: float, limit: int, whole: ContentDiff) -> None:
         self._a, self._b, self._name, self._atol = a, b, name, atol
-        self._limit, self._first = limit, first
+        self._limit, self._first = limit, whole.first
         self._spec = a.feature(name)
         other = b.feature(name)
         if (self._spec.shape, self._spec.axis, part_slices(self._spec)) != (
@@ -225,7 +246,15 @@ class _FeatureComparison:
                 f"{other.axis} in B; they cannot be compared"
             )
         shared = {c.name for c in other.companions}
-        self._companions = [c for c in self._spec.companions if c.name in shared and c.name != "detected"]
+        self._companions = []
+        for companion in self._spec.companions:
+            if companion.name not in shared or companion.name == "detected":
+                continue
+            here, there = (_has_any(store, f"{name}_{companion.name}") for store in (a, b))
+            if here == there:
+                self._companions.append(companion)
+            else:
+                whole.notes.append(f"{name}: {companion.name} is in {'A' if here else 'B'} only, and is not compared")
         self._found = FeatureDiff()
 
     def run(
@@ -312,6 +341,16 @@ class _FeatureComparison:
         path = str(self._a[fmt.IMAGE_PATH][row])
         position = int(self._a.index.video_of(np.array([row]))[0])
         return path or f"{self._a.index.ids[position]}#{row - self._a.index.rows(position).start}"
+
+
+def _has_any(store: Store, name: str) -> bool:
+    """Whether an array holds any number; reads no further than the first."""
+    array = store[name]
+    if array.dtype.kind != "f":
+        return True
+    return any(
+        not np.isnan(array[start : start + _BLOCK_ROWS]).all() for start in range(0, array.shape[0], _BLOCK_ROWS)
+    )
 
 
 def part_slices(spec: FeatureSpec) -> Mapping[str, slice | None]:

@@ -259,7 +259,7 @@ def test_exports_replace_nothing_unasked(tmp_path: Path) -> None:
     write(tmp_path / "in", "a/b", 2)
     store, _ = import_folder(tmp_path / "in")
     EmbeddingsExport().export(store, tmp_path / "out")
-    with pytest.raises(ExistsError, match=r"b_embedding.npz exist already"):
+    with pytest.raises(ExistsError, match=r"b_embedding.npz exists? already"):
         EmbeddingsExport().export(store, tmp_path / "out")
     EmbeddingsExport(layout="time_first").export(store, tmp_path / "out", overwrite=True)
     with np.load(tmp_path / "out" / "a" / "b_embedding.npz") as file:

@@ -181,7 +181,7 @@ def test_frames_that_are_not_whole_are_left_out(tmp_path: Path) -> None:
     assert report.files[0].left_out == {"failed": 2, "pending": 2, "empty": 1}
     assert (report.files[0].frames, report.files[0].videos) == (2, 2)
     assert report.notes == ["persons without a frontal face or any frame: 2"]
-    with pytest.raises(ExistsError, match=r"out.json exist already"):
+    with pytest.raises(ExistsError, match=r"out.json exists? already"):
         FaceJsonExport().export(store, tmp_path / "out.json")
 
 

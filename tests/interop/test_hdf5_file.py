@@ -126,7 +126,7 @@ def test_files_appear_whole_or_not_at_all(memory_store: kpstore.Store, tmp_path:
         Hdf5Export().export(memory_store.at(), tmp_path / "s.h5")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "s.h5").write_text("mine")
-    with pytest.raises(ExistsError, match=r"s\.h5 exist already"):
+    with pytest.raises(ExistsError, match=r"s\.h5 exists? already"):
         Hdf5Export().export(memory_store.at(), tmp_path / "s.h5")
 
 

@@ -143,7 +143,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
         for aside in asides:
             aside.write_text("whole")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a", "b"]
-    with pytest.raises(ExistsError, match="a and 1 more exist already"):
+    with pytest.raises(ExistsError, match="a and 1 more exists? already"):
         check_free(paths, overwrite=False)
 
 

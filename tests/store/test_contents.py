@@ -135,3 +135,29 @@ def test_features_of_other_shapes_cannot_be_compared(memory_store: kpstore.Store
         compare(store_of("a"), memory_store.at())
     with pytest.raises(InvalidError, match="atol"):
         compare(memory_store, memory_store, atol=float("nan"))
+
+
+def test_what_one_of_them_cannot_hold_is_not_compared_and_said() -> None:
+    def with_visibility(video: str, rows: FeatureRows) -> None:
+        rows.companions["visibility"] = np.full((N[video], 33), 0.5, np.float32)  # type: ignore[index]
+
+    found = compare(store_of("abc", with_visibility), store_of("abc"))
+    assert not found
+    assert found.notes == ["keypoints: visibility is in A only, and is not compared"]
+
+    def otherwise(video: str, rows: FeatureRows) -> None:
+        rows.companions["visibility"] = np.full((N[video], 33), 0.25, np.float32)  # type: ignore[index]
+
+    parts = compare(store_of("abc", with_visibility), store_of("abc", otherwise)).features["keypoints"].parts
+    assert (parts["visibility"].values, parts["visibility"].largest) == (12, 0.25)
+
+
+def test_videos_without_common_paths_are_matched_by_number_and_that_is_said(memory_store: kpstore.Store) -> None:
+    with memory_store.transaction("fill") as tx:
+        tx.add_videos([type(record("a", 0))(v, "train", tuple(f"{v}.pose#{n}" for n in range(N[v]))) for v in "cba"])
+        tx.add_feature(keypoints_spec())
+        for video in "abc":
+            tx.write("keypoints", video, keypoints(video, N[video]))
+    found = compare(store_of("abc"), memory_store.at())
+    assert (found.frames_only_a, found.frames_only_b, found.features["keypoints"].differing) == (0, 0, 0)
+    assert found.notes == ["3 videos were matched by frame number: their paths have nothing in common"]
