@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import io
 import math
-import pickle
 import tempfile
 import tokenize
 import zipfile
@@ -21,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
+from kpstore.interop.unpickling import loads_pickle
 
 BLOCK_BYTES = 8 * 2**20
 """Decompressed bytes in memory at once while nothing but a pass over an array is made."""
@@ -159,12 +158,7 @@ class NpzFile:
                 yield _InMemory(rows)
 
     def _plain_texts(self, name: str, member: IO[bytes], header: NpyHeader) -> NDArray[np.object_]:
-        try:
-            texts = _TextUnpickler(io.BytesIO(member.read())).load()
-        except (pickle.UnpicklingError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
-            raise InvalidError(
-                f"{self.path}: {name!r} holds Python objects that are not read ({_line(error)})"
-            ) from None
+        texts = loads_pickle(member.read(), f"{self.path}: {name!r}, which holds Python objects,")
         whole = isinstance(texts, np.ndarray) and texts.shape == header.shape and texts.dtype.kind == "O"
         if not whole or not all(type(text) is str for text in texts.flat):
             raise InvalidError(f"{self.path}: {name!r} holds Python objects other than text, which are not read")
@@ -244,20 +238,6 @@ def _read_into(member: IO[bytes], space: memoryview) -> Iterator[int]:
 
 def _native(rows: NDArray[Any]) -> NDArray[Any]:
     return rows.astype(rows.dtype.newbyteorder("="), copy=False)
-
-
-class _TextUnpickler(pickle.Unpickler):
-    """Reads arrays of text; a pickle can run anything, so all that numpy needs for one is a list of four."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = {
-            **{(f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0] for core in ("core", "_core")},
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module, name) not in known:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return known[module, name]
 
 
 def runs(texts: Iterable[list[str]]) -> Iterator[tuple[str, int, int]]:

@@ -33,6 +33,16 @@ from kpstore.interop.base import (
     imported,
 )
 from kpstore.interop.files import check_free, inside, written_aside
+from kpstore.interop.unpickling import (
+    MULTIARRAY,
+    NUMERIC,
+    PlainArray,
+    PlainDtype,
+    make_array,
+    make_array_from,
+    make_dtype,
+    make_scalar,
+)
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
@@ -50,7 +60,13 @@ _SPLIT_ORDER = {"train": 0, "dev": 1, "val": 1, "test": 2}
 _COLUMNS = {"gloss": ("gloss", "orth"), "text": ("text", "translation"), "signer": ("speaker", "signer")}
 """Where an export looks for what each key holds."""
 
-_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, OSError, zlib.error, AttributeError)
+_UNREADABLE = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, EOFError, OSError, zlib.error, AttributeError),
+    *(MemoryError, RecursionError),
+)
+_LARGEST = 2**30
+"""Bytes of the largest value in a file: a quarter of a million frames of a thousand numbers."""
+_LONGEST_LINE = 2**20
 
 
 # -- pickles that hold nothing but data -------------------------------------------------------------------------
@@ -61,23 +77,7 @@ class _Tensor(np.ndarray):
 
 
 def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _numpy_names(module: str, **known: Any) -> dict[tuple[str, str], Any]:
-    return {(f"numpy.{core}.{module}", name): item for core in ("core", "_core") for name, item in known.items()}
-
-
-def _reconstruct(kind: Any, shape: Any, dtype: Any) -> NDArray[Any]:
-    return np.ndarray((0,), np.int8)  # numpy makes an empty array here, too, and gives it its state afterwards
-
-
-def _from_buffer(buffer: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> NDArray[Any]:
-    return np.frombuffer(buffer, dtype).reshape(shape, order="F" if order == "F" else "C")
-
-
-def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
-    return np.frombuffer(data, dtype)[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -90,12 +90,6 @@ def _no_bytes() -> bytes:
     return b""  # how protocol 2 writes them
 
 
-def _dtype(name: str, align: bool = False, copy: bool = False) -> np.dtype[Any]:
-    if not isinstance(name, str) or np.dtype(name).hasobject:
-        raise ValueError(f"an array of dtype {name!r}")
-    return np.dtype(name, False, True)  # a copy, as its state is set afterwards
-
-
 def _rebuild_tensor(storage: NDArray[Any], offset: int, size: Any, stride: Any, *rest: Any) -> NDArray[Any]:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     empty = 0 in size
@@ -103,6 +97,8 @@ def _rebuild_tensor(storage: NDArray[Any], offset: int, size: Any, stride: Any, 
         raise ValueError(f"a tensor of shape {tuple(size)} in {len(storage)} numbers")
     if empty:
         return np.empty(tuple(size), storage.dtype).view(_Tensor)
+    if math.prod(size) > len(storage):
+        raise ValueError(f"a tensor of shape {tuple(size)} that repeats {len(storage)} numbers; save a copy of it")
     steps = [step * storage.itemsize for step in stride]
     strided = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), steps, writeable=False)
     return strided.copy().view(_Tensor)
@@ -119,10 +115,10 @@ def _load_storage(data: bytes) -> NDArray[Any]:
     if magic != 0x1950A86A20F9469CFC6C or not machine["little_endian"]:
         raise ValueError("a tensor that this machine cannot read")
     kind, dtype, *_ = described
-    if kind != "storage" or not isinstance(dtype, np.dtype):
+    if kind != "storage" or not isinstance(dtype, PlainDtype):
         raise ValueError("a tensor without numbers")
     count = int.from_bytes(file.read(8), "little")
-    return np.frombuffer(data, dtype, count, file.tell())
+    return np.frombuffer(data, dtype.real, count, file.tell())
 
 
 _STORAGES = {
@@ -131,18 +127,22 @@ _STORAGES = {
 }  # fmt: skip
 
 _KNOWN: dict[tuple[str, str], Any] = {
-    **_numpy_names("multiarray", _reconstruct=_reconstruct, scalar=_scalar),
-    **_numpy_names("numeric", _frombuffer=_from_buffer),
+    **{(module, "_reconstruct"): make_array for module in MULTIARRAY},
+    **{(module, "scalar"): make_scalar for module in MULTIARRAY},
+    **{(module, "_frombuffer"): make_array_from for module in NUMERIC},
     ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "dtype"): make_dtype,
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): _no_bytes,
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch.storage", "_load_from_bytes"): _load_storage,
-    **{("torch", f"{name}Storage"): np.dtype(code) for name, code in _STORAGES.items()},
+    **{("torch", f"{name}Storage"): PlainDtype(np.dtype(code)) for name, code in _STORAGES.items()},
 }
-_CALLED = (_reconstruct, _scalar, _from_buffer, _dtype, _encode, _no_bytes, OrderedDict, _rebuild_tensor, _load_storage)
+_CALLED = (
+    *(make_array, make_scalar, make_array_from, make_dtype),
+    *(_encode, _no_bytes, OrderedDict, _rebuild_tensor, _load_storage),
+)
 _PLAIN = frozenset(
     {
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -161,7 +161,7 @@ _MADE: dict[str, Callable[[], Any]] = {
 _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 
 
-def _fetched(file: IO[bytes]) -> set[int]:
+def _fetched(file: Any) -> set[int]:
     """Return the numbers under which a pickle asks again for something that it has made before."""
     return {int(arg) for code, arg, _ in pickletools.genops(file) if code.name in _GETS and arg is not None}
 
@@ -175,7 +175,7 @@ class _Machine:
     keep : what :func:`_fetched` returned: everything else is forgotten as soon as it is handed out.
     """
 
-    def __init__(self, file: IO[bytes], keep: set[int] | None = None) -> None:
+    def __init__(self, file: Any, keep: set[int] | None = None) -> None:
         self._file, self._keep = file, keep
         self._stack: list[Any] = []
         self._marks: list[int] = []
@@ -303,11 +303,7 @@ class _Machine:
     def _do_build(self, arg: Any) -> None:
         (state,) = self._pop(1)
         made = self._stack[-1]
-        if isinstance(made, np.dtype):
-            plain = state[2:5] == (None, None, None)
-        else:  # an array that _reconstruct made: version, shape, dtype, order, bytes
-            plain = type(made) is np.ndarray and not state[2].hasobject and isinstance(state[4], bytes)
-        if not plain:
+        if not isinstance(made, PlainDtype | PlainArray) or any(made is shared for shared in _KNOWN.values()):
             raise ValueError(f"it sets the state of a {type(made).__name__}")
         made.__setstate__(state)
 
@@ -337,8 +333,32 @@ class _File:
             raise _unreadable(self.path, error) from None
 
 
-def _unpacked(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path, "rb"))
+class _Bounded:
+    """A file that refuses what no entry needs before it makes room for it: a few packed bytes can claim gigabytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __enter__(self) -> _Bounded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, n_bytes: int) -> bytes:
+        if n_bytes > _LARGEST:
+            raise ValueError(f"one value of {n_bytes} bytes; at most {_LARGEST} can be")
+        return self._file.read(n_bytes)
+
+    def readline(self) -> bytes:
+        return self._file.readline(_LONGEST_LINE)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _unpacked(path: Path) -> _Bounded:
+    return _Bounded(cast("IO[bytes]", gzip.open(path, "rb")))
 
 
 def _unreadable(path: Path, error: BaseException) -> Exception:
@@ -368,13 +388,13 @@ def _check_entry(entry: Any, path: Path, number: int) -> Mapping[str, Any]:
         raise InvalidError(f"{where}: a {type(entry).__name__}, not a dict of name, signer, gloss, text and sign")
     name, sign = entry.get("name"), entry.get("sign")
     if not isinstance(name, str) or not name:
-        raise InvalidError(f"{where}: name is {name!r}; it needs a text")
+        raise InvalidError(f"{where}: name is {repr(name)[:100]}; it needs a text")
     if not isinstance(sign, np.ndarray) or sign.ndim < 1 or sign.dtype.kind not in "fiub":
         found = f"{sign.dtype} {sign.shape}" if isinstance(sign, np.ndarray) else type(sign).__name__
-        raise InvalidError(f"{where} ({name!r}): sign is {found}; it needs an array or tensor (frames, numbers)")
+        raise InvalidError(f"{where} ({name[:100]!r}): sign is {found}; it needs an array or tensor (frames, numbers)")
     for key in ("signer", "gloss", "text"):
         if not isinstance(entry.get(key), str | None):
-            raise InvalidError(f"{where} ({name!r}): {key} is a {type(entry[key]).__name__}; it needs a text")
+            raise InvalidError(f"{where} ({name[:100]!r}): {key} is a {type(entry[key]).__name__}; it needs a text")
     return entry
 
 
@@ -401,7 +421,9 @@ class SltImport:
         """Look through the files once; see :class:`kpstore.interop.base.Importer`."""
         if not path.exists():
             raise NotFoundError(f"no file of entries, nor a folder of them, at {path}: it does not exist")
-        paths = sorted(p for p in path.iterdir() if _recognises(p)) if path.is_dir() else [path]
+        # Names that begin with a dot are other systems' notes, or what a killed export left.
+        inside_it = (p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else ()
+        paths = sorted(p for p in inside_it if _recognises(p)) if path.is_dir() else [path]
         if not paths:
             raise NotFoundError(f"no gzip pickle in {path}")
         files = sorted((_look(p, self.split) for p in paths), key=lambda f: (_SPLIT_ORDER.get(f.split, 3), f.path))

@@ -23,8 +23,8 @@ from kpstore.errors import InvalidError
 
 _DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|[US][0-9]{1,9}|O[48]?)\Z")
 _BUILTINS = ("builtins", "__builtin__")
-_MULTIARRAY = ("numpy._core.multiarray", "numpy.core.multiarray")
-_NUMERIC = ("numpy._core.numeric", "numpy.core.numeric")
+MULTIARRAY = ("numpy._core.multiarray", "numpy.core.multiarray")
+NUMERIC = ("numpy._core.numeric", "numpy.core.numeric")
 _BROKEN = (
     pickle.UnpicklingError,
     ArithmeticError,
@@ -89,15 +89,17 @@ class _PlainUnpickler(pickle.Unpickler):
             ("collections", "OrderedDict"): OrderedDict,
             ("collections", "defaultdict"): defaultdict,
             ("_codecs", "encode"): self._make_bytes,
-            ("numpy", "dtype"): self._make_dtype,
+            ("numpy", "dtype"): self._dtype,
             ("numpy", "ndarray"): None,  # an argument of _reconstruct, which makes nothing else
-            **{(module, "_reconstruct"): self._make_array for module in _MULTIARRAY},
-            **{(module, "scalar"): self._make_scalar for module in _MULTIARRAY},
-            **{(module, "_frombuffer"): self._make_array_from for module in _NUMERIC},
+            **{(module, "_reconstruct"): self._array for module in MULTIARRAY},
+            **{(module, "scalar"): self._scalar for module in MULTIARRAY},
+            **{(module, "_frombuffer"): self._array_from for module in NUMERIC},
         }
         for module in _BUILTINS:
-            for kind in (dict, list, set, frozenset, int, float, str, tuple):
-                self._known[module, kind.__name__] = kind
+            # What makes text or lists of anything is not here: of a few nested values it makes gigabytes.
+            self._known[module, "set"], self._known[module, "frozenset"] = set, frozenset
+            self._known[module, "list"], self._known[module, "dict"] = self._no_items, self._no_entries
+            self._known[module, "int"] = self._zero
             self._known[module, "bytearray"] = self._make_bytearray
             self._known[module, "bytes"] = self._make_bytes
 
@@ -121,23 +123,55 @@ class _PlainUnpickler(pickle.Unpickler):
     def _make_bytearray(self, data: bytes | str = b"", encoding: str = "latin1") -> bytearray:
         return bytearray(self._make_bytes(data, encoding) if isinstance(data, str) else memoryview(data))
 
-    def _make_dtype(self, code: str, align: bool = False, copy: bool = False) -> _PlainDtype:
-        if not isinstance(code, str) or not _DTYPE.match(code):
-            raise InvalidError(f"it holds an array of dtype {code!r}; numbers, booleans, text and objects can be read")
-        return _PlainDtype(np.dtype(code))
+    def _dtype(self, *given: Any) -> PlainDtype:
+        return make_dtype(*given)
 
-    def _make_array(self, kind: Any = None, shape: Any = None, code: Any = None) -> _PlainArray:
-        return _PlainArray(0, np.int8)
+    def _array(self, *given: Any) -> PlainArray:
+        return make_array(*given)
 
-    def _make_scalar(self, dtype: _PlainDtype, data: bytes | str = b"") -> Any:
-        return _values(dtype, data, (1,), "C")[0]
+    def _scalar(self, *given: Any) -> Any:
+        return make_scalar(*given)
 
-    def _make_array_from(self, data: Any, dtype: _PlainDtype, shape: Any, order: str, axes: Any = None) -> NDArray[Any]:
-        array = _values(dtype, data, shape, "C" if order == "K" else order)
-        return array if axes is None or order != "K" else array.transpose(axes)
+    def _array_from(self, *given: Any) -> NDArray[Any]:
+        return make_array_from(*given)
+
+    def _no_items(self) -> list[Any]:
+        return []  # what a defaultdict(list) makes
+
+    def _no_entries(self) -> dict[Any, Any]:
+        return {}
+
+    def _zero(self) -> int:
+        return 0
 
 
-class _PlainDtype:
+# -- arrays, here and in slt's files ----------------------------------------------------------------------------------
+
+
+def make_dtype(code: str, align: bool = False, copy: bool = False) -> PlainDtype:
+    """Return what stands for ``numpy.dtype(code)``: numbers, booleans, text and objects."""
+    if not isinstance(code, str) or not _DTYPE.match(code):
+        raise InvalidError(f"it holds an array of dtype {code!r}; numbers, booleans, text and objects can be read")
+    return PlainDtype(np.dtype(code))
+
+
+def make_array(kind: Any = None, shape: Any = None, code: Any = None) -> PlainArray:
+    """Return the empty array that numpy's ``_reconstruct`` makes before its state is set."""
+    return PlainArray(0, np.int8)
+
+
+def make_scalar(dtype: PlainDtype, data: bytes | str = b"") -> Any:
+    """Return a numpy number or text."""
+    return _values(dtype, data, (1,), "C")[0]
+
+
+def make_array_from(data: Any, dtype: PlainDtype, shape: Any, order: str, axes: Any = None) -> NDArray[Any]:
+    """Return what numpy's ``_frombuffer`` makes."""
+    array = _values(dtype, data, shape, "C" if order == "K" else order)
+    return array if axes is None or order != "K" else array.transpose(axes)
+
+
+class PlainDtype:
     """Stands for a numpy dtype while a file is read; only its byte order can be set."""
 
     __slots__ = ("real",)
@@ -153,12 +187,15 @@ class _PlainDtype:
             raise InvalidError(f"it holds an array of byte order {order!r}")
 
 
-class _PlainArray(np.ndarray[Any, Any]):
+class PlainArray(np.ndarray[Any, Any]):
     """An array whose state is checked before numpy takes it."""
 
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
+        if self.shape != (0,) or self.base is not None:
+            # A second state would free the memory that parts of the array, taken meanwhile, lie in.
+            raise InvalidError("it sets the contents of an array twice; it is damaged, or means harm")
         _, shape, dtype, fortran, data = state
         lengths = _lengths(shape)
         real = _real(dtype)
@@ -173,7 +210,7 @@ class _PlainArray(np.ndarray[Any, Any]):
 
 
 def _real(dtype: Any) -> np.dtype[Any]:
-    if not isinstance(dtype, _PlainDtype):
+    if not isinstance(dtype, PlainDtype):
         raise InvalidError(f"it holds an array whose dtype is a {type(dtype).__name__}")
     return dtype.real
 
@@ -192,7 +229,7 @@ def _check_bytes(real: np.dtype[Any], data: Any, lengths: tuple[int, ...]) -> No
         raise InvalidError(f"it holds an array that claims {lengths} of {real} and has {n_bytes} bytes; it is damaged")
 
 
-def _values(dtype: _PlainDtype, data: Any, shape: Any, order: str) -> NDArray[Any]:
+def _values(dtype: PlainDtype, data: Any, shape: Any, order: str) -> NDArray[Any]:
     lengths, real = _lengths(shape), _real(dtype)
     if real.hasobject or order not in ("C", "F"):
         raise InvalidError(f"it holds a {real} that cannot be read")

@@ -199,7 +199,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"keypoints": np.where(np.arange(858) == 500, np.nan, 1).reshape(2, 143, 3)},
         "frame 1 of video 'a' has NaN",
     ),
-    "pickle": ({"video_ids": np.array([Evil(), "a"], object)}, "asks for builtins.print"),
+    "pickle": ({"video_ids": np.array([Evil(), "a"], object)}, "asks for 'builtins.print'"),
     "objects": ({"video_ids": np.array([1, "a"], object)}, "other than text"),
     "numbers": ({"video_ids": np.array([1, 2])}, "one text a row"),
     "keypoints": ({"keypoints": np.array(["x", "y"])}, "'keypoints' is of <U1; numbers"),

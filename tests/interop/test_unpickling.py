@@ -184,3 +184,20 @@ def test_what_is_not_plain_is_named() -> None:
     for value, said in ((loop, "too deep"), ([[0] * 1000] * 1000, "too much"), (object(), "holds a object")):
         with pytest.raises(InvalidError, match=rf"x\['stats'\].*{said}"):
             to_json(value, "x['stats']")
+
+
+def test_an_array_whose_contents_are_set_twice_is_refused() -> None:
+    """Rows taken in between would lie in memory that the second state frees."""
+    array = np.arange(4096, dtype=np.uint8)
+    state = pickle.dumps(array, 2)
+    build = state[state.index(b"(K\x01") : state.rindex(b"b") + 1]
+    twice = state[: state.rindex(b"b") + 1] + build.replace(b"q\x03", b"q\x63") + b"."
+    with pytest.raises(InvalidError, match="contents of an array twice"):
+        loads_pickle(twice, "twice.pkl")
+
+
+@pytest.mark.parametrize("maker", ["str", "tuple", "float", "repr"])
+def test_what_makes_much_of_little_is_not_there(maker: str) -> None:
+    called = b"\x80\x02c__builtin__\n" + maker.encode() + b"\n](K\x01K\x02e\x85R."
+    with pytest.raises(InvalidError, match=f"builtin__.{maker}"):
+        loads_pickle(called, "called.pkl")
