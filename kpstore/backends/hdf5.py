@@ -8,15 +8,15 @@ has opened. The price is one copy for each commit; file systems that can share b
 from __future__ import annotations
 
 import copy
+import errno
 import fcntl
 import itertools
 import json
 import os
 import shutil
-import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ from kpstore.backends.base import (
     check_short_end,
 )
 from kpstore.backends.hdf5_layout import HOME, ArrayDelta, Delta, Tree
-from kpstore.backends.locks import refusing_lock, waiting_lock
+from kpstore.backends.locks import aside_of, left_overs, refusing_lock, waiting_lock
 from kpstore.backends.mapping import FilePiece, map_pieces
 from kpstore.errors import (
+    BusyError,
     ConflictError,
     CorruptError,
     ExistsError,
@@ -49,6 +50,8 @@ from kpstore.errors import (
     UnsupportedError,
 )
 
+_SPARE_BYTES = 16 * 2**20
+"""Left free on the disk: for what HDF5 writes of its own."""
 _FICLONE = 0x40049409
 """Linux: let a file share another one's blocks until one of them is changed."""
 
@@ -76,7 +79,8 @@ class HDF5Backend:
     def __init__(self, location: str) -> None:
         self.location = str(Path(location))
         """Path of the file, as it was given."""
-        self._path = Path(location).absolute()
+        # A link's own name would be replaced by a private copy at the first commit.
+        self._path = Path(location).resolve()
         self._open_file: tuple[tuple[int, ...], h5py.File] | None = None
 
     def __reduce__(self) -> tuple[type[HDF5Backend], tuple[str]]:
@@ -93,13 +97,13 @@ class HDF5Backend:
             return False
         try:
             with h5py.File(self._path, "r") as file:
-                return HOME in file
+                return HOME in file and "head" in file[HOME].attrs
         except OSError:
-            return False
+            return _looks_like_hdf5(self._path)  # something is there; opening it will say what is wrong with it
 
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
         """Make the file."""
-        self._check_free()
+        self.check_free()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         aside = self._aside()
         snapshot = _new_id()
@@ -110,25 +114,24 @@ class HDF5Backend:
                 layout.set_attrs(file, attrs)
                 _write_record(file, snapshot, None, message, {}, set())
             _make_durable(aside)
-            try:
-                os.link(aside, self._path)  # unlike a rename, it refuses a place that was taken meanwhile
-            except FileExistsError:
-                self._check_free()
+            _place(aside, self)
         finally:
             aside.unlink(missing_ok=True)
         return snapshot
 
-    def _check_free(self) -> None:
+    def check_free(self) -> None:
+        """Raise :class:`ExistsError` if anything is at this place."""
         if self._path.exists() or self._path.is_symlink():
             raise ExistsError(f"{self.location} already exists; choose another path for the store")
 
     def move(self, location: str) -> None:
         """Rename the file."""
         target = HDF5Backend(location)
-        target._check_free()
+        target.check_free()
         self._require()
         target._path.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(self._path, target._path)
+        _place(self._path, target)
+        self._path.unlink()
         shutil.rmtree(self.sidecar_dir, ignore_errors=True)
 
     def remove(self) -> None:
@@ -158,8 +161,13 @@ class HDF5Backend:
             self._require()
             try:
                 self._open_file = key, h5py.File(self._path, "r")
+            except BlockingIOError:
+                raise BusyError(f"{self.location} is open for writing in another program; close it there") from None
+            except PermissionError:
+                raise
             except OSError as error:
-                raise CorruptError(f"{self.location} cannot be opened as HDF5: {error}") from error
+                reason = str(error).partition("(")[2].rstrip(")") or error
+                raise CorruptError(f"{self.location} cannot be opened as HDF5: {reason}; it is damaged") from None
         return self._open_file[1]
 
     def view(self, snapshot: str) -> _ReadView:
@@ -262,18 +270,21 @@ class HDF5Backend:
     # -- files ----------------------------------------------------------------------------------------------
 
     def _aside(self) -> Path:
-        host, number = socket.gethostname().replace("-", "_"), uuid.uuid4().hex[:8]
-        return self._path.with_name(f".{self._path.name}.writing-{host}-{os.getpid()}-{number}")
+        return aside_of(self._path, "writing")
 
     def copy_aside(self, file: h5py.File) -> Path:
         """Return a copy of an open file beside it; what killed writers left behind is removed first."""
-        for left_over in self._path.parent.glob(f".{self._path.name}.writing-*"):
-            if not _is_being_written(left_over):
-                left_over.unlink(missing_ok=True)
-        aside = self._aside()
+        for left_over in left_overs(self._path, "writing"):
+            left_over.unlink(missing_ok=True)
         source = int(np.asarray(file.id.get_vfd_handle()).item())
-        target = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, os.fstat(source).st_mode & 0o777)
+        about = os.fstat(source)
+        check_room(self._path, about.st_size)
+        aside = self._aside()
+        target = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            with suppress(PermissionError):  # only root gives files away, and a group may be one's own or not
+                os.fchown(target, about.st_uid, about.st_gid)
+            os.fchmod(target, about.st_mode & 0o7777)
             _copy_blocks(source, target)
         except BaseException:
             aside.unlink(missing_ok=True)
@@ -321,18 +332,30 @@ def _write_record(
     layout.write_json(group, "record", record)
 
 
-def _is_being_written(aside: Path) -> bool:
-    """Whether the process that makes a copy still runs, as far as this machine can tell; the copy's name says who."""
-    _, host, process, _ = aside.name.rsplit("-", 3)
-    if host != socket.gethostname().replace("-", "_"):
-        return True
+def _looks_like_hdf5(path: Path) -> bool:
     try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
+        with path.open("rb") as file:
+            return file.read(8) == b"\x89HDF\r\n\x1a\n"
     except PermissionError:
-        return True
-    return True
+        return True  # whoever opens it is told
+    except OSError:
+        return False
+
+
+def _place(file: Path, backend: HDF5Backend) -> None:
+    """Give a file a second name; unlike a rename, that refuses a place that was taken meanwhile."""
+    try:
+        os.link(file, backend._path)
+    except FileExistsError:
+        backend.check_free()
+        raise
+
+
+def check_room(path: Path, n_bytes: int) -> None:
+    """Raise :class:`OSError` if a disk has no room for so much more: HDF5 itself does not survive to find that out."""
+    about = os.statvfs(path.parent)
+    if about.f_bavail * about.f_frsize < n_bytes + _SPARE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _copy_blocks(source: int, target: int) -> None:
@@ -400,7 +423,7 @@ class _ReadView(_View):
     def chunks(self, name: str) -> Chunks:
         if name not in self._chunks:
             array = self._array(name)
-            raw = array.meta.codec == "raw" and array.meta.dtype != TEXT
+            raw = array.meta.dtype != TEXT and array.is_raw
             self._chunks[name] = _RawChunks(self._file, array) if raw else ViewChunks(self, name)
         return self._chunks[name]
 
@@ -521,6 +544,8 @@ class _WriteView(_View):
         file = self._copy()
         if name in self._tree.arrays:
             raise ExistsError(f"array {name!r} exists already")
+        if name in file:
+            raise ExistsError(f"{name!r} is taken in {self._backend.location} by something that is not kpstore's")
         self._delta.arrays.setdefault(name, None)
         layout.create_array(file, name, meta)
         self._refresh(name)
@@ -557,6 +582,7 @@ class _WriteView(_View):
         if not len(values):
             return
         chunks = range(start // meta.chunk_rows, -(-(start + len(values)) // meta.chunk_rows))
+        check_room(Path(file.filename), 2 * len(chunks) * meta.chunk_rows * meta.row_bytes)
         delta = self._array_delta(name)
         if delta is not None and start < delta.n_rows:
             for chunk in chunks:

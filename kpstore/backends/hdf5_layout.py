@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Codec, Commit
-from kpstore.errors import InvalidError
+from kpstore.errors import CorruptError, InvalidError
 
 HOME = "_kpstore"
 FORMAT = 1
@@ -61,20 +61,17 @@ def read_json(group: h5py.Group, name: str) -> Any:
 
 def set_attrs(item: h5py.Group | h5py.Dataset, attrs: Mapping[str, Any]) -> None:
     """Replace the attributes of an array or of the root: text as it is, everything else as JSON text."""
-    for name in list(item.attrs):
-        if name not in (_META, "DIMENSION_LABELS"):
-            del item.attrs[name]
+    for name in get_attrs(item):
+        del item.attrs[name]
     for name, value in attrs.items():
         item.attrs[name] = value if _is_plain(value) else "json:" + json.dumps(value, ensure_ascii=False)
 
 
 def get_attrs(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    """Return what :func:`set_attrs` stored."""
+    """Return what :func:`set_attrs` stored; numbers and the like are somebody else's, who added them by h5py."""
     found = {name: item.attrs[name] for name in item.attrs if name not in (_META, "DIMENSION_LABELS")}
-    return {
-        name: json.loads(value[5:]) if isinstance(value, str) and value.startswith("json:") else value
-        for name, value in found.items()
-    }
+    found = {name: value for name, value in found.items() if isinstance(value, str)}
+    return {name: json.loads(value[5:]) if value.startswith("json:") else value for name, value in found.items()}
 
 
 def _is_plain(value: Any) -> bool:
@@ -118,6 +115,15 @@ def meta_of(array: h5py.Dataset) -> ArrayMeta:
 def is_array(item: Any) -> bool:
     """Whether something in the file is an array of a store."""
     return isinstance(item, h5py.Dataset) and _META in item.attrs
+
+
+def _is_own(file: h5py.File, name: str) -> bool:
+    """Whether a name stands for an array of the store that lies in this file, and not for a way into another one."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not is_array(file[name]):
+        return False
+    if file[name].is_virtual or file[name].external:
+        raise CorruptError(f"{file.filename}: array {name!r} lies in another file, which is not read")
+    return True
 
 
 def read_dataset(array: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:
@@ -197,7 +203,9 @@ def keep_chunk(kept: h5py.Group, array: h5py.Dataset, delta: ArrayDelta, chunk: 
 
 
 def _without_rows(meta: ArrayMeta) -> ArrayMeta:
-    return ArrayMeta((0, *meta.shape[1:]), meta.dtype, meta.chunk_rows, meta.dims, meta.fill, {}, meta.codec)
+    # Compressed, as a chunk of a small store is nearly empty, and a commit must not cost two megabytes.
+    codec: Codec = "lz4" if meta.codec == "raw" else meta.codec
+    return ArrayMeta((0, *meta.shape[1:]), meta.dtype, meta.chunk_rows, meta.dims, meta.fill, {}, codec)
 
 
 @dataclass(frozen=True)
@@ -238,6 +246,12 @@ class StoredArray:
                 out[first - start : last - start] = read_dataset(piece.array, first + shift, last + shift)
         return out
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether all chunks lie in the file as they are in memory."""
+        arrays = [self.array, *(piece.array for piece in self.elsewhere.values())]
+        return all(array is None or array.compression is None for array in arrays)
+
     def pieces(self) -> list[Piece]:
         """Return where each chunk is."""
         n_chunks = -(-self.meta.n_rows // self.meta.chunk_rows)
@@ -268,7 +282,7 @@ class Tree:
     def __init__(self, file: h5py.File, snapshot: str) -> None:
         self.attrs = get_attrs(file)
         self.arrays: dict[str, StoredArray] = {
-            name: StoredArray(item, meta_of(item), {}) for name, item in file.items() if is_array(item)
+            name: StoredArray(file[name], meta_of(file[name]), {}) for name in file if _is_own(file, name)
         }
         for group in reversed(list(_path(file, snapshot))):
             self._apply(group)

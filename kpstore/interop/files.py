@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from kpstore.backends.locks import aside_of, left_overs
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
+
+_MAKING = "making"
+"""How names of files begin that are being written; a dot comes first."""
 
 
 def check_there(path: Path, what: str, *, folder: bool = False) -> None:
@@ -22,6 +25,10 @@ def check_there(path: Path, what: str, *, folder: bool = False) -> None:
 
 def check_free(paths: Iterable[Path], *, overwrite: bool) -> None:
     """Raise :class:`ExistsError` if any of ``paths`` exists and may not be replaced."""
+    paths = list(paths)
+    for path in paths:
+        if path.is_dir():
+            raise ExistsError(f"{path} is a folder, and a file is to be written; choose another name")
     there = [path for path in paths if path.exists() or path.is_symlink()]
     if there and not overwrite:
         several = f" and {len(there) - 1} more exist" if there[1:] else " exists"
@@ -57,10 +64,10 @@ def written_aside(*paths: Path) -> Iterator[list[Path]]:
     try:
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
-            os.fchmod(handle, 0o666 & ~_umask())
-            os.close(handle)
-            asides.append(Path(name))
+            for left_over in left_overs(path, _MAKING):
+                left_over.unlink(missing_ok=True)
+            asides.append(aside_of(path, _MAKING))
+            asides[-1].touch(exist_ok=False)
         yield asides
         for aside, path in zip(asides, paths, strict=True):
             os.replace(aside, path)
@@ -73,10 +80,11 @@ def written_aside(*paths: Path) -> Iterator[list[Path]]:
 def folder_written_aside(path: Path) -> Iterator[Path]:
     """Give a folder to write to, which takes the place of ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
-    old = aside.with_name(f"{aside.name}.old")
+    for left_over in left_overs(path, _MAKING):
+        shutil.rmtree(left_over, ignore_errors=True)
+    aside, old = aside_of(path, _MAKING), aside_of(path, _MAKING)
+    aside.mkdir()
     try:
-        aside.chmod(0o777 & ~_umask())
         yield aside
         if path.exists():
             os.replace(path, old)
@@ -84,9 +92,3 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

@@ -18,6 +18,8 @@ from kpstore._version import __version__
 from kpstore.errors import ExistsError, InvalidError, MissingExtraError, NotFoundError, UnsupportedError
 from kpstore.interop.base import Document, Exporter, ExportReport, Format, ImportedFeature, ImportedVideo, OnProgress
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
+from kpstore.schema.index import VideoRecord
+from kpstore.store import format as fmt
 from kpstore.store.store import Store, backend_for, building
 from kpstore.store.transaction import Transaction, blanked, failure_text
 
@@ -149,8 +151,22 @@ def export_file(
     found = get_format(format_name)
     if found.exporter is None:
         raise UnsupportedError(f"format {found.name!r} can be imported only")
+    _check_no_store(Path(path), Path(store.location))
     exporter: Exporter = _with_options(found, found.exporter, options)
     return exporter.export(store, Path(path), overwrite=overwrite, on_progress=on_progress)
+
+
+def _check_no_store(path: Path, source: Path) -> None:
+    """Raise :class:`ExistsError` if an export would go into a store, or replace one: no --force is meant that way."""
+    target = path.resolve()
+    for place in (target, *target.parents):
+        is_store = place == source.resolve() if place != target else _is_store(place)
+        if is_store:
+            raise ExistsError(f"{path} is a store, or lies in one; choose another place for the export")
+
+
+def _is_store(path: Path) -> bool:
+    return path.exists() and backend_for(str(path)).exists()
 
 
 def _with_options(found: Format, make: Any, options: dict[str, Any]) -> Any:
@@ -196,7 +212,7 @@ def _import_into(store: Store, document: Document, source: str, on_progress: OnP
         writer.n_videos,
         writer.n_frames,
         writer.n_failed,
-        tuple(document.notes),
+        (*document.notes, *writer.notes),
     )
 
 
@@ -210,6 +226,7 @@ class _Writer:
         self._seen: set[str] = set()
         self._waiting: list[ImportedVideo] = []
         self._bytes = 0
+        self._unstored: dict[str, list[str]] = {}
         self.n_videos = self.n_frames = self.n_failed = 0
 
     def add(self, video: ImportedVideo) -> None:
@@ -259,27 +276,71 @@ class _Writer:
 
     def _complete(self, video: ImportedVideo) -> None:
         """Write features of a video that the store holds already."""
-        position = self._index.position(video.record.id)
-        stored = int(self._index.n_frames[position])
-        if stored != video.record.n_frames:
-            raise InvalidError(
-                f"video {video.record.id!r} has {stored} frames in the store and {video.record.n_frames} in the file; "
-                "import into a new store"
-            )
+        record = video.record
+        position = self._index.position(record.id)
+        order = self._stored_order(record, position)
+        self._tell_unstored(record, position)
         for name in dict.fromkeys((*video.rows, *video.failed)):
             if self._tx.read_states(name)[position] != State.PENDING:
                 raise ExistsError(
-                    f"video {video.record.id!r} has {name!r} in the store already; "
+                    f"video {record.id!r} has {name!r} in the store already; "
                     "import into a new store, then kpstore merge"
                 )
             if name in video.failed:
                 self._fail(name, video)
             elif self._specs[name].axis == "frame":
-                failed = video.failed_frames.get(name, {})
-                self._tx.write(name, video.record.id, video.rows[name], failed_frames=failed)
+                rows = video.rows[name]
+                moved = FeatureRows(rows.values[order], {key: array[order] for key, array in rows.companions.items()})
+                place = {int(frame): new for new, frame in enumerate(order.tolist())}
+                failed = {place[frame]: reason for frame, reason in video.failed_frames.get(name, {}).items()}
+                self._tx.write(name, record.id, moved, failed_frames=failed)
             else:
-                self._tx.write_video_feature(name, video.record.id, video.rows[name])
-        self._on_progress(video.record.n_frames)
+                self._tx.write_video_feature(name, record.id, video.rows[name])
+        self._on_progress(record.n_frames)
+
+    def _stored_order(self, record: VideoRecord, position: int) -> NDArray[np.int64]:
+        """Return which of the file's frames is which of the store's, by their paths; ``ID#7`` is frame 7 by number."""
+        rows = self._index.rows(position)
+        if rows.stop - rows.start != record.n_frames:
+            raise InvalidError(
+                f"video {record.id!r} has {rows.stop - rows.start} frames in the store and {record.n_frames} in the "
+                "file; import into a new store"
+            )
+        stored = self._tx.view.read(fmt.IMAGE_PATH, rows.start, rows.stop).tolist()
+        given = list(record.frame_paths)
+        by_number = np.arange(record.n_frames)
+        numbered = all(path.endswith(f"#{n}") for n, path in enumerate(given))
+        if given == stored or numbered or all(path.endswith(f"#{n}") for n, path in enumerate(stored)):
+            return by_number
+        for shorten in (str, lambda path: path.replace("\\", "/").rpartition("/")[2]):
+            here, there = [shorten(path) for path in stored], [shorten(path) for path in given]
+            if len(set(there)) == len(there) and set(here) == set(there):
+                place = {path: number for number, path in enumerate(there)}
+                return np.array([place[path] for path in here], dtype=np.int64)
+        odd = next(n for n in range(len(given)) if given[n] != stored[n])
+        raise InvalidError(
+            f"video {record.id!r} has other frames in the store ({stored[odd]}) than in the file ({given[odd]}); "
+            "import into a new store"
+        )
+
+    def _tell_unstored(self, record: VideoRecord, position: int) -> None:
+        """Note what the file says of a video that the store holds already, and says otherwise or not at all."""
+        known = {"split": (str(self._index.splits[position]), record.split)}
+        names = set(self._tx.view.names())
+        for name, text in record.annotations.items():
+            there = self._tx.view.read(name, position, position + 1)[0] if name in names else ""
+            known[name] = (str(there), text)
+        for name, (stored, given) in known.items():
+            if given and given != stored:
+                self._unstored.setdefault(name, []).append(record.id)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the file was not stored, a line each."""
+        return tuple(
+            f"{name} of {len(ids)} videos that were in the store already, {ids[0]!r} the first: the store keeps its own"
+            for name, ids in self._unstored.items()
+        )
 
     def _fail(self, name: str, video: ImportedVideo) -> None:
         if self._specs[name].axis == "frame":

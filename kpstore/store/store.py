@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from kpstore import plugins
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadView
+from kpstore.backends.locks import aside_of, left_overs
 from kpstore.errors import ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
 from kpstore.schema.feature import FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex
@@ -58,10 +59,16 @@ def moved_into_place(location: str) -> Iterator[Backend]:
     ExistsError
         If the place is taken.
     """
-    folder, slash, last = location.rstrip("/").rpartition("/")
-    aside = backend_for(f"{folder}{slash}.building-{uuid.uuid4().hex[:8]}.{last}")
-    if backend_for(location).exists():
+    place = backend_for(location)
+    if place.exists():
         raise ExistsError(f"{location} already exists; choose another place for the store")
+    if "://" in location:
+        aside = backend_for(f"{location}.building-{uuid.uuid4().hex[:8]}")
+    else:
+        path = Path(location).resolve()
+        for left_over in left_overs(path, "building"):
+            backend_for(str(left_over)).remove()
+        aside = backend_for(str(aside_of(path, "building")))
     try:
         yield aside
         aside.move(location)

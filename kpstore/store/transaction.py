@@ -85,6 +85,8 @@ class Transaction:
         ExistsError
             If a video of that id is there already.
         """
+        for video in videos:
+            _check_text(video)
         index = self.read_index()
         ids = [video.id for video in videos]
         taken = [video_id for video_id in ids if video_id in index]
@@ -353,6 +355,13 @@ class Transaction:
         """Make the changes the newest version of the branch and return its id."""
         self.snapshot = self._view.commit(self.message, json.loads(json.dumps(self.metadata)))
         return self.snapshot
+
+
+def _check_text(video: VideoRecord) -> None:
+    """Raise :class:`InvalidError` for text that no file can hold, such as halves of characters."""
+    for text in (video.id, video.split, *video.frame_paths, *video.annotations.values()):
+        if not text.isascii() and text != text.encode("utf-8", "ignore").decode("utf-8"):
+            raise InvalidError(f"video {video.id!r}: {text[:100]!r} is no text that can be stored")
 
 
 def blanked(spec: FeatureSpec, block: FeatureRows, rows: NDArray[np.bool_]) -> FeatureRows:

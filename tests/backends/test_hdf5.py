@@ -20,11 +20,12 @@ import kpstore
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec
 from kpstore.backends.hdf5 import HDF5Backend
 from kpstore.backends.memory import MemoryBackend
-from kpstore.errors import CorruptError, InvalidError, NotFoundError
+from kpstore.errors import BusyError, CorruptError, ExistsError, InvalidError, NotFoundError
 from kpstore.ingest.run import Options, run_ingest
+from kpstore.schema.feature import FeatureSpec
 from tests.backends.workers import read_first_row
 from tests.conftest import memory_location
-from tests.fakes import FakeExtractor, FakeSource
+from tests.fakes import FakeExtractor, FakeSource, record
 from tests.store.data import fill, rows_of
 
 PAGES = ArrayMeta((5000, 4), "float32", 1024, ("frame", "x"), codec="raw")
@@ -101,8 +102,119 @@ def test_what_is_no_store_is_named(tmp_path: Path, kind: str) -> None:
     else:
         fill(kpstore.create(path))
         path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(NotFoundError, match=r"x.h5 is (a folder|not a kpstore store in HDF5)"):
+    kinds = (NotFoundError, CorruptError)
+    with pytest.raises(
+        kinds, match=r"x.h5 (is a folder|is not a kpstore store in HDF5|cannot be opened as HDF5: trun)"
+    ):
         kpstore.open(path)
+
+
+def test_a_file_that_another_program_writes_is_busy(backend: HDF5Backend) -> None:
+    script = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.readline()"
+    command = [sys.executable, "-c", script, backend.location]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(BusyError, match="open for writing in another program"):
+            HDF5Backend(backend.location).branches()
+        holder.kill()
+
+
+def test_a_link_stays_a_link_and_both_names_lead_to_one_store(tmp_path: Path, backend: HDF5Backend) -> None:
+    link = tmp_path / "link.h5"
+    link.symlink_to(backend.location)
+    HDF5Backend(str(link)).create_tag("v1", head(backend))
+    assert link.is_symlink()
+    assert list(backend.tags()) == ["v1"]
+
+
+def test_mode_and_group_stay(backend: HDF5Backend) -> None:
+    os.chmod(backend.location, 0o664)
+    backend.create_tag("v1", head(backend))
+    assert os.stat(backend.location).st_mode & 0o777 == 0o664
+
+
+def test_what_others_add_by_h5py_does_no_harm(backend: HDF5Backend) -> None:
+    with h5py.File(backend.location, "r+") as file:
+        file.attrs["comment"] = 5
+        file["a"].attrs["checked"] = np.arange(3)
+        file["mine"] = np.arange(3)
+        file["away"] = h5py.ExternalLink("elsewhere.h5", "/a")
+    view = HDF5Backend(backend.location).view(head(backend))
+    assert (view.names(), dict(view.attrs()), dict(view.meta("a").attrs)) == (["a"], {"title": "t"}, {})
+    changes = HDF5Backend(backend.location).begin()
+    changes.set_attrs({"title": "u"})
+    changes.set_array_attrs("a", {"units": "1"})
+    with pytest.raises(ExistsError, match=r"'mine' is taken .* not kpstore's"):
+        changes.create("mine", PAGES)
+    changes.commit("more")
+    with h5py.File(backend.location) as file:
+        assert (file.attrs["comment"], file["mine"][2]) == (5, 2)
+
+
+def test_arrays_in_other_files_are_not_read(tmp_path: Path, backend: HDF5Backend) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["secret"] = VALUES
+    layout = h5py.VirtualLayout(shape=VALUES.shape, dtype="f4")
+    layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "secret", shape=VALUES.shape)
+    with h5py.File(backend.location, "r+") as file:
+        about = file["a"].attrs["kpstore_meta"]
+        del file["a"]
+        file.create_virtual_dataset("a", layout)
+        file["a"].attrs["kpstore_meta"] = about
+    with pytest.raises(CorruptError, match="'a' lies in another file"):
+        HDF5Backend(backend.location).view(head(backend))
+
+
+def test_two_that_move_to_one_place_do_not_overwrite_each_other(tmp_path: Path, backend: HDF5Backend) -> None:
+    other = HDF5Backend(str(tmp_path / "other.h5"))
+    other.create({}, "other")
+    target = HDF5Backend(str(tmp_path / "target.h5"))
+    check, turns = HDF5Backend.check_free, [1]
+
+    def overtaken(self: HDF5Backend) -> None:
+        check(self)
+        if turns:
+            turns.pop()
+            other.move(target.location)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HDF5Backend, "check_free", overtaken)
+        with pytest.raises(ExistsError):
+            backend.move(target.location)
+    assert backend.exists()
+    assert not other.exists()
+
+
+def test_a_full_disk_is_an_error_before_hdf5_meets_it(backend: HDF5Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = head(backend)
+    changes = backend.begin()
+    changes.write("a", 0, VALUES[:10])
+    full = os.statvfs_result((4096, 4096, 100, 0, 0, 1, 1, 1, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with pytest.raises(OSError, match="No space left"):
+        changes.write("a", 2000, VALUES[:10])
+    changes.discard()
+    with pytest.raises(OSError, match="No space left"):
+        backend.create_tag("v1", before)
+    monkeypatch.undo()
+    assert head(backend) == before
+    assert sorted(path.name for path in Path(backend.location).parent.iterdir()) == [".s.h5.kpstore", "s.h5"]
+
+
+def test_small_commits_cost_little(tmp_path: Path) -> None:
+    store = kpstore.create(tmp_path / "s.h5")
+    with store.transaction("plan") as tx:
+        tx.add_videos([record(f"v{n}", 10) for n in range(40)])
+        tx.add_feature(FeatureSpec("wide", (400,), ("x",)))
+    sizes = []
+    for n in range(40):
+        with store.transaction(f"{n}") as tx:
+            tx.write("wide", f"v{n}", np.full((10, 400), n, np.float32))
+        sizes.append((tmp_path / "s.h5").stat().st_size)
+    assert (sizes[-1] - sizes[0]) / 39 < 200_000, "a whole chunk is 1.6 MB"
+    first = store.at(store.at().history()[-4].id)
+    assert np.isnan(first["wide"][20:]).all()
 
 
 def test_history_costs_what_was_overwritten(tmp_path: Path) -> None:
@@ -191,20 +303,21 @@ def test_all_versions_equal_those_of_the_memory_backend(tmp_path: Path, seed: in
 # -- reading ----------------------------------------------------------------------------------------------------
 
 
-def test_raw_chunks_are_mapped_from_their_place_also_of_old_versions(backend: HDF5Backend) -> None:
+def test_raw_chunks_are_mapped_from_their_place(backend: HDF5Backend) -> None:
     old = head(backend)
+    mapped = backend.view(old).chunks("a").mapped
+    np.testing.assert_array_equal(mapped, VALUES)
     changes = backend.begin()
     changes.write("a", 1500, VALUES[:100] - 1)
     changes.resize("a", 6000)
-    new = changes.commit("changed")
-    for snapshot, wanted in ((old, VALUES), (new, None)):
-        mapped = backend.view(snapshot).chunks("a").mapped
-        assert mapped is not None
-        if wanted is None:
-            wanted = np.concatenate([VALUES, np.zeros((1000, 4), np.float32)])
-            wanted[1500:1600] = VALUES[:100] - 1
-        np.testing.assert_array_equal(mapped, wanted)
-    mapped = backend.view(old).chunks("a").mapped
+    newest = backend.view(changes.commit("changed")).chunks("a").mapped
+    wanted = np.concatenate([VALUES, np.zeros((1000, 4), np.float32)])
+    wanted[1500:1600] = VALUES[:100] - 1
+    np.testing.assert_array_equal(newest, wanted)
+    before, out = backend.view(old).chunks("a"), np.empty((1024, 4), np.float32)
+    assert before.mapped is None, "what a version lost since is kept compressed"
+    before.read_into(1, out)
+    np.testing.assert_array_equal(out, VALUES[1024:2048])
     backend.remove()
     np.testing.assert_array_equal(mapped, VALUES)
 
@@ -281,7 +394,7 @@ def test_a_killed_commit_leaves_the_last_version_or_the_next(backend: HDF5Backen
         run.wait()
         run.stdout.close()
         folder = Path(backend.location).parent
-        killed_in_a_copy += bool(list(folder.glob(".s.h5.writing-*")))
+        killed_in_a_copy += bool(list(folder.glob(".writing-*")))
         newest = next(iter(backend.history(head(backend))))
         assert int(newest.message) - int(acknowledged[-1]) in (0, 1)
         stored = backend.view(newest.id).read("a", 0, 5000)
@@ -289,7 +402,7 @@ def test_a_killed_commit_leaves_the_last_version_or_the_next(backend: HDF5Backen
         np.testing.assert_array_equal(stored[3000:], VALUES[3000:])
     assert killed_in_a_copy
     backend.create_tag("after", head(backend))
-    assert not list(Path(backend.location).parent.glob(".s.h5.writing-*"))
+    assert not list(Path(backend.location).parent.glob(".writing-*"))
 
 
 def test_an_ingest_gives_the_same_as_in_the_other_backend(tmp_path: Path) -> None:

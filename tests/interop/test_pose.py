@@ -339,7 +339,7 @@ def test_nothing_of_others_is_touched(tmp_path: Path) -> None:
     with pytest.raises(ExistsError, match=r"a\.pose exists? already"):
         PoseExport().export(store, tmp_path)
     PoseExport().export(store, tmp_path, overwrite=True)
-    with pytest.raises(ExistsError, match="mine exists? already"):
+    with pytest.raises(ExistsError, match=r"mine exists? already"):
         PoseExport().export(store, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine").read_text() == "!"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,15 @@ import numpy as np
 import pytest
 
 import kpstore
+from kpstore.backends.locks import aside_of
 from kpstore.errors import ExistsError, InvalidError, MismatchError, NotFoundError, UnsupportedError
 from kpstore.interop import run
 from kpstore.interop.base import Format
 from kpstore.interop.files import check_free, folder_written_aside, inside, written_aside
 from kpstore.interop.run import find_format, import_document, import_file
-from kpstore.schema.feature import State
+from kpstore.schema.feature import FeatureRows, State
 from tests.conftest import memory_location
+from tests.fakes import record
 from tests.interop.formats import MadeUp, points
 
 LENGTHS = {"a": 5, "b": 0, "ü/c": 20, "d": 1}
@@ -75,6 +80,95 @@ def test_a_store_grows_by_videos_and_by_features() -> None:
     store = store_of(MadeUp({"c": 3}, without=("person",), failed={"c": {0: "x"}}), location)
     assert store.states("points").tolist() == [State.DONE] * 3
     assert len(store.failures("points")) == 1
+
+
+def test_features_go_to_the_frames_that_their_paths_name() -> None:
+    class Shuffled(MadeUp):
+        def videos(self) -> Any:
+            for video in super().videos():
+                order = np.random.default_rng(1).permutation(video.record.n_frames)
+                paths = tuple(f"D:\\\\data\\\\{video.record.frame_paths[n]}" for n in order)
+                rows = video.rows["points"]
+                moved = FeatureRows(rows.values[order], {k: v[order] for k, v in rows.companions.items()})
+                failed = {"points": {int(np.flatnonzero(order == 3)[0]): "torn"}}
+                yield replace(
+                    video, record=replace(video.record, frame_paths=paths), rows={"points": moved}, failed_frames=failed
+                )
+
+    location = memory_location()
+    store_of(MadeUp({"a": 7}, without=("points",)), location)
+    store = store_of(Shuffled({"a": 7}, without=("person",)), location)
+    wanted = points("a", 7).values
+    wanted[3] = np.nan
+    np.testing.assert_array_equal(store.video("a")["points"], wanted)
+    assert [f.frame for f in store.failures("points")] == [3]
+
+
+def test_frames_of_other_paths_are_refused_and_numbers_are_numbers() -> None:
+    def renamed(pattern: str) -> Any:
+        class Renamed(MadeUp):
+            def videos(self) -> Any:
+                for video in super().videos():
+                    paths = tuple(pattern.format(n=n) for n in range(video.record.n_frames))
+                    yield replace(video, record=replace(video.record, frame_paths=paths))
+
+        return Renamed({"a": 3}, without=("person",))
+
+    location = memory_location()
+    store_of(MadeUp({"a": 3}, without=("points",)), location)
+    with pytest.raises(InvalidError, match=r"other frames in the store \(a/0000.png\) than in the file \(b/x0.png\)"):
+        store_of(renamed("b/x{n}.png"), location)
+    store = store_of(renamed("a.pose#{n}"), location)
+    np.testing.assert_array_equal(store.video("a")["points"], points("a", 3).values)
+
+
+def test_what_the_file_says_otherwise_of_known_videos_is_told() -> None:
+    class Otherwise(MadeUp):
+        def videos(self) -> Any:
+            for video in super().videos():
+                yield replace(video, record=replace(video.record, split="test", annotations={"gloss": "G"}))
+
+    location = memory_location()
+    store_of(MadeUp({"a": 3, "b": 2}, without=("points",)), location)
+    report = import_document(Otherwise({"a": 3, "b": 2}, without=("person",)), location, source="x")
+    assert report.notes[1:] == (
+        "split of 2 videos that were in the store already, 'a' the first: the store keeps its own",
+        "gloss of 2 videos that were in the store already, 'a' the first: the store keeps its own",
+    )
+
+
+@pytest.mark.parametrize("target", ["s.kps", "s.kps/out", "other.h5", "s.kps/sub/x"])
+def test_exports_never_go_into_a_store_or_replace_one(tmp_path: Path, target: str) -> None:
+    store = store_of(MadeUp({"a": 3}), str(tmp_path / "s.kps"))
+    kpstore.create(tmp_path / "other.h5")
+    with pytest.raises(ExistsError, match="is a store, or lies in one"):
+        kpstore.export_file(store, tmp_path / target, "npz", feature="points", overwrite=True)
+    assert kpstore.open(tmp_path / "s.kps").snapshot == store.snapshot
+
+
+def test_what_a_killed_import_or_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead = int(gone.stdout)
+    host = aside_of(tmp_path / "x", "building").name.split("-")[1]
+    for name in ("s.kps", "s.h5"):
+        left = f".building-{host}-{dead}-0a1b2c3d.{name}"
+        kpstore.create(tmp_path / left)
+        other = f".building-otherhost-{dead}-0a1b2c3d.{name}"
+        kpstore.create(tmp_path / other)
+        store_of(MadeUp({"a": 3}), str(tmp_path / name))
+        assert not (tmp_path / left).exists()
+        assert (tmp_path / other).exists(), "that machine may still be at work"
+    (tmp_path / f".making-{host}-{dead}-0a1b2c3d.file").touch()
+    with written_aside(tmp_path / "file") as (aside,):
+        aside.write_text("x")
+    assert not list(tmp_path.glob(".making-*"))
+
+
+def test_text_that_cannot_be_stored_is_one_line(memory_store: kpstore.Store) -> None:
+    with memory_store.transaction("x") as tx:
+        for video in (record("\ud800", 1), record("a", 1, gloss="\ud800")):
+            with pytest.raises(InvalidError, match="is no text that can be stored"):
+                tx.add_videos([video])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +237,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
         for aside in asides:
             aside.write_text("whole")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a", "b"]
-    with pytest.raises(ExistsError, match="a and 1 more exists? already"):
+    with pytest.raises(ExistsError, match=r"a and 1 more exists? already"):
         check_free(paths, overwrite=False)
 
 
