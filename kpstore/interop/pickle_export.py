@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Option
 from kpstore.interop.files import check_free, inside, written_aside
-from kpstore.interop.pickle_forms import NONE, SPLIT_FILE, UNSPLIT
+from kpstore.interop.pickle_forms import NONE, OTHER_KEYS, SPLIT_FILE, UNSPLIT
 from kpstore.interop.pickle_writer import PickleWriter, array_opcodes, plain
 from kpstore.interop.plain_values import from_json
 from kpstore.schema.feature import State
@@ -96,6 +96,8 @@ class PickleExport:
             )
         if self.form in ("split", "model_input"):
             _check_names(wanted)
+        if self.form in ("raw", "split"):
+            _check_keys(wanted)
         targets = self._targets(path, wanted)
         if self.form in ("raw", "face") and path.is_dir():
             raise InvalidError(f"{path} is a folder; form {self.form!r} is one file: name it")
@@ -185,6 +187,15 @@ def _check_names(splits: Sequence[str]) -> None:
     for split in splits:
         if "/" in split or split.startswith("."):
             raise InvalidError(f"split {split!r} cannot be part of a file name; export the other splits by name")
+
+
+def _check_keys(splits: Sequence[str]) -> None:
+    odd = next((split for split in splits if split in OTHER_KEYS), None)
+    if odd is not None:
+        raise InvalidError(
+            f"split {odd!r} cannot be in a pickle of lists, where {odd!r} means something else; "
+            "export the other splits by name, or use --form model_input"
+        )
 
 
 def _blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
