@@ -88,11 +88,16 @@ def _kind(header: NpyHeader) -> str:
     return f"{header.shape[1:]} {header.dtype.newbyteorder('=').name}"
 
 
+def _visible(folder: Path, array: str) -> list[Path]:
+    """Return a folder's files by name; not those that begin with a dot, which other systems leave beside the real."""
+    return sorted(path for path in folder.glob(f"*_{array}.npz") if not path.name.startswith("."))
+
+
 def npz_files(path: Path, array: str) -> list[Path]:
     """Return the npz files of a folder that hold an array by their name, or the one that ``path`` is."""
     if not path.is_dir():
         return [path]
-    found = sorted(path.glob(f"*_{array}.npz"))
+    found = _visible(path, array)
     if not found:
         raise NotFoundError(f"no file *_{array}.npz in the folder {path}; name one file, or say --feature")
     # As trainers name them; others by name.
@@ -269,7 +274,7 @@ def _same(told: Any, found: Any) -> bool:
 def looks_like_npz(path: Path) -> bool:
     """Whether a file or folder is of this format, by names alone."""
     if path.is_dir():
-        return any(path.glob(f"*_{KEYPOINTS}.npz"))
+        return bool(_visible(path, KEYPOINTS))
     if path.suffix != ".npz":
         return False
     try:
