@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, Option, imported
 from kpstore.interop.npy_rows import NpyHeader, NpzFile, Rows, runs
+from kpstore.interop.splits import UNSPLIT, split_rank
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, N_POINTS, PART_SLICES, PARTS, keypoints_spec
 
 KEYPOINTS = "keypoints"
-UNSPLIT = "all"
-"""What the files of videos without a split are called."""
 PATHS, IDS = "image_paths", "video_ids"
 
 Zeros = Literal["missing", "values"]
@@ -100,9 +99,7 @@ def npz_files(path: Path, array: str) -> list[Path]:
     found = _visible(path, array)
     if not found:
         raise NotFoundError(f"no file *_{array}.npz in the folder {path}; name one file, or say --feature")
-    # As trainers name them; others by name.
-    known = {split: n for n, split in enumerate(("train", "dev", "val", "test"))}
-    return sorted(found, key=lambda file: (known.get(_split_of(file, array), len(known)), file.name))
+    return sorted(found, key=lambda file: (split_rank(_split_of(file, array)), file.name))
 
 
 def _split_of(path: Path, array: str) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError
 from kpstore.interop.files import check_there
 from kpstore.interop.plain_values import to_json
+from kpstore.interop.splits import UNSPLIT, split_rank
 from kpstore.interop.unpickling import load_pickle
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
 
@@ -28,8 +29,6 @@ FORMS: Mapping[Form, str] = {
     "model_input": "an array of 143 points, as prepare_model_input writes it",
     "sequences": "lists of frames, one for each sequence",
 }
-UNSPLIT = "all"
-"""What stands for the videos without a split."""
 NONE = "the file holds None for this frame"
 """The reason of failed frames that come from a pickle."""
 SPLIT_FILE = "mediaPipe_Phoenix."
@@ -119,17 +118,9 @@ def read_contents(path: Path) -> Contents:
             f"{path} holds neither workers' files (temp_split_0_gpu0.pkl, …) nor files of splits "
             f"({SPLIT_FILE}train, …); name the file to import"
         )
-    return _merge(_in_usual_order([_read_file(p) for p in splits]), "split", path)
-
-
-def _in_usual_order(found: list[Contents]) -> list[Contents]:
-    usual = ("train", "dev", "val", "test")
-
-    def place(contents: Contents) -> int:
-        split = contents.listed[0].split if contents.listed else ""
-        return usual.index(split) if split in usual else len(usual)
-
-    return sorted(found, key=place)
+    found = [_read_file(p) for p in splits]
+    found.sort(key=lambda contents: split_rank(contents.listed[0].split if contents.listed else ""))
+    return _merge(found, "split", path)
 
 
 def _merge(found: Sequence[Contents], form: Form, path: Path) -> Contents:

@@ -21,7 +21,6 @@ from kpstore.interop.pickle_forms import (
     FORMS,
     MOST_WORKERS,
     NONE,
-    UNSPLIT,
     WORKER_FILE,
     Contents,
     Listed,
@@ -29,6 +28,7 @@ from kpstore.interop.pickle_forms import (
     read_contents,
 )
 from kpstore.interop.plain_values import from_json
+from kpstore.interop.splits import UNSPLIT
 from kpstore.schema.face_lists import load_face_list
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord

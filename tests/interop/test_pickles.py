@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
-from kpstore.interop import pickle_export
+from kpstore.interop import outputs
 from kpstore.interop.pickle_forms import is_pickle
 from kpstore.interop.pickles import PickleExport, PickleImport
 from kpstore.interop.run import import_document
@@ -369,7 +369,7 @@ def test_pickles_are_recognised(tmp_path: Path) -> None:
 def test_blocks_do_not_change_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = stored(write(tmp_path / "x.pkl", raw_of(train={"a": 7, "b": 2}, dev={"c": 3})))
     whole = exported(store, tmp_path / "whole.pkl")
-    monkeypatch.setattr(pickle_export, "_BLOCK_FRAMES", 2)
+    monkeypatch.setattr(outputs, "BLOCK_FRAMES", 2)
     seen: list[int] = []
     PickleExport().export(store, tmp_path / "blocks.pkl", on_progress=seen.append)
     assert same(pickle.loads((tmp_path / "blocks.pkl").read_bytes()), whole)
