@@ -24,6 +24,7 @@ from kpstore.interop.base import (
 )
 from kpstore.interop.files import check_free, check_there, inside, written_aside
 from kpstore.interop.npy_rows import NpzFile
+from kpstore.interop.outputs import check_no_links
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
@@ -76,6 +77,10 @@ class EmbeddingsImport:
             utterances = _listed(self.config, path, notes)
         if not utterances:
             raise NotFoundError(f"no npz files in {path}")
+        if not any((path / f"{utterance}{ENDING}").is_file() for utterance in utterances):
+            raise NotFoundError(
+                f"no *{ENDING} in {path} for any of {len(utterances)} utterances; precompute the embeddings first"
+            )
         return EmbeddingsDocument(path, utterances, self.layout, notes)
 
 
@@ -309,6 +314,7 @@ class EmbeddingsExport:
             )
         chosen, left_out = self._choose(store)
         targets = _targets(path, chosen)
+        check_no_links(path, targets.values())
         check_free(targets.values(), overwrite=overwrite)
         path.mkdir(parents=True, exist_ok=True)
         frames = 0

@@ -68,6 +68,12 @@ def _find_model(store: Store, model: str) -> str:
     held = sorted(n for n, f in store.features.items() if n.startswith("dinov2_") and f.spec.axis == "frame")
     if model:
         return store.feature(model).name
+    if not held and FACE_PATH not in store.annotation_names and (store.features or len(store.index)):
+        have = ", ".join(sorted(store.features)) or "no features"
+        raise NotFoundError(
+            f"{store.location} has no face features to write: dinov2_* of frames with face_dinov2_*, or at least the "
+            f"annotation {FACE_PATH!r} of an import of paths; it has {have}"
+        )
     if len(held) > 1:
         raise InvalidError(f"{store.location} holds {' and '.join(held)}; say --model which one to write")
     return held[0] if held else ""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -161,6 +164,7 @@ class FaceDocument:
         self._told: Counter[str] = Counter()
         self._model, self._dim = "", 0
         self._specs: dict[str, FeatureSpec] = {}
+        self._exact = False
         sample = self._sample()
         if any(not person.paths_only for person in sample):
             self._specs = self._decide([person for person in sample if not person.paths_only])
@@ -293,10 +297,21 @@ class FaceDocument:
         return path.replace("\\", "/")
 
     def _persons(self) -> Iterator[_Person]:
+        done = 0
+        try:
+            for person in self._persons_read():
+                yield person
+                done += 1
+            return
+        except _WideIntegerError:
+            self._exact = True
+        yield from islice(self._persons_read(), done, None)
+
+    def _persons_read(self) -> Iterator[_Person]:
         with self._path.open("rb") as file:
             if file.read(3) != b"\xef\xbb\xbf":
                 file.seek(0)
-            yield from _Reader(file, str(self._path)).persons()
+            yield from _Reader(file, str(self._path), exact=self._exact).persons()
 
 
 def _singles(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -323,20 +338,40 @@ def _rest_text(person: _Person) -> str:
     return json.dumps(rest, ensure_ascii=False) if rest else ""
 
 
-class _Reader:
-    """Reads persons event by event; what is wrong is said with the person and the frame."""
+class _WideIntegerError(Exception):
+    """An integer of more than 64 bits, which the fast way of reading numbers has no place for."""
 
-    def __init__(self, file: IO[bytes], path: str) -> None:
+
+class _Reader:
+    """Reads persons event by event; what is wrong is said with the person and the frame.
+
+    With ``exact`` integers may have any number of digits; reading then takes longer.
+    """
+
+    def __init__(self, file: IO[bytes], path: str, *, exact: bool) -> None:
         self._place = self._path = path
-        self._events: Iterator[tuple[str, Any]] = self._checked(ijson.basic_parse(file, use_float=True))
+        self._exact = exact
+        self._events: Iterator[tuple[str, Any]] = self._checked(ijson.basic_parse(file, use_float=not exact))
 
     def _checked(self, events: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         try:
-            yield from events
+            yield from self._with_floats(events) if self._exact else events
         except (ijson.JSONError, UnicodeDecodeError, ValueError) as error:
             if isinstance(error, InvalidError):
                 raise
-            raise InvalidError(f"{self._place}: no JSON from here on: {_first_line(error)}") from None
+            told = _first_line(error)
+            if "integer overflow" in told and not self._exact:
+                raise _WideIntegerError from None
+            if "overflow" in told:
+                raise InvalidError(f"{self._place}: a number is larger than a float can be: {told}") from None
+            raise InvalidError(f"{self._place}: no JSON from here on: {told}") from None
+
+    def _with_floats(self, events: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        for kind, value in events:
+            number = float(value) if isinstance(value, Decimal) else value
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InvalidError(f"{self._place}: a number is larger than a float can be: {value}")
+            yield kind, number
 
     def persons(self) -> Iterator[_Person]:
         """Yield persons; each name once."""

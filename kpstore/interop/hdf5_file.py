@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,19 +31,23 @@ from kpstore.interop.base import (
     imported,
 )
 from kpstore.interop.files import check_free, check_there, written_aside
+from kpstore.schema.face_lists import load_face_list
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PART_SLICES, PARTS, keypoints_spec
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import Store, backend_for
 
 Compress = Literal["none", "gzip", "lzf"]
 Missing = Literal["zeros", "nan"]
 
 MARK = "kpstore_export"
 """Root attribute of the files written here; its value is the version of their layout, 1."""
-ABOUT = "_kpstore"
-"""Scalar text (JSON): name, annotations, and spec and provenance of every feature. Attributes end at 64 KiB."""
+ABOUT = "_kpstore_export_about"
+"""Scalar text (JSON): name, annotations, and spec and provenance of every feature. Attributes end at 64 KiB.
+
+Not ``_kpstore``: that group tells kpstore's own HDF5 stores from all other files.
+"""
 README = (
     "All videos lie one after another on the first axis of every dataset whose dimension is 'frame': with "
     "start = n_frames[:i].sum(), video i, which is called video_id[i], holds rows start to start + n_frames[i]. "
@@ -52,7 +58,9 @@ _CHUNK_BYTES = 2**18
 """Bytes of a chunk: a quarter of the cache that h5py has for each dataset."""
 _BLOCK_BYTES = 8 * 2**20
 _TEXT_ROW_BYTES = 2**10
-_UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError)
+_SPARE_BYTES = 32 * 2**20
+"""What a disk must have free beside the next block, for what HDF5 writes when it closes the file."""
+_UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, OverflowError)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------
@@ -161,9 +169,17 @@ class _Writer:
             values = self._store.read(name, taken)
             if text:
                 _check_text(name, values)
+            _check_space(Path(file.filename), sum(map(len, values.tolist())) * 4 if text else values.nbytes)
             dataset[start : start + len(taken)] = values
             if name in self._features and meta.dims[0] == "frame":
                 self._report(len(taken))
+
+
+def _check_space(path: Path, n_bytes: int) -> None:
+    """Raise :class:`OSError` before the disk is full: HDF5 does not survive that, and takes the process with it."""
+    disk = os.statvfs(path.parent)
+    if disk.f_bavail * disk.f_frsize < n_bytes + _SPARE_BYTES:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
 def _check_text(name: str, texts: NDArray[np.object_]) -> None:
@@ -189,6 +205,7 @@ class Hdf5Import:
     feature : what it is called; its own name by default. Rows (143, 3) are ``keypoints``.
     split : of all videos.
     missing : what stands for a part of ``keypoints`` that was not detected; NaN always does.
+    face_list : which mesh points the face of ``keypoints`` is: a known name, or a file; phoenix by default.
     """
 
     dataset: Annotated[str, Option("Which one, of a file that kpstore did not write.", metavar="NAME")] = ""
@@ -196,11 +213,15 @@ class Hdf5Import:
     split: Annotated[str, Option("The split that its videos belong to.")] = ""
     missing: Annotated[Missing, Option("What stands for a part of keypoints that was not detected.")] = "zeros"
 
+    face_list: Annotated[str, Option("The face of keypoints: phoenix, ibug, or a file.", metavar="NAME")] = ""
+
     def __post_init__(self) -> None:
         _check_choice("missing", self.missing, get_args(Missing))
 
     def open(self, path: Path) -> Document:
         """Open the file; see :class:`kpstore.interop.base.Importer`."""
+        if path.exists() and backend_for(str(path)).exists():
+            raise InvalidError(f"{path} is a kpstore store itself, nothing to import; open it as it is")
         check_there(path, "HDF5 file")
         with _opened(path) as file:
             if MARK not in file.attrs:
@@ -226,9 +247,30 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
-    found = file.get(name)
+    """Return a dataset whose values are all in this file: a stranger's file must not choose what else is read."""
+    found = _own(file, path, name)
     if not isinstance(found, h5py.Dataset):
         raise InvalidError(f"{path} has no dataset {name!r}; it has {', '.join(sorted(_datasets(file))) or 'none'}")
+    if found.external or found.is_virtual:
+        raise InvalidError(
+            f"{path}: the values of {name!r} lie in other files, which are not read; copy them into one dataset"
+        )
+    return found
+
+
+def _own(file: h5py.File, path: Path, name: str) -> h5py.Group | h5py.Dataset | None:
+    """Return what has a name in a file, without following links; None if there is nothing."""
+    found: h5py.Group | h5py.Dataset = file
+    for part in name.split("/"):
+        if part in ("", "."):
+            continue
+        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            kind = "a link into another file" if isinstance(link, h5py.ExternalLink) else "a soft link"
+            raise InvalidError(f"{path}: {name!r} is {kind}, which is not followed; name the dataset itself")
+        found = found[part]
     return found
 
 
@@ -254,13 +296,12 @@ class ExportedDocument:
         self._path = path
         if file.attrs[MARK] != 1:
             raise InvalidError(f"{path} has layout {file.attrs[MARK]!r} of exports, this kpstore reads 1")
-        about = json.loads(_dataset(file, path, ABOUT).asstr()[()])
+        about = _about(_dataset(file, path, ABOUT), path)
         self.name = str(about["name"])
-        self._annotations = list(about["annotations"])
-        stored = {name: FeatureSpec.from_json(f["spec"]) for name, f in about["features"].items()}
-        self.features = [ImportedFeature(spec, about["features"][name]["provenance"]) for name, spec in stored.items()]
-        self._specs = stored
-        self._lengths = file["n_frames"][()] if "n_frames" in file else np.zeros(0, dtype=np.int64)
+        self._annotations = [str(name) for name in about["annotations"]]
+        self._specs: dict[str, FeatureSpec] = about["specs"]
+        self.features = [ImportedFeature(spec, about["features"][n]["provenance"]) for n, spec in self._specs.items()]
+        self._lengths = _lengths(_dataset(file, path, "n_frames"), path) if "n_frames" in file else _NO_LENGTHS
         self.n_frames = int(self._lengths.sum())
         self._check(file)
 
@@ -290,6 +331,7 @@ class ExportedDocument:
                 name: (file[fmt.state_name(name)][()], _texts(file[fmt.failure_name(name)], self._path))
                 for name in self._specs
             }
+            self._check_states({name: states for name, (states, _) in ledgers.items()})
             start = 0
             for position, length in enumerate(self._lengths.tolist()):
                 rows = slice(start, start + length)
@@ -305,6 +347,15 @@ class ExportedDocument:
                 yield self._video(file, record, position, rows, ledgers)
                 start += length
 
+    def _check_states(self, states: Mapping[str, NDArray[Any]]) -> None:
+        for name, values in states.items():
+            odd = np.flatnonzero(~np.isin(values, [int(state) for state in State]))
+            if len(odd):
+                raise InvalidError(
+                    f"{self._path}: {fmt.state_name(name)}[{odd[0]}] is {values[odd[0]]}; "
+                    f"states are {', '.join(f'{int(s)} ({s.name.lower()})' for s in State)}"
+                )
+
     def _video(
         self, file: h5py.File, record: VideoRecord, position: int, rows: slice, ledgers: Mapping[str, Any]
     ) -> ImportedVideo:
@@ -313,15 +364,54 @@ class ExportedDocument:
             states, texts = ledgers[name]
             if states[position] == State.PENDING:
                 continue
-            entry = json.loads(texts[position] or "{}")
-            if "video" in entry:
-                failed[name] = str(entry["video"])
-            failed_frames[name] = {int(frame): str(reason) for frame, reason in entry.get("frames", {}).items()}
+            place = f"{self._path}: {fmt.failure_name(name)}[{position}]"
+            reason, failed_frames[name] = _failures(texts[position], rows.stop - rows.start, place)
+            if reason is not None:
+                failed[name] = reason
             where = rows if spec.axis == "frame" else slice(position, position + 1)
             arrays = {array: file[array][where] for array in spec.arrays}
             values = arrays.pop(name)
             blocks[name] = FeatureRows(values, {key.removeprefix(f"{name}_"): a for key, a in arrays.items()})
         return ImportedVideo(record, blocks, failed_frames, failed)
+
+
+_NO_LENGTHS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+
+
+def _about(dataset: h5py.Dataset, path: Path) -> dict[str, Any]:
+    """Return what an export says of itself; with ``specs``, the features' specs by name."""
+    try:
+        about = json.loads(dataset.asstr()[()])
+        specs = {name: FeatureSpec.from_json(feature["spec"]) for name, feature in about["features"].items()}
+        return {"name": about["name"], "annotations": list(about["annotations"]), **about, "specs": specs}
+    except (*_UNREADABLE, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InvalidError(f"{path}: {ABOUT} does not say what the file holds ({reason}); export it again") from None
+
+
+def _lengths(dataset: h5py.Dataset, path: Path) -> NDArray[np.int64]:
+    if dataset.ndim != 1 or dataset.dtype.kind not in "iu":
+        raise InvalidError(f"{path}: n_frames is {dataset.dtype} {dataset.shape}, not a count for each video")
+    lengths = np.asarray(dataset[()], dtype=np.int64)
+    odd = np.flatnonzero(lengths < 0)
+    if len(odd):
+        raise InvalidError(f"{path}: n_frames[{odd[0]}] is {lengths[odd[0]]}; a video cannot have fewer than 0 frames")
+    return lengths
+
+
+def _failures(text: str, n_frames: int, place: str) -> tuple[str | None, dict[int, str]]:
+    """Return why a video failed, None if it did not, and its failed frames: reason by frame number."""
+    try:
+        entry = json.loads(text or "{}")
+        frames = {int(frame): str(reason) for frame, reason in entry.get("frames", {}).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise InvalidError(
+            f'{place} is {text[:80]!r}; {{"video": reason, "frames": {{number: reason}}}} needed'
+        ) from None
+    odd = next((frame for frame in frames if not 0 <= frame < n_frames), None)
+    if odd is not None:
+        raise InvalidError(f"{place} says that frame {odd} failed, but the video has {n_frames} frames")
+    return (str(entry["video"]) if "video" in entry else None), frames
 
 
 class ForeignDocument:
@@ -334,33 +424,53 @@ class ForeignDocument:
         self.name = path.stem
         if dataset.ndim < 1 or dataset.dtype.kind not in "fiub":
             raise InvalidError(f"{path}: {self._dataset} is {dataset.dtype} {dataset.shape}, not rows of numbers")
+        self._faces = load_face_list(options.face_list or "phoenix")
         self._spec = self._find_spec(dataset)
+        if options.face_list and not self._is_keypoints:
+            raise InvalidError(
+                f"{path}: {self._dataset} has rows of {dataset.shape[1:]}, which are no keypoints ({N_POINTS}, 3); "
+                "leave out --face-list"
+            )
         self.n_frames = len(dataset)
-        self.features = (ImportedFeature(self._spec, imported("hdf5", dataset=self._dataset)),)
-        self.notes: list[str] = []
+        faces = {"face_list": {"name": self._faces.name, "sha256": self._faces.sha256}} if self._is_keypoints else {}
+        self.features = (ImportedFeature(self._spec, imported("hdf5", dataset=self._dataset, **faces)),)
+        self._notes: list[str] = []
+        self._rounded = 0
         self._ids = self._column(file, ("video_ids", "video_id"))
         self._paths = self._column(file, ("image_paths", "image_path"))
         self._note(file)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is not stored, or not exactly."""
+        if not self._rounded:
+            return self._notes
+        how = f"rounded to float32 in {self._rounded} rows; --feature NAME keeps them as they are, without parts"
+        return [*self._notes, f"values of {self._dataset} were {how}"]
+
+    @property
+    def _is_keypoints(self) -> bool:
+        return self._spec.name == "keypoints" and self._spec.shape == (N_POINTS, 3)
 
     def _find_spec(self, dataset: h5py.Dataset) -> FeatureSpec:
         own = self._options.feature or re.sub(r"[^a-z0-9_]+", "_", dataset.name.rpartition("/")[2].lower()).strip("_")
         shape = dataset.shape[1:]
         if shape == (N_POINTS, 3) and self._options.feature in ("", "keypoints"):
-            return keypoints_spec()
+            return keypoints_spec(self._faces)
         dims = tuple(f"{own}_dim" if len(shape) == 1 else f"{own}_dim_{axis}" for axis in range(len(shape)))
         return FeatureSpec(own, shape, dims, dataset.dtype.newbyteorder("=").name)
 
     def _column(self, file: h5py.File, names: Sequence[str]) -> list[str] | None:
         folder = self._dataset.rpartition("/")[0]
         for name in (f"{at}/{name}".lstrip("/") for at in (folder, "") for name in names):
-            if isinstance(file.get(name), h5py.Dataset):
-                texts = _texts(file[name], self._path)
+            if isinstance(_own(file, self._path, name), h5py.Dataset):
+                texts = _texts(_dataset(file, self._path, name), self._path)
                 if len(texts) != self.n_frames:
                     raise InvalidError(
                         f"{self._path}: {name} has {len(texts)} texts for {self.n_frames} rows of {self._dataset}"
                     )
                 if any("\\" in text for text in texts):
-                    self.notes.append(f"backslashes in {name} became forward slashes")
+                    self._notes.append(f"backslashes in {name} became forward slashes")
                 return [text.replace("\\", "/") for text in texts]
         return None
 
@@ -368,17 +478,18 @@ class ForeignDocument:
         known = {"image_paths", "video_ids", "image_path", "video_id"}
         others = [n for n in sorted(_datasets(file)) if n != self._dataset and n.rpartition("/")[2] not in known]
         if others:
-            self.notes.append(f"datasets {', '.join(others)}: import each with --dataset NAME")
+            self._notes.append(f"datasets {', '.join(others)}: import each with --dataset NAME")
 
     def videos(self) -> Iterator[ImportedVideo]:
         """Read the rows of one video after another."""
+        self._rounded = 0
         with _opened(self._path) as file:
-            dataset = file[self._dataset]
+            dataset = _dataset(file, self._path, self._dataset)
             for video_id, rows in self._runs():
-                values = np.asarray(dataset[rows], dtype=self._spec.dtype)
+                values = self._read(dataset, rows)
                 paths = self._paths[rows] if self._paths else [f"{video_id}#{n}" for n in range(rows.stop - rows.start)]
                 record = VideoRecord(video_id, self._options.split, tuple(paths))
-                yield ImportedVideo(record, {self._spec.name: self._rows(values)})
+                yield ImportedVideo(record, {self._spec.name: values})
 
     def _runs(self) -> Iterator[tuple[str, slice]]:
         """Yield the videos with their rows."""
@@ -397,17 +508,43 @@ class ForeignDocument:
                 yield owners[start], slice(start, row)
                 start = row
 
-    def _rows(self, values: NDArray[Any]) -> FeatureRows:
-        if self._spec.name != "keypoints" or self._spec.shape != (N_POINTS, 3):
-            return FeatureRows(values)
-        values = values.astype(np.float32)
+    def _read(self, dataset: h5py.Dataset, rows: slice) -> FeatureRows:
+        """Read one video, in blocks: a file without ids is one video, which is in memory once, and as it is stored."""
+        values = np.empty((rows.stop - rows.start, *self._spec.shape), dtype=self._spec.dtype)
+        detected = np.ones((len(values), len(PARTS)), dtype=bool)
+        size = max(1, _BLOCK_BYTES // max(1, math.prod(dataset.shape[1:]) * dataset.dtype.itemsize))
+        for start in range(0, len(values), size):
+            block = values[start : start + size]
+            self._fill(block, dataset[rows.start + start : rows.start + start + len(block)], rows.start + start)
+            if self._is_keypoints:
+                detected[start : start + size] = self._detect(block)
+        return FeatureRows(values, {"detected": detected} if self._is_keypoints else {})
+
+    def _fill(self, block: NDArray[Any], found: NDArray[Any], first: int) -> None:
+        """Put numbers of a file into rows; those that change are counted, and those that overflow are an error."""
+        with np.errstate(all="ignore"):
+            block[...] = found
+            if not self._is_keypoints or np.can_cast(found.dtype, block.dtype, "safe"):
+                return
+            exact = (block == found) | (np.isnan(block) & np.isnan(found))
+            lost = np.isinf(block) & np.isfinite(found)
+        if lost.any():
+            row, value = first + int(np.argwhere(lost)[0][0]), found[lost][0]
+            raise InvalidError(
+                f"{self._path}: row {row} of {self._dataset} has {value:g}, more than float32 holds; "
+                "keep the numbers as they are with --feature NAME"
+            )
+        self._rounded += int((~exact).any(axis=(1, 2)).sum())
+
+    def _detect(self, values: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return which parts were detected, (rows, parts); the others become NaN."""
         detected = np.empty((len(values), len(PARTS)), dtype=bool)
         for column, part in enumerate(PARTS):
             block = values[:, PART_SLICES[part]]
             gone = np.isnan(block) | (block == 0) if self._options.missing == "zeros" else np.isnan(block)
             detected[:, column] = ~gone.all(axis=(1, 2))
             block[~detected[:, column]] = np.nan
-        return FeatureRows(values, {"detected": detected})
+        return detected
 
 
 def _only_dataset(path: Path, file: h5py.File) -> str:

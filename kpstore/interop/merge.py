@@ -15,6 +15,7 @@ import numpy as np
 from kpstore.errors import ConflictError, ExistsError, InvalidError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, OnProgress
 from kpstore.interop.run import ImportReport, import_document, opened
+from kpstore.interop.splits import split_rank
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
@@ -23,8 +24,6 @@ from kpstore.store.transaction import check_same
 
 OnConflict = Literal["error", "first", "last"]
 ON_CONFLICT = ("error", "first", "last")
-
-_SPLIT_ORDER = ("train", "training", "dev", "val", "valid", "validation", "test")
 
 
 def merge(
@@ -205,8 +204,7 @@ def _columns(store: Store) -> dict[str, Any]:
 
 def _order(place: _Place, video_id: str) -> tuple[int, str, str]:
     split = place.store.index.splits[place.position]
-    known = _SPLIT_ORDER.index(split) if split in _SPLIT_ORDER else len(_SPLIT_ORDER)
-    return known, split, video_id
+    return split_rank(split), split, video_id
 
 
 def _read_feature(place: _Place, name: str) -> tuple[FeatureRows, dict[int, str]] | str:

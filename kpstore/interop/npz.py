@@ -15,7 +15,9 @@ from numpy.typing import DTypeLike, NDArray
 from kpstore.errors import InvalidError
 from kpstore.interop.base import ExportedFile, ExportReport, Format, OnProgress, Option
 from kpstore.interop.files import check_free, written_aside
-from kpstore.interop.npz_import import UNSPLIT, NpzImport, looks_like_npz
+from kpstore.interop.npz_import import NpzImport, looks_like_npz
+from kpstore.interop.outputs import blocks
+from kpstore.interop.splits import UNSPLIT, check_file_names, check_unsplit
 from kpstore.schema.feature import State
 from kpstore.store import format as fmt
 from kpstore.store.coverage import part_names
@@ -23,9 +25,6 @@ from kpstore.store.store import Store
 
 Missing = Literal["zeros", "nan"]
 Keep = Literal["drop", "keep"]
-
-_BLOCK_FRAMES = 4096
-"""Frames in memory at once: 7 MB of keypoints."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,10 @@ class NpzExport:
             raise InvalidError(f"feature {self.feature!r} belongs to videos; npz files hold features of frames")
         wanted = store.splits if self.splits is None else list(dict.fromkeys(self.splits))
         store.index.select(split=wanted)
+        check_unsplit(wanted)
+        check_file_names(wanted)
         paths = {split: _paths(path, split, self.feature) for split in wanted}
-        _check_paths(paths, overwrite)
+        check_free([file for pair in paths.values() for file in pair], overwrite=overwrite)
         exported = []
         for split, (npz_path, stats_path) in paths.items():
             choice = _choose(store, self.feature, split, self.failed, self.empty)
@@ -96,17 +97,8 @@ def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
 
 def _paths(out_dir: Path, split: str, feature: str) -> tuple[Path, Path]:
     name = split or UNSPLIT
-    if any(sign in name for sign in "/\\:\0") or name.startswith(".") or not name.isprintable():
-        raise InvalidError(f"split {split!r} cannot be part of a file name; export the other splits by name")
     stats = f"{name}_stats.json" if feature == "keypoints" else f"{name}_{feature}_stats.json"
     return out_dir / f"{name}_{feature}.npz", out_dir / stats
-
-
-def _check_paths(paths: dict[str, tuple[Path, Path]], overwrite: bool) -> None:
-    files = [path for pair in paths.values() for path in pair]
-    if len(set(files)) != len(files):
-        raise InvalidError(f"the store has a split named {UNSPLIT!r} and videos without one; export them one by one")
-    check_free(files, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -121,7 +113,7 @@ def _choose(store: Store, feature: str, split: str, failed: Keep, empty: Keep) -
     rows = store.index.rows_of(store.index.select(split=split))
     has_mask = bool(part_names(store.feature(feature)))
     kept, left_out = [], {"failed": 0, "pending": 0, "empty": 0}
-    for block in _blocks(rows):
+    for block in blocks(rows):
         status = store.read(fmt.status_name(feature), block)
         found = store.read(f"{feature}_detected", block).any(axis=1) if has_mask else np.ones(len(block), dtype=bool)
         drop = {
@@ -133,11 +125,6 @@ def _choose(store: Store, feature: str, split: str, failed: Keep, empty: Keep) -
             left_out[reason] += int(mask.sum())
         kept.append(block[~np.logical_or.reduce(list(drop.values()))])
     return _Choice(np.concatenate([np.empty(0, dtype=np.int64), *kept]), left_out)
-
-
-def _blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(rows), _BLOCK_FRAMES):
-        yield rows[start : start + _BLOCK_FRAMES]
 
 
 class _SplitWriter:
@@ -158,9 +145,9 @@ class _SplitWriter:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
             _write_array(archive, self._feature, self._spec.dtype, self._shape, self._values())
             for name, read in (("image_paths", self._image_paths), ("video_ids", self._video_ids)):
-                longest = max((len(text) for block in _blocks(self._rows) for text in read(block)), default=1)
+                longest = max((len(text) for block in blocks(self._rows) for text in read(block)), default=1)
                 dtype = np.dtype(f"<U{max(longest, 1)}")
-                texts = (read(block).astype(dtype) for block in _blocks(self._rows))
+                texts = (read(block).astype(dtype) for block in blocks(self._rows))
                 _write_array(archive, name, dtype, (len(self._rows),), texts)
 
     def stats(self, split: str) -> dict[str, Any]:
@@ -178,7 +165,7 @@ class _SplitWriter:
         return (len(self._rows), *self._spec.shape)
 
     def _values(self) -> Iterator[NDArray[Any]]:
-        for rows in _blocks(self._rows):
+        for rows in blocks(self._rows):
             block = self._store.read(self._feature, rows)
             if self._missing == "zeros" and block.dtype.kind == "f":
                 block[np.isnan(block)] = 0

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, Option, imported
 from kpstore.interop.npy_rows import NpyHeader, NpzFile, Rows, runs
+from kpstore.interop.splits import UNSPLIT, split_rank
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, N_POINTS, PART_SLICES, PARTS, keypoints_spec
 
 KEYPOINTS = "keypoints"
-UNSPLIT = "all"
-"""What the files of videos without a split are called."""
 PATHS, IDS = "image_paths", "video_ids"
 
 Zeros = Literal["missing", "values"]
@@ -88,16 +87,19 @@ def _kind(header: NpyHeader) -> str:
     return f"{header.shape[1:]} {header.dtype.newbyteorder('=').name}"
 
 
+def _visible(folder: Path, array: str) -> list[Path]:
+    """Return a folder's files by name; not those that begin with a dot, which other systems leave beside the real."""
+    return sorted(path for path in folder.glob(f"*_{array}.npz") if not path.name.startswith("."))
+
+
 def npz_files(path: Path, array: str) -> list[Path]:
     """Return the npz files of a folder that hold an array by their name, or the one that ``path`` is."""
     if not path.is_dir():
         return [path]
-    found = sorted(path.glob(f"*_{array}.npz"))
+    found = _visible(path, array)
     if not found:
         raise NotFoundError(f"no file *_{array}.npz in the folder {path}; name one file, or say --feature")
-    # As trainers name them; others by name.
-    known = {split: n for n, split in enumerate(("train", "dev", "val", "test"))}
-    return sorted(found, key=lambda file: (known.get(_split_of(file, array), len(known)), file.name))
+    return sorted(found, key=lambda file: (split_rank(_split_of(file, array)), file.name))
 
 
 def _split_of(path: Path, array: str) -> str:
@@ -269,7 +271,7 @@ def _same(told: Any, found: Any) -> bool:
 def looks_like_npz(path: Path) -> bool:
     """Whether a file or folder is of this format, by names alone."""
     if path.is_dir():
-        return any(path.glob(f"*_{KEYPOINTS}.npz"))
+        return bool(_visible(path, KEYPOINTS))
     if path.suffix != ".npz":
         return False
     try:

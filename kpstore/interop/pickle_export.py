@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Option
 from kpstore.interop.files import check_free, inside, written_aside
-from kpstore.interop.pickle_forms import NONE, SPLIT_FILE, UNSPLIT
+from kpstore.interop.outputs import blocks
+from kpstore.interop.pickle_forms import NONE, OTHER_KEYS, SPLIT_FILE
 from kpstore.interop.pickle_writer import PickleWriter, array_opcodes, plain
 from kpstore.interop.plain_values import from_json
+from kpstore.interop.splits import UNSPLIT, check_file_names, check_unsplit
 from kpstore.schema.feature import State
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
 from kpstore.store import format as fmt
@@ -23,9 +25,6 @@ from kpstore.store.store import Store
 
 ExportForm = Literal["raw", "split", "face", "model_input"]
 Keep = Literal["drop", "keep"]
-
-_BLOCK_FRAMES = 4096
-"""Frames in memory at once: 7 MB of keypoints, and as much of opcodes."""
 
 _CHOICES = {
     "form": ("raw", "split", "face", "model_input"),
@@ -90,12 +89,11 @@ class PickleExport:
         feature = self._feature(store)
         wanted = store.splits if self.splits is None else list(dict.fromkeys(self.splits))
         store.index.select(split=wanted)
-        if "" in wanted and UNSPLIT in wanted:
-            raise InvalidError(
-                f"the store has a split named {UNSPLIT!r} and videos without one; export them one by one"
-            )
+        check_unsplit(wanted)
         if self.form in ("split", "model_input"):
-            _check_names(wanted)
+            check_file_names(wanted)
+        if self.form in ("raw", "split"):
+            _check_keys(wanted)
         targets = self._targets(path, wanted)
         if self.form in ("raw", "face") and path.is_dir():
             raise InvalidError(f"{path} is a folder; form {self.form!r} is one file: name it")
@@ -140,7 +138,7 @@ class PickleExport:
         keep_failed = self.failed == "keep" or (self.failed is None and self.form in ("raw", "split"))
         kept, left_out = [], {"failed": 0, "pending": 0, "empty": 0}
         n_empty = n_failed = 0
-        for block in _blocks(rows):
+        for block in blocks(rows):
             status = store.read(fmt.status_name(feature), block)
             found = _detected(store, feature, block)
             if self.form == "face":
@@ -181,15 +179,13 @@ class _Chosen:
     failed: int
 
 
-def _check_names(splits: Sequence[str]) -> None:
-    for split in splits:
-        if "/" in split or split.startswith("."):
-            raise InvalidError(f"split {split!r} cannot be part of a file name; export the other splits by name")
-
-
-def _blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(rows), _BLOCK_FRAMES):
-        yield rows[start : start + _BLOCK_FRAMES]
+def _check_keys(splits: Sequence[str]) -> None:
+    odd = next((split for split in splits if split in OTHER_KEYS), None)
+    if odd is not None:
+        raise InvalidError(
+            f"split {odd!r} cannot be in a pickle of lists, where {odd!r} means something else; "
+            "export the other splits by name, or use --form model_input"
+        )
 
 
 def _detected(store: Store, feature: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -234,11 +230,11 @@ class _FileWriter:
             writer.value(split)
             with writer.mapping():
                 writer.value("keypoints")
-                writer.sequence(self._frames(writer, block) for block in _blocks(rows))
+                writer.sequence(self._frames(writer, block) for block in blocks(rows))
                 writer.value("image_paths")
-                writer.sequence([plain(text) for text in self._image_paths(block)] for block in _blocks(rows))
+                writer.sequence([plain(text) for text in self._image_paths(block)] for block in blocks(rows))
                 writer.value("video_ids")
-                writer.sequence([plain(text) for text in self._video_ids(block)] for block in _blocks(rows))
+                writer.sequence([plain(text) for text in self._video_ids(block)] for block in blocks(rows))
         for key, value in self._facts(found).items():
             writer.value(key)
             writer.value(value)
@@ -295,24 +291,24 @@ class _FileWriter:
     def _write_faces(self, writer: PickleWriter, chosen: Sequence[_Chosen]) -> None:
         rows = np.concatenate([np.empty(0, dtype=np.int64), *(choice.rows for choice in chosen)])
         writer.value("keypoints")
-        writer.array((len(rows), N_FACE, 3), (self._points(block)[:, :N_FACE] for block in _blocks(rows)))
+        writer.array((len(rows), N_FACE, 3), (self._points(block)[:, :N_FACE] for block in blocks(rows)))
         writer.value("image_paths")
-        writer.sequence([plain(text) for text in self._image_paths(block)] for block in _blocks(rows))
+        writer.sequence([plain(text) for text in self._image_paths(block)] for block in blocks(rows))
 
     def _write_model_input(self, writer: PickleWriter, choice: _Chosen) -> None:
         rows = choice.rows
         writer.value("keypoints")
-        writer.array((len(rows), N_POINTS, 3), (self._points(block) for block in _blocks(rows)))
+        writer.array((len(rows), N_POINTS, 3), (self._points(block) for block in blocks(rows)))
         writer.value("keypoints_dict")
         with writer.mapping():
             for part, where in PART_SLICES.items():
                 shape = (len(rows), where.stop - where.start, 3)
                 writer.value(part)
-                writer.array(shape, (self._points(block, report=False)[:, where] for block in _blocks(rows)))
+                writer.array(shape, (self._points(block, report=False)[:, where] for block in blocks(rows)))
         writer.value("image_paths")
-        writer.sequence([plain(text) for text in self._image_paths(block)] for block in _blocks(rows))
+        writer.sequence([plain(text) for text in self._image_paths(block)] for block in blocks(rows))
         writer.value("video_ids")
-        writer.sequence([plain(text) for text in self._video_ids(block)] for block in _blocks(rows))
+        writer.sequence([plain(text) for text in self._video_ids(block)] for block in blocks(rows))
         for key, value in (
             ("split", choice.name),
             ("num_samples", len(rows)),
@@ -416,5 +412,5 @@ def _notes(store: Store, feature: str, options: PickleExport, splits: Sequence[s
 def _has_visibility(store: Store, feature: str, videos: NDArray[np.int64]) -> bool:
     if not any(c.name == "visibility" for c in store.feature(feature).companions):
         return False
-    blocks = _blocks(store.index.rows_of(videos))
-    return any(bool(np.isfinite(store.read(f"{feature}_visibility", block)).any()) for block in blocks)
+    every_block = blocks(store.index.rows_of(videos))
+    return any(bool(np.isfinite(store.read(f"{feature}_visibility", block)).any()) for block in every_block)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError
 from kpstore.interop.files import check_there
 from kpstore.interop.plain_values import to_json
+from kpstore.interop.splits import UNSPLIT, split_rank
 from kpstore.interop.unpickling import load_pickle
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
 
@@ -28,13 +29,16 @@ FORMS: Mapping[Form, str] = {
     "model_input": "an array of 143 points, as prepare_model_input writes it",
     "sequences": "lists of frames, one for each sequence",
 }
-UNSPLIT = "all"
-"""What stands for the videos without a split."""
 NONE = "the file holds None for this frame"
 """The reason of failed frames that come from a pickle."""
 SPLIT_FILE = "mediaPipe_Phoenix."
-_WORKER_FILE = re.compile(r"temp_split_(\d+)_gpu(\d+)\.(?:pkl|pickle)\Z")
+_NO_SPLIT = "workers' files do not say of which split they are; see --split"
+MOST_WORKERS = 10_000
+"""Up to which number a missing worker's file is looked for."""
+WORKER_FILE = re.compile(r"temp_split_(\d+)_gpu(\d+)\.(?:pkl|pickle)\Z")
 _ABOUT = ("stats", "keypoint_info", "dataset_info")
+OTHER_KEYS = (*_ABOUT, "keypoints", "results", "sequences")
+"""What beside splits stands at the top of a file, so that no split can be called so."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def is_pickle(path: Path) -> bool:
     """Whether a file's name or first bytes, or a folder's names, are those of such a pickle."""
     try:
         if path.is_dir():
-            return any(_WORKER_FILE.match(p.name) or p.name.startswith(SPLIT_FILE) for p in path.iterdir())
+            return any(WORKER_FILE.match(p.name) or p.name.startswith(SPLIT_FILE) for p in path.iterdir())
         with path.open("rb") as file:
             first = file.read(2)
     except OSError:
@@ -105,7 +109,7 @@ def read_contents(path: Path) -> Contents:
         check_there(path, "pickle")
         return _read_file(path)
     files = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
-    numbered = [(tuple(map(int, m.groups())), p) for p in files if (m := _WORKER_FILE.match(p.name))]
+    numbered = [(tuple(map(int, m.groups())), p) for p in files if (m := WORKER_FILE.match(p.name))]
     if numbered:
         return _merge([_read_file(p) for _, p in sorted(numbered)], "workers", path)
     splits = sorted(p for p in files if p.name.startswith(SPLIT_FILE) or p.suffix in (".pkl", ".pickle"))
@@ -114,17 +118,9 @@ def read_contents(path: Path) -> Contents:
             f"{path} holds neither workers' files (temp_split_0_gpu0.pkl, …) nor files of splits "
             f"({SPLIT_FILE}train, …); name the file to import"
         )
-    return _merge(_in_usual_order([_read_file(p) for p in splits]), "split", path)
-
-
-def _in_usual_order(found: list[Contents]) -> list[Contents]:
-    usual = ("train", "dev", "val", "test")
-
-    def place(contents: Contents) -> int:
-        split = contents.listed[0].split if contents.listed else ""
-        return usual.index(split) if split in usual else len(usual)
-
-    return sorted(found, key=place)
+    found = [_read_file(p) for p in splits]
+    found.sort(key=lambda contents: split_rank(contents.listed[0].split if contents.listed else ""))
+    return _merge(found, "split", path)
 
 
 def _merge(found: Sequence[Contents], form: Form, path: Path) -> Contents:
@@ -147,7 +143,9 @@ def _merge(found: Sequence[Contents], form: Form, path: Path) -> Contents:
     if len(set(splits)) != len(splits):
         twice = next(split for split in splits if splits.count(split) > 1)
         raise InvalidError(f"{path} holds split {twice!r} in two files; import them by themselves")
-    return Contents(form, listed, N_POINTS, document, [note for contents in found for note in contents.notes])
+    return Contents(
+        form, listed, N_POINTS, document, list(dict.fromkeys(note for contents in found for note in contents.notes))
+    )
 
 
 def _joined(listed: Sequence[Listed], path: Path) -> Listed:
@@ -248,8 +246,7 @@ def _read_worker(path: Path, content: Mapping[str, Any]) -> Contents:
         [result["video_id"] for result in results] if with_ids else None,
     )
     facts = {key: to_json(value, f"{path}[{key!r}]") for key, value in content.items() if key != "results"}
-    note = f"{path.name}: a worker's file does not say of which split it is; see --split"
-    return Contents("workers", [listed], N_POINTS, {"form": "workers", "workers": [facts]}, [note])
+    return Contents("workers", [listed], N_POINTS, {"form": "workers", "workers": [facts]}, [_NO_SPLIT])
 
 
 def _read_sequences(path: Path, content: Mapping[str, Any]) -> Contents:

@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError
 from kpstore.interop.base import Format, ImportedFeature, ImportedVideo, Option, imported
 from kpstore.interop.pickle_export import PickleExport
-from kpstore.interop.pickle_forms import FORMS, NONE, UNSPLIT, Contents, Listed, is_pickle, read_contents
+from kpstore.interop.pickle_forms import (
+    FORMS,
+    MOST_WORKERS,
+    NONE,
+    WORKER_FILE,
+    Contents,
+    Listed,
+    is_pickle,
+    read_contents,
+)
+from kpstore.interop.plain_values import from_json
+from kpstore.interop.splits import UNSPLIT
 from kpstore.schema.face_lists import load_face_list
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
@@ -105,7 +116,10 @@ class PickleDocument:
         self._facts = {**contents.document, **plan.facts}
         self._spec = face_keypoints_spec(face_list) if contents.points == N_FACE else keypoints_spec(face_list)
         self._faces = {"name": face_list.name, "sha256": face_list.sha256}
-        self._stats_notes = _compare_stats(self._facts.get("stats"), contents.listed)
+        self._stats_notes = _compare_stats(from_json(self._facts.get("stats")), contents.listed)
+        if contents.form == "workers":
+            self._stats_notes += _missing_workers(path) if path.is_dir() else []
+            self._stats_notes += _missing_results(self._facts.get("workers", ()), contents.listed)
         shapes = _shape_kind(contents.listed)
         if shapes:
             self._facts["image_shape"] = shapes
@@ -274,12 +288,34 @@ def _compare_stats(stats: Any, listed: Sequence[Listed]) -> list[str]:
                 "are kept as they are (export pickle --stats as_imported)"
             )
         total = own.get("total")
-        if isinstance(total, int) and total > len(group.frames):
+        if isinstance(total, int | np.integer) and total > len(group.frames):
             notes.append(
                 f"{group.place}: {total - len(group.frames)} of {total} frames were dropped when this was made; they "
                 "are not in the file"
             )
     return notes
+
+
+def _missing_workers(folder: Path) -> list[str]:
+    """Return which workers left no file, by the numbers of the others; a missing last one cannot be seen."""
+    there = {int(match[1]) for path in folder.iterdir() if (match := WORKER_FILE.match(path.name))}
+    gone = [number for number in range(min(max(there, default=0), MOST_WORKERS)) if number not in there]
+    if not gone:
+        return []
+    shown = ", ".join(map(str, gone[:10])) + (", …" if gone[10:] else "")
+    return [f"workers {shown} of 0 to {max(there)} left no file: {len(gone)} parts of the frames are not here"]
+
+
+def _missing_results(workers: Sequence[Any], listed: Sequence[Listed]) -> list[str]:
+    """Return how many frames the workers' own totals count and their files do not hold."""
+    totals = [total for facts in workers if isinstance(total := from_json(facts).get("total_images"), int | np.integer)]
+    held, total = sum(len(group.frames) for group in listed), sum(map(int, totals))
+    if len(totals) != len(workers) or total <= held:
+        return []
+    return [
+        f"the workers' files count {total} frames and hold {held}: {total - held} are not in them, because nothing was "
+        "found in them or because they were lost"
+    ]
 
 
 def _shape_kind(listed: Sequence[Listed]) -> str:

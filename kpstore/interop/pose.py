@@ -17,7 +17,7 @@ from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeaderCache, PoseHeaderComponent, PoseHeaderDimensions
 from pose_format.utils.reader import BytesIOReader
 
-from kpstore.errors import InvalidError, NotFoundError
+from kpstore.errors import ExistsError, InvalidError, NotFoundError
 from kpstore.interop.base import (
     ExportedFile,
     ExportReport,
@@ -29,6 +29,7 @@ from kpstore.interop.base import (
     imported,
 )
 from kpstore.interop.files import check_free, folder_written_aside, inside, written_aside
+from kpstore.interop.outputs import check_no_links
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import (
@@ -306,19 +307,22 @@ class PoseImport:
         if not path.exists():
             raise NotFoundError(f"no .pose file, nor a folder of them, at {path}: it does not exist")
         root = path if path.is_dir() else path.parent
-        paths = sorted(p for p in path.rglob(f"*{SUFFIX}") if p.is_file()) if path.is_dir() else [path]
+        found = sorted(p for p in path.rglob(f"*{SUFFIX}") if p.is_file()) if path.is_dir() else [path]
+        paths = [p for p in found if p == path or not p.name.startswith(".")]
         if not paths:
             raise NotFoundError(f"no .pose file in {path} or in its folders")
-        return PoseDocument(self, path, tuple(_look(p, root) for p in paths))
+        return PoseDocument(self, path, tuple(_look(p, root) for p in paths), n_hidden=len(found) - len(paths))
 
 
 class PoseDocument:
     """Pose files whose headers fit each other; see :class:`kpstore.interop.base.Document`."""
 
-    def __init__(self, options: PoseImport, path: Path, files: tuple[_File, ...]) -> None:
+    def __init__(self, options: PoseImport, path: Path, files: tuple[_File, ...], *, n_hidden: int = 0) -> None:
         self._options, self._files = options, files
         self.name = path.name.removesuffix(SUFFIX)
         self.notes: list[str] = []
+        if n_hidden:
+            self.notes.append(f"{n_hidden} files whose names begin with a dot were left out")
         self._parts = {file.path: _find_parts(file.components, options.faces) for file in files}
         self._note_files()
         self.features = self._features()
@@ -516,14 +520,21 @@ class PoseExport:
             with written_aside(path) as (aside,):
                 frames = sum(writer.write(videos, aside, on_progress) for videos in groups.values())
         elif path.is_dir():  # its other files stay
-            check_free([inside(path, name) for name in groups], overwrite=overwrite)
+            targets = [inside(path, name) for name in groups]
+            check_no_links(path, targets)
+            check_free(targets, overwrite=overwrite)
             frames = writer.write_all(groups, path, on_progress)
         else:
-            check_free([path], overwrite=False)
+            _check_folder(path)
             with folder_written_aside(path) as folder:
                 frames = writer.write_all(groups, folder, on_progress)
         held = sum(len(videos) for videos in groups.values())
         return ExportReport([ExportedFile(path, frames, held, left_out={"pending": pending})], writer.notes())
+
+
+def _check_folder(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise ExistsError(f"{path} exists already and is no folder; choose another place for the files")
 
 
 class _Writer:
@@ -555,6 +566,7 @@ class _Writer:
             if self._feature_of(video) is None:
                 pending += video.n_frames
                 continue
+            self._check_size(video)
             name = f"{self._file_id(video)}{SUFFIX}"
             key = inside(path, name).relative_to(path).as_posix()
             if key in groups and (self._people(video) < 2 or self._people(groups[key][0]) < 2):
@@ -575,6 +587,13 @@ class _Writer:
         if video.state(name) == State.PENDING:
             return None
         return dict(zip(HEADER_FIELDS, video[name].tolist(), strict=True))
+
+    def _check_size(self, video: Video) -> None:
+        header = self._header(video)
+        size = (header["width"], header["height"], header["depth"]) if header else (video.width, video.height)
+        if max(size) > 0xFFFF:
+            shown = " x ".join(f"{number:g}" for number in size)
+            raise InvalidError(f"video {video.id!r} is {shown} pixels; a .pose file holds {0xFFFF} in each direction")
 
     def _people(self, video: Video) -> int:
         header = self._header(video)
@@ -726,7 +745,7 @@ def _keypoint_components(spec: FeatureSpec) -> list[dict[str, Any]]:
 def _recognises(path: Path) -> bool:
     try:
         if path.is_dir():
-            return next(path.rglob(f"*{SUFFIX}"), None) is not None
+            return any(not found.name.startswith(".") for found in path.rglob(f"*{SUFFIX}"))
         if path.suffix != SUFFIX:
             return False
         with path.open("rb") as file:

@@ -131,7 +131,8 @@ def test_nothing_but_torn_files_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match=r"none of the embeddings in .* can be read; 'a' failed: "):
         import_folder(tmp_path)
     (tmp_path / "a_embedding.npz").unlink()
-    assert import_folder(tmp_path)[0].states("lip_resnet18").tolist() == [State.PENDING]
+    with pytest.raises(NotFoundError, match="for any of 1 utterances"):
+        import_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -280,3 +281,21 @@ def test_it_is_recognised(tmp_path: Path) -> None:
     assert not EMBEDDINGS.recognises(tmp_path / "a" / "b_embedding.npz")
     with pytest.raises(NotFoundError, match="no folder of npz files"):
         import_folder(tmp_path / "a" / "b_embedding.npz")
+
+
+def test_a_folder_without_any_embedding_is_an_error(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "in", name, None, crops=3)
+    with pytest.raises(NotFoundError, match=r"no \*_embedding\.npz in .* for any of 2 utterances"):
+        import_folder(tmp_path / "in")
+
+
+def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    write(tmp_path / "in", "deep/a", 3)
+    store, _ = import_folder(tmp_path / "in")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "deep").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InvalidError, match="deep is a link"):
+        EmbeddingsExport().export(store, tmp_path / "out", overwrite=True)
+    assert list((tmp_path / "elsewhere").iterdir()) == []

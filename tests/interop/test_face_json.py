@@ -19,6 +19,7 @@ from kpstore.interop.face_json_import import FaceJsonImport
 from kpstore.interop.run import ImportReport, import_document
 from kpstore.schema.feature import State
 from tests.conftest import memory_location
+from tests.interop.test_npz import filled
 
 MODEL = "dinov2_tiny"
 D = 3
@@ -311,3 +312,31 @@ def test_it_is_recognised(tmp_path: Path) -> None:
     assert JSON.recognises(write(tmp_path / "in.json", two_persons()))
     assert not JSON.recognises(write(tmp_path / "x.json", {"a": 1}))
     assert not JSON.recognises(tmp_path)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**80), 10**40])
+def test_wide_integers_that_are_carried_along_come_back(tmp_path: Path, number: int) -> None:
+    persons = two_persons()
+    persons["Ada ü"]["video_data"][1]["hash"] = number
+    persons["../../Ben"]["seed"] = [number, 0.1, 7]
+    source = write(tmp_path / "in.json", persons)
+    store, _ = import_json(source)
+    FaceJsonExport().export(store.at(), tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text("utf-8")) == persons
+
+
+@pytest.mark.parametrize("wide", [1, 2**70])
+def test_numbers_that_no_float_can_be_are_said(tmp_path: Path, wide: int) -> None:
+    text = json.dumps({"Ada": {"wide": wide, **person(1, 1), "more": 12345}}).replace("12345", "1e400")
+    (tmp_path / "in.json").write_text(text)
+    with pytest.raises(InvalidError, match="person 'Ada': a number is larger than a float can be") as caught:
+        import_json(tmp_path / "in.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_stores_without_faces_are_refused(tmp_path: Path, memory_store: kpstore.Store) -> None:
+    FaceJsonExport().export(memory_store, tmp_path / "empty.json")
+    assert (tmp_path / "empty.json").read_text() == "{}"
+    with pytest.raises(NotFoundError, match=r"has no face features to write: .* it has keypoints"):
+        FaceJsonExport().export(filled(memory_store), tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()

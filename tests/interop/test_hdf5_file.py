@@ -216,7 +216,10 @@ def test_damaged_files_are_one_line(memory_store: kpstore.Store, tmp_path: Path)
         (tmp_path / "torn.h5").write_bytes(data)
         with pytest.raises(InvalidError, match=r"torn\.h5: it is no HDF5 file, or a damaged one"):
             store_of(tmp_path / "torn.h5")
-    for name, message in (("keypoints", r"has no dataset 'keypoints'"), ("_kpstore", "has no dataset '_kpstore'")):
+    for name, message in (
+        ("keypoints", r"has no dataset 'keypoints'"),
+        ("_kpstore_export_about", "has no dataset '_kpstore_e"),
+    ):
         (tmp_path / "torn.h5").write_bytes(whole)
         with h5py.File(tmp_path / "torn.h5", "a") as file:
             del file[name]
@@ -238,3 +241,132 @@ def test_only_our_own_files_are_known(memory_store: kpstore.Store, tmp_path: Pat
     foreign(tmp_path / "f.h5", keypoints=np.ones((1, 143, 3)))
     (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     assert not any(HDF5.recognises(tmp_path / name) for name in ("f.h5", "x.h5", "nothing.h5", "."))
+
+
+# -- what a file must not do ------------------------------------------------------------------------------------
+
+
+def test_stores_and_exports_are_told_apart(tmp_path: Path, memory_store: kpstore.Store) -> None:
+    kpstore.create(str(tmp_path / "store.h5"))
+    with pytest.raises(InvalidError, match=r"store\.h5 is a kpstore store itself"):
+        Hdf5Import().open(tmp_path / "store.h5")
+    Hdf5Export().export(filled(memory_store), tmp_path / "export.h5")
+    with h5py.File(tmp_path / "export.h5") as file:
+        assert "_kpstore" not in file
+    assert not HDF5.recognises(tmp_path / "store.h5")
+    with pytest.raises(NotFoundError):
+        kpstore.open(str(tmp_path / "export.h5"))
+
+
+def test_nothing_outside_the_file_is_read(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.h5"
+    foreign(secret, k=np.ones((4, 3)))
+    (tmp_path / "raw").write_bytes(bytes(12))
+    layout = h5py.VirtualLayout((4, 3), "f8")
+    layout[:] = h5py.VirtualSource(str(secret), "k", shape=(4, 3))
+    with h5py.File(tmp_path / "evil.h5", "w") as file:
+        file.create_dataset("raw", shape=(4, 3), dtype="u1", external=[(str(tmp_path / "raw"), 0, 12)])
+        file.create_virtual_dataset("virtual", layout)
+        file["out"], file["soft"], file["rows"] = (
+            h5py.ExternalLink(str(secret), "/k"),
+            h5py.SoftLink("/rows"),
+            layout.shape,
+        )
+        file["group/link"] = h5py.ExternalLink(str(secret), "/")
+    for name, message in {
+        "raw": "the values of 'raw' lie in other files",
+        "virtual": "the values of 'virtual' lie in other files",
+        "out": "'out' is a link into another file, which is not followed",
+        "soft": "'soft' is a soft link",
+        "group/link/k": "'group/link/k' is a link into another file",
+    }.items():
+        with pytest.raises(InvalidError, match=message):
+            Hdf5Import(dataset=name).open(tmp_path / "evil.h5")
+    with h5py.File(foreign(tmp_path / "ids.h5", x=np.ones((4, 3))), "a") as file:
+        file["video_ids"] = h5py.ExternalLink(str(secret), "/k")
+    with pytest.raises(InvalidError, match="'video_ids' is a link into another file"):
+        Hdf5Import().open(tmp_path / "ids.h5")
+
+
+def test_an_export_with_outside_values_is_refused(tmp_path: Path, memory_store: kpstore.Store) -> None:
+    Hdf5Export().export(filled(memory_store), tmp_path / "s.h5")
+    with h5py.File(tmp_path / "s.h5", "a") as file:
+        file.move("keypoints", "elsewhere")
+        file["keypoints"] = h5py.SoftLink("/elsewhere")
+    with pytest.raises(InvalidError, match="'keypoints' is a soft link"):
+        Hdf5Import().open(tmp_path / "s.h5")
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_keypoints_cannot_hold_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.full((4, 143, 3), 0.5)
+    values[1:3] = 0.1
+    values[3, :68] = np.nan
+    path = foreign(tmp_path / "double.h5", keypoints=values)
+    monkeypatch.setattr(hdf5_file, "_BLOCK_BYTES", 2 * 143 * 3 * 8)
+    document = Hdf5Import().open(path)
+    rows = next(document.videos()).rows["keypoints"]
+    np.testing.assert_array_equal(rows.values, values.astype(np.float32))
+    assert rows.companions["detected"][:, 0].tolist() == [True, True, True, False]
+    assert [note for note in document.notes if "rounded" in note] == [
+        "values of keypoints were rounded to float32 in 2 rows; --feature NAME keeps them as they are, without parts"
+    ]
+    np.testing.assert_array_equal(store_of(path, feature="exact")["exact"][:], values)
+    whole = foreign(tmp_path / "whole.h5", keypoints=np.full((2, 143, 3), 2**31 - 1, "i4"))
+    document = Hdf5Import().open(whole)
+    list(document.videos())
+    assert "in 2 rows" in document.notes[0]
+    values[2, 0, 0] = 1e300
+    with pytest.raises(InvalidError, match=r"row 2 of keypoints has 1e\+300, more than float32 holds"):
+        store_of(foreign(tmp_path / "big.h5", keypoints=values))
+
+
+def test_the_face_list_of_others_can_be_said(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "f.h5", keypoints=np.ones((2, 143, 3), "f4"))
+    assert store_of(path).feature("keypoints").attrs["face_list"]["name"] == "phoenix"
+    store = store_of(path, face_list="ibug")
+    assert store.feature("keypoints").attrs["face_list"]["name"] == "ibug"
+    assert store.provenance("keypoints")["face_list"]["name"] == "ibug"
+    with pytest.raises(NotFoundError, match="face list 'x' is neither"):
+        store_of(path, face_list="x")
+    with pytest.raises(InvalidError, match="leave out --face-list"):
+        store_of(foreign(tmp_path / "g.h5", x=np.ones((2, 3))), face_list="ibug")
+
+
+@pytest.mark.parametrize(
+    ("array", "place", "value", "message"),
+    [
+        ("keypoints_failure", 0, "{", r"keypoints_failure\[0\] is '{'"),
+        ("keypoints_failure", 0, "[]", r"keypoints_failure\[0\] is '\[\]'"),
+        ("keypoints_failure", 0, "3", r"keypoints_failure\[0\] is '3'"),
+        ("keypoints_failure", 0, '{"frames": 3}', r"keypoints_failure\[0\] is"),
+        ("keypoints_failure", 0, '{"frames": {"99": "x"}}', "says that frame 99 failed, but the video has 6 frames"),
+        ("keypoints_failure", 0, '{"frames": {"-1": "x"}}', "says that frame -1 failed"),
+        ("keypoints_state", 1, 7, r"keypoints_state\[1\] is 7; states are 0 \(pending\), 1"),
+        ("n_frames", 1, -3, r"n_frames\[1\] is -3"),
+        ("_kpstore_export_about", (), "[]", "_kpstore_export_about does not say what the file holds"),
+        ("_kpstore_export_about", (), "{", "_kpstore_export_about does not say what the file holds"),
+        ("_kpstore_export_about", (), '{"name": "", "annotations": [], "features": {"a": 3}}', "does not say what"),
+    ],
+)
+def test_exports_that_somebody_changed_are_one_line(
+    memory_store: kpstore.Store, tmp_path: Path, array: str, place: Any, value: Any, message: str
+) -> None:
+    Hdf5Export().export(filled(memory_store), tmp_path / "s.h5")
+    with h5py.File(tmp_path / "s.h5", "a") as file:
+        file[array][place] = value
+    with pytest.raises(InvalidError, match=message) as error:
+        store_of(tmp_path / "s.h5")
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_is_an_error_before_hdf5_meets_it(
+    memory_store: kpstore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Disk:
+        f_frsize, f_bavail = 1, 2**25 + 100
+
+    monkeypatch.setattr(hdf5_file.os, "statvfs", lambda path: Disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        Hdf5Export().export(filled(memory_store), tmp_path / "s.h5")
+    assert list(tmp_path.iterdir()) == []

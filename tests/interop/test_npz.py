@@ -10,7 +10,7 @@ import pytest
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
-from kpstore.interop import npz
+from kpstore.interop import npz, outputs
 from kpstore.interop.base import ExportedFile
 from kpstore.interop.npz import NpzExport
 from kpstore.schema.feature import FeatureRows
@@ -92,7 +92,7 @@ def test_blocks_do_not_change_the_files(
 ) -> None:
     store = filled(memory_store)
     export_npz(store, tmp_path / "whole")
-    monkeypatch.setattr(npz, "_BLOCK_FRAMES", 2)
+    monkeypatch.setattr(outputs, "BLOCK_FRAMES", 2)
     seen: list[int] = []
     export_npz(store, tmp_path / "blocks", on_progress=seen.append)
     assert sum(seen) == 9

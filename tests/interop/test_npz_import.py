@@ -16,7 +16,7 @@ import kpstore
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop import npy_rows
 from kpstore.interop.npz import NPZ, NpzExport
-from kpstore.interop.npz_import import NpzImport
+from kpstore.interop.npz_import import NpzImport, looks_like_npz
 from kpstore.interop.run import ImportReport, import_document
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.layout import PART_SLICES, PARTS
@@ -287,3 +287,13 @@ def test_it_is_recognised(tmp_path: Path) -> None:
     assert NPZ.recognises(path)
     assert NPZ.recognises(tmp_path)
     assert not any(NPZ.recognises(tmp_path / name) for name in ("other.npz", "torn.npz", "none.npz", "none"))
+
+
+def test_files_that_begin_with_a_dot_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "._train_keypoints.npz").write_bytes(b"left by another system")
+    assert not looks_like_npz(tmp_path)
+    with pytest.raises(NotFoundError, match=r"no file \*_keypoints\.npz"):
+        import_npz(tmp_path)
+    write_npz(tmp_path / "train_keypoints.npz", ["a"], keypoints=np.ones((1, 143, 3), "f4"))
+    assert looks_like_npz(tmp_path)
+    assert import_npz(tmp_path)[0].index.ids.tolist() == ["a"]

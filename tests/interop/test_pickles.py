@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
-from kpstore.interop import pickle_export
+from kpstore.interop import outputs
 from kpstore.interop.pickle_forms import is_pickle
 from kpstore.interop.pickles import PickleExport, PickleImport
 from kpstore.interop.run import import_document
@@ -369,7 +369,7 @@ def test_pickles_are_recognised(tmp_path: Path) -> None:
 def test_blocks_do_not_change_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = stored(write(tmp_path / "x.pkl", raw_of(train={"a": 7, "b": 2}, dev={"c": 3})))
     whole = exported(store, tmp_path / "whole.pkl")
-    monkeypatch.setattr(pickle_export, "_BLOCK_FRAMES", 2)
+    monkeypatch.setattr(outputs, "BLOCK_FRAMES", 2)
     seen: list[int] = []
     PickleExport().export(store, tmp_path / "blocks.pkl", on_progress=seen.append)
     assert same(pickle.loads((tmp_path / "blocks.pkl").read_bytes()), whole)
@@ -411,3 +411,41 @@ def test_splits_never_lead_out_of_the_folder(tmp_path: Path, split: str) -> None
         with pytest.raises(InvalidError, match="cannot be"):
             PickleExport(form=form).export(store, tmp_path / "out")
     assert os.listdir(tmp_path) == ["x.pkl"]
+
+
+@pytest.mark.parametrize("split", ["stats", "keypoint_info", "dataset_info", "keypoints", "results", "sequences"])
+def test_splits_that_a_pickle_has_another_key_for_are_refused(tmp_path: Path, split: str) -> None:
+    store = stored(write(tmp_path / "x.pkl", split_of({"a": 1})), split=split)
+    for form in ("raw", "split"):
+        with pytest.raises(InvalidError, match=f"split '{split}' cannot be in a pickle of lists"):
+            PickleExport(form=form).export(store, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["x.pkl"]
+    PickleExport(form="model_input").export(store, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == [f"{split}_keypoints.pkl"]
+
+
+def test_workers_that_are_missing_are_said(tmp_path: Path) -> None:
+    for worker in (0, 2, 5):
+        result = {"image_path": f"v{worker}/0.png", "video_id": f"v{worker}", "keypoints": frame(worker)}
+        part = {"process_id": worker, "results": [result], "total_images": np.int64(5)}
+        write(tmp_path / f"temp_split_{worker}_gpu0.pkl", part)
+    notes: list[str] = []
+    stored(tmp_path, notes)
+    assert "workers 1, 3, 4 of 0 to 5 left no file: 3 parts of the frames are not here" in notes
+    assert [note.partition(":")[0] for note in notes if "count" in note] == [
+        "the workers' files count 15 frames and hold 3"
+    ]
+    assert sum("of which split" in note for note in notes) == 1
+
+
+def test_numpy_numbers_of_stats_are_compared_and_shown_as_numbers(tmp_path: Path) -> None:
+    group = split_of({"a": 4})
+    content = {"train": group, "stats": {"train": {"total": np.int64(9), "success": np.int64(7), "failed": 2}}}
+    notes: list[str] = []
+    stored(write(tmp_path / "x.pkl", content), notes)
+    assert any("say that 7 frames succeeded, it holds 3;" in note for note in notes)
+    assert any("5 of 9 frames were dropped" in note for note in notes)
+    content["stats"]["train"] = {"total": 4, "success": np.int64(3), "failed": 1}
+    notes.clear()
+    stored(write(tmp_path / "x.pkl", content), notes)
+    assert not any("succeeded" in note for note in notes)

@@ -339,7 +339,7 @@ def test_nothing_of_others_is_touched(tmp_path: Path) -> None:
     with pytest.raises(ExistsError, match=r"a\.pose exists? already"):
         PoseExport().export(store, tmp_path)
     PoseExport().export(store, tmp_path, overwrite=True)
-    with pytest.raises(ExistsError, match=r"mine exists? already"):
+    with pytest.raises(ExistsError, match="mine exists already and is no folder"):
         PoseExport().export(store, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine").read_text() == "!"
 
@@ -361,3 +361,38 @@ def test_features_without_names_are_refused(tmp_path: Path) -> None:
     random_pose(tmp_path / "a.pose", 2)
     with pytest.raises(InvalidError, match=r"'pose_points_header'.*has no points that .pose files have names for"):
         PoseExport(feature="pose_points_header").export(store_of(tmp_path / "a.pose"), tmp_path / "out")
+
+
+def test_files_that_begin_with_a_dot_are_left_out(tmp_path: Path) -> None:
+    random_pose(tmp_path / "in" / "a.pose", 2)
+    (tmp_path / "in" / "._a.pose").write_bytes(b"left by another system")
+    document = PoseImport().open(tmp_path / "in")
+    assert document.notes[0] == "1 files whose names begin with a dot were left out"
+    assert [video.record.id for video in document.videos()] == ["a"]
+    (tmp_path / "in" / "a.pose").unlink()
+    assert not POSE.recognises(tmp_path / "in")
+    with pytest.raises(NotFoundError, match=r"no \.pose file in"):
+        PoseImport().open(tmp_path / "in")
+
+
+def test_videos_larger_than_a_header_can_say_are_refused(tmp_path: Path) -> None:
+    store = small_store(width=65_536, height=7, fps=25.0)
+    with pytest.raises(InvalidError, match=r"65536 x 7 pixels; a \.pose file holds 65535 in each direction"):
+        PoseExport().export(store, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    random_pose(tmp_path / "in" / "deep" / "er" / "a.pose", 2)
+    store = store_of(tmp_path / "in")
+    (tmp_path / "elsewhere" / "er").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "deep").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for folder in ("out", "link"):
+        with pytest.raises(InvalidError, match="deep is a link, which may lead out of"):
+            PoseExport().export(store, tmp_path / folder, overwrite=True)
+    assert list((tmp_path / "elsewhere" / "er").iterdir()) == []
+    (tmp_path / "out" / "deep").unlink()
+    PoseExport().export(store, tmp_path / "link")
+    assert (tmp_path / "out" / "deep" / "er" / "a.pose").is_file()
