@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, get_args
@@ -220,10 +220,13 @@ class Hdf5Import:
 
     def open(self, path: Path) -> Document:
         """Open the file; see :class:`kpstore.interop.base.Importer`."""
-        if path.exists() and backend_for(str(path)).exists():
-            raise InvalidError(f"{path} is a kpstore store itself, nothing to import; open it as it is")
-        check_there(path, "HDF5 file")
-        with _opened(path) as file:
+        is_folder = path.is_dir() and backend_for(str(path)).exists()
+        if not is_folder:
+            check_there(path, "HDF5 file")
+        with nullcontext(None) if is_folder else _opened(path) as file:
+            # After it was opened: of a file that cannot be, nobody knows what it is.
+            if file is None or backend_for(str(path)).exists():
+                raise InvalidError(f"{path} is a kpstore store itself, nothing to import; open it as it is")
             if MARK not in file.attrs:
                 return ForeignDocument(self, path, file)
             if self != Hdf5Import():
