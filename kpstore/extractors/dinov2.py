@@ -58,8 +58,8 @@ class Dinov2Extractor:
 
     ``v = normalise(model((resize(frame, 224 x 224) / 255 - mean) / std).last_hidden_state[0])``, with ImageNet's mean
     and standard deviation and ``normalise(v) = v / max(|v|, 1e-12)``, in float32. Frames stand alone. How many run at
-    once changes the last bits at most, 1e-6 of a value (measured, ViT-S on the CPU: the same bits for 1, 3 and 8 frames,
-    with one thread and two); the same batches give the same bits on the same machine.
+    once changes the last bits at most, 1e-6 of a value (measured: ViT-S on the CPU gives the same bits for 1, 3 and 8
+    frames, with one thread and two); the same batches give the same bits on the same machine.
 
     Parameters
     ----------
@@ -280,7 +280,7 @@ def _find_device(name: str) -> Any:
         raise UnsupportedError(f"device {name!r}: the recipe 'dinov2' runs on cpu and cuda")
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if count == 0:
-        build = "" if torch.version.cuda else ", which is built without CUDA"
+        build = "" if torch.version.cuda else ", which is built without CUDA,"
         raise UnsupportedError(
             f"device {name!r} was asked for, but torch {torch.__version__}{build} finds no GPU; leave out --gpus to "
             "use the CPU, or see 'kpstore doctor'"

@@ -169,12 +169,33 @@ def find_weights(name: str, architecture: Architecture, given: Path | None) -> W
         )
     found = _of_config(weights.place) if weights.is_folder else _of_checkpoint(weights.place, architecture.heads)
     if not found.same_model(architecture):
-        fitting = [known for known, other in MODELS.items() if other.same_model(found)]
+        fitting = _names_of(found)
         choose = f"choose model={fitting[0]}" if fitting else "choose the model that they are of"
         raise InvalidError(
             f"{weights.place} holds a DINOv2 of {found}; {name!r} has {architecture}: {choose}, or give other weights"
         )
     return weights
+
+
+def _names_of(architecture: Architecture) -> list[str]:
+    return [name for name, known in MODELS.items() if known.same_model(architecture)]
+
+
+def describe_weights(place: Path) -> str:
+    """Return in words which model's weights a folder of ``save_pretrained`` or a checkpoint holds.
+
+    Raises
+    ------
+    InvalidError
+        If it is neither.
+    """
+    if place.is_dir():
+        _in_folder(place)
+        names, found = _names_of(_of_config(place)), str(_of_config(place))
+    else:
+        fitting = [name for name, known in MODELS.items() if _of_checkpoint(place, known.heads).same_model(known)]
+        names, found = fitting, str(_of_checkpoint(place, find_model(fitting[0]).heads if fitting else 0))
+    return f"{' or '.join(names) or 'a DINOv2 of no known name'} ({found})"
 
 
 def _in_folder(folder: Path) -> Weights:

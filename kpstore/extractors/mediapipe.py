@@ -62,10 +62,7 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
     UnsupportedError
         If a file is not there. MediaPipe itself would try to download it into site-packages.
     """
-    found = importlib.util.find_spec("mediapipe")
-    if found is None or found.origin is None:
-        raise MissingExtraError("the MediaPipe extractors", extra="mediapipe")
-    folder = Path(found.origin).parent / "modules"
+    folder = _models_folder()
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UnsupportedError(
@@ -74,6 +71,18 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
             '(pip install "kpstore[mediapipe]" brings a version that holds all other models)'
         )
     return {Path(name).name: _file_sha256(folder / name) for name in names}
+
+
+def bundled_models() -> list[str]:
+    """Return the names of the model files that the installed MediaPipe holds, without importing it."""
+    return sorted(path.relative_to(_models_folder()).as_posix() for path in _models_folder().rglob("*.tflite"))
+
+
+def _models_folder() -> Path:
+    found = importlib.util.find_spec("mediapipe")
+    if found is None or found.origin is None:
+        raise MissingExtraError("the MediaPipe extractors", extra="mediapipe")
+    return Path(found.origin).parent / "modules"
 
 
 @cache

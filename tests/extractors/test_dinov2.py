@@ -16,6 +16,7 @@ from PIL import Image
 
 import kpstore
 from kpstore import plugins
+from kpstore.cli.main import run
 from kpstore.errors import (
     ExistsError,
     ExtractorError,
@@ -493,6 +494,19 @@ def test_an_ingest_fills_goes_on_and_refuses_another_model(
     giant = Dinov2Extractor(model="dinov2_tiny_giant", weights=models["home"] / "dinov2_tiny_giant.pth")
     run_ingest(source, store, giant, Options(workers=0))
     assert list(kpstore.open(store).features) == ["dinov2_tiny", "dinov2_tiny_giant"]
+
+
+def test_the_command_line_takes_model_and_weights(
+    clips: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["ingest", "videos", str(clips), str(tmp_path / "a.kps"), "--recipe", "dinov2", "--workers", "0"]
+    chosen = ["--set", "model=dinov2_tiny", "--set", f"weights={folder}", "--set", "dtype=float16"]
+    assert run([*command, *chosen]) == 0
+    stored = kpstore.open(tmp_path / "a.kps")
+    assert (stored["dinov2_tiny"].shape, stored["dinov2_tiny"].dtype) == ((15, 32), np.float16)
+    capfd.readouterr()
+    assert run([*command, *chosen[:4]]) == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: feature 'dinov2_tiny' is stored with dtype")
 
 
 def test_weights_that_do_not_fit_leave_no_store(clips: Path, folder: Path, tmp_path: Path) -> None:
