@@ -18,7 +18,7 @@ FLOORS = [
     ["store"],
     ["ingest", "interop", "views"],
     ["api", "trainers"],
-    ["bench"],
+    ["bench", "doctor"],
     ["cli"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.errors import InvalidError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 
 
@@ -55,8 +56,20 @@ class Extractor(Protocol):
         ------
         Exception
             Any exception means that an image failed: with several images, the ingest tries them one by one and
-            records the one at fault.
+            records the one at fault. Only :class:`~kpstore.errors.ExtractorError` says that the model itself failed,
+            which ends the run.
         """
 
     def close(self) -> None:
         """Free the model."""
+
+
+def check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the frame in C order, or raise :class:`InvalidError` unless it is (height, width, 3) uint8."""
+    if not isinstance(image, np.ndarray):
+        raise InvalidError(f"a frame is a NumPy array (height, width, 3) uint8 RGB, found {type(image).__name__}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
+        raise InvalidError(
+            f"a frame has shape (height, width, 3) and dtype uint8 (RGB), found {image.shape} {image.dtype}; convert it"
+        )
+    return np.ascontiguousarray(image)

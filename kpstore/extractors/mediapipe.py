@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, MissingExtraError, UnsupportedError
+from kpstore.extractors.base import check_image as check_image
 from kpstore.schema.face_lists import load_face_list as load_face_list
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.layout import PART_SLICES, PARTS, FaceList, keypoints_spec
@@ -61,10 +62,7 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
     UnsupportedError
         If a file is not there. MediaPipe itself would try to download it into site-packages.
     """
-    found = importlib.util.find_spec("mediapipe")
-    if found is None or found.origin is None:
-        raise MissingExtraError("the MediaPipe extractors", extra="mediapipe")
-    folder = Path(found.origin).parent / "modules"
+    folder = _models_folder()
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UnsupportedError(
@@ -73,6 +71,18 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
             '(pip install "kpstore[mediapipe]" brings a version that holds all other models)'
         )
     return {Path(name).name: _file_sha256(folder / name) for name in names}
+
+
+def bundled_models() -> list[str]:
+    """Return the names of the model files that the installed MediaPipe holds, without importing it."""
+    return sorted(path.relative_to(_models_folder()).as_posix() for path in _models_folder().rglob("*.tflite"))
+
+
+def _models_folder() -> Path:
+    found = importlib.util.find_spec("mediapipe")
+    if found is None or found.origin is None:
+        raise MissingExtraError("the MediaPipe extractors", extra="mediapipe")
+    return Path(found.origin).parent / "modules"
 
 
 @cache
@@ -135,17 +145,6 @@ def quiet_start() -> Iterator[None]:
             rest = b"".join(line for line in caught if not _NATIVE_NOISE.search(line))
             if rest:
                 os.write(2, rest)
-
-
-def check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the frame in C order, or raise :class:`InvalidError` unless it is (height, width, 3) uint8."""
-    if not isinstance(image, np.ndarray):
-        raise InvalidError(f"a frame is a NumPy array (height, width, 3) uint8 RGB, found {type(image).__name__}")
-    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
-        raise InvalidError(
-            f"a frame has shape (height, width, 3) and dtype uint8 (RGB), found {image.shape} {image.dtype}; convert it"
-        )
-    return np.ascontiguousarray(image)
 
 
 def check_options(*, model_complexity: int, **confidences: float) -> None:

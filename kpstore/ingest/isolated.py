@@ -104,6 +104,9 @@ def main() -> None:
         result = extract_here(job, record, skip=skip, announce=lambda n: _send(pipe, n))
     except BrokenPipeError:
         raise
+    except ExtractorError as error:
+        _send(pipe, error)
+        return
     except Exception as error:  # the same words as for a video that fails in a worker itself
         result = failed_video(job, record, f"{type(error).__name__}: {error}")
     _send(pipe, result)

@@ -256,8 +256,9 @@ def make_plan(backend: Backend, listing: Listing, extractor: Extractor, options:
         and options.overwrite
         and not len(np.setdiff1d(np.flatnonzero(states != State.PENDING), wanted))
     )
+    provenance = extractor.provenance  # of a new feature too: weights that are not there should show before anything
     if stored is not None and not restart:
-        check_same(stored, spec, extractor.provenance)
+        check_same(stored, spec, provenance)
     task_frames = options.task_frames or _task_frames(extractor, int(index.n_frames[wanted].sum()), options.n_workers)
     tasks = plan_tasks(
         index, [by_position[p] for p in pending], wanted, chunk_rows=spec.chunk_rows, task_frames=task_frames

@@ -331,6 +331,8 @@ class _Collector:
             return
         try:
             rows = self._extractor.extract([image for _, image in batch]).check(self._extractor.spec)
+        except ExtractorError:  # the model is at fault, and would be for every frame after this one
+            raise
         except Exception as error:  # whatever a model raises, the frame is at fault and the video goes on
             if len(batch) > 1:
                 self._one_by_one(batch)

@@ -18,8 +18,8 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.store import format as fmt
 
-_IGNORED_PROVENANCE = frozenset({"document", "kpstore"})
-"""Keys that may differ between two runs whose numbers are the same."""
+_IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries"})
+"""Keys that may differ between two runs whose numbers are the same, but for the last bits."""
 
 
 class Transaction:

@@ -1,0 +1,311 @@
+"""DINOv2: one vector for a whole frame, by the recipe of users' present files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kpstore.errors import ExtractorError, InvalidError, UnsupportedError
+from kpstore.extractors.base import check_image
+from kpstore.extractors.dinov2_weights import (
+    PATCH,
+    Weights,
+    find_model,
+    find_weights,
+    library_versions,
+    load_model,
+)
+from kpstore.extractors.dinov2_weights import register_model as register_model
+from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
+
+_log = logging.getLogger(__name__)
+
+SIDE = 224
+"""Pixels of a frame's width and height after resizing."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's, of red, green and blue from 0 to 1."""
+HUB_OFFSET = 0.1
+"""What facebookresearch's models add to the grid's side before they scale positions (``interpolate_offset``)."""
+CPU_BATCH, CUDA_BATCH = 8, 32
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Positions = Literal["hub", "transformers"]
+StoredType = Literal["float32", "float16"]
+
+_TORCH_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def whole_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a frame at 224 x 224, (224, 224, 3) uint8: the whole of it, its aspect lost, nothing cut away.
+
+    As ``torchvision.transforms.Resize((224, 224))`` does with a PIL image: bilinear, and smoothed where it shrinks.
+    """
+    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+@dataclass(kw_only=True)
+class Dinov2Extractor:
+    """The CLS token of a whole frame after the final layer norm, scaled to length 1.
+
+    ``v = normalise(model((resize(frame, 224 x 224) / 255 - mean) / std).last_hidden_state[0])``, with ImageNet's mean
+    and standard deviation and ``normalise(v) = v / max(|v|, 1e-12)``, in float32. Frames stand alone. How many run at
+    once changes the last bits at most, 1e-6 of a value (measured: ViT-S on the CPU gives the same bits for 1, 3 and 8
+    frames, with one thread and two); the same batches give the same bits on the same machine.
+
+    Parameters
+    ----------
+    model : ``dinov2_vits14``, ``vitb14``, ``vitl14``, ``vitg14`` (384, 768, 1024, 1536 values), or one of them with
+        ``_reg`` (registers); also the name of the feature. :func:`register_model` adds others.
+    weights : a folder of ``save_pretrained``, or facebookresearch's ``.pth`` file; by default
+        the Hugging Face hub's (``facebook/dinov2-base``, …), from its cache or the network.
+    precision : of the model: ``"fp32"``, ``"bf16"`` (off by 2e-3 of a value) or ``"fp16"`` (by 3e-4; both measured with
+        a ViT-S of random weights). What follows the model is float32.
+    dtype : as which values are stored: ``"float16"`` halves the space at an error of 2e-4 of a value at most.
+    positions : how the positions of 518-pixel models are brought to 224: ``"hub"`` as torch.hub's models do, with which
+        users' present files were made; ``"transformers"`` as ``Dinov2Model`` does. Models with registers, and those of
+        224 pixels, do not differ.
+    batch_size : frames at once; 0 starts with 32 on a GPU and 8 on the CPU. Halved when a GPU's memory runs out.
+    """
+
+    model: str = "dinov2_vitb14"
+    weights: str | os.PathLike[str] | None = None
+    precision: Precision = "fp32"
+    dtype: StoredType = "float32"
+    positions: Positions = "hub"
+    batch_size: int = 0
+    _model: Any = field(default=None, init=False, repr=False, compare=False)
+    _device: Any = field(default=None, init=False, repr=False, compare=False)
+    _sha256: dict[str, str] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._architecture = find_model(self.model)
+        problems = [
+            f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(kind))}"
+            for name, kind in (("precision", Precision), ("dtype", StoredType), ("positions", Positions))
+            if getattr(self, name) not in get_args(kind)
+        ]
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 0:
+            problems.append(f"batch_size={self.batch_size!r} is no number of frames; 0 is automatic")
+        given: object = self.weights  # whatever came from the command line
+        if given is not None and not isinstance(given, (str, os.PathLike)):
+            problems.append(f"weights={self.weights!r} is no path")
+        if problems:
+            raise InvalidError(f"DINOv2 options: {'; '.join(problems)}")
+        self._path = None if self.weights is None else Path(self.weights).expanduser().absolute()
+        self._automatic = self.batch_size == 0
+        self.batch_size = self.batch_size or CPU_BATCH
+        self._spec = FeatureSpec(
+            self.model,
+            (self._architecture.width,),
+            ("feature",),
+            self.dtype,
+            description="DINOv2 CLS token of the whole frame, scaled to length 1",
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None, "_device": None}
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The feature, called like the model: (width,) without a unit, each row of length 1."""
+        return self._spec
+
+    @property
+    def provenance(self) -> Provenance:
+        """Model, SHA-256 of its weights, and everything else that changes the numbers.
+
+        Raises
+        ------
+        NotFoundError, InvalidError, ExtractorError
+            If the weights are not there, are another model's, or cannot be loaded from the hub.
+        """
+        versions = library_versions()
+        if self._sha256 is None:
+            self._sha256 = self._weights().sha256()
+        return {
+            "extractor": "dinov2",
+            "recipe": f"{self.model}, whole frame, CLS token",
+            "model": self.model,
+            "weights": self._sha256,
+            "parameters": {
+                "resize": [SIDE, SIDE],
+                "interpolation": "bilinear, antialias",
+                "mean": list(MEAN),
+                "std": list(STD),
+                "token": "CLS after the final layer norm",
+                "normalise": "L2",
+                "positions": self.positions,
+                "precision": self.precision,
+            },
+            "libraries": versions,
+        }
+
+    def _weights(self) -> Weights:
+        return find_weights(self.model, self._architecture, self._path)
+
+    @property
+    def typical_fps(self) -> float:
+        """Rough frames per second of one core; a GPU does hundreds of times as many."""
+        return self._architecture.cpu_fps
+
+    def open(self, device: str = "cpu") -> None:
+        """Load the model to a device.
+
+        Raises
+        ------
+        UnsupportedError
+            If the device is not there.
+        InvalidError
+            If the weights are not whole, or not those that the run began with.
+        """
+        import torch
+
+        library_versions()
+        self._device = _find_device(device)
+        weights = self._weights()
+        if self._sha256 is not None and weights.sha256() != self._sha256:
+            raise InvalidError(
+                f"{weights.place} is not the same here as where the run began; give all workers one copy"
+            )
+        model = load_model(weights, self._architecture)
+        if self.positions == "hub":
+            _set_positions(model)
+        self._model = model.to(self._device, getattr(torch, _TORCH_TYPES[self.precision]))
+        if self._automatic:
+            self.batch_size = CUDA_BATCH if self._device.type == "cuda" else CPU_BATCH
+
+    def start_video(self) -> None:
+        """Do nothing: frames stand alone."""
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+        """Return one row per image; see :meth:`kpstore.extractors.base.Extractor.extract`.
+
+        Returns
+        -------
+        FeatureRows
+            ``values`` (images, width) of ``dtype``, each row of length 1; nothing is ever missing.
+
+        Raises
+        ------
+        InvalidError
+            If an image is none, or the model's answer is not finite (fp16 overflows).
+        ExtractorError
+            If the model fails, or one single image is too much for the GPU's memory.
+        """
+        if self._model is None:
+            raise InvalidError(f"{type(self).__name__} is not open; call open() before it gets frames")
+        if not len(images):
+            return self._spec.empty_rows(0)
+        values = self._embed(np.stack([whole_image(check_image(image)) for image in images]))
+        if not np.isfinite(values).all():
+            raise InvalidError(f"{self.model} gives no finite numbers in {self.precision}; use precision=bf16 or fp32")
+        return FeatureRows(values.astype(self.dtype))
+
+    def close(self) -> None:
+        """Free the model; the extractor can be opened again."""
+        self._model = self._device = None
+
+    def _embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return (n, width) for (n, 224, 224, 3), in halves if the GPU's memory does not suffice."""
+        import torch
+
+        try:
+            return self._forward(pixels)
+        except torch.cuda.OutOfMemoryError as error:
+            if len(pixels) == 1:
+                raise ExtractorError(
+                    f"{self.model} needs more GPU memory than is free for a single frame; use fewer --workers-per-gpu, "
+                    f"precision=bf16, or a smaller model ({' '.join(str(error).split())[:160]})"
+                ) from None
+        except RuntimeError as error:
+            # The frame has been read and resized: what fails now would fail for every frame after it.
+            raise ExtractorError(
+                f"{self.model} fails on {self._device}: {' '.join(str(error).split())[:300]}"
+            ) from error
+        # Out here, where the error no longer holds on to what it was computed from.
+        torch.cuda.empty_cache()
+        half = (len(pixels) + 1) // 2
+        self.batch_size = min(self.batch_size, half)
+        _log.info("out of GPU memory with %d frames at once; going on with %d", len(pixels), half)
+        return np.concatenate([self._embed(pixels[:half]), self._embed(pixels[half:])])
+
+    def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        import torch
+
+        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        if self._device.type == "cuda":
+            batch = batch.pin_memory().to(self._device, non_blocking=True)
+        mean, std = (torch.tensor(values, device=self._device).view(3, 1, 1) for values in (MEAN, STD))
+        with torch.inference_mode(), _full_float32(self._device):
+            inputs = batch.to(torch.float32).div(255).sub(mean).div(std)
+            tokens = self._model(pixel_values=inputs.to(self._model.dtype)).last_hidden_state
+            values = torch.nn.functional.normalize(tokens[:, 0].float(), dim=-1, eps=1e-12)
+            result: NDArray[np.float32] = values.cpu().numpy()
+        return result
+
+
+@contextmanager
+def _full_float32(device: Any) -> Iterator[None]:
+    """Compute convolutions in float32 on a GPU too, which by default rounds what goes into them to ten bits (TF32)."""
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _find_device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UnsupportedError(f"device {name!r} is none that torch knows; use cpu, cuda or cuda:0") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UnsupportedError(f"device {name!r}: the recipe 'dinov2' runs on cpu and cuda")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if count == 0:
+        build = "" if torch.version.cuda else ", which is built without CUDA,"
+        raise UnsupportedError(
+            f"device {name!r} was asked for, but torch {torch.__version__}{build} finds no GPU; leave out --gpus to "
+            "use the CPU, or see 'kpstore doctor'"
+        )
+    if (device.index or 0) >= count:
+        raise UnsupportedError(f"device {name!r} was asked for, but there are only {count}, from cuda:0 on")
+    return device
+
+
+def _set_positions(model: Any) -> None:
+    """Bring the positions to the 16 x 16 patches of a frame as facebookresearch's models do, once and for all.
+
+    They scale by (16 + 0.1) / 37 where transformers scales to a size of 16, so samples lie up to 0.2 patches apart
+    (facebookresearch/dinov2, ``interpolate_pos_encoding``; models with registers have an offset of 0 and antialias,
+    which is what transformers does with them).
+    """
+    import torch
+
+    embeddings, side = model.embeddings, SIDE // PATCH
+    known = embeddings.position_embeddings
+    before = round((known.shape[1] - 1) ** 0.5)
+    if before == side or getattr(model.config, "num_register_tokens", 0):
+        return
+    grid = known[:, 1:].reshape(1, before, before, -1).permute(0, 3, 1, 2)
+    scale = (side + HUB_OFFSET) / before
+    scaled = torch.nn.functional.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=False)
+    patches = scaled.permute(0, 2, 3, 1).reshape(1, side * side, -1)
+    embeddings.position_embeddings = torch.nn.Parameter(torch.cat((known[:, :1], patches), dim=1), requires_grad=False)

@@ -1,0 +1,474 @@
+"""DINOv2's models by name, and their weights: found, hashed, compared with the name, loaded with nothing left over."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import pickle
+import re
+import socket
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from kpstore.errors import ExistsError, ExtractorError, InvalidError, MissingExtraError, NotFoundError
+
+PATCH = 14
+"""Side of a patch in pixels, of all models."""
+
+SHOWN_NAMES = 4
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is behind a model's name.
+
+    Parameters
+    ----------
+    width : length of a token, and of the feature.
+    depth, heads : layers, and attention heads of each.
+    registers : register tokens; 0 in the models without.
+    swiglu : whether the layers' second half is gated, as in the giant ones.
+    repository : on the Hugging Face hub; empty if it is not there.
+    cpu_fps : rough images per second of one core.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    registers: int = 0
+    swiglu: bool = False
+    repository: str = ""
+    cpu_fps: float = 1.0
+
+    def __str__(self) -> str:
+        kind = f", {self.registers} registers" if self.registers else ""
+        return f"width {self.width}, {self.depth} layers, {self.heads} heads{kind}{', gated' if self.swiglu else ''}"
+
+    def same_model(self, other: Architecture) -> bool:
+        """Whether both are one model, wherever it may be had."""
+        return replace(self, repository="", cpu_fps=0.0) == replace(other, repository="", cpu_fps=0.0)
+
+
+def _family(registers: int, suffix: str, repository: str) -> dict[str, Architecture]:
+    # Widths, depths and heads: facebookresearch/dinov2, models/vision_transformer.py. Speeds of S and B: measured.
+    sizes = {
+        "s": Architecture(384, 12, 6, cpu_fps=5.0, repository="small"),
+        "b": Architecture(768, 12, 12, cpu_fps=1.7, repository="base"),
+        "l": Architecture(1024, 24, 16, cpu_fps=0.5, repository="large"),
+        "g": Architecture(1536, 40, 24, swiglu=True, cpu_fps=0.15, repository="giant"),
+    }
+    return {
+        f"dinov2_vit{letter}14{suffix}": replace(size, registers=registers, repository=repository + size.repository)
+        for letter, size in sizes.items()
+    }
+
+
+MODELS: dict[str, Architecture] = {
+    **_family(0, "", "facebook/dinov2-"),
+    **_family(4, "_reg", "facebook/dinov2-with-registers-"),
+}
+"""Every model by the name that torch.hub has for it; :func:`register_model` adds one."""
+
+
+def register_model(name: str, architecture: Architecture) -> None:
+    """Make a model of one's own known in this process: one that was trained further, or a tiny one for a test.
+
+    The ingest sends its architecture along to workers, so that only the process that starts a run needs to call this.
+
+    Raises
+    ------
+    ExistsError
+        If the name already stands for something else.
+    """
+    if MODELS.setdefault(name, architecture) != architecture:
+        raise ExistsError(f"DINOv2 model {name!r} is already known as {MODELS[name]}; choose another name")
+
+
+def find_model(name: object) -> Architecture:
+    """Return what is behind a name; :class:`NotFoundError` lists the names that there are."""
+    if not isinstance(name, str) or name not in MODELS:
+        raise NotFoundError(f"DINOv2 model {name!r} not found; there are: {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what computes, without importing it; builds (``+cpu``) left out."""
+    try:
+        return {name: version(name).partition("+")[0] for name in ("torch", "transformers", "pillow")}
+    except PackageNotFoundError as error:
+        raise MissingExtraError(f"the recipe 'dinov2' ({error.name} is not installed)", extra="dinov2") from None
+
+
+# -- where weights are ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights on the local disk.
+
+    Parameters
+    ----------
+    place : a folder as ``save_pretrained`` writes it, or one checkpoint file.
+    files : those that change the numbers.
+    """
+
+    place: Path
+    files: tuple[Path, ...]
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether this is a folder of ``save_pretrained``, and no checkpoint of facebookresearch."""
+        return self.files != (self.place,)
+
+    def sha256(self) -> dict[str, str]:
+        """Return the SHA-256 of every file by name."""
+        return {file.name: _file_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in self.files}
+
+
+@cache
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_weights(name: str, architecture: Architecture, given: Path | None) -> Weights:
+    """Return the weights of a model, compared with what its name stands for; reads no more than their headers.
+
+    Parameters
+    ----------
+    given : a folder or a checkpoint; None looks on the Hugging Face hub, whose cache keeps what was loaded once.
+
+    Raises
+    ------
+    NotFoundError
+        If ``given`` is not there.
+    ExtractorError
+        If nothing is given and the hub cannot be reached.
+    InvalidError
+        If these are no weights, or those of another model.
+    """
+    if given is None:
+        weights = _from_hub(name, architecture)
+    elif given.is_dir():
+        weights = _in_folder(given)
+    elif given.is_file():
+        weights = Weights(given, (given,))
+    else:
+        raise NotFoundError(
+            f"no weights at {given}: give a folder of save_pretrained, or one of facebookresearch's .pth files"
+        )
+    found = _of_config(weights.place) if weights.is_folder else _of_checkpoint(weights.place, architecture.heads)
+    if not found.same_model(architecture):
+        fitting = _names_of(found)
+        choose = f"choose model={fitting[0]}" if fitting else "choose the model that they are of"
+        raise InvalidError(
+            f"{weights.place} holds a DINOv2 of {found}; {name!r} has {architecture}: {choose}, or give other weights"
+        )
+    return weights
+
+
+def _names_of(architecture: Architecture) -> list[str]:
+    return [name for name, known in MODELS.items() if known.same_model(architecture)]
+
+
+def describe_weights(place: Path) -> str:
+    """Return in words which model's weights a folder of ``save_pretrained`` or a checkpoint holds.
+
+    Raises
+    ------
+    InvalidError
+        If it is neither.
+    """
+    if place.is_dir():
+        _in_folder(place)
+        names, found = _names_of(_of_config(place)), str(_of_config(place))
+    else:
+        fitting = [name for name, known in MODELS.items() if _of_checkpoint(place, known.heads).same_model(known)]
+        names, found = fitting, str(_of_checkpoint(place, find_model(fitting[0]).heads if fitting else 0))
+    return f"{' or '.join(names) or 'a DINOv2 of no known name'} ({found})"
+
+
+def _in_folder(folder: Path) -> Weights:
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not (folder / "config.json").is_file() or not (whole.is_file() or index.is_file()):
+        raise InvalidError(f"{folder} needs config.json and model.safetensors, as save_pretrained writes them")
+    shards = [whole] if whole.is_file() else [folder / name for name in sorted(set(_weight_map(index).values()))]
+    missing = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
+    if missing:
+        raise InvalidError(f"{folder}: {missing[0]!r}, which {index.name} names, is not in it")
+    return Weights(folder, (folder / "config.json", *shards))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    named = _read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise InvalidError(f"{index} has no 'weight_map' of names and files")
+    return named
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidError(f"{path} is no JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _of_config(folder: Path) -> Architecture:
+    config = _read_json(folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in ("dinov2", "dinov2_with_registers"):
+        raise InvalidError(f"{folder}/config.json is of a {kind!r}, not of a 'dinov2' or 'dinov2_with_registers'")
+    if config.get("patch_size", PATCH) != PATCH:
+        raise InvalidError(f"{folder}/config.json has patches of {config['patch_size']!r} pixels; DINOv2's have 14")
+    # What a configuration does not say is as in ViT-B (transformers, Dinov2Config).
+    return Architecture(
+        config.get("hidden_size", 768),
+        config.get("num_hidden_layers", 12),
+        config.get("num_attention_heads", 12),
+        config.get("num_register_tokens", 4) if kind == "dinov2_with_registers" else 0,
+        config.get("use_swiglu_ffn", False),
+    )
+
+
+def _of_checkpoint(path: Path, heads: int) -> Architecture:
+    """Return what a checkpoint holds; how many heads its layers have, it does not say."""
+    state = read_checkpoint(path)
+    for name, shape in {
+        "cls_token": (1, 1, None),
+        "pos_embed": (1, None, None),
+        "blocks.0.norm1.weight": (None,),
+    }.items():
+        if name not in state or not _fits(state[name].shape, shape):
+            raise InvalidError(
+                f"{path} has no {name!r} as facebookresearch's DINOv2 checkpoints have it; it has {_some(state)}"
+            )
+    registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    swiglu = any(".mlp.w12." in name for name in state)
+    return Architecture(state["cls_token"].shape[-1], depth, heads, registers, swiglu)
+
+
+def _fits(shape: Any, wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(w in (None, length) for length, w in zip(shape, wanted, strict=True))
+
+
+def _some(names: Any) -> str:
+    listed = sorted(str(name) for name in names)
+    more = f" and {len(listed) - SHOWN_NAMES} more" if len(listed) > SHOWN_NAMES else ""
+    return f"{', '.join(map(repr, listed[:SHOWN_NAMES])) or 'nothing'}{more}"
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the tensors of a checkpoint by name, mapped into memory; code in it is never run."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InvalidError(f"{path} is no checkpoint that torch can read safely: {reason}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InvalidError(
+            f"{path} holds no plain table of tensors; give facebookresearch's ..._pretrain.pth, or a folder of "
+            "save_pretrained"
+        )
+    return state
+
+
+# -- the hub ----------------------------------------------------------------------------------------------------
+
+
+def hub_cache() -> Path:
+    """Return the folder in which the Hugging Face hub keeps what it loaded (its own rules, without importing it)."""
+    home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME") or f"{home}/huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+
+
+def cached_snapshot(repository: str) -> Path | None:
+    """Return the folder of a repository's newest loaded version if it holds weights."""
+    snapshots = hub_cache() / f"models--{repository.replace('/', '--')}" / "snapshots"
+    for folder in sorted(snapshots.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            _in_folder(folder)
+        except InvalidError:
+            continue
+        return folder
+    return None
+
+
+def _from_hub(name: str, architecture: Architecture) -> Weights:
+    if not architecture.repository:
+        raise InvalidError(
+            f"model {name!r} is not on the Hugging Face hub; say where its weights are: --set weights=PATH"
+        )
+    found = cached_snapshot(architecture.repository)
+    if found is not None:
+        return _in_folder(found)
+    try:
+        return _in_folder(_download(architecture.repository))
+    except OSError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ExtractorError(
+            f"the weights of {name!r} are not in {hub_cache()}, and {architecture.repository} cannot be loaded from "
+            f"the Hugging Face hub ({reason}); run this where the network is, or say where they are: --set "
+            "weights=PATH, a folder of save_pretrained or facebookresearch's .pth file"
+        ) from None
+
+
+def _download(repository: str) -> Path:
+    """Load a repository's weights into the hub's cache; any failure is an :class:`OSError`."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise OSError("HF_HUB_OFFLINE is set")
+    hub = importlib.import_module("huggingface_hub")
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    if not urllib.request.getproxies():
+        socket.getaddrinfo(host, 443)  # fails at once where there is no network; the hub itself tries for half a minute
+    patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
+    return Path(hub.snapshot_download(repository, allow_patterns=patterns))
+
+
+# -- loading ----------------------------------------------------------------------------------------------------
+
+
+def load_model(weights: Weights, architecture: Architecture) -> Any:
+    """Return the model in float32, in evaluation mode, on the CPU.
+
+    Raises
+    ------
+    InvalidError
+        If a tensor is missing, left over or of another shape: transformers itself would go on with random numbers.
+    """
+    import torch
+
+    transformers = importlib.import_module("transformers")
+    kind = transformers.Dinov2WithRegistersModel if architecture.registers else transformers.Dinov2Model
+    if weights.is_folder:
+        source: dict[str, Any] = {"pretrained_model_name_or_path": weights.place, "local_files_only": True}
+    else:
+        state = read_checkpoint(weights.place)
+        config = _config(transformers, architecture, positions=state["pos_embed"].shape[1] - 1)
+        source = {
+            "pretrained_model_name_or_path": None,
+            "config": config,
+            "state_dict": {key: value.float() for key, value in published_names(state, weights.place).items()},
+        }
+    with _quiet():
+        try:
+            model, told = kind.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
+        except (RuntimeError, ValueError, OSError, KeyError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InvalidError(f"{weights.place} does not load as a DINOv2 of {architecture}: {reason}") from None
+        except Exception as error:  # safetensors has an error class of its own
+            raise InvalidError(f"{weights.place}: {' '.join(str(error).split())[:160]}; load the file again") from None
+    for problem, what in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "has too many:"),
+        ("mismatched_keys", "has others:"),
+    ):
+        if told.get(problem):
+            raise InvalidError(f"{weights.place} does not hold a whole DINOv2: it {what} {_some(told[problem])}")
+    return model.eval().requires_grad_(False)
+
+
+def _config(transformers: Any, architecture: Architecture, *, positions: int) -> Any:
+    side = math.isqrt(positions)
+    values = {
+        "hidden_size": architecture.width,
+        "num_hidden_layers": architecture.depth,
+        "num_attention_heads": architecture.heads,
+        "image_size": side * PATCH,
+        "patch_size": PATCH,
+        "use_swiglu_ffn": architecture.swiglu,
+    }
+    if architecture.registers:
+        return transformers.Dinov2WithRegistersConfig(**values, num_register_tokens=architecture.registers)
+    return transformers.Dinov2Config(**values)
+
+
+_RENAMED = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "register_tokens": "embeddings.register_tokens",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+}
+_RENAMED_IN_BLOCK = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn.proj": "attention.output.dense",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "mlp.w12": "mlp.weights_in",
+    "mlp.w3": "mlp.weights_out",
+}
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+def published_names(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return tensors of facebookresearch's checkpoint by the names that the hub's files have for them.
+
+    Raises
+    ------
+    InvalidError
+        If there is a name that such a checkpoint does not have.
+    """
+    renamed: dict[str, Any] = {}
+    unknown = []
+    for name, value in state.items():
+        new = dict(_published(name, value))
+        renamed.update(new)
+        unknown += [] if new else [name]
+    if unknown:
+        raise InvalidError(f"{path} is no DINOv2 checkpoint of facebookresearch: it has {_some(unknown)}")
+    return renamed
+
+
+def _published(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the published name and tensor of one entry; three for queries, keys and values, which lie in one there."""
+    block = _BLOCK.fullmatch(name)
+    stem, ending = _split_ending(block[2] if block else name)
+    if block is None:
+        if stem in _RENAMED:
+            yield _RENAMED[stem] + ending, value
+    elif stem == "attn.qkv" and value.ndim > 0 and len(value) % 3 == 0:
+        for part, tensor in zip(("query", "key", "value"), value.chunk(3), strict=True):
+            yield f"encoder.layer.{block[1]}.attention.attention.{part}{ending}", tensor
+    elif stem in _RENAMED_IN_BLOCK:
+        yield f"encoder.layer.{block[1]}.{_RENAMED_IN_BLOCK[stem]}{ending}", value
+
+
+def _split_ending(name: str) -> tuple[str, str]:
+    for ending in (".weight", ".bias"):
+        if name.endswith(ending):
+            return name.removesuffix(ending), ending
+    return name, ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back transformers' progress bar and its table of what was missing, which becomes one line of ours."""
+    log = importlib.import_module("transformers.utils.logging")
+    level, bar = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(log.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bar:
+            log.enable_progress_bar()
