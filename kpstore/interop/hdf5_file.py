@@ -90,7 +90,7 @@ class Hdf5Export:
         self, store: Store, path: Path, *, overwrite: bool = False, on_progress: OnProgress | None = None
     ) -> ExportReport:
         """Write the file; see :class:`kpstore.interop.base.Exporter`."""
-        writer = _Writer(store, self, on_progress or (lambda n: None))
+        writer = _Writer(store, path, self, on_progress or (lambda n: None))
         check_free([path], overwrite=overwrite)
         with written_aside(path) as (aside,), h5py.File(aside, "w") as file:
             writer.write(file)
@@ -105,8 +105,8 @@ def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
 class _Writer:
     """Writes the arrays of a store, a block of rows at a time."""
 
-    def __init__(self, store: Store, options: Hdf5Export, report: OnProgress) -> None:
-        self._store, self._report = store, report
+    def __init__(self, store: Store, path: Path, options: Hdf5Export, report: OnProgress) -> None:
+        self._store, self._path, self._report = store, path, report
         names = store.features if options.features is None else dict.fromkeys(options.features)
         self._features = {name: fmt.check_feature(store.features, name) for name in names}
         wanted = None if options.splits is None else list(dict.fromkeys(options.splits))
@@ -169,7 +169,7 @@ class _Writer:
             values = self._store.read(name, taken)
             if text:
                 _check_text(name, values)
-            _check_space(Path(file.filename), sum(map(len, values.tolist())) * 4 if text else values.nbytes)
+            _check_space(self._path, sum(map(len, values.tolist())) * 4 if text else values.nbytes)
             dataset[start : start + len(taken)] = values
             if name in self._features and meta.dims[0] == "frame":
                 self._report(len(taken))
@@ -556,7 +556,9 @@ def _only_dataset(path: Path, file: h5py.File) -> str:
         return "keypoints"
     if len(found) != 1:
         there = ", ".join(f"{n} {d.dtype} {d.shape}" for n, d in sorted(_datasets(file).items())) or "none"
-        raise InvalidError(f"{path}: choose the rows of frames with --dataset NAME; its datasets are: {there}")
+        raise InvalidError(
+            f"{path}: choose the rows of frames with --dataset NAME; its datasets are (links not counted): {there}"
+        )
     return next(iter(found))
 
 

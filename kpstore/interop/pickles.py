@@ -303,7 +303,7 @@ def _missing_workers(folder: Path) -> list[str]:
     if not gone:
         return []
     shown = ", ".join(map(str, gone[:10])) + (", …" if gone[10:] else "")
-    return [f"workers {shown} of 0 to {max(there)} left no file: {len(gone)} parts of the frames are not here"]
+    return [f"of workers 0 to {max(there)} these left no file: {shown}; their part of the frames is not here"]
 
 
 def _missing_results(workers: Sequence[Any], listed: Sequence[Listed]) -> list[str]:

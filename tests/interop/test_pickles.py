@@ -431,7 +431,7 @@ def test_workers_that_are_missing_are_said(tmp_path: Path) -> None:
         write(tmp_path / f"temp_split_{worker}_gpu0.pkl", part)
     notes: list[str] = []
     stored(tmp_path, notes)
-    assert "workers 1, 3, 4 of 0 to 5 left no file: 3 parts of the frames are not here" in notes
+    assert "of workers 0 to 5 these left no file: 1, 3, 4; their part of the frames is not here" in notes
     assert [note.partition(":")[0] for note in notes if "count" in note] == [
         "the workers' files count 15 frames and hold 3"
     ]
