@@ -195,7 +195,7 @@ def _train(
 
     opened = kpstore.open(store, at)
     folder = out or Path(f"{Path(store.rstrip('/')).stem}-{kind}")
-    with _watching() as watcher:
+    with _watching() as watcher, _saying_how_to_go_on():
         report = train(
             opened,
             folder,
@@ -292,6 +292,15 @@ class _BarWatcher(_LineWatcher):
 def _watching() -> Iterator[_LineWatcher]:
     with _BarWatcher() if sys.stderr.isatty() else _LineWatcher() as watcher:
         yield watcher
+
+
+@contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command with --resume goes on at the last checkpoint", err=True)
+        raise
 
 
 def _plan_line(plan: Plan) -> str:

@@ -31,6 +31,6 @@ if __name__ == "__main__":
         lr=3e-3,
         log_steps=1,
         checkpoint_steps=5,
-        samples=1,
+        samples=0,
         on_step=die_at_17,
     )
