@@ -8,7 +8,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from benchmarks import bench_import, bench_ingest_mediapipe, bench_ingest_scale, bench_read, bench_shuffle
+from benchmarks import bench_import, bench_ingest_mediapipe, bench_ingest_scale, bench_read, bench_shuffle, bench_train
 from kpstore.sources.demo import write_demo_dataset
 
 
@@ -27,6 +27,7 @@ def main() -> None:
     results["import"] = bench_import.run(lists=[], scale=0.01 if quick else 1.0)
     results["shuffle"] = bench_shuffle.run(lists=[], scale=0.01 if quick else 1.0)
     results["read"] = bench_read.run(scale=0.01 if quick else 1.0, runs=1 if quick else 5)
+    results["train"] = bench_train.run(image_size=32 if quick else 64, steps=8 if quick else 600)
     print(json.dumps(results, indent=2))
 
 

@@ -55,7 +55,7 @@ def test_commands_exist(capfd: pytest.CaptureFixture[str]) -> None:
     assert len(lines) >= 8
     for line in lines:
         words = line.partition("  ")[0].split()[1:]
-        command = words[: 2 if words[0] in ("ingest", "export", "splits") else 1]
+        command = words[: 2 if words[0] in ("ingest", "export", "splits", "train") else 1]
         assert run([*command, "--help"]) == 0, line
         text = capfd.readouterr().out
         for option in re.findall(r"--[a-z-]+", line):

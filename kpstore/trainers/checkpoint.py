@@ -1,0 +1,140 @@
+"""Checkpoints: one safetensors file with the tensors of a run, and what else it takes to go on, as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kpstore.errors import CorruptError, InvalidError, MismatchError, NotFoundError
+
+_KEY = "kpstore"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, ``model.…``, ``optimizer.…``, ``sums.…`` and ``rng.…``, and plain values."""
+
+    tensors: Mapping[str, Tensor]
+    about: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint of {len(self.tensors)} tensors: epoch {self.about.get('epoch')}>"
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """Return tensors whose names begin with a prefix and a dot, without both."""
+        start = f"{prefix}."
+        return {name.removeprefix(start): tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a file aside and rename it, so that a kill leaves the one before or this one."""
+    aside = path.with_name(f".{path.name}.aside")
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in checkpoint.tensors.items()}
+    about = json.dumps({"format": _FORMAT, **checkpoint.about})
+    save_file(tensors, aside, metadata={_KEY: about})
+    # Safetensors makes files that only their owner may read; as open as the folder, others can use the model.
+    aside.chmod(path.parent.stat().st_mode & 0o666)
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return what a file holds.
+
+    Raises
+    ------
+    NotFoundError
+        If it is not there.
+    CorruptError
+        If it is torn or no safetensors file.
+    InvalidError
+        If it is not one of these checkpoints.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no checkpoint is there")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        about = json.loads(metadata[_KEY]) if _KEY in metadata else None
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise CorruptError(f"{path}: cannot be read as a checkpoint ({error}); use an older one") from None
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        raise InvalidError(f"{path}: no checkpoint of kpstore train, or of another kpstore; use the one that wrote it")
+    return Checkpoint(tensors, about)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's state by parameter name, ``name.exp_avg`` and so on."""
+    return {
+        f"{name}.{key}": tensor
+        for name, parameter in model.named_parameters()
+        for key, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`optimizer_tensors` returned; the groups' numbers stay as they are."""
+    numbers = {name: number for number, (name, _) in enumerate(model.named_parameters())}
+    state: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        state.setdefault(numbers[name], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def rng_tensors(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the random numbers of this process, and of a GPU."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_rng(device: torch.device, states: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`rng_tensors` returned; a GPU's only where there is one, and was."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+_FREE = ("kpstore", "torch", "threads")
+"""What may differ when a run resumes; then it goes on, though not bit for bit."""
+
+
+def check_same(path: Path, found: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise :class:`MismatchError` unless a checkpoint is of the same run; the message names all differences."""
+    theirs, ours = found["store"], here["store"]
+    if theirs["snapshot"] != ours["snapshot"]:
+        raise MismatchError(
+            f"{path} was trained on version {theirs['snapshot']} of {theirs['location']}, this is version "
+            f"{ours['snapshot']} of {ours['location']}; open that version (--at {theirs['snapshot']}), or start anew "
+            "in another folder"
+        )
+    keys = [key for key in here if key not in (*_FREE, "store")]
+    changed = [line for key in keys for line in _differences(key, found.get(key), here[key])]
+    grows = here["settings"]["schedule"] == "constant" and here["settings"]["warmup"] == 0
+    changed = [line for line in changed if not (grows and line.startswith("settings.epochs "))]
+    if changed:
+        raise MismatchError(
+            f"{path} was trained with other settings: {'; '.join(changed)}; resume with the same, or start anew in "
+            "another folder"
+        )
+
+
+def _differences(name: str, theirs: Any, ours: Any) -> list[str]:
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        keys = dict.fromkeys([*theirs, *ours])
+        return [line for key in keys for line in _differences(f"{name}.{key}", theirs.get(key), ours.get(key))]
+    return [] if theirs == ours else [f"{name} {theirs!r} then, {ours!r} now"]

@@ -1,0 +1,480 @@
+"""The loop that trains a model from loaders: killed at any moment, it goes on where its last checkpoint was."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from kpstore._version import __version__
+from kpstore.errors import ExistsError, InvalidError, KpstoreError
+from kpstore.render.skeleton import contact_sheet
+from kpstore.trainers.checkpoint import (
+    Checkpoint,
+    check_same,
+    optimizer_tensors,
+    read_checkpoint,
+    restore_optimizer,
+    restore_rng,
+    rng_tensors,
+    write_checkpoint,
+)
+from kpstore.trainers.journal import Journal, open_journal
+from kpstore.trainers.report import Epoch, OnEpoch, OnStep, Report, Step
+from kpstore.trainers.settings import Settings, SettingsOptions, device_named
+from kpstore.trainers.task import Measured, Task, TensorBatch
+from kpstore.views.loader import Loader
+
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+METRICS, STEPS, SAMPLES = "metrics.csv", "steps.csv", "samples"
+_ALIGNED = 64
+"""Bytes: where tensors of PyTorch begin, in memory."""
+
+
+@dataclass
+class _Place:
+    """Where a run stands; all of it goes into a checkpoint."""
+
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = -1
+    best_loss: float = math.inf
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fit(
+    model: nn.Module,
+    train_loader: Loader,
+    dev_loader: Loader | None = None,
+    *,
+    task: Task,
+    device: str = "cpu",
+    folder: Path | str | None = None,
+    resume: bool = False,
+    log_steps: int = 10,
+    checkpoint_steps: int | None = 2000,
+    samples: int = 4,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+    **settings: Unpack[SettingsOptions],
+) -> Report:
+    """Train a model; it ends up with the weights of the last epoch.
+
+    On a CPU, a run that was killed at any moment and resumed gives the same numbers, bit for bit, as one that was not:
+    as long as machine, PyTorch and number of threads are the same. The caller's random numbers are left as they were.
+
+    Parameters
+    ----------
+    model : any module that ``task`` can measure; its weights are what they are, see ``torch.manual_seed``.
+    train_loader, dev_loader : of :func:`kpstore.loader`. Each epoch of training is followed by one of ``dev_loader``,
+        without gradients and dropout; its order should be fixed, ``shuffle=None``.
+    task : measures and draws batches, such as :class:`kpstore.trainers.keypoints.KeypointTask`.
+    device : ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``.
+    folder : gets ``checkpoint.safetensors`` (all that resuming takes), ``best.safetensors`` (the best epoch's weights),
+        ``metrics.csv`` (a line an epoch), ``steps.csv`` (a line every ``log_steps``) and ``samples/epoch_0001.png``.
+    resume : go on with the run in ``folder``; where there is no checkpoint yet, begin.
+    log_steps : steps from one line, and one ``on_step``, to the next.
+    checkpoint_steps : steps from one checkpoint to the next; there is one after every epoch in any case.
+    samples : how many samples, of the dev frames where there are any, each epoch's picture shows; 0 for no picture.
+    on_step, on_epoch : told what happens.
+    **settings : the fields of :class:`kpstore.trainers.settings.Settings`.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ExistsError
+        If ``folder`` holds a run and ``resume`` is not set.
+    MismatchError
+        If the run to resume was made with another version of the store, or with other settings; the message names them.
+    InvalidError
+        If a setting makes no sense, there is nothing to train on, or the loss is no longer a number.
+    """
+    run = _Run(model, train_loader, dev_loader, task, Settings(**settings), device_named(device))
+    run.log_steps, run.checkpoint_steps, run.samples = max(1, log_steps), checkpoint_steps, samples
+    run.on_step, run.on_epoch = on_step or _say_nothing, on_epoch or _say_nothing
+    with _own_random_numbers(run.device), ExitStack() as files:
+        torch.manual_seed(run.settings.seed)
+        if folder is not None:
+            run.open_folder(Path(folder), files, resume=resume)
+        return run.run()
+
+
+def check_free(folder: Path, *, resume: bool) -> None:
+    """Raise :class:`ExistsError` if a folder holds a run that is not to be resumed."""
+    if (folder / CHECKPOINT).exists() and not resume:
+        raise ExistsError(f"{folder} holds a run; resume it (--resume) or choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise ExistsError(f"{folder} is a file; choose a folder")
+
+
+def _say_nothing(_: object) -> None:
+    return None
+
+
+@contextmanager
+def _own_random_numbers(device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+class _Run:
+    """What :func:`fit` works with."""
+
+    log_steps: int
+    checkpoint_steps: int | None
+    samples: int
+    on_step: OnStep
+    on_epoch: OnEpoch
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_loader: Loader,
+        dev_loader: Loader | None,
+        task: Task,
+        settings: Settings,
+        device: torch.device,
+    ) -> None:
+        _check_loaders(train_loader, dev_loader)
+        self.model, self.task, self.settings, self.device = model.to(device), task, settings, device
+        self.train_loader, self.dev_loader = train_loader, dev_loader
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        train_loader.set_epoch(0)
+        self.epoch_steps = len(train_loader)
+        self.n_steps = self.epoch_steps * settings.epochs
+        self.place = _Place()
+        self.folder: Path | None = None
+        self.journals: tuple[Journal, Journal] | None = None
+        self.resumed_at: int | None = None
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        """Train what is left of the epochs."""
+        last = None
+        while self.place.epoch < self.settings.epochs and not self._is_out_of_patience:
+            last = self._epoch()
+        early = self._is_out_of_patience and self.place.epoch < self.settings.epochs
+        return Report(
+            stopped="early" if early else "finished",
+            epochs=self.place.epoch,
+            steps=self.place.step,
+            best_epoch=self.place.best_epoch,
+            best_loss=self.place.best_loss,
+            last=last,
+            parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            resumed_at=self.resumed_at,
+            folder=self.folder,
+        )
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and self.place.epoch - 1 - self.place.best_epoch >= patience
+
+    def _epoch(self) -> Epoch:
+        clock, n_before = _Clock(), self.place.step
+        self._train(clock)
+        seconds = clock.seconds()
+        train, self.place.sums = _means(self.place.sums), {}
+        n_samples = (self.place.step - n_before) * (self.train_loader.sampler.batch_size or 1)
+        done = Epoch(
+            epoch=self.place.epoch,
+            step=self.place.step,
+            train=train,
+            dev=self._evaluate(),
+            lr=self.settings.lr_at(self.place.step - 1, self.n_steps),
+            seconds=seconds,
+            frames_per_s=n_samples / max(seconds, 1e-9),
+            wait_share=clock.waited / max(seconds, 1e-9),
+        )
+        self._finish(done)
+        return done
+
+    def _train(self, clock: _Clock) -> None:
+        self.model.train()
+        self.train_loader.set_epoch(self.place.epoch)
+        n_left = len(self.train_loader)
+        for number, batch in enumerate(clock.waiting(_without_random_numbers(self.train_loader)), start=1):
+            self._step(self._moved(batch))
+            is_time = self.checkpoint_steps and self.place.step % self.checkpoint_steps == 0
+            # The last step's state is that of the next epoch: it is written when this epoch's dev frames are done.
+            if is_time and number < n_left:
+                self._write_checkpoint()
+
+    def _step(self, batch: TensorBatch) -> None:
+        lr = self.settings.lr_at(self.place.step, self.n_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        measured = self._measure(batch)
+        measured.loss.backward()  # type: ignore[no-untyped-call]
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
+        self.optimizer.step()
+        _add(self.place.sums, measured)
+        self.place.step += 1
+        if self.place.step % self.log_steps == 0 or self.place.step == self.n_steps:
+            self._log(measured.loss.item(), lr, grad_norm.item())
+
+    def _log(self, loss: float, lr: float, grad_norm: float) -> None:
+        place = self.place
+        if not math.isfinite(loss):
+            raise _diverged(f"the loss is {loss} at step {place.step}")
+        if self.journals:
+            row = {"step": place.step, "epoch": place.epoch, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+            self.journals[0].append(row)
+        self.on_step(Step(place.step, self.n_steps, place.epoch, loss, lr, grad_norm))
+
+    def _measure(self, batch: TensorBatch) -> Measured:
+        with self._autocast():
+            return self.task.measure(self.model, batch)
+
+    def _autocast(self) -> Any:
+        if self.settings.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    @torch.inference_mode()
+    def _evaluate(self) -> dict[str, float]:
+        if self.dev_loader is None:
+            return {}
+        self.model.eval()
+        sums: dict[str, Tensor] = {}
+        self.dev_loader.set_epoch(0)
+        for batch in _without_random_numbers(self.dev_loader):
+            _add(sums, self._measure(self._moved(batch)))
+        return _means(sums)
+
+    def _moved(self, batch: Any) -> dict[str, Any]:
+        if not isinstance(batch, Mapping):
+            raise InvalidError(f"batches are dicts of tensors, found {type(batch).__name__}; use a view and its loader")
+        return {
+            name: _aligned(item.to(self.device, non_blocking=True)) if isinstance(item, Tensor) else item
+            for name, item in batch.items()
+        }
+
+    def _finish(self, done: Epoch) -> None:
+        if not math.isfinite(done.score):
+            raise _diverged(f"the loss of epoch {done.epoch + 1} is {done.score}")
+        is_best = done.score < self.place.best_loss
+        if is_best:
+            self.place.best_epoch, self.place.best_loss = done.epoch, done.score
+        self.place.epoch += 1
+        if self.journals:
+            self.journals[1].append(_as_row(done))
+            self._draw_samples(done.epoch)
+            if is_best:
+                self._write_best()
+            self._write_checkpoint()
+        self.on_epoch(done)
+
+    # -- the folder ---------------------------------------------------------------------------------------------
+
+    def open_folder(self, folder: Path, files: ExitStack, *, resume: bool) -> None:
+        """Make the folder, or take up the run that is in it."""
+        check_free(folder, resume=resume)
+        if (folder / CHECKPOINT).exists():
+            self._take_up(folder / CHECKPOINT)
+        (folder / SAMPLES).mkdir(parents=True, exist_ok=True)
+        self.folder, step = folder, self.place.step
+        steps = open_journal(folder / STEPS, ("step", "epoch", "loss", "lr", "grad_norm"), up_to_step=step)
+        files.callback(steps.close)
+        columns = _metric_columns(self.task)
+        metrics = open_journal(folder / METRICS, columns, up_to_step=step)
+        files.callback(metrics.close)
+        self.journals = steps, metrics
+
+    def _take_up(self, path: Path) -> None:
+        found = read_checkpoint(path)
+        check_same(path, found.about, self._about())
+        about, place = found.about, self.place
+        self.model.load_state_dict(found.under("model"))
+        restore_optimizer(self.model, self.optimizer, found.under("optimizer"))
+        place.epoch, place.step, place.best_epoch = about["epoch"], about["step"], about["best_epoch"]
+        place.best_loss = math.inf if about["best_loss"] is None else about["best_loss"]
+        place.sums = {name: tensor.to(self.device) for name, tensor in found.under("sums").items()}
+        self.train_loader.load_state_dict(about["loader"])
+        restore_rng(self.device, found.under("rng"))
+        self.resumed_at = place.step
+
+    def _about(self) -> dict[str, Any]:
+        """Return what a run follows from: to be the same when it resumes."""
+        views = {"train": self.train_loader, **({"dev": self.dev_loader} if self.dev_loader else {})}
+        store = self.train_loader.sampler.view.store
+        return {
+            "kpstore": __version__,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "model": _described(self.model),
+            "task": _described(self.task),
+            "settings": asdict(self.settings),
+            "store": {"location": store.location, "snapshot": store.snapshot},
+            "batch_size": self.train_loader.sampler.batch_size,
+            "samples": {name: len(loader.sampler.view) for name, loader in views.items()},
+        }
+
+    def _write_checkpoint(self) -> None:
+        if self.folder is None or self.journals is None:
+            return
+        self._check_weights()
+        place = self.place
+        for journal in self.journals:
+            journal.sync()
+        tensors = {
+            **_prefixed("model", self.model.state_dict()),
+            **_prefixed("optimizer", optimizer_tensors(self.model, self.optimizer)),
+            **_prefixed("sums", place.sums),
+            **_prefixed("rng", rng_tensors(self.device)),
+        }
+        about = {
+            **self._about(),
+            "epoch": place.epoch,
+            "step": place.step,
+            "best_epoch": place.best_epoch,
+            "best_loss": place.best_loss if math.isfinite(place.best_loss) else None,
+            "loader": self.train_loader.state_dict(),
+        }
+        write_checkpoint(self.folder / CHECKPOINT, Checkpoint(tensors, about))
+
+    def _check_weights(self) -> None:
+        # Between two logged steps all may have gone wrong; the last good checkpoint must not be lost over it.
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise _diverged(f"weights are no longer numbers at step {self.place.step}")
+
+    def _write_best(self) -> None:
+        assert self.folder is not None
+        about = {**self._about(), "epoch": self.place.best_epoch, "loss": self.place.best_loss}
+        write_checkpoint(self.folder / BEST, Checkpoint(_prefixed("model", self.model.state_dict()), about))
+
+    @torch.inference_mode()
+    def _draw_samples(self, epoch: int) -> None:
+        loader = self.dev_loader or self.train_loader
+        n_shown = min(self.samples, len(loader.dataset))
+        if n_shown == 0 or self.folder is None:
+            return
+        self.model.eval()
+        chosen = np.linspace(0, len(loader.dataset) - 1, n_shown).astype(np.int64)
+        with self._autocast():
+            drawings = self.task.draw(self.model, self._moved(loader.dataset[chosen]))
+        pictures = [picture for shown in drawings for picture in (shown.input, shown.target, shown.output)]
+        sheet = contact_sheet(pictures, 3, ["input", "target", "output"] * len(drawings))
+        aside = self.folder / SAMPLES / ".aside.png"
+        Image.fromarray(sheet).save(aside)
+        aside.replace(self.folder / SAMPLES / f"epoch_{epoch + 1:04d}.png")
+
+
+class _Clock:
+    """How long an epoch takes, and how much of that was waiting for batches."""
+
+    def __init__(self) -> None:
+        self._began, self.waited = time.perf_counter(), 0.0
+
+    def seconds(self) -> float:
+        """Return the time since the beginning."""
+        return time.perf_counter() - self._began
+
+    def waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield batches, and count the time until each is there."""
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - began
+            yield batch
+
+
+def _without_random_numbers(loader: Loader) -> Iterator[Any]:
+    """Yield a loader's batches; starting it draws no random numbers, which PyTorch's worker processes would."""
+    state = torch.get_rng_state()
+    batches = iter(loader)
+    first = next(batches, None)
+    torch.set_rng_state(state)
+    if first is not None:
+        yield first
+        del first
+        yield from batches
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Return a tensor that begins where PyTorch's own do.
+
+    Batches read together lie behind each other. Which are read together differs after a resume, and MKL's sums may
+    differ in the last bit with where an array begins.
+    """
+    return tensor.clone() if tensor.data_ptr() % _ALIGNED else tensor
+
+
+def _add(sums: dict[str, Tensor], measured: Measured) -> None:
+    """Add a batch to an epoch's sums, float64, where the model is: nothing waits for a GPU."""
+    values = {"loss": measured.loss, **measured.figures}
+    for name, value in values.items():
+        share = value.detach().double() * measured.count
+        sums[name] = sums[name] + share if name in sums else share
+    count = torch.as_tensor(measured.count, dtype=torch.float64, device=measured.loss.device)
+    sums["_count"] = sums["_count"] + count if "_count" in sums else count
+
+
+def _means(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    count = max(sums["_count"].item(), 1e-12)
+    return {name: value.item() / count for name, value in sums.items() if name != "_count"}
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _described(part: object) -> dict[str, Any]:
+    """Return the name of a model's or a task's class, and its settings if it has them as a dataclass."""
+    config = getattr(part, "config", part)
+    fields = asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
+    return {"name": type(part).__name__, "config": _plain(fields)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON gives it back, with lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _metric_columns(task: Task) -> tuple[str, ...]:
+    names = ("loss", *task.figures)
+    measured = (f"{split}_{name}" for split in ("train", "dev") for name in names)
+    return ("epoch", "step", "lr", *measured, "seconds", "frames_per_s", "wait_share")
+
+
+def _as_row(done: Epoch) -> dict[str, Any]:
+    measured = {f"train_{name}": value for name, value in done.train.items()}
+    measured |= {f"dev_{name}": value for name, value in done.dev.items()}
+    timed = {"seconds": round(done.seconds, 3), "frames_per_s": round(done.frames_per_s, 1)}
+    waited = {"wait_share": round(done.wait_share, 4)}
+    return {"epoch": done.epoch + 1, "step": done.step, "lr": done.lr, **measured, **timed, **waited}
+
+
+def _diverged(what: str) -> KpstoreError:
+    return InvalidError(f"{what}; nothing was written since the last checkpoint: try a lower --lr or --clip-norm")
+
+
+def _check_loaders(train_loader: Loader, dev_loader: Loader | None) -> None:
+    for name, loader in (("train", train_loader), ("dev", dev_loader)):
+        if loader is None:
+            continue
+        if not isinstance(loader, Loader):
+            raise InvalidError(f"the {name} loader is a {type(loader).__name__}; make it with kpstore.loader(view, …)")
+        if len(loader.dataset) == 0:
+            raise InvalidError(f"there are no {name} frames in {loader.dataset.view!r}; choose another split")

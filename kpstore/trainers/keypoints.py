@@ -1,0 +1,185 @@
+"""Face points from face points: the hierarchical keypoint transformer, and what it is trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kpstore.errors import InvalidError
+from kpstore.render.skeleton import draw_keypoints
+from kpstore.schema.layout import FACE_REGIONS, N_FACE, N_POINTS, Edge, skeleton_edges
+from kpstore.trainers.encoder import Block, PointEmbedding, PointEncoder, check_width, points_there
+from kpstore.trainers.task import Drawing, Measured, TensorBatch
+
+_DRAWN = 160
+
+
+@dataclass(frozen=True)
+class KeypointConfig:
+    """How large a :class:`HierarchicalKeypointTransformer` is.
+
+    Parameters
+    ----------
+    d_global, d_region : width of the tokens that stand for the whole face, and for points and regions.
+    region_layers, global_layers : layers of each region's encoder, and of the interaction between regions.
+    heads : of attention.
+    dropout : share of values that is left out while training.
+    """
+
+    d_global: int = 256
+    d_region: int = 128
+    region_layers: int = 2
+    global_layers: int = 2
+    heads: int = 4
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        check_width(problems, "d_global", self.d_global, self.heads)
+        check_width(problems, "d_region", self.d_region, self.heads)
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout={self.dropout} is not in [0, 1)")
+        if min(self.region_layers, self.global_layers) < 1:
+            problems.append("region_layers and global_layers are 1 or more")
+        if problems:
+            raise InvalidError(f"keypoint model: {'; '.join(problems)}")
+
+
+class HierarchicalKeypointTransformer(nn.Module):
+    """Encodes 68 face points by region, lets the regions look at each other, and gives all 68 points again.
+
+    The eight regions are those of :data:`kpstore.schema.layout.FACE_REGIONS`: jaw 0:17, right brow 17:22, left brow
+    22:27, nose 27:36, right eye 36:42, left eye 42:48, outer mouth 48:60, inner mouth 60:68. Each has an encoder of its
+    own, and its summary and one token for the whole face meet in the interaction layers; from both, each region's
+    decoder gives its points. A point that is missing is not looked at, and is filled in like any other.
+    """
+
+    def __init__(self, config: KeypointConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or KeypointConfig()
+        regions = list(FACE_REGIONS.values())
+        group_of = [number for number, rows in enumerate(regions) for _ in range(rows.start, rows.stop)]
+        self.embedding = PointEmbedding(group_of, config.d_region)
+        self.encoders = nn.ModuleList(
+            PointEncoder(config.d_region, layers=config.region_layers, heads=config.heads, dropout=config.dropout)
+            for _ in regions
+        )
+        self.widen = nn.Linear(config.d_region, config.d_global)
+        self.region = nn.Parameter(torch.randn(len(regions), config.d_global) * 0.02)
+        self.face = nn.Parameter(torch.randn(config.d_global) * 0.02)
+        self.interaction = nn.ModuleList(
+            Block(config.d_global, config.heads, config.dropout) for _ in range(config.global_layers)
+        )
+        self.normal = nn.LayerNorm(config.d_global)
+        self.decoders = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(2 * config.d_global, config.d_global),
+                nn.GELU(),
+                nn.Linear(config.d_global, 3 * (rows.stop - rows.start)),
+            )
+            for rows in regions
+        )
+
+    def encode(self, keypoints: Tensor, detected: Tensor | None = None) -> Tensor:
+        """Return tokens (batch, 9, d_global): the face, then its eight regions. Parameters as of :meth:`forward`."""
+        there = points_there(keypoints, detected)
+        points = self.embedding(keypoints, there)
+        summaries = [
+            encoder(points[:, rows], there[:, rows])[0]
+            for encoder, rows in zip(self.encoders, FACE_REGIONS.values(), strict=True)
+        ]
+        regions = self.widen(torch.stack(summaries, dim=1)) + self.region
+        tokens = torch.cat([self.face.expand(len(regions), 1, -1).to(regions.dtype), regions], dim=1)
+        for block in self.interaction:
+            tokens = block(tokens)
+        normal: Tensor = self.normal(tokens)
+        return normal
+
+    def forward(self, keypoints: Tensor, detected: Tensor | None = None) -> Tensor:
+        """Return points (batch, 68, 3), all of them finite.
+
+        Parameters
+        ----------
+        keypoints : (batch, 68, 3), normalised as by ``store.face_keypoints()``; NaN where missing.
+        detected : (batch, 68) bool, False for points to leave out as well.
+        """
+        if keypoints.shape[1:] != (N_FACE, 3):
+            raise InvalidError(f"keypoints of shape (batch, {N_FACE}, 3) are needed, found {tuple(keypoints.shape)}")
+        tokens = self.encode(keypoints, detected)
+        face, regions = tokens[:, 0], tokens[:, 1:]
+        decoded = [
+            decoder(torch.cat([face, regions[:, number]], dim=-1)).reshape(len(face), -1, 3)
+            for number, decoder in enumerate(self.decoders)
+        ]
+        return torch.cat(decoded, dim=1)
+
+
+@dataclass(frozen=True)
+class KeypointTask:
+    """Give back the points that came in: mean squared error over the points that are there.
+
+    Batches hold ``"keypoints"`` (batch, 68, 3), as ``store.face_keypoints()`` gives them.
+
+    Parameters
+    ----------
+    edges : pairs of points that drawings join; those of the default face list if empty.
+    """
+
+    edges: tuple[Edge, ...] = ()
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """``point_error``: mean distance in x and y from where a point belongs, over the diagonal of its face's box."""
+        return ("point_error",)
+
+    def measure(self, model: nn.Module, batch: TensorBatch) -> Measured:
+        """Run the model on a batch; it counts by its points that are there."""
+        target = batch["keypoints"]
+        there = points_there(target)
+        output = model(target).float()
+        count = there.sum()
+        error = torch.where(there[..., None], output - torch.where(there[..., None], target, 0), 0)
+        loss = error.square().sum() / (3 * count.clamp(min=1))
+        return Measured(loss, count, {"point_error": _point_error(error.detach(), target, there)})
+
+    def draw(self, model: nn.Module, batch: TensorBatch) -> list[Drawing]:
+        """Return the points of each sample before and after, each picture as large as its target's face."""
+        target = batch["keypoints"].float()
+        output = model(batch["keypoints"]).float()
+        pairs = zip(target.cpu().numpy(), output.cpu().numpy(), strict=True)
+        return [self._drawing(before, after) for before, after in pairs]
+
+    def _drawing(self, target: NDArray[np.float32], output: NDArray[np.float32]) -> Drawing:
+        edges = self.edges or tuple(edge for edge in skeleton_edges() if edge[0] < N_FACE)
+        low, size = _box(target)
+        before, after = (_draw_face((points - low) / size, edges) for points in (target, output))
+        return Drawing(before, before, after)
+
+
+def _point_error(error: Tensor, target: Tensor, there: Tensor) -> Tensor:
+    xy = target[..., :2]
+    low = torch.where(there[..., None], xy, torch.inf).amin(dim=1)
+    high = torch.where(there[..., None], xy, -torch.inf).amax(dim=1)
+    size = torch.where(there.any(dim=1), (high - low).norm(dim=-1), 1).clamp(min=1e-6)
+    mean: Tensor = (error[..., :2].norm(dim=-1) / size[:, None]).sum() / there.sum().clamp(min=1)
+    return mean
+
+
+def _box(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Return what to take off x, y, z and what to divide by so that a face fills most of a picture."""
+    if not np.isfinite(points).any():
+        return np.zeros(3, dtype=np.float32), 1.0
+    low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
+    size = max(float((high - low)[:2].max()) * 1.2, 1e-6)
+    return (low + high) / 2 - size / 2, size
+
+
+def _draw_face(points: NDArray[np.float32], edges: Sequence[Edge]) -> NDArray[np.uint8]:
+    all_points = np.full((N_POINTS, 3), np.nan, dtype=np.float32)
+    all_points[:N_FACE] = points
+    return draw_keypoints(np.full((_DRAWN, _DRAWN, 3), 40, dtype=np.uint8), all_points, edges=edges)

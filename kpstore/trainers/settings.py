@@ -1,0 +1,120 @@
+"""The numbers of a training, the learning rate at each step, and where it runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypedDict, get_args
+
+import torch
+
+from kpstore.errors import InvalidError, UnsupportedError
+
+Precision = Literal["float32", "bf16"]
+Schedule = Literal["cosine", "constant"]
+
+
+class SettingsOptions(TypedDict, total=False):
+    """The fields of :class:`Settings` as keywords."""
+
+    epochs: int
+    lr: float
+    weight_decay: float
+    schedule: Schedule
+    warmup: float
+    clip_norm: float | None
+    precision: Precision
+    patience: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers that a training's result follows from, beside model, task and batches.
+
+    Parameters
+    ----------
+    epochs : at most so many.
+    lr : the highest learning rate, of AdamW.
+    weight_decay : of AdamW.
+    schedule : of the learning rate after the warm-up: ``"cosine"`` falls to 0 at the end of the last epoch.
+    warmup : the share of all steps in which the rate rises from 0, in a straight line.
+    clip_norm : the gradient is made no longer than this; None leaves it.
+    precision : ``"bf16"`` computes most of the model in bfloat16 (autocast); weights stay float32.
+    patience : ends after so many epochs without a better loss on the dev frames (without any, on the training frames);
+        None never does.
+    seed : of dropout and all else that is drawn while training.
+
+    Raises
+    ------
+    InvalidError
+        If a number makes no sense; the message lists all that do not.
+    """
+
+    epochs: int = 100
+    lr: float = 3e-4
+    weight_decay: float = 0.01
+    schedule: Schedule = "cosine"
+    warmup: float = 0.02
+    clip_norm: float | None = 1.0
+    precision: Precision = "float32"
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)!r} ({rule})"
+            for name, fits, rule in (
+                ("epochs", self.epochs >= 1, "1 or more"),
+                ("lr", 0 < self.lr < math.inf, "more than 0"),
+                ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
+                ("schedule", self.schedule in get_args(Schedule), " or ".join(get_args(Schedule))),
+                ("warmup", 0 <= self.warmup < 1, "from 0 to less than 1"),
+                ("clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "more than 0, or none"),
+                ("precision", self.precision in get_args(Precision), " or ".join(get_args(Precision))),
+                ("patience", self.patience is None or self.patience >= 1, "1 or more, or none"),
+                ("seed", 0 <= self.seed < 2**63, "0 or more"),
+            )
+            if not fits
+        ]
+        if problems:
+            raise InvalidError(f"training: {'; '.join(problems)}")
+
+    def lr_at(self, step: int, n_steps: int) -> float:
+        """Return the learning rate of a step, from 0, of ``n_steps`` in all epochs: it needs no memory to resume."""
+        n_rising = math.ceil(self.warmup * n_steps)
+        if step < n_rising:
+            return self.lr * (step + 1) / (n_rising + 1)
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - n_rising) / max(1, n_steps - n_rising)))
+
+
+def device_named(name: str) -> torch.device:
+    """Return a device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``"auto"`` is a GPU if there is one.
+
+    Raises
+    ------
+    UnsupportedError
+        If this machine, or this build of PyTorch, does not have it.
+    InvalidError
+        If it is no name of a device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidError(f"device {name!r}: use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedError(
+            f"device {name!r} asked for, but PyTorch {torch.__version__} finds no GPU here; use --device cpu, or "
+            "install a build of PyTorch for CUDA"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnsupportedError(
+            f"device {name!r} asked for; this machine has {torch.cuda.device_count()} GPU(s), from 0"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UnsupportedError(f"device {name!r} is not supported; use auto, cpu or cuda")
+    return device

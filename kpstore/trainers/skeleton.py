@@ -1,0 +1,306 @@
+"""Skeleton pictures from keypoints: the hierarchical skeleton transformer, and what it is trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kpstore.errors import InvalidError
+from kpstore.render.raster import INK, PAPER, SkeletonStyle, StyleName, draw_skeletons
+from kpstore.render.skeleton import draw_keypoints
+from kpstore.schema.layout import N_POINTS, PART_SLICES, PARTS, Edge
+from kpstore.trainers.encoder import Block, PointEmbedding, PointEncoder, check_width, points_there
+from kpstore.trainers.task import Drawing, Measured, TensorBatch
+from kpstore.views.base import Batch
+from kpstore.views.skeletons import SkeletonView
+
+_SHRINK = 16
+"""The decoder begins with a picture so many times smaller."""
+_N_REST, _N_FACE, _N_HANDS = 0, 1, 2
+"""Regions of a picture, as :func:`draw_regions` numbers them; the higher one wins where two overlap."""
+
+
+@dataclass(frozen=True)
+class SkeletonConfig:
+    """How large a :class:`HierarchicalSkeletonTransformer` is.
+
+    Parameters
+    ----------
+    image_size : of the pictures, in pixels; a multiple of 16.
+    width : of tokens.
+    part_layers, global_layers : layers of each part's encoder, and of the encoder over all parts.
+    decoder_layers : layers in which places of the picture look at tokens.
+    channels : of the decoder's pictures at 1/8, 1/4 and 1/2 of the full size.
+    heads : of attention.
+    dropout : share of values in transformers that is left out while training.
+    """
+
+    image_size: int = 256
+    width: int = 128
+    part_layers: int = 2
+    global_layers: int = 2
+    decoder_layers: int = 2
+    channels: tuple[int, int, int] = (96, 64, 32)
+    heads: int = 4
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        check_width(problems, "width", self.width, self.heads)
+        if self.image_size < 2 * _SHRINK or self.image_size % _SHRINK:
+            problems.append(f"image_size={self.image_size} is not a multiple of {_SHRINK} from {2 * _SHRINK}")
+        if min(self.part_layers, self.global_layers, self.decoder_layers) < 1:
+            problems.append("part_layers, global_layers and decoder_layers are 1 or more")
+        if len(self.channels) != 3 or min(self.channels) < 8 or any(channels % 8 for channels in self.channels):
+            problems.append(f"channels={self.channels} are not three multiples of 8")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout={self.dropout} is not in [0, 1)")
+        if problems:
+            raise InvalidError(f"skeleton model: {'; '.join(problems)}")
+
+
+class HierarchicalSkeletonTransformer(nn.Module):
+    """Draws the skeleton of 143 keypoints.
+
+    A transformer for each part (face 0:68, left hand 68:89, right hand 89:110, pose 110:143) and one over all parts
+    encode the points. In the decoder each place of a small picture looks at the encoded points; convolutions enlarge
+    it to full size. On the way, at a quarter of it, every encoded point is laid down where it lies, so that the decoder
+    need not learn what coordinates mean. A part that is missing is one learnt token, and its points are looked at by
+    none and laid down nowhere.
+    """
+
+    part_of: Tensor
+
+    def __init__(self, config: SkeletonConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or SkeletonConfig()
+        part_of = [number for number, rows in enumerate(PART_SLICES.values()) for _ in range(rows.start, rows.stop)]
+        self.register_buffer("part_of", torch.tensor(part_of), persistent=False)
+        self.embedding = PointEmbedding(part_of, config.width)
+        self.encoders = nn.ModuleList(
+            PointEncoder(config.width, layers=config.part_layers, heads=config.heads, dropout=config.dropout)
+            for _ in PARTS
+        )
+        self.part = nn.Parameter(torch.randn(len(PARTS), config.width) * 0.02)
+        self.encoder = PointEncoder(
+            config.width, layers=config.global_layers, heads=config.heads, dropout=config.dropout
+        )
+        self.decoder = _Decoder(config)
+
+    def forward(self, keypoints: Tensor, detected: Tensor | None = None) -> Tensor:
+        """Return pictures (batch, 1, size, size) in [-1, 1]: 1 is paper, -1 is ink.
+
+        Parameters
+        ----------
+        keypoints : (batch, 143, 3), x and y as fractions of width and height; NaN where missing.
+        detected : (batch, 4) bool, by part, False for parts to leave out whatever stands in their place; by default
+            all points that are finite are there.
+        """
+        if keypoints.shape[1:] != (N_POINTS, 3):
+            raise InvalidError(f"keypoints of shape (batch, {N_POINTS}, 3) are needed, found {tuple(keypoints.shape)}")
+        there = points_there(keypoints, None if detected is None else detected[:, self.part_of])
+        points = self.embedding(keypoints, there)
+        encoded = [
+            encoder(points[:, rows], there[:, rows])
+            for encoder, rows in zip(self.encoders, PART_SLICES.values(), strict=True)
+        ]
+        parts = torch.stack([summary for summary, _ in encoded], dim=1) + self.part
+        tokens = torch.cat([parts, *(part for _, part in encoded)], dim=1)
+        # That a part is missing is worth looking at; its points are not.
+        attended = functional.pad(there, (len(PARTS), 0), value=True)
+        summary, tokens = self.encoder(tokens, attended)
+        tokens = torch.cat([summary[:, None], tokens], dim=1)
+        picture: Tensor = self.decoder(tokens, functional.pad(attended, (1, 0), value=True), keypoints, there)
+        return picture
+
+
+class _Decoder(nn.Module):
+    """Tokens to a picture."""
+
+    def __init__(self, config: SkeletonConfig) -> None:
+        super().__init__()
+        self.side = config.image_size // _SHRINK
+        wide, middle, narrow = config.channels
+        self.places = nn.Parameter(torch.randn(self.side**2, config.width) * 0.02)
+        self.look = nn.ModuleList(
+            Block(config.width, config.heads, config.dropout) for _ in range(config.decoder_layers)
+        )
+        self.lay = nn.Linear(config.width, middle)
+        self.enlarge = nn.Sequential(_twice(config.width, wide), _twice(wide, middle))
+        self.draw = nn.Sequential(
+            _conv(2 * middle, middle),
+            _conv(middle, middle),
+            _twice(middle, narrow),
+            _conv(narrow, narrow),
+            nn.Conv2d(narrow, 4, 3, padding=1),
+            nn.PixelShuffle(2),
+            nn.Tanh(),
+        )
+
+    def forward(self, tokens: Tensor, attended: Tensor, keypoints: Tensor, there: Tensor) -> Tensor:
+        """Return (batch, 1, size, size); the last 143 tokens are the points."""
+        places = self.places.expand(len(tokens), -1, -1).to(tokens.dtype)
+        for block in self.look:
+            places = block(places, attended, tokens)
+        small = places.transpose(1, 2).reshape(len(tokens), -1, self.side, self.side)
+        laid = lay_down(self.lay(tokens[:, -N_POINTS:]), keypoints, there, 4 * self.side)
+        picture: Tensor = self.draw(torch.cat([self.enlarge(small), laid], dim=1))
+        return picture
+
+
+def lay_down(features: Tensor, keypoints: Tensor, there: Tensor, side: int) -> Tensor:
+    """Return a picture with each point's features where it lies, shared among its four nearest pixels; they add up.
+
+    Parameters
+    ----------
+    features, keypoints, there : (batch, points, channels), (batch, points, 3) as fractions, (batch, points) bool.
+    side : of the picture.
+
+    Returns
+    -------
+    Tensor
+        (batch, channels, side, side); nothing of points that are missing or outside.
+    """
+    centres = torch.arange(side, device=features.device) + 0.5
+    known = torch.where(there[..., None], keypoints[..., :2], -1).clamp(-1, 2) * side
+    near = (1 - (known[..., None] - centres).abs()).clamp(min=0)  # (batch, points, 2, side)
+    near = torch.where(there[..., None, None], near, 0).to(features.dtype)
+    columns = features.transpose(1, 2)[:, :, None] * near[:, :, 0].transpose(1, 2)[:, None]
+    rows = near[:, :, 1].transpose(1, 2)[:, None]
+    return rows @ columns.transpose(-1, -2)
+
+
+def _conv(n_in: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, padding=1), nn.GroupNorm(8, n_out), nn.GELU())
+
+
+def _twice(n_in: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(n_in, 4 * n_out, 3, padding=1), nn.PixelShuffle(2), nn.GroupNorm(8, n_out), nn.GELU()
+    )
+
+
+def draw_regions(
+    keypoints: NDArray[np.floating], size: int, style: StyleName | SkeletonStyle = "kpstore"
+) -> NDArray[np.uint8]:
+    """Return where hands (2), face (1) and all the rest (0) are in skeleton pictures, (frames, size, size) uint8.
+
+    Parameters
+    ----------
+    keypoints : (frames, 143, 3), NaN where missing: what is not there is nowhere.
+    size, style : of the pictures; see :func:`kpstore.render.raster.draw_skeletons`.
+    """
+    regions = np.full((len(keypoints), size, size), _N_REST, dtype=np.uint8)
+    for number, parts in ((_N_FACE, ("face",)), (_N_HANDS, ("left_hand", "right_hand"))):
+        alone = np.full_like(keypoints, np.nan)
+        for part in parts:
+            alone[:, PART_SLICES[part]] = keypoints[:, PART_SLICES[part]]
+        regions[draw_skeletons(alone, size, style=style) == INK] = number
+    return regions
+
+
+class SkeletonTrainingView(SkeletonView):
+    """Skeletons with the regions of their pictures, which a loader's threads draw beside them.
+
+    A sample is that of :class:`kpstore.views.skeletons.SkeletonView` with NaN where a point is missing, pictures of
+    bytes, and ``"region"`` (1, size, size) uint8; see :func:`draw_regions`. The parameters are the same.
+    """
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Return frames stacked."""
+        found = super().batch(indices)
+        return {**found, "region": draw_regions(found["keypoints"], self.size, self.style)[:, None]}
+
+
+@dataclass(frozen=True)
+class SkeletonTask:
+    """Draw the skeleton: mean squared error, in which hands and face count more than the rest.
+
+    Batches hold ``"keypoints"`` (batch, 143, 3) and ``"image"`` (batch, 1, size, size) of either kind of pixels, as
+    ``store.skeletons(fill=nan)`` gives them; ``"region"``, if it is there, saves drawing it.
+
+    Parameters
+    ----------
+    hands, face, rest : weights of pixels in the regions of drawn hands, of the drawn face, and of all others. The loss
+        is the weighted mean; with three equal weights it is the plain one.
+    reach : pixels around what is drawn that belong to its region; a 64th of the picture by default.
+    style : that the pictures were drawn in, where there is no ``"region"``.
+    edges : pairs of points that drawings of samples join; those of the default face list if empty.
+    """
+
+    hands: float = 2.0
+    face: float = 1.5
+    rest: float = 1.0
+    reach: int | None = None
+    style: StyleName | SkeletonStyle = "kpstore"
+    edges: tuple[Edge, ...] = ()
+
+    def __post_init__(self) -> None:
+        if min(self.hands, self.face, self.rest) < 0 or self.rest == 0:
+            raise InvalidError(
+                f"weights hands={self.hands}, face={self.face}, rest={self.rest}: use numbers from 0, rest more than 0"
+            )
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """``mse`` without weights; ``ink``, intersection over union of what is and should be darker than grey."""
+        return ("mse", "ink")
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether regions differ."""
+        return not self.hands == self.face == self.rest
+
+    def measure(self, model: nn.Module, batch: TensorBatch) -> Measured:
+        """Run the model on a batch; it counts by its samples."""
+        target = as_pixels(batch["image"])
+        output = model(batch["keypoints"]).float()
+        errors = (output - target).square()
+        mse = errors.mean()
+        loss = mse
+        if self.is_weighted:
+            weights = self.weights(batch)
+            loss = (errors * weights).sum() / weights.sum()
+        drawn, wanted = output.detach() < 0, target < 0
+        ink = (drawn & wanted).sum() / (drawn | wanted).sum().clamp(min=1)
+        return Measured(loss, len(target), {"mse": mse.detach(), "ink": ink})
+
+    def weights(self, batch: TensorBatch) -> Tensor:
+        """Return what each pixel counts, (batch, 1, size, size) float32."""
+        image = batch["image"]
+        size = image.shape[-1]
+        region = batch.get("region")
+        if region is None:
+            drawn = draw_regions(batch["keypoints"].float().cpu().numpy(), size, self.style)
+            region = torch.from_numpy(drawn[:, None]).to(image.device)
+        reach = round(size / 64) if self.reach is None else self.reach
+        wide = functional.max_pool2d(region.float(), 2 * reach + 1, stride=1, padding=reach)
+        table = torch.tensor([self.rest, self.face, self.hands], device=image.device)
+        return table[wide.long()]
+
+    def draw(self, model: nn.Module, batch: TensorBatch) -> list[Drawing]:
+        """Return the keypoints of each sample in colours, the picture of them, and the model's."""
+        target, output = as_pixels(batch["image"]), model(batch["keypoints"]).float()
+        keypoints = batch["keypoints"].float().cpu().numpy()
+        blank = np.full((*target.shape[-2:], 3), 40, dtype=np.uint8)
+        edges = self.edges or None
+        return [
+            Drawing(draw_keypoints(blank, points, edges=edges), _as_picture(wanted), _as_picture(found))
+            for points, wanted, found in zip(keypoints, target[:, 0], output[:, 0], strict=True)
+        ]
+
+
+def as_pixels(image: Tensor) -> Tensor:
+    """Return pictures as the model draws them, float32 in [-1, 1]; bytes are 255 for paper and 0 for ink."""
+    return image.float() * (2 / PAPER) - 1 if image.dtype == torch.uint8 else image.float()
+
+
+def _as_picture(image: Tensor) -> NDArray[np.uint8]:
+    grey = ((image + 1) * 127.5).clamp(0, 255).byte().cpu().numpy()
+    return np.repeat(grey[..., None], 3, axis=2)
