@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "video": ("av",),
     "dask": ("dask", "distributed"),
     "torch": ("torch",),
+    "train": ("torch", "safetensors"),
     "dinov2": ("torch", "transformers"),
     "hdf5": ("h5py",),
     "json": ("ijson",),
