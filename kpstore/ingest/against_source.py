@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kpstore.errors import NotFoundError
 from kpstore.schema.feature import State
@@ -117,15 +118,17 @@ def compare_with_source(
             split.extra.append(video_id)
     for name, stored_feature in store.features.items():
         if stored_feature.spec.axis == "frame":
-            _count_states(store, name, found)
+            _count_states(store, name, found, np.array([v in listed for v in index.ids.tolist()], dtype=bool))
     return found
 
 
-def _count_states(store: Store, name: str, found: SourceComparison) -> None:
-    pending = store.states(name) == State.PENDING
+def _count_states(store: Store, name: str, found: SourceComparison, listed: NDArray[np.bool_]) -> None:
+    states = store.states(name)
+    pending = (states == State.PENDING) & listed
     failed = np.asarray(store[fmt.status_name(name)][:]) == State.FAILED
     n_failed = np.add.reduceat(np.append(failed, False), store.index.offsets[:-1]) if len(pending) else pending
-    n_failed = np.where(store.index.n_frames > 0, n_failed, 0)
+    # A video without frames that failed counts as one.
+    n_failed = np.where(store.index.n_frames > 0, n_failed, states == State.FAILED) * listed
     for split_name, split in found.splits.items():
         here = store.index.splits == split_name
         for counts, number in ((split.pending, int(pending[here].sum())), (split.failed, int(n_failed[here].sum()))):

@@ -120,7 +120,7 @@ class Merged:
         for store, source in self._stores:
             for position, video_id in enumerate(store.index.ids.tolist()):
                 places.setdefault(video_id, []).append(_Place(store, source, position))
-        for video_id in sorted(places, key=lambda v: _order(places[v][0], v)):
+        for video_id in sorted(places, key=lambda v: _order(places[v], v)):
             yield self._merge_video(video_id, places[video_id])
 
     def _merge_video(self, video_id: str, places: Sequence[_Place]) -> ImportedVideo:
@@ -202,8 +202,9 @@ def _columns(store: Store) -> dict[str, Any]:
     return {name: store[name][:] for name in names} if len(store.index) else {}
 
 
-def _order(place: _Place, video_id: str) -> tuple[int, str, str]:
-    split = place.store.index.splits[place.position]
+def _order(places: Sequence[_Place], video_id: str) -> tuple[int, str, str]:
+    splits = (place.store.index.splits[place.position] for place in places)
+    split = next((name for name in splits if name), "")
     return split_rank(split), split, video_id
 
 

@@ -182,12 +182,15 @@ def compare(
 
 def _matched_frames(a: Store, b: Store) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Return rows of both that are the same frame, in the order of A, and how many videos were matched by number."""
-    places = {key: row for row, key in enumerate(_frame_keys(b))}
     of_b = np.full(a.index.total_frames, -1, dtype=np.int64)
-    for row, key in enumerate(_frame_keys(a)):
-        of_b[row] = places.get(key, -1)
     taken = np.zeros(b.index.total_frames, dtype=bool)
-    taken[of_b[of_b >= 0]] = True
+    # First within videos of one id, as several videos may call their frames alike; then wherever a path is.
+    for by_video in (True, False):
+        places = {key: row for row, key in enumerate(_frame_keys(b, by_video=by_video)) if not taken[row]}
+        for row, key in enumerate(_frame_keys(a, by_video=by_video)):
+            if of_b[row] < 0 and key in places:
+                of_b[row] = places[key]
+        taken[of_b[of_b >= 0]] = True
     n_by_number = 0
     for position, video_id in enumerate(a.index.ids.tolist()):
         rows = a.index.rows(position)
@@ -201,17 +204,17 @@ def _matched_frames(a: Store, b: Store) -> tuple[NDArray[np.int64], NDArray[np.i
     return rows_a, of_b[rows_a], n_by_number
 
 
-def _frame_keys(store: Store) -> Iterator[tuple[str, int]]:
-    """Yield a frame's path and how often it came before; frames without a path go by video and number."""
-    seen: dict[str, int] = {}
+def _frame_keys(store: Store, *, by_video: bool) -> Iterator[tuple[str, str, int]]:
+    """Yield a frame's video (or none), its path, and how often that came before; without a path it is the number."""
+    seen: dict[tuple[str, str], int] = {}
     if not len(store.index):
         return
     for position, video_id in enumerate(store.index.ids.tolist()):
         rows = store.index.rows(position)
         for number, path in enumerate(store[fmt.IMAGE_PATH][rows].tolist()):
-            key = path.replace("\\", "/") or f"{video_id}#{number}"
+            key = (video_id if by_video else "", path.replace("\\", "/") or f"{video_id}#{number}")
             seen[key] = seen.get(key, -1) + 1
-            yield key, seen[key]
+            yield *key, seen[key]
 
 
 def _columns(a: Store, b: Store) -> dict[str, int]:
@@ -220,7 +223,11 @@ def _columns(a: Store, b: Store) -> dict[str, int]:
         return {}
     here, there = a.videos.loc[common], b.videos.loc[common]
     kept = ["split", *dict.fromkeys((*a.annotation_names, *b.annotation_names))]
-    counts = {}
+    counts = {"frames": int((here["n_frames"] != there["n_frames"]).sum())}
+    for name, unknown in (("fps", np.nan), ("width", 0), ("height", 0)):
+        # What one of them does not know is no difference: most formats hold none of this.
+        both = (here[name] != unknown) & (there[name] != unknown) & here[name].notna() & there[name].notna()
+        counts[name] = int((both & (here[name] != there[name])).sum())
     for name in kept:
         one = here[name].fillna("") if name in here else ""
         other = there[name].fillna("") if name in there else ""
@@ -248,7 +255,8 @@ class _FeatureComparison:
         shared = {c.name for c in other.companions}
         self._companions = []
         for companion in self._spec.companions:
-            if companion.name not in shared or companion.name == "detected":
+            masks_nan = companion.name == "detected" and np.dtype(self._spec.dtype).kind == "f"
+            if companion.name not in shared or masks_nan:
                 continue
             here, there = (_has_any(store, f"{name}_{companion.name}") for store in (a, b))
             if here == there:
@@ -304,9 +312,10 @@ class _FeatureComparison:
         here, there = (~np.isnan(array) for array in (one, other))
         only_a = both & (here & ~there).any(axis=1) & ~(there & ~here).any(axis=1)
         only_b = both & (there & ~here).any(axis=1)
-        distance = np.where(here & there, np.abs(one - other), 0).max(axis=1, initial=0)
+        with np.errstate(invalid="ignore"):
+            apart_by = np.where(here & there, np.abs(one - other), 0)
         # Infinities of one sign are the same value, and their difference is no number.
-        distance = np.where(np.isnan(distance), 0, distance)
+        distance = np.where(np.isnan(apart_by), 0, apart_by).max(axis=1, initial=0)
         apart = both & (distance > self._atol) & ~only_a & ~only_b
         found.only_a += int(only_a.sum())
         found.only_b += int(only_b.sum())

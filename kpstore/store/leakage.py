@@ -162,7 +162,7 @@ class _Normal:
             self._normal = "/".join(part for part in parts if part not in self._splits and part not in ("", "."))
             self._folder = folder
         name, _, number = name.casefold().partition("#")
-        return f"{self._normal}/{re.sub(r'[.][a-z0-9]{1,5}$', '', name)}#{number}" if text else ""
+        return f"{self._normal}/{re.sub(r'[.](?=[a-z0-9]*[a-z])[a-z0-9]{1,5}$', '', name)}#{number}" if text else ""
 
 
 def _same_names(store: Store) -> Iterator[Shared]:

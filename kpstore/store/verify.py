@@ -218,6 +218,11 @@ class _Check:
             return
         for array, meta in metas.items():
             self._check_length(array, {meta.dims[0]: meta.n_rows})
+            there = self._view.meta(array)
+            if (there.dtype, there.shape[1:]) != (meta.dtype, meta.shape[1:]):
+                stored, wanted = f"{there.dtype} {there.shape[1:]}", f"{meta.dtype} {meta.shape[1:]}"
+                self.problem(array, f"has rows of {stored}, not of {wanted}", "the array")
+                return
         provenance = self._store.provenance(name)
         if not provenance.get("extractor"):
             self.note(name, "does not say how it was made", "its provenance")
@@ -251,15 +256,9 @@ class _Check:
         axis = spec.axis
         values = arrays[spec.name].reshape(len(status), *spec.shape)
         self._rows_problem(spec.name, "has a state that there is not", status > max(State), start, axis=axis)
-        if values.dtype.kind != "f":
-            return
         done = status == State.DONE
-        flat = values.reshape(len(values), -1)
-        self._rows_problem(spec.name, "is infinite", np.isinf(flat).any(axis=1), start, axis=axis)
-        there = ~np.isnan(flat).all(axis=1)
-        self._rows_problem(spec.name, "has values, but is not done", there & ~done, start, axis=axis)
         detected = arrays.get(f"{spec.name}_detected")
-        if detected is not None and part_names(spec):
+        if detected is not None and detected.ndim == 2:
             self._rows_problem(
                 f"{spec.name}_detected",
                 "is set, but the row is not done",
@@ -267,6 +266,13 @@ class _Check:
                 start,
                 axis=axis,
             )
+        if values.dtype.kind != "f":
+            return
+        flat = values.reshape(len(values), -1)
+        self._rows_problem(spec.name, "is infinite", np.isinf(flat).any(axis=1), start, axis=axis)
+        there = ~np.isnan(flat).all(axis=1)
+        self._rows_problem(spec.name, "has values, but is not done", there & ~done, start, axis=axis)
+        if detected is not None and part_names(spec):
             self._masks(spec, start, values, detected, done)
         visibility = arrays.get(f"{spec.name}_visibility")
         if visibility is not None:
@@ -288,18 +294,20 @@ class _Check:
                 continue
             missing = np.isnan(values[:, rows])
             some = missing.reshape(len(values), -1)
-            mask = f"{spec.name}_detected"
+            mask, axis = f"{spec.name}_detected", spec.axis
             self._rows_problem(
                 mask,
                 f"says {part} is there, but values are missing",
                 done & detected[:, column] & some.any(axis=1),
                 start,
+                axis=axis,
             )
             self._rows_problem(
                 mask,
                 f"says {part} is missing, but values are there",
                 done & ~detected[:, column] & ~some.all(axis=1),
                 start,
+                axis=axis,
             )
 
     def _ledger(
@@ -313,7 +321,7 @@ class _Check:
             try:
                 entry = json.loads(text) if text else {}
                 frames = {int(frame) for frame in entry.get("frames", {})}
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, TypeError):
                 self.problem(fmt.failure_name(spec.name), "is not JSON as the format has it", place)
                 continue
             state = states[position]

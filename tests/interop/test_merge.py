@@ -136,3 +136,8 @@ def test_features_of_videos_and_wrong_use(tmp_path: Path) -> None:
         merge([one.location] * 2, tmp_path / "o.kps", on_conflict="newest")  # type: ignore[arg-type]
     with pytest.raises(ExistsError, match="already exists"):
         merge([one.location, both.location], one.location)
+
+
+def test_the_order_is_by_the_split_that_somebody_knows() -> None:
+    one, other = store_of("ab", ""), store_of("a", "train")
+    assert [merged(*pair).index.ids.tolist() for pair in ((one, other), (other, one))] == [["a", "b"]] * 2

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import kpstore
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec
+from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
 from kpstore.store.contents import Difference, compare
 from tests.conftest import memory_location
@@ -161,3 +162,40 @@ def test_videos_without_common_paths_are_matched_by_number_and_that_is_said(memo
     found = compare(store_of("abc"), memory_store.at())
     assert (found.frames_only_a, found.frames_only_b, found.features["keypoints"].differing) == (0, 0, 0)
     assert found.notes == ["3 videos were matched by frame number: their paths have nothing in common"]
+
+
+def test_videos_that_call_their_frames_alike_are_matched_by_id() -> None:
+    def made(order: str) -> kpstore.Store:
+        store = kpstore.create(memory_location())
+        with store.transaction("fill") as tx:
+            tx.add_videos([VideoRecord(v, "train", tuple(f"{n}.png" for n in range(N[v]))) for v in order])
+            tx.add_feature(keypoints_spec())
+            for video in order:
+                tx.write("keypoints", video, keypoints(video, N[video]))
+        return store.at()
+
+    assert not compare(made("abc"), made("cab"))
+
+
+def test_an_infinity_in_both_hides_nothing() -> None:
+    def change(by: float) -> Any:
+        def apply(video: str, rows: FeatureRows) -> None:
+            rows.companions["detected"][0] = True  # type: ignore[index]
+            rows.values[0] = 0
+            rows.values[0, 100, :2] = np.inf, by
+
+        return apply
+
+    found = compare(store_of("a", change(0)), store_of("a", change(5)))
+    assert found.features["keypoints"].parts["right_hand"].largest == 5
+
+
+def test_frame_rates_and_sizes_differ_only_where_both_are_known() -> None:
+    def made(fps: float, width: int) -> kpstore.Store:
+        store = kpstore.create(memory_location())
+        with store.transaction("fill") as tx:
+            tx.add_videos([VideoRecord("a", "train", ("0.png",), fps, width)])
+        return store.at()
+
+    assert compare(made(25, 100), made(30, 200)).columns == {"fps": 1, "width": 1}
+    assert not compare(made(25, 100), made(float("nan"), 0))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import kpstore
-from kpstore.backends.base import WriteView
+from kpstore.backends.base import ArrayMeta, WriteView
 from kpstore.ingest.against_source import compare_with_source
 from kpstore.ingest.run import Options, run_ingest
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
@@ -54,7 +55,8 @@ def test_sound_stores_pass(sound: kpstore.Store) -> None:
     assert verify(kpstore.create(location_of("memory", Path()))).problems == []
 
 
-BROKEN: dict[str, tuple[Callable[[WriteView], None], str, str, str]] = {
+DOUBLES = ArrayMeta((14, 143, 3), "float64", 1024, ("frame", "keypoint", "space"))
+BROKEN: dict[str, tuple[Callable[[WriteView], Any], str, str, str]] = {
     "infinite": (
         lambda v: v.write("keypoints", 0, np.full((1, 143, 3), np.inf, np.float32)),
         "keypoints",
@@ -127,6 +129,15 @@ BROKEN: dict[str, tuple[Callable[[WriteView], None], str, str, str]] = {
         "fps",
         "is not a sensible value",
         "video 'b'",
+    ),
+    "an array of another type": (
+        lambda v: (
+            v.delete("keypoints"),
+            v.create("keypoints", ArrayMeta((14, 143, 3), "float64", 1024, ("f", "k", "s"))),
+        ),
+        "keypoints",
+        "has rows of float64 (143, 3), not of float32 (143, 3)",
+        "the array",
     ),
     "an id twice": (
         lambda v: v.write("video_id", 1, np.array(["a"], object)),
