@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -183,13 +183,17 @@ def _for_each(work: Callable[[int], None], items: list[int]) -> None:
         for item in items:
             work(item)
         return
-    if _threads is None:
-        _threads = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="kpstore-decode")
-    futures = [_threads.submit(work, item) for item in items]
+    pool = _threads = _threads or ThreadPoolExecutor(_N_THREADS, thread_name_prefix="kpstore-decode")
+    futures: list[Future[None]] = []
     try:
+        for item in items:
+            futures.append(pool.submit(work, item))
         wait(futures)  # all of them, also if one fails: they write to places that others get once they are given up
-    except BaseException:  # Ctrl-C
-        wait(futures)
+    except BaseException:
+        # An interrupt may come in the midst of starting a thread, and what such a pool still takes nobody works off.
+        _threads = None
+        pool.shutdown(wait=False, cancel_futures=True)
+        wait([future for future in futures if not future.cancel()])
         raise
     for future in futures:
         future.result()

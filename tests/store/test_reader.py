@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import signal
 import threading
 import time
@@ -300,24 +301,33 @@ class Stop(BaseException):
 def test_an_interrupt_in_the_middle_of_a_read_leaves_nothing_behind() -> None:
     view = slow_view(400, 4)
     reader = RowReader(view, arena_bytes=12 * 4 * 48)
-    rng, stopped = np.random.default_rng(0), 0
+    rng, stopped, armed, over = np.random.default_rng(0), 0, False, threading.Event()
 
     def stop(*_: object) -> None:
-        raise Stop
+        if armed:
+            raise Stop
 
-    before = signal.signal(signal.SIGALRM, stop)
+    def interrupt() -> None:
+        while not over.wait(random.random() * 0.008):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, stop)
     gc.disable()  # hypothesis watches it, and an exception there would be nobody's
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
     try:
         for _ in range(150):
-            signal.setitimer(signal.ITIMER_REAL, float(rng.random() * 0.006) + 1e-4)
             try:
+                armed = True
                 reader.read("a", rng.integers(0, 400, 10))
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                armed = False
             except Stop:
+                armed = False
                 stopped += 1
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        over.set()
+        interrupter.join()
+        signal.signal(signal.SIGUSR1, before)
         gc.enable()
     assert stopped > 20
     rows = rng.integers(0, 400, 300)
