@@ -67,6 +67,8 @@ class ChunkArena:
         # leave these by single steps, so that an interrupt leaves nothing behind.
         self._claims: dict[object, NDArray[np.int64]] = {}
         self._decoding: dict[int, object] = {}
+        # Places that are being written now, perhaps for a read that was interrupted and is gone.
+        self._busy: set[int] = set()
         # Guards all of the above, and is told when places become free or ready.
         self._changed = threading.Condition()
 
@@ -139,6 +141,7 @@ class ChunkArena:
         free[there[there >= 0]] = False
         for slots in self._claims.values():
             free[slots] = False
+        free[list(self._busy)] = False
         found = np.flatnonzero(free)
         return found[np.argsort(self._used[found], kind="stable")]
 
@@ -152,7 +155,8 @@ class ChunkArena:
         while True:
             with self._changed:
                 while True:
-                    todo = [slot for slot in slots[~self._ready[slots]].tolist() if slot not in self._decoding]
+                    missing = slots[~self._ready[slots]].tolist()
+                    todo = [slot for slot in missing if slot not in self._decoding and slot not in self._busy]
                     if todo:
                         self._decoding.update(dict.fromkeys(todo, claim))
                         again += int(np.count_nonzero(self._seen[self._chunk_in[todo]]))
@@ -161,17 +165,29 @@ class ChunkArena:
                         return again
                     self._changed.wait()
             try:
-                _for_each(lambda slot: self._decode(slot, memory), todo)
+                _for_each(lambda slot: self._decode(slot, claim, memory), todo)
             finally:
                 with self._changed:
                     for slot in todo:
                         self._decoding.pop(slot, None)
                     self._changed.notify_all()
 
-    def _decode(self, slot: int, memory: NDArray[Any]) -> None:
-        first, chunk = slot * self._chunk_rows, int(self._chunk_in[slot])
-        self._chunks.read_into(chunk, memory[first : first + self._chunk_rows])
-        self._ready[slot] = self._seen[chunk] = True
+    def _decode(self, slot: int, claim: object, memory: NDArray[Any]) -> None:
+        first, mine = slot * self._chunk_rows, False
+        try:
+            with self._changed:
+                if self._decoding.get(slot) is not claim:
+                    return  # the read was interrupted before this came to its turn
+                mine = True
+                self._busy.add(slot)
+                chunk = int(self._chunk_in[slot])
+            self._chunks.read_into(chunk, memory[first : first + self._chunk_rows])
+            self._ready[slot] = self._seen[chunk] = True
+        finally:
+            with self._changed:
+                if mine:
+                    self._busy.discard(slot)
+                self._changed.notify_all()
 
 
 _threads: ThreadPoolExecutor | None = None
