@@ -184,7 +184,8 @@ def test_damage_never_puts_a_frame_in_anothers_place(tmp_path: Path, seed: int) 
     others = [
         number
         for number in arrived
-        if number not in right and any(abs(grey_of(frames[number]) - levels[n]) <= 1 for n in (number - 1, number + 1))
+        if number not in right
+        and any(abs(grey_of(frames[number]) - levels[n]) <= 1 for n in (number - 1, number + 1) if n < 60)
     ]
     assert len(right) > 3 * len(others)
 
