@@ -82,3 +82,10 @@ class MissingExtraError(KpstoreError, ImportError):
 
 def _missing_extra(what: str, extra: str) -> MissingExtraError:
     return MissingExtraError(what, extra=extra)
+
+
+def one_line(reason: str | BaseException) -> str:
+    """Return a reason, or an error with its kind, as one line of at most 500 characters."""
+    given = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else reason
+    text = " ".join(given.split())
+    return text if len(text) <= 500 else text[:499] + "…"

@@ -8,8 +8,6 @@ has opened. The price is one copy for each commit; file systems that can share b
 from __future__ import annotations
 
 import copy
-import errno
-import fcntl
 import itertools
 import json
 import os
@@ -26,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends import hdf5_layout as layout
+from kpstore.backends.asides import aside_of, check_room, copy_blocks, left_overs, make_durable
 from kpstore.backends.base import (
     MAIN,
     TEXT,
@@ -37,7 +36,7 @@ from kpstore.backends.base import (
     check_short_end,
 )
 from kpstore.backends.hdf5_layout import HOME, ArrayDelta, Delta, Tree
-from kpstore.backends.locks import aside_of, left_overs, refusing_lock, waiting_lock
+from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.backends.mapping import FilePiece, map_pieces
 from kpstore.errors import (
     BusyError,
@@ -49,11 +48,6 @@ from kpstore.errors import (
     ReadOnlyError,
     UnsupportedError,
 )
-
-_SPARE_BYTES = 16 * 2**20
-"""Left free on the disk: for what HDF5 writes of its own."""
-_FICLONE = 0x40049409
-"""Linux: let a file share another one's blocks until one of them is changed."""
 
 _OPEN = {
     "libver": ("v108", "v114"),  # attributes of more than 64 KiB, and still read by every HDF5 since 2008
@@ -113,7 +107,7 @@ class HDF5Backend:
                 home.attrs.update({"format": layout.FORMAT, "head": snapshot, "tags": "{}", "used_tags": "[]"})
                 layout.set_attrs(file, attrs)
                 _write_record(file, snapshot, None, message, {}, set())
-            _make_durable(aside)
+            make_durable(aside)
             _place(aside, self)
         finally:
             aside.unlink(missing_ok=True)
@@ -285,7 +279,7 @@ class HDF5Backend:
             with suppress(PermissionError):  # only root gives files away, and a group may be one's own or not
                 os.fchown(target, about.st_uid, about.st_gid)
             os.fchmod(target, about.st_mode & 0o7777)
-            _copy_blocks(source, target)
+            copy_blocks(source, target)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -295,9 +289,9 @@ class HDF5Backend:
 
     def replace_by(self, work: Path) -> None:
         """Give a whole and closed file the store's name."""
-        _make_durable(work)
+        make_durable(work)
         os.replace(work, self._path)
-        _make_durable(self._path.parent)
+        make_durable(self._path.parent)
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Hold the store for one long write."""
@@ -349,31 +343,6 @@ def _place(file: Path, backend: HDF5Backend) -> None:
     except FileExistsError:
         backend.check_free()
         raise
-
-
-def check_room(path: Path, n_bytes: int) -> None:
-    """Raise :class:`OSError` if a disk has no room for so much more: HDF5 itself does not survive to find that out."""
-    about = os.statvfs(path.parent)
-    if about.f_bavail * about.f_frsize < n_bytes + _SPARE_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-
-def _copy_blocks(source: int, target: int) -> None:
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError:
-        size, at = os.fstat(source).st_size, 0
-        while at < size:
-            at += os.sendfile(target, source, at, min(size - at, 2**30))
-
-
-def _make_durable(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class _View:

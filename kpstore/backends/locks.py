@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -88,39 +87,3 @@ def _holder(path: Path) -> str:
         return f"{holder['purpose']}, process {holder['pid']} on {holder['host']} since {holder['since']}"
     except (OSError, ValueError, KeyError):
         return "it has not said who it is"
-
-
-def aside_of(path: Path, what: str) -> Path:
-    """Return a new name beside ``path`` for what is being made; it says which process makes it.
-
-    It ends like ``path`` does: what becomes of a store hangs on that.
-    """
-    host, number = _host(), uuid.uuid4().hex[:8]
-    return path.with_name(f".{what}-{host}-{os.getpid()}-{number}.{path.name}")
-
-
-def left_overs(path: Path, what: str) -> list[Path]:
-    """Return what processes that are gone have left of making ``path``: names of :func:`aside_of`."""
-    start, end = f".{what}-", f".{path.name}"
-    found = []
-    for name in os.listdir(path.parent) if path.parent.is_dir() else ():
-        parts = name[len(start) : -len(end)].split("-")
-        ours = name.startswith(start) and name.endswith(end) and len(parts) == 3 and parts[1].isdigit()
-        # A process of another machine cannot be looked up from here, and may still be at work.
-        if ours and parts[0] == _host() and not _runs(int(parts[1])):
-            found.append(path.with_name(name))
-    return found
-
-
-def _host() -> str:
-    return socket.gethostname().replace("-", "_").replace(".", "_")
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

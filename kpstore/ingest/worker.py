@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import Fork
-from kpstore.errors import ExtractorError, KpstoreError
+from kpstore.errors import ExtractorError, KpstoreError, one_line
 from kpstore.extractors.base import Extractor
 from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.schema.feature import FeatureRows, State
@@ -149,12 +149,6 @@ def failed_video(job: Job, record: VideoRecord, reason: str) -> VideoRows:
     """Return the rows of a video that failed as a whole."""
     rows = job.extractor.spec.empty_rows(record.n_frames)
     return VideoRows(rows, np.full(record.n_frames, State.FAILED, dtype=np.uint8), failure_text(video=one_line(reason)))
-
-
-def one_line(reason: str) -> str:
-    """Return a reason as one line of bounded length."""
-    text = " ".join(reason.split())
-    return text if len(text) <= 500 else text[:499] + "…"
 
 
 class _ChunkWriter:

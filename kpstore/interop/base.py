@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from kpstore.errors import InvalidError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.index import VideoRecord
 from kpstore.store.store import Store
@@ -203,3 +204,9 @@ class Format:
     recognises: Callable[[Path], bool] = lambda path: False
     target: Literal["file", "folder"] = "file"
     examples: tuple[str, ...] = ()
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise :class:`InvalidError` for an option that is none of ``known``."""
+    if value not in known:
+        raise InvalidError(f"{name}={value!r}: use {' or '.join(map(repr, known))}")

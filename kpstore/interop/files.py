@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from kpstore.backends.locks import aside_of, left_overs
+from kpstore.backends.asides import aside_of, left_overs
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
 
 _MAKING = "making"

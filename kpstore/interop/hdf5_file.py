@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, get_args
@@ -17,8 +15,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.backends.asides import check_room
 from kpstore.backends.base import TEXT, ArrayMeta
-from kpstore.errors import InvalidError, NotFoundError
+from kpstore.errors import InvalidError, NotFoundError, one_line
 from kpstore.interop.base import (
     Document,
     ExportedFile,
@@ -28,6 +27,7 @@ from kpstore.interop.base import (
     ImportedVideo,
     OnProgress,
     Option,
+    check_choice,
     imported,
 )
 from kpstore.interop.files import check_free, check_there, written_aside
@@ -58,8 +58,6 @@ _CHUNK_BYTES = 2**18
 """Bytes of a chunk: a quarter of the cache that h5py has for each dataset."""
 _BLOCK_BYTES = 8 * 2**20
 _TEXT_ROW_BYTES = 2**10
-_SPARE_BYTES = 32 * 2**20
-"""What a disk must have free beside the next block, for what HDF5 writes when it closes the file."""
 _UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, OverflowError)
 
 
@@ -84,7 +82,7 @@ class Hdf5Export:
     compression: Annotated[Compress, Option("How chunks are stored; lzf is for h5py alone.")] = "none"
 
     def __post_init__(self) -> None:
-        _check_choice("compression", self.compression, get_args(Compress))
+        check_choice("compression", self.compression, get_args(Compress))
 
     def export(
         self, store: Store, path: Path, *, overwrite: bool = False, on_progress: OnProgress | None = None
@@ -95,11 +93,6 @@ class Hdf5Export:
         with written_aside(path) as (aside,), h5py.File(aside, "w") as file:
             writer.write(file)
         return ExportReport([ExportedFile(path, len(writer.rows["frame"]), len(writer.rows["video"]))])
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InvalidError(f"{name}={value!r}: use {' or '.join(map(repr, known))}")
 
 
 class _Writer:
@@ -169,17 +162,10 @@ class _Writer:
             values = self._store.read(name, taken)
             if text:
                 _check_text(name, values)
-            _check_space(self._path, sum(map(len, values.tolist())) * 4 if text else values.nbytes)
+            check_room(self._path, sum(map(len, values.tolist())) * 4 if text else values.nbytes)
             dataset[start : start + len(taken)] = values
             if name in self._features and meta.dims[0] == "frame":
                 self._report(len(taken))
-
-
-def _check_space(path: Path, n_bytes: int) -> None:
-    """Raise :class:`OSError` before the disk is full: HDF5 does not survive that, and takes the process with it."""
-    disk = os.statvfs(path.parent)
-    if disk.f_bavail * disk.f_frsize < n_bytes + _SPARE_BYTES:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
 def _check_text(name: str, texts: NDArray[np.object_]) -> None:
@@ -216,17 +202,15 @@ class Hdf5Import:
     face_list: Annotated[str, Option("The face of keypoints: phoenix, ibug, or a file.", metavar="NAME")] = ""
 
     def __post_init__(self) -> None:
-        _check_choice("missing", self.missing, get_args(Missing))
+        check_choice("missing", self.missing, get_args(Missing))
 
     def open(self, path: Path) -> Document:
         """Open the file; see :class:`kpstore.interop.base.Importer`."""
-        is_folder = path.is_dir() and backend_for(str(path)).exists()
-        if not is_folder:
-            check_there(path, "HDF5 file")
-        with nullcontext(None) if is_folder else _opened(path) as file:
-            # After it was opened: of a file that cannot be, nobody knows what it is.
-            if file is None or backend_for(str(path)).exists():
-                raise InvalidError(f"{path} is a kpstore store itself, nothing to import; open it as it is")
+        if path.is_dir():
+            _refuse_store(path)
+        check_there(path, "HDF5 file")
+        with _opened(path) as file:
+            _refuse_store(path)  # once it is open: of a file that cannot be, nobody knows what it is
             if MARK not in file.attrs:
                 return ForeignDocument(self, path, file)
             if self != Hdf5Import():
@@ -234,6 +218,11 @@ class Hdf5Import:
                     f"{path} was written by kpstore export: it says itself what it holds; leave out options"
                 )
             return ExportedDocument(path, file)
+
+
+def _refuse_store(path: Path) -> None:
+    if backend_for(str(path)).exists():
+        raise InvalidError(f"{path} is a kpstore store itself, nothing to import; open it as it is")
 
 
 @contextmanager
@@ -245,8 +234,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     except _UNREADABLE as error:
         if isinstance(error, InvalidError | NotFoundError):
             raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InvalidError(f"{path}: it is no HDF5 file, or a damaged one ({reason})") from None
+        raise InvalidError(f"{path}: it is no HDF5 file, or a damaged one ({one_line(error)})") from None
 
 
 def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:

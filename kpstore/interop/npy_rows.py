@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, NotFoundError
+from kpstore.errors import InvalidError, NotFoundError, one_line
 from kpstore.interop.unpickling import loads_pickle
 
 BLOCK_BYTES = 8 * 2**20
@@ -88,7 +88,7 @@ class NpzFile:
         try:
             yield
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise InvalidError(f"{self.path} is no npz file, or is cut short or damaged: {_line(error)}") from None
+            raise InvalidError(f"{self.path} is no npz file, or is cut short or damaged: {one_line(error)}") from None
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -120,7 +120,7 @@ class NpzFile:
         try:
             shape, fortran_order, dtype = readers[np.lib.format.read_magic(member)](member)
         except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
-            raise InvalidError(f"{self.path}: {name!r} is no array that numpy wrote ({_line(error)})") from None
+            raise InvalidError(f"{self.path}: {name!r} is no array that numpy wrote ({one_line(error)})") from None
         if not shape or min(shape) < 0 or (dtype.hasobject and dtype.kind != "O") or dtype.kind == "V":
             raise InvalidError(f"{self.path}: {name!r} is {shape} of {dtype}; rows of numbers or text are needed")
         return NpyHeader(dtype, tuple(shape), bool(fortran_order and len(shape) > 1))
@@ -190,12 +190,8 @@ class NpzFile:
         except (UnicodeError, ValueError) as error:
             if isinstance(error, InvalidError):
                 raise
-            raise InvalidError(f"{self.path}: {name!r} holds text that is no Unicode ({_line(error)})") from None
+            raise InvalidError(f"{self.path}: {name!r} holds text that is no Unicode ({one_line(error)})") from None
         return texts
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 @dataclass

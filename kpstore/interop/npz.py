@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.interop.base import ExportedFile, ExportReport, Format, OnProgress, Option
+from kpstore.interop.base import ExportedFile, ExportReport, Format, OnProgress, Option, check_choice
 from kpstore.interop.files import check_free, written_aside
 from kpstore.interop.npz_import import NpzImport, looks_like_npz
 from kpstore.interop.outputs import blocks
@@ -54,9 +54,9 @@ class NpzExport:
     empty: Annotated[Keep, Option("Frames in which nothing was detected.")] = "drop"
 
     def __post_init__(self) -> None:
-        _check_choice("missing", self.missing, ("zeros", "nan"))
-        _check_choice("failed", self.failed, ("drop", "keep"))
-        _check_choice("empty", self.empty, ("drop", "keep"))
+        check_choice("missing", self.missing, ("zeros", "nan"))
+        check_choice("failed", self.failed, ("drop", "keep"))
+        check_choice("empty", self.empty, ("drop", "keep"))
 
     def export(
         self, store: Store, path: Path, *, overwrite: bool = False, on_progress: OnProgress | None = None
@@ -88,11 +88,6 @@ def _notes(store: Store, feature: str) -> list[str]:
     companions = [c.name for c in store.feature(feature).companions if c.name != "detected"]
     lost = {"other features": others, f"companions of {feature}": companions, "annotations": store.annotation_names}
     return [f"{what}: {', '.join(names)}" for what, names in lost.items() if names]
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InvalidError(f"{name}={value!r}: use {' or '.join(map(repr, known))}")
 
 
 def _paths(out_dir: Path, split: str, feature: str) -> tuple[Path, Path]:

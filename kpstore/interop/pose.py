@@ -17,7 +17,7 @@ from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeaderCache, PoseHeaderComponent, PoseHeaderDimensions
 from pose_format.utils.reader import BytesIOReader
 
-from kpstore.errors import ExistsError, InvalidError, NotFoundError
+from kpstore.errors import ExistsError, InvalidError, NotFoundError, one_line
 from kpstore.interop.base import (
     ExportedFile,
     ExportReport,
@@ -205,12 +205,8 @@ class _File:
         try:
             body = Pose.read(self.path.read_bytes()).body
         except _UNREADABLE as error:
-            raise InvalidError(f"{self.path}: pose-format cannot read it ({_say(error)})") from None
+            raise InvalidError(f"{self.path}: pose-format cannot read it ({one_line(error)})") from None
         return np.asarray(body.data.data, dtype=np.float32), np.asarray(body.confidence, dtype=np.float32)
-
-
-def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _look(path: Path, root: Path) -> _File:
@@ -225,7 +221,7 @@ def _look(path: Path, root: Path) -> _File:
     except _UNREADABLE as error:
         if isinstance(error, InvalidError):
             raise
-        raise InvalidError(f"{path}: it is no .pose file, or only a part of one ({_say(error)})") from None
+        raise InvalidError(f"{path}: it is no .pose file, or only a part of one ({one_line(error)})") from None
 
 
 def _look_at(path: Path, name: str, file: BinaryIO) -> _File:

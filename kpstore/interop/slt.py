@@ -21,7 +21,7 @@ from typing import IO, Annotated, Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
+from kpstore.errors import InvalidError, MissingExtraError, NotFoundError, one_line
 from kpstore.interop.base import (
     ExportedFile,
     ExportReport,
@@ -74,10 +74,6 @@ _LONGEST_LINE = 2**20
 
 class _Tensor(np.ndarray):
     """An array that was a tensor."""
-
-
-def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -366,7 +362,7 @@ def _unreadable(path: Path, error: BaseException) -> Exception:
         return error
     return InvalidError(
         f"{path}: it is no gzip file of a pickled list of {{name, signer, gloss, text, sign}}, or only a part of one "
-        f"({_say(error)})"
+        f"({one_line(error)})"
     )
 
 

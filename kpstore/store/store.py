@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore import plugins
+from kpstore.backends.asides import aside_of, left_overs
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadView
-from kpstore.backends.locks import aside_of, left_overs
 from kpstore.errors import ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
 from kpstore.schema.feature import FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kpstore
-from kpstore.backends.locks import aside_of
+from kpstore.backends.asides import aside_of
 from kpstore.errors import ExistsError, InvalidError, MismatchError, NotFoundError, UnsupportedError
 from kpstore.interop import run
 from kpstore.interop.base import Format
