@@ -160,12 +160,11 @@ class Capabilities:
     """What a backend can do; asked before work starts.
 
     ``parallel_writers`` tells whether forks may write at the same time in several processes; without it the driver
-    writes every row itself. ``fork_safe`` tells whether an open backend still works in a child made by ``os.fork``.
+    writes every row itself.
     """
 
     branches: bool = True
     parallel_writers: bool = True
-    fork_safe: bool = True
 
 
 class Chunks(Protocol):

@@ -84,7 +84,7 @@ class IcechunkBackend:
     location : path of the directory.
     """
 
-    capabilities = Capabilities(branches=True, parallel_writers=True, fork_safe=False)
+    capabilities = Capabilities(branches=True, parallel_writers=True)
 
     def __init__(self, location: str) -> None:
         self.location = str(Path(location))

@@ -51,7 +51,7 @@ _repositories: dict[str, _Repository] = {}
 class MemoryBackend:
     """A store named ``memory://NAME``, shared by all that name it in this process, gone when the process ends."""
 
-    capabilities = Capabilities(branches=True, parallel_writers=False, fork_safe=True)
+    capabilities = Capabilities(branches=True, parallel_writers=False)
     sidecar_dir = None
 
     def __init__(self, location: str) -> None:
