@@ -7,12 +7,10 @@ ever run: it is read by a machine of our own that knows lists, dicts, text, numb
 from __future__ import annotations
 
 import gzip
-import io
 import math
 import pickle
-import pickletools
 import zlib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,16 +31,8 @@ from kpstore.interop.base import (
     imported,
 )
 from kpstore.interop.files import check_free, inside, written_aside
-from kpstore.interop.unpickling import (
-    MULTIARRAY,
-    NUMERIC,
-    PlainArray,
-    PlainDtype,
-    make_array,
-    make_array_from,
-    make_dtype,
-    make_scalar,
-)
+from kpstore.interop.pickle_stream import UNREADABLE, BoundedFile, DataMachine, Tensor, fetched
+from kpstore.interop.splits import UNSPLIT, check_unsplit, split_rank
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
@@ -52,260 +42,10 @@ Missing = Literal["zeros", "nan"]
 Names = Literal["auto", "split/id", "id"]
 Arrays = Literal["auto", "torch", "numpy"]
 
-UNSPLIT = "all"
-"""What the file of videos without a split ends in."""
 _GZIP = b"\x1f\x8b"
 _NO_SPLIT = frozenset({"", "gz", "pkl", "pickle", "gzip"})
-_SPLIT_ORDER = {"train": 0, "dev": 1, "val": 1, "test": 2}
 _COLUMNS = {"gloss": ("gloss", "orth"), "text": ("text", "translation"), "signer": ("speaker", "signer")}
 """Where an export looks for what each key holds."""
-
-_UNREADABLE = (
-    *(ValueError, TypeError, LookupError, ArithmeticError, EOFError, OSError, zlib.error, AttributeError),
-    *(MemoryError, RecursionError),
-)
-_LARGEST = 2**30
-"""Bytes of the largest value in a file: a quarter of a million frames of a thousand numbers."""
-_LONGEST_LINE = 2**20
-
-
-# -- pickles that hold nothing but data -------------------------------------------------------------------------
-
-
-class _Tensor(np.ndarray):
-    """An array that was a tensor."""
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise ValueError(f"bytes written as {encoding!r} text")
-    return text.encode("latin1")  # how protocol 2 writes bytes
-
-
-def _no_bytes() -> bytes:
-    return b""  # how protocol 2 writes them
-
-
-def _rebuild_tensor(storage: NDArray[Any], offset: int, size: Any, stride: Any, *rest: Any) -> NDArray[Any]:
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    empty = 0 in size
-    if not empty and (min((offset, *stride)) < 0 or min(size, default=1) < 0 or last >= len(storage)):
-        raise ValueError(f"a tensor of shape {tuple(size)} in {len(storage)} numbers")
-    if empty:
-        return np.empty(tuple(size), storage.dtype).view(_Tensor)
-    if math.prod(size) > len(storage):
-        raise ValueError(f"a tensor of shape {tuple(size)} that repeats {len(storage)} numbers; save a copy of it")
-    steps = [step * storage.itemsize for step in stride]
-    strided = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), steps, writeable=False)
-    return strided.copy().view(_Tensor)
-
-
-def _load_storage(data: bytes) -> NDArray[Any]:
-    """Read what ``torch.save`` writes for one storage in its old format, which tensors in pickles have.
-
-    Four pickles (magic number, protocol, about the machine, the storage's description), one with the storage's key,
-    the number of its numbers (int64), the numbers.
-    """
-    file = io.BytesIO(data)
-    magic, _, machine, described, _ = (_Machine(file).load() for _ in range(5))
-    if magic != 0x1950A86A20F9469CFC6C or not machine["little_endian"]:
-        raise ValueError("a tensor that this machine cannot read")
-    kind, dtype, *_ = described
-    if kind != "storage" or not isinstance(dtype, PlainDtype):
-        raise ValueError("a tensor without numbers")
-    count = int.from_bytes(file.read(8), "little")
-    return np.frombuffer(data, dtype.real, count, file.tell())
-
-
-_STORAGES = {
-    "Float": "f4", "Double": "f8", "Half": "f2", "Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1",
-    "Bool": "?",
-}  # fmt: skip
-
-_KNOWN: dict[tuple[str, str], Any] = {
-    **{(module, "_reconstruct"): make_array for module in MULTIARRAY},
-    **{(module, "scalar"): make_scalar for module in MULTIARRAY},
-    **{(module, "_frombuffer"): make_array_from for module in NUMERIC},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): make_dtype,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _no_bytes,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch.storage", "_load_from_bytes"): _load_storage,
-    **{("torch", f"{name}Storage"): PlainDtype(np.dtype(code)) for name, code in _STORAGES.items()},
-}
-_CALLED = (
-    *(make_array, make_scalar, make_array_from, make_dtype),
-    *(_encode, _no_bytes, OrderedDict, _rebuild_tensor, _load_storage),
-)
-_PLAIN = frozenset(
-    {
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-    }
-)
-_MADE: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_TUPLE": tuple,
-}
-_PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
-
-
-def _fetched(file: Any) -> set[int]:
-    """Return the numbers under which a pickle asks again for something that it has made before."""
-    return {int(arg) for code, arg, _ in pickletools.genops(file) if code.name in _GETS and arg is not None}
-
-
-class _Machine:
-    """Carries out the steps of a pickle that make data, and knows no others.
-
-    Parameters
-    ----------
-    file : the pickle.
-    keep : what :func:`_fetched` returned: everything else is forgotten as soon as it is handed out.
-    """
-
-    def __init__(self, file: Any, keep: set[int] | None = None) -> None:
-        self._file, self._keep = file, keep
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
-        self._memoized = 0
-
-    def load(self) -> Any:
-        """Return what the pickle holds."""
-        for code, arg, _ in pickletools.genops(self._file):
-            self._step(code.name, arg)
-        return self._stack.pop()
-
-    def items(self) -> Iterator[Any]:
-        """Yield the items of the list that the pickle holds, each as soon as it is there."""
-        for code, arg, _ in pickletools.genops(self._file):
-            stack = self._stack
-            if code.name == "APPEND" and not self._marks and len(stack) == 2:
-                yield self._pop(1)[0]
-            elif code.name == "APPENDS" and self._marks == [1]:
-                yield from self._pop_mark()
-            else:
-                if code.name == "EMPTY_DICT" and self._marks == [1] and len(stack) > 1:
-                    yield from self._pop(len(stack) - 1)  # a pickle makes a thousand items before it appends them
-                self._step(code.name, arg)
-        (found,) = self._stack
-        if not isinstance(found, list):
-            raise ValueError(f"it holds a {type(found).__name__}, not a list")
-        yield from found
-
-    def _pop(self, count: int) -> list[Any]:
-        if count > len(self._stack):
-            raise ValueError("it takes more than it has made")
-        taken = self._stack[len(self._stack) - count :]
-        del self._stack[len(self._stack) - count :]
-        return taken
-
-    def _pop_mark(self) -> list[Any]:
-        return self._pop(len(self._stack) - self._marks.pop())
-
-    def _put(self, number: int) -> None:
-        if self._keep is None or number in self._keep:
-            self._memo[number] = self._stack[-1]
-
-    def _step(self, name: str, arg: Any) -> None:
-        if name in _PLAIN:
-            self._stack.append(arg)
-        elif name in _MADE:
-            self._stack.append(_MADE[name]())
-        elif name in _PUTS:
-            self._put(int(arg))
-        elif name in _GETS:
-            self._stack.append(self._memo[int(arg)])
-        else:
-            step = getattr(self, f"_do_{name.lower()}", None)
-            if step is None:
-                raise ValueError(f"it has {name}, which makes more than data")
-            step(arg)
-
-    def _do_mark(self, arg: Any) -> None:
-        self._marks.append(len(self._stack))
-
-    def _do_proto(self, arg: Any) -> None:
-        pass
-
-    _do_frame = _do_stop = _do_proto
-
-    def _do_memoize(self, arg: Any) -> None:
-        self._put(self._memoized)
-        self._memoized += 1
-
-    def _do_tuple(self, arg: Any) -> None:
-        self._stack.append(tuple(self._pop_mark()))
-
-    def _do_tuple1(self, arg: Any) -> None:
-        self._stack.append(tuple(self._pop(1)))
-
-    def _do_tuple2(self, arg: Any) -> None:
-        self._stack.append(tuple(self._pop(2)))
-
-    def _do_tuple3(self, arg: Any) -> None:
-        self._stack.append(tuple(self._pop(3)))
-
-    def _do_list(self, arg: Any) -> None:
-        self._stack.append(self._pop_mark())
-
-    def _do_dict(self, arg: Any) -> None:
-        items = self._pop_mark()
-        self._stack.append({})
-        self._set(items)
-
-    def _do_append(self, arg: Any) -> None:
-        (item,) = self._pop(1)
-        self._stack[-1].append(item)
-
-    def _do_appends(self, arg: Any) -> None:
-        items = self._pop_mark()
-        self._stack[-1].extend(items)
-
-    def _do_setitem(self, arg: Any) -> None:
-        self._set(self._pop(2))
-
-    def _do_setitems(self, arg: Any) -> None:
-        self._set(self._pop_mark())
-
-    def _set(self, items: list[Any]) -> None:
-        self._stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-    def _do_global(self, arg: str) -> None:
-        self._find(*arg.split(" ", 1))
-
-    def _do_stack_global(self, arg: Any) -> None:
-        self._find(*self._pop(2))
-
-    def _find(self, module: str, name: str) -> None:
-        if (module, name) not in _KNOWN:
-            raise ValueError(f"it asks for {module}.{name}, which is neither text, a number, an array nor a tensor")
-        self._stack.append(_KNOWN[module, name])
-
-    def _do_reduce(self, arg: Any) -> None:
-        call, given = self._pop(2)
-        if call not in _CALLED or not isinstance(given, tuple):
-            raise ValueError("it calls something that makes no data")
-        self._stack.append(call(*given))
-
-    def _do_build(self, arg: Any) -> None:
-        (state,) = self._pop(1)
-        made = self._stack[-1]
-        if not isinstance(made, PlainDtype | PlainArray) or any(made is shared for shared in _KNOWN.values()):
-            raise ValueError(f"it sets the state of a {type(made).__name__}")
-        made.__setstate__(state)
-
-    def _do_binpersid(self, arg: Any) -> None:
-        """Leave the description of a tensor's storage in the place of the storage."""
-
 
 # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -323,38 +63,14 @@ class _File:
         """Yield the entries with their numbers, from 0."""
         try:
             with _unpacked(self.path) as file:
-                for number, entry in enumerate(_Machine(file, self.keep).items()):
+                for number, entry in enumerate(DataMachine(file, self.keep).items()):
                     yield number, _check_entry(entry, self.path, number)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise _unreadable(self.path, error) from None
 
 
-class _Bounded:
-    """A file that refuses what no entry needs before it makes room for it: a few packed bytes can claim gigabytes."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def __enter__(self) -> _Bounded:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def read(self, n_bytes: int) -> bytes:
-        if n_bytes > _LARGEST:
-            raise ValueError(f"one value of {n_bytes} bytes; at most {_LARGEST} can be")
-        return self._file.read(n_bytes)
-
-    def readline(self) -> bytes:
-        return self._file.readline(_LONGEST_LINE)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-def _unpacked(path: Path) -> _Bounded:
-    return _Bounded(cast("IO[bytes]", gzip.open(path, "rb")))
+def _unpacked(path: Path) -> BoundedFile:
+    return BoundedFile(cast("IO[bytes]", gzip.open(path, "rb")))
 
 
 def _unreadable(path: Path, error: BaseException) -> Exception:
@@ -371,8 +87,8 @@ def _look(path: Path, split: str | None) -> _File:
     split = ("" if ending.lower() in _NO_SPLIT else ending) if split is None else split
     try:
         with _unpacked(path) as file:
-            keep = _fetched(file)
-    except _UNREADABLE as error:
+            keep = fetched(file)
+    except UNREADABLE as error:
         raise _unreadable(path, error) from None
     first = next((entry for _, entry in _File(path, split, keep, None).entries()), None)
     return _File(path, split, keep, first)
@@ -422,7 +138,7 @@ class SltImport:
         paths = sorted(p for p in inside_it if _recognises(p)) if path.is_dir() else [path]
         if not paths:
             raise NotFoundError(f"no gzip pickle in {path}")
-        files = sorted((_look(p, self.split) for p in paths), key=lambda f: (_SPLIT_ORDER.get(f.split, 3), f.path))
+        files = sorted((_look(p, self.split) for p in paths), key=lambda f: (split_rank(f.split), f.path))
         return SltDocument(self, path, files)
 
 
@@ -449,7 +165,7 @@ class SltDocument:
         document = {
             "columns": self._columns,
             "prefixed": self._prefixed,
-            "arrays": "torch" if isinstance(sign, _Tensor) else "numpy",
+            "arrays": "torch" if isinstance(sign, Tensor) else "numpy",
         }
         self.features = (ImportedFeature(self._spec, imported("slt", document)),)
 
@@ -543,10 +259,7 @@ class SltExport:
         wanted = store.splits if self.splits is None else list(dict.fromkeys(self.splits))
         store.index.select(split=wanted)
         paths = {split: _file(path, self.name or store.name, split) for split in wanted}
-        if len(set(paths.values())) != len(paths):
-            raise InvalidError(
-                f"the store has a split named {UNSPLIT!r} and videos without one; export them one by one"
-            )
+        check_unsplit(wanted)
         check_free(paths.values(), overwrite=overwrite)
         with written_aside(*paths.values()) as asides:
             files = [writer.write(*given) for given in zip(paths, asides, paths.values(), strict=True)]

@@ -1,0 +1,301 @@
+"""Pickles of plain values, arrays and torch's tensors, read entry by entry: carried out step by step, running nothing.
+
+Beside :mod:`kpstore.interop.unpickling`, which reads a pickle as a whole and with Python's own unpickler: a list that
+is larger than memory needs every item handed out, and forgotten, as soon as it is made; and tensors in pickles come
+with ``torch.load``, which would run what they name.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickletools
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.interop.unpickling import (
+    MULTIARRAY,
+    NUMERIC,
+    PlainArray,
+    PlainDtype,
+    make_array,
+    make_array_from,
+    make_dtype,
+    make_scalar,
+)
+
+UNREADABLE = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, EOFError, OSError, zlib.error, AttributeError),
+    *(MemoryError, RecursionError),
+)
+"""What a file that is no such pickle, or a damaged one, makes the machine raise."""
+_LARGEST = 2**30
+"""Bytes of the largest value in a file: a quarter of a million frames of a thousand numbers."""
+_LONGEST_LINE = 2**20
+
+
+class Tensor(np.ndarray):
+    """An array that was a tensor."""
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    if encoding != "latin1":
+        raise ValueError(f"bytes written as {encoding!r} text")
+    return text.encode("latin1")  # how protocol 2 writes bytes
+
+
+def _no_bytes() -> bytes:
+    return b""  # how protocol 2 writes them
+
+
+def _rebuild_tensor(storage: NDArray[Any], offset: int, size: Any, stride: Any, *rest: Any) -> NDArray[Any]:
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    empty = 0 in size
+    if not empty and (min((offset, *stride)) < 0 or min(size, default=1) < 0 or last >= len(storage)):
+        raise ValueError(f"a tensor of shape {tuple(size)} in {len(storage)} numbers")
+    if empty:
+        return np.empty(tuple(size), storage.dtype).view(Tensor)
+    if math.prod(size) > len(storage):
+        raise ValueError(f"a tensor of shape {tuple(size)} that repeats {len(storage)} numbers; save a copy of it")
+    steps = [step * storage.itemsize for step in stride]
+    strided = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), steps, writeable=False)
+    return strided.copy().view(Tensor)
+
+
+def _load_storage(data: bytes) -> NDArray[Any]:
+    """Read what ``torch.save`` writes for one storage in its old format, which tensors in pickles have.
+
+    Four pickles (magic number, protocol, about the machine, the storage's description), one with the storage's key,
+    the number of its numbers (int64), the numbers.
+    """
+    file = io.BytesIO(data)
+    magic, _, machine, described, _ = (DataMachine(file).load() for _ in range(5))
+    if magic != 0x1950A86A20F9469CFC6C or not machine["little_endian"]:
+        raise ValueError("a tensor that this machine cannot read")
+    kind, dtype, *_ = described
+    if kind != "storage" or not isinstance(dtype, PlainDtype):
+        raise ValueError("a tensor without numbers")
+    count = int.from_bytes(file.read(8), "little")
+    return np.frombuffer(data, dtype.real, count, file.tell())
+
+
+_STORAGES = {
+    "Float": "f4", "Double": "f8", "Half": "f2", "Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1",
+    "Bool": "?",
+}  # fmt: skip
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    **{(module, "_reconstruct"): make_array for module in MULTIARRAY},
+    **{(module, "scalar"): make_scalar for module in MULTIARRAY},
+    **{(module, "_frombuffer"): make_array_from for module in NUMERIC},
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): make_dtype,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch.storage", "_load_from_bytes"): _load_storage,
+    **{("torch", f"{name}Storage"): PlainDtype(np.dtype(code)) for name, code in _STORAGES.items()},
+}
+_CALLED = (
+    *(make_array, make_scalar, make_array_from, make_dtype),
+    *(_encode, _no_bytes, OrderedDict, _rebuild_tensor, _load_storage),
+)
+_PLAIN = frozenset(
+    {
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    }
+)
+_MADE: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_TUPLE": tuple,
+}
+_PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
+
+
+def fetched(file: Any) -> set[int]:
+    """Return the numbers under which a pickle asks again for something that it has made before."""
+    return {int(arg) for code, arg, _ in pickletools.genops(file) if code.name in _GETS and arg is not None}
+
+
+class DataMachine:
+    """Carries out the steps of a pickle that make data, and knows no others.
+
+    Parameters
+    ----------
+    file : the pickle.
+    keep : what :func:`fetched` returned: everything else is forgotten as soon as it is handed out.
+    """
+
+    def __init__(self, file: Any, keep: set[int] | None = None) -> None:
+        self._file, self._keep = file, keep
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._memoized = 0
+
+    def load(self) -> Any:
+        """Return what the pickle holds."""
+        for code, arg, _ in pickletools.genops(self._file):
+            self._step(code.name, arg)
+        return self._stack.pop()
+
+    def items(self) -> Iterator[Any]:
+        """Yield the items of the list that the pickle holds, each as soon as it is there."""
+        for code, arg, _ in pickletools.genops(self._file):
+            stack = self._stack
+            if code.name == "APPEND" and not self._marks and len(stack) == 2:
+                yield self._pop(1)[0]
+            elif code.name == "APPENDS" and self._marks == [1]:
+                yield from self._pop_mark()
+            else:
+                if code.name == "EMPTY_DICT" and self._marks == [1] and len(stack) > 1:
+                    yield from self._pop(len(stack) - 1)  # a pickle makes a thousand items before it appends them
+                self._step(code.name, arg)
+        (found,) = self._stack
+        if not isinstance(found, list):
+            raise ValueError(f"it holds a {type(found).__name__}, not a list")
+        yield from found
+
+    def _pop(self, count: int) -> list[Any]:
+        if count > len(self._stack):
+            raise ValueError("it takes more than it has made")
+        taken = self._stack[len(self._stack) - count :]
+        del self._stack[len(self._stack) - count :]
+        return taken
+
+    def _pop_mark(self) -> list[Any]:
+        return self._pop(len(self._stack) - self._marks.pop())
+
+    def _put(self, number: int) -> None:
+        if self._keep is None or number in self._keep:
+            self._memo[number] = self._stack[-1]
+
+    def _step(self, name: str, arg: Any) -> None:
+        if name in _PLAIN:
+            self._stack.append(arg)
+        elif name in _MADE:
+            self._stack.append(_MADE[name]())
+        elif name in _PUTS:
+            self._put(int(arg))
+        elif name in _GETS:
+            self._stack.append(self._memo[int(arg)])
+        else:
+            step = getattr(self, f"_do_{name.lower()}", None)
+            if step is None:
+                raise ValueError(f"it has {name}, which makes more than data")
+            step(arg)
+
+    def _do_mark(self, arg: Any) -> None:
+        self._marks.append(len(self._stack))
+
+    def _do_proto(self, arg: Any) -> None:
+        pass
+
+    _do_frame = _do_stop = _do_proto
+
+    def _do_memoize(self, arg: Any) -> None:
+        self._put(self._memoized)
+        self._memoized += 1
+
+    def _do_tuple(self, arg: Any) -> None:
+        self._stack.append(tuple(self._pop_mark()))
+
+    def _do_tuple1(self, arg: Any) -> None:
+        self._stack.append(tuple(self._pop(1)))
+
+    def _do_tuple2(self, arg: Any) -> None:
+        self._stack.append(tuple(self._pop(2)))
+
+    def _do_tuple3(self, arg: Any) -> None:
+        self._stack.append(tuple(self._pop(3)))
+
+    def _do_list(self, arg: Any) -> None:
+        self._stack.append(self._pop_mark())
+
+    def _do_dict(self, arg: Any) -> None:
+        items = self._pop_mark()
+        self._stack.append({})
+        self._set(items)
+
+    def _do_append(self, arg: Any) -> None:
+        (item,) = self._pop(1)
+        self._stack[-1].append(item)
+
+    def _do_appends(self, arg: Any) -> None:
+        items = self._pop_mark()
+        self._stack[-1].extend(items)
+
+    def _do_setitem(self, arg: Any) -> None:
+        self._set(self._pop(2))
+
+    def _do_setitems(self, arg: Any) -> None:
+        self._set(self._pop_mark())
+
+    def _set(self, items: list[Any]) -> None:
+        self._stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    def _do_global(self, arg: str) -> None:
+        self._find(*arg.split(" ", 1))
+
+    def _do_stack_global(self, arg: Any) -> None:
+        self._find(*self._pop(2))
+
+    def _find(self, module: str, name: str) -> None:
+        if (module, name) not in _KNOWN:
+            raise ValueError(f"it asks for {module}.{name}, which is neither text, a number, an array nor a tensor")
+        self._stack.append(_KNOWN[module, name])
+
+    def _do_reduce(self, arg: Any) -> None:
+        call, given = self._pop(2)
+        if call not in _CALLED or not isinstance(given, tuple):
+            raise ValueError("it calls something that makes no data")
+        self._stack.append(call(*given))
+
+    def _do_build(self, arg: Any) -> None:
+        (state,) = self._pop(1)
+        made = self._stack[-1]
+        if not isinstance(made, PlainDtype | PlainArray) or any(made is shared for shared in _KNOWN.values()):
+            raise ValueError(f"it sets the state of a {type(made).__name__}")
+        made.__setstate__(state)
+
+    def _do_binpersid(self, arg: Any) -> None:
+        """Leave the description of a tensor's storage in the place of the storage."""
+
+
+class BoundedFile:
+    """A file that refuses what no entry needs before it makes room for it: a few packed bytes can claim gigabytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __enter__(self) -> BoundedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, n_bytes: int) -> bytes:
+        """Return so many bytes, fewer at the end."""
+        if n_bytes > _LARGEST:
+            raise ValueError(f"one value of {n_bytes} bytes; at most {_LARGEST} can be")
+        return self._file.read(n_bytes)
+
+    def readline(self) -> bytes:
+        """Return a line, cut where no pickle has one so long."""
+        return self._file.readline(_LONGEST_LINE)
+
+    def tell(self) -> int:
+        """Return how many bytes were read."""
+        return self._file.tell()
