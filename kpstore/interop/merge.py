@@ -69,7 +69,10 @@ def merge(
         names = [PurePath(os.fspath(source)).name for source in sources]
         document = Merged(stores, names, on_conflict)
         source = " and ".join(names) if len(names) <= 3 else f"{len(names)} sources"
-        return import_document(document, target, source=source, name=name, on_progress=on_progress)
+        own_splits = any(store.own_splits for store in stores)
+        return import_document(
+            document, target, source=source, name=name, own_splits=own_splits, on_progress=on_progress
+        )
 
 
 @dataclass(frozen=True)

@@ -177,19 +177,33 @@ def _with_options(found: Format, make: Any, options: dict[str, Any]) -> Any:
 
 
 def import_document(
-    document: Document, location: str, *, source: str, name: str = "", on_progress: OnProgress | None = None
+    document: Document,
+    location: str,
+    *,
+    source: str,
+    name: str = "",
+    own_splits: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> ImportReport:
-    """Store an opened file; see :func:`import_file`."""
+    """Store an opened file; see :func:`import_file`.
+
+    Parameters
+    ----------
+    source : what messages call it.
+    own_splits : whether its splits were set by hand, see :meth:`Transaction.set_splits`.
+    """
     backend = backend_for(location)
     if backend.exists():
         with backend.exclusive(f"import of {source}"):
-            return _import_into(Store.open(location, mode="a"), document, source, on_progress)
+            return _import_into(Store.open(location, mode="a"), document, source, own_splits, on_progress)
     with building(location, name=name or document.name, kpstore_version=__version__) as store:
-        report = _import_into(store, document, source, on_progress)
+        report = _import_into(store, document, source, own_splits, on_progress)
     return ImportReport(**{**vars(report), "location": location})
 
 
-def _import_into(store: Store, document: Document, source: str, on_progress: OnProgress | None) -> ImportReport:
+def _import_into(
+    store: Store, document: Document, source: str, own_splits: bool, on_progress: OnProgress | None
+) -> ImportReport:
     names = ", ".join(feature.spec.name for feature in document.features) or "videos"
     file = Path(source).resolve().name
     with store.transaction(f"import {names} from {file}") as tx:
@@ -199,6 +213,8 @@ def _import_into(store: Store, document: Document, source: str, on_progress: OnP
         for video in document.videos():
             writer.add(video)
         writer.flush()
+        if own_splits:
+            tx.keep_own_splits()
         tx.metadata["import"] = {
             "file": Path(source).resolve().name,
             "videos": writer.n_videos,

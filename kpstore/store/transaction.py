@@ -167,9 +167,14 @@ class Transaction:
         changed = int((new != index.splits).sum())
         if changed:
             self._view.write("split", 0, new)
+            self.keep_own_splits()
+        return changed
+
+    def keep_own_splits(self) -> None:
+        """Remember that the splits are the store's own, whatever the data set says."""
+        if not self._about.get(fmt.OWN_SPLITS):
             self._about[fmt.OWN_SPLITS] = True
             self._write_about()
-        return changed
 
     # -- features -------------------------------------------------------------------------------------------
 

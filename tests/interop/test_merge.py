@@ -141,3 +141,11 @@ def test_features_of_videos_and_wrong_use(tmp_path: Path) -> None:
 def test_the_order_is_by_the_split_that_somebody_knows() -> None:
     one, other = store_of("ab", ""), store_of("a", "train")
     assert [merged(*pair).index.ids.tolist() for pair in ((one, other), (other, one))] == [["a", "b"]] * 2
+
+
+def test_splits_that_were_set_by_hand_stay_so() -> None:
+    one = kpstore.open(store_of("a"), mode="a")
+    with one.transaction("split anew") as tx:
+        tx.set_splits({"a": "test"})
+    assert merged(one.location, store_of("b")).own_splits
+    assert not merged(store_of("a"), store_of("b")).own_splits
