@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import NotFoundError
 from kpstore.schema.feature import State
 from kpstore.sources.base import Source
 from kpstore.sources.phoenix import PhoenixSource
@@ -55,7 +54,7 @@ class SourceComparison:
     ----------
     source : name of the data set.
     splits : by name.
-    other_split : ids of videos that the store has in another split.
+    other_split : ids of videos that the store has in another split, unless it was split anew on purpose.
     problems : what is wrong with the data set itself, a line each.
     """
 
@@ -77,11 +76,7 @@ class SourceComparison:
 def find_source(root: Path) -> Source:
     """Return the data set in a folder: PHOENIX-2014-T if it is laid out as such, else a folder of videos."""
     phoenix = PhoenixSource(root)
-    try:
-        phoenix.scan()
-    except NotFoundError:
-        return VideosSource(root)
-    return phoenix
+    return phoenix if phoenix.is_there() else VideosSource(root)
 
 
 def compare_with_source(
@@ -108,7 +103,7 @@ def compare_with_source(
         stored = int(index.n_frames[position])
         if stored != video.n_frames:
             split.other_length[video.id] = (video.n_frames, stored)
-        if index.splits[position] != video.split:
+        if index.splits[position] != video.split and not store.own_splits:
             found.other_split.append(video.id)
     for position, video_id in enumerate(index.ids.tolist()):
         split = found.splits.setdefault(index.splits[position], SplitComparison())

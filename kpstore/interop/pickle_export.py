@@ -137,7 +137,7 @@ class PickleExport:
         rows = store.index.rows_of(store.index.select(split=split))
         keep_failed = self.failed == "keep" or (self.failed is None and self.form in ("raw", "split"))
         kept, left_out = [], {"failed": 0, "pending": 0, "empty": 0}
-        n_empty = n_failed = 0
+        n_failed = 0
         for block in blocks(rows):
             status = store.read(fmt.status_name(feature), block)
             found = _detected(store, feature, block)
@@ -151,7 +151,6 @@ class PickleExport:
             }
             for reason, mask in drop.items():
                 left_out[reason] += int(mask.sum())
-            n_empty += int(empty.sum())
             n_failed += int((status == State.FAILED).sum())
             kept.append(block[~np.logical_or.reduce(list(drop.values()))])
         chosen = np.concatenate([np.empty(0, dtype=np.int64), *kept])

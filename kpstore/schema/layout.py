@@ -23,7 +23,6 @@ PART_SLICES = MappingProxyType(
 PARTS: tuple[str, ...] = tuple(PART_SLICES)
 N_POINTS = 143
 N_FACE = 68
-N_HAND = 21
 N_POSE = 33
 N_MESH = 478
 """Points of MediaPipe's face mesh: 468, and 10 of the irises where it refines them."""

@@ -59,15 +59,19 @@ class PhoenixSource:
         splits = None if self.splits is None else list(self.splits)
         return {"kind": "phoenix", "splits": splits, "max_videos_per_split": self.max_videos_per_split}
 
+    def is_there(self) -> bool:
+        """Whether the folder is laid out as this data set; looks no further than for its folder of frames."""
+        return self._find() is not None
+
+    def _find(self) -> Path | None:
+        release = self.root / "PHOENIX-2014-T-release-v3" / "PHOENIX-2014-T"
+        candidates = (self.root, self.root / "PHOENIX-2014-T", release)
+        return next((candidate for candidate in candidates if (candidate / FRAMES).is_dir()), None)
+
     def _base(self) -> Path:
-        candidates = (
-            self.root,
-            self.root / "PHOENIX-2014-T",
-            self.root / "PHOENIX-2014-T-release-v3" / "PHOENIX-2014-T",
-        )
-        for candidate in candidates:
-            if (candidate / FRAMES).is_dir():
-                return candidate
+        base = self._find()
+        if base is not None:
+            return base
         found = sorted(os.listdir(self.root))[:5] if self.root.is_dir() else []
         what = f"holds {', '.join(found) or 'nothing'}" if self.root.is_dir() else "does not exist"
         raise NotFoundError(f"no PHOENIX-2014-T at {self.root}: it {what}; expected the folder that holds {FRAMES}")

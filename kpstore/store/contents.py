@@ -191,6 +191,8 @@ def _matched_frames(a: Store, b: Store) -> tuple[NDArray[np.int64], NDArray[np.i
             if of_b[row] < 0 and key in places:
                 of_b[row] = places[key]
         taken[of_b[of_b >= 0]] = True
+        if taken.all() or (of_b >= 0).all():
+            break
     n_by_number = 0
     for position, video_id in enumerate(a.index.ids.tolist()):
         rows = a.index.rows(position)

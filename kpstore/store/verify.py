@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.backends.base import ArrayMeta
 from kpstore.errors import CorruptError
 from kpstore.schema.feature import FeatureSpec, State
 from kpstore.store import format as fmt
@@ -162,12 +163,13 @@ class _Check:
         index, names = self._store.index, self._view.names()
         if len(index) == 0 and "video_id" not in names:
             return
-        lengths = {"video": len(index), "frame": index.total_frames}
+        text = fmt.VIDEO_ARRAYS["split"]
         for name in (*fmt.VIDEO_ARRAYS, *fmt.FRAME_ARRAYS, *self._store.annotation_names):
-            if name not in names:
+            if name in names:
+                wanted = fmt.VIDEO_ARRAYS.get(name) or fmt.FRAME_ARRAYS.get(name) or text
+                self._fits(name, wanted, index.total_frames if name in fmt.FRAME_ARRAYS else len(index))
+            else:
                 self.problem(name, "is missing", "the index")
-                continue
-            self._check_length(name, lengths)
         ids = self._whole("video_id")
         if ids is not None:
             self._rows_problem("video_id", "is empty", ids == "", 0, axis="video")
@@ -187,11 +189,16 @@ class _Check:
         if values is not None:
             self._rows_problem(name, "is not a sensible value", bad(values), 0, axis="video")
 
-    def _check_length(self, name: str, lengths: dict[str, int]) -> None:
+    def _fits(self, name: str, wanted: ArrayMeta, n_rows: int) -> bool:
+        """Note an array of another length, type or shape than the format has; return whether it is as it should be."""
         meta = self._view.meta(name)
-        wanted = lengths.get(meta.dims[0])
-        if wanted is not None and meta.n_rows != wanted:
-            self.problem(name, f"has {meta.n_rows} rows, the index says {wanted}", "the array")
+        found = [f"has {meta.n_rows} rows, the index says {n_rows}"] if meta.n_rows != n_rows else []
+        stored, right = ((m.dtype, m.shape[1:]) for m in (meta, wanted))
+        if stored != right:
+            found.append(f"has rows of {stored[0]} {stored[1]}, not of {right[0]} {right[1]}")
+        for what in found:
+            self.problem(name, what, "the array")
+        return not found
 
     def _check_paths(self, paths: NDArray[Any]) -> None:
         empty = paths == ""
@@ -216,17 +223,12 @@ class _Check:
         self._seen.update(metas)
         if missing:
             return
-        for array, meta in metas.items():
-            self._check_length(array, {meta.dims[0]: meta.n_rows})
-            there = self._view.meta(array)
-            if (there.dtype, there.shape[1:]) != (meta.dtype, meta.shape[1:]):
-                stored, wanted = f"{there.dtype} {there.shape[1:]}", f"{meta.dtype} {meta.shape[1:]}"
-                self.problem(array, f"has rows of {stored}, not of {wanted}", "the array")
-                return
+        # All of them, also if the first does not fit: hence the list.
+        fits = all([self._fits(array, meta, meta.n_rows) for array, meta in metas.items()])
         provenance = self._store.provenance(name)
         if not provenance.get("extractor"):
             self.note(name, "does not say how it was made", "its provenance")
-        if any(p.array in metas and "rows, the index says" in p.what for p in self.found.problems):
+        if not fits:
             return
         states = self._whole(fmt.state_name(name))
         texts = self._whole(fmt.failure_name(name))
