@@ -27,7 +27,8 @@ class SplitComparison:
     source_videos, source_frames, store_videos, store_frames : how many each holds.
     missing, extra : ids of videos that the store lacks, and that only the store has.
     other_length : by id, frames in the data set and in the store.
-    pending, failed : by feature, videos (pending) and frames (failed) of the videos that both hold.
+    pending, failed : by feature, videos (pending) and rows (failed: frames, or videos for a feature of videos), of
+        the videos that both hold.
     """
 
     source_videos: int = 0
@@ -111,19 +112,22 @@ def compare_with_source(
         split.store_frames += int(index.n_frames[position])
         if video_id not in listed:
             split.extra.append(video_id)
-    for name, stored_feature in store.features.items():
-        if stored_feature.spec.axis == "frame":
-            _count_states(store, name, found, np.array([v in listed for v in index.ids.tolist()], dtype=bool))
+    is_listed = np.array([video_id in listed for video_id in index.ids.tolist()], dtype=bool)
+    for name in store.features:
+        _count_states(store, name, found, is_listed)
     return found
 
 
 def _count_states(store: Store, name: str, found: SourceComparison, listed: NDArray[np.bool_]) -> None:
     states = store.states(name)
     pending = (states == State.PENDING) & listed
-    failed = np.asarray(store[fmt.status_name(name)][:]) == State.FAILED
-    n_failed = np.add.reduceat(np.append(failed, False), store.index.offsets[:-1]) if len(pending) else pending
-    # A video without frames that failed counts as one.
-    n_failed = np.where(store.index.n_frames > 0, n_failed, states == State.FAILED) * listed
+    n_failed = (states == State.FAILED).astype(np.int64)
+    if store.feature(name).axis == "frame" and len(states):
+        failed = np.asarray(store[fmt.status_name(name)][:]) == State.FAILED
+        of_video = np.add.reduceat(np.append(failed, False), store.index.offsets[:-1], dtype=np.int64)
+        # A video without frames that failed counts as one.
+        n_failed = np.where(store.index.n_frames > 0, of_video, n_failed)
+    n_failed = n_failed * listed
     for split_name, split in found.splits.items():
         here = store.index.splits == split_name
         for counts, number in ((split.pending, int(pending[here].sum())), (split.failed, int(n_failed[here].sum()))):

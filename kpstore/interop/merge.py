@@ -14,7 +14,7 @@ import numpy as np
 
 from kpstore.errors import ConflictError, ExistsError, InvalidError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, OnProgress
-from kpstore.interop.run import ImportReport, import_document, opened
+from kpstore.interop.run import ImportReport, import_document, is_numbered, opened
 from kpstore.interop.splits import split_rank
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
@@ -107,7 +107,9 @@ class Merged:
         for store, _ in self._stores:
             for name, stored in store.features.items():
                 if name in found:
-                    check_same(found[name], stored.spec, stored.provenance)
+                    # All rows are written anew: chunks of another size are no obstacle.
+                    spec = replace(stored.spec, chunk_rows=found[name].spec.chunk_rows)
+                    check_same(found[name], spec, stored.provenance)
                     if found[name].provenance.get("document") != stored.provenance.get("document"):
                         provenance = {**found[name].provenance, "document": {}}
                         found[name] = replace(found[name], provenance=provenance)
@@ -127,12 +129,18 @@ class Merged:
             yield self._merge_video(video_id, places[video_id])
 
     def _merge_video(self, video_id: str, places: Sequence[_Place]) -> ImportedVideo:
-        record = self._record(places[0])
-        for place in places[1:]:
-            other = self._record(place)
-            if other.frame_paths != record.frame_paths:
+        records = [self._record(place) for place in places]
+        # Where one source has but numbers for its frames, another one's paths say more.
+        paths = next((r.frame_paths for r in records if not is_numbered(r.frame_paths)), records[0].frame_paths)
+        record = replace(records[0], frame_paths=paths)
+        for place, other in zip(places[1:], records[1:], strict=True):
+            if other.n_frames != record.n_frames:
                 what = f"{record.n_frames} frames in {places[0].source} and {other.n_frames} in {place.source}"
-                raise ConflictError(f"video {video_id!r} has {what}, or other frame paths; give one of them another id")
+                raise ConflictError(f"video {video_id!r} has {what}; give one of them another id")
+            if other.frame_paths != paths and not is_numbered(other.frame_paths):
+                odd = next(n for n, path in enumerate(paths) if path != other.frame_paths[n])
+                what = f"frame {odd} is {other.frame_paths[odd]!r} in {place.source} and {paths[odd]!r} elsewhere"
+                raise ConflictError(f"video {video_id!r}: {what}; give one of them another id")
             record = self._merged_record(video_id, record, other, places[0].source, place.source)
         rows: dict[str, FeatureRows] = {}
         failed_frames: dict[str, dict[int, str]] = {}
@@ -163,6 +171,10 @@ class Merged:
         known |= {"height": one.height or other.height, "fps": other.fps if np.isnan(one.fps) else one.fps}
         texts = {**other.annotations, **{name: text for name, text in one.annotations.items() if text}}
         merged = replace(one, **known, annotations=texts)  # type: ignore[arg-type]
+        for name in ("width", "height", "fps"):
+            found = getattr(other, name)
+            if found and found != getattr(merged, name) and not np.isnan(found):
+                self._conflict(f"video {video_id!r} has another {name} in {first} than in {second}")
         for name, text in other.annotations.items():
             if text and text != texts[name]:
                 self._conflict(f"video {video_id!r} has another {name} in {first} than in {second}")
@@ -180,19 +192,27 @@ class Merged:
         failed: dict[str, str],
     ) -> None:
         """Take a feature of a video from the first source where it is done, or else where it has failed."""
-        taken = ""
+        taken, reasons = "", []
         for place in places:
             found = _read_feature(place, name)
             if isinstance(found, str):
-                if found and not taken:
-                    failed[name] = found
-                continue
-            if not taken:
+                reasons += [found] if found else []
+            elif not taken:
                 rows[name], failed_frames[name] = found
-                failed.pop(name, None)
                 taken = place.source
-            elif not _same_rows(rows[name], found[0]) or failed_frames[name] != found[1]:
+            elif not _same_rows(rows[name], found[0]) or failed_frames[name].keys() != found[1].keys():
                 self._conflict(f"video {video_id!r} has other {name} in {taken} than in {place.source}")
+            elif failed_frames[name] != found[1]:
+                self._note_reasons(video_id, name)
+                failed_frames[name] = {n: min(reason, found[1][n]) for n, reason in failed_frames[name].items()}
+        if reasons and not taken:
+            failed[name] = min(reasons)
+            if len(set(reasons)) > 1:
+                self._note_reasons(video_id, name)
+
+    def _note_reasons(self, video_id: str, name: str) -> None:
+        # The least, not the first: the order of the sources then makes no difference.
+        self.notes.append(f"video {video_id!r} failed for several reasons in {name}: the first by alphabet was kept")
 
     def _conflict(self, what: str) -> None:
         if self._on_conflict == "error":

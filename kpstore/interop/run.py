@@ -325,8 +325,7 @@ class _Writer:
         stored = self._tx.view.read(fmt.IMAGE_PATH, rows.start, rows.stop).tolist()
         given = list(record.frame_paths)
         by_number = np.arange(record.n_frames)
-        numbered = all(path.endswith(f"#{n}") for n, path in enumerate(given))
-        if given == stored or numbered or all(path.endswith(f"#{n}") for n, path in enumerate(stored)):
+        if given == stored or is_numbered(given) or is_numbered(stored):
             return by_number
         for shorten in (str, lambda path: path.replace("\\", "/").rpartition("/")[2]):
             here, there = [shorten(path) for path in stored], [shorten(path) for path in given]
@@ -363,6 +362,11 @@ class _Writer:
             self._tx.fail(name, video.record.id, video.failed[name])
         else:
             self._tx.set_states(name, {self._index.position(video.record.id): failure_text(video=video.failed[name])})
+
+
+def is_numbered(paths: Sequence[str]) -> bool:
+    """Whether frames of a video have no paths of their own: they are called ``ID#0``, ``ID#1`` and so on."""
+    return all(path.endswith(f"#{n}") for n, path in enumerate(paths))
 
 
 def _rows_of(video: ImportedVideo, spec: FeatureSpec) -> tuple[FeatureRows, NDArray[np.uint8], str | None]:

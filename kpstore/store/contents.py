@@ -67,8 +67,8 @@ class FeatureDiff:
     Parameters
     ----------
     rows : compared.
-    differing : rows in which anything differs.
-    states : rows that are done in one and failed or pending in the other.
+    differing : rows in which anything differs, and videos without frames that are in another state.
+    states : those that are done in one and failed or pending in the other.
     parts : by name.
     """
 
@@ -273,6 +273,8 @@ class _FeatureComparison:
         """Compare all pairs of rows, a block at a time."""
         if self._spec.axis == "video":
             rows_a, rows_b = self._videos()
+        else:
+            self._compare_empty_videos()
         for start in range(0, len(rows_a), _BLOCK_ROWS):
             block = slice(start, start + _BLOCK_ROWS)
             self._compare(rows_a[block], rows_b[block])
@@ -284,6 +286,17 @@ class _FeatureComparison:
         ids = [video_id for video_id in self._a.index.ids.tolist() if video_id in self._b.index]
         places = [[store.index.position(video_id) for video_id in ids] for store in (self._a, self._b)]
         return np.array(places[0], dtype=np.int64), np.array(places[1], dtype=np.int64)
+
+    def _compare_empty_videos(self) -> None:
+        """Compare the states of videos without frames: one may have failed, and no frame says so."""
+        here, there = self._videos()
+        empty = (self._a.index.n_frames[here] == 0) & (self._b.index.n_frames[there] == 0)
+        here, there = here[empty], there[empty]
+        differing = here[self._a.states(self._name)[here] != self._b.states(self._name)[there]]
+        self._found.states += len(differing)
+        self._found.differing += len(differing)
+        for position in differing[: max(0, self._limit - len(self._first))].tolist():
+            self._first.append(Difference(str(self._a.index.ids[position]), self._name, "", "state"))
 
     def _read(self, array: str, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]) -> tuple[Any, Any]:
         return self._a.read(array, rows_a), self._b.read(array, rows_b)
@@ -315,7 +328,7 @@ class _FeatureComparison:
         only_a = both & (here & ~there).any(axis=1) & ~(there & ~here).any(axis=1)
         only_b = both & (there & ~here).any(axis=1)
         with np.errstate(invalid="ignore"):
-            apart_by = np.where(here & there, np.abs(one - other), 0)
+            apart_by = np.where(here & there, _apart_by(one, other), 0)
         # Infinities of one sign are the same value, and their difference is no number.
         distance = np.where(np.isnan(apart_by), 0, apart_by).max(axis=1, initial=0)
         apart = both & (distance > self._atol) & ~only_a & ~only_b
@@ -372,5 +385,17 @@ def part_slices(spec: FeatureSpec) -> Mapping[str, slice | None]:
     return {name: slice(first, last) for name, (first, last) in parts.items()}
 
 
-def _flat(rows: NDArray[Any]) -> NDArray[np.float64]:
-    return rows.reshape(len(rows), -1).astype(np.float64)
+def _flat(rows: NDArray[Any]) -> NDArray[Any]:
+    return rows.reshape(len(rows), -1)
+
+
+def _apart_by(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
+    """Return absolute differences; of whole numbers they are 0 only if the numbers are equal, however large."""
+    common = np.result_type(one, other)
+    if common.kind not in "iu":
+        return np.abs(one.astype(np.float64) - other.astype(np.float64))
+    one, other = one.astype(common), other.astype(common)
+    # Without a sign no difference is too large: what is taken modulo 2**64 comes out right.
+    unsigned = np.dtype(f"u{common.itemsize}")
+    high, low = np.maximum(one, other).astype(unsigned), np.minimum(one, other).astype(unsigned)
+    return np.asarray(high - low, dtype=np.float64)

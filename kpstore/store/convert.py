@@ -68,8 +68,10 @@ def convert(
         for tag, snapshot in source.tags().items():
             if snapshot in ids:
                 copy.create_tag(tag, ids[snapshot])
+        newest = ids[chosen[-1].id]
+        versions = sum(1 for _ in copy.history(newest))
         notes = _notes(source, ids, with_history)
-    return Converted(target, ids[chosen[-1].id], len(ids), notes)
+    return Converted(target, newest, versions, notes)
 
 
 def _copy_versions(
@@ -145,8 +147,15 @@ def _changed(meta: ArrayMeta, values: NDArray[Any], old: NDArray[Any] | None) ->
             unwritten = np.concatenate([known, _unwritten(meta, len(block) - len(known))])
         else:
             unwritten = old[first:last]
-        if not np.array_equal(block, unwritten, equal_nan=block.dtype.kind == "f"):
+        if not _same_bits(block, unwritten):
             yield first, last
+
+
+def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether a copy would be the same: 0.0 and -0.0 are not, one NaN and another are only if all their bits are."""
+    if one.dtype == object:
+        return bool(np.array_equal(one, other))
+    return one.tobytes() == other.tobytes()
 
 
 def _unwritten(meta: ArrayMeta, n_rows: int) -> NDArray[Any]:

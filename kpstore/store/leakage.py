@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -191,7 +192,7 @@ def _same_paths(store: Store) -> Iterator[Shared]:
 def _pairs(store: Store, keys: NDArray[np.int64], owner: NDArray[np.int64]) -> dict[tuple[int, int], int]:
     """Return pairs of videos in different splits that share keys, and how many.
 
-    Of many videos with one key, each is in a pair with one of another split, but not all pairs are given.
+    Of many videos with one key, each is in a pair with one of each other split, but not all pairs are given.
     """
     splits = store.index.splits.astype(str)
     order = np.lexsort((owner, keys))
@@ -201,10 +202,14 @@ def _pairs(store: Store, keys: NDArray[np.int64], owner: NDArray[np.int64]) -> d
     first = np.flatnonzero((np.diff(keys, prepend=0) != 0) | (np.diff(owner, prepend=-1) != 0))
     times = np.diff(np.append(first, len(keys)))
     keys, owner = keys[first], owner[first]
-    code = np.unique(splits, return_inverse=True)[1]
-    here = np.arange(len(keys))
-    there = _in_another_split(keys, code[owner])
-    here, there = here[there >= 0], there[there >= 0]
+    code = np.unique(splits, return_inverse=True)[1][owner]
+    # Two splits at a time: a third one between them would hide how much they share.
+    found_pairs = [np.empty((0, 2), dtype=np.int64)]
+    for two in combinations(np.unique(code).tolist(), 2):
+        places = np.flatnonzero(np.isin(code, two))
+        there = _in_another_split(keys[places], code[places])
+        found_pairs.append(np.stack([places[there >= 0], places[there[there >= 0]]], axis=1))
+    here, there = np.concatenate(found_pairs).T
     pairs = np.stack([owner[here], owner[there]], axis=1)
     found, which = np.unique(np.sort(pairs, axis=1), axis=0, return_inverse=True)
     counts = np.bincount(which.reshape(-1), weights=np.minimum(times[here], times[there]), minlength=len(found))

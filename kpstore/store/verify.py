@@ -260,20 +260,13 @@ class _Check:
         self._rows_problem(spec.name, "has a state that there is not", status > max(State), start, axis=axis)
         done = status == State.DONE
         detected = arrays.get(f"{spec.name}_detected")
-        if detected is not None and detected.ndim == 2:
-            self._rows_problem(
-                f"{spec.name}_detected",
-                "is set, but the row is not done",
-                detected.any(axis=1) & ~done,
-                start,
-                axis=axis,
-            )
+        for name, array in spec.arrays.items():
+            there = ~_is_missing(arrays[name], array.empty(1))
+            self._rows_problem(name, "has values, but is not done", there & ~done, start, axis=axis)
         if values.dtype.kind != "f":
             return
         flat = values.reshape(len(values), -1)
         self._rows_problem(spec.name, "is infinite", np.isinf(flat).any(axis=1), start, axis=axis)
-        there = ~np.isnan(flat).all(axis=1)
-        self._rows_problem(spec.name, "has values, but is not done", there & ~done, start, axis=axis)
         if detected is not None and part_names(spec):
             self._masks(spec, start, values, detected, done)
         visibility = arrays.get(f"{spec.name}_visibility")
@@ -349,11 +342,20 @@ class _Check:
 
     def other_arrays(self) -> None:
         """Read what is left: labels, and arrays that are not kpstore's own."""
-        labels = {dim for stored in self._store.features.values() for dim in stored.spec.labels}
+        labels = {dim: names for stored in self._store.features.values() for dim, names in stored.spec.labels.items()}
         for name in self._view.names():
-            if name not in self._seen:
-                self._whole(name)
-                if name not in labels:
-                    self.note(name, "belongs to no feature", "the array")
-        for dim in sorted(labels - set(self._view.names())):
+            if name in self._seen:
+                continue
+            found = self._whole(name)
+            if name not in labels:
+                self.note(name, "belongs to no feature", "the array")
+            elif found is not None and found.tolist() != list(labels[name]):
+                self.problem(name, "names other points than its feature does", "labels")
+        for dim in sorted(labels.keys() - set(self._view.names())):
             self.problem(dim, "is missing", "labels")
+
+
+def _is_missing(block: NDArray[Any], missing: NDArray[Any]) -> NDArray[np.bool_]:
+    """(rows,) bool, rows that hold nothing but the missing value."""
+    same = np.equal(block, missing) if missing.dtype.kind != "f" else np.isnan(block)
+    return np.asarray(same.reshape(len(block), -1).all(axis=1), dtype=np.bool_)

@@ -25,12 +25,16 @@ N = {"a": 4, "b": 3, "c": 0, "d": 5}
 def store_of(videos: str, split: str = "train", *, feature: str = "points", change: float = 0.0, **how: Any) -> str:
     store = kpstore.create(memory_location())
     with store.transaction("fill") as tx:
-        tx.add_videos([record(v, N[v], split, **how.get("annotations", {})) for v in videos])
-        tx.add_feature(replace(fake_spec(4), name=feature), {"extractor": "fake", **how.get("provenance", {})})
+        records = [record(v, N[v], split, **how.get("annotations", {})) for v in videos]
+        if how.get("numbered"):
+            records = [replace(r, frame_paths=tuple(f"{r.id}#{n}" for n in range(r.n_frames))) for r in records]
+        tx.add_videos([replace(r, fps=how.get("fps", r.fps)) for r in records])
+        spec = fake_spec(how.get("chunk_rows", 4))
+        tx.add_feature(replace(spec, name=feature), {"extractor": "fake", **how.get("provenance", {})})
         for video in videos:
             rows = rows_of(video, N[video])
             if video in how.get("failed", ""):
-                tx.fail(feature, video, "no film")
+                tx.fail(feature, video, how.get("reason", "no film"))
             elif video not in how.get("pending", ""):
                 changed = FeatureRows(rows.values + np.float32(change), rows.companions)
                 tx.write(feature, video, changed, failed_frames=how.get("failed_frames", {}).get(video))
@@ -83,6 +87,7 @@ def test_done_wins_over_failed_and_the_same_twice_is_no_conflict() -> None:
         (lambda: store_of("a", annotations={"gloss": "Y"}), "'a' has another gloss in"),
         (lambda: store_of("a", "dev"), "'a' is in 'train' in .* and in 'dev'"),
         (lambda: store_of("a", failed_frames={"a": {0: "x"}}), "'a' has other points"),
+        (lambda: store_of("a", fps=50.0), "'a' has another fps in"),
     ],
 )
 def test_conflicts_are_errors_or_are_decided(other: Callable[[], str], message: str) -> None:
@@ -149,3 +154,25 @@ def test_splits_that_were_set_by_hand_stay_so() -> None:
         tx.set_splits({"a": "test"})
     assert merged(one.location, store_of("b")).own_splits
     assert not merged(store_of("a"), store_of("b")).own_splits
+
+
+def test_paths_count_more_than_numbers_and_chunks_of_another_size_fit() -> None:
+    paths, numbers = store_of("ab", chunk_rows=8), store_of("ab", numbered=True)
+    for pair in ((paths, numbers), (numbers, paths)):
+        both = merged(*pair)
+        assert both["image_path"][0] == "a/0000.png"
+        np.testing.assert_array_equal(both["points"][:4], rows_of("a", 4).values)
+    other = kpstore.create(memory_location())
+    with other.transaction("x") as tx:
+        tx.add_videos([replace(record("a", 4), frame_paths=("w", "x", "y", "z"))])
+    with pytest.raises(ConflictError, match=r"'a': frame 0 is 'w' in .* and 'a/0000\.png' elsewhere"):
+        merged(paths, other.location)
+
+
+def test_of_several_reasons_one_is_kept_whatever_the_order() -> None:
+    one, other = store_of("a", failed="a", reason="no film"), store_of("a", failed="a", reason="black")
+    torn = [store_of("b", failed_frames={"b": {1: reason}}) for reason in ("torn", "grey")]
+    for order in ((one, other, *torn), (*torn[::-1], other, one)):
+        report = merge(order, location := memory_location())
+        assert [f.reason for f in kpstore.open(location).failures("points")] == ["black", "grey"]
+        assert sum("failed for several reasons" in note for note in report.notes) == 2

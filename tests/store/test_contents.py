@@ -199,3 +199,33 @@ def test_frame_rates_and_sizes_differ_only_where_both_are_known() -> None:
 
     assert compare(made(25, 100), made(30, 200)).columns == {"fps": 1, "width": 1}
     assert not compare(made(25, 100), made(float("nan"), 0))
+
+
+def test_whole_numbers_are_compared_exactly() -> None:
+    stores = []
+    for value in (2**62, 2**62 + 1):
+        store = kpstore.create(memory_location())
+        with store.transaction("fill") as tx:
+            tx.add_videos([record("a", 3)])
+            tx.add_feature(FeatureSpec("count", (1,), ("x",), dtype="int64"))
+            tx.write("count", "a", np.array([[-(2**63)], [value], [2**63 - 1]]))
+        stores.append(store.at())
+    found = compare(*stores)
+    assert found.first == [Difference("a/0001.png", "count", "", "values", 1.0)]
+    assert not compare(*stores, atol=1)
+
+
+def test_a_video_without_frames_that_failed_in_one_is_a_difference() -> None:
+    stores = []
+    for fail in (True, False):
+        store = kpstore.create(memory_location())
+        with store.transaction("fill") as tx:
+            tx.add_videos([record("a", 2), record("none", 0)])
+            tx.add_feature(fake_spec(4))
+            tx.write("points", "a", rows_of("a", 2))
+            if fail:
+                tx.fail("points", "none", "no film")
+        stores.append(store.at())
+    found = compare(*stores)
+    assert (found.features["points"].states, found.features["points"].differing) == (1, 1)
+    assert found.first == [Difference("none", "points", "", "state")]

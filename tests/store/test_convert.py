@@ -88,3 +88,20 @@ def test_nothing_is_left_of_a_copy_that_fails(tmp_path: Path) -> None:
         convert(store.location, store.location)
     store.branch("side")
     assert convert(store.location, str(tmp_path / "c.h5"), with_history=True).notes == ("branches: side",)
+
+
+def test_a_change_of_nothing_but_a_sign_is_copied(tmp_path: Path) -> None:
+    store = kpstore.create(tmp_path / "s.kps")
+    with store.transaction("fill") as tx:
+        tx.add_videos([record("a", 2)])
+        tx.add_feature(fake_spec(4))
+        tx.write("points", "a", np.zeros((2, 5, 3), np.float32))
+    with store.transaction("other zeros") as tx:
+        tx.write("points", "a", np.full((2, 5, 3), -0.0, np.float32))
+    copy = kpstore.open(convert(store.location, str(tmp_path / "c.h5"), with_history=True).location)
+    assert np.signbit(copy["points"][:]).all()
+
+
+def test_a_copy_says_how_many_versions_its_history_has(tmp_path: Path) -> None:
+    made = convert(versions(str(tmp_path / "s.kps")).location, str(tmp_path / "c.h5"))
+    assert made.versions == len(kpstore.open(made.location).history())

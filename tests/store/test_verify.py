@@ -39,6 +39,7 @@ def sound(request: pytest.FixtureRequest, tmp_path: Path) -> kpstore.Store:
         tx.add_videos([record(v, n, gloss="G") for v, n in N.items()])
         tx.add_feature(keypoints_spec(), {"extractor": "made up"})
         tx.add_feature(FeatureSpec("person", (2,), ("x",), axis="video"), {"extractor": "made up"})
+        tx.add_feature(FeatureSpec("count", (1,), ("number",), dtype="int64"), {"extractor": "made up"})
         tx.write("keypoints", "a", keypoints(5, 1), failed_frames={2: "torn"})
         tx.write("keypoints", "b", keypoints(0, 2))
         tx.write_video_feature("person", "a", np.array([1, 2], np.float32))
@@ -80,6 +81,24 @@ BROKEN: dict[str, tuple[Callable[[WriteView], Any], str, str, str]] = {
         "keypoints",
         "has values, but is not done",
         "video 'c', frame 0",
+    ),
+    "whole numbers of a pending video": (
+        lambda v: v.write("count", 5, np.full((1, 1), 3)),
+        "count",
+        "has values, but is not done",
+        "video 'c', frame 0",
+    ),
+    "a companion of a frame that failed": (
+        lambda v: v.write("keypoints_visibility", 2, np.full((1, 33), 0.5, np.float32)),
+        "keypoints_visibility",
+        "has values, but is not done",
+        "video 'a', frame 2",
+    ),
+    "other labels": (
+        lambda v: v.write("space", 0, np.array(["x", "z", "y"], object)),
+        "space",
+        "names other points than its feature does",
+        "labels",
     ),
     "visibility": (
         lambda v: v.write("keypoints_visibility", 0, np.full((1, 33), 1.5, np.float32)),
@@ -209,3 +228,8 @@ def test_a_store_beside_its_data_set(tmp_path: Path) -> None:
     assert [v for s in found.splits.values() for v in s.missing] == ["new"]
     assert [v for s in found.splits.values() for v in s.extra] == ["v5"]
     assert json.loads(json.dumps(found.to_json()))["differs"]
+
+
+def test_what_failed_and_what_is_pending_counts_for_features_of_videos_too(sound: kpstore.Store) -> None:
+    found = compare_with_source(sound, FakeSource(N))
+    assert sum(split.pending.get("person", 0) for split in found.splits.values()) == 2
