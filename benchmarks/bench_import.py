@@ -48,7 +48,7 @@ def frames_of(records: list[VideoRecord]) -> Iterator[FeatureRows]:
     extractor.open()
     for record in records:
         extractor.start_video()
-        yield extractor.extract([np.empty(0, dtype=np.uint8)] * record.n_frames)
+        yield extractor.rows([np.empty(0, dtype=np.uint8)] * record.n_frames)
 
 
 def write_files(folder: Path, lengths: dict[str, list[int]]) -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from kpstore.extractors.base import OneFeature
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import keypoints_spec
@@ -73,12 +74,12 @@ class SyntheticSource:
             yield frame
 
 
-class SyntheticExtractor:
+class SyntheticExtractor(OneFeature):
     """143 x 3 smooth trajectories with noise; a hand is missing in a tenth of the frames."""
 
     batch_size = 64
     typical_fps = 20_000.0
-    provenance: Mapping[str, Any] = {"extractor": "synthetic"}
+    recipe: Mapping[str, Any] = {"extractor": "synthetic"}
 
     @property
     def spec(self) -> FeatureSpec:
@@ -93,11 +94,12 @@ class SyntheticExtractor:
         # As real keypoints do, these shrink to some 0.6 of their size by shuffled lz4.
         self._noise = (walk - walk.mean(axis=0) + noise).astype(np.float32)
 
-    def start_video(self) -> None:
+    def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
         """Start at the first row."""
         self._at = 0
+        return {}
 
-    def extract(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+    def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
         """Return the next rows of the noise."""
         rows = self.spec.empty_rows(len(images))
         numbers = (self._at + np.arange(len(images))) % len(self._noise)

@@ -19,7 +19,7 @@ from . import render
 from .arguments import Json, ListCommand, Splits, split_names
 
 if TYPE_CHECKING:
-    from kpstore.extractors.base import Extractor
+    from kpstore.extractors.base import AnyExtractor
     from kpstore.ingest.estimate import Estimate
     from kpstore.ingest.report import Report
     from kpstore.ingest.run import Options
@@ -132,7 +132,7 @@ class Settings:
             name=self.name or "",
         )
 
-    def extractor(self) -> Extractor:
+    def extractor(self) -> AnyExtractor:
         """Return what to extract with."""
         from kpstore.extractors.registry import make_extractor
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.extractors.base import OneFeature
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError, Listing
@@ -74,7 +75,7 @@ def fake_spec(chunk_rows: int = 16) -> FeatureSpec:
 
 
 @dataclass
-class FakeExtractor:
+class FakeExtractor(OneFeature):
     """Keeps state from frame to frame, as MediaPipe does, so that order and resets matter."""
 
     chunk_rows: int = 16
@@ -89,16 +90,17 @@ class FakeExtractor:
         return fake_spec(self.chunk_rows)
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
+    def recipe(self) -> Mapping[str, Any]:
         return {"extractor": "fake", "parameters": {"scale": self.scale}}
 
     def open(self, device: str = "cpu") -> None:
         self._last = 0.0
 
-    def start_video(self) -> None:
+    def start_video(self, reference: Any = None) -> dict[str, FeatureRows]:
         self._last = 0.0
+        return {}
 
-    def extract(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+    def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
         if any(image[0, 0, 0] >= self.fail_above for image in images):
             raise ValueError("a frame that the model does not like")
         rows = fake_spec().empty_rows(len(images))

@@ -7,10 +7,10 @@ from typing import Any
 
 from kpstore import plugins
 from kpstore.errors import InvalidError
-from kpstore.extractors.base import Extractor
+from kpstore.extractors.base import AnyExtractor
 
 
-def make_extractor(recipe: str, **options: Any) -> Extractor:
+def make_extractor(recipe: str, **options: Any) -> AnyExtractor:
     """Return a new extractor.
 
     Parameters
@@ -34,7 +34,7 @@ def make_extractor(recipe: str, **options: Any) -> Extractor:
             f"recipe {recipe!r} has no option {unknown[0]!r}; it has {', '.join(known or ()) or 'no options'}"
         )
     try:
-        extractor: Extractor = factory(**given)
+        extractor: AnyExtractor = factory(**given)
     except TypeError as error:
         raise InvalidError(f"recipe {recipe!r} does not take {given}: {error}") from error
     return extractor

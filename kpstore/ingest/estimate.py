@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kpstore.extractors.base import Extractor
-from kpstore.ingest.run import Plan
+from kpstore.extractors.base import AnyExtractor, frame_specs
+from kpstore.ingest.run import Plan, title
 from kpstore.schema.index import VideoRecord
 
 
@@ -57,15 +57,14 @@ class Estimate:
         return {**asdict(self), "seconds": round(self.seconds, 1), "problems": list(self.problems)}
 
 
-def estimate(plan: Plan, extractor: Extractor, *, workers: int) -> Estimate:
+def estimate(plan: Plan, extractor: AnyExtractor, *, workers: int) -> Estimate:
     """Return what a plan means; nothing runs.
 
     Parameters
     ----------
     workers : worker processes; 0 for this process alone.
     """
-    spec = extractor.spec
-    row_bytes = sum(array.row_bytes for array in spec.arrays.values()) + 1
+    row_bytes = sum(sum(array.row_bytes for array in spec.arrays.values()) + 1 for spec in frame_specs(extractor))
     new = {video.id for video in plan.new_videos}
     to_do = {video.record.id for task in plan.tasks for video in task.videos}
     names = dict.fromkeys(video.split for video in plan.listing.videos)
@@ -73,7 +72,7 @@ def estimate(plan: Plan, extractor: Extractor, *, workers: int) -> Estimate:
     # More workers than tasks have nothing to do.
     busy = max(1, min(workers, len(plan.tasks)))
     return Estimate(
-        feature=spec.name,
+        feature=title(extractor),
         splits={name: _split_plan(videos, new, to_do) for name, videos in by_split.items()},
         frames=plan.n_frames,
         tasks=len(plan.tasks),

@@ -15,8 +15,9 @@ from typing import Any, Protocol, Self
 from kpstore.backends.base import Fork
 from kpstore.errors import MissingExtraError, NotFoundError, UnsupportedError
 from kpstore.ingest.isolated import extract_isolated
+from kpstore.ingest.job import Job, failed_video
 from kpstore.ingest.plan import Task
-from kpstore.ingest.worker import Block, Job, TaskResult, failed_video, run_task
+from kpstore.ingest.worker import TaskResult, collect, run_task
 
 _log = logging.getLogger(__name__)
 
@@ -250,10 +251,8 @@ def _take(items: Iterator[Task], count: int) -> list[Task]:
 
 
 def _given_up(job: Job, task: Task, reason: str) -> TaskResult:
-    results = [(video, failed_video(job, video.record, reason)) for video in task.videos]
-    blocks = tuple(Block(video.start, result.rows, result.status) for video, result in results)
-    failures = {video.position: result.failure for video, result in results}
-    return TaskResult(task, None, blocks, failures, task.n_frames, 0.0)
+    results = ((video, failed_video(job, video.record, reason)) for video in task.videos)
+    return collect(job, task, None, results, time.perf_counter())
 
 
 def _run_on_worker(job: Job, task: Task, fork: Fork | None, topic: str, after_death: bool) -> TaskResult:

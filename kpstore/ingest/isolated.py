@@ -14,7 +14,10 @@ import sys
 from typing import IO, Any
 
 from kpstore.errors import ExtractorError, KpstoreError
-from kpstore.ingest.worker import Job, VideoRows, extract_here, failed_video, opened_extractor
+from kpstore.extractors.base import takes_videos
+from kpstore.ingest.frames import extract_frames
+from kpstore.ingest.job import Job, VideoRows, failed_video, opened_extractor
+from kpstore.ingest.whole_videos import extract_alone
 from kpstore.schema.index import VideoRecord
 
 MAX_DEATHS = 16
@@ -30,6 +33,8 @@ def extract_isolated(job: Job, record: VideoRecord) -> VideoRows:
             raise result
         if result is not None:
             return result
+        if takes_videos(job.extractor):
+            return failed_video(job, record, f"the worker process died on this video ({_death(code)})")
         if at is None or at in skip or at >= record.n_frames:
             return failed_video(job, record, f"the worker process died before its first frame ({_death(code)})")
         skip[at] = f"the worker process died on this frame ({_death(code)})"
@@ -101,14 +106,17 @@ def main() -> None:
         _send(pipe, ExtractorError(str(error)))
         return
     try:
-        result = extract_here(job, record, skip=skip, announce=lambda n: _send(pipe, n))
+        if takes_videos(job.extractor):
+            result = extract_alone(job, record)
+        else:
+            result = extract_frames(job, record, skip=skip, announce=lambda n: _send(pipe, n))
     except BrokenPipeError:
         raise
     except ExtractorError as error:
         _send(pipe, error)
         return
     except Exception as error:  # the same words as for a video that fails in a worker itself
-        result = failed_video(job, record, f"{type(error).__name__}: {error}")
+        result = failed_video(job, record, error)
     _send(pipe, result)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +29,12 @@ class Task:
     ----------
     number : place in the plan.
     videos : at least one, each following the one before.
-    whole : rows ``(first, last)`` of the chunks that lie wholly inside this task, which its worker writes itself;
-        ``first == last`` if there is none. All other rows go back to the driver.
+    n_rows : rows of the whole frame axis.
     """
 
     number: int
     videos: tuple[PlannedVideo, ...]
-    whole: tuple[int, int]
+    n_rows: int
 
     @property
     def start(self) -> int:
@@ -52,9 +51,21 @@ class Task:
         """Number of rows."""
         return self.stop - self.start
 
+    def whole(self, chunk_rows: int) -> tuple[int, int]:
+        """Return the rows ``(first, last)`` of the chunks that lie wholly inside this task, of so many rows each.
+
+        Its worker writes these itself; all other rows go back to the driver. ``first == last`` if there are none.
+        """
+        return whole_chunks(self.start, self.stop, chunk_rows, self.n_rows)
+
 
 def plan_tasks(
-    index: VideoIndex, records: Sequence[VideoRecord], pending: NDArray[np.int64], *, chunk_rows: int, task_frames: int
+    index: VideoIndex,
+    records: Sequence[VideoRecord],
+    pending: NDArray[np.int64],
+    *,
+    chunk_rows: Collection[int],
+    task_frames: int,
 ) -> list[Task]:
     """Cut the pending videos into tasks.
 
@@ -63,14 +74,14 @@ def plan_tasks(
     index : all videos of the store.
     records : what to extract from, one per entry of ``pending``.
     pending : (n,) ascending positions in ``index``.
-    chunk_rows : rows per chunk.
+    chunk_rows : rows per chunk, of each array.
     task_frames : a task ends with the video that brings it to this many frames.
     """
     tasks: list[Task] = []
     for run in _consecutive_runs(_planned(index, records, pending), task_frames):
-        start, stop = run[0].start, run[-1].stop
-        tasks.append(Task(len(tasks), tuple(run), whole_chunks(start, stop, chunk_rows, index.total_frames)))
-    check_disjoint(tasks, chunk_rows)
+        tasks.append(Task(len(tasks), tuple(run), index.total_frames))
+    for rows in set(chunk_rows):
+        check_disjoint(tasks, rows)
     return tasks
 
 
@@ -108,7 +119,7 @@ def check_disjoint(tasks: Iterable[Task], chunk_rows: int) -> None:
         if task.start < rows_end:
             raise AssertionError(f"task {task.number} starts at row {task.start}, before another ends at {rows_end}")
         rows_end = max(rows_end, task.stop)
-        first, last = task.whole
+        first, last = task.whole(chunk_rows)
         if not (first == last or task.start <= first < last <= task.stop):
             raise AssertionError(
                 f"task {task.number} would write rows {first}:{last} outside its own {task.start}:{task.stop}"

@@ -22,18 +22,20 @@ from numpy.typing import NDArray
 from kpstore._version import __version__
 from kpstore.backends.base import Backend, Fork
 from kpstore.errors import CorruptError, ExistsError, InvalidError
-from kpstore.extractors.base import Extractor
+from kpstore.extractors.base import AnyExtractor, frame_specs
+from kpstore.ingest.blocks import join_adjacent
 from kpstore.ingest.executors import Executor, make_executor
+from kpstore.ingest.job import Job
 from kpstore.ingest.plan import Task, plan_tasks
 from kpstore.ingest.report import MAX_FAILURES, Progress, ProgressFile, Report
-from kpstore.ingest.worker import Job, TaskResult, join_adjacent
+from kpstore.ingest.worker import TaskResult
 from kpstore.schema.feature import Compression, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
 from kpstore.store import history
 from kpstore.store.store import Failure, Store, backend_for
-from kpstore.store.transaction import Transaction, check_same
+from kpstore.store.transaction import Transaction, check_same, is_whole_video
 
 TASK_SECONDS = 30.0
 """What a task should take: short enough to lose little, long enough that starting it costs nothing."""
@@ -155,12 +157,12 @@ class SilentObserver:
 def run_ingest(
     source: Source,
     location: str | os.PathLike[str],
-    extractor: Extractor,
+    extractor: AnyExtractor,
     options: Options | None = None,
     *,
     observer: Observer | None = None,
 ) -> Report:
-    """Extract a feature from all videos of a source into a store; run it again to go on where it stopped.
+    """Extract features from all videos of a source into a store; run it again to go on where it stopped.
 
     Parameters
     ----------
@@ -197,12 +199,12 @@ def run_ingest(
         except ExistsError:
             if not backend.exists():
                 raise  # something else is there; otherwise another ingest was faster, and whoever gets the lock goes on
-    with backend.exclusive(f"ingest of {extractor.spec.name}"):
+    with backend.exclusive(f"ingest of {title(extractor)}"):
         return _Run(backend, source, extractor, options, observer).run(listing)
 
 
 def plan_ingest(
-    source: Source, location: str | os.PathLike[str], extractor: Extractor, options: Options | None = None
+    source: Source, location: str | os.PathLike[str], extractor: AnyExtractor, options: Options | None = None
 ) -> Plan:
     """Return what :func:`run_ingest` would do with the same arguments; writes nothing."""
     options = options or Options()
@@ -229,49 +231,75 @@ def _scan(source: Source, options: Options, observer: Observer) -> Listing:
     return listing
 
 
-def make_plan(backend: Backend, listing: Listing, extractor: Extractor, options: Options) -> Plan:
+def title(extractor: AnyExtractor) -> str:
+    """Return what people call the features that an extractor makes."""
+    first, *others = frame_specs(extractor)
+    more = len(extractor.specs) - 1
+    return f"{first.name} and {more} more" if more > 1 else " and ".join(spec.name for spec in (first, *others))
+
+
+def make_plan(backend: Backend, listing: Listing, extractor: AnyExtractor, options: Options) -> Plan:
     """Compare what a source holds with what a store holds, and cut what is missing into tasks."""
-    spec = extractor.spec
     store = Store(backend, history.resolve(backend, None)) if backend.exists() else None
     videos = listing.videos
     known = [] if store is None else [video for video in videos if video.id in store.index]
     notes = () if store is None else _check_unchanged(store, known)
     new = tuple(video for video in videos if store is None or video.id not in store.index)
-    states = np.zeros(0 if store is None else len(store.index), dtype=np.uint8)
-    redo = np.zeros(len(states), dtype=bool)
-    stored = None if store is None else store.features.get(spec.name)
-    if store is not None and stored is not None:
-        states = store.states(spec.name)
-        if options.retry_failed:
-            redo[np.asarray(store[fmt.failure_name(spec.name)]) != ""] = True
-    redo |= options.overwrite & (states != State.PENDING)
     index = _future_index(store, new)
-    positions = {video.id: index.position(video.id) for video in videos}
-    by_position = {positions[video.id]: video for video in videos}
-    pending = sorted(p for p in by_position if p >= len(states) or states[p] == State.PENDING or redo[p])
+    by_position = {index.position(video.id): video for video in videos}
+    there, redo = _what_is_there(store, extractor, options)
+    pending = sorted(p for p in by_position if p >= len(there) or not there[p] or redo[p])
     wanted = np.array(pending, dtype=np.int64)
-    # Only a feature of which nothing is kept may be made anew with other settings.
-    restart = (
-        stored is not None
-        and options.overwrite
-        and not len(np.setdiff1d(np.flatnonzero(states != State.PENDING), wanted))
-    )
+    # Only features of which nothing is kept may be made anew with other settings.
+    restart = options.overwrite and bool(there.any()) and not len(np.setdiff1d(np.flatnonzero(there), wanted))
     provenance = extractor.provenance  # of a new feature too: weights that are not there should show before anything
-    if stored is not None and not restart:
-        check_same(stored, spec, provenance)
+    stored = {} if store is None or restart else store.features
+    for spec in extractor.specs:
+        if spec.name in stored:
+            check_same(stored[spec.name], spec, provenance[spec.name])
     task_frames = options.task_frames or _task_frames(extractor, int(index.n_frames[wanted].sum()), options.n_workers)
-    tasks = plan_tasks(
-        index, [by_position[p] for p in pending], wanted, chunk_rows=spec.chunk_rows, task_frames=task_frames
-    )
-    overwritten = np.array([p for p in pending if p < len(states) and redo[p]], dtype=np.int64)
+    chunk_rows = [spec.chunk_rows for spec in frame_specs(extractor)]
+    tasks = plan_tasks(index, [by_position[p] for p in pending], wanted, chunk_rows=chunk_rows, task_frames=task_frames)
+    overwritten = np.array([p for p in pending if p < len(redo) and redo[p]], dtype=np.int64)
     return Plan(listing, new, wanted, tuple(tasks), overwritten, restart, notes)
 
 
-def _task_frames(extractor: Extractor, frames: int, workers: int) -> int:
+def _what_is_there(
+    store: Store | None, extractor: AnyExtractor, options: Options
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which videos of a store are done or have failed, and which of these are to be done again, (videos,) bool.
+
+    Raises
+    ------
+    InvalidError
+        If a video has some of the extractor's features and lacks others: doing it would replace what is there.
+    """
+    if store is None:
+        return np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
+    n_videos, names = len(store.index), [spec.name for spec in extractor.specs]
+    known = [name for name in names if name in store.features]
+    states = np.array([store.states(name) if name in known else np.zeros(n_videos, np.uint8) for name in names])
+    there = (states != State.PENDING).any(axis=0)
+    redo = there & options.overwrite
+    if options.retry_failed:
+        for name in known:
+            redo |= np.asarray(store[fmt.failure_name(name)][:]) != ""
+    partly = np.flatnonzero(there & (states == State.PENDING).any(axis=0) & ~redo)
+    if len(partly):
+        lacking = [name for name, state in zip(names, states, strict=True) if state[partly[0]] == State.PENDING]
+        raise InvalidError(
+            f"video {store.index.ids[partly[0]]!r} has some features in {store.location} already, but no "
+            f"{', '.join(lacking)}; --overwrite makes all of them anew"
+        )
+    return there, redo
+
+
+def _task_frames(extractor: AnyExtractor, frames: int, workers: int) -> int:
     """Return how many frames make a task: half a minute of work, or a share of a small data set for every worker."""
     by_time = int(max(extractor.typical_fps, 0.1) * TASK_SECONDS) + 1
     by_share = -(-frames // (TASKS_PER_WORKER * max(workers, 1)))
-    return max(1, min(by_time, by_share, MAX_TASK_CHUNKS * extractor.spec.chunk_rows))
+    largest = max(frame_specs(extractor), key=lambda spec: spec.row_bytes)
+    return max(1, min(by_time, by_share, MAX_TASK_CHUNKS * largest.chunk_rows))
 
 
 def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> tuple[str, ...]:
@@ -323,15 +351,15 @@ class _Run:
     """One ingest under way."""
 
     def __init__(
-        self, backend: Backend, source: Source, extractor: Extractor, options: Options, observer: Observer
+        self, backend: Backend, source: Source, extractor: AnyExtractor, options: Options, observer: Observer
     ) -> None:
         self._backend, self._source, self._extractor = backend, source, extractor
         self._options, self._observer = options, observer
-        self._feature = extractor.spec.name
+        self._title = title(extractor)
         self._began = time.monotonic()
         self._results: list[TaskResult] = []
         self._last_commit = time.monotonic()
-        self._progress = Progress(run_id=uuid.uuid4().hex[:12], feature=self._feature)
+        self._progress = Progress(run_id=uuid.uuid4().hex[:12], feature=self._title)
         self._file = ProgressFile(backend.sidecar_dir)
         self._lock = threading.Lock()
         self._finished_frames = 0
@@ -379,28 +407,29 @@ class _Run:
     def _prepare(self, plan: Plan) -> None:
         """Commit the videos and the feature as pending, so that every later commit only fills in."""
         tx = Transaction(
-            self._backend, f"ingest {self._feature}: {len(plan.pending)} videos to do", metadata=self._about()
+            self._backend, f"ingest {self._title}: {len(plan.pending)} videos to do", metadata=self._about()
         )
-        spec = replace(self._extractor.spec, compression=self._options.compression)
-        provenance = self._provenance()
-        if self._feature in tx.features and not (plan.new_videos or plan.restart or len(plan.overwritten)):
+        specs, provenance = self._extractor.specs, self._extractor.provenance
+        known = [spec.name for spec in specs if spec.name in tx.features]
+        if len(known) == len(specs) and not (plan.new_videos or plan.restart or len(plan.overwritten)):
             return
         if plan.new_videos:
             tx.add_videos(plan.new_videos)
-        if plan.restart:
-            tx.remove_feature(self._feature)
-        elif len(plan.overwritten):
-            tx.reset_states(self._feature, plan.overwritten.tolist())
-        tx.add_feature(spec, provenance)
+        for name in known:
+            if plan.restart:
+                tx.remove_feature(name)
+            elif len(plan.overwritten):
+                tx.reset_states(name, plan.overwritten.tolist())
+        for spec in specs:
+            compressed = replace(spec, compression=self._options.compression)
+            tx.add_feature(compressed, {**provenance[spec.name], "kpstore": __version__})
         tx.commit()
-
-    def _provenance(self) -> dict[str, Any]:
-        return {**self._extractor.provenance, "kpstore": __version__}
 
     def _about(self) -> dict[str, Any]:
         """Return what every commit of this run says about it."""
         source = {"name": self._source.name, **self._source.provenance}
-        return {"run": self._progress.run_id, "feature": self._feature, "source": source, "kpstore": __version__}
+        features = [spec.name for spec in self._extractor.specs]
+        return {"run": self._progress.run_id, "features": features, "source": source, "kpstore": __version__}
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -426,7 +455,8 @@ class _Run:
                     self._checkpoint(final=False)
 
     def _make_fork(self, task: Task) -> Fork | None:
-        if task.whole[0] == task.whole[1] or not self._backend.capabilities.parallel_writers:
+        spans = [task.whole(spec.chunk_rows) for spec in frame_specs(self._extractor)]
+        if all(first == last for first, last in spans) or not self._backend.capabilities.parallel_writers:
             return None
         return self._backend.begin().fork()
 
@@ -465,14 +495,19 @@ class _Run:
         done = progress.videos_before + progress.videos_done
         tx = Transaction(
             self._backend,
-            f"{self._feature}: {done} of {progress.videos_before + progress.videos} videos",
+            f"{self._title}: {done} of {progress.videos_before + progress.videos} videos",
             metadata=self._about(),
         )
         tx.merge([result.fork for result in results if result.fork is not None])
-        for block in join_adjacent([block for result in results for block in result.blocks]):
-            tx.write_rows(self._feature, block.start, block.rows, block.status)
-        tx.set_states(self._feature, {p: text for result in results for p, text in result.failures.items()})
-        count_rows(tx, self._feature, [result.task for result in results])
+        for spec in self._extractor.specs:
+            for block in join_adjacent([block for result in results for block in result.blocks[spec.name]]):
+                tx.write_rows(spec.name, block.start, block.rows, block.status)
+            failures = {p: text for result in results for p, text in result.failures.items()}
+            if spec.axis == "video":  # a frame that failed is no failure of its video
+                failures = {p: text if is_whole_video(text) else "" for p, text in failures.items()}
+            tx.set_states(spec.name, failures)
+        for spec in frame_specs(self._extractor):
+            count_rows(tx, spec.name, [result.task for result in results])
         tx.metadata["checkpoint"] = {"videos": sum(len(r.task.videos) for r in results), "frames": frames}
         if final:
             tx.metadata["report"] = self._draft(interrupted).to_json()
@@ -487,7 +522,7 @@ class _Run:
     def _draft(self, interrupted: bool) -> Report:
         progress = self._progress
         return Report(
-            feature=self._feature,
+            feature=self._title,
             snapshot="",
             videos=len(self._plan.listing.videos),
             videos_done=progress.videos_done - self._videos_failed,
@@ -504,7 +539,11 @@ class _Run:
 
     def _report(self, interrupted: bool) -> Report:
         store = Store(self._backend, history.resolve(self._backend, None))
-        return replace(self._draft(interrupted), snapshot=store.snapshot, failures=store.failures(self._feature))
+        return replace(
+            self._draft(interrupted),
+            snapshot=store.snapshot,
+            failures=store.failures(frame_specs(self._extractor)[0].name),
+        )
 
 
 def _failures(result: TaskResult) -> list[Failure]:

@@ -329,13 +329,13 @@ class Transaction:
 
     def reset_states(self, feature: str, positions: Iterable[int]) -> None:
         """Make videos pending again for a feature, rows and ledger; for a run that redoes them."""
-        spec = self._frame_feature(feature)
+        spec = fmt.check_feature(self._features, feature).spec
         index = self.read_index()
         n_videos = len(index)
         states = self._view.read(fmt.state_name(feature), 0, n_videos)
         texts = self._view.read(fmt.failure_name(feature), 0, n_videos)
         for position in positions:
-            rows = index.rows(position)
+            rows = index.rows(position) if spec.axis == "frame" else slice(position, position + 1)
             n_rows = rows.stop - rows.start
             self.write_rows(feature, rows.start, spec.empty_rows(n_rows), np.zeros(n_rows, dtype=np.uint8))
             states[position], texts[position] = State.PENDING, ""

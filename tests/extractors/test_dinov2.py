@@ -157,7 +157,7 @@ def test_numbers_are_those_of_transformers(
 ) -> None:
     weights = models["home"] / (name if source == "folder" else f"{name}.pth")
     extractor = opened(name, weights=weights, positions="transformers")
-    rows = extractor.extract(images).check(extractor.spec)
+    rows = extractor.rows(images).check(extractor.spec)
     assert rows.values.shape == (3, TINY[name].width)
     np.testing.assert_allclose(rows.values, directly(models[name], images), atol=1e-6, rtol=0)
     np.testing.assert_allclose(np.linalg.norm(rows.values, axis=1), 1, atol=1e-6)
@@ -167,7 +167,7 @@ def test_models_of_224_pixels_and_those_with_registers_have_one_kind_of_position
     models: dict[str, Any], images: list[np.ndarray]
 ) -> None:
     for name, weights in (("dinov2_tiny", "native"), ("dinov2_tiny_reg", "dinov2_tiny_reg")):
-        got = opened(name, weights=models["home"] / weights).extract(images).values
+        got = opened(name, weights=models["home"] / weights).rows(images).values
         np.testing.assert_allclose(got, directly(models[weights], images), atol=1e-6, rtol=0)
 
 
@@ -184,9 +184,9 @@ def test_positions_are_those_of_torch_hub_by_default(models: dict[str, Any], ima
     grid = np.einsum("yv,xw,vwd->yxd", weights, weights, table[1:].reshape(37, 37, -1))
     positions = np.concatenate([table[:1], grid.reshape(256, -1)])[None].astype(np.float32)
     model.embeddings.position_embeddings = torch.nn.Parameter(torch.from_numpy(positions))
-    hub = opened(weights=models["home"] / "dinov2_tiny").extract(images).values
+    hub = opened(weights=models["home"] / "dinov2_tiny").rows(images).values
     np.testing.assert_allclose(hub, directly(model, images), atol=2e-6, rtol=0)
-    other = opened(weights=models["home"] / "dinov2_tiny", positions="transformers").extract(images).values
+    other = opened(weights=models["home"] / "dinov2_tiny", positions="transformers").rows(images).values
     assert np.abs(hub - other).max() > 1e-4
 
 
@@ -201,12 +201,12 @@ def test_a_frame_is_squeezed_as_a_whole() -> None:
 
 def test_batches_change_the_last_bits_at_most(folder: Path, images: list[np.ndarray]) -> None:
     extractor = opened(weights=folder)
-    whole = extractor.extract(images).values
-    np.testing.assert_array_equal(extractor.extract(images).values, whole)
-    alone = np.concatenate([extractor.extract([image]).values for image in images])
+    whole = extractor.rows(images).values
+    np.testing.assert_array_equal(extractor.rows(images).values, whole)
+    alone = np.concatenate([extractor.rows([image]).values for image in images])
     np.testing.assert_allclose(alone, whole, atol=1e-6, rtol=0)
-    np.testing.assert_allclose(extractor.extract(images[::-1]).values[::-1], whole, atol=1e-6, rtol=0)
-    assert len(extractor.extract([])) == 0
+    np.testing.assert_allclose(extractor.rows(images[::-1]).values[::-1], whole, atol=1e-6, rtol=0)
+    assert len(extractor.rows([])) == 0
 
 
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"precision": "fp16"}, {"dtype": "float16"}])
@@ -214,14 +214,14 @@ def test_lower_precision_is_near_and_in_the_provenance(
     folder: Path, images: list[np.ndarray], options: dict[str, Any]
 ) -> None:
     extractor = opened(weights=folder, **options)
-    rows = extractor.extract(images).check(extractor.spec)
+    rows = extractor.rows(images).check(extractor.spec)
     assert rows.values.dtype == options.get("dtype", "float32")
-    np.testing.assert_allclose(rows.values, opened(weights=folder).extract(images).values, atol=0.01)
-    assert extractor.provenance["parameters"]["precision"] == options.get("precision", "fp32")
+    np.testing.assert_allclose(rows.values, opened(weights=folder).rows(images).values, atol=0.01)
+    assert extractor.recipe["parameters"]["precision"] == options.get("precision", "fp32")
 
 
 def test_provenance_is_json_and_names_weights_by_hash(folder: Path) -> None:
-    made = Dinov2Extractor(model="dinov2_tiny", weights=folder).provenance
+    made = Dinov2Extractor(model="dinov2_tiny", weights=folder).recipe
     assert json.loads(json.dumps(made)) == made
     assert set(made["weights"]) == {"config.json", "model.safetensors"}
     assert all(len(digest) == 64 for digest in made["weights"].values())
@@ -232,7 +232,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     folder: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extractor = opened(weights=folder)
-    whole, forward, sizes = extractor.extract(images).values, extractor._model.forward, []
+    whole, forward, sizes = extractor.rows(images).values, extractor._model.forward, []
 
     def little_memory(pixel_values: Any) -> Any:
         sizes.append(len(pixel_values))
@@ -241,7 +241,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
         return forward(pixel_values)
 
     monkeypatch.setattr(extractor._model, "forward", little_memory)
-    np.testing.assert_allclose(extractor.extract(images).values, whole, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(extractor.rows(images).values, whole, atol=1e-6, rtol=0)
     assert sizes == [3, 2, 1]
     assert extractor.batch_size == 2
 
@@ -263,14 +263,14 @@ def test_a_model_that_fails_is_no_fault_of_the_frame(
 
     monkeypatch.setattr(extractor._model, "forward", fail)
     with pytest.raises(ExtractorError, match=words):
-        extractor.extract(images[:1])
+        extractor.rows(images[:1])
 
 
 def test_overflow_is_an_error_and_not_a_number(folder: Path, images: list[np.ndarray]) -> None:
     extractor = opened(weights=folder)
     extractor._model.layernorm.bias.data.fill_(float("inf"))
     with pytest.raises(InvalidError, match="no finite numbers in fp32"):
-        extractor.extract(images[:1])
+        extractor.rows(images[:1])
 
 
 def test_it_is_pickled_unopened_and_opens_only_the_same_weights(
@@ -279,12 +279,12 @@ def test_it_is_pickled_unopened_and_opens_only_the_same_weights(
     mine = tmp_path / "mine"
     shutil.copytree(folder, mine)
     extractor = opened(weights=mine)
-    assert extractor.provenance
+    assert extractor.recipe
     copy = pickle.loads(pickle.dumps(extractor))
     with pytest.raises(InvalidError, match="is not open"):
-        copy.extract(images)
+        copy.rows(images)
     copy.open()
-    np.testing.assert_array_equal(copy.extract(images).values, extractor.extract(images).values)
+    np.testing.assert_array_equal(copy.rows(images).values, extractor.rows(images).values)
     (mine / "config.json").write_text((mine / "config.json").read_text() + "\n")
     with pytest.raises(InvalidError, match="is not the same here as where the run began"):
         pickle.loads(pickle.dumps(extractor)).open()
@@ -324,7 +324,7 @@ def test_weights_of_another_model_are_refused_by_both_names(models: dict[str, An
     home = models["home"]
     for weights in (home / "dinov2_tiny", home / "dinov2_tiny.pth"):
         with pytest.raises(InvalidError, match=r"holds a DINOv2 of width 32, .*'dinov2_vitb14' has width 768"):
-            _ = Dinov2Extractor(weights=weights).provenance
+            _ = Dinov2Extractor(weights=weights).recipe
         for wanted in ("dinov2_tiny_reg", "dinov2_tiny_giant"):
             with pytest.raises(InvalidError, match=f"'{wanted}' has .*choose model=dinov2_tiny, or"):
                 Dinov2Extractor(model=wanted, weights=weights).open()
@@ -417,7 +417,7 @@ def test_no_weights_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ExtractorError, match=r"facebook/dinov2-base .*HF_HUB_OFFLINE.* --set weights=PATH"):
-        _ = Dinov2Extractor().provenance
+        _ = Dinov2Extractor().recipe
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr("urllib.request.getproxies", dict)
 
@@ -440,8 +440,8 @@ def test_the_hubs_cache_is_used_without_the_network(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     shutil.copytree(folder, tmp_path / "models--me--tiny" / "snapshots" / "abc")
     assert hub_cache() == tmp_path
-    got = opened("dinov2_on_hub").extract(images).values
-    np.testing.assert_array_equal(got, opened(weights=folder).extract(images).values)
+    got = opened("dinov2_on_hub").rows(images).values
+    np.testing.assert_array_equal(got, opened(weights=folder).rows(images).values)
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_devices_that_are_not_there_are_refused(
 @pytest.mark.parametrize("image", [np.zeros((3, 4), np.uint8), np.zeros((3, 4, 3)), np.zeros((0, 4, 3), np.uint8), "a"])
 def test_what_is_no_frame_is_refused(folder: Path, image: Any) -> None:
     with pytest.raises(InvalidError, match="a frame"):
-        opened(weights=folder).extract([image])
+        opened(weights=folder).rows([image])
 
 
 # -- in an ingest -----------------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ def test_an_ingest_fills_goes_on_and_refuses_another_model(
     assert (first.videos_done, second.videos_done, second.videos_before, second.frames_failed) == (1, 2, 1, 1)
     values = kpstore.open(store)["dinov2_tiny"][:]
     whole = [np.asarray(Image.open(clips / "a" / f"{n}.png")) for n in range(5)]
-    np.testing.assert_array_equal(values[:5], extractor.extract(whole).values)
+    np.testing.assert_array_equal(values[:5], extractor.rows(whole).values)
     assert np.flatnonzero(np.isnan(values).all(axis=1)).tolist() == [5 + 3]
     other = Dinov2Extractor(model="dinov2_tiny", weights=models["home"] / "native")
     with pytest.raises(MismatchError, match="'dinov2_tiny' was made with weights"):

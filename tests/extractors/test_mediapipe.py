@@ -56,13 +56,13 @@ def opened():
 
 
 def values(extractor, images):
-    return np.concatenate([extractor.extract([image]).values for image in images])
+    return np.concatenate([extractor.rows([image]).values for image in images])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_portrait_has_face_and_pose_but_no_hands(opened, portrait, recipe):
     extractor = opened(recipe)
-    rows = extractor.extract([portrait]).check(extractor.spec)
+    rows = extractor.rows([portrait]).check(extractor.spec)
     assert rows.companions["detected"].tolist() == [[True, False, False, True]]
     assert np.isfinite(rows.values[0, :68]).all()
     assert np.isnan(rows.values[0, 68:110]).all()
@@ -73,7 +73,7 @@ def test_portrait_has_face_and_pose_but_no_hands(opened, portrait, recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_left_is_the_subjects_left(opened, portrait, recipe):
-    row = opened(recipe).extract([portrait]).values[0]
+    row = opened(recipe).rows([portrait]).values[0]
     right_shoulder, left_shoulder = row[110 + 12, 0], row[110 + 11, 0]
     right_eye, left_eye = row[36:42, 0].mean(), row[42:48, 0].mean()
     assert right_shoulder < left_shoulder
@@ -82,7 +82,7 @@ def test_left_is_the_subjects_left(opened, portrait, recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_black_frame_is_all_missing(opened, recipe):
-    rows = opened(recipe).extract([BLACK])
+    rows = opened(recipe).rows([BLACK])
     assert np.isnan(rows.values).all()
     assert not rows.companions["detected"].any()
     assert np.isnan(rows.companions["visibility"]).all()
@@ -95,9 +95,9 @@ def test_holistic_equals_a_plain_loop_and_every_video_starts_afresh(opened, pann
         mesh = np.array([[(p.x, p.y, p.z) for p in r.face_landmarks.landmark] for r in results], dtype=np.float32)
         pose = np.array([[(p.x, p.y, p.z) for p in r.pose_landmarks.landmark] for r in results], dtype=np.float32)
     extractor = opened(HolisticExtractor, mode=mode)
-    extractor.extract(panned[::-1])
+    extractor.rows(panned[::-1])
     extractor.start_video()
-    rows = extractor.extract(panned)
+    rows = extractor.rows(panned)
     np.testing.assert_array_equal(rows.values[:, :68], mesh[:, FACE_LISTS["phoenix"].points])
     np.testing.assert_array_equal(rows.values[:, 110:], pose)
     extractor.start_video()
@@ -121,8 +121,8 @@ def test_own_face_list_takes_means_and_changes_nothing_else(opened, portrait, tm
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([[10, 338], *FACE_LISTS["phoenix"].points[1:]]))
     usual, mine = (
-        opened(recipe).extract([portrait]).values[0],
-        opened(recipe, face_list=path).extract([portrait]).values[0],
+        opened(recipe).rows([portrait]).values[0],
+        opened(recipe, face_list=path).rows([portrait]).values[0],
     )
     np.testing.assert_allclose(mine[0], usual[:2].mean(axis=0), rtol=1e-6)
     np.testing.assert_array_equal(mine[1:], usual[1:])
@@ -132,25 +132,25 @@ def test_own_face_list_takes_means_and_changes_nothing_else(opened, portrait, tm
 def test_odd_frames_are_fine_or_refused(opened, portrait, recipe):
     extractor = opened(recipe)
     strided = np.repeat(portrait, 2, axis=1)[:, ::2]
-    np.testing.assert_array_equal(extractor.extract([strided]).values, opened(recipe).extract([portrait]).values)
-    assert len(extractor.extract([BLACK[:1, :1]])) == 1
-    assert len(extractor.extract([])) == 0
+    np.testing.assert_array_equal(extractor.rows([strided]).values, opened(recipe).rows([portrait]).values)
+    assert len(extractor.rows([BLACK[:1, :1]])) == 1
+    assert len(extractor.rows([])) == 0
     for wrong in (BLACK[:, :, 0], BLACK[:, :, :2], BLACK[:0], BLACK.astype(float)):
         with pytest.raises(InvalidError, match="convert it"):
-            extractor.extract([wrong])
+            extractor.rows([wrong])
     with pytest.raises(InvalidError, match="found list"):
-        extractor.extract([[1]])
+        extractor.rows([[1]])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_graph_that_failed_is_built_anew(portrait, recipe):
     extractor = recipe()
     extractor.open()
-    expected = extractor.extract([portrait])
+    expected = extractor.rows([portrait])
     extractor._solutions[0].close()
     with pytest.raises(ValueError, match="_graph is None"):
-        extractor.extract([portrait])
-    np.testing.assert_array_equal(extractor.extract([portrait]).values, expected.values)
+        extractor.rows([portrait])
+    np.testing.assert_array_equal(extractor.rows([portrait]).values, expected.values)
     extractor.close()
 
 
@@ -158,14 +158,14 @@ def test_a_graph_that_failed_is_built_anew(portrait, recipe):
 def test_closed_or_unopened_says_so(recipe):
     extractor = recipe()
     with pytest.raises(InvalidError, match="not open"):
-        extractor.extract([BLACK])
+        extractor.rows([BLACK])
     with pytest.raises(InvalidError, match="not open"):
         extractor.start_video()
     extractor.open("cuda:0")
     extractor.close()
     extractor.close()
     with pytest.raises(InvalidError, match="not open"):
-        extractor.extract([BLACK])
+        extractor.rows([BLACK])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -179,14 +179,14 @@ def test_pickles_unopened_with_its_face_list(tmp_path, recipe):
     extractor.close()
     assert again == extractor
     assert again.spec == extractor.spec
-    assert again.provenance == extractor.provenance
+    assert again.recipe == extractor.recipe
     with pytest.raises(InvalidError, match="not open"):
-        again.extract([BLACK])
+        again.rows([BLACK])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_provenance_is_json_and_holds_versions_hashes_and_parameters(recipe):
-    provenance = json.loads(json.dumps(recipe(face_list="ibug").provenance))
+    provenance = json.loads(json.dumps(recipe(face_list="ibug").recipe))
     assert sorted(provenance) == ["extractor", "face_list", "mediapipe", "models", "parameters", "recipe"]
     assert provenance["face_list"] == {"name": "ibug", "sha256": FACE_LISTS["ibug"].sha256}
     assert len(provenance["models"]) == 6
@@ -198,16 +198,16 @@ def test_every_option_changes_the_provenance():
     holistic = [{}, {"mode": "video"}, {"independent_frames": True}, {"min_tracking_confidence": 0.4}]
     parts = [{}, {"handedness": "legacy"}, {"min_detection_confidence": 0.4}, {"face_list": "ibug"}]
     made = [HolisticExtractor(**options) for options in holistic] + [PartsExtractor(**options) for options in parts]
-    assert len({json.dumps(extractor.provenance) for extractor in made}) == len(made)
+    assert len({json.dumps(extractor.recipe) for extractor in made}) == len(made)
 
 
 def test_spec_and_provenance_leave_mediapipe_unimported_and_opening_it_is_quiet():
     code = (
-        "import sys; from kpstore.extractors.parts import PartsExtractor as P; p = P(); p.spec; p.provenance\n"
+        "import sys; from kpstore.extractors.parts import PartsExtractor as P; p = P(); p.spec; p.recipe\n"
         "assert not {'mediapipe', 'cv2', 'jax'} & set(sys.modules)\n"
         "import time, skimage.data as d; from kpstore.extractors.holistic import HolisticExtractor as H\n"
         "for e in (p, H()):\n"
-        "    e.open(); time.sleep(0.2); e.start_video(); e.extract([d.astronaut()]); e.start_video(); e.close()"
+        "    e.open(); time.sleep(0.2); e.start_video(); e.rows([d.astronaut()]); e.start_video(); e.close()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
@@ -249,7 +249,7 @@ def test_missing_mediapipe_names_the_extra(monkeypatch):
         raise shared.PackageNotFoundError(name)
 
     monkeypatch.setattr(shared, "version", not_installed)
-    for act in (lambda: HolisticExtractor().provenance, shared.load_solutions):
+    for act in (lambda: HolisticExtractor().recipe, shared.load_solutions):
         with pytest.raises(MissingExtraError, match=r"kpstore\[mediapipe\]"):
             act()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +22,7 @@ def index_of(lengths: list[int]) -> VideoIndex:
 def plan(lengths: list[int], pending: list[int], chunk_rows: int, task_frames: int) -> list[Task]:
     records = [record(f"v{p}", lengths[p]) for p in pending]
     wanted = np.array(pending, dtype=np.int64)
-    return plan_tasks(index_of(lengths), records, wanted, chunk_rows=chunk_rows, task_frames=task_frames)
+    return plan_tasks(index_of(lengths), records, wanted, chunk_rows=[chunk_rows, 3], task_frames=task_frames)
 
 
 @st.composite
@@ -47,13 +49,14 @@ def test_no_chunk_of_a_task_holds_a_row_of_anyone_else(case: tuple[list[int], li
     lengths, _, chunk_rows, _ = case
     tasks, n_rows, owner = plan(*case), sum(lengths), dict[int, int]()
     for task in tasks:
-        first, last = task.whole
+        first, last = task.whole(chunk_rows)
         assert first == last or task.start <= first < last <= task.stop
         assert first == last or (first % chunk_rows == 0 and (last % chunk_rows == 0 or last == n_rows))
         for chunk in range(first // chunk_rows, -(-last // chunk_rows)):
             assert owner.setdefault(chunk, task.number) == task.number
     for task in tasks:
-        outside = [r for r in range(task.start, task.stop) if not task.whole[0] <= r < task.whole[1]]
+        first, last = task.whole(chunk_rows)
+        outside = [r for r in range(task.start, task.stop) if not first <= r < last]
         assert not {r // chunk_rows for r in outside} & {c for c, n in owner.items()}
 
 
@@ -79,8 +82,19 @@ def test_whole_chunks_and_a_short_last_one(start: int, stop: int, wanted: tuple[
     assert whole_chunks(start, stop, 4, 10) == wanted
 
 
+@dataclass(frozen=True)
+class Miscounted(Task):
+    """A task that would write what it should not."""
+
+    rows: tuple[int, int] = (0, 0)
+
+    def whole(self, chunk_rows: int) -> tuple[int, int]:
+        return self.rows
+
+
 def task(number: int, start: int, stop: int, whole: tuple[int, int]) -> Task:
-    return Task(number, (PlannedVideo(number, start, stop, record(f"v{number}", stop - start)),), whole)
+    video = PlannedVideo(number, start, stop, record(f"v{number}", stop - start))
+    return Miscounted(number, (video,), 12, whole)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_serial_equals_a_plain_loop(serial: kpstore.Store) -> None:
         for number, image in enumerate(frames.read_frames(video)):
             if number in BROKEN.get(video.id, ()):
                 continue
-            rows, at = model.extract([image]), serial.video(video.id).rows.start + number
+            rows, at = model.rows([image]), serial.video(video.id).rows.start + number
             np.testing.assert_array_equal(serial["points"][at], rows.values[0])
             np.testing.assert_array_equal(serial["points_detected"][at], rows.companions["detected"][0])
             assert serial["points_status"][at] == State.DONE
@@ -152,13 +152,13 @@ def test_an_image_the_model_does_not_like_fails_alone(tmp_path: Path) -> None:
 class Stateless(FakeExtractor):
     """Frames do not depend on each other, as batches need it."""
 
-    def extract(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+    def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
         assert len(images) <= self.batch_size
         self._last = 0.0
         blocks = []
         for image in images:
             self._last = 0.0
-            blocks.append(super().extract([image]))
+            blocks.append(super().rows([image]))
         return FeatureRows.concatenate(blocks) if blocks else fake_spec().empty_rows(0)
 
 

@@ -1,0 +1,100 @@
+"""Runs of finished rows, cut at chunk borders: whole chunks are written on the spot, the rest is handed back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.backends.base import Fork
+from kpstore.schema.feature import FeatureRows, FeatureSpec
+from kpstore.store.format import row_arrays
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of finished rows of one feature: along the frame axis, or that of videos."""
+
+    start: int
+    rows: FeatureRows
+    status: NDArray[np.uint8]
+
+    @property
+    def stop(self) -> int:
+        """Row after the last one."""
+        return self.start + len(self.rows)
+
+
+class ChunkWriter:
+    """Takes rows of one feature in order, writes whole chunks as they fill, keeps the rows before and after them.
+
+    Parameters
+    ----------
+    whole : first and last row of the chunks that may be written; equal if there are none.
+    fork : writes them.
+    """
+
+    def __init__(self, spec: FeatureSpec, whole: tuple[int, int], fork: Fork | None) -> None:
+        self._spec, self._fork = spec, fork
+        self._first, self._last = whole if fork is not None else (-1, -1)
+        self._waiting: list[Block] = []
+        self._kept: list[Block] = []
+        self.has_written = False
+
+    def add(self, block: Block) -> None:
+        """Take the next rows."""
+        for piece in _cut(block, (self._first, self._last)):
+            if self._first <= piece.start < self._last:
+                self._waiting.append(piece)
+                self._write_full()
+            elif len(piece.rows):
+                self._kept.append(piece)
+
+    def _write_full(self) -> None:
+        start, stop = self._waiting[0].start, self._waiting[-1].stop
+        whole = (stop - start) // self._spec.chunk_rows * self._spec.chunk_rows
+        if stop == self._last:
+            whole = stop - start
+        if whole == 0 or self._fork is None:
+            return
+        joined = join_blocks(self._waiting)
+        for name, array in row_arrays(self._spec, joined.rows[:whole], joined.status[:whole]).items():
+            self._fork.write(name, joined.start, array)
+        self.has_written = True
+        rest = Block(joined.start + whole, joined.rows[whole:], joined.status[whole:])
+        self._waiting = [rest] if len(rest.rows) else []
+
+    def finish(self) -> tuple[Block, ...]:
+        """Return the rows that were not written."""
+        if self._waiting:
+            raise AssertionError("rows of a whole chunk were left unwritten")
+        return tuple(join_adjacent(self._kept))
+
+
+def _cut(block: Block, rows: Iterable[int]) -> Iterator[Block]:
+    edges = [block.start, *sorted(row for row in set(rows) if block.start < row < block.stop), block.stop]
+    for start, stop in itertools.pairwise(edges):
+        part = slice(start - block.start, stop - block.start)
+        yield Block(start, block.rows[part], block.status[part])
+
+
+def join_blocks(blocks: list[Block]) -> Block:
+    """Return adjacent blocks as one."""
+    if len(blocks) == 1:
+        return blocks[0]
+    rows = FeatureRows.concatenate([block.rows for block in blocks])
+    return Block(blocks[0].start, rows, np.concatenate([block.status for block in blocks]))
+
+
+def join_adjacent(blocks: Iterable[Block]) -> list[Block]:
+    """Return blocks in row order, neighbours joined."""
+    runs: list[list[Block]] = []
+    for block in sorted(blocks, key=lambda block: block.start):
+        if runs and runs[-1][-1].stop == block.start:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return [join_blocks(run) for run in runs]
