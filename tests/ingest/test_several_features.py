@@ -1,0 +1,225 @@
+"""Extractors of several features, of frames and of videos, and extractors that take whole videos."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import kpstore
+from kpstore.errors import InvalidError, MismatchError
+from kpstore.extractors.base import Extracted
+from kpstore.ingest.run import Options, run_ingest
+from kpstore.schema.feature import FeatureRows, FeatureSpec, State
+from kpstore.schema.index import VideoRecord
+from kpstore.sources.base import FrameError
+from kpstore.store.verify import verify
+from tests.fakes import FakeSource, record
+
+LENGTHS = {f"v{n}": 3 + 4 * (n % 3) for n in range(9)} | {"none": 0}
+
+
+@dataclass(frozen=True)
+class Portraits(FakeSource):
+    """Videos that each have a reference picture, but for some."""
+
+    torn: Collection[str] = ()
+
+    def read_reference(self, video: VideoRecord) -> NDArray[np.uint8] | FrameError:
+        if video.id in self.torn:
+            return FrameError("truncated")
+        return np.full((4, 4, 3), len(video.id), dtype=np.uint8)
+
+
+@dataclass
+class Faces:
+    """Two features of frames, in chunks of different sizes, and one of videos."""
+
+    scale: float = 1.0
+    dark: int = 0
+    batch_size: int = 4
+    typical_fps: float = 1000.0
+
+    @property
+    def specs(self) -> tuple[FeatureSpec, ...]:
+        return (
+            FeatureSpec("mean", (3,), ("colour",), chunk_rows=4),
+            FeatureSpec("from_reference", (), (), "float64", chunk_rows=64),
+            FeatureSpec("reference", (3,), ("colour",), axis="video"),
+        )
+
+    @property
+    def provenance(self) -> Mapping[str, Mapping[str, Any]]:
+        return {spec.name: {"extractor": "faces", "scale": self.scale} for spec in self.specs}
+
+    def open(self, device: str = "cpu") -> None:
+        pass
+
+    def start_video(self, reference: NDArray[np.uint8] | None = None) -> dict[str, FeatureRows]:
+        assert reference is not None
+        self._reference = reference.mean(axis=(0, 1), dtype=np.float32)
+        return {"reference": FeatureRows(self._reference[None])}
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
+        means = np.stack([image.mean(axis=(0, 1), dtype=np.float32) for image in images])
+        rows = {"mean": FeatureRows(means), "from_reference": FeatureRows((means - self._reference).mean(axis=1) * 1.0)}
+        rows["from_reference"] = FeatureRows(rows["from_reference"].values.astype(np.float64))
+        return Extracted(rows, {n: "too dark" for n, image in enumerate(images) if image[0, 0, 0] < self.dark})
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Clips:
+    """A row depends on its whole video; videos come by length, never padded."""
+
+    batch_frames: int = 20
+    fail: Collection[str] = ()
+    typical_fps: float = 1000.0
+    calls: list[tuple[int, int]] = field(default_factory=list)
+
+    specs = (FeatureSpec("clip", (2,), ("x",), chunk_rows=4),)
+    provenance: Mapping[str, Any] = field(default_factory=lambda: {"clip": {"extractor": "clips"}})
+
+    def open(self, device: str = "cpu") -> None:
+        pass
+
+    def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
+        assert len({video.shape for video in videos}) == 1
+        self.calls.append((len(videos), len(videos[0])))
+        if any(video[0, 0, 0, 0] in self.fail for video in videos):
+            raise ValueError("not this one")
+        made = []
+        for video in videos:
+            means = video.mean(axis=(1, 2, 3), dtype=np.float64)
+            rows = np.stack([means, np.full(len(means), means.mean())], axis=1).astype(np.float32)
+            made.append(Extracted({"clip": FeatureRows(rows)}))
+        return made
+
+    def close(self) -> None:
+        pass
+
+
+def ingested(path: Path, source: FakeSource, extractor: Any, **options: Any) -> kpstore.Store:
+    run_ingest(source, path, extractor, Options(**{"workers": 0, "task_frames": 12, **options}))
+    return kpstore.open(path)
+
+
+def expected(source: FakeSource, video_id: str) -> NDArray[np.float32]:
+    frames = source.read_frames(record(video_id, LENGTHS[video_id]))
+    return np.stack([frame.mean(axis=(0, 1), dtype=np.float32) for frame in frames])
+
+
+@pytest.mark.parametrize("suffix", ["kps", "h5"])
+def test_all_features_of_a_run_stand_together(tmp_path: Path, suffix: str) -> None:
+    source = Portraits(LENGTHS, broken={"v3": [1]}, torn=["v5"])
+    store = ingested(tmp_path / f"s.{suffix}", source, Faces(dark=20))
+    assert list(store.features) == ["mean", "from_reference", "reference"]
+    for video_id in ("v0", "v4", "v8"):
+        video, wanted = store.video(video_id), expected(source, video_id)
+        kept = ~np.isnan(video["mean"]).any(axis=1)
+        np.testing.assert_array_equal(video["mean"][kept], wanted[kept])
+        np.testing.assert_allclose(video["from_reference"][kept], wanted[kept].mean(axis=1) - 2, atol=1e-4)
+    reasons = {(f.video_id, f.reason) for f in store.failures("mean")}
+    assert ("v3", "truncated") in reasons
+    assert ("v5", "InvalidError: the reference picture: truncated") in reasons
+    assert {reason for _, reason in reasons} >= {"too dark"}
+    assert store.failures("from_reference") == store.failures("mean")
+    states = store.states("reference")
+    assert [store.index.ids[p] for p in np.flatnonzero(states == State.FAILED)] == ["v5"]
+    position = store.index.position("v5")
+    assert np.isnan(store["reference"][position]).all()
+    np.testing.assert_array_equal(store["reference"][store.index.position("v4")], [2, 2, 2])
+    assert verify(store).problems == []
+
+
+def test_any_number_of_workers_gives_the_same_rows(tmp_path: Path) -> None:
+    source = Portraits(LENGTHS, broken={"v3": [1]})
+    serial = ingested(tmp_path / "serial.kps", source, Faces(dark=20))
+    others = ingested(tmp_path / "many.kps", source, Faces(dark=20), workers=2, task_frames=7)
+    assert not kpstore.diff(serial, others)
+    assert others.failures("mean") == serial.failures("mean")
+
+
+def test_a_run_goes_on_and_does_nothing_twice(tmp_path: Path) -> None:
+    path = tmp_path / "s.kps"
+    some = dict(list(LENGTHS.items())[:4])
+    ingested(path, Portraits(some), Faces())
+    whole = ingested(path, Portraits(LENGTHS), Faces())
+    assert len(whole.index) == len(LENGTHS)
+    assert all((whole.states(name) == State.DONE).all() for name in whole.features)
+    version = whole.snapshot
+    assert ingested(path, Portraits(LENGTHS), Faces()).snapshot == version
+    with pytest.raises(MismatchError, match=r"'mean' was made with scale 1\.0, this run has 2\.0"):
+        ingested(path, Portraits(LENGTHS), Faces(scale=2.0))
+    again = ingested(path, Portraits(LENGTHS), Faces(scale=2.0), overwrite=True)
+    assert again.provenance("reference")["scale"] == 2.0
+
+
+def test_features_that_are_there_in_part_are_not_replaced_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "s.kps"
+    store = ingested(path, Portraits(LENGTHS), Faces())
+    with kpstore.open(path, mode="a").transaction("drop") as tx:
+        tx.remove_feature("from_reference")
+    with pytest.raises(InvalidError, match=r"'v0' has some features in .* but no from_reference; --overwrite"):
+        ingested(path, Portraits(LENGTHS), Faces())
+    again = ingested(path, Portraits(LENGTHS), Faces(), overwrite=True)
+    assert not kpstore.diff(store, again)
+
+
+def test_an_extractor_that_forgets_a_feature_is_told(tmp_path: Path) -> None:
+    class Forgetful(Faces):
+        def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
+            return Extracted({"mean": super().extract(images).rows["mean"]})
+
+    store = ingested(tmp_path / "s.kps", Portraits({"a": 2}), Forgetful())
+    assert "gave no 'from_reference', which it says it makes" in store.failures("mean")[0].reason
+
+
+def test_whole_videos_come_by_length_and_rows_are_where_they_belong(tmp_path: Path) -> None:
+    source, clips = FakeSource(LENGTHS, broken={"v3": [1]}, unreadable=["v6"]), Clips()
+    store = ingested(tmp_path / "s.kps", source, clips, task_frames=1000)
+    for video_id in ("v0", "v8", "v2"):
+        frames = np.stack(list(source.read_frames(record(video_id, LENGTHS[video_id]))))
+        means = frames.mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(store.video(video_id)["clip"][:, 0], means, rtol=1e-6)
+        np.testing.assert_allclose(store.video(video_id)["clip"][:, 1], means.mean(), rtol=1e-6)
+    reasons = {f.video_id: f.reason for f in store.failures("clip")}
+    assert reasons == {"v3": "InvalidError: frame 1: truncated", "v6": "OSError: v6: the disk said no"}
+    assert store.states("clip")[store.index.position("none")] == State.DONE
+    assert max(n for n, _ in clips.calls) > 1
+    assert all(n == 1 or n * length <= 20 for n, length in clips.calls)
+    many = ingested(tmp_path / "many.kps", source, Clips(), workers=2, task_frames=9)
+    assert not kpstore.diff(store, many)
+
+
+def test_one_video_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
+    source = FakeSource(dict.fromkeys("abcdef", 4))
+    first = next(source.read_frames(record("c", 4)))[0, 0, 0]
+    store = ingested(tmp_path / "s.kps", source, Clips(fail=[first]), task_frames=1000)
+    assert [(f.video_id, f.reason) for f in store.failures("clip")] == [("c", "ValueError: not this one")]
+
+
+def test_a_video_that_kills_its_worker_is_named(tmp_path: Path) -> None:
+    store = ingested(tmp_path / "s.kps", FakeSource({"a": 4, "b": 5, "c": 4}), Deadly(), workers=1, task_frames=1000)
+    assert [(f.video_id, f.reason) for f in store.failures("clip")] == [
+        ("b", "the worker process died on this video (SIGKILL)")
+    ]
+
+
+class Deadly(Clips):
+    """Dies of videos of five frames."""
+
+    def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
+        if len(videos[0]) == 5:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().extract_videos(videos)
