@@ -8,7 +8,16 @@ import platform
 import tempfile
 from pathlib import Path
 
-from benchmarks import bench_import, bench_ingest_mediapipe, bench_ingest_scale, bench_read, bench_shuffle, bench_train
+from benchmarks import (
+    bench_checks,
+    bench_hdf5,
+    bench_import,
+    bench_ingest_mediapipe,
+    bench_ingest_scale,
+    bench_read,
+    bench_shuffle,
+    bench_train,
+)
 from kpstore.sources.demo import write_demo_dataset
 
 
@@ -25,6 +34,8 @@ def main() -> None:
             bench_ingest_mediapipe.repeat_videos(data, 30)
         results["ingest_mediapipe"] = bench_ingest_mediapipe.run(data, runs=1 if quick else 3)
     results["import"] = bench_import.run(lists=[], scale=0.01 if quick else 1.0)
+    results["hdf5"] = bench_hdf5.run(frames=8192 if quick else 200_192, runs=1 if quick else 5)
+    results["checks"] = bench_checks.run(frames=10_000 if quick else bench_checks.FRAMES)
     results["shuffle"] = bench_shuffle.run(lists=[], scale=0.01 if quick else 1.0)
     results["read"] = bench_read.run(scale=0.01 if quick else 1.0, runs=1 if quick else 5)
     results["train"] = bench_train.run(image_size=32 if quick else 64, steps=8 if quick else 600)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,6 +27,8 @@ from kpstore.sources.base import Listing
 
 PHOENIX = {"train": (7096, 827_354), "dev": (519, 55_775), "test": (642, 64_627)}
 """Published videos and frames of PHOENIX-2014-T."""
+_LOOK_S = 0.01
+"""Seconds between two looks at a process's memory."""
 
 
 def phoenix_lengths(lists: Sequence[Path] = (), *, scale: float = 1.0) -> dict[str, list[int]]:
@@ -152,3 +158,69 @@ def seconds(work: Callable[[], Any]) -> float:
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Return the median and the spread of repeated measurements."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a process of its own has found and taken.
+
+    Parameters
+    ----------
+    found : JSON that it printed in its last line.
+    own_mib : highest memory of the process alone.
+    peak_mib : with the pages of mapped files, which are the system's and shared; the two peaks may not coincide.
+    """
+
+    found: dict[str, Any]
+    own_mib: int
+    peak_mib: int
+
+
+def in_own_process(module: str, *args: str, env: Mapping[str, str] | None = None) -> Measured:
+    """Run ``python -m module args`` and look at its memory from outside every 10 ms; needs Linux."""
+    command = [sys.executable, "-m", module, *args]
+    whole = {**os.environ, **(env or {})}
+    peaks = [0, 0]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=whole) as child:
+        while True:
+            peaks = [max(both) for both in zip(peaks, _resident_kib(child.pid), strict=True)]
+            try:
+                out, errors = child.communicate(timeout=_LOOK_S)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+    if child.returncode:
+        raise RuntimeError(f"{module} {' '.join(args)}: {(errors.strip().splitlines() or ['killed'])[-1]}")
+    own, peak = (round(kib / 1024) for kib in peaks)
+    return Measured(json.loads(out.splitlines()[-1]), own, peak)
+
+
+def report(found: Mapping[str, Any]) -> None:
+    """Print what :func:`in_own_process` returns, and stay long enough for its last look at this process's memory."""
+    print(json.dumps(found), flush=True)
+    time.sleep(5 * _LOOK_S)
+
+
+def _resident_kib(pid: int) -> tuple[int, int]:
+    """Return KiB of a process alone, and with mapped files; zeros once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0, 0
+    sizes = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    return (int(sizes["RssAnon"][0]), int(sizes["VmRSS"][0])) if "RssAnon" in sizes else (0, 0)
+
+
+def print_table(rows: Sequence[Sequence[object]]) -> None:
+    """Print rows, the first of them the heads, in columns."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for row in texts:
+        first, *others = [(cell, width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
+
+
+def write_json(found: Mapping[str, Any], out: Path | None) -> None:
+    """Write figures to a file, if one is asked for."""
+    if out is not None:
+        out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

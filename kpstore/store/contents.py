@@ -213,6 +213,8 @@ def _frame_keys(store: Store, *, by_video: bool) -> Iterator[tuple[str, str, int
         return
     for position, video_id in enumerate(store.index.ids.tolist()):
         rows = store.index.rows(position)
+        if by_video:
+            seen.clear()  # no other video has keys like this one's
         for number, path in enumerate(store[fmt.IMAGE_PATH][rows].tolist()):
             key = (video_id if by_video else "", path.replace("\\", "/") or f"{video_id}#{number}")
             seen[key] = seen.get(key, -1) + 1

@@ -204,11 +204,14 @@ class _Check:
         empty = paths == ""
         if empty.any():
             self.note(fmt.IMAGE_PATH, "is empty", self._place(int(np.argmax(empty)), "frame"), int(empty.sum()))
-        # Stable, so that of equal paths the first one keeps its place before the others.
-        order = np.argsort(paths.astype(str), kind="stable")
-        again = order[1:][(paths[order[1:]] == paths[order[:-1]]) & (paths[order[1:]] != "")]
-        if len(again):
-            self.note(fmt.IMAGE_PATH, "comes more than once", self._place(int(again.min()), "frame"), len(again))
+        seen: set[str] = set()  # sorting would take a table of all paths, as wide as the longest one
+        again = []
+        for row, path in enumerate(paths.tolist()):
+            if path and path in seen:
+                again.append(row)
+            seen.add(path)
+        if again:
+            self.note(fmt.IMAGE_PATH, "comes more than once", self._place(again[0], "frame"), len(again))
 
     # -- a feature ------------------------------------------------------------------------------------------
 
