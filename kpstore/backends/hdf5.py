@@ -107,9 +107,10 @@ class HDF5Backend:
         shutil.rmtree(self.sidecar_dir, ignore_errors=True)
 
     def remove(self) -> None:
-        """Remove the file."""
+        """Remove the file, and what killed writers of it left."""
         if self.exists():
             self._path.unlink()
+        self._remove_left_overs()
         shutil.rmtree(self.sidecar_dir, ignore_errors=True)
 
     # -- versions -------------------------------------------------------------------------------------------
@@ -244,10 +245,13 @@ class HDF5Backend:
     def _aside(self) -> Path:
         return aside_of(self._path, "writing")
 
-    def copy_aside(self, file: h5py.File) -> Path:
-        """Return a copy of an open file beside it; what killed writers left behind is removed first."""
+    def _remove_left_overs(self) -> None:
         for left_over in left_overs(self._path, "writing"):
             left_over.unlink(missing_ok=True)
+
+    def copy_aside(self, file: h5py.File) -> Path:
+        """Return a copy of an open file beside it; what killed writers left behind is removed first."""
+        self._remove_left_overs()
         source = int(np.asarray(file.id.get_vfd_handle()).item())
         about = os.fstat(source)
         check_room(self._path, about.st_size)
