@@ -70,7 +70,7 @@ class HDF5Backend:
         try:
             with h5py.File(self._path, "r") as file:
                 return HOME in file and "head" in file[HOME].attrs
-        except OSError:
+        except (OSError, RuntimeError, KeyError):  # HDF5's library finds damage under all these names
             return _looks_like_hdf5(self._path)  # something is there; opening it will say what is wrong with it
 
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
@@ -150,7 +150,9 @@ class HDF5Backend:
         return HDF5ReadView(self, file, snapshot)
 
     def _check_version(self, file: h5py.File, snapshot: str) -> None:
-        if layout.version_group(file, snapshot) is None:
+        with layout.damage_told(self.location):
+            found = layout.version_group(file, snapshot)
+        if found is None:
             raise NotFoundError(f"version {snapshot!r} of {self.location} not found; see 'kpstore log'")
 
     def begin(self, branch: str = MAIN) -> HDF5WriteView:
@@ -169,13 +171,16 @@ class HDF5Backend:
         self._check_version(file, snapshot)
         following: str | None = snapshot
         while following is not None:
-            commit = layout.read_commit(file, following)
+            with layout.damage_told(self.location):
+                commit = layout.read_commit(file, following)
             yield commit
             following = commit.parent
 
     def branches(self) -> dict[str, str]:
         """Return the one branch that there is."""
-        return {MAIN: layout.head_of(self.file())}
+        file = self.file()
+        with layout.damage_told(self.location):
+            return {MAIN: layout.head_of(file)}
 
     def create_branch(self, name: str, snapshot: str) -> None:
         """Refuse: there is one line of versions in a file."""
@@ -206,7 +211,9 @@ class HDF5Backend:
 
     def tags(self) -> dict[str, str]:
         """Return tags and the ids that they name."""
-        return dict(sorted(json.loads(self.file()[HOME].attrs["tags"]).items()))
+        file = self.file()
+        with layout.damage_told(self.location):
+            return dict(sorted(json.loads(file[HOME].attrs["tags"]).items()))
 
     def create_tag(self, name: str, snapshot: str) -> None:
         """Name a version for good."""
