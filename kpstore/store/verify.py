@@ -132,7 +132,9 @@ class _Check:
         try:
             values = self._view.read(name, start, stop)
         except CorruptError as error:
-            self.problem(name, f"cannot be read: {str(error).rpartition(': ')[2]}", f"rows {start}:{stop}")
+            # Without this chunk's own place and checksum: chunks that fail for one reason are one problem.
+            reason = str(error).partition(" cannot be read: ")[2].partition(". ")[0].rpartition(": ")[2]
+            self.problem(name, f"cannot be read: {reason or error}", f"rows {start}:{stop}")
             return None
         meta = self._view.meta(name)
         self.found.size_bytes += (stop - start) * meta.row_bytes
@@ -358,9 +360,9 @@ class _Check:
 
 def _torn(missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(rows,) bool of (rows, points, coordinates): whether a point lacks a coordinate that another point has."""
-    of_none = missing.all(axis=1, keepdims=True)
-    here, whole = missing & ~of_none, (missing | of_none).all(axis=2)
-    return np.asarray((here & ~whole[..., None]).any(axis=(1, 2)), dtype=np.bool_)
+    of_none: NDArray[np.bool_] = np.all(missing, axis=1, keepdims=True)
+    whole: NDArray[np.bool_] = np.all(missing | of_none, axis=2, keepdims=True)
+    return np.asarray((missing & ~of_none & ~whole).any(axis=(1, 2)), dtype=np.bool_)
 
 
 def _is_missing(block: NDArray[Any], missing: NDArray[Any]) -> NDArray[np.bool_]:
