@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kpstore.errors import InvalidError
+from kpstore.errors import InvalidError, NotFoundError
 
 from . import render
 from .arguments import At, Json, StoreArgument
@@ -108,7 +108,13 @@ def diff(
         return
     if feature or atol:
         raise InvalidError("--feature and --atol compare two stores or files: kpstore diff A B")
-    old, new = kpstore.open(first, second), kpstore.open(first, third)
+    try:
+        old = kpstore.open(first, second)
+    except NotFoundError as error:
+        if third is not None or not os.path.exists(first):
+            raise
+        raise NotFoundError(f"there is no file {second!r}, and {error}") from None
+    new = kpstore.open(first, third)
     changes = kpstore.diff(old, new)
     render.print_json(asdict(changes)) if json else print_diff(changes)
     if changes:

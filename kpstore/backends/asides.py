@@ -25,16 +25,21 @@ def aside_of(path: Path, what: str) -> Path:
 
 
 def left_overs(path: Path, what: str) -> list[Path]:
-    """Return what processes that are gone have left of making ``path``: names of :func:`aside_of`."""
+    """Return what processes that are gone have left of making ``path``: names of :func:`aside_of`.
+
+    One of which nothing is left but files that were being made beside it in turn is named as well.
+    """
     start, end = f".{what}-", f".{path.name}"
-    found = []
-    for name in os.listdir(path.parent) if path.parent.is_dir() else ():
+    found: dict[Path, None] = {}
+    for entry in os.listdir(path.parent) if path.parent.is_dir() else ():
+        # ".writing-….building-….s.h5" was to become ".building-….s.h5".
+        name = entry[max(0, entry.rfind(start)) :]
         parts = name[len(start) : -len(end)].split("-")
         ours = name.startswith(start) and name.endswith(end) and len(parts) == 3 and parts[1].isdigit()
         # A process of another machine cannot be looked up from here, and may still be at work.
         if ours and parts[0] == _host() and not _runs(int(parts[1])):
-            found.append(path.with_name(name))
-    return found
+            found[path.with_name(name)] = None
+    return list(found)
 
 
 def _host() -> str:

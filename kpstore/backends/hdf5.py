@@ -70,7 +70,7 @@ class HDF5Backend:
         try:
             with h5py.File(self._path, "r") as file:
                 return HOME in file and "head" in file[HOME].attrs
-        except OSError:
+        except (OSError, RuntimeError, KeyError):  # HDF5's library finds damage under all these names
             return _looks_like_hdf5(self._path)  # something is there; opening it will say what is wrong with it
 
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
@@ -107,9 +107,10 @@ class HDF5Backend:
         shutil.rmtree(self.sidecar_dir, ignore_errors=True)
 
     def remove(self) -> None:
-        """Remove the file."""
+        """Remove the file, and what killed writers of it left."""
         if self.exists():
             self._path.unlink()
+        self._remove_left_overs()
         shutil.rmtree(self.sidecar_dir, ignore_errors=True)
 
     # -- versions -------------------------------------------------------------------------------------------
@@ -149,7 +150,9 @@ class HDF5Backend:
         return HDF5ReadView(self, file, snapshot)
 
     def _check_version(self, file: h5py.File, snapshot: str) -> None:
-        if layout.version_group(file, snapshot) is None:
+        with layout.damage_told(self.location):
+            found = layout.version_group(file, snapshot)
+        if found is None:
             raise NotFoundError(f"version {snapshot!r} of {self.location} not found; see 'kpstore log'")
 
     def begin(self, branch: str = MAIN) -> HDF5WriteView:
@@ -168,13 +171,16 @@ class HDF5Backend:
         self._check_version(file, snapshot)
         following: str | None = snapshot
         while following is not None:
-            commit = layout.read_commit(file, following)
+            with layout.damage_told(self.location):
+                commit = layout.read_commit(file, following)
             yield commit
             following = commit.parent
 
     def branches(self) -> dict[str, str]:
         """Return the one branch that there is."""
-        return {MAIN: layout.head_of(self.file())}
+        file = self.file()
+        with layout.damage_told(self.location):
+            return {MAIN: layout.head_of(file)}
 
     def create_branch(self, name: str, snapshot: str) -> None:
         """Refuse: there is one line of versions in a file."""
@@ -205,7 +211,9 @@ class HDF5Backend:
 
     def tags(self) -> dict[str, str]:
         """Return tags and the ids that they name."""
-        return dict(sorted(json.loads(self.file()[HOME].attrs["tags"]).items()))
+        file = self.file()
+        with layout.damage_told(self.location):
+            return dict(sorted(json.loads(file[HOME].attrs["tags"]).items()))
 
     def create_tag(self, name: str, snapshot: str) -> None:
         """Name a version for good."""
@@ -244,10 +252,13 @@ class HDF5Backend:
     def _aside(self) -> Path:
         return aside_of(self._path, "writing")
 
-    def copy_aside(self, file: h5py.File) -> Path:
-        """Return a copy of an open file beside it; what killed writers left behind is removed first."""
+    def _remove_left_overs(self) -> None:
         for left_over in left_overs(self._path, "writing"):
             left_over.unlink(missing_ok=True)
+
+    def copy_aside(self, file: h5py.File) -> Path:
+        """Return a copy of an open file beside it; what killed writers left behind is removed first."""
+        self._remove_left_overs()
         source = int(np.asarray(file.id.get_vfd_handle()).item())
         about = os.fstat(source)
         check_room(self._path, about.st_size)

@@ -19,7 +19,8 @@ the base of the version before them, so a commit costs what it overwrites, and r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Codec, Commit
-from kpstore.errors import CorruptError, InvalidError
+from kpstore.errors import CorruptError, InvalidError, KpstoreError
 
 HOME = "_kpstore"
 FORMAT = 1
@@ -45,6 +46,20 @@ _FILTERS: Mapping[Codec, Mapping[str, Any]] = {
 
 ABSENT = -1
 """In a delta: a chunk that nobody has written in this version."""
+
+
+@contextmanager
+def damage_told(location: str) -> Iterator[None]:
+    """Turn what reading a damaged file runs into, in HDF5's library or in its JSON, into :class:`CorruptError`."""
+    try:
+        yield
+    except KpstoreError:
+        raise
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        what = " ".join(str(error).strip("'").split())
+        raise CorruptError(
+            f"{location}: what it says of its arrays and versions cannot be read ({what}); it is damaged"
+        ) from error
 
 
 def write_json(group: h5py.Group, name: str, value: Any) -> None:

@@ -87,7 +87,8 @@ class _View:
 
     def __init__(self, backend: Place, file: h5py.File, snapshot: str) -> None:
         self._backend, self._file, self._snapshot = backend, file, snapshot
-        self._tree = Tree(file, snapshot)
+        with layout.damage_told(backend.location):
+            self._tree = Tree(file, snapshot)
 
     @property
     def snapshot(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kpstore.errors import ConflictError, ExistsError, InvalidError
+from kpstore.errors import ConflictError, ExistsError, InvalidError, MismatchError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, OnProgress
 from kpstore.interop.run import ImportReport, import_document, is_numbered, opened
 from kpstore.interop.splits import split_rank
@@ -104,18 +104,22 @@ class Merged:
 
     def _merged_features(self) -> tuple[ImportedFeature, ...]:
         found: dict[str, fmt.StoredFeature] = {}
-        for store, _ in self._stores:
+        first: dict[str, str] = {}
+        for store, source in self._stores:
             for name, stored in store.features.items():
                 if name in found:
                     # All rows are written anew: chunks of another size are no obstacle.
                     spec = replace(stored.spec, chunk_rows=found[name].spec.chunk_rows)
-                    check_same(found[name], spec, stored.provenance)
+                    try:
+                        check_same(found[name], spec, stored.provenance)
+                    except MismatchError as error:
+                        raise MismatchError(f"{first[name]} and {source} do not go together: {error}") from None
                     if found[name].provenance.get("document") != stored.provenance.get("document"):
                         provenance = {**found[name].provenance, "document": {}}
                         found[name] = replace(found[name], provenance=provenance)
                         self.notes.append(f"{name}: what its files held beside the features differs, and is left out")
                 else:
-                    found[name] = stored
+                    found[name], first[name] = stored, source
         self.notes = list(dict.fromkeys(self.notes))
         return tuple(ImportedFeature(found[name].spec, found[name].provenance) for name in sorted(found))
 

@@ -132,7 +132,9 @@ class _Check:
         try:
             values = self._view.read(name, start, stop)
         except CorruptError as error:
-            self.problem(name, f"cannot be read: {str(error).rpartition(': ')[2]}", f"rows {start}:{stop}")
+            # Without this chunk's own place and checksum: chunks that fail for one reason are one problem.
+            reason = str(error).partition(" cannot be read: ")[2].partition(". ")[0].rpartition(": ")[2]
+            self.problem(name, f"cannot be read: {reason or error}", f"rows {start}:{stop}")
             return None
         meta = self._view.meta(name)
         self.found.size_bytes += (stop - start) * meta.row_bytes
@@ -290,16 +292,17 @@ class _Check:
             rows = slices.get(part)
             if rows is None:
                 continue
-            missing = np.isnan(values[:, rows])
+            missing = np.isnan(values[:, rows]).reshape(len(values), rows.stop - rows.start, -1)
             some = missing.reshape(len(values), -1)
+            there = done & detected[:, column]
             mask, axis = f"{spec.name}_detected", spec.axis
-            self._rows_problem(
-                mask,
-                f"says {part} is there, but values are missing",
-                done & detected[:, column] & some.any(axis=1),
-                start,
-                axis=axis,
-            )
+            empty = some.all(axis=1) | _torn(missing)
+            self._rows_problem(mask, f"says {part} is there, but values are missing", there & empty, start, axis=axis)
+            # Files of other tools may know but some of a part's points, or no depth.
+            fewer = there & ~empty & some.any(axis=1)
+            if fewer.any():
+                place = self._place(start + int(np.argmax(fewer)), axis)
+                self.note(spec.name, f"lacks some points or coordinates of {part}", place, int(fewer.sum()))
             self._rows_problem(
                 mask,
                 f"says {part} is missing, but values are there",
@@ -356,6 +359,13 @@ class _Check:
                 self.problem(name, "names other points than its feature does", "labels")
         for dim in sorted(labels.keys() - set(self._view.names())):
             self.problem(dim, "is missing", "labels")
+
+
+def _torn(missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(rows,) bool of (rows, points, coordinates): whether a point lacks a coordinate that another point has."""
+    of_none: NDArray[np.bool_] = np.all(missing, axis=1, keepdims=True)
+    whole: NDArray[np.bool_] = np.all(missing | of_none, axis=2, keepdims=True)
+    return np.asarray((missing & ~of_none & ~whole).any(axis=(1, 2)), dtype=np.bool_)
 
 
 def _is_missing(block: NDArray[Any], missing: NDArray[Any]) -> NDArray[np.bool_]:

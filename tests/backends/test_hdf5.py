@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,34 @@ def test_what_others_add_by_h5py_does_no_harm(backend: HDF5Backend) -> None:
     changes.commit("more")
     with h5py.File(backend.location) as file:
         assert (file.attrs["comment"], file["mine"][2]) == (5, 2)
+
+
+@pytest.mark.parametrize("where", ["array", "record", "delta", "tags", "root"])
+def test_damage_outside_of_the_chunks_is_said_to_be_damage(tmp_path: Path, where: str) -> None:
+    store = fill(kpstore.create(tmp_path / "made.h5"))
+    new, old = (commit.id for commit in (*list(store.history())[:1], *list(store.history())[-1:]))
+    shutil.copy(store.location, tmp_path / "s.h5")
+    with h5py.File(tmp_path / "s.h5", "r+") as file:
+        home = file["_kpstore"]
+        if where == "array":
+            file["video_id"].attrs["kpstore_meta"] = '{"dtype": "f'
+        elif where == "record":
+            home["versions"][new]["record"][:3] = 0
+        elif where == "delta":
+            del home["versions"][old]["delta"]["about"]
+        elif where == "tags":
+            home.attrs["tags"] = "{"
+        else:
+            file.attrs[next(name for name, value in file.attrs.items() if str(value).startswith("json:"))] = "json:{"
+    with pytest.raises(CorruptError, match=r"s.h5: what it says of its arrays and versions .* it is damaged"):
+        _read_versions(tmp_path / "s.h5", old)
+
+
+def _read_versions(path: Path, old: str) -> None:
+    opened = kpstore.open(path)
+    assert opened.tags == {}
+    assert list(opened.history())
+    kpstore.open(path, old)
 
 
 def test_arrays_in_other_files_are_not_read(tmp_path: Path, backend: HDF5Backend) -> None:

@@ -153,10 +153,16 @@ def test_what_a_killed_import_or_export_left_is_removed_by_the_next(tmp_path: Pa
     for name in ("s.kps", "s.h5"):
         left = f".building-{host}-{dead}-0a1b2c3d.{name}"
         kpstore.create(tmp_path / left)
+        # Killed in the middle of a commit into what it was building; and before there was anything else.
+        beside = [f".writing-{host}-{dead}-{n}c3d4e5f.{left if n else left.replace('0a', '1a')}" for n in range(2)]
+        if name.endswith(".h5"):
+            for half in beside:
+                (tmp_path / half).write_bytes(b"half")
         other = f".building-otherhost-{dead}-0a1b2c3d.{name}"
         kpstore.create(tmp_path / other)
         store_of(MadeUp({"a": 3}), str(tmp_path / name))
         assert not (tmp_path / left).exists()
+        assert not any((tmp_path / half).exists() for half in beside)
         assert (tmp_path / other).exists(), "that machine may still be at work"
     (tmp_path / f".making-{host}-{dead}-0a1b2c3d.file").touch()
     with written_aside(tmp_path / "file") as (aside,):

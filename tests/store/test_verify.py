@@ -167,6 +167,32 @@ BROKEN: dict[str, tuple[Callable[[WriteView], Any], str, str, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("where", "is_sound"),
+    [
+        ((slice(3, 9), slice(None)), True),
+        ((slice(None), 2), True),
+        ((4, 0), False),
+        ((slice(None), slice(None)), False),
+    ],
+    ids=["points", "depth", "one coordinate", "the whole part"],
+)
+def test_a_part_may_lack_points_or_depth_as_in_files_of_other_tools(where: tuple[Any, Any], is_sound: bool) -> None:
+    store = kpstore.create(location_of("memory", Path()))
+    values = np.ones((2, 143, 3), np.float32)
+    values[1, PART_SLICES["face"]][where] = np.nan
+    with store.transaction("fill") as tx:
+        tx.add_videos([record("a", 2)])
+        tx.add_feature(keypoints_spec(), {"extractor": "imported"})
+        tx.write("keypoints", "a", FeatureRows(values, {"detected": np.ones((2, 4), bool)}))
+    found = verify(store.at())
+    said = [(p.array, p.what, p.first) for p in (found.notes if is_sound else found.problems)]
+    broken = ("keypoints_detected", "says face is there, but values are missing", "video 'a', frame 1")
+    fewer = ("keypoints", "lacks some points or coordinates of face", "video 'a', frame 1")
+    assert said == [fewer if is_sound else broken]
+    assert bool(found.problems) != is_sound
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 def test_every_broken_rule_is_named_with_its_place(sound: kpstore.Store, kind: str) -> None:
     change, array, what, first = BROKEN[kind]
@@ -206,6 +232,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path, kind: str) -> Non
     (problem,) = verify(kpstore.open(store.location)).problems
     assert problem.array == "points"
     assert problem.what.startswith("cannot be read")
+    assert ("checksum" if kind == "icechunk" else "filter returned failure") in problem.what
 
 
 # -- beside the data set ----------------------------------------------------------------------------------------
