@@ -42,6 +42,9 @@ def merge(
         Literal["error", "first", "last"],
         typer.Option(help="Where two hold other rows of one video: stop, or take the first or the last."),
     ] = "error",
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Also features of one name that were made in different ways.")
+    ] = False,
     name: Annotated[str, typer.Option(help="Name of the data set; that of A by default.")] = "",
     json: Json = False,
 ) -> None:
@@ -52,7 +55,9 @@ def merge(
     if len(places) < 3:
         raise InvalidError("merge needs two sources or more and a place for the new store: kpstore merge A B OUT")
     with frames_bar("merging") as on_progress:
-        report = merge_stores(places[:-1], places[-1], on_conflict=on_conflict, name=name, on_progress=on_progress)
+        report = merge_stores(
+            places[:-1], places[-1], on_conflict=on_conflict, mixed=mixed, name=name, on_progress=on_progress
+        )
     if json:
         render.print_json(report.to_json())
         return

@@ -12,6 +12,7 @@ All arrays are chunked along their first axis alone, so a chunk is a run of rows
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -188,6 +189,11 @@ class Chunks(Protocol):
         """
 
 
+def text_digest(values: NDArray[np.object_]) -> str:
+    """Return a hash of all texts of an array, in their order."""
+    return hashlib.blake2b("\0".join(values.tolist()).encode(), digest_size=16).hexdigest()
+
+
 class ReadView(Protocol):
     """All arrays at one version."""
 
@@ -209,6 +215,12 @@ class ReadView(Protocol):
 
     def chunks(self, name: str) -> Chunks:
         """Return the chunks of an array of numbers; what it needs to know of the store is read now, not later."""
+
+    def digest(self, name: str) -> str | None:
+        """Return :func:`text_digest` of an array of text as it was committed.
+
+        None for numbers, and where the backend checks text whenever it is read.
+        """
 
 
 class Fork(Protocol):

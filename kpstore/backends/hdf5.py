@@ -84,7 +84,7 @@ class HDF5Backend:
                 home = file.create_group(HOME)
                 home.attrs.update({"format": layout.FORMAT, "head": snapshot, "tags": "{}", "used_tags": "[]"})
                 layout.set_attrs(file, attrs)
-                write_record(file, snapshot, None, message, {}, set())
+                write_record(file, snapshot, None, message, {}, set(), {})
             make_durable(aside)
             _place(aside, self)
         finally:

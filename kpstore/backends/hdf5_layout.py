@@ -9,7 +9,7 @@ the base of the version before them, so a commit costs what it overwrites, and r
 
     /keypoints, /split, …            the newest version
     /_kpstore            attributes  head (id of the newest version), tags, used_tags, format
-    /_kpstore/versions/ID/record     JSON: parent, message, time, metadata, touched
+    /_kpstore/versions/ID/record     JSON: parent, message, time, metadata, touched, digests of text
     /_kpstore/versions/ID/delta      for all but the newest
         about                        JSON: base, attrs, arrays {name: None if absent here | {n_rows, attrs, chunks}}
         chunks/NAME                  the chunks that differ, one behind the other
@@ -277,6 +277,11 @@ def version_group(file: h5py.File, snapshot: str) -> h5py.Group | None:
     """Return what is kept of a version; None if there is no such version."""
     versions = file[HOME]["versions"]
     return versions[snapshot] if snapshot.isalnum() and snapshot in versions else None
+
+
+def text_digests(file: h5py.File, snapshot: str) -> dict[str, str]:
+    """Return the digests of a version's arrays of text, by name."""
+    return dict(read_json(file[HOME]["versions"][snapshot], "record").get("text", {}))
 
 
 def read_commit(file: h5py.File, snapshot: str) -> Commit:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends.asides import check_room
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Commit, ViewChunks, check_short_end
+from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Commit, ViewChunks, check_short_end, text_digest
 from kpstore.backends.hdf5_layout import HOME, ArrayDelta, Delta, Tree
 from kpstore.backends.mapping import FilePiece, map_pieces
 from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError, NotFoundError, ReadOnlyError
@@ -69,8 +69,9 @@ def write_record(
     message: str,
     metadata: Mapping[str, Any],
     touched: set[Touched],
+    text: Mapping[str, str],
 ) -> None:
-    """Write down who a version follows, and when and why it was made."""
+    """Write down who a version follows, when and why it was made, and the digests of its text."""
     group = file[HOME].require_group("versions").create_group(snapshot)
     record = {
         "parent": parent,
@@ -78,6 +79,7 @@ def write_record(
         "time": datetime.now(UTC).isoformat(),
         "metadata": dict(metadata),
         "touched": sorted(touched, key=str),
+        "text": dict(text),
     }
     layout.write_json(group, "record", record)
 
@@ -107,6 +109,10 @@ class _View:
 
     def meta(self, name: str) -> ArrayMeta:
         return self._array(name).meta
+
+    def digest(self, name: str) -> str | None:
+        """Return the digest of an array of text, which HDF5 itself does not check."""
+        return layout.text_digests(self._file, self._snapshot).get(name)
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         array = self._array(name)
@@ -336,11 +342,22 @@ class HDF5WriteView(_View):
                 if layout.head_of(file) != self._snapshot:
                     self._rebase(file, message)
                 snapshot = new_id()
-                write_record(self._copy(), snapshot, self._snapshot, message, metadata or {}, self._touched)
+                text = self._text_digests(file)
+                write_record(self._copy(), snapshot, self._snapshot, message, metadata or {}, self._touched, text)
                 self.become(snapshot)
         finally:
             self.discard()
         return snapshot
+
+    def _text_digests(self, file: h5py.File) -> dict[str, str]:
+        """Return the digests of all text; what was not touched keeps the one it has."""
+        known, touched = layout.text_digests(file, self._snapshot), {name for name, _ in self._touched}
+        found = {}
+        for name, array in self._tree.arrays.items():
+            if array.meta.dtype == TEXT:
+                as_before = name in known and name not in touched
+                found[name] = known[name] if as_before else text_digest(self.read(name, 0, array.meta.n_rows))
+        return found
 
     def become(self, snapshot: str) -> None:
         """Make the copy the file, with ``snapshot`` as its newest version; under the commit lock."""

@@ -329,6 +329,9 @@ class _ReadView(_View):
             self._metas[name] = super().meta(name)
         return self._metas[name]
 
+    def digest(self, name: str) -> None:
+        """Return none: Zarr checks text whenever it is read."""
+
     def chunks(self, name: str) -> Chunks:
         if name not in self._chunks:
             self._chunks[name] = self._backend.local_chunks(self, self._array(name)) or ViewChunks(self, name)
@@ -383,6 +386,9 @@ class _WriteView(_View):
         if n_rows > array.shape[0]:
             array.resize((n_rows, *array.shape[1:]))
             del self._arrays[name]
+
+    def digest(self, name: str) -> None:
+        """Return none: Zarr checks text whenever it is read."""
 
     def chunks(self, name: str) -> Chunks:
         return ViewChunks(self, name)

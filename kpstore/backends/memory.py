@@ -182,6 +182,9 @@ class _View:
         self.meta(name).check_rows(name, start, stop - start)
         return self._tree.arrays[name][1][start:stop].copy()
 
+    def digest(self, name: str) -> None:
+        """Return none: what lies in memory is not damaged."""
+
     def chunks(self, name: str) -> Chunks:
         self.meta(name)
         rows = self._tree.arrays[name][1].view()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -31,6 +31,7 @@ def merge(
     location: str | os.PathLike[str],
     *,
     on_conflict: OnConflict = "error",
+    mixed: bool = False,
     name: str = "",
     on_progress: OnProgress | None = None,
 ) -> ImportReport:
@@ -45,6 +46,8 @@ def merge(
     sources : stores, or files that can be imported.
     location : the new store.
     on_conflict : ``"first"`` or ``"last"`` takes the rows of the first or last source that holds them.
+    mixed : also put together what is called alike and was made in different ways, of one shape and type; the
+        provenance then lists them all.
     name : of the new store; that of the first source by default.
     on_progress : told of frames each time some more are stored.
 
@@ -55,7 +58,7 @@ def merge(
     ConflictError
         If two sources differ in rows, frames or annotations of one video, with ``"error"``.
     MismatchError
-        If two sources hold a feature of one name that is not the same, or made in another way.
+        If two sources hold a feature of one name that is not the same, or made in another way, unless ``mixed``.
     """
     if on_conflict not in ON_CONFLICT:
         raise InvalidError(f"on_conflict={on_conflict!r}: use 'error', 'first' or 'last'")
@@ -67,7 +70,7 @@ def merge(
     with ExitStack() as stack:
         stores = [stack.enter_context(opened(source)) for source in sources]
         names = [PurePath(os.fspath(source)).name for source in sources]
-        document = Merged(stores, names, on_conflict)
+        document = Merged(stores, names, on_conflict, mixed=mixed)
         source = " and ".join(names) if len(names) <= 3 else f"{len(names)} sources"
         own_splits = any(store.own_splits for store in stores)
         return import_document(
@@ -87,8 +90,10 @@ class _Place:
 class Merged:
     """What several stores hold, as one document; see :class:`kpstore.interop.base.Document`."""
 
-    def __init__(self, stores: Sequence[Store], names: Sequence[str], on_conflict: OnConflict) -> None:
-        self._on_conflict = on_conflict
+    def __init__(
+        self, stores: Sequence[Store], names: Sequence[str], on_conflict: OnConflict, *, mixed: bool = False
+    ) -> None:
+        self._on_conflict, self._mixed = on_conflict, mixed
         # Whose word counts comes first.
         order = reversed(range(len(stores))) if on_conflict == "last" else range(len(stores))
         self._stores = [(stores[n], names[n]) for n in order]
@@ -111,7 +116,7 @@ class Merged:
                     # All rows are written anew: chunks of another size are no obstacle.
                     spec = replace(stored.spec, chunk_rows=found[name].spec.chunk_rows)
                     try:
-                        check_same(found[name], spec, stored.provenance)
+                        found[name] = self._together(found[name], replace(stored, spec=spec))
                     except MismatchError as error:
                         raise MismatchError(f"{first[name]} and {source} do not go together: {error}") from None
                     if found[name].provenance.get("document") != stored.provenance.get("document"):
@@ -122,6 +127,19 @@ class Merged:
                     found[name], first[name] = stored, source
         self.notes = list(dict.fromkeys(self.notes))
         return tuple(ImportedFeature(found[name].spec, found[name].provenance) for name in sorted(found))
+
+    def _together(self, one: fmt.StoredFeature, other: fmt.StoredFeature) -> fmt.StoredFeature:
+        """Return what two features of one name are together, or raise :class:`MismatchError`."""
+        try:
+            check_same(one, other.spec, other.provenance)
+        except MismatchError as error:
+            if not self._mixed:
+                raise MismatchError(f"{error}; --mixed puts them together all the same") from None
+            check_same(one, other.spec, one.provenance)
+            ways = {json.dumps(way, sort_keys=True): way for stored in (one, other) for way in _ways(stored.provenance)}
+            self.notes.append(f"{one.spec.name}: made in {len(ways)} ways, see its provenance")
+            return replace(one, provenance={"extractor": "mixed", "ways": [ways[key] for key in sorted(ways)]})
+        return one
 
     def videos(self) -> Iterator[ImportedVideo]:
         """Yield all videos, by split and id."""
@@ -222,6 +240,13 @@ class Merged:
         if self._on_conflict == "error":
             raise ConflictError(f"{what}; choose one with --on-conflict first or last")
         self.notes.append(f"{what}: the {self._on_conflict} one was taken")
+
+
+def _ways(provenance: Mapping[str, Any]) -> list[Any]:
+    """Return in which ways a feature was made; several, if it was merged of such before."""
+    if provenance.get("extractor") == "mixed":
+        return list(provenance["ways"])
+    return [{key: value for key, value in provenance.items() if key != "document"}]
 
 
 def _columns(store: Store) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from kpstore.store import format as fmt
 
 _IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries"})
 """Keys that may differ between two runs whose numbers are the same, but for the last bits."""
+_OF_THE_FILE = frozenset({"format", "dataset"})
+"""Keys that say what kind of file imported rows came from, not how they were made."""
 
 
 class Transaction:
@@ -403,9 +405,13 @@ def check_same(stored: fmt.StoredFeature, spec: FeatureSpec, provenance: Provena
             f"feature {spec.name!r} is stored with {key} {_short(old[key])}, this run would write {_short(new[key])}; "
             "use the same settings, another feature name, or another store"
         )
-    for key in sorted(set(stored.provenance) | set(provenance)):
+    keys = (set(stored.provenance) | set(provenance)) - _IGNORED_PROVENANCE
+    if stored.provenance.get("extractor") == provenance.get("extractor") == "imported":
+        # Files say more or less of how their numbers were made; only what two say differently tells them apart.
+        keys = (set(stored.provenance) & set(provenance)) - _IGNORED_PROVENANCE - _OF_THE_FILE
+    for key in sorted(keys):
         ours, theirs = stored.provenance.get(key), provenance.get(key)
-        if key not in _IGNORED_PROVENANCE and ours != theirs:
+        if ours != theirs:
             made, wanted = _differing_part(ours, theirs)
             raise MismatchError(
                 f"feature {spec.name!r} was made with {key} {_short(made)}, this run has {_short(wanted)}; "

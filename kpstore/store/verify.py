@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta
+from kpstore.backends.base import ArrayMeta, text_digest
 from kpstore.errors import CorruptError
 from kpstore.schema.feature import FeatureSpec, State
 from kpstore.store import format as fmt
@@ -148,7 +148,13 @@ class _Check:
         self.found.arrays += 1
         blocks = [self._read(name, start, stop) for start, stop in self._chunks(name)]
         whole = [block for block in blocks if block is not None]
-        return np.concatenate(whole) if whole and len(whole) == len(blocks) else None
+        if not whole or len(whole) != len(blocks):
+            return None
+        values = np.concatenate(whole)
+        digest = self._view.digest(name)
+        if digest is not None and digest != text_digest(values):
+            self.problem(name, "is not the text that was committed", "the array")
+        return values
 
     def _chunks(self, name: str) -> Iterator[tuple[int, int]]:
         meta = self._view.meta(name)

@@ -176,3 +176,27 @@ def test_of_several_reasons_one_is_kept_whatever_the_order() -> None:
         report = merge(order, location := memory_location())
         assert [f.reason for f in kpstore.open(location).failures("points")] == ["black", "grey"]
         assert sum("failed for several reasons" in note for note in report.notes) == 2
+
+
+def test_what_was_made_in_several_ways_is_put_together_only_if_asked_for() -> None:
+    one, other = store_of("a", provenance={"scale": 1}), store_of("bd", provenance={"scale": 2, "document": {"n": 1}})
+    with pytest.raises(MismatchError, match="--mixed puts them together"):
+        merged(one, other)
+    stores = [merged(*order, mixed=True) for order in ((one, other), (other, one))]
+    for store in stores:
+        assert store.provenance("points")["extractor"] == "mixed"
+        assert [way["scale"] for way in store.provenance("points")["ways"]] == [1, 2]
+    third = store_of("c", provenance={"scale": 3})
+    whole = merged(stores[0].location, third, mixed=True)
+    assert [way["scale"] for way in whole.provenance("points")["ways"]] == [1, 2, 3]
+    assert not kpstore.diff(whole, merged(third, other, one, mixed=True))
+
+
+def test_files_of_different_kinds_go_together_unless_they_disagree() -> None:
+    kinds = ({"format": "pickle"}, {"format": "npz", "zeros": "missing"}, {"format": "npz", "zeros": "values"})
+    one, other, third = (
+        store_of(video, provenance={"extractor": "imported", **kind}) for video, kind in zip("abd", kinds, strict=True)
+    )
+    assert len(merged(one, other).index) == 2
+    with pytest.raises(MismatchError, match="zeros"):
+        merged(other, third)

@@ -260,3 +260,19 @@ def test_a_store_beside_its_data_set(tmp_path: Path) -> None:
 def test_what_failed_and_what_is_pending_counts_for_features_of_videos_too(sound: kpstore.Store) -> None:
     found = compare_with_source(sound, FakeSource(N))
     assert sum(split.pending.get("person", 0) for split in found.splits.values()) == 2
+
+
+def test_text_that_was_changed_in_the_file_is_found(tmp_path: Path) -> None:
+    store = fill(kpstore.create(tmp_path / "s.h5"))
+    with store.transaction("more") as tx:
+        tx.fail("points", "d", "no film")
+    store.at().tag("before")
+    with store.transaction("another reason") as tx:
+        tx.fail("points", "d", "grey film")
+    assert verify(store.at()).problems == []
+    assert verify(store.at("before")).problems == []
+    content = (tmp_path / "s.h5").read_bytes()
+    assert content.count(b"b/0003.png") == 1
+    (tmp_path / "damaged.h5").write_bytes(content.replace(b"b/0003.png", b"b/0008.png"))
+    (problem,) = verify(kpstore.open(tmp_path / "damaged.h5")).problems
+    assert (problem.array, problem.what) == ("image_path", "is not the text that was committed")
