@@ -7,6 +7,7 @@ has opened. The price is one copy for each commit; file systems that can share b
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -103,7 +104,7 @@ class HDF5Backend:
         self._require()
         target._path.parent.mkdir(parents=True, exist_ok=True)
         _place(self._path, target)
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)
         shutil.rmtree(self.sidecar_dir, ignore_errors=True)
 
     def remove(self) -> None:
@@ -117,7 +118,7 @@ class HDF5Backend:
 
     def _require(self) -> None:
         if not self._path.exists():
-            raise NotFoundError(f"{self.location} does not exist; 'kpstore ingest' or kpstore.create() makes one")
+            raise NotFoundError(f"{self.location} does not exist; 'kpstore ingest' and 'kpstore import' make one")
         if not self.exists():
             what = "is a folder" if self._path.is_dir() else "is not a kpstore store in HDF5"
             raise NotFoundError(f"{self.location} {what}; 'kpstore import hdf5' reads other HDF5 files")
@@ -309,3 +310,9 @@ def _place(file: Path, backend: HDF5Backend) -> None:
     except FileExistsError:
         backend.check_free()
         raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without second names (exFAT, some network drives): all that is left is to look first.
+        backend.check_free()
+        os.replace(file, backend._path)

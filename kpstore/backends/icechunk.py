@@ -137,7 +137,7 @@ class IcechunkBackend:
         # Icechunk makes the directory of whatever path it is given, so look before asking it.
         if not self.exists():
             what = "is not a kpstore store" if self._path.exists() else "does not exist"
-            raise NotFoundError(f"{self.location} {what}; 'kpstore ingest' or kpstore.create() makes one")
+            raise NotFoundError(f"{self.location} {what}; 'kpstore ingest' and 'kpstore import' make one")
         with _translated(self.location):
             return icechunk.Repository.open(icechunk.local_filesystem_storage(str(self._path)))
 

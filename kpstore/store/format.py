@@ -106,6 +106,9 @@ def read_root(view: ReadView, location: str) -> dict[str, Any]:
             f"{location} has format version {version!r}, this kpstore reads {FORMAT_VERSION}; "
             "open it with the kpstore that wrote it, or upgrade"
         )
+    missing = {"name", "annotations", "features"} - about.keys()
+    if missing:
+        raise CorruptError(f"{location}: its description lacks {', '.join(sorted(missing))}; it is damaged")
     return about
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -442,3 +443,16 @@ def test_an_ingest_gives_the_same_as_in_the_other_backend(tmp_path: Path) -> Non
     one, other = kpstore.open(tmp_path / "s.h5"), kpstore.open(tmp_path / "s.kps")
     assert not kpstore.diff(one, other)
     assert len(one.history()) == len(other.history())
+
+
+def test_file_systems_without_second_names_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no")
+
+    monkeypatch.setattr(os, "link", refuse)
+    backend = HDF5Backend(str(tmp_path / "a.h5"))
+    backend.create({"a": 1}, "new")
+    backend.move(str(tmp_path / "b.h5"))
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".h5"] == ["b.h5"]
+    with pytest.raises(ExistsError):
+        HDF5Backend(str(tmp_path / "b.h5")).create({}, "new")
