@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from kpstore.backends.base import Fork
-from kpstore.errors import MissingExtraError, NotFoundError, UnsupportedError
+from kpstore.errors import KpstoreError, MissingExtraError, NotFoundError, UnsupportedError, one_line
 from kpstore.ingest.isolated import extract_isolated
 from kpstore.ingest.job import Job, failed_video
 from kpstore.ingest.plan import Task
@@ -55,6 +57,8 @@ _SETTINGS = {
 """How Dask is set up for the cluster that a run starts; the user's own settings come back afterwards."""
 
 _REPORT_EVERY_S = 0.5
+_RESTART_S = 60.0
+"""How long to wait for a worker that died to be there again."""
 
 
 class Executor(Protocol):
@@ -70,6 +74,14 @@ class Executor(Protocol):
     def n_workers(self) -> int:
         """How many tasks run at once."""
 
+    @property
+    def pins_gpus(self) -> bool:
+        """Whether each worker sees its own GPU as the first one."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What went wrong with workers, and did not end the run."""
+
     def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results in the order in which tasks end; ``on_frames(n)`` is told of progress in between."""
 
@@ -78,6 +90,8 @@ class SerialExecutor:
     """Runs tasks one after another in this process: no start-up cost, but what kills the process ends the run."""
 
     n_workers = 1
+    pins_gpus = False
+    notes: Sequence[str] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -93,8 +107,25 @@ class SerialExecutor:
 
 @dataclass
 class _Submitted:
+    """A task under way.
+
+    Parameters
+    ----------
+    tries : times that it was given to a worker that lived long enough to say what became of it, or died.
+    deaths : times that its worker died.
+    """
+
     task: Task
     tries: int = 1
+    deaths: int = 0
+
+
+@dataclass(frozen=True)
+class _Unfit:
+    """What a worker answers that cannot do its tasks: its GPU is gone, say."""
+
+    worker: str
+    error: KpstoreError
 
 
 class DaskExecutor:
@@ -104,10 +135,15 @@ class DaskExecutor:
     ----------
     n_workers : processes to start on this machine; ignored with ``scheduler``.
     scheduler : address of a running scheduler (``tcp://host:8786``) whose workers have kpstore installed.
+    gpus : of this machine, to be shared out among the workers. One for each is dask-cuda's business, where that is
+        installed: it also puts a worker on the cores that are near its GPU.
     """
 
-    def __init__(self, n_workers: int, *, scheduler: str | None = None) -> None:
+    def __init__(self, n_workers: int, *, scheduler: str | None = None, gpus: int = 0) -> None:
         self._n_workers, self._scheduler = n_workers, scheduler
+        found = gpus and gpus == n_workers and scheduler is None and importlib.util.find_spec("dask_cuda")
+        self._cuda_gpus = gpus if found else 0
+        self._unfit: dict[str, KpstoreError] = {}
         self._cluster: Any = None
         self._client: Any = None
 
@@ -138,7 +174,7 @@ class DaskExecutor:
                 # One thread per worker: models are not thread-safe. No memory limit: Dask would pause or kill a worker
                 # for what the model itself needs. Any free port of this machine for Dask's own pages: with none
                 # given it takes 8787, and warns if that is taken.
-                return distributed.LocalCluster(
+                return self._cluster_class(distributed)(
                     n_workers=self._n_workers,
                     threads_per_worker=1,
                     processes=True,
@@ -154,6 +190,13 @@ class DaskExecutor:
                         f"worker processes do not start on this machine ({error}); try --workers 0"
                     ) from error
         raise AssertionError("unreachable")
+
+    def _cluster_class(self, distributed: Any) -> Any:
+        if not self._cuda_gpus:
+            return distributed.LocalCluster
+        import dask_cuda
+
+        return partial(dask_cuda.LocalCUDACluster, CUDA_VISIBLE_DEVICES=list(range(self._cuda_gpus)))
 
     def _connect(self, distributed: Any) -> Any:
         try:
@@ -173,8 +216,22 @@ class DaskExecutor:
         """Worker processes."""
         return self._n_workers
 
+    @property
+    def pins_gpus(self) -> bool:
+        """Whether dask-cuda, or whoever started the scheduler's workers, gives each its own GPU."""
+        return bool(self._cuda_gpus) or self._scheduler is not None
+
+    @property
+    def notes(self) -> list[str]:
+        """Which workers are not fit to work, and why."""
+        return [f"worker {name} was left out: {one_line(str(error))}" for name, error in self._unfit.items()]
+
     def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
-        """Yield results as tasks end; a task whose worker died is run again, frame by frame."""
+        """Yield results as tasks end.
+
+        A task whose worker died is run again, frame by frame. A worker that cannot work gets no more tasks; the others
+        do them, and the run ends when there are none left.
+        """
         from distributed import as_completed
 
         topic = f"kpstore-{job.run_id}"
@@ -197,7 +254,11 @@ class DaskExecutor:
                 outcome = self._outcome(job, entry, future)
                 future.release()
                 if outcome is None:
-                    submit(_Submitted(entry.task, entry.tries + 1))
+                    submit(_Submitted(entry.task, entry.tries + 1, entry.deaths + 1))
+                    continue
+                if isinstance(outcome, _Unfit):
+                    self._leave_out(outcome)
+                    submit(_Submitted(entry.task, entry.tries + 1, entry.deaths))
                     continue
                 for task in _take(waiting, 1):
                     submit(_Submitted(task))
@@ -208,22 +269,49 @@ class DaskExecutor:
     def _submit(self, job: Job, entry: _Submitted, make_fork: MakeFork, topic: str) -> Any:
         key = f"kpstore-{job.run_id}-{entry.task.number}-{entry.tries}"
         return self._client.submit(
-            _run_on_worker, job, entry.task, make_fork(entry.task), topic, entry.tries > 1, key=key, pure=False
+            _run_on_worker,
+            job,
+            entry.task,
+            make_fork(entry.task),
+            topic,
+            entry.deaths > 0,
+            key=key,
+            pure=False,
+            workers=self._fit_workers() if self._unfit else None,
         )
 
-    def _outcome(self, job: Job, entry: _Submitted, future: Any) -> TaskResult | None:
+    def _fit_workers(self) -> list[str]:
+        """Return the addresses of workers that can work; waits for one that is being started again."""
+        until = time.monotonic() + _RESTART_S
+        while True:
+            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+            fit = [address for address, about in workers.items() if str(about["name"]) not in self._unfit]
+            if fit:
+                return fit
+            if time.monotonic() > until:
+                raise next(iter(self._unfit.values()))
+            time.sleep(0.1)
+
+    def _leave_out(self, outcome: _Unfit) -> None:
+        if outcome.worker not in self._unfit:
+            _log.warning("worker %s is left out: %s", outcome.worker, outcome.error)
+        self._unfit[outcome.worker] = outcome.error
+        if len(self._unfit) >= self._n_workers:
+            raise outcome.error
+
+    def _outcome(self, job: Job, entry: _Submitted, future: Any) -> TaskResult | _Unfit | None:
         """Return the task's result, or None if it lost its worker and should be tried again."""
         from distributed import KilledWorker
         from distributed.client import FutureCancelledError
 
         try:
-            result: TaskResult = future.result()
+            result: TaskResult | _Unfit = future.result()
             return result
         except (KilledWorker, FutureCancelledError):
             _log.info("task %d lost its worker (try %d)", entry.task.number, entry.tries)
-        if entry.tries < MAX_TRIES:
+        if entry.deaths + 1 < MAX_TRIES:
             return None
-        return _given_up(job, entry.task, f"its worker process died {entry.tries} times")
+        return _given_up(job, entry.task, f"its worker process died {entry.deaths + 1} times")
 
 
 @contextmanager
@@ -255,13 +343,16 @@ def _given_up(job: Job, task: Task, reason: str) -> TaskResult:
     return collect(job, task, None, results, time.perf_counter())
 
 
-def _run_on_worker(job: Job, task: Task, fork: Fork | None, topic: str, after_death: bool) -> TaskResult:
+def _run_on_worker(job: Job, task: Task, fork: Fork | None, topic: str, after_death: bool) -> TaskResult | _Unfit:
     """Run one task in a Dask worker."""
     from distributed import get_worker
 
     worker = get_worker()
     with _Throttled(lambda n_frames: worker.log_event(topic, n_frames)) as report:
-        return run_task(job, task, fork, extract=extract_isolated if after_death else None, report=report)
+        try:
+            return run_task(job, task, fork, extract=extract_isolated if after_death else None, report=report)
+        except KpstoreError as error:
+            return _Unfit(str(worker.name), error)
 
 
 class _Throttled:
@@ -286,8 +377,8 @@ class _Throttled:
             self._waiting, self._sent = 0, time.monotonic()
 
 
-def make_executor(workers: int, *, scheduler: str | None = None) -> Executor:
+def make_executor(workers: int, *, scheduler: str | None = None, gpus: int = 0) -> Executor:
     """Return the executor for a number of workers: none runs in this process."""
     if scheduler is None and workers == 0:
         return SerialExecutor()
-    return DaskExecutor(workers, scheduler=scheduler)
+    return DaskExecutor(workers, scheduler=scheduler, gpus=gpus)

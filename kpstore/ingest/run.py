@@ -365,6 +365,7 @@ class _Run:
         self._finished_frames = 0
         self._videos_failed = 0
         self._failures: list[Failure] = []
+        self._worker_notes: tuple[str, ...] = ()
 
     def run(self, listing: Listing) -> Report:
         plan = make_plan(self._backend, listing, self._extractor, self._options)
@@ -435,15 +436,18 @@ class _Run:
 
     def _execute(self, plan: Plan) -> None:
         options = self._options
-        device = "cuda" if options.gpus else "cpu"
-        n_gpus = options.gpus if options.scheduler is None else 0
+        made = make_executor(options.n_workers, scheduler=options.scheduler, gpus=options.gpus)
+        device, n_gpus = "cuda" if options.gpus else "cpu", 0 if made.pins_gpus else options.gpus
         job = Job(self._progress.run_id, self._source, self._extractor, device, n_gpus)
         with ExitStack() as stack:
             # Half a cluster cannot be taken down cleanly, so a Ctrl-C waits until it stands.
             with _interrupts_held_back():
-                executor = stack.enter_context(make_executor(options.n_workers, scheduler=options.scheduler))
+                executor = stack.enter_context(made)
             self._progress.workers = executor.n_workers
-            self._drive(executor, job, plan.tasks)
+            try:
+                self._drive(executor, job, plan.tasks)
+            finally:
+                self._worker_notes = tuple(executor.notes)
 
     def _drive(self, executor: Executor, job: Job, tasks: Sequence[Task]) -> None:
         remaining = len(tasks)
@@ -534,7 +538,7 @@ class _Run:
             seconds=time.monotonic() - self._began,
             workers=progress.workers,
             interrupted=interrupted,
-            notes=(*self._plan.listing.problems, *self._plan.notes),
+            notes=(*self._plan.listing.problems, *self._plan.notes, *self._worker_notes),
         )
 
     def _report(self, interrupted: bool) -> Report:
