@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,21 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What was made of some images.
+
+    Parameters
+    ----------
+    rows : by name of each feature of frames, one row per image.
+    failed : reason by number of each image that nothing could be made of (one line, without its path); its rows are
+        ignored.
+    """
+
+    rows: Mapping[str, FeatureRows]
+    failed: Mapping[int, str] = field(default_factory=dict)
 
 
 class Extractor(Protocol):
@@ -59,6 +75,35 @@ class Extractor(Protocol):
             records the one at fault. Only :class:`~kpstore.errors.ExtractorError` says that the model itself failed,
             which ends the run.
         """
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+class VideoExtractor(Protocol):
+    """A model that turns whole videos into features."""
+
+    @property
+    def specs(self) -> tuple[FeatureSpec, ...]:
+        """All features that it makes."""
+
+    @property
+    def provenance(self) -> Mapping[str, Provenance]:
+        """By feature name; may be asked before ``open``."""
+
+    @property
+    def batch_frames(self) -> int:
+        """About how many frames of all videos of one call."""
+
+    @property
+    def typical_fps(self) -> float:
+        """Rough frames per second of one worker."""
+
+    def open(self, device: str = "cpu") -> None:
+        """Build the model on ``device``; called once in each worker."""
+
+    def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
+        """Return one answer for each video; all have one length: (T, H, W, 3) RGB or (T, H, W) grey, uint8."""
 
     def close(self) -> None:
         """Free the model."""
