@@ -25,19 +25,17 @@ from kpstore.interop.base import (
 from kpstore.interop.files import check_free, check_there, inside, written_aside
 from kpstore.interop.npy_rows import NpzFile
 from kpstore.interop.outputs import check_no_links
-from kpstore.schema.feature import FeatureRows, FeatureSpec, State
+from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
+from kpstore.schema.lips import CROPS_KEY, EMBEDDING_ENDING, LIP_FEATURE, LIP_LENGTH, lip_spec
 from kpstore.store import format as fmt
 from kpstore.store.store import Store, Video
 
 FORMAT = "embeddings"
-FEATURE = "lip_resnet18"
-LENGTH = 512
-KEY, RAW_KEY = "embedding", "data"
-ENDING = "_embedding.npz"
+KEY = "embedding"
 
 Layout = Literal["channels_first", "time_first"]
-SPEC = FeatureSpec(FEATURE, (LENGTH,), ("feature",), description="ResNet18 video encoder's output for mouth crops")
+SPEC = lip_spec()
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,10 @@ class EmbeddingsImport:
             utterances = _listed(self.config, path, notes)
         if not utterances:
             raise NotFoundError(f"no npz files in {path}")
-        if not any((path / f"{utterance}{ENDING}").is_file() for utterance in utterances):
+        if not any((path / f"{utterance}{EMBEDDING_ENDING}").is_file() for utterance in utterances):
             raise NotFoundError(
-                f"no *{ENDING} in {path} for any of {len(utterances)} utterances; precompute the embeddings first"
+                f"no *{EMBEDDING_ENDING} in {path} for any of {len(utterances)} utterances; precompute the embeddings "
+                "first"
             )
         return EmbeddingsDocument(path, utterances, self.layout, notes)
 
@@ -92,8 +91,8 @@ def _check_layout(layout: str | None) -> None:
 def _utterances(root: Path) -> list[str]:
     """Return ids of all utterances of a folder, sorted: each once, whether it has crops, an embedding or both."""
     files = (path for path in root.rglob("*.npz") if not path.name.startswith(".") and path.is_file())
-    names = (path.relative_to(root).as_posix() for path in files if path.name != ENDING)
-    return sorted({name.removesuffix(ENDING).removesuffix(".npz") for name in names})
+    names = (path.relative_to(root).as_posix() for path in files if path.name != EMBEDDING_ENDING)
+    return sorted({name.removesuffix(EMBEDDING_ENDING).removesuffix(".npz") for name in names})
 
 
 def _listed(config: Path, root: Path, notes: Counter[str]) -> dict[str, str]:
@@ -172,7 +171,7 @@ class EmbeddingsDocument:
         """Return how the first file that can be read lies."""
         for utterance in self._utterances:
             try:
-                with NpzFile(self._path(utterance, ENDING)) as file:
+                with NpzFile(self._path(utterance, EMBEDDING_ENDING)) as file:
                     return _layout_of(file.header(KEY).shape, None, file.path)
             except (NotFoundError, InvalidError):
                 continue  # it is met again, and told, when all are read
@@ -183,7 +182,7 @@ class EmbeddingsDocument:
 
     def _read(self, utterance: str) -> _Found | None:
         """Return what there is of an utterance; None if nothing says how long it is."""
-        path, n_crops = self._path(utterance, ENDING), self._n_crops(utterance)
+        path, n_crops = self._path(utterance, EMBEDDING_ENDING), self._n_crops(utterance)
         if not path.is_file():
             if n_crops is None:
                 self._told["utterances have neither embedding nor readable crops: not stored"] += 1
@@ -224,7 +223,7 @@ class EmbeddingsDocument:
             return None
         try:
             with NpzFile(path) as file:
-                return file.header(RAW_KEY).n_rows
+                return file.header(CROPS_KEY).n_rows
         except InvalidError:
             self._told[f"crops cannot be read, such as {path.name}"] += 1
             return None
@@ -237,13 +236,15 @@ class _LayoutError(InvalidError):
 def _layout_of(shape: tuple[int, ...], given: Layout | None, path: Path) -> Layout:
     plain = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     axes: dict[Layout, int] = {"channels_first": 0, "time_first": 1}
-    fits = [layout for layout, axis in axes.items() if len(plain) == 2 and plain[axis] == LENGTH]
+    fits = [layout for layout, axis in axes.items() if len(plain) == 2 and plain[axis] == LIP_LENGTH]
     if not fits:
-        raise _LayoutError(f"{path}: {KEY!r} has the shape {shape}, no axis is {LENGTH}; these are no lip embeddings")
+        raise _LayoutError(
+            f"{path}: {KEY!r} has the shape {shape}, no axis is {LIP_LENGTH}; these are no lip embeddings"
+        )
     if given is not None and given not in fits:
         raise _LayoutError(f"{path}: {KEY!r} has the shape {shape}, which is {fits[0]}; --layout says {given}")
     if given is None and len(fits) > 1:
-        raise _LayoutError(f"{path}: both axes of {KEY!r} are {LENGTH}; say --layout channels_first or time_first")
+        raise _LayoutError(f"{path}: both axes of {KEY!r} are {LIP_LENGTH}; say --layout channels_first or time_first")
     return given or fits[0]
 
 
@@ -275,7 +276,7 @@ class _Found:
         if self.values is None and not self.failed:
             return ImportedVideo(record)
         rows = SPEC.empty_rows(self.n_frames) if self.values is None else FeatureRows(self.values)
-        return ImportedVideo(record, {FEATURE: rows}, {FEATURE: self.failed})
+        return ImportedVideo(record, {LIP_FEATURE: rows}, {LIP_FEATURE: self.failed})
 
 
 # -- export -----------------------------------------------------------------------------------------------------
@@ -294,7 +295,7 @@ class EmbeddingsExport:
     splits : only these.
     """
 
-    feature: Annotated[str, Option("Which feature.")] = FEATURE
+    feature: Annotated[str, Option("Which feature.")] = LIP_FEATURE
     layout: Annotated[Layout | None, Option("Of the arrays; as imported by default, else channels_first.")] = None
     splits: Annotated[
         Sequence[str] | None, Option("Only these, as `train val` or `train,val`; all by default.", metavar="SPLIT...")
@@ -355,7 +356,7 @@ class EmbeddingsExport:
 
 
 def _targets(folder: Path, videos: Sequence[Video]) -> dict[str, Path]:
-    targets = {video.id: inside(folder, f"{video.id}{ENDING}") for video in videos}
+    targets = {video.id: inside(folder, f"{video.id}{EMBEDDING_ENDING}") for video in videos}
     owner: dict[Path, str] = {}
     for video_id, target in targets.items():
         if owner.setdefault(target, video_id) != video_id:
@@ -365,7 +366,7 @@ def _targets(folder: Path, videos: Sequence[Video]) -> dict[str, Path]:
 
 def looks_like_embeddings(path: Path) -> bool:
     """Whether a folder is of this format: an embedding is in it, not deep down."""
-    return path.is_dir() and any(next(path.glob(f"{depth}*{ENDING}"), None) for depth in ("", "*/", "*/*/"))
+    return path.is_dir() and any(next(path.glob(f"{depth}*{EMBEDDING_ENDING}"), None) for depth in ("", "*/", "*/*/"))
 
 
 EMBEDDINGS = Format(
