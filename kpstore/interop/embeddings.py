@@ -23,11 +23,11 @@ from kpstore.interop.base import (
     imported,
 )
 from kpstore.interop.files import check_free, check_there, inside, written_aside
-from kpstore.interop.npy_rows import NpzFile
 from kpstore.interop.outputs import check_no_links
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.lips import CROPS_KEY, EMBEDDING_ENDING, LIP_FEATURE, LIP_LENGTH, lip_spec
+from kpstore.sources.npz_files import NpzFile
 from kpstore.store import format as fmt
 from kpstore.store.store import Store, Video
 
