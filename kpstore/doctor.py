@@ -263,7 +263,7 @@ def _describe(name: str, listing: Listing) -> str:
 def _configuration(path: Path) -> list[Finding]:
     if find_spec("yaml") is None:
         return [_problem(path, "a configuration needs PyYAML to be read", EXTRA_ADVICE["lips"])]
-    from kpstore.interop.lip_lists import read_lists
+    from kpstore.sources.lip_lists import read_lists
 
     files: dict[str, set[Path]] = {}
     for split, file in read_lists(path, path.resolve().parent):

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
+from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import (
     ExportedFile,
     ExportReport,
@@ -27,6 +27,8 @@ from kpstore.interop.outputs import check_no_links
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.lips import CROPS_KEY, EMBEDDING_ENDING, LIP_FEATURE, LIP_LENGTH, lip_spec
+from kpstore.sources.lip_lists import read_utterances
+from kpstore.sources.lips import folder_utterances
 from kpstore.sources.npz_files import NpzFile
 from kpstore.store import format as fmt
 from kpstore.store.store import Store, Video
@@ -70,7 +72,7 @@ class EmbeddingsImport:
         check_there(path, "npz files", folder=True)
         notes: Counter[str] = Counter()
         if self.config is None:
-            utterances = {utterance: self.split for utterance in _utterances(path)}
+            utterances = dict.fromkeys(folder_utterances(path, embeddings=True), self.split)
         else:
             utterances = _listed(self.config, path, notes)
         if not utterances:
@@ -88,37 +90,12 @@ def _check_layout(layout: str | None) -> None:
         raise InvalidError(f"layout={layout!r}: use 'channels_first' or 'time_first'")
 
 
-def _utterances(root: Path) -> list[str]:
-    """Return ids of all utterances of a folder, sorted: each once, whether it has crops, an embedding or both."""
-    files = (path for path in root.rglob("*.npz") if not path.name.startswith(".") and path.is_file())
-    names = (path.relative_to(root).as_posix() for path in files if path.name != EMBEDDING_ENDING)
-    return sorted({name.removesuffix(EMBEDDING_ENDING).removesuffix(".npz") for name in names})
-
-
 def _listed(config: Path, root: Path, notes: Counter[str]) -> dict[str, str]:
     """Return the split of every utterance that a configuration lists, by id, in the lists' order."""
-    try:
-        from kpstore.interop.lip_lists import read_lists
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("--config (PyYAML is not installed)", extra="lips") from error
-    utterances: dict[str, str] = {}
-    twice = set()
-    for split, path in read_lists(config, root):
-        utterance = _id_of(path, root, config)
-        if utterances.setdefault(utterance, split) != split:
-            twice.add(utterance)
-    if twice:
-        notes["utterances are listed in two splits; each is stored in the first"] = len(twice)
-    return utterances
-
-
-def _id_of(path: Path, root: Path, config: Path) -> str:
-    for whole, base in ((path, root), (path.resolve(), root.resolve())):
-        if whole.is_relative_to(base) and ".." not in whole.parts:
-            return whole.relative_to(base).as_posix().removesuffix(".npz")
-    raise InvalidError(
-        f"{config} lists {path}, which is not in {root}; give a folder that holds all files of the lists"
-    )
+    listed = read_utterances(config, root)
+    if listed.twice:
+        notes["utterances are listed in two splits; each is stored in the first"] = len(listed.twice)
+    return listed.splits
 
 
 class EmbeddingsDocument:
