@@ -6,6 +6,9 @@ import errno
 import importlib
 import logging
 import pickle
+import struct
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +28,12 @@ COUNTER = "num_batches_tracked"
 FIRST = "frontend3D.0.weight"
 _UNREADABLE = (
     pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     OSError,
     OverflowError,
     RuntimeError,
@@ -121,8 +127,10 @@ def _read(path: Path) -> Any:
     import torch
 
     try:
-        # Not mapped into memory: checkpoints of before 2020 cannot be.
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Checkpoints of before 2020 are no zip files, and cannot be mapped into memory.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of a file that is no checkpoint
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except _UNREADABLE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # of the disk; but a zip file that is cut short is read where no file can be
