@@ -12,13 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+import kpstore
 from kpstore import plugins
 from kpstore.doctor import check_up
 from kpstore.errors import ExtractorError, InvalidError, KpstoreError, NotFoundError, UnsupportedError
 from kpstore.extractors.lip_resnet18 import LipResnet18Extractor
 from kpstore.extractors.lip_weights import load_network, read_lip_checkpoint
 from kpstore.extractors.registry import make_extractor
-from kpstore.interop.embeddings import SPEC
+from kpstore.interop.embeddings import SPEC, EmbeddingsExport, EmbeddingsImport
+from kpstore.interop.run import import_document
+from kpstore.sources.base import FrameError
+from kpstore.sources.lips import LipsSource
+from tests.conftest import memory_location
 
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional
@@ -463,3 +468,25 @@ def test_a_gpu_that_is_not_there_is_one_line(weights: Path, monkeypatch: pytest.
 
 def test_the_feature_is_the_one_of_imported_files() -> None:
     assert LipResnet18Extractor().specs == (SPEC,)
+
+
+def test_what_is_extracted_is_exported_as_existing_files_are(shared: LipResnet18Extractor, tmp_path: Path) -> None:
+    """From crops to a file (512, T) beside them, with the names that an import of such files gives."""
+    np.savez_compressed(tmp_path / "1_2.npz", data=crops(0, 3))
+    source = LipsSource(tmp_path)
+    (video,) = source.scan().videos
+    frames = np.stack([frame for frame in source.read_frames(video) if not isinstance(frame, FrameError)])
+    (made,) = shared.extract_videos([frames])
+    store = kpstore.create(memory_location())
+    with store.transaction("extracted") as tx:
+        tx.add_videos([video])
+        tx.add_feature(shared.specs[0], shared.provenance["lip_resnet18"])
+        tx.write("lip_resnet18", video.id, made.rows["lip_resnet18"])
+    EmbeddingsExport().export(store.at(), tmp_path)
+    with np.load(tmp_path / "1_2_embedding.npz") as file:
+        np.testing.assert_array_equal(file["embedding"], made.rows["lip_resnet18"].values.T)
+    again = memory_location()
+    import_document(EmbeddingsImport().open(tmp_path), again, source="x")
+    read = kpstore.open(again)
+    assert read.feature("lip_resnet18") == store.at().feature("lip_resnet18")
+    assert read.video("1_2").image_paths == store.at().video("1_2").image_paths
