@@ -35,6 +35,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 EXTRA_ADVICE = {extra: f'pip install "kpstore[{extra}]"' for extra in EXTRAS}
 SHOWN_PROBLEMS = 20
+CHECKPOINT_ENDINGS = (".pth", ".pth.tar", ".pt", ".safetensors")
 
 State = Literal["ok", "absent", "problem"]
 
@@ -80,7 +81,8 @@ def check_up(paths: Iterable[str | os.PathLike[str]] = ()) -> Checkup:
 
     Parameters
     ----------
-    paths : stores, folders of data sets, weights of DINOv2, configurations (``.yml``) of lip-reading data.
+    paths : stores, folders of data sets, weights of DINOv2 and of the lip-reading encoder, configurations
+        (``.yml``) of lip-reading data.
     """
     found = [*_installation(), *_extras(), *_machine(), *_models()]
     for path in paths:
@@ -200,7 +202,7 @@ def _check_of(path: Path) -> Callable[[Path], list[Finding]]:
         return _configuration
     if (path.is_dir() or path.suffix in (".h5", ".hdf5")) and backend_for(str(path)).exists():
         return _store
-    if path.suffix == ".pth" and _version("torch") is not None:
+    if path.name.endswith(CHECKPOINT_ENDINGS) and _version("torch") is not None:
         return _weights
     if not path.is_dir():
         return _unknown
@@ -232,7 +234,10 @@ def _store(path: Path) -> list[Finding]:
 
 def _weights(path: Path) -> list[Finding]:
     from kpstore.extractors.dinov2_weights import describe_weights
+    from kpstore.extractors.lip_weights import is_lip_checkpoint, read_lip_checkpoint
 
+    if path.is_file() and is_lip_checkpoint(path):
+        return [Finding("path", str(path), "ok", f"weights of {read_lip_checkpoint(path)}")]
     return [Finding("path", str(path), "ok", f"weights of {describe_weights(path)}")]
 
 
@@ -263,7 +268,7 @@ def _describe(name: str, listing: Listing) -> str:
 def _configuration(path: Path) -> list[Finding]:
     if find_spec("yaml") is None:
         return [_problem(path, "a configuration needs PyYAML to be read", EXTRA_ADVICE["lips"])]
-    from kpstore.interop.lip_lists import read_lists
+    from kpstore.sources.lip_lists import read_lists
 
     files: dict[str, set[Path]] = {}
     for split, file in read_lists(path, path.resolve().parent):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kpstore.errors import ExtractorError, InvalidError, UnsupportedError
+from kpstore.errors import InvalidError
 from kpstore.extractors.base import OneFeature, check_image
+from kpstore.extractors.devices import TORCH_TYPES, Precision, StoredType, find_device, full_float32, in_halves
 from kpstore.extractors.dinov2_weights import (
     PATCH,
     Weights,
@@ -27,8 +26,6 @@ from kpstore.extractors.dinov2_weights import (
 from kpstore.extractors.dinov2_weights import register_model as register_model
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 
-_log = logging.getLogger(__name__)
-
 SIDE = 224
 """Pixels of a frame's width and height after resizing."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,11 +34,7 @@ HUB_OFFSET = 0.1
 """What facebookresearch's models add to the grid's side before they scale positions (``interpolate_offset``)."""
 CPU_BATCH, CUDA_BATCH = 8, 32
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Positions = Literal["hub", "transformers"]
-StoredType = Literal["float32", "float16"]
-
-_TORCH_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def whole_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -170,7 +163,7 @@ class Dinov2Extractor(OneFeature):
         import torch
 
         library_versions()
-        self._device = _find_device(device)
+        self._device = find_device(device, "dinov2")
         weights = self._weights()
         if self._sha256 is not None and weights.sha256() != self._sha256:
             raise InvalidError(
@@ -179,7 +172,7 @@ class Dinov2Extractor(OneFeature):
         model = load_model(weights, self._architecture)
         if self.positions == "hub":
             _set_positions(model)
-        self._model = model.to(self._device, getattr(torch, _TORCH_TYPES[self.precision]))
+        self._model = model.to(self._device, getattr(torch, TORCH_TYPES[self.precision]))
         if self._automatic:
             self.batch_size = CUDA_BATCH if self._device.type == "cuda" else CPU_BATCH
 
@@ -213,27 +206,18 @@ class Dinov2Extractor(OneFeature):
 
     def _embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return (n, width) for (n, 224, 224, 3), in halves if the GPU's memory does not suffice."""
-        import torch
+        return in_halves(
+            lambda start, stop: self._forward(pixels[start:stop]),
+            0,
+            len(pixels),
+            model=self.model,
+            device=self._device,
+            remedy="use fewer --workers-per-gpu, precision=bf16, or a smaller model",
+            on_halved=self._shrink,
+        )
 
-        try:
-            return self._forward(pixels)
-        except torch.cuda.OutOfMemoryError as error:
-            if len(pixels) == 1:
-                raise ExtractorError(
-                    f"{self.model} needs more GPU memory than is free for a single frame; use fewer --workers-per-gpu, "
-                    f"precision=bf16, or a smaller model ({' '.join(str(error).split())[:160]})"
-                ) from None
-        except RuntimeError as error:
-            # The frame has been read and resized: what fails now would fail for every frame after it.
-            raise ExtractorError(
-                f"{self.model} fails on {self._device}: {' '.join(str(error).split())[:300]}"
-            ) from error
-        # Out here, where the error no longer holds on to what it was computed from.
-        torch.cuda.empty_cache()
-        half = (len(pixels) + 1) // 2
-        self.batch_size = min(self.batch_size, half)
-        _log.info("out of GPU memory with %d frames at once; going on with %d", len(pixels), half)
-        return np.concatenate([self._embed(pixels[:half]), self._embed(pixels[half:])])
+    def _shrink(self, frames: int) -> None:
+        self.batch_size = min(self.batch_size, frames)
 
     def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         import torch
@@ -242,49 +226,12 @@ class Dinov2Extractor(OneFeature):
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
         mean, std = (torch.tensor(values, device=self._device).view(3, 1, 1) for values in (MEAN, STD))
-        with torch.inference_mode(), _full_float32(self._device):
+        with torch.inference_mode(), full_float32(self._device):
             inputs = batch.to(torch.float32).div(255).sub(mean).div(std)
             tokens = self._model(pixel_values=inputs.to(self._model.dtype)).last_hidden_state
             values = torch.nn.functional.normalize(tokens[:, 0].float(), dim=-1, eps=1e-12)
             result: NDArray[np.float32] = values.cpu().numpy()
         return result
-
-
-@contextmanager
-def _full_float32(device: Any) -> Iterator[None]:
-    """Compute convolutions in float32 on a GPU too, which by default rounds what goes into them to ten bits (TF32)."""
-    import torch
-
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
-def _find_device(name: str) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UnsupportedError(f"device {name!r} is none that torch knows; use cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UnsupportedError(f"device {name!r}: the recipe 'dinov2' runs on cpu and cuda")
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if count == 0:
-        build = "" if torch.version.cuda else ", which is built without CUDA,"
-        raise UnsupportedError(
-            f"device {name!r} was asked for, but torch {torch.__version__}{build} finds no GPU; leave out --gpus to "
-            "use the CPU, or see 'kpstore doctor'"
-        )
-    if (device.index or 0) >= count:
-        raise UnsupportedError(f"device {name!r} was asked for, but there are only {count}, from cuda:0 on")
-    return device
 
 
 def _set_positions(model: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import math
@@ -14,18 +13,16 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from kpstore.errors import ExistsError, ExtractorError, InvalidError, MissingExtraError, NotFoundError
+from kpstore.extractors.checkpoint_files import file_sha256, some_of
 
 PATCH = 14
 """Side of a patch in pixels, of all models."""
-
-SHOWN_NAMES = 4
 
 
 @dataclass(frozen=True)
@@ -132,13 +129,7 @@ class Weights:
 
     def sha256(self) -> dict[str, str]:
         """Return the SHA-256 of every file by name."""
-        return {file.name: _file_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in self.files}
-
-
-@cache
-def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return {file.name: file_sha256(file) for file in self.files}
 
 
 def find_weights(name: str, architecture: Architecture, given: Path | None) -> Weights:
@@ -251,7 +242,7 @@ def _of_checkpoint(path: Path, heads: int) -> Architecture:
     }.items():
         if name not in state or not _fits(state[name].shape, shape):
             raise InvalidError(
-                f"{path} has no {name!r} as facebookresearch's DINOv2 checkpoints have it; it has {_some(state)}"
+                f"{path} has no {name!r} as facebookresearch's DINOv2 checkpoints have it; it has {some_of(state)}"
             )
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
@@ -261,12 +252,6 @@ def _of_checkpoint(path: Path, heads: int) -> Architecture:
 
 def _fits(shape: Any, wanted: tuple[int | None, ...]) -> bool:
     return len(shape) == len(wanted) and all(w in (None, length) for length, w in zip(shape, wanted, strict=True))
-
-
-def _some(names: Any) -> str:
-    listed = sorted(str(name) for name in names)
-    more = f" and {len(listed) - SHOWN_NAMES} more" if len(listed) > SHOWN_NAMES else ""
-    return f"{', '.join(map(repr, listed[:SHOWN_NAMES])) or 'nothing'}{more}"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -378,7 +363,7 @@ def load_model(weights: Weights, architecture: Architecture) -> Any:
         ("mismatched_keys", "has others:"),
     ):
         if told.get(problem):
-            raise InvalidError(f"{weights.place} does not hold a whole DINOv2: it {what} {_some(told[problem])}")
+            raise InvalidError(f"{weights.place} does not hold a whole DINOv2: it {what} {some_of(told[problem])}")
     return model.eval().requires_grad_(False)
 
 
@@ -434,7 +419,7 @@ def published_names(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
         renamed.update(new)
         unknown += [] if new else [name]
     if unknown:
-        raise InvalidError(f"{path} is no DINOv2 checkpoint of facebookresearch: it has {_some(unknown)}")
+        raise InvalidError(f"{path} is no DINOv2 checkpoint of facebookresearch: it has {some_of(unknown)}")
     return renamed
 
 

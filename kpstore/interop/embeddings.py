@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
+from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import (
     ExportedFile,
     ExportReport,
@@ -23,21 +23,21 @@ from kpstore.interop.base import (
     imported,
 )
 from kpstore.interop.files import check_free, check_there, inside, written_aside
-from kpstore.interop.npy_rows import NpzFile
 from kpstore.interop.outputs import check_no_links
-from kpstore.schema.feature import FeatureRows, FeatureSpec, State
+from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
+from kpstore.schema.lips import CROPS_KEY, EMBEDDING_ENDING, LIP_FEATURE, LIP_LENGTH, lip_spec
+from kpstore.sources.lip_lists import read_utterances
+from kpstore.sources.lips import folder_utterances
+from kpstore.sources.npz_files import NpzFile
 from kpstore.store import format as fmt
 from kpstore.store.store import Store, Video
 
 FORMAT = "embeddings"
-FEATURE = "lip_resnet18"
-LENGTH = 512
-KEY, RAW_KEY = "embedding", "data"
-ENDING = "_embedding.npz"
+KEY = "embedding"
 
 Layout = Literal["channels_first", "time_first"]
-SPEC = FeatureSpec(FEATURE, (LENGTH,), ("feature",), description="ResNet18 video encoder's output for mouth crops")
+SPEC = lip_spec()
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,15 @@ class EmbeddingsImport:
         check_there(path, "npz files", folder=True)
         notes: Counter[str] = Counter()
         if self.config is None:
-            utterances = {utterance: self.split for utterance in _utterances(path)}
+            utterances = dict.fromkeys(folder_utterances(path, embeddings=True), self.split)
         else:
             utterances = _listed(self.config, path, notes)
         if not utterances:
             raise NotFoundError(f"no npz files in {path}")
-        if not any((path / f"{utterance}{ENDING}").is_file() for utterance in utterances):
+        if not any((path / f"{utterance}{EMBEDDING_ENDING}").is_file() for utterance in utterances):
             raise NotFoundError(
-                f"no *{ENDING} in {path} for any of {len(utterances)} utterances; precompute the embeddings first"
+                f"no *{EMBEDDING_ENDING} in {path} for any of {len(utterances)} utterances; precompute the embeddings "
+                "first"
             )
         return EmbeddingsDocument(path, utterances, self.layout, notes)
 
@@ -89,37 +90,12 @@ def _check_layout(layout: str | None) -> None:
         raise InvalidError(f"layout={layout!r}: use 'channels_first' or 'time_first'")
 
 
-def _utterances(root: Path) -> list[str]:
-    """Return ids of all utterances of a folder, sorted: each once, whether it has crops, an embedding or both."""
-    files = (path for path in root.rglob("*.npz") if not path.name.startswith(".") and path.is_file())
-    names = (path.relative_to(root).as_posix() for path in files if path.name != ENDING)
-    return sorted({name.removesuffix(ENDING).removesuffix(".npz") for name in names})
-
-
 def _listed(config: Path, root: Path, notes: Counter[str]) -> dict[str, str]:
     """Return the split of every utterance that a configuration lists, by id, in the lists' order."""
-    try:
-        from kpstore.interop.lip_lists import read_lists
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("--config (PyYAML is not installed)", extra="lips") from error
-    utterances: dict[str, str] = {}
-    twice = set()
-    for split, path in read_lists(config, root):
-        utterance = _id_of(path, root, config)
-        if utterances.setdefault(utterance, split) != split:
-            twice.add(utterance)
-    if twice:
-        notes["utterances are listed in two splits; each is stored in the first"] = len(twice)
-    return utterances
-
-
-def _id_of(path: Path, root: Path, config: Path) -> str:
-    for whole, base in ((path, root), (path.resolve(), root.resolve())):
-        if whole.is_relative_to(base) and ".." not in whole.parts:
-            return whole.relative_to(base).as_posix().removesuffix(".npz")
-    raise InvalidError(
-        f"{config} lists {path}, which is not in {root}; give a folder that holds all files of the lists"
-    )
+    listed = read_utterances(config, root)
+    if listed.twice:
+        notes["utterances are listed in two splits; each is stored in the first"] = len(listed.twice)
+    return listed.splits
 
 
 class EmbeddingsDocument:
@@ -172,7 +148,7 @@ class EmbeddingsDocument:
         """Return how the first file that can be read lies."""
         for utterance in self._utterances:
             try:
-                with NpzFile(self._path(utterance, ENDING)) as file:
+                with NpzFile(self._path(utterance, EMBEDDING_ENDING)) as file:
                     return _layout_of(file.header(KEY).shape, None, file.path)
             except (NotFoundError, InvalidError):
                 continue  # it is met again, and told, when all are read
@@ -183,7 +159,7 @@ class EmbeddingsDocument:
 
     def _read(self, utterance: str) -> _Found | None:
         """Return what there is of an utterance; None if nothing says how long it is."""
-        path, n_crops = self._path(utterance, ENDING), self._n_crops(utterance)
+        path, n_crops = self._path(utterance, EMBEDDING_ENDING), self._n_crops(utterance)
         if not path.is_file():
             if n_crops is None:
                 self._told["utterances have neither embedding nor readable crops: not stored"] += 1
@@ -224,7 +200,7 @@ class EmbeddingsDocument:
             return None
         try:
             with NpzFile(path) as file:
-                return file.header(RAW_KEY).n_rows
+                return file.header(CROPS_KEY).n_rows
         except InvalidError:
             self._told[f"crops cannot be read, such as {path.name}"] += 1
             return None
@@ -237,13 +213,15 @@ class _LayoutError(InvalidError):
 def _layout_of(shape: tuple[int, ...], given: Layout | None, path: Path) -> Layout:
     plain = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     axes: dict[Layout, int] = {"channels_first": 0, "time_first": 1}
-    fits = [layout for layout, axis in axes.items() if len(plain) == 2 and plain[axis] == LENGTH]
+    fits = [layout for layout, axis in axes.items() if len(plain) == 2 and plain[axis] == LIP_LENGTH]
     if not fits:
-        raise _LayoutError(f"{path}: {KEY!r} has the shape {shape}, no axis is {LENGTH}; these are no lip embeddings")
+        raise _LayoutError(
+            f"{path}: {KEY!r} has the shape {shape}, no axis is {LIP_LENGTH}; these are no lip embeddings"
+        )
     if given is not None and given not in fits:
         raise _LayoutError(f"{path}: {KEY!r} has the shape {shape}, which is {fits[0]}; --layout says {given}")
     if given is None and len(fits) > 1:
-        raise _LayoutError(f"{path}: both axes of {KEY!r} are {LENGTH}; say --layout channels_first or time_first")
+        raise _LayoutError(f"{path}: both axes of {KEY!r} are {LIP_LENGTH}; say --layout channels_first or time_first")
     return given or fits[0]
 
 
@@ -275,7 +253,7 @@ class _Found:
         if self.values is None and not self.failed:
             return ImportedVideo(record)
         rows = SPEC.empty_rows(self.n_frames) if self.values is None else FeatureRows(self.values)
-        return ImportedVideo(record, {FEATURE: rows}, {FEATURE: self.failed})
+        return ImportedVideo(record, {LIP_FEATURE: rows}, {LIP_FEATURE: self.failed})
 
 
 # -- export -----------------------------------------------------------------------------------------------------
@@ -294,7 +272,7 @@ class EmbeddingsExport:
     splits : only these.
     """
 
-    feature: Annotated[str, Option("Which feature.")] = FEATURE
+    feature: Annotated[str, Option("Which feature.")] = LIP_FEATURE
     layout: Annotated[Layout | None, Option("Of the arrays; as imported by default, else channels_first.")] = None
     splits: Annotated[
         Sequence[str] | None, Option("Only these, as `train val` or `train,val`; all by default.", metavar="SPLIT...")
@@ -355,7 +333,7 @@ class EmbeddingsExport:
 
 
 def _targets(folder: Path, videos: Sequence[Video]) -> dict[str, Path]:
-    targets = {video.id: inside(folder, f"{video.id}{ENDING}") for video in videos}
+    targets = {video.id: inside(folder, f"{video.id}{EMBEDDING_ENDING}") for video in videos}
     owner: dict[Path, str] = {}
     for video_id, target in targets.items():
         if owner.setdefault(target, video_id) != video_id:
@@ -365,7 +343,7 @@ def _targets(folder: Path, videos: Sequence[Video]) -> dict[str, Path]:
 
 def looks_like_embeddings(path: Path) -> bool:
     """Whether a folder is of this format: an embedding is in it, not deep down."""
-    return path.is_dir() and any(next(path.glob(f"{depth}*{ENDING}"), None) for depth in ("", "*/", "*/*/"))
+    return path.is_dir() and any(next(path.glob(f"{depth}*{EMBEDDING_ENDING}"), None) for depth in ("", "*/", "*/*/"))
 
 
 EMBEDDINGS = Format(

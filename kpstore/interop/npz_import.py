@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, Option, imported
-from kpstore.interop.npy_rows import NpyHeader, NpzFile, Rows, runs
+from kpstore.interop.npy_rows import NpzTable, runs
 from kpstore.interop.splits import UNSPLIT, split_rank
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, N_POINTS, PART_SLICES, PARTS, keypoints_spec
+from kpstore.sources.npz_files import NpyHeader, Rows
 
 KEYPOINTS = "keypoints"
 PATHS, IDS = "image_paths", "video_ids"
@@ -130,7 +131,7 @@ class _Part:
 
 
 def _open_part(path: Path, array: str) -> _Part:
-    with NpzFile(path) as file:
+    with NpzTable(path) as file:
         headers = {name: file.header(name) for name in (array, PATHS, IDS)}
         if headers[array].dtype.kind not in "fiub":
             raise InvalidError(f"{path}: {array!r} is of {headers[array].dtype}; numbers are needed")
@@ -194,7 +195,7 @@ class NpzDocument:
             self._note(part, found)
 
     def _videos_of(self, part: _Part, found: _Found) -> Iterator[ImportedVideo]:
-        with NpzFile(part.path) as file:
+        with NpzTable(part.path) as file:
             opened = file.at_random if part.interleaved else file.in_order
             values: AbstractContextManager[Rows] = opened(part.array)
             with values as all_values, opened(PATHS) as all_paths:
@@ -275,7 +276,7 @@ def looks_like_npz(path: Path) -> bool:
     if path.suffix != ".npz":
         return False
     try:
-        with NpzFile(path) as file:
+        with NpzTable(path) as file:
             return {PATHS, IDS} <= set(file.names)
     except (InvalidError, NotFoundError, OSError):
         return False

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
+from kpstore.schema.lips import LIP_FEATURE
 from kpstore.store.store import Store
 from kpstore.views.base import MISSING, Missing, Selection, Transform, check_missing, runs_usable, usable_frames
 from kpstore.views.whole_videos import VideoView
@@ -39,7 +40,7 @@ class LipView(VideoView):
         self,
         store: Store,
         *,
-        feature: str = "lip_resnet18",
+        feature: str = LIP_FEATURE,
         missing: Missing | Literal["compute"] = "error",
         compute: Compute | None = None,
         transform: Transform | None = None,

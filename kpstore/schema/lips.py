@@ -1,0 +1,21 @@
+"""Lip-reading's feature: what imported files and extracted stores have in common."""
+
+from __future__ import annotations
+
+from kpstore.schema.feature import FeatureSpec
+
+LIP_FEATURE = "lip_resnet18"
+LIP_LENGTH = 512
+"""Values per frame."""
+CROP_SIDE = 96
+"""Pixels of a mouth crop's width and height, as data sets hold them."""
+CROPS_KEY = "data"
+"""What mouth crops are called in their npz files."""
+EMBEDDING_ENDING = "_embedding.npz"
+"""How names of files end that hold embeddings; ``x_embedding.npz`` lies beside the crops ``x.npz``."""
+
+
+def lip_spec(dtype: str = "float32") -> FeatureSpec:
+    """Return the feature: (512,) a frame, without a unit, NaN where a frame failed."""
+    description = "ResNet18 video encoder's output for mouth crops"
+    return FeatureSpec(LIP_FEATURE, (LIP_LENGTH,), ("feature",), dtype, description=description)

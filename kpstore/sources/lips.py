@@ -1,0 +1,249 @@
+"""Mouth crops of lip-reading data sets: an npz file per utterance, listed by a configuration or lying in a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError, KpstoreError, NotFoundError, one_line
+from kpstore.schema.index import VideoRecord
+from kpstore.schema.lips import CROP_SIDE, CROPS_KEY, EMBEDDING_ENDING
+from kpstore.sources.base import FrameError, Listing
+from kpstore.sources.lip_lists import Utterances, list_folders, read_split, utterance_id
+from kpstore.sources.npz_files import NpyHeader, NpzFile
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LipsSource:
+    """Utterances of a lip-reading data set: npz files with ``data``, (T, 96, 96) uint8 grey mouth crops.
+
+    A video's id is its file's path in ``root`` without ``.npz``; its frames are ``x.npz#0``, ``x.npz#1``, …: the ids
+    and paths that an import of embeddings of the same files has. A file counts once, however often it is listed; one
+    that several splits list belongs to the first of train, val, test, whichever splits are asked for. Videos come in
+    the order of the lists, or sorted.
+
+    Parameters
+    ----------
+    lists : a YAML configuration that names folders of ``s1.json`` and ``s2.json``; or a folder of npz files, all of
+        which are utterances (folders in it included), but for ``*_embedding.npz`` and those that begin with a dot.
+    root : the folder that holds all listed files; by default the deepest one that does. Relative entries are
+        looked for in it, in the folder above the configuration's, and beside the configuration.
+    splits : only these; for a configuration.
+    max_videos_per_split : only the first ones of each split.
+    """
+
+    lists: Path
+    root: Path | None = None
+    splits: tuple[str, ...] | None = None
+    max_videos_per_split: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lists", Path(self.lists).absolute())  # workers may work in another folder
+        if self.root is not None:
+            object.__setattr__(self, "root", Path(self.root).absolute())
+        if self.splits is not None:
+            object.__setattr__(self, "splits", tuple(self.splits))
+        if self.max_videos_per_split is not None and self.max_videos_per_split < 1:
+            raise InvalidError(f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1")
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, or of the configuration without its ending."""
+        return self.lists.resolve().name if self.is_folder else self.lists.stem
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether all npz files of a folder are meant, and no lists."""
+        return self.lists.is_dir()
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Which lists, and which part of them; the folder of each split's lists as the configuration names it."""
+        return {
+            "kind": "lips",
+            "configuration": None if self.is_folder else self.lists.name,
+            "lists": None if self.is_folder else list_folders(self.lists),
+            "splits": None if self.splits is None else list(self.splits),
+            "max_videos_per_split": self.max_videos_per_split,
+        }
+
+    def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
+        """List the utterances, of whose files only headers are read; a file without such crops is a problem."""
+        _common_root.cache_clear()  # lists may have changed
+        problems: list[str] = []
+        base = self._base()
+        if not base.is_dir():
+            raise NotFoundError(f"no folder of mouth crops at {base}: it {_what_is(base)}")
+        videos: list[VideoRecord] = []
+        for utterance, split in self._chosen(self._utterances(base, problems)):
+            try:
+                videos.append(_video(base, utterance, split))
+            except KpstoreError as error:
+                problems.append(str(error))
+            except OSError as error:
+                problems.append(f"{base / utterance}.npz: {one_line(error)}")
+            if on_video is not None:
+                on_video(len(videos))
+        return Listing(tuple(videos), tuple(problems))
+
+    def _base(self) -> Path:
+        if self.is_folder:
+            if self.root not in (None, self.lists):
+                raise InvalidError(f"{self.lists} is a folder of npz files, so root={str(self.root)!r} says nothing")
+            return self.lists
+        return self.root or _common_root(self.lists)
+
+    def _utterances(self, base: Path, problems: list[str]) -> Utterances:
+        if self.is_folder:
+            return self._of_folder()
+        found = Utterances()
+        for split, files in _files(self.lists, self.root, self.splits, problems):
+            for file in files:
+                found.add(utterance_id(file, base, self.lists), split)
+        if not found.splits:
+            raise NotFoundError(f"{self.lists}: its lists name no npz files")
+        if found.twice:
+            first = min(found.twice)
+            problems.append(
+                f"{len(found.twice)} utterances are listed in several splits, such as {first!r}; each is taken in the "
+                f"first ({found.splits[first]!r} for that one) and in no other"
+            )
+        return found
+
+    def _of_folder(self) -> Utterances:
+        if self.splits is not None:
+            raise InvalidError(
+                f"{self.lists} is a folder of npz files, which says no splits, but {list(self.splits)} were asked for; "
+                "give a configuration (.yml)"
+            )
+        names = folder_utterances(self.lists, embeddings=False)
+        if not names:
+            raise NotFoundError(f"no npz files of mouth crops in {self.lists}")
+        return Utterances(dict.fromkeys(names, ""))
+
+    def _chosen(self, found: Utterances) -> Iterator[tuple[str, str]]:
+        count: Counter[str] = Counter()
+        for utterance, split in found.splits.items():
+            if self.splits is not None and split not in self.splits:
+                continue
+            count[split] += 1
+            if self.max_videos_per_split is None or count[split] <= self.max_videos_per_split:
+                yield utterance, split
+
+    def read_frames(
+        self, video: VideoRecord, *, skip: Collection[int] = ()
+    ) -> Iterator[NDArray[np.uint8] | FrameError]:
+        """Yield the crops of an utterance, (96, 96) uint8 grey each; see :class:`kpstore.sources.base.Source`.
+
+        A file's checksum covers all of it, so it is read whole: if it is damaged, all of its frames are.
+
+        Raises
+        ------
+        InvalidError
+            If the file holds more or fewer frames than it had when it was listed.
+        """
+        path = self._base() / f"{video.id}.npz"
+        crops: NDArray[np.uint8] | FrameError = FrameError("left out")
+        if len(set(skip)) < video.n_frames:
+            crops = _read_crops(path)
+        if not isinstance(crops, FrameError) and len(crops) != video.n_frames:
+            raise InvalidError(f"{path}: holds {len(crops)} frames, and had {video.n_frames} when it was listed")
+        for number in range(video.n_frames):
+            if number in skip:
+                yield FrameError("left out")
+            else:
+                yield crops if isinstance(crops, FrameError) else crops[number]
+
+
+def folder_utterances(root: Path, *, embeddings: bool) -> list[str]:
+    """Return the ids of all utterances of a folder and those in it, sorted, each once.
+
+    Parameters
+    ----------
+    embeddings : whether ``x_embedding.npz`` stands for an utterance too, even without ``x.npz``.
+    """
+    files = (path for path in root.rglob("*.npz") if not path.name.startswith(".") and path.is_file())
+    names = (path.relative_to(root).as_posix() for path in files if path.name != EMBEDDING_ENDING)
+    wanted = (name for name in names if embeddings or not name.endswith(EMBEDDING_ENDING))
+    return sorted({name.removesuffix(EMBEDDING_ENDING).removesuffix(".npz") for name in wanted})
+
+
+def _what_is(path: Path) -> str:
+    return "is a file" if path.exists() else "does not exist"
+
+
+def _files(
+    config: Path, root: Path | None, wanted: Collection[str] | None, problems: list[str]
+) -> Iterator[tuple[str, list[Path]]]:
+    """Yield each split with the files of its lists; those of splits that nobody wants may be missing."""
+    folders = list_folders(config)
+    unknown = [split for split in wanted or () if split not in folders]
+    if unknown:
+        raise NotFoundError(f"split {unknown[0]!r} not found in {config}; there are {list(folders)}")
+    for split, folder in folders.items():
+        try:
+            yield split, list(read_split(config, split, folder, root))
+        except KpstoreError as error:
+            if wanted is None or split in wanted:
+                raise
+            unread = f"what split {split!r} lists is not known, nor what it shares with others: {error}"
+            if isinstance(error, NotFoundError):
+                _log.warning("%s", unread)
+            else:
+                problems.append(unread)
+
+
+@cache
+def _common_root(config: Path) -> Path:
+    """Return the deepest folder that holds all listed files; read once in each worker."""
+    found = _files(config, None, (), [])
+    folders = {os.path.dirname(os.path.abspath(file)) for _, files in found for file in files}
+    if not folders:
+        list(_files(config, None, None, []))  # says what is wrong with the lists
+        raise NotFoundError(f"{config}: its lists name no npz files")
+    return Path(os.path.commonpath(folders))
+
+
+def _video(base: Path, utterance: str, split: str) -> VideoRecord:
+    if not utterance.isprintable():
+        raise InvalidError(f"{utterance!r}: rename it: names have to be text that can be printed")
+    path = base / f"{utterance}.npz"
+    with NpzFile(path) as file:
+        header = file.header(CROPS_KEY)
+    _check(path, header)
+    frames = tuple(f"{utterance}.npz#{number}" for number in range(header.n_rows))
+    return VideoRecord(utterance, split, frames, width=CROP_SIDE, height=CROP_SIDE)
+
+
+def _check(path: Path, header: NpyHeader) -> None:
+    if header.shape[1:] != (CROP_SIDE, CROP_SIDE) or header.dtype != np.uint8:
+        raise InvalidError(
+            f"{path}: {CROPS_KEY!r} is {header.shape} {header.dtype}; grey mouth crops are (T, {CROP_SIDE}, "
+            f"{CROP_SIDE}) uint8"
+        )
+    if not header.n_rows:
+        raise InvalidError(f"{path}: {CROPS_KEY!r} has no frames")
+
+
+def _read_crops(path: Path) -> NDArray[np.uint8] | FrameError:
+    """Return (T, 96, 96), or why the file cannot be read, without its path."""
+    try:
+        with NpzFile(path) as file:
+            header = file.header(CROPS_KEY)
+            _check(path, header)
+            with file.in_order(CROPS_KEY) as rows:
+                crops: NDArray[np.uint8] = rows.take(0, header.n_rows)
+    except (KpstoreError, OSError) as error:
+        return FrameError(one_line(str(error).replace(str(path), path.name)))
+    return crops
