@@ -1,8 +1,10 @@
-"""The contract of an extractor: frames in, rows of one feature out."""
+"""The contract of extractors: frames in, rows of one or more features out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -12,28 +14,38 @@ from kpstore.errors import InvalidError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 
 
-class Extractor(Protocol):
-    """A model that turns frames into one feature.
+@dataclass(frozen=True)
+class Extracted:
+    """What was made of some images.
+
+    Parameters
+    ----------
+    rows : by name of each feature of frames, one row per image.
+    failed : reason by number of each image of which nothing could be made (one line, without its path); whatever
+        its rows hold, they will read as missing.
+    """
+
+    rows: Mapping[str, FeatureRows]
+    failed: Mapping[int, str] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """What all extractors have in common: what they make, how, and a model to be opened and closed.
 
     Constructing one is cheap and checks its options; ``open`` builds the model. An extractor that was not opened can be
-    pickled: the ingest sends it to workers, and each opens it once. Results depend on nothing but the frames since
-    the last ``start_video``, so that any number of workers gives the same numbers.
+    pickled: the ingest sends it to workers, and each opens it once.
     """
 
     @property
-    def spec(self) -> FeatureSpec:
-        """The feature that it makes."""
+    def specs(self) -> tuple[FeatureSpec, ...]:
+        """All features that it makes, at least one of them of frames; others may be of videos."""
 
     @property
-    def provenance(self) -> Provenance:
-        """Everything that changes the numbers: extractor, version, parameters, model and its SHA-256 (JSON).
+    def provenance(self) -> Mapping[str, Provenance]:
+        """By feature, everything that changes the numbers: extractor, version, parameters, model, SHA-256 (JSON).
 
         May be asked before ``open``.
         """
-
-    @property
-    def batch_size(self) -> int:
-        """How many frames ``extract`` takes at once; 1 for models that work frame by frame."""
 
     @property
     def typical_fps(self) -> float:
@@ -42,10 +54,41 @@ class Extractor(Protocol):
     def open(self, device: str = "cpu") -> None:
         """Build the model on ``device`` (``"cpu"``, ``"cuda:0"``, …); called once in each worker."""
 
-    def start_video(self) -> None:
-        """Forget all frames seen so far; called before the first frame of every video."""
+    def close(self) -> None:
+        """Free the model."""
 
-    def extract(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+
+class Extractor(Model, Protocol):
+    """Takes frames one after another.
+
+    Results depend on nothing but the frames since the last ``start_video``, and what that was given, so that any number
+    of workers gives the same numbers.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """How many frames ``extract`` takes at once; 1 for models that work frame by frame."""
+
+    def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
+        """Forget all frames seen so far; called before the first frame of every video.
+
+        Parameters
+        ----------
+        reference : a picture that belongs to the whole video, (height, width, 3) uint8 RGB; None where the source has
+            none.
+
+        Returns
+        -------
+        mapping
+            By name of each feature of videos, one row; empty for an extractor without such.
+
+        Raises
+        ------
+        Exception
+            Any exception means that the whole video failed, but for :class:`~kpstore.errors.ExtractorError`.
+        """
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
         """Return one row per image.
 
         Parameters
@@ -57,11 +100,65 @@ class Extractor(Protocol):
         Exception
             Any exception means that an image failed: with several images, the ingest tries them one by one and
             records the one at fault. Only :class:`~kpstore.errors.ExtractorError` says that the model itself failed,
-            which ends the run.
+            which ends the run, or this worker's part in it.
         """
 
-    def close(self) -> None:
-        """Free the model."""
+
+class VideoExtractor(Model, Protocol):
+    """Takes whole videos, several at once; what it makes of one depends on no other."""
+
+    @property
+    def batch_frames(self) -> int:
+        """About how many frames, of all videos together, ``extract_videos`` takes at once."""
+
+    def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> Sequence[Extracted]:
+        """Return what was made of each video, a row per frame.
+
+        Parameters
+        ----------
+        videos : of one length T and size, (T, height, width, 3) RGB or (T, height, width) grey, uint8.
+
+        Raises
+        ------
+        Exception
+            As for :meth:`Extractor.extract`, for videos instead of images.
+        """
+
+
+class OneFeature(ABC):
+    """Base of an extractor that makes one feature of frames; it says how in terms of that one."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> FeatureSpec:
+        """The feature."""
+
+    @property
+    @abstractmethod
+    def recipe(self) -> Provenance:
+        """Its provenance."""
+
+    @abstractmethod
+    def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+        """Return one row per image."""
+
+    @property
+    def specs(self) -> tuple[FeatureSpec, ...]:
+        """The one feature; see :class:`Model`."""
+        return (self.spec,)
+
+    @property
+    def provenance(self) -> Mapping[str, Provenance]:
+        """Its provenance, by its name; see :class:`Model`."""
+        return {self.spec.name: self.recipe}
+
+    def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
+        """Do nothing: for a model to which frames stand alone."""
+        return {}
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
+        """Return one row per image; see :meth:`Extractor.extract`."""
+        return Extracted({self.spec.name: self.rows(images)})
 
 
 def check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

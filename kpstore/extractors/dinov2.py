@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kpstore.errors import ExtractorError, InvalidError, UnsupportedError
-from kpstore.extractors.base import check_image
+from kpstore.extractors.base import OneFeature, check_image
 from kpstore.extractors.dinov2_weights import (
     PATCH,
     Weights,
@@ -53,7 +53,7 @@ def whole_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @dataclass(kw_only=True)
-class Dinov2Extractor:
+class Dinov2Extractor(OneFeature):
     """The CLS token of a whole frame after the final layer norm, scaled to length 1.
 
     ``v = normalise(model((resize(frame, 224 x 224) / 255 - mean) / std).last_hidden_state[0])``, with ImageNet's mean
@@ -120,7 +120,7 @@ class Dinov2Extractor:
         return self._spec
 
     @property
-    def provenance(self) -> Provenance:
+    def recipe(self) -> Provenance:
         """Model, SHA-256 of its weights, and everything else that changes the numbers.
 
         Raises
@@ -183,10 +183,7 @@ class Dinov2Extractor:
         if self._automatic:
             self.batch_size = CUDA_BATCH if self._device.type == "cuda" else CPU_BATCH
 
-    def start_video(self) -> None:
-        """Do nothing: frames stand alone."""
-
-    def extract(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+    def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
         """Return one row per image; see :meth:`kpstore.extractors.base.Extractor.extract`.
 
         Returns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.extractors.mediapipe import FoundParts, MediapipeExtractor, check_options, pose_model
+from kpstore.schema.feature import FeatureRows
 
 
 @dataclass(kw_only=True)
@@ -78,10 +80,11 @@ class HolisticExtractor(MediapipeExtractor):
         """About ten frames a second and core, four where every frame starts anew."""
         return 4.0 if self.independent_frames else 10.0
 
-    def start_video(self) -> None:
+    def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
         """Forget all frames seen so far: what follows equals a new extractor's results bit for bit."""
         self._require_open()
         self._restart()
+        return {}
 
     def _find(self, image: NDArray[np.uint8]) -> FoundParts:
         if self.independent_frames:

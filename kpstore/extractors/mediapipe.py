@@ -11,8 +11,8 @@ import re
 import sys
 import tempfile
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, MissingExtraError, UnsupportedError
+from kpstore.extractors.base import OneFeature
 from kpstore.extractors.base import check_image as check_image
 from kpstore.schema.face_lists import load_face_list as load_face_list
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
@@ -208,7 +209,7 @@ def fill_row(rows: FeatureRows, number: int, found: FoundParts, face_list: FaceL
 
 
 @dataclass(kw_only=True)
-class MediapipeExtractor(ABC):
+class MediapipeExtractor(OneFeature):
     """Options, specification and rows, which both recipes share.
 
     The solutions run on the CPU whatever the device. A pickle holds the options and the face list, never the model: it
@@ -266,7 +267,7 @@ class MediapipeExtractor(ABC):
         return self._spec
 
     @property
-    def provenance(self) -> Provenance:
+    def recipe(self) -> Provenance:
         """Everything that changes the numbers (JSON); asks for MediaPipe's files, but does not import it."""
         extractor, recipe, parameters, models = self._recipe()
         return {
@@ -300,11 +301,12 @@ class MediapipeExtractor(ABC):
             self._wait_until_started()
         self._started = True
 
-    def start_video(self) -> None:
+    def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
         """Forget all frames seen so far."""
         self._require_open()
+        return {}
 
-    def extract(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+    def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
         """Return one row per image; see :meth:`kpstore.extractors.base.Extractor.extract`.
 
         Returns
