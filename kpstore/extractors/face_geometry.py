@@ -139,7 +139,8 @@ def spherical_angles(reference: FacePoints, current: FacePoints, formula: Formul
     sine = np.linalg.norm(np.cross(before, after), axis=-1)
     angles = np.degrees(np.arctan2(sine, (before * after).sum(axis=-1)))
     lower = current.scaled()[..., 1] - reference.scaled()[..., 1]
-    return np.where(lower > DEAD_ZONE, -angles, angles)
+    signed: Floats = np.where(lower > DEAD_ZONE, -angles, angles)
+    return signed
 
 
 def _angles_as_json(before: Floats, after: Floats) -> Floats:
