@@ -25,6 +25,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "torch": ("torch",),
     "train": ("torch", "safetensors"),
     "dinov2": ("torch", "transformers"),
+    "insightface": ("insightface", "onnx", "onnxruntime"),
     "hdf5": ("h5py",),
     "json": ("ijson",),
     "lips": ("PyYAML",),
@@ -33,6 +34,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 """The optional parts of kpstore, and the distributions that make each."""
 
+SAME_AS = {"onnxruntime": "onnxruntime-gpu"}
+"""Distributions that stand in for others."""
 EXTRA_ADVICE = {extra: f'pip install "kpstore[{extra}]"' for extra in EXTRAS}
 SHOWN_PROBLEMS = 20
 CHECKPOINT_ENDINGS = (".pth", ".pth.tar", ".pt", ".safetensors")
@@ -81,8 +84,8 @@ def check_up(paths: Iterable[str | os.PathLike[str]] = ()) -> Checkup:
 
     Parameters
     ----------
-    paths : stores, folders of data sets, weights of DINOv2 and of the lip-reading encoder, configurations
-        (``.yml``) of lip-reading data.
+    paths : stores, folders of data sets, weights of DINOv2 and of the lip-reading encoder, model packs of InsightFace,
+        configurations (``.yml``) of lip-reading data.
     """
     found = [*_installation(), *_extras(), *_machine(), *_models()]
     for path in paths:
@@ -102,9 +105,16 @@ def _version(distribution: str) -> str | None:
         return None
 
 
+def _installed(distribution: str) -> tuple[str, str | None]:
+    """Return name and version of a distribution, or of what stands in for it."""
+    other = SAME_AS.get(distribution, distribution)
+    found = _version(distribution)
+    return (distribution, found) if found or not _version(other) else (other, _version(other))
+
+
 def _extras() -> Iterator[Finding]:
     for extra, distributions in EXTRAS.items():
-        versions = {name: _version(name) for name in distributions}
+        versions = dict(map(_installed, distributions))
         there = ", ".join(f"{name} {installed}" for name, installed in versions.items() if installed)
         missing = [name for name, installed in versions.items() if not installed]
         if not missing:
@@ -146,12 +156,7 @@ def _gpus() -> Finding:
 def _models() -> Iterator[Finding]:
     yield _mediapipe_models()
     yield _dinov2_models()
-    folder = Path("~/.insightface/models/buffalo_l").expanduser()
-    files = sorted(path.name for path in folder.glob("*.onnx"))
-    if files:
-        yield Finding("model", "insightface", "ok", f"{len(files)} files in {folder}")
-    else:
-        yield Finding("model", "insightface", "absent", f"none in {folder}", "insightface loads buffalo_l at first use")
+    yield _face_models()
 
 
 def _mediapipe_models() -> Finding:
@@ -180,6 +185,17 @@ def _dinov2_models() -> Finding:
     return Finding("model", "dinov2", "absent", f"none in {hub_cache()}", advice)
 
 
+def _face_models() -> Finding:
+    from kpstore.extractors.insightface_models import pack_home
+
+    counts = Counter(file.parent.name for file in pack_home().glob("[!.]*/*.onnx"))
+    if counts:
+        packs = ", ".join(f"{name} ({n} files)" for name, n in sorted(counts.items()))
+        return Finding("model", "insightface", "ok", f"{packs} in {pack_home()}")
+    advice = "an ingest of faces loads buffalo_l from InsightFace's releases, or --set model_pack=PATH"
+    return Finding("model", "insightface", "absent", f"no model pack in {pack_home()}", advice)
+
+
 # -- paths ------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +222,8 @@ def _check_of(path: Path) -> Callable[[Path], list[Finding]]:
         return _weights
     if not path.is_dir():
         return _unknown
+    if any(path.glob("*.onnx")):
+        return _model_pack
     return _weights if (path / "config.json").is_file() else _data_set
 
 
@@ -239,6 +257,12 @@ def _weights(path: Path) -> list[Finding]:
     if path.is_file() and is_lip_checkpoint(path):
         return [Finding("path", str(path), "ok", f"weights of {read_lip_checkpoint(path)}")]
     return [Finding("path", str(path), "ok", f"weights of {describe_weights(path)}")]
+
+
+def _model_pack(path: Path) -> list[Finding]:
+    from kpstore.extractors.insightface_models import find_detector
+
+    return [Finding("path", str(path), "ok", f"model pack of InsightFace, detector {find_detector(path).name}")]
 
 
 def _data_set(path: Path) -> list[Finding]:

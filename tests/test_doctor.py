@@ -82,7 +82,31 @@ def test_models_are_looked_for_where_they_would_be(tmp_path: Path, monkeypatch: 
         file.write_text("{}")
     models = [finding for finding in check_up().findings if finding.area == "model"]
     assert [m.state for m in models[1:]] == ["ok", "ok"]
+    assert models[2].found == f"buffalo_l (1 files) in {pack.parent}"
     assert models[1].found.startswith("dinov2_vits14 in ")
+
+
+def test_a_runtime_for_gpus_stands_in_for_the_one_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"insightface": "2.1", "onnx": "1.22.0", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr(doctor, "_version", known.get)
+    told = next(each for each in check_up().findings if (each.area, each.name) == ("extra", "insightface"))
+    assert (told.state, told.found) == ("ok", "insightface 2.1, onnx 1.22.0, onnxruntime-gpu 1.31.1")
+    del known["onnxruntime-gpu"]
+    told = next(each for each in check_up().findings if (each.area, each.name) == ("extra", "insightface"))
+    assert (told.state, told.advice) == ("absent", 'pip install "kpstore[insightface]"')
+    assert told.found.endswith("onnxruntime not installed")
+
+
+def test_a_model_pack_is_looked_into(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    from tests.extractors.tiny_insightface import write_pack
+
+    pack = write_pack(tmp_path / "tiny")
+    (told,) = of_path(pack)
+    assert (told.state, told.found) == ("ok", "model pack of InsightFace, detector det_tiny.onnx")
+    (pack / "det_tiny.onnx").write_bytes(b"{}")
+    (told,) = of_path(pack)
+    assert (told.state, told.found.count("\n")) == ("problem", 0)
 
 
 def test_gpus_are_named_or_said_to_be_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:

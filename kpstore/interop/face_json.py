@@ -14,17 +14,9 @@ import numpy as np
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import ExportedFile, ExportReport, Format, OnProgress, Option
-from kpstore.interop.face_json_import import (
-    FACE_FIELDS,
-    FACE_PATH,
-    FORMAT,
-    FRAME_FIELDS,
-    REST,
-    FaceJsonImport,
-    Field,
-    looks_like_faces,
-)
+from kpstore.interop.face_json_import import FORMAT, REST, FaceJsonImport, looks_like_faces
 from kpstore.interop.files import check_free, written_aside
+from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, Field
 from kpstore.schema.feature import Axis, State
 from kpstore.store import format as fmt
 from kpstore.store.store import Store, Video

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
@@ -24,74 +24,19 @@ from kpstore.interop.base import (
     imported,
 )
 from kpstore.interop.files import check_there
-from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec
+from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, MODEL_DIMS, Field
+from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 
 FORMAT = "json"
-MODEL_DIMS = {"dinov2_vits14": 384, "dinov2_vitb14": 768, "dinov2_vitl14": 1024, "dinov2_vitg14": 1536}
-FACE_PATH = "face_image_path"
-"""Field of a person, and the annotation that keeps it."""
 REST = "person_fields"
 """Annotation that keeps what else a person's record holds, as JSON; empty if nothing."""
-LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
-"""InsightFace's five points, in its order."""
 
 Precision = Literal["auto", "single", "double"]
 
 _SAMPLE_FRAMES = 100
 """Frames from which the type of each feature is decided."""
 _MAX_DEPTH = 20
-
-
-@dataclass(frozen=True)
-class Field:
-    """A field of numbers: of a frame, or with ``face_`` before its name of a person's frontal face.
-
-    ``shape`` is None for the features, whose length the model says; a field that is not ``needed`` may be missing.
-    """
-
-    name: str
-    shape: tuple[int, ...] | None
-    dims: tuple[str, ...]
-    units: str = "1"
-    about: str = ""
-    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    needed: bool = True
-
-    def of_face(self) -> Field:
-        """Return the same field of the frontal face."""
-        about = f"{self.about}, of the frontal face"
-        return Field(f"face_{self.name}", self.shape, self.dims, self.units, about, self.labels, self.needed)
-
-    def spec(self, model: str, dim: int, dtype: str, axis: Axis) -> FeatureSpec:
-        """Return the feature that keeps this field."""
-        name = self.name if self.shape is not None else model if axis == "frame" else f"face_{model}"
-        return FeatureSpec(
-            name, self.shape or ((dim,) if self.shape is None else ()), self.dims, dtype, self.units, self.about,
-            axis=axis, labels=self.labels,
-        )  # fmt: skip
-
-
-_POINTS = {"landmark": LANDMARKS}
-_IN_IMAGE = {**_POINTS, "image_axis": ("x", "y")}
-_IN_SPACE = {**_POINTS, "space": ("x", "y", "z")}
-_SHARED = (
-    Field("features", None, ("feature",), about="CLS token of the whole image, L2-normalised"),
-    Field("landmarks_2d", (5, 2), ("landmark", "image_axis"), "pixel", "five points in the image", _IN_IMAGE),
-    Field("landmarks_3d", (5, 3), ("landmark", "space"), "1", "five points on the unit sphere", _IN_SPACE),
-    Field("box", (4,), ("box_edge",), "pixel", "the face's box", {"box_edge": ("x1", "y1", "x2", "y2")}),
-)  # fmt: skip
-_ADDED_3D = (
-    Field("euler_angles", (3,), ("rotation",), "degree", "yaw, pitch, roll as the 3-D script names them", needed=False),
-    Field("rotation_matrix", (3, 3), ("matrix_row", "matrix_column"), "1", "of the head", needed=False),
-)
-FRAME_FIELDS = (
-    *_SHARED,
-    Field("spherical_angles", (5,), ("landmark",), "degree", "signed angle of each from the frontal face", _POINTS),
-    Field("avg_angle", (), (), "degree", "mean of the five angles, as the file has it"),
-    *_ADDED_3D,
-)  # fmt: skip
-FACE_FIELDS = tuple(shared.of_face() for shared in (*_SHARED, *_ADDED_3D))
 
 
 @dataclass(frozen=True)

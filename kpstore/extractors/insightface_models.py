@@ -1,0 +1,253 @@
+"""InsightFace's model packs: found, loaded from its releases if asked for by name, hashed, opened without a word."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import io
+import logging
+import os
+import re
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kpstore.errors import ExtractorError, InvalidError, MissingExtraError, NotFoundError, UnsupportedError
+
+_log = logging.getLogger(__name__)
+
+DETECTOR_OUTPUTS = 5
+"""A file with at least so many outputs is a detector: InsightFace's own rule."""
+ONE_THREAD = "OMP_NUM_THREADS"
+"""How many threads a worker may use; onnxruntime does not look at it by itself."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
+_OTHER_NAMES = {
+    "onnxruntime": ("onnxruntime-gpu",),
+    "opencv-python": ("opencv-python-headless", "opencv-contrib-python"),
+}
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what finds faces, without importing it; onnxruntime's by one name for CPU and GPU."""
+    return {name: _version(name) for name in ("insightface", "onnxruntime", "opencv-python")}
+
+
+def _version(name: str) -> str:
+    for distribution in (name, *_OTHER_NAMES.get(name, ())):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(distribution)
+    raise MissingExtraError(f"the recipe 'faces' ({name} is not installed)", extra="insightface")
+
+
+# -- where packs are --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A folder of ONNX files.
+
+    Parameters
+    ----------
+    folder : where it is.
+    detector : the one file that is used.
+    """
+
+    folder: Path
+    detector: Path
+
+    def sha256(self) -> dict[str, str]:
+        """Return the SHA-256 of the file that is used, by its name."""
+        stat = self.detector.stat()
+        return {self.detector.name: _file_sha256(self.detector, stat.st_size, stat.st_mtime_ns)}
+
+
+@cache
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pack_home() -> Path:
+    """Return the folder in which InsightFace keeps its packs."""
+    return Path("~/.insightface/models").expanduser()
+
+
+def find_pack(name: str) -> Pack:
+    """Return a pack, loaded from InsightFace's releases if it is asked for by name and not here yet.
+
+    Parameters
+    ----------
+    name : of a pack, such as ``buffalo_l``; or a folder of ONNX files, which is never loaded.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such folder, or a pack is neither here nor to be had.
+    InvalidError
+        If the folder holds no detector.
+    """
+    folder = pack_home() / name if _NAME.match(name) else Path(name).expanduser().absolute()
+    if _NAME.match(name) and not folder.is_dir() and Path(name).is_dir():
+        folder = Path(name).absolute()
+    if not folder.is_dir():
+        if not _NAME.match(name):
+            raise NotFoundError(f"no model pack at {folder}: give a folder of ONNX files, or a pack's name (buffalo_l)")
+        _load_pack(name, folder)
+    return Pack(folder, find_detector(folder))
+
+
+def find_detector(folder: Path) -> Path:
+    """Return the file of a folder that InsightFace takes for its detector: the first, by name, that looks like one.
+
+    Raises
+    ------
+    InvalidError
+        If there is none, or a file on the way cannot be read.
+    """
+    files = sorted(folder.glob("*.onnx"))
+    for file in files:
+        if _count_outputs(file) >= DETECTOR_OUTPUTS:
+            return file
+    held = f"{', '.join(file.name for file in files)}, and none of them is one" if files else "no ONNX file"
+    raise InvalidError(
+        f"{folder} needs a face detector, such as det_10g.onnx of buffalo_l, but holds {held}; if a download was cut "
+        "short, remove the folder and run again"
+    )
+
+
+@cache
+def _onnx() -> Any:
+    try:
+        return importlib.import_module("onnx")
+    except ImportError:
+        raise MissingExtraError("the recipe 'faces' (onnx is not installed)", extra="insightface") from None
+
+
+def _count_outputs(file: Path) -> int:
+    try:
+        return len(_onnx().load(str(file), load_external_data=False).graph.output)
+    except MissingExtraError:
+        raise
+    except Exception as error:  # protobuf has an error class of its own
+        raise InvalidError(
+            f"{file} is no whole ONNX file ({_short(error)}); remove its folder and run again, or give another pack"
+        ) from None
+
+
+def _load_pack(name: str, folder: Path) -> None:
+    """Let InsightFace load a pack, aside: a folder that is there counts as whole, for InsightFace too."""
+    _log.info("loading model pack %s from InsightFace's releases to %s", name, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".kpstore-", dir=folder.parent))
+    except OSError as error:
+        raise NotFoundError(
+            f"model pack {name!r} is not in {folder.parent}, which cannot be written: {error}"
+        ) from None
+    try:
+        with silenced():
+            storage = importlib.import_module("insightface.utils.storage")
+            storage.download("models", name, root=str(aside))
+        found = sorted((aside / "models" / name).rglob("*.onnx"))  # some releases hold a folder within the folder
+        find_detector(found[0].parent if found else aside)
+        with contextlib.suppress(OSError):  # another process was faster
+            found[0].parent.rename(folder)
+    except (OSError, RuntimeError, zipfile.BadZipFile, InvalidError) as error:  # requests' errors are OSErrors
+        raise NotFoundError(
+            f"model pack {name!r} is not in {folder.parent}, and InsightFace's releases do not give it "
+            f"({_short(error)}); run this where the network is, or give a folder of ONNX files: --set model_pack=PATH"
+        ) from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+# -- opening ----------------------------------------------------------------------------------------------------
+
+
+def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> Any:
+    """Return InsightFace's own ``FaceAnalysis`` with nothing but the detector, ready for one picture size.
+
+    Raises
+    ------
+    UnsupportedError
+        If the device is not there.
+    InvalidError
+        If the pack's detector does not load, finds no landmarks or takes other sizes only.
+    """
+    number = _device_number(device)
+    with silenced():
+        runtime = importlib.import_module("onnxruntime")
+        _check_provider(runtime, device, number)
+        analysis = importlib.import_module("insightface.app").FaceAnalysis
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = int(os.environ.get(ONE_THREAD) or 0)
+        cuda = [] if number is None else [("CUDAExecutionProvider", {"device_id": number})]
+        try:
+            app = analysis(
+                name=str(pack.folder),
+                allowed_modules=["detection"],
+                providers=[*cuda, "CPUExecutionProvider"],
+                sess_options=options,
+            )
+            app.prepare(ctx_id=-1 if number is None else number, det_thresh=det_thresh, det_size=(det_size, det_size))
+        except Exception as error:  # onnxruntime has error classes of its own, InsightFace asserts
+            raise InvalidError(f"{pack.folder} does not load as a pack of InsightFace: {_short(error)}") from None
+    _check_detector(app.det_model, pack, det_size)
+    if number is not None and app.det_model.session.get_providers()[:1] != ["CUDAExecutionProvider"]:
+        raise UnsupportedError(
+            f"device {device!r}: onnxruntime cannot use it (CUDA's or cuDNN's libraries are missing, or are not those "
+            "that it was built for); see 'kpstore doctor', or leave out --gpus to use the CPU"
+        )
+    return app
+
+
+def _check_detector(model: Any, pack: Pack, det_size: int) -> None:
+    used = Path(model.model_file)
+    if used.name != pack.detector.name:
+        raise ExtractorError(f"InsightFace took {used.name} of {pack.folder}, {pack.detector.name} was expected")
+    if not getattr(model, "use_kps", False):
+        raise InvalidError(f"{used} finds faces but no landmarks; use a pack whose detector does, such as buffalo_l")
+    fixed = getattr(model, "static_input_size", None)
+    if fixed is not None and tuple(fixed) != (det_size, det_size):
+        width, height = fixed
+        advice = f"use det_size={width}" if width == height else "use another pack"
+        raise InvalidError(f"{used} takes {width} x {height} pixels only, det_size={det_size} was asked for; {advice}")
+
+
+def _device_number(device: str) -> int | None:
+    """Return the number of a GPU; None for the CPU."""
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if match is None:
+        raise UnsupportedError(f"device {device!r}: the recipe 'faces' runs on cpu and cuda, such as cuda:0")
+    return None if device == "cpu" else int(match[1] or 0)
+
+
+def _check_provider(runtime: Any, device: str, number: int | None) -> None:
+    if number is not None and "CUDAExecutionProvider" not in runtime.get_available_providers():
+        raise UnsupportedError(
+            f"device {device!r} was asked for, but this onnxruntime {runtime.__version__} is built without CUDA: "
+            "pip uninstall onnxruntime, then pip install onnxruntime-gpu; or leave out --gpus to use the CPU"
+        )
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Keep back what InsightFace prints: paths, progress bars, notes."""
+    quiet = io.StringIO()
+    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return (text or type(error).__name__)[:160]
