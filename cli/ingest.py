@@ -1,180 +1,31 @@
-"""``kpstore ingest``: extract a feature from a data set into a store."""
+"""``kpstore ingest``: extract features from a data set into a store."""
 
 from __future__ import annotations
 
-import inspect
-import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kpstore import plugins
 from kpstore.errors import InvalidError
 
 from . import render
-from .arguments import Json, ListCommand, Splits, split_names
+from .arguments import ListCommand, StoreArgument, split_names
+from .ingest_settings import FaceSettings, LipSettings, RecipeSettings, RunSettings, Settings, takes
 
 if TYPE_CHECKING:
     from kpstore.extractors.base import AnyExtractor
     from kpstore.ingest.estimate import Estimate
     from kpstore.ingest.report import Report
-    from kpstore.ingest.run import Options
     from kpstore.sources.base import Source
 
-_MODEL, _MACHINE, _RESUME = "What to extract", "Where to run", "What to do again, and when to commit"
-MAX_DEFAULT_WORKERS = 4
-
-app = typer.Typer(no_args_is_help=True, help="Extract a feature from a data set into a store; again to go on.")
+app = typer.Typer(no_args_is_help=True, help="Extract features from a data set into a store; again to go on.")
 
 
 def add_to(parent: typer.Typer) -> None:
     """Add these commands."""
     parent.add_typer(app, name="ingest")
-
-
-def default_workers() -> int:
-    """Return one worker per core that this process may use, at most four: more only where somebody asks for them."""
-    return min(len(os.sched_getaffinity(0)), MAX_DEFAULT_WORKERS)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All options that every ingest has."""
-
-    recipe: Annotated[
-        str,
-        typer.Option(help=f"How to extract: {', '.join(plugins.names('kpstore.extractors'))}.", rich_help_panel=_MODEL),
-    ] = "holistic"
-    mode: Annotated[
-        Literal["image", "video"] | None,
-        typer.Option(help="Look for the person in each image, or track from image to image.", rich_help_panel=_MODEL),
-    ] = None
-    independent_frames: Annotated[
-        bool,
-        typer.Option("--independent-frames", help="No frame depends on those before it.", rich_help_panel=_MODEL),
-    ] = False
-    face_list: Annotated[
-        str | None,
-        typer.Option(help="The 68 face points: phoenix, ibug, or a file.", rich_help_panel=_MODEL),
-    ] = None
-    handedness: Annotated[
-        Literal["subject", "legacy"] | None,
-        typer.Option(help="Recipe parts: how left and right are told apart.", rich_help_panel=_MODEL),
-    ] = None
-    set: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other option of the recipe.", rich_help_panel=_MODEL),
-    ] = None
-    splits: Splits = None
-    max_videos_per_split: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Only the first N videos of each split.")
-    ] = None
-    name: Annotated[str | None, typer.Option(help="Name of the data set, for a new store.")] = None
-    compression: Annotated[
-        Literal["raw", "lz4", "zstd"],
-        typer.Option(help="Of the values: raw reads fastest, lz4 saves a fifth. For a new feature."),
-    ] = "raw"
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help=f"Worker processes; 0 runs in this one. By default one per core, at most {MAX_DEFAULT_WORKERS}.",
-            rich_help_panel=_MACHINE,
-            show_default=False,
-        ),
-    ] = None
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of this machine to use.", rich_help_panel=_MACHINE)] = 0
-    workers_per_gpu: Annotated[int, typer.Option(min=1, rich_help_panel=_MACHINE)] = 1
-    scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Use this Dask scheduler's workers.", rich_help_panel=_MACHINE),
-    ] = None
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Extract again what is there.", rich_help_panel=_RESUME)
-    ] = False
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try videos with failures again.", rich_help_panel=_RESUME)
-    ] = False
-    ignore_problems: Annotated[
-        bool,
-        typer.Option("--ignore-problems", help="Go on although videos are missing or extra.", rich_help_panel=_RESUME),
-    ] = False
-    checkpoint_minutes: Annotated[float, typer.Option(help="Commit at least this often.", rich_help_panel=_RESUME)] = (
-        5.0
-    )
-    checkpoint_frames: Annotated[
-        int, typer.Option(min=1, help="Commit at the latest after this many frames.", rich_help_panel=_RESUME)
-    ] = 100_000
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False
-    json: Json = False
-
-    def options(self) -> Options:
-        """Return how to run."""
-        from kpstore.ingest.run import Options
-
-        if self.checkpoint_minutes <= 0:
-            raise InvalidError(f"--checkpoint-minutes is {self.checkpoint_minutes}; it must be more than 0")
-        return Options(
-            workers=default_workers() if self.workers is None else self.workers,
-            scheduler=self.scheduler,
-            gpus=self.gpus,
-            workers_per_gpu=self.workers_per_gpu,
-            overwrite=self.overwrite,
-            retry_failed=self.retry_failed,
-            ignore_problems=self.ignore_problems,
-            compression=self.compression,
-            checkpoint_s=self.checkpoint_minutes * 60,
-            checkpoint_frames=self.checkpoint_frames,
-            name=self.name or "",
-        )
-
-    def extractor(self) -> AnyExtractor:
-        """Return what to extract with."""
-        from kpstore.extractors.registry import make_extractor
-
-        return make_extractor(
-            self.recipe,
-            **{
-                "mode": self.mode,
-                "independent_frames": self.independent_frames or None,
-                "face_list": self.face_list,
-                "handedness": self.handedness,
-                **dict(_pair(text) for text in self.set or ()),
-            },
-        )
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    """Return ``"model_complexity=2"`` as name and value; what is not JSON is text."""
-    name, sign, value = text.partition("=")
-    if not sign or not name:
-        raise InvalidError(f"--set {text!r}: use NAME=VALUE, for example --set model_complexity=1")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every option of :class:`Settings`, which it gets as its argument ``settings``."""
-    hints = get_type_hints(Settings, include_extras=True)
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    shared = [inspect.Parameter(f.name, keyword, default=f.default, annotation=hints[f.name]) for f in fields(Settings)]
-
-    def wrapper(**given: Any) -> None:
-        settings = Settings(**{field.name: given.pop(field.name) for field in fields(Settings)})
-        command(**given, settings=settings)
-
-    parameters = [*own, *shared]
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
-    return wrapper
 
 
 NewStore = Annotated[
@@ -189,7 +40,7 @@ kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --workers 4\n
 kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --splits train dev --max-videos-per-split 100\n
 kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --dry-run""",
 )
-@takes_settings
+@takes(Settings)
 def phoenix(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of PHOENIX-2014-T.", show_default=False)],
     store: NewStore,
@@ -199,7 +50,7 @@ def phoenix(
     from kpstore.sources.phoenix import PhoenixSource
 
     source = PhoenixSource(root, split_names(settings.splits), settings.max_videos_per_split)
-    ingest(source, store, settings)
+    ingest(source, store, settings, settings.extractor())
 
 
 @app.command(
@@ -208,7 +59,7 @@ def phoenix(
 kpstore ingest videos CLIPS clips.kps\n
 kpstore ingest videos CLIPS clips.kps --mode video --workers 8""",
 )
-@takes_settings
+@takes(Settings)
 def videos(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of videos.", show_default=False)],
     store: NewStore,
@@ -218,17 +69,113 @@ def videos(
     from kpstore.sources.videos import VideosSource
 
     source = VideosSource(root, split_names(settings.splits), settings.max_videos_per_split)
-    ingest(source, store, settings)
+    ingest(source, store, settings, settings.extractor())
 
 
-def ingest(source: Source, store: str, settings: Settings) -> None:
+@app.command(
+    cls=ListCommand,
+    epilog="""Examples:\n
+kpstore ingest faces --video-dir persons --face-dir fronts faces.kps\n
+kpstore ingest faces --video-dir persons --face-dir fronts faces.kps --dinov2-model dinov2_vits14 --weights VITS14\n
+kpstore ingest faces --video-dir persons --face-dir fronts faces.kps --formula json --gpus 2""",
+)
+@takes(FaceSettings)
+def faces(
+    store: NewStore,
+    video_dir: Annotated[
+        Path, typer.Option("--video-dir", metavar="DIR", help="A folder of pictures, or a video, of each person.")
+    ],
+    face_dir: Annotated[Path, typer.Option("--face-dir", metavar="DIR", help="A frontal picture PERSON.jpg of each.")],
+    settings: FaceSettings,
+    base_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--base-dir",
+            metavar="DIR",
+            help="What stored paths are relative to; by default the store's folder, if it holds all pictures.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Extract faces of persons: landmarks, angles from a frontal picture, DINOv2."""
+    from kpstore.sources.faces import FacesSource
+
+    base = Path(store).absolute().parent if base_dir is None else base_dir
+    folders = [Path(os.path.abspath(folder)) for folder in (video_dir, face_dir)]
+    if base_dir is None and not all(folder.is_relative_to(base) for folder in folders):
+        base = Path(os.path.commonpath(folders))
+    source = FacesSource(video_dir, face_dir, base, split_names(settings.splits), settings.max_videos_per_split)
+    ingest(source, store, settings, settings.extractor())
+
+
+@app.command(
+    epilog="""Examples:\n
+kpstore ingest lips --conf configs/LRS2-IIANet.yml --split all --weights resnet18.pth.tar lips.kps --device cuda:0\n
+kpstore ingest lips --npz-dir mouths --weights resnet18.pth.tar lips.kps""",
+)
+@takes(LipSettings)
+def lips(
+    store: NewStore,
+    settings: LipSettings,
+    conf: Annotated[
+        Path | None, typer.Option(metavar="YAML", help="Configuration that names the lists of utterances.")
+    ] = None,
+    npz_dir: Annotated[
+        Path | None, typer.Option("--npz-dir", metavar="DIR", help="A folder of npz files, instead of lists.")
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The folder that holds all listed files; by default the deepest that does."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
+) -> None:
+    """Extract embeddings of mouth crops, npz files that a lip-reading configuration lists, by its ResNet18."""
+    from kpstore.sources.lips import LipsSource
+
+    lists = conf or npz_dir
+    if lists is None or (conf and npz_dir):
+        raise InvalidError("name the utterances: --conf CONFIG.yml, or --npz-dir DIR")
+    source = LipsSource(lists, root, None if split == "all" else (split,), settings.max_videos_per_split)
+    ingest(source, store, settings, settings.extractor())
+
+
+@app.command(
+    epilog="""Examples:\n
+kpstore ingest features phoenix.kps --extractor dinov2 --root PHOENIX-2014-T --weights VITB14\n
+kpstore ingest features clips.kps --extractor holistic --root clips""",
+)
+@takes(RecipeSettings)
+def features(
+    store: StoreArgument,
+    settings: RecipeSettings,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="What the store's paths are relative to; by default the store's own folder.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Extract further features from the videos that a store holds already."""
+    import kpstore
+    from kpstore.sources.listed import ListedSource
+    from kpstore.store.records import Records
+
+    opened = kpstore.open(store)
+    place = Path(store).absolute().parent if root is None else root
+    source = ListedSource(place, Records(opened).all(), opened.name)
+    ingest(source, store, settings, settings.extractor())
+
+
+def ingest(source: Source, store: str, settings: RunSettings, extractor: AnyExtractor) -> None:
     """Run an ingest, or say what it would do, and render how it went."""
     from kpstore.ingest.estimate import estimate
     from kpstore.ingest.run import plan_ingest, run_ingest
 
     from .watcher import make_watcher
 
-    extractor, options = settings.extractor(), settings.options()
+    options = settings.options()
     if settings.dry_run:
         plan = plan_ingest(source, store, extractor, options)
         expected = estimate(plan, extractor, workers=options.n_workers)

@@ -52,6 +52,7 @@ class Options:
     ----------
     workers : Dask worker processes on this machine; 0 runs in this process.
     scheduler : address of a Dask scheduler to use instead.
+    device : where all models run, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``; by default on the CPU, or the GPUs asked for.
     gpus, workers_per_gpu : pin ``gpus * workers_per_gpu`` workers to GPUs; ``workers`` is then ignored.
     overwrite : extract again what is there already.
     retry_failed : extract again videos in which something failed.
@@ -66,6 +67,7 @@ class Options:
     scheduler: str | None = None
     gpus: int = 0
     workers_per_gpu: int = 1
+    device: str = ""
     overwrite: bool = False
     retry_failed: bool = False
     ignore_problems: bool = False
@@ -81,11 +83,20 @@ class Options:
                 raise InvalidError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.checkpoint_s <= 0:
             raise InvalidError(f"checkpoint_s is {self.checkpoint_s}; it must be more than 0")
-        found = count_gpus() if self.gpus and self.scheduler is None else self.gpus
-        if self.gpus > found:
-            raise InvalidError(
-                f"{self.gpus} GPUs asked for, {found} found on this machine; leave out --gpus to use the CPU"
-            )
+        self._check_gpus()
+
+    def _check_gpus(self) -> None:
+        kind, _, number = self.device.partition(":")
+        if kind not in ("", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+            raise InvalidError(f"device {self.device!r} is none; use cpu, cuda or cuda:0")
+        if self.gpus and self.device:
+            raise InvalidError(f"device {self.device!r} and {self.gpus} GPUs were asked for; choose one of them")
+        wanted = int(number or 0) + 1 if kind == "cuda" else self.gpus
+        found = count_gpus() if wanted and self.scheduler is None else wanted
+        if wanted > found:
+            asked = f"device {self.device!r}" if self.device else f"{self.gpus} GPUs"
+            option = "--device" if self.device else "--gpus"
+            raise InvalidError(f"{asked} asked for, {found} found on this machine; leave out {option} to use the CPU")
 
     @property
     def n_workers(self) -> int:
@@ -437,7 +448,8 @@ class _Run:
     def _execute(self, plan: Plan) -> None:
         options = self._options
         made = make_executor(options.n_workers, scheduler=options.scheduler, gpus=options.gpus)
-        device, n_gpus = "cuda" if options.gpus else "cpu", 0 if made.pins_gpus else options.gpus
+        device = options.device or ("cuda" if options.gpus else "cpu")
+        n_gpus = 0 if made.pins_gpus else options.gpus
         job = Job(self._progress.run_id, self._source, self._extractor, device, n_gpus)
         with ExitStack() as stack:
             # Half a cluster cannot be taken down cleanly, so a Ctrl-C waits until it stands.

@@ -19,6 +19,7 @@ from kpstore.interop.splits import split_rank
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
+from kpstore.store.records import Records
 from kpstore.store.store import Store, backend_for
 from kpstore.store.transaction import check_same
 
@@ -100,7 +101,7 @@ class Merged:
         self.name = stores[0].name
         self.notes: list[str] = []
         self.features = self._merged_features()
-        self._columns = {store.location: _columns(store) for store, _ in self._stores}
+        self._records = {id(store): Records(store) for store, _ in self._stores}
 
     @property
     def n_frames(self) -> int | None:
@@ -151,7 +152,7 @@ class Merged:
             yield self._merge_video(video_id, places[video_id])
 
     def _merge_video(self, video_id: str, places: Sequence[_Place]) -> ImportedVideo:
-        records = [self._record(place) for place in places]
+        records = [self._records[id(place.store)][place.position] for place in places]
         # Where one source has but numbers for its frames, another one's paths say more.
         paths = next((r.frame_paths for r in records if not is_numbered(r.frame_paths)), records[0].frame_paths)
         record = replace(records[0], frame_paths=paths)
@@ -170,20 +171,6 @@ class Merged:
         for feature in self.features:
             self._merge_feature(feature.spec.name, video_id, places, rows, failed_frames, failed)
         return ImportedVideo(record, rows, failed_frames, failed)
-
-    def _record(self, place: _Place) -> VideoRecord:
-        store, position = place.store, place.position
-        columns = self._columns[store.location]
-        rows = store.index.rows(position)
-        return VideoRecord(
-            store.index.ids[position],
-            store.index.splits[position],
-            tuple(store[fmt.IMAGE_PATH][rows].tolist()),
-            float(columns["fps"][position]),
-            int(columns["width"][position]),
-            int(columns["height"][position]),
-            {name: str(columns[name][position]) for name in store.annotation_names},
-        )
 
     def _merged_record(
         self, video_id: str, one: VideoRecord, other: VideoRecord, first: str, second: str
@@ -247,11 +234,6 @@ def _ways(provenance: Mapping[str, Any]) -> list[Any]:
     if provenance.get("extractor") == "mixed":
         return list(provenance["ways"])
     return [{key: value for key, value in provenance.items() if key != "document"}]
-
-
-def _columns(store: Store) -> dict[str, Any]:
-    names = ("fps", "width", "height", *store.annotation_names)
-    return {name: store[name][:] for name in names} if len(store.index) else {}
 
 
 def _order(places: Sequence[_Place], video_id: str) -> tuple[int, str, str]:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from kpstore.sources.base import FrameError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""Orientations (EXIF 2.3, tag 0x0112) by which width and height change places."""
 
 
 def is_image(name: str) -> bool:
@@ -31,7 +34,7 @@ def read_image(path: Path) -> NDArray[np.uint8] | FrameError:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(_upright(image).convert("RGB"))
     except FileNotFoundError:
         return FrameError("no such file")
     except UnidentifiedImageError:
@@ -40,10 +43,18 @@ def read_image(path: Path) -> NDArray[np.uint8] | FrameError:
         return FrameError(str(error))
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Return a picture as its camera says it stands: phones store what they took as their sensor saw it."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from a picture's header; (0, 0) if it cannot be read."""
     try:
         with Image.open(path) as image:
-            return image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE
+            return (image.size[1], image.size[0]) if turned else image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return (0, 0)

@@ -153,17 +153,21 @@ class LipsSource:
         InvalidError
             If the file holds more or fewer frames than it had when it was listed.
         """
-        path = self._base() / f"{video.id}.npz"
-        crops: NDArray[np.uint8] | FrameError = FrameError("left out")
-        if len(set(skip)) < video.n_frames:
-            crops = _read_crops(path)
-        if not isinstance(crops, FrameError) and len(crops) != video.n_frames:
-            raise InvalidError(f"{path}: holds {len(crops)} frames, and had {video.n_frames} when it was listed")
-        for number in range(video.n_frames):
-            if number in skip:
-                yield FrameError("left out")
-            else:
-                yield crops if isinstance(crops, FrameError) else crops[number]
+        return read_utterance(self._base() / f"{video.id}.npz", video.n_frames, skip)
+
+
+def read_utterance(path: Path, n_frames: int, skip: Collection[int] = ()) -> Iterator[NDArray[np.uint8] | FrameError]:
+    """Yield the crops of one file; see :meth:`LipsSource.read_frames`."""
+    crops: NDArray[np.uint8] | FrameError = FrameError("left out")
+    if len(set(skip)) < n_frames:
+        crops = _read_crops(path)
+    if not isinstance(crops, FrameError) and len(crops) != n_frames:
+        raise InvalidError(f"{path}: holds {len(crops)} frames, and had {n_frames} when it was listed")
+    for number in range(n_frames):
+        if number in skip:
+            yield FrameError("left out")
+        else:
+            yield crops if isinstance(crops, FrameError) else crops[number]
 
 
 def folder_utterances(root: Path, *, embeddings: bool) -> list[str]:

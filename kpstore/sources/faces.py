@@ -1,0 +1,125 @@
+"""Persons: a video of each, and one frontal picture of each face."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError, NotFoundError
+from kpstore.schema.face_features import FACE_PATH
+from kpstore.schema.index import VideoRecord
+from kpstore.sources.base import FrameError, Listing
+from kpstore.sources.images import IMAGE_SUFFIXES, is_image, read_image
+from kpstore.sources.videos import VideosSource
+
+
+@dataclass(frozen=True)
+class FacesSource:
+    """Videos of persons in one folder, a frontal picture of each in another.
+
+    ``VIDEOS/anna/*.jpg`` (or ``VIDEOS/anna.mp4``) belongs to ``FACES/anna.jpg``; a person's id is that name, as
+    :class:`~kpstore.sources.videos.VideosSource` gives it. Where videos lie in folders of splits, pictures may lie
+    in such or not. A person without a picture, and a picture without a person, is a problem.
+
+    Parameters
+    ----------
+    video_dir, face_dir : the folders.
+    base_dir : what stored paths are relative to, a folder that holds both; by default the deepest one that does.
+    splits, max_videos_per_split : only these, only so many.
+    """
+
+    video_dir: Path
+    face_dir: Path
+    base_dir: Path | None = None
+    splits: tuple[str, ...] | None = None
+    max_videos_per_split: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("video_dir", "face_dir", "base_dir"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(os.path.abspath(getattr(self, name))))
+        if self.base_dir is None:
+            object.__setattr__(self, "base_dir", Path(os.path.commonpath([self.video_dir, self.face_dir])))
+        for folder in (self.video_dir, self.face_dir):
+            if not folder.is_relative_to(self._base):
+                raise InvalidError(f"{folder} does not lie in the base directory {self._base}; give one that holds it")
+
+    @property
+    def _base(self) -> Path:
+        assert self.base_dir is not None
+        return self.base_dir
+
+    @property
+    def _videos(self) -> VideosSource:
+        return VideosSource(self.video_dir, self.splits, self.max_videos_per_split)
+
+    @property
+    def name(self) -> str:
+        """Name of the folder of videos."""
+        return self._videos.name
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Which folders, relative to the one that paths are relative to, and which part of them."""
+        folders = (self.video_dir, self.face_dir)
+        videos, faces = (folder.relative_to(self._base).as_posix() for folder in folders)
+        return {**self._videos.provenance, "kind": "faces", "video_dir": videos, "face_dir": faces}
+
+    def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
+        """List the persons that have a picture; see :class:`kpstore.sources.base.Source`."""
+        if not self.face_dir.is_dir():
+            raise NotFoundError(f"no folder of frontal pictures at {self.face_dir}")
+        listing = self._videos.scan(on_video)
+        pictures, problems = self._pictures()
+        videos, used = [], set()
+        for video in listing.videos:
+            known = [key for key in (video.id, video.id.removeprefix(f"{video.split}/")) if key in pictures]
+            if known:
+                used.add(known[0])
+                videos.append(self._person(video, pictures[known[0]]))
+            else:
+                problems.append(
+                    f"person {video.id!r} has no frontal picture {self.face_dir / video.id}.jpg (or .png, …)"
+                )
+        if self.splits is None and self.max_videos_per_split is None:
+            spare = [pictures[key] for key in pictures if key not in used]
+            problems += [f"{picture}: there is no video of this person in {self.video_dir}" for picture in spare]
+        return Listing(tuple(videos), (*listing.problems, *problems))
+
+    def _pictures(self) -> tuple[dict[str, Path], list[str]]:
+        """Return the frontal pictures by person; of two for one person the first, and a problem."""
+        found: dict[str, Path] = {}
+        problems = []
+        for path in sorted(self.face_dir.rglob("*")):
+            if is_image(path.name) and path.is_file():
+                key = path.relative_to(self.face_dir).with_suffix("").as_posix()
+                if key in found:
+                    problems.append(f"{path} and {found[key].name} are both of person {key!r}; remove one")
+                found.setdefault(key, path)
+        if not found:
+            raise NotFoundError(
+                f"no frontal pictures in {self.face_dir}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        return found, problems
+
+    def _person(self, video: VideoRecord, picture: Path) -> VideoRecord:
+        prefix = self.video_dir.relative_to(self._base).as_posix()
+        paths = video.frame_paths if prefix == "." else tuple(f"{prefix}/{path}" for path in video.frame_paths)
+        face = picture.relative_to(self._base).as_posix()
+        return replace(video, frame_paths=paths, annotations={**video.annotations, FACE_PATH: face})
+
+    def read_frames(
+        self, video: VideoRecord, *, skip: Collection[int] = ()
+    ) -> Iterator[NDArray[np.uint8] | FrameError]:
+        """Yield the frames of a person's video; see :class:`kpstore.sources.base.Source`."""
+        return VideosSource(self._base).read_frames(video, skip=skip)
+
+    def read_reference(self, video: VideoRecord) -> NDArray[np.uint8] | FrameError:
+        """Return a person's frontal picture, (height, width, 3) uint8 RGB, or why it cannot be read."""
+        return read_image(self._base / video.annotations[FACE_PATH])

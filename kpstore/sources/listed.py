@@ -1,0 +1,92 @@
+"""Videos that are known already, as those of a store are: only their frames are looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import NotFoundError
+from kpstore.schema.face_features import FACE_PATH
+from kpstore.schema.index import VideoRecord
+from kpstore.sources.base import FrameError, Listing
+from kpstore.sources.images import read_image
+from kpstore.sources.lips import read_utterance
+from kpstore.sources.videos import VideosSource
+
+
+@dataclass(frozen=True)
+class ListedSource:
+    """The frames of a list of videos: pictures, frames of video files (``clip.mp4#7``), or mouth crops (``x.npz#7``).
+
+    Parameters
+    ----------
+    root : what their paths are relative to; absolute ones are used as they are.
+    videos : what to list; workers, which are told of each video when they get it, do without.
+    name : of the data set.
+    """
+
+    root: Path
+    videos: tuple[VideoRecord, ...] = field(default=(), repr=False)
+    name: str = "videos"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root).absolute())  # workers may work in another folder
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "videos": (), "name": self.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for key, value in state.items():
+            object.__setattr__(self, key, value)
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What kind of source this is."""
+        return {"kind": "listed"}
+
+    def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
+        """List the videos; one whose first frame is nowhere is a problem.
+
+        Raises
+        ------
+        NotFoundError
+            If no video is there: the paths are relative to another folder, then.
+        """
+        there = [video for video in self.videos if self._is_there(video)]
+        if self.videos and not there:
+            first = next((video.frame_paths[0] for video in self.videos if video.frame_paths), "")
+            raise NotFoundError(
+                f"none of the {len(self.videos)} videos is in {self.root}: no {first}; name another root"
+            )
+        known = {video.id for video in there}
+        if on_video is not None:
+            on_video(len(there))
+        missing = (video for video in self.videos if video.id not in known)
+        return Listing(tuple(there), tuple(f"{self.root / v.frame_paths[0]}: no such file" for v in missing))
+
+    def _is_there(self, video: VideoRecord) -> bool:
+        return not video.frame_paths or self._file(video.frame_paths[0]).is_file()
+
+    def _file(self, path: str) -> Path:
+        name, sign, number = path.rpartition("#")
+        return self.root / (name if sign and number.isdecimal() else path)
+
+    def read_frames(
+        self, video: VideoRecord, *, skip: Collection[int] = ()
+    ) -> Iterator[NDArray[np.uint8] | FrameError]:
+        """Yield the frames of a video; see :class:`kpstore.sources.base.Source`."""
+        first = self._file(video.frame_paths[0]) if video.frame_paths else Path()
+        if first.suffix.lower() == ".npz":
+            yield from read_utterance(first, video.n_frames, skip)
+        else:
+            yield from VideosSource(self.root).read_frames(video, skip=skip)
+
+    def read_reference(self, video: VideoRecord) -> NDArray[np.uint8] | FrameError | None:
+        """Return a person's frontal picture, if the video has one; see :class:`kpstore.sources.faces.FacesSource`."""
+        path = video.annotations.get(FACE_PATH, "")
+        return read_image(self.root / path) if path else None
