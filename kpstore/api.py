@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from kpstore._version import __version__
 from kpstore.errors import InvalidError
 from kpstore.render.raster import SkeletonStyle, StyleName
+from kpstore.schema.lips import LIP_FEATURE
 from kpstore.store import chunked, compare, display, history
 from kpstore.store.leakage import SplitCheck, check_splits
 from kpstore.store.statistics import Statistics, statistics
-from kpstore.store.store import Mode
+from kpstore.store.store import Mode, Video
 from kpstore.store.store import Store as _Store
 from kpstore.views.base import Missing, Selection, Transform, View
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.clips import ClipView, Short
 from kpstore.views.face_keypoints import FaceKeypointView, MissingFace, Normalize
 from kpstore.views.frames import FrameView
-from kpstore.views.lips import Compute, LipView
+from kpstore.views.lips import LipView
 from kpstore.views.loader import BatchDataset, Collate, Loader
 from kpstore.views.people import FaceView
 from kpstore.views.sampling import Shuffle
@@ -29,6 +31,16 @@ from kpstore.views.whole_videos import VideoView
 if TYPE_CHECKING:
     import dask.array as da
     import xarray as xr
+
+    from kpstore.extractors.base import AnyExtractor
+
+
+Policy = Missing | Literal["compute"]
+"""What becomes of rows that are missing; ``"compute"`` makes those that are not extracted yet as they are read."""
+Compute = Mapping[str, Any]
+"""Keyword arguments of :meth:`Store.computed`, such as ``root=`` and ``weights=``."""
+FACES = "faces"
+"""Recipe for a store of persons that holds no more than paths."""
 
 
 class Store(_Store):
@@ -40,6 +52,92 @@ class Store(_Store):
     def _repr_html_(self) -> str:
         return display.to_html(self)
 
+    def computed(
+        self,
+        extractor: str | AnyExtractor | None = None,
+        *,
+        features: str | Sequence[str] = (),
+        root: str | os.PathLike[str] | None = None,
+        device: str = "cpu",
+        **options: Any,
+    ) -> Self:
+        """Return the same version, in which what is missing is computed when it is read; nothing is stored.
+
+        For a look: each read runs the model. ``kpstore ingest features`` does it once and for all.
+
+        Parameters
+        ----------
+        extractor : a recipe, or an extractor that is not open; by default that with which ``features`` were made, in
+            the way that the store has on record.
+        features : names, for the default.
+        root : what the store's paths are relative to; by default the folder in which it lies.
+        device : where the model runs, ``"cpu"`` or ``"cuda:0"``.
+        options : of the recipe, such as ``weights=``.
+
+        Returns
+        -------
+        Store
+            Read-only. A video that cannot be computed (no such file, no face) reads as failed, with the reason in the
+            log.
+
+        Raises
+        ------
+        InvalidError
+            If the store has no record of how to make ``features``.
+        MismatchError
+            If the extractor makes other numbers than those that the store holds of the same features.
+        NotFoundError
+            If the frames are not there.
+        """
+        from kpstore.extractors.registry import make_extractor, recorded
+        from kpstore.ingest.live import live_backend
+
+        if extractor is None or isinstance(extractor, str):
+            names = [features] if isinstance(features, str) else list(features or self.features)
+            known = {name: self.features[name] for name in names if name in self.features}
+            recipe, made_with = recorded(
+                {name: stored.spec for name, stored in known.items()},
+                {name: stored.provenance for name, stored in known.items()},
+                extractor,
+            )
+            extractor = make_extractor(recipe, **{**made_with, **options})
+        elif options:
+            raise InvalidError(f"options {sorted(options)} are for a recipe; this extractor is made already")
+        place = Path(self.location).absolute().parent if root is None else Path(root)
+        backend = live_backend(self._backend, self, extractor, place, device)
+        return type(self)(backend, self.snapshot, cache="off")
+
+    def _complete(
+        self, missing: Any, compute: Compute | None, features: str | Sequence[str], recipe: str | None = None
+    ) -> tuple[Self, Any]:
+        """Return the store that a view reads, and its policy: with ``"compute"`` nothing is missing but what fails."""
+        if missing != "compute":
+            if compute is not None:
+                raise InvalidError(f"compute= is for missing='compute', found missing={missing!r}")
+            return self, missing
+        given = dict(compute or {})
+        if recipe is not None and features not in self.features:
+            given.setdefault("extractor", recipe)
+        return self.computed(features=features, **given), "nan"
+
+    def video(self, video_id: str, *, missing: Policy = "nan", compute: Compute | None = None) -> Video:
+        """Return one video; ``video["keypoints"]`` reads its rows of a feature.
+
+        Parameters
+        ----------
+        missing : what becomes of rows that failed or are not extracted yet: ``"nan"`` keeps them as missing values,
+            ``"skip"`` leaves them out, ``"error"`` refuses to read the array, ``"compute"`` makes what is not
+            extracted yet when it is read (see :meth:`computed`).
+        compute : for ``"compute"``, keyword arguments of :meth:`computed`.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such video; the message has the nearest ids.
+        """
+        store, policy = self._complete(missing, compute, tuple(self.features))
+        return Video(store, store.index.position(video_id), policy)
+
     def frames(
         self,
         features: str | Sequence[str],
@@ -47,11 +145,13 @@ class Store(_Store):
         split: str | Sequence[str] | None = None,
         videos: Sequence[str] | None = None,
         where: str | Mapping[str, Any] | None = None,
-        missing: Missing = "nan",
+        missing: Policy = "nan",
+        compute: Compute | None = None,
         transform: Transform | None = None,
     ) -> FrameView:
         """Return single frames as a data set for PyTorch; see :class:`kpstore.views.frames.FrameView`."""
-        return FrameView(self, features, split=split, videos=videos, where=where, missing=missing, transform=transform)
+        store, policy = self._complete(missing, compute, features)
+        return FrameView(store, features, split=split, videos=videos, where=where, missing=policy, transform=transform)
 
     def clips(
         self,
@@ -60,36 +160,42 @@ class Store(_Store):
         stride: int | None = None,
         *,
         short: Short = "skip",
-        missing: Missing = "nan",
+        missing: Policy = "nan",
+        compute: Compute | None = None,
         transform: Transform | None = None,
         **selection: Unpack[Selection],
     ) -> ClipView:
         """Return windows of ``length`` consecutive frames; see :class:`kpstore.views.clips.ClipView`."""
-        return ClipView(self, features, length, stride, short=short, missing=missing, transform=transform, **selection)
+        store, policy = self._complete(missing, compute, features)
+        return ClipView(store, features, length, stride, short=short, missing=policy, transform=transform, **selection)
 
     def whole_videos(
         self,
         features: str | Sequence[str],
         *,
-        missing: Missing = "nan",
+        missing: Policy = "nan",
+        compute: Compute | None = None,
         transform: Transform | None = None,
         **selection: Unpack[Selection],
     ) -> VideoView:
         """Return whole videos, padded in batches; see :class:`kpstore.views.whole_videos.VideoView`."""
-        return VideoView(self, features, missing=missing, transform=transform, **selection)
+        store, policy = self._complete(missing, compute, features)
+        return VideoView(store, features, missing=policy, transform=transform, **selection)
 
     def face_keypoints(
         self,
         *,
         feature: str = "keypoints",
         normalize: Normalize = "minmax",
-        missing: MissingFace = "skip",
+        missing: MissingFace | Literal["compute"] = "skip",
+        compute: Compute | None = None,
         transform: Transform | None = None,
         **selection: Unpack[Selection],
     ) -> FaceKeypointView:
         """Return the 68 face points, normalised; see :class:`kpstore.views.face_keypoints.FaceKeypointView`."""
+        store, policy = self._complete(missing, compute, feature)
         return FaceKeypointView(
-            self, feature=feature, normalize=normalize, missing=missing, transform=transform, **selection
+            store, feature=feature, normalize=normalize, missing=policy, transform=transform, **selection
         )
 
     def skeletons(
@@ -100,19 +206,21 @@ class Store(_Store):
         style: StyleName | SkeletonStyle = "kpstore",
         pixels: Pixels = "float32",
         fill: float = 0.0,
-        missing: Missing = "skip",
+        missing: Policy = "skip",
+        compute: Compute | None = None,
         transform: Transform | None = None,
         **selection: Unpack[Selection],
     ) -> SkeletonView:
         """Return keypoints and the pictures that they draw; see :class:`kpstore.views.skeletons.SkeletonView`."""
+        store, policy = self._complete(missing, compute, feature)
         return SkeletonView(
-            self,
+            store,
             feature=feature,
             size=size,
             style=style,
             pixels=pixels,
             fill=fill,
-            missing=missing,
+            missing=policy,
             transform=transform,
             **selection,
         )
@@ -124,18 +232,20 @@ class Store(_Store):
         target: str | None = None,
         min_angle: float | None = None,
         max_angle: float | None = None,
-        missing: Missing = "skip",
+        missing: Policy = "skip",
+        compute: Compute | None = None,
         transform: Transform | None = None,
         **selection: Unpack[Selection],
     ) -> FaceView:
         """Return frames of persons beside their frontal faces; see :class:`kpstore.views.people.FaceView`."""
+        store, policy = self._complete(missing, compute, "landmarks_2d", FACES)
         return FaceView(
-            self,
+            store,
             expect_model=expect_model,
             target=target,
             min_angle=min_angle,
             max_angle=max_angle,
-            missing=missing,
+            missing=policy,
             transform=transform,
             **selection,
         )
@@ -144,13 +254,14 @@ class Store(_Store):
         self,
         *,
         feature: str = "lip_resnet18",
-        missing: Missing | Literal["compute"] = "error",
+        missing: Policy = "error",
         compute: Compute | None = None,
         transform: Transform | None = None,
         **selection: Unpack[Selection],
     ) -> LipView:
         """Return lip embeddings of whole utterances; see :class:`kpstore.views.lips.LipView`."""
-        return LipView(self, feature=feature, missing=missing, compute=compute, transform=transform, **selection)
+        store, policy = self._complete(missing, compute, feature, LIP_FEATURE)
+        return LipView(store, feature=feature, missing=policy, transform=transform, **selection)
 
     def to_dask(self, name: str, chunks: chunked.Rows | Mapping[str, chunked.Rows] | None = None) -> da.Array:
         """Return an array as a Dask array, in stored chunks by default; see :func:`kpstore.store.chunked.to_dask`."""

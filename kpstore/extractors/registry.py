@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from kpstore import plugins
 from kpstore.errors import InvalidError
 from kpstore.extractors.base import AnyExtractor
+from kpstore.schema.feature import FeatureSpec, Provenance
 
 
 def make_extractor(recipe: str, **options: Any) -> AnyExtractor:
@@ -47,3 +49,45 @@ def option_names(recipe: str) -> list[str] | None:
         return None
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [parameter.name for parameter in parameters if parameter.kind in by_name]
+
+
+_RECIPE_OF = {"insightface": "faces", "lip_resnet18": "lip_resnet18"}
+"""Recipes that call themselves otherwise in what they leave on record."""
+
+
+def recorded(
+    specs: Mapping[str, FeatureSpec], provenance: Mapping[str, Provenance], recipe: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Return a recipe and its options that make some features as they were made.
+
+    Weights are known by their hash alone, so they are no option here.
+
+    Parameters
+    ----------
+    specs, provenance : of the features.
+    recipe : if it is known already; options are then those of it that are on record.
+
+    Raises
+    ------
+    InvalidError
+        If they were not extracted, but imported, say, or by several recipes.
+    """
+    extracted = {name: made for name, made in provenance.items() if made.get("extractor") != "imported"}
+    names = {_RECIPE_OF.get(made.get("extractor", ""), made.get("extractor", "")) for made in extracted.values()}
+    if "faces" in names:
+        names -= {"dinov2"}  # which is a part of it
+    if recipe is None and len(names) != 1:
+        what = f"{', '.join(provenance) or 'what is asked for'} was not extracted by one recipe"
+        raise InvalidError(f"{what}, so say which one to compute with: extractor='dinov2', for example")
+    chosen: str = recipe or str(names.pop())
+    options: dict[str, Any] = {}
+    for name, made in extracted.items():
+        options |= made.get("parameters", {})
+        if made.get("extractor") == "insightface":
+            options |= {"model_pack": made["model"], "det_size": made["parameters"]["det_size"][0]}
+        elif specs[name].axis == "frame":
+            options |= {"model": made.get("model"), "dtype": specs[name].dtype}
+        if "face_list" in made:
+            options["face_list"] = made["face_list"]["name"]
+    known = option_names(chosen)
+    return chosen, {key: value for key, value in options.items() if known is None or key in known}

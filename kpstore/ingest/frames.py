@@ -43,7 +43,7 @@ def extract_frames(
     extractor = cast("Extractor", opened_extractor(job))
     collector = _Collector(extractor, record.n_frames, dict(skip or {}), announce, report)
     frames = job.source.read_frames(record, skip=frozenset(collector.failed))
-    collector.start(_reference(job, record))
+    collector.start(read_reference(job, record))
     if announce is None:
         with Ahead(frames, max(_AHEAD_FRAMES, 2 * extractor.batch_size)) as ahead:
             collector.consume(ahead)
@@ -52,7 +52,8 @@ def extract_frames(
     return collector.finish()
 
 
-def _reference(job: Job, record: VideoRecord) -> NDArray[np.uint8] | None:
+def read_reference(job: Job, record: VideoRecord) -> NDArray[np.uint8] | None:
+    """Return the picture that belongs to a whole video; None if its source has none."""
     read = getattr(job.source, "read_reference", None)
     found: NDArray[np.uint8] | FrameError | None = None if read is None else read(record)
     if isinstance(found, FrameError):

@@ -186,10 +186,18 @@ class Failure:
 
 
 class Video:
-    """One video of a store; ``video["keypoints"]`` reads its rows of a feature, (T, …)."""
+    """One video of a store; ``video["keypoints"]`` reads its rows of a feature, (T, …).
 
-    def __init__(self, store: Store, position: int) -> None:
-        self._store, self.position = store, position
+    Parameters
+    ----------
+    missing : what becomes of rows that failed or are not extracted yet: ``"nan"`` keeps, ``"skip"`` leaves them out,
+        ``"error"`` refuses to read.
+    """
+
+    def __init__(self, store: Store, position: int, missing: str = "nan") -> None:
+        if missing not in ("nan", "skip", "error"):
+            raise InvalidError(f"missing={missing!r}: use 'nan' or 'skip' or 'error' or 'compute'")
+        self._store, self.position, self._missing = store, position, missing
         self.id: str = store.index.ids[position]
         self.split: str = store.index.splits[position]
         self.rows = store.index.rows(position)
@@ -253,8 +261,27 @@ class Video:
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         array = self._store[name]
-        values: NDArray[Any] = array[self.rows] if array.dims[0] == "frame" else array[self.position]
-        return values
+        framewise = array.dims[0] == "frame"
+        values: NDArray[Any] = array[self.rows] if framewise else array[self.position]
+        if self._missing == "nan":
+            return values
+        usable = self._usable(name, framewise)
+        if self._missing == "error" and not usable.all():
+            raise NotFoundError(
+                f"{int((~usable).sum())} of {usable.size} rows of {name!r} of video {self.id!r} failed or are not "
+                "extracted yet; use missing='skip' to leave them out or missing='nan' to keep them"
+            )
+        return values[usable] if framewise else values
+
+    def _usable(self, name: str, framewise: bool) -> NDArray[np.bool_]:
+        """Return which rows of an array are done, (T,) or (1,) bool; all, for an array of no feature."""
+        owners = (feature for feature, stored in self._store.features.items() if name in stored.spec.arrays)
+        feature = next(owners, None)
+        if feature is None:
+            return np.ones(self.n_frames if framewise else 1, dtype=bool)
+        status = self._store[fmt.status_name(feature)][self.rows] if framewise else [self.state(feature)]
+        usable: NDArray[np.bool_] = np.asarray(status) == State.DONE
+        return usable
 
 
 class Store:

@@ -1,9 +1,8 @@
-"""Lip embeddings: whole utterances, read or computed."""
+"""Lip embeddings: whole utterances."""
 
 from __future__ import annotations
 
 import pickle
-from functools import partial
 
 import numpy as np
 import pytest
@@ -42,27 +41,6 @@ def test_a_sample_is_a_whole_utterance(store: kpstore.Store) -> None:
     assert np.isnan(batch["embedding"][0, 2:]).all()
 
 
-def test_missing_utterances_are_computed(store: kpstore.Store) -> None:
-    view = fill_lips(store).lips(missing="compute", compute=embedding_of)
-    assert len(view) == 3
-    for sample in view.__getitems__([1, 0, 1, 2]):
-        np.testing.assert_array_equal(sample["embedding"], embedding_of(sample["video_id"]))
-
-
-def test_only_missing_utterances_are_computed(memory_store: kpstore.Store) -> None:
-    asked: list[str] = []
-
-    def compute(utterance: str) -> np.ndarray:
-        asked.append(utterance)
-        return embedding_of(utterance)
-
-    view = fill_lips(memory_store).lips(missing="compute", compute=compute)
-    view.batch([0, 2])
-    assert asked == []
-    view.batch([0, 1, 2])
-    assert asked == ["u2"]
-
-
 def test_missing_utterances_are_refused_unless_said_otherwise(memory_store: kpstore.Store) -> None:
     filled = fill_lips(memory_store)
     with pytest.raises(NotFoundError, match="7 of 13 frames failed or are not extracted yet, the first in video 'u2'"):
@@ -71,18 +49,11 @@ def test_missing_utterances_are_refused_unless_said_otherwise(memory_store: kpst
     assert len(filled.lips(videos=["u3"])) == 1
 
 
-def test_a_computed_embedding_has_to_fit(memory_store: kpstore.Store) -> None:
-    view = fill_lips(memory_store).lips(missing="compute", compute=partial(embedding_of, extra=1))
-    with pytest.raises(InvalidError, match=r"compute\('u2'\) returned \(8, 512\), this utterance needs \(7, 512\)"):
-        view[1]
-
-
 def test_options_that_do_not_fit_are_refused(memory_store: kpstore.Store) -> None:
     filled = fill_lips(memory_store)
-    for options in ({"missing": "compute"}, {"compute": embedding_of}, {"missing": "skip", "compute": embedding_of}):
-        with pytest.raises(InvalidError, match="missing='compute' and compute= go together"):
-            filled.lips(**options)  # type: ignore[arg-type]
-    with pytest.raises(InvalidError, match="missing='drop': use 'nan' or 'skip' or 'error' or 'compute'"):
+    with pytest.raises(InvalidError, match="compute= is for missing='compute', found missing='skip'"):
+        filled.lips(missing="skip", compute={"root": "."})
+    with pytest.raises(InvalidError, match="missing='drop': use 'nan' or 'skip' or 'error'"):
         filled.lips(missing="drop")  # type: ignore[arg-type]
     with pytest.raises(InvalidError, match="embeddings are a vector per frame"):
         filled.lips(feature="lip_resnet18_status", missing="nan")
@@ -91,9 +62,9 @@ def test_options_that_do_not_fit_are_refused(memory_store: kpstore.Store) -> Non
 
 
 def test_it_pickles_and_has_subsets(store: kpstore.Store) -> None:
-    view = fill_lips(store).lips(missing="compute", compute=embedding_of)
-    again = pickle.loads(pickle.dumps(view)).subset([1])
-    np.testing.assert_array_equal(again[0]["embedding"], embedding_of("u2"))
-    assert again.lengths.tolist() == [7]
-    assert again.first_rows.tolist() == [4]
+    view = fill_lips(store).lips(missing="nan")
+    again = pickle.loads(pickle.dumps(view)).subset([2])
+    np.testing.assert_array_equal(again[0]["embedding"], embedding_of("u3"))
+    assert again.lengths.tolist() == [2]
+    assert again.first_rows.tolist() == [11]
     assert "LipView" in repr(again)

@@ -1,0 +1,259 @@
+"""A store in which what is missing is computed when it is read; nothing is stored.
+
+For a look at videos that nobody extracted yet, and for data sets of paths alone: ``kpstore ingest features`` does the
+same once and for all.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.backends.base import TEXT, ArrayMeta, Backend, Chunks, ViewChunks
+from kpstore.errors import ExtractorError, MismatchError, UnsupportedError, one_line
+from kpstore.extractors.base import AnyExtractor, takes_videos
+from kpstore.ingest.frames import extract_frames, read_reference
+from kpstore.ingest.job import Job, VideoRows, failed_video, opened_extractor
+from kpstore.ingest.whole_videos import extract_alone
+from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
+from kpstore.sources.listed import ListedSource
+from kpstore.store import format as fmt
+from kpstore.store.records import Records
+from kpstore.store.store import Store
+from kpstore.store.transaction import check_same
+
+_log = logging.getLogger(__name__)
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Readers decode in several threads, models run in one."""
+_LOOKED_FOR = 16
+"""Videos whose files are looked for before anything is computed."""
+KEPT_BYTES = 256 * 2**20
+"""Computed rows kept in memory, so that a video which lies in two chunks is computed once."""
+
+
+class LiveBackend:
+    """Another backend, some features of which are made as they are read; for reading only.
+
+    Parameters
+    ----------
+    stored : the backend that holds what there is.
+    job : makes the rest; its extractor is opened in each process when it is first needed.
+    provenance : of what the extractor makes.
+    """
+
+    def __init__(self, stored: Backend, job: Job, provenance: Mapping[str, Provenance]) -> None:
+        self._stored, self._job, self._provenance = stored, job, provenance
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._stored, name)
+
+    @property
+    def location(self) -> str:
+        """The store's, and that more than what is there is shown."""
+        return f"{self._stored.location} (and what is computed, {self._job.run_id})"
+
+    def view(self, snapshot: str) -> LiveView:
+        """Open a version."""
+        stored = Store(self._stored, snapshot, cache="off")
+        return LiveView(stored, self._job, self._provenance)
+
+    def begin(self, branch: str = "main") -> Any:
+        """Refuse it: what is computed is not written."""
+        stored = self._stored.location
+        raise UnsupportedError(f"{self.location} can only be read; 'kpstore ingest features {stored}' stores the rest")
+
+
+class LiveView:
+    """A version with further features, or with rows of videos that wait for theirs.
+
+    See :class:`kpstore.backends.base.ReadView`.
+    """
+
+    def __init__(self, stored: Store, job: Job, provenance: Mapping[str, Provenance]) -> None:
+        extractor = job.extractor
+        self._base, self._records, self._provenance = stored.view, Records(stored), provenance
+        self._index, self._specs = stored.index, {spec.name: spec for spec in extractor.specs}
+        self._job = job
+        self._waiting = _waiting(stored, extractor)
+        self._metas: dict[str, ArrayMeta] = {}
+        self._feature_of: dict[str, str] = {}
+        for name, spec in self._specs.items():
+            metas = fmt.feature_metas(spec, n_videos=len(self._index), n_frames=self._index.total_frames)
+            known = [array for array in metas if array in self._base.names()]
+            self._metas |= metas | {array: self._base.meta(array) for array in known}
+            self._feature_of |= dict.fromkeys(metas, name)
+        self._labels = {dim: pair for spec in extractor.specs for dim, pair in fmt.label_metas(spec).items()}
+        self._kept: OrderedDict[int, VideoRows] = OrderedDict()
+        self._references: dict[int, Mapping[str, FeatureRows]] = {}
+
+    @property
+    def snapshot(self) -> str:
+        """Id of the version."""
+        return self._base.snapshot
+
+    def attrs(self) -> Mapping[str, Any]:
+        """Return the version's attributes, with the computed features among them."""
+        attrs = dict(self._base.attrs())
+        about = dict(attrs[fmt.ROOT])
+        made = {
+            name: {"spec": spec.to_json(), "provenance": dict(self._provenance[name])}
+            for name, spec in self._specs.items()
+        }
+        return {**attrs, fmt.ROOT: {**about, "features": {**made, **about["features"]}}}
+
+    def names(self) -> list[str]:
+        """Names of all arrays, sorted."""
+        return sorted({*self._base.names(), *self._metas, *self._labels})
+
+    def meta(self, name: str) -> ArrayMeta:
+        """Return shape and type of an array."""
+        if name in self._metas:
+            return self._metas[name]
+        is_new = name in self._labels and name not in self._base.names()
+        return self._labels[name][0] if is_new else self._base.meta(name)
+
+    def digest(self, name: str) -> str | None:
+        """Return none: some of it was never committed."""
+        return None
+
+    def chunks(self, name: str) -> Chunks:
+        """Return chunks that are read through this view, if anything in them is computed."""
+        computed = name in self._metas and self._waiting[self._feature_of[name]].any()
+        if computed or name not in self._base.names():
+            return ViewChunks(self, name)
+        return self._base.chunks(name)
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return rows ``start`` to ``stop`` as a new array; those of videos that wait are computed."""
+        if name not in self._metas:
+            is_new = name in self._labels and name not in self._base.names()
+            return self._labels[name][1][start:stop].copy() if is_new else self._base.read(name, start, stop)
+        rows = self._stored_rows(name, start, stop)
+        feature = self._feature_of[name]
+        waiting = self._waiting[feature]
+        if name == fmt.state_name(feature):
+            rows[waiting[start:stop]] = State.DONE
+        elif name == fmt.failure_name(feature):
+            pass
+        elif self._specs[feature].axis == "video":
+            for position in start + np.flatnonzero(waiting[start:stop]):
+                rows[position - start] = _part(self._reference_rows(int(position))[feature], feature, name)[0]
+        else:
+            self._fill(name, feature, start, rows)
+        return rows
+
+    def _stored_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        if name in self._base.names():
+            return self._base.read(name, start, stop)
+        meta = self._metas[name]
+        shape = (stop - start, *meta.shape[1:])
+        is_text = meta.dtype == TEXT
+        return np.full(shape, "", dtype=object) if is_text else np.full(shape, meta.fill, dtype=meta.dtype)
+
+    def _fill(self, name: str, feature: str, start: int, rows: NDArray[Any]) -> None:
+        """Put what is computed into rows from ``start`` on, of an array of a feature of frames."""
+        if not len(rows):
+            return
+        owners = self._index.video_of(np.arange(start, start + len(rows)))
+        for position in np.unique(owners[self._waiting[feature][owners]]).tolist():
+            video = self._index.rows(position)
+            first, last = max(video.start, start), min(video.stop, start + len(rows))
+            found = self._video_rows(position)
+            status = name == fmt.status_name(feature)
+            values = found.status if status else _part(found.rows[feature], feature, name)
+            rows[first - start : last - start] = values[first - video.start : last - video.start]
+
+    def _video_rows(self, position: int) -> VideoRows:
+        with _ONE_AT_A_TIME:
+            if position not in self._kept:
+                self._kept[position] = self._tried(position, self._compute)
+                while len(self._kept) > 1 and sum(map(_size, self._kept.values())) > KEPT_BYTES:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(position)
+            return self._kept[position]
+
+    def _reference_rows(self, position: int) -> Mapping[str, FeatureRows]:
+        """Return the features of a video, for which none of its frames is read."""
+        with _ONE_AT_A_TIME:
+            if position not in self._references:
+                self._references[position] = self._tried(position, self._compute_reference).rows
+            return self._references[position]
+
+    def _compute(self, position: int) -> VideoRows:
+        extract = extract_alone if takes_videos(self._job.extractor) else extract_frames
+        return extract(self._job, self._records[position])
+
+    def _compute_reference(self, position: int) -> VideoRows:
+        record = self._records[position]
+        extractor: Any = opened_extractor(self._job)
+        rows = extractor.start_video(read_reference(self._job, record))
+        return VideoRows(rows, np.empty(0, dtype=np.uint8))
+
+    def _tried(self, position: int, compute: Callable[[int], VideoRows]) -> VideoRows:
+        try:
+            return compute(position)
+        except ExtractorError:
+            raise
+        except Exception as error:  # as in an ingest: what is wrong with one video is said, and costs no other
+            _log.warning("video %r cannot be computed: %s", self._index.ids[position], one_line(error))
+            return failed_video(self._job, self._records[position], error)
+
+
+def _part(rows: FeatureRows, feature: str, array: str) -> NDArray[Any]:
+    return rows.values if array == feature else rows.companions[array.removeprefix(f"{feature}_")]
+
+
+def _size(found: VideoRows) -> int:
+    return sum(rows.values.nbytes + sum(c.nbytes for c in rows.companions.values()) for rows in found.rows.values())
+
+
+def _waiting(store: Store, extractor: AnyExtractor) -> dict[str, NDArray[np.bool_]]:
+    """Return by feature of an extractor which videos lack it, (videos,) bool; one that failed does not."""
+    every = np.ones(len(store.index), dtype=bool)
+    names = [spec.name for spec in extractor.specs]
+    return {name: store.states(name) == State.PENDING if name in store.features else every for name in names}
+
+
+def live_backend(stored: Backend, store: Store, extractor: AnyExtractor, root: Path, device: str) -> LiveBackend:
+    """Return a backend through which a store looks whole; says in the log, once, how much of it is computed.
+
+    Raises
+    ------
+    MismatchError
+        If the store holds features of the same names that were made in another way.
+    NotFoundError
+        If the frames are not where ``root`` says.
+    """
+    provenance = extractor.provenance
+    for spec in extractor.specs:
+        if spec.name in store.features:
+            _check_same(store.features[spec.name], spec, provenance[spec.name])
+    waiting = np.flatnonzero(np.any(list(_waiting(store, extractor).values()), axis=0))
+    if len(waiting):
+        records, names = Records(store), ", ".join(spec.name for spec in extractor.specs)
+        ListedSource(root, tuple(records[p] for p in waiting[:_LOOKED_FOR].tolist())).scan()
+        what = f"{names} of {len(waiting)} videos of {store.location}"
+        _log.warning("%s are computed when they are read; 'kpstore ingest features' would store them", what)
+    job = Job(f"live-{uuid.uuid4().hex}", ListedSource(root), extractor, device)
+    return LiveBackend(stored, job, provenance)
+
+
+def _check_same(stored: fmt.StoredFeature, spec: FeatureSpec, provenance: Provenance) -> None:
+    if stored.provenance.get("extractor") != "imported":
+        check_same(stored, spec, provenance)
+    elif (stored.spec.shape, stored.spec.axis) != (spec.shape, spec.axis):
+        raise MismatchError(
+            f"{spec.name!r} is stored with rows of {stored.spec.shape}, the extractor makes {spec.shape}; "
+            "use the model that the file was made with"
+        )
