@@ -485,6 +485,8 @@ def test_an_ingest_fills_goes_on_and_refuses_another_model(
     second = run_ingest(source, store, extractor, Options(workers=0))
     assert (first.videos_done, second.videos_done, second.videos_before, second.frames_failed) == (1, 2, 1, 1)
     values = kpstore.open(store)["dinov2_tiny"][:]
+    again = kpstore.open(store).computed(weights=folder, root=clips)
+    assert again.provenance("dinov2_tiny") == kpstore.open(store).provenance("dinov2_tiny")
     whole = [np.asarray(Image.open(clips / "a" / f"{n}.png")) for n in range(5)]
     np.testing.assert_array_equal(values[:5], extractor.rows(whole).values)
     assert np.flatnonzero(np.isnan(values).all(axis=1)).tolist() == [5 + 3]

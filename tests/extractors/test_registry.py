@@ -1,0 +1,61 @@
+"""What a store has on record of a feature is enough to make the same extractor again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kpstore.errors import InvalidError
+from kpstore.extractors.holistic import HolisticExtractor
+from kpstore.extractors.parts import PartsExtractor
+from kpstore.extractors.registry import make_extractor, recorded
+from kpstore.schema.feature import FeatureSpec
+
+FRAMES = FeatureSpec("points", (2,), ("x",), "float16")
+
+
+@pytest.mark.parametrize(
+    "extractor",
+    [
+        HolisticExtractor(mode="video", min_tracking_confidence=0.7),
+        HolisticExtractor(independent_frames=True, face_list="ibug"),
+        PartsExtractor(handedness="legacy", min_detection_confidence=0.25),
+    ],
+)
+def test_an_extractor_made_anew_leaves_the_same_on_record(extractor: Any) -> None:
+    specs = {spec.name: spec for spec in extractor.specs}
+    recipe, options = recorded(specs, extractor.provenance)
+    assert make_extractor(recipe, **options).provenance == extractor.provenance
+
+
+def test_faces_are_one_recipe_with_dinov2_in_it() -> None:
+    found = {
+        "extractor": "insightface",
+        "model": "buffalo_s",
+        "parameters": {"det_size": [320, 320], "det_thresh": 0.4, "formula": "json", "face": "first"},
+    }
+    vectors = {
+        "extractor": "dinov2",
+        "model": "dinov2_vits14",
+        "parameters": {"precision": "bf16", "resize": [224, 224]},
+    }
+    recipe, options = recorded({"box": FRAMES, "dinov2_vits14": FRAMES}, {"box": found, "dinov2_vits14": vectors})
+    assert recipe == "faces"
+    assert options == {
+        "model_pack": "buffalo_s",
+        "det_size": 320,
+        "det_thresh": 0.4,
+        "formula": "json",
+        "face": "first",
+        "model": "dinov2_vits14",
+        "precision": "bf16",
+        "dtype": "float16",
+    }
+
+
+def test_imported_features_say_no_recipe() -> None:
+    imported = {"points": {"extractor": "imported", "format": "npz"}}
+    with pytest.raises(InvalidError, match="points was not extracted by one recipe, so say which one"):
+        recorded({"points": FRAMES}, imported)
+    assert recorded({"points": FRAMES}, imported, "parts") == ("parts", {})
