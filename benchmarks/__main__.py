@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import (
     bench_checks,
+    bench_extract,
     bench_hdf5,
     bench_import,
     bench_ingest_mediapipe,
@@ -36,6 +37,9 @@ def main() -> None:
     results["import"] = bench_import.run(lists=[], scale=0.01 if quick else 1.0)
     results["hdf5"] = bench_hdf5.run(frames=8192 if quick else 200_192, runs=1 if quick else 5)
     results["checks"] = bench_checks.run(frames=10_000 if quick else bench_checks.FRAMES)
+    results["extract"] = bench_extract.run(
+        frames=16 if quick else 96, runs=1 if quick else 3, device="cpu", workers_per_gpu=1
+    )
     results["shuffle"] = bench_shuffle.run(lists=[], scale=0.01 if quick else 1.0)
     results["read"] = bench_read.run(scale=0.01 if quick else 1.0, runs=1 if quick else 5)
     results["train"] = bench_train.run(image_size=32 if quick else 64, steps=8 if quick else 600)

@@ -34,10 +34,8 @@ def extract_whole(
     extractor = cast("VideoExtractor", opened_extractor(job))
     with Ahead(((video, read_video(job, video.record)) for video in videos), _AHEAD_VIDEOS) as ahead:
         for window in _windows(ahead, extractor):
-            found = _extract_window(job, window)
+            found = _extract_window(job, window, report or (lambda n: None))
             for number, (video, _) in enumerate(window):
-                if report is not None:
-                    report(video.record.n_frames)
                 yield video, found[number]
 
 
@@ -71,7 +69,7 @@ def _windows(
         yield window
 
 
-def _extract_window(job: Job, window: Sequence[tuple[PlannedVideo, Read]]) -> dict[int, VideoRows]:
+def _extract_window(job: Job, window: Sequence[tuple[PlannedVideo, Read]], report: Report) -> dict[int, VideoRows]:
     """Return the rows of each video of a window, by its place in it."""
     found: dict[int, VideoRows] = {}
     alike: dict[tuple[int, ...], list[int]] = {}
@@ -82,6 +80,7 @@ def _extract_window(job: Job, window: Sequence[tuple[PlannedVideo, Read]]) -> di
             found[number] = _rows_of(job, video.record, None)
         else:
             alike.setdefault(read.shape, []).append(number)
+    report(sum(window[number][0].record.n_frames for number in found))
     extractor = cast("VideoExtractor", opened_extractor(job))
     for shape, numbers in alike.items():
         while numbers:
@@ -90,6 +89,7 @@ def _extract_window(job: Job, window: Sequence[tuple[PlannedVideo, Read]]) -> di
             numbers = numbers[len(now) :]
             chosen = [(window[n][0].record, cast("NDArray[np.uint8]", window[n][1])) for n in now]
             found |= dict(zip(now, _extract_alike(job, extractor, chosen), strict=True))
+            report(len(now) * shape[0])
     return found
 
 
