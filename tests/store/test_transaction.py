@@ -288,3 +288,14 @@ def test_a_registered_feature_is_added_by_its_name(store: kpstore.Store) -> None
     assert store.at().feature("keypoints") == keypoints_spec()
     with pytest.raises(NotFoundError, match="'nothing' not found; there are: elbow-angles, keypoints"):
         store.at().transaction("unknown").add_feature("nothing")
+
+
+def test_weights_are_known_by_their_hash_whatever_the_file_is_called(memory_store: kpstore.Store) -> None:
+    def add(weights: dict[str, str]) -> None:
+        with memory_store.transaction("add") as tx:
+            tx.add_feature(fake_spec(4), {"extractor": "fake", "weights": weights})
+
+    add({"a.pth": "12ab"})
+    add({"renamed.pth": "12ab"})
+    with pytest.raises(MismatchError, match="was made with weights"):
+        add({"a.pth": "34cd"})
