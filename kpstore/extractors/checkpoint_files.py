@@ -1,13 +1,36 @@
-"""Files of weights: known by their SHA-256, their names told in short."""
+"""Files of weights: known by their SHA-256, read without running what is in them, their names told in short."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import pickle
+import struct
+import warnings
+import zipfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from kpstore.errors import InvalidError
 
 SHOWN_NAMES = 4
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What torch raises over files that it did not write."""
 
 
 def file_sha256(path: Path) -> str:
@@ -26,3 +49,31 @@ def some_of(names: Iterable[object]) -> str:
     listed = sorted(str(name) for name in names)
     more = f" and {len(listed) - SHOWN_NAMES} more" if len(listed) > SHOWN_NAMES else ""
     return f"{', '.join(map(repr, listed[:SHOWN_NAMES])) or 'nothing'}{more}"
+
+
+def load_tensors(path: Path) -> Any:
+    """Return what a file of torch's holds, its tensors on the CPU and mapped into memory; code in it is never run.
+
+    Raises
+    ------
+    InvalidError
+        If it is no such file, is cut short, or holds more than tensors and plain values.
+    """
+    import torch
+
+    try:
+        # Checkpoints of before 2020 are no zip files, and cannot be mapped into memory.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of a file that is no checkpoint
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # of the disk; but a zip file that is cut short is read where no file can be
+        raise InvalidError(f"{path} {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    told = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in told:
+        return "holds more than tensors and numbers, which is not run; save its model_state_dict alone"
+    return f"is no checkpoint that torch can read, or is cut short: {told[:160]}"

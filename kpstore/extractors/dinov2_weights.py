@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import os
-import pickle
 import re
 import socket
 import urllib.request
@@ -19,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kpstore.errors import ExistsError, ExtractorError, InvalidError, MissingExtraError, NotFoundError
-from kpstore.extractors.checkpoint_files import file_sha256, some_of
+from kpstore.extractors.checkpoint_files import file_sha256, load_tensors, some_of
 
 PATCH = 14
 """Side of a patch in pixels, of all models."""
@@ -258,17 +257,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the tensors of a checkpoint by name, mapped into memory; code in it is never run."""
     import torch
 
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InvalidError(f"{path} is no checkpoint that torch can read safely: {reason}") from None
+    state = load_tensors(path)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InvalidError(
             f"{path} holds no plain table of tensors; give facebookresearch's ..._pretrain.pth, or a folder of "
             "save_pretrained"
         )
-    return state
+    return dict(state)
 
 
 # -- the hub ----------------------------------------------------------------------------------------------------

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
-import pickle
-import struct
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
-from kpstore.extractors.checkpoint_files import file_sha256, some_of
+from kpstore.extractors.checkpoint_files import file_sha256, load_tensors, some_of
 
 _log = logging.getLogger(__name__)
 
@@ -26,21 +21,6 @@ HEAD = "tcn"
 COUNTER = "num_batches_tracked"
 """Of batch norm, while it is trained; checkpoints of old versions of torch are without."""
 FIRST = "frontend3D.0.weight"
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    struct.error,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What torch raises over files that it did not write."""
 
 
 @dataclass(frozen=True)
@@ -122,26 +102,7 @@ def is_lip_checkpoint(path: Path) -> bool:
 
 
 def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    import torch
-
-    try:
-        # Checkpoints of before 2020 are no zip files, and cannot be mapped into memory.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of a file that is no checkpoint
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except _UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # of the disk; but a zip file that is cut short is read where no file can be
-        raise InvalidError(f"{path} {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    told = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in told:
-        return "holds more than tensors and numbers, which is not run; save its model_state_dict alone"
-    return f"is no checkpoint that torch can read, or is cut short: {told[:160]}"
+    return _read_safetensors(path) if path.suffix == ".safetensors" else load_tensors(path)
 
 
 def _read_safetensors(path: Path) -> Any:
