@@ -17,7 +17,9 @@ from pose_format.pose_header import PoseHeaderComponent, PoseHeaderDimensions
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, MismatchError, NotFoundError
-from kpstore.interop.pose import POSE, PoseExport, PoseImport, _Component, describe
+from kpstore.interop.pose import POSE, PoseImport
+from kpstore.interop.pose_export import PoseExport, _Component
+from kpstore.interop.pose_layout import describe
 from kpstore.interop.run import import_document
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
