@@ -29,6 +29,7 @@ from kpstore.ingest.job import Job
 from kpstore.ingest.plan import Task, plan_tasks
 from kpstore.ingest.report import MAX_FAILURES, Progress, ProgressFile, Report
 from kpstore.ingest.worker import TaskResult
+from kpstore.schema.face_features import FACE_PATH
 from kpstore.schema.feature import Compression, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.sources.base import Listing, Source
@@ -94,9 +95,11 @@ class Options:
         wanted = int(number or 0) + 1 if kind == "cuda" else self.gpus
         found = count_gpus() if wanted and self.scheduler is None else wanted
         if wanted > found:
-            asked = f"device {self.device!r}" if self.device else f"{self.gpus} GPUs"
+            asked = f"device {self.device!r}" if self.device else f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}"
             option = "--device" if self.device else "--gpus"
-            raise InvalidError(f"{asked} asked for, {found} found on this machine; leave out {option} to use the CPU")
+            raise InvalidError(
+                f"{asked} asked for, {found or 'none'} found on this machine; leave out {option} to use the CPU"
+            )
 
     @property
     def n_workers(self) -> int:
@@ -333,6 +336,11 @@ def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> tuple[str, 
                 "now; restore the data set, set the store's splits (kpstore splits set), or ingest into a new store"
             )
         resplit += [video.id] if split != video.split else []
+        if FACE_PATH in video.annotations and FACE_PATH not in texts:
+            raise InvalidError(
+                f"{store.location} holds video {video.id!r}, but no frontal pictures ({FACE_PATH!r}); ingest faces "
+                "into a new store"
+            )
         changed = [name for name, text in video.annotations.items() if name in texts and texts[name][position] != text]
         if changed:
             notes.append(f"video {video.id!r} has another {' and '.join(changed)} now; the store keeps its own")
