@@ -251,7 +251,7 @@ def print_report(report: Report, store: str) -> None:
 
 def _print_notes(notes: Any) -> None:
     if notes:
-        typer.echo(f"{len(notes)} things were passed over:")
+        typer.echo(f"{render.count(len(notes), 'thing')} {'was' if len(notes) == 1 else 'were'} passed over:")
         for line in notes[: render.SHOWN_FAILURES]:
             typer.echo(f"  {line}")
         if len(notes) > render.SHOWN_FAILURES:

@@ -164,7 +164,7 @@ def _load_pack(name: str, folder: Path) -> None:
     except (OSError, RuntimeError, zipfile.BadZipFile, InvalidError) as error:  # requests' errors are OSErrors
         raise NotFoundError(
             f"model pack {name!r} is not in {folder.parent}, and InsightFace's releases do not give it "
-            f"({_short(error)}); run this where the network is, or give a folder of ONNX files: --model-pack PATH"
+            f"({_short(error)}); run this where the network is, or give a folder of ONNX files: --set model_pack=PATH"
         ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -237,7 +237,8 @@ def _scan(source: Source, options: Options, observer: Observer) -> Listing:
     listing = source.scan(observer.on_scan)
     if listing.problems and not options.ignore_problems:
         raise InvalidError(
-            f"{source.name}: {len(listing.problems)} problems with the data set; mend them, or ingest what is sound "
+            f"{source.name}: {len(listing.problems)} problem{'' if len(listing.problems) == 1 else 's'} with the data "
+            "set; mend what is wrong, or ingest what is sound "
             "with --ignore-problems:\n  " + "\n  ".join(listing.problems)
         )
     if not listing.videos:
