@@ -257,6 +257,7 @@ def make_plan(backend: Backend, listing: Listing, extractor: AnyExtractor, optio
     """Compare what a source holds with what a store holds, and cut what is missing into tasks."""
     store = Store(backend, history.resolve(backend, None)) if backend.exists() else None
     videos = listing.videos
+    _check_references(extractor, videos)
     known = [] if store is None else [video for video in videos if video.id in store.index]
     notes = () if store is None else _check_unchanged(store, known)
     new = tuple(video for video in videos if store is None or video.id not in store.index)
@@ -277,6 +278,15 @@ def make_plan(backend: Backend, listing: Listing, extractor: AnyExtractor, optio
     tasks = plan_tasks(index, [by_position[p] for p in pending], wanted, chunk_rows=chunk_rows, task_frames=task_frames)
     overwritten = np.array([p for p in pending if p < len(redo) and redo[p]], dtype=np.int64)
     return Plan(listing, new, wanted, tuple(tasks), overwritten, restart, notes)
+
+
+def _check_references(extractor: AnyExtractor, videos: Sequence[VideoRecord]) -> None:
+    """Raise :class:`InvalidError` if every video would fail for want of a reference picture."""
+    if getattr(extractor, "needs_reference", False) and not any(v.annotations.get(FACE_PATH) for v in videos):
+        raise InvalidError(
+            f"{title(extractor)} need a frontal picture of each video ({FACE_PATH!r}), and none of these "
+            f"{len(videos)} videos has one; 'kpstore ingest faces' takes a folder of them"
+        )
 
 
 def _what_is_there(

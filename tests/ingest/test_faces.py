@@ -196,6 +196,17 @@ def test_dinov2_is_added_to_videos_that_are_there(kpstore_: Kpstore, home: Path,
     assert list(kpstore.open(store).features) == ["points", MODEL]
 
 
+def test_videos_without_frontal_pictures_are_refused_before_anything(
+    kpstore_: Kpstore, home: Path, sound: Path
+) -> None:
+    given = ("--model", MODEL, "--weights", home / "dinov2", "--set", f"model_pack={home / 'tiny'}", "--workers", 0)
+    result = kpstore_("ingest", "videos", sound / "persons", sound / "new.kps", "--recipe", "faces", *given)
+    assert (result.code, len(result.lines)) == (2, 1)
+    assert "need a frontal picture of each video" in result.err
+    assert "none of these 2 videos has one; 'kpstore ingest faces'" in result.err
+    assert not (sound / "new.kps").exists()
+
+
 def test_another_model_is_added_to_imported_json(kpstore_: Kpstore, home: Path, sound: Path) -> None:
     assert kpstore_(*command(home, sound, sound / "a.kps")).code == 0
     assert kpstore_("export", "json", sound / "a.kps", sound / "a.json").code == 0
