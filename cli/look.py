@@ -275,5 +275,5 @@ def _report_line(report: Any) -> str:
         f"{render.count(report.get('videos_done', 0), 'video')}, {render.count(report.get('frames', 0), 'frame')} in "
         f"{render.duration(report.get('seconds', 0.0))} ({report.get('frames_per_second', 0.0):.1f} frames/s)"
     )
-    ending = ", interrupted" if report.get("interrupted") else ""
-    return f"{text}{f', {render.number(failed)} frames failed' if failed else ''}{ending}"
+    missed = f", {render.count(failed, 'frame')} failed" if failed else ""
+    return f"{text}{missed}{', interrupted' if report.get('interrupted') else ''}"

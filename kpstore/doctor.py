@@ -240,12 +240,13 @@ def _store(path: Path) -> list[Finding]:
 
     store = open_store(path)
     index = store.index
-    features = []
+    alike: dict[str, list[str]] = {}
     for name in store.features:
         counts = Counter(store.states(name).tolist())
         states = ((1, "done"), (2, "failed"), (0, "pending"))
         told = ", ".join(f"{counts[state]} {word}" for state, word in states if counts[state]) or "no videos"
-        features.append(f"; {name}: {told}")
+        alike.setdefault(told, []).append(name)
+    features = [f"; {', '.join(names)}: {told}" for told, names in alike.items()]
     text = f"store of {len(index)} videos, {index.total_frames} frames{''.join(features) or '; no features yet'}"
     return [Finding("path", str(path), "ok", text)]
 
