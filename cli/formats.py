@@ -178,7 +178,7 @@ def print_imported(report: ImportReport) -> None:
     """Print what was stored."""
     failed = f", {render.number(report.failed_frames)} of them failed" if report.failed_frames else ""
     typer.echo(
-        f"{report.location}: {' and '.join(report.features) or 'paths'} of {render.count(report.videos, 'video')}, "
+        f"{report.location}: {render.listed(report.features) or 'paths'} of {render.count(report.videos, 'video')}, "
         f"{render.count(report.frames, 'frame')}{failed}"
     )
     _print_notes(report.notes)

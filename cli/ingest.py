@@ -132,11 +132,25 @@ def lips(
     """Extract embeddings of mouth crops, npz files that a lip-reading configuration lists, by its ResNet18."""
     from kpstore.sources.lips import LipsSource
 
+    source = LipsSource(
+        _lists(conf, npz_dir), root, None if split == "all" else (split,), settings.max_videos_per_split
+    )
+    ingest(source, store, settings, settings.extractor())
+
+
+def _lists(conf: Path | None, npz_dir: Path | None) -> Path:
+    """Return the configuration or the folder of npz files, whichever was given."""
     lists = conf or npz_dir
     if lists is None or (conf and npz_dir):
-        raise InvalidError("name the utterances: --conf CONFIG.yml, or --npz-dir DIR")
-    source = LipsSource(lists, root, None if split == "all" else (split,), settings.max_videos_per_split)
-    ingest(source, store, settings, settings.extractor())
+        raise InvalidError("name the utterances, in one of two ways: --conf CONFIG.yml, or --npz-dir DIR")
+    if conf and conf.is_dir():
+        raise InvalidError(
+            f"--conf {conf} is a folder; give a configuration (.yml), or all of its npz files: --npz-dir"
+        )
+    if npz_dir and not npz_dir.is_dir():
+        found = "is a file; is it meant for --conf?" if npz_dir.exists() else "does not exist"
+        raise InvalidError(f"no folder of npz files at {npz_dir}: it {found}")
+    return lists
 
 
 @app.command(
@@ -203,7 +217,7 @@ def print_estimate(expected: Estimate) -> None:
     typer.echo(
         f"\n{expected.feature}: {render.number(expected.frames)} frames in {expected.tasks} tasks, about "
         f"{render.size(expected.size_bytes)} and {render.duration(expected.seconds)} with "
-        f"{render.count(expected.workers, 'worker')}"
+        f"{render.count(max(expected.workers, 1), 'worker')}"
     )
     if expected.overwritten:
         typer.echo(f"{expected.overwritten} videos that are there would be extracted again")
@@ -237,7 +251,7 @@ def print_report(report: Report, store: str) -> None:
 
 def _print_notes(notes: Any) -> None:
     if notes:
-        typer.echo(f"{len(notes)} things were passed over:")
+        typer.echo(f"{render.count(len(notes), 'thing')} {'was' if len(notes) == 1 else 'were'} passed over:")
         for line in notes[: render.SHOWN_FAILURES]:
             typer.echo(f"  {line}")
         if len(notes) > render.SHOWN_FAILURES:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from kpstore.ingest.report import FeatureProgress, Progress
     from kpstore.store.coverage import Coverage
     from kpstore.store.summary import FeatureSummary, LogEntry, Summary
+
+Item = TypeVar("Item")
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -68,13 +71,31 @@ def print_summary(summary: Summary) -> None:
         typer.echo()
         rows = [(render.split_name(s.name), render.number(s.videos), render.number(s.frames)) for s in summary.splits]
         render.print_table(("split", ">videos", ">frames"), rows)
-    for feature in summary.features:
-        _print_feature(feature)
+    for alike in _grouped(summary.features, _all_but_shape):
+        _print_features(alike)
 
 
-def _print_feature(feature: FeatureSummary) -> None:
-    shape = " × ".join(render.number(length) for length in feature.shape)
-    render.heading(f"{feature.name}: {shape} {feature.dtype}, {render.number(feature.chunk_rows)} rows a chunk")
+def _grouped(items: Iterable[Item], key: Callable[[Item], object]) -> list[list[Item]]:
+    """Return items of one key together, keys in the order in which they first come."""
+    groups: dict[object, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
+
+
+def _all_but_shape(feature: FeatureSummary) -> tuple[object, ...]:
+    """Return what is printed about a feature below its heading; features of one extraction have it in common."""
+    counts = (feature.videos_done, feature.videos_failed, feature.videos_pending)
+    return (_maker(feature), feature.axis, counts, repr(feature.coverage))
+
+
+def _print_features(alike: Sequence[FeatureSummary]) -> None:
+    typer.echo()
+    for feature in alike:
+        shape = " × ".join(render.number(length) for length in feature.shape)
+        chunk = render.number(feature.chunk_rows)
+        render.console().print(f"{feature.name}: {shape} {feature.dtype}, {chunk} rows a chunk", style="bold")
+    feature = alike[0]
     typer.echo(f"made by {_maker(feature)}")
     typer.echo(
         f"videos: {render.number(feature.videos_done)} done, {render.number(feature.videos_failed)} failed, "
@@ -117,21 +138,26 @@ def _details(store: Store, limit: int) -> dict[str, Any]:
 
 
 def _print_details(store: Store, limit: int) -> None:
-    for name in store.features:
-        render.heading(f"how {name} was made")
-        typer.echo(json.dumps(dict(store.provenance(name)), indent=2, ensure_ascii=False))
-        failures = store.failures(name)
-        render.heading(f"failures of {name}: {len(failures)}")
-        for line in render.failure_lines(failures, "", limit=len(failures)):
+    made = {name: json.dumps(dict(store.provenance(name)), indent=2, ensure_ascii=False) for name in store.features}
+    for names in _grouped(made, made.__getitem__):
+        render.heading(f"how {render.listed(names)} {'was' if len(names) == 1 else 'were'} made")
+        typer.echo(made[names[0]])
+    failures = {name: store.failures(name) for name in store.features}
+    for names in _grouped(failures, lambda name: tuple(failures[name])):
+        found = failures[names[0]]
+        render.heading(f"failures of {render.listed(names)}: {len(found)}")
+        for line in render.failure_lines(found, "", limit=len(found)):
             typer.echo(line)
     table = store.videos
     shown = table if limit == 0 else table.head(limit)
-    states = [column for column in table.columns if column.endswith("_state")]
-    columns = ["split", "n_frames", "fps", "width", "height", *states]
-    columns = [column for column in columns if column in table.columns]
+    states = _grouped((f"{name}_state" for name in store.features), lambda column: tuple(table[column]))
+    columns = ["split", "n_frames", "fps", "width", "height", *(alike[0] for alike in states)]
     render.heading("videos")
     rows = [(video, *row) for video, row in zip(shown.index, shown[columns].itertuples(index=False), strict=True)]
     render.print_table(("video", *columns), rows)
+    for first, *others in states:
+        if others:
+            typer.echo(f"{first} is also {render.listed(others)}")
     if len(shown) < len(table):
         typer.echo(f"… and {len(table) - len(shown)} more: --limit 0 shows all")
 
@@ -249,5 +275,5 @@ def _report_line(report: Any) -> str:
         f"{render.count(report.get('videos_done', 0), 'video')}, {render.count(report.get('frames', 0), 'frame')} in "
         f"{render.duration(report.get('seconds', 0.0))} ({report.get('frames_per_second', 0.0):.1f} frames/s)"
     )
-    ending = ", interrupted" if report.get("interrupted") else ""
-    return f"{text}{f', {render.number(failed)} frames failed' if failed else ''}{ending}"
+    missed = f", {render.count(failed, 'frame')} failed" if failed else ""
+    return f"{text}{missed}{', interrupted' if report.get('interrupted') else ''}"

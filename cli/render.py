@@ -73,6 +73,12 @@ def count(value: int, what: str) -> str:
     return f"{number(value)} {what}{'' if value == 1 else 's'}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return a, b and c as ``a, b and c``."""
+    *first, last = names or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def size(size_bytes: int) -> str:
     """Return a size as people say it."""
     value, unit = float(size_bytes), "B"

@@ -112,7 +112,11 @@ def verify(
     store: StoreArgument,
     source: Annotated[
         Path | None,
-        typer.Option(metavar="DATASET", help="Folder of the data set: PHOENIX-2014-T, or videos.", show_default=False),
+        typer.Option(
+            metavar="DATASET",
+            help="The data set: a folder of PHOENIX-2014-T, videos or mouth crops, or lists (.yml).",
+            show_default=False,
+        ),
     ] = None,
     at: At = None,
     limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many problems to list.")] = 20,
@@ -181,11 +185,14 @@ def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
             _print_ids(f"{shown}: {what}", ids, limit)
         lengths = [f"{v}: {there} frames there, {here} in the store" for v, (there, here) in split.other_length.items()]
         _print_ids(f"{shown}: of another length", lengths, limit)
+        told: dict[str, list[str]] = {}
         for feature in dict.fromkeys((*split.pending, *split.failed)):
             pending, failed = split.pending.get(feature, 0), split.failed.get(feature, 0)
             parts = [f"{render.count(pending, 'video')} pending"] if pending else []
             parts += [f"{render.count(failed, 'frame')} failed"] if failed else []
-            typer.echo(f"{shown}: {feature}: {', '.join(parts)}")
+            told.setdefault(", ".join(parts), []).append(feature)
+        for text, features in told.items():
+            typer.echo(f"{shown}: {render.listed(features)}: {text}")
     _print_ids("in another split", found.other_split, limit)
     _print_ids("the data set itself", found.problems, limit)
     if not found.differs:

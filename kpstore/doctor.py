@@ -181,7 +181,7 @@ def _dinov2_models() -> Finding:
     there = [name for name, model in MODELS.items() if model.repository and cached_snapshot(model.repository)]
     if there:
         return Finding("model", "dinov2", "ok", f"{', '.join(there)} in {hub_cache()}")
-    advice = "an ingest loads them from the Hugging Face hub, or --set weights=PATH"
+    advice = "an ingest loads them from the Hugging Face hub, or --weights PATH"
     return Finding("model", "dinov2", "absent", f"none in {hub_cache()}", advice)
 
 
@@ -192,7 +192,7 @@ def _face_models() -> Finding:
     if counts:
         packs = ", ".join(f"{name} ({n} files)" for name, n in sorted(counts.items()))
         return Finding("model", "insightface", "ok", f"{packs} in {pack_home()}")
-    advice = "an ingest of faces loads buffalo_l from InsightFace's releases, or --set model_pack=PATH"
+    advice = "an ingest of faces loads buffalo_l from InsightFace's releases, or --model-pack PATH"
     return Finding("model", "insightface", "absent", f"no model pack in {pack_home()}", advice)
 
 
@@ -240,12 +240,13 @@ def _store(path: Path) -> list[Finding]:
 
     store = open_store(path)
     index = store.index
-    features = []
+    alike: dict[str, list[str]] = {}
     for name in store.features:
         counts = Counter(store.states(name).tolist())
         states = ((1, "done"), (2, "failed"), (0, "pending"))
         told = ", ".join(f"{counts[state]} {word}" for state, word in states if counts[state]) or "no videos"
-        features.append(f"; {name}: {told}")
+        alike.setdefault(told, []).append(name)
+    features = [f"; {', '.join(names)}: {told}" for told, names in alike.items()]
     text = f"store of {len(index)} videos, {index.total_frames} frames{''.join(features) or '; no features yet'}"
     return [Finding("path", str(path), "ok", text)]
 

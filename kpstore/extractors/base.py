@@ -62,7 +62,8 @@ class Extractor(Model, Protocol):
     """Takes frames one after another.
 
     Results depend on nothing but the frames since the last ``start_video``, and what that was given, so that any number
-    of workers gives the same numbers.
+    of workers gives the same numbers. One that fails without a reference picture says so by ``needs_reference = True``:
+    a run in which no video has any is refused.
     """
 
     @property

@@ -24,6 +24,7 @@ from kpstore.extractors.dinov2_weights import (
     load_model,
 )
 from kpstore.extractors.dinov2_weights import register_model as register_model
+from kpstore.schema.face_features import CLS_TOKEN
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 
 SIDE = 224
@@ -101,7 +102,7 @@ class Dinov2Extractor(OneFeature):
             (self._architecture.width,),
             ("feature",),
             self.dtype,
-            description="DINOv2 CLS token of the whole frame, scaled to length 1",
+            description=CLS_TOKEN,
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -290,9 +290,7 @@ def cached_snapshot(repository: str) -> Path | None:
 
 def _from_hub(name: str, architecture: Architecture) -> Weights:
     if not architecture.repository:
-        raise InvalidError(
-            f"model {name!r} is not on the Hugging Face hub; say where its weights are: --set weights=PATH"
-        )
+        raise InvalidError(f"model {name!r} is not on the Hugging Face hub; say where its weights are: --weights PATH")
     found = cached_snapshot(architecture.repository)
     if found is not None:
         return _in_folder(found)
@@ -302,8 +300,8 @@ def _from_hub(name: str, architecture: Architecture) -> Weights:
         reason = " ".join(str(error).split())[:160]
         raise ExtractorError(
             f"the weights of {name!r} are not in {hub_cache()}, and {architecture.repository} cannot be loaded from "
-            f"the Hugging Face hub ({reason}); run this where the network is, or say where they are: --set "
-            "weights=PATH, a folder of save_pretrained or facebookresearch's .pth file"
+            f"the Hugging Face hub ({reason}); run this where the network is, or say where they are: --weights "
+            "PATH, a folder of save_pretrained or facebookresearch's .pth file"
         ) from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,8 @@ class FacesExtractor:
     model, weights, precision, dtype, positions, batch_size : of DINOv2, see
         :class:`~kpstore.extractors.dinov2.Dinov2Extractor`. What else is stored is float32, computed in float64.
     """
+
+    needs_reference: ClassVar[bool] = True
 
     model_pack: str | os.PathLike[str] = "buffalo_l"
     face: FaceChoice | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from kpstore.schema.feature import State
 from kpstore.sources.base import Source
+from kpstore.sources.images import is_image
+from kpstore.sources.lips import LipsSource
 from kpstore.sources.phoenix import PhoenixSource
-from kpstore.sources.videos import VideosSource
+from kpstore.sources.videos import VideosSource, is_video
 from kpstore.store import format as fmt
 from kpstore.store.store import Store
 
@@ -75,9 +78,25 @@ class SourceComparison:
 
 
 def find_source(root: Path) -> Source:
-    """Return the data set in a folder: PHOENIX-2014-T if it is laid out as such, else a folder of videos."""
+    """Return the data set in a folder: PHOENIX-2014-T if it is laid out as such, mouth crops, or a folder of videos.
+
+    A configuration (``.yml``) stands for the mouth crops that it lists; so does a folder of npz files.
+    """
     phoenix = PhoenixSource(root)
-    return phoenix if phoenix.is_there() else VideosSource(root)
+    if phoenix.is_there():
+        return phoenix
+    lists = root.is_file() and root.suffix in (".yml", ".yaml")
+    return LipsSource(root) if lists or _holds_crops(root) else VideosSource(root)
+
+
+def _holds_crops(root: Path) -> bool:
+    """Whether npz files come first in a folder, before any video or picture; looks no further than that."""
+    for _, _, names in os.walk(root):
+        if any(name.endswith(".npz") and not name.startswith(".") for name in names):
+            return not any(is_image(name) or is_video(name) for name in names)
+        if any(is_image(name) or is_video(name) for name in names):
+            return False
+    return False
 
 
 def compare_with_source(

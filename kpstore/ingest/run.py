@@ -29,6 +29,7 @@ from kpstore.ingest.job import Job
 from kpstore.ingest.plan import Task, plan_tasks
 from kpstore.ingest.report import MAX_FAILURES, Progress, ProgressFile, Report
 from kpstore.ingest.worker import TaskResult
+from kpstore.schema.face_features import FACE_PATH
 from kpstore.schema.feature import Compression, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.sources.base import Listing, Source
@@ -94,9 +95,11 @@ class Options:
         wanted = int(number or 0) + 1 if kind == "cuda" else self.gpus
         found = count_gpus() if wanted and self.scheduler is None else wanted
         if wanted > found:
-            asked = f"device {self.device!r}" if self.device else f"{self.gpus} GPUs"
+            asked = f"device {self.device!r}" if self.device else f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}"
             option = "--device" if self.device else "--gpus"
-            raise InvalidError(f"{asked} asked for, {found} found on this machine; leave out {option} to use the CPU")
+            raise InvalidError(
+                f"{asked} asked for, {found or 'none'} found on this machine; leave out {option} to use the CPU"
+            )
 
     @property
     def n_workers(self) -> int:
@@ -234,7 +237,8 @@ def _scan(source: Source, options: Options, observer: Observer) -> Listing:
     listing = source.scan(observer.on_scan)
     if listing.problems and not options.ignore_problems:
         raise InvalidError(
-            f"{source.name}: {len(listing.problems)} problems with the data set; mend them, or ingest what is sound "
+            f"{source.name}: {len(listing.problems)} problem{'' if len(listing.problems) == 1 else 's'} with the data "
+            "set; mend what is wrong, or ingest what is sound "
             "with --ignore-problems:\n  " + "\n  ".join(listing.problems)
         )
     if not listing.videos:
@@ -253,6 +257,7 @@ def make_plan(backend: Backend, listing: Listing, extractor: AnyExtractor, optio
     """Compare what a source holds with what a store holds, and cut what is missing into tasks."""
     store = Store(backend, history.resolve(backend, None)) if backend.exists() else None
     videos = listing.videos
+    _check_references(extractor, videos)
     known = [] if store is None else [video for video in videos if video.id in store.index]
     notes = () if store is None else _check_unchanged(store, known)
     new = tuple(video for video in videos if store is None or video.id not in store.index)
@@ -273,6 +278,15 @@ def make_plan(backend: Backend, listing: Listing, extractor: AnyExtractor, optio
     tasks = plan_tasks(index, [by_position[p] for p in pending], wanted, chunk_rows=chunk_rows, task_frames=task_frames)
     overwritten = np.array([p for p in pending if p < len(redo) and redo[p]], dtype=np.int64)
     return Plan(listing, new, wanted, tuple(tasks), overwritten, restart, notes)
+
+
+def _check_references(extractor: AnyExtractor, videos: Sequence[VideoRecord]) -> None:
+    """Raise :class:`InvalidError` if every video would fail for want of a reference picture."""
+    if getattr(extractor, "needs_reference", False) and not any(v.annotations.get(FACE_PATH) for v in videos):
+        raise InvalidError(
+            f"{title(extractor)} need a frontal picture of each video ({FACE_PATH!r}), and none of these "
+            f"{len(videos)} videos has one; 'kpstore ingest faces' takes a folder of them"
+        )
 
 
 def _what_is_there(
@@ -333,6 +347,11 @@ def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> tuple[str, 
                 "now; restore the data set, set the store's splits (kpstore splits set), or ingest into a new store"
             )
         resplit += [video.id] if split != video.split else []
+        if FACE_PATH in video.annotations and FACE_PATH not in texts:
+            raise InvalidError(
+                f"{store.location} holds video {video.id!r}, but no frontal pictures ({FACE_PATH!r}); ingest faces "
+                "into a new store"
+            )
         changed = [name for name, text in video.annotations.items() if name in texts and texts[name][position] != text]
         if changed:
             notes.append(f"video {video.id!r} has another {' and '.join(changed)} now; the store keeps its own")

@@ -9,6 +9,8 @@ from kpstore.schema.feature import Axis, FeatureSpec
 
 MODEL_DIMS = {"dinov2_vits14": 384, "dinov2_vitb14": 768, "dinov2_vitl14": 1024, "dinov2_vitg14": 1536}
 """Length of a feature by the model that made it."""
+CLS_TOKEN = "CLS token of the whole image, L2-normalised"
+"""What DINOv2's features are, whoever made them: extracted with faces or alone, or imported."""
 FACE_PATH = "face_image_path"
 """Annotation of a person, and field of its JSON: where the frontal picture is."""
 LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
@@ -48,7 +50,7 @@ _POINTS = {"landmark": LANDMARKS}
 _IN_IMAGE = {**_POINTS, "image_axis": ("x", "y")}
 _IN_SPACE = {**_POINTS, "space": ("x", "y", "z")}
 _SHARED = (
-    Field("features", None, ("feature",), about="CLS token of the whole image, L2-normalised"),
+    Field("features", None, ("feature",), about=CLS_TOKEN),
     Field("landmarks_2d", (5, 2), ("landmark", "image_axis"), "pixel", "five points in the image", _IN_IMAGE),
     Field("landmarks_3d", (5, 3), ("landmark", "space"), "1", "five points on the unit sphere", _IN_SPACE),
     Field("box", (4,), ("box_edge",), "pixel", "the face's box", {"box_edge": ("x1", "y1", "x2", "y2")}),

@@ -59,15 +59,16 @@ class ListedSource:
         """
         there = [video for video in self.videos if self._is_there(video)]
         if self.videos and not there:
-            first = next((video.frame_paths[0] for video in self.videos if video.frame_paths), "")
+            first = next(self._file(video.frame_paths[0]) for video in self.videos if video.frame_paths)
             raise NotFoundError(
-                f"none of the {len(self.videos)} videos is in {self.root}: no {first}; name another root"
+                f"none of the {len(self.videos)} videos is in {self.root}: no {first}; say with --root what its "
+                "paths are relative to"
             )
         known = {video.id for video in there}
         if on_video is not None:
             on_video(len(there))
         missing = (video for video in self.videos if video.id not in known)
-        return Listing(tuple(there), tuple(f"{self.root / v.frame_paths[0]}: no such file" for v in missing))
+        return Listing(tuple(there), tuple(f"{self._file(v.frame_paths[0])}: no such file" for v in missing))
 
     def _is_there(self, video: VideoRecord) -> bool:
         return not video.frame_paths or self._file(video.frame_paths[0]).is_file()

@@ -135,7 +135,7 @@ def _find(root: Path) -> tuple[list[_Entry], list[str]]:
     raw: list[tuple[str, tuple[str, ...]]] = []
     problems: list[str] = []
     for prefix, names in _walk(root, problems):
-        raw += [(prefix + name, ()) for name in names if _is_video(name)]
+        raw += [(prefix + name, ()) for name in names if is_video(name)]
         pictures = tuple(sorted((name for name in names if is_image(name)), key=natural_key))
         if pictures:
             raw.append((prefix.rstrip("/") or ".", pictures))
@@ -174,7 +174,8 @@ def _walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
         yield ("" if relative == "." else f"{relative}/"), names
 
 
-def _is_video(name: str) -> bool:
+def is_video(name: str) -> bool:
+    """Whether a file's name says that it is a video."""
     # Names that begin with a dot are other systems' notes beside the files: ._clip.mp4 is none.
     return Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
 

@@ -75,10 +75,11 @@ def _changed_videos(old: Store, new: Store, common: Sequence[str]) -> tuple[str,
     here, there = old.videos.loc[list(common)], new.videos.loc[list(common)]
     states = [fmt.state_name(name) for name in (*old.features, *new.features)]
     here, there = here.drop(columns=states, errors="ignore"), there.drop(columns=states, errors="ignore")
+    # An annotation that only one of them has is empty in the other.
+    texts = dict.fromkeys((*old.annotation_names, *new.annotation_names), "")
+    here, there = (table.assign(**{n: "" for n in texts if n not in table}) for table in (here, there))
     columns = here.columns.union(there.columns)
     here, there = here.reindex(columns=columns), there.reindex(columns=columns)
-    texts = [*old.annotation_names, *new.annotation_names]
-    here, there = (table.fillna(dict.fromkeys(texts, "")) for table in (here, there))
     same = ((here == there) | (here.isna() & there.isna())).all(axis=1).to_numpy()
     paths = _differing(old, new, fmt.IMAGE_PATH, [v for v, equal in zip(common, same, strict=True) if equal])
     return tuple(v for v, equal in zip(common, same, strict=True) if not equal or v in paths)

@@ -113,7 +113,7 @@ def test_an_empty_folder_is_no_data_set(kpstore_: Kpstore, tmp_path: Path) -> No
         (("--recipe", "holistic", "--handedness", "legacy"), "recipe 'holistic' has no option 'handedness'"),
         (("--recipe", "parts", "--independent-frames"), "recipe 'parts' has no option 'independent_frames'"),
         (("--face-list", "nonsense"), "'nonsense'"),
-        (("--gpus", "4"), "4 GPUs asked for, 0 found"),
+        (("--gpus", "4"), "4 GPUs asked for, none found"),
         (("--recipe", "fake", "--scheduler", "nonsense://x"), "no Dask scheduler answers at 'nonsense://x'"),
     ],
 )

@@ -416,7 +416,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_no_weights_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ExtractorError, match=r"facebook/dinov2-base .*HF_HUB_OFFLINE.* --set weights=PATH"):
+    with pytest.raises(ExtractorError, match=r"facebook/dinov2-base .*HF_HUB_OFFLINE.* --weights PATH"):
         _ = Dinov2Extractor().recipe
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr("urllib.request.getproxies", dict)

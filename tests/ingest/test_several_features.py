@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,8 +220,31 @@ class Deadly(Clips):
 
     def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
         if len(videos[0]) == 5:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGKILL)
         return super().extract_videos(videos)
+
+
+@dataclass
+class Fragile(Faces):
+    """Dies of pictures of one brightness."""
+
+    poison: int = -1
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
+        if any(image[0, 0, 0] == self.poison for image in images):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().extract(images)
+
+
+def test_a_picture_that_kills_its_worker_costs_no_other_and_no_reference(tmp_path: Path) -> None:
+    source = Portraits({"a": 4, "b": 5, "c": 4})
+    poison = int(list(source.read_frames(record("b", 5)))[2][0, 0, 0])
+    sound = ingested(tmp_path / "sound.kps", source, Fragile())
+    store = ingested(tmp_path / "s.kps", source, Fragile(poison=poison), workers=1, task_frames=1000)
+    assert [(f.image_path, f.reason) for f in store.failures("mean")] == [
+        ("b/0002.png", "the worker process died on this frame (SIGKILL)")
+    ]
+    np.testing.assert_array_equal(store["reference"][:], sound["reference"][:])
+    for name in ("mean", "from_reference"):
+        np.testing.assert_array_equal(np.delete(store[name][:], 6, 0), np.delete(sound[name][:], 6, 0))
+        assert np.isnan(store[name][6]).all()

@@ -1,0 +1,3 @@
+"""The command line, for tests of whole ingests."""
+
+from tests.cli.conftest import kpstore_ as kpstore_
