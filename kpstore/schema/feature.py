@@ -24,6 +24,7 @@ Provenance = Mapping[str, Any]
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 CHUNK_BYTES = 2 * 2**20
 """Upper bound of one decoded chunk; docs/decisions/003 has the measurement behind it."""
+MAX_CHUNK_ROWS = 4096
 
 
 class State(enum.IntEnum):
@@ -107,7 +108,8 @@ class FeatureSpec(ArraySpec):
     axis : what a row belongs to, a frame or a video.
     labels : names along an axis of a row, by dimension, e.g. ``{"space": ("x", "y", "z")}``.
     companions : arrays with the same rows, such as a presence mask (``detected``) or a confidence (``visibility``).
-    chunk_rows : rows per chunk; 0 picks the largest power of two that stays within 2 MiB decoded.
+    chunk_rows : rows per chunk; 0 picks the largest power of two that stays within 2 MiB decoded, and within 4,096
+        rows: a chunk of a few numbers a frame would hold more frames than a small store has.
     compression : of the values: ``"raw"`` is none, and reads fastest; ``"lz4"`` saves a fifth to two fifths
         of the space of keypoints, ``"zstd"`` a little more; neither saves anything on network features.
     attrs : further facts about the layout (JSON), such as a list of mesh points.
@@ -155,7 +157,7 @@ class FeatureSpec(ArraySpec):
             raise InvalidError(f"feature {self.name!r}: companion name {reserved.pop()!r} is kept for the store itself")
         if self.chunk_rows == 0:
             rows = max(1, CHUNK_BYTES // max(self.row_bytes, 1))
-            object.__setattr__(self, "chunk_rows", min(1 << (rows.bit_length() - 1), 65536))
+            object.__setattr__(self, "chunk_rows", min(1 << (rows.bit_length() - 1), MAX_CHUNK_ROWS))
 
     @property
     def arrays(self) -> dict[str, ArraySpec]:

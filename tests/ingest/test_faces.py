@@ -288,7 +288,7 @@ MISTAKES = {
     "no such model": (("--dinov2-model", "dinov2_vitx14"), "DINOv2 model 'dinov2_vitx14' not found; there are: "),
     "other weights": (("--dinov2-model", "dinov2_vits14"), "holds a DINOv2 of width 32, .*has width 384"),
     "no such weights": (("--weights", "nowhere"), "no weights at .*nowhere: give a folder"),
-    "weights of none": (("--weights", __file__), "is no checkpoint that torch can read safely"),
+    "weights of none": (("--weights", __file__), "is no checkpoint"),
     "no such pack": (("--model-pack", "buffalo_l"), "model pack 'buffalo_l' is not in .*model_pack=PATH"),
     "no such folder": (("--model-pack", "no/where"), "no model pack at .*no/where: give a folder"),
     "no detector": (("--model-pack", str(Path(__file__).parent)), "needs a face detector"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpstore.errors import InvalidError
-from kpstore.schema.feature import CHUNK_BYTES, ArraySpec, FeatureRows, FeatureSpec, State
+from kpstore.schema.feature import CHUNK_BYTES, MAX_CHUNK_ROWS, ArraySpec, FeatureRows, FeatureSpec, State
 from tests.fakes import fake_spec
 
 NUMBERS = ["float16", "float32", "float64", "bool", "uint8", "int64"]
@@ -64,7 +64,7 @@ def test_default_chunks_are_the_largest_power_of_two_within_the_bound(shape: lis
     rows = spec.chunk_rows
     assert rows & (rows - 1) == 0
     assert rows * spec.row_bytes <= CHUNK_BYTES or rows == 1
-    assert 2 * rows * spec.row_bytes > CHUNK_BYTES or rows == 65536
+    assert 2 * rows * spec.row_bytes > CHUNK_BYTES or rows == MAX_CHUNK_ROWS
     assert spec.row_bytes == math.prod(shape) * np.dtype(dtype).itemsize
 
 
