@@ -63,6 +63,7 @@ def fit(
     log_steps: int = 10,
     checkpoint_steps: int | None = 2000,
     samples: int = 4,
+    inputs: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
     **settings: Unpack[SettingsOptions],
@@ -85,6 +86,8 @@ def fit(
     log_steps : steps from one line, and one ``on_step``, to the next.
     checkpoint_steps : steps from one checkpoint to the next; there is one after every epoch in any case.
     samples : how many samples, of the dev frames where there are any, each epoch's picture shows; 0 for no picture.
+    inputs : JSON values that say what the model is fed, such as feature and range; checkpoints keep them, and
+        :mod:`kpstore.trainers.predict` needs them.
     on_step, on_epoch : told what happens.
     **settings : the fields of :class:`kpstore.trainers.settings.Settings`.
 
@@ -103,6 +106,7 @@ def fit(
     """
     run = _Run(model, train_loader, dev_loader, task, Settings(**settings), device_named(device))
     run.log_steps, run.checkpoint_steps, run.samples = max(1, log_steps), checkpoint_steps, samples
+    run.inputs = _plain(dict(inputs or {}))
     run.on_step, run.on_epoch = on_step or _say_nothing, on_epoch or _say_nothing
     with _own_random_numbers(run.device), ExitStack() as files:
         torch.manual_seed(run.settings.seed)
@@ -136,6 +140,7 @@ class _Run:
     log_steps: int
     checkpoint_steps: int | None
     samples: int
+    inputs: Mapping[str, Any]
     on_step: OnStep
     on_epoch: OnEpoch
 
@@ -320,6 +325,7 @@ class _Run:
             "threads": torch.get_num_threads(),
             "model": _described(self.model),
             "task": _described(self.task),
+            "inputs": self.inputs,
             "settings": asdict(self.settings),
             "store": {"location": store.location, "snapshot": store.snapshot},
             "batch_size": self.train_loader.sampler.batch_size,

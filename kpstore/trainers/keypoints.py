@@ -186,9 +186,10 @@ class KeypointTask:
         target = batch["keypoints"].float()
         output = model(batch["keypoints"]).float()
         pairs = zip(target.cpu().numpy(), output.cpu().numpy(), strict=True)
-        return [self._drawing(before, after) for before, after in pairs]
+        return [self.drawing(before, after) for before, after in pairs]
 
-    def _drawing(self, target: NDArray[np.float32], output: NDArray[np.float32]) -> Drawing:
+    def drawing(self, target: NDArray[np.float32], output: NDArray[np.float32]) -> Drawing:
+        """Return pictures of a face's points, (68, 3) each, before and after."""
         edges = self.edges or tuple(edge for edge in skeleton_edges() if edge[0] < N_FACE)
         low, size = _box(target)
         before, after = (_draw_face((points - low) / size, edges) for points in (target, output))
