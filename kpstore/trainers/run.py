@@ -17,6 +17,7 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.layout import N_FACE, PART_SLICES, Edge
 from kpstore.store.statistics import Statistics, statistics
 from kpstore.store.store import Store
+from kpstore.trainers.board import check_board
 from kpstore.trainers.checkpoint import Checkpoint, read_checkpoint
 from kpstore.trainers.fit import check_free, fit
 from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointConfig, KeypointTask
@@ -97,6 +98,7 @@ class RunOptions(SettingsOptions, total=False):
     log_steps: int
     checkpoint_steps: int | None
     samples: int
+    tensorboard: bool
     on_step: OnStep | None
     on_epoch: OnEpoch | None
 
@@ -118,7 +120,7 @@ def train_skeleton(
     ----------
     store, folder : what to read; where everything goes, see :func:`kpstore.trainers.fit.fit`.
     frames, config, task : which frames, how large a model, and how the regions of a picture count.
-    batch_size : frames of a step.
+    batch_size : frames of a step; under ``torchrun``, of each process.
     on_plan : told before the first step.
     **options : of :func:`kpstore.trainers.fit.fit`, and the fields of :class:`kpstore.trainers.settings.Settings`.
 
@@ -186,6 +188,8 @@ def train_keypoints(
 def _check_first(folder: Path | str | None, options: RunOptions) -> None:
     """Raise what needs no look at the frames."""
     device_named(options.get("device", "cpu"))
+    if options.get("tensorboard"):
+        check_board()
     if folder is not None:
         check_free(Path(folder), resume=options.get("resume", False))
 
@@ -222,7 +226,9 @@ def _fit(
         n_parameters = sum(p.numel() for p in model.parameters())
         on_plan(Plan({split: len(view) for split, view in views.items()}, n_parameters, device))
     train_loader = _loader(BatchSampler(train_view, batch_size, seed=options.get("seed", 0)), device)
-    dev_loader = _loader(BatchSampler(dev_views[0], batch_size, shuffle=None), device) if dev_views else None
+    # Each dev frame is measured once, however many ranks there are.
+    dev_samplers = [BatchSampler(view, batch_size, shuffle=None, pad=False) for view in dev_views]
+    dev_loader = _loader(dev_samplers[0], device) if dev_samplers else None
     return fit(model, train_loader, dev_loader, task=task, folder=folder, inputs=inputs, **options)
 
 
