@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from numpy.typing import ArrayLike
+
 from kpstore._version import __version__
 from kpstore.errors import InvalidError
 from kpstore.render.raster import SkeletonStyle, StyleName
@@ -100,6 +102,7 @@ class Store(_Store):
         style: StyleName | SkeletonStyle = "kpstore",
         pixels: Pixels = "float32",
         fill: float = 0.0,
+        normalize: Literal["minmax"] | tuple[ArrayLike, ArrayLike] | None = None,
         missing: Missing = "skip",
         transform: Transform | None = None,
         **selection: Unpack[Selection],
@@ -112,6 +115,7 @@ class Store(_Store):
             style=style,
             pixels=pixels,
             fill=fill,
+            normalize=normalize,
             missing=missing,
             transform=transform,
             **selection,

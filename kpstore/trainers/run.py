@@ -32,9 +32,10 @@ from kpstore.trainers.skeleton import (
 from kpstore.trainers.task import Task
 from kpstore.views.base import View
 from kpstore.views.batch_sampler import BatchSampler
-from kpstore.views.face_keypoints import FaceKeypointView, Range
+from kpstore.views.face_keypoints import FaceKeypointView
 from kpstore.views.frames import FrameView
 from kpstore.views.loader import BatchDataset, Loader
+from kpstore.views.ranges import Range
 
 MissingParts = Literal["error", "allow"]
 _DEV_NAMES = ("dev", "val")

@@ -209,11 +209,14 @@ class SkeletonTrainingView(SkeletonView):
     """Skeletons with the regions of their pictures, which a loader's threads draw beside them.
 
     A sample is that of :class:`kpstore.views.skeletons.SkeletonView` with NaN where a point is missing, pictures of
-    bytes, and ``"region"`` (1, size, size) uint8; see :func:`draw_regions`. The parameters are the same.
+    bytes, and ``"region"`` (1, size, size) uint8; see :func:`draw_regions`. The parameters are the same, but that
+    keypoints stay fractions of the picture: the model lays them down in it.
     """
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return frames stacked."""
+        if self.normalize is not None:
+            raise InvalidError(f"normalize={self.normalize!r}: this view's keypoints stay as they are; use None")
         found = super().batch(indices)
         return {**found, "region": draw_regions(found["keypoints"], self.size, self.style)[:, None]}
 
