@@ -278,15 +278,17 @@ def predict_pictures(
     if limit is not None and limit < len(chosen):
         chosen = chosen[np.linspace(0, len(chosen) - 1, limit).astype(np.int64)]
     _open_folder(folder, {**predictor.provenance, "source": source, "read": [store.location, store.snapshot]})
-    paths = _paths(store, view.rows[chosen], folder)
-    left = np.flatnonzero([not path.exists() for path in paths])
-    n_empty = 0
-    for start in range(0, len(left), predictor.batch_size):
-        part = left[start : start + predictor.batch_size]
-        n_empty += _write_pictures(predictor, view, chosen[part], [paths[number] for number in part])
-        _tell(on_progress, start + len(part), len(left))
-    n_before = len(paths) - len(left)
-    return _report(predictor, work, folder=folder, frames=len(left), empty=n_empty, done_before=n_before)
+    n_empty = n_before = 0
+    for start in range(0, len(chosen), predictor.batch_size):
+        part = chosen[start : start + predictor.batch_size]
+        paths = _paths(store, view.rows[part], folder)
+        left = [number for number, path in enumerate(paths) if not path.exists()]
+        n_before += len(part) - len(left)
+        if left:
+            n_empty += _write_pictures(predictor, view, part[left], [paths[number] for number in left])
+        _tell(on_progress, start + len(part), len(chosen))
+    n_frames = len(chosen) - n_before
+    return _report(predictor, work, folder=folder, frames=n_frames, empty=n_empty, done_before=n_before)
 
 
 # -- which frames -----------------------------------------------------------------------------------------------------
