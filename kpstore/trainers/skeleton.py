@@ -71,8 +71,8 @@ class HierarchicalSkeletonTransformer(nn.Module):
     A transformer for each part (face 0:68, left hand 68:89, right hand 89:110, pose 110:143) and one over all parts
     encode the points. In the decoder each place of a small picture looks at the encoded points; convolutions enlarge
     it to full size. On the way, at a quarter and at half of it, every encoded point is laid down where it lies, so that
-    the decoder need not learn what coordinates mean. A part that is missing is one learnt token, and its points are looked at by
-    none and laid down nowhere.
+    the decoder need not learn what coordinates mean. A part that is missing is one learnt token, and its points are
+    looked at by none and laid down nowhere.
     """
 
     part_of: Tensor
