@@ -15,6 +15,7 @@ from benchmarks import (
     bench_import,
     bench_ingest_mediapipe,
     bench_ingest_scale,
+    bench_old_training,
     bench_read,
     bench_shuffle,
     bench_train,
@@ -43,6 +44,8 @@ def main() -> None:
     results["shuffle"] = bench_shuffle.run(lists=[], scale=0.01 if quick else 1.0)
     results["read"] = bench_read.run(scale=0.01 if quick else 1.0, runs=1 if quick else 5)
     results["train"] = bench_train.run(image_size=32 if quick else 64, steps=8 if quick else 600)
+    old = {"frames": 400, "image_size": 32, "steps": 4} if quick else {"runs": 3}
+    results["old_training"] = bench_old_training.run(**old)
     print(json.dumps(results, indent=2))
 
 

@@ -3,7 +3,7 @@
 ``python -m benchmarks.bench_train [--image-size 64] [--steps 600] [--store phoenix.kps] [--device cpu]``
 
 Without ``--store``, frames of made-up people: a body, hands and a face that move and grow. The full models are trained,
-with the defaults of ``kpstore train`` but for the learning rate and, unless given, the size of the pictures.
+with the defaults of ``kpstore train`` but for the size of the pictures, unless it is given.
 
 - *loss_down*: the skeleton loss of the first step over the mean of the last epoch; the goal is 20 or more.
 - *point_error*: of face points, as a share of the face's size, mean of the last epoch; the goal is 0.01 or less.
@@ -99,7 +99,7 @@ def run(
         opened = store or make_store(Path(folder) / "people.kps")
         frames = Frames(limit=_N_FRAMES, dev_split="", missing_parts="allow")
         watches = {"skeleton": _Watch(), "keypoints": _Watch()}
-        common: dict[str, Any] = {"device": device, "log_steps": 1, "lr": 1e-3}
+        common: dict[str, Any] = {"device": device, "log_steps": 1}
         for kind, batch_size in (("skeleton", 16), ("keypoints", 32)):
             watch = watches[kind]
             told = {**common, "on_step": watch.on_step, "on_epoch": watch.on_epoch}

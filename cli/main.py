@@ -21,7 +21,7 @@ from kpstore.errors import (
     UnsupportedError,
 )
 
-from . import bench, cache, demo, doctor, formats, ingest, look, splits, stats, stores, train, versions
+from . import bench, cache, demo, doctor, formats, ingest, look, predict, splits, stats, stores, train, versions
 
 WRONG_USE = (ExistsError, InvalidError, MissingExtraError, NotFoundError, ReadOnlyError, UnsupportedError)
 """Errors that end with exit code 2; all others are 1."""
@@ -39,7 +39,7 @@ app = typer.Typer(
     help="One versioned store for keypoints and features: extracted once in parallel, read thousands of times.",
     epilog="Exit codes: 0 done, 1 something failed or differs, 2 wrong use, 130 interrupted.",
 )
-for module in (ingest, look, stats, splits, versions, stores, formats, train, bench, cache, demo, doctor):
+for module in (ingest, look, stats, splits, versions, stores, formats, train, predict, bench, cache, demo, doctor):
     module.add_to(app)
 
 

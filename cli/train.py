@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -47,6 +48,9 @@ Seed = Annotated[int, typer.Option(metavar="N", help="Of weights, order and drop
 Limit = Annotated[
     int | None, typer.Option(metavar="N", help="Only so many frames of each split, evenly spread, to try something.")
 ]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Numbers and pictures for TensorBoard too, in FOLDER/tensorboard.")
+]
 CheckpointSteps = Annotated[
     int, typer.Option(min=1, metavar="N", help="Steps from one checkpoint to the next, within an epoch.")
 ]
@@ -58,6 +62,7 @@ def add_to(parent: typer.Typer) -> None:
     app.command(
         epilog="Examples:\n\nkpstore train skeleton phoenix.kps --out runs/skeleton\n\n"
         "kpstore train skeleton phoenix.kps --out runs/skeleton --resume\n\n"
+        "torchrun --nproc-per-node 4 -m kpstore.cli.main train skeleton phoenix.kps --out runs/skeleton\n\n"
         "kpstore train skeleton phoenix.kps --limit-frames 64 --epochs 5 --image-size 64 --dev-split ''"
     )(skeleton)
     app.command(
@@ -76,7 +81,7 @@ def skeleton(
     out: Out = None,
     resume: Resume = False,
     epochs: Epochs = 100,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Frames of a step.")] = 16,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Frames of a step, in each process.")] = 16,
     image_size: Annotated[int, typer.Option(metavar="PIXELS", help="Of the pictures; a multiple of 16.")] = 256,
     hands_weight: Annotated[float, typer.Option(metavar="X", help="Of the pixels around drawn hands.")] = 2.0,
     face_weight: Annotated[float, typer.Option(metavar="X", help="Of the pixels around the drawn face.")] = 1.5,
@@ -99,6 +104,7 @@ def skeleton(
     seed: Seed = 0,
     limit_frames: Limit = None,
     checkpoint_steps: CheckpointSteps = 2000,
+    tensorboard: Tensorboard = False,
     json: Json = False,
 ) -> None:
     """Train a transformer that draws skeletons: keypoints (143, 3) to a picture of 256 x 256.
@@ -127,7 +133,7 @@ def keypoints(
     out: Out = None,
     resume: Resume = False,
     epochs: Epochs = 100,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Frames of a step.")] = 32,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Frames of a step, in each process.")] = 32,
     d_global: Annotated[int, typer.Option(metavar="N", help="Width of tokens of the whole face.")] = 256,
     d_region: Annotated[int, typer.Option(metavar="N", help="Width of tokens of points and regions.")] = 128,
     lr: Lr = 3e-4,
@@ -141,6 +147,7 @@ def keypoints(
     seed: Seed = 0,
     limit_frames: Limit = None,
     checkpoint_steps: CheckpointSteps = 2000,
+    tensorboard: Tensorboard = False,
     json: Json = False,
 ) -> None:
     """Train a transformer that encodes faces region by region and gives their 68 points again.
@@ -175,7 +182,7 @@ def _import_trainers() -> Any:
 def _options(given: dict[str, Any]) -> RunOptions:
     """Return the options that every training takes, out of a command's."""
     names = ("epochs", "lr", "schedule", "warmup", "weight_decay", "precision", "patience", "seed")
-    chosen = {name: given[name] for name in (*names, "device", "resume", "checkpoint_steps")}
+    chosen = {name: given[name] for name in (*names, "device", "resume", "checkpoint_steps", "tensorboard")}
     return cast("RunOptions", {**chosen, "clip_norm": given["clip_norm"] or None})
 
 
@@ -207,7 +214,13 @@ def _train(
             **options,
             **more,
         )
-    render.print_json(report.to_json()) if json else _print(report)
+    if _is_first():
+        render.print_json(report.to_json()) if json else _print(report)
+
+
+def _is_first() -> bool:
+    """Whether this process, of those that torchrun started, is the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _print(report: Report) -> None:
@@ -252,6 +265,13 @@ class _LineWatcher:
         typer.echo(line, err=True)
 
 
+class _SilentWatcher(_LineWatcher):
+    """For all processes but the first."""
+
+    def _say(self, line: str) -> None:
+        return None
+
+
 class _BarWatcher(_LineWatcher):
     """Draws a bar, with a line above it for each epoch."""
 
@@ -290,7 +310,8 @@ class _BarWatcher(_LineWatcher):
 
 @contextmanager
 def _watching() -> Iterator[_LineWatcher]:
-    with _BarWatcher() if sys.stderr.isatty() else _LineWatcher() as watcher:
+    kind = _BarWatcher if sys.stderr.isatty() else _LineWatcher
+    with kind() if _is_first() else _SilentWatcher() as watcher:
         yield watcher
 
 

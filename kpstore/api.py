@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
+from numpy.typing import ArrayLike
+
 from kpstore._version import __version__
 from kpstore.errors import InvalidError
 from kpstore.render.raster import SkeletonStyle, StyleName
@@ -206,6 +208,7 @@ class Store(_Store):
         style: StyleName | SkeletonStyle = "kpstore",
         pixels: Pixels = "float32",
         fill: float = 0.0,
+        normalize: Literal["minmax"] | tuple[ArrayLike, ArrayLike] | None = None,
         missing: Policy = "skip",
         compute: Compute | None = None,
         transform: Transform | None = None,
@@ -220,6 +223,7 @@ class Store(_Store):
             style=style,
             pixels=pixels,
             fill=fill,
+            normalize=normalize,
             missing=policy,
             transform=transform,
             **selection,

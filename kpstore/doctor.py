@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "dask": ("dask", "distributed"),
     "torch": ("torch",),
     "train": ("torch", "safetensors"),
+    "tensorboard": ("tensorboard",),
     "dinov2": ("torch", "transformers"),
     "insightface": ("insightface", "onnx", "onnxruntime"),
     "hdf5": ("h5py",),

@@ -122,15 +122,17 @@ class PointEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.normal = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, there: Tensor, read: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the summary (batch, width), a learnt one where no point is there, and tokens (batch, points, width).
 
         Parameters
         ----------
         tokens : (batch, points, width).
         there : (batch, points) bool; points that are not are attended to by none.
+        read : (batch, width), what the summary begins with beside its own learnt vector.
         """
         first = self.summary.expand(len(tokens), 1, -1)
+        first = first if read is None else first + read[:, None]
         tokens = torch.cat([first.to(tokens.dtype), tokens], dim=1)
         # The summary itself is always there, so that no row of attention is empty: an empty one would be NaN.
         attended = functional.pad(there, (1, 0), value=True)

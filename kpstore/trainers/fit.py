@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kpstore._version import __version__
 from kpstore.errors import ExistsError, InvalidError, KpstoreError
 from kpstore.render.skeleton import contact_sheet
+from kpstore.trainers.board import Board, check_board
 from kpstore.trainers.checkpoint import (
     Checkpoint,
     check_same,
@@ -29,13 +30,14 @@ from kpstore.trainers.checkpoint import (
     write_checkpoint,
 )
 from kpstore.trainers.journal import Journal, open_journal
+from kpstore.trainers.ranks import Ranks, joined
 from kpstore.trainers.report import Epoch, OnEpoch, OnStep, Report, Step
 from kpstore.trainers.settings import Settings, SettingsOptions, device_named
 from kpstore.trainers.task import Measured, Task, TensorBatch
 from kpstore.views.loader import Loader
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
-METRICS, STEPS, SAMPLES = "metrics.csv", "steps.csv", "samples"
+METRICS, STEPS, SAMPLES, TENSORBOARD = "metrics.csv", "steps.csv", "samples", "tensorboard"
 _ALIGNED = 64
 """Bytes: where tensors of PyTorch begin, in memory."""
 
@@ -63,6 +65,8 @@ def fit(
     log_steps: int = 10,
     checkpoint_steps: int | None = 2000,
     samples: int = 4,
+    inputs: Mapping[str, Any] | None = None,
+    tensorboard: bool = False,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
     **settings: Unpack[SettingsOptions],
@@ -71,6 +75,10 @@ def fit(
 
     On a CPU, a run that was killed at any moment and resumed gives the same numbers, bit for bit, as one that was not:
     as long as machine, PyTorch and number of threads are the same. The caller's random numbers are left as they were.
+
+    Under ``torchrun``, or in a process group of ``torch.distributed``, each process trains on the share of its loaders,
+    which take their rank from there: a step is a batch in each, gradients are means over processes (so that a process
+    whose batch has fewer points counts as much), figures means over all samples. The first process alone writes.
 
     Parameters
     ----------
@@ -85,7 +93,10 @@ def fit(
     log_steps : steps from one line, and one ``on_step``, to the next.
     checkpoint_steps : steps from one checkpoint to the next; there is one after every epoch in any case.
     samples : how many samples, of the dev frames where there are any, each epoch's picture shows; 0 for no picture.
-    on_step, on_epoch : told what happens.
+    inputs : JSON values that say what the model is fed, such as feature and range; checkpoints keep them, and
+        :mod:`kpstore.trainers.predict` needs them.
+    tensorboard : whether ``folder/tensorboard`` gets numbers and pictures too.
+    on_step, on_epoch : told what happens, in every process.
     **settings : the fields of :class:`kpstore.trainers.settings.Settings`.
 
     Returns
@@ -98,16 +109,24 @@ def fit(
         If ``folder`` holds a run and ``resume`` is not set.
     MismatchError
         If the run to resume was made with another version of the store, or with other settings; the message names them.
+    MissingExtraError
+        If TensorBoard is asked for and not installed.
     InvalidError
         If a setting makes no sense, there is nothing to train on, or the loss is no longer a number.
     """
     run = _Run(model, train_loader, dev_loader, task, Settings(**settings), device_named(device))
     run.log_steps, run.checkpoint_steps, run.samples = max(1, log_steps), checkpoint_steps, samples
+    run.inputs = _plain(dict(inputs or {}))
     run.on_step, run.on_epoch = on_step or _say_nothing, on_epoch or _say_nothing
-    with _own_random_numbers(run.device), ExitStack() as files:
-        torch.manual_seed(run.settings.seed)
+    if tensorboard:
+        check_board()
+    if folder is not None:
+        check_free(Path(folder), resume=resume)  # by all processes, before the first one makes it
+    with _own_random_numbers(run.device), joined(run.device) as ranks, ExitStack() as files:
+        torch.manual_seed(run.settings.seed + ranks.rank)  # each its own dropout
+        run.join(ranks)
         if folder is not None:
-            run.open_folder(Path(folder), files, resume=resume)
+            run.open_folder(Path(folder), files, tensorboard=tensorboard)
         return run.run()
 
 
@@ -136,6 +155,7 @@ class _Run:
     log_steps: int
     checkpoint_steps: int | None
     samples: int
+    inputs: Mapping[str, Any]
     on_step: OnStep
     on_epoch: OnEpoch
 
@@ -149,6 +169,7 @@ class _Run:
         device: torch.device,
     ) -> None:
         _check_loaders(train_loader, dev_loader)
+        self.ranks, self.wrapped = Ranks(), model
         self.model, self.task, self.settings, self.device = model.to(device), task, settings, device
         self.train_loader, self.dev_loader = train_loader, dev_loader
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
@@ -158,7 +179,12 @@ class _Run:
         self.place = _Place()
         self.folder: Path | None = None
         self.journals: tuple[Journal, Journal] | None = None
+        self.board: Board | None = None
         self.resumed_at: int | None = None
+
+    def join(self, ranks: Ranks) -> None:
+        """Train together with other processes."""
+        self.ranks, self.wrapped = ranks, ranks.wrapped(self.model, self.device)
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -189,8 +215,8 @@ class _Run:
         clock, n_before = _Clock(), self.place.step
         self._train(clock)
         seconds = clock.seconds()
-        train, self.place.sums = _means(self.place.sums), {}
-        n_samples = (self.place.step - n_before) * (self.train_loader.sampler.batch_size or 1)
+        train, self.place.sums = _means(self._summed(self.place.sums)), {}
+        n_samples = (self.place.step - n_before) * (self.train_loader.sampler.batch_size or 1) * self.ranks.size
         done = Epoch(
             epoch=self.place.epoch,
             step=self.place.step,
@@ -220,14 +246,14 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        measured = self._measure(batch)
+        measured = self._measure(self.wrapped, batch)
         measured.loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
         self.optimizer.step()
         _add(self.place.sums, measured)
         self.place.step += 1
         if self.place.step % self.log_steps == 0 or self.place.step == self.n_steps:
-            self._log(measured.loss.item(), lr, grad_norm.item())
+            self._log(self.ranks.mean(measured.loss).item(), lr, grad_norm.item())
 
     def _log(self, loss: float, lr: float, grad_norm: float) -> None:
         place = self.place
@@ -236,11 +262,16 @@ class _Run:
         if self.journals:
             row = {"step": place.step, "epoch": place.epoch, "loss": loss, "lr": lr, "grad_norm": grad_norm}
             self.journals[0].append(row)
+        if self.board:
+            self.board.add_numbers("step", {"loss": loss, "lr": lr, "grad_norm": grad_norm}, place.step)
         self.on_step(Step(place.step, self.n_steps, place.epoch, loss, lr, grad_norm))
 
-    def _measure(self, batch: TensorBatch) -> Measured:
+    def _measure(self, model: nn.Module, batch: TensorBatch) -> Measured:
         with self._autocast():
-            return self.task.measure(self.model, batch)
+            return self.task.measure(model, batch)
+
+    def _summed(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.ranks.summed(sums, ("loss", *self.task.figures, "_count"), self.device)
 
     def _autocast(self) -> Any:
         if self.settings.precision == "bf16":
@@ -255,8 +286,9 @@ class _Run:
         sums: dict[str, Tensor] = {}
         self.dev_loader.set_epoch(0)
         for batch in _without_random_numbers(self.dev_loader):
-            _add(sums, self._measure(self._moved(batch)))
-        return _means(sums)
+            # Not the wrapped model: ranks may have more batches, or fewer, and must not wait for each other.
+            _add(sums, self._measure(self.model, self._moved(batch)))
+        return _means(self._summed(sums))
 
     def _moved(self, batch: Any) -> dict[str, Any]:
         if not isinstance(batch, Mapping):
@@ -273,29 +305,36 @@ class _Run:
         if is_best:
             self.place.best_epoch, self.place.best_loss = done.epoch, done.score
         self.place.epoch += 1
+        if self.board:
+            for split, figures in (("train", done.train), ("dev", done.dev)):
+                self.board.add_numbers(split, figures, done.step)
         if self.journals:
             self.journals[1].append(_as_row(done))
-            self._draw_samples(done.epoch)
+            self._draw_samples(done)
             if is_best:
                 self._write_best()
-            self._write_checkpoint()
+        self._write_checkpoint()
         self.on_epoch(done)
 
     # -- the folder ---------------------------------------------------------------------------------------------
 
-    def open_folder(self, folder: Path, files: ExitStack, *, resume: bool) -> None:
-        """Make the folder, or take up the run that is in it."""
-        check_free(folder, resume=resume)
+    def open_folder(self, folder: Path, files: ExitStack, *, tensorboard: bool) -> None:
+        """Take up the run that is in a folder, if there is one; the first process makes it and opens its files."""
         if (folder / CHECKPOINT).exists():
             self._take_up(folder / CHECKPOINT)
-        (folder / SAMPLES).mkdir(parents=True, exist_ok=True)
         self.folder, step = folder, self.place.step
+        if not self.ranks.is_first:
+            return
+        (folder / SAMPLES).mkdir(parents=True, exist_ok=True)
         steps = open_journal(folder / STEPS, ("step", "epoch", "loss", "lr", "grad_norm"), up_to_step=step)
         files.callback(steps.close)
         columns = _metric_columns(self.task)
         metrics = open_journal(folder / METRICS, columns, up_to_step=step)
         files.callback(metrics.close)
         self.journals = steps, metrics
+        if tensorboard:
+            self.board = Board(folder / TENSORBOARD, up_to_step=step)
+            files.callback(self.board.close)
 
     def _take_up(self, path: Path) -> None:
         found = read_checkpoint(path)
@@ -305,9 +344,10 @@ class _Run:
         restore_optimizer(self.model, self.optimizer, found.under("optimizer"))
         place.epoch, place.step, place.best_epoch = about["epoch"], about["step"], about["best_epoch"]
         place.best_loss = math.inf if about["best_loss"] is None else about["best_loss"]
-        place.sums = {name: tensor.to(self.device) for name, tensor in found.under("sums").items()}
+        if self.ranks.is_first:
+            place.sums = {name: tensor.to(self.device) for name, tensor in found.under("sums").items()}
         self.train_loader.load_state_dict(about["loader"])
-        restore_rng(self.device, found.under("rng"))
+        restore_rng(self.device, self.ranks.own(found.under("rng")))
         self.resumed_at = place.step
 
     def _about(self) -> dict[str, Any]:
@@ -320,24 +360,34 @@ class _Run:
             "threads": torch.get_num_threads(),
             "model": _described(self.model),
             "task": _described(self.task),
+            "inputs": self.inputs,
             "settings": asdict(self.settings),
             "store": {"location": store.location, "snapshot": store.snapshot},
             "batch_size": self.train_loader.sampler.batch_size,
+            "ranks": self.ranks.size,
             "samples": {name: len(loader.sampler.view) for name, loader in views.items()},
         }
 
     def _write_checkpoint(self) -> None:
-        if self.folder is None or self.journals is None:
+        if self.folder is None:
             return
         self._check_weights()
-        place = self.place
+        place, rng = self.place, self.ranks.gathered(rng_tensors(self.device))
+        if place.sums:
+            # The sums of all ranks go on in the first one, as they will after a resume.
+            total = self._summed(place.sums)
+            place.sums = total if self.ranks.is_first else {}
+        if self.journals is None:
+            return
         for journal in self.journals:
             journal.sync()
+        if self.board:
+            self.board.sync()
         tensors = {
             **_prefixed("model", self.model.state_dict()),
             **_prefixed("optimizer", optimizer_tensors(self.model, self.optimizer)),
             **_prefixed("sums", place.sums),
-            **_prefixed("rng", rng_tensors(self.device)),
+            **_prefixed("rng", rng),
         }
         about = {
             **self._about(),
@@ -360,7 +410,7 @@ class _Run:
         write_checkpoint(self.folder / BEST, Checkpoint(_prefixed("model", self.model.state_dict()), about))
 
     @torch.inference_mode()
-    def _draw_samples(self, epoch: int) -> None:
+    def _draw_samples(self, done: Epoch) -> None:
         loader = self.dev_loader or self.train_loader
         n_shown = min(self.samples, len(loader.dataset))
         if n_shown == 0 or self.folder is None:
@@ -373,7 +423,9 @@ class _Run:
         sheet = contact_sheet(pictures, 3, ["input", "target", "output"] * len(drawings))
         aside = self.folder / SAMPLES / ".aside.png"
         Image.fromarray(sheet).save(aside)
-        aside.replace(self.folder / SAMPLES / f"epoch_{epoch + 1:04d}.png")
+        aside.replace(self.folder / SAMPLES / f"epoch_{done.epoch + 1:04d}.png")
+        if self.board:
+            self.board.add_picture("samples", sheet, done.step)
 
 
 class _Clock:

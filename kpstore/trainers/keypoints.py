@@ -17,6 +17,10 @@ from kpstore.trainers.encoder import Block, PointEmbedding, PointEncoder, check_
 from kpstore.trainers.task import Drawing, Measured, TensorBatch
 
 _DRAWN = 160
+_SMALLEST = 1e-3
+"""The least size of a face."""
+_WIDE = 4
+"""Deviations from the centre that are one unit of a point's embedding; few points lie further out."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class HierarchicalKeypointTransformer(nn.Module):
     22:27, nose 27:36, right eye 36:42, left eye 42:48, outer mouth 48:60, inner mouth 60:68. Each has an encoder of its
     own, and its summary and one token for the whole face meet in the interaction layers; from both, each region's
     decoder gives its points. A point that is missing is not looked at, and is filled in like any other.
+
+    Points are encoded and decoded in the face's own frame, see :func:`face_frame`: where it is and how large is told to
+    the token of the face, and put back at the end, so that the layers learn shapes. A region's summary begins with a
+    linear map of its points; attention alone begins as their mean, which no longer tells which point was where.
     """
 
     def __init__(self, config: KeypointConfig | None = None) -> None:
@@ -69,7 +77,9 @@ class HierarchicalKeypointTransformer(nn.Module):
             PointEncoder(config.d_region, layers=config.region_layers, heads=config.heads, dropout=config.dropout)
             for _ in regions
         )
+        self.read = nn.ModuleList(nn.Linear(4 * (rows.stop - rows.start), config.d_region) for rows in regions)
         self.widen = nn.Linear(config.d_region, config.d_global)
+        self.place = nn.Linear(6, config.d_global)
         self.region = nn.Parameter(torch.randn(len(regions), config.d_global) * 0.02)
         self.face = nn.Parameter(torch.randn(config.d_global) * 0.02)
         self.interaction = nn.ModuleList(
@@ -88,13 +98,19 @@ class HierarchicalKeypointTransformer(nn.Module):
     def encode(self, keypoints: Tensor, detected: Tensor | None = None) -> Tensor:
         """Return tokens (batch, 9, d_global): the face, then its eight regions. Parameters as of :meth:`forward`."""
         there = points_there(keypoints, detected)
-        points = self.embedding(keypoints, there)
+        return self._encode(keypoints, there, *face_frame(keypoints, there))
+
+    def _encode(self, keypoints: Tensor, there: Tensor, centre: Tensor, size: Tensor) -> Tensor:
+        shape = torch.where(there[..., None], (keypoints - centre) / size, 0)
+        points = self.embedding(shape / _WIDE, there)
+        known = torch.cat([shape, there[..., None]], dim=-1)
         summaries = [
-            encoder(points[:, rows], there[:, rows])[0]
-            for encoder, rows in zip(self.encoders, FACE_REGIONS.values(), strict=True)
+            encoder(points[:, rows], there[:, rows], read(known[:, rows].flatten(1)))[0]
+            for encoder, read, rows in zip(self.encoders, self.read, FACE_REGIONS.values(), strict=True)
         ]
         regions = self.widen(torch.stack(summaries, dim=1)) + self.region
-        tokens = torch.cat([self.face.expand(len(regions), 1, -1).to(regions.dtype), regions], dim=1)
+        face = self.face + self.place(torch.cat([centre, size], dim=-1))
+        tokens = torch.cat([face.to(regions.dtype), regions], dim=1)
         for block in self.interaction:
             tokens = block(tokens)
         normal: Tensor = self.normal(tokens)
@@ -110,13 +126,31 @@ class HierarchicalKeypointTransformer(nn.Module):
         """
         if keypoints.shape[1:] != (N_FACE, 3):
             raise InvalidError(f"keypoints of shape (batch, {N_FACE}, 3) are needed, found {tuple(keypoints.shape)}")
-        tokens = self.encode(keypoints, detected)
+        there = points_there(keypoints, detected)
+        centre, size = face_frame(keypoints, there)
+        tokens = self._encode(keypoints, there, centre, size)
         face, regions = tokens[:, 0], tokens[:, 1:]
         decoded = [
             decoder(torch.cat([face, regions[:, number]], dim=-1)).reshape(len(face), -1, 3)
             for number, decoder in enumerate(self.decoders)
         ]
-        return torch.cat(decoded, dim=1)
+        return torch.cat(decoded, dim=1).float() * size + centre
+
+
+def face_frame(keypoints: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Return centre and size of faces, (batch, 1, 3) each: mean and standard deviation of the points that are there.
+
+    Parameters
+    ----------
+    keypoints, there : (batch, points, 3); (batch, points) bool. Without any point, the middle of what is normalised to
+        [0, 1]; a size is at least 0.001, so that a face without extent divides nothing by 0.
+    """
+    known, count = torch.where(there[..., None], keypoints, 0), there.sum(dim=1).clamp(min=1)[:, None, None]
+    centre = known.sum(dim=1, keepdim=True) / count
+    spread = torch.where(there[..., None], keypoints - centre, 0).square().sum(dim=1, keepdim=True) / count
+    size = spread.clamp(min=_SMALLEST**2).sqrt()
+    nobody = ~there.any(dim=1)[:, None, None]
+    return torch.where(nobody, 0.5, centre), torch.where(nobody, 0.25, size)
 
 
 @dataclass(frozen=True)
@@ -152,9 +186,10 @@ class KeypointTask:
         target = batch["keypoints"].float()
         output = model(batch["keypoints"]).float()
         pairs = zip(target.cpu().numpy(), output.cpu().numpy(), strict=True)
-        return [self._drawing(before, after) for before, after in pairs]
+        return [self.drawing(before, after) for before, after in pairs]
 
-    def _drawing(self, target: NDArray[np.float32], output: NDArray[np.float32]) -> Drawing:
+    def drawing(self, target: NDArray[np.float32], output: NDArray[np.float32]) -> Drawing:
+        """Return pictures of a face's points, (68, 3) each, before and after."""
         edges = self.edges or tuple(edge for edge in skeleton_edges() if edge[0] < N_FACE)
         low, size = _box(target)
         before, after = (_draw_face((points - low) / size, edges) for points in (target, output))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -16,7 +17,8 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.layout import N_FACE, PART_SLICES, Edge
 from kpstore.store.statistics import Statistics, statistics
 from kpstore.store.store import Store
-from kpstore.trainers.checkpoint import read_checkpoint
+from kpstore.trainers.board import check_board
+from kpstore.trainers.checkpoint import Checkpoint, read_checkpoint
 from kpstore.trainers.fit import check_free, fit
 from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointConfig, KeypointTask
 from kpstore.trainers.report import OnEpoch, OnStep, Report
@@ -30,9 +32,10 @@ from kpstore.trainers.skeleton import (
 from kpstore.trainers.task import Task
 from kpstore.views.base import View
 from kpstore.views.batch_sampler import BatchSampler
-from kpstore.views.face_keypoints import FaceKeypointView, Range
+from kpstore.views.face_keypoints import FaceKeypointView
 from kpstore.views.frames import FrameView
 from kpstore.views.loader import BatchDataset, Loader
+from kpstore.views.ranges import Range
 
 MissingParts = Literal["error", "allow"]
 _DEV_NAMES = ("dev", "val")
@@ -96,6 +99,7 @@ class RunOptions(SettingsOptions, total=False):
     log_steps: int
     checkpoint_steps: int | None
     samples: int
+    tensorboard: bool
     on_step: OnStep | None
     on_epoch: OnEpoch | None
 
@@ -117,7 +121,7 @@ def train_skeleton(
     ----------
     store, folder : what to read; where everything goes, see :func:`kpstore.trainers.fit.fit`.
     frames, config, task : which frames, how large a model, and how the regions of a picture count.
-    batch_size : frames of a step.
+    batch_size : frames of a step; under ``torchrun``, of each process.
     on_plan : told before the first step.
     **options : of :func:`kpstore.trainers.fit.fit`, and the fields of :class:`kpstore.trainers.settings.Settings`.
 
@@ -140,7 +144,8 @@ def train_skeleton(
     _check_first(folder, options)
     views = _views(store, chosen, view_of)
     model = _seeded(lambda: HierarchicalSkeletonTransformer(config), options.get("seed", 0))
-    return _fit(model, views, _with_edges(task, store, feature), folder, batch_size, on_plan, options)
+    inputs = {"feature": feature}
+    return _fit(model, views, _with_edges(task, store, feature), inputs, folder, batch_size, on_plan, options)
 
 
 def train_keypoints(
@@ -161,33 +166,40 @@ def train_keypoints(
     chosen = frames or Frames()
     feature = chosen.feature
 
+    @cache
+    def face_range() -> Range:
+        return _face_range(store, feature, chosen.split)
+
     def view_of(split: str) -> View:
         # First without a range: where no frame has a face, there is none to be had.
         FaceKeypointView(store, feature=feature, normalize=None, split=split)
         _checked(FrameView(store, feature, split=split, missing="skip"), chosen, split, ("face",), allow=False)
-        measured = _face_range(store, feature, chosen.split)
-        return _limited(FaceKeypointView(store, feature=feature, normalize=measured, split=split), chosen.limit)
+        view = FaceKeypointView(store, feature=feature, normalize=face_range(), split=split)
+        return _limited(view, chosen.limit)
 
     _check_first(folder, options)
     views = _views(store, chosen, view_of)
     task = KeypointTask(tuple(edge for edge in _edges(store, feature) if max(edge) < N_FACE))
     model = _seeded(lambda: HierarchicalKeypointTransformer(config), options.get("seed", 0))
-    return _fit(model, views, task, folder, batch_size, on_plan, options)
+    low, high = face_range()
+    inputs = {"feature": feature, "low": low.tolist(), "high": high.tolist()}
+    return _fit(model, views, task, inputs, folder, batch_size, on_plan, options)
 
 
 def _check_first(folder: Path | str | None, options: RunOptions) -> None:
     """Raise what needs no look at the frames."""
     device_named(options.get("device", "cpu"))
+    if options.get("tensorboard"):
+        check_board()
     if folder is not None:
         check_free(Path(folder), resume=options.get("resume", False))
 
 
-def _face_range(store: Store, feature: str, split: str) -> Statistics | Range:
-    """Return what maps a split's faces to [0, 1]: its statistics, which are kept, or else its extremes."""
+def _face_range(store: Store, feature: str, split: str) -> Range:
+    """Return what maps a split's faces to [0, 1]: by its statistics, which are kept, or else its extremes."""
     measured = statistics(store, feature, split=split)
-    if len(measured.columns) == 3:
-        return measured
-    return FaceKeypointView(store, feature=feature, normalize="minmax", split=split).range
+    normalize: Statistics | Literal["minmax"] = measured if len(measured.columns) == 3 else "minmax"
+    return FaceKeypointView(store, feature=feature, normalize=normalize, split=split).range
 
 
 def _views(store: Store, frames: Frames, view_of: Callable[[str], View]) -> dict[str, View]:
@@ -203,6 +215,7 @@ def _fit(
     model: nn.Module,
     views: Mapping[str, View],
     task: Task,
+    inputs: Mapping[str, Any],
     folder: Path | str | None,
     batch_size: int,
     on_plan: Callable[[Plan], None] | None,
@@ -214,8 +227,10 @@ def _fit(
         n_parameters = sum(p.numel() for p in model.parameters())
         on_plan(Plan({split: len(view) for split, view in views.items()}, n_parameters, device))
     train_loader = _loader(BatchSampler(train_view, batch_size, seed=options.get("seed", 0)), device)
-    dev_loader = _loader(BatchSampler(dev_views[0], batch_size, shuffle=None), device) if dev_views else None
-    return fit(model, train_loader, dev_loader, task=task, folder=folder, **options)
+    # Each dev frame is measured once, however many ranks there are.
+    dev_samplers = [BatchSampler(view, batch_size, shuffle=None, pad=False) for view in dev_views]
+    dev_loader = _loader(dev_samplers[0], device) if dev_samplers else None
+    return fit(model, train_loader, dev_loader, task=task, folder=folder, inputs=inputs, **options)
 
 
 def _loader(sampler: BatchSampler, device: str) -> Loader:
@@ -300,7 +315,11 @@ def load_model(path: Path | str) -> nn.Module:
     NotFoundError, CorruptError, InvalidError
         If there is none, it is torn, or it holds another model than the two of kpstore.
     """
-    checkpoint = read_checkpoint(Path(path))
+    return model_of(read_checkpoint(Path(path)), path)
+
+
+def model_of(checkpoint: Checkpoint, path: Path | str) -> nn.Module:
+    """Return the model of a checkpoint that was read, as :func:`load_model` does; ``path`` is for messages."""
     described = checkpoint.about["model"]
     if described["name"] not in _MODELS:
         raise InvalidError(f"{path}: holds a {described['name']}; load its tensors into your own model")

@@ -9,6 +9,7 @@ from typing import Literal, TypedDict, get_args
 import torch
 
 from kpstore.errors import InvalidError, UnsupportedError
+from kpstore.trainers.ranks import local_rank
 
 Precision = Literal["float32", "bf16"]
 Schedule = Literal["cosine", "constant"]
@@ -93,6 +94,8 @@ class Settings:
 def device_named(name: str) -> torch.device:
     """Return a device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``"auto"`` is a GPU if there is one.
 
+    Under ``torchrun``, ``"cuda"`` is a GPU of its own for each process.
+
     Raises
     ------
     UnsupportedError
@@ -101,7 +104,9 @@ def device_named(name: str) -> torch.device:
         If it is no name of a device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and (number := local_rank()) is not None:
+        name = f"cuda:{number}"
     try:
         device = torch.device(name)
     except RuntimeError:

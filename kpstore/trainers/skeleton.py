@@ -70,9 +70,9 @@ class HierarchicalSkeletonTransformer(nn.Module):
 
     A transformer for each part (face 0:68, left hand 68:89, right hand 89:110, pose 110:143) and one over all parts
     encode the points. In the decoder each place of a small picture looks at the encoded points; convolutions enlarge
-    it to full size. On the way, at a quarter of it, every encoded point is laid down where it lies, so that the decoder
-    need not learn what coordinates mean. A part that is missing is one learnt token, and its points are looked at by
-    none and laid down nowhere.
+    it to full size. On the way, at a quarter and at half of it, every encoded point is laid down where it lies, so that
+    the decoder need not learn what coordinates mean. A part that is missing is one learnt token, and its points are
+    looked at by none and laid down nowhere.
     """
 
     part_of: Tensor
@@ -131,13 +131,11 @@ class _Decoder(nn.Module):
         self.look = nn.ModuleList(
             Block(config.width, config.heads, config.dropout) for _ in range(config.decoder_layers)
         )
-        self.lay = nn.Linear(config.width, middle)
+        self.lay, self.lay_finely = nn.Linear(config.width, middle), nn.Linear(config.width, narrow)
         self.enlarge = nn.Sequential(_twice(config.width, wide), _twice(wide, middle))
+        self.join = nn.Sequential(_conv(2 * middle, middle), _conv(middle, middle), _twice(middle, narrow))
         self.draw = nn.Sequential(
-            _conv(2 * middle, middle),
-            _conv(middle, middle),
-            _twice(middle, narrow),
-            _conv(narrow, narrow),
+            _conv(2 * narrow, narrow),
             nn.Conv2d(narrow, 4, 3, padding=1),
             nn.PixelShuffle(2),
             nn.Tanh(),
@@ -149,8 +147,11 @@ class _Decoder(nn.Module):
         for block in self.look:
             places = block(places, attended, tokens)
         small = places.transpose(1, 2).reshape(len(tokens), -1, self.side, self.side)
-        laid = lay_down(self.lay(tokens[:, -N_POINTS:]), keypoints, there, 4 * self.side)
-        picture: Tensor = self.draw(torch.cat([self.enlarge(small), laid], dim=1))
+        points = tokens[:, -N_POINTS:]
+        laid = lay_down(self.lay(points), keypoints, there, 4 * self.side)
+        half = self.join(torch.cat([self.enlarge(small), laid], dim=1))
+        finely = lay_down(self.lay_finely(points), keypoints, there, 8 * self.side)
+        picture: Tensor = self.draw(torch.cat([half, finely], dim=1))
         return picture
 
 
@@ -209,11 +210,14 @@ class SkeletonTrainingView(SkeletonView):
     """Skeletons with the regions of their pictures, which a loader's threads draw beside them.
 
     A sample is that of :class:`kpstore.views.skeletons.SkeletonView` with NaN where a point is missing, pictures of
-    bytes, and ``"region"`` (1, size, size) uint8; see :func:`draw_regions`. The parameters are the same.
+    bytes, and ``"region"`` (1, size, size) uint8; see :func:`draw_regions`. The parameters are the same, but that
+    keypoints stay fractions of the picture: the model lays them down in it.
     """
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return frames stacked."""
+        if self.normalize is not None:
+            raise InvalidError(f"normalize={self.normalize!r}: this view's keypoints stay as they are; use None")
         found = super().batch(indices)
         return {**found, "region": draw_regions(found["keypoints"], self.size, self.style)[:, None]}
 

@@ -14,9 +14,8 @@ from kpstore.store.statistics import Statistics, statistics
 from kpstore.store.store import Store
 from kpstore.views.base import MISSING, Batch, Missing, Selection, Transform, as_indices, check_missing
 from kpstore.views.frames import FrameView
+from kpstore.views.ranges import Range, as_range, extremes, span, to_unit
 
-Range = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Lowest and highest x, y, z: two (3,) float32."""
 MissingFace = Missing | Literal["zeros"]
 Normalize = (
     Literal["minmax", "frame", "train_minmax", "train_standard"] | Statistics | tuple[ArrayLike, ArrayLike] | None
@@ -24,8 +23,6 @@ Normalize = (
 _TRAIN = "train"
 
 _MEASURED = ("minmax", "train_minmax", "train_standard")
-_SMALLEST_SPAN = 1e-8
-"""A coordinate that varies less is only shifted: dividing by its span would blow up rounding errors."""
 _BLOCK_CHUNKS = 16
 
 
@@ -69,7 +66,7 @@ class FaceKeypointView(FrameView):
         self.normalize = normalize if normalize is None or isinstance(normalize, str) else "given"
         if isinstance(normalize, Statistics):
             normalize = _face_range(normalize)
-        self._range: Range | None = _as_range(normalize) if self.normalize == "given" else None
+        self._range: Range | None = as_range(normalize) if self.normalize == "given" else None
         if self.normalize not in (*_MEASURED, "frame", "given", None):
             raise InvalidError(
                 f"normalize={normalize!r}: use 'minmax', 'frame', 'train_minmax', 'train_standard', statistics of a "
@@ -127,13 +124,7 @@ class FaceKeypointView(FrameView):
             return _face_range(
                 statistics(self.store, self.feature, split=_TRAIN), standard=self.normalize == "train_standard"
             )
-        low, high = np.full(3, np.inf, dtype=np.float32), np.full(3, -np.inf, dtype=np.float32)
-        for faces in self._iter_faces():
-            low = np.fmin(low, np.fmin.reduce(faces, axis=(0, 1)))
-            high = np.fmax(high, np.fmax.reduce(faces, axis=(0, 1)))
-        if not (np.isfinite(low) & np.isfinite(high)).all():
-            raise InvalidError(f"none of the {len(self)} frames has a face to measure; choose others or give a range")
-        return low, high
+        return extremes(self._iter_faces(), f"none of the {len(self)} frames has a face to measure")
 
     def __getstate__(self) -> dict[str, Any]:
         # Measured before it travels: otherwise each worker process would read everything for itself.
@@ -156,10 +147,10 @@ class FaceKeypointView(FrameView):
             return {"keypoints": points, "row": rows}
         if self.normalize == "frame":
             low, high = np.fmin.reduce(points, axis=1), np.fmax.reduce(points, axis=1)
-            return {"keypoints": _to_unit(points, low, high), "row": rows, "low": low, "high": high}
+            return {"keypoints": to_unit(points, low, high), "row": rows, "low": low, "high": high}
         if len(rows) == 0:
             return {"keypoints": points, "row": rows}  # not worth measuring, and there may be nothing to measure
-        return {"keypoints": _to_unit(points, *self.range), "row": rows}
+        return {"keypoints": to_unit(points, *self.range), "row": rows}
 
     def denormalize(
         self, keypoints: NDArray[Any], *, low: NDArray[Any] | None = None, high: NDArray[Any] | None = None
@@ -177,18 +168,8 @@ class FaceKeypointView(FrameView):
         if self.normalize is None:
             return points
         lowest, highest = self.range if low is None or high is None else (low, high)
-        restored: NDArray[np.float32] = points * _span(lowest, highest)[..., None, :] + lowest[..., None, :]
+        restored: NDArray[np.float32] = points * span(lowest, highest)[..., None, :] + lowest[..., None, :]
         return restored
-
-
-def _span(low: NDArray[Any], high: NDArray[Any]) -> NDArray[Any]:
-    span: NDArray[Any] = high - low
-    return np.where(span < _SMALLEST_SPAN, span.dtype.type(1), span)
-
-
-def _to_unit(points: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:
-    unit: NDArray[np.float32] = (points - low[..., None, :]) / _span(low, high)[..., None, :]
-    return unit
 
 
 def _face_range(measured: Statistics, *, standard: bool = False) -> Range:
@@ -196,17 +177,6 @@ def _face_range(measured: Statistics, *, standard: bool = False) -> Range:
         raise InvalidError(f"{measured!r} has {len(measured.columns)} columns; face points need x, y and z")
     part = None if len(measured.parts) == 1 else "face"
     if not standard:
-        return _as_range(measured.range(part))
+        return as_range(measured.range(part))
     mean, deviation = measured.standard(part)
-    return _as_range((mean, mean + deviation))
-
-
-def _as_range(given: Any) -> Range:
-    try:
-        low, high = (np.asarray(values, dtype=np.float32) for values in given)
-        fits = low.shape == high.shape == (3,) and bool((low <= high).all())
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise InvalidError(f"normalize={given!r}: a range is (low, high), three numbers each, none lower in high")
-    return low, high
+    return as_range((mean, mean + deviation))

@@ -10,7 +10,7 @@ from torch import Tensor
 from kpstore.errors import InvalidError
 from kpstore.render.raster import draw_skeletons
 from kpstore.schema.layout import PART_SLICES, PARTS
-from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointConfig, KeypointTask
+from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointConfig, KeypointTask, face_frame
 from kpstore.trainers.skeleton import (
     HierarchicalSkeletonTransformer,
     SkeletonConfig,
@@ -120,6 +120,29 @@ def test_faces_with_missing_points_come_out_whole(keypoint_model: HierarchicalKe
     assert all_finite(keypoint_model, output)
     detected = torch.isfinite(faces).all(dim=-1)
     assert torch.equal(output, keypoint_model(torch.nan_to_num(faces, nan=7.0), detected))
+
+
+def test_a_faces_frame_is_that_of_the_points_that_are_there() -> None:
+    faces = torch.from_numpy(people(4, 0)[:, :68])
+    there = torch.ones(4, 68, dtype=torch.bool)
+    there[1, 10:] = False
+    there[2] = False
+    faces[1, 10:] = NAN
+    faces[3] = torch.tensor([0.2, 0.3, 0.4])  # all points at one place
+    centre, size = face_frame(faces, there)
+    torch.testing.assert_close(centre[0, 0], faces[0].mean(dim=0))
+    torch.testing.assert_close(size[1, 0], faces[1, :10].std(dim=0, correction=0))
+    assert centre[2, 0].tolist() == [0.5, 0.5, 0.5]
+    torch.testing.assert_close(centre[3, 0], torch.tensor([0.2, 0.3, 0.4]))
+    torch.testing.assert_close(size[3, 0], torch.full((3,), 1e-3))
+
+
+def test_a_face_far_away_is_as_easy_as_one_in_the_middle(keypoint_model: HierarchicalKeypointTransformer) -> None:
+    """Before any training, what comes out lies where the face is, and is about as large."""
+    faces = torch.from_numpy(people(4, 0)[:, :68]) * 0.1 + torch.tensor([5.0, -3.0, 0.0])
+    with torch.inference_mode():
+        apart = (keypoint_model(faces).mean(dim=1) - faces.mean(dim=1)).abs()
+    assert apart.max() < 0.1
 
 
 def test_the_loss_counts_only_points_that_are_there() -> None:

@@ -93,6 +93,30 @@ def test_the_skeleton_trainers_data_set_is_one_line(people: dict[str, list[Frame
         first += len(keypoints)
 
 
+def test_the_scripts_range_over_all_points_is_an_option(
+    people: dict[str, list[FrameDict]], store: kpstore.Store
+) -> None:
+    flat = np.stack([flatten(frame) for video in people.values() for frame in video])
+    low, high = flat.min(axis=(0, 1)), flat.max(axis=(0, 1))
+    theirs, plain = store.skeletons(style="phoenix", normalize="minmax"), store.skeletons(style="phoenix")
+    found = theirs.batch(range(len(theirs)))
+    np.testing.assert_array_equal(found["keypoints"], (flat - low) / (high - low))
+    np.testing.assert_array_equal(found["image"], plain.batch(range(len(plain)))["image"])
+    given = store.skeletons(fill=np.nan, normalize=(low, high)).batch([0, 5])["keypoints"]
+    there = np.isfinite(given)
+    np.testing.assert_array_equal(given[there], found["keypoints"][[0, 5]][there])
+    assert not there.all()
+
+
+def test_other_ranges_are_refused(store: kpstore.Store) -> None:
+    with pytest.raises(kpstore.KpstoreError, match="normalize='mean': use 'minmax'"):
+        store.skeletons(normalize="mean")  # type: ignore[arg-type]
+    with pytest.raises(kpstore.KpstoreError, match="three numbers each"):
+        store.skeletons(normalize=(0, 1))
+    with pytest.raises(kpstore.KpstoreError, match="has no range"):
+        store.skeletons().range  # noqa: B018
+
+
 def test_sequences_are_one_line(people: dict[str, list[FrameDict]], store: kpstore.Store) -> None:
     """30 frames: shorter videos repeat their last frame, longer ones give a window from every frame on."""
     expected = []

@@ -1,0 +1,106 @@
+"""``kpstore predict``: what a trained model makes of a store's frames."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kpstore.errors import InvalidError
+
+from . import render
+from .arguments import At, Json, StoreArgument
+
+if TYPE_CHECKING:
+    from kpstore.trainers.predict import Predicted
+
+_EPILOG = (
+    "Examples:\n\nkpstore predict runs/faces/best.safetensors phoenix.kps --split dev --as faces_again\n\n"
+    "kpstore predict runs/skeleton/best.safetensors phoenix.kps --split test --png drawn/ --limit-frames 100\n\n"
+    "`kpstore reconstruct` is another name of this command."
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command, under both of its names."""
+    app.command("predict", epilog=_EPILOG)(predict)
+    app.command("reconstruct", epilog=_EPILOG, help="The same as `predict`.")(predict)
+
+
+def predict(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="best.safetensors of a training.", show_default=False)
+    ],
+    store: StoreArgument,
+    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="Whose frames; all by default.")] = None,
+    feature: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keypoints to read; those it was trained on by default.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="Feature to write; FEATURE_predicted or FEATURE_drawn by default."),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write pictures there instead of a feature.")
+    ] = None,
+    at: At = None,
+    limit_frames: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With --png: only so many frames, evenly spread.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Frames at a time.")] = 32,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="A GPU if there is one.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Run a trained model over a split, and write what it gives to the store as a new feature, or to PNG files.
+
+    The feature is one new version, or nothing. Videos that have it already, from the same checkpoint, are left out.
+    Faces are (68, 3); skeletons are pictures of one byte a pixel, 64 KiB a frame at 256 x 256. With --png, a run that
+    was killed goes on where it was.
+    """
+    from rich.progress import Progress
+
+    import kpstore
+    from kpstore.trainers import predict as trained
+
+    if png is None and (at is not None or limit_frames is not None):
+        raise InvalidError("--at and --limit-frames are for --png; a feature is written for whole videos of the newest")
+    if png is not None and name is not None:
+        raise InvalidError("--as names a feature, --png writes pictures; choose one")
+    predictor = trained.open_predictor(checkpoint, device=device, batch_size=batch_size)
+    with Progress(console=render.console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        task = bars.add_task("frames", total=None)
+
+        def on_progress(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        if png is not None:
+            found = trained.predict_pictures(
+                kpstore.open(store, at),
+                predictor,
+                png,
+                split=split,
+                feature=feature,
+                limit=limit_frames,
+                on_progress=on_progress,
+            )
+        else:
+            opened = kpstore.open(store, mode="a")
+            found = trained.predict_feature(
+                opened, predictor, split=split, feature=feature, name=name, on_progress=on_progress
+            )
+    render.print_json(found.to_json()) if json else _print(found)
+
+
+def _print(found: Predicted) -> None:
+    where = found.feature if found.folder is None else found.folder
+    version = f", version {found.snapshot}" if found.snapshot else ""
+    typer.echo(f"{where}: {render.count(found.frames, 'frame')}{version}")
+    for n, what in (
+        (found.empty, "with nothing detected in it"),
+        (found.done_before, "left out, there already"),
+        (found.not_extracted, "left out, not extracted yet"),
+    ):
+        if n:
+            typer.echo(f"{render.count(n, 'frame')} {what}")

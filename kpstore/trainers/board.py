@@ -1,0 +1,55 @@
+"""TensorBoard: the same numbers and pictures as in the files of a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import MissingExtraError
+
+
+def check_board() -> None:
+    """Raise :class:`MissingExtraError` if TensorBoard is not installed."""
+    _writer_type()
+
+
+def _writer_type() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtraError("--tensorboard", extra="tensorboard") from None
+    return SummaryWriter
+
+
+class Board:
+    """Event files in a folder.
+
+    Parameters
+    ----------
+    folder : for the files.
+    up_to_step : where a run goes on; what an interrupted one wrote beyond it is hidden.
+    """
+
+    def __init__(self, folder: Path, *, up_to_step: int) -> None:
+        self._writer = _writer_type()(log_dir=str(folder), purge_step=up_to_step + 1 if up_to_step else None)
+
+    def add_numbers(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Add ``group/name`` for each value."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def add_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+        """Add a picture, (height, width, 3)."""
+        self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def sync(self) -> None:
+        """Have what was added in the files before a checkpoint that counts on it."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._writer.close()
