@@ -75,5 +75,6 @@ def load_tensors(path: Path) -> Any:
 def _reason(error: Exception) -> str:
     told = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, pickle.UnpicklingError) and "Unsupported" in told:
-        return "is no checkpoint, or holds more than tensors and numbers, which is not run; save its model_state_dict alone"
+        more = "holds more than tensors and numbers, which is not run; save its model_state_dict alone"
+        return f"is no checkpoint, or {more}"
     return f"is no checkpoint that torch can read, or is cut short: {told[:160]}"
