@@ -59,6 +59,8 @@ _SETTINGS = {
 _REPORT_EVERY_S = 0.5
 _RESTART_S = 60.0
 """How long to wait for a worker that died to be there again."""
+_RESULT_S = 20.0
+"""How long a result that is there may take to arrive, once tasks are bound to certain workers."""
 
 
 class Executor(Protocol):
@@ -305,10 +307,17 @@ class DaskExecutor:
         from distributed.client import FutureCancelledError
 
         try:
-            result: TaskResult | _Unfit = future.result()
+            # A result that its worker took along when it died is made again, by itself; but never where the task is
+            # bound to workers that are all gone: whoever starts again has another address.
+            result: TaskResult | _Unfit = future.result(timeout=_RESULT_S if self._unfit else None)
             return result
         except (KilledWorker, FutureCancelledError):
             _log.info("task %d lost its worker (try %d)", entry.task.number, entry.tries)
+        except TimeoutError:
+            if future.status == "error":  # the task's own
+                raise
+            future.cancel()
+            _log.info("the result of task %d is lost (try %d)", entry.task.number, entry.tries)
         if entry.deaths + 1 < MAX_TRIES:
             return None
         return _given_up(job, entry.task, f"its worker process died {entry.deaths + 1} times")

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import distributed
+import numpy as np
 import pytest
 
 import kpstore
 from kpstore.errors import ExtractorError, UnsupportedError
 from kpstore.ingest import executors, run
 from kpstore.ingest.executors import DaskExecutor
+from kpstore.ingest.job import Job
+from kpstore.ingest.plan import plan_tasks
 from kpstore.ingest.run import Options, run_ingest
 from kpstore.schema.feature import State
+from kpstore.schema.index import VideoIndex
 from tests.fakes import FakeExtractor, FakeSource
 
 SOURCE = FakeSource({f"v{n:02}": 4 for n in range(12)})
@@ -108,3 +112,29 @@ def test_dask_cuda_pins_gpus_where_it_is_installed(tmp_path: Path, monkeypatch: 
     assert devices(tmp_path, gpus=2) == ["cuda"]  # each sees its own as the first one
     assert asked == [[0, 1]]
     assert not DaskExecutor(4, gpus=2).pins_gpus  # several workers on each: dask-cuda has no such thing
+
+
+class LostResult:
+    """A future whose result went with its worker, and that waits for one with the same address."""
+
+    key, status, cancelled = "lost", "pending", False
+
+    def result(self, timeout: float | None = None) -> Any:
+        assert timeout is not None, "waits for ever"
+        raise TimeoutError
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_a_result_that_is_lost_while_workers_are_left_out_is_made_again() -> None:
+    source = FakeSource({"a": 4})
+    index = VideoIndex(np.array(["a"], object), np.array(["train"], object), np.array([4]))
+    (task,) = plan_tasks(index, source.scan().videos, np.array([0]), chunk_rows=[16], task_frames=4)
+    executor, lost = DaskExecutor(2), LostResult()
+    executor._leave_out(executors._Unfit("0", ExtractorError("device lost")))
+    found = executor._outcome(Job("run", source, FakeExtractor()), executors._Submitted(task), lost)
+    assert (found, lost.cancelled) == (None, True)
+    lost.status = "error"
+    with pytest.raises(TimeoutError):  # of the task, not of waiting for it
+        executor._outcome(Job("run", source, FakeExtractor()), executors._Submitted(task), lost)
