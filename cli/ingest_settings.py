@@ -207,7 +207,7 @@ class FaceSettings(RunSettings):
         from kpstore.extractors.registry import make_extractor
 
         chosen = {name: getattr(self, name) for name in ("weights", "model_pack", "formula", "face")}
-        return make_extractor("faces", model=self.dinov2_model, **chosen, **_pairs(self.set))
+        return make_extractor("faces", **{"model": self.dinov2_model, **chosen, **_pairs(self.set)})
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class LipSettings(RunSettings):
         """Return what to extract with."""
         from kpstore.extractors.registry import make_extractor
 
-        return make_extractor("lip_resnet18", weights=self.weights, **_pairs(self.set))
+        return make_extractor("lip_resnet18", **{"weights": self.weights, **_pairs(self.set)})
 
 
 def _pairs(given: list[str] | None) -> dict[str, Any]:

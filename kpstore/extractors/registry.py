@@ -12,7 +12,7 @@ from kpstore.extractors.base import AnyExtractor
 from kpstore.schema.feature import FeatureSpec, Provenance
 
 
-def make_extractor(recipe: str, **options: Any) -> AnyExtractor:
+def make_extractor(recipe: str, /, **options: Any) -> AnyExtractor:
     """Return a new extractor.
 
     Parameters
@@ -53,6 +53,10 @@ def option_names(recipe: str) -> list[str] | None:
 
 _RECIPE_OF = {"insightface": "faces", "lip_resnet18": "lip_resnet18"}
 """Recipes that call themselves otherwise in what they leave on record."""
+_PARTS_OF = {"faces": ("faces", "dinov2")}
+"""Recipes in what a recipe leaves on record, where that is not just itself."""
+_SIDES = {"insightface": "det_size", "lip_resnet18": "crop"}
+"""Options of which both sides, which are equal, are on record."""
 
 
 def recorded(
@@ -72,8 +76,12 @@ def recorded(
     InvalidError
         If they were not extracted, but imported, say, or by several recipes.
     """
-    extracted = {name: made for name, made in provenance.items() if made.get("extractor") != "imported"}
-    names = {_RECIPE_OF.get(made.get("extractor", ""), made.get("extractor", "")) for made in extracted.values()}
+    recipes = {
+        name: _RECIPE_OF.get(made.get("extractor", ""), made.get("extractor", ""))
+        for name, made in provenance.items()
+        if made.get("extractor") != "imported"
+    }
+    names = set(recipes.values())
     if "faces" in names:
         names -= {"dinov2"}  # which is a part of it
     if recipe is None and len(names) != 1:
@@ -81,13 +89,22 @@ def recorded(
         raise InvalidError(f"{what}, so say which one to compute with: extractor='dinov2', for example")
     chosen: str = recipe or str(names.pop())
     options: dict[str, Any] = {}
-    for name, made in extracted.items():
-        options |= made.get("parameters", {})
-        if made.get("extractor") == "insightface":
-            options |= {"model_pack": made["model"], "det_size": made["parameters"]["det_size"][0]}
-        elif specs[name].axis == "frame":
-            options |= {"model": made.get("model"), "dtype": specs[name].dtype}
-        if "face_list" in made:
-            options["face_list"] = made["face_list"]["name"]
+    for name, made_by in recipes.items():
+        if made_by in _PARTS_OF.get(chosen, (chosen,)):  # options of another recipe may be called alike
+            options |= _options(specs[name], provenance[name])
     known = option_names(chosen)
     return chosen, {key: value for key, value in options.items() if known is None or key in known}
+
+
+def _options(spec: FeatureSpec, made: Provenance) -> dict[str, Any]:
+    """Return what a feature has on record of how it was made, as a recipe's options are called."""
+    options: dict[str, Any] = dict(made.get("parameters", {}))
+    if side := _SIDES.get(made.get("extractor", "")):
+        options[side] = options[side][0]
+    if made.get("extractor") == "insightface":
+        options["model_pack"] = made["model"]
+    elif spec.axis == "frame":
+        options |= {"model": made.get("model"), "dtype": spec.dtype}
+    if "face_list" in made:
+        options["face_list"] = made["face_list"]["name"]
+    return options

@@ -57,8 +57,6 @@ _SETTINGS = {
 """How Dask is set up for the cluster that a run starts; the user's own settings come back afterwards."""
 
 _REPORT_EVERY_S = 0.5
-_RESTART_S = 60.0
-"""How long to wait for a worker that died to be there again."""
 
 
 class Executor(Protocol):
@@ -125,6 +123,7 @@ class _Unfit:
     """What a worker answers that cannot do its tasks: its GPU is gone, say."""
 
     worker: str
+    address: str
     error: KpstoreError
 
 
@@ -229,8 +228,8 @@ class DaskExecutor:
     def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results as tasks end.
 
-        A task whose worker died is run again, frame by frame. A worker that cannot work gets no more tasks; the others
-        do them, and the run ends when there are none left.
+        A task whose worker died is run again, frame by frame. A worker that cannot work is closed; the others do its
+        tasks, and the run ends when there are none left.
         """
         from distributed import as_completed
 
@@ -277,20 +276,7 @@ class DaskExecutor:
             entry.deaths > 0,
             key=key,
             pure=False,
-            workers=self._fit_workers() if self._unfit else None,
         )
-
-    def _fit_workers(self) -> list[str]:
-        """Return the addresses of workers that can work; waits for one that is being started again."""
-        until = time.monotonic() + _RESTART_S
-        while True:
-            workers = self._client.scheduler_info(n_workers=-1)["workers"]
-            fit = [address for address, about in workers.items() if str(about["name"]) not in self._unfit]
-            if fit:
-                return fit
-            if time.monotonic() > until:
-                raise next(iter(self._unfit.values()))
-            time.sleep(0.1)
 
     def _leave_out(self, outcome: _Unfit) -> None:
         if outcome.worker not in self._unfit:
@@ -298,6 +284,9 @@ class DaskExecutor:
         self._unfit[outcome.worker] = outcome.error
         if len(self._unfit) >= self._n_workers:
             raise outcome.error
+        # It is closed, and what it had waiting goes to the others. To bind tasks to those would not do: one of them
+        # that died and was started again has another address, and Dask would wait for the old one for ever.
+        self._client.retire_workers(workers=[outcome.address], close_workers=True)
 
     def _outcome(self, job: Job, entry: _Submitted, future: Any) -> TaskResult | _Unfit | None:
         """Return the task's result, or None if it lost its worker and should be tried again."""
@@ -352,7 +341,7 @@ def _run_on_worker(job: Job, task: Task, fork: Fork | None, topic: str, after_de
         try:
             return run_task(job, task, fork, extract=extract_isolated if after_death else None, report=report)
         except KpstoreError as error:
-            return _Unfit(str(worker.name), error)
+            return _Unfit(str(worker.name), worker.address, error)
 
 
 class _Throttled:

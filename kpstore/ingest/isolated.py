@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import IO, Any
 
 from kpstore.errors import ExtractorError, KpstoreError
@@ -57,7 +58,7 @@ def _attempt(
     at, result = None, None
     with child:
         try:
-            _send(child.stdin, (job, record, skip))
+            _send(child.stdin, (job, record, skip), dumps=_by_value)
             child.stdin.close()
         except BrokenPipeError:
             pass  # it died at once; its exit code says how
@@ -78,8 +79,16 @@ def _death(code: int) -> str:
     return f"exit code {code}"
 
 
-def _send(pipe: IO[bytes], message: Any) -> None:
-    payload = pickle.dumps(message)
+def _by_value(message: Any) -> bytes:
+    """Pickle as Dask does: an extractor of the user's own script or notebook can be imported nowhere else."""
+    import cloudpickle
+
+    payload: bytes = cloudpickle.dumps(message)
+    return payload
+
+
+def _send(pipe: IO[bytes], message: Any, *, dumps: Callable[[Any], bytes] = pickle.dumps) -> None:
+    payload = dumps(message)
     pipe.write(struct.pack("<Q", len(payload)) + payload)
     pipe.flush()
 
@@ -99,7 +108,10 @@ def main() -> None:
     pipe = os.fdopen(os.dup(1), "wb")
     # Models write to standard output as they like; the pipe must carry nothing but messages.
     os.dup2(2, 1)
-    job, record, skip = _receive(sys.stdin.buffer)
+    request = _receive(sys.stdin.buffer)
+    if request is None:
+        return
+    job, record, skip = request
     try:
         opened_extractor(job)
     except KpstoreError as error:

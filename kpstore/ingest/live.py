@@ -7,6 +7,7 @@ same once and for all.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import uuid
 from collections import OrderedDict
@@ -32,8 +33,18 @@ from kpstore.store.transaction import check_same
 
 _log = logging.getLogger(__name__)
 
-_ONE_AT_A_TIME = threading.RLock()
+_one_at_a_time = threading.RLock()
 """Readers decode in several threads, models run in one."""
+
+
+def _after_fork() -> None:
+    """Make a lock anew: one that another thread holds would never open in a forked process."""
+    global _one_at_a_time
+    _one_at_a_time = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
 _LOOKED_FOR = 16
 """Videos whose files are looked for before anything is computed."""
 KEPT_BYTES = 256 * 2**20
@@ -175,7 +186,7 @@ class LiveView:
             rows[first - start : last - start] = values[first - video.start : last - video.start]
 
     def _video_rows(self, position: int) -> VideoRows:
-        with _ONE_AT_A_TIME:
+        with _one_at_a_time:
             if position not in self._kept:
                 self._kept[position] = self._tried(position, self._compute)
                 while len(self._kept) > 1 and sum(map(_size, self._kept.values())) > KEPT_BYTES:
@@ -185,7 +196,7 @@ class LiveView:
 
     def _reference_rows(self, position: int) -> Mapping[str, FeatureRows]:
         """Return the features of a video, for which none of its frames is read."""
-        with _ONE_AT_A_TIME:
+        with _one_at_a_time:
             if position not in self._references:
                 self._references[position] = self._tried(position, self._compute_reference).rows
             return self._references[position]

@@ -141,6 +141,18 @@ def test_options_of_other_recipes_are_set_by_name(kpstore_: Kpstore, dataset: Pa
     )
 
 
+@pytest.mark.parametrize("folders", [("lips", "--npz-dir"), ("faces", "--face-dir", "--video-dir")])
+@pytest.mark.parametrize("option", ["weights=nowhere.pth", "recipe=parts"])
+def test_what_is_set_twice_is_no_internal_error(
+    kpstore_: Kpstore, tmp_path: Path, folders: tuple[str, ...], option: str
+) -> None:
+    given = [word for name in folders[1:] for word in (name, tmp_path)]
+    result = kpstore_("ingest", folders[0], *given, tmp_path / "a.kps", "--set", option)
+    assert (result.code, len(result.lines)) == (2, 1)
+    assert "internal error" not in result.lines[0]
+    assert not option.startswith("recipe") or "has no option 'recipe'" in result.lines[0]
+
+
 @pytest.mark.parametrize("command", [["info"], ["ingest", "phoenix", "."]])
 def test_stores_elsewhere_are_refused_by_name(kpstore_: Kpstore, command: list[str]) -> None:
     result = kpstore_(*command, "s3://bucket/a.kps")

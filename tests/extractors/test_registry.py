@@ -8,11 +8,13 @@ import pytest
 
 from kpstore.errors import InvalidError
 from kpstore.extractors.holistic import HolisticExtractor
+from kpstore.extractors.lip_resnet18 import LipResnet18Extractor
 from kpstore.extractors.parts import PartsExtractor
 from kpstore.extractors.registry import make_extractor, recorded
 from kpstore.schema.feature import FeatureSpec
 
 FRAMES = FeatureSpec("points", (2,), ("x",), "float16")
+WIDE = FeatureSpec("points", (2,), ("x",))
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,25 @@ def test_imported_features_say_no_recipe() -> None:
     with pytest.raises(InvalidError, match="points was not extracted by one recipe, so say which one"):
         recorded({"points": FRAMES}, imported)
     assert recorded({"points": FRAMES}, imported, "parts") == ("parts", {})
+
+
+def test_mouth_crops_are_cut_as_they_were() -> None:
+    made = {
+        "extractor": "lip_resnet18",
+        "model": "lip_resnet18",
+        "parameters": {"crop": [80, 80], "quirk": "height_slice", "precision": "bf16", "mean": 0.421},
+    }
+    recipe, options = recorded({"lip_resnet18": FRAMES}, {"lip_resnet18": made})
+    extractor = LipResnet18Extractor(crop=80, quirk="height_slice", precision="bf16", dtype="float16")
+    assert make_extractor(recipe, **options) == extractor
+
+
+def test_features_of_other_recipes_have_no_say_in_a_recipe_s_options() -> None:
+    vectors = {"extractor": "dinov2", "model": "dinov2_vits14", "parameters": {"precision": "bf16"}}
+    lips = {"extractor": "lip_resnet18", "model": "lip_resnet18", "parameters": {"crop": [88, 88], "precision": "fp32"}}
+    points = {"extractor": "holistic", "parameters": {"mode": "video"}}
+    provenance = {"dinov2_vits14": vectors, "keypoints": points, "lip_resnet18": lips}
+    specs = {"dinov2_vits14": FRAMES, "keypoints": WIDE, "lip_resnet18": WIDE}
+    wanted = {"model": "dinov2_vits14", "precision": "bf16", "dtype": "float16"}
+    assert recorded(specs, provenance, "dinov2") == ("dinov2", wanted)
+    assert recorded({"keypoints": WIDE}, {"keypoints": points}, "dinov2") == ("dinov2", {})

@@ -108,3 +108,25 @@ def test_dask_cuda_pins_gpus_where_it_is_installed(tmp_path: Path, monkeypatch: 
     assert devices(tmp_path, gpus=2) == ["cuda"]  # each sees its own as the first one
     assert asked == [[0, 1]]
     assert not DaskExecutor(4, gpus=2).pins_gpus  # several workers on each: dask-cuda has no such thing
+
+
+@dataclass
+class OneGone(FakeExtractor):
+    """Does not start on the first worker."""
+
+    def open(self, device: str = "cpu") -> None:
+        super().open(device)
+        try:
+            name = str(distributed.get_worker().name)
+        except ValueError:  # in an isolated process, which has no worker
+            return
+        if name == "0":
+            raise ExtractorError("device lost")
+
+
+def test_a_worker_that_dies_while_another_is_left_out_is_waited_for(tmp_path: Path) -> None:
+    source = FakeSource(dict(SOURCE.lengths), poisonous={"v03": [1], "v08": [2]})
+    run_ingest(source, tmp_path / "s.kps", OneGone(sleep_s=0.01), Options(workers=2, task_frames=5))
+    store = kpstore.open(tmp_path / "s.kps")
+    assert (store.states("points") == State.DONE).all()
+    assert [(f.video_id, f.frame) for f in store.failures("points")] == [("v03", 1), ("v08", 2)]

@@ -127,6 +127,20 @@ def test_embeddings_are_added_to_a_store_of_crops(kpstore_: Kpstore, data: Path,
 # -- interruptions ------------------------------------------------------------------------------------------------
 
 
+def test_what_is_not_encoded_yet_is_computed_as_the_store_has_it_on_record(
+    data: Path, weights: Path, finished: Path
+) -> None:
+    assert run([str(word) for word in command(data, weights, data / "mouths.kps")]) == 0
+    store = kpstore.open(data / "mouths.kps", mode="a")
+    with store.transaction("one forgotten") as tx:
+        tx.reset_states("lip_resnet18", [store.index.position("c")])
+    how = {"weights": weights, "root": data / "mouths"}
+    view = kpstore.open(store.location).lips(missing="compute", compute=how, videos=["c"])
+    np.testing.assert_allclose(
+        view[0]["embedding"], kpstore.open(finished / "lips.kps").video("c")["lip_resnet18"], atol=1e-6
+    )
+
+
 def test_killed_and_gone_on_with_it_is_the_same_store(
     kpstore_: Kpstore, finished: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import signal
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,7 @@ from kpstore.schema.face_features import FACE_PATH
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.listed import ListedSource
+from kpstore.store.records import Records
 
 LENGTHS = {"a": 5, "b": 9, "c": 4, "d": 3}
 
@@ -82,8 +87,6 @@ def paths_only(tmp_path: Path) -> kpstore.Store:
 
 
 def ingested(store: kpstore.Store, tmp_path: Path, videos: str = "abcd") -> kpstore.Store:
-    from kpstore.store.records import Records
-
     records = tuple(record for record in Records(store).all() if record.id in videos)
     run_ingest(ListedSource(tmp_path, records), store.location, Colours(), Options(workers=0))
     return kpstore.open(store.location)
@@ -183,3 +186,51 @@ def test_mistakes_are_one_line(paths_only: kpstore.Store, tmp_path: Path) -> Non
         live._backend.begin()
     with pytest.raises(InvalidError, match="missing='drop'"):
         part.video("a", missing="drop")  # type: ignore[arg-type]
+
+
+@dataclass
+class SlowColours(Colours):
+    """Waits in the middle of a video until it is told to go on."""
+
+    began: Any = None
+    go_on: Any = None
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
+        if self.began is not None:
+            self.began.set()
+            self.go_on.wait(30)
+        return super().extract(images)
+
+
+def test_a_process_forked_while_another_thread_computes_does_not_wait_for_it(
+    paths_only: kpstore.Store, tmp_path: Path
+) -> None:
+    store = kpstore.create(tmp_path / "s.h5")  # an Icechunk store refuses forked processes
+    with store.transaction("paths") as tx:
+        tx.add_videos(Records(paths_only).all())
+    slow = SlowColours(began=threading.Event(), go_on=threading.Event())
+    live = store.at().computed(slow)
+    thread = threading.Thread(target=lambda: live.video("a")["colour"])
+    thread.start()
+    try:
+        assert slow.began.wait(30)
+        child = os.fork()
+        if child == 0:
+            slow.began = None
+            os._exit(0 if live.video("b")["colour"].shape == (9, 3) else 1)
+        assert _ended(child) == 0
+    finally:
+        slow.go_on.set()
+        thread.join()
+
+
+def _ended(child: int, seconds: float = 10.0) -> int:
+    """Return the exit code of a process, which is killed if it takes too long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
