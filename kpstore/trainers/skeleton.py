@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -246,9 +247,11 @@ class SkeletonTask:
     edges: tuple[Edge, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.hands, self.face, self.rest) < 0 or self.rest == 0:
+        weights = (self.hands, self.face, self.rest)
+        if not all(0 <= weight < math.inf for weight in weights) or self.rest == 0:
             raise InvalidError(
-                f"weights hands={self.hands}, face={self.face}, rest={self.rest}: use numbers from 0, rest more than 0"
+                f"weights hands={self.hands}, face={self.face}, rest={self.rest}: use finite numbers from 0, rest more "
+                "than 0"
             )
 
     @property

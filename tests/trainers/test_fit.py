@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 
 import kpstore
 from kpstore.errors import CorruptError, ExistsError, InvalidError, MismatchError, NotFoundError, UnsupportedError
-from kpstore.trainers.checkpoint import read_checkpoint
+from kpstore.trainers.checkpoint import read_checkpoint, write_checkpoint
 from kpstore.trainers.fit import fit
 from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointTask
 from kpstore.trainers.report import Report, Step
@@ -112,6 +113,12 @@ def test_a_saved_model_draws_what_the_trained_one_drew(store: kpstore.Store, tmp
     assert not model.training
     stored = read_checkpoint(tmp_path / "checkpoint.safetensors").under("model")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+
+
+def test_frames_a_second_are_those_that_came(store: kpstore.Store, tmp_path: Path) -> None:
+    last = keypoints(store, tmp_path, epochs=1, batch_size=32).last
+    assert last is not None
+    assert last.frames_per_s * last.seconds == pytest.approx(48)  # a batch of 32 and one of 16
 
 
 def test_bfloat16_learns_too(store: kpstore.Store, tmp_path: Path) -> None:
@@ -212,6 +219,23 @@ def test_other_settings_are_named_together(store: kpstore.Store, tmp_path: Path)
         keypoints(store, tmp_path, epochs=1, lr=0.1, batch_size=4, resume=True)
 
 
+def test_as_many_frames_of_another_split_are_not_taken_for_the_same(store: kpstore.Store, tmp_path: Path) -> None:
+    def train(split: str, dev_split: str, epochs: int, *, resume: bool = True) -> Report:
+        frames = Frames(split, dev_split, limit=8)
+        run = {**RUN, "epochs": epochs, "resume": resume, "schedule": "constant", "warmup": 0}
+        return train_skeleton(store, tmp_path, config=SMALL_SKELETON, frames=frames, **run)
+
+    train("train", "dev", 1, resume=False)
+    with pytest.raises(MismatchError, match=r"with other settings: train frames are others .*; dev frames are others"):
+        train("dev", "train", 2)
+    assert train("train", "dev", 2).epochs == 2
+
+
+def test_frames_are_not_measured_by_those_that_are_trained_on() -> None:
+    with pytest.raises(InvalidError, match="dev_split='train' is the split that is trained on"):
+        Frames("train", "train")
+
+
 def test_a_folder_with_a_run_is_not_overwritten(store: kpstore.Store, tmp_path: Path) -> None:
     keypoints(store, tmp_path, epochs=1)
     before = (tmp_path / "steps.csv").read_bytes()
@@ -228,6 +252,65 @@ def test_a_torn_checkpoint_is_one_line(store: kpstore.Store, tmp_path: Path) -> 
         keypoints(store, tmp_path, epochs=1, resume=True)
     with pytest.raises(NotFoundError, match="no checkpoint is there"):
         load_model(tmp_path / "other.safetensors")
+
+
+def test_weights_alone_are_not_gone_on_from(store: kpstore.Store, tmp_path: Path) -> None:
+    keypoints(store, tmp_path, epochs=1)
+    (tmp_path / "best.safetensors").replace(tmp_path / "checkpoint.safetensors")
+    with pytest.raises(InvalidError, match="holds weights alone, as best"):
+        keypoints(store, tmp_path, epochs=1, resume=True)
+
+
+def test_weights_of_another_model_are_one_line(store: kpstore.Store, tmp_path: Path) -> None:
+    class Own(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, width)
+            self.out = nn.Linear(width, 3)
+
+        def forward(self, points: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.out(self.layer(points))
+            return found
+
+    def train(width: int, *, resume: bool) -> Report:
+        loader = kpstore.loader(store.face_keypoints(split="train"), 8)
+        return fit(Own(width), loader, task=KeypointTask(), folder=tmp_path, epochs=1, resume=resume, samples=0)
+
+    train(4, resume=False)
+    with pytest.raises(InvalidError, match="tensors are not those of this Own"):
+        train(5, resume=True)
+    assert train(4, resume=True).epochs == 1
+
+
+def test_a_checkpoint_of_a_newer_model_is_one_line(store: kpstore.Store, tmp_path: Path) -> None:
+    keypoints(store, tmp_path, epochs=1)
+    found = read_checkpoint(tmp_path / "best.safetensors")
+    model = {**found.about["model"], "config": {**found.about["model"]["config"], "memory": 1}}
+    write_checkpoint(tmp_path / "newer.safetensors", replace(found, about={**found.about, "model": model}))
+    with pytest.raises(InvalidError, match="its model has memory, unknown here"):
+        load_model(tmp_path / "newer.safetensors")
+    fewer = dict(list(found.tensors.items())[1:])
+    write_checkpoint(tmp_path / "fewer.safetensors", replace(found, tensors=fewer))
+    with pytest.raises(InvalidError, match="tensors are not those of this HierarchicalKeypointTransformer"):
+        load_model(tmp_path / "fewer.safetensors")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    store: kpstore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keypoints(store, tmp_path, epochs=1)
+    path = tmp_path / "checkpoint.safetensors"
+    before = path.read_bytes()
+
+    def full(tensors: Any, file: Path, metadata: Any) -> None:
+        file.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("kpstore.trainers.checkpoint.save_file", full)
+    with pytest.raises(OSError, match=r"checkpoint\.safetensors: cannot be written \(.*No space left"):
+        write_checkpoint(path, read_checkpoint(path))
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob(".checkpoint*"))
 
 
 # -- what can be wrong --------------------------------------------------------------------------------------------
