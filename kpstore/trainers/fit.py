@@ -128,6 +128,7 @@ def fit(
     with _own_random_numbers(run.device), joined(run.device) as ranks, ExitStack() as files:
         torch.manual_seed(run.settings.seed + ranks.rank)  # each its own dropout
         run.join(ranks)
+        files.callback(run.leave)
         if folder is not None:
             run.open_folder(Path(folder), files, tensorboard=tensorboard)
         return run.run()
@@ -191,6 +192,14 @@ class _Run:
     def join(self, ranks: Ranks) -> None:
         """Train together with other processes."""
         self.ranks, self.wrapped = ranks, ranks.wrapped(self.model, self.device)
+
+    def leave(self) -> None:
+        """Let go of the wrapped model while the group of processes is still there.
+
+        Freed after it, the wrapper would take the group along while it holds Python's lock, and wait for a thread of
+        the group that may be waiting for the lock: the process would hang after its last step.
+        """
+        self.wrapped = self.model
 
     # -- the loop -----------------------------------------------------------------------------------------------
 

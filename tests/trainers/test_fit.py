@@ -6,6 +6,9 @@ import csv
 import signal
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +26,7 @@ from kpstore.errors import CorruptError, ExistsError, InvalidError, MismatchErro
 from kpstore.trainers.checkpoint import read_checkpoint, write_checkpoint
 from kpstore.trainers.fit import fit
 from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointTask
+from kpstore.trainers.ranks import Ranks
 from kpstore.trainers.report import Report, Step
 from kpstore.trainers.run import Frames, load_model, train_keypoints, train_skeleton
 from kpstore.trainers.settings import Settings, device_named
@@ -311,6 +315,31 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         write_checkpoint(path, read_checkpoint(path))
     assert path.read_bytes() == before
     assert not list(tmp_path.glob(".checkpoint*"))
+
+
+def test_the_wrapped_model_is_gone_before_the_group_of_processes_is(
+    store: kpstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrapper(nn.Sequential):
+        """As DistributedDataParallel, which ends with the group only if it ends first."""
+
+    class Pair(Ranks):
+        def wrapped(self, model: nn.Module, device: torch.device) -> nn.Module:
+            wrapper = Wrapper(model)
+            wrappers.append(weakref.ref(wrapper))
+            return wrapper
+
+    @contextmanager
+    def joined(device: torch.device) -> Iterator[Ranks]:
+        yield Pair()
+        at_the_end.extend(wrapper() for wrapper in wrappers)
+
+    wrappers: list[weakref.ref[nn.Module]] = []
+    at_the_end: list[nn.Module | None] = []
+    monkeypatch.setattr("kpstore.trainers.fit.joined", joined)
+    loader = kpstore.loader(store.face_keypoints(split="train"), 8)
+    fit(HierarchicalKeypointTransformer(SMALL_KEYPOINTS), loader, task=KeypointTask(), epochs=1)
+    assert at_the_end == [None]
 
 
 # -- what can be wrong --------------------------------------------------------------------------------------------
