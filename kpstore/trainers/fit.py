@@ -74,7 +74,7 @@ def fit(
     on_epoch: OnEpoch | None = None,
     **settings: Unpack[SettingsOptions],
 ) -> Report:
-    """Train a model; it ends up with the weights of the last epoch.
+    """Train a model; it ends up with the weights of the last epoch, in the mode (``train()``, ``eval()``) it came in.
 
     On a CPU, a run that was killed at any moment and resumed gives the same numbers, bit for bit, as one that was not:
     as long as machine, PyTorch and number of threads are the same. The caller's random numbers are left as they were.
@@ -129,6 +129,7 @@ def fit(
         torch.manual_seed(run.settings.seed + ranks.rank)  # each its own dropout
         run.join(ranks)
         files.callback(run.leave)
+        files.callback(model.train, model.training)
         if folder is not None:
             run.open_folder(Path(folder), files, tensorboard=tensorboard)
         return run.run()
@@ -560,3 +561,8 @@ def _check_loaders(train_loader: Loader, dev_loader: Loader | None) -> None:
             raise InvalidError(f"the {name} loader is a {type(loader).__name__}; make it with kpstore.loader(view, …)")
         if len(loader.dataset) == 0:
             raise InvalidError(f"there are no {name} frames in {loader.dataset.view!r}; choose another split")
+        if loader.sampler.drop_last and len(loader) == 0:
+            raise InvalidError(
+                f"the {name} loader drops all of its {len(loader.dataset)} frames, which fill no batch; make batches "
+                "smaller, or drop_last=False"
+            )

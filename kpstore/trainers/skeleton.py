@@ -268,6 +268,11 @@ class SkeletonTask:
         """Run the model on a batch; it counts by its samples."""
         target = as_pixels(batch["image"])
         output = model(batch["keypoints"]).float()
+        if output.shape != target.shape:
+            raise InvalidError(
+                f"pictures of {tuple(target.shape[1:])} are wanted of a model that draws {tuple(output.shape[1:])}; "
+                "give size= of the view and image_size= of the model the same value"
+            )
         errors = (output - target).square()
         mse = errors.mean()
         loss = mse

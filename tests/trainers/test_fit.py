@@ -345,6 +345,24 @@ def test_the_wrapped_model_is_gone_before_the_group_of_processes_is(
 # -- what can be wrong --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["train", "dev"])
+def test_loaders_that_drop_all_their_frames_are_one_line(store: kpstore.Store, name: str) -> None:
+    view = store.face_keypoints(split="train")
+    loaders = {"train": kpstore.loader(view, 8), "dev": kpstore.loader(view, 8, shuffle=None)}
+    loaders[name] = kpstore.loader(view, 100, drop_last=True)
+    model = HierarchicalKeypointTransformer(SMALL_KEYPOINTS)
+    with pytest.raises(InvalidError, match=f"the {name} loader drops all of its 48 frames"):
+        fit(model, loaders["train"], loaders["dev"], task=KeypointTask(), epochs=1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_ends_in_the_mode_it_came_in(store: kpstore.Store, training: bool) -> None:
+    view = store.face_keypoints(split="train")
+    model = HierarchicalKeypointTransformer(SMALL_KEYPOINTS).train(training)
+    fit(model, kpstore.loader(view, 16), kpstore.loader(view, 16, shuffle=None), task=KeypointTask(), epochs=1)
+    assert model.training is training
+
+
 def test_a_loss_that_is_no_number_stops_before_the_checkpoint(store: kpstore.Store, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Diverging(KeypointTask):

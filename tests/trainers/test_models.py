@@ -221,6 +221,12 @@ def test_weights_that_make_no_sense_are_refused() -> None:
             SkeletonTask(**weights)
 
 
+def test_pictures_of_another_size_are_one_line(skeleton: HierarchicalSkeletonTransformer) -> None:
+    batch = {"keypoints": torch.from_numpy(people(2, 0)), "image": torch.zeros(2, 1, 64, 64)}
+    with pytest.raises(InvalidError, match=r"pictures of \(1, 64, 64\) are wanted of a model that draws \(1, 32, 32\)"):
+        SkeletonTask().measure(skeleton, batch)
+
+
 @pytest.mark.parametrize("kind", ["skeleton", "keypoints"])
 def test_the_models_train_in_a_loop_of_ones_own(kind: str) -> None:
     torch.manual_seed(0)
