@@ -37,11 +37,22 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a file aside and rename it, so that a kill leaves the one before or this one."""
+    """Write a file aside and rename it, so that a kill leaves the one before or this one.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, as on a full disk; the one before is still there.
+    """
     aside = path.with_name(f".{path.name}.aside")
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in checkpoint.tensors.items()}
     about = json.dumps({"format": _FORMAT, **checkpoint.about})
-    save_file(tensors, aside, metadata={_KEY: about})
+    try:
+        save_file(tensors, aside, metadata={_KEY: about})
+    except SafetensorError as error:
+        # Safetensors has an error of its own for a full disk.
+        aside.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot be written ({error}); what was there before is as it was") from None
     # Safetensors makes files that only their owner may read; as open as the folder, others can use the model.
     aside.chmod(path.parent.stat().st_mode & 0o666)
     with aside.open("rb") as file:
@@ -73,6 +84,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise InvalidError(f"{path}: no checkpoint of kpstore train, or of another kpstore; use the one that wrote it")
     return Checkpoint(tensors, about)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, path: Path | str) -> None:
+    """Put a checkpoint's weights into a model; :class:`InvalidError` if they are those of another."""
+    found = checkpoint.under("model")
+    if _shapes(found) != _shapes(model.state_dict()):
+        raise InvalidError(
+            f"{path}: its tensors are not those of this {type(model).__name__}; use a checkpoint of the same model, or "
+            "the kpstore that wrote it"
+        )
+    model.load_state_dict(found)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -122,8 +148,12 @@ def check_same(path: Path, found: Mapping[str, Any], here: Mapping[str, Any]) ->
             f"{ours['snapshot']} of {ours['location']}; open that version (--at {theirs['snapshot']}), or start anew "
             "in another folder"
         )
-    keys = [key for key in here if key not in (*_FREE, "store")]
+    keys = [key for key in here if key not in (*_FREE, "store", "frames")]
     changed = [line for key in keys for line in _differences(key, found.get(key), here[key])]
+    # As many frames may still be others; checkpoints of older kpstores do not tell.
+    before = {**here["frames"], **found.get("frames", {})}
+    others = [name for name, digest in here["frames"].items() if before[name] != digest]
+    changed += [f"{name} frames are others (split, limit or selection)" for name in others]
     grows = here["settings"]["schedule"] == "constant" and here["settings"]["warmup"] == 0
     changed = [line for line in changed if not (grows and line.startswith("settings.epochs "))]
     if changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from kpstore.trainers.board import Board, check_board
 from kpstore.trainers.checkpoint import (
     Checkpoint,
     check_same,
+    load_weights,
     optimizer_tensors,
     read_checkpoint,
     restore_optimizer,
@@ -34,6 +36,7 @@ from kpstore.trainers.ranks import Ranks, joined
 from kpstore.trainers.report import Epoch, OnEpoch, OnStep, Report, Step
 from kpstore.trainers.settings import Settings, SettingsOptions, device_named
 from kpstore.trainers.task import Measured, Task, TensorBatch
+from kpstore.views.base import View
 from kpstore.views.loader import Loader
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
@@ -71,7 +74,7 @@ def fit(
     on_epoch: OnEpoch | None = None,
     **settings: Unpack[SettingsOptions],
 ) -> Report:
-    """Train a model; it ends up with the weights of the last epoch.
+    """Train a model; it ends up with the weights of the last epoch, in the mode (``train()``, ``eval()``) it came in.
 
     On a CPU, a run that was killed at any moment and resumed gives the same numbers, bit for bit, as one that was not:
     as long as machine, PyTorch and number of threads are the same. The caller's random numbers are left as they were.
@@ -125,6 +128,8 @@ def fit(
     with _own_random_numbers(run.device), joined(run.device) as ranks, ExitStack() as files:
         torch.manual_seed(run.settings.seed + ranks.rank)  # each its own dropout
         run.join(ranks)
+        files.callback(run.leave)
+        files.callback(model.train, model.training)
         if folder is not None:
             run.open_folder(Path(folder), files, tensorboard=tensorboard)
         return run.run()
@@ -172,6 +177,9 @@ class _Run:
         self.ranks, self.wrapped = Ranks(), model
         self.model, self.task, self.settings, self.device = model.to(device), task, settings, device
         self.train_loader, self.dev_loader = train_loader, dev_loader
+        loaders = {"train": train_loader, **({"dev": dev_loader} if dev_loader else {})}
+        self.views = {name: loader.sampler.view for name, loader in loaders.items()}
+        self.frames = {name: _digest(view) for name, view in self.views.items()}
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         train_loader.set_epoch(0)
         self.epoch_steps = len(train_loader)
@@ -185,6 +193,14 @@ class _Run:
     def join(self, ranks: Ranks) -> None:
         """Train together with other processes."""
         self.ranks, self.wrapped = ranks, ranks.wrapped(self.model, self.device)
+
+    def leave(self) -> None:
+        """Let go of the wrapped model while the group of processes is still there.
+
+        Freed after it, the wrapper would take the group along while it holds Python's lock, and wait for a thread of
+        the group that may be waiting for the lock: the process would hang after its last step.
+        """
+        self.wrapped = self.model
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -212,11 +228,10 @@ class _Run:
         return patience is not None and self.place.epoch - 1 - self.place.best_epoch >= patience
 
     def _epoch(self) -> Epoch:
-        clock, n_before = _Clock(), self.place.step
+        clock = _Clock()
         self._train(clock)
         seconds = clock.seconds()
         train, self.place.sums = _means(self._summed(self.place.sums)), {}
-        n_samples = (self.place.step - n_before) * (self.train_loader.sampler.batch_size or 1) * self.ranks.size
         done = Epoch(
             epoch=self.place.epoch,
             step=self.place.step,
@@ -224,7 +239,7 @@ class _Run:
             dev=self._evaluate(),
             lr=self.settings.lr_at(self.place.step - 1, self.n_steps),
             seconds=seconds,
-            frames_per_s=n_samples / max(seconds, 1e-9),
+            frames_per_s=clock.n_samples * self.ranks.size / max(seconds, 1e-9),
             wait_share=clock.waited / max(seconds, 1e-9),
         )
         self._finish(done)
@@ -236,6 +251,7 @@ class _Run:
         n_left = len(self.train_loader)
         for number, batch in enumerate(clock.waiting(_without_random_numbers(self.train_loader)), start=1):
             self._step(self._moved(batch))
+            clock.n_samples += _n_samples(batch)
             is_time = self.checkpoint_steps and self.place.step % self.checkpoint_steps == 0
             # The last step's state is that of the next epoch: it is written when this epoch's dev frames are done.
             if is_time and number < n_left:
@@ -338,9 +354,14 @@ class _Run:
 
     def _take_up(self, path: Path) -> None:
         found = read_checkpoint(path)
+        if "loader" not in found.about:
+            raise InvalidError(
+                f"{path}: holds weights alone, as {BEST} does, and a run cannot go on from those; start anew in "
+                "another folder"
+            )
         check_same(path, found.about, self._about())
         about, place = found.about, self.place
-        self.model.load_state_dict(found.under("model"))
+        load_weights(self.model, found, path)
         restore_optimizer(self.model, self.optimizer, found.under("optimizer"))
         place.epoch, place.step, place.best_epoch = about["epoch"], about["step"], about["best_epoch"]
         place.best_loss = math.inf if about["best_loss"] is None else about["best_loss"]
@@ -352,7 +373,6 @@ class _Run:
 
     def _about(self) -> dict[str, Any]:
         """Return what a run follows from: to be the same when it resumes."""
-        views = {"train": self.train_loader, **({"dev": self.dev_loader} if self.dev_loader else {})}
         store = self.train_loader.sampler.view.store
         return {
             "kpstore": __version__,
@@ -365,7 +385,8 @@ class _Run:
             "store": {"location": store.location, "snapshot": store.snapshot},
             "batch_size": self.train_loader.sampler.batch_size,
             "ranks": self.ranks.size,
-            "samples": {name: len(loader.sampler.view) for name, loader in views.items()},
+            "samples": {name: len(view) for name, view in self.views.items()},
+            "frames": self.frames,
         }
 
     def _write_checkpoint(self) -> None:
@@ -429,10 +450,10 @@ class _Run:
 
 
 class _Clock:
-    """How long an epoch takes, and how much of that was waiting for batches."""
+    """How long an epoch takes, how much of that was waiting for batches, and how many samples came in them."""
 
     def __init__(self) -> None:
-        self._began, self.waited = time.perf_counter(), 0.0
+        self._began, self.waited, self.n_samples = time.perf_counter(), 0.0, 0
 
     def seconds(self) -> float:
         """Return the time since the beginning."""
@@ -448,6 +469,16 @@ class _Clock:
                 return
             self.waited += time.perf_counter() - began
             yield batch
+
+
+def _n_samples(batch: Mapping[str, Any]) -> int:
+    """Return how many samples a batch holds; the last one of an epoch may be smaller than the others."""
+    return next((len(item) for item in batch.values() if isinstance(item, Tensor)), 0)
+
+
+def _digest(view: View) -> str:
+    """Return what tells a view's frames from others of the same store."""
+    return hashlib.blake2b(view.first_rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
 
 
 def _without_random_numbers(loader: Loader) -> Iterator[Any]:
@@ -530,3 +561,8 @@ def _check_loaders(train_loader: Loader, dev_loader: Loader | None) -> None:
             raise InvalidError(f"the {name} loader is a {type(loader).__name__}; make it with kpstore.loader(view, …)")
         if len(loader.dataset) == 0:
             raise InvalidError(f"there are no {name} frames in {loader.dataset.view!r}; choose another split")
+        if loader.sampler.drop_last and len(loader) == 0:
+            raise InvalidError(
+                f"the {name} loader drops all of its {len(loader.dataset)} frames, which fill no batch; make batches "
+                "smaller, or drop_last=False"
+            )

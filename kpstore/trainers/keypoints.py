@@ -101,11 +101,13 @@ class HierarchicalKeypointTransformer(nn.Module):
         return self._encode(keypoints, there, *face_frame(keypoints, there))
 
     def _encode(self, keypoints: Tensor, there: Tensor, centre: Tensor, size: Tensor) -> Tensor:
-        shape = torch.where(there[..., None], (keypoints - centre) / size, 0)
+        # NaN is left out before the division too: its gradient for the size would be NaN, and so that for every point.
+        known = torch.where(there[..., None], keypoints, centre)
+        shape = (known - centre) / size
         points = self.embedding(shape / _WIDE, there)
-        known = torch.cat([shape, there[..., None]], dim=-1)
+        read_in = torch.cat([shape, there[..., None]], dim=-1)
         summaries = [
-            encoder(points[:, rows], there[:, rows], read(known[:, rows].flatten(1)))[0]
+            encoder(points[:, rows], there[:, rows], read(read_in[:, rows].flatten(1)))[0]
             for encoder, read, rows in zip(self.encoders, self.read, FACE_REGIONS.values(), strict=True)
         ]
         regions = self.widen(torch.stack(summaries, dim=1)) + self.region

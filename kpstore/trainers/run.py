@@ -18,7 +18,7 @@ from kpstore.schema.layout import N_FACE, PART_SLICES, Edge
 from kpstore.store.statistics import Statistics, statistics
 from kpstore.store.store import Store
 from kpstore.trainers.board import check_board
-from kpstore.trainers.checkpoint import Checkpoint, read_checkpoint
+from kpstore.trainers.checkpoint import Checkpoint, load_weights, read_checkpoint
 from kpstore.trainers.fit import check_free, fit
 from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointConfig, KeypointTask
 from kpstore.trainers.report import OnEpoch, OnStep, Report
@@ -66,6 +66,10 @@ class Frames:
             raise InvalidError(f"limit={self.limit}: use 1 frame or more, or none for all")
         if self.missing_parts not in ("error", "allow"):
             raise InvalidError(f"missing_parts={self.missing_parts!r}: use 'error' or 'allow'")
+        if self.dev_split == self.split:
+            raise InvalidError(
+                f"dev_split={self.dev_split!r} is the split that is trained on; choose another, or '' for none"
+            )
 
     def dev_of(self, store: Store) -> str | None:
         """Return the split to measure on."""
@@ -325,6 +329,9 @@ def model_of(checkpoint: Checkpoint, path: Path | str) -> nn.Module:
         raise InvalidError(f"{path}: holds a {described['name']}; load its tensors into your own model")
     model_type, config_type = _MODELS[described["name"]]
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in described["config"].items()}
+    known = {field.name for field in fields(config_type)}
+    if unknown := sorted(config.keys() - known):
+        raise InvalidError(f"{path}: its model has {', '.join(unknown)}, unknown here; use the kpstore that wrote it")
     model: nn.Module = model_type(config_type(**config))
-    model.load_state_dict(checkpoint.under("model"))
+    load_weights(model, checkpoint, path)
     return model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -246,9 +247,11 @@ class SkeletonTask:
     edges: tuple[Edge, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.hands, self.face, self.rest) < 0 or self.rest == 0:
+        weights = (self.hands, self.face, self.rest)
+        if not all(0 <= weight < math.inf for weight in weights) or self.rest == 0:
             raise InvalidError(
-                f"weights hands={self.hands}, face={self.face}, rest={self.rest}: use numbers from 0, rest more than 0"
+                f"weights hands={self.hands}, face={self.face}, rest={self.rest}: use finite numbers from 0, rest more "
+                "than 0"
             )
 
     @property
@@ -265,6 +268,11 @@ class SkeletonTask:
         """Run the model on a batch; it counts by its samples."""
         target = as_pixels(batch["image"])
         output = model(batch["keypoints"]).float()
+        if output.shape != target.shape:
+            raise InvalidError(
+                f"pictures of {tuple(target.shape[1:])} are wanted of a model that draws {tuple(output.shape[1:])}; "
+                "give size= of the view and image_size= of the model the same value"
+            )
         errors = (output - target).square()
         mse = errors.mean()
         loss = mse

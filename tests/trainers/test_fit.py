@@ -6,6 +6,9 @@ import csv
 import signal
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +18,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 
 import kpstore
 from kpstore.errors import CorruptError, ExistsError, InvalidError, MismatchError, NotFoundError, UnsupportedError
-from kpstore.trainers.checkpoint import read_checkpoint
+from kpstore.trainers.checkpoint import read_checkpoint, write_checkpoint
 from kpstore.trainers.fit import fit
 from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointTask
+from kpstore.trainers.ranks import Ranks
 from kpstore.trainers.report import Report, Step
 from kpstore.trainers.run import Frames, load_model, train_keypoints, train_skeleton
 from kpstore.trainers.settings import Settings, device_named
@@ -112,6 +117,12 @@ def test_a_saved_model_draws_what_the_trained_one_drew(store: kpstore.Store, tmp
     assert not model.training
     stored = read_checkpoint(tmp_path / "checkpoint.safetensors").under("model")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+
+
+def test_frames_a_second_are_those_that_came(store: kpstore.Store, tmp_path: Path) -> None:
+    last = keypoints(store, tmp_path, epochs=1, batch_size=32).last
+    assert last is not None
+    assert last.frames_per_s * last.seconds == pytest.approx(48)  # a batch of 32 and one of 16
 
 
 def test_bfloat16_learns_too(store: kpstore.Store, tmp_path: Path) -> None:
@@ -212,6 +223,23 @@ def test_other_settings_are_named_together(store: kpstore.Store, tmp_path: Path)
         keypoints(store, tmp_path, epochs=1, lr=0.1, batch_size=4, resume=True)
 
 
+def test_as_many_frames_of_another_split_are_not_taken_for_the_same(store: kpstore.Store, tmp_path: Path) -> None:
+    def train(split: str, dev_split: str, epochs: int, *, resume: bool = True) -> Report:
+        frames = Frames(split, dev_split, limit=8)
+        run = {**RUN, "epochs": epochs, "resume": resume, "schedule": "constant", "warmup": 0}
+        return train_skeleton(store, tmp_path, config=SMALL_SKELETON, frames=frames, **run)
+
+    train("train", "dev", 1, resume=False)
+    with pytest.raises(MismatchError, match=r"with other settings: train frames are others .*; dev frames are others"):
+        train("dev", "train", 2)
+    assert train("train", "dev", 2).epochs == 2
+
+
+def test_frames_are_not_measured_by_those_that_are_trained_on() -> None:
+    with pytest.raises(InvalidError, match="dev_split='train' is the split that is trained on"):
+        Frames("train", "train")
+
+
 def test_a_folder_with_a_run_is_not_overwritten(store: kpstore.Store, tmp_path: Path) -> None:
     keypoints(store, tmp_path, epochs=1)
     before = (tmp_path / "steps.csv").read_bytes()
@@ -230,7 +258,109 @@ def test_a_torn_checkpoint_is_one_line(store: kpstore.Store, tmp_path: Path) -> 
         load_model(tmp_path / "other.safetensors")
 
 
+def test_weights_alone_are_not_gone_on_from(store: kpstore.Store, tmp_path: Path) -> None:
+    keypoints(store, tmp_path, epochs=1)
+    (tmp_path / "best.safetensors").replace(tmp_path / "checkpoint.safetensors")
+    with pytest.raises(InvalidError, match="holds weights alone, as best"):
+        keypoints(store, tmp_path, epochs=1, resume=True)
+
+
+def test_weights_of_another_model_are_one_line(store: kpstore.Store, tmp_path: Path) -> None:
+    class Own(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, width)
+            self.out = nn.Linear(width, 3)
+
+        def forward(self, points: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.out(self.layer(points))
+            return found
+
+    def train(width: int, *, resume: bool) -> Report:
+        loader = kpstore.loader(store.face_keypoints(split="train"), 8)
+        return fit(Own(width), loader, task=KeypointTask(), folder=tmp_path, epochs=1, resume=resume, samples=0)
+
+    train(4, resume=False)
+    with pytest.raises(InvalidError, match="tensors are not those of this Own"):
+        train(5, resume=True)
+    assert train(4, resume=True).epochs == 1
+
+
+def test_a_checkpoint_of_a_newer_model_is_one_line(store: kpstore.Store, tmp_path: Path) -> None:
+    keypoints(store, tmp_path, epochs=1)
+    found = read_checkpoint(tmp_path / "best.safetensors")
+    model = {**found.about["model"], "config": {**found.about["model"]["config"], "memory": 1}}
+    write_checkpoint(tmp_path / "newer.safetensors", replace(found, about={**found.about, "model": model}))
+    with pytest.raises(InvalidError, match="its model has memory, unknown here"):
+        load_model(tmp_path / "newer.safetensors")
+    fewer = dict(list(found.tensors.items())[1:])
+    write_checkpoint(tmp_path / "fewer.safetensors", replace(found, tensors=fewer))
+    with pytest.raises(InvalidError, match="tensors are not those of this HierarchicalKeypointTransformer"):
+        load_model(tmp_path / "fewer.safetensors")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    store: kpstore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keypoints(store, tmp_path, epochs=1)
+    path = tmp_path / "checkpoint.safetensors"
+    before = path.read_bytes()
+
+    def full(tensors: Any, file: Path, metadata: Any) -> None:
+        file.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("kpstore.trainers.checkpoint.save_file", full)
+    with pytest.raises(OSError, match=r"checkpoint\.safetensors: cannot be written \(.*No space left"):
+        write_checkpoint(path, read_checkpoint(path))
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob(".checkpoint*"))
+
+
+def test_the_wrapped_model_is_gone_before_the_group_of_processes_is(
+    store: kpstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrapper(nn.Sequential):
+        """As DistributedDataParallel, which ends with the group only if it ends first."""
+
+    class Pair(Ranks):
+        def wrapped(self, model: nn.Module, device: torch.device) -> nn.Module:
+            wrapper = Wrapper(model)
+            wrappers.append(weakref.ref(wrapper))
+            return wrapper
+
+    @contextmanager
+    def joined(device: torch.device) -> Iterator[Ranks]:
+        yield Pair()
+        at_the_end.extend(wrapper() for wrapper in wrappers)
+
+    wrappers: list[weakref.ref[nn.Module]] = []
+    at_the_end: list[nn.Module | None] = []
+    monkeypatch.setattr("kpstore.trainers.fit.joined", joined)
+    loader = kpstore.loader(store.face_keypoints(split="train"), 8)
+    fit(HierarchicalKeypointTransformer(SMALL_KEYPOINTS), loader, task=KeypointTask(), epochs=1)
+    assert at_the_end == [None]
+
+
 # -- what can be wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["train", "dev"])
+def test_loaders_that_drop_all_their_frames_are_one_line(store: kpstore.Store, name: str) -> None:
+    view = store.face_keypoints(split="train")
+    loaders = {"train": kpstore.loader(view, 8), "dev": kpstore.loader(view, 8, shuffle=None)}
+    loaders[name] = kpstore.loader(view, 100, drop_last=True)
+    model = HierarchicalKeypointTransformer(SMALL_KEYPOINTS)
+    with pytest.raises(InvalidError, match=f"the {name} loader drops all of its 48 frames"):
+        fit(model, loaders["train"], loaders["dev"], task=KeypointTask(), epochs=1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_ends_in_the_mode_it_came_in(store: kpstore.Store, training: bool) -> None:
+    view = store.face_keypoints(split="train")
+    model = HierarchicalKeypointTransformer(SMALL_KEYPOINTS).train(training)
+    fit(model, kpstore.loader(view, 16), kpstore.loader(view, 16, shuffle=None), task=KeypointTask(), epochs=1)
+    assert model.training is training
 
 
 def test_a_loss_that_is_no_number_stops_before_the_checkpoint(store: kpstore.Store, tmp_path: Path) -> None:

@@ -122,6 +122,19 @@ def test_faces_with_missing_points_come_out_whole(keypoint_model: HierarchicalKe
     assert torch.equal(output, keypoint_model(torch.nan_to_num(faces, nan=7.0), detected))
 
 
+def test_missing_points_leave_the_gradients_of_what_came_before_the_model_finite(
+    keypoint_model: HierarchicalKeypointTransformer,
+) -> None:
+    faces = torch.from_numpy(people(4, 0)[:, :68])
+    faces[0], faces[1, 36:42] = NAN, NAN
+    faces.requires_grad_()
+    keypoint_model(faces).square().mean().backward()
+    assert faces.grad is not None
+    assert torch.isfinite(faces.grad).all()
+    assert faces.grad[2:].any()
+    assert not faces.grad[1, 36:42].any()
+
+
 def test_a_faces_frame_is_that_of_the_points_that_are_there() -> None:
     faces = torch.from_numpy(people(4, 0)[:, :68])
     there = torch.ones(4, 68, dtype=torch.bool)
@@ -203,8 +216,15 @@ def test_the_weighted_loss_is_the_mean_by_weights_and_the_plain_one_without(
 
 
 def test_weights_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(InvalidError, match=r"hands=-1"):
-        SkeletonTask(hands=-1)
+    for weights in ({"hands": -1.0}, {"face": float("nan")}, {"hands": float("inf")}, {"rest": 0.0}):
+        with pytest.raises(InvalidError, match=r"use finite numbers from 0, rest more than 0"):
+            SkeletonTask(**weights)
+
+
+def test_pictures_of_another_size_are_one_line(skeleton: HierarchicalSkeletonTransformer) -> None:
+    batch = {"keypoints": torch.from_numpy(people(2, 0)), "image": torch.zeros(2, 1, 64, 64)}
+    with pytest.raises(InvalidError, match=r"pictures of \(1, 64, 64\) are wanted of a model that draws \(1, 32, 32\)"):
+        SkeletonTask().measure(skeleton, batch)
 
 
 @pytest.mark.parametrize("kind", ["skeleton", "keypoints"])
