@@ -36,8 +36,9 @@ from kpstore.trainers.ranks import Ranks, joined
 from kpstore.trainers.report import Epoch, OnEpoch, OnStep, Report, Step
 from kpstore.trainers.settings import Settings, SettingsOptions, device_named
 from kpstore.trainers.task import Measured, Task, TensorBatch
-from kpstore.views.base import View
+from kpstore.views.base import Subset, View
 from kpstore.views.loader import Loader
+from kpstore.views.skeletons import SkeletonView
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 METRICS, STEPS, SAMPLES, TENSORBOARD = "metrics.csv", "steps.csv", "samples", "tensorboard"
@@ -566,3 +567,16 @@ def _check_loaders(train_loader: Loader, dev_loader: Loader | None) -> None:
                 f"the {name} loader drops all of its {len(loader.dataset)} frames, which fill no batch; make batches "
                 "smaller, or drop_last=False"
             )
+        _check_fill(loader.sampler.view)
+
+
+def _check_fill(view: View) -> None:
+    """Raise :class:`InvalidError` for skeletons in which what is missing looks like a point in the picture's corner."""
+    while isinstance(view, Subset):
+        view = view.view
+    # With a range of their own, zeros are asked for: numbers as users' scripts make them.
+    if isinstance(view, SkeletonView) and view.normalize is None and not np.isnan(view.fill):
+        raise InvalidError(
+            f"missing points are {view.fill:g} in this view, which a model takes for coordinates; make it with "
+            "fill=float('nan'), by which the models know them"
+        )

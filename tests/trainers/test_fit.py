@@ -454,3 +454,14 @@ def test_skeletons_without_regions_in_the_batch_train_alike(store: kpstore.Store
         for batch in (with_regions, without)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_zeros_that_look_like_points_are_refused(store: kpstore.Store, tmp_path: Path) -> None:
+    from kpstore.trainers.skeleton import SkeletonTask
+
+    model = HierarchicalSkeletonTransformer(SMALL_SKELETON)
+    loader = kpstore.loader(store.skeletons(size=32).subset(range(8)), 4)
+    with pytest.raises(InvalidError, match="missing points are 0 in this view, which a model takes for coordinates"):
+        fit(model, loader, task=SkeletonTask(), epochs=1, folder=tmp_path / "run")
+    known = kpstore.loader(store.skeletons(size=32, fill=float("nan")).subset(range(8)), 4)
+    assert fit(model, known, task=SkeletonTask(), epochs=1, folder=tmp_path / "run").last is not None
