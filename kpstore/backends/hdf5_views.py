@@ -352,6 +352,14 @@ class HDF5WriteView(_View):
     def _text_digests(self, file: h5py.File) -> dict[str, str]:
         """Return the digests of all text; what was not touched keeps the one it has."""
         known, touched = layout.text_digests(file, self._snapshot), {name for name, _ in self._touched}
+        before = Tree(file, self._snapshot).arrays
+        for name in known.keys() & touched:
+            # Damage that is there already must not be given a digest of its own.
+            if text_digest(before[name].read(0, before[name].meta.n_rows)) != known[name]:
+                raise CorruptError(
+                    f"{name!r} in {self._backend.location} is not the text that was committed: the file is damaged, "
+                    "and nothing is added to it; restore it from a copy"
+                )
         found = {}
         for name, array in self._tree.arrays.items():
             if array.meta.dtype == TEXT:

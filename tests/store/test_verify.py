@@ -12,6 +12,7 @@ import pytest
 
 import kpstore
 from kpstore.backends.base import ArrayMeta, WriteView
+from kpstore.errors import CorruptError
 from kpstore.ingest.against_source import compare_with_source
 from kpstore.ingest.run import Options, run_ingest
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
@@ -276,3 +277,14 @@ def test_text_that_was_changed_in_the_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "damaged.h5").write_bytes(content.replace(b"b/0003.png", b"b/0008.png"))
     (problem,) = verify(kpstore.open(tmp_path / "damaged.h5")).problems
     assert (problem.array, problem.what) == ("image_path", "is not the text that was committed")
+
+
+def test_nothing_is_committed_on_top_of_damaged_text(tmp_path: Path) -> None:
+    fill(kpstore.create(tmp_path / "s.h5"))
+    content = (tmp_path / "s.h5").read_bytes()
+    (tmp_path / "damaged.h5").write_bytes(content.replace(b"b/0003.png", b"b/0008.png"))
+    store = kpstore.open(tmp_path / "damaged.h5", mode="a")
+    damaged = pytest.raises(CorruptError, match=r"'image_path' in .* is not the text that was committed")
+    with damaged, store.transaction("more") as tx:
+        tx.add_videos([record("new", 2)])
+    assert len(kpstore.open(tmp_path / "damaged.h5").history()) == len(store.history())
