@@ -169,7 +169,10 @@ class Capabilities:
 
 
 class Chunks(Protocol):
-    """The chunks of one array of numbers, for a reader that plans by chunk. Safe to use from several threads."""
+    """The chunks of one array of numbers, for a reader that plans by chunk. Safe to use from several threads.
+
+    Nothing is checked here against the view's checksums: who reads decides when to (:mod:`kpstore.store.reader`).
+    """
 
     @property
     def mapped(self) -> NDArray[Any] | None:
@@ -211,7 +214,22 @@ class ReadView(Protocol):
         """Return shape and type of an array; :class:`NotFoundError` if there is none."""
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return rows ``start`` to ``stop`` as a new array."""
+        """Return rows ``start`` to ``stop`` as a new array; every chunk that they lie in is checked.
+
+        Raises
+        ------
+        CorruptError
+            If a chunk cannot be read, or is not what was committed at its place; the message names rows, array and file.
+        """
+
+    def checksums(self, name: str) -> NDArray[np.uint64] | None:
+        """Return what each chunk's values add up to (:func:`kpstore.backends.checksums.checksum`), (chunks,).
+
+        0 for a chunk that nobody wrote. None where the store keeps none (format 1), or nothing can be damaged.
+        """
+
+    def place(self, name: str, chunk: int) -> str:
+        """Return where a chunk lies, for people: a file relative to the store, or a byte of the store's one file."""
 
     def chunks(self, name: str) -> Chunks:
         """Return the chunks of an array of numbers; what it needs to know of the store is read now, not later."""
@@ -228,6 +246,17 @@ class Fork(Protocol):
 
     def write(self, name: str, start: int, values: NDArray[Any]) -> None:
         """Write whole chunks; anything else is an :class:`InvalidError`."""
+
+    def check(self) -> None:
+        """Read every chunk that was written through this fork, from where this process sees the store.
+
+        The driver asks it before it takes over what another process claims to have written, perhaps to another disk.
+
+        Raises
+        ------
+        CorruptError
+            If a chunk is not there, or holds other values than were written; the message names array and rows.
+        """
 
 
 class WriteView(ReadView, Protocol):
@@ -349,6 +378,12 @@ class Backend(Protocol):
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag; :class:`NotFoundError` if there is none."""
+
+    def examine(self) -> Iterator[str]:
+        """Yield what is wrong with names and records of versions, one line each: what no chunk's checksum covers.
+
+        All tags, branches and every version that they lead to are looked at, but no values.
+        """
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Hold the store for one long write; :class:`BusyError` names who holds it. Does not disturb readers."""

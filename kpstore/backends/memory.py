@@ -146,6 +146,10 @@ class MemoryBackend:
         if self._repo().tags.pop(name, None) is None:
             raise NotFoundError(f"tag {name!r} of {self.location} not found; it has {sorted(self.tags())}")
 
+    def examine(self) -> Iterator[str]:
+        """Yield nothing: what lies in memory is not damaged."""
+        yield from ()
+
     @contextmanager
     def exclusive(self, purpose: str) -> Iterator[None]:
         """Hold the store for one long write."""
@@ -184,6 +188,12 @@ class _View:
 
     def digest(self, name: str) -> None:
         """Return none: what lies in memory is not damaged."""
+
+    def checksums(self, name: str) -> None:
+        """Return none: what lies in memory is not damaged."""
+
+    def place(self, name: str, chunk: int) -> str:
+        return "memory"
 
     def chunks(self, name: str) -> Chunks:
         self.meta(name)
@@ -331,6 +341,9 @@ class _Fork:
         self.metas[name].check_values(name, start, values)
         self.metas[name].check_whole_chunks(name, start, len(values))
         self.changes.append(_Write(name, start, np.array(values)))
+
+    def check(self) -> None:
+        """Pass: what was written is here."""
 
 
 def _unwritten(meta: ArrayMeta) -> NDArray[Any]:

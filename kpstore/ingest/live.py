@@ -138,6 +138,14 @@ class LiveView:
         """Return none: some of it was never committed."""
         return None
 
+    def checksums(self, name: str) -> NDArray[np.uint64] | None:
+        """Return what the stored chunks of an array add up to; None for one of which some is computed."""
+        return None if name in self._metas or name not in self._base.names() else self._base.checksums(name)
+
+    def place(self, name: str, chunk: int) -> str:
+        """Return where a stored chunk lies."""
+        return self._base.place(name, chunk) if name in self._base.names() else "computed"
+
     def chunks(self, name: str) -> Chunks:
         """Return chunks that are read through this view, if anything in them is computed."""
         computed = name in self._metas and self._waiting[self._feature_of[name]].any()
