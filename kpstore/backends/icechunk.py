@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import icechunk
 import numpy as np
@@ -33,6 +33,7 @@ from kpstore.backends.base import (
     ViewChunks,
     check_short_end,
 )
+from kpstore.backends.checksums import checksum, matches
 from kpstore.backends.icechunk_chunks import local_chunks
 from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.errors import (
@@ -273,17 +274,7 @@ class _View:
         return self._arrays[name]
 
     def meta(self, name: str) -> ArrayMeta:
-        array = self._array(name)
-        text = array.dtype.kind == "T"
-        return ArrayMeta(
-            shape=array.shape,
-            dtype=TEXT if text else array.dtype.name,
-            chunk_rows=array.chunks[0],
-            dims=tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ()),
-            fill=0 if text else array.fill_value.item(),
-            attrs=dict(array.attrs),
-            codec=_codec_name(array),
-        )
+        return _meta_of(self._array(name))
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         array = self._array(name)
@@ -296,6 +287,19 @@ class _View:
                 f"rows {start}:{stop} of {name!r} in {self._location} cannot be read: {_first_line(error)}"
             ) from error
         return values.astype(object) if values.dtype.kind == "T" else values
+
+
+def _meta_of(array: zarr.Array[Any]) -> ArrayMeta:
+    text = array.dtype.kind == "T"
+    return ArrayMeta(
+        shape=array.shape,
+        dtype=TEXT if text else array.dtype.name,
+        chunk_rows=array.chunks[0],
+        dims=tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ()),
+        fill=0 if text else array.fill_value.item(),
+        attrs=dict(array.attrs),
+        codec=_codec_name(array),
+    )
 
 
 _COMPRESSORS: Mapping[Codec, tuple[Any, ...]] = {
@@ -453,18 +457,46 @@ class _Fork:
         self.session = session
         self.short_ends: dict[str, int] = {}
         """Rows of each array whose short last chunk was written, when it was."""
+        self.checksums: dict[str, dict[int, int]] = {}
+        """Of each chunk that was written, by array and number."""
 
     def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+        array = self._array(name, "r+").with_config({"write_empty_chunks": True})
+        meta = _meta_of(array)
+        meta.check_whole_chunks(name, start, len(values))
+        if meta.has_short_chunk(start, len(values)):
+            self.short_ends[name] = meta.n_rows
+        _write_rows(array, name, start, values)
+        written = self.checksums.setdefault(name, {})
+        for first in range(0, len(values), meta.chunk_rows):
+            rows = np.asarray(values[first : first + meta.chunk_rows])
+            written[(start + first) // meta.chunk_rows] = checksum(meta, rows)
+
+    def check(self) -> None:
+        """Read every chunk that was written, through this process's own view of the store."""
+        for name, written in self.checksums.items():
+            array = self._array(name, "r")
+            meta = _meta_of(array)
+            for chunk, expected in written.items():
+                start, stop = chunk * meta.chunk_rows, min((chunk + 1) * meta.chunk_rows, meta.n_rows)
+                try:
+                    values = np.asarray(array[start:stop])
+                except (icechunk.IcechunkError, ValueError, RuntimeError) as error:
+                    raise CorruptError(
+                        f"rows {start}:{stop} of {name!r}, which a worker says it wrote, cannot be read: "
+                        f"{_first_line(error)}"
+                    ) from error
+                if not matches(meta, values, expected):
+                    raise CorruptError(
+                        f"rows {start}:{stop} of {name!r} hold other values than a worker says it wrote"
+                    )
+
+    def _array(self, name: str, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
         _guard_fork()
         try:
-            array = zarr.open_array(self.session.store, path=name, mode="r+").with_config({"write_empty_chunks": True})
+            return zarr.open_array(self.session.store, path=name, mode=mode)
         except FileNotFoundError:
             raise NotFoundError(f"array {name!r} not found") from None
-        stub = ArrayMeta(array.shape, "", array.chunks[0], ())
-        stub.check_whole_chunks(name, start, len(values))
-        if stub.has_short_chunk(start, len(values)):
-            self.short_ends[name] = stub.n_rows
-        _write_rows(array, name, start, values)
 
 
 def _write_rows(array: zarr.Array[Any], name: str, start: int, values: NDArray[Any]) -> None:

@@ -72,6 +72,12 @@ class BackendContract:
             backend.branches()
         assert not backend.exists()
 
+    def test_a_fork_that_has_written_passes_its_check_here(self, made: Backend) -> None:
+        add_array(made)
+        fork = pickle.loads(pickle.dumps(made.begin().fork()))
+        fork.write("a", 4, numbers(6))
+        pickle.loads(pickle.dumps(fork)).check()
+
     def test_create_makes_one_version_with_the_attributes(self, backend: Backend) -> None:
         first = backend.create({"title": "t", "nested": {"list": [1, 2]}}, "created")
         assert backend.exists()
