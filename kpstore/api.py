@@ -14,6 +14,7 @@ from kpstore.errors import InvalidError
 from kpstore.render.raster import SkeletonStyle, StyleName
 from kpstore.schema.lips import LIP_FEATURE
 from kpstore.store import chunked, compare, display, history
+from kpstore.store.checked import Check
 from kpstore.store.leakage import SplitCheck, check_splits
 from kpstore.store.statistics import Statistics, statistics
 from kpstore.store.store import Mode, Video
@@ -107,7 +108,7 @@ class Store(_Store):
             raise InvalidError(f"options {sorted(options)} are for a recipe; this extractor is made already")
         place = Path(self.location).absolute().parent if root is None else Path(root)
         backend = live_backend(self._backend, self, extractor, place, device)
-        return type(self)(backend, self.snapshot, cache="off")
+        return type(self)(backend, self.snapshot, cache="off", check=self.check)
 
     def _complete(
         self, missing: Any, compute: Compute | None, features: str | Sequence[str], recipe: str | None = None
@@ -302,7 +303,11 @@ class Store(_Store):
 
 
 def open(
-    path: str | os.PathLike[str], at: history.At = None, mode: Mode = "r", cache: str | os.PathLike[str] = "auto"
+    path: str | os.PathLike[str],
+    at: history.At = None,
+    mode: Mode = "r",
+    cache: str | os.PathLike[str] = "auto",
+    check: Check = "first",
 ) -> Store:
     """Open a version of a store; it never changes, whatever others write meanwhile.
 
@@ -314,6 +319,11 @@ def open(
     cache : folder for decoded copies of arrays that are read in random order and are not in memory's reach already
         (uncompressed local stores are: their chunks are mapped as they lie). ``"auto"`` is ``$KPSTORE_CACHE`` or
         ``~/.cache/kpstore``, held to ``$KPSTORE_CACHE_GB`` (100); ``"off"`` is none.
+    check : when chunks are compared with what was committed at their place, so that damage on the disk is an error
+        instead of a wrong number. ``"first"`` checks each chunk when this process first maps or decodes it.
+        ``"always"`` checks whenever a chunk is decoded, and mapped chunks before every read. ``"never"`` does not
+        check; what is copied, kept or trained on (merge, export, statistics, …) is checked all the same. Stores of
+        format 1 hold checksums inside of their chunks alone: two chunks that changed places are not noticed there.
 
     Raises
     ------
@@ -321,10 +331,12 @@ def open(
         If there is no store, or no such version.
     InvalidError
         If something else is there.
+    CorruptError
+        If what the store says of its versions is damaged; and at any later read of a chunk that is.
     """
     if not os.fspath(cache):
         raise InvalidError("cache='': use 'auto', 'off' or a folder")
-    return Store.open(os.fspath(path), at, mode, os.fspath(cache))
+    return Store.open(os.fspath(path), at, mode, os.fspath(cache), check)
 
 
 def create(path: str | os.PathLike[str], *, name: str = "") -> Store:

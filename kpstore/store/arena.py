@@ -165,7 +165,7 @@ class ChunkArena:
                         return again
                     self._changed.wait()
             try:
-                _for_each(lambda slot: self._decode(slot, claim, memory), todo)
+                for_each(lambda slot: self._decode(slot, claim, memory), todo)
             finally:
                 with self._changed:
                     for slot in todo:
@@ -193,7 +193,8 @@ class ChunkArena:
 _threads: ThreadPoolExecutor | None = None
 
 
-def _for_each(work: Callable[[int], None], items: list[int]) -> None:
+def for_each(work: Callable[[int], None], items: list[int]) -> None:
+    """Do work on chunks by number, in several threads if there are many of them."""
     global _threads
     if len(items) < _WORTH_SHARING or _N_THREADS == 1:
         for item in items:

@@ -1,7 +1,8 @@
 """Decoded arrays on the local disk, memory-mapped, shared by all processes of a machine.
 
 A version never changes, so a decoded copy is right for ever: it is found by the version's id and the array's name, and
-needs no invalidation. One file per array, in numpy's own format.
+needs no invalidation. One file per array, in numpy's own format, and behind the values what each chunk of them adds up
+to: the disk under a cache goes bad as any other does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta, Chunks
+from kpstore.backends.checksums import checksum
 from kpstore.backends.locks import is_held, waiting_lock
 from kpstore.errors import InvalidError
 
@@ -52,6 +54,20 @@ class CacheEntry:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True)
+class DecodedArray:
+    """A decoded array as it lies here, not looked at yet.
+
+    Parameters
+    ----------
+    values : (rows, …), read-only, mapped.
+    checksums : (chunks,) uint64, of :func:`kpstore.backends.checksums.checksum`: what each chunk has to add up to.
+    """
+
+    values: NDArray[Any]
+    checksums: NDArray[np.uint64]
 
 
 def default_folder() -> Path:
@@ -119,14 +135,27 @@ class DecodedCache:
         except OSError as error:
             _log.warning("statistics are not kept: %s", error)
 
-    def open(self, snapshot: str, name: str, meta: ArrayMeta) -> NDArray[Any] | None:
-        """Return a decoded array, (rows, …), read-only, mapped; None if it is not here."""
+    def open(
+        self, snapshot: str, name: str, meta: ArrayMeta, checksums: NDArray[np.uint64] | None = None
+    ) -> DecodedArray | None:
+        """Return a decoded array, mapped; None if it is not here, or is not the copy of these chunks.
+
+        Parameters
+        ----------
+        checksums : (chunks,), what the store says of its chunks; None if it says nothing.
+        """
         path = self._path(snapshot, name)
         try:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            with path.open("rb") as file:
+                file.seek(mapped.offset + mapped.nbytes)
+                kept = np.frombuffer(file.read(), dtype="<u8").astype(np.uint64)
         except Exception:  # numpy parses headers as Python: torn ones end in errors of every kind
             return None
-        if mapped.shape != meta.shape or mapped.dtype != np.dtype(meta.dtype):
+        if mapped.shape != meta.shape or mapped.dtype != np.dtype(meta.dtype) or len(kept) != _n_chunks(meta):
+            return None
+        if checksums is not None and not np.array_equal(kept, checksums):
+            _log.warning("%s is not a copy of %r as the store has it, and is not used", path, name)
             return None
         with suppress(OSError):
             os.utime(path)
@@ -134,7 +163,14 @@ class DecodedCache:
             with suppress(OSError, ValueError):  # a kernel that has no large pages for files
                 mapped._mmap.madvise(mmap.MADV_HUGEPAGE)
         # A plain array: numpy's memmap does work of its own in every call.
-        return np.asarray(mapped)
+        return DecodedArray(np.asarray(mapped), kept)
+
+    def drop(self, snapshot: str, name: str) -> bool:
+        """Remove one decoded array, which is damaged; return whether it is gone."""
+        path = self._path(snapshot, name)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return not path.exists()
 
     def build(
         self,
@@ -142,19 +178,27 @@ class DecodedCache:
         name: str,
         meta: ArrayMeta,
         chunks: Chunks,
+        checksums: NDArray[np.uint64] | None = None,
         *,
         on_chunk: Callable[[int, int], None] | None = None,
-    ) -> NDArray[Any] | None:
+    ) -> DecodedArray | None:
         """Decode an array, once on this machine however many processes ask, and return it mapped.
 
         Parameters
         ----------
+        chunks : which check what they give: it is written down here.
+        checksums : (chunks,), what the store says of them; None if it says nothing.
         on_chunk : told of progress, chunks done and chunks in all.
 
         Returns
         -------
-        array or None
+        DecodedArray or None
             None if there is no room for it, within the limit or on the disk, or the folder cannot be written.
+
+        Raises
+        ------
+        CorruptError
+            If a chunk is damaged; nothing is kept then.
         """
         path = self._path(snapshot, name)
         self.refusal = ""
@@ -163,16 +207,16 @@ class DecodedCache:
             # One lock for the folder, which stays for ever: a lock that is removed while others wait for it locks
             # nothing, and whoever makes room must not be overtaken.
             with waiting_lock(self.folder / _LOCK):
-                if self.open(snapshot, name, meta) is None:
+                if self.open(snapshot, name, meta, checksums) is None:
                     self._remove_left_overs()
                     if not self._make_room(_decoded_bytes(meta)):
                         return None
-                    _decode(path, meta, chunks, on_chunk)
+                    _decode(path, meta, chunks, checksums, on_chunk)
         except OSError as error:
             self.refusal = f"{error.strerror or error}: {error.filename or self.folder}"
             _log.warning("%r is read without a cache: %s", name, self.refusal)
             return None
-        return self.open(snapshot, name, meta)
+        return self.open(snapshot, name, meta, checksums)
 
     def _remove_left_overs(self) -> int:
         """Remove what killed processes left, under the lock that whoever decodes holds; return its size."""
@@ -229,24 +273,39 @@ def _decoded_bytes(meta: ArrayMeta) -> int:
     return int(np.prod(meta.shape)) * np.dtype(meta.dtype).itemsize
 
 
-def _decode(path: Path, meta: ArrayMeta, chunks: Chunks, on_chunk: Callable[[int, int], None] | None) -> None:
-    """Write all rows to a file aside and give it its name when it is whole."""
+def _n_chunks(meta: ArrayMeta) -> int:
+    return -(-meta.n_rows // meta.chunk_rows)
+
+
+def _decode(
+    path: Path,
+    meta: ArrayMeta,
+    chunks: Chunks,
+    checksums: NDArray[np.uint64] | None,
+    on_chunk: Callable[[int, int], None] | None,
+) -> None:
+    """Write all rows, and what they add up to, to a file aside and give it its name when it is whole."""
     handle, aside = _make_aside(path)
+    n_chunks = _n_chunks(meta)
+    kept = np.zeros(n_chunks, dtype="<u8") if checksums is None else checksums.astype("<u8")
     try:
         with os.fdopen(handle, "wb") as file:
             header = {"descr": np.dtype(meta.dtype).str, "fortran_order": False, "shape": meta.shape}
             np.lib.format.write_array_header_1_0(file, header)
-            n_chunks = -(-meta.n_rows // meta.chunk_rows)
             per_write = max(1, _WRITE_BYTES // max(1, meta.chunk_rows * meta.row_bytes))
             buffer = np.empty((per_write, meta.chunk_rows, *meta.shape[1:]), dtype=meta.dtype)
             for first in range(0, n_chunks, per_write):
                 stop = min(first + per_write, n_chunks)
                 for number in range(first, stop):
                     chunks.read_into(number, buffer[number - first])
+                    if checksums is None:
+                        n_rows = min(meta.chunk_rows, meta.n_rows - number * meta.chunk_rows)
+                        kept[number] = checksum(meta, buffer[number - first, :n_rows])
                     if on_chunk is not None:
                         on_chunk(number + 1, n_chunks)
                 n_rows = min(stop * meta.chunk_rows, meta.n_rows) - first * meta.chunk_rows
                 buffer.reshape(-1, *meta.shape[1:])[:n_rows].tofile(file)
+            kept.tofile(file)
         os.replace(aside, path)
     except BaseException:
         with suppress(OSError):

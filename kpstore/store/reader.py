@@ -2,31 +2,57 @@
 
 Where time goes, and what is done about it (docs/decisions/005): a chunk is decoded once, straight into the result if
 all of it is wanted, else into memory that is used again; arrays that lie in memory already (raw local chunks, mapped;
-a decoded copy on the local disk) are gathered from without any of this.
+a decoded copy on the local disk) are gathered from without any of this. What is read was checked, at the latest just
+before (:mod:`kpstore.store.checked`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks, ReadView
-from kpstore.errors import InvalidError
+from kpstore.backends.base import TEXT, ArrayMeta, ReadView
+from kpstore.backends.checksums import matches
+from kpstore.errors import CorruptError, InvalidError
 from kpstore.store.arena import ARENA_BYTES, ChunkArena
-from kpstore.store.cache import DecodedCache
+from kpstore.store.cache import DecodedArray, DecodedCache
+from kpstore.store.checked import Check, CheckedChunks, CheckedMemory
+
+
+_log = logging.getLogger(__name__)
+
+_one_at_a_time = threading.Lock()
+"""Who finds a damaged copy makes it anew, while the others wait."""
+
+
+def _after_fork() -> None:
+    """Make the lock anew: one that another thread holds would never open in a forked process."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Array:
     """One array: its shape, its chunks, its memory where it has one, and else an arena for decoded chunks."""
 
-    def __init__(self, meta: ArrayMeta, chunks: Chunks, memory: NDArray[Any] | None, arena_bytes: int) -> None:
-        self.meta, self.chunks, self.memory = meta, chunks, memory
-        self.dtype = np.dtype(object if meta.dtype == TEXT else meta.dtype)
+    def __init__(self, chunks: CheckedChunks, arena_bytes: int) -> None:
+        self.meta, self.chunks, self.memory = chunks.meta, chunks, chunks.memory()
+        self.dtype = np.dtype(object if self.meta.dtype == TEXT else self.meta.dtype)
         self.rows_decoded_again = 0
         self.reserve(arena_bytes)
+
+    @property
+    def can_be_copied(self) -> bool:
+        """Whether a decoded copy would be of use."""
+        return self.memory is None and self.meta.dtype != TEXT
 
     def reserve(self, n_bytes: int) -> None:
         """Have an arena of so many bytes, empty."""
@@ -49,10 +75,20 @@ class RowReader:
     view : the version.
     arena_bytes : of decoded chunks kept in memory, for each array.
     cache : decoded arrays on the local disk; None to do without.
+    check : when a chunk is compared with what was committed; see :mod:`kpstore.store.checked`.
+    location : of the store, for messages.
     """
 
-    def __init__(self, view: ReadView, *, arena_bytes: int = ARENA_BYTES, cache: DecodedCache | None = None) -> None:
-        self._view, self._cache = view, cache
+    def __init__(
+        self,
+        view: ReadView,
+        *,
+        arena_bytes: int = ARENA_BYTES,
+        cache: DecodedCache | None = None,
+        check: Check = "first",
+        location: str = "",
+    ) -> None:
+        self._view, self._cache, self._check, self._location = view, cache, check, location
         self._arena_bytes = arena_bytes
         self._arrays: dict[str, _Array] = {}
 
@@ -76,19 +112,72 @@ class RowReader:
         array = self._array(name)
         if array.memory is None:
             return f"{array.meta.codec} chunks of {array.meta.chunk_rows} rows, decoded {array.chunks.how}"
-        if array.chunks.mapped is not None:
+        if array.chunks.is_mapped:
             return f"raw chunks of {array.meta.chunk_rows} rows, mapped as they lie"
         return "decoded copy on the local disk, mapped"
 
     def _array(self, name: str) -> _Array:
         array = self._arrays.get(name)
         if array is None:
-            meta, chunks = self._view.meta(name), self._view.chunks(name)
-            memory = chunks.mapped
-            if memory is None and self._cache is not None and meta.dtype != TEXT:
-                memory = self._cache.open(self._view.snapshot, name, meta)
-            array = self._arrays[name] = _Array(meta, chunks, memory, self._arena_bytes)
+            chunks = CheckedChunks(self._view, name, self._check, location=self._location)
+            array = _Array(chunks, self._arena_bytes)
+            if array.can_be_copied and self._cache is not None:
+                found = self._cache.open(self._view.snapshot, name, array.meta, chunks.checksums)
+                array.memory = None if found is None else self._copied(array, found)
+            self._arrays[name] = array
         return array
+
+    def _copied(self, array: _Array, found: DecodedArray) -> CheckedMemory:
+        """Return a decoded copy, looked at as the store's own chunks are: its disk may be bad as well."""
+        meta, size = array.meta, array.meta.chunk_rows
+
+        def look(number: int) -> None:
+            values = found.values[number * size : (number + 1) * size]
+            if not matches(meta, values, int(found.checksums[number])):
+                raise CorruptError(f"rows {number * size}:{number * size + len(values)} are not what was decoded")
+
+        return CheckedMemory(found.values, meta, self._check, look)
+
+    def _memory(
+        self, name: str, array: _Array, look: Callable[[CheckedMemory], None]
+    ) -> NDArray[Any] | None:
+        """Return an array's memory, in which what is about to be read is sound; None if it has to be decoded."""
+        while (memory := array.memory) is not None:
+            try:
+                look(memory)
+            except CorruptError as error:
+                if array.chunks.is_mapped:
+                    raise
+                self._replace(name, array, memory, error)
+            else:
+                return memory.values
+        return None
+
+    def _replace(self, name: str, array: _Array, damaged: CheckedMemory, error: CorruptError) -> None:
+        """Put a decoded copy that is damaged out of the way, and make another."""
+        assert self._cache is not None
+        with _one_at_a_time:
+            if array.memory is not damaged:
+                return  # another thread was first
+            array.memory = None
+            _log.warning("the decoded copy of %r is damaged (%s) and is made anew", name, error)
+            if self._cache.drop(self._view.snapshot, name):
+                self._make_copy(name, array)
+
+    def _make_copy(self, name: str, array: _Array, on_chunk: Any = None) -> None:
+        """Decode a whole array to the local disk, if that can be done."""
+        assert self._cache is not None
+        chunks = array.chunks.strictly()  # it is written down
+        try:
+            found = self._cache.build(
+                self._view.snapshot, name, array.meta, chunks, chunks.checksums, on_chunk=on_chunk
+            )
+        except CorruptError as error:
+            # Who reads the damaged chunk is told; to those who read others the copy was a matter of speed.
+            self._cache.refusal = str(error)
+            _log.warning("%r is read without a cache: %s", name, error)
+            return
+        array.memory = None if found is None else self._copied(array, found)
 
     def read(self, name: str, rows: NDArray[np.int64], out: Any = None) -> NDArray[Any]:
         """Return rows of an array in the order asked for, (len(rows), *row shape).
@@ -109,9 +198,10 @@ class RowReader:
             worst = int(rows.max() if rows.max() >= n_rows else rows.min())
             raise InvalidError(f"row {worst} of {name!r} asked for; its last row is {n_rows - 1}")
         found = _output(name, array, len(rows), out)
-        if array.memory is not None:
+        memory = self._memory(name, array, lambda memory: memory.check_rows(rows))
+        if memory is not None:
             # Without mode="clip" numpy gathers into memory of its own first; the rows were checked above.
-            np.take(array.memory, rows, axis=0, out=found, mode="clip")
+            np.take(memory, rows, axis=0, out=found, mode="clip")
             return found
         again = array.arena.gather(rows, found)
         if again:
@@ -125,8 +215,9 @@ class RowReader:
         if start < 0 or stop < start or stop > array.meta.n_rows:
             raise InvalidError(f"rows {start}:{stop} of {name!r} asked for; it has {array.meta.n_rows}")
         found = _output(name, array, stop - start, out)
-        if array.memory is not None:
-            found[...] = array.memory[start:stop]
+        memory = self._memory(name, array, lambda memory: memory.check_slice(start, stop))
+        if memory is not None:
+            found[...] = memory[start:stop]
             return found
         size = array.meta.chunk_rows
         for number in range(start // size, -(-stop // size) if stop > start else 0):
@@ -144,9 +235,9 @@ class RowReader:
         So reading here and there never costs more than twice what the better way would have: nobody has to say
         beforehand whether it will be worth while.
         """
-        if self._cache is not None and array.meta.dtype != TEXT and array.rows_decoded_again > array.meta.n_rows:
+        if self._cache is not None and array.can_be_copied and array.rows_decoded_again > array.meta.n_rows:
             array.rows_decoded_again = 0
-            array.memory = self._cache.build(self._view.snapshot, name, array.meta, array.chunks)
+            self._make_copy(name, array)
 
     @property
     def cache_refusal(self) -> str:
@@ -156,8 +247,8 @@ class RowReader:
     def cache(self, name: str, on_chunk: Any = None) -> bool:
         """Have an array decoded on the local disk now; return whether it is in memory's reach then."""
         array = self._array(name)
-        if array.memory is None and self._cache is not None and array.meta.dtype != TEXT:
-            array.memory = self._cache.build(self._view.snapshot, name, array.meta, array.chunks, on_chunk=on_chunk)
+        if self._cache is not None and array.can_be_copied:
+            self._make_copy(name, array, on_chunk)
         return array.memory is not None
 
 

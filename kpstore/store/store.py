@@ -25,6 +25,7 @@ from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
 from kpstore.store import html
 from kpstore.store.cache import DecodedCache
+from kpstore.store.checked import Check, check_policy
 from kpstore.store.history import At, check_name, resolve, rollback
 from kpstore.store.keys import read_key
 from kpstore.store.reader import RowReader
@@ -285,7 +286,7 @@ class Video:
 
 
 class Store:
-    """One immutable version of a store. :func:`kpstore.open` makes one; it pickles as (location, snapshot).
+    """One immutable version of a store. :func:`kpstore.open` makes one; it pickles as its place and how it is read.
 
     Parameters
     ----------
@@ -293,18 +294,24 @@ class Store:
     snapshot : id of the version.
     mode : ``"r"``, or ``"a"`` to allow transactions and tags.
     cache : where decoded arrays are kept: ``"auto"``, ``"off"`` or a folder; see :func:`kpstore.open`.
+    check : when chunks are checked: ``"first"``, ``"always"`` or ``"never"``; see :func:`kpstore.open`.
     """
 
-    def __init__(self, backend: Backend, snapshot: str, mode: Mode = "r", cache: str = "auto") -> None:
-        self._backend, self.snapshot, self.mode, self._cache = backend, snapshot, mode, cache
+    def __init__(
+        self, backend: Backend, snapshot: str, mode: Mode = "r", cache: str = "auto", check: Check = "first"
+    ) -> None:
+        self._backend, self.snapshot, self.mode, self._cache, self.check = backend, snapshot, mode, cache, check
 
     @classmethod
-    def open(cls, location: str, at: At = None, mode: Mode = "r", cache: str = "auto") -> Self:
+    def open(
+        cls, location: str, at: At = None, mode: Mode = "r", cache: str = "auto", check: Check = "first"
+    ) -> Self:
         """Open a store; see :func:`kpstore.open`."""
         if mode not in ("r", "a"):
             raise InvalidError(f"mode {mode!r}: use 'r' to read or 'a' to add; kpstore.create() makes a new store")
+        check_policy(check)
         backend = backend_for(location)
-        store = cls(backend, resolve(backend, at), mode, cache)
+        store = cls(backend, resolve(backend, at), mode, cache, check)
         store._about  # noqa: B018 - says now, not at the first read, that this is no store of ours
         return store
 
@@ -315,13 +322,19 @@ class Store:
         attrs = fmt.root_attrs(name, datetime.now(UTC).isoformat(timespec="seconds"), kpstore_version)
         return cls(backend, backend.create(attrs, f"created {name}"), "a")
 
-    def __reduce__(self) -> tuple[type[Store], tuple[Backend, str, Mode, str]]:
-        return type(self), (self._backend, self.snapshot, self.mode, self._cache)
+    def __reduce__(self) -> tuple[type[Store], tuple[Backend, str, Mode, str, Check]]:
+        return type(self), (self._backend, self.snapshot, self.mode, self._cache, self.check)
+
+    def checked(self) -> Self:
+        """Return this version read with checks: what is copied, kept or taught to a model has to be sound."""
+        if self.check != "never":
+            return self
+        return type(self)(self._backend, self.snapshot, self.mode, self._cache, "first")
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """Equal for objects that read the same version in the same way."""
-        return type(self), self.location, self.snapshot, self.mode, self._cache
+        return type(self), self.location, self.snapshot, self.mode, self._cache, self.check
 
     def __repr__(self) -> str:
         frames, videos = self.index.total_frames, len(self.index)
@@ -352,7 +365,7 @@ class Store:
     @cached_property
     def reader(self) -> RowReader:
         """What reads rows of this version, and keeps what it has decoded."""
-        return RowReader(self.view, cache=self.decoded_cache)
+        return RowReader(self.view, cache=self.decoded_cache, check=self.check, location=self.location)
 
     @cached_property
     def _about(self) -> dict[str, Any]:
@@ -473,7 +486,7 @@ class Store:
 
     def at(self, version: At = None) -> Self:
         """Return another version of this store; the newest by default."""
-        return type(self)(self._backend, resolve(self._backend, version), self.mode, self._cache)
+        return type(self)(self._backend, resolve(self._backend, version), self.mode, self._cache, self.check)
 
     def transaction(
         self, message: str, *, metadata: Mapping[str, Any] | None = None, branch: str = MAIN
