@@ -156,7 +156,7 @@ class CheckedChunks:
             raise CorruptError("it holds other values than were committed")
 
     def _read_through_view(self, number: int, out: NDArray[Any] | None = None) -> None:
-        """Have the backend's own library read a chunk, which checks what the chunk itself says: format 1 has no more."""
+        """Have the backend's own library read a chunk, which checks what the chunk says of itself: format 1's all."""
         start = number * self.meta.chunk_rows
         values = self._view.read(self.name, start, start + self._n_rows(number))
         if out is not None:

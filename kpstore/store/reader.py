@@ -24,7 +24,6 @@ from kpstore.store.arena import ARENA_BYTES, ChunkArena
 from kpstore.store.cache import DecodedArray, DecodedCache
 from kpstore.store.checked import Check, CheckedChunks, CheckedMemory
 
-
 _log = logging.getLogger(__name__)
 
 _one_at_a_time = threading.Lock()
@@ -138,9 +137,7 @@ class RowReader:
 
         return CheckedMemory(found.values, meta, self._check, look)
 
-    def _memory(
-        self, name: str, array: _Array, look: Callable[[CheckedMemory], None]
-    ) -> NDArray[Any] | None:
+    def _memory(self, name: str, array: _Array, look: Callable[[CheckedMemory], None]) -> NDArray[Any] | None:
         """Return an array's memory, in which what is about to be read is sound; None if it has to be decoded."""
         while (memory := array.memory) is not None:
             try:

@@ -303,9 +303,7 @@ class Store:
         self._backend, self.snapshot, self.mode, self._cache, self.check = backend, snapshot, mode, cache, check
 
     @classmethod
-    def open(
-        cls, location: str, at: At = None, mode: Mode = "r", cache: str = "auto", check: Check = "first"
-    ) -> Self:
+    def open(cls, location: str, at: At = None, mode: Mode = "r", cache: str = "auto", check: Check = "first") -> Self:
         """Open a store; see :func:`kpstore.open`."""
         if mode not in ("r", "a"):
             raise InvalidError(f"mode {mode!r}: use 'r' to read or 'a' to add; kpstore.create() makes a new store")

@@ -149,7 +149,7 @@ def test_without_checksums_by_place_each_chunk_is_read_once_by_the_backends_own_
         reader = RowReader(view, arena_bytes=0)
         for _ in range(3):
             np.testing.assert_array_equal(read(reader, 0, 30), view.values[:30])
-            with pytest.raises(CorruptError, match="rows 32:40.*: wrong CRC; 'kpstore verify STORE'"):
+            with pytest.raises(CorruptError, match=r"rows 32:40.*: wrong CRC; 'kpstore verify STORE'"):
                 read(reader, 30, 40)
         assert sorted(set(view.read_whole)) == [0, 1, 2, 3, 4]
         assert sorted(n for n in view.read_whole if n != 4) == [0, 1, 2, 3]
