@@ -1,4 +1,7 @@
-"""Commands about whole stores: ``merge`` and ``convert`` make one of others, ``verify`` looks whether one is sound."""
+"""Commands about whole stores: ``merge`` and ``convert`` make one of others, ``verify`` looks whether one is sound.
+
+``repair`` has what is damaged made again.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from kpstore.errors import InvalidError
+
 from . import render
 from .arguments import At, Json, StoreArgument
 from .watcher import frames_bar
@@ -16,7 +21,8 @@ from .watcher import frames_bar
 if TYPE_CHECKING:
     from kpstore.api import Store
     from kpstore.ingest.against_source import SourceComparison
-    from kpstore.store.verify import Verification
+    from kpstore.store.repair import Repair
+    from kpstore.store.verification import Problem, Verification
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -29,8 +35,14 @@ def add_to(parent: typer.Typer) -> None:
         epilog="Examples:\n\nkpstore convert phoenix.kps phoenix.h5\n\nkpstore convert phoenix.h5 phoenix.kps --history"
     )(convert)
     parent.command(
-        epilog="Examples:\n\nkpstore verify phoenix.kps\n\nkpstore verify phoenix.kps --source PHOENIX-2014-T"
-    )(verify)
+        "verify",
+        epilog="Examples:\n\nkpstore verify phoenix.kps\n\nkpstore verify phoenix.kps --all\n\n"
+        "kpstore verify phoenix.kps --source PHOENIX-2014-T",
+    )(verify_store)
+    parent.command(
+        "repair",
+        epilog="Examples:\n\nkpstore repair phoenix.kps --dry-run\n\nkpstore repair phoenix.kps",
+    )(repair_store)
 
 
 def merge(
@@ -49,7 +61,6 @@ def merge(
     json: Json = False,
 ) -> None:
     """Put several stores together into a new one. Videos that several hold get the features of all of them."""
-    from kpstore.errors import InvalidError
     from kpstore.interop.merge import merge as merge_stores
 
     if len(places) < 3:
@@ -108,7 +119,7 @@ def convert(
             typer.echo(f"  {note}")
 
 
-def verify(
+def verify_store(
     store: StoreArgument,
     source: Annotated[
         Path | None,
@@ -119,20 +130,27 @@ def verify(
         ),
     ] = None,
     at: At = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Look at every version, tag and branch, and at what the store says of them.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many problems to list.")] = 20,
     json: Json = False,
 ) -> None:
-    """Read all of a store and check that it is sound; with --source, compare it with what the data set holds.
+    """Read all of a version and check that it is sound; with --source, compare it with what the data set holds.
 
-    Exit code 1 if anything is wrong, missing or extra.
+    Exit code 1 if anything is wrong, missing or extra. 'kpstore repair' has what is damaged made again.
     """
     import kpstore
-    from kpstore.store.verify import verify as verify_store
+    from kpstore.store.verify import verify, verify_all
 
-    opened = kpstore.open(store, at, cache="off")
+    if every and at is not None:
+        raise InvalidError(f"--all looks at every version, --at {at} at one; choose one of them")
     with frames_bar("checking") as on_progress:
-        found = verify_store(opened, on_rows=on_progress)
-    compared = _compared_with(opened, source) if source is not None else None
+        if every:
+            found = verify_all(store, on_rows=on_progress)
+        else:
+            found = verify(kpstore.open(store, at, cache="off"), on_rows=on_progress)
+    compared = _compared_with(kpstore.open(store, at, cache="off"), source) if source is not None else None
     if json:
         told = {**found.to_json(), **({} if compared is None else {"source": compared.to_json()})}
         render.print_json(told)
@@ -144,6 +162,60 @@ def verify(
         raise typer.Exit(1)
 
 
+def repair_store(
+    store: StoreArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many ids and problems to list.")] = 20,
+    json: Json = False,
+) -> None:
+    """Make pending again what is damaged in the newest version, so that an ingest makes just that anew.
+
+    Exit code 1 if something is damaged that cannot be mended.
+    """
+    from kpstore.store.repair import repair
+
+    with frames_bar("reading") as on_progress:
+        done = repair(store, dry_run=dry_run, on_rows=on_progress)
+    if json:
+        render.print_json(done.to_json())
+    else:
+        print_repair(done, limit)
+    if done.left:
+        raise typer.Exit(1)
+
+
+def print_repair(done: Repair, limit: int) -> None:
+    """Print what was damaged, what became of it, and how to go on."""
+    if not done.problems:
+        typer.echo(f"{done.location} at {done.snapshot}: nothing is damaged, nothing to repair")
+        return
+    render.heading("damaged")
+    for problem in done.problems[:limit]:
+        typer.echo(f"{problem.array}: {problem.where}: {problem.what}")
+    if len(done.problems) > limit:
+        typer.echo(f"… and {len(done.problems) - limit} more (--limit, --json)")
+    for feature in done.features:
+        if feature.videos:
+            verb = "would be" if done.dry_run else "are"
+            held = f"{render.count(len(feature.videos), 'video')}, {render.count(feature.frames, 'frame')}"
+            typer.echo(f"{feature.feature}: {held} {verb} pending again; {feature.again}")
+            _print_some(feature.videos, limit)
+        if feature.rebuilt:
+            typer.echo(f"{feature.feature}: {', '.join(feature.rebuilt)} {_done(done)} from what is sound")
+    if done.labels:
+        typer.echo(f"labels: {', '.join(done.labels)} {_done(done)}")
+    for line in done.left:
+        typer.echo(f"left: {line}")
+    if done.made:
+        typer.echo(
+            f"version {done.made} holds no damage{' but what is left' if done.left else ''}; earlier ones keep it"
+        )
+
+
+def _done(done: Repair) -> str:
+    return "would be rebuilt" if done.dry_run else "rebuilt"
+
+
 def _compared_with(store: Store, root: Path) -> SourceComparison:
     from kpstore.ingest.against_source import compare_with_source, find_source
 
@@ -152,18 +224,29 @@ def _compared_with(store: Store, root: Path) -> SourceComparison:
 
 def print_verification(found: Verification, limit: int) -> None:
     """Print what was checked and found."""
+    versions = "" if found.versions == 1 else f"{render.count(found.versions, 'version')}, "
     typer.echo(
-        f"{found.location} at {found.snapshot}: {render.count(found.arrays, 'array')}, "
+        f"{found.location} at {found.snapshot}: {versions}{render.count(found.arrays, 'array')}, "
         f"{render.size(found.size_bytes)} read, "
         + (render.count(len(found.problems), "problem") if found.problems else "sound")
     )
     for heading, problems in (("problems", found.problems), ("worth a look", found.notes)):
         if problems:
             render.heading(heading)
-            rows = [(p.array, p.what, render.number(p.count), p.first) for p in problems[:limit]]
-            render.print_table(("array", "what", ">how often", "first at"), rows)
+            rows = [(p.array, p.what, render.number(p.count), _place(found, p)) for p in problems[:limit]]
+            render.print_table(("array", "what", ">how often", "where, or first at"), rows)
             if len(problems) > limit:
                 typer.echo(f"… and {len(problems) - limit} more (--limit, --json)")
+    if found.lacks:
+        typer.echo(f"note: {found.lacks}")
+
+
+def _place(found: Verification, problem: Problem) -> str:
+    """Return where a problem is, and in which versions if not in the newest."""
+    if not problem.versions or found.snapshot in problem.versions:
+        return problem.where
+    first, *others = problem.versions
+    return f"{problem.where}; version {first}" + (f" and {len(others)} more" if others else "")
 
 
 def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
@@ -202,7 +285,11 @@ def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
 def _print_ids(what: str, ids: Sequence[str], limit: int) -> None:
     if ids:
         typer.echo(f"{what}: {render.number(len(ids))}")
-        for video_id in ids[:limit]:
-            typer.echo(f"  {video_id}")
-        if len(ids) > limit:
-            typer.echo(f"  … and {render.number(len(ids) - limit)} more (--limit, --json)")
+        _print_some(ids, limit)
+
+
+def _print_some(ids: Sequence[str], limit: int) -> None:
+    for video_id in ids[:limit]:
+        typer.echo(f"  {video_id}")
+    if len(ids) > limit:
+        typer.echo(f"  … and {render.number(len(ids) - limit)} more (--limit, --json)")

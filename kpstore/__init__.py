@@ -9,7 +9,7 @@ from kpstore._version import __version__
 from kpstore.errors import KpstoreError
 
 if TYPE_CHECKING:
-    from kpstore.api import Loader, Store, create, diff, loader, open
+    from kpstore.api import Loader, Store, create, diff, loader, open, repair
     from kpstore.ingest.run import run_ingest
     from kpstore.interop.run import export_file, import_file
     from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
@@ -25,6 +25,7 @@ _HOMES = {
     "import_file": "kpstore.interop.run",
     "loader": "kpstore.api",
     "open": "kpstore.api",
+    "repair": "kpstore.api",
     "run_ingest": "kpstore.ingest.run",
     "ArraySpec": "kpstore.schema.feature",
     "FeatureRows": "kpstore.schema.feature",
@@ -50,6 +51,7 @@ __all__ = [
     "loader",
     "open",
     "plugins",
+    "repair",
     "run_ingest",
 ]
 

@@ -16,6 +16,8 @@ from kpstore.schema.lips import LIP_FEATURE
 from kpstore.store import chunked, compare, display, history
 from kpstore.store.checked import Check
 from kpstore.store.leakage import SplitCheck, check_splits
+from kpstore.store.repair import Repair
+from kpstore.store.repair import repair as repair_store
 from kpstore.store.statistics import Statistics, statistics
 from kpstore.store.store import Mode, Video
 from kpstore.store.store import Store as _Store
@@ -360,6 +362,33 @@ def diff(old: Store, new: Store) -> compare.VersionDiff:
     return compare.diff(old, new)
 
 
+def repair(path: str | os.PathLike[str], *, dry_run: bool = False) -> Repair:
+    """Make pending again what is damaged in the newest version of a store; see :mod:`kpstore.store.repair`.
+
+    The ordinary ingest then makes just that anew, with the same bits as an undisturbed run. Older versions keep their
+    damage.
+
+    Parameters
+    ----------
+    dry_run : only say what would be done.
+
+    Returns
+    -------
+    Repair
+        What is damaged, which videos of which features are pending now, and what cannot be mended.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no store.
+    CorruptError
+        If the newest version cannot be opened at all; the message names one that can.
+    BusyError
+        If another process is writing the store.
+    """
+    return repair_store(os.fspath(path), dry_run=dry_run)
+
+
 def loader(
     view: View,
     batch_size: int | None = None,
@@ -442,4 +471,4 @@ def loader(
     return Loader(sampler, dataset, workers=workers, threads=threads, prefetch=prefetch, pin_memory=pin_memory)
 
 
-__all__ = ["Loader", "Store", "create", "diff", "loader", "open"]
+__all__ = ["Loader", "Store", "create", "diff", "loader", "open", "repair"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,8 @@ from kpstore.errors import ExistsError, InvalidError, MismatchError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.store import format as fmt
+from kpstore.store.damage import read_index
+from kpstore.store.ledger import Ledger
 
 _IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries"})
 """Keys that may differ between two runs whose numbers are the same, but for the last bits."""
@@ -70,12 +72,7 @@ class Transaction:
 
     def read_index(self) -> VideoIndex:
         """Return the video index, with what was added here."""
-        n_videos = self._view.meta("video_id").n_rows if "video_id" in self._view.names() else 0
-        if n_videos == 0:
-            empty = np.empty(0, dtype=object)
-            return VideoIndex(empty, empty, np.empty(0, dtype=np.int64))
-        read = self._view.read
-        return VideoIndex(*(read(name, 0, n_videos) for name in ("video_id", "split", "n_frames")))
+        return read_index(self._view)
 
     # -- videos ---------------------------------------------------------------------------------------------
 
@@ -344,6 +341,47 @@ class Transaction:
         self._view.write(fmt.state_name(feature), 0, states)
         self._view.write(fmt.failure_name(feature), 0, texts)
 
+    def restore(
+        self, feature: str, ledger: Ledger, redo: NDArray[np.bool_], damaged: Mapping[str, Collection[int]]
+    ) -> None:
+        """Write a feature's ledger as it was put together, and make videos pending again; reads nothing damaged.
+
+        Parameters
+        ----------
+        ledger : complete but for the videos of ``redo``.
+        redo : (videos,) bool, videos to make pending: all that have rows in a damaged chunk of values or companions.
+        damaged : numbers of damaged chunks, by array; each of them is written whole.
+        """
+        spec = fmt.check_feature(self._features, feature).spec
+        blank = redo & (ledger.states != State.PENDING)
+        for array in spec.arrays:
+            for chunk in damaged.get(array, ()):
+                blank |= ledger.touching(chunk, spec.chunk_rows)
+        positions = np.flatnonzero(blank)
+        states, texts, status = ledger.states.copy(), ledger.texts.copy(), ledger.status.copy()
+        states[redo], texts[redo] = State.PENDING, ""
+        rows = np.zeros(len(status), dtype=bool)
+        for position in positions.tolist():
+            rows[ledger.rows(position)] = True
+        status[rows] = State.PENDING
+        for start, stop in _pieces(rows, spec.chunk_rows):
+            empty = spec.empty_rows(stop - start)
+            for name, values in fmt.row_arrays(spec, empty, np.empty(0, dtype=np.uint8)).items():
+                if name in spec.arrays:
+                    self._view.write(name, start, values)
+        if spec.axis == "frame":
+            self._write_whole(fmt.status_name(feature), status.astype(np.uint8), np.flatnonzero(rows), damaged)
+        self._write_whole(fmt.state_name(feature), states.astype(np.uint8), positions, damaged)
+        self._write_whole(fmt.failure_name(feature), texts, positions, damaged)
+
+    def _write_whole(
+        self, name: str, values: NDArray[Any], changed: NDArray[np.int64], damaged: Mapping[str, Collection[int]]
+    ) -> None:
+        """Write those chunks of an array that hold changed rows or are damaged."""
+        size = self._view.meta(name).chunk_rows
+        for chunk in sorted({*np.unique(changed // size).tolist(), *damaged.get(name, ())}):
+            self._view.write(name, chunk * size, values[chunk * size : (chunk + 1) * size])
+
     # -- parallel writers, end ---------------------------------------------------------------------------------
 
     def fork(self) -> Fork:
@@ -362,6 +400,15 @@ class Transaction:
         """Make the changes the newest version of the branch and return its id."""
         self.snapshot = self._view.commit(self.message, json.loads(json.dumps(self.metadata)))
         return self.snapshot
+
+
+def _pieces(rows: NDArray[np.bool_], chunk_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield runs of rows, cut where chunks end: a chunk of which all rows are wanted comes in one piece."""
+    wanted = np.flatnonzero(rows)
+    if len(wanted):
+        ends = np.flatnonzero((np.diff(wanted) > 1) | (wanted[1:] % chunk_rows == 0)) + 1
+        for piece in np.split(wanted, ends):
+            yield int(piece[0]), int(piece[-1]) + 1
 
 
 def _check_text(video: VideoRecord) -> None:

@@ -3,119 +3,182 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta, text_digest
-from kpstore.errors import CorruptError
+from kpstore.backends.base import MAIN, ArrayMeta, Backend
+from kpstore.errors import CorruptError, KpstoreError, one_line
 from kpstore.schema.feature import FeatureSpec, State
 from kpstore.store import format as fmt
 from kpstore.store.contents import part_slices
 from kpstore.store.coverage import part_names
-from kpstore.store.store import Store
+from kpstore.store.store import Store, backend_for
+from kpstore.store.verification import ChunkKey, ChunkReader, Problem, Verification, lacks
+
+_INDEX = ("video_id", "split", "n_frames")
+"""What every other check needs."""
 
 FAR = 100.0
 """Keypoints further away than so many pictures are told of: real ones reach 84 (a leg far below a close-up)."""
 
 
-@dataclass
-class Problem:
-    """A rule that is broken.
-
-    Parameters
-    ----------
-    array : where.
-    what : the rule, or the error that reading met.
-    count : how many rows (or videos, or chunks) break it.
-    first : the first of them.
-    """
-
-    array: str
-    what: str
-    count: int
-    first: str
-
-
-@dataclass
-class Verification:
-    """What was checked and found.
-
-    Parameters
-    ----------
-    location, snapshot : the version.
-    arrays, rows, size_bytes : what was read, as it is decoded.
-    problems : rules that are broken.
-    notes : what is allowed, and may be worth a look.
-    """
-
-    location: str
-    snapshot: str
-    arrays: int = 0
-    rows: int = 0
-    size_bytes: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    notes: list[Problem] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
-        return {"sound": not self.problems, **asdict(self)}
-
-
 def verify(store: Store, *, on_rows: Callable[[int], None] | None = None) -> Verification:
-    """Read every chunk through the backend's own library, which checks checksums, and compare with the format's rules.
+    """Read every chunk of one version, each checked, and compare with the format's rules.
 
     Parameters
     ----------
     store : the version to check; what is cached on the local disk is not looked at.
     on_rows : told of rows each time some more were checked.
     """
-    check = _Check(store, on_rows or (lambda n: None))
+    found = Verification(store.location, store.snapshot, lacks=_lacks(store))
+    _verify_rules(store, ChunkReader(store.view, found, on_rows or (lambda n: None)))
+    return found
+
+
+def verify_all(location: str, *, on_rows: Callable[[int], None] | None = None) -> Verification:
+    """Check the newest version as :func:`verify` does; and names, records and every chunk of all other versions.
+
+    Parameters
+    ----------
+    location : the store.
+    on_rows : told of rows each time some more were checked. A chunk that versions share is read once.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no store.
+    """
+    backend = backend_for(location)
+    if not backend.exists():
+        backend.branches()  # which says what is there instead
+    found = Verification(location, "", versions=0)
+    known: dict[ChunkKey, Problem | None] = {}
+    _examine(backend, found)
+    for number, snapshot in enumerate(_versions(backend, found)):
+        try:
+            store = Store(backend, snapshot, cache="off")
+            reader = ChunkReader(store.view, found, on_rows or (lambda n: None), known)
+            if number == 0:
+                found.snapshot, found.lacks = snapshot, _lacks(store)
+                _verify_rules(store, reader)
+            else:
+                fmt.read_features(fmt.read_root(store.view, location))
+                _look_at_all(store, reader)
+        except KpstoreError as error:
+            found.problems.append(Problem("", one_line(str(error)), first="the version", versions=[snapshot]))
+        found.versions += 1
+    return found
+
+
+def _lacks(store: Store) -> str:
+    return "" if store.backend.sidecar_dir is None else lacks(store.view)  # what lies in memory is not damaged
+
+
+def _examine(backend: Backend, found: Verification) -> None:
     try:
-        store.index  # noqa: B018
+        for line in backend.examine():
+            found.problems.append(Problem("", line, first="names and records of versions"))
+    except KpstoreError as error:
+        found.problems.append(Problem("", one_line(str(error)), first="names and records of versions"))
+
+
+def _versions(backend: Backend, found: Verification) -> list[str]:
+    """Return every version that a branch or a tag leads to, the newest of ``main`` first."""
+    names: list[tuple[str, str]] = []
+    for kind, list_names in (("branch", backend.branches), ("tag", backend.tags)):
+        try:
+            listed = list_names()
+        except KpstoreError as error:
+            found.problems.append(Problem("", one_line(str(error)), first=f"each {kind}"))
+            continue
+        first = [MAIN] if kind == "branch" else []
+        if kind == "branch" and MAIN not in listed:
+            found.problems.append(Problem("", f"there is no branch {MAIN!r}", first="branches"))
+        ordered = dict.fromkeys([*(name for name in first if name in listed), *listed])
+        names += [(f"{kind} {name!r}", listed[name]) for name in ordered]
+    snapshots: dict[str, None] = {}
+    for name, tip in names:
+        snapshots[tip] = None
+        try:
+            snapshots |= dict.fromkeys(commit.id for commit in backend.history(tip))
+        except KpstoreError as error:
+            what = f"{name} leads to a version whose history cannot be read: {one_line(str(error))}"
+            found.problems.append(Problem("", what, first=name, versions=[tip]))
+    return list(snapshots)
+
+
+def _look_at_all(store: Store, reader: ChunkReader) -> None:
+    with suppress(KpstoreError):  # what is damaged is noted when it is looked at
+        reader.index = store.index
+    _learn_parts(store, reader)
+    for name in store.view.names():
+        reader.look_at(name)
+
+
+def _learn_parts(store: Store, reader: ChunkReader) -> None:
+    for feature, stored in store.features.items():
+        arrays = [*stored.spec.arrays, *([fmt.status_name(feature)] if stored.spec.axis == "frame" else [])]
+        reader.parts_of |= {array: list(part_names(stored.spec)) for array in arrays}
+
+
+def _verify_rules(store: Store, reader: ChunkReader) -> None:
+    _learn_parts(store, reader)
+    try:
+        reader.index = store.index
     except CorruptError as error:
-        check.problem("video_id", str(error), "the index")
-        return check.found
+        found = reader.found
+        _look_at_all(store, reader)
+        if not any(problem.array in _INDEX for problem in found.problems):
+            found.problems.append(Problem("video_id", one_line(str(error)), first="the index"))
+        return
+    check = _Check(store, reader)
     check.index()
     for name in store.features:
         check.feature(name)
     check.other_arrays()
-    return check.found
 
 
 class _Check:
-    """Goes through a store."""
+    """Compares one version with the rules of the format."""
 
-    def __init__(self, store: Store, on_rows: Callable[[int], None]) -> None:
-        self._store, self._on_rows = store, on_rows
+    def __init__(self, store: Store, reader: ChunkReader) -> None:
+        self._store, self._reader = store, reader
         self._view = store.view
         self._seen: set[str] = set()
-        self.found = Verification(store.location, store.snapshot)
+        self.found = reader.found
 
     # -- what was found -------------------------------------------------------------------------------------
 
-    def problem(self, array: str, what: str, first: str, count: int = 1) -> None:
+    def problem(self, array: str, what: str, first: str, count: int = 1, videos: Iterable[str] = ()) -> None:
         """Note a broken rule, together with others of its kind."""
-        self._add(self.found.problems, array, what, first, count)
+        self._add(self.found.problems, array, what, first, count, videos)
 
     def note(self, array: str, what: str, first: str, count: int = 1) -> None:
         """Note what is worth a look."""
         self._add(self.found.notes, array, what, first, count)
 
-    def _add(self, found: list[Problem], array: str, what: str, first: str, count: int) -> None:
+    def _add(
+        self, found: list[Problem], array: str, what: str, first: str, count: int, videos: Iterable[str] = ()
+    ) -> None:
         for known in found:
             if (known.array, known.what) == (array, what):
                 known.count += count
+                known.videos = list(dict.fromkeys([*known.videos, *videos]))
                 return
-        found.append(Problem(array, what, count, first))
+        found.append(Problem(array, what, count, first, videos=list(videos), versions=[self._store.snapshot]))
 
     def _rows_problem(self, array: str, what: str, bad: NDArray[np.bool_], start: int, *, axis: str = "frame") -> None:
         if bad.any():
-            row = start + int(np.argmax(bad))
-            self.problem(array, what, self._place(row, axis), int(bad.sum()))
+            rows = start + np.flatnonzero(bad)
+            index = self._store.index
+            inside = rows[rows < (len(index) if axis == "video" else index.total_frames)]
+            positions = inside if axis == "video" else np.unique(index.video_of(inside))
+            place = self._place(int(rows[0]), axis)
+            self.problem(array, what, place, len(rows), index.ids[positions].tolist())
 
     def _place(self, row: int, axis: str) -> str:
         index = self._store.index
@@ -128,41 +191,9 @@ class _Check:
 
     # -- reading --------------------------------------------------------------------------------------------
 
-    def _read(self, name: str, start: int, stop: int) -> NDArray[Any] | None:
-        try:
-            values = self._view.read(name, start, stop)
-        except CorruptError as error:
-            # Without this chunk's own place and checksum: chunks that fail for one reason are one problem.
-            reason = str(error).partition(" cannot be read: ")[2].partition(". ")[0].rpartition(": ")[2]
-            self.problem(name, f"cannot be read: {reason or error}", f"rows {start}:{stop}")
-            return None
-        meta = self._view.meta(name)
-        self.found.size_bytes += (stop - start) * meta.row_bytes
-        return values
-
     def _whole(self, name: str) -> NDArray[Any] | None:
-        """Return a whole array, chunk by chunk; None if it is not there, or any of it cannot be read."""
         self._seen.add(name)
-        if name not in self._view.names():
-            return None
-        self.found.arrays += 1
-        blocks = [self._read(name, start, stop) for start, stop in self._chunks(name)]
-        whole = [block for block in blocks if block is not None]
-        if not whole or len(whole) != len(blocks):
-            return None
-        values = np.concatenate(whole)
-        digest = self._view.digest(name)
-        if digest is not None and digest != text_digest(values):
-            self.problem(name, "is not the text that was committed", "the array")
-        return values
-
-    def _chunks(self, name: str) -> Iterator[tuple[int, int]]:
-        meta = self._view.meta(name)
-        for start in range(0, meta.n_rows, max(1, meta.chunk_rows)):
-            stop = min(start + meta.chunk_rows, meta.n_rows)
-            yield start, stop
-            self.found.rows += stop - start
-            self._on_rows(stop - start)
+        return self._reader.whole(name)
 
     # -- the index ------------------------------------------------------------------------------------------
 
@@ -251,10 +282,10 @@ class _Check:
         """Check all rows, chunk by chunk; return their states, (frames,) uint8, for a feature of frames."""
         self.found.arrays += len(spec.arrays) + (spec.axis == "frame")
         statuses = []
-        for start, stop in self._chunks(spec.name):
-            arrays = {array: self._read(array, start, stop) for array in spec.arrays}
+        for start, stop in self._reader.chunks(spec.name):
+            arrays = {array: self._reader.read(array, start, stop) for array in spec.arrays}
             if spec.axis == "frame":
-                status = self._read(fmt.status_name(spec.name), start, stop)
+                status = self._reader.read(fmt.status_name(spec.name), start, stop)
             else:
                 status = None if states is None else states[start:stop]
             statuses.append(status)
@@ -329,17 +360,19 @@ class _Check:
                 entry = json.loads(text) if text else {}
                 frames = {int(frame) for frame in entry.get("frames", {})}
             except (ValueError, AttributeError, TypeError):
-                self.problem(fmt.failure_name(spec.name), "is not JSON as the format has it", place)
+                video = [self._store.index.ids[position]]
+                self.problem(fmt.failure_name(spec.name), "is not JSON as the format has it", place, videos=video)
                 continue
             state = states[position]
             if ("video" in entry) != (state == State.FAILED):
-                self.problem(ledger, "does not agree with the reason of the failure", place)
+                video = [self._store.index.ids[position]]
+                self.problem(ledger, "does not agree with the reason of the failure", place, videos=video)
             if statuses is not None:
                 rows = self._store.index.rows(position)
-                self._video_rows(spec, state, frames, statuses[rows], place)
+                self._video_rows(spec, state, frames, statuses[rows], position)
 
     def _video_rows(
-        self, spec: FeatureSpec, state: int, frames: set[int], status: NDArray[np.uint8], place: str
+        self, spec: FeatureSpec, state: int, frames: set[int], status: NDArray[np.uint8], position: int
     ) -> None:
         expected = {
             State.PENDING: not status.any(),
@@ -348,7 +381,9 @@ class _Check:
             and set(np.flatnonzero(status == State.FAILED).tolist()) == frames,
         }
         if not expected.get(State(state) if state <= max(State) else State.PENDING, True):
-            self.problem(fmt.status_name(spec.name), "does not agree with the state of its video", place)
+            place, video = self._place(position, "video"), [self._store.index.ids[position]]
+            what = "does not agree with the state of its video"
+            self.problem(fmt.status_name(spec.name), what, place, videos=video)
 
     # -- the rest -------------------------------------------------------------------------------------------
 

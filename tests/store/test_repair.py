@@ -1,0 +1,252 @@
+"""What is damaged is made again, just that, with the same bits; what cannot be made again is said."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import kpstore
+from kpstore.backends import memory
+from kpstore.backends.base import ReadView, WriteView
+from kpstore.errors import CorruptError, NotFoundError
+from kpstore.extractors.base import AnyExtractor
+from kpstore.ingest.run import Options, run_ingest
+from kpstore.schema.feature import FeatureSpec, State
+from kpstore.sources.base import Source
+from kpstore.store.repair import repair
+from kpstore.store.verify import verify
+from tests.conftest import memory_location
+from tests.fakes import FakeExtractor, FakeSource
+from tests.ingest.test_several_features import Faces, Portraits
+from tests.store.data import fill, rows_of
+
+LENGTHS = {"a": 5, "b": 9, "none": 0, "c": 20, "d": 3, "e": 7, "f": 11}
+SOURCE = FakeSource(LENGTHS, broken={"b": [2], "e": [0]}, unreadable=("d",))
+SERIAL = Options(workers=0)
+
+
+class Disk:
+    """Which chunks of a store in memory are damaged: they cannot be read, nor written in part, until they are whole."""
+
+    def __init__(self) -> None:
+        self.damaged: set[tuple[str, int]] = set()
+
+    def check(self, view: ReadView, name: str, start: int, stop: int) -> None:
+        rows = view.meta(name).chunk_rows
+        for chunk in range(start // rows, -(-stop // rows)):
+            if (name, chunk) in self.damaged:
+                raise CorruptError(f"rows {start}:{stop} of {name!r} in memory cannot be read: wrong checksum")
+
+    def write(self, view: WriteView, name: str, start: int, n_rows: int) -> None:
+        meta = view.meta(name)
+        stop = start + n_rows
+        for chunk in range(start // meta.chunk_rows, -(-stop // meta.chunk_rows)):
+            first, last = chunk * meta.chunk_rows, min((chunk + 1) * meta.chunk_rows, meta.n_rows)
+            if start <= first and last <= stop:
+                self.damaged.discard((name, chunk))
+            else:
+                self.check(view, name, max(start, first), min(stop, last))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk, read, write = Disk(), memory._View.read, memory._WriteView.write
+
+    def checked_read(view: Any, name: str, start: int, stop: int) -> NDArray[Any]:
+        disk.check(view, name, start, stop)
+        return read(view, name, start, stop)
+
+    def checked_write(view: Any, name: str, start: int, values: NDArray[Any]) -> None:
+        disk.write(view, name, start, len(values))
+        write(view, name, start, values)
+
+    monkeypatch.setattr(memory._View, "read", checked_read)
+    monkeypatch.setattr(memory._WriteView, "write", checked_write)
+    return disk
+
+
+def contents(location: str) -> dict[str, Any]:
+    view = kpstore.open(location).view
+    blocks = {name: view.read(name, 0, view.meta(name).n_rows) for name in view.names()}
+    return {name: block.tolist() if block.dtype == object else block.tobytes() for name, block in blocks.items()}
+
+
+def ingest(location: str, source: Source = SOURCE, extractor: AnyExtractor | None = None) -> int:
+    return run_ingest(source, location, extractor or FakeExtractor(chunk_rows=8), SERIAL).frames
+
+
+def n_chunks(location: str, name: str) -> int:
+    meta = kpstore.open(location).view.meta(name)
+    return -(-meta.n_rows // meta.chunk_rows)
+
+
+EVERY_FRAME = sum(LENGTHS.values())
+LEDGER = ("points_status", "points_state", "points_failure")
+CASES: dict[str, list[tuple[str, int]]] = {
+    "values": [("points", 2)],
+    "the last chunk, which is short": [("points", 6)],
+    "neighbours": [("points", 1), ("points", 2), ("points_detected", 3)],
+    "a companion": [("points_detected", 0)],
+    "states of frames": [("points_status", 1), ("points_status", 4)],
+    "states of videos": [("points_state", 0)],
+    "reasons": [("points_failure", 0)],
+    "states and reasons": [("points_state", 0), ("points_failure", 0)],
+    "states of frames and videos": [("points_status", 0), ("points_state", 0)],
+    "the whole ledger": [*((name, 0) for name in LEDGER), ("points_status", 3)],
+    "values and their states": [("points", 3), ("points_status", 3), ("points_state", 0)],
+    "labels": [("space", 0)],
+    "everything": [("points", 0), ("points_detected", 5), ("space", 0), *((name, 0) for name in LEDGER)],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ingest_after_repair_has_the_bits_of_an_undisturbed_run(disk: Disk, case: str) -> None:
+    location = memory_location()
+    assert ingest(location) == EVERY_FRAME
+    undisturbed = contents(location)
+    disk.damaged = set(CASES[case])
+    assert verify(kpstore.open(location)).problems
+    done = repair(location)
+    assert (done.left, disk.damaged) == ((), set())
+    assert done.made == kpstore.open(location).snapshot
+    assert verify(kpstore.open(location)).problems == []
+    redone = {video_id for feature in done.features for video_id in feature.videos}
+    assert ingest(location) == sum(LENGTHS[video_id] for video_id in redone)
+    assert contents(location) == undisturbed
+
+
+def test_what_follows_from_the_rest_is_not_made_again(disk: Disk) -> None:
+    location = memory_location()
+    ingest(location)
+    undisturbed = contents(location)
+    for damaged in (
+        {("points_status", n) for n in range(n_chunks(location, "points_status"))},
+        {("space", 0)},
+    ):
+        disk.damaged = set(damaged)
+        done = repair(location)
+        assert [feature.videos for feature in done.features] in ([()], [])
+        assert contents(location) == undisturbed
+    disk.damaged = {("points_state", 0)}
+    (feature,) = repair(location).features
+    assert (feature.videos, feature.rebuilt) == (("none",), ("points_state",)), "nothing says that it was done"
+    disk.damaged = {("points_failure", 0)}
+    (feature,) = repair(location).features
+    assert feature.videos == ("b", "d", "e"), "the others had no failure, the states say"
+
+
+def test_only_videos_in_a_damaged_chunk_are_pending_and_the_commit_says_which(disk: Disk) -> None:
+    location = memory_location()
+    ingest(location)
+    before = kpstore.open(location)
+    disk.damaged = {("points", 1)}  # rows 8 to 15: the end of b, whose rows are 5 to 13, and the beginning of c
+    planned = repair(location, dry_run=True)
+    assert (planned.made, kpstore.open(location).snapshot) == (None, before.snapshot)
+    done = repair(location)
+    assert planned.features == done.features
+    (feature,) = done.features
+    assert (feature.videos, feature.frames, feature.rebuilt) == (("b", "c"), 29, ())
+    store = kpstore.open(location)
+    assert [store.index.ids[p] for p in np.flatnonzero(store.states("points") == State.PENDING)] == ["b", "c"]
+    newest, older, *_ = store.history()
+    assert (newest.message, older.id) == ("repair: 2 videos of points pending again", before.snapshot)
+    assert newest.metadata["repair"]["features"] == {"points": {"n_videos": 2, "videos": ["b", "c"]}}
+    (problem,) = done.problems
+    assert (problem.videos, problem.frames, problem.rows) == (["b", "c"], [(3, 9), (0, 2)], (8, 16))
+    assert json.loads(json.dumps(done.to_json()))["features"][0]["videos"] == ["b", "c"]
+
+
+def test_nothing_to_repair_makes_no_version(disk: Disk) -> None:
+    location = memory_location()
+    ingest(location)
+    before = kpstore.open(location).snapshot
+    done = repair(location)
+    assert (done.problems, done.features, done.left, done.made) == ((), (), (), None)
+    assert kpstore.open(location).snapshot == before
+
+
+@pytest.mark.parametrize("damaged", [("mean", 3), ("from_reference", 0), ("reference", 0), ("reference_state", 0)])
+def test_features_of_one_extractor_become_pending_together(disk: Disk, damaged: tuple[str, int]) -> None:
+    source, location = Portraits({"a": 4, "b": 9, "c": 6}, torn=()), memory_location()
+    ingest(location, source, Faces(dark=40))
+    undisturbed = contents(location)
+    disk.damaged = {damaged}
+    done = repair(location)
+    assert len({feature.videos for feature in done.features}) == (1 if done.features[0].videos else len(done.features))
+    assert verify(kpstore.open(location)).problems == []
+    ingest(location, source, Faces(dark=40))
+    assert contents(location) == undisturbed
+
+
+def test_a_feature_that_no_ingest_makes_says_what_does(disk: Disk) -> None:
+    for made_by, way in (("imported", "was imported"), ("predict", "kpstore predict"), ("", "as they were written")):
+        store = kpstore.create(memory_location())
+        with store.transaction("fill") as tx:
+            tx.add_videos(FakeSource({"a": 5, "b": 4}).scan().videos)
+            tx.add_feature(FeatureSpec("points", (5, 3), ("p", "s"), chunk_rows=4), {"extractor": made_by})
+            tx.write("points", "a", rows_of("a", 5).values)
+            tx.write("points", "b", rows_of("b", 4).values)
+        disk.damaged = {("points", 0)}
+        (feature,) = repair(store.location).features
+        assert feature.videos == ("a",)
+        assert way in feature.again
+
+
+@pytest.mark.parametrize("name", ["image_path", "fps", "gloss"])
+def test_what_is_written_nowhere_else_is_left_with_a_way_out(disk: Disk, name: str) -> None:
+    store = fill(kpstore.create(memory_location()), done=("a",))
+    first = store.snapshot
+    disk.damaged = {(name, 0)}
+    done = repair(store.location)
+    assert done.made is None
+    (line,) = done.left
+    assert line.startswith(f"'{name}' (memory) is written nowhere else and cannot be mended; no older version")
+    disk.damaged = {(name, 0), ("points", 0)}
+    done = repair(store.location)
+    assert (len(done.left), done.features[0].videos) == (1, ("a",))
+    assert {problem.array for problem in verify(store.at()).problems} == {name}
+    assert first in {commit.id for commit in store.at().history()}
+
+
+def test_an_older_version_that_reads_well_is_named(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fill(kpstore.create(memory_location()), done=("a",))
+    with store.transaction("more") as tx:
+        tx.write("points", "b", rows_of("b", 9))
+    newest, read = store.at().snapshot, memory._View.read
+
+    def damaged_now(view: Any, name: str, start: int, stop: int) -> NDArray[Any]:
+        if view.snapshot == newest and name == "n_frames":
+            raise CorruptError("rows 0:4 of 'n_frames' cannot be read: wrong checksum")
+        return read(view, name, start, stop)
+
+    monkeypatch.setattr(memory._View, "read", damaged_now)
+    (line,) = repair(store.location).left
+    assert f"version {store.snapshot} holds it whole: 'kpstore convert" in line
+
+
+def test_a_newest_version_that_does_not_open_names_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fill(kpstore.create(memory_location()), done=("a",))
+    store.tag("good")
+    with store.transaction("more") as tx:
+        tx.write("points", "b", rows_of("b", 9))
+    newest, attrs = store.at().snapshot, memory._View.attrs
+
+    def damaged_now(view: Any) -> Any:
+        if view.snapshot == newest:
+            raise CorruptError("its attributes cannot be read")
+        return attrs(view)
+
+    monkeypatch.setattr(memory._View, "attrs", damaged_now)
+    with pytest.raises(
+        CorruptError, match=r"cannot be opened \(its attr.*version good can: 'kpstore convert .*--to good"
+    ):
+        repair(store.location)
+
+
+def test_no_store_is_said_as_ever() -> None:
+    with pytest.raises(NotFoundError, match="does not exist"):
+        repair("memory://nowhere")
