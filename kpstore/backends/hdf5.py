@@ -8,7 +8,6 @@ has opened. The price is one copy for each commit; file systems that can share b
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,14 +19,18 @@ import h5py
 import numpy as np
 
 from kpstore.backends import hdf5_layout as layout
+from kpstore.backends import hdf5_records as records
 from kpstore.backends.asides import aside_of, check_room, copy_blocks, left_overs, make_durable
 from kpstore.backends.base import (
     MAIN,
     Capabilities,
     Commit,
 )
-from kpstore.backends.hdf5_layout import HOME, Tree
-from kpstore.backends.hdf5_views import OPEN, HDF5ReadView, HDF5WriteView, new_id, write_record
+from kpstore.backends.hdf5_changes import OPEN, HDF5WriteView, new_id
+from kpstore.backends.hdf5_examine import examine
+from kpstore.backends.hdf5_records import HOME, Names, damage_told, read_names, write_names
+from kpstore.backends.hdf5_tree import Tree, write_tree
+from kpstore.backends.hdf5_views import HDF5ReadView
 from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.errors import (
     BusyError,
@@ -71,7 +74,7 @@ class HDF5Backend:
         try:
             with h5py.File(self._path, "r") as file:
                 return HOME in file and "head" in file[HOME].attrs
-        except (OSError, RuntimeError, KeyError):  # HDF5's library finds damage under all these names
+        except records.DAMAGE:
             return _looks_like_hdf5(self._path)  # something is there; opening it will say what is wrong with it
 
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
@@ -82,10 +85,12 @@ class HDF5Backend:
         snapshot = new_id()
         try:
             with h5py.File(aside, "x", **OPEN) as file:
-                home = file.create_group(HOME)
-                home.attrs.update({"format": layout.FORMAT, "head": snapshot, "tags": "{}", "used_tags": "[]"})
-                layout.set_attrs(file, attrs)
-                write_record(file, snapshot, None, message, {}, set(), {})
+                file.create_group(HOME).attrs["format"] = records.FORMAT
+                write_names(file, Names(snapshot, {}, ()))
+                kept = layout.plain(attrs)
+                layout.set_attrs(file, kept, ())
+                about = {"touched": [], **write_tree(file, Tree(kept, {}))}
+                records.write_record(file, snapshot, records.commit_now(snapshot, None, message, {}), about)
             make_durable(aside)
             _place(aside, self)
         finally:
@@ -134,14 +139,17 @@ class HDF5Backend:
         if self._open_file is None or self._open_file[0] != key:
             self._require()
             try:
-                self._open_file = key, h5py.File(self._path, "r")
+                file = h5py.File(self._path, "r")
             except BlockingIOError:
                 raise BusyError(f"{self.location} is open for writing in another program; close it there") from None
             except PermissionError:
                 raise
-            except OSError as error:
+            except records.DAMAGE as error:
                 reason = str(error).partition("(")[2].rstrip(")") or error
                 raise CorruptError(f"{self.location} cannot be opened as HDF5: {reason}; it is damaged") from None
+            with damage_told(self.location):
+                records.format_of(file)
+            self._open_file = key, file
         return self._open_file[1]
 
     def view(self, snapshot: str) -> HDF5ReadView:
@@ -151,8 +159,8 @@ class HDF5Backend:
         return HDF5ReadView(self, file, snapshot)
 
     def _check_version(self, file: h5py.File, snapshot: str) -> None:
-        with layout.damage_told(self.location):
-            found = layout.version_group(file, snapshot)
+        with damage_told(self.location):
+            found = records.version_group(file, snapshot)
         if found is None:
             raise NotFoundError(f"version {snapshot!r} of {self.location} not found; see 'kpstore log'")
 
@@ -160,7 +168,7 @@ class HDF5Backend:
         """Start changes on top of the newest version."""
         self._check_branch(branch)
         file = self.file()
-        return HDF5WriteView(self, file, layout.head_of(file))
+        return HDF5WriteView(self, file, self._names(file).head)
 
     def _check_branch(self, name: str) -> None:
         if name != MAIN:
@@ -171,17 +179,23 @@ class HDF5Backend:
         file = self.file()
         self._check_version(file, snapshot)
         following: str | None = snapshot
+        seen: set[str] = set()
         while following is not None:
-            with layout.damage_told(self.location):
-                commit = layout.read_commit(file, following)
+            with damage_told(self.location, f"version {following}"):
+                commit = records.read_commit(file, following)
+                if following in seen:
+                    raise ValueError("it follows itself")
+            seen.add(following)
             yield commit
             following = commit.parent
 
     def branches(self) -> dict[str, str]:
         """Return the one branch that there is."""
-        file = self.file()
-        with layout.damage_told(self.location):
-            return {MAIN: layout.head_of(file)}
+        return {MAIN: self._names(self.file()).head}
+
+    def _names(self, file: h5py.File) -> Names:
+        with damage_told(self.location):
+            return read_names(file)
 
     def create_branch(self, name: str, snapshot: str) -> None:
         """Refuse: there is one line of versions in a file."""
@@ -197,14 +211,13 @@ class HDF5Backend:
         self._check_version(self.file(), snapshot)
         with self.commit_lock():
             file = self.file()
-            if layout.head_of(file) != expected:
+            if self._names(file).head != expected:
                 raise ConflictError(f"branch {name!r} of {self.location} has a newer version meanwhile; try again")
             if snapshot == expected:
                 return
             changes = HDF5WriteView(self, file, expected)
             try:
-                changes.restore(Tree(file, snapshot))
-                changes.become(snapshot)
+                changes.restore(HDF5ReadView(self, file, snapshot))
             finally:
                 changes.discard()
 
@@ -212,30 +225,31 @@ class HDF5Backend:
 
     def tags(self) -> dict[str, str]:
         """Return tags and the ids that they name."""
-        file = self.file()
-        with layout.damage_told(self.location):
-            return dict(sorted(json.loads(file[HOME].attrs["tags"]).items()))
+        return dict(sorted(self._names(self.file()).tags.items()))
 
     def create_tag(self, name: str, snapshot: str) -> None:
         """Name a version for good."""
         self._check_version(self.file(), snapshot)
         with self.commit_lock(), self._changed_copy() as file:
-            used = json.loads(file[HOME].attrs["used_tags"])
-            if name in used:
+            names = self._names(file)
+            if name in names.used_tags:
                 raise ExistsError(
                     f"tag {name!r} of {self.location} is, or was, taken and tags never move; choose another name"
                 )
-            tags = json.loads(file[HOME].attrs["tags"])
-            file[HOME].attrs["tags"] = json.dumps({**tags, name: snapshot})
-            file[HOME].attrs["used_tags"] = json.dumps([*used, name])
+            write_names(file, Names(names.head, {**names.tags, name: snapshot}, (*names.used_tags, name)))
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
         with self.commit_lock(), self._changed_copy() as file:
-            tags = json.loads(file[HOME].attrs["tags"])
-            if name not in tags:
-                raise NotFoundError(f"tag {name!r} of {self.location} not found; it has {sorted(tags)}")
-            file[HOME].attrs["tags"] = json.dumps({key: value for key, value in tags.items() if key != name})
+            names = self._names(file)
+            if name not in names.tags:
+                raise NotFoundError(f"tag {name!r} of {self.location} not found; it has {sorted(names.tags)}")
+            tags = {tag: snapshot for tag, snapshot in names.tags.items() if tag != name}
+            write_names(file, Names(names.head, tags, names.used_tags))
+
+    def examine(self) -> Iterator[str]:
+        """Yield what is wrong with names, records and tables of versions; see :mod:`kpstore.backends.hdf5_examine`."""
+        yield from examine(self.file(), self.location)
 
     @contextmanager
     def _changed_copy(self) -> Iterator[h5py.File]:

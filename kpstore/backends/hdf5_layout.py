@@ -8,32 +8,34 @@ the base of the version before them, so a commit costs what it overwrites, and r
 ::
 
     /keypoints, /split, …            the newest version
-    /_kpstore            attributes  head (id of the newest version), tags, used_tags, format
-    /_kpstore/versions/ID/record     JSON: parent, message, time, metadata, touched, digests of text
+    /_kpstore            attributes  head (id of the newest version), tags, used_tags, checksum, format
+    /_kpstore/tree                   JSON of the newest version: attrs, arrays {name: shape, dtype, …, attrs}
+    /_kpstore/checksums              of the newest version's chunks, array by array, uint64
+    /_kpstore/versions/ID/record     JSON: parent, message, time, metadata, touched, digests of tree and checksums
     /_kpstore/versions/ID/delta      for all but the newest
         about                        JSON: base, attrs, arrays {name: None if absent here | {n_rows, attrs, chunks}}
+        checksums                    of the chunks that differ, uint64
         chunks/NAME                  the chunks that differ, one behind the other
         arrays/NAME                  arrays that the base does not have
+
+Files of format 1 have no ``tree`` and no ``checksums``: arrays are described by attributes of the data sets alone.
+Those of format 2 have these as well, for other programs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ArrayMeta, Codec, Commit
-from kpstore.errors import CorruptError, InvalidError, KpstoreError
+from kpstore.backends.base import TEXT, ArrayMeta, Codec
+from kpstore.errors import CorruptError, InvalidError
 
-HOME = "_kpstore"
-FORMAT = 1
 _META = "kpstore_meta"
 """Attribute of a data set that holds what HDF5 itself does not say of an array, as JSON."""
 
@@ -47,36 +49,16 @@ _FILTERS: Mapping[Codec, Mapping[str, Any]] = {
 ABSENT = -1
 """In a delta: a chunk that nobody has written in this version."""
 
-
-@contextmanager
-def damage_told(location: str) -> Iterator[None]:
-    """Turn what reading a damaged file runs into, in HDF5's library or in its JSON, into :class:`CorruptError`."""
-    try:
-        yield
-    except KpstoreError:
-        raise
-    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        what = " ".join(str(error).strip("'").split())
-        raise CorruptError(
-            f"{location}: what it says of its arrays and versions cannot be read ({what}); it is damaged"
-        ) from error
+Table = NDArray[np.uint64]
+"""The checksum of each chunk of one array, by number."""
 
 
-def write_json(group: h5py.Group, name: str, value: Any) -> None:
-    """Store JSON of any length as a data set of bytes; attributes end at 64 KiB."""
-    if name in group:
-        del group[name]
-    group.create_dataset(name, data=np.frombuffer(json.dumps(value, ensure_ascii=False).encode(), dtype=np.uint8))
+# -- attributes -------------------------------------------------------------------------------------------------
 
 
-def read_json(group: h5py.Group, name: str) -> Any:
-    """Return what :func:`write_json` stored."""
-    return json.loads(group[name][:].tobytes())
-
-
-def set_attrs(item: h5py.Group | h5py.Dataset, attrs: Mapping[str, Any]) -> None:
-    """Replace the attributes of an array or of the root: text as it is, everything else as JSON text."""
-    for name in get_attrs(item):
+def set_attrs(item: h5py.Group | h5py.Dataset, attrs: Mapping[str, Any], before: Iterable[str]) -> None:
+    """Replace the attributes ``before`` of an array or of the root: text as it is, everything else as JSON text."""
+    for name in set(before) & set(item.attrs):
         del item.attrs[name]
     for name, value in attrs.items():
         item.attrs[name] = value if _is_plain(value) else "json:" + json.dumps(value, ensure_ascii=False)
@@ -91,6 +73,14 @@ def get_attrs(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str) and not value.startswith("json:") and "\0" not in value
+
+
+def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes as they come back from JSON: a version's digest is of these."""
+    return dict(json.loads(json.dumps(dict(attrs))))
+
+
+# -- arrays -----------------------------------------------------------------------------------------------------
 
 
 def create_array(group: h5py.Group, name: str, meta: ArrayMeta) -> h5py.Dataset:
@@ -109,7 +99,7 @@ def create_array(group: h5py.Group, name: str, meta: ArrayMeta) -> h5py.Dataset:
     made.attrs[_META] = json.dumps({"dtype": meta.dtype, "dims": meta.dims, "codec": meta.codec})
     for axis, dim in enumerate(meta.dims):
         made.dims[axis].label = dim
-    set_attrs(made, meta.attrs)
+    set_attrs(made, meta.attrs, ())
     return made
 
 
@@ -127,18 +117,59 @@ def meta_of(array: h5py.Dataset) -> ArrayMeta:
     )
 
 
+def meta_to_json(meta: ArrayMeta) -> dict[str, Any]:
+    """Return a description of an array as JSON values; a fill that JSON has no number for is text, ``"NaN"``."""
+    named = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+    fill = meta.fill if np.isfinite(meta.fill) else named[str(meta.fill)]
+    return {
+        "shape": list(meta.shape),
+        "dtype": meta.dtype,
+        "chunk_rows": meta.chunk_rows,
+        "dims": list(meta.dims),
+        "fill": fill,
+        "codec": meta.codec,
+        "attrs": dict(meta.attrs),
+    }
+
+
+def meta_from_json(found: Mapping[str, Any]) -> ArrayMeta:
+    """Return what :func:`meta_to_json` described."""
+    fill = float(found["fill"]) if isinstance(found["fill"], str) else found["fill"]
+    shape, dims = tuple(found["shape"]), tuple(found["dims"])
+    return ArrayMeta(shape, found["dtype"], found["chunk_rows"], dims, fill, found["attrs"], found["codec"])
+
+
+def stored_meta(meta: ArrayMeta) -> ArrayMeta:
+    """Return a new array's description as it will come back: fill in the array's own type, attributes from JSON."""
+    fill = 0 if meta.dtype == TEXT else np.asarray(meta.fill, dtype=meta.dtype).item()
+    chunk_rows = max(1, meta.chunk_rows)
+    return ArrayMeta(tuple(meta.shape), meta.dtype, chunk_rows, tuple(meta.dims), fill, plain(meta.attrs), meta.codec)
+
+
+def with_rows(meta: ArrayMeta, n_rows: int, attrs: Mapping[str, Any]) -> ArrayMeta:
+    """Return the same array with another length and other attributes."""
+    shape = (n_rows, *meta.shape[1:])
+    return ArrayMeta(shape, meta.dtype, meta.chunk_rows, meta.dims, meta.fill, attrs, meta.codec)
+
+
+def n_chunks(meta: ArrayMeta) -> int:
+    """Return how many chunks an array has."""
+    return -(-meta.n_rows // meta.chunk_rows)
+
+
 def is_array(item: Any) -> bool:
     """Whether something in the file is an array of a store."""
     return isinstance(item, h5py.Dataset) and _META in item.attrs
 
 
-def _is_own(file: h5py.File, name: str) -> bool:
-    """Whether a name stands for an array of the store that lies in this file, and not for a way into another one."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not is_array(file[name]):
-        return False
-    if file[name].is_virtual or file[name].external:
-        raise CorruptError(f"{file.filename}: array {name!r} lies in another file, which is not read")
-    return True
+def open_array(group: h5py.Group, name: str) -> h5py.Dataset:
+    """Return a data set of this file; :class:`CorruptError` for a way into another one."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise CorruptError(f"{group.file.filename}: array {name!r} is missing, or lies in another file")
+    array = group[name]
+    if array.is_virtual or array.external:
+        raise CorruptError(f"{group.file.filename}: array {name!r} lies in another file, which is not read")
+    return array
 
 
 def read_dataset(array: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:
@@ -149,18 +180,45 @@ def read_dataset(array: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:
     return np.asarray(words, dtype=object)
 
 
-def write_dataset(array: h5py.Dataset, start: int, values: NDArray[Any]) -> None:
-    """Write rows; HDF5's text ends at a zero character, so there can be none in it."""
-    if array.dtype.kind == "O" and any("\0" in word for word in values.tolist()):
-        raise InvalidError(f"{array.name[1:]!r}: HDF5 cannot hold text with a zero character")
-    if len(values):
-        array[start : start + len(values)] = values
+def check_text(name: str, values: NDArray[Any]) -> None:
+    """Raise :class:`InvalidError` for a zero character: HDF5's text ends there."""
+    if any("\0" in word for word in values.tolist()):
+        raise InvalidError(f"{name!r}: HDF5 cannot hold text with a zero character")
 
 
 def is_written(array: h5py.Dataset, chunk: int) -> bool:
     """Whether a chunk is in the file; what nobody wrote is not."""
-    offset = (chunk * array.chunks[0], *(0 for _ in array.shape[1:]))
-    return array.id.get_chunk_info_by_coord(offset).byte_offset is not None
+    return byte_of(array, chunk) is not None
+
+
+def byte_of(array: h5py.Dataset, chunk: int) -> int | None:
+    """Return where in the file a chunk begins; None if nobody wrote it."""
+    offset = array.id.get_chunk_info_by_coord(_corner(array, chunk)).byte_offset
+    return None if offset is None else int(offset)
+
+
+def _corner(array: h5py.Dataset, chunk: int) -> tuple[int, ...]:
+    return (chunk * array.chunks[0], *(0 for _ in array.shape[1:]))
+
+
+def empty_chunk(array: h5py.Dataset, chunk: int) -> None:
+    """Put zeros (text: nothing) in the place of a chunk that cannot be read: HDF5 looks at it when it is overwritten.
+
+    Of damaged text it would even give up the place of whatever the damage points at.
+    """
+    n_bytes = int(np.prod(array.chunks)) * array.id.get_type().get_size()
+    array.id.write_direct_chunk(_corner(array, chunk), bytes(n_bytes), _NO_FILTERS)
+
+
+def spoil_chunk(array: h5py.Dataset, chunk: int) -> None:
+    """Make a chunk one that cannot be read: it stands for one that could not be read before either."""
+    array.id.write_direct_chunk(_corner(array, chunk), b"damaged!", 0)
+
+
+_NO_FILTERS = 0xFFFFFFFF
+
+
+# -- what differs -----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -171,15 +229,25 @@ class Delta:
     ----------
     attrs : of the root, if they differ.
     arrays : by name; None for an array that only the base has.
+    metas : of arrays that are in the delta as a whole.
     """
 
     attrs: dict[str, Any] | None = None
     arrays: dict[str, ArrayDelta | None] = field(default_factory=dict)
+    metas: dict[str, ArrayMeta] = field(default_factory=dict)
 
-    def to_json(self, base: str) -> dict[str, Any]:
+    def to_json(self, base: str, fmt: int) -> dict[str, Any]:
         """Return what is stored beside the chunks."""
         arrays = {name: None if array is None else vars(array) for name, array in self.arrays.items()}
-        return {"base": base, "attrs": self.attrs, "arrays": arrays}
+        about = {"base": base, "attrs": self.attrs, "arrays": arrays}
+        if fmt > 1:
+            about["metas"] = {name: meta_to_json(meta) for name, meta in self.metas.items()}
+        return about
+
+    def checksums(self, tables: Callable[[str], Table]) -> Table:
+        """Return what is stored of this version's ``tables``: those of the chunks in the delta, array by array."""
+        parts = [tables(name)[numbers_of(array)] for name, array in sorted(self.arrays.items()) if array is not None]
+        return np.concatenate([np.empty(0, np.uint64), *parts])
 
 
 @dataclass
@@ -198,143 +266,50 @@ class ArrayDelta:
     chunks: dict[str, int] = field(default_factory=dict)
     whole: bool = False
 
+    def lacks(self, chunk: int, chunk_rows: int) -> bool:
+        """Whether a chunk is to be kept before it is overwritten: this version reaches it, and it is not there yet."""
+        return str(chunk) not in self.chunks and chunk * chunk_rows < self.n_rows
 
-def keep_chunk(kept: h5py.Group, array: h5py.Dataset, delta: ArrayDelta, chunk: int) -> None:
-    """Copy a chunk to the delta before it is overwritten, unless it is there or this version does not reach it."""
-    rows = array.chunks[0]
-    if str(chunk) in delta.chunks or chunk * rows >= delta.n_rows:
-        return
-    if not is_written(array, chunk):
+
+def numbers_of(array: ArrayDelta) -> Any:
+    """Return whose checksums a delta holds: of the chunks in it in their order, or of all."""
+    return slice(None) if array.whole else np.array(sorted(int(chunk) for chunk in array.chunks), dtype=np.int64)
+
+
+def keep_chunk(
+    kept: h5py.Group, name: str, meta: ArrayMeta, delta: ArrayDelta, chunk: int, rows: NDArray[Any] | None
+) -> None:
+    """Copy a chunk to the delta before it is overwritten; ``rows`` are None if nobody wrote it."""
+    if rows is None:
         delta.chunks[str(chunk)] = ABSENT
         return
-    name = array.name[1:]
-    if name not in kept:
-        create_array(kept, name, _without_rows(meta_of(array)))
-    copies = kept[name]
-    at = copies.shape[0] // rows
-    copies.resize((at + 1) * rows, axis=0)
-    write_dataset(copies, at * rows, read_dataset(array, chunk * rows, min((chunk + 1) * rows, array.shape[0])))
+    copies, at = _room_for_chunk(kept, name, meta)
+    copies[at * meta.chunk_rows : at * meta.chunk_rows + len(rows)] = rows
     delta.chunks[str(chunk)] = at
 
 
-def _without_rows(meta: ArrayMeta) -> ArrayMeta:
-    # Compressed, as a chunk of a small store is nearly empty, and a commit must not cost two megabytes.
-    codec: Codec = "lz4" if meta.codec == "raw" else meta.codec
-    return ArrayMeta((0, *meta.shape[1:]), meta.dtype, meta.chunk_rows, meta.dims, meta.fill, {}, codec)
+def keep_damaged_chunk(
+    kept: h5py.Group, name: str, meta: ArrayMeta, delta: ArrayDelta, chunk: int, *, has_table: bool
+) -> None:
+    """Note in the delta that a chunk could not be read, so that it never can be in this version.
 
-
-@dataclass(frozen=True)
-class Piece:
-    """A chunk's place: which chunk of which data set; ``array`` is None where nobody wrote it."""
-
-    array: h5py.Dataset | None
-    chunk: int
-
-
-class StoredArray:
-    """One array at one version: a data set, and the chunks that are elsewhere.
-
-    Parameters
-    ----------
-    array : the data set that holds all other chunks.
-    meta : of the array at this version.
-    elsewhere : by chunk.
+    Where its checksum stays known that is enough: what reads as fill does not match it.
     """
-
-    def __init__(self, array: h5py.Dataset, meta: ArrayMeta, elsewhere: Mapping[int, Piece]) -> None:
-        self.array, self.meta, self.elsewhere = array, meta, elsewhere
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return rows."""
-        if not self.elsewhere:
-            return read_dataset(self.array, start, stop)
-        rows = self.meta.chunk_rows
-        text = self.meta.dtype == TEXT
-        out = np.empty((stop - start, *self.meta.shape[1:]), dtype=object if text else self.meta.dtype)
-        for chunk in range(start // rows, -(-stop // rows)):
-            first, last = max(start, chunk * rows), min(stop, (chunk + 1) * rows)
-            piece = self.elsewhere.get(chunk, Piece(self.array, chunk))
-            if piece.array is None:
-                out[first - start : last - start] = "" if text else self.meta.fill
-            else:
-                shift = (piece.chunk - chunk) * rows
-                out[first - start : last - start] = read_dataset(piece.array, first + shift, last + shift)
-        return out
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether all chunks lie in the file as they are in memory."""
-        arrays = [self.array, *(piece.array for piece in self.elsewhere.values())]
-        return all(array is None or array.compression is None for array in arrays)
-
-    def pieces(self) -> list[Piece]:
-        """Return where each chunk is."""
-        n_chunks = -(-self.meta.n_rows // self.meta.chunk_rows)
-        return [self.elsewhere.get(chunk, Piece(self.array, chunk)) for chunk in range(n_chunks)]
+    if has_table:
+        delta.chunks[str(chunk)] = ABSENT
+        return
+    copies, at = _room_for_chunk(kept, name, meta)
+    spoil_chunk(copies, at)
+    delta.chunks[str(chunk)] = at
 
 
-def version_group(file: h5py.File, snapshot: str) -> h5py.Group | None:
-    """Return what is kept of a version; None if there is no such version."""
-    versions = file[HOME]["versions"]
-    return versions[snapshot] if snapshot.isalnum() and snapshot in versions else None
-
-
-def text_digests(file: h5py.File, snapshot: str) -> dict[str, str]:
-    """Return the digests of a version's arrays of text, by name."""
-    return dict(read_json(file[HOME]["versions"][snapshot], "record").get("text", {}))
-
-
-def read_commit(file: h5py.File, snapshot: str) -> Commit:
-    """Return who a version follows, and when and why it was made."""
-    record = read_json(file[HOME]["versions"][snapshot], "record")
-    time = datetime.fromisoformat(record["time"])
-    return Commit(snapshot, record["parent"], record["message"], time, record["metadata"])
-
-
-def head_of(file: h5py.File) -> str:
-    """Return the newest version."""
-    return str(file[HOME].attrs["head"])
-
-
-class Tree:
-    """All arrays at one version, put together from the newest and the differences on the way to this one."""
-
-    def __init__(self, file: h5py.File, snapshot: str) -> None:
-        self.attrs = get_attrs(file)
-        self.arrays: dict[str, StoredArray] = {
-            name: StoredArray(file[name], meta_of(file[name]), {}) for name in file if _is_own(file, name)
-        }
-        for group in reversed(list(_path(file, snapshot))):
-            self._apply(group)
-
-    def _apply(self, group: h5py.Group) -> None:
-        about = read_json(group, "about")
-        if about["attrs"] is not None:
-            self.attrs = about["attrs"]
-        for name, found in about["arrays"].items():
-            if found is None:
-                del self.arrays[name]
-                continue
-            delta = ArrayDelta(**found)
-            array = group["arrays"][name] if delta.whole else self.arrays[name].array
-            elsewhere = {} if delta.whole else dict(self.arrays[name].elsewhere)
-            elsewhere.update(_pieces(group, name, delta.chunks.items()))
-            meta = meta_of(array)
-            shape = (delta.n_rows, *meta.shape[1:])
-            meta = ArrayMeta(shape, meta.dtype, meta.chunk_rows, meta.dims, meta.fill, delta.attrs, meta.codec)
-            n_chunks = -(-delta.n_rows // meta.chunk_rows)
-            self.arrays[name] = StoredArray(
-                array, meta, {chunk: piece for chunk, piece in elsewhere.items() if chunk < n_chunks}
-            )
-
-
-def _pieces(group: h5py.Group, name: str, chunks: Iterable[tuple[str, int]]) -> dict[int, Piece]:
-    return {int(chunk): Piece(None, 0) if at == ABSENT else Piece(group["chunks"][name], at) for chunk, at in chunks}
-
-
-def _path(file: h5py.File, snapshot: str) -> Iterable[h5py.Group]:
-    """Yield the differences of a version, of its base, of that one's base, … up to the newest, which has none."""
-    while snapshot != head_of(file):
-        group = file[HOME]["versions"][snapshot]["delta"]
-        yield group
-        snapshot = read_json(group, "about")["base"]
+def _room_for_chunk(kept: h5py.Group, name: str, meta: ArrayMeta) -> tuple[h5py.Dataset, int]:
+    if name not in kept:
+        # Compressed, as a chunk of a small store is nearly empty, and a commit must not cost two megabytes.
+        codec: Codec = "lz4" if meta.codec == "raw" else meta.codec
+        shape = (0, *meta.shape[1:])
+        create_array(kept, name, ArrayMeta(shape, meta.dtype, meta.chunk_rows, meta.dims, meta.fill, {}, codec))
+    copies = kept[name]
+    at = copies.shape[0] // meta.chunk_rows
+    copies.resize((at + 1) * meta.chunk_rows, axis=0)
+    return copies, at

@@ -1,0 +1,143 @@
+"""Whether names, records and tables of an HDF5 store are sound: all that decides what is read, but not the chunks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import h5py
+
+from kpstore.backends import hdf5_layout as layout
+from kpstore.backends.hdf5_layout import Table
+from kpstore.backends.hdf5_records import DAMAGE, HOME, Names, format_of, read_json, read_names, read_record
+from kpstore.backends.hdf5_tree import Tree, newest_tree, older_tree, read_tree
+from kpstore.errors import KpstoreError
+
+
+def examine(file: h5py.File, location: str) -> Iterator[str]:
+    """Yield what is wrong, one line each, with the version that it concerns."""
+    try:
+        names, versions = read_names(file), sorted(file[HOME]["versions"])
+        has_tables = format_of(file) > 1
+    except DAMAGE as error:
+        yield f"names of versions cannot be read: {_reason(error)}"
+        return
+    records: dict[str, dict[str, Any]] = {}
+    for snapshot in versions:
+        try:
+            records[snapshot] = read_record(file, snapshot)
+        except DAMAGE as error:
+            yield f"version {snapshot}: its record cannot be read: {_reason(error)}"
+    yield from _references(names, set(versions), records)
+    yield from _trees(file, names.head, versions, records, has_tables=has_tables)
+    if has_tables:
+        yield from _copies(file, names.head)
+
+
+def _references(names: Names, versions: set[str], records: dict[str, dict[str, Any]]) -> Iterator[str]:
+    if names.head not in versions:
+        yield f"the newest version is {names.head}, which is missing"
+    for tag, snapshot in sorted(names.tags.items()):
+        if snapshot not in versions:
+            yield f"tag {tag!r} names version {snapshot}, which is missing"
+    for snapshot, record in sorted(records.items()):
+        parent = record.get("parent")
+        if parent is not None and parent not in versions:
+            yield f"version {snapshot}: it follows version {parent}, which is missing"
+    yield from _circles("follows", {snapshot: record.get("parent") for snapshot, record in records.items()})
+
+
+def _circles(verb: str, links: dict[str, Any]) -> Iterator[str]:
+    """Yield versions from which no end is reached."""
+    sound: set[Any] = set()
+    for start in sorted(links):
+        at: Any = start
+        way: set[Any] = set()
+        while at in links and at not in sound and at not in way:
+            way.add(at)
+            at = links[at]
+        if at in way:
+            yield f"version {start}: it {verb} itself"
+        else:
+            sound.update(way)
+
+
+def _trees(
+    file: h5py.File, head: str, versions: list[str], records: dict[str, dict[str, Any]], *, has_tables: bool
+) -> Iterator[str]:
+    """Put every version together, from the newest to those that are described by it, and so on."""
+    described_by: dict[str, list[str]] = {}
+    abouts: dict[str, dict[str, Any]] = {}
+    for snapshot in versions:
+        if snapshot == head:
+            continue
+        try:
+            abouts[snapshot] = read_json(file[HOME]["versions"][snapshot]["delta"], "about", format_of(file))
+            described_by.setdefault(abouts[snapshot]["base"], []).append(snapshot)
+        except DAMAGE as error:
+            yield f"version {snapshot}: what differs in it cannot be read: {_reason(error)}"
+    try:
+        newest = newest_tree(file) if has_tables else read_tree(file, head)
+    except DAMAGE as error:
+        yield f"version {head}: its description cannot be read: {_reason(error)}"
+        return
+    reached, left = set(), [(head, newest)]
+    while left:
+        snapshot, tree = left.pop()
+        reached.add(snapshot)
+        if has_tables and snapshot in records:
+            yield from _compare(snapshot, tree, records[snapshot])
+        for other in described_by.get(snapshot, []):
+            try:
+                group = file[HOME]["versions"][other]["delta"]
+                left.append((other, older_tree(tree, group, abouts[other], has_tables=has_tables)))
+            except DAMAGE as error:
+                reached.add(other)
+                yield f"version {other}: it cannot be put together: {_reason(error)}"
+    for snapshot in sorted(abouts.keys() - reached):
+        yield f"version {snapshot}: it is described by version {abouts[snapshot].get('base')}, which leads nowhere"
+
+
+def _compare(snapshot: str, tree: Tree, record: dict[str, Any]) -> Iterator[str]:
+    try:
+        tree.compare(record)
+    except DAMAGE as error:
+        yield f"version {snapshot}: {_reason(error)}"
+        return
+    for name, array in sorted(tree.arrays.items()):
+        try:
+            found: Table | None = array.table
+            assert found is not None
+        except DAMAGE as error:
+            yield f"version {snapshot}: {name!r}: {_reason(error)}"
+
+
+def _copies(file: h5py.File, head: str) -> Iterator[str]:
+    """Compare the newest version with what its data sets say to other programs; these may have added to it."""
+    try:
+        tree = read_tree(file, head)
+    except DAMAGE:
+        return  # told of already
+    try:
+        if not _holds(layout.get_attrs(file), tree.attrs):
+            yield f"version {head}: the attributes of the file are not those that were committed"
+    except DAMAGE as error:
+        yield f"version {head}: the attributes of the file cannot be read: {_reason(error)}"
+    for name, array in sorted(tree.arrays.items()):
+        try:
+            found, wanted = (layout.meta_to_json(meta) for meta in (layout.meta_of(array.source.array), array.meta))
+            same = _holds(found.pop("attrs"), wanted.pop("attrs"))
+            if not same or json.dumps(found) != json.dumps(wanted):
+                yield f"version {head}: the attributes of {name!r} are not those that were committed"
+        except (KpstoreError, *DAMAGE) as error:
+            yield f"version {head}: {name!r} cannot be read: {_reason(error)}"
+
+
+def _holds(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether all that is wanted is there; as text, in which NaN is NaN."""
+    return all(name in found and json.dumps(found[name]) == json.dumps(wanted[name]) for name in wanted)
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).strip("'").split()) or type(error).__name__

@@ -1,0 +1,210 @@
+"""What an HDF5 store says of its versions: JSON and names, with checksums that are compared when they are read.
+
+HDF5 checks the headers of groups and data sets, but neither the bytes of a data set without filters, nor text of
+variable length. So what is read here carries a checksum of its own (files of format 2), and that is of the *place* as
+well: of the name under which the bytes lie. Two records that have changed places are damage like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from kpstore.backends.base import Commit
+from kpstore.errors import CorruptError, InvalidError, KpstoreError
+
+HOME = "_kpstore"
+FORMAT = 2
+"""Of new files. In those of format 1 nothing that is read here has a checksum."""
+
+DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+"""What HDF5's library, h5py and JSON raise over damaged bytes."""
+
+_SEAL = ', "checksum": "'
+_SEAL_BYTES = len(_SEAL) + 16 + 2
+_STEP_BYTES = 4096
+
+
+@contextmanager
+def damage_told(location: str, of: str = "its arrays and versions") -> Iterator[None]:
+    """Turn what reading a damaged file runs into, in HDF5's library or in its JSON, into :class:`CorruptError`."""
+    try:
+        yield
+    except KpstoreError:
+        raise
+    except DAMAGE as error:
+        what = " ".join(str(error).strip("'").split())
+        raise CorruptError(f"{location}: what it says of {of} cannot be read ({what}); it is damaged") from error
+
+
+def format_of(file: h5py.File) -> int:
+    """Return the format of a file; :class:`InvalidError` if it is newer than this code."""
+    found = int(file[HOME].attrs["format"])
+    if found > FORMAT:
+        raise InvalidError(
+            f"{file.filename} has layout {found} of kpstore's HDF5 files, this kpstore reads up to {FORMAT}; "
+            "open it with the kpstore that wrote it, or upgrade"
+        )
+    return found
+
+
+def digest(data: bytes | NDArray[np.uint64]) -> str:
+    """Return the checksum of bytes, or of numbers in little-endian order: XXH3-64 as 16 hexadecimal digits."""
+    content = data if isinstance(data, bytes) else np.ascontiguousarray(data, dtype="<u8").tobytes()
+    return xxhash.xxh3_64_hexdigest(content)
+
+
+# -- JSON and tables --------------------------------------------------------------------------------------------
+
+
+def write_json(group: h5py.Group, name: str, value: Mapping[str, Any], fmt: int) -> None:
+    """Store a JSON object of any length as a data set of bytes; attributes end at 64 KiB.
+
+    In files of format 2 its last entry, ``checksum``, is of the data set's name in the file and of all bytes before
+    ``, "checksum"``.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    if fmt > 1:
+        text = f'{text[:-1]}{_SEAL}{_seal(group, name, text[:-1].encode())}"}}'
+    if name in group:
+        del group[name]
+    group.create_dataset(name, data=np.frombuffer(text.encode(), dtype=np.uint8))
+
+
+def read_json(group: h5py.Group, name: str, fmt: int) -> Any:
+    """Return what :func:`write_json` stored; :class:`ValueError` if it is not what was stored there."""
+    stored = group[name][()].tobytes()
+    if fmt == 1:
+        return json.loads(stored)
+    body, seal = stored[:-_SEAL_BYTES], stored[-_SEAL_BYTES:]
+    if seal != f'{_SEAL}{_seal(group, name, body)}"}}'.encode():
+        raise ValueError(f"{name!r} does not match its checksum")
+    return json.loads(body + b"}")
+
+
+def _seal(group: h5py.Group, name: str, body: bytes) -> str:
+    return digest(f"{group.name}/{name}\n".encode() + body)
+
+
+def write_bytes(group: h5py.Group, name: str, data: bytes, pad: bytes) -> None:
+    """Store bytes that change with most versions: in their old place where they fit, with ``pad`` up to its end.
+
+    HDF5 forgets what is free in a file when it is closed, so a new place each time would make it grow.
+    """
+    if name in group and group[name].shape[0] < len(data):
+        del group[name]
+    if name not in group:
+        group.create_dataset(name, shape=(-(-len(data) * 5 // 4 // _STEP_BYTES) * _STEP_BYTES,), dtype=np.uint8)
+    size = group[name].shape[0]
+    group[name][...] = np.frombuffer(data + pad * (size - len(data)), dtype=np.uint8)
+
+
+def read_bytes(group: h5py.Group, name: str) -> bytes:
+    """Return what :func:`write_bytes` stored, with what fills it up."""
+    return bytes(group[name][()].tobytes())
+
+
+# -- names ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Names:
+    """Which versions have names.
+
+    Parameters
+    ----------
+    head : id of the newest version.
+    tags : ids by tag.
+    used_tags : all tags that there are or were.
+    """
+
+    head: str
+    tags: Mapping[str, str]
+    used_tags: tuple[str, ...]
+
+
+def read_names(file: h5py.File) -> Names:
+    """Return the names; :class:`ValueError` if they are not those that were written."""
+    attrs = file[HOME].attrs
+    head, tags, used = (str(attrs[key]) for key in ("head", "tags", "used_tags"))
+    if format_of(file) > 1 and str(attrs["checksum"]) != _names_digest(head, tags, used):
+        raise ValueError("the names of versions do not match their checksum")
+    return Names(head, json.loads(tags), tuple(json.loads(used)))
+
+
+def write_names(file: h5py.File, names: Names) -> None:
+    """Store the names, as attributes of kpstore's group."""
+    tags = json.dumps(dict(names.tags), ensure_ascii=False)
+    used = json.dumps(list(names.used_tags), ensure_ascii=False)
+    attrs = file[HOME].attrs
+    attrs.update({"head": names.head, "tags": tags, "used_tags": used})
+    if format_of(file) > 1:
+        attrs["checksum"] = _names_digest(names.head, tags, used)
+
+
+def _names_digest(head: str, tags: str, used: str) -> str:
+    return digest("\n".join((head, tags, used)).encode())
+
+
+# -- versions ---------------------------------------------------------------------------------------------------
+
+
+def version_group(file: h5py.File, snapshot: str) -> h5py.Group | None:
+    """Return what is kept of a version; None if there is no such version."""
+    versions = file[HOME]["versions"]
+    return versions[snapshot] if snapshot.isalnum() and snapshot in versions else None
+
+
+def write_record(file: h5py.File, snapshot: str, commit: Commit, about: Mapping[str, Any]) -> None:
+    """Write down who a version follows, when and why it was made; ``about`` is what else is to be known of it."""
+    group = file[HOME].require_group("versions").create_group(snapshot)
+    record = {
+        "parent": commit.parent,
+        "message": commit.message,
+        "time": commit.time.isoformat(),
+        "metadata": dict(commit.metadata),
+        **about,
+    }
+    write_json(group, "record", record, format_of(file))
+
+
+def read_record(file: h5py.File, snapshot: str) -> dict[str, Any]:
+    """Return all that :func:`write_record` stored."""
+    return dict(read_json(file[HOME]["versions"][snapshot], "record", format_of(file)))
+
+
+def read_commit(file: h5py.File, snapshot: str) -> Commit:
+    """Return who a version follows, and when and why it was made."""
+    record = read_record(file, snapshot)
+    time = datetime.fromisoformat(record["time"])
+    return Commit(snapshot, record["parent"], record["message"], time, record["metadata"])
+
+
+def commit_now(snapshot: str, parent: str | None, message: str, metadata: Mapping[str, Any] | None) -> Commit:
+    """Return a commit that is made at this moment."""
+    return Commit(snapshot, parent, message, datetime.now(UTC), dict(metadata or {}))
+
+
+def deltas(file: h5py.File, snapshot: str, head: str) -> Iterator[tuple[h5py.Group, dict[str, Any]]]:
+    """Yield how a version differs from its base, that one from its own, … up to the newest, which has none.
+
+    Each is the group that holds the chunks, and what is said about them. :class:`ValueError` if that never ends.
+    """
+    seen, fmt = set(), format_of(file)
+    while snapshot != head:
+        if snapshot in seen:
+            raise ValueError(f"version {snapshot} is described by versions that are described by it")
+        seen.add(snapshot)
+        group = file[HOME]["versions"][snapshot]["delta"]
+        about = read_json(group, "about", fmt)
+        yield group, about
+        snapshot = about["base"]
