@@ -177,7 +177,8 @@ class ChunkReader:
         if name not in self._sums:
             self._sums[name] = self.view.checksums(name)
         sums, meta = self._sums[name], self.view.meta(name)
-        n_rows = min(meta.chunk_rows, meta.n_rows - chunk * meta.chunk_rows)
+        # A checksum counts rows behind the array's end as fill, so it says the same of a chunk that has grown since.
+        n_rows = None if sums is not None else min(meta.chunk_rows, meta.n_rows - chunk * meta.chunk_rows)
         try:
             place = self.view.place(name, chunk)
         except KpstoreError:  # what says where chunks lie may be damaged as well

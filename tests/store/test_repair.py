@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,14 @@ from kpstore.ingest.run import Options, run_ingest
 from kpstore.schema.feature import FeatureSpec, State
 from kpstore.sources.base import Source
 from kpstore.store.repair import repair
-from kpstore.store.verify import verify
-from tests.conftest import memory_location
+from kpstore.store.verify import verify, verify_all
+from tests.conftest import location_of, memory_location
 from tests.fakes import FakeExtractor, FakeSource
 from tests.ingest.test_several_features import Faces, Portraits
+from tests.store.damage import damaged_copy
 from tests.store.data import fill, rows_of
+
+DISK_KINDS = ["hdf5"]
 
 LENGTHS = {"a": 5, "b": 9, "none": 0, "c": 20, "d": 3, "e": 7, "f": 11}
 SOURCE = FakeSource(LENGTHS, broken={"b": [2], "e": [0]}, unreadable=("d",))
@@ -250,3 +254,55 @@ def test_a_newest_version_that_does_not_open_names_one_that_does(monkeypatch: py
 def test_no_store_is_said_as_ever() -> None:
     with pytest.raises(NotFoundError, match="does not exist"):
         repair("memory://nowhere")
+
+
+# -- on disk ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=DISK_KINDS)
+def on_disk(request: pytest.FixtureRequest, tmp_path: Path) -> kpstore.Store:
+    """A store of an older version and a newest one, whose chunks are files or pieces of a file."""
+    location = location_of(request.param, tmp_path)
+    run_ingest(FakeSource({"a": 5, "b": 9}), location, FakeExtractor(chunk_rows=16), SERIAL)
+    kpstore.open(location, mode="a").tag("first")
+    run_ingest(FakeSource({"a": 5, "b": 9, "c": 60}), location, FakeExtractor(chunk_rows=16), SERIAL)
+    return kpstore.open(location)
+
+
+@pytest.mark.parametrize("chunks", [[0], [2], [0, 1, 4]], ids=["first", "middle", "several and the short last"])
+def test_a_damaged_store_is_mended_by_repair_and_ingest(
+    on_disk: kpstore.Store, tmp_path: Path, chunks: list[int]
+) -> None:
+    target = tmp_path / f"damaged{Path(on_disk.location).suffix}"
+    bad = damaged_copy(on_disk, [("points", chunk) for chunk in chunks], target)
+    found = verify(kpstore.open(bad))
+    assert sorted((p.array, p.chunk) for p in found.problems) == [("points", chunk) for chunk in chunks]
+    assert all(problem.videos and problem.files for problem in found.problems)
+    with pytest.raises(CorruptError, match=r"'points' of .* is damaged: rows .* \(video.*; 'kpstore verify"):
+        kpstore.open(bad)["points"][:]
+    if 0 in chunks:
+        with pytest.raises(CorruptError, match="points"), kpstore.open(bad, mode="a").transaction("on top") as tx:
+            tx.write("points", "b", rows_of("b", 9))
+    repair(bad)
+    assert verify(kpstore.open(bad)).problems == []
+    run_ingest(FakeSource({"a": 5, "b": 9, "c": 60}), bad, FakeExtractor(chunk_rows=16), SERIAL)
+    assert contents(bad) == contents(on_disk.location)
+    every = verify_all(bad)
+    assert every.problems, "older versions keep their damage"
+    assert all(every.snapshot not in problem.versions for problem in every.problems)
+
+
+def test_a_sound_store_is_sound_in_every_version(on_disk: kpstore.Store) -> None:
+    found = verify_all(on_disk.location)
+    assert (found.problems, found.lacks, found.snapshot) == ([], "", on_disk.snapshot)
+    assert found.versions == len(on_disk.history())
+
+
+def test_damage_in_an_older_version_alone_is_found(on_disk: kpstore.Store, tmp_path: Path) -> None:
+    old = on_disk.at("first")
+    bad = damaged_copy(old, [("points", 0)], tmp_path / f"damaged{Path(on_disk.location).suffix}")
+    if on_disk.view.place("points", 0) != old.view.place("points", 0):
+        assert verify(kpstore.open(bad)).problems == []
+    (problem,) = verify_all(bad).problems
+    assert (problem.array, problem.chunk, problem.videos[:2]) == ("points", 0, ["a", "b"])
+    assert old.snapshot in problem.versions
