@@ -65,6 +65,8 @@ def print_summary(summary: Summary) -> None:
     )
     commit = summary.newest.commit
     typer.echo(f"version {commit.id} of {render.local_time(commit.time)}: {commit.message}")
+    if summary.lacks:
+        typer.echo(summary.lacks)
     if summary.tags:
         typer.echo(f"tags {', '.join(summary.tags)}")
     if summary.splits:

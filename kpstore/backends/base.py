@@ -219,7 +219,8 @@ class ReadView(Protocol):
         Raises
         ------
         CorruptError
-            If a chunk cannot be read, or is not what was committed at its place; the message names rows, array and file.
+            If a chunk cannot be read, or is not what was committed at its place; the message names rows, array and
+            file.
         """
 
     def checksums(self, name: str) -> NDArray[np.uint64] | None:

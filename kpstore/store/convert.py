@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadView, WriteView
 from kpstore.errors import ExistsError
+from kpstore.store import format as fmt
 from kpstore.store import history
 from kpstore.store.store import backend_for, moved_into_place
 
@@ -45,7 +46,8 @@ def convert(
     """Copy a store to a new place, in the backend that the place's name says.
 
     Every array and attribute is the same in the copy, and so are the numbers; versions get new ids and times, and keep
-    the old ones in their metadata (``converted_from``).
+    the old ones in their metadata (``converted_from``). The copy is of the newest format: that is how a store of format
+    1 gets checksums by place.
 
     Parameters
     ----------
@@ -57,6 +59,8 @@ def convert(
     ------
     ExistsError
         If ``target`` is taken.
+    InvalidError
+        If the store is of a format, or uses a part of it, that this kpstore does not know.
     """
     source = backend_for(location)
     commits = list(source.history(history.resolve(source, at)))
@@ -81,15 +85,16 @@ def _copy_versions(
     ids: dict[str, str] = {}
     for number, commit in enumerate(commits, start=1):
         view = source.view(commit.id)
+        attrs = _attrs_of_copy(source, view)
         about = {"id": commit.id, "time": commit.time.isoformat(), "location": source.location}
         if not ids:
-            ids[commit.id] = copy.create(view.attrs(), commit.message)
+            ids[commit.id] = copy.create(attrs, commit.message)
             before = None
         else:
             before = source.view(commits[number - 2].id)
         changes = copy.begin(MAIN)
-        if before is not None and dict(before.attrs()) != dict(view.attrs()):
-            changes.set_attrs(view.attrs())
+        if dict(changes.attrs()) != attrs:
+            changes.set_attrs(attrs)
         for name in changes.names():
             if name not in view.names():
                 changes.delete(name)
@@ -99,6 +104,11 @@ def _copy_versions(
         ids[commit.id] = changes.commit(commit.message, {**commit.metadata, "converted_from": about})
         on_version(number, len(commits))
     return ids
+
+
+def _attrs_of_copy(source: Backend, view: ReadView) -> dict[str, Any]:
+    fmt.read_root(view, source.location)
+    return fmt.upgraded(view.attrs())
 
 
 def _copy_array(before: ReadView | None, view: ReadView, changes: WriteView, name: str) -> None:

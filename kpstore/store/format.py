@@ -10,10 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, ReadView
+from kpstore.backends.checksums import TABLE
 from kpstore.errors import CorruptError, InvalidError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of new stores; older ones stay what they are until :func:`upgraded` (docs/decisions/008)."""
+READABLE_VERSIONS = (1, 2)
+CHECKSUMS = "checksums"
+"""The part of the format that keeps a checksum of every chunk by its place."""
+PARTS = (CHECKSUMS,)
+"""Parts of format 2 that this kpstore reads and writes."""
 ROOT = "kpstore"
 """Attribute of the store that holds everything kpstore itself needs to know."""
 
@@ -55,7 +62,7 @@ FRAME_ARRAYS: dict[str, ArrayMeta] = {
 }
 FRAME_VIDEO = "frame_video"
 """Number of each frame's video: not stored, but a coordinate of labelled data sets."""
-RESERVED_NAMES = frozenset({*VIDEO_ARRAYS, *FRAME_ARRAYS, "video", "frame", FRAME_VIDEO})
+RESERVED_NAMES = frozenset({*VIDEO_ARRAYS, *FRAME_ARRAYS, "video", "frame", FRAME_VIDEO, TABLE})
 """Names that no feature may have, whether or not the store holds videos yet."""
 
 
@@ -86,6 +93,7 @@ def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, Any]:
     """Return the attributes of a new store."""
     about = {
         "format_version": FORMAT_VERSION,
+        "parts": list(PARTS),
         "name": name,
         "created": created,
         "kpstore_version": kpstore_version,
@@ -101,15 +109,46 @@ def read_root(view: ReadView, location: str) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise InvalidError(f"{location} holds arrays but is not a kpstore store (no {ROOT!r} attribute)")
     version = about.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise InvalidError(
-            f"{location} has format version {version!r}, this kpstore reads {FORMAT_VERSION}; "
-            "open it with the kpstore that wrote it, or upgrade"
+            f"{location} has format version {version!r}, this kpstore reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; open it with the kpstore that wrote it, or upgrade"
         )
-    missing = {"name", "annotations", "features"} - about.keys()
+    missing = {"name", "annotations", "features", *(["parts"] if version > 1 else [])} - about.keys()
     if missing:
         raise CorruptError(f"{location}: its description lacks {', '.join(sorted(missing))}; it is damaged")
+    unknown = [str(part) for part in about.get("parts", []) if part not in PARTS]
+    if unknown:
+        raise InvalidError(
+            f"{location} is written with {', '.join(map(repr, unknown))}, a part of the format that this kpstore does "
+            "not know; open it with the kpstore that wrote it, or upgrade"
+        )
     return about
+
+
+def lacks(about: Mapping[str, Any]) -> str:
+    """Return what a store of an older format does without, in one line for people; empty if that is nothing.
+
+    Parameters
+    ----------
+    about : what :func:`read_root` returns.
+    """
+    if CHECKSUMS in about.get("parts", []):
+        return ""
+    return (
+        f"format {about['format_version']}: no checksums by place, so chunks that have changed places are read as each "
+        "other's values; 'kpstore convert' makes a store of the newest format of it"
+    )
+
+
+def upgraded(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a store's attributes as the newest format has them; parts of the newest format are kept.
+
+    Parameters
+    ----------
+    attrs : of the whole store, those of kpstore under :data:`ROOT`.
+    """
+    return {**attrs, ROOT: {**attrs[ROOT], "format_version": FORMAT_VERSION, "parts": list(PARTS)}}
 
 
 def read_features(about: Mapping[str, Any]) -> dict[str, StoredFeature]:

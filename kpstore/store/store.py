@@ -377,6 +377,11 @@ class Store:
         return str(self._about["name"])
 
     @property
+    def lacks(self) -> str:
+        """What a store of an older format does without, in one line; empty if that is nothing."""
+        return fmt.lacks(self._about)
+
+    @property
     def annotation_names(self) -> list[str]:
         """Names of the text columns about videos."""
         return list(self._about["annotations"])

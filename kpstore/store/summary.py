@@ -111,6 +111,7 @@ class Summary:
     ----------
     newest : the commit of this version.
     disk : what the store takes on disk, all versions together.
+    lacks : what a store of an older format does without, in one line; empty if that is nothing.
     """
 
     location: str
@@ -121,6 +122,7 @@ class Summary:
     tags: Mapping[str, str] = field(default_factory=dict)
     branches: Mapping[str, str] = field(default_factory=dict)
     disk: DiskUsage | None = None
+    lacks: str = ""
 
     @property
     def videos(self) -> int:
@@ -147,6 +149,7 @@ class Summary:
             "tags": dict(self.tags),
             "branches": dict(self.branches),
             "disk": None if self.disk is None else asdict(self.disk),
+            "lacks": self.lacks,
         }
 
 
@@ -165,6 +168,7 @@ def summarize(store: Store) -> Summary:
         tags=store.tags,
         branches=store.branches,
         disk=disk_usage(store),
+        lacks=store.lacks,
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 import kpstore
 from kpstore.ingest.report import Progress, ProgressFile
 from tests.cli.conftest import Kpstore
+from tests.store.data import format_1
 
 
 def test_info_shows_what_is_there(kpstore_: Kpstore, ingested: Path) -> None:
@@ -27,6 +28,14 @@ def test_detailed_info_has_videos_and_provenance(kpstore_: Kpstore, ingested: Pa
     assert "… and 2 more: --limit 0 shows all" in shown
     told = json.loads(kpstore_("info", ingested, "--detailed", "--json", "--limit", 0).out)
     assert [video["video_id"] for video in told["video_table"]] == ["t1", "t2", "d1"]
+
+
+def test_info_says_what_a_store_of_format_1_lacks(kpstore_: Kpstore, tmp_path: Path) -> None:
+    old = format_1(tmp_path, ".kps")
+    assert "\nformat 1: no checksums by place" in kpstore_("info", old).out
+    assert "'kpstore convert'" in json.loads(kpstore_("info", old, "--json").out)["lacks"]
+    assert kpstore_("convert", old, tmp_path / "new.kps").code == 0
+    assert "checksums" not in kpstore_("info", tmp_path / "new.kps").out
 
 
 @pytest.mark.parametrize("command", ["info", "log", "progress", "tag"])

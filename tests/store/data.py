@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -34,3 +36,14 @@ def fill(
         for video_id in done:
             tx.write("points", video_id, rows_of(video_id, lengths[video_id]))
     return store.at()
+
+
+def format_1(folder: Path, ending: str) -> str:
+    """Return the place of a store of format 1 that a kpstore of that time made (``.kps`` or ``.h5``).
+
+    ``fill`` with 16 rows a chunk (tag ``first``), then video ``d`` with a failed frame (tag ``版本1``), then other rows
+    of video ``a``. In Icechunk a branch ``seite-ö`` begins at ``first``.
+    """
+    with tarfile.open(Path(__file__).parents[1] / "data" / "format1.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return str(folder / f"format1{ending}")
