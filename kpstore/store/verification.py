@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from kpstore.backends.base import ReadView, text_digest
 from kpstore.errors import CorruptError, KpstoreError
 from kpstore.schema.index import VideoIndex
-from kpstore.store import format as fmt
-from kpstore.store.checked import n_chunks
 from kpstore.store.damage import Damage, named, reason_of
 
 
@@ -210,14 +208,3 @@ class ChunkReader:
         if self.view.snapshot not in problem.versions:
             problem.versions.append(self.view.snapshot)
 
-
-def lacks(view: ReadView) -> str:
-    """Return what cannot be found in a store of this format, in one line; empty if everything can."""
-    about = view.attrs().get(fmt.ROOT, {})
-    sums = [view.checksums(name) for name in view.names() if n_chunks(view.meta(name))]
-    if about.get("format_version") != 1 or not sums or any(found is not None for found in sums):
-        return ""
-    return (
-        "the store is of format 1, which keeps no checksums by place: chunks that changed places are not found; "
-        "'kpstore convert' makes a store of today's format of it"
-    )

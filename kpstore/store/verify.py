@@ -17,7 +17,7 @@ from kpstore.store import format as fmt
 from kpstore.store.contents import part_slices
 from kpstore.store.coverage import part_names
 from kpstore.store.store import Store, backend_for
-from kpstore.store.verification import ChunkKey, ChunkReader, Problem, Verification, lacks
+from kpstore.store.verification import ChunkKey, ChunkReader, Problem, Verification
 
 _INDEX = ("video_id", "split", "n_frames")
 """What every other check needs."""
@@ -34,7 +34,7 @@ def verify(store: Store, *, on_rows: Callable[[int], None] | None = None) -> Ver
     store : the version to check; what is cached on the local disk is not looked at.
     on_rows : told of rows each time some more were checked.
     """
-    found = Verification(store.location, store.snapshot, lacks=_lacks(store))
+    found = Verification(store.location, store.snapshot, lacks=store.lacks)
     _verify_rules(store, ChunkReader(store.view, found, on_rows or (lambda n: None)))
     return found
 
@@ -63,7 +63,7 @@ def verify_all(location: str, *, on_rows: Callable[[int], None] | None = None) -
             store = Store(backend, snapshot, cache="off")
             reader = ChunkReader(store.view, found, on_rows or (lambda n: None), known)
             if number == 0:
-                found.snapshot, found.lacks = snapshot, _lacks(store)
+                found.snapshot, found.lacks = snapshot, store.lacks
                 _verify_rules(store, reader)
             else:
                 fmt.read_features(fmt.read_root(store.view, location))
@@ -72,10 +72,6 @@ def verify_all(location: str, *, on_rows: Callable[[int], None] | None = None) -
             found.problems.append(Problem("", one_line(str(error)), first="the version", versions=[snapshot]))
         found.versions += 1
     return found
-
-
-def _lacks(store: Store) -> str:
-    return "" if store.backend.sidecar_dir is None else lacks(store.view)  # what lies in memory is not damaged
 
 
 def _examine(backend: Backend, found: Verification) -> None:

@@ -17,10 +17,10 @@ from kpstore.ingest.against_source import compare_with_source
 from kpstore.ingest.run import Options, run_ingest
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
-from kpstore.store.verify import verify
+from kpstore.store.verify import verify, verify_all
 from tests.conftest import location_of
 from tests.fakes import FakeExtractor, FakeSource, record
-from tests.store.data import fill, rows_of
+from tests.store.data import fill, format_1, rows_of
 
 N = {"a": 5, "b": 0, "c": 9}
 
@@ -236,6 +236,14 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path, kind: str) -> Non
     assert ("checksum" if kind == "icechunk" else "filter returned failure") in problem.what
 
 
+def test_a_store_of_format_1_says_what_cannot_be_found_in_it(tmp_path: Path) -> None:
+    for ending in (".kps", ".h5"):
+        found = verify(kpstore.open(format_1(tmp_path, ending)))
+        assert found.problems == []
+        assert "no checksums by place" in found.lacks
+        assert verify_all(format_1(tmp_path, ending)).problems == []
+
+
 # -- beside the data set ----------------------------------------------------------------------------------------
 
 
@@ -276,7 +284,8 @@ def test_text_that_was_changed_in_the_file_is_found(tmp_path: Path) -> None:
     assert content.count(b"b/0003.png") == 1
     (tmp_path / "damaged.h5").write_bytes(content.replace(b"b/0003.png", b"b/0008.png"))
     (problem,) = verify(kpstore.open(tmp_path / "damaged.h5")).problems
-    assert (problem.array, problem.what) == ("image_path", "is not the text that was committed")
+    assert (problem.array, problem.chunk, problem.videos) == ("image_path", 0, ["a", "b", "d"])
+    assert "checksum" in problem.what
 
 
 def test_nothing_is_committed_on_top_of_damaged_text(tmp_path: Path) -> None:
@@ -284,7 +293,7 @@ def test_nothing_is_committed_on_top_of_damaged_text(tmp_path: Path) -> None:
     content = (tmp_path / "s.h5").read_bytes()
     (tmp_path / "damaged.h5").write_bytes(content.replace(b"b/0003.png", b"b/0008.png"))
     store = kpstore.open(tmp_path / "damaged.h5", mode="a")
-    damaged = pytest.raises(CorruptError, match=r"'image_path' in .* is not the text that was committed")
+    damaged = pytest.raises(CorruptError, match=r"'image_path' in .*damaged.h5 cannot be read: .*checksum")
     with damaged, store.transaction("more") as tx:
         tx.add_videos([record("new", 2)])
     assert len(kpstore.open(tmp_path / "damaged.h5").history()) == len(store.history())
