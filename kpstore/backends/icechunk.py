@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import itertools
-import logging
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import icechunk
-import numpy as np
 import zarr
-from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from kpstore.backends.base import (
-    MAIN,
-    TEXT,
-    ArrayMeta,
-    Capabilities,
-    Chunks,
-    Codec,
-    Commit,
-    ReadView,
-    ViewChunks,
-    check_short_end,
-)
-from kpstore.backends.checksums import checksum, matches
-from kpstore.backends.icechunk_chunks import local_chunks
+from kpstore.backends.base import MAIN, ArrayMeta, Capabilities, Chunks, Commit
+from kpstore.backends.icechunk_chunks import local_chunks, locate_chunks
+from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
+from kpstore.backends.icechunk_records import VersionRecords
+from kpstore.backends.icechunk_table import ChecksumTable
+from kpstore.backends.icechunk_views import IcechunkReadView, IcechunkWriteView, first_line, guard_fork
 from kpstore.backends.locks import refusing_lock, waiting_lock
-from kpstore.errors import (
-    ConflictError,
-    CorruptError,
-    ExistsError,
-    InvalidError,
-    NotFoundError,
-    ReadOnlyError,
-    UnsupportedError,
-)
-
-_log = logging.getLogger(__name__)
+from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError, NotFoundError
 
 # Icechunk's own log lines go to standard output, where they break --json; what matters of them (local directories are
 # not safe for concurrent commits) is answered below by a lock around every commit. Its errors come as exceptions; those
@@ -54,28 +32,6 @@ _log = logging.getLogger(__name__)
 icechunk.set_logs_filter("off")
 
 SIDECAR = "kpstore"
-_used_in_this_process = False
-_forked_after_use = False
-
-
-def _after_fork() -> None:
-    global _forked_after_use
-    _forked_after_use = _used_in_this_process
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _guard_fork() -> None:
-    """Refuse to touch Icechunk in a forked child of a process that used it: its threads are gone and it would hang."""
-    global _used_in_this_process
-    if _forked_after_use:
-        raise UnsupportedError(
-            "an Icechunk store cannot be read in a process made by fork() from one that had already opened a store; "
-            "start workers with 'forkserver' or 'spawn', "
-            "e.g. DataLoader(..., num_workers=2, multiprocessing_context='forkserver')"
-        )
-    _used_in_this_process = True
 
 
 class IcechunkBackend:
@@ -108,7 +64,7 @@ class IcechunkBackend:
 
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
         """Make the directory and an empty store in it."""
-        _guard_fork()
+        guard_fork()
         target = _free_place(self.location)
         # Built aside and renamed, so that a kill leaves either no store or one that opens.
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,8 +72,9 @@ class IcechunkBackend:
         try:
             repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(aside)))
             session = repository.writable_session(MAIN)
-            zarr.create_group(session.store, attributes=dict(attrs))
+            ChecksumTable.create(zarr.create_group(session.store, attributes=dict(attrs)))
             snapshot = str(session.commit(message))
+            VersionRecords(aside, self.location, lambda: repository).committed(MAIN, snapshot)
             aside.chmod(0o777 & ~_umask())
             _rename(aside, target, self.location)
         finally:
@@ -143,18 +100,23 @@ class IcechunkBackend:
             return icechunk.Repository.open(icechunk.local_filesystem_storage(str(self._path)))
 
     def _repo(self) -> icechunk.Repository:
-        _guard_fork()
+        guard_fork()
         return self._repository
 
-    def view(self, snapshot: str) -> _View:
+    @cached_property
+    def _records(self) -> VersionRecords:
+        return VersionRecords(self._path, self.location, self._repo)
+
+    def view(self, snapshot: str) -> IcechunkReadView:
         """Open a version by its id."""
         repo = self._repo()
+        self._check_description(snapshot)
         try:
             session = repo.readonly_session(snapshot_id=snapshot)
         except icechunk.IcechunkError as error:
-            raise NotFoundError(f"version {snapshot!r} of {self.location} not found ({_first_line(error)})") from None
+            raise NotFoundError(f"version {snapshot!r} of {self.location} not found ({first_line(error)})") from None
         try:
-            return _ReadView(session, self)
+            return IcechunkReadView(session, self)
         except FileNotFoundError:
             # Zarr calls a snapshot that cannot be read an empty one; Icechunk knows the difference.
             with _translated(self.location):
@@ -163,13 +125,23 @@ class IcechunkBackend:
                 f"{self.location} is an Icechunk repository but not a kpstore store (no root group)"
             ) from None
 
-    def begin(self, branch: str = MAIN) -> _WriteView:
+    def _check_description(self, version: str) -> None:
+        damage = self._records.damage_of(version)
+        if damage:
+            raise CorruptError(damage)
+
+    def begin(self, branch: str = MAIN) -> IcechunkWriteView:
         """Start changes on top of a branch's newest version."""
-        repo = self._repo()
-        if branch not in self.branches():
-            raise NotFoundError(f"branch {branch!r} of {self.location} not found; it has {sorted(self.branches())}")
+        repo, branches = self._repo(), self.branches()
+        self._check_branch(branch, branches)
+        self._check_description(branches[branch])
+        given = read_refs(self._path, "branch")[branch].given
         with _translated(self.location):
-            return _WriteView(repo.writable_session(branch), self)
+            return IcechunkWriteView(repo.writable_session(given), self, branch)
+
+    def _check_branch(self, name: str, branches: Names) -> None:
+        if name not in branches:
+            raise NotFoundError(f"branch {name!r} of {self.location} not found; it has {list(branches)}")
 
     def history(self, snapshot: str) -> Iterator[Commit]:
         """Yield a version and all that it builds upon, without Icechunk's own empty first one."""
@@ -180,332 +152,126 @@ class IcechunkBackend:
                 parent = None if older.parent_id is None else older.id
                 yield Commit(info.id, parent, info.message, info.written_at, dict(info.metadata))
 
-    def branches(self) -> dict[str, str]:
-        """Return branches and the ids of their newest versions."""
-        repo = self._repo()
-        with _translated(self.location):
-            return {name: repo.lookup_branch(name) for name in sorted(repo.list_branches())}
+    def branches(self) -> Names:
+        """Return branches and the ids of their newest versions; asking for a damaged one raises `CorruptError`."""
+        return self._names("branch")
 
-    def tags(self) -> dict[str, str]:
-        """Return tags and the ids that they name."""
-        repo = self._repo()
-        with _translated(self.location):
-            return {name: repo.lookup_tag(name) for name in sorted(repo.list_tags())}
+    def tags(self) -> Names:
+        """Return tags and the ids that they name; asking for a damaged one raises `CorruptError`."""
+        return self._names("tag")
+
+    def _names(self, kind: Kind) -> Names:
+        self._repo()
+        names = self._records.names(kind)
+        if names.damaged:  # or somebody is in the middle of a change
+            with self._quiet():
+                names = self._records.names(kind)
+        return names
+
+    def _quiet(self) -> AbstractContextManager[None]:
+        """Hold off commits while something is read, where that is possible without writing anything."""
+        lock = self.sidecar_dir / "commit.lock"
+        return self.commit_lock() if os.access(lock, os.R_OK | os.W_OK) else nullcontext()
 
     def create_branch(self, name: str, snapshot: str) -> None:
         """Make a branch that starts at a version."""
+        given = encode("branch", name)
         with self.commit_lock():
-            if name in self.branches():
+            names = self._records.names("branch")
+            if name in names:
                 raise ExistsError(f"branch {name!r} of {self.location} exists already")
+            target = self.view(snapshot).snapshot
             with _translated(self.location):
-                self._repo().create_branch(name, self.view(snapshot).snapshot)
+                self._repo().create_branch(given, target)
+            self._note_name("branch", name, target)
 
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make a version the newest one of a branch."""
         with self.commit_lock(), _translated(self.location):
-            if name not in self.branches():
-                raise NotFoundError(f"branch {name!r} of {self.location} not found; it has {sorted(self.branches())}")
-            if self.branches()[name] != expected:
+            branches = self._records.names("branch")
+            self._check_branch(name, branches)
+            if branches[name] != expected:
                 raise ConflictError(f"branch {name!r} of {self.location} has a newer version meanwhile; try again")
-            self._repo().reset_branch(name, self.view(snapshot).snapshot)
+            target = self.view(snapshot).snapshot
+            # Either is right if a kill comes now.
+            self._records.named("branch", name, expected, target)
+            self._repo().reset_branch(read_refs(self._path, "branch")[name].given, target)
+            self._note_name("branch", name, target)
 
     def create_tag(self, name: str, snapshot: str) -> None:
-        """Name a version for good: Icechunk never gives a deleted tag's name out again."""
+        """Name a version for good: the name of a deleted tag is never given out again."""
+        given = encode("tag", name)
         with self.commit_lock():
-            if name in self.tags():
+            if name in self._records.names("tag") or name in read_refs(self._path, "tag"):
                 raise ExistsError(
-                    f"tag {name!r} of {self.location} exists already and tags never move; choose another name"
+                    f"tag {name!r} of {self.location} exists, or did, and tags never move; choose another name"
                 )
             target = self.view(snapshot).snapshot
             try:
-                self._repo().create_tag(name, target)
+                self._repo().create_tag(given, target)
             except icechunk.IcechunkError as error:
-                raise ExistsError(f"tag {name!r} of {self.location} cannot be made: {_first_line(error)}") from None
+                raise ExistsError(f"tag {name!r} of {self.location} cannot be made: {first_line(error)}") from None
+            self._note_name("tag", name, target)
+
+    def _note_name(self, kind: Kind, name: str, version: str) -> None:
+        """Put a name into the ledger, once it is seen to be there."""
+        ref = read_refs(self._path, kind).get(name)
+        if ref is None or ref.version != version:
+            raise CorruptError(f"{kind} {name!r} of {self.location} was made but cannot be found again")
+        self._records.named(kind, name, version)
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
         with self.commit_lock():
-            if name not in self.tags():
-                raise NotFoundError(f"tag {name!r} of {self.location} not found; it has {sorted(self.tags())}")
-            self._repo().delete_tag(name)
+            tags = self._records.names("tag")
+            if name not in tags:
+                raise NotFoundError(f"tag {name!r} of {self.location} not found; it has {list(tags)}")
+            with _translated(self.location):
+                self._repo().delete_tag(read_refs(self._path, "tag")[name].given)
+            self._records.named("tag", name)
+
+    def examine(self) -> Iterator[str]:
+        """Yield what is wrong with names, and with the files that describe versions, one line each."""
+        self._repo()
+        with self._quiet():
+            yield from self._records.examine()
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Hold the store for one long write."""
         return refusing_lock(self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose)
 
-    def local_chunks(self, view: ReadView, array: zarr.Array[Any]) -> Chunks | None:
+    # -- for views --------------------------------------------------------------------------------------------------
+
+    def array_names(self, snapshot: str) -> frozenset[str]:
+        """Return the names of all arrays of a version, the table of checksums included."""
+        with _translated(self.location):
+            nodes = json.loads(self._repo().inspect_snapshot(snapshot, pretty=False))["nodes"]
+        return frozenset(node["path"][1:] for node in nodes if node["node_type"] == "array")
+
+    def local_chunks(self, snapshot: str, array: zarr.Array[Any], meta: ArrayMeta) -> Chunks | None:
         """Return an array's chunks as files of this directory, or None where they are not such files."""
-        return local_chunks(self._repo(), self._path, view.snapshot, array, view.meta(array.basename))
+        return local_chunks(self._repo(), self._path, snapshot, array, meta)
+
+    def places(self, snapshot: str, name: str, n_chunks: int) -> Sequence[str] | None:
+        """Return the file of each chunk of an array, relative to this directory; None if they cannot be told."""
+        places = locate_chunks(self._repo(), self._path, snapshot, name, n_chunks)
+        if places is None:
+            return None
+        return ["no file" if place is None else str(place.file.relative_to(self._path)) for place in places]
 
     def commit_lock(self) -> AbstractContextManager[None]:
         """Hold off other commits: on a local directory Icechunk by itself loses some of them (decisions/002)."""
         return waiting_lock(self.sidecar_dir / "commit.lock")
 
+    def tip(self, branch: str) -> str:
+        """Return the newest version of a branch, under the lock."""
+        branches = self._records.names("branch")
+        self._check_branch(branch, branches)
+        return branches[branch]
 
-class _View:
-    """A read-only session and its open arrays."""
-
-    def __init__(self, session: icechunk.Session, location: str) -> None:
-        self._session, self._location = session, location
-        self._group = zarr.open_group(session.store, mode="r" if session.read_only else "r+")
-        self._arrays: dict[str, zarr.Array[Any]] = {}
-
-    @property
-    def snapshot(self) -> str:
-        return str(self._session.snapshot_id)
-
-    def attrs(self) -> Mapping[str, Any]:
-        return copy.deepcopy(dict(self._group.attrs))
-
-    def names(self) -> list[str]:
-        _guard_fork()
-        return sorted(self._group.array_keys())
-
-    def _array(self, name: str) -> zarr.Array[Any]:
-        _guard_fork()
-        if name not in self._arrays:
-            try:
-                array = self._group[name]
-            except KeyError:
-                raise NotFoundError(f"array {name!r} not found; there are {self.names()}") from None
-            if not isinstance(array, zarr.Array):
-                raise CorruptError(f"{name!r} is a group, an array was expected")
-            self._arrays[name] = array
-        return self._arrays[name]
-
-    def meta(self, name: str) -> ArrayMeta:
-        return _meta_of(self._array(name))
-
-    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        array = self._array(name)
-        if start < 0 or stop > array.shape[0] or stop < start:
-            raise InvalidError(f"rows {start}:{stop} of {name!r} asked for; it has {array.shape[0]}")
-        try:
-            values = np.asarray(array[start:stop])
-        except (icechunk.IcechunkError, ValueError, RuntimeError) as error:
-            raise CorruptError(
-                f"rows {start}:{stop} of {name!r} in {self._location} cannot be read: {_first_line(error)}"
-            ) from error
-        return values.astype(object) if values.dtype.kind == "T" else values
-
-
-def _meta_of(array: zarr.Array[Any]) -> ArrayMeta:
-    text = array.dtype.kind == "T"
-    return ArrayMeta(
-        shape=array.shape,
-        dtype=TEXT if text else array.dtype.name,
-        chunk_rows=array.chunks[0],
-        dims=tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ()),
-        fill=0 if text else array.fill_value.item(),
-        attrs=dict(array.attrs),
-        codec=_codec_name(array),
-    )
-
-
-_COMPRESSORS: Mapping[Codec, tuple[Any, ...]] = {
-    "raw": (),
-    "zstd": (ZstdCodec(),),
-    "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),),
-}
-
-
-def _codec_name(array: zarr.Array[Any]) -> Codec:
-    match array.compressors:
-        case (BloscCodec(), *_):
-            return "lz4"
-        case (ZstdCodec(), *_):
-            return "zstd"
-        case _:
-            return "raw"
-
-
-class _ReadView(_View):
-    """A version that never changes: what was learnt about it stays true."""
-
-    def __init__(self, session: icechunk.Session, backend: IcechunkBackend) -> None:
-        super().__init__(session, backend.location)
-        self._backend = backend
-        self._metas: dict[str, ArrayMeta] = {}
-        self._chunks: dict[str, Chunks] = {}
-
-    def meta(self, name: str) -> ArrayMeta:
-        if name not in self._metas:
-            self._metas[name] = super().meta(name)
-        return self._metas[name]
-
-    def digest(self, name: str) -> None:
-        """Return none: Zarr checks text whenever it is read."""
-
-    def chunks(self, name: str) -> Chunks:
-        if name not in self._chunks:
-            self._chunks[name] = self._backend.local_chunks(self, self._array(name)) or ViewChunks(self, name)
-        return self._chunks[name]
-
-
-class _WriteView(_View):
-    """A writable session; commits under the store's lock."""
-
-    def __init__(self, session: icechunk.Session, backend: IcechunkBackend) -> None:
-        super().__init__(session, backend.location)
-        self._backend = backend
-        self._spent = False
-
-    def _check_open(self) -> None:
-        _guard_fork()
-        if self._spent:
-            raise ReadOnlyError(f"these changes of {self._location} were committed or discarded; begin new ones")
-
-    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
-        self._check_open()
-        self._group.attrs.put(dict(attrs))
-
-    def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
-        self._check_open()
-        self._array(name).attrs.put(dict(attrs))
-        del self._arrays[name]
-
-    def create(self, name: str, meta: ArrayMeta) -> None:
-        self._check_open()
-        if name in self._group:
-            raise ExistsError(f"array {name!r} exists already")
-        text = meta.dtype == TEXT
-        self._arrays[name] = self._group.create_array(
-            name,
-            shape=meta.shape,
-            chunks=(meta.chunk_rows, *meta.shape[1:]),
-            dtype=str if text else meta.dtype,
-            fill_value="" if text else meta.fill,
-            compressors=(*_COMPRESSORS[meta.codec], Crc32cCodec()),
-            dimension_names=meta.dims,
-            attributes=dict(meta.attrs),
-            # A chunk that was written must exist even if all of it is fill: no chunk means that nobody wrote it.
-            config={"write_empty_chunks": True},
-        )
-
-    def resize(self, name: str, n_rows: int) -> None:
-        self._check_open()
-        array = self._array(name)
-        if n_rows < array.shape[0]:
-            raise InvalidError(f"{name!r} has {array.shape[0]} rows and cannot shrink to {n_rows}")
-        if n_rows > array.shape[0]:
-            array.resize((n_rows, *array.shape[1:]))
-            del self._arrays[name]
-
-    def digest(self, name: str) -> None:
-        """Return none: Zarr checks text whenever it is read."""
-
-    def chunks(self, name: str) -> Chunks:
-        return ViewChunks(self, name)
-
-    def delete(self, name: str) -> None:
-        self._check_open()
-        self._array(name)
-        del self._group[name]
-        del self._arrays[name]
-
-    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
-        self._check_open()
-        _write_rows(self._array(name), name, start, values)
-
-    def fork(self) -> _Fork:
-        self._check_open()
-        try:
-            return _Fork(self._session.fork())
-        except ValueError:
-            raise InvalidError("a view can be forked only before it has changes of its own; commit first") from None
-
-    def merge(self, forks: Sequence[_Fork]) -> None:
-        self._check_open()
-        for fork in forks:
-            for name, n_rows in fork.short_ends.items():
-                check_short_end(self.meta(name), name, n_rows)
-        self._session.merge(*(fork.session for fork in forks))
-        self._arrays.clear()
-
-    def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
-        self._check_open()
-        self._spent = True
-        if not self._session.has_uncommitted_changes:
-            return self.snapshot
-        with self._backend.commit_lock():
-            try:
-                return str(self._session.commit(message, dict(metadata or {})))
-            except icechunk.ConflictError:
-                return self._rebase_and_commit(message, dict(metadata or {}))
-
-    def _rebase_and_commit(self, message: str, metadata: dict[str, Any]) -> str:
-        try:
-            self._session.rebase(icechunk.ConflictDetector())
-        except icechunk.RebaseFailedError as error:
-            raise ConflictError(
-                f"another writer has changed the same data of {self._backend.location} in the meantime, so "
-                f"{message!r} was not committed ({_first_line(error)}); open the store again and repeat the change"
-            ) from None
-        return str(self._session.commit(message, metadata))
-
-    def discard(self) -> None:
-        if not self._spent:
-            self._session.discard_changes()
-            self._arrays.clear()
-        self._spent = True
-
-
-class _Fork:
-    """A forked session; pickles together with what was written through it."""
-
-    def __init__(self, session: icechunk.ForkSession) -> None:
-        self.session = session
-        self.short_ends: dict[str, int] = {}
-        """Rows of each array whose short last chunk was written, when it was."""
-        self.checksums: dict[str, dict[int, int]] = {}
-        """Of each chunk that was written, by array and number."""
-
-    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
-        array = self._array(name, "r+").with_config({"write_empty_chunks": True})
-        meta = _meta_of(array)
-        meta.check_whole_chunks(name, start, len(values))
-        if meta.has_short_chunk(start, len(values)):
-            self.short_ends[name] = meta.n_rows
-        _write_rows(array, name, start, values)
-        written = self.checksums.setdefault(name, {})
-        for first in range(0, len(values), meta.chunk_rows):
-            rows = np.asarray(values[first : first + meta.chunk_rows])
-            written[(start + first) // meta.chunk_rows] = checksum(meta, rows)
-
-    def check(self) -> None:
-        """Read every chunk that was written, through this process's own view of the store."""
-        for name, written in self.checksums.items():
-            array = self._array(name, "r")
-            meta = _meta_of(array)
-            for chunk, expected in written.items():
-                start, stop = chunk * meta.chunk_rows, min((chunk + 1) * meta.chunk_rows, meta.n_rows)
-                try:
-                    values = np.asarray(array[start:stop])
-                except (icechunk.IcechunkError, ValueError, RuntimeError) as error:
-                    raise CorruptError(
-                        f"rows {start}:{stop} of {name!r}, which a worker says it wrote, cannot be read: "
-                        f"{_first_line(error)}"
-                    ) from error
-                if not matches(meta, values, expected):
-                    raise CorruptError(
-                        f"rows {start}:{stop} of {name!r} hold other values than a worker says it wrote"
-                    )
-
-    def _array(self, name: str, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
-        _guard_fork()
-        try:
-            return zarr.open_array(self.session.store, path=name, mode=mode)
-        except FileNotFoundError:
-            raise NotFoundError(f"array {name!r} not found") from None
-
-
-def _write_rows(array: zarr.Array[Any], name: str, start: int, values: NDArray[Any]) -> None:
-    ArrayMeta(array.shape, "", array.chunks[0], ()).check_values(name, start, values)
-    if len(values) == 0:
-        return
-    if not array.config.write_empty_chunks:
-        array = array.with_config({"write_empty_chunks": True})
-    array[start : start + len(values)] = values
+    def committed(self, branch: str, version: str) -> None:
+        """Put a commit into the ledger, under the lock."""
+        self._records.committed(branch, version)
 
 
 def _free_place(location: str) -> Path:
@@ -535,14 +301,10 @@ def _umask() -> int:
     return mask
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip(" x") for line in str(error).splitlines() if line.strip(" x|")), type(error).__name__)
-
-
 @contextmanager
 def _translated(location: str) -> Iterator[None]:
     """Turn what Icechunk raises on damaged or foreign files into one line of ours."""
     try:
         yield
     except icechunk.IcechunkError as error:
-        raise CorruptError(f"{location} cannot be read as an Icechunk repository: {_first_line(error)}") from error
+        raise CorruptError(f"{location} cannot be read as an Icechunk repository: {first_line(error)}") from error

@@ -51,24 +51,30 @@ _Decode = Callable[[memoryview, NDArray[Any]], object]
 
 @dataclass(frozen=True)
 class ChunkPlace:
-    """Where the encoded bytes of one chunk are: in a file, or right here.
+    """Where the encoded bytes of one chunk are: in a file of its own, or right here.
 
     Parameters
     ----------
-    path : the file; None if ``inline`` holds the bytes.
+    file : the file; the manifest, if ``inline`` holds the bytes.
     offset, length : which bytes of the file.
+    inline : the bytes, if they are in the manifest; None if they are not.
     """
 
-    path: Path | None
+    file: Path
     offset: int = 0
     length: int = 0
-    inline: bytes = b""
+    inline: bytes | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The chunk's own file; None if it has none."""
+        return self.file if self.inline is None else None
 
     def read(self) -> bytes:
         """Return the encoded bytes."""
-        if self.path is None:
+        if self.inline is not None:
             return self.inline
-        with self.path.open("rb", buffering=0) as file:
+        with self.file.open("rb", buffering=0) as file:
             file.seek(self.offset)
             content = file.read(self.length)
         if len(content) != self.length:
@@ -84,7 +90,7 @@ class LocalChunks:
     places : of each chunk.
     meta : of the array.
     decode : turns encoded bytes into the buffer that it is given.
-    n_check : bytes of a checksum at the end of each chunk. Reading passes over it; ``kpstore verify`` does not.
+    n_check : bytes of the codec's own checksum at the end of each chunk, which is passed over: see :class:`Chunks`.
     """
 
     def __init__(
@@ -115,7 +121,7 @@ class LocalChunks:
             encoded = place.read()
             self._decode(memoryview(encoded)[: len(encoded) - self._n_check], out)
         except (OSError, ValueError, RuntimeError, IndexError, struct.error) as error:
-            raise CorruptError(f"chunk {number} at {place.path or 'its manifest'} cannot be read: {error}") from error
+            raise CorruptError(f"chunk {number} at {place.file} cannot be read: {error}") from error
 
 
 def local_chunks(
@@ -204,8 +210,8 @@ def locate_chunks(
         node = next(node for node in nodes if node["path"] == f"/{array}")
         places: list[ChunkPlace | None] = [None] * n_chunks
         for manifest in node.get("manifest_refs", ()):
-            content = _read_manifest(root / "manifests" / manifest["id"])
-            for number, place in _array_chunks(content, node["id"], root / "chunks"):
+            file = root / "manifests" / manifest["id"]
+            for number, place in _array_chunks(file, node["id"], root / "chunks"):
                 places[number] = place
     except (
         *(_UnknownFormatError, AttributeError, StopIteration, LookupError, TypeError, ValueError, struct.error),
@@ -226,8 +232,8 @@ def _read_manifest(path: Path) -> bytes:
     return bytes(numcodecs.Zstd().decode(body)) if compression == _ZSTD else body
 
 
-def _array_chunks(content: bytes, node: str, folder: Path) -> Iterator[tuple[int, ChunkPlace]]:
-    root = _Table.root(content)
+def _array_chunks(manifest: Path, node: str, folder: Path) -> Iterator[tuple[int, ChunkPlace]]:
+    root = _Table.root(_read_manifest(manifest))
     for array in root.tables(_MANIFEST_ARRAYS):
         if _base32(array.struct(_ARRAY_NODE, 8)) != node:
             continue
@@ -236,7 +242,7 @@ def _array_chunks(content: bytes, node: str, folder: Path) -> Iterator[tuple[int
             if any(index[1:]) or ref.has(_REF_LOCATION):
                 raise _UnknownFormatError  # cut along another axis, or a reference into somebody else's file
             if ref.has(_REF_INLINE):
-                yield index[0], ChunkPlace(None, inline=ref.raw(_REF_INLINE))
+                yield index[0], ChunkPlace(manifest, inline=ref.raw(_REF_INLINE))
             else:
                 path = folder / _base32(ref.struct(_REF_CHUNK, 12))
                 yield index[0], ChunkPlace(path, ref.uint64(_REF_OFFSET), ref.uint64(_REF_LENGTH))

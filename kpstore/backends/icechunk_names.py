@@ -1,0 +1,127 @@
+"""Names of tags and branches, and the files of an Icechunk repository that hold them.
+
+Icechunk keeps a name in a folder, ``refs/tag.NAME/ref.json``. It writes a letter beyond ASCII as ``%E7…`` there, and
+when it lists names it does not read that back: such a tag is left out, and such a branch makes listing, and Icechunk's
+own garbage collection, fail. So kpstore gives Icechunk plain ASCII (Punycode behind ``xn--``), and lists the folders
+itself; names that are there in Icechunk's own writing are found as well.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote
+
+from kpstore.errors import CorruptError, InvalidError
+
+Kind = Literal["branch", "tag"]
+
+_MARK = "xn--"
+_PLAIN = re.compile(r"[A-Za-z0-9._+-]+")
+"""What Icechunk writes and lists unchanged."""
+_VERSION = re.compile(r"[0-9A-HJKMNP-TV-Z]{20}")
+_NAME_BYTES = 255
+"""Of a file or folder, on every file system in use."""
+_FILE, _DELETED = "ref.json", "ref.json.deleted"
+
+
+def encode(kind: Kind, name: str) -> str:
+    """Return a name as it is given to Icechunk: plain ASCII, from which :func:`decode` makes the name again.
+
+    Raises
+    ------
+    InvalidError
+        If no file can be called so.
+    """
+    given = _given(name)
+    if not _PLAIN.fullmatch(given) or decode(given) != name:
+        raise InvalidError(f"{kind} name {name!r} cannot be kept in an Icechunk store; use letters and digits")
+    n_bytes = len(f"{kind}.{given}")
+    if n_bytes > _NAME_BYTES:
+        raise InvalidError(
+            f"{kind} name {name[:20] + '…'!r} of {len(name)} letters needs a folder's name of {n_bytes} bytes, "
+            f"{_NAME_BYTES} are possible; choose a shorter one"
+        )
+    return given
+
+
+def _given(name: str) -> str:
+    plain = _PLAIN.fullmatch(name) and not name.startswith(_MARK)
+    return name if plain else _MARK + name.encode("punycode", "replace").decode("ascii", "replace")
+
+
+def decode(given: str) -> str:
+    """Return the name that :func:`encode` was given."""
+    if given.startswith(_MARK):
+        try:
+            return given.removeprefix(_MARK).encode("ascii").decode("punycode")
+        except (UnicodeError, OverflowError):
+            pass  # no name of ours
+    return given
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tag or branch as it is on the disk.
+
+    Parameters
+    ----------
+    given : the name as Icechunk takes it.
+    file : where it is kept, relative to the store.
+    version : the version that it names; None if the file is damaged or gone.
+    is_deleted : whether it was taken away on purpose: Icechunk never gives such a tag's name out again.
+    """
+
+    given: str
+    file: str
+    version: str | None
+    is_deleted: bool = False
+
+
+class Names(dict[str, str]):
+    """Tags or branches with the versions that they name. One whose file is damaged is in it too, but cannot be read.
+
+    Parameters
+    ----------
+    versions : by name.
+    damaged : what is wrong, by name: the message of the :class:`CorruptError` that asking for it raises.
+    """
+
+    def __init__(self, versions: Mapping[str, str], damaged: Mapping[str, str]) -> None:
+        super().__init__(sorted(versions.items()))
+        self.damaged = damaged
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self.damaged
+
+    def __missing__(self, name: str) -> str:
+        if name in self.damaged:
+            raise CorruptError(self.damaged[name])
+        raise KeyError(name)
+
+
+def read_refs(root: Path, kind: Kind) -> dict[str, Ref]:
+    """Return all tags or branches of a repository by name, also those that were deleted."""
+    found: dict[str, Ref] = {}
+    for folder in sorted((root / "refs").glob(f"{kind}.*")):
+        given = unquote(folder.name.removeprefix(f"{kind}."))
+        file = f"refs/{folder.name}/{_FILE}"
+        found[decode(given)] = Ref(given, file, _version_in(root / file), (folder / _DELETED).exists())
+    return found
+
+
+def file_of(kind: Kind, name: str) -> str:
+    """Return the file, relative to the store, in which kpstore keeps a name."""
+    return f"refs/{kind}.{_given(name)}/{_FILE}"
+
+
+def _version_in(file: Path) -> str | None:
+    try:
+        version = json.loads(file.read_bytes())["snapshot"]
+        return version if _VERSION.fullmatch(version) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
