@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import h5py
 
-from kpstore.backends import hdf5_layout as layout
 from kpstore.backends.hdf5_layout import Table
 from kpstore.backends.hdf5_records import DAMAGE, HOME, Names, format_of, read_json, read_names, read_record
 from kpstore.backends.hdf5_tree import Tree, newest_tree, older_tree, read_tree
-from kpstore.errors import KpstoreError
 
 
 def examine(file: h5py.File, location: str) -> Iterator[str]:
@@ -31,8 +28,6 @@ def examine(file: h5py.File, location: str) -> Iterator[str]:
             yield f"version {snapshot}: its record cannot be read: {_reason(error)}"
     yield from _references(names, set(versions), records)
     yield from _trees(file, names.head, versions, records, has_tables=has_tables)
-    if has_tables:
-        yield from _copies(file, names.head)
 
 
 def _references(names: Names, versions: set[str], records: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -111,32 +106,6 @@ def _compare(snapshot: str, tree: Tree, record: dict[str, Any]) -> Iterator[str]
             assert found is not None
         except DAMAGE as error:
             yield f"version {snapshot}: {name!r}: {_reason(error)}"
-
-
-def _copies(file: h5py.File, head: str) -> Iterator[str]:
-    """Compare the newest version with what its data sets say to other programs; these may have added to it."""
-    try:
-        tree = read_tree(file, head)
-    except DAMAGE:
-        return  # told of already
-    try:
-        if not _holds(layout.get_attrs(file), tree.attrs):
-            yield f"version {head}: the attributes of the file are not those that were committed"
-    except DAMAGE as error:
-        yield f"version {head}: the attributes of the file cannot be read: {_reason(error)}"
-    for name, array in sorted(tree.arrays.items()):
-        try:
-            found, wanted = (layout.meta_to_json(meta) for meta in (layout.meta_of(array.source.array), array.meta))
-            same = _holds(found.pop("attrs"), wanted.pop("attrs"))
-            if not same or json.dumps(found) != json.dumps(wanted):
-                yield f"version {head}: the attributes of {name!r} are not those that were committed"
-        except (KpstoreError, *DAMAGE) as error:
-            yield f"version {head}: {name!r} cannot be read: {_reason(error)}"
-
-
-def _holds(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether all that is wanted is there; as text, in which NaN is NaN."""
-    return all(name in found and json.dumps(found[name]) == json.dumps(wanted[name]) for name in wanted)
 
 
 def _reason(error: BaseException) -> str:

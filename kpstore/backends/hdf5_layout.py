@@ -8,7 +8,8 @@ the base of the version before them, so a commit costs what it overwrites, and r
 ::
 
     /keypoints, /split, …            the newest version
-    /_kpstore            attributes  head (id of the newest version), tags, used_tags, checksum, format
+    /_kpstore            attributes  format
+    /_kpstore/names                  JSON: head (id of the newest version), tags, used_tags
     /_kpstore/tree                   JSON of the newest version: attrs, arrays {name: shape, dtype, …, attrs}
     /_kpstore/checksums              of the newest version's chunks, array by array, uint64
     /_kpstore/versions/ID/record     JSON: parent, message, time, metadata, touched, digests of tree and checksums
@@ -18,8 +19,8 @@ the base of the version before them, so a commit costs what it overwrites, and r
         chunks/NAME                  the chunks that differ, one behind the other
         arrays/NAME                  arrays that the base does not have
 
-Files of format 1 have no ``tree`` and no ``checksums``: arrays are described by attributes of the data sets alone.
-Those of format 2 have these as well, for other programs.
+Files of format 1 have no ``tree`` and no ``checksums``, and their names are attributes: arrays are described by
+attributes of the data sets alone. Those of format 2 have these as well, for other programs.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
+from kpstore.backends.hdf5_text import REFERENCE, can_read, read_text
 from kpstore.errors import CorruptError, InvalidError
 
 _META = "kpstore_meta"
@@ -94,7 +96,7 @@ def create_array(group: h5py.Group, name: str, meta: ArrayMeta) -> h5py.Dataset:
         maxshape=(None, *meta.shape[1:]),
         fillvalue=None if text else np.asarray(meta.fill, dtype=meta.dtype)[()],
         fletcher32=not text,
-        **_FILTERS[meta.codec],
+        **_FILTERS["zstd" if text else meta.codec],
     )
     made.attrs[_META] = json.dumps({"dtype": meta.dtype, "dims": meta.dims, "codec": meta.codec})
     for axis, dim in enumerate(meta.dims):
@@ -176,8 +178,9 @@ def read_dataset(array: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:
     """Return rows of a data set, text as ``str``."""
     if h5py.check_string_dtype(array.dtype) is None:
         return np.asarray(array[start:stop])
-    words = array.asstr()[start:stop]
-    return np.asarray(words, dtype=object)
+    if can_read(array):
+        return read_text(array, start, stop)
+    return np.asarray(array.asstr()[start:stop], dtype=object)
 
 
 def check_text(name: str, values: NDArray[Any]) -> None:
@@ -206,7 +209,8 @@ def empty_chunk(array: h5py.Dataset, chunk: int) -> None:
 
     Of damaged text it would even give up the place of whatever the damage points at.
     """
-    n_bytes = int(np.prod(array.chunks)) * array.id.get_type().get_size()
+    item_bytes = array.dtype.itemsize if h5py.check_string_dtype(array.dtype) is None else REFERENCE.itemsize
+    n_bytes = int(np.prod(array.chunks)) * item_bytes
     array.id.write_direct_chunk(_corner(array, chunk), bytes(n_bytes), _NO_FILTERS)
 
 

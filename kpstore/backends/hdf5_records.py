@@ -134,25 +134,22 @@ class Names:
 
 def read_names(file: h5py.File) -> Names:
     """Return the names; :class:`ValueError` if they are not those that were written."""
-    attrs = file[HOME].attrs
-    head, tags, used = (str(attrs[key]) for key in ("head", "tags", "used_tags"))
-    if format_of(file) > 1 and str(attrs["checksum"]) != _names_digest(head, tags, used):
-        raise ValueError("the names of versions do not match their checksum")
-    return Names(head, json.loads(tags), tuple(json.loads(used)))
+    home, fmt = file[HOME], format_of(file)
+    if fmt == 1:
+        found = {key: str(home.attrs[key]) for key in ("head", "tags", "used_tags")}
+        return Names(found["head"], json.loads(found["tags"]), tuple(json.loads(found["used_tags"])))
+    stored = read_json(home, "names", fmt)
+    return Names(stored["head"], stored["tags"], tuple(stored["used_tags"]))
 
 
 def write_names(file: h5py.File, names: Names) -> None:
-    """Store the names, as attributes of kpstore's group."""
-    tags = json.dumps(dict(names.tags), ensure_ascii=False)
-    used = json.dumps(list(names.used_tags), ensure_ascii=False)
-    attrs = file[HOME].attrs
-    attrs.update({"head": names.head, "tags": tags, "used_tags": used})
-    if format_of(file) > 1:
-        attrs["checksum"] = _names_digest(names.head, tags, used)
-
-
-def _names_digest(head: str, tags: str, used: str) -> str:
-    return digest("\n".join((head, tags, used)).encode())
+    """Store the names."""
+    home, fmt = file[HOME], format_of(file)
+    tags, used = dict(names.tags), list(names.used_tags)
+    if fmt == 1:
+        home.attrs.update({"head": names.head, "tags": json.dumps(tags), "used_tags": json.dumps(used)})
+    else:
+        write_json(home, "names", {"head": names.head, "tags": tags, "used_tags": used}, fmt)
 
 
 # -- versions ---------------------------------------------------------------------------------------------------
