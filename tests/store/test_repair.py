@@ -26,7 +26,7 @@ from tests.ingest.test_several_features import Faces, Portraits
 from tests.store.damage import damaged_copy
 from tests.store.data import fill, rows_of
 
-DISK_KINDS = ["hdf5"]
+DISK_KINDS = ["icechunk", "hdf5"]
 
 LENGTHS = {"a": 5, "b": 9, "none": 0, "c": 20, "d": 3, "e": 7, "f": 11}
 SOURCE = FakeSource(LENGTHS, broken={"b": [2], "e": [0]}, unreadable=("d",))
