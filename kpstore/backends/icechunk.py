@@ -96,8 +96,14 @@ class IcechunkBackend:
         if not self.exists():
             what = "is not a kpstore store" if self._path.exists() else "does not exist"
             raise NotFoundError(f"{self.location} {what}; 'kpstore ingest' and 'kpstore import' make one")
-        with _translated(self.location):
+        try:
             return icechunk.Repository.open(icechunk.local_filesystem_storage(str(self._path)))
+        except icechunk.IcechunkError as error:
+            # Icechunk opens nothing without its main branch, and does not say which file is at fault.
+            damage = self._records.names("branch").damaged.get(MAIN)
+            raise CorruptError(
+                damage or f"{self.location} cannot be read as an Icechunk repository: {first_line(error)}"
+            ) from error
 
     def _repo(self) -> icechunk.Repository:
         guard_fork()
@@ -232,7 +238,11 @@ class IcechunkBackend:
 
     def examine(self) -> Iterator[str]:
         """Yield what is wrong with names, and with the files that describe versions, one line each."""
-        self._repo()
+        try:
+            self._repo()
+        except CorruptError as error:
+            yield str(error)
+            return
         with self._quiet():
             yield from self._records.examine()
 

@@ -140,10 +140,11 @@ class VersionRecords:
 
     def _wrong_name(self, kind: Kind, name: str, ref: Ref, recorded: list[str]) -> str:
         what = f"{kind} {name!r} of {self._location}"
-        was = f"; it named version {' or '.join(recorded)}, which can be opened by that id" if recorded else ""
+        was = f"; it named version {' or '.join(recorded)}" if recorded else ""
         if ref.version is None:
             state = "is damaged" if (self._root / ref.file).exists() else "is gone"
-            return f"{what} cannot be read: {ref.file} {state}{was}"
+            mend = f': {{"snapshot":"{recorded[-1]}"}} is what belongs into it' if recorded else ""
+            return f"{what} cannot be read: {ref.file} {state}{was}{mend}"
         if not recorded or ref.version in recorded:
             return ""
         if kind == "tag":

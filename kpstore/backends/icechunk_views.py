@@ -507,7 +507,12 @@ class IcechunkFork:
     def check(self) -> None:
         """Read every chunk that was written, through this process's own view of the store."""
         for name, written in self.checksums.items():
-            array = self._array(name, "r")
+            try:
+                array = self._array(name, "r")
+            except (NotFoundError, icechunk.IcechunkError) as error:
+                raise CorruptError(
+                    f"{name!r}, of which a worker says it wrote rows, cannot be read: {first_line(error)}"
+                ) from error
             meta = _meta_of(array)
             for chunk, expected in written.items():
                 try:
