@@ -22,6 +22,7 @@ from kpstore.backends.base import TEXT, ArrayMeta, Chunks, ViewChunks, check_sho
 from kpstore.backends.checksums import checksum
 from kpstore.backends.hdf5_layout import ArrayDelta, Delta, Table, n_chunks
 from kpstore.backends.hdf5_records import (
+    DAMAGE,
     HOME,
     commit_now,
     damage_told,
@@ -111,12 +112,9 @@ class HDF5WriteView(View):
         """Tell of damage that HDF5's library meets while it writes; a full disk and the like stay what they are."""
         try:
             yield
-        except OSError as error:
-            if error.errno is not None:
+        except DAMAGE as error:
+            if isinstance(error, UnicodeEncodeError) or (isinstance(error, OSError) and error.errno is not None):
                 raise
-            with damage_told(self._backend.location):
-                raise
-        except (RuntimeError, KeyError):
             with damage_told(self._backend.location):
                 raise
 
