@@ -39,7 +39,7 @@ MAX_TRIES = 10
 """How often a task may lose its worker before its videos are recorded as failed.
 
 From the second try on a frame cannot take the worker with it, so later deaths are not the data's fault (a batch system
-that takes nodes back, the kernel out of memory); a task that only waited on a worker that died counts as well.
+that takes nodes back, the kernel out of memory).
 """
 
 MAX_STRIKES = 2
@@ -66,6 +66,7 @@ class _Worker:
     name : what people call it.
     gpu : the only GPU that it may use; ``""`` leaves that alone.
     sign : what it leaves in the meeting folder.
+    at : the order that it has begun and not ended, as far as that is known here.
     strikes : times that it failed where others did not, or broke off.
     held : tasks of it whose failures are in doubt.
     """
@@ -75,6 +76,7 @@ class _Worker:
     gpu: str = ""
     state: Literal["new", "asked", "fit", "out"] = "new"
     sign: str = ""
+    at: str = ""
     strikes: int = 0
     held: int = 0
 
@@ -85,11 +87,13 @@ class _Work:
 
     Parameters
     ----------
-    deaths : times that its worker died.
+    losses : times that its worker was lost.
+    deaths : times that its worker died of it, perhaps.
     avoid : addresses of workers that failed at it.
     """
 
     task: Task
+    losses: int = 0
     deaths: int = 0
     avoid: set[str] = field(default_factory=set)
 
@@ -114,6 +118,7 @@ class _Order:
     """Something that a worker was asked to do and has not answered yet."""
 
     kind: Literal["proof", "task", "opinion"]
+    key: str
     worker: _Worker
     future: Any
     work: _Work | None = None
@@ -162,6 +167,7 @@ class Crew:
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="kpstore-look")
         self._looked_at, self._alone_since = -math.inf, math.inf
         self._has_lost = False
+        self._errors: list[KpstoreError] = []
         self._deaths_in_proof = 0
 
     def run(self, tasks: Sequence[Task], on_frames: OnFrames) -> Iterator[TaskResult]:
@@ -171,10 +177,12 @@ class Crew:
         ------
         WorkersError
             If no worker is fit, none comes back, or the scheduler is gone.
+        KpstoreError
+            If all workers refuse in the same words: the extractor does not start, say.
         """
         self._new.extend(_Work(task) for task in tasks)
         remaining = len(tasks)
-        self._client.subscribe_topic(self._topic, lambda event: on_frames(event[1]))
+        self._client.subscribe_topic(self._topic, partial(self._hear, on_frames))
         try:
             with Meeting(self._job.meeting) as self._meeting:
                 self._question = self._ask(tasks)
@@ -190,6 +198,15 @@ class Crew:
             if self._client.status == "running":
                 self._client.unsubscribe_topic(self._topic)
 
+    def _hear(self, on_frames: OnFrames, event: tuple[float, Any]) -> None:
+        """Take what a worker tells meanwhile (in a thread of Dask's): frames that are done, or what it begins."""
+        told = event[1]
+        order = self._orders.get(told) if isinstance(told, str) else None
+        if order is not None:
+            order.worker.at = told
+        elif isinstance(told, int):
+            on_frames(told)
+
     def _wait(self) -> None:
         """Wait for the next thing to happen, and see to it."""
         try:
@@ -201,6 +218,8 @@ class Crew:
         elif event in self._orders:  # otherwise its worker was left out, or is gone
             order = self._orders.pop(event)
             answer = self._answer(order)
+            if answer is not None and order.worker.at == event:
+                order.worker.at = ""
             order.future.release()
             self._see_to(order, answer)
 
@@ -268,6 +287,8 @@ class Crew:
         reasons = self._reasons()
         if (self._has_lost or not self._workers) and now - self._alone_since < WAIT_S:
             return
+        if len(self._errors) == len(self._notes) and len({str(error) for error in self._errors}) == 1:
+            raise self._errors[0]  # what is wrong everywhere in one way is not wrong with the workers
         if self._workers:
             raise WorkersError(f"none of {len(self._notes)} workers is fit to work: {reasons}")
         raise WorkersError(f"all workers are gone, and none came back{f'; {reasons}' if reasons else ''}")
@@ -329,7 +350,7 @@ class Crew:
             future = self._client.submit(
                 function, *arguments, key=key, pure=False, workers=[worker.address], priority=0 if kind == "task" else 1
             )
-        self._orders[key] = _Order(kind, worker, future, work, claim)
+        self._orders[key] = _Order(kind, key, worker, future, work, claim)
         future.add_done_callback(lambda _: self._events.put(key))
 
     # -- what comes back -------------------------------------------------------------------------------------------
@@ -371,6 +392,7 @@ class Crew:
             worker.state = "new"
             self._lost(order)
         elif isinstance(answer, Refusal):
+            self._errors += [answer.error] if answer.error else []
             self._leave_out(worker, answer.reason)
             self._redo(order)
         elif isinstance(answer, Opinion):
@@ -411,12 +433,14 @@ class Crew:
         elif order.claim is not None:
             self._consult(order.claim)
         elif work is not None:
-            work.deaths += 1
-            _log.info("task %d lost its worker (%d)", work.task.number, work.deaths)
-            if work.deaths < MAX_TRIES:
+            work.losses += 1
+            # One that only waited on its worker did not kill it.
+            work.deaths += order.worker.at in ("", order.key)
+            _log.info("task %d lost its worker (%d)", work.task.number, work.losses)
+            if work.losses < MAX_TRIES:
                 self._again.append(work)
             else:
-                self._taken.append(_given_up(self._job, work.task, f"its worker process died {work.deaths} times"))
+                self._taken.append(_given_up(self._job, work.task, f"its worker process died {work.losses} times"))
 
     def _redo(self, order: _Order) -> None:
         """Have done elsewhere what a worker could not do."""

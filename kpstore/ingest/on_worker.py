@@ -38,6 +38,7 @@ class Refusal:
     """What a worker answers that cannot do its tasks: its GPU is gone, say."""
 
     reason: str
+    error: KpstoreError | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def run_on_worker(
     from distributed import get_worker
 
     worker = get_worker()
+    worker.log_event(topic, worker.get_current_task())
     extract = extract_isolated if after_death else None
     with _Throttled(lambda n_frames: worker.log_event(topic, n_frames)) as report:
         return _tried(job, lambda: run_task(job, task, fork, extract=extract, report=report))
@@ -88,7 +90,7 @@ def _tried(job: Job, do: Callable[[], T]) -> T | Refusal | Stranger:
     try:
         return do()
     except KpstoreError as error:
-        return Refusal(one_line(str(error)))
+        return Refusal(one_line(str(error)), error)
     except Exception as error:  # videos' own faults are caught below: this is the machine's, a full disk say
         _log.info("this worker cannot do its task", exc_info=True)
         return Refusal(one_line(error))

@@ -122,8 +122,9 @@ class StandIn(distributed.LocalCluster):
         return ",".join(self.names[number:] + self.names[:number])
 
     async def _start(self) -> None:
-        for number, spec in self.worker_spec.items():
-            spec["options"] = {**spec["options"], "env": {"CUDA_VISIBLE_DEVICES": self.pinned(number)}}
+        for number, spec in list(self.worker_spec.items()):
+            pinned = {**spec["options"], "env": {"CUDA_VISIBLE_DEVICES": self.pinned(number)}}
+            self.worker_spec[number] = {**spec, "options": pinned}
         await super()._start()
 
 
