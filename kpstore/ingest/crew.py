@@ -403,8 +403,17 @@ class Crew:
             self._judge(worker, answer)
 
     def _judge(self, worker: _Worker, flaws: Sequence[str]) -> None:
-        flaws = flaws or self._meeting.flaws(worker.sign)
+        """Believe a worker that finds nothing wrong with itself, once what it wrote is here."""
         if flaws:
+            self._leave_out(worker, "; ".join(flaws))
+            return
+        looking = self._looker.submit(self._meeting.flaws, worker.sign)
+        looking.add_done_callback(lambda done: self._events.put(partial(self._admit, worker, done)))
+
+    def _admit(self, worker: _Worker, done: Future[list[str]]) -> None:
+        if worker.state != "asked":
+            return
+        if flaws := done.result():
             self._leave_out(worker, "; ".join(flaws))
             return
         worker.state, self._deaths_in_proof = "fit", 0

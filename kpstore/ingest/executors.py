@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -156,7 +157,10 @@ class DaskExecutor:
 
     def _connect(self, distributed: Any) -> Any:
         try:
-            return distributed.Client(self._scheduler, timeout="10s")
+            with warnings.catch_warnings():
+                # Of versions that differ a run says itself which worker it leaves out for which.
+                warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
+                return distributed.Client(self._scheduler, timeout="10s")
         except (OSError, ValueError) as error:
             raise NotFoundError(
                 f"no Dask scheduler answers at {self._scheduler!r} ({error}); start one with 'dask scheduler'"
