@@ -42,6 +42,8 @@ _MAY_DIFFER = frozenset({"document", "kpstore", "processor"})
 """Of a provenance: what has nothing to do with the numbers, is compared elsewhere, or may differ within a cluster."""
 
 _PACKAGE = Path(__file__).parents[1]
+_CLOCK_S = 2.0
+"""The clock by which a process knows when it began is coarser than that of files."""
 _APPEARS_S = 3.0
 """How long a file that another machine has just written may take to appear here, on a network's file system."""
 
@@ -331,7 +333,7 @@ def _process_began() -> float:
     import psutil  # which Dask brings
 
     began: float = psutil.Process().create_time()
-    return began
+    return began + _CLOCK_S
 
 
 # -- the meeting folder --------------------------------------------------------------------------------------------
