@@ -21,6 +21,10 @@ FEATURE = "numbered"
 SCALE = 1
 """In a worker with other code of the user's own, another number."""
 
+WIDTH = 64
+"""Numbers of a row, four of them again and again: the few bytes of four alone would be kept beside the chunk's name,
+and travel with it, where no disk can lose them."""
+
 DISLIKED = 251
 """Third pixel of a frame at which the model raises, everywhere."""
 
@@ -88,8 +92,8 @@ class NumberedExtractor(OneFeature):
 
     @property
     def spec(self) -> FeatureSpec:
-        """The feature: four numbers."""
-        return FeatureSpec(FEATURE, (4,), ("number",), chunk_rows=self.chunk_rows)
+        """The feature."""
+        return FeatureSpec(FEATURE, (WIDTH,), ("number",), chunk_rows=self.chunk_rows)
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -115,7 +119,7 @@ class NumberedExtractor(OneFeature):
             first, seen = (self._video, self._seen) if self._seen else (video, 0)
             time.sleep(self.sleep_s)
             self._video, self._seen = first, seen + 1
-            rows.values[number] = np.array([video, frame, seen, first]) * SCALE
+            rows.values[number] = np.resize([video, frame, seen, first], WIDTH) * SCALE
         return rows
 
     def close(self) -> None:
@@ -123,13 +127,13 @@ class NumberedExtractor(OneFeature):
 
 
 def expected_rows(source: NumberedSource, video: int) -> NDArray[np.float32]:
-    """Return what a video's rows must be, (frames, 4) float32; NaN for a frame that fails everywhere."""
-    rows = np.full((source.lengths[video], 4), np.nan, dtype=np.float32)
+    """Return what a video's rows must be, (frames, WIDTH) float32; NaN for a frame that fails everywhere."""
+    rows = np.full((source.lengths[video], WIDTH), np.nan, dtype=np.float32)
     if video in source.unreadable:
         return rows
     seen = 0
     for frame in range(source.lengths[video]):
         if (video, frame) not in source.broken and (video, frame) not in source.disliked:
-            rows[frame] = video, frame, seen, video
+            rows[frame] = np.resize([video, frame, seen, video], WIDTH)
             seen += 1
     return rows
