@@ -135,7 +135,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _gpus() -> Finding:
-    from kpstore.ingest.run import count_gpus
+    from kpstore.ingest.gpus import count_gpus
 
     visible = count_gpus()
     if visible == 0:  # then torch, which takes a second to import, cannot see one either

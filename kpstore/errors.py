@@ -12,6 +12,7 @@
     ├── ReadOnlyError      (RuntimeError)  a write to something opened for reading
     ├── CorruptError       (RuntimeError)  stored data that breaks its own rules
     ├── UnsupportedError   (RuntimeError)  something that this backend or machine cannot do
+    │   └── WorkersError                   no worker that can do the work, or no scheduler any more
     ├── ExtractorError     (RuntimeError)  a model that does not start
     └── MissingExtraError  (ImportError)   an optional dependency that is not installed
 
@@ -57,6 +58,10 @@ class CorruptError(KpstoreError, RuntimeError):
 
 class UnsupportedError(KpstoreError, RuntimeError):
     """Something that this backend or this machine cannot do."""
+
+
+class WorkersError(UnsupportedError):
+    """No worker that can do the work, or no scheduler any more."""
 
 
 class ExtractorError(KpstoreError, RuntimeError):

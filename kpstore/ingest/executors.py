@@ -5,33 +5,20 @@ from __future__ import annotations
 import importlib.util
 import logging
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from kpstore.backends.base import Fork
-from kpstore.errors import KpstoreError, MissingExtraError, NotFoundError, UnsupportedError, one_line
-from kpstore.ingest.isolated import extract_isolated
-from kpstore.ingest.job import Job, failed_video
+from kpstore.errors import MissingExtraError, NotFoundError, UnsupportedError
+from kpstore.ingest.crew import Crew, MakeFork, OnFrames
+from kpstore.ingest.gpus import own_gpus
+from kpstore.ingest.job import Job
 from kpstore.ingest.plan import Task
-from kpstore.ingest.worker import TaskResult, collect, run_task
-
-_log = logging.getLogger(__name__)
-
-MakeFork = Callable[[Task], Fork | None]
-OnFrames = Callable[[int], None]
-
-MAX_TRIES = 10
-"""How often a task may lose its worker before its videos are recorded as failed.
-
-From the second try on a frame cannot take the worker with it, so later deaths are not the data's fault (a batch system
-that takes nodes back, the kernel out of memory); Dask also counts tasks that only waited on the worker that died.
-"""
+from kpstore.ingest.worker import TaskResult, run_task
 
 _CLUSTER_TRIES = 5
 
@@ -56,8 +43,6 @@ _SETTINGS = {
 }
 """How Dask is set up for the cluster that a run starts; the user's own settings come back afterwards."""
 
-_REPORT_EVERY_S = 0.5
-
 
 class Executor(Protocol):
     """Runs tasks; a context manager that starts and stops whatever it needs."""
@@ -73,10 +58,6 @@ class Executor(Protocol):
         """How many tasks run at once."""
 
     @property
-    def pins_gpus(self) -> bool:
-        """Whether each worker sees its own GPU as the first one."""
-
-    @property
     def notes(self) -> Sequence[str]:
         """What went wrong with workers, and did not end the run."""
 
@@ -88,7 +69,6 @@ class SerialExecutor:
     """Runs tasks one after another in this process: no start-up cost, but what kills the process ends the run."""
 
     n_workers = 1
-    pins_gpus = False
     notes: Sequence[str] = ()
 
     def __enter__(self) -> Self:
@@ -101,30 +81,6 @@ class SerialExecutor:
         """Yield results in plan order."""
         for task in tasks:
             yield run_task(job, task, make_fork(task), report=on_frames)
-
-
-@dataclass
-class _Submitted:
-    """A task under way.
-
-    Parameters
-    ----------
-    tries : times that it was given to a worker that lived long enough to say what became of it, or died.
-    deaths : times that its worker died.
-    """
-
-    task: Task
-    tries: int = 1
-    deaths: int = 0
-
-
-@dataclass(frozen=True)
-class _Unfit:
-    """What a worker answers that cannot do its tasks: its GPU is gone, say."""
-
-    worker: str
-    address: str
-    error: KpstoreError
 
 
 class DaskExecutor:
@@ -140,9 +96,10 @@ class DaskExecutor:
 
     def __init__(self, n_workers: int, *, scheduler: str | None = None, gpus: int = 0) -> None:
         self._n_workers, self._scheduler = n_workers, scheduler
+        self._gpus = own_gpus(gpus) if scheduler is None else ()
         found = gpus and gpus == n_workers and scheduler is None and importlib.util.find_spec("dask_cuda")
-        self._cuda_gpus = gpus if found else 0
-        self._unfit: dict[str, KpstoreError] = {}
+        self._by_dask_cuda = bool(found)
+        self._left_out: dict[str, str] = {}
         self._cluster: Any = None
         self._client: Any = None
 
@@ -191,15 +148,19 @@ class DaskExecutor:
         raise AssertionError("unreachable")
 
     def _cluster_class(self, distributed: Any) -> Any:
-        if not self._cuda_gpus:
+        if not self._by_dask_cuda:
             return distributed.LocalCluster
         import dask_cuda
 
-        return partial(dask_cuda.LocalCUDACluster, CUDA_VISIBLE_DEVICES=list(range(self._cuda_gpus)))
+        # Without names it would take the first GPUs of the machine, whichever the user has chosen.
+        return partial(dask_cuda.LocalCUDACluster, CUDA_VISIBLE_DEVICES=list(self._gpus))
 
     def _connect(self, distributed: Any) -> Any:
         try:
-            return distributed.Client(self._scheduler, timeout="10s")
+            with warnings.catch_warnings():
+                # Of versions that differ a run says itself which worker it leaves out for which.
+                warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
+                return distributed.Client(self._scheduler, timeout="10s")
         except (OSError, ValueError) as error:
             raise NotFoundError(
                 f"no Dask scheduler answers at {self._scheduler!r} ({error}); start one with 'dask scheduler'"
@@ -216,91 +177,23 @@ class DaskExecutor:
         return self._n_workers
 
     @property
-    def pins_gpus(self) -> bool:
-        """Whether dask-cuda, or whoever started the scheduler's workers, gives each its own GPU."""
-        return bool(self._cuda_gpus) or self._scheduler is not None
-
-    @property
     def notes(self) -> list[str]:
         """Which workers are not fit to work, and why."""
-        return [f"worker {name} was left out: {one_line(str(error))}" for name, error in self._unfit.items()]
+        return [f"worker {name} was left out: {reason}" for name, reason in self._left_out.items()]
 
     def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
-        """Yield results as tasks end.
-
-        A task whose worker died is run again, frame by frame. A worker that cannot work is closed; the others do its
-        tasks, and the run ends when there are none left.
-        """
-        from distributed import as_completed
-
-        topic = f"kpstore-{job.run_id}"
-        self._client.subscribe_topic(topic, lambda event: on_frames(event[1]))
-        try:
-            waiting = iter(tasks)
-            running: dict[str, _Submitted] = {}
-            done = as_completed(with_results=False)
-
-            def submit(entry: _Submitted) -> None:
-                future = self._submit(job, entry, make_fork, topic)
-                running[future.key] = entry
-                done.add(future)
-
-            # One task ahead of each worker keeps it busy; more would only be lost when it dies.
-            for task in _take(waiting, 2 * self._n_workers):
-                submit(_Submitted(task))
-            for future in done:
-                entry = running.pop(future.key)
-                outcome = self._outcome(job, entry, future)
-                future.release()
-                if outcome is None:
-                    submit(_Submitted(entry.task, entry.tries + 1, entry.deaths + 1))
-                    continue
-                if isinstance(outcome, _Unfit):
-                    self._leave_out(outcome)
-                    submit(_Submitted(entry.task, entry.tries + 1, entry.deaths))
-                    continue
-                for task in _take(waiting, 1):
-                    submit(_Submitted(task))
-                yield outcome
-        finally:
-            self._client.unsubscribe_topic(topic)
-
-    def _submit(self, job: Job, entry: _Submitted, make_fork: MakeFork, topic: str) -> Any:
-        key = f"kpstore-{job.run_id}-{entry.task.number}-{entry.tries}"
-        return self._client.submit(
-            _run_on_worker,
+        """Yield results as tasks end; see :class:`~kpstore.ingest.crew.Crew`."""
+        crew = Crew(
+            self._client,
+            self._scheduler or self._cluster.scheduler_address,
             job,
-            entry.task,
-            make_fork(entry.task),
-            topic,
-            entry.deaths > 0,
-            key=key,
-            pure=False,
+            make_fork,
+            gpus=() if self._by_dask_cuda else self._gpus,
+            pinned=self._gpus if self._by_dask_cuda else (),
+            ours=self._scheduler is None,
+            notes=self._left_out,
         )
-
-    def _leave_out(self, outcome: _Unfit) -> None:
-        if outcome.worker not in self._unfit:
-            _log.warning("worker %s is left out: %s", outcome.worker, outcome.error)
-        self._unfit[outcome.worker] = outcome.error
-        if len(self._unfit) >= self._n_workers:
-            raise outcome.error
-        # It is closed, and what it had waiting goes to the others. To bind tasks to those would not do: one of them
-        # that died and was started again has another address, and Dask would wait for the old one for ever.
-        self._client.retire_workers(workers=[outcome.address], close_workers=True)
-
-    def _outcome(self, job: Job, entry: _Submitted, future: Any) -> TaskResult | _Unfit | None:
-        """Return the task's result, or None if it lost its worker and should be tried again."""
-        from distributed import KilledWorker
-        from distributed.client import FutureCancelledError
-
-        try:
-            result: TaskResult | _Unfit = future.result()
-            return result
-        except (KilledWorker, FutureCancelledError):
-            _log.info("task %d lost its worker (try %d)", entry.task.number, entry.tries)
-        if entry.deaths + 1 < MAX_TRIES:
-            return None
-        return _given_up(job, entry.task, f"its worker process died {entry.deaths + 1} times")
+        yield from crew.run(tasks, on_frames)
 
 
 @contextmanager
@@ -321,49 +214,6 @@ def _sigint_blocked() -> Iterator[None]:
 def dask_setup(worker: Any) -> None:
     """Prepare a worker process; Dask calls this by its name."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _take(items: Iterator[Task], count: int) -> list[Task]:
-    return [item for _, item in zip(range(count), items, strict=False)]
-
-
-def _given_up(job: Job, task: Task, reason: str) -> TaskResult:
-    results = ((video, failed_video(job, video.record, reason)) for video in task.videos)
-    return collect(job, task, None, results, time.perf_counter())
-
-
-def _run_on_worker(job: Job, task: Task, fork: Fork | None, topic: str, after_death: bool) -> TaskResult | _Unfit:
-    """Run one task in a Dask worker."""
-    from distributed import get_worker
-
-    worker = get_worker()
-    with _Throttled(lambda n_frames: worker.log_event(topic, n_frames)) as report:
-        try:
-            return run_task(job, task, fork, extract=extract_isolated if after_death else None, report=report)
-        except KpstoreError as error:
-            return _Unfit(str(worker.name), worker.address, error)
-
-
-class _Throttled:
-    """Adds up small reports, so that a fast extractor does not spend its time telling of its progress."""
-
-    def __init__(self, send: OnFrames) -> None:
-        self._send = send
-        self._waiting = 0
-        self._sent = time.monotonic()
-
-    def __enter__(self) -> OnFrames:
-        return self._add
-
-    def __exit__(self, *_: object) -> None:
-        if self._waiting:
-            self._send(self._waiting)
-
-    def _add(self, n_frames: int) -> None:
-        self._waiting += n_frames
-        if time.monotonic() - self._sent >= _REPORT_EVERY_S:
-            self._send(self._waiting)
-            self._waiting, self._sent = 0, time.monotonic()
 
 
 def make_executor(workers: int, *, scheduler: str | None = None, gpus: int = 0) -> Executor:

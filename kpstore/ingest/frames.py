@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kpstore.errors import ExtractorError, InvalidError, one_line
 from kpstore.extractors.base import Extracted, Extractor, frame_specs
 from kpstore.ingest.ahead import Ahead
-from kpstore.ingest.job import Job, Report, VideoRows, opened_extractor
+from kpstore.ingest.job import Doubts, Job, Report, UnreadableVideoError, VideoRows, opened_extractor
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError
@@ -42,7 +42,7 @@ def extract_frames(
     """
     extractor = cast("Extractor", opened_extractor(job))
     collector = _Collector(extractor, record.n_frames, dict(skip or {}), announce, report)
-    frames = job.source.read_frames(record, skip=frozenset(collector.failed))
+    frames = _read(job, record, frozenset(collector.failed))
     collector.start(read_reference(job, record))
     if announce is None:
         with Ahead(frames, max(_AHEAD_FRAMES, 2 * extractor.batch_size)) as ahead:
@@ -52,12 +52,28 @@ def extract_frames(
     return collector.finish()
 
 
+def _read(job: Job, record: VideoRecord, skip: frozenset[int]) -> Iterator[Any]:
+    """Yield the frames of a video; what its source raises is told apart from what the model raises."""
+    count = 0
+    try:
+        for frame in job.source.read_frames(record, skip=skip):
+            count += 1
+            yield frame
+    except Exception as error:  # whatever a reader raises
+        raise UnreadableVideoError(error) from error
+    if count != record.n_frames:
+        raise UnreadableVideoError(ValueError(f"the source gave {count} frames, it had announced {record.n_frames}"))
+
+
 def read_reference(job: Job, record: VideoRecord) -> NDArray[np.uint8] | None:
     """Return the picture that belongs to a whole video; None if its source has none."""
     read = getattr(job.source, "read_reference", None)
-    found: NDArray[np.uint8] | FrameError | None = None if read is None else read(record)
+    try:
+        found: NDArray[np.uint8] | FrameError | None = None if read is None else read(record)
+    except Exception as error:  # whatever a reader raises
+        raise UnreadableVideoError(error) from error
     if isinstance(found, FrameError):
-        raise InvalidError(f"the reference picture: {found.reason}")
+        raise UnreadableVideoError(InvalidError(f"the reference picture: {found.reason}"))
     return found
 
 
@@ -105,6 +121,8 @@ class _Collector:
         report: Callable[[int], None] | None,
     ) -> None:
         self.failed = failed
+        self._unread: set[int] = set()
+        self._raised = set(failed)
         self._extractor, self._announce, self._report = extractor, announce, report
         self._specs = frame_specs(extractor)
         self._rows = {spec.name: spec.empty_rows(n_frames) for spec in self._specs}
@@ -117,11 +135,11 @@ class _Collector:
 
     def consume(self, frames: Iterable[NDArray[np.uint8] | FrameError]) -> None:
         batch: list[tuple[int, NDArray[np.uint8]]] = []
-        count = 0
         for number, frame in enumerate(frames):
-            count += 1
             if isinstance(frame, FrameError):
-                self.failed.setdefault(number, one_line(frame.reason))
+                if number not in self.failed:
+                    self.failed[number] = one_line(frame.reason)
+                    self._unread.add(number)
                 self._done(1)
                 continue
             batch.append((number, frame))
@@ -129,8 +147,6 @@ class _Collector:
                 self._extract(batch)
                 batch = []
         self._extract(batch)
-        if count != self._n_frames:
-            raise ValueError(f"the source gave {count} frames, it had announced {self._n_frames}")
 
     def _extract(self, batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
         if not batch:
@@ -148,6 +164,7 @@ class _Collector:
                 self._one_by_one(batch)
                 return
             self.failed[batch[0][0]] = one_line(f"{type(error).__name__}: {error}")
+            self._raised.add(batch[0][0])
             self._done(1)
             return
         self._put(batch, rows, found)
@@ -171,4 +188,5 @@ class _Collector:
     def finish(self) -> VideoRows:
         status = np.full(self._n_frames, State.DONE, dtype=np.uint8)
         status[list(self.failed)] = State.FAILED
-        return VideoRows(self._rows, status, failure_text(frames=self.failed))
+        doubts = Doubts(frozenset(self._unread), frozenset(self._raised))
+        return VideoRows(self._rows, status, failure_text(frames=self.failed), doubts)

@@ -1,6 +1,7 @@
 """One video in a process of its own, so that a frame that kills the process can be named, recorded and left out.
 
-Slow to start (a process and a model per attempt), so it is used only for tasks whose worker died once.
+Slow to start (a process and a model per attempt), so it is used only for tasks whose worker died once. The driver
+also looks at videos in such a process: one that kills whoever decodes it must not kill the driver.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from kpstore.errors import ExtractorError, KpstoreError
 from kpstore.extractors.base import takes_videos
 from kpstore.ingest.frames import extract_frames
 from kpstore.ingest.job import Job, VideoRows, failed_video, opened_extractor
+from kpstore.ingest.sight import Look, look, unreadable
 from kpstore.ingest.whole_videos import extract_alone
 from kpstore.schema.index import VideoRecord
+from kpstore.sources.base import Source
 
 MAX_DEATHS = 16
 """A video that kills more processes than this is given up as a whole."""
@@ -42,10 +45,32 @@ def extract_isolated(job: Job, record: VideoRecord) -> VideoRows:
     return failed_video(job, record, f"{len(skip)} frames of this video killed their worker process")
 
 
+def look_isolated(source: Source, records: Sequence[VideoRecord], *, whole: bool) -> list[Look]:
+    """Return :func:`~kpstore.ingest.sight.look` for each video; one that kills its reader cannot be read."""
+    looks: list[Look] = []
+    deaths = 0
+    while len(looks) < len(records) and deaths < MAX_DEATHS:
+        rest = records[len(looks) :]
+        messages, _ = _talk(("look", source, rest, whole))
+        looks += [message for message in messages if isinstance(message, Look)]
+        if len(looks) < len(records):
+            looks.append(unreadable(records[len(looks)]))
+            deaths += 1
+    return looks + [unreadable(record) for record in records[len(looks) :]]
+
+
 def _attempt(
     job: Job, record: VideoRecord, skip: dict[int, str]
 ) -> tuple[VideoRows | ExtractorError | None, int | None, int]:
     """Return (result or None, last frame announced, exit code) of one child."""
+    messages, code = _talk(("extract", job, record, skip))
+    announced = [message for message in messages if isinstance(message, int)]
+    results = [message for message in messages if not isinstance(message, int)]
+    return results[-1] if results else None, announced[-1] if announced else None, code
+
+
+def _talk(request: tuple[Any, ...]) -> tuple[list[Any], int]:
+    """Return all that one child says to a request, and its exit code."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     child = subprocess.Popen(
         [sys.executable, "-m", "kpstore.ingest.isolated"],
@@ -55,19 +80,16 @@ def _attempt(
     )
     assert child.stdin is not None
     assert child.stdout is not None
-    at, result = None, None
+    messages: list[Any] = []
     with child:
         try:
-            _send(child.stdin, (job, record, skip), dumps=_by_value)
+            _send(child.stdin, request, dumps=_by_value)
             child.stdin.close()
         except BrokenPipeError:
             pass  # it died at once; its exit code says how
         while (message := _receive(child.stdout)) is not None:
-            if isinstance(message, int):
-                at = message
-            else:
-                result = message
-    return result, at, child.returncode
+            messages.append(message)
+    return messages, child.returncode
 
 
 def _death(code: int) -> str:
@@ -104,14 +126,23 @@ def _receive(pipe: IO[bytes]) -> Any:
 
 
 def main() -> None:
-    """Serve one video; run as ``python -m kpstore.ingest.isolated`` with a pipe at either end."""
+    """Serve one request; run as ``python -m kpstore.ingest.isolated`` with a pipe at either end."""
     pipe = os.fdopen(os.dup(1), "wb")
     # Models write to standard output as they like; the pipe must carry nothing but messages.
     os.dup2(2, 1)
     request = _receive(sys.stdin.buffer)
     if request is None:
         return
-    job, record, skip = request
+    kind, *given = request
+    if kind == "look":
+        source, records, whole = given
+        for record in records:
+            _send(pipe, look(source, record, whole=whole))
+    else:
+        _extract(pipe, *given)
+
+
+def _extract(pipe: IO[bytes], job: Job, record: VideoRecord, skip: dict[int, str]) -> None:
     try:
         opened_extractor(job)
     except KpstoreError as error:

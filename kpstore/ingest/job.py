@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +32,36 @@ class Job:
     ----------
     run_id : unique; a worker opens the extractor once per run.
     device : ``"cpu"``, ``"cuda"`` for one GPU per worker, or a device by number.
-    n_gpus : GPUs on this machine to share out; 0 if workers were pinned by other means.
+    gpu : the only GPU that this process may use, as ``CUDA_VISIBLE_DEVICES`` calls it; ``""`` leaves that alone.
+    meeting : a folder beside the store, in which workers show that they see the same store as the driver; None where
+        they need not see it, because the driver alone writes.
     """
 
     run_id: str
     source: Source
     extractor: AnyExtractor
     device: str = "cpu"
-    n_gpus: int = 0
+    gpu: str = ""
+    meeting: Path | None = None
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Frames of a video that failed in a way that may be the fault of the worker, not of the video.
+
+    What the model itself says of a frame (no face in it, say) is in no doubt.
+
+    Parameters
+    ----------
+    unread : frames that could not be read.
+    raised : frames at which the model raised an exception, or that killed its process.
+    """
+
+    unread: frozenset[int] = frozenset()
+    raised: frozenset[int] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.unread or self.raised)
 
 
 @dataclass(frozen=True)
@@ -49,19 +73,38 @@ class VideoRows:
     rows : by feature: one row per frame, missing where a frame failed; or one row, for a feature of videos.
     status : (frames,) uint8 of :class:`State`.
     failure : for the ledger; ``""`` if nothing failed.
+    doubts : which of its failures another worker might not have.
     """
 
     rows: Mapping[str, FeatureRows]
     status: NDArray[np.uint8]
     failure: str = ""
+    doubts: Doubts = Doubts()
+
+
+class UnreadableVideoError(Exception):
+    """A video, or its reference picture, that its source could not read.
+
+    Parameters
+    ----------
+    cause : what the source raised.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 def failed_video(job: Job, record: VideoRecord, reason: str | Exception) -> VideoRows:
     """Return the rows of a video that failed as a whole."""
+    every = frozenset(range(record.n_frames))
+    doubts = Doubts(unread=every) if isinstance(reason, UnreadableVideoError) else Doubts(raised=every)
+    if isinstance(reason, UnreadableVideoError):
+        reason = reason.cause
     text = one_line(f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else reason)
     _log.warning("video %r failed: %s", record.id, text)
     rows = {spec.name: spec.empty_rows(record.n_frames if spec.axis == "frame" else 1) for spec in job.extractor.specs}
-    return VideoRows(rows, np.full(record.n_frames, State.FAILED, dtype=np.uint8), failure_text(video=text))
+    return VideoRows(rows, np.full(record.n_frames, State.FAILED, dtype=np.uint8), failure_text(video=text), doubts)
 
 
 @dataclass
@@ -76,13 +119,19 @@ _opened = Opened()
 
 
 def opened_extractor(job: Job) -> AnyExtractor:
-    """Return this process's extractor for a run, opening it the first time."""
+    """Return this process's extractor for a run, opening it the first time.
+
+    A model has one state, so whoever uses it is the only one in its process that does: the serial run, an isolated
+    process, and a worker's one thread for tasks (:func:`kpstore.ingest.crew.run_on_worker`).
+    """
     if _opened.run_id != job.run_id or _opened.extractor is None:
         if _opened.extractor is not None:
             _opened.extractor.close()
         _opened.extractor = None
+        if job.gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = job.gpu  # before the model asks CUDA what there is
         try:
-            job.extractor.open(_device(job))
+            job.extractor.open(job.device)
         except KpstoreError:
             raise
         except Exception as error:
@@ -92,12 +141,3 @@ def opened_extractor(job: Job) -> AnyExtractor:
             ) from error
         _opened.run_id, _opened.extractor = job.run_id, job.extractor
     return _opened.extractor
-
-
-def _device(job: Job) -> str:
-    if job.device != "cuda" or job.n_gpus == 0:
-        return job.device
-    from distributed import get_worker
-
-    # LocalCluster numbers its workers, and a worker that was restarted keeps its number and so its GPU.
-    return f"cuda:{int(get_worker().name) % job.n_gpus}"

@@ -22,7 +22,7 @@ from kpstore.backends.base import TEXT, ArrayMeta, Backend, Chunks, ViewChunks
 from kpstore.errors import ExtractorError, MismatchError, UnsupportedError, one_line
 from kpstore.extractors.base import AnyExtractor, takes_videos
 from kpstore.ingest.frames import extract_frames, read_reference
-from kpstore.ingest.job import Job, VideoRows, failed_video, opened_extractor
+from kpstore.ingest.job import Job, UnreadableVideoError, VideoRows, failed_video, opened_extractor
 from kpstore.ingest.whole_videos import extract_alone
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.sources.listed import ListedSource
@@ -225,7 +225,8 @@ class LiveView:
         except ExtractorError:
             raise
         except Exception as error:  # as in an ingest: what is wrong with one video is said, and costs no other
-            _log.warning("video %r cannot be computed: %s", self._index.ids[position], one_line(error))
+            shown = error.cause if isinstance(error, UnreadableVideoError) else error
+            _log.warning("video %r cannot be computed: %s", self._index.ids[position], one_line(shown))
             return failed_video(self._job, self._records[position], error)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
 import threading
 import time
 import uuid
@@ -21,10 +19,11 @@ from numpy.typing import NDArray
 
 from kpstore._version import __version__
 from kpstore.backends.base import Backend, Fork
-from kpstore.errors import CorruptError, ExistsError, InvalidError
+from kpstore.errors import CorruptError, ExistsError, InvalidError, WorkersError
 from kpstore.extractors.base import AnyExtractor, frame_specs
 from kpstore.ingest.blocks import join_adjacent
 from kpstore.ingest.executors import Executor, make_executor
+from kpstore.ingest.gpus import count_gpus
 from kpstore.ingest.job import Job
 from kpstore.ingest.plan import Task, plan_tasks
 from kpstore.ingest.report import MAX_FAILURES, Progress, ProgressFile, Report
@@ -394,6 +393,7 @@ class _Run:
         self._lock = threading.Lock()
         self._finished_frames = 0
         self._videos_failed = 0
+        self._videos_committed = 0
         self._failures: list[Failure] = []
         self._worker_notes: tuple[str, ...] = ()
 
@@ -407,6 +407,9 @@ class _Run:
                     self._execute(plan)
         except KeyboardInterrupt:
             interrupted = True
+        except WorkersError as error:
+            self._save_what_is_whole()
+            raise WorkersError(f"{error}; {self._how_to_go_on()}") from error
         except Exception:
             self._save_what_is_whole()
             raise
@@ -425,6 +428,10 @@ class _Run:
                 self._checkpoint(final=True, interrupted=True)
         self._progress.running = False
         self._file.write(self._progress, now=True)
+
+    def _how_to_go_on(self) -> str:
+        done, everything = self._videos_committed, self._progress.videos
+        return f"{done} of {everything} videos are in {self._backend.location}; the same command goes on from there"
 
     def _begin(self, plan: Plan) -> None:
         self._plan = plan
@@ -468,8 +475,9 @@ class _Run:
         options = self._options
         made = make_executor(options.n_workers, scheduler=options.scheduler, gpus=options.gpus)
         device = options.device or ("cuda" if options.gpus else "cpu")
-        n_gpus = 0 if made.pins_gpus else options.gpus
-        job = Job(self._progress.run_id, self._source, self._extractor, device, n_gpus)
+        sidecar = self._backend.sidecar_dir if self._backend.capabilities.parallel_writers else None
+        meeting = sidecar and sidecar / "meeting"
+        job = Job(self._progress.run_id, self._source, self._extractor, device, meeting=meeting)
         with ExitStack() as stack:
             # Half a cluster cannot be taken down cleanly, so a Ctrl-C waits until it stands.
             with _interrupts_held_back():
@@ -548,6 +556,7 @@ class _Run:
             tx.metadata["report"] = self._draft(interrupted).to_json()
         snapshot = tx.commit()
         self._results = []
+        self._videos_committed += sum(len(result.task.videos) for result in results)
         self._last_commit = time.monotonic()
         progress.checkpoints += 1
         progress.frames_committed += frames
@@ -605,18 +614,6 @@ def count_rows(tx: Transaction, feature: str, tasks: Sequence[Task]) -> None:
                 f"{missing} of rows {task.start}:{task.stop} of {feature!r} are missing after the merge; nothing was "
                 "committed, the store is as before. This is a bug of kpstore: please report it"
             )
-
-
-def count_gpus() -> int:
-    """Return how many NVIDIA GPUs this process may use."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return 0
-    listed = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from kpstore.errors import ExtractorError, InvalidError, one_line
 from kpstore.extractors.base import Extracted, VideoExtractor
 from kpstore.ingest.ahead import Ahead
 from kpstore.ingest.frames import check_rows, put_rows
-from kpstore.ingest.job import Job, Report, VideoRows, failed_video, opened_extractor
+from kpstore.ingest.job import Job, Report, UnreadableVideoError, VideoRows, failed_video, opened_extractor
 from kpstore.ingest.plan import PlannedVideo
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
@@ -45,12 +45,14 @@ def read_video(job: Job, record: VideoRecord) -> Read:
         frames = list(job.source.read_frames(record))
         for number, frame in enumerate(frames):
             if isinstance(frame, FrameError):
-                return InvalidError(f"frame {number}: {frame.reason}")
+                return UnreadableVideoError(InvalidError(f"frame {number}: {frame.reason}"))
         if len(frames) != record.n_frames:
-            return ValueError(f"the source gave {len(frames)} frames, it had announced {record.n_frames}")
+            return UnreadableVideoError(
+                ValueError(f"the source gave {len(frames)} frames, it had announced {record.n_frames}")
+            )
         return np.stack(cast("list[NDArray[np.uint8]]", frames)) if frames else np.empty((0, 0, 0), dtype=np.uint8)
     except Exception as error:  # whatever a reader raises, this video is at fault and the run goes on
-        return error
+        return UnreadableVideoError(error)
 
 
 def _windows(

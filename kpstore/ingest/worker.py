@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from kpstore.backends.base import Fork
-from kpstore.errors import ExtractorError
+from kpstore.errors import CorruptError, ExtractorError
 from kpstore.extractors.base import takes_videos
 from kpstore.ingest.blocks import Block, ChunkWriter
 from kpstore.ingest.frames import extract_frames
-from kpstore.ingest.job import Job, Report, VideoRows, failed_video, opened_extractor
+from kpstore.ingest.job import Doubts, Job, Report, VideoRows, failed_video, opened_extractor
 from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.ingest.whole_videos import extract_whole
 from kpstore.schema.feature import State
@@ -32,6 +32,7 @@ class TaskResult:
     failures : by position of each video: its entry in the ledger, ``""`` if nothing failed.
     failed_frames : how many frames failed.
     seconds : time spent.
+    doubts : by position of each video in which something failed that another worker might be able to do.
     """
 
     task: Task
@@ -40,6 +41,7 @@ class TaskResult:
     failures: Mapping[int, str]
     failed_frames: int
     seconds: float
+    doubts: Mapping[int, Doubts] = field(default_factory=dict)
 
 
 def run_task(
@@ -59,8 +61,7 @@ def run_task(
     report : called with the number of frames each time some more are done.
     """
     began = time.perf_counter()
-    results = _extracted(job, task, report) if extract is None else _one_by_one(job, task, extract, report)
-    return collect(job, task, fork, results, began)
+    return collect(job, task, fork, extract_videos(job, task.videos, extract=extract, report=report), began)
 
 
 def collect(
@@ -72,8 +73,11 @@ def collect(
         for spec in job.extractor.specs
     }
     failures: dict[int, str] = {}
+    doubts: dict[int, Doubts] = {}
     failed_frames = 0
     for video, result in results:
+        if result.doubts:
+            doubts[video.position] = result.doubts
         failures[video.position] = result.failure
         failed_frames += int((result.status == State.FAILED).sum())
         whole = State.FAILED if is_whole_video(result.failure) else State.DONE
@@ -84,21 +88,62 @@ def collect(
             chunks[spec.name].add(Block(start, result.rows[spec.name], status))
     blocks = {name: writer.finish() for name, writer in chunks.items()}
     used = fork if any(writer.has_written for writer in chunks.values()) else None
-    return TaskResult(task, used, blocks, failures, failed_frames, time.perf_counter() - began)
+    return TaskResult(task, used, blocks, failures, failed_frames, time.perf_counter() - began, doubts)
 
 
-def _extracted(job: Job, task: Task, report: Report | None) -> Iterator[tuple[PlannedVideo, VideoRows]]:
+def check_result(job: Job, result: TaskResult) -> None:
+    """Raise :class:`CorruptError` unless the rows of a result, and those of its whole chunks, are all rows of its task.
+
+    Which chunks a fork has written, and what is in them, it says itself (:meth:`~kpstore.backends.base.Fork.check`).
+    """
+    task = result.task
+    if sorted(result.failures) != [video.position for video in task.videos]:
+        raise CorruptError(f"the result of task {task.number} is not of the videos that it was given")
+    for spec in job.extractor.specs:
+        rows, end = (task.start, task.stop), task.videos[0].position + len(task.videos)
+        if spec.axis == "video":
+            rows = (task.videos[0].position, end)
+        spans = [(block.start, block.stop) for block in result.blocks[spec.name]]
+        if result.fork is not None and spec.axis == "frame":
+            spans.append(task.whole(spec.chunk_rows))
+        here = rows[0]
+        for start, stop in sorted(span for span in spans if span[0] < span[1]):
+            if start != here:
+                break
+            here = stop
+        if here != rows[1]:
+            raise CorruptError(f"rows {here}:{rows[1]} of {spec.name!r} are not in the result of task {task.number}")
+        for block in result.blocks[spec.name]:
+            block.rows.check(spec)
+            if len(block.status) != len(block.rows):
+                raise CorruptError(f"{len(block.status)} states came back for {len(block.rows)} rows of {spec.name!r}")
+
+
+def extract_videos(
+    job: Job,
+    videos: Sequence[PlannedVideo],
+    *,
+    extract: Callable[[Job, VideoRecord], VideoRows] | None = None,
+    report: Report | None = None,
+) -> Iterator[tuple[PlannedVideo, VideoRows]]:
+    """Yield what comes out of some videos, in their order; see :func:`run_task`."""
+    if extract is not None:
+        yield from _one_by_one(job, videos, extract, report)
+        return
     extractor = opened_extractor(job)  # here, where an error ends the run: it is not the first video's fault
     if takes_videos(extractor):
-        yield from extract_whole(job, task.videos, report)
+        yield from extract_whole(job, videos, report)
         return
-    yield from _one_by_one(job, task, lambda job, record: extract_frames(job, record, report=report), None)
+    yield from _one_by_one(job, videos, lambda job, record: extract_frames(job, record, report=report), None)
 
 
 def _one_by_one(
-    job: Job, task: Task, extract: Callable[[Job, VideoRecord], VideoRows], report: Report | None
+    job: Job,
+    videos: Sequence[PlannedVideo],
+    extract: Callable[[Job, VideoRecord], VideoRows],
+    report: Report | None,
 ) -> Iterator[tuple[PlannedVideo, VideoRows]]:
-    for video in task.videos:
+    for video in videos:
         try:
             result = extract(job, video.record)
         except ExtractorError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,19 @@ import distributed
 import pytest
 
 import kpstore
-from kpstore.errors import ExtractorError, UnsupportedError
-from kpstore.ingest import executors, run
-from kpstore.ingest.executors import DaskExecutor
+from kpstore.errors import ExtractorError, UnsupportedError, WorkersError
+from kpstore.ingest import executors
+from kpstore.ingest.gpus import gpu_identities
 from kpstore.ingest.run import Options, run_ingest
 from kpstore.schema.feature import State
 from tests.fakes import FakeExtractor, FakeSource
+
+
+def wait_for(happened: Callable[[], Any]) -> None:
+    """Come back when something has happened; the test's own time limit is the only one."""
+    while not happened():
+        time.sleep(0.01)
+
 
 SOURCE = FakeSource({f"v{n:02}": 4 for n in range(12)})
 
@@ -36,14 +45,19 @@ class OneGpuGone(FakeExtractor):
         self._lost = str(distributed.get_worker().name) == "0"
         self._videos = 0
         if self._lost and not self.after:
-            raise UnsupportedError("device 'cuda:0' was asked for, but there is none")
+            self.lose(UnsupportedError("device 'cuda:0' was asked for, but there is none"))
 
     def start_video(self, reference: Any = None) -> dict[str, Any]:
         self._videos += 1
         if self._lost and self._videos > self.after:
-            (Path(self.folder) / "lost").touch()
-            raise ExtractorError("the model fails on cuda:0: device lost")
+            self.lose(ExtractorError("the model fails on cuda:0: device lost"))
+        if not self._lost and self._videos > 2:
+            wait_for((Path(self.folder) / "lost").exists)
         return super().start_video()
+
+    def lose(self, error: Exception) -> None:
+        (Path(self.folder) / "lost").touch()
+        raise error
 
 
 @pytest.mark.parametrize("after", [0, 2])
@@ -79,35 +93,87 @@ class SeesGpu(FakeExtractor):
 
     def open(self, device: str = "cpu") -> None:
         super().open(device)
-        (Path(self.folder) / f"{os.getpid()}").write_text(f"{device} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}")
+        seen = Path(self.folder) / f"{os.getpid()}"
+        seen.write_text(f"{device} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}")
+        wait_for(lambda: len(list(Path(self.folder).iterdir())) == 2)  # until the other worker has one as well
 
 
 def devices(tmp_path: Path, **options: Any) -> list[str]:
     (tmp_path / "seen").mkdir()
-    extractor = SeesGpu(folder=str(tmp_path / "seen"), sleep_s=0.02)
+    extractor = SeesGpu(folder=str(tmp_path / "seen"))
     run_ingest(SOURCE, tmp_path / "s.kps", extractor, Options(task_frames=4, **options))
     return sorted({path.read_text().strip() for path in (tmp_path / "seen").iterdir()})
 
 
-def test_each_worker_gets_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "count_gpus", lambda: 2)
+def test_each_worker_gets_a_gpu_of_its_own_by_the_users_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-8932f937")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert devices(tmp_path, gpus=2) == ["cuda:0", "cuda:1"]
+    assert devices(tmp_path, gpus=2) == ["cuda 3", "cuda GPU-8932f937"]
 
 
-def test_dask_cuda_pins_gpus_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+class StandIn(distributed.LocalCluster):
+    """Pins GPUs as dask-cuda does: each worker sees all of them, its own as the first."""
 
-    def cluster(CUDA_VISIBLE_DEVICES: list[int], **options: Any) -> Any:
-        asked.append(CUDA_VISIBLE_DEVICES)
-        return distributed.LocalCluster(**options)
+    def __init__(self, CUDA_VISIBLE_DEVICES: list[str], **options: Any) -> None:
+        self.names = CUDA_VISIBLE_DEVICES
+        super().__init__(**options)
 
-    monkeypatch.setattr(run, "count_gpus", lambda: 2)
+    def pinned(self, number: int) -> str:
+        return ",".join(self.names[number:] + self.names[:number])
+
+    async def _start(self) -> None:
+        for number, spec in list(self.worker_spec.items()):
+            pinned = {**spec["options"], "env": {"CUDA_VISIBLE_DEVICES": self.pinned(number)}}
+            self.worker_spec[number] = {**spec, "options": pinned}
+        await super()._start()
+
+
+class Wrong(StandIn):
+    """Counts GPUs from 0, whatever the user has chosen."""
+
+    def pinned(self, number: int) -> str:
+        return str(number)
+
+
+def with_dask_cuda(monkeypatch: pytest.MonkeyPatch, cluster: type[StandIn]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-8932f937")
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "dask_cuda", types.SimpleNamespace(LocalCUDACluster=cluster))
-    assert devices(tmp_path, gpus=2) == ["cuda"]  # each sees its own as the first one
-    assert asked == [[0, 1]]
-    assert not DaskExecutor(4, gpus=2).pins_gpus  # several workers on each: dask-cuda has no such thing
+
+
+def test_dask_cuda_pins_the_gpus_that_the_user_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_dask_cuda(monkeypatch, StandIn)
+    assert devices(tmp_path, gpus=2) == ["cuda 2,GPU-8932f937", "cuda GPU-8932f937,2"]
+
+
+def test_a_worker_on_somebody_elses_gpu_gets_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_dask_cuda(monkeypatch, Wrong)
+    with pytest.raises(WorkersError, match="its first GPU is '0', not one of 2, GPU-8932f937"):
+        devices(tmp_path, gpus=2)
+
+
+@pytest.mark.parametrize(
+    ("visible", "wanted", "on_machine", "expected"),
+    [
+        (None, 2, 4, ("0", "1")),
+        (None, 2, 1, ("0",)),
+        (None, 1, None, ()),
+        ("2,3", 2, 8, ("2", "3")),
+        (" 3 , 2 ", 1, 8, ("3",)),
+        ("GPU-8932f937-d72c,1", 2, None, ("GPU-8932f937-d72c", "1")),
+        ("MIG-GPU-1/2/0,MIG-7f", 2, 1, ("MIG-GPU-1/2/0", "MIG-7f")),
+        ("", 2, 4, ()),
+        ("-1", 2, 4, ()),
+        ("0,-1,1", 3, 4, ("0",)),
+        ("0,9,1", 3, 4, ("0",)),
+        ("1,1", 2, 4, ("1",)),
+        ("NoDevFiles", 1, 4, ()),
+    ],
+)
+def test_gpus_keep_the_names_that_the_user_gave_them(
+    visible: str | None, wanted: int, on_machine: int | None, expected: tuple[str, ...]
+) -> None:
+    assert gpu_identities(visible, wanted, on_machine) == expected
 
 
 @dataclass

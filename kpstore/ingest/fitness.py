@@ -1,0 +1,379 @@
+"""How a worker proves, before its first task, that it would make the numbers that the driver would make.
+
+The driver sends a :class:`Question`; the worker answers with what is wrong with it, which is nothing for a fit one.
+docs/decisions/004 says what is compared, and why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import pickle
+import platform
+import shutil
+import sys
+import sysconfig
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any, Self
+
+from kpstore._version import __version__
+from kpstore.errors import one_line
+from kpstore.ingest.gpus import VISIBLE
+from kpstore.ingest.job import Job
+from kpstore.ingest.sight import look
+from kpstore.schema.index import VideoRecord
+
+DECIDING = (
+    *("numpy", "pillow", "av", "zarr", "numcodecs", "icechunk", "xxhash"),
+    *("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
+)
+"""Distributions that read pictures or write numbers; those that a model needs are in its provenance."""
+
+_MAY_DIFFER = frozenset({"document", "kpstore", "processor"})
+"""Of a provenance: what has nothing to do with the numbers, is compared elsewhere, or may differ within a cluster."""
+
+_PACKAGE = Path(__file__).parents[1]
+_CLOCK_S = 2.0
+"""The clock by which a process knows when it began is coarser than that of files."""
+_APPEARS_S = 3.0
+"""How long a file that another machine has just written may take to appear here, on a network's file system."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Code and libraries of one process.
+
+    Parameters
+    ----------
+    code : a hash of each file of kpstore, but for its command line.
+    libraries : version by distribution, of :data:`DECIDING`; those that are not installed are left out.
+    """
+
+    kpstore: str
+    python: str
+    code: Mapping[str, str]
+    libraries: Mapping[str, str]
+
+
+def fingerprint() -> Fingerprint:
+    """Return the fingerprint of what is installed here now."""
+    # An installed kpstore holds the command line, which decides no numbers; a checkout has it in another folder.
+    files = [path for path in sorted(_PACKAGE.rglob("*.py")) if path.relative_to(_PACKAGE).parts[0] != "cli"]
+    code = {path.relative_to(_PACKAGE).as_posix(): _hash(path) for path in files}
+    libraries = {}
+    for name in DECIDING:
+        try:
+            libraries[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return Fingerprint(__version__, ".".join(platform.python_version_tuple()[:2]), code, libraries)
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    except OSError as error:
+        return f"not readable: {error.strerror}"
+
+
+_when_loaded = fingerprint()
+"""Of a process that has run for weeks: what it loaded, whatever was installed since."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a worker is asked before its first task.
+
+    Parameters
+    ----------
+    job : the run's :class:`~kpstore.ingest.job.Job`, pickled: what it needs is imported after a look at what is loaded.
+    fingerprint : the driver's.
+    provenance : what the driver's extractor says of how it makes its features; ``""`` is not compared.
+    modules : a hash of each file with code of the user's own that extractor and source need, by the module's name.
+    pictures : videos, and a hash of the pixels that the driver sees in each; none for workers on the driver's machine.
+    nonce : what the worker finds in the job's meeting folder, if there is one.
+    gpus : the GPUs of which the worker has to see one before all others; none if it may see any.
+    """
+
+    job: bytes
+    fingerprint: Fingerprint
+    provenance: str = ""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    pictures: tuple[tuple[VideoRecord, str], ...] = ()
+    nonce: str = ""
+    gpus: tuple[str, ...] = ()
+
+
+def question(job: Job, *, nonce: str, pictures: tuple[tuple[VideoRecord, str], ...]) -> Question:
+    """Return what workers that others have started are asked."""
+    modules = {name: _hash(Path(path)) for name, path in _own_modules(job)}
+    return Question(_pickled(job), fingerprint(), _provenance(job), modules, pictures, nonce)
+
+
+def short_question(job: Job, *, nonce: str, gpus: tuple[str, ...]) -> Question:
+    """Return what workers are asked that this process has started on its own machine: they share what it has."""
+    return Question(_pickled(job), fingerprint(), nonce=nonce, gpus=gpus)
+
+
+def _pickled(job: Job) -> bytes:
+    import cloudpickle
+
+    payload: bytes = cloudpickle.dumps(job)
+    return payload
+
+
+def _provenance(job: Job) -> str:
+    kept = {
+        feature: {key: value for key, value in made.items() if key not in _MAY_DIFFER}
+        for feature, made in job.extractor.provenance.items()
+    }
+    return json.dumps(kept, sort_keys=True)
+
+
+def flaws(asked: Question, answer: str) -> list[str]:
+    """Return what makes this process unfit, one line each.
+
+    Parameters
+    ----------
+    answer : name of a file that is to be left in the meeting folder, if there is one.
+    """
+    found = [*_code_flaws(asked), *_module_flaws(asked.modules)]
+    if found:
+        return found  # other code need not even understand the rest
+    try:
+        job: Job = pickle.loads(asked.job)
+    except Exception as error:  # whatever its parts raise when they are imported
+        return [one_line(f"the extractor or the source cannot be imported there: {type(error).__name__}: {error}")]
+    if job.meeting is not None:
+        found += _meeting_flaws(job.meeting, asked.nonce, answer)
+    if asked.gpus:
+        first = os.environ.get(VISIBLE, "").split(",")[0].strip()
+        if first not in asked.gpus:
+            found.append(f"its first GPU is {first or 'none'!r}, not one of {', '.join(asked.gpus)}")
+    return found + _provenance_flaws(job, asked.provenance) + _picture_flaws(job, asked.pictures)
+
+
+def _code_flaws(asked: Question) -> list[str]:
+    ours, theirs = fingerprint(), asked.fingerprint
+    if ours != _when_loaded:
+        return ["kpstore or a library was changed after it started; start it again"]
+    found = []
+    for what, here, there in (("kpstore", ours.kpstore, theirs.kpstore), ("Python", ours.python, theirs.python)):
+        if here != there:
+            found.append(f"{what} is {here} there and {there} at the driver")
+    different = sorted(name for name in {*ours.code, *theirs.code} if ours.code.get(name) != theirs.code.get(name))
+    if different and ours.kpstore == theirs.kpstore:
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        found.append(f"kpstore is {ours.kpstore} as at the driver, but other code: {different[0]}{more}")
+    for name in sorted({*ours.libraries} & {*theirs.libraries}):
+        if ours.libraries[name] != theirs.libraries[name]:
+            found.append(f"{name} is {ours.libraries[name]} there and {theirs.libraries[name]} at the driver")
+    return found
+
+
+def _meeting_flaws(meeting: Path, nonce: str, answer: str) -> list[str]:
+    sign = meeting / _NONCE
+    if not _appears(sign) or sign.read_text(encoding="utf-8") != nonce:
+        return [f"it sees another store than the driver at {meeting.parent.parent}"]
+    try:
+        (meeting / answer).write_text(nonce, encoding="utf-8")
+    except OSError as error:
+        return [f"it cannot write to the store at {meeting.parent.parent}: {error.strerror}"]
+    return []
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file is there, or comes soon: network file systems keep what they know of a folder for a while."""
+    until = time.monotonic() + _APPEARS_S
+    while not path.exists():
+        if time.monotonic() > until or not path.parent.parent.exists():
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _provenance_flaws(job: Job, expected: str) -> list[str]:
+    if not expected:
+        return []
+    try:
+        ours = _provenance(job)
+    except Exception as error:  # whatever stands in its way here, the driver's extractor could answer
+        return [f"the extractor does not work there: {one_line(str(error))}"]
+    if ours == expected:
+        return []
+    what, here, there = _difference(json.loads(ours), json.loads(expected))
+    return [one_line(f"{what} is {json.dumps(here)} there and {json.dumps(there)} at the driver")]
+
+
+def _difference(here: Any, there: Any, at: str = "") -> tuple[str, Any, Any]:
+    """Return the first place, in the order of names, in which two JSON values differ."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        for key in sorted({*here, *there}):
+            if here.get(key) != there.get(key):
+                return _difference(here.get(key), there.get(key), f"{at}.{key}" if at else key)
+    return at, here, there
+
+
+def _picture_flaws(job: Job, pictures: Iterable[tuple[VideoRecord, str]]) -> list[str]:
+    for record, pixels in pictures:
+        seen = look(job.source, record, whole=False)
+        if not seen.pixels:
+            return [one_line(f"it cannot read video {record.id!r}, which the driver can: {seen.reason}")]
+        if seen.pixels != pixels:
+            return [f"it reads other pixels than the driver from the first frame of video {record.id!r}"]
+    return []
+
+
+# -- code of the user's own ----------------------------------------------------------------------------------------
+
+
+def _own_modules(job: Job) -> Iterator[tuple[str, str]]:
+    """Yield name and file of the modules, outside of installed packages, that a worker imports for a job.
+
+    Of an installed package that is no library of ours it is the module with the class alone.
+    """
+    wanted: set[str] = set()
+    for thing in (job.extractor, job.source):
+        for value in (thing, *getattr(thing, "__dict__", {}).values()):
+            for kind in type(value).__mro__:
+                wanted.add(kind.__module__)
+                wanted |= _used_by(kind)
+    own = {name for name in wanted if _file_of(name)}
+    for name in sorted(own):
+        if _is_installed(_file_of(name)):
+            yield name, _file_of(name)
+    tops = {name.partition(".")[0] for name in own if not _is_installed(_file_of(name))}
+    for name in sorted(sys.modules):
+        if name.partition(".")[0] in tops and (file := _file_of(name)) and not _is_installed(file):
+            yield name, file
+
+
+def _used_by(kind: type) -> set[str]:
+    """Return the modules of what the methods of a class that travels by value speak of: those do not travel with it."""
+    if not _travels(kind.__module__):
+        return set()
+    used = set()
+    for method in vars(kind).values():
+        function = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+        if isinstance(function, FunctionType):
+            for name in function.__code__.co_names:
+                value = function.__globals__.get(name)
+                named = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+                used |= {named} if isinstance(named, str) else set()
+    return used
+
+
+def _file_of(module: str) -> str:
+    """Return a module's Python file; ``""`` for one that is no matter here."""
+    top = module.partition(".")[0]
+    if top in ("kpstore", "numpy", "") or top in sys.stdlib_module_names or _travels(module):
+        return ""
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return file if file.endswith(".py") else ""
+
+
+def _travels(module: str) -> bool:
+    """Whether what a module defines goes to workers by value."""
+    import cloudpickle
+
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    return module == "__main__" or any(module == name or module.startswith(f"{name}.") for name in by_value)
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    return tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+
+
+def _is_installed(file: str) -> bool:
+    return file.startswith(_installed())
+
+
+_loaded: dict[str, str] = {}
+"""A hash of each of the user's modules as it was when this process imported it, so far as that is known."""
+
+
+def _module_flaws(modules: Mapping[str, str]) -> list[str]:
+    for name, expected in modules.items():
+        was_loaded = name in sys.modules
+        try:
+            spec = None if was_loaded else importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            spec = None
+        file = getattr(sys.modules.get(name), "__file__", None) if was_loaded else spec and spec.origin
+        if not file:
+            return [f"module {name!r}, which the driver uses, cannot be found there"]
+        if name not in _loaded and was_loaded and _changed_at(file) > _process_began():
+            return [f"module {name!r} was changed after it started; start it again"]
+        if was_loaded:
+            found = _loaded.setdefault(name, _hash(Path(file)))
+        else:
+            found = _loaded[name] = _hash(Path(file))
+        if found != expected:
+            again = "; start it again" if _hash(Path(file)) == expected else ""
+            return [f"module {name!r} is other code there than at the driver{again}"]
+    return []
+
+
+def _changed_at(file: str) -> float:
+    found = Path(file).stat()
+    return max(found.st_mtime, found.st_ctime)
+
+
+def _process_began() -> float:
+    import psutil  # which Dask brings
+
+    began: float = psutil.Process().create_time()
+    return began + _CLOCK_S
+
+
+# -- the meeting folder --------------------------------------------------------------------------------------------
+
+_NONCE = "nonce"
+
+
+@dataclass
+class Meeting:
+    """A folder beside the store in which driver and workers show each other that they see one store.
+
+    Parameters
+    ----------
+    folder : made at the start, removed at the end; None if workers need not see the store.
+    """
+
+    folder: Path | None
+    nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __enter__(self) -> Self:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed
+            self.folder.mkdir(parents=True)
+            (self.folder / _NONCE).write_text(self.nonce, encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def flaws(self, answer: str) -> list[str]:
+        """Return what is wrong if a worker's answer is not here: it may see what is below its folder, and write above.
+
+        Parameters
+        ----------
+        answer : name of the file that it has left.
+        """
+        if self.folder is None:
+            return []
+        file = self.folder / answer
+        if _appears(file) and file.read_text(encoding="utf-8") == self.nonce:
+            return []
+        return [f"what it writes to the store at {self.folder.parent.parent} does not arrive at the driver"]

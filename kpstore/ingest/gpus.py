@@ -1,0 +1,58 @@
+"""Which GPUs a process may use, by the names under which CUDA_VISIBLE_DEVICES gives them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def gpu_identities(visible: str | None, wanted: int, on_machine: int | None) -> tuple[str, ...]:
+    """Return the first GPUs of those that the user lets a process use; fewer than wanted if there are fewer.
+
+    A worker that is given one of these as its ``CUDA_VISIBLE_DEVICES`` uses the GPU that the user meant, whatever
+    number it has among those that the user can see.
+
+    Parameters
+    ----------
+    visible : value of ``CUDA_VISIBLE_DEVICES``: ``"2,3"``, ``"GPU-8932f937-…"``, ``"MIG-…"``; ``""`` for no GPU; None
+        if it is not set, which means all of them. As CUDA does, what follows a name that cannot be one is left out.
+    wanted : how many.
+    on_machine : GPUs on this machine; None if nobody counted them.
+    """
+    if visible is None:
+        return tuple(str(number) for number in range(min(wanted, on_machine or 0)))
+    found: list[str] = []
+    for name in (part.strip() for part in visible.split(",")):
+        if not _is_identity(name, on_machine) or name in found:
+            break
+        found.append(name)
+    return tuple(found[:wanted])
+
+
+def _is_identity(name: str, on_machine: int | None) -> bool:
+    if name.isdecimal():
+        return on_machine is None or int(name) < on_machine
+    return name.startswith(("GPU-", "MIG-"))
+
+
+def own_gpus(wanted: int) -> tuple[str, ...]:
+    """Return :func:`gpu_identities` of this process."""
+    visible = os.environ.get(VISIBLE)
+    return gpu_identities(visible, wanted, _on_machine() if visible is None else None)
+
+
+def count_gpus() -> int:
+    """Return how many NVIDIA GPUs this process may use."""
+    visible = os.environ.get(VISIBLE)
+    return _on_machine() if visible is None else len(gpu_identities(visible, len(visible), None))
+
+
+def _on_machine() -> int:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    listed = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0

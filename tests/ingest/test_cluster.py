@@ -1,0 +1,154 @@
+"""Workers that others have started: only those that prove themselves are used, and what they claim is looked at."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kpstore
+from benchmarks.faults.by_hand import ByHand, can_mount, change_view
+from benchmarks.faults.cluster import AtFrame
+from benchmarks.faults.numbered import FEATURE, NumberedExtractor, NumberedSource, expected_rows
+from kpstore.errors import WorkersError
+from kpstore.ingest.run import Options, run_ingest
+from kpstore.schema.feature import State
+
+pytestmark = pytest.mark.timeout(300)
+
+LENGTHS = [11, 3, 0, 14, 9, 12, 6, 13, 8, 10, 12, 12]
+SOME = {"broken": {(3, 2)}, "disliked": {(5, 4)}, "unreadable": {6}}
+SOUND: dict[str, Any] = {}
+
+
+class Place:
+    """Where videos and stores lie, and a store for each test."""
+
+    def __init__(self, folder: Path, hands: ByHand) -> None:
+        self.folder, self.hands = folder, hands
+        for name in ("videos", "stores", "copies"):
+            (folder / name).mkdir()
+
+    def ingest(self, name: str, faults: dict[str, Any], at_half: Any = lambda: None, **options: Any) -> Any:
+        """Ingest with the scheduler's workers, and do something when a fifth is done; return the report."""
+        options = {"scheduler": self.hands.address, "task_frames": 10, **options}
+        observer = AtFrame(sum(LENGTHS) // 5, at_half)
+        return run_ingest(
+            NumberedSource(LENGTHS, self.folder / "videos", **faults),
+            self.folder / "stores" / name,
+            NumberedExtractor(sleep_s=0.002),
+            Options(**options),
+            observer=observer,
+        )
+
+    def check(self, name: str, faults: dict[str, Any], *, whole: bool = True) -> int:
+        """Check every row of videos that are done or failed; return how many those are."""
+        store = kpstore.open(self.folder / "stores" / name)
+        source = NumberedSource(LENGTHS, self.folder / "videos", **faults)
+        settled = np.flatnonzero(store.states(FEATURE) != State.PENDING)
+        assert not whole or len(settled) == len(LENGTHS)
+        for video in settled.tolist():
+            assert (store.states(FEATURE)[video] == State.FAILED) == (video in source.unreadable)
+            np.testing.assert_array_equal(store[FEATURE][store.index.rows(video)], expected_rows(source, video))
+        return len(settled)
+
+    def start_fit(self) -> None:
+        """Start a worker of four threads, with which nothing is wrong."""
+        if "fit" not in self.hands.workers:
+            self.hands.start("fit", threads=4, mount="true" if can_mount() else "")
+
+    def blind(self, worker: str) -> Path:
+        return self.folder / "videos" / f"blind-{self.hands.workers[worker].child.pid}"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A scheduler, for all tests here: starting a process is what takes their time."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with ByHand(folder) as hands:
+        yield Place(folder, hands)
+
+
+@pytest.fixture(autouse=True)
+def _sees_again(place: Place) -> Iterator[None]:
+    yield
+    for file in (place.folder / "videos").iterdir():
+        file.unlink()
+
+
+def start_unfit(place: Place) -> dict[str, str]:
+    """Start workers with which something is wrong; return what is to be said of each."""
+    hands, stores = place.hands, place.folder / "stores"
+    hands.start("blind", wait=False)
+    place.blind("blind").touch()
+    hands.start("other", path=hands.other_code("kpstore"), wait=False)
+    expected = {
+        "blind": "it cannot read video 'v001', which the driver can: no such file",
+        "other": "other code: extractors/base.py",
+    }
+    if can_mount():
+        kpstore.create(stores / "s.kps")
+        shutil.copytree(stores / "s.kps", place.folder / "copies" / "s.kps")
+        hands.start("copy", mount=f"mount --bind {place.folder / 'copies'} {stores}", wait=False)
+        expected["copy"] = f"it sees another store than the driver at {stores / 's.kps'}"
+    for name in expected:
+        hands.workers[name].wait_for("Registered to:")
+    return expected
+
+
+def test_only_workers_that_prove_themselves_get_tasks_and_threads_do_not_mix(place: Place) -> None:
+    expected = start_unfit(place)
+    faults = {**SOME, "unreadable": {0, 6}}  # broken videos, the first among them, make no worker unfit
+    with pytest.raises(WorkersError, match=rf"none of {len(expected)} workers is fit to work") as raised:
+        place.ingest("s.kps", faults)
+    assert all(reason in str(raised.value) for reason in expected.values())
+    assert "0 of 12 videos are in" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    place.start_fit()
+    report = place.ingest("s.kps", faults)
+    place.check("s.kps", faults)
+    for note in report.notes:  # who had not answered by the end had no task
+        assert expected[note.split()[1]] in note
+    for name in expected:
+        place.hands.kill(name)
+
+
+def test_a_worker_that_goes_blind_is_left_out_and_its_videos_have_not_failed(place: Place) -> None:
+    place.start_fit()
+    with pytest.raises(WorkersError, match=r"frames of video 'v\d+' could not be read there, but by the driver"):
+        place.ingest("blind.kps", SOME, place.blind("fit").touch)
+    assert place.check("blind.kps", SOME, whole=False) < len(LENGTHS)
+    place.blind("fit").unlink()
+    place.ingest("blind.kps", SOME)
+    place.check("blind.kps", SOME)
+
+
+@pytest.mark.skipif(not can_mount(), reason="this machine gives no process its own view of the file system")
+def test_what_a_worker_wrote_elsewhere_is_not_taken(place: Place) -> None:
+    place.start_fit()
+    stores, copies = place.folder / "stores", place.folder / "copies"
+    worker = place.hands.workers["fit"]
+
+    def move() -> None:
+        shutil.copytree(stores / "moved.kps", copies / "moved.kps")
+        change_view(worker, f"mount --bind {copies} {stores}")
+
+    with pytest.raises(WorkersError, match=f"of '{FEATURE}.*, which a worker says it wrote"):
+        place.ingest("moved.kps", SOUND, move)
+    change_view(worker, f"umount {stores}")
+    place.check("moved.kps", SOUND, whole=False)
+    place.ingest("moved.kps", SOUND)
+    place.check("moved.kps", SOUND)
+
+
+def test_a_scheduler_that_dies_ends_the_run_in_one_line(place: Place) -> None:
+    place.start_fit()
+    with pytest.raises(WorkersError, match=r"the Dask scheduler at \S+ is gone; \d+ of 12 videos are in \S+; the same"):
+        place.ingest("gone.kps", SOUND, place.hands.scheduler.kill)
+    assert place.check("gone.kps", SOUND, whole=False) > 0
+    place.ingest("gone.kps", SOUND, scheduler=None, workers=0)
+    place.check("gone.kps", SOUND)

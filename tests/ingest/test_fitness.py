@@ -1,0 +1,127 @@
+"""What makes a worker unfit, one thing at a time, in this process."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kpstore.ingest import fitness
+from kpstore.ingest.fitness import Meeting, Question, flaws, question
+from kpstore.ingest.job import Job
+from kpstore.ingest.sight import look
+from tests.fakes import FakeExtractor, FakeSource, record
+
+SOURCE = FakeSource({"a": 2, "b": 3})
+
+
+def asked(folder: Path | None = None, extractor: Any = None, **changes: Any) -> Question:
+    """What this process asks of one like it."""
+    records = [record("a", 2), record("b", 3)]
+    pictures = tuple((video, look(SOURCE, video, whole=False).pixels) for video in records)
+    job = Job("run", SOURCE, extractor or FakeExtractor(), meeting=folder)
+    return replace(question(job, nonce="nonce", pictures=pictures), **changes)
+
+
+def test_a_worker_like_the_driver_is_fit_and_leaves_its_sign(tmp_path: Path) -> None:
+    with Meeting(tmp_path / "kpstore" / "meeting", nonce="nonce") as meeting:
+        assert flaws(asked(meeting.folder), "worker-1") == []
+        assert meeting.flaws("worker-1") == []
+        assert "does not arrive" in meeting.flaws("worker-2")[0]
+    assert not (tmp_path / "kpstore" / "meeting").exists()
+
+
+def test_another_store_is_noticed(tmp_path: Path) -> None:
+    with Meeting(tmp_path / "s.kps" / "kpstore" / "meeting", nonce="of another") as meeting:
+        assert flaws(asked(meeting.folder), "w") == [f"it sees another store than the driver at {tmp_path / 's.kps'}"]
+
+
+def other(**changes: Any) -> Any:
+    return replace(fitness.fingerprint(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "expected"),
+    [
+        (other(kpstore="9.9"), ["kpstore is 0.1.0 there and 9.9 at the driver"]),
+        (other(python="2.7"), [f"Python is 3.{sys.version_info.minor} there and 2.7 at the driver"]),
+        (other(libraries={"numpy": "9", "av": "not"}), ["av is", "numpy is"]),
+        (other(libraries={}), []),
+        (other(code={}), ["kpstore is 0.1.0 as at the driver, but other code: __init__.py and"]),
+    ],
+)
+def test_other_code_is_named(fingerprint: Any, expected: list[str]) -> None:
+    found = flaws(asked(fingerprint=fingerprint), "w")
+    assert len(found) == len(expected)
+    assert all(text.startswith(start) for text, start in zip(found, expected, strict=True))
+
+
+def test_code_that_changed_under_a_running_worker_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitness, "_when_loaded", other(code={}))
+    assert flaws(asked(), "w") == ["kpstore or a library was changed after it started; start it again"]
+
+
+class OtherWeights(FakeExtractor):
+    """Finds other weights in each process."""
+
+    @property
+    def recipe(self) -> Any:
+        return {"extractor": "fake", "weights": {"net.bin": WEIGHTS}, "libraries": {"torch": "1"}}
+
+
+WEIGHTS = "here"
+
+
+@pytest.mark.parametrize("name", ["WEIGHTS"])
+def test_other_weights_are_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    question = asked(extractor=OtherWeights())
+    assert flaws(question, "w") == []
+    monkeypatch.setitem(globals(), name, "there")
+    assert flaws(question, "w") == ['points.weights.net.bin is "there" there and "here" at the driver']
+
+
+def test_modules_of_the_users_own_are_compared_as_they_were_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_helper.py").write_text("FACTOR = 1\n")
+    (tmp_path / "my_model.py").write_text(
+        "import my_helper\nfrom tests.fakes import FakeExtractor\n\n\nclass Mine(FakeExtractor):\n    pass\n"
+    )
+    import my_model  # type: ignore[import-not-found]
+
+    question = asked(extractor=my_model.Mine())
+    assert {"my_model", "tests.fakes"} <= set(question.modules)
+    assert not any(name.startswith(("kpstore", "numpy")) for name in question.modules)
+    monkeypatch.delitem(sys.modules, "my_model")  # a worker that has not imported it yet
+    assert flaws(question, "w") == []
+    (tmp_path / "my_model.py").write_text("# changed\n")
+    later = replace(question, modules={"my_model": fitness._hash(tmp_path / "my_model.py")})
+    assert flaws(later, "w") == ["module 'my_model' is other code there than at the driver; start it again"]
+    missing = replace(question, modules={"not_there": "1"})
+    assert flaws(missing, "w") == ["module 'not_there', which the driver uses, cannot be found there"]
+
+
+def test_a_class_that_travels_names_the_modules_that_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_numbers.py").write_text("FACTOR = 1\n")
+    import my_numbers  # type: ignore[import-not-found]
+
+    class OfAScript(FakeExtractor):
+        def open(self, device: str = "cpu") -> None:
+            self.scale = my_numbers_of_a_script.FACTOR  # type: ignore[name-defined] # noqa: F821
+
+    monkeypatch.setitem(globals(), "my_numbers_of_a_script", my_numbers)
+    OfAScript.__module__ = "__main__"
+    assert "my_numbers" in asked(extractor=OfAScript()).modules
+
+
+def test_pictures_are_compared_and_what_cannot_be_read_is_named() -> None:
+    pictures = asked().pictures
+    wrong = ((pictures[0][0], pictures[1][1]), pictures[1])
+    assert "it reads other pixels than the driver" in flaws(asked(pictures=wrong), "w")[0]
+    missing = ((record("gone", 0), "1"),)
+    assert flaws(asked(pictures=missing), "w")[0].startswith("it cannot read video 'gone', which the driver can")
