@@ -249,6 +249,8 @@ class _View:
         self._session, self._location = session, location
         self._group = zarr.open_group(session.store, mode="r" if session.read_only else "r+")
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        # Listed once: it costs milliseconds, and whoever looks at a whole store asks for every feature.
+        self._names: list[str] | None = None
 
     @property
     def snapshot(self) -> str:
@@ -259,7 +261,9 @@ class _View:
 
     def names(self) -> list[str]:
         _guard_fork()
-        return sorted(self._group.array_keys())
+        if self._names is None:
+            self._names = sorted(self._group.array_keys())
+        return list(self._names)
 
     def _array(self, name: str) -> zarr.Array[Any]:
         _guard_fork()
@@ -368,6 +372,7 @@ class _WriteView(_View):
         self._check_open()
         if name in self._group:
             raise ExistsError(f"array {name!r} exists already")
+        self._names = None
         text = meta.dtype == TEXT
         self._arrays[name] = self._group.create_array(
             name,
@@ -400,6 +405,7 @@ class _WriteView(_View):
     def delete(self, name: str) -> None:
         self._check_open()
         self._array(name)
+        self._names = None
         del self._group[name]
         del self._arrays[name]
 
