@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,11 @@ def fake_spec(chunk_rows: int = 16) -> FeatureSpec:
 
 @dataclass
 class FakeExtractor(OneFeature):
-    """Keeps state from frame to frame, as MediaPipe does, so that order and resets matter."""
+    """Keeps state from frame to frame, as MediaPipe does, so that order and resets matter.
+
+    After ``stop_at`` frames it makes ``stop_file`` and does no more: whoever waits for the file finds a run in the
+    middle of its work, however fast the machine is.
+    """
 
     chunk_rows: int = 16
     scale: float = 1.0
@@ -84,6 +89,8 @@ class FakeExtractor(OneFeature):
     typical_fps: float = 1000.0
     sleep_s: float = 0.0
     fail_above: int = 256
+    stop_at: int = 0
+    stop_file: str = ""
 
     @property
     def spec(self) -> FeatureSpec:
@@ -95,6 +102,7 @@ class FakeExtractor(OneFeature):
 
     def open(self, device: str = "cpu") -> None:
         self._last = 0.0
+        self._n_frames = 0
 
     def start_video(self, reference: Any = None) -> dict[str, FeatureRows]:
         self._last = 0.0
@@ -108,6 +116,10 @@ class FakeExtractor(OneFeature):
             if image[0, 0, 0] == POISON:
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(self.sleep_s)
+            self._n_frames += 1
+            if self._n_frames == self.stop_at:
+                Path(self.stop_file).touch()
+                time.sleep(10**6)
             self._last = 0.5 * self._last + self.scale * float(image.mean())
             rows.values[i] = self._last + np.arange(15, dtype=np.float32).reshape(5, 3)
             rows.companions["detected"][i] = image[1, 0, 0] % 2, image[2, 0, 0] % 2

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import pytest
 import kpstore
 from kpstore import plugins
 from tests.cli.conftest import Kpstore
+from tests.processes import start, until
 
 FAST = ("--recipe", "fake", "--workers", "0")
 
@@ -181,33 +179,21 @@ def test_the_place_of_a_store_is_respected(kpstore_: Kpstore, dataset: Path, ing
 
 def test_ctrl_c_says_what_is_safe_and_how_to_go_on(dataset: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from kpstore import plugins; from tests.fakes import FakeExtractor; "
+        "import signal, sys; from kpstore import plugins; from tests.fakes import FakeExtractor; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's background jobs ignore it
         "plugins.register('kpstore.extractors', 'fake', FakeExtractor); "
         "from kpstore.cli.main import run; sys.exit(run(sys.argv[1:]))"
     )
-    store = tmp_path / "a.kps"
-    slow = ("--recipe", "fake", "--set", "sleep_s=0.1", "--set", "typical_fps=0.1", "--workers", "0")
-    arguments = ["ingest", "phoenix", str(dataset), str(store), *slow]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        cwd=root,
-    )
-    deadline = time.monotonic() + 30
-    progress = store / "kpstore" / "progress.json"
-    while time.monotonic() < deadline and not (
-        progress.exists() and json.loads(progress.read_text())["frames_done"] > 8
-    ):
-        time.sleep(0.05)
+    store, stopped = tmp_path / "a.kps", tmp_path / "stopped"
+    in_the_second_video = ("--set", "stop_at=9", "--set", f"stop_file={stopped}", "--set", "typical_fps=0.1")
+    arguments = ["ingest", "phoenix", dataset, store, "--recipe", "fake", *in_the_second_video, "--workers", 0]
+    process = start([sys.executable, "-c", code, *arguments], cwd=Path(__file__).parents[2])
+    until(stopped.exists, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate()
     assert process.returncode == 130, err
-    assert b"of 3 videos are committed; run the same command again to go on" in err
-    assert b"Traceback" not in err
+    assert "of 3 videos are committed; run the same command again to go on" in err
+    assert "Traceback" not in err
     assert kpstore.open(store).states("points").tolist()[0] == 1
 
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,18 +9,21 @@ from kpstore import __version__
 from kpstore.cli import look
 from kpstore.cli.arguments import spread_list
 from tests.cli.conftest import Kpstore
+from tests.processes import finish
 
 HEAVY = ("torch", "mediapipe", "dask", "distributed", "zarr", "pandas", "xarray", "icechunk", "numpy", "av")
 
 
 @pytest.mark.parametrize("code", ["import kpstore", "from kpstore.cli.main import run; run(['--help'])"])
 def test_starting_is_fast_and_brings_nothing_heavy(code: str) -> None:
-    check = f"{code}; import sys; found = sorted(set({HEAVY!r}) & set(sys.modules)); assert not found, found"
-    subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    # 0.1 to 0.25 s here; the promise is 0.5 s, and the rest is for a loaded machine.
-    assert time.perf_counter() - began < 1.5
+    check = (
+        f"{code}; import sys, time; used = time.process_time(); "
+        f"found = sorted(set({HEAVY!r}) & set(sys.modules)); assert not found, found; "
+        # 0.1 to 0.25 s of a core; the promise is 0.5 s, and the rest is for slower ones.
+        "assert used < 1.5, used"
+    )
+    done = finish([sys.executable, "-c", check])
+    assert done.returncode == 0, done.stderr
 
 
 def test_version_and_help(kpstore_: Kpstore) -> None:

@@ -13,6 +13,6 @@ def source() -> FakeSource:
 
 
 if __name__ == "__main__":
-    options = Options(workers=0, task_frames=20, checkpoint_s=0.2)
-    report = run_ingest(source(), sys.argv[1], FakeExtractor(sleep_s=0.01), options)
+    options = Options(workers=0, task_frames=20, checkpoint_frames=40)
+    report = run_ingest(source(), sys.argv[1], FakeExtractor(stop_at=110, stop_file=sys.argv[2]), options)
     print("interrupted" if report.interrupted else "whole", report.videos_done)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from kpstore.schema.feature import FeatureRows, State
 from kpstore.sources.base import Listing
 from tests.conftest import memory_location
 from tests.fakes import FakeExtractor, FakeSource, fake_spec, record
+from tests.processes import start, until
 
 LENGTHS = {f"v{n:02d}": (n * 7) % 40 for n in range(24)}
 BROKEN = {"v03": [0, 5], "v11": [36]}
@@ -86,7 +85,6 @@ def test_serial_equals_a_plain_loop(serial: kpstore.Store) -> None:
             assert serial["points_status"][at] == State.DONE
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_dask_workers_give_the_same_bytes(serial: kpstore.Store, tmp_path: Path, workers: int) -> None:
@@ -171,7 +169,6 @@ def test_batches_give_the_same_numbers_and_only_the_bad_image_fails(tmp_path: Pa
     assert_same(*stores)
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_frame_that_kills_its_worker_fails_alone(serial: kpstore.Store, tmp_path: Path) -> None:
     store = dask(tmp_path / "s.kps", 2, source(poisonous={"v13": [4]}))
@@ -328,7 +325,6 @@ class Unstartable(FakeExtractor):
         raise FileNotFoundError("no weights.onnx")
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_model_that_does_not_start_ends_the_run_and_is_no_videos_fault(tmp_path: Path, workers: int) -> None:
@@ -428,29 +424,22 @@ def test_ctrl_c_commits_what_is_whole_and_the_next_run_completes_it(
     assert_same(serial, ingest(tmp_path / "s.kps"))
 
 
-@pytest.mark.timeout(60)
 def test_sigterm_commits_and_ends(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.ingest.term_driver", str(tmp_path / "s.kps")]
-    root = Path(__file__).parents[2]
-    driver = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (p := read_progress(IcechunkBackend(str(tmp_path / "s.kps")))) is not None and p.checkpoints >= 2)
+    stopped = tmp_path / "stopped"
+    command = [sys.executable, "-m", "tests.ingest.term_driver", tmp_path / "s.kps", stopped]
+    driver = start(command, cwd=Path(__file__).parents[2])
+    until(stopped.exists, driver)
     running = read_progress(IcechunkBackend(str(tmp_path / "s.kps")))
     assert running is not None
     assert running.running
+    assert running.checkpoints >= 2
     driver.send_signal(signal.SIGTERM)
-    out, err = driver.communicate(timeout=30)
+    out, err = driver.communicate()
     assert (driver.returncode, err) == (0, "")
     said, videos = out.split()
     assert said == "interrupted"
     store = kpstore.open(tmp_path / "s.kps")
     assert (store.states("points") == State.DONE).sum() == int(videos) > 0
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 # -- what it tells ----------------------------------------------------------------------------------------------

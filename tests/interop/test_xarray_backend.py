@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import pickle
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +26,7 @@ from kpstore.interop.xarray_backend import KpstoreBackendEntrypoint
 from kpstore.schema.feature import FeatureSpec
 from tests.conftest import location_of
 from tests.fakes import record
+from tests.processes import finish
 from tests.store.data import fill, rows_of
 
 
@@ -174,7 +174,8 @@ def test_a_process_started_anew_reads_by_location_and_version(filled: kpstore.St
     payload = tmp_path / "lazy.pickle"
     payload.write_bytes(pickle.dumps(open_dataset(filled, chunks={})["points"].data[3:9]))
     code = f"import pickle; print(pickle.load(open({str(payload)!r}, 'rb')).compute(scheduler='sync').sum())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = finish([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(float(np.nansum(filled["points"][3:9])), rel=1e-5)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from kpstore.trainers.checkpoint import read_checkpoint
 from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointTask
 from kpstore.trainers.settings import Settings
 from kpstore.views.batch_sampler import BatchSampler
+from tests.processes import finish
 from tests.trainers.data import SMALL_KEYPOINTS, train_store
 from tests.trainers.ranks_driver import RANKS_RUN
 
@@ -26,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     train_store(kpstore.create(folder / "people.kps"))
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     words = (*torchrun, "-m", "tests.trainers.ranks_driver", str(folder / "people.kps"), str(folder))
-    done = subprocess.run(words, capture_output=True, text=True, timeout=110, check=False)
+    done = finish(words)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 

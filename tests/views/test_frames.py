@@ -15,6 +15,7 @@ import kpstore
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.feature import FeatureSpec
 from tests.fakes import record
+from tests.processes import finish
 from tests.store.data import fill, rows_of
 
 
@@ -129,10 +130,9 @@ def load(
     script = tmp_path / "loader.py"
     script.write_text(LOADER)
     command = [sys.executable, "-W", "ignore", str(script), store.location, str(workers), method, feature]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    return finish(command)
 
 
-@pytest.mark.timeout(100)
 @pytest.mark.parametrize(
     ("compression", "workers", "method"),
     [("raw", 0, "none"), ("raw", 1, "spawn"), ("raw", 2, "forkserver"), ("raw", 2, "fork"), ("lz4", 2, "fork")],
@@ -144,7 +144,6 @@ def test_a_data_loader_reads_in_any_worker(
     assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr
 
 
-@pytest.mark.timeout(100)
 def test_a_forked_worker_that_needs_icechunk_is_told_what_to_do(disk_store: kpstore.Store, tmp_path: Path) -> None:
     # Text is decoded by Zarr, out of Icechunk: it hangs in a forked process, so it is refused there.
     done = load(fill(disk_store), tmp_path, 2, "fork", feature="image_path")

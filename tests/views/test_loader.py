@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from kpstore.schema.feature import FeatureRows
 from kpstore.views.loader import BatchDataset
 from tests.conftest import memory_location
 from tests.fakes import fake_spec, record
+from tests.processes import finish
 from tests.store.data import fill
 
 POOL = 0.001
@@ -489,14 +489,13 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_worker_processes_give_the_same_batches(tmp_path: Path, method: str) -> None:
     made = long_store(kpstore.create(tmp_path / "a.kps"))
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-W", "ignore", str(script), made.location, str(tmp_path / "cache"), method]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
+    done = finish(command)
     assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr
 
 
@@ -531,13 +530,12 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.timeout(150)
 def test_worker_processes_serve_one_iteration_and_are_replaced_when_they_die(tmp_path: Path) -> None:
     made = long_store(kpstore.create(tmp_path / "a.kps"))
     script = tmp_path / "script.py"
     script.write_text(TWO_AT_ONCE)
     command = [sys.executable, "-W", "ignore", str(script), made.location]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
+    done = finish(command)
     assert (done.stdout.split(), done.returncode) == (["refused", "16", "16"], 0), done.stderr
 
 
@@ -570,11 +568,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.timeout(150)
 def test_torchdatas_stateful_loader_goes_on_where_it_was(tmp_path: Path) -> None:
     made = long_store(kpstore.create(tmp_path / "a.kps"))
     script = tmp_path / "script.py"
     script.write_text(STATEFUL)
     command = [sys.executable, "-W", "ignore", str(script), made.location]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
+    done = finish(command)
     assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 import kpstore
 from kpstore.backends.base import Codec
+from tests.processes import finish
 from tests.store.data import fill, rows_of
 from tests.views.test_loader import long_store
 
@@ -32,14 +32,13 @@ for epoch in range(1, 1001):
 """
 
 
-@pytest.mark.timeout(150)
 def test_a_thousand_epochs_of_open_and_close_leave_nothing_behind(tmp_path: Path) -> None:
     stores = [
         fill(kpstore.create(tmp_path / f"{codec}.kps"), compression=codec, done=("a", "b", "c", "d"))
         for codec in ("raw", "lz4")
     ]
     command = [sys.executable, "-c", EPOCHS, *(store.location for store in stores), str(tmp_path / "cache")]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
+    run = finish(command)
     assert run.returncode == 0, run.stderr
     early, late = ([int(word) for word in line.split()] for line in run.stdout.splitlines())
     assert late[0] <= early[0], "file handles"
