@@ -41,7 +41,7 @@ def extract_frames(
     announce : called before each frame is touched; decoding then does not run ahead.
     """
     extractor = cast("Extractor", opened_extractor(job))
-    collector = _Collector(extractor, record.n_frames, dict(skip or {}), announce, report)
+    collector = _Collector(extractor, record, dict(skip or {}), announce, report)
     frames = job.source.read_frames(record, skip=frozenset(collector.failed))
     collector.start(read_reference(job, record))
     if announce is None:
@@ -99,7 +99,7 @@ class _Collector:
     def __init__(
         self,
         extractor: Extractor,
-        n_frames: int,
+        record: VideoRecord,
         failed: dict[int, str],
         announce: Announce | None,
         report: Callable[[int], None] | None,
@@ -107,8 +107,9 @@ class _Collector:
         self.failed = failed
         self._extractor, self._announce, self._report = extractor, announce, report
         self._specs = frame_specs(extractor)
-        self._rows = {spec.name: spec.empty_rows(n_frames) for spec in self._specs}
-        self._n_frames = n_frames
+        self._rows = {spec.name: spec.empty_rows(record.n_frames) for spec in self._specs}
+        self._n_frames = record.n_frames
+        self._sizes = _Sizes(record)
 
     def start(self, reference: NDArray[np.uint8] | None) -> None:
         of_video = self._extractor.start_video(reference)
@@ -124,6 +125,7 @@ class _Collector:
                 self.failed.setdefault(number, one_line(frame.reason))
                 self._done(1)
                 continue
+            self._sizes.see(number, frame)
             batch.append((number, frame))
             if len(batch) >= self._extractor.batch_size:
                 self._extract(batch)
@@ -171,4 +173,32 @@ class _Collector:
     def finish(self) -> VideoRows:
         status = np.full(self._n_frames, State.DONE, dtype=np.uint8)
         status[list(self.failed)] = State.FAILED
-        return VideoRows(self._rows, status, failure_text(frames=self.failed))
+        return VideoRows(self._rows, status, failure_text(frames=self.failed), self._sizes.notes())
+
+
+class _Sizes:
+    """Looks whether all pictures of a video have the size that the store keeps for it."""
+
+    def __init__(self, record: VideoRecord) -> None:
+        self._id = record.id
+        self._usual = (record.width, record.height) if record.width and record.height else None
+        self._other: tuple[int, tuple[int, int]] | None = None
+        self._n_other = 0
+
+    def see(self, number: int, image: NDArray[np.uint8]) -> None:
+        """Take note of a picture's size."""
+        size = (image.shape[1], image.shape[0])
+        self._usual = self._usual or size
+        if size != self._usual:
+            self._n_other += 1
+            self._other = self._other or (number, size)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a line if some pictures have another size, else nothing."""
+        if self._other is None or self._usual is None:
+            return ()
+        number, size = self._other
+        return (
+            f"video {self._id!r}: {self._n_other} frames, the first {number}, are {size[0]} x {size[1]} pixels, not the "
+            f"{self._usual[0]} x {self._usual[1]} that the store keeps for it",
+        )

@@ -49,11 +49,13 @@ class VideoRows:
     rows : by feature: one row per frame, missing where a frame failed; or one row, for a feature of videos.
     status : (frames,) uint8 of :class:`State`.
     failure : for the ledger; ``""`` if nothing failed.
+    notes : a line each, for what is odd about the video and no failure.
     """
 
     rows: Mapping[str, FeatureRows]
     status: NDArray[np.uint8]
     failure: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def failed_video(job: Job, record: VideoRecord, reason: str | Exception) -> VideoRows:

@@ -395,6 +395,7 @@ class _Run:
         self._finished_frames = 0
         self._videos_failed = 0
         self._failures: list[Failure] = []
+        self._video_notes: list[str] = []
         self._worker_notes: tuple[str, ...] = ()
 
     def run(self, listing: Listing) -> Report:
@@ -505,6 +506,7 @@ class _Run:
     def _take(self, result: TaskResult) -> None:
         self._results.append(result)
         self._failures += _failures(result)[: MAX_FAILURES - len(self._failures)]
+        self._video_notes += result.notes
         self._finished_frames += result.task.n_frames
         self._videos_failed += sum(1 for text in result.failures.values() if text.startswith('{"video"'))
         with self._lock:
@@ -555,11 +557,11 @@ class _Run:
         self._file.write(progress, now=True)
 
     def _draft(self, interrupted: bool) -> Report:
-        progress = self._progress
+        progress, listing = self._progress, self._plan.listing
         return Report(
             feature=self._title,
             snapshot="",
-            videos=len(self._plan.listing.videos),
+            videos=len(listing.videos),
             videos_done=progress.videos_done - self._videos_failed,
             videos_failed=self._videos_failed,
             videos_before=progress.videos_before,
@@ -569,7 +571,7 @@ class _Run:
             seconds=time.monotonic() - self._began,
             workers=progress.workers,
             interrupted=interrupted,
-            notes=(*self._plan.listing.problems, *self._plan.notes, *self._worker_notes),
+            notes=(*listing.problems, *listing.notes, *self._plan.notes, *self._video_notes, *self._worker_notes),
         )
 
     def _report(self, interrupted: bool) -> Report:

@@ -32,6 +32,7 @@ class TaskResult:
     failures : by position of each video: its entry in the ledger, ``""`` if nothing failed.
     failed_frames : how many frames failed.
     seconds : time spent.
+    notes : what is odd about its videos, a line each.
     """
 
     task: Task
@@ -40,6 +41,7 @@ class TaskResult:
     failures: Mapping[int, str]
     failed_frames: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def run_task(
@@ -72,9 +74,11 @@ def collect(
         for spec in job.extractor.specs
     }
     failures: dict[int, str] = {}
+    notes: list[str] = []
     failed_frames = 0
     for video, result in results:
         failures[video.position] = result.failure
+        notes += result.notes
         failed_frames += int((result.status == State.FAILED).sum())
         whole = State.FAILED if is_whole_video(result.failure) else State.DONE
         for spec in job.extractor.specs:
@@ -84,7 +88,7 @@ def collect(
             chunks[spec.name].add(Block(start, result.rows[spec.name], status))
     blocks = {name: writer.finish() for name, writer in chunks.items()}
     used = fork if any(writer.has_written for writer in chunks.values()) else None
-    return TaskResult(task, used, blocks, failures, failed_frames, time.perf_counter() - began)
+    return TaskResult(task, used, blocks, failures, failed_frames, time.perf_counter() - began, tuple(notes))
 
 
 def _extracted(job: Job, task: Task, report: Report | None) -> Iterator[tuple[PlannedVideo, VideoRows]]:

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from kpstore.errors import CorruptError, InvalidError, NotFoundError
 
 
+MAX_FPS = 100_000.0
+"""The highest rate that is taken for one: what is above it is a time base, or a mistake."""
+
+
 @dataclass(frozen=True)
 class VideoRecord:
     """One video before it is stored: what a source lists and a store's index keeps.
