@@ -487,9 +487,7 @@ class _Fork:
                         f"{_first_line(error)}"
                     ) from error
                 if not matches(meta, values, expected):
-                    raise CorruptError(
-                        f"rows {start}:{stop} of {name!r} hold other values than a worker says it wrote"
-                    )
+                    raise CorruptError(f"rows {start}:{stop} of {name!r} hold other values than a worker says it wrote")
 
     def _array(self, name: str, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
         _guard_fork()

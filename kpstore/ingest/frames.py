@@ -16,7 +16,7 @@ from kpstore.ingest.job import Job, Report, VideoRows, opened_extractor
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError
-from kpstore.store.transaction import failure_text
+from kpstore.store.ledger import failure_text
 
 Announce = Callable[[int], None]
 """Called with the number of a frame before anything touches it."""
@@ -199,6 +199,6 @@ class _Sizes:
             return ()
         number, size = self._other
         return (
-            f"video {self._id!r}: {self._n_other} frames, the first {number}, are {size[0]} x {size[1]} pixels, not the "
-            f"{self._usual[0]} x {self._usual[1]} that the store keeps for it",
+            f"video {self._id!r}: {self._n_other} frames, the first {number}, are {size[0]} x {size[1]} pixels, not "
+            f"the {self._usual[0]} x {self._usual[1]} that the store keeps for it",
         )

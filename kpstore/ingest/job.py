@@ -14,7 +14,7 @@ from kpstore.extractors.base import AnyExtractor
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import Source
-from kpstore.store.transaction import failure_text
+from kpstore.store.ledger import failure_text
 
 _log = logging.getLogger(__name__)
 

@@ -35,8 +35,9 @@ from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
 from kpstore.store import history
+from kpstore.store.ledger import is_whole_video
 from kpstore.store.store import Failure, Store, backend_for
-from kpstore.store.transaction import Transaction, check_same, is_whole_video
+from kpstore.store.transaction import Transaction, check_same
 
 TASK_SECONDS = 30.0
 """What a task should take: short enough to lose little, long enough that starting it costs nothing."""

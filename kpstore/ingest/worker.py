@@ -18,7 +18,7 @@ from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.ingest.whole_videos import extract_whole
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
-from kpstore.store.transaction import is_whole_video
+from kpstore.store.ledger import is_whole_video
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def _unscaled(image: Image.Image) -> str:
     if not what:
         return ""
     return (
-        f"a picture of {what} (mode {image.mode}), which do not say which of them is black and which white; save it with "
-        "8 or 16 bits"
+        f"a picture of {what} (mode {image.mode}), which do not say which of them is black and which white; "
+        "save it with 8 or 16 bits"
     )
 
 

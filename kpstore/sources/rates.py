@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.schema.index import MAX_FPS
+from kpstore.schema.video_fields import MAX_FPS, known_fps
 
 _TIME_BASE = 1000.0
-"""Headers without a rate repeat the unit of their clock, 1,000 or 90,000 a second: not believed without frames' times."""
+"""Headers without a rate repeat the unit of their clock, 1,000 or 90,000 a second: not believed without times."""
 _SLACK_FRAMES = 1.0
-"""Frames may come so far from where an even rate puts them: a time then still finds its frame, or the one beside it."""
+"""So far may a frame come from where an even rate puts it: a time then still finds it, or the one beside it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def rate_of(header: float, times_s: NDArray[np.float64] | None, tick_s: float = 
     times_s : (frames,) float64, seconds, in any order; None for a file without times.
     tick_s : seconds, the unit in which times are kept: they are right within one.
     """
-    said = header if math.isfinite(header) and 0 < header <= MAX_FPS else math.nan
+    said = known_fps(header)
     if times_s is None or len(times_s) < 2:
         return Rate(said if said < _TIME_BASE else math.nan)
     shown = np.sort(times_s)
@@ -63,7 +63,7 @@ def rate_of(header: float, times_s: NDArray[np.float64] | None, tick_s: float = 
         return Rate(said, _unevenness(shown, mean, tick_s))
     if not header > 0:
         return Rate(mean, _unevenness(shown, mean, tick_s))
-    return Rate(mean, f"its header says {header:g} frames a second, the times of its frames {mean:.6g}, which is stored")
+    return Rate(mean, f"its header says {header:g} frames a second, its frames' times {mean:.6g}, which is stored")
 
 
 def _unevenness(shown: NDArray[np.float64], mean: float, tick_s: float) -> str:

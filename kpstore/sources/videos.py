@@ -222,7 +222,7 @@ def _upright_size(
         return stream.width, stream.height
     orientation, exact = _orientation(first)
     if not exact:
-        notes.append(f"{path}: is to be shown turned by no whole quarter; it is read in the nearest upright orientation")
+        notes.append(f"{path}: is to be shown turned by part of a quarter; it is read in the nearest whole one")
     aspect = stream.sample_aspect_ratio
     if aspect and aspect != 1:
         notes.append(
