@@ -41,7 +41,8 @@ def store_of(order: str = "abc", change: Any = None, **annotations: str) -> kpst
             rows = keypoints(video, N[video])
             if change:
                 change(video, rows)
-            tx.write("keypoints", video, rows.values if change else rows)  # masks follow what was changed
+            others = {name: rows.companions[name] for name in rows.companions.keys() - {"detected"}}
+            tx.write("keypoints", video, FeatureRows(rows.values, others) if change else rows)
     return store.at()
 
 
