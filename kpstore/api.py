@@ -422,7 +422,8 @@ def loader(
         samples: slow from a compressed store without a cache. None keeps the view's order.
     seed, epoch : of the order; ``epoch`` is the first.
     rank, world_size : this process among those that train together; by default as ``torch.distributed`` or else
-        ``torchrun`` (``RANK``, ``WORLD_SIZE``) have it.
+        ``torchrun`` (``RANK``, ``WORLD_SIZE``) have it when an epoch begins. A loader may so be made before a trainer
+        starts its processes.
     drop_last : leaves out the last samples, so that all batches, on all ranks, are full.
     pad : whether ranks get equally many samples, by giving the first few twice; :attr:`Loader.padding` says how many.
         Without it each sample comes exactly once, and some ranks have one more than others.

@@ -80,7 +80,7 @@ def estimate(plan: Plan, extractor: AnyExtractor, *, workers: int) -> Estimate:
         workers=workers,
         size_bytes=plan.n_frames * row_bytes,
         seconds=plan.n_frames / (max(extractor.typical_fps, 0.1) * busy),
-        problems=plan.listing.problems,
+        problems=(*plan.listing.problems, *plan.listing.notes),
     )
 
 

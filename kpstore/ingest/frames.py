@@ -16,7 +16,7 @@ from kpstore.ingest.job import Doubts, Job, Report, UnreadableVideoError, VideoR
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError
-from kpstore.store.transaction import failure_text
+from kpstore.store.ledger import failure_text
 
 Announce = Callable[[int], None]
 """Called with the number of a frame before anything touches it."""
@@ -41,7 +41,7 @@ def extract_frames(
     announce : called before each frame is touched; decoding then does not run ahead.
     """
     extractor = cast("Extractor", opened_extractor(job))
-    collector = _Collector(extractor, record.n_frames, dict(skip or {}), announce, report)
+    collector = _Collector(extractor, record, dict(skip or {}), announce, report)
     frames = _read(job, record, frozenset(collector.failed))
     collector.start(read_reference(job, record))
     if announce is None:
@@ -115,7 +115,7 @@ class _Collector:
     def __init__(
         self,
         extractor: Extractor,
-        n_frames: int,
+        record: VideoRecord,
         failed: dict[int, str],
         announce: Announce | None,
         report: Callable[[int], None] | None,
@@ -125,8 +125,9 @@ class _Collector:
         self._raised = set(failed)
         self._extractor, self._announce, self._report = extractor, announce, report
         self._specs = frame_specs(extractor)
-        self._rows = {spec.name: spec.empty_rows(n_frames) for spec in self._specs}
-        self._n_frames = n_frames
+        self._rows = {spec.name: spec.empty_rows(record.n_frames) for spec in self._specs}
+        self._n_frames = record.n_frames
+        self._sizes = _Sizes(record)
 
     def start(self, reference: NDArray[np.uint8] | None) -> None:
         of_video = self._extractor.start_video(reference)
@@ -142,6 +143,7 @@ class _Collector:
                     self._unread.add(number)
                 self._done(1)
                 continue
+            self._sizes.see(number, frame)
             batch.append((number, frame))
             if len(batch) >= self._extractor.batch_size:
                 self._extract(batch)
@@ -189,4 +191,32 @@ class _Collector:
         status = np.full(self._n_frames, State.DONE, dtype=np.uint8)
         status[list(self.failed)] = State.FAILED
         doubts = Doubts(frozenset(self._unread), frozenset(self._raised))
-        return VideoRows(self._rows, status, failure_text(frames=self.failed), doubts)
+        return VideoRows(self._rows, status, failure_text(frames=self.failed), doubts, self._sizes.notes())
+
+
+class _Sizes:
+    """Looks whether all pictures of a video have the size that the store keeps for it."""
+
+    def __init__(self, record: VideoRecord) -> None:
+        self._id = record.id
+        self._usual = (record.width, record.height) if record.width and record.height else None
+        self._other: tuple[int, tuple[int, int]] | None = None
+        self._n_other = 0
+
+    def see(self, number: int, image: NDArray[np.uint8]) -> None:
+        """Take note of a picture's size."""
+        size = (image.shape[1], image.shape[0])
+        self._usual = self._usual or size
+        if size != self._usual:
+            self._n_other += 1
+            self._other = self._other or (number, size)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a line if some pictures have another size, else nothing."""
+        if self._other is None or self._usual is None:
+            return ()
+        number, size = self._other
+        return (
+            f"video {self._id!r}: {self._n_other} frames, the first {number}, are {size[0]} x {size[1]} pixels, not "
+            f"the {self._usual[0]} x {self._usual[1]} that the store keeps for it",
+        )

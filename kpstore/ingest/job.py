@@ -16,7 +16,7 @@ from kpstore.extractors.base import AnyExtractor
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import Source
-from kpstore.store.transaction import failure_text
+from kpstore.store.ledger import failure_text
 
 _log = logging.getLogger(__name__)
 
@@ -74,12 +74,14 @@ class VideoRows:
     status : (frames,) uint8 of :class:`State`.
     failure : for the ledger; ``""`` if nothing failed.
     doubts : which of its failures another worker might not have.
+    notes : a line each, for what is odd about the video and no failure.
     """
 
     rows: Mapping[str, FeatureRows]
     status: NDArray[np.uint8]
     failure: str = ""
     doubts: Doubts = Doubts()
+    notes: tuple[str, ...] = ()
 
 
 class UnreadableVideoError(Exception):

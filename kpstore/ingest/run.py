@@ -34,8 +34,9 @@ from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
 from kpstore.store import history
+from kpstore.store.ledger import is_whole_video
 from kpstore.store.store import Failure, Store, backend_for
-from kpstore.store.transaction import Transaction, check_same, is_whole_video
+from kpstore.store.transaction import Transaction, check_same
 
 TASK_SECONDS = 30.0
 """What a task should take: short enough to lose little, long enough that starting it costs nothing."""
@@ -395,6 +396,7 @@ class _Run:
         self._videos_failed = 0
         self._videos_committed = 0
         self._failures: list[Failure] = []
+        self._video_notes: list[str] = []
         self._worker_notes: tuple[str, ...] = ()
 
     def run(self, listing: Listing) -> Report:
@@ -513,6 +515,7 @@ class _Run:
     def _take(self, result: TaskResult) -> None:
         self._results.append(result)
         self._failures += _failures(result)[: MAX_FAILURES - len(self._failures)]
+        self._video_notes += result.notes
         self._finished_frames += result.task.n_frames
         self._videos_failed += sum(1 for text in result.failures.values() if text.startswith('{"video"'))
         with self._lock:
@@ -564,11 +567,11 @@ class _Run:
         self._file.write(progress, now=True)
 
     def _draft(self, interrupted: bool) -> Report:
-        progress = self._progress
+        progress, listing = self._progress, self._plan.listing
         return Report(
             feature=self._title,
             snapshot="",
-            videos=len(self._plan.listing.videos),
+            videos=len(listing.videos),
             videos_done=progress.videos_done - self._videos_failed,
             videos_failed=self._videos_failed,
             videos_before=progress.videos_before,
@@ -578,7 +581,7 @@ class _Run:
             seconds=time.monotonic() - self._began,
             workers=progress.workers,
             interrupted=interrupted,
-            notes=(*self._plan.listing.problems, *self._plan.notes, *self._worker_notes),
+            notes=(*listing.problems, *listing.notes, *self._plan.notes, *self._video_notes, *self._worker_notes),
         )
 
     def _report(self, interrupted: bool) -> Report:

@@ -17,7 +17,7 @@ from kpstore.ingest.plan import PlannedVideo
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError
-from kpstore.store.transaction import failure_text
+from kpstore.store.ledger import failure_text
 
 _AHEAD_VIDEOS = 4
 _WINDOW_CALLS = 4

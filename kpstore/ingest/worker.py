@@ -18,7 +18,7 @@ from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.ingest.whole_videos import extract_whole
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
-from kpstore.store.transaction import is_whole_video
+from kpstore.store.ledger import is_whole_video
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class TaskResult:
     failed_frames : how many frames failed.
     seconds : time spent.
     doubts : by position of each video in which something failed that another worker might be able to do.
+    notes : what is odd about its videos, a line each.
     """
 
     task: Task
@@ -42,6 +43,7 @@ class TaskResult:
     failed_frames: int
     seconds: float
     doubts: Mapping[int, Doubts] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def run_task(
@@ -74,11 +76,13 @@ def collect(
     }
     failures: dict[int, str] = {}
     doubts: dict[int, Doubts] = {}
+    notes: list[str] = []
     failed_frames = 0
     for video, result in results:
         if result.doubts:
             doubts[video.position] = result.doubts
         failures[video.position] = result.failure
+        notes += result.notes
         failed_frames += int((result.status == State.FAILED).sum())
         whole = State.FAILED if is_whole_video(result.failure) else State.DONE
         for spec in job.extractor.specs:
@@ -88,7 +92,8 @@ def collect(
             chunks[spec.name].add(Block(start, result.rows[spec.name], status))
     blocks = {name: writer.finish() for name, writer in chunks.items()}
     used = fork if any(writer.has_written for writer in chunks.values()) else None
-    return TaskResult(task, used, blocks, failures, failed_frames, time.perf_counter() - began, doubts)
+    seconds = time.perf_counter() - began
+    return TaskResult(task, used, blocks, failures, failed_frames, seconds, doubts, tuple(notes))
 
 
 def check_result(job: Job, result: TaskResult) -> None:

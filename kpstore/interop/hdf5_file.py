@@ -35,6 +35,7 @@ from kpstore.schema.face_lists import load_face_list
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PART_SLICES, PARTS, keypoints_spec
+from kpstore.schema.video_fields import known_fps
 from kpstore.store import format as fmt
 from kpstore.store.store import Store, backend_for
 
@@ -330,7 +331,7 @@ class ExportedDocument:
                     columns["video_id"][position],
                     columns["split"][position],
                     tuple(_texts(file[fmt.IMAGE_PATH], self._path, rows)),
-                    float(numbers["fps"][position]),
+                    known_fps(numbers["fps"][position]),
                     int(numbers["width"][position]),
                     int(numbers["height"][position]),
                     {name: columns[name][position] for name in self._annotations},

@@ -18,9 +18,8 @@ from kpstore.interop.files import check_free, written_aside
 from kpstore.interop.npz_import import NpzImport, looks_like_npz
 from kpstore.interop.outputs import blocks
 from kpstore.interop.splits import UNSPLIT, check_file_names, check_unsplit
-from kpstore.schema.feature import State
+from kpstore.schema.feature import State, part_names
 from kpstore.store import format as fmt
-from kpstore.store.coverage import part_names
 from kpstore.store.store import Store
 
 Missing = Literal["zeros", "nan"]

@@ -35,6 +35,7 @@ from kpstore.schema.layout import (
     FaceList,
     keypoints_spec,
 )
+from kpstore.schema.video_fields import known_fps
 
 Keep = Literal["all", "keypoints"]
 
@@ -236,8 +237,20 @@ class PoseDocument:
             if file.people == 0:
                 shape = (file.n_frames, 1, *values.shape[2:])
                 values, confidence = np.zeros(shape, np.float32), np.zeros(shape[:3], np.float32)
+            if known_fps(file.fps) != file.fps:
+                self.notes.append(f"{file.path}: {file.fps:g} frames a second is no rate; none is stored")
+            n_outside = 0
             for person in range(max(file.people, 1)):
-                yield self._video(file, person, values[:, person], confidence[:, person])
+                video = self._video(file, person, values[:, person], confidence[:, person])
+                if "keypoints" in video.rows:
+                    n_outside += _without_odd(video.rows["keypoints"].companions["visibility"])
+                yield video
+            if n_outside:
+                kept = f"; {self._options.feature} keeps them" if self._options.keep == "all" else ""
+                self.notes.append(
+                    f"{file.path}: {n_outside} confidences of the pose are not between 0 and 1, so the visibility of "
+                    f"these points is NaN in keypoints{kept}"
+                )
 
     def _video(
         self, file: _File, person: int, values: NDArray[np.float32], confidence: NDArray[np.float32]
@@ -245,7 +258,7 @@ class PoseDocument:
         size = file.header.dimensions
         video_id = f"{file.id}#{person + 1}" if file.people > 1 else file.id
         paths = tuple(f"{file.frame_path}#{number}" for number in range(file.n_frames))
-        record = VideoRecord(video_id, self._options.split, paths, file.fps, size.width, size.height)
+        record = VideoRecord(video_id, self._options.split, paths, known_fps(file.fps), size.width, size.height)
         nothing = (confidence == 0) & (values.view(np.uint32) == 0).all(axis=-1)
         values = np.where(nothing[..., None], np.float32(np.nan), values)
         rows = {}
@@ -307,6 +320,17 @@ def _keypoints(
                     visible = np.where(detected, confidence[:, columns[0]], np.nan)
                     rows.companions["visibility"][:, point] = visible
     return rows
+
+
+def _without_odd(visibility: NDArray[np.float32]) -> int:
+    """Make NaN of what is no visibility from 0 to 1, in place; return how many there were.
+
+    What other scale they are on nobody knows, so clipping them would make numbers up; but for the last bits.
+    """
+    near = np.clip(visibility, 0.0, 1.0)
+    odd = np.abs(visibility - near) > 1e-4
+    visibility[...] = np.where(odd, np.float32(np.nan), near)
+    return int(odd.sum())
 
 
 def _recognises(path: Path) -> bool:

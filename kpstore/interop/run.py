@@ -20,8 +20,9 @@ from kpstore.interop.base import Document, Exporter, ExportReport, Format, Impor
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
+from kpstore.store.ledger import failure_text
 from kpstore.store.store import Store, backend_for, building
-from kpstore.store.transaction import Transaction, blanked, failure_text
+from kpstore.store.transaction import Transaction
 
 GROUP = "kpstore.formats"
 _BLOCK_BYTES = 64 * 2**20
@@ -251,12 +252,8 @@ class _Writer:
         if record.id in self._seen:
             raise InvalidError(f"video {record.id!r} is in the file twice; give each a name of its own")
         self._seen.add(record.id)
-        rows = {name: rows.check(self._specs[name]) for name, rows in video.rows.items()}
+        rows = {name: self._checked(video, name, rows) for name, rows in video.rows.items()}
         video = replace(video, rows=rows)
-        for name, block in rows.items():
-            wanted = record.n_frames if self._specs[name].axis == "frame" else 1
-            if len(block) != wanted:
-                raise InvalidError(f"video {record.id!r}: {len(block)} rows of {name!r} for {wanted}")
         self.n_videos += 1
         self.n_frames += record.n_frames
         self.n_failed += len({frame for failed in video.failed_frames.values() for frame in failed})
@@ -268,6 +265,19 @@ class _Writer:
         self._bytes += sum(rows.values.nbytes for rows in rows.values()) + sum(map(len, record.frame_paths)) + 1
         if self._bytes >= _BLOCK_BYTES:
             self.flush()
+
+    def _checked(self, video: ImportedVideo, name: str, rows: FeatureRows) -> FeatureRows:
+        """Return a video's rows as a store may hold them; an error names the video."""
+        spec, video_id = self._specs[name], video.record.id
+        wanted = video.record.n_frames if spec.axis == "frame" else 1
+        if (n_rows := rows.n_given(spec)) != wanted:
+            raise InvalidError(f"video {video_id!r}: {n_rows} rows of {name!r} for {wanted}")
+        done = np.ones(wanted, dtype=np.bool_)
+        done[list(video.failed_frames.get(name, {}))] = False
+        try:
+            return rows.check(spec, done)
+        except InvalidError as error:
+            raise InvalidError(f"video {video_id!r}: {error}; nothing was imported") from None
 
     def flush(self) -> None:
         """Write all videos that wait."""
@@ -380,9 +390,7 @@ def _rows_of(video: ImportedVideo, spec: FeatureSpec) -> tuple[FeatureRows, NDAr
         return spec.empty_rows(n_rows), np.full(n_rows, State.PENDING, dtype=np.uint8), None
     status = np.full(n_rows, state, dtype=np.uint8)
     status[list(video.failed_frames.get(spec.name, {}))] = State.FAILED
-    rows = video.rows.get(spec.name, spec.empty_rows(n_rows))
-    failed = status == State.FAILED
-    return blanked(spec, rows, failed) if failed.any() else rows, status, text
+    return video.rows.get(spec.name, spec.empty_rows(n_rows)), status, text
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import enum
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -235,23 +235,49 @@ class FeatureRows:
     def __getitem__(self, rows: slice) -> FeatureRows:
         return FeatureRows(self.values[rows], {name: array[rows] for name, array in self.companions.items()})
 
-    def check(self, spec: FeatureSpec) -> FeatureRows:
-        """Return the same rows with the spec's dtypes, or raise :class:`InvalidError` that names what does not fit."""
-        arrays = {"values": (self.values, spec), **{c.name: (self.companions.get(c.name), c) for c in spec.companions}}
-        unknown = set(self.companions) - set(arrays)
+    def n_given(self, spec: FeatureSpec) -> int:
+        """Return how many rows were given; :class:`InvalidError` if they are no array of rows."""
+        return len(_array(spec, "values", self.values))
+
+    def check(self, spec: FeatureSpec, done: NDArray[np.bool_] | None = None) -> FeatureRows:
+        """Return the same rows as a store may hold them.
+
+        Arrays get the spec's dtypes. A presence mask (``detected``) that is not given follows from the values, see
+        :func:`presence`; other companions that are not given read as missing.
+
+        Parameters
+        ----------
+        done : (rows,) bool; other rows come back as missing, whatever they hold. All are done by default.
+
+        Raises
+        ------
+        InvalidError
+            If an array does not fit, or breaks a rule of the format (:func:`faults`); one line that names it and the
+            first row.
+        """
+        values = _array(spec, "values", self.values)
+        n_rows = len(values)
+        unknown = set(self.companions) - {c.name for c in spec.companions}
         if unknown:
             raise InvalidError(f"feature {spec.name!r} has no companion {sorted(unknown)[0]!r}")
-        fitted: dict[str, NDArray[Any]] = {}
-        for name, (array, wanted) in arrays.items():
-            array = wanted.empty(len(self)) if array is None else np.asarray(array)
-            if array.shape != (len(self), *wanted.shape):
+        gone = None if done is None or done.all() else ~done
+        values = _fitted(spec, "values", values, spec, n_rows, gone)
+        companions: dict[str, NDArray[Any]] = {}
+        for wanted in spec.companions:
+            given = self.companions.get(wanted.name)
+            if given is not None:
+                given = _array(spec, wanted.name, given)
+            elif wanted.name == MASK and wanted.dtype == "bool":
+                given = presence(spec, values)
+            else:
+                given = wanted.empty(n_rows)
+            companions[wanted.name] = _fitted(spec, wanted.name, given, wanted, n_rows, gone)
+        for array, what, bad in faults(spec, values, companions):
+            if bad.any():
                 raise InvalidError(
-                    f"feature {spec.name!r}, {name}: shape {array.shape} given, ({len(self)}, *{wanted.shape}) needed"
+                    f"feature {spec.name!r}, row {int(np.argmax(bad))} ({int(bad.sum())} in all): {array} {what}"
                 )
-            if not np.can_cast(array.dtype, wanted.dtype, casting="same_kind"):
-                raise InvalidError(f"feature {spec.name!r}, {name}: dtype {array.dtype} given, {wanted.dtype} needed")
-            fitted[name] = array.astype(wanted.dtype, copy=False)
-        return FeatureRows(fitted.pop("values"), fitted)
+        return FeatureRows(values, companions)
 
     @classmethod
     def concatenate(cls, blocks: list[FeatureRows]) -> FeatureRows:
@@ -261,3 +287,135 @@ class FeatureRows:
             np.concatenate([b.values for b in blocks]),
             {name: np.concatenate([b.companions[name] for b in blocks]) for name in names},
         )
+
+
+MASK = "detected"
+"""Name of the companion that says which parts of a row are there."""
+
+
+def part_names(spec: FeatureSpec) -> tuple[str, ...]:
+    """Return what the columns of a feature's presence mask stand for; empty if it has none."""
+    mask = next((c for c in spec.companions if c.name == MASK and len(c.shape) == 1), None)
+    if mask is None:
+        return ()
+    (dim,), (length,) = mask.dims, mask.shape
+    return spec.labels.get(dim, tuple(f"{dim}_{n}" for n in range(length)))
+
+
+def part_slices(spec: FeatureSpec) -> Mapping[str, slice | None]:
+    """Return which points of a row belong to which part; ``{"": None}`` for a feature without parts."""
+    parts = spec.attrs.get("parts")
+    if not parts or not spec.shape:
+        return {"": None}
+    return {name: slice(first, last) for name, (first, last) in parts.items()}
+
+
+def presence(spec: FeatureSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the presence mask that follows from values: what is NaN as a whole is not there, everything else is.
+
+    A column of the mask that stands for a part looks at the points of that part; an axis that mask and values share, at
+    each place along it; any other column at the whole row. In features of whole numbers all is there.
+
+    Parameters
+    ----------
+    values : (rows, *spec.shape).
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        (rows, *mask shape).
+    """
+    (mask,) = (c for c in spec.companions if c.name == MASK)
+    there = ~np.isnan(values) if values.dtype.kind == "f" else np.ones(values.shape, dtype=np.bool_)
+    if mask.dims and set(mask.dims) <= set(spec.dims):
+        other = tuple(axis for axis, dim in enumerate(spec.dims, start=1) if dim not in mask.dims)
+        kept = [dim for dim in spec.dims if dim in mask.dims]
+        order = (0, *(1 + kept.index(dim) for dim in mask.dims))
+        return np.asarray(there.any(axis=other), dtype=np.bool_).transpose(order)
+    of_row = _any_in_row(there)
+    found = np.broadcast_to(of_row.reshape(-1, *(1 for _ in mask.shape)), (len(values), *mask.shape)).copy()
+    slices = part_slices(spec)
+    for column, part in enumerate(part_names(spec)):
+        rows = slices.get(part)
+        if rows is not None:
+            found[:, column] = _any_in_row(there[:, rows])
+    return found
+
+
+def faults(
+    spec: FeatureSpec, values: NDArray[Any], companions: Mapping[str, NDArray[Any]]
+) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """Yield each rule that done rows of a feature have to keep: the array, what is wrong, and (rows,) bool, where.
+
+    Values are finite or NaN; a presence mask says what the values say; ``visibility`` lies between 0 and 1.
+    """
+    if values.dtype.kind != "f":
+        return
+    yield spec.name, "is infinite (NaN is what is missing)", _any_in_row(np.isinf(values))
+    mask = f"{spec.name}_{MASK}"
+    detected = companions.get(MASK)
+    slices = part_slices(spec)
+    for column, part in enumerate(part_names(spec)):
+        rows = slices.get(part)
+        if detected is None or rows is None:
+            continue
+        missing = np.isnan(values[:, rows])
+        gone, there = ~_any_in_row(~missing), detected[:, column]
+        yield mask, f"says {part} is there, but values are missing", there & (gone | _torn(missing))
+        yield mask, f"says {part} is missing, but values are there", ~there & ~gone
+    visibility = companions.get("visibility")
+    if visibility is not None:
+        outside = np.asarray((visibility < 0) | (visibility > 1), dtype=np.bool_)
+        yield f"{spec.name}_visibility", "is outside 0 to 1", _any_in_row(outside)
+
+
+def _any_in_row(block: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.asarray(block.any(axis=tuple(range(1, block.ndim))), dtype=np.bool_)
+
+
+def _torn(missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(rows,) bool of (rows, points, …): whether a point lacks a coordinate that another point has."""
+    missing = missing.reshape(*missing.shape[:2], int(np.prod(missing.shape[2:])))
+    of_none: NDArray[np.bool_] = np.all(missing, axis=1, keepdims=True)
+    whole: NDArray[np.bool_] = np.all(missing | of_none, axis=2, keepdims=True)
+    return np.asarray((missing & ~of_none & ~whole).any(axis=(1, 2)), dtype=np.bool_)
+
+
+def _array(spec: FeatureSpec, name: str, given: Any) -> NDArray[Any]:
+    """Return rows as an array; what a masked array hides is missing."""
+    try:
+        masked = isinstance(given, np.ma.MaskedArray)
+        array = np.asarray(given.filled(np.nan) if masked and given.dtype.kind == "f" else given)
+    except (TypeError, ValueError) as error:
+        raise InvalidError(f"feature {spec.name!r}, {name}: no array of numbers can be made of it ({error})") from None
+    if masked and given.dtype.kind != "f" and np.ma.getmaskarray(given).any():
+        raise InvalidError(
+            f"feature {spec.name!r}, {name}: a masked array of {given.dtype} hides numbers; fill them in"
+        )
+    if not array.ndim:
+        raise InvalidError(f"feature {spec.name!r}, {name}: one {array.dtype} was given, an array of rows is needed")
+    return array
+
+
+def _fitted(
+    spec: FeatureSpec, name: str, array: NDArray[Any], wanted: ArraySpec, n_rows: int, gone: NDArray[np.bool_] | None
+) -> NDArray[Any]:
+    """Return an array in the spec's dtype, its rows ``gone`` missing; :class:`InvalidError` if it does not fit."""
+    if array.shape != (n_rows, *wanted.shape):
+        raise InvalidError(
+            f"feature {spec.name!r}, {name}: shape {array.shape} given, ({n_rows}, *{wanted.shape}) needed"
+        )
+    if not np.can_cast(array.dtype, wanted.dtype, casting="same_kind"):
+        raise InvalidError(f"feature {spec.name!r}, {name}: dtype {array.dtype} given, {wanted.dtype} needed")
+    if np.dtype(wanted.dtype).kind in "iu" and not np.can_cast(array.dtype, wanted.dtype):
+        limits, kept = np.iinfo(wanted.dtype), array if gone is None else array[~gone]
+        if kept.size and (kept.min() < limits.min or kept.max() > limits.max):
+            raise InvalidError(
+                f"feature {spec.name!r}, {name}: {kept.min()} to {kept.max()} given, {wanted.dtype} holds "
+                f"{limits.min} to {limits.max}"
+            )
+    with np.errstate(over="ignore"):  # too large a number becomes infinite, which is told of as such
+        fitted = array.astype(wanted.dtype, copy=gone is not None)
+    if gone is not None:
+        fitted[gone] = wanted.fill
+    return fitted

@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import CorruptError, InvalidError, NotFoundError
+from kpstore.schema import video_fields
+
+_FIT: Mapping[str, Callable[[Any], Any]] = {
+    "id": video_fields.id_of,
+    "split": video_fields.split_of,
+    "frame_paths": video_fields.paths_of,
+    "fps": video_fields.fps_of,
+    "width": video_fields.pixels_of,
+    "height": video_fields.pixels_of,
+    "annotations": video_fields.annotations_of,
+}
 
 
 @dataclass(frozen=True)
 class VideoRecord:
     """One video before it is stored: what a source lists and a store's index keeps.
 
+    Rows of a table may be given as they are: numbers and dates in a column of text are written out, None, NaN and
+    pandas' NA are ``""`` there, and unknown elsewhere.
+
     Parameters
     ----------
-    id : unique in the data set, forward slashes only.
+    id : unique in the data set; one line of text, forward slashes only, without spaces around it.
     split : ``"train"``, ``"dev"``, …; ``""`` where the data set has none.
     frame_paths : one path per frame, relative to the data set's root, forward slashes;
         frames of a video file are ``"clip.mp4#0"``, ``"clip.mp4#1"``, ….
-    fps : frames per second; NaN where unknown.
-    width, height : size of a frame in pixels; 0 where unknown.
+    fps : frames per second, above 0 and up to 100,000; NaN where unknown.
+    width, height : size of an upright frame in pixels; 0 where unknown.
     annotations : text by column, such as speaker, gloss, text.
+
+    Raises
+    ------
+    InvalidError
+        For a value that is none of these; one line that names the video and the column.
     """
 
     id: str
@@ -37,8 +57,13 @@ class VideoRecord:
     annotations: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.id:
-            raise InvalidError("a video needs an id; found an empty one")
+        for column, fit in _FIT.items():
+            given = getattr(self, column)
+            try:
+                object.__setattr__(self, column, fit(given))
+            except InvalidError as error:
+                where = "video id" if column == "id" else f"video {self.id!r}, {column}"
+                raise InvalidError(f"{where}: {error}") from None
 
     @property
     def n_frames(self) -> int:

@@ -21,10 +21,12 @@ class Listing:
     videos : in the order in which the store will hold them.
     problems : one line each, for what is missing, extra or unreadable; a video with a problem is left out of
         ``videos`` if it cannot be extracted at all.
+    notes : one line each, for what is worth knowing and stops nobody, such as a rate that a header gives wrongly.
     """
 
     videos: tuple[VideoRecord, ...]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class FacesSource:
         if self.splits is None and self.max_videos_per_split is None:
             spare = [pictures[key] for key in pictures if key not in used]
             problems += [f"{picture}: there is no video of this person in {self.video_dir}" for picture in spare]
-        return Listing(tuple(videos), (*listing.problems, *problems))
+        return Listing(tuple(videos), (*listing.problems, *problems), listing.notes)
 
     def _pictures(self) -> tuple[dict[str, Path], list[str]]:
         """Return the frontal pictures by person; of two for one person the first, and a problem."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,13 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 
 _ON_ITS_SIDE = (5, 6, 7, 8)
 """Orientations (EXIF 2.3, tag 0x0112) by which width and height change places."""
+
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's modes of grey pictures with up to 16 bits."""
+_FULL_RANGE = ("PNG", "PPM")
+"""Formats whose grey pictures Pillow may give as 32-bit integers, and always from 0 to 65,535."""
+_WIDTH, _HEIGHT, _BITS, _SENSE, _SAMPLE_FORMAT = 256, 257, 258, 262, 339
+"""Tags of TIFF 6.0."""
 
 
 def is_image(name: str) -> bool:
@@ -30,17 +38,55 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
 def read_image(path: Path) -> NDArray[np.uint8] | FrameError:
     """Return a picture as (height, width, 3) uint8 RGB, or why it cannot be read.
 
+    Grey levels of up to 16 bits become 8 by their range. Of colours of 16 bits Pillow keeps the higher byte, which is
+    the same to within one level. Numbers whose range no header says (32-bit integers, floating point) are an error, and
+    never black or white. Transparency is left out.
+
     A truncated file is an error, never a half-grey picture: that is why this is Pillow and not OpenCV.
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(_upright(image).convert("RGB"))
+            reason = _unscaled(image)
+            return FrameError(reason) if reason else np.asarray(_eight_bits(image).convert("RGB"))
     except FileNotFoundError:
         return FrameError("no such file")
     except UnidentifiedImageError:
         return FrameError(f"not a picture that Pillow can read ({path.stat().st_size} bytes)")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return FrameError(str(error))
+
+
+def _unscaled(image: Image.Image) -> str:
+    """Return why nobody can know which of a picture's numbers are black and white; ``""`` if it is known."""
+    what = {"I": "32-bit integers", "F": "floating-point numbers"}.get(image.mode, "")
+    if image.mode == "I" and image.format in _FULL_RANGE:
+        what = ""
+    if image.format == "TIFF" and 2 in _tiff_tag(image, _SAMPLE_FORMAT):
+        what = "integers with a sign"
+    if not what:
+        return ""
+    return (
+        f"a picture of {what} (mode {image.mode}), which do not say which of them is black and which white; "
+        "save it with 8 or 16 bits"
+    )
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return a picture upright, grey levels of more than 8 bits scaled to 0 to 255."""
+    if image.mode != "I" and image.mode not in _SIXTEEN_BITS:
+        return _upright(image)
+    white = 65535
+    if image.format == "TIFF":
+        white = 2 ** max(1, *_tiff_tag(image, _BITS)) - 1  # 12 bits are unpacked, but not scaled
+    inverted = image.format == "TIFF" and 0 in _tiff_tag(image, _SENSE)  # 0 is white, which Pillow sees to for 8 bits
+    levels = np.asarray(_upright(image)).astype(np.float64) * (255 / white)
+    levels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return Image.fromarray(255 - levels if inverted else levels)
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> tuple[int, ...]:
+    found: Any = getattr(image, "tag_v2", {}).get(tag, ())
+    return tuple(found) if isinstance(found, tuple) else (found,)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -54,7 +100,10 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from a picture's header; (0, 0) if it cannot be read."""
     try:
         with Image.open(path) as image:
+            width, height = image.size
+            if image.format == "TIFF":  # whose size Pillow turns by itself
+                (width, *_), (height, *_) = _tiff_tag(image, _WIDTH), _tiff_tag(image, _HEIGHT)
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE
-            return (image.size[1], image.size[0]) if turned else image.size
+            return (height, width) if turned else (width, height)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return (0, 0)

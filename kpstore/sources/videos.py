@@ -16,6 +16,8 @@ from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError, Listing
 from kpstore.sources.images import image_size, is_image, natural_key, read_image
+from kpstore.sources.orientation import Orientation, from_display_matrix, read_display_matrix
+from kpstore.sources.rates import rate_of
 
 if TYPE_CHECKING:
     import av
@@ -76,14 +78,15 @@ class VideosSource:
                 f"no videos in {self.root}; looked for folders of pictures and for {', '.join(sorted(VIDEO_SUFFIXES))}"
             )
         videos: list[VideoRecord] = []
+        notes: list[str] = []
         for entry in self._chosen(found):
             try:
-                videos.append(_describe(self.root, entry, problems))
+                videos.append(_describe(self.root, entry, problems, notes))
             except InvalidError as error:
                 problems.append(str(error))
             if on_video is not None:
                 on_video(len(videos))
-        return Listing(tuple(videos), tuple(problems))
+        return Listing(tuple(videos), tuple(problems), tuple(notes))
 
     def _chosen(self, found: list[_Entry]) -> list[_Entry]:
         there = {entry.split for entry in found}
@@ -188,7 +191,7 @@ def _stem(path: str, files: tuple[str, ...]) -> str:
     return path if files else str(PurePosixPath(path).with_suffix(""))
 
 
-def _describe(root: Path, entry: _Entry, problems: list[str]) -> VideoRecord:
+def _describe(root: Path, entry: _Entry, problems: list[str], notes: list[str]) -> VideoRecord:
     if entry.files:
         width, height = image_size(root / entry.path / entry.files[0])
         prefix = "" if entry.path == "." else f"{entry.path}/"
@@ -196,17 +199,37 @@ def _describe(root: Path, entry: _Entry, problems: list[str]) -> VideoRecord:
             entry.id, entry.split, tuple(prefix + name for name in entry.files), width=width, height=height
         )
     with _opened(root, entry.path) as (container, stream):
-        fps = float(stream.average_rate or stream.guessed_rate or np.nan)
-        width, height = stream.width, stream.height
-        if _quarter_turns(next(_decoded(container, stream), None)) % 2:
-            width, height = height, width
+        header = float(stream.average_rate or stream.guessed_rate or np.nan)
+        width, height = _upright_size(entry.path, container, stream, notes)
     line = _timeline(root, entry.path)
     if not line.n_frames:
         raise InvalidError(f"{entry.path}: holds no frames")
     if line.n_frames < line.n_announced:
         problems.append(f"{entry.path}: ends after {line.n_frames} of {line.n_announced} frames; copy it again")
+    rate = rate_of(header, line.times_s, line.tick_s)
+    if rate.note:
+        notes.append(f"{entry.path}: {rate.note}")
     paths = tuple(f"{entry.path}#{number}" for number in range(line.n_frames))
-    return VideoRecord(entry.id, entry.split, paths, fps, width, height)
+    return VideoRecord(entry.id, entry.split, paths, rate.fps, width, height)
+
+
+def _upright_size(
+    path: str, container: av.container.InputContainer, stream: VideoStream, notes: list[str]
+) -> tuple[int, int]:
+    """Return width and height of a video's pictures as they will be read, from the first that can be decoded."""
+    first = next((frame for frame in _decoded(container, stream) if not isinstance(frame, FrameError)), None)
+    if first is None:
+        return stream.width, stream.height
+    orientation, exact = _orientation(first)
+    if not exact:
+        notes.append(f"{path}: is to be shown turned by part of a quarter; it is read in the nearest whole one")
+    aspect = stream.sample_aspect_ratio
+    if aspect and aspect != 1:
+        notes.append(
+            f"{path}: its pixels are not square ({aspect.numerator}:{aspect.denominator}); it is read as stored, "
+            "without stretching"
+        )
+    return orientation.size(first.width, first.height)
 
 
 class _opened:
@@ -247,11 +270,15 @@ class _Timeline:
     n_announced : how many the file says it holds; 0 if it says nothing.
     number_of : number of the frame that is shown at a time, in units of the file's own. None if the file has no times
         that tell frames apart; they are then counted as they come, which is right where all of them can be decoded.
+    times_s : (frames,) float64, seconds; None if the file has no times of its own.
+    tick_s : seconds, the unit of those times.
     """
 
     n_frames: int
     n_announced: int
     number_of: Mapping[int, int] | None
+    times_s: NDArray[np.float64] | None = None
+    tick_s: float = 0.0
 
 
 def _timeline(root: Path, path: str) -> _Timeline:
@@ -265,7 +292,7 @@ def _timeline(root: Path, path: str) -> _Timeline:
     times: list[int | None] = []
     n_discarded = 0
     with _opened(root, path) as (container, stream):
-        name, codec = container.format.name, stream.codec_context.name
+        name, codec, tick = container.format.name, stream.codec_context.name, stream.time_base
         n_announced = stream.frames if "mp4" in name else 0
         try:
             for packet in container.demux(stream):
@@ -276,16 +303,22 @@ def _timeline(root: Path, path: str) -> _Timeline:
             pass  # the file ends early; reading it will end here too
     n_announced = max(0, n_announced - n_discarded)
     # AVI has no times of its own, and those that are made up for it are wrong for frames that are stored out of order.
-    if None not in times and len(set(times)) == len(times) and not (name == "avi" and codec in ("h264", "hevc")):
-        known = sorted(time for time in times if time is not None)
-        return _Timeline(len(times), n_announced, {time: number for number, time in enumerate(known)})
+    made_up = name == "avi" and codec in ("h264", "hevc")
+    known = sorted(time for time in times if time is not None)
+    times_s, tick_s = None, 0.0
+    if len(known) == len(times) and not made_up and tick:
+        tick_s = float(tick)
+        times_s = np.array(known, dtype=np.float64) * tick_s
+    if len(set(known)) == len(times) and not made_up:
+        number_of = {time: number for number, time in enumerate(known)}
+        return _Timeline(len(times), n_announced, number_of, times_s, tick_s)
     n_decoded = 0
     with _opened(root, path) as (container, stream):
         for frame in _decoded(container, stream):
             if isinstance(frame, FrameError):
                 raise InvalidError(f"{path}: is damaged, and does not say which frame is which; re-encode it as mp4")
             n_decoded += 1
-    return _Timeline(n_decoded, n_announced, None)
+    return _Timeline(n_decoded, n_announced, None, times_s, tick_s)
 
 
 def _decoded(container: av.container.InputContainer, stream: VideoStream) -> Iterator[Any]:
@@ -306,12 +339,16 @@ def _decoded(container: av.container.InputContainer, stream: VideoStream) -> Ite
             yield FrameError(str(error))
 
 
-def _quarter_turns(frame: Any) -> int:
-    """Return by how many quarters, counter-clockwise, a picture must be turned to stand upright.
+def _orientation(frame: Any) -> tuple[Orientation, bool]:
+    """Return how a decoded frame stands, and whether that is exact; see :func:`from_display_matrix`.
 
-    Phones film sideways and say so in the stream's display matrix, which PyAV gives with every frame.
+    Phones film sideways, front cameras mirrored, and say so in the stream's display matrix, which PyAV gives with every
+    frame. Its ``rotation`` is an angle only, which no mirrored picture has.
     """
-    return round(float(getattr(frame, "rotation", 0) or 0) / 90.0) % 4
+    for found in frame.side_data:
+        if found.type.name == "DISPLAYMATRIX":
+            return from_display_matrix(read_display_matrix(bytes(found)))
+    return Orientation(), True
 
 
 def _read_file(
@@ -341,5 +378,4 @@ def _read_file(
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
     image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    turns = _quarter_turns(frame)
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    return _orientation(frame)[0].upright(image)

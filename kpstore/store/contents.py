@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.schema.feature import FeatureSpec, State
+from kpstore.schema.feature import State, part_slices
 from kpstore.store import format as fmt
 from kpstore.store.coverage import coverage
 from kpstore.store.store import Store
@@ -377,14 +377,6 @@ def _has_any(store: Store, name: str) -> bool:
     return any(
         not np.isnan(array[start : start + _BLOCK_ROWS]).all() for start in range(0, array.shape[0], _BLOCK_ROWS)
     )
-
-
-def part_slices(spec: FeatureSpec) -> Mapping[str, slice | None]:
-    """Return which points of a row belong to which part; ``{"": None}`` for a feature without parts."""
-    parts = spec.attrs.get("parts")
-    if not parts or not spec.shape:
-        return {"": None}
-    return {name: slice(first, last) for name, (first, last) in parts.items()}
 
 
 def _flat(rows: NDArray[Any]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.schema.feature import FeatureSpec, State
+from kpstore.schema.feature import State, part_names
 from kpstore.store import format as fmt
 from kpstore.store.store import Store
 
@@ -103,15 +103,6 @@ def coverage_by_split(store: Store, feature: str) -> dict[str, Coverage]:
 def total(parts: Iterable[Coverage]) -> Coverage:
     """Return the sum of several coverages."""
     return sum(parts, Coverage())
-
-
-def part_names(spec: FeatureSpec) -> tuple[str, ...]:
-    """Return what the columns of a feature's presence mask stand for; empty if it has none."""
-    mask = next((c for c in spec.companions if c.name == "detected" and len(c.shape) == 1), None)
-    if mask is None:
-        return ()
-    (dim,), (length,) = mask.dims, mask.shape
-    return spec.labels.get(dim, tuple(f"{dim}_{n}" for n in range(length)))
 
 
 def _add_rows(sums: NDArray[np.int64], owner: NDArray[np.int64], mask: NDArray[np.bool_]) -> None:

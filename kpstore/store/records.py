@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kpstore.schema.index import VideoRecord
+from kpstore.schema.video_fields import known_fps
 from kpstore.store import format as fmt
 from kpstore.store.store import Store
 
@@ -21,7 +22,7 @@ class Records:
             index.ids[position],
             index.splits[position],
             tuple(self._store[fmt.IMAGE_PATH][index.rows(position)].tolist()),
-            float(columns["fps"][position]),
+            known_fps(columns["fps"][position]),
             int(columns["width"][position]),
             int(columns["height"][position]),
             {name: str(columns[name][position]) for name in self._store.annotation_names},

@@ -23,7 +23,7 @@ from kpstore.schema.feature import FeatureSpec, State
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
 from kpstore.store import history
-from kpstore.store.ledger import Ledger, read_ledger
+from kpstore.store.salvage import Ledger, read_ledger
 from kpstore.store.store import Store, backend_for
 from kpstore.store.transaction import Transaction
 from kpstore.store.verification import ChunkReader, Problem, Verification

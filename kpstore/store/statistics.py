@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.schema.feature import FeatureSpec, State
+from kpstore.schema.feature import FeatureSpec, State, part_names
 from kpstore.store import format as fmt
-from kpstore.store.coverage import part_names
 from kpstore.store.moments import Moments, Sketch, measure_runs
 from kpstore.store.store import Store
 

@@ -18,7 +18,8 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.damage import read_index
-from kpstore.store.ledger import Ledger
+from kpstore.store.ledger import agrees, failure_text, read_entry, runs, touched_videos
+from kpstore.store.salvage import Ledger
 
 _IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries"})
 """Keys that may differ between two runs whose numbers are the same, but for the last bits."""
@@ -48,6 +49,8 @@ class Transaction:
         self._view: WriteView = backend.begin(branch)
         self._about = dict(fmt.read_root(self._view, backend.location))
         self._features = fmt.read_features(self._about)
+        self._touched: dict[str, list[tuple[int, int]]] = {}
+        self._entered: dict[str, set[int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -83,38 +86,44 @@ class Transaction:
         ------
         ExistsError
             If a video of that id is there already.
+        InvalidError
+            If an annotation has a name that no array can have; nothing is added then.
         """
-        for video in videos:
-            _check_text(video)
         index = self.read_index()
         ids = [video.id for video in videos]
         taken = [video_id for video_id in ids if video_id in index]
         if taken or len(set(ids)) != len(ids):
             twice = taken or [video_id for video_id in ids if ids.count(video_id) > 1]
             raise ExistsError(f"video {twice[0]!r} ({len(set(twice))} in all) is already in {self._backend.location}")
+        new_columns = self._new_columns(videos)
         for name, meta in {**fmt.VIDEO_ARRAYS, **fmt.FRAME_ARRAYS}.items():
             if name not in self._view.names():
                 self._view.create(name, meta)
         n_old, n_new = len(index), len(index) + len(videos)
         old_frames, new_frames = index.total_frames, index.total_frames + sum(video.n_frames for video in videos)
-        self._add_annotation_columns(videos, n_old)
+        self._add_annotation_columns(new_columns, n_old)
         for name in self._view.names():
             axis = (self._view.meta(name).dims or ("",))[0]
             if axis in ("video", "frame"):
                 self._view.resize(name, n_new if axis == "video" else new_frames)
         self._append_rows(videos, n_old, old_frames)
 
-    def _add_annotation_columns(self, videos: Sequence[VideoRecord], n_old: int) -> None:
-        columns: list[str] = list(self._about["annotations"])
-        new = [c for c in dict.fromkeys(name for video in videos for name in video.annotations) if c not in columns]
+    def _new_columns(self, videos: Sequence[VideoRecord]) -> list[str]:
+        """Return the annotations that the store does not have yet; an error for a name that it cannot have."""
+        known = self._about["annotations"]
+        new = [c for c in dict.fromkeys(name for video in videos for name in video.annotations) if c not in known]
         for name in new:
             if not name.isidentifier() or name in self._view.names() or name in fmt.RESERVED_NAMES:
                 raise InvalidError(
                     f"annotation {name!r}: use a name of letters, digits and underscores that is not taken"
                 )
+        return new
+
+    def _add_annotation_columns(self, new: list[str], n_old: int) -> None:
+        for name in new:
             self._view.create(name, ArrayMeta((n_old,), TEXT, fmt.VIDEO_CHUNK_ROWS, ("video",)))
         if new:
-            self._about["annotations"] = columns + new
+            self._about["annotations"] = [*self._about["annotations"], *new]
             self._write_about()
 
     def _append_rows(self, videos: Sequence[VideoRecord], n_old: int, old_frames: int) -> None:
@@ -229,6 +238,8 @@ class Transaction:
         for array in fmt.feature_metas(stored.spec, n_videos=0, n_frames=0):
             self._view.delete(array)
         del self._features[name]
+        self._touched.pop(name, None)
+        self._entered.pop(name, None)
         in_use = {dim for other in self._features.values() for dim in other.spec.labels}
         for dim in stored.spec.labels:
             if dim not in in_use:
@@ -248,24 +259,31 @@ class Transaction:
 
         Parameters
         ----------
-        values : (T, *row shape), or :class:`FeatureRows` to give masks and other companions with them.
+        values : (T, *row shape); what is NaN is missing, and a presence mask (``detected``) follows from it. Or
+            :class:`FeatureRows`, to give masks and other companions with them; a mask that is given has to agree with
+            the values.
         failed_frames : reason by frame number; such a frame is FAILED and reads as missing, whatever its values.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such feature or video.
+        InvalidError
+            If the rows are not as many or not as the feature has them, or break a rule of the format: infinite values,
+            masks that contradict them, a visibility outside 0 to 1. Nothing is written then.
         """
         spec = self._frame_feature(feature)
         index = self.read_index()
         position = index.position(video_id)
         rows = index.rows(position)
-        block = (values if isinstance(values, FeatureRows) else FeatureRows(np.asarray(values))).check(spec)
-        if len(block) != rows.stop - rows.start:
-            raise InvalidError(f"video {video_id!r} has {rows.stop - rows.start} frames, {len(block)} rows were given")
-        failed = dict(failed_frames or {})
-        outside = sorted(frame for frame in failed if not 0 <= frame < len(block))
-        if outside:
-            raise InvalidError(f"failed frame {outside[0]} of video {video_id!r}: it has frames 0 to {len(block) - 1}")
-        status = np.full(len(block), State.DONE, dtype=np.uint8)
+        given = values if isinstance(values, FeatureRows) else FeatureRows(values)
+        n_rows = given.n_given(spec)
+        if n_rows != rows.stop - rows.start:
+            raise InvalidError(f"video {video_id!r} has {rows.stop - rows.start} frames, {n_rows} rows were given")
+        failed = _failed_frames(failed_frames or {}, video_id, n_rows)
+        status = np.full(n_rows, State.DONE, dtype=np.uint8)
         status[list(failed)] = State.FAILED
-        block = blanked(spec, block, status == State.FAILED) if failed else block
-        self.write_rows(feature, rows.start, block, status)
+        self._write_checked(spec, rows.start, _checked(spec, video_id, given, status), status)
         self.set_states(feature, {position: failure_text(frames=failed)})
 
     def fail(self, feature: str, video_id: str, reason: str) -> None:
@@ -275,17 +293,24 @@ class Transaction:
         position = index.position(video_id)
         rows = index.rows(position)
         n_rows = rows.stop - rows.start
-        self.write_rows(feature, rows.start, spec.empty_rows(n_rows), np.full(n_rows, State.FAILED, dtype=np.uint8))
+        status = np.full(n_rows, State.FAILED, dtype=np.uint8)
+        self._write_checked(spec, rows.start, spec.empty_rows(n_rows), status)
         self.set_states(feature, {position: failure_text(video=reason)})
 
     def write_video_feature(self, feature: str, video_id: str, values: NDArray[Any] | FeatureRows) -> None:
-        """Write one video's row of a feature on the video axis, shape of one row, and mark it done."""
+        """Write one video's row of a feature on the video axis, shape of one row, and mark it done.
+
+        ``values`` may be :class:`FeatureRows` of one row; masks and errors are those of :meth:`write`.
+        """
         spec = fmt.check_feature(self._features, feature).spec
         if spec.axis != "video":
             raise InvalidError(f"feature {feature!r} belongs to frames; use write()")
         position = self.read_index().position(video_id)
-        block = (values if isinstance(values, FeatureRows) else FeatureRows(np.asarray(values)[None])).check(spec)
-        self.write_rows(feature, position, block, np.full(1, State.DONE, dtype=np.uint8))
+        given = values if isinstance(values, FeatureRows) else FeatureRows(_one_row(values))
+        if (n_rows := given.n_given(spec)) != 1:
+            raise InvalidError(f"video {video_id!r} has one row of {feature!r}, {n_rows} were given")
+        status = np.full(1, State.DONE, dtype=np.uint8)
+        self._write_checked(spec, position, _checked(spec, video_id, given, status), status)
         self.set_states(feature, {position: ""})
 
     def _frame_feature(self, feature: str) -> FeatureSpec:
@@ -295,9 +320,29 @@ class Transaction:
         return spec
 
     def write_rows(self, feature: str, start: int, rows: FeatureRows, status: NDArray[np.uint8]) -> None:
-        """Write any run of rows of a feature, with their states; the ledger is :meth:`set_states`' business."""
-        for name, array in fmt.row_arrays(self._features[feature].spec, rows, status).items():
+        """Write any run of rows of a feature, with their states; the ledger is :meth:`set_states`' business.
+
+        Rows whose state is not DONE are written as missing. A commit is refused where rows and ledger disagree.
+
+        Raises
+        ------
+        InvalidError
+            As :meth:`write` does; also for rows beyond the end, and for states that there are not.
+        """
+        spec = fmt.check_feature(self._features, feature).spec
+        states = np.asarray(status)
+        n_rows, n_all = rows.n_given(spec), self._view.meta(spec.name).n_rows
+        if not 0 <= start <= n_all - n_rows:
+            raise InvalidError(f"feature {feature!r} has rows 0 to {n_all}, {n_rows} were given for row {start} on")
+        if states.shape != (n_rows,) or states.dtype.kind not in "iu" or not np.isin(states, list(State)).all():
+            raise InvalidError(f"feature {feature!r}: one state of {[int(s) for s in State]} is needed for each row")
+        states = states.astype(np.uint8)
+        self._write_checked(spec, start, rows.check(spec, states == State.DONE), states)
+
+    def _write_checked(self, spec: FeatureSpec, start: int, rows: FeatureRows, status: NDArray[np.uint8]) -> None:
+        for name, array in fmt.row_arrays(spec, rows, status).items():
             self._view.write(name, start, array)
+        self._touched.setdefault(spec.name, []).append((start, start + len(rows)))
 
     def read_states(self, feature: str) -> NDArray[np.uint8]:
         """(videos,) uint8: a :class:`State` for each video."""
@@ -310,17 +355,26 @@ class Transaction:
         Parameters
         ----------
         failures : by position of the video: ``""`` if all went well, else what :func:`failure_text` returned.
+
+        Raises
+        ------
+        InvalidError
+            For a position that there is not, and text that is no such entry. A commit is refused where the ledger and
+            the rows disagree.
         """
         if not failures:
             return
-        positions = np.array(sorted(failures), dtype=np.int64)
+        fmt.check_feature(self._features, feature)
         n_videos = self._view.meta(fmt.state_name(feature)).n_rows
+        entries = {position: read_entry(text) for position, text in failures.items()}
+        positions = _positions(failures, n_videos)
         states = self._view.read(fmt.state_name(feature), 0, n_videos)
         texts = self._view.read(fmt.failure_name(feature), 0, n_videos)
         for position in positions.tolist():
             texts[position] = failures[position]
-            states[position] = State.FAILED if is_whole_video(failures[position]) else State.DONE
+            states[position] = entries[position].state
         self._view.write(fmt.state_name(feature), 0, states)
+        self._entered.setdefault(feature, set()).update(positions.tolist())
         # Text is stored in shorter chunks; write only those that change.
         for chunk in np.unique(positions // fmt.TEXT_CHUNK_ROWS).tolist():
             rows = slice(chunk * fmt.TEXT_CHUNK_ROWS, min((chunk + 1) * fmt.TEXT_CHUNK_ROWS, n_videos))
@@ -333,10 +387,10 @@ class Transaction:
         n_videos = len(index)
         states = self._view.read(fmt.state_name(feature), 0, n_videos)
         texts = self._view.read(fmt.failure_name(feature), 0, n_videos)
-        for position in positions:
+        for position in _positions(positions, n_videos).tolist():
             rows = index.rows(position) if spec.axis == "frame" else slice(position, position + 1)
             n_rows = rows.stop - rows.start
-            self.write_rows(feature, rows.start, spec.empty_rows(n_rows), np.zeros(n_rows, dtype=np.uint8))
+            self._write_checked(spec, rows.start, spec.empty_rows(n_rows), np.zeros(n_rows, dtype=np.uint8))
             states[position], texts[position] = State.PENDING, ""
         self._view.write(fmt.state_name(feature), 0, states)
         self._view.write(fmt.failure_name(feature), 0, texts)
@@ -393,11 +447,49 @@ class Transaction:
         if forks:
             self._view.merge(forks)
 
+    def _check_ledgers(self) -> None:
+        """Raise :class:`InvalidError` if the ledger and the rows of a video disagree that were written here."""
+        index = self.read_index()
+        for name in sorted(self._touched.keys() | self._entered.keys()):
+            spec = self._features[name].spec
+            positions = touched_videos(index, spec.axis, self._touched.get(name, ()), self._entered.get(name, ()))
+            states, texts = self.read_states(name), self._view.read(fmt.failure_name(name), 0, len(index))
+            for first, last in runs(positions):
+                rows = slice(index.rows(first).start, index.rows(last).stop)
+                status = None if spec.axis == "video" else self._view.read(fmt.status_name(name), rows.start, rows.stop)
+                for position in range(first, last + 1):
+                    here = slice(*(edge - rows.start for edge in index.offsets[position : position + 2].tolist()))
+                    if status is None:
+                        fits = states[position] == State.DONE or self._is_missing(spec, position)
+                    else:
+                        fits = agrees(int(states[position]), read_entry(texts[position]).frames, status[here])
+                    if not fits:
+                        raise InvalidError(
+                            f"feature {name!r}: the rows of video {index.ids[position]!r} are not as the ledger says; "
+                            "write_rows() needs a set_states() that fits, so nothing was committed"
+                        )
+
+    def _is_missing(self, spec: FeatureSpec, position: int) -> bool:
+        """Whether the row of a feature of videos holds nothing."""
+        rows = {name: self._view.read(name, position, position + 1) for name in spec.arrays}
+        return all(np.array_equal(rows[name], array.empty(1), equal_nan=True) for name, array in spec.arrays.items())
+
     def _write_about(self) -> None:
         self._view.set_attrs({**self._view.attrs(), fmt.ROOT: self._about})
 
     def commit(self) -> str:
-        """Make the changes the newest version of the branch and return its id."""
+        """Make the changes the newest version of the branch and return its id.
+
+        Raises
+        ------
+        InvalidError
+            If what :meth:`write_rows` and :meth:`set_states` wrote does not agree; nothing is committed then.
+        """
+        try:
+            self._check_ledgers()
+        except InvalidError:
+            self._view.discard()
+            raise
         self.snapshot = self._view.commit(self.message, json.loads(json.dumps(self.metadata)))
         return self.snapshot
 
@@ -411,35 +503,34 @@ def _pieces(rows: NDArray[np.bool_], chunk_rows: int) -> Iterator[tuple[int, int
             yield int(piece[0]), int(piece[-1]) + 1
 
 
-def _check_text(video: VideoRecord) -> None:
-    """Raise :class:`InvalidError` for text that no file can hold, such as halves of characters."""
-    for text in (video.id, video.split, *video.frame_paths, *video.annotations.values()):
-        if not text.isascii() and text != text.encode("utf-8", "ignore").decode("utf-8"):
-            raise InvalidError(f"video {video.id!r}: {text[:100]!r} is no text that can be stored")
+def _one_row(values: Any) -> Any:
+    """Return one row as rows; arrays and tensors keep their kind, and masked arrays their masks."""
+    return [values] if isinstance(values, list | tuple | int | float) else values[None]
 
 
-def blanked(spec: FeatureSpec, block: FeatureRows, rows: NDArray[np.bool_]) -> FeatureRows:
-    """Return a copy of ``block`` in which ``rows`` read as missing."""
-    missing = spec.empty_rows(int(rows.sum()))
-    copied = FeatureRows(block.values.copy(), {name: array.copy() for name, array in block.companions.items()})
-    copied.values[rows] = missing.values
-    for name, array in copied.companions.items():
-        array[rows] = missing.companions[name]
-    return copied
+def _checked(spec: FeatureSpec, video_id: str, rows: FeatureRows, status: NDArray[np.uint8]) -> FeatureRows:
+    try:
+        return rows.check(spec, status == State.DONE)
+    except InvalidError as error:
+        raise InvalidError(f"video {video_id!r}: {error}") from None
 
 
-def failure_text(*, video: str = "", frames: Mapping[int, str] | None = None) -> str:
-    """Return what the ledger keeps of a video's failures: JSON, or ``""`` if there are none."""
-    if video:
-        return json.dumps({"video": video}, ensure_ascii=False)
-    if frames:
-        return json.dumps({"frames": {str(n): frames[n] for n in sorted(frames)}}, ensure_ascii=False)
-    return ""
+def _failed_frames(failed: Mapping[int, str], video_id: str, n_frames: int) -> dict[int, str]:
+    found = {}
+    for frame, reason in failed.items():
+        if not isinstance(frame, int | np.integer) or isinstance(frame, bool) or not 0 <= frame < n_frames:
+            raise InvalidError(f"failed frame {frame!r} of video {video_id!r}: it has frames 0 to {n_frames - 1}")
+        found[int(frame)] = reason
+    return found
 
 
-def is_whole_video(text: str) -> bool:
-    """Whether a ledger entry says that the whole video failed."""
-    return bool(text) and "video" in json.loads(text)
+def _positions(positions: Iterable[int], n_videos: int) -> NDArray[np.int64]:
+    """Return positions of videos, sorted, each once; :class:`InvalidError` for one that there is not."""
+    found = np.unique(np.array(list(positions), dtype=np.int64))
+    if len(found) and not (found[0] >= 0 and found[-1] < n_videos):
+        odd = int(found[0] if found[0] < 0 else found[-1])
+        raise InvalidError(f"there is no video at position {odd}; the store has {n_videos}")
+    return found
 
 
 def check_same(stored: fmt.StoredFeature, spec: FeatureSpec, provenance: Provenance) -> None:

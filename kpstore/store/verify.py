@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -11,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import MAIN, ArrayMeta, Backend
-from kpstore.errors import CorruptError, KpstoreError, one_line
-from kpstore.schema.feature import FeatureSpec, State
+from kpstore.errors import CorruptError, InvalidError, KpstoreError, one_line
+from kpstore.schema.feature import MASK, FeatureSpec, State, faults, part_names, part_slices
 from kpstore.store import format as fmt
-from kpstore.store.contents import part_slices
-from kpstore.store.coverage import part_names
+from kpstore.store.ledger import agrees, read_entry
 from kpstore.store.store import Store, backend_for
 from kpstore.store.verification import ChunkKey, ChunkReader, Problem, Verification
 
@@ -297,20 +295,17 @@ class _Check:
         values = arrays[spec.name].reshape(len(status), *spec.shape)
         self._rows_problem(spec.name, "has a state that there is not", status > max(State), start, axis=axis)
         done = status == State.DONE
-        detected = arrays.get(f"{spec.name}_detected")
         for name, array in spec.arrays.items():
             there = ~_is_missing(arrays[name], array.empty(1))
             self._rows_problem(name, "has values, but is not done", there & ~done, start, axis=axis)
+        companions = {c.name: arrays[f"{spec.name}_{c.name}"] for c in spec.companions}
+        for name, what, bad in faults(spec, values, companions):
+            # What is not done has no values at all, which is said above.
+            self._rows_problem(name, what, bad & (done | (name == spec.name)), start, axis=axis)
         if values.dtype.kind != "f":
             return
-        flat = values.reshape(len(values), -1)
-        self._rows_problem(spec.name, "is infinite", np.isinf(flat).any(axis=1), start, axis=axis)
-        if detected is not None and part_names(spec):
-            self._masks(spec, start, values, detected, done)
-        visibility = arrays.get(f"{spec.name}_visibility")
-        if visibility is not None:
-            outside = ((visibility < 0) | (visibility > 1)).reshape(len(status), -1).any(axis=1)
-            self._rows_problem(f"{spec.name}_visibility", "is outside 0 to 1", outside, start, axis=axis)
+        if companions.get(MASK) is not None:
+            self._masks(spec, start, values, companions[MASK], done)
         if spec.labels.get("space") and values.ndim == 3:
             far = (np.abs(values[..., :2]) > FAR).any(axis=(1, 2))
             if far.any():
@@ -325,24 +320,12 @@ class _Check:
             rows = slices.get(part)
             if rows is None:
                 continue
-            missing = np.isnan(values[:, rows]).reshape(len(values), rows.stop - rows.start, -1)
-            some = missing.reshape(len(values), -1)
-            there = done & detected[:, column]
-            mask, axis = f"{spec.name}_detected", spec.axis
-            empty = some.all(axis=1) | _torn(missing)
-            self._rows_problem(mask, f"says {part} is there, but values are missing", there & empty, start, axis=axis)
+            some = np.isnan(values[:, rows]).reshape(len(values), -1)
             # Files of other tools may know but some of a part's points, or no depth.
-            fewer = there & ~empty & some.any(axis=1)
+            fewer = done & detected[:, column] & some.any(axis=1) & ~some.all(axis=1)
             if fewer.any():
-                place = self._place(start + int(np.argmax(fewer)), axis)
+                place = self._place(start + int(np.argmax(fewer)), spec.axis)
                 self.note(spec.name, f"lacks some points or coordinates of {part}", place, int(fewer.sum()))
-            self._rows_problem(
-                mask,
-                f"says {part} is missing, but values are there",
-                done & ~detected[:, column] & ~some.all(axis=1),
-                start,
-                axis=axis,
-            )
 
     def _ledger(
         self, spec: FeatureSpec, states: NDArray[Any], statuses: NDArray[Any] | None, texts: NDArray[Any]
@@ -353,33 +336,17 @@ class _Check:
         for position, text in enumerate(texts.tolist()):
             place = self._place(position, "video")
             try:
-                entry = json.loads(text) if text else {}
-                frames = {int(frame) for frame in entry.get("frames", {})}
-            except (ValueError, AttributeError, TypeError):
+                entry = read_entry(text)
+            except InvalidError:
                 video = [self._store.index.ids[position]]
                 self.problem(fmt.failure_name(spec.name), "is not JSON as the format has it", place, videos=video)
                 continue
-            state = states[position]
-            if ("video" in entry) != (state == State.FAILED):
-                video = [self._store.index.ids[position]]
+            state, video = int(states[position]), [self._store.index.ids[position]]
+            if entry.whole_video != (state == State.FAILED):
                 self.problem(ledger, "does not agree with the reason of the failure", place, videos=video)
-            if statuses is not None:
-                rows = self._store.index.rows(position)
-                self._video_rows(spec, state, frames, statuses[rows], position)
-
-    def _video_rows(
-        self, spec: FeatureSpec, state: int, frames: set[int], status: NDArray[np.uint8], position: int
-    ) -> None:
-        expected = {
-            State.PENDING: not status.any(),
-            State.FAILED: bool((status == State.FAILED).all()),
-            State.DONE: bool((status != State.PENDING).all())
-            and set(np.flatnonzero(status == State.FAILED).tolist()) == frames,
-        }
-        if not expected.get(State(state) if state <= max(State) else State.PENDING, True):
-            place, video = self._place(position, "video"), [self._store.index.ids[position]]
-            what = "does not agree with the state of its video"
-            self.problem(fmt.status_name(spec.name), what, place, videos=video)
+            if statuses is not None and not agrees(state, entry.frames, statuses[self._store.index.rows(position)]):
+                what = "does not agree with the state of its video"
+                self.problem(fmt.status_name(spec.name), what, place, videos=video)
 
     # -- the rest -------------------------------------------------------------------------------------------
 
@@ -396,13 +363,6 @@ class _Check:
                 self.problem(name, "names other points than its feature does", "labels")
         for dim in sorted(labels.keys() - set(self._view.names())):
             self.problem(dim, "is missing", "labels")
-
-
-def _torn(missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(rows,) bool of (rows, points, coordinates): whether a point lacks a coordinate that another point has."""
-    of_none: NDArray[np.bool_] = np.all(missing, axis=1, keepdims=True)
-    whole: NDArray[np.bool_] = np.all(missing | of_none, axis=2, keepdims=True)
-    return np.asarray((missing & ~of_none & ~whole).any(axis=(1, 2)), dtype=np.bool_)
 
 
 def _is_missing(block: NDArray[Any], missing: NDArray[Any]) -> NDArray[np.bool_]:

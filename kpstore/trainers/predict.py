@@ -23,8 +23,9 @@ from kpstore.render.raster import PAPER
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import N_FACE, N_POINTS, skeleton_edges
 from kpstore.store.format import state_name, status_name
+from kpstore.store.ledger import failure_text
 from kpstore.store.store import Store
-from kpstore.store.transaction import check_same, failure_text
+from kpstore.store.transaction import check_same
 from kpstore.trainers.checkpoint import read_checkpoint
 from kpstore.trainers.encoder import points_there
 from kpstore.trainers.keypoints import KeypointTask

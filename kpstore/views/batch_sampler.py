@@ -67,8 +67,24 @@ class BatchSampler:
         self.view, self.batch_size, self.batch_frames = view, batch_size, batch_frames
         self.shuffle, self.seed, self.pool_mib = shuffle, seed, pool_mib
         self.drop_last, self.pad = drop_last, pad
-        self.rank, self.world_size = rank_of(rank, world_size)
+        self._given = None if rank is None and world_size is None else rank_of(rank, world_size)
         self._begin(epoch, [])
+
+    # -- ranks --------------------------------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among those that train together: as given, else as it is now; see :func:`rank_of`."""
+        return self._ranks_now()[0]
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train together."""
+        return self._ranks_now()[1]
+
+    def _ranks_now(self) -> tuple[int, int]:
+        # Asked for when an epoch begins: trainers start their processes long after the script has made its loader.
+        return self._given or rank_of(None, None)
 
     # -- the order ----------------------------------------------------------------------------------------------
 
@@ -84,6 +100,10 @@ class BatchSampler:
             return np.arange(len(self.view), dtype=np.int64)
         rng = np.random.default_rng((self.seed, epoch, _ORDER))
         return self._blocks.order(rng) if self.shuffle == "block" else rng.permutation(len(self.view)).astype(np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process has other ranks; it makes the plan of an epoch that has not begun for itself.
+        return self.__dict__ if self._started else {**self.__dict__, "_plan": None}
 
     def plan(self, epoch: int, done: Sequence[Done] = ()) -> tuple[Batches, int]:
         """Return this rank's batches of an epoch, and how many units the ranks do twice to have equally many.
@@ -106,7 +126,8 @@ class BatchSampler:
 
     def _share(self, units: Ints, done: Sequence[Done]) -> Share:
         left = left_to_do(units, done)
-        return share_out(left, self.rank, self.world_size, pad=self.pad, drop=self.drop_last, pad_from=units)
+        rank, world_size = self._ranks_now()
+        return share_out(left, rank, world_size, pad=self.pad, drop=self.drop_last, pad_from=units)
 
     # -- where it stands ----------------------------------------------------------------------------------------
 
@@ -125,13 +146,15 @@ class BatchSampler:
         self._done = done
         self._started, self._n_given = False, 0
         self._plan: tuple[Batches, int] | None = None
+        self._ranks = (0, 1)  # those that the plan is for
 
     def start(self) -> Batches:
         """Start the next epoch, or go on with the one that was loaded; return its batches."""
         if self._started:
             self._begin(self.epoch + 1, [])
+        plan = self._planned()[0]
         self._started = True
-        return self._planned()[0]
+        return plan
 
     def given(self) -> None:
         """Count one more batch as done."""
@@ -143,16 +166,23 @@ class BatchSampler:
             yield batch
 
     def _planned(self) -> tuple[Batches, int]:
-        if self._plan is None:
-            self._plan = self.plan(self.epoch, self._done)
+        """Return the plan of the epoch; one that runs keeps the ranks that it began with."""
+        ranks = self._ranks_now()
+        if self._plan is None or (ranks != self._ranks and not self._started):
+            self._plan, self._ranks = self.plan(self.epoch, self._done), ranks
         return self._plan
+
+    def _shown(self) -> tuple[Batches, int]:
+        """Return the plan of the epoch that runs; of the next one if processes have joined since that began."""
+        plan = self._planned()
+        return plan if self._ranks == self._ranks_now() else self.plan(self.epoch + 1)
 
     def __len__(self) -> int:
         """Return the number of batches of this rank's epoch: of the one that runs, or else of the one that comes next.
 
         Of an epoch that was loaded it is how many were left.
         """
-        n_batches = len(self._planned()[0])
+        n_batches = len(self._shown()[0])
         if self._done and self._started and self._n_given >= n_batches:
             return len(self.plan(self.epoch + 1)[0])
         return n_batches
@@ -160,12 +190,12 @@ class BatchSampler:
     @property
     def padding(self) -> int:
         """How many samples (with ``batch_frames``, batches) come twice in the epoch, over all ranks together."""
-        return self._planned()[1]
+        return self._shown()[1]
 
     @property
     def padding_share(self) -> float:
         """Which part of all frames of the epoch's batches, each padded to its longest sample, is padding."""
-        return padding_share(self._planned()[0], self.view.lengths)
+        return padding_share(self._shown()[0], self.view.lengths)
 
     def _settings(self) -> dict[str, Any]:
         """Return what the order depends on."""
@@ -186,7 +216,7 @@ class BatchSampler:
         epoch, done = self.epoch, list(self._done)
         if self._started:
             n_units = self._n_given * (1 if self.batch_frames is not None else self.batch_size or 1)
-            done.append(Done(self.world_size, n_units, self.drop_last))
+            done.append(Done(self._ranks[1], n_units, self.drop_last))
             if self._n_given >= len(self._planned()[0]):
                 epoch, done = epoch + 1, []
         return {"epoch": epoch, "done": [asdict(part) for part in done], **self._settings()}

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from kpstore.sources.base import FrameError
@@ -45,3 +47,98 @@ def test_a_missing_file_and_a_text_file_say_so(tmp_path: Path) -> None:
 def test_hidden_files_are_no_pictures() -> None:
     assert is_image("a.PNG")
     assert not is_image("._a.png")
+
+
+GREY = np.linspace(0, 255, 48 * 64).reshape(48, 64)
+
+
+def tiff(levels: bytes, bits: int, *, sense: int = 1, sample_format: int = 1) -> bytes:
+    """Make an uncompressed grey TIFF of 64 x 48 by hand: Pillow writes few of the kinds that it reads."""
+    tags = {256: 64, 257: 48, 258: bits, 259: 1, 262: sense, 273: 0, 277: 1, 278: 48, 279: len(levels)}
+    tags[339] = sample_format
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + levels
+
+
+def twelve_bits() -> bytes:
+    levels = np.rint(GREY.ravel() * 4095 / 255).astype(int)
+    return b"".join(
+        bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in zip(levels[::2], levels[1::2], strict=True)
+    )
+
+
+U16 = (GREY * 257).astype("<u2")
+DEEP = {
+    "a.png": lambda path: Image.fromarray(U16).save(path),
+    "a.tif": lambda path: Image.fromarray(U16).save(path),
+    "big-endian.tif": lambda path: Image.fromarray(U16.astype(">u2")).save(path),
+    "twelve.tif": lambda path: path.write_bytes(tiff(twelve_bits(), 12)),
+    "white-is-zero.tif": lambda path: path.write_bytes(tiff((65535 - U16).tobytes(), 16, sense=0)),
+    "pgm": lambda path: path.write_bytes(b"P5\n64 48\n65535\n" + U16.astype(">u2").tobytes()),
+    "1023.pgm": lambda path: path.write_bytes(b"P5\n64 48\n1023\n" + (GREY * 1023 / 255).astype(">u2").tobytes()),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_grey_levels_of_more_than_8_bits_are_scaled_by_their_range(tmp_path: Path, kind: str) -> None:
+    DEEP[kind](tmp_path / kind)
+    image = read_image(tmp_path / kind)
+    assert isinstance(image, np.ndarray), image
+    assert image.shape == (48, 64, 3)
+    assert np.abs(image - GREY[..., None]).max() <= 1
+
+
+UNKNOWN = {
+    "floats 0 to 1": lambda path: Image.fromarray((GREY / 255).astype("f4")).save(path),
+    "floats 0 to 255": lambda path: Image.fromarray(GREY.astype("f8")).save(path),
+    "floats with NaN": lambda path: Image.fromarray(np.full((48, 64), np.nan, "f4")).save(path),
+    "32-bit integers": lambda path: Image.fromarray((GREY * 257).astype("i4")).save(path),
+    "unsigned 32-bit integers": lambda path: path.write_bytes(tiff((GREY * 2**24).astype("<u4").tobytes(), 32)),
+    "signed 16-bit integers": lambda path: path.write_bytes(tiff(U16.tobytes(), 16, sample_format=2)),
+    "signed 8-bit integers": lambda path: path.write_bytes(tiff(GREY.astype("u1").tobytes(), 8, sample_format=2)),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_numbers_of_unknown_range_are_an_error_and_never_black_or_white(tmp_path: Path, kind: str) -> None:
+    UNKNOWN[kind](tmp_path / "a.tif")
+    found = read_image(tmp_path / "a.tif")
+    assert isinstance(found, FrameError)
+    assert "save it with 8 or 16 bits" in found.reason
+    assert "\n" not in found.reason
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
+def test_pictures_of_8_bits_are_read_as_pillow_shows_them(tmp_path: Path, mode: str) -> None:
+    picture = Image.fromarray(GREY.astype(np.uint8)).convert(mode)
+    picture.save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.asarray(picture.convert("RGB")))
+
+
+def colours() -> np.ndarray:
+    """Return a picture whose eight orientations all differ."""
+    picture = np.zeros((48, 80, 3), np.uint8)
+    picture[:24, :40], picture[:24, 40:], picture[24:, :40] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    return picture
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif", "deep.png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_upright_in_every_orientation(tmp_path: Path, kind: str, orientation: int) -> None:
+    path, stored = tmp_path / f"a.{kind}", colours()
+    if kind == "deep.png":
+        stored = stored[..., :1].repeat(3, axis=2)
+    picture = Image.fromarray(stored[..., 0].astype(np.uint16) * 257 if kind == "deep.png" else stored)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(path, **{"tiffinfo": {0x0112: orientation}} if kind == "tif" else {"exif": exif})
+    upright = {
+        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.swapaxes(0, 1),
+        6: np.rot90(stored, -1), 7: np.rot90(stored, 2).swapaxes(0, 1), 8: np.rot90(stored),
+    }[orientation]  # fmt: skip
+    image = read_image(path)
+    assert isinstance(image, np.ndarray)
+    assert image.shape == upright.shape
+    assert np.abs(image.astype(int) - upright).mean() < 12
+    assert image_size(path) == (upright.shape[1], upright.shape[0])

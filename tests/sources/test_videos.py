@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,6 +12,7 @@ from PIL import Image
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.sources.base import FrameError
+from kpstore.sources.orientation import Orientation, from_display_matrix
 from kpstore.sources.videos import VideosSource
 
 
@@ -244,6 +246,104 @@ def test_frames_of_avi_files_are_in_order(tmp_path: Path, codec: str) -> None:
     levels = [grey_of(frame) for frame in frames_of(VideosSource(tmp_path))]
     assert len(levels) == 20
     assert levels == sorted(levels)
+
+
+# -- orientations and rates -------------------------------------------------------------------------------------
+
+
+def colours() -> np.ndarray:
+    """Return a picture whose eight orientations all differ."""
+    picture = np.full((48, 80, 3), 255, np.uint8)
+    picture[:24, :40], picture[:24, 40:], picture[24:, :40] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    return picture
+
+
+EIGHT = {
+    "a": ((1, 0, 0, 1), lambda a: a),
+    "b": ((-1, 0, 0, 1), lambda a: a[:, ::-1]),
+    "c": ((-1, 0, 0, -1), lambda a: a[::-1, ::-1]),
+    "d": ((1, 0, 0, -1), lambda a: a[::-1]),
+    "e": ((0, 1, 1, 0), lambda a: a.swapaxes(0, 1)),
+    "f": ((0, 1, -1, 0), lambda a: np.rot90(a, -1)),
+    "g": ((0, -1, -1, 0), lambda a: np.rot90(a, 2).swapaxes(0, 1)),
+    "h": ((0, -1, 1, 0), lambda a: np.rot90(a)),
+}
+"""Display matrices (a, b, c, d) and what a player shows."""
+
+
+def write_turned(path: Path, matrix: tuple[int, int, int, int], n_frames: int = 2) -> None:
+    a, b, c, d = (65536 * number for number in matrix)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 80, 48, "yuv420p"
+        stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
+        for _ in range(n_frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(colours(), format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def test_videos_are_upright_in_every_orientation(tmp_path: Path) -> None:
+    for name, (matrix, _) in EIGHT.items():
+        write_turned(tmp_path / f"{name}.mp4", matrix)
+    source = VideosSource(tmp_path)
+    listing = source.scan()
+    assert (len(listing.videos), listing.notes) == (8, ())
+    for video in listing.videos:
+        shown = EIGHT[video.id][1](colours())
+        frame = next(iter(source.read_frames(video)))
+        assert isinstance(frame, np.ndarray)
+        assert (frame.shape, (video.height, video.width)) == (shown.shape, shown.shape[:2]), video.id
+        assert np.abs(frame.astype(int) - shown).mean() < 20, video.id
+
+
+def test_a_turn_by_less_than_a_quarter_is_told(tmp_path: Path) -> None:
+    orientation, exact = from_display_matrix((46340, -46340, 0, 46340, 46340, 0, 0, 0, 1 << 30))
+    assert (orientation, exact) == (Orientation(), False)
+    assert from_display_matrix((0,) * 9) == (Orientation(), False)
+
+
+def write_times(path: Path, milliseconds: list[int], *, rate: int, codec: str = "ffv1") -> None:
+    """Write a file whose header says ``rate`` and whose frames are shown at given times."""
+    base = Fraction(1, 1000)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = base
+        for time in milliseconds:
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def test_rates_that_the_times_contradict_are_those_of_the_times(tmp_path: Path) -> None:
+    write_times(tmp_path / "a.mkv", [33 * n for n in range(12)], rate=1000)
+    write_times(tmp_path / "b.mkv", [40 * n + (400 if n > 5 else 0) for n in range(12)], rate=25)
+    write_times(tmp_path / "c.mkv", [0], rate=1000)
+    write_times(tmp_path / "d.mkv", [40 * n for n in range(5)], rate=25)
+    listing = VideosSource(tmp_path).scan()
+    fps = {video.id: video.fps for video in listing.videos}
+    assert (listing.problems, fps["d"]) == ((), 25.0)
+    assert fps["a"] == pytest.approx(1000 / 33)
+    assert np.isnan(fps["b"])
+    assert np.isnan(fps["c"])
+    assert [note.partition(": ")[0] for note in listing.notes] == ["a.mkv", "b.mkv"]
+    assert "header says 1000 frames a second, its frames' times 30.303" in listing.notes[0]
+    assert "irregular times" in listing.notes[1]
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p10le", "yuv422p12le", "gray10le", "gray16le", "rgb48le", "yuva420p"])
+def test_pixels_of_more_than_8_bits_and_transparent_ones_are_scaled(tmp_path: Path, pixels: str) -> None:
+    grey = np.linspace(0, 255, 48 * 64).reshape(48, 64).astype(np.uint8)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        rgb = av.VideoFrame.from_ndarray(grey[..., None].repeat(3, axis=2), format="rgb24")
+        container.mux(stream.encode(rgb.reformat(format=pixels)))
+        container.mux(stream.encode(None))
+    (frame,) = frames_of(VideosSource(tmp_path))
+    assert isinstance(frame, np.ndarray)
+    assert np.abs(frame.astype(int) - grey[..., None]).mean() < 4
 
 
 # -- folders ----------------------------------------------------------------------------------------------------

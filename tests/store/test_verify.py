@@ -185,7 +185,8 @@ def test_a_part_may_lack_points_or_depth_as_in_files_of_other_tools(where: tuple
     with store.transaction("fill") as tx:
         tx.add_videos([record("a", 2)])
         tx.add_feature(keypoints_spec(), {"extractor": "imported"})
-        tx.write("keypoints", "a", FeatureRows(values, {"detected": np.ones((2, 4), bool)}))
+        tx.write("keypoints", "a", np.ones((2, 143, 3), np.float32))
+        tx.view.write("keypoints", 0, values)
     found = verify(store.at())
     said = [(p.array, p.what, p.first) for p in (found.notes if is_sound else found.problems)]
     broken = ("keypoints_detected", "says face is there, but values are missing", "video 'a', frame 1")

@@ -1,0 +1,206 @@
+"""The columns of a video, from whatever a table or another library gives, as a store keeps them.
+
+Each function returns a value of one type, or raises :class:`InvalidError` that says what was found and what to give.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+import numbers
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from kpstore.errors import InvalidError
+
+MAX_FPS = 100_000.0
+"""The highest rate that is taken for one: what is above it is a time base, or a mistake."""
+MAX_PIXELS = 2**31 - 1
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def text_of(value: Any) -> str:
+    """Return a cell of a table as text: ``""`` for None, NaN and pandas' NA and NaT; numbers and dates written out.
+
+    Raises
+    ------
+    InvalidError
+        For bytes, lists and other things that are no text.
+    """
+    if isinstance(value, str):
+        return _storable(str(value))
+    if _is_missing(value):
+        return ""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, numbers.Number | np.bool_ | np.datetime64):
+        return str(value)
+    raise InvalidError(f"{_shown(value)} is no text; give text, a number, a date, or nothing")
+
+
+def id_of(value: Any) -> str:
+    """Return a video's id: text as it is, a whole number as text.
+
+    Raises
+    ------
+    InvalidError
+        For anything else, and for text that is empty, has spaces around it, control characters or backslashes.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not isinstance(value, str) and not whole:
+        raise InvalidError(f"{_shown(value)} is no id; give text")
+    found = _one_line(str(value))
+    if not found:
+        raise InvalidError("a video needs an id; found an empty one")
+    if "\\" in found:
+        raise InvalidError(f"{_shown(found)} has a backslash; use forward slashes")
+    return found
+
+
+def split_of(value: Any) -> str:
+    """Return the name of a split, ``""`` for none; one line of text without spaces around it."""
+    return _one_line(text_of(value))
+
+
+def paths_of(value: Any) -> tuple[str, ...]:
+    """Return one path per frame, as text with forward slashes where ``pathlib`` made them.
+
+    Raises
+    ------
+    InvalidError
+        If it is one text instead of a sequence, or holds anything but text and paths.
+    """
+    if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):
+        raise InvalidError(f"{_shown(value)} is no sequence; give one path for each frame, such as ('clip.mp4#0', …)")
+    found = tuple(value)
+    if set(map(type, found)) - {str}:
+        found = tuple(_path(number, path) for number, path in enumerate(found))
+    if not (joined := "".join(found)).isascii() and not _has_utf8(joined):
+        number, path = next((n, path) for n, path in enumerate(found) if not _has_utf8(path))
+        raise InvalidError(f"frame {number}: {_shown(path)} is no text that can be stored; rename the file")
+    return found
+
+
+def fps_of(value: Any) -> float:
+    """Return frames per second; NaN for None, NaN and pandas' NA, which all say that nobody knows.
+
+    Raises
+    ------
+    InvalidError
+        For anything that is no number, or no rate: 0 and below, infinity, and what is above :data:`MAX_FPS`.
+    """
+    if _is_missing(value):
+        return math.nan
+    number = _number(value)
+    if not 0 < number <= MAX_FPS:
+        raise InvalidError(
+            f"{_shown(value)} is no rate; give frames per second, above 0 and up to {MAX_FPS:,.0f}, or NaN if unknown"
+        )
+    return number
+
+
+def known_fps(value: float) -> float:
+    """Return a rate that another file or an older store holds; NaN if it is none, as 0 often stands for unknown."""
+    return float(value) if 0 < value <= MAX_FPS else math.nan
+
+
+def pixels_of(value: Any) -> int:
+    """Return a width or height; 0 for None, NaN and pandas' NA. Floats count where they are whole, as in tables.
+
+    Raises
+    ------
+    InvalidError
+        For anything that is no whole number from 0 to 2,147,483,647.
+    """
+    if _is_missing(value):
+        return 0
+    number = _number(value)
+    if not 0 <= number <= MAX_PIXELS or number != int(number):
+        raise InvalidError(f"{_shown(value)} is no size; give whole pixels, up to {MAX_PIXELS:,}, or 0 if unknown")
+    return int(number)
+
+
+def annotations_of(value: Any) -> dict[str, str]:
+    """Return text by column; see :func:`text_of`.
+
+    Raises
+    ------
+    InvalidError
+        For what is no mapping, for names that are no text, and for cells that are none; it names the column.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidError(f"{_shown(value)} is no mapping; give text by column, such as {{'gloss': 'RAIN'}}")
+    found: dict[str, str] = {}
+    for name, cell in value.items():
+        if not isinstance(name, str):
+            raise InvalidError(f"{_shown(name)} is no name of a column; give text")
+        try:
+            found[str(name)] = text_of(cell)
+        except InvalidError as error:
+            raise InvalidError(f"{name!r}: {error}") from None
+    return found
+
+
+def _path(number: int, value: Any) -> str:
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    found = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(found, str):
+        raise InvalidError(f"frame {number}: {_shown(value)} is no path; give text or a pathlib.Path")
+    return str(found)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | decimal.Decimal):
+        raise InvalidError(f"{_shown(value)} is no number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty: None, NaN, NaT, pandas' NA. All but None differ from themselves, or will not say."""
+    if value is None:
+        return True
+    if not isinstance(value, numbers.Number | np.generic | datetime.date) and type(value).__name__ != "NAType":
+        return False
+    try:
+        return bool(value != value)
+    except TypeError:  # pandas.NA has no truth value
+        return True
+
+
+def _storable(text: str) -> str:
+    if not text.isascii() and not _has_utf8(text):
+        raise InvalidError(f"{_shown(text)} is no text that can be stored")
+    return text
+
+
+def _one_line(text: str) -> str:
+    if text != text.strip() or _CONTROL.search(text):
+        raise InvalidError(f"{_shown(text)} has spaces around it, or characters that cannot be seen; take them out")
+    return _storable(text)
+
+
+def _has_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    shown = ascii(value) if isinstance(value, str) and not _has_utf8(value) else repr(value)
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= 100 else shown[:99] + "…"

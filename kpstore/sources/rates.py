@@ -1,0 +1,77 @@
+"""How many frames a second a video has: what its header says, compared with the times of the frames themselves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.schema.video_fields import MAX_FPS, known_fps
+
+_TIME_BASE = 1000.0
+"""Headers without a rate repeat the unit of their clock, 1,000 or 90,000 a second: not believed without times."""
+_SLACK_FRAMES = 1.0
+"""So far may a frame come from where an even rate puts it: a time then still finds it, or the one beside it."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Frames per second of a video.
+
+    Parameters
+    ----------
+    fps : NaN where no one number is right.
+    note : what is odd about it, for people; ``""`` if nothing is.
+    """
+
+    fps: float
+    note: str = ""
+
+
+def rate_of(header: float, times_s: NDArray[np.float64] | None, tick_s: float = 0.0) -> Rate:
+    """Return the rate of a video whose header gives one and whose frames have times.
+
+    The header counts where the frames' times agree with it, as it is exact. Where they do not, the rate is
+    ``(n - 1) / (last - first)``. Frames at irregular times (a camera that slows down in the dark, a recording with
+    gaps) have no rate.
+
+    Parameters
+    ----------
+    header : what the file says; NaN or 0 if nothing.
+    times_s : (frames,) float64, seconds, in any order; None for a file without times.
+    tick_s : seconds, the unit in which times are kept: they are right within one.
+    """
+    said = known_fps(header)
+    if times_s is None or len(times_s) < 2:
+        return Rate(said if said < _TIME_BASE else math.nan)
+    shown = np.sort(times_s)
+    span = float(shown[-1] - shown[0])
+    mean = (len(shown) - 1) / span if span > 0 else math.inf
+    if mean > MAX_FPS:
+        return Rate(math.nan, f"its {len(shown)} frames have no times that tell a rate; none is stored")
+    even = shown[0] + np.arange(len(shown)) / mean
+    off_s = float(np.abs(shown - even).max())
+    if off_s > _SLACK_FRAMES / mean + tick_s:
+        return Rate(
+            math.nan,
+            f"its frames come at irregular times, {mean:.4g} a second on average and up to {off_s:.3g} s from where "
+            "an even rate would put them; no rate is stored",
+        )
+    if abs(span - (len(shown) - 1) / said) <= tick_s + 0.0005 * span:
+        return Rate(said, _unevenness(shown, mean, tick_s))
+    if not header > 0:
+        return Rate(mean, _unevenness(shown, mean, tick_s))
+    return Rate(mean, f"its header says {header:g} frames a second, its frames' times {mean:.6g}, which is stored")
+
+
+def _unevenness(shown: NDArray[np.float64], mean: float, tick_s: float) -> str:
+    """Return a note if frames are much nearer to each other here than there, although none is far from its place."""
+    apart = np.diff(shown)
+    if np.abs(apart - 1 / mean).max() <= 0.5 / mean + tick_s:
+        return ""
+    return (
+        f"its frames come at uneven times, {1000 * apart.min():.3g} to {1000 * apart.max():.3g} ms apart; its rate is "
+        "their mean"
+    )

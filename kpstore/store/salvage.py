@@ -1,0 +1,144 @@
+"""How far each video and frame of a feature is, put together from what of it can be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.backends.base import TEXT, ReadView
+from kpstore.schema.feature import FeatureSpec, State
+from kpstore.schema.index import VideoIndex
+from kpstore.store import format as fmt
+
+_UNKNOWN = -1
+
+
+@dataclass
+class Ledger:
+    """What a feature's ledger says, and which of it is unknown because its chunk is damaged.
+
+    Parameters
+    ----------
+    index : the videos.
+    states : (videos,) int16 of :class:`State`; -1 where unknown.
+    texts : (videos,) object: JSON of failures, ``""`` for none; None where unknown.
+    status : (frames,) int16; -1 where unknown. Of a feature of videos, (videos,): 1 where a row holds values, else 0.
+    framewise : whether ``status`` is kept by the store.
+    """
+
+    index: VideoIndex
+    states: NDArray[np.int16]
+    texts: NDArray[np.object_]
+    status: NDArray[np.int16]
+    framewise: bool
+
+    def derive(self) -> NDArray[np.bool_]:
+        """Fill in what follows exactly from the rest; return the videos of which something does not, (videos,) bool."""
+        redo = np.zeros(len(self.index), dtype=bool)
+        unknown = (self.states == _UNKNOWN) | np.array([text is None for text in self.texts], dtype=bool)
+        if self.framewise and (self.status == _UNKNOWN).any():
+            unknown[np.unique(self.index.video_of(np.flatnonzero(self.status == _UNKNOWN)))] = True
+        elif not self.framewise:
+            unknown |= self.status == _UNKNOWN
+        for position in np.flatnonzero(unknown).tolist():
+            redo[position] = not self._derive_video(position)
+        return redo
+
+    def rows(self, position: int) -> slice:
+        """Return the rows of a video in the feature's arrays."""
+        return self.index.rows(position) if self.framewise else slice(position, position + 1)
+
+    def touching(self, chunk: int, chunk_rows: int) -> NDArray[np.bool_]:
+        """Return which videos have rows in a chunk of the feature's values, (videos,) bool."""
+        start, stop = chunk * chunk_rows, (chunk + 1) * chunk_rows
+        if self.framewise:
+            offsets = self.index.offsets
+            return np.asarray((self.index.n_frames > 0) & (offsets[:-1] < stop) & (offsets[1:] > start))
+        positions = np.arange(len(self.index))
+        return np.asarray((start <= positions) & (positions < stop))
+
+    def _derive_video(self, position: int) -> bool:
+        rows = self.rows(position)
+        status, text = self.status[rows], self.texts[position]
+        state = int(self.states[position])
+        try:
+            entry: Mapping[str, Any] = json.loads(text or "{}")
+        except ValueError:
+            return False
+        if state == _UNKNOWN:
+            state = self._state_from(entry, status)
+        if state == _UNKNOWN:
+            return False
+        if text is None:
+            unclear = state == State.FAILED or (self.framewise and (status == _UNKNOWN).any())
+            if state != State.PENDING and (unclear or (status == State.FAILED).any()):
+                return False  # the reason is lost, or whether there was one
+            text = ""
+        if self.framewise and (status == _UNKNOWN).any():
+            status[:] = state
+            status[[int(frame) for frame in entry.get("frames", {})]] = State.FAILED
+        self.states[position], self.texts[position] = state, text
+        return True
+
+    def _state_from(self, entry: Mapping[str, Any], status: NDArray[np.int16]) -> int:
+        """Return a video's state from its failures and its rows; -1 if they leave it open."""
+        if "video" in entry:
+            return State.FAILED
+        if "frames" in entry:
+            return State.DONE
+        if len(status) == 0 or (status == _UNKNOWN).any():
+            return _UNKNOWN
+        if not self.framewise:
+            # A row without values may be one in which nothing was found.
+            return State.DONE if status[0] else _UNKNOWN
+        found = np.unique(status)
+        return int(found[0]) if len(found) == 1 and found[0] != State.FAILED else _UNKNOWN
+
+
+def read_ledger(view: ReadView, spec: FeatureSpec, index: VideoIndex, damaged: Mapping[str, set[int]]) -> Ledger:
+    """Read a feature's ledger around its damaged chunks.
+
+    Parameters
+    ----------
+    damaged : numbers of damaged chunks, by array.
+    """
+    states, known = read_around(view, fmt.state_name(spec.name), damaged)
+    states = np.where(known, states.astype(np.int16), _UNKNOWN)
+    texts, known = read_around(view, fmt.failure_name(spec.name), damaged)
+    texts[~known] = None
+    if spec.axis == "frame":
+        status, known = read_around(view, fmt.status_name(spec.name), damaged)
+    else:
+        status, known = read_around(view, spec.name, damaged, _hold_values)
+    status = np.where(known, status.astype(np.int16), _UNKNOWN)
+    return Ledger(index, states, texts, status, spec.axis == "frame")
+
+
+def _hold_values(values: NDArray[Any]) -> NDArray[np.bool_]:
+    missing = np.isnan(values) if values.dtype.kind == "f" else values == 0
+    return np.asarray(~missing.all(axis=tuple(range(1, missing.ndim))), dtype=np.bool_)
+
+
+def read_around(
+    view: ReadView,
+    name: str,
+    damaged: Mapping[str, set[int]],
+    of_rows: Callable[[NDArray[Any]], NDArray[Any]] = lambda values: values,
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return something of each row of an array, and which rows could be read, (rows,) bool; 0 or "" for the others."""
+    meta, skip = view.meta(name), damaged.get(name, set())
+    sample = of_rows(np.empty((0, *meta.shape[1:]), dtype=object if meta.dtype == TEXT else meta.dtype))
+    shape = (meta.n_rows, *sample.shape[1:])
+    values = np.full(shape, "", dtype=object) if meta.dtype == TEXT else np.zeros(shape, dtype=sample.dtype)
+    known = np.zeros(meta.n_rows, dtype=bool)
+    for chunk in range(-(-meta.n_rows // meta.chunk_rows)):
+        rows = slice(chunk * meta.chunk_rows, min((chunk + 1) * meta.chunk_rows, meta.n_rows))
+        if chunk not in skip:
+            values[rows] = of_rows(view.read(name, rows.start, rows.stop))
+            known[rows] = True
+    return values, known
