@@ -207,4 +207,3 @@ class ChunkReader:
     def _seen_again(self, problem: Problem) -> None:
         if self.view.snapshot not in problem.versions:
             problem.versions.append(self.view.snapshot)
-
