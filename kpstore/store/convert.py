@@ -69,9 +69,6 @@ def convert(
     chosen = commits[::-1] if with_history else commits[:1]
     with moved_into_place(target) as copy:
         ids = _copy_versions(source, copy, chosen, on_version or (lambda done, total: None))
-        for tag, snapshot in source.tags().items():
-            if snapshot in ids:
-                copy.create_tag(tag, ids[snapshot])
         newest = ids[chosen[-1].id]
         versions = sum(1 for _ in copy.history(newest))
         notes = _notes(source, ids, with_history)
@@ -81,8 +78,9 @@ def convert(
 def _copy_versions(
     source: Backend, copy: Backend, commits: list[Commit], on_version: Callable[[int, int], None]
 ) -> dict[str, str]:
-    """Make each version in the copy; return new ids by old ones."""
+    """Make each version in the copy, with the tags that name it; return new ids by old ones."""
     ids: dict[str, str] = {}
+    tags = source.tags()
     for number, commit in enumerate(commits, start=1):
         view = source.view(commit.id)
         attrs = _attrs_of_copy(source, view)
@@ -102,6 +100,8 @@ def _copy_versions(
             _copy_array(before, view, changes, name)
         # A first version without arrays is the empty one that create() has made.
         ids[commit.id] = changes.commit(commit.message, {**commit.metadata, "converted_from": about})
+        for tag in [tag for tag, snapshot in tags.items() if snapshot == commit.id]:
+            copy.create_tag(tag, ids[commit.id])
         on_version(number, len(commits))
     return ids
 

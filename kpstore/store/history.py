@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -30,6 +31,7 @@ def resolve(backend: Backend, at: At) -> str:
         return branches[MAIN]
     if isinstance(at, datetime):
         return _at_time(backend, at, branches[MAIN])
+    at = composed(at)
     for names in (backend.tags(), branches):
         if at in names:
             return names[at]
@@ -102,12 +104,27 @@ def _keep(backend: Backend, snapshot: str, name: str) -> str:
     raise AssertionError("numbers do not end")
 
 
-def check_name(kind: str, name: str) -> None:
-    """Raise :class:`InvalidError` for a tag or branch name that could be taken for something else."""
-    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+def composed(name: str) -> str:
+    """Return a name as it is kept: some keyboards and file systems give ``ö`` as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return a tag's or branch's name as it is kept.
+
+    Raises
+    ------
+    InvalidError
+        If it could be taken for something else.
+    """
+    name = composed(name)
+    # Marks make letters of some scripts, Devanagari for one, together with others.
+    letters = "".join("a" if unicodedata.category(letter).startswith("M") else letter for letter in name)
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", letters):
         raise InvalidError(
             f"{kind} name {name!r}: use letters, digits, '.', '-', '+' and '_', at least one of them no sign"
         )
+    return name
 
 
 def commits(backend: Backend, at: At = None) -> list[Commit]:

@@ -26,7 +26,7 @@ from kpstore.store import format as fmt
 from kpstore.store import html
 from kpstore.store.cache import DecodedCache
 from kpstore.store.checked import Check, check_policy
-from kpstore.store.history import At, check_name, resolve, rollback
+from kpstore.store.history import At, check_name, composed, resolve, rollback
 from kpstore.store.keys import read_key
 from kpstore.store.reader import RowReader
 from kpstore.store.transaction import Transaction
@@ -496,12 +496,12 @@ class Store:
     ) -> Transaction:
         """Start changes that become the branch's next version; this object stays at its own, ``store.at()`` is new."""
         self._require_write()
-        return Transaction(self._backend, message, metadata=metadata, branch=branch)
+        return Transaction(self._backend, message, metadata=metadata, branch=composed(branch))
 
     def tag(self, name: str) -> None:
         """Name this version for good; :class:`ExistsError` if the name is taken."""
         self._require_write()
-        check_name("tag", name)
+        name = check_name("tag", name)
         if name in self.branches:
             raise ExistsError(f"{name!r} is a branch of {self.location}; a tag of that name would hide it")
         self._backend.create_tag(name, self.snapshot)
@@ -509,12 +509,12 @@ class Store:
     def delete_tag(self, name: str) -> None:
         """Remove a tag; the version itself stays in the history. Its name is not given out again."""
         self._require_write()
-        self._backend.delete_tag(name)
+        self._backend.delete_tag(composed(name))
 
     def branch(self, name: str) -> None:
         """Start a branch at this version."""
         self._require_write()
-        check_name("branch", name)
+        name = check_name("branch", name)
         if name in self.tags:
             raise ExistsError(f"{name!r} is a tag of {self.location}, which would hide a branch of that name")
         self._backend.create_branch(name, self.snapshot)

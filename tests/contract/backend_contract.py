@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Codec, ReadView
+from kpstore.backends.checksums import matches
 from kpstore.errors import BusyError, ConflictError, ExistsError, InvalidError, NotFoundError, ReadOnlyError
 
 CHUNK = 4
@@ -377,6 +379,50 @@ class BackendContract:
         np.testing.assert_array_equal(newest(made).read("a", CHUNK, 2 * CHUNK), numbers(CHUNK, 2))
         np.testing.assert_array_equal(newest(made).read("b", 0, 10), numbers(10, 3))
 
+    def test_every_chunk_has_its_checksum_whoever_wrote_it(self, made: Backend) -> None:
+        add_array(made, "a", n_rows=18)
+        add_array(made, "gone")
+        fork = made.begin().fork()
+        one, two, three = made.begin(), made.begin(), made.begin()
+        one.write("a", 0, numbers(CHUNK, 1))
+        one.create("b", text_meta(6))
+        one.write("b", 1, np.array(["x", "yy"], dtype=object))
+        two.write("a", 2 * CHUNK, numbers(2, 2))
+        two.create("c", meta(3, "bool"))
+        two.delete("gone")
+        fork.write("a", 3 * CHUNK, numbers(6, 3))
+        three.merge([pickle.loads(pickle.dumps(fork))])
+        for view in (one, two, three):
+            view.commit("one of three")
+        again = made.begin()
+        again.resize("a", 30)
+        again.write("a", 17, numbers(9, 4))
+        again.create("gone", meta(9))
+        again.write("gone", 8, numbers(1, 5))
+        again.commit("longer, and made again")
+        view = newest(made)
+        assert view.names() == ["a", "b", "c", "gone"]
+        for name in view.names():
+            found, about = view.checksums(name), view.meta(name)
+            if found is None:
+                continue
+            values = view.read(name, 0, about.n_rows)
+            chunks = [values[row : row + about.chunk_rows] for row in range(0, about.n_rows, about.chunk_rows)]
+            assert len(found) == len(chunks)
+            assert all(matches(about, rows, int(sum_)) for rows, sum_ in zip(chunks, found, strict=True)), name
+            written = {"a": [1, 0, 1, 1, 1, 1, 1, 0], "b": [1, 0], "c": [0], "gone": [0, 0, 1]}[name]
+            assert (found != 0).tolist() == [bool(chunk) for chunk in written], name
+
+    def test_a_writer_sees_the_checksums_of_what_it_wrote(self, made: Backend) -> None:
+        add_array(made)
+        commit_rows(made, "a", 0, numbers(10))
+        changes = made.begin()
+        changes.write("a", 5, numbers(2, 1))
+        before, now = newest(made).checksums("a"), changes.checksums("a")
+        if before is not None and now is not None:
+            assert (before != now).tolist() == [False, True, False]
+            assert matches(changes.meta("a"), changes.read("a", 4, 8), int(now[1]))
+
     def test_two_writers_of_one_chunk_conflict_and_nothing_is_lost(self, made: Backend) -> None:
         add_array(made)
         one, two = made.begin(), made.begin()
@@ -441,6 +487,26 @@ class BackendContract:
         assert made.view(snapshot).snapshot == snapshot
         with pytest.raises(ExistsError, match="'v1'"):
             made.create_tag("v1", snapshot)
+
+    @pytest.mark.parametrize("name", ["版本1", "v1-ö", "Ünïcode", "xn--", "xn--1-756b314a", "ভার্সন", "V1", "1.0+a_b"])
+    def test_names_are_found_again_as_they_were_given(self, made: Backend, name: str) -> None:
+        old = made.branches()[MAIN]
+        made.create_tag("v1", old)
+        made.create_tag(name, old)
+        new = add_array(made)
+        again = type(made)(made.location)
+        assert again.tags() == {"v1": old, name: old}
+        with pytest.raises(ExistsError, match=re.escape(name)):
+            again.create_tag(name, new)
+        again.delete_tag(name)
+        assert made.tags() == {"v1": old}
+        with pytest.raises(ExistsError, match=re.escape(name)):
+            made.create_tag(name, new)
+        if made.capabilities.branches:
+            made.create_branch(name, new)
+            newer = commit_rows(again, "a", 0, numbers(10), branch=name)
+            made.reset_branch(name, new, expected=newer)
+            assert type(made)(made.location).branches() == {MAIN: new, name: new}
 
     def test_branches_grow_apart(self, made: Backend) -> None:
         self.needs_branches(made)

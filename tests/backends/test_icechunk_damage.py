@@ -1,0 +1,464 @@
+"""What becomes of an Icechunk store whose files are no longer what was written: nothing is read as something else."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import icechunk
+import numpy as np
+import pytest
+import xarray
+import zarr
+
+import kpstore
+from kpstore.backends import icechunk_table, icechunk_views
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta
+from kpstore.backends.icechunk import IcechunkBackend
+from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError
+from tests.store.data import format_1
+
+ROWS, SIZE = 10, 4
+"""Of array ``a``: three chunks, the last of them short."""
+
+
+def values(n_rows: int = ROWS, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n_rows, 200)).astype(np.float32)
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> IcechunkBackend:
+    """Two versions after the first: in the newest, rows 0 to 4 of ``a`` are other ones than at the tag ``old``."""
+    backend = IcechunkBackend(str(tmp_path / "s.kps"))
+    backend.create({}, "created")
+    changes = backend.begin()
+    changes.create("a", ArrayMeta((ROWS, 200), "float32", SIZE, ("frame", "x"), float("nan"), codec="raw"))
+    changes.create("words", ArrayMeta((6,), TEXT, 3, ("word",)))
+    changes.write("a", 0, values())
+    changes.write("words", 0, np.array([*"abcdef"], dtype=object))
+    backend.create_tag("old", changes.commit("filled"))
+    changes = backend.begin()
+    changes.write("a", 0, values(SIZE, seed=1))
+    changes.commit("other rows")
+    backend.create_branch("side", backend.tags()["old"])
+    return backend
+
+
+def file_of(backend: IcechunkBackend, name: str, chunk: int) -> Path:
+    view = backend.view(backend.branches()[MAIN])
+    return Path(backend.location) / view.place(name, chunk)
+
+
+def read(backend: IcechunkBackend, at: str | None = None, name: str = "a") -> np.ndarray:
+    again = IcechunkBackend(backend.location)
+    view = again.view(at or again.branches()[MAIN])
+    return view.read(name, 0, view.meta(name).n_rows)
+
+
+def swap(one: Path, other: Path) -> None:
+    here, there = one.read_bytes(), other.read_bytes()
+    one.write_bytes(there)
+    other.write_bytes(here)
+
+
+def flip(path: Path, at: int = -100) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(bytes(content))
+
+
+# -- chunks ---------------------------------------------------------------------------------------------------------
+
+
+def test_chunks_that_have_changed_places_are_said(backend: IcechunkBackend) -> None:
+    one, other = (file_of(backend, "a", chunk) for chunk in (0, 1))
+    swap(one, other)
+    said = rf"rows 0:4 of 'a' in .*s.kps cannot be read: it is not what was committed there \(chunks/{one.name}\)"
+    with pytest.raises(CorruptError, match=said):
+        read(backend)
+    view = IcechunkBackend(backend.location).begin()
+    with pytest.raises(CorruptError, match=f"rows 4:8 .*{other.name}"):
+        view.read("a", 5, 6)
+    np.testing.assert_array_equal(view.read("a", 8, 10), values()[8:])
+
+
+def test_a_chunk_of_another_version_is_not_taken_for_todays(backend: IcechunkBackend) -> None:
+    old = backend.view(backend.tags()["old"]).place("a", 0)
+    shutil.copy(Path(backend.location) / old, file_of(backend, "a", 0))
+    with pytest.raises(CorruptError, match="rows 0:4 of 'a'"):
+        read(backend)
+    np.testing.assert_array_equal(read(backend, backend.tags()["old"]), values())
+
+
+def test_a_chunk_that_no_manifest_lists_any_more_is_not_read_as_missing(backend: IcechunkBackend) -> None:
+    """Zarr reads fill for it, as for a chunk that nobody wrote."""
+    session = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location)).writable_session(MAIN)
+    asyncio.run(session.store.delete("a/c/1/0"))
+    session.commit("a chunk is lost")
+    with pytest.raises(CorruptError, match=r"rows 4:8 of 'a' .* \(no file\)"):
+        read(backend)
+
+
+def test_damage_is_never_written_back_with_a_new_checksum(backend: IcechunkBackend) -> None:
+    for chunk in range(3):
+        flip(file_of(backend, "a", chunk))
+    changes = IcechunkBackend(backend.location).begin()
+    for start, n_rows in ((1, 1), (0, 3), (2, 6), (9, 1)):
+        with pytest.raises(CorruptError, match=r"rows \d+:\d+ of 'a' .* cannot be read"):
+            changes.write("a", start, values(n_rows))
+    changes.write("a", 0, values(4, seed=5))
+    changes.write("a", 4, values(6, seed=6))
+    changes.commit("whole chunks, the short last one too, may be written over damage")
+    np.testing.assert_array_equal(read(backend), np.concatenate([values(4, seed=5), values(6, seed=6)]))
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 7])
+@pytest.mark.parametrize("stop", [8, 9, 10])
+def test_large_writes_fill_up_chunks_at_their_ends_alone(
+    backend: IcechunkBackend, monkeypatch: pytest.MonkeyPatch, start: int, stop: int
+) -> None:
+    monkeypatch.setattr(icechunk_views, "_COPY_BYTES", 0)
+    before = read(backend)
+    changes = backend.begin()
+    changes.write("a", start, values(stop - start, seed=3))
+    changes.commit("in pieces")
+    before[start:stop] = values(stop - start, seed=3)
+    np.testing.assert_array_equal(read(backend), before)
+
+
+def test_the_table_grows_and_gives_rows_of_deleted_arrays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(icechunk_table, "COLUMNS", 2)
+    backend = IcechunkBackend(str(tmp_path / "s.kps"))
+    backend.create({}, "created")
+    meta = ArrayMeta((ROWS, 200), "float32", 1, ("frame", "x"))
+    for name in ("a", "b"):
+        changes = backend.begin()
+        changes.create(name, meta)
+        changes.write(name, 0, values())
+        changes.commit(name)
+    both = backend.branches()[MAIN]
+    changes = backend.begin()
+    changes.delete("a")
+    changes.create("c", meta)
+    changes.write("c", 3, values(2, seed=3))
+    changes.delete("b")
+    changes.create("b", meta)
+    changes.commit("c takes the row of a, b begins anew")
+    session = backend._repo().readonly_session(branch=MAIN)
+    table = zarr.open_array(session.store, path="chunk_checksums", mode="r")
+    assert (table.shape, sorted(table.attrs["arrays"])) == ((2, 10), ["b", "c"])
+    assert not read(backend, name="b").any()
+    assert np.flatnonzero(read(backend, name="c").any(axis=1)).tolist() == [3, 4]
+    np.testing.assert_array_equal(read(backend, both, name="a"), values())
+
+
+def test_a_damaged_table_is_one_line(backend: IcechunkBackend) -> None:
+    changes = backend.begin()
+    changes.create("many", ArrayMeta((200, 1), "float32", 1, ("frame", "x")))
+    changes.write("many", 0, values(200)[:, :1])
+    changes.commit("so many that their checksums are a file")
+    places = backend.places(backend.branches()[MAIN], "chunk_checksums", 1)
+    assert places is None  # the table is cut along both axes: only Icechunk can say
+    newest = max((Path(backend.location) / "chunks").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    flip(newest, 50)
+    with pytest.raises(CorruptError, match=r"the checksums of 'many' in .* cannot be read: \S"):
+        read(backend, name="many")
+    assert read(backend, name="words").tolist() == [*"abcdef"]
+
+
+def test_plain_zarr_and_xarray_still_open_a_store(backend: IcechunkBackend) -> None:
+    session = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location)).readonly_session(MAIN)
+    with xarray.open_zarr(session.store, consolidated=False) as opened:
+        np.testing.assert_array_equal(opened["a"][SIZE:].to_numpy(), values()[SIZE:])
+    assert "chunk_checksums" in zarr.open_group(session.store, mode="r")
+    assert backend.view(session.snapshot_id).names() == ["a", "words"]
+
+
+def test_arrays_of_other_software_are_read_as_they_are(backend: IcechunkBackend) -> None:
+    session = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location)).writable_session(MAIN)
+    theirs = zarr.open_group(session.store, mode="r+").create_array("theirs", shape=(6,), chunks=(2,), dtype="int64")
+    theirs[:] = np.arange(6)
+    session.commit("by plain Zarr")
+    changes = IcechunkBackend(backend.location).begin()
+    changes.write("theirs", 1, np.array([7, 8]))
+    changes.write("a", 0, values(2, seed=9))
+    changes.commit("by kpstore on top")
+    assert backend.view(backend.branches()[MAIN]).checksums("theirs") is None
+    assert read(backend, name="theirs").tolist() == [0, 7, 8, 3, 4, 5]
+    assert list(backend.examine()) == []
+
+
+# -- forks ----------------------------------------------------------------------------------------------------------
+
+
+def wrote(backend: IcechunkBackend) -> tuple[bytes, Path]:
+    """A fork that has written chunks 1 and 2 of ``a``, as a worker sends it, and the file of chunk 1."""
+    folder = Path(backend.location) / "chunks"
+    before = set(folder.iterdir())
+    fork = pickle.loads(pickle.dumps(backend.begin().fork()))
+    fork.write("a", 4, values(6, seed=2))
+    one, *others = set(folder.iterdir()) - before
+    assert others
+    return pickle.dumps(fork), one
+
+
+@pytest.mark.parametrize("lost", ["chunk", "disk"])
+def test_a_fork_whose_chunks_are_on_another_disk_fails_its_check(backend: IcechunkBackend, lost: str) -> None:
+    sent, chunk = wrote(backend)
+    pickle.loads(sent).check()
+    if lost == "chunk":
+        chunk.unlink()
+    else:
+        shutil.move(backend.location, backend.location + ".elsewhere")
+    with pytest.raises(CorruptError, match=r"'a', (which|of which) a worker says it wrote.* cannot be read: \S"):
+        pickle.loads(sent).check()
+
+
+def test_a_fork_whose_chunks_hold_something_else_fails_its_check(backend: IcechunkBackend) -> None:
+    sent, chunk = wrote(backend)
+    other = file_of(backend, "a", 0)
+    chunk.write_bytes(other.read_bytes())
+    with pytest.raises(CorruptError, match="of 'a', which a worker says it wrote, hold other values"):
+        pickle.loads(sent).check()
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_an_older_kpstore_made_are_found_again(tmp_path: Path) -> None:
+    store = kpstore.open(format_1(tmp_path, ".kps"), mode="a")
+    assert list(store.tags) == ["first", "版本1"]
+    assert list(store.branches) == ["main", "seite-ö"]
+    assert store.at("版本1").history()[0].message == "more"
+    assert store.at("seite-ö").snapshot == store.at("first").snapshot
+    with store.transaction("on the branch", branch="seite-ö") as tx:
+        tx.set_splits({"a": "dev"})
+    assert store.at("seite-ö").index.splits[0] == "dev"
+    with pytest.raises(ExistsError, match="版本1"):
+        store.tag("版本1")
+    store.delete_tag("版本1")
+    assert list(store.tags) == ["first"]
+    with pytest.raises(ExistsError, match="版本1"):
+        store.tag("版本1")
+
+
+def test_a_name_in_another_normal_form_is_the_same_name(store: kpstore.Store) -> None:
+    two_characters, one_character = "u\u0308ber", "über"
+    store.tag(two_characters)
+    assert list(store.tags) == [one_character]
+    for name in (two_characters, one_character):
+        assert store.at(name).snapshot == store.snapshot
+        with pytest.raises(ExistsError):
+            store.tag(name)
+    store.tag("हिन्दी-1")
+    assert store.at("हिन्दी-1").snapshot == store.snapshot
+    store.delete_tag(two_characters)
+    assert list(store.tags) == ["हिन्दी-1"]
+
+
+@pytest.mark.parametrize("name", ["x" * 252, "".join(map(chr, range(0x4E00, 0x8E00, 97))), "a b", "a/b", "a%b"])
+def test_a_name_that_no_file_can_have_is_refused_and_nothing_is_made(backend: IcechunkBackend, name: str) -> None:
+    before = sorted(Path(backend.location).rglob("*"))
+    newest = backend.branches()[MAIN]
+    for make in (backend.create_tag, backend.create_branch):
+        with pytest.raises(InvalidError, match=r"^(tag|branch) name .* (choose a shorter one|use letters and digits)$"):
+            make(name, newest)
+    assert sorted(Path(backend.location).rglob("*")) == before
+
+
+def test_the_longest_names_work(backend: IcechunkBackend) -> None:
+    for name in ("x" * 251, "版" * 60):
+        backend.create_tag(name, backend.branches()[MAIN])
+        assert name in IcechunkBackend(backend.location).tags()
+
+
+@pytest.mark.parametrize("damage", ["zero", "cut", "missing"])
+def test_a_damaged_name_is_said_when_it_is_asked_for(backend: IcechunkBackend, damage: str) -> None:
+    store = kpstore.create(backend.location + "2")
+    store.tag("版本1")
+    store.tag("good")
+    store.branch("side")
+    for file in ("refs/tag.xn--1-756b314a/ref.json", "refs/branch.side/ref.json"):
+        path = Path(store.location) / file
+        content = path.read_bytes()
+        path.unlink() if damage == "missing" else path.write_bytes(bytes(35) if damage == "zero" else content[:20])
+    again = kpstore.open(store.location, mode="a")
+    assert again.at("good").snapshot == store.snapshot
+    for name, file in (("版本1", "refs/tag.xn--1-756b314a/ref.json"), ("side", "refs/branch.side/ref.json")):
+        said = f"{name}' of .* cannot be read: {file} is (damaged|gone); it named version {store.snapshot}"
+        with pytest.raises(CorruptError, match=said):
+            again.at(name)
+        assert any(file in line for line in again.backend.examine())
+    with pytest.raises(ExistsError):
+        again.tag("版本1")
+    with pytest.raises(CorruptError, match="branch 'side'"):
+        again.transaction("on it", branch="side")
+
+
+def test_a_damaged_name_is_told_of_where_names_are_listed(
+    backend: IcechunkBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    (Path(backend.location) / "refs/tag.old/ref.json").write_bytes(bytes(35))
+    again = IcechunkBackend(backend.location)
+    assert (dict(again.tags()), dict(again.tags())) == ({}, {})
+    assert [record.getMessage().count("refs/tag.old/ref.json is damaged") for record in caplog.records] == [1]
+
+
+def test_others_can_commit_while_a_store_is_examined(backend: IcechunkBackend) -> None:
+    for version in (backend.branches()[MAIN], backend.tags()["old"]):
+        (Path(backend.location) / "transactions" / version).write_bytes(b"")
+    lines = IcechunkBackend(backend.location).examine()
+    assert "is damaged: transactions/" in next(lines)
+    backend.create_tag("meanwhile", backend.branches()[MAIN])
+    assert len(list(lines)) == 1
+
+
+def test_a_branch_that_has_lost_versions_is_not_read_or_built_upon(backend: IcechunkBackend) -> None:
+    main, side = (Path(backend.location) / f"refs/branch.{name}/ref.json" for name in (MAIN, "side"))
+    main.write_bytes(side.read_bytes())
+    again = IcechunkBackend(backend.location)
+    said = r"branch 'main' of .* refs/branch.main/ref.json leads to version \w+, which does not build upon \w+"
+    for call in (lambda: again.branches()[MAIN], again.begin):
+        with pytest.raises(CorruptError, match=said):
+            call()
+    assert again.branches()["side"] == again.tags()["old"]
+    (Path(backend.location) / "kpstore" / "ledger").unlink()
+    assert again.branches()[MAIN] == again.tags()["old"]
+
+
+# -- the ledger -----------------------------------------------------------------------------------------------------
+
+
+def damage_nothing(folder: Path) -> None:
+    """Leave all as it is."""
+
+
+def forget_last_line(folder: Path) -> None:
+    """As if a kill had come between Icechunk's commit and the line."""
+    ledger = folder / "kpstore" / "ledger"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[:-1]))
+
+
+def tear_last_line(folder: Path) -> None:
+    """As if it had come while the line was being written."""
+    ledger = folder / "kpstore" / "ledger"
+    ledger.write_bytes(ledger.read_bytes()[:-30])
+
+
+@pytest.mark.parametrize("killed", [damage_nothing, forget_last_line, tear_last_line])
+@pytest.mark.parametrize("change", ["commit", "tag", "delete tag", "branch", "reset"])
+def test_a_kill_between_a_change_and_its_line_is_no_damage(
+    backend: IcechunkBackend, change: str, killed: Callable[[Path], None]
+) -> None:
+    newest, old = backend.branches()[MAIN], backend.tags()["old"]
+    if change == "commit":
+        changes = backend.begin()
+        changes.write("a", 0, values(1, seed=4))
+        changes.commit("one more")
+    elif change == "reset":
+        backend.reset_branch(MAIN, old, expected=newest)
+    else:
+        {"tag": backend.create_tag, "branch": backend.create_branch, "delete tag": lambda name, _: None}[change](
+            "new", newest
+        )
+        if change == "delete tag":
+            backend.delete_tag("old")
+    killed(Path(backend.location))
+    again = IcechunkBackend(backend.location)
+    assert list(again.examine()) == []
+    assert again.branches() == backend.branches()
+    assert again.tags() == backend.tags()
+    changes = again.begin()
+    changes.write("a", 0, values(1, seed=5))
+    changes.commit("life goes on")
+    assert list(again.examine()) == []
+
+
+def test_a_store_works_without_its_ledger_and_begins_another(backend: IcechunkBackend) -> None:
+    ledger = Path(backend.location) / "kpstore" / "ledger"
+    ledger.unlink()
+    assert list(backend.examine()) == [
+        "kpstore/ledger is gone: names and descriptions of versions cannot be compared with what was written"
+    ]
+    read(backend)
+    backend.create_tag("new", backend.tags()["old"])
+    assert list(backend.examine()) == []
+    (Path(backend.location) / "refs" / "tag.old" / "ref.json").unlink()
+    flip(Path(backend.location) / "snapshots" / backend.tags()["new"])
+    assert len(list(backend.examine())) == 2
+
+
+def test_a_moved_copied_store_keeps_a_valid_ledger(backend: IcechunkBackend) -> None:
+    shutil.copytree(backend.location, backend.location + ".copy")
+    shutil.move(backend.location, backend.location + ".moved")
+    for name in (".copy", ".moved"):
+        assert list(IcechunkBackend(backend.location + name).examine()) == []
+
+
+def test_other_software_may_commit_and_its_versions_are_taken_over(backend: IcechunkBackend) -> None:
+    for n in range(2):
+        repository = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location))
+        session = repository.writable_session(MAIN)
+        zarr.open_group(session.store, mode="r+").attrs["n"] = n
+        theirs = session.commit("by plain Icechunk")
+    assert list(backend.examine()) == []
+    changes = IcechunkBackend(backend.location).begin()
+    changes.set_attrs({"mine": 1})
+    changes.commit("on top")
+    flip(Path(backend.location) / "snapshots" / theirs)
+    assert [line for line in backend.examine() if f"snapshots/{theirs}" in line]
+
+
+@pytest.mark.parametrize("kind", ["snapshots", "manifests", "transactions", "refs", "kpstore"])
+@pytest.mark.parametrize("how", ["flip", "cut", "zero", "missing", "swapped"])
+def test_whatever_becomes_of_a_file_that_describes_versions_is_found(
+    backend: IcechunkBackend, kind: str, how: str
+) -> None:
+    root = Path(backend.location)
+    files = sorted(path for path in (root / kind).rglob("*") if path.is_file() and path.name != "commit.lock")
+    for number, path in enumerate(files):
+        other = files[number - 1]
+        kept = path.read_bytes(), other.read_bytes()
+        if kept[0] == kept[1] and how == "swapped":
+            continue  # names of one version
+        {
+            "flip": lambda path=path: flip(path, 20),
+            "cut": lambda path=path: path.write_bytes(path.read_bytes()[:10]),
+            "zero": lambda path=path: path.write_bytes(bytes(len(path.read_bytes()))),
+            "missing": lambda path=path: path.unlink(),
+            "swapped": lambda path=path, other=other: swap(path, other),
+        }[how]()
+        lines = list(IcechunkBackend(backend.location).examine())
+        assert lines, path
+        assert all("\n" not in line for line in lines)
+        named = {str(file.relative_to(root)) for file in (path, other if how == "swapped" else path)}
+        assert any(file in line for file in named for line in lines), (path, lines)
+        path.write_bytes(kept[0])
+        other.write_bytes(kept[1])
+    assert list(IcechunkBackend(backend.location).examine()) == []
+
+
+def test_a_version_whose_description_was_changed_is_not_opened_or_built_upon(backend: IcechunkBackend) -> None:
+    newest = backend.branches()[MAIN]
+    path = Path(backend.location) / "snapshots" / newest
+    shutil.copy(Path(backend.location) / "snapshots" / backend.tags()["old"], path)
+    again = IcechunkBackend(backend.location)
+    for call in (lambda: again.view(newest), again.begin):
+        with pytest.raises(CorruptError, match=f"snapshots/{newest} does not hold what was written"):
+            call()
+    np.testing.assert_array_equal(read(backend, backend.tags()["old"]), values())
+
+
+def test_a_conflict_leaves_no_checksums_behind(backend: IcechunkBackend) -> None:
+    one, two = backend.begin(), backend.begin()
+    one.write("a", 0, values(1, seed=4))
+    two.write("a", 1, values(1, seed=5))
+    one.commit("first")
+    with pytest.raises(ConflictError):
+        two.commit("second")
+    read(backend)
+    assert list(backend.examine()) == []
