@@ -23,7 +23,6 @@ import kpstore
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec, text_digest
 from kpstore.backends.checksums import checksum
 from kpstore.backends.hdf5 import HDF5Backend
-from kpstore.backends.hdf5_changes import OPEN
 from kpstore.backends.hdf5_records import HOME, read_json, write_json
 from kpstore.backends.memory import MemoryBackend
 from kpstore.errors import BusyError, CorruptError, ExistsError, InvalidError, NotFoundError
@@ -547,7 +546,8 @@ def test_chunks_that_change_places_are_told_apart(three: tuple[HDF5Backend, list
                 view.read("raw", chunk * 64, chunk * 64 + 1)
 
 
-@pytest.mark.parametrize(("name", "chunk"), [("raw", 1), ("raw", 4), ("small", 1), ("words", 1), ("words", 4)])
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("name", ["raw", "small", "words"])
 def test_damage_that_is_overwritten_stays_damage_in_older_versions(
     three: tuple[HDF5Backend, list[str]], name: str, chunk: int
 ) -> None:
@@ -585,7 +585,8 @@ def test_checksums_are_those_of_the_rows(three: tuple[HDF5Backend, list[str]]) -
             meta, found = view.meta(name), view.checksums(name)
             assert found is not None
             rows = [view.read(name, at, min(at + 64, meta.n_rows)) for at in range(0, meta.n_rows, 64)]
-            wanted = [0] * 4 if name == "empty" else [checksum(meta, block) for block in rows]
+            written = [False] * 4 if name == "empty" else [at < 320 for at in range(0, meta.n_rows, 64)]
+            wanted = [checksum(meta, block) if there else 0 for block, there in zip(rows, written, strict=True)]
             assert found.tolist() == wanted, name
 
 
@@ -603,7 +604,6 @@ def test_examine_names_what_no_chunk_shows(three: tuple[HDF5Backend, list[str]],
             wanted = f"version {versions[1]}: 'raw': the table of its checksums is damaged"
         elif what == "base":
             about = read_json(older, "about", 2)
-            del about["checksum" if "checksum" in about else "base"]
             write_json(older, "about", {**about, "base": versions[1]}, 2)
             wanted = f"version {versions[1]}: it is described by version {versions[1]}, which leads nowhere"
         elif what == "parent":
@@ -616,7 +616,9 @@ def test_examine_names_what_no_chunk_shows(three: tuple[HDF5Backend, list[str]],
     opened = reopened(backend)
     assert wanted in list(opened.examine())
     if what == "base":
-        with pytest.raises(CorruptError, match=f"version {versions[1]} cannot be read .*described by itself|described"):
+        with pytest.raises(
+            CorruptError, match=f"version {versions[1]} cannot be read .*described by versions that are"
+        ):
             opened.view(versions[1])
     if what == "parent":
         with pytest.raises(CorruptError, match="it follows itself"):
@@ -645,10 +647,8 @@ def old_file(tmp_path: Path) -> HDF5Backend:
         file.attrs["title"] = "t"
         home = file.create_group(HOME)
         home.attrs.update({"format": 1, "head": "FIRST", "tags": "{}", "used_tags": "[]"})
-        record = (
-            '{"parent": null, "message": "made", "time": "2026-01-01T00:00:00+00:00", "metadata": {}, "touched": []}'
-        )
-        home.create_group("versions/FIRST")["record"] = np.frombuffer(record.encode(), np.uint8)
+        record = {"parent": None, "message": "made", "time": "2026-01-01T00:00:00+00:00", "metadata": {}, "touched": []}
+        write_json(home.create_group("versions/FIRST"), "record", record, 1)
     backend = HDF5Backend(str(tmp_path / "old.h5"))
     changes = backend.begin()
     changes.create("raw", ArrayMeta((300, 16), "float32", 64, ("frame", "x"), codec="raw"))
