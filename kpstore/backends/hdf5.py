@@ -86,8 +86,8 @@ class HDF5Backend:
         try:
             with h5py.File(aside, "x", **OPEN) as file:
                 file.create_group(HOME).attrs.update(
-                    # A kpstore that knows format 1 alone takes `head` for the newest version, and gets with it as far as
-                    # the root's format_version, which it refuses.
+                    # A kpstore that knows format 1 alone takes `head` for the newest version, and gets with it as far
+                    # as the root's format_version, which it refuses.
                     {"format": records.FORMAT, "head": snapshot, "tags": "{}", "used_tags": "[]"}
                 )
                 write_names(file, Names(snapshot, {}, ()))

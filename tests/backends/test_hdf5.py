@@ -23,6 +23,7 @@ import kpstore
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec, text_digest
 from kpstore.backends.checksums import checksum
 from kpstore.backends.hdf5 import HDF5Backend
+from kpstore.backends.hdf5_changes import OPEN
 from kpstore.backends.hdf5_records import HOME, read_json, write_json
 from kpstore.backends.memory import MemoryBackend
 from kpstore.errors import BusyError, CorruptError, ExistsError, InvalidError, NotFoundError
@@ -616,9 +617,7 @@ def test_examine_names_what_no_chunk_shows(three: tuple[HDF5Backend, list[str]],
     opened = reopened(backend)
     assert wanted in list(opened.examine())
     if what == "base":
-        with pytest.raises(
-            CorruptError, match=f"version {versions[1]} cannot be read .*described by versions that are"
-        ):
+        with pytest.raises(CorruptError, match=f"version {versions[1]} cannot be read .*described by versions"):
             opened.view(versions[1])
     if what == "parent":
         with pytest.raises(CorruptError, match="it follows itself"):
