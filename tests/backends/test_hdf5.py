@@ -529,7 +529,7 @@ def test_a_damaged_chunk_is_never_read_and_the_others_are(
     damage(backend, name, 2, how)
     for snapshot in versions[1:]:
         view = reopened(backend).view(snapshot)
-        with pytest.raises(CorruptError, match=rf"rows 130:131 of '{name}' in .*t.h5 cannot be read"):
+        with pytest.raises(CorruptError, match=rf"rows (128:192|130:131) of '{name}' in .*t.h5 cannot be read"):
             view.read(name, 130, 131)
         if how == "flip":
             view.read(name, 0, 128)
@@ -543,7 +543,9 @@ def test_chunks_that_change_places_are_told_apart(three: tuple[HDF5Backend, list
         view = reopened(backend).view(snapshot)
         np.testing.assert_array_equal(view.read("raw", 128, 192), ROWS[128:192])
         for chunk in (1, 3):
-            with pytest.raises(CorruptError, match="does not match its checksum"):
+            with pytest.raises(
+                CorruptError, match=rf"rows {chunk * 64}:{chunk * 64 + 64} of .* do not match their checksum"
+            ):
                 view.read("raw", chunk * 64, chunk * 64 + 1)
 
 
@@ -571,7 +573,7 @@ def test_damage_that_is_overwritten_stays_damage_in_older_versions(
             old.read(name, start, stop)
         old.read(name, 128, 192)
     assert not list(backend.examine())
-    with pytest.raises(CorruptError, match="in the version to go back to"):
+    with pytest.raises(CorruptError, match="so nobody can go back to that version"):
         backend.reset_branch(MAIN, versions[-1], expected=repaired)
 
 
