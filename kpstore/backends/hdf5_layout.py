@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
-from kpstore.backends.hdf5_text import REFERENCE, can_read, read_text
+from kpstore.backends.hdf5_text import can_read, no_texts, read_text
 from kpstore.errors import CorruptError, InvalidError
 
 _META = "kpstore_meta"
@@ -205,21 +205,25 @@ def _corner(array: h5py.Dataset, chunk: int) -> tuple[int, ...]:
 
 
 def empty_chunk(array: h5py.Dataset, chunk: int) -> None:
-    """Put zeros (text: nothing) in the place of a chunk that cannot be read: HDF5 looks at it when it is overwritten.
+    """Put fill (text: nothing) in the place of a chunk that cannot be read: HDF5 may look at it when it is overwritten.
 
     Of damaged text it would even give up the place of whatever the damage points at.
     """
-    item_bytes = array.dtype.itemsize if h5py.check_string_dtype(array.dtype) is None else REFERENCE.itemsize
-    n_bytes = int(np.prod(array.chunks)) * item_bytes
-    array.id.write_direct_chunk(_corner(array, chunk), bytes(n_bytes), _NO_FILTERS)
+    if h5py.check_string_dtype(array.dtype) is not None:
+        array.id.write_direct_chunk(_corner(array, chunk), no_texts(array.chunks[0]), 0)
+        return
+    # A whole chunk is written without a look at the old one, but only inside of the array.
+    n_rows, first, last = array.shape[0], chunk * array.chunks[0], (chunk + 1) * array.chunks[0]
+    if last > n_rows:
+        array.resize(last, axis=0)
+    array[first:last] = np.full(array.chunks, array.fillvalue, dtype=array.dtype)
+    if last > n_rows:
+        array.resize(n_rows, axis=0)
 
 
 def spoil_chunk(array: h5py.Dataset, chunk: int) -> None:
     """Make a chunk one that cannot be read: it stands for one that could not be read before either."""
     array.id.write_direct_chunk(_corner(array, chunk), b"damaged!", 0)
-
-
-_NO_FILTERS = 0xFFFFFFFF
 
 
 # -- what differs -----------------------------------------------------------------------------------------------

@@ -54,6 +54,11 @@ def read_text(array: h5py.Dataset, start: int, stop: int) -> NDArray[np.object_]
     return words
 
 
+def no_texts(n_rows: int) -> bytes:
+    """Return a chunk in which all texts are empty, as it is stored."""
+    return zlib.compress(bytes(n_rows * REFERENCE.itemsize))
+
+
 def _references(array: h5py.Dataset, chunk: int) -> NDArray[Any] | None:
     """Return where the texts of a chunk are, decoded as HDF5's filters do it; None if nobody wrote it."""
     corner = (chunk * array.chunks[0],)

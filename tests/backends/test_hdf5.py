@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,8 +20,11 @@ import numpy as np
 import pytest
 
 import kpstore
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec, text_digest
+from kpstore.backends.checksums import checksum
 from kpstore.backends.hdf5 import HDF5Backend
+from kpstore.backends.hdf5_changes import OPEN
+from kpstore.backends.hdf5_records import HOME, read_json, write_json
 from kpstore.backends.memory import MemoryBackend
 from kpstore.errors import BusyError, CorruptError, ExistsError, InvalidError, NotFoundError
 from kpstore.ingest.run import Options, run_ingest
@@ -456,3 +460,240 @@ def test_file_systems_without_second_names_will_do(tmp_path: Path, monkeypatch: 
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".h5"] == ["b.h5"]
     with pytest.raises(ExistsError):
         HDF5Backend(str(tmp_path / "b.h5")).create({}, "new")
+
+
+# -- damage -----------------------------------------------------------------------------------------------------
+
+WORDS = np.array([f"clips/{number}.mp4" for number in range(300)], dtype=object)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> tuple[HDF5Backend, list[str]]:
+    """Give a store with numbers and text in chunks of 64 rows, and its versions: empty, all rows, some rows changed."""
+    backend = HDF5Backend(str(tmp_path / "t.h5"))
+    versions = [backend.create({"title": "t"}, "made")]
+    changes = backend.begin()
+    for name, codec in (("raw", "raw"), ("small", "lz4")):
+        changes.create(name, ArrayMeta((300, 16), "float32", 64, ("frame", "x"), codec=codec))  # type: ignore[arg-type]
+        changes.write(name, 0, ROWS)
+    changes.create("words", ArrayMeta((300,), TEXT, 64, ("frame",)))
+    changes.write("words", 0, WORDS)
+    versions.append(changes.commit("all"))
+    changes = backend.begin()
+    changes.write("raw", 10, ROWS[:30] + 1)
+    changes.write("words", 10, WORDS[::-1][:30])
+    versions.append(changes.commit("some"))
+    return backend, versions
+
+
+ROWS = np.arange(300 * 16, dtype=np.float32).reshape(300, 16)
+
+
+def damage(backend: HDF5Backend, name: str, chunk: int, how: str = "flip") -> None:
+    """Damage a chunk of the newest version, on the disk."""
+    with h5py.File(backend.location) as file:
+        dataset = file[name]
+        corner = (chunk * dataset.chunks[0], *(0 for _ in dataset.shape[1:]))
+        found = dataset.id.get_chunk_info_by_coord(corner)
+        heaps = [match.start() for match in re.finditer(b"GCOL", Path(backend.location).read_bytes())]
+    with open(backend.location, "r+b") as opened:
+        if how == "heap":  # a size of nothing, over which HDF5's own library never ends
+            for heap in heaps:
+                opened.seek(heap + 16)
+                opened.write(bytes(2000))
+        else:
+            opened.seek(found.byte_offset + 9)
+            byte = opened.read(1)[0]
+            opened.seek(found.byte_offset + 9)
+            opened.write(bytes([byte ^ 4]))
+
+
+def swap(backend: HDF5Backend, name: str, one: int, other: int) -> None:
+    """Let two chunks of raw numbers change places."""
+    with h5py.File(backend.location, "r+") as file:
+        corners = [(chunk * 64, 0) for chunk in (one, other)]
+        stored = [file[name].id.read_direct_chunk(corner)[1] for corner in corners]
+        for corner, content in zip(corners, reversed(stored), strict=True):
+            file[name].id.write_direct_chunk(corner, content)
+
+
+def reopened(backend: HDF5Backend) -> HDF5Backend:
+    return HDF5Backend(backend.location)
+
+
+@pytest.mark.parametrize(("name", "how"), [("raw", "flip"), ("small", "flip"), ("words", "flip"), ("words", "heap")])
+def test_a_damaged_chunk_is_never_read_and_the_others_are(
+    three: tuple[HDF5Backend, list[str]], name: str, how: str
+) -> None:
+    backend, versions = three
+    damage(backend, name, 2, how)
+    for snapshot in versions[1:]:
+        view = reopened(backend).view(snapshot)
+        with pytest.raises(CorruptError, match=rf"rows (128:192|130:131) of '{name}' in .*t.h5 cannot be read"):
+            view.read(name, 130, 131)
+        if how == "flip":
+            view.read(name, 0, 128)
+            assert re.fullmatch(r"byte \d+ of the file", view.place(name, 2))
+
+
+def test_chunks_that_change_places_are_told_apart(three: tuple[HDF5Backend, list[str]]) -> None:
+    backend, versions = three
+    swap(backend, "raw", 1, 3)
+    for snapshot in versions[1:]:
+        view = reopened(backend).view(snapshot)
+        np.testing.assert_array_equal(view.read("raw", 128, 192), ROWS[128:192])
+        for chunk in (1, 3):
+            with pytest.raises(
+                CorruptError, match=rf"rows {chunk * 64}:{chunk * 64 + 64} of .* do not match their checksum"
+            ):
+                view.read("raw", chunk * 64, chunk * 64 + 1)
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("name", ["raw", "small", "words"])
+def test_damage_that_is_overwritten_stays_damage_in_older_versions(
+    three: tuple[HDF5Backend, list[str]], name: str, chunk: int
+) -> None:
+    backend, versions = three
+    damage(backend, name, chunk)
+    start, stop = chunk * 64, min(chunk * 64 + 64, 300)
+    values = (WORDS if name == "words" else ROWS)[::-1][start:stop]
+    changes = reopened(backend).begin()
+    with pytest.raises(CorruptError, match=f"rows {start}:{stop} of '{name}' .* give all, or use 'kpstore repair'"):
+        changes.write(name, start + 1, values[1:])
+    changes.discard()
+    changes = reopened(backend).begin()
+    changes.write(name, start, values)
+    changes.write(name, start + 3, values[3:5])
+    repaired = changes.commit("good rows in the place of bad ones")
+    np.testing.assert_array_equal(reopened(backend).view(repaired).read(name, start, stop), values)
+    for snapshot in versions[1:]:
+        old = reopened(backend).view(snapshot)
+        with pytest.raises(CorruptError, match=f"'{name}' .*cannot be read"):
+            old.read(name, start, stop)
+        old.read(name, 128, 192)
+    assert not list(backend.examine())
+    with pytest.raises(CorruptError, match="so nobody can go back to that version"):
+        backend.reset_branch(MAIN, versions[-1], expected=repaired)
+
+
+def test_checksums_are_those_of_the_rows(three: tuple[HDF5Backend, list[str]]) -> None:
+    backend, versions = three
+    changes = backend.begin()
+    changes.resize("raw", 340)
+    changes.write("raw", 290, np.ones((20, 16), np.float32))
+    changes.create("empty", ArrayMeta((200, 2), "float64", 64, ("frame", "x"), float("nan")))
+    for view in (changes, *(backend.view(snapshot) for snapshot in [*versions[1:], changes.commit("longer")])):
+        for name in view.names():
+            meta, found = view.meta(name), view.checksums(name)
+            assert found is not None
+            rows = [view.read(name, at, min(at + 64, meta.n_rows)) for at in range(0, meta.n_rows, 64)]
+            written = [False] * 4 if name == "empty" else [at < 320 for at in range(0, meta.n_rows, 64)]
+            wanted = [checksum(meta, block) if there else 0 for block, there in zip(rows, written, strict=True)]
+            assert found.tolist() == wanted, name
+
+
+@pytest.mark.parametrize("what", ["tables", "table of an older version", "base", "parent", "tag"])
+def test_examine_names_what_no_chunk_shows(three: tuple[HDF5Backend, list[str]], what: str) -> None:
+    backend, versions = three
+    with h5py.File(backend.location, "r+") as file:
+        home = file[HOME]
+        version, older = home["versions"][versions[2]], home["versions"][versions[1]]["delta"]
+        if what == "tables":
+            home["checksums"][3] ^= 1
+            wanted = f"version {versions[2]}: 'raw': the table of its checksums is damaged"
+        elif what == "table of an older version":
+            older["checksums"][3] ^= 1
+            wanted = f"version {versions[1]}: 'raw': the table of its checksums is damaged"
+        elif what == "base":
+            about = read_json(older, "about", 2)
+            write_json(older, "about", {**about, "base": versions[1]}, 2)
+            wanted = f"version {versions[1]}: it is described by version {versions[1]}, which leads nowhere"
+        elif what == "parent":
+            record = read_json(version, "record", 2)
+            write_json(version, "record", {**record, "parent": versions[2]}, 2)
+            wanted = f"version {versions[2]}: it follows itself"
+        else:
+            write_json(home, "names", {"head": versions[2], "tags": {"v1": "GONE"}, "used_tags": ["v1"]}, 2)
+            wanted = "tag 'v1' names version GONE, which is missing"
+    opened = reopened(backend)
+    assert wanted in list(opened.examine())
+    if what == "base":
+        with pytest.raises(CorruptError, match=f"version {versions[1]} cannot be read .*described by versions"):
+            opened.view(versions[1])
+    if what == "parent":
+        with pytest.raises(CorruptError, match="it follows itself"):
+            list(opened.history(versions[2]))
+
+
+def test_records_that_change_places_are_damage(three: tuple[HDF5Backend, list[str]]) -> None:
+    backend, versions = three
+    with h5py.File(backend.location, "r+") as file:
+        groups = [file[HOME]["versions"][snapshot] for snapshot in versions[1:]]
+        stored = [group["record"][()] for group in groups]
+        for group, content in zip(groups, reversed(stored), strict=True):
+            del group["record"]
+            group["record"] = content
+    with pytest.raises(CorruptError, match=f"version {versions[2]} cannot be read .* its checksum"):
+        reopened(backend).view(versions[2])
+
+
+# -- files of format 1 ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old_file(tmp_path: Path) -> HDF5Backend:
+    """Give a file as kpstore made it before chunks had checksums by place."""
+    with h5py.File(tmp_path / "old.h5", "x", **OPEN) as file:
+        file.attrs["title"] = "t"
+        home = file.create_group(HOME)
+        home.attrs.update({"format": 1, "head": "FIRST", "tags": "{}", "used_tags": "[]"})
+        record = {"parent": None, "message": "made", "time": "2026-01-01T00:00:00+00:00", "metadata": {}, "touched": []}
+        write_json(home.create_group("versions/FIRST"), "record", record, 1)
+    backend = HDF5Backend(str(tmp_path / "old.h5"))
+    changes = backend.begin()
+    changes.create("raw", ArrayMeta((300, 16), "float32", 64, ("frame", "x"), codec="raw"))
+    changes.create("words", ArrayMeta((300,), TEXT, 64, ("frame",)))
+    changes.write("raw", 0, ROWS)
+    changes.write("words", 0, WORDS)
+    changes.commit("rows")
+    return backend
+
+
+def test_a_file_of_format_1_stays_one(old_file: HDF5Backend) -> None:
+    before = head(old_file)
+    old_file.create_tag("v1", before)
+    changes = old_file.begin()
+    changes.write("raw", 10, ROWS[:20] + 1)
+    changes.write("words", 0, WORDS[:2][::-1])
+    after = old_file.view(changes.commit("more"))
+    assert (after.checksums("raw"), changes.checksums("words")) == (None, None)
+    assert after.digest("words") == text_digest(after.read("words", 0, 300))
+    old = old_file.view(before)
+    np.testing.assert_array_equal(old.read("raw", 0, 300), ROWS)
+    assert old.read("words", 0, 300).tolist() == WORDS.tolist()
+    assert not list(old_file.examine())
+    with h5py.File(old_file.location) as file:
+        assert file[HOME].attrs["format"] == 1
+        assert "names" not in file[HOME]
+    old_file.reset_branch(MAIN, before, expected=after.snapshot)
+    np.testing.assert_array_equal(old_file.view(before).read("raw", 0, 300), ROWS)
+
+
+def test_damage_in_a_file_of_format_1_can_be_overwritten_and_stays_in_the_older_version(old_file: HDF5Backend) -> None:
+    before = head(old_file)
+    damage(old_file, "raw", 1)
+    changes = reopened(old_file).begin()
+    with pytest.raises(CorruptError, match=r"rows 64:128 of 'raw' .* give all"):
+        changes.write("raw", 70, ROWS[:3])
+    changes.write("raw", 64, ROWS[:64])
+    np.testing.assert_array_equal(reopened(old_file).view(changes.commit("good")).read("raw", 64, 128), ROWS[:64])
+    with pytest.raises(CorruptError, match="rows 64:128 of 'raw'"):
+        reopened(old_file).view(before).read("raw", 64, 128)
+
+
+def test_a_file_of_a_later_format_is_refused(backend: HDF5Backend) -> None:
+    with h5py.File(backend.location, "r+") as file:
+        file[HOME].attrs["format"] = 3
+    with pytest.raises(InvalidError, match="has layout 3 of kpstore's HDF5 files, this kpstore reads up to 2"):
+        reopened(backend).branches()
