@@ -196,7 +196,7 @@ def digest(found: Any) -> str:
         found = [digest(value) for value in found]
     elif isinstance(found, np.ndarray):
         found = found.tolist() if found.dtype == object else [found.dtype.str, found.shape, found.tobytes().hex()]
-    return hashlib.sha256(json.dumps(found, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(found, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass

@@ -85,9 +85,11 @@ class HDF5Backend:
         snapshot = new_id()
         try:
             with h5py.File(aside, "x", **OPEN) as file:
-                # A kpstore that knows format 1 alone takes `head` for the newest version, and gets with it as far as
-                # the root's format_version, which it refuses.
-                file.create_group(HOME).attrs.update({"format": records.FORMAT, "head": snapshot})
+                file.create_group(HOME).attrs.update(
+                    # A kpstore that knows format 1 alone takes `head` for the newest version, and gets with it as far
+                    # as the root's format_version, which it refuses.
+                    {"format": records.FORMAT, "head": snapshot, "tags": "{}", "used_tags": "[]"}
+                )
                 write_names(file, Names(snapshot, {}, ()))
                 kept = layout.plain(attrs)
                 layout.set_attrs(file, kept, ())

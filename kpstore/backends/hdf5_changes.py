@@ -284,7 +284,7 @@ class HDF5WriteView(View):
         kept = self._kept()["chunks"]
         first, last = chunk * meta.chunk_rows, min((chunk + 1) * meta.chunk_rows, meta.n_rows)
         try:
-            rows = self._told(f"rows {first}:{last} of {name!r}", lambda: self._array(name).read_chunk(chunk))
+            rows = self._told(f"rows {first}:{last} of ", name, lambda: self._array(name).read_chunk(chunk))
         except CorruptError as error:
             if not whole:
                 raise CorruptError(
@@ -367,7 +367,7 @@ class HDF5WriteView(View):
         touched = {name for name, _ in self._touched}
         for name in known.keys() & touched:
             # Damage that is there already must not be given a digest of its own.
-            old = self._told(repr(name), partial(before[name].read, 0, before[name].meta.n_rows))
+            old = self._told("", name, partial(before[name].read, 0, before[name].meta.n_rows))
             if text_digest(old) != known[name]:
                 raise CorruptError(
                     f"{name!r} in {self._backend.location} is not the text that was committed: the file is damaged, "
@@ -423,10 +423,13 @@ class HDF5WriteView(View):
         self.become(view.snapshot)
 
     def _restore_chunk(self, name: str, wanted: StoredArray, chunk: int) -> None:
-        what = f"chunk {chunk} of {name!r} in the version to go back to"
-        rows = self._told(what, lambda: wanted.read_chunk(chunk))
+        what = f"chunk {chunk} of "
+        try:
+            rows = self._told(what, name, lambda: wanted.read_chunk(chunk))
+        except CorruptError as error:
+            raise CorruptError(f"{error}; so nobody can go back to that version") from error
         if rows is None:
-            if self._told(what, self._array(name).piece(chunk).byte) is None:
+            if self._told(what, name, self._array(name).piece(chunk).byte) is None:
                 return
             size = wanted.meta.chunk_rows
             rows = _unwritten(wanted.meta, min(size, wanted.meta.n_rows - chunk * size))

@@ -29,6 +29,14 @@ from kpstore.backends.hdf5_records import (
 from kpstore.errors import CorruptError
 
 
+class WrongChunkError(ValueError):
+    """A chunk, of rows ``start`` to ``stop``, that is not what was committed at its place."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        super().__init__("they do not match their checksum")
+        self.start, self.stop = start, stop
+
+
 class DataSet:
     """A data set that holds chunks; looked at when it is first read.
 
@@ -166,7 +174,7 @@ class StoredArray:
 
         Raises
         ------
-        ValueError
+        WrongChunkError
             If a chunk is not what was committed at its place. Damage also shows as whatever HDF5's library raises.
         """
         table = self.table
@@ -178,7 +186,7 @@ class StoredArray:
         for chunk in range(first, last):
             at = (chunk - first) * size
             if not matches(self.meta, rows[at : at + size], int(table[chunk])):
-                raise ValueError(f"chunk {chunk} does not match its checksum")
+                raise WrongChunkError(chunk * size, min((chunk + 1) * size, self.meta.n_rows))
         wanted = rows[start - first * size : stop - first * size]
         return wanted if len(wanted) == len(rows) else wanted.copy()
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Commit
 from kpstore.backends.hdf5_layout import n_chunks
 from kpstore.backends.hdf5_records import DAMAGE, damage_told, format_of, read_record
-from kpstore.backends.hdf5_tree import Piece, StoredArray, Tree, read_tree
+from kpstore.backends.hdf5_tree import Piece, StoredArray, Tree, WrongChunkError, read_tree
 from kpstore.backends.mapping import FilePiece, map_pieces
 from kpstore.errors import CorruptError, KpstoreError, NotFoundError
 
@@ -90,7 +90,7 @@ class View:
     def checksums(self, name: str) -> NDArray[np.uint64] | None:
         """Return the checksum of each chunk; None in a file of format 1."""
         array = self._array(name)
-        table = self._told(name, lambda: array.table)
+        table = self._told("checksums of ", name, lambda: array.table)
         return None if table is None else table.copy()
 
     def place(self, name: str, chunk: int) -> str:
@@ -105,17 +105,19 @@ class View:
         """Return rows; every chunk that they lie in is checked (format 1: of text only whether it can be read)."""
         array = self._array(name)
         array.meta.check_rows(name, start, stop - start)
-        return self._told(f"rows {start}:{stop} of {name!r}", lambda: array.read(start, stop))
+        return self._told(f"rows {start}:{stop} of ", name, lambda: array.read(start, stop))
 
-    def _told(self, what: str, read: Callable[[], Found]) -> Found:
-        """Return what ``read`` gives; its errors become one that names what was read."""
+    def _told(self, what: str, name: str, read: Callable[[], Found]) -> Found:
+        """Return what ``read`` gives of an array; its errors become one that names the array, and rows as ``what``."""
         try:
             return read()
         except KpstoreError:
             raise
         except DAMAGE as error:
+            if isinstance(error, WrongChunkError):
+                what = f"rows {error.start}:{error.stop} of "
             reason = " ".join(str(error).split())
-            raise CorruptError(f"{what} in {self._backend.location} cannot be read: {reason}") from error
+            raise CorruptError(f"{what}{name!r} in {self._backend.location} cannot be read: {reason}") from error
 
 
 class HDF5ReadView(View):
@@ -134,7 +136,7 @@ class HDF5ReadView(View):
                 raw = array.meta.dtype != TEXT and array.is_raw
                 return _RawChunks(self._file, array) if raw else _LibraryChunks(self, name, array)
 
-            self._chunks[name] = self._told(repr(name), find)
+            self._chunks[name] = self._told("", name, find)
         return self._chunks[name]
 
 
@@ -151,8 +153,8 @@ class _LibraryChunks:
         """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
         rows = self._array.meta.chunk_rows
         start, stop = number * rows, min((number + 1) * rows, self._array.meta.n_rows)
-        what = f"rows {start}:{stop} of {self._name!r}"
-        out[: stop - start] = self._view._told(what, lambda: self._array.read_unchecked(start, stop))
+        what = f"rows {start}:{stop} of "
+        out[: stop - start] = self._view._told(what, self._name, lambda: self._array.read_unchecked(start, stop))
 
 
 class _RawChunks:

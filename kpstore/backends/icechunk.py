@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -25,6 +26,8 @@ from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.icechunk_views import IcechunkReadView, IcechunkWriteView, first_line, guard_fork
 from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError, NotFoundError
+
+_log = logging.getLogger(__name__)
 
 # Icechunk's own log lines go to standard output, where they break --json; what matters of them (local directories are
 # not safe for concurrent commits) is answered below by a lock around every commit. Its errors come as exceptions; those
@@ -49,6 +52,7 @@ class IcechunkBackend:
         """Path of the directory, as it was given."""
         # Forks and pickles go to processes that may work in another folder.
         self._path = Path(location).absolute()
+        self._told: set[str] = set()
 
     def __reduce__(self) -> tuple[type[IcechunkBackend], tuple[str]]:
         return IcechunkBackend, (str(self._path),)
@@ -154,7 +158,11 @@ class IcechunkBackend:
         self.view(snapshot)
         with _translated(self.location):
             versions = itertools.pairwise(self._repo().ancestry(snapshot_id=snapshot))
+            seen: set[str] = set()
             for info, older in versions:
+                if info.id in seen:  # snapshots that have changed places may follow each other in a circle
+                    raise CorruptError(f"the history of version {snapshot!r} of {self.location} leads back to {info.id}")
+                seen.add(info.id)
                 parent = None if older.parent_id is None else older.id
                 yield Commit(info.id, parent, info.message, info.written_at, dict(info.metadata))
 
@@ -172,6 +180,10 @@ class IcechunkBackend:
         if names.damaged:  # or somebody is in the middle of a change
             with self._quiet():
                 names = self._records.names(kind)
+        for problem in names.damaged.values():
+            if problem not in self._told:  # whoever lists names does not see it otherwise
+                self._told.add(problem)
+                _log.warning("%s", problem)
         return names
 
     def _quiet(self) -> AbstractContextManager[None]:
@@ -244,7 +256,8 @@ class IcechunkBackend:
             yield str(error)
             return
         with self._quiet():
-            yield from self._records.examine()
+            seen = self._records.look()
+        yield from self._records.examine(seen)
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Hold the store for one long write."""

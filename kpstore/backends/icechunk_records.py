@@ -37,6 +37,23 @@ class _Version:
         return frozenset([f"snapshots/{version}", *transaction, *self.manifests])
 
 
+@dataclass(frozen=True)
+class Sight:
+    """Names and the ledger as they were at one moment.
+
+    Parameters
+    ----------
+    has_ledger, records : the ledger.
+    refs : of each kind, by name.
+    wrong_names : a line for each name that is damaged or gone.
+    """
+
+    has_ledger: bool
+    records: Records
+    refs: Mapping[Kind, Mapping[str, Ref]]
+    wrong_names: tuple[str, ...]
+
+
 class VersionRecords:
     """Keeps the ledger of a repository, and compares.
 
@@ -164,22 +181,26 @@ class VersionRecords:
 
     # -- all of it --------------------------------------------------------------------------------------------------
 
-    def examine(self) -> Iterator[str]:
-        """Yield what is wrong with names, and with the files that describe versions, one line each."""
+    def look(self) -> Sight:
+        """Return names as they are, under the commit lock."""
         records = self._ledger.read().records()
         refs = {kind: read_refs(self._root, kind) for kind in _KINDS}
-        versions = self._reachable(records, refs)
-        if not self._ledger.exists():
+        return Sight(self._ledger.exists(), records, refs, tuple(self._wrong_names(records, refs)))
+
+    def examine(self, seen: Sight) -> Iterator[str]:
+        """Yield what is wrong with names, and with the files that describe versions, one line each."""
+        records, versions = seen.records, self._reachable(seen)
+        if not seen.has_ledger:
             if any(found is not None and f"/{TABLE}" in found.arrays for found in versions.values()):
                 yield f"{LEDGER} is gone: names and descriptions of versions cannot be compared with what was written"
         elif not records.files:
             yield f"{LEDGER} is damaged: it says nothing of any version"
         for number in records.damaged:
             yield f"{LEDGER} is damaged: line {number} is not what was written"
-        yield from self._examine_names(records, refs)
-        yield from self._examine_files(records, versions)
+        yield from seen.wrong_names
+        yield from self._wrong_files(records, versions)
 
-    def _examine_names(self, records: Records, refs: Mapping[Kind, Mapping[str, Ref]]) -> Iterator[str]:
+    def _wrong_names(self, records: Records, refs: Mapping[Kind, Mapping[str, Ref]]) -> Iterator[str]:
         for kind in _KINDS:
             names, recorded = self.names(kind), records.tags if kind == "tag" else records.branches
             yield from names.damaged.values()
@@ -188,9 +209,10 @@ class VersionRecords:
                 if name not in names.damaged:
                     yield self._wrong_name(kind, name, Ref(name, file_of(kind, name), None), recorded[name])
 
-    def _reachable(self, records: Records, refs: Mapping[Kind, Mapping[str, Ref]]) -> dict[str, _Version | None]:
+    def _reachable(self, seen: Sight) -> dict[str, _Version | None]:
         """Return all versions that names lead to, or led to; None for one that cannot be read."""
-        named = [ref.version for found in refs.values() for ref in found.values() if not ref.is_deleted]
+        records = seen.records
+        named = [ref.version for found in seen.refs.values() for ref in found.values() if not ref.is_deleted]
         recorded = [version for names in (records.branches, records.tags) for are in names.values() for version in are]
         versions: dict[str, _Version | None] = {}
         for start in (*named, *recorded):
@@ -200,7 +222,7 @@ class VersionRecords:
                 version = records.parents.get(version) if found is None else found.parent
         return versions
 
-    def _examine_files(self, records: Records, versions: Mapping[str, _Version | None]) -> Iterator[str]:
+    def _wrong_files(self, records: Records, versions: Mapping[str, _Version | None]) -> Iterator[str]:
         done: set[str] = set()
         for version, found in versions.items():
             whose = f"version {version} of {self._location}"

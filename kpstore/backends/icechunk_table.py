@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+import icechunk
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -21,6 +23,8 @@ COLUMNS = 2_048
 """Chunks of an array whose checksums are stored together: a small commit writes 16 KiB for each of its arrays."""
 _SMALL_CELLS = 2**18
 """A table of so many cells is read at once."""
+UNREADABLE = (icechunk.IcechunkError, ValueError, RuntimeError, LookupError, OSError)
+"""What Icechunk, Zarr and the codecs raise on damaged files."""
 _ROWS = "arrays"
 _FREE = ""
 
@@ -73,11 +77,12 @@ class ChecksumTable:
 
     def _block(self, first: int, last: int, begin: int, end: int) -> NDArray[np.uint64]:
         """Return some rows and columns; of a small table all is read, as each call into Zarr takes milliseconds."""
-        if self._array.size > _SMALL_CELLS:
-            return np.asarray(self._array[first:last, begin:end])
-        if self._whole is None:
-            self._whole = np.asarray(self._array[:, :])
-        return self._whole[first:last, begin:end].copy()
+        if self._whole is None and self._array.size <= _SMALL_CELLS:
+            # If it is damaged, some of its rows may still be whole.
+            with suppress(*UNREADABLE):
+                self._whole = np.asarray(self._array[:, :])
+        rows = self._array if self._whole is None else self._whole
+        return np.array(rows[first:last, begin:end])
 
     def update(
         self, written: Mapping[str, Mapping[int, int]], created: Collection[str], deleted: Collection[str]

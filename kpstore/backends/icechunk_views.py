@@ -17,7 +17,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Codec, ViewChunks, check_short_end
 from kpstore.backends.checksums import TABLE, UNWRITTEN, checksum, matches
-from kpstore.backends.icechunk_table import ChecksumTable
+from kpstore.backends.icechunk_table import UNREADABLE, ChecksumTable
 from kpstore.errors import (
     ConflictError,
     CorruptError,
@@ -30,8 +30,6 @@ from kpstore.errors import (
 
 _COPY_BYTES = 64 * 2**20
 """Writes of up to so much are copied to fill up their first and last chunk; of larger ones just those two are."""
-_UNREADABLE = (icechunk.IcechunkError, ValueError, RuntimeError, LookupError, OSError)
-"""What Icechunk, Zarr and the codecs raise on damaged files."""
 
 _used_in_this_process = False
 _forked_after_use = False
@@ -107,7 +105,7 @@ def _read_chunks(array: zarr.Array[Any], meta: ArrayMeta, chunks: range, sums: S
     start, stop = chunks.start * size, min(chunks.stop * size, meta.n_rows)
     try:
         values = np.asarray(array[start:stop])
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if len(chunks) > 1:
             for chunk in chunks:
                 _read_chunks(array, meta, range(chunk, chunk + 1), None)
@@ -127,6 +125,7 @@ class _View:
         self._session, self._home, self._location = session, home, home.location
         self._group = zarr.open_group(session.store, mode="r" if session.read_only else "r+")
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._metas: dict[str, ArrayMeta] = {}
         self._table: ChecksumTable | None = None
         self._sums: dict[str, NDArray[np.uint64] | None] = {}
         self._places: dict[str, Sequence[str] | None] = {}
@@ -162,7 +161,9 @@ class _View:
         return self._arrays[name]
 
     def meta(self, name: str) -> ArrayMeta:
-        return _meta_of(self._array(name))
+        if name not in self._metas:
+            self._metas[name] = _meta_of(self._array(name))
+        return self._metas[name]
 
     def digest(self, name: str) -> None:
         """Return none: text has checksums as numbers have."""
@@ -175,7 +176,7 @@ class _View:
                 if self._table is None and self._has_table():
                     self._table = ChecksumTable.open(self._group)
                 found = None if self._table is None else self._table.read(name, _n_chunks(meta))
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 raise CorruptError(
                     f"the checksums of {name!r} in {self._location} cannot be read: {first_line(error)}"
                 ) from error
@@ -256,14 +257,7 @@ class IcechunkReadView(_View):
 
     def __init__(self, session: icechunk.Session, home: Home) -> None:
         super().__init__(session, home)
-        self._metas: dict[str, ArrayMeta] = {}
         self._chunks: dict[str, Chunks] = {}
-
-    def meta(self, name: str) -> ArrayMeta:
-        """Return shape and type of an array."""
-        if name not in self._metas:
-            self._metas[name] = super().meta(name)
-        return self._metas[name]
 
     def chunks(self, name: str) -> Chunks:
         """Return the chunks of an array: files, where they are of a kind that is understood here."""
@@ -295,6 +289,10 @@ class IcechunkWriteView(_View):
         if self._spent:
             raise ReadOnlyError(f"these changes of {self._location} were committed or discarded; begin new ones")
 
+    def _forget(self, name: str) -> None:
+        self._arrays.pop(name, None)
+        self._metas.pop(name, None)
+
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
         """Replace the store's attributes."""
         self._check_open()
@@ -304,7 +302,7 @@ class IcechunkWriteView(_View):
         """Replace the attributes of one array."""
         self._check_open()
         self._array(name).attrs.put(dict(attrs))
-        del self._arrays[name]
+        self._forget(name)
 
     def create(self, name: str, meta: ArrayMeta) -> None:
         """Make an array of unwritten rows."""
@@ -334,7 +332,7 @@ class IcechunkWriteView(_View):
             raise InvalidError(f"{name!r} has {array.shape[0]} rows and cannot shrink to {n_rows}")
         if n_rows > array.shape[0]:
             array.resize((n_rows, *array.shape[1:]))
-            del self._arrays[name]
+            self._forget(name)
             self._sums.pop(name, None)
 
     def delete(self, name: str) -> None:
@@ -342,7 +340,7 @@ class IcechunkWriteView(_View):
         self._check_open()
         self._array(name)
         del self._group[name]
-        del self._arrays[name]
+        self._forget(name)
         self._written.pop(name, None)
         if name not in self._created:
             self._deleted.add(name)
@@ -431,6 +429,7 @@ class IcechunkWriteView(_View):
             for name, written in fork.checksums.items():
                 self._written.setdefault(name, {}).update(written)
         self._arrays.clear()
+        self._metas.clear()
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
         """Make the changes the branch's next version."""
@@ -467,7 +466,7 @@ class IcechunkWriteView(_View):
         try:
             table = self._table or ChecksumTable.open(self._group)
             table.update(self._written, self._created, self._deleted)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise CorruptError(
                 f"the checksums in {self._location} cannot be read, so nothing was committed: {first_line(error)}"
             ) from error
@@ -476,7 +475,7 @@ class IcechunkWriteView(_View):
         """Forget all changes."""
         if not self._spent:
             self._session.discard_changes()
-            for kept in (self._arrays, self._sums, self._written):
+            for kept in (self._arrays, self._metas, self._sums, self._written):
                 kept.clear()
             self._created.clear()
             self._deleted.clear()

@@ -154,7 +154,7 @@ def export_file(
         raise UnsupportedError(f"format {found.name!r} can be imported only")
     _check_no_store(Path(path), Path(store.location))
     exporter: Exporter = _with_options(found, found.exporter, options)
-    return exporter.export(store, Path(path), overwrite=overwrite, on_progress=on_progress)
+    return exporter.export(store.checked(), Path(path), overwrite=overwrite, on_progress=on_progress)
 
 
 def _check_no_store(path: Path, source: Path) -> None:

@@ -56,6 +56,7 @@ def diff(old: Store, new: Store) -> VersionDiff:
 
     Videos are matched by id, wherever they lie. Floats count as equal if they are the same number or both NaN.
     """
+    old, new = old.checked(), new.checked()
     common = [video_id for video_id in old.index.ids.tolist() if video_id in new.index]
     both = [name for name in old.features if name in new.features]
     changes = {name: _diff_feature(old, new, name, common) for name in both}

@@ -153,6 +153,7 @@ def compare(
     """
     if not atol >= 0:
         raise InvalidError(f"atol is {atol}; a tolerance is 0 or more")
+    a, b = a.checked(), b.checked()
     wanted = tuple(dict.fromkeys((*a.features, *b.features))) if features is None else features
     for name in wanted:
         if name not in a.features and name not in b.features:

@@ -73,6 +73,7 @@ def coverage(store: Store, feature: str, split: str | None = None) -> Coverage:
 
 def coverage_by_split(store: Store, feature: str) -> dict[str, Coverage]:
     """Return the coverage of a feature for each split, in storage order; masks are read a few chunks at a time."""
+    store = store.checked()
     spec, splits = store.feature(feature), store.splits
     number = {split: n for n, split in enumerate(splits)}
     split_of = np.array([number[split] for split in store.index.splits], dtype=np.int64)

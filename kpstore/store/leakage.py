@@ -119,6 +119,7 @@ def check_splits(
     """
     if not near >= 0:
         raise InvalidError(f"near={near}: use 0 or more")
+    store = store.checked()
     feature = _frame_feature(store, feature)
     column = _signer_column(store, signer) if signers else None
     found = [*_same_names(store), *_same_paths(store)]

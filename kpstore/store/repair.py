@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -139,11 +140,12 @@ def _unopened(backend: Backend, reason: str) -> CorruptError:
 def _known_versions(backend: Backend) -> Iterator[tuple[str, str]]:
     """Yield versions by id, with the name to call each by, for as far as they can be found: the newest first."""
     tips: dict[str, str] = {}
-    for names in (backend.branches, backend.tags):
-        try:
-            tips |= {snapshot: name for name, snapshot in names().items()}
-        except KpstoreError:  # as little as is left may be enough
-            continue
+    for list_names in (backend.branches, backend.tags):
+        with suppress(KpstoreError):  # as little as is left may be enough
+            names = list_names()
+            for name in names:
+                with suppress(KpstoreError):
+                    tips[names[name]] = name
     seen: set[str] = set()
     for tip in tips:
         try:

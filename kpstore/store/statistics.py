@@ -282,6 +282,7 @@ def measure(store: Store, feature: str, *, workers: int | None = None, on_rows: 
     """Return what is kept of a feature, from the local disk if it is there; see :func:`statistics`."""
     if workers is not None and workers < 1:
         raise InvalidError(f"workers={workers}: use 1 or more")
+    store = store.checked()  # the result is kept
     report = on_rows or (lambda n_rows: None)
     cache = store.decoded_cache
     # A store in memory goes with its process, and so would whoever could ask again.

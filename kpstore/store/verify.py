@@ -92,8 +92,11 @@ def _versions(backend: Backend, found: Verification) -> list[str]:
         first = [MAIN] if kind == "branch" else []
         if kind == "branch" and MAIN not in listed:
             found.problems.append(Problem("", f"there is no branch {MAIN!r}", first="branches"))
-        ordered = dict.fromkeys([*(name for name in first if name in listed), *listed])
-        names += [(f"{kind} {name!r}", listed[name]) for name in ordered]
+        for name in dict.fromkeys([*(name for name in first if name in listed), *listed]):
+            try:
+                names.append((f"{kind} {name!r}", listed[name]))
+            except KpstoreError as error:
+                found.problems.append(Problem("", one_line(str(error)), first=f"{kind} {name!r}"))
     snapshots: dict[str, None] = {}
     for name, tip in names:
         snapshots[tip] = None

@@ -567,6 +567,11 @@ def _check_loaders(train_loader: Loader, dev_loader: Loader | None) -> None:
                 f"the {name} loader drops all of its {len(loader.dataset)} frames, which fill no batch; make batches "
                 "smaller, or drop_last=False"
             )
+        if loader.sampler.view.store.check == "never":
+            raise InvalidError(
+                f"the {name} loader reads a store that was opened with check='never', and damage would be learnt; open "
+                "it with check='first'"
+            )
         _check_fill(loader.sampler.view)
 
 

@@ -225,6 +225,7 @@ def predict_feature(
     MismatchError
         If a feature of that name was made otherwise.
     """
+    store = store.checked()
     source = feature or predictor.inputs["feature"]
     spec = predictor.spec(store, source, name)
     if spec.name in store.features and "checkpoint_sha256" not in store.provenance(spec.name):
@@ -272,6 +273,7 @@ def predict_pictures(
 
     See :func:`predict_feature` for the others.
     """
+    store = store.checked()
     source, folder = feature or predictor.inputs["feature"], Path(folder)
     work = _plan(store, source, split, None)
     view = predictor.view(store, source, _ids(store, work.positions))

@@ -136,6 +136,7 @@ def train_skeleton(
     InvalidError
         If the feature has no 143 points, a split has no frames, or none of them a certain part; and as ``fit``.
     """
+    store = store.checked()
     chosen, task, size = frames or Frames(), task or SkeletonTask(), (config or SkeletonConfig()).image_size
     style, feature = task.style, chosen.feature
 
@@ -167,6 +168,7 @@ def train_keypoints(
     Points are mapped to [0, 1] by the lowest and highest values of all faces of the training split; frames without a
     face are left out. The parameters and errors are those of :func:`train_skeleton`.
     """
+    store = store.checked()
     chosen = frames or Frames()
     feature = chosen.feature
 

@@ -528,7 +528,7 @@ def test_a_damaged_chunk_is_never_read_and_the_others_are(
     damage(backend, name, 2, how)
     for snapshot in versions[1:]:
         view = reopened(backend).view(snapshot)
-        with pytest.raises(CorruptError, match=rf"rows 130:131 of '{name}' in .*t.h5 cannot be read"):
+        with pytest.raises(CorruptError, match=rf"rows (128:192|130:131) of '{name}' in .*t.h5 cannot be read"):
             view.read(name, 130, 131)
         if how == "flip":
             view.read(name, 0, 128)
@@ -542,11 +542,14 @@ def test_chunks_that_change_places_are_told_apart(three: tuple[HDF5Backend, list
         view = reopened(backend).view(snapshot)
         np.testing.assert_array_equal(view.read("raw", 128, 192), ROWS[128:192])
         for chunk in (1, 3):
-            with pytest.raises(CorruptError, match="does not match its checksum"):
+            with pytest.raises(
+                CorruptError, match=rf"rows {chunk * 64}:{chunk * 64 + 64} of .* do not match their checksum"
+            ):
                 view.read("raw", chunk * 64, chunk * 64 + 1)
 
 
-@pytest.mark.parametrize(("name", "chunk"), [("raw", 1), ("raw", 4), ("small", 1), ("words", 1), ("words", 4)])
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("name", ["raw", "small", "words"])
 def test_damage_that_is_overwritten_stays_damage_in_older_versions(
     three: tuple[HDF5Backend, list[str]], name: str, chunk: int
 ) -> None:
@@ -569,7 +572,7 @@ def test_damage_that_is_overwritten_stays_damage_in_older_versions(
             old.read(name, start, stop)
         old.read(name, 128, 192)
     assert not list(backend.examine())
-    with pytest.raises(CorruptError, match="in the version to go back to"):
+    with pytest.raises(CorruptError, match="so nobody can go back to that version"):
         backend.reset_branch(MAIN, versions[-1], expected=repaired)
 
 
@@ -584,7 +587,8 @@ def test_checksums_are_those_of_the_rows(three: tuple[HDF5Backend, list[str]]) -
             meta, found = view.meta(name), view.checksums(name)
             assert found is not None
             rows = [view.read(name, at, min(at + 64, meta.n_rows)) for at in range(0, meta.n_rows, 64)]
-            wanted = [0] * 4 if name == "empty" else [checksum(meta, block) for block in rows]
+            written = [False] * 4 if name == "empty" else [at < 320 for at in range(0, meta.n_rows, 64)]
+            wanted = [checksum(meta, block) if there else 0 for block, there in zip(rows, written, strict=True)]
             assert found.tolist() == wanted, name
 
 
@@ -602,7 +606,6 @@ def test_examine_names_what_no_chunk_shows(three: tuple[HDF5Backend, list[str]],
             wanted = f"version {versions[1]}: 'raw': the table of its checksums is damaged"
         elif what == "base":
             about = read_json(older, "about", 2)
-            del about["checksum" if "checksum" in about else "base"]
             write_json(older, "about", {**about, "base": versions[1]}, 2)
             wanted = f"version {versions[1]}: it is described by version {versions[1]}, which leads nowhere"
         elif what == "parent":
@@ -615,7 +618,7 @@ def test_examine_names_what_no_chunk_shows(three: tuple[HDF5Backend, list[str]],
     opened = reopened(backend)
     assert wanted in list(opened.examine())
     if what == "base":
-        with pytest.raises(CorruptError, match=f"version {versions[1]} cannot be read .*described by itself|described"):
+        with pytest.raises(CorruptError, match=f"version {versions[1]} cannot be read .*described by versions"):
             opened.view(versions[1])
     if what == "parent":
         with pytest.raises(CorruptError, match="it follows itself"):
@@ -644,10 +647,8 @@ def old_file(tmp_path: Path) -> HDF5Backend:
         file.attrs["title"] = "t"
         home = file.create_group(HOME)
         home.attrs.update({"format": 1, "head": "FIRST", "tags": "{}", "used_tags": "[]"})
-        record = (
-            '{"parent": null, "message": "made", "time": "2026-01-01T00:00:00+00:00", "metadata": {}, "touched": []}'
-        )
-        home.create_group("versions/FIRST")["record"] = np.frombuffer(record.encode(), np.uint8)
+        record = {"parent": None, "message": "made", "time": "2026-01-01T00:00:00+00:00", "metadata": {}, "touched": []}
+        write_json(home.create_group("versions/FIRST"), "record", record, 1)
     backend = HDF5Backend(str(tmp_path / "old.h5"))
     changes = backend.begin()
     changes.create("raw", ArrayMeta((300, 16), "float32", 64, ("frame", "x"), codec="raw"))

@@ -166,6 +166,7 @@ def test_a_damaged_table_is_one_line(backend: IcechunkBackend) -> None:
     flip(newest, 50)
     with pytest.raises(CorruptError, match=r"the checksums of 'many' in .* cannot be read: \S"):
         read(backend, name="many")
+    assert read(backend, name="words").tolist() == [*"abcdef"]
 
 
 def test_plain_zarr_and_xarray_still_open_a_store(backend: IcechunkBackend) -> None:
@@ -295,6 +296,24 @@ def test_a_damaged_name_is_said_when_it_is_asked_for(backend: IcechunkBackend, d
         again.tag("版本1")
     with pytest.raises(CorruptError, match="branch 'side'"):
         again.transaction("on it", branch="side")
+
+
+def test_a_damaged_name_is_told_of_where_names_are_listed(
+    backend: IcechunkBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    (Path(backend.location) / "refs/tag.old/ref.json").write_bytes(bytes(35))
+    again = IcechunkBackend(backend.location)
+    assert (dict(again.tags()), dict(again.tags())) == ({}, {})
+    assert [record.getMessage().count("refs/tag.old/ref.json is damaged") for record in caplog.records] == [1]
+
+
+def test_others_can_commit_while_a_store_is_examined(backend: IcechunkBackend) -> None:
+    for version in (backend.branches()[MAIN], backend.tags()["old"]):
+        (Path(backend.location) / "transactions" / version).write_bytes(b"")
+    lines = IcechunkBackend(backend.location).examine()
+    assert "is damaged: transactions/" in next(lines)
+    backend.create_tag("meanwhile", backend.branches()[MAIN])
+    assert len(list(lines)) == 1
 
 
 def test_a_branch_that_has_lost_versions_is_not_read_or_built_upon(backend: IcechunkBackend) -> None:
