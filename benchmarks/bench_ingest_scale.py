@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import PeakMemory, SyntheticExtractor, SyntheticSource, phoenix_lengths, summary
-from kpstore.backends.icechunk import IcechunkBackend
+from kpstore.backends import icechunk
 from kpstore.ingest.run import Options, run_ingest
 from kpstore.store.transaction import Transaction
 
@@ -31,25 +33,15 @@ print(time.perf_counter() - began)
 def run(*, scale: float, workers: int, lists: list[Path], runs: int = 5) -> dict[str, Any]:
     """Ingest once and open several times, each in a process of its own."""
     commits: list[float] = []
+    checks: list[float] = []
     with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
         store = Path(folder) / "scale.kps"
         source = SyntheticSource(phoenix_lengths(lists, scale=scale))
-        original = Transaction.commit
-
-        def timed(tx: Transaction) -> str:
-            began = time.perf_counter()
-            snapshot = original(tx)
-            commits.append(time.perf_counter() - began)
-            return snapshot
-
-        Transaction.commit = timed  # type: ignore[method-assign]
-        try:
+        with _timed(Transaction, "commit", commits), _timed(icechunk._Fork, "check", checks):
             report = run_ingest(source, store, SyntheticExtractor(), Options(workers=workers))
-        finally:
-            Transaction.commit = original  # type: ignore[method-assign]
         files = [path for path in store.rglob("*") if path.is_file()]
         opened = [float(_python(_FIRST_ROW, str(store))) for _ in range(runs)]
-        history = len(list(IcechunkBackend(str(store)).history(report.snapshot)))
+        history = len(list(icechunk.IcechunkBackend(str(store)).history(report.snapshot)))
         size = sum(path.stat().st_size for path in files)
     return {
         "videos": report.videos_done,
@@ -62,9 +54,29 @@ def run(*, scale: float, workers: int, lists: list[Path], runs: int = 5) -> dict
         "objects": len(files),
         "size_mb": round(size / 1e6, 1),
         "versions": history,
+        "check_s": round(sum(checks), 3),
+        "check_share": round(sum(checks) / report.seconds, 4),
         "commit_s": {key: round(value, 4) for key, value in summary(commits).items()},
         "open_to_first_row_ms": {key: round(value * 1e3, 1) for key, value in summary(opened).items() if key != "runs"},
     }
+
+
+@contextmanager
+def _timed(kind: Any, name: str, seconds: list[float]) -> Iterator[None]:
+    """Add how long each call of a method takes."""
+    original = getattr(kind, name)
+
+    def timed(self: Any) -> Any:
+        began = time.perf_counter()
+        result = original(self)
+        seconds.append(time.perf_counter() - began)
+        return result
+
+    setattr(kind, name, timed)
+    try:
+        yield
+    finally:
+        setattr(kind, name, original)
 
 
 def _python(code: str, *args: str) -> str:

@@ -124,7 +124,7 @@ def opened_extractor(job: Job) -> AnyExtractor:
     """Return this process's extractor for a run, opening it the first time.
 
     A model has one state, so whoever uses it is the only one in its process that does: the serial run, an isolated
-    process, and a worker's one thread for tasks (:func:`kpstore.ingest.crew.run_on_worker`).
+    process, and a worker's one thread for tasks (:func:`kpstore.ingest.on_worker.run_on_worker`).
     """
     if _opened.run_id != job.run_id or _opened.extractor is None:
         if _opened.extractor is not None:

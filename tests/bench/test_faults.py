@@ -1,0 +1,20 @@
+"""The runs of ``benchmarks.faults``, a few of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults import cluster
+
+
+@pytest.mark.timeout(300)
+def test_random_clusters_lose_nothing_and_a_second_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "journal.jsonl"
+    counts = cluster.run(1, 3, tmp_path / "clusters", journal)
+    assert sum(one["attempts"] for one in counts.values()) == sum(one["survived"] for one in counts.values()) == 1
+    monkeypatch.setattr(cluster, "_attempt", None)  # nothing is made again
+    assert cluster.run(1, 3, tmp_path / "clusters", journal) == counts
