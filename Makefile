@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 ARGS ?=
 DEMO ?= demo-output
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test quick faults lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is to make
@@ -30,8 +30,17 @@ $(VENV)/test: $(VENV)/python constraints.txt setup.cfg
 demo: $(VENV)/demo ## extract keypoints from real photographs with two workers, show the result
 	$(BIN)/kpstore demo $(DEMO)
 
+# Bytecode is kept even where the surroundings say otherwise: tests start some two hundred processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
+
 test: $(VENV)/test ## run the tests (ARGS="-k name" for some of them)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(PYTEST) $(ARGS)
+
+quick: $(VENV)/test ## run the part of the tests that takes less than a minute
+	$(PYTEST) --quick $(ARGS)
+
+faults: $(VENV)/test ## kill, corrupt and mislead for hours: nothing may be lost or wrong (docs/reliability.md)
+	$(BIN)/python -m benchmarks.faults $(ARGS)
 
 lint: $(VENV)/test ## check style and types
 	$(BIN)/ruff check .

@@ -22,6 +22,13 @@ settings.load_profile(os.environ.get("KPSTORE_HYPOTHESIS", "fast"))
 if "memory" not in plugins.names("kpstore.backends"):
     plugins.register("kpstore.backends", "memory", MemoryBackend)
 
+QUICK = ("contract", "schema", "store", "views", "render", "cli/test_main", "cli/test_ingest", "test_layers")
+"""What ``pytest --quick`` (``make quick``) runs: the folders and files where most mistakes show.
+
+Of these it leaves out tests that are marked as slow; and those that run on every backend run on the memory backend
+alone, for the contract holds for all of them.
+"""
+
 _numbers = itertools.count()
 
 NewStore = Callable[[], kpstore.Store]
@@ -30,6 +37,31 @@ NewStore = Callable[[], kpstore.Store]
 def memory_location() -> str:
     """An address that no other test of this process has."""
     return f"memory://test-{next(_numbers)}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="run the part of the suite that takes less than a minute")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files that a quick run does without: importing them costs as much as many tests."""
+    place = collection_path.relative_to(Path(__file__).parent).as_posix()
+    return True if config.getoption("--quick") and place.endswith(".py") and not place.startswith(QUICK) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that a quick run does without."""
+    if config.getoption("--quick"):
+        config.hook.pytest_deselected(items=[item for item in items if not _is_quick(item)])
+        items[:] = [item for item in items if _is_quick(item)]
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    if item.get_closest_marker("slow") is not None:
+        return False
+    call = getattr(item, "callspec", None)
+    parameters = () if call is None else call.params.values()
+    return "contract" in item.path.parts or not any(value in ("icechunk", "hdf5") for value in map(str, parameters))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,6 +39,7 @@ def make(location: str, codec: Any, chunk_rows: int) -> np.ndarray[Any, Any]:
     return values
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     where=st.sampled_from(["memory", "icechunk", "hdf5"]),

@@ -190,7 +190,7 @@ class HDF5Machine(IcechunkMachine):
 
 TestMemoryStore = StoreMachine.TestCase
 TestMemoryStore.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
-TestIcechunkStore = IcechunkMachine.TestCase
+TestIcechunkStore = pytest.mark.slow(IcechunkMachine.TestCase)
 TestIcechunkStore.settings = settings(max_examples=5, stateful_step_count=12, deadline=None)
-TestHDF5Store = HDF5Machine.TestCase
+TestHDF5Store = pytest.mark.slow(HDF5Machine.TestCase)
 TestHDF5Store.settings = settings(max_examples=10, stateful_step_count=25, deadline=None)

@@ -113,7 +113,8 @@ def main():
     view = store.frames(["points", sys.argv[4]], missing="skip")
     view[0], view.batch(range(14))
     context = None if method == "none" else method
-    loader = DataLoader(view, batch_size=4, num_workers=workers, multiprocessing_context=context, shuffle=False)
+    loader = DataLoader(view, batch_size=4, num_workers=workers, multiprocessing_context=context, shuffle=False,
+                        persistent_workers=method == "spawn")
     for epoch in range(2):
         values = np.concatenate([batch["points"].numpy() for batch in loader])
         assert np.array_equal(values, store["points"][:14]), values.shape
@@ -133,6 +134,7 @@ def load(
     return finish(command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compression", "workers", "method"),
     [("raw", 0, "none"), ("raw", 1, "spawn"), ("raw", 2, "forkserver"), ("raw", 2, "fork"), ("lz4", 2, "fork")],
@@ -144,6 +146,7 @@ def test_a_data_loader_reads_in_any_worker(
     assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr
 
 
+@pytest.mark.slow
 def test_a_forked_worker_that_needs_icechunk_is_told_what_to_do(disk_store: kpstore.Store, tmp_path: Path) -> None:
     # Text is decoded by Zarr, out of Icechunk: it hangs in a forked process, so it is refused there.
     done = load(fill(disk_store), tmp_path, 2, "fork", feature="image_path")

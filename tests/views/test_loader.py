@@ -489,6 +489,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_worker_processes_give_the_same_batches(tmp_path: Path, method: str) -> None:
     made = long_store(kpstore.create(tmp_path / "a.kps"))
@@ -530,6 +531,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_worker_processes_serve_one_iteration_and_are_replaced_when_they_die(tmp_path: Path) -> None:
     made = long_store(kpstore.create(tmp_path / "a.kps"))
     script = tmp_path / "script.py"
@@ -568,6 +570,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_torchdatas_stateful_loader_goes_on_where_it_was(tmp_path: Path) -> None:
     made = long_store(kpstore.create(tmp_path / "a.kps"))
     script = tmp_path / "script.py"

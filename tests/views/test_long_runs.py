@@ -1,4 +1,4 @@
-"""What training for weeks meets: thousands of epochs, writers at work, versions taken back."""
+"""What training for weeks meets: hundreds of epochs, writers at work, versions taken back."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ import psutil
 import kpstore
 
 process = psutil.Process()
-for epoch in range(1, 1001):
+for epoch in range(1, 301):
     location = sys.argv[1 + epoch % 2]
     store = kpstore.open(location, cache=sys.argv[3] if epoch % 4 > 1 else "off")
     for batch in kpstore.loader(store.frames("points"), 32, epoch=epoch, pool_mib=0.001):
         pass
-    if epoch in (200, 1000):
+    if epoch in (100, 300):
         gc.collect()
         print(process.num_fds(), process.num_threads(), process.memory_info().rss // 2**20)
 """
 
 
-def test_a_thousand_epochs_of_open_and_close_leave_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_hundreds_of_epochs_of_open_and_close_leave_nothing_behind(tmp_path: Path) -> None:
     stores = [
         fill(kpstore.create(tmp_path / f"{codec}.kps"), compression=codec, done=("a", "b", "c", "d"))
         for codec in ("raw", "lz4")
@@ -43,7 +44,7 @@ def test_a_thousand_epochs_of_open_and_close_leave_nothing_behind(tmp_path: Path
     early, late = ([int(word) for word in line.split()] for line in run.stdout.splitlines())
     assert late[0] <= early[0], "file handles"
     assert late[1] <= early[1] + 12, "threads, of pools that still fill"
-    assert late[2] <= early[2] + 8, "MiB"
+    assert late[2] <= early[2] + 3, "MiB"
 
 
 def test_a_reader_is_not_disturbed_by_commits(tmp_path: Path) -> None:
