@@ -209,7 +209,7 @@ def test_random_writes_leave_a_sound_store(calls: list[list[Callable[[Transactio
     check_random_writes(memory_location(), calls)
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(CALLS)
 def test_random_writes_leave_a_sound_store_on_icechunk(
     tmp_path_factory: pytest.TempPathFactory, calls: list[list[Callable[[Transaction], None]]]
