@@ -20,10 +20,11 @@ from kpstore.errors import ExistsError, InvalidError, MismatchError, NotFoundErr
 from kpstore.interop.pose import POSE, PoseImport
 from kpstore.interop.pose_export import PoseExport, _Component
 from kpstore.interop.pose_layout import describe
-from kpstore.interop.run import import_document
+from kpstore.interop.run import import_document, import_file
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, PART_SLICES, PARTS, FaceList, keypoints_spec
+from kpstore.store.verify import verify
 from tests.conftest import memory_location
 from tests.interop.test_npz import keypoint_rows
 
@@ -146,7 +147,7 @@ def test_keypoints_come_back(
             rows = keypoint_rows(n, seed) if n > 1 else keypoints_spec().empty_rows(n)
             indices = [face_list.points.index(point) for point in face_list.points]  # a point named twice is one
             rows.values[:, PART_SLICES["face"]] = rows.values[:, indices]
-            visible = rng.random((n, 33)).astype(np.float32) + np.float32(0.01)
+            visible = rng.random((n, 33)).astype(np.float32) * np.float32(0.99) + np.float32(0.01)
             visible[~rows.companions["detected"][:, PARTS.index("pose")]] = np.nan
             tx.write("keypoints", f"ü/{number}", FeatureRows(rows.values, {**rows.companions, "visibility": visible}))
     PoseExport().export(store.at(), folder / "out")
@@ -191,6 +192,20 @@ def test_older_versions_are_read(tmp_path: Path, version: float) -> None:
 
 
 # -- what is read -----------------------------------------------------------------------------------------------
+
+
+def test_confidences_on_another_scale_are_no_visibility_and_are_told(tmp_path: Path) -> None:
+    values, confidence = np.ones((2, 1, 474, 3)), np.ones((2, 1, 474))
+    confidence[0, 0, 0], confidence[1, 0, 0] = 95, 1.00001  # LEFT_WRIST
+    path = write(tmp_path / "a.pose", values, confidence)
+    report = import_file(path, tmp_path / "a.kps", "pose")
+    store = kpstore.open(tmp_path / "a.kps")
+    assert verify(store).problems == []
+    visibility = store["keypoints_visibility"][:, 15]
+    assert np.isnan(visibility[0])
+    assert visibility[1] == 1
+    assert store["pose_points_confidence"][0, 0] == 95
+    assert any("1 confidences of the pose are not between 0 and 1" in note for note in report.notes)
 
 
 def test_points_are_found_by_name(tmp_path: Path) -> None:

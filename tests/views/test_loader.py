@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import threading
 import time
@@ -578,3 +579,88 @@ def test_torchdatas_stateful_loader_goes_on_where_it_was(tmp_path: Path) -> None
     command = [sys.executable, "-W", "ignore", str(script), made.location]
     done = finish(command)
     assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr
+
+
+# -- ranks that are known only later ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peeked", [False, True])
+def test_a_loader_takes_its_rank_when_an_epoch_begins(
+    filled: kpstore.Store, monkeypatch: pytest.MonkeyPatch, peeked: bool
+) -> None:
+    view = filled.frames("points")
+
+    def as_rank(rank: int) -> None:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+
+    monkeypatch.delenv("RANK", raising=False)
+    loaders = [kpstore.loader(view, 8, threads=0, pool_mib=POOL) for _ in range(2)]
+    assert [len(loader) for loader in loaders] == [16, 16]
+    if peeked:
+        assert [len(next(iter(loader))["row"]) for loader in loaders] == [8, 8]
+    loaders = pickle.loads(pickle.dumps(loaders)) if not peeked else loaders
+    seen = []
+    for rank, loader in enumerate(loaders):
+        as_rank(rank)
+        assert (len(loader), loader.padding) == (8, 1)
+        seen.append(flat(rows_of(loader)))
+        assert len(loader) == 8
+    assert [len(rows) for rows in seen] == [63, 63]
+    assert sorted(set(flat(seen))) == list(range(125))
+    given_ranks = kpstore.loader(view, 8, threads=0, rank=0, world_size=1, pool_mib=POOL)
+    assert len(rows_of(given_ranks)) == 16
+
+
+def test_a_state_taken_by_ranks_that_came_later_is_theirs(
+    filled: kpstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, seen, states = filled.frames("points"), [], []
+    monkeypatch.delenv("RANK", raising=False)
+    loaders = [kpstore.loader(view, 8, threads=0, pool_mib=POOL) for _ in range(2)]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, loader in enumerate(loaders):
+        monkeypatch.setenv("RANK", str(rank))
+        batches = iter(loader)
+        seen += [next(batches)["row"].tolist() for _ in range(3)]
+        states.append(loader.state_dict())
+    assert states[0] == states[1]
+    assert states[0]["done"] == [{"world_size": 2, "n_units": 24, "drop": False}]
+    monkeypatch.delenv("RANK")
+    alone = kpstore.loader(view, 8, threads=0, pool_mib=POOL)
+    alone.load_state_dict(states[0])
+    assert sorted(flat(seen) + flat(rows_of(alone))) == list(range(125))
+
+
+TWO_PROCESSES = """
+import multiprocessing, sys
+import torch.distributed as distributed
+import kpstore
+
+def train(loader, rank, meeting, found):
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    found.put((len(loader), [row for batch in loader for row in batch["row"].tolist()]))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+loader = kpstore.loader(kpstore.open(sys.argv[1]).frames("points"), 7, threads=0)
+assert len(loader) == 5
+context = multiprocessing.get_context("fork")
+found = context.SimpleQueue()
+ranks = [context.Process(target=train, args=(loader, rank, sys.argv[2], found)) for rank in range(2)]
+for process in ranks:
+    process.start()
+(n, first), (m, second) = found.get(), found.get()
+for process in ranks:
+    process.join()
+assert [process.exitcode for process in ranks] == [0, 0]
+assert (n, m, len(first), len(second)) == (3, 3, 17, 17), (n, m, len(first), len(second))
+assert sorted({*first, *second}) == list(range(34))
+"""
+
+
+def test_two_processes_share_a_loader_that_was_made_before_their_group(tmp_path: Path) -> None:
+    long_store(kpstore.create(tmp_path / "s.h5"), (5, 9, 20))
+    script = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path / "s.h5"), str(tmp_path / "meeting")]
+    done = finish(script)
+    assert done.returncode == 0, done.stderr
