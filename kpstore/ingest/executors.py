@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from kpstore.backends.base import Fork
-from kpstore.errors import KpstoreError, MissingExtraError, NotFoundError, UnsupportedError, one_line
+from kpstore.errors import ExtractorError, KpstoreError, MissingExtraError, NotFoundError, UnsupportedError, one_line
 from kpstore.ingest.isolated import extract_isolated
-from kpstore.ingest.job import Job, failed_video
+from kpstore.ingest.job import Job, failed_video, try_out
 from kpstore.ingest.plan import Task
 from kpstore.ingest.worker import TaskResult, collect, run_task
 
@@ -80,6 +80,9 @@ class Executor(Protocol):
     def notes(self) -> Sequence[str]:
         """What went wrong with workers, and did not end the run."""
 
+    def try_out(self, job: Job) -> list[int]:
+        """Return how many frames at once the job's extractor takes, where it works, on each worker."""
+
     def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results in the order in which tasks end; ``on_frames(n)`` is told of progress in between."""
 
@@ -96,6 +99,10 @@ class SerialExecutor:
 
     def __exit__(self, *_: object) -> None:
         return None
+
+    def try_out(self, job: Job) -> list[int]:
+        """Return the one answer."""
+        return [try_out(job)]
 
     def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results in plan order."""
@@ -225,6 +232,36 @@ class DaskExecutor:
         """Which workers are not fit to work, and why."""
         return [f"worker {name} was left out: {one_line(str(error))}" for name, error in self._unfit.items()]
 
+    def try_out(self, job: Job) -> list[int]:
+        """Return the answers of all workers, which try at the same time, as they will work; see :class:`Executor`.
+
+        Raises
+        ------
+        KpstoreError
+            The first worker's, if none can work. Where some can, the others are left out with their first task.
+        """
+        from distributed import KilledWorker, wait
+        from distributed.client import FutureCancelledError
+
+        addresses = list(self._client.scheduler_info(n_workers=-1)["workers"])
+        # Another may answer for a worker that has gone meanwhile; nobody would otherwise.
+        futures = [
+            self._client.submit(_try_on_worker, job, workers=[address], allow_other_workers=True, pure=False)
+            for address in addresses
+        ]
+        wait(futures)
+        answers: list[int | KpstoreError] = []
+        for future in futures:
+            try:
+                answers.append(future.result())
+            except (KilledWorker, FutureCancelledError) as error:
+                answers.append(ExtractorError(f"a worker died when its model was tried: {one_line(str(error))}"))
+        found = [answer for answer in answers if isinstance(answer, int)]
+        for answer in answers:
+            if not found and isinstance(answer, KpstoreError):
+                raise answer
+        return found
+
     def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results as tasks end.
 
@@ -342,6 +379,13 @@ def _run_on_worker(job: Job, task: Task, fork: Fork | None, topic: str, after_de
             return run_task(job, task, fork, extract=extract_isolated if after_death else None, report=report)
         except KpstoreError as error:
             return _Unfit(str(worker.name), worker.address, error)
+
+
+def _try_on_worker(job: Job) -> int | KpstoreError:
+    try:
+        return try_out(job)
+    except KpstoreError as error:
+        return error
 
 
 class _Throttled:

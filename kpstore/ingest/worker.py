@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from kpstore.errors import ExtractorError
 from kpstore.extractors.base import takes_videos
 from kpstore.ingest.blocks import Block, ChunkWriter
 from kpstore.ingest.frames import extract_frames
-from kpstore.ingest.job import Job, Report, VideoRows, failed_video, opened_extractor
+from kpstore.ingest.job import Job, Report, VideoRows, failed_video, opened_extractor, processor
 from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.ingest.whole_videos import extract_whole
 from kpstore.schema.feature import State
@@ -32,6 +32,7 @@ class TaskResult:
     failures : by position of each video: its entry in the ledger, ``""`` if nothing failed.
     failed_frames : how many frames failed.
     seconds : time spent.
+    processor : the kind that computed; empty where that is not known.
     """
 
     task: Task
@@ -40,6 +41,7 @@ class TaskResult:
     failures: Mapping[int, str]
     failed_frames: int
     seconds: float
+    processor: str = ""
 
 
 def run_task(
@@ -59,8 +61,10 @@ def run_task(
     report : called with the number of frames each time some more are done.
     """
     began = time.perf_counter()
-    results = _extracted(job, task, report) if extract is None else _one_by_one(job, task, extract, report)
-    return collect(job, task, fork, results, began)
+    if extract is not None:
+        return collect(job, task, fork, _one_by_one(job, task, extract, report), began)
+    result = collect(job, task, fork, _extracted(job, task, report), began)
+    return replace(result, processor=processor(job))
 
 
 def collect(
