@@ -58,6 +58,40 @@ class Model(Protocol):
         """Free the model."""
 
 
+class Settling(Protocol):
+    """What an extractor has beside :class:`Model` if the last bits of a row depend on how many its model takes at once.
+
+    Their number belongs to a feature: it is chosen before anything is committed, stands in the provenance and is kept
+    by whoever goes on. :class:`kpstore.extractors.torch_model.TorchModel` does all of it for models of torch.
+    """
+
+    @property
+    def at_once(self) -> int:
+        """Frames that the model takes at once."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the number stays; if not, ``open`` may lower it to what fits into a GPU's memory."""
+
+    def settle(self, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
+        """Take the number with which features were begun.
+
+        Parameters
+        ----------
+        made : how those of the extractor's features were made that are there; empty if it makes new ones. A number
+            that was asked for by option is taken in any case, and provenances then differ where it is another.
+        device : where models will run, for the default of new features.
+
+        Returns
+        -------
+        tuple of str
+            What the user should know, for features that were begun without a number on record.
+        """
+
+    def keep(self, number: int) -> None:
+        """Settle for a number; from now on it stays."""
+
+
 class Extractor(Model, Protocol):
     """Takes frames one after another.
 
@@ -106,7 +140,10 @@ class Extractor(Model, Protocol):
 
 
 class VideoExtractor(Model, Protocol):
-    """Takes whole videos, several at once; what it makes of one depends on no other."""
+    """Takes whole videos, several at once; what it makes of one depends on no other.
+
+    One that takes videos of different lengths in one call says so by ``any_length = True``, and then gets many at once.
+    """
 
     @property
     def batch_frames(self) -> int:
@@ -117,7 +154,8 @@ class VideoExtractor(Model, Protocol):
 
         Parameters
         ----------
-        videos : of one length T and size, (T, height, width, 3) RGB or (T, height, width) grey, uint8.
+        videos : of one length T and size, (T, height, width, 3) RGB or (T, height, width) grey, uint8; with
+            ``any_length`` of any lengths.
 
         Raises
         ------
@@ -132,6 +170,17 @@ AnyExtractor = Extractor | VideoExtractor
 def takes_videos(extractor: AnyExtractor) -> TypeGuard[VideoExtractor]:
     """Whether an extractor takes whole videos, not frames."""
     return hasattr(extractor, "extract_videos")
+
+
+def settle(extractor: AnyExtractor, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
+    """Let an extractor take what its features were begun with; see :meth:`Settling.settle`."""
+    own = {spec.name: made[spec.name] for spec in extractor.specs if spec.name in made}
+    return extractor.settle(own, device) if is_settling(extractor) else ()
+
+
+def is_settling(extractor: object) -> TypeGuard[Settling]:
+    """Whether an extractor has a number of frames at once that belongs to its features."""
+    return hasattr(extractor, "settle")
 
 
 def frame_specs(extractor: AnyExtractor) -> tuple[FeatureSpec, ...]:

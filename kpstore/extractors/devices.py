@@ -1,19 +1,12 @@
-"""Where models of torch run, in which precision, and how much of them fits into a GPU's memory at once."""
+"""Where models of torch run, in which precision, and that they compute alike in every process."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from kpstore.errors import ExtractorError, UnsupportedError
-
-_log = logging.getLogger(__name__)
+from kpstore.errors import UnsupportedError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 StoredType = Literal["float32", "float16"]
@@ -51,68 +44,33 @@ def find_device(name: str, recipe: str) -> Any:
 
 
 @contextmanager
-def full_float32(device: Any) -> Iterator[None]:
-    """Compute convolutions in float32 on a GPU too, which by default rounds what goes into them to ten bits (TF32)."""
-    import torch
+def reproducible(device: Any) -> Iterator[None]:
+    """Compute as every process does that makes rows of a feature, whatever this one is set to otherwise.
 
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
-def _middle(start: int, stop: int) -> int:
-    return start + (stop - start + 1) // 2
-
-
-def in_halves(
-    compute: Callable[[int, int], NDArray[np.float32]],
-    start: int,
-    stop: int,
-    *,
-    model: str,
-    device: Any,
-    remedy: str,
-    on_halved: Callable[[int], None],
-    middle: Callable[[int, int], int] = _middle,
-) -> NDArray[np.float32]:
-    """Return ``compute(start, stop)``, (stop - start, …), in halves of halves if a GPU's memory does not suffice.
-
-    Parameters
-    ----------
-    compute : takes the first frame and the one after the last; returns one row per frame.
-    model, device : what to call the one that computes, and where it does.
-    remedy : what to do where a single frame is too much.
-    on_halved : called with how many frames will be tried next.
-    middle : where to divide ``start`` to ``stop``, strictly between both.
-
-    Raises
-    ------
-    ExtractorError
-        If the model fails, or one single frame is too much for the GPU's memory.
+    In full float32, of which GPUs and CPUs with AMX may be told to keep ten bits or seven; on a CPU in one thread, for
+    sums in another number of threads are other sums; on a GPU by algorithms that follow from shapes, not from a race.
     """
     import torch
 
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    torch.set_float32_matmul_precision("highest")
     try:
-        return compute(start, stop)
-    except torch.cuda.OutOfMemoryError as error:
-        if stop - start == 1:
-            raise ExtractorError(
-                f"{model} needs more GPU memory than is free for a single frame; {remedy} "
-                f"({' '.join(str(error).split())[:160]})"
-            ) from None
-    except RuntimeError as error:
-        # The frames have been read and brought to size: what fails now would fail for all that come after them.
-        raise ExtractorError(f"{model} fails on {device}: {' '.join(str(error).split())[:300]}") from error
-    # Out here, where the error no longer holds on to what it was computed from.
-    torch.cuda.empty_cache()
-    half = middle(start, stop)
-    on_halved(half - start)
-    _log.info("out of GPU memory with %d frames at once; going on with %d", stop - start, half - start)
-    again = partial(in_halves, compute, model=model, device=device, remedy=remedy, on_halved=on_halved, middle=middle)
-    return np.concatenate([again(start, half), again(half, stop)])
+        if device.type == "cuda":
+            enabled = torch.backends.cudnn.enabled
+            with torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False):
+                yield
+        else:
+            torch.set_num_threads(1)
+            yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory did not suffice: torch's own allocator says so, or a library of CUDA's."""
+    import torch
+
+    said = str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in said or "_ALLOC_FAILED" in said

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from kpstore.errors import InvalidError
-from kpstore.extractors.base import OneFeature, check_image
-from kpstore.extractors.devices import TORCH_TYPES, Precision, StoredType, find_device, full_float32, in_halves
+from kpstore.extractors.base import Extracted, OneFeature, check_image
+from kpstore.extractors.devices import TORCH_TYPES, Precision, StoredType, find_device, reproducible
 from kpstore.extractors.dinov2_weights import (
     PATCH,
     Weights,
@@ -24,6 +24,7 @@ from kpstore.extractors.dinov2_weights import (
     load_model,
 )
 from kpstore.extractors.dinov2_weights import register_model as register_model
+from kpstore.extractors.torch_model import TorchModel
 from kpstore.schema.face_features import CLS_TOKEN
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 
@@ -33,7 +34,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, of red, green and blue from 0 to 1."""
 HUB_OFFSET = 0.1
 """What facebookresearch's models add to the grid's side before they scale positions (``interpolate_offset``)."""
-CPU_BATCH, CUDA_BATCH = 8, 32
 
 Positions = Literal["hub", "transformers"]
 
@@ -47,13 +47,14 @@ def whole_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @dataclass(kw_only=True)
-class Dinov2Extractor(OneFeature):
+class Dinov2Extractor(OneFeature, TorchModel):
     """The CLS token of a whole frame after the final layer norm, scaled to length 1.
 
     ``v = normalise(model((resize(frame, 224 x 224) / 255 - mean) / std).last_hidden_state[0])``, with ImageNet's mean
-    and standard deviation and ``normalise(v) = v / max(|v|, 1e-12)``, in float32. Frames stand alone. How many run at
-    once changes the last bits at most, 1e-6 of a value (measured: ViT-S on the CPU gives the same bits for 1, 3 and 8
-    frames, with one thread and two); the same batches give the same bits on the same machine.
+    and standard deviation and ``normalise(v) = v / max(|v|, 1e-12)``, in float32. Frames stand alone. The model always
+    takes ``batch_size`` frames, the last of a video filled up with black ones, and on a CPU one thread: a frame's bits
+    do not depend on the others. Another ``batch_size``, or another kind of processor, may change the last bits, 1e-6 of
+    a value.
 
     Parameters
     ----------
@@ -67,8 +68,12 @@ class Dinov2Extractor(OneFeature):
     positions : how the positions of 518-pixel models are brought to 224: ``"hub"`` as torch.hub's models do, with which
         users' present files were made; ``"transformers"`` as ``Dinov2Model`` does. Models with registers, and those of
         224 pixels, do not differ.
-    batch_size : frames at once; 0 starts with 32 on a GPU and 8 on the CPU. Halved when a GPU's memory runs out.
+    batch_size : frames at once, on record and kept once the feature is begun; 0 takes what is on record, and for a new
+        feature 32 on a GPU (fewer if its memory does not suffice) and 1 on a CPU, which is as fast as 8 there.
     """
+
+    extractor_name: ClassVar[str] = "dinov2"
+    default_at_once: ClassVar[Mapping[str, int]] = {"cpu": 1, "cuda": 32}
 
     model: str = "dinov2_vitb14"
     weights: str | os.PathLike[str] | None = None
@@ -95,8 +100,7 @@ class Dinov2Extractor(OneFeature):
         if problems:
             raise InvalidError(f"DINOv2 options: {'; '.join(problems)}")
         self._path = None if self.weights is None else Path(self.weights).expanduser().absolute()
-        self._automatic = self.batch_size == 0
-        self.batch_size = self.batch_size or CPU_BATCH
+        self._take_option()
         self._spec = FeatureSpec(
             self.model,
             (self._architecture.width,),
@@ -126,7 +130,7 @@ class Dinov2Extractor(OneFeature):
         if self._sha256 is None:
             self._sha256 = self._weights().sha256()
         return {
-            "extractor": "dinov2",
+            "extractor": self.extractor_name,
             "recipe": f"{self.model}, whole frame, CLS token",
             "model": self.model,
             "weights": self._sha256,
@@ -139,6 +143,7 @@ class Dinov2Extractor(OneFeature):
                 "normalise": "L2",
                 "positions": self.positions,
                 "precision": self.precision,
+                **self._on_record,
             },
             "libraries": versions,
         }
@@ -160,6 +165,8 @@ class Dinov2Extractor(OneFeature):
             If the device is not there.
         InvalidError
             If the weights are not whole, or not those that the run began with.
+        ExtractorError
+            If a GPU's memory does not suffice, or the model gives no finite numbers in this precision here.
         """
         import torch
 
@@ -174,51 +181,53 @@ class Dinov2Extractor(OneFeature):
         if self.positions == "hub":
             _set_positions(model)
         self._model = model.to(self._device, getattr(torch, TORCH_TYPES[self.precision]))
-        if self._automatic:
-            self.batch_size = CUDA_BATCH if self._device.type == "cuda" else CPU_BATCH
+        self._opened(device)
 
-    def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
         """Return one row per image; see :meth:`kpstore.extractors.base.Extractor.extract`.
 
         Returns
         -------
-        FeatureRows
-            ``values`` (images, width) of ``dtype``, each row of length 1; nothing is ever missing.
+        Extracted
+            ``values`` (images, width) of ``dtype``, each row of length 1. An image of which the model makes no finite
+            numbers (fp16 overflows) has failed.
 
         Raises
         ------
         InvalidError
-            If an image is none, or the model's answer is not finite (fp16 overflows).
+            If an image is none.
         ExtractorError
-            If the model fails, or one single image is too much for the GPU's memory.
+            If the model fails, or a GPU's memory does not suffice.
         """
         if self._model is None:
             raise InvalidError(f"{type(self).__name__} is not open; call open() before it gets frames")
         if not len(images):
-            return self._spec.empty_rows(0)
-        values = self._embed(np.stack([whole_image(check_image(image)) for image in images]))
-        if not np.isfinite(values).all():
-            raise InvalidError(f"{self.model} gives no finite numbers in {self.precision}; use precision=bf16 or fp32")
-        return FeatureRows(values.astype(self.dtype))
+            return Extracted({self.model: self._spec.empty_rows(0)})
+        pixels = np.stack([whole_image(check_image(image)) for image in images])
+        values = self._call(self._forward, pixels)
+        odd = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        return Extracted(
+            {self.model: FeatureRows(values.astype(self.dtype))}, dict.fromkeys(odd.tolist(), self._not_finite())
+        )
+
+    def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+        """Return one row per image, as :meth:`extract` does; :class:`InvalidError` if one has failed."""
+        found = self.extract(images)
+        for reason in found.failed.values():
+            raise InvalidError(reason)
+        return found.rows[self.model]
 
     def close(self) -> None:
         """Free the model; the extractor can be opened again."""
         self._model = self._device = None
 
-    def _embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return (n, width) for (n, 224, 224, 3), in halves if the GPU's memory does not suffice."""
-        return in_halves(
-            lambda start, stop: self._forward(pixels[start:stop]),
-            0,
-            len(pixels),
-            model=self.model,
-            device=self._device,
-            remedy="use fewer --workers-per-gpu, precision=bf16, or a smaller model",
-            on_halved=self._shrink,
-        )
+    @property
+    def _rows_per_call(self) -> int:
+        return self.batch_size
 
-    def _shrink(self, frames: int) -> None:
-        self.batch_size = min(self.batch_size, frames)
+    def _trial(self) -> NDArray[np.float32]:
+        shape = (self.batch_size, SIDE, SIDE, 3)
+        return self._forward(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 
     def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         import torch
@@ -227,7 +236,7 @@ class Dinov2Extractor(OneFeature):
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
         mean, std = (torch.tensor(values, device=self._device).view(3, 1, 1) for values in (MEAN, STD))
-        with torch.inference_mode(), full_float32(self._device):
+        with torch.inference_mode(), reproducible(self._device):
             inputs = batch.to(torch.float32).div(255).sub(mean).div(std)
             tokens = self._model(pixel_values=inputs.to(self._model.dtype)).last_hidden_state
             values = torch.nn.functional.normalize(tokens[:, 0].float(), dim=-1, eps=1e-12)

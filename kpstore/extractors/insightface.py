@@ -93,7 +93,8 @@ class FacesExtractor:
     formula : of the points on the sphere and the angles, see :mod:`kpstore.extractors.face_geometry`.
         ``"json"`` makes everything as the scripts that wrote users' present JSON did.
     model, weights, precision, dtype, positions, batch_size : of DINOv2, see
-        :class:`~kpstore.extractors.dinov2.Dinov2Extractor`. What else is stored is float32, computed in float64.
+        :class:`~kpstore.extractors.dinov2.Dinov2Extractor`. What else is stored is float32, computed in float64; the
+        detector takes one picture at a time, on a CPU in one thread.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -129,7 +130,7 @@ class FacesExtractor:
             positions=self.positions,
             batch_size=self.batch_size,
         )
-        self.batch_size = self._dinov2.batch_size
+        self.batch_size = self.at_once
         self._frame_specs = {known.name: self._spec(known, "frame") for known in EXTRACTED_FRAME_FIELDS}
         self._face_specs = {known.name: self._spec(known, "video") for known in EXTRACTED_FACE_FIELDS}
 
@@ -200,6 +201,32 @@ class FacesExtractor:
         return self._pack
 
     @property
+    def at_once(self) -> int:
+        """Frames that DINOv2 takes at once."""
+        return self._dinov2.at_once
+
+    @property
+    def settled(self) -> bool:
+        """Whether their number is given or on record."""
+        return self._dinov2.settled
+
+    def settle(self, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
+        """Take the number with which DINOv2's features were begun; see :class:`kpstore.extractors.base.Settling`."""
+        notes = self._dinov2.settle(made, device)
+        self.batch_size = self.at_once
+        return notes
+
+    def keep(self, number: int) -> None:
+        """Settle for a number of frames at once; from now on it stays."""
+        self._dinov2.keep(number)
+        self.batch_size = self.at_once
+
+    @property
+    def processor(self) -> str:
+        """The kind of processor that computes; empty unless open."""
+        return self._dinov2.processor
+
+    @property
     def typical_fps(self) -> float:
         """Rough frames per second of one core, both models one after the other."""
         return 1 / (1 / DETECTOR_FPS + 1 / self._dinov2.typical_fps)
@@ -226,7 +253,7 @@ class FacesExtractor:
         except BaseException:
             self.close()
             raise
-        self.batch_size = self._dinov2.batch_size
+        self.batch_size = self.at_once
 
     def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
         """Take the person's frontal picture, from which angles are measured until the next call.
@@ -239,7 +266,7 @@ class FacesExtractor:
         Raises
         ------
         InvalidError
-            If there is no reference, or no usable face in it.
+            If there is no reference, no usable face in it, or DINOv2's numbers of it are not finite.
         """
         self._reference = None
         if reference is None:
@@ -252,7 +279,7 @@ class FacesExtractor:
                 f"the reference picture has no usable face ({error}; {picture.shape[1]} x {picture.shape[0]} pixels, "
                 f"det_size {self.det_size}, det_thresh {self.det_thresh:g}); give another frontal picture"
             ) from None
-        features = self._dinov2.extract([picture]).rows[self.model].values
+        features = self._dinov2.rows([picture]).values
         values = {f"face_{name}": rows for name, rows in self._values([face], features).items()}
         self._reference = face.points
         return {spec.name: FeatureRows(values[name].astype(spec.dtype)) for name, spec in self._face_specs.items()}
@@ -263,12 +290,13 @@ class FacesExtractor:
         Returns
         -------
         Extracted
-            Rows of all features of frames; images without a usable face have failed, and their rows are missing.
+            Rows of all features of frames; images without a usable face have failed, and their rows are missing, and
+            so have images of which DINOv2 makes no finite numbers.
 
         Raises
         ------
         InvalidError
-            If an image is none, or DINOv2's numbers are not finite.
+            If an image is none.
         ExtractorError
             If a model fails.
         """
@@ -283,11 +311,12 @@ class FacesExtractor:
                 failed[number] = one_line(str(error))
         rows = {spec.name: spec.empty_rows(len(images)) for spec in self._frame_specs.values()}
         if faces:
-            features = self._dinov2.extract([images[number] for number in faces]).rows[self.model].values
+            found = self._dinov2.extract([images[number] for number in faces])
+            failed |= {list(faces)[number]: reason for number, reason in found.failed.items()}
+            features = found.rows[self.model].values
             values = self._values(list(faces.values()), features) | self._angles(list(faces.values()))
             for name, spec in self._frame_specs.items():
                 rows[spec.name].values[list(faces)] = values[name]
-        self.batch_size = self._dinov2.batch_size
         return Extracted(rows, failed)
 
     def close(self) -> None:

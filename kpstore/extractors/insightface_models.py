@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import io
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -26,8 +25,6 @@ _log = logging.getLogger(__name__)
 
 DETECTOR_OUTPUTS = 5
 """A file with at least so many outputs is a detector: InsightFace's own rule."""
-ONE_THREAD = "OMP_NUM_THREADS"
-"""How many threads a worker may use; onnxruntime does not look at it by itself."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
 _OTHER_NAMES = {
@@ -189,7 +186,8 @@ def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> 
         _check_provider(runtime, device, number)
         analysis = importlib.import_module("insightface.app").FaceAnalysis
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ.get(ONE_THREAD) or 0)
+        # One, as a worker has: work that is cut for another number of threads may come out with other last bits.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
         cuda = [] if number is None else [("CUDAExecutionProvider", {"device_id": number})]
         try:
             app = analysis(

@@ -16,14 +16,15 @@ class LipNetwork(nn.Module):
     """The encoder of IIANet and of mpc001's lip reading, with their names of parameters: 137, of ``"prelu"`` networks.
 
     The front end halves height and width twice; the trunk has no stem of its own, two blocks a stage, and averages what
-    is left of each frame. Time is never strided: T frames give T rows.
+    is left of each frame. Time is never strided, and there is no padding in time: what is before and after the frames
+    has to be given, zeros at a video's own ends.
     """
 
     def __init__(self) -> None:
         super().__init__()
         first = WIDTHS[0]
         self.frontend3D = nn.Sequential(
-            nn.Conv3d(1, first, (5, 7, 7), stride=(1, 2, 2), padding=(REACH, 3, 3), bias=False),
+            nn.Conv3d(1, first, (5, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False),
             nn.BatchNorm3d(first),
             nn.PReLU(first),
             nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
@@ -31,11 +32,10 @@ class LipNetwork(nn.Module):
         self.trunk = Trunk()
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Return (videos, T, 512) for crops (videos, T, height, width), scaled as the encoder was trained."""
-        videos, frames = crops.shape[:2]
+        """Return (pieces, T, 512) for crops (pieces, T + 4, height, width), scaled as the encoder was trained."""
         maps = self.frontend3D(crops.unsqueeze(1))
         rows = self.trunk(maps.transpose(1, 2).flatten(0, 1))
-        return cast("Tensor", rows).view(videos, frames, WIDTHS[-1])
+        return cast("Tensor", rows).view(len(crops), -1, WIDTHS[-1])
 
 
 class Trunk(nn.Module):

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, MissingExtraError
 from kpstore.extractors.base import Extracted
-from kpstore.extractors.devices import TORCH_TYPES, Precision, StoredType, find_device, full_float32, in_halves
+from kpstore.extractors.devices import TORCH_TYPES, Precision, StoredType, find_device, reproducible
 from kpstore.extractors.lip_weights import LipCheckpoint, load_network, read_lip_checkpoint
+from kpstore.extractors.torch_model import TorchModel
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.lips import CROP_SIDE, LIP_FEATURE, LIP_LENGTH, lip_spec
 
@@ -26,21 +27,23 @@ QUIRK_ROWS = 50
 """Rows of pixels that are left where height was cut for time: 2 s at 25 fps, IIANet's segment."""
 REACH = 2
 """Frames on either side that an embedding depends on."""
+PIECE = 25
+"""Frames of a video that are computed together, at most: one second. A video's last piece is filled up."""
 SMALLEST_CROP = 32
-CPU_FRAMES, CUDA_FRAMES = 50, 1600
 
 Quirk = Literal["none", "height_slice"]
 
 
 @dataclass(kw_only=True)
-class LipResnet18Extractor:
+class LipResnet18Extractor(TorchModel):
     """The ResNet18 video encoder with a 3-D front end, on mouth crops of whole videos.
 
     ``rows = encoder((crop(frame) / 255 - 0.421) / 0.165)`` with the ``crop`` x ``crop`` pixels in a frame's middle, as
     IIANet and mpc001's lip reading do for validation and test; batch norm in evaluation mode. T frames give T rows; one
-    row depends on five frames. Videos of one length run together and are never padded. A video longer than
-    ``batch_frames`` runs in pieces that overlap by what a row depends on. Neither changes more than the last bits
-    (measured: on the CPU, the same bits).
+    row depends on five frames. Videos run in pieces of equal length, cut at the same frames of a video whatever is
+    beside it; a piece comes with the two frames before and after it that its rows depend on, zeros at a video's own
+    ends. The network always takes as many pieces of that length, on a CPU in one thread: a row's bits depend on its
+    video alone. Another ``batch_frames``, or another kind of processor, may change the last bits.
 
     Parameters
     ----------
@@ -52,9 +55,15 @@ class LipResnet18Extractor:
     precision : of convolutions: ``"fp32"``, ``"bf16"`` (off by 3e-3) or ``"fp16"`` (by 5e-4; both measured with random
         weights that give numbers up to 0.7); batch norm is float32.
     dtype : as which values are stored.
-    batch_frames : frames of all videos at once; 0 starts with 1,600 on a GPU and 50 on the CPU. Halved when a GPU's
-        memory runs out.
+    batch_frames : frames at once, in pieces of 25 (rounded down), or one piece of fewer; on record and kept once the
+        feature is begun. 0 takes what is on record, and for a new feature 1,600 on a GPU (fewer if its memory does not
+        suffice) and 10 on a CPU, which is as fast as 50 there and wastes less on a video's last piece.
     """
+
+    extractor_name: ClassVar[str] = RECIPE
+    at_once_option: ClassVar[str] = "batch_frames"
+    default_at_once: ClassVar[Mapping[str, int]] = {"cpu": 10, "cuda": 64 * PIECE}
+    any_length: ClassVar[bool] = True
 
     weights: str | os.PathLike[str] | None = None
     crop: int = 88
@@ -74,8 +83,7 @@ class LipResnet18Extractor:
         if problems:
             raise InvalidError(f"options of {RECIPE}: {'; '.join(problems)}")
         self._path = None if self.weights is None else Path(self.weights).expanduser().absolute()
-        self._automatic = self.batch_frames == 0
-        self.batch_frames = self.batch_frames or CPU_FRAMES
+        self._take_option()
 
     def _unknown_words(self) -> Iterator[str]:
         for name, kind in (("quirk", Quirk), ("precision", Precision), ("dtype", StoredType)):
@@ -118,6 +126,7 @@ class LipResnet18Extractor:
             "quirk": self.quirk,
             "precision": self.precision,
             "tensors_of_temporal_head_left_out": head,
+            **self._on_record,
         }
         made = {
             "extractor": RECIPE,
@@ -151,6 +160,8 @@ class LipResnet18Extractor:
             If the device is not there.
         NotFoundError, InvalidError
             If the weights are not given, not there, not this network's, or not those that the run began with.
+        ExtractorError
+            If a GPU's memory does not suffice, or the network gives no finite numbers in this precision here.
         """
         _library_versions()
         self._device = find_device(device, RECIPE)
@@ -160,27 +171,26 @@ class LipResnet18Extractor:
                 f"{checkpoint.path} is not the same here as where the run began; give all workers one copy"
             )
         self._network = _in_precision(load_network(checkpoint), self.precision).to(self._device)
-        if self._automatic:
-            self.batch_frames = CUDA_FRAMES if self._device.type == "cuda" else CPU_FRAMES
+        self._opened(device)
 
     def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
         """Return one answer for each video; see :class:`kpstore.extractors.base.VideoExtractor`.
 
         Parameters
         ----------
-        videos : grey mouth crops, (T, 96, 96) uint8 each, all of one length T of at least 1.
+        videos : grey mouth crops, (T, 96, 96) uint8 each, of any lengths T of at least 1.
 
         Returns
         -------
         list of Extracted
-            ``rows`` of (T, 512) each; a frame whose answer is not finite (fp16 overflows) has failed.
+            ``rows`` of (T, 512) each; a frame of which the network makes no finite numbers (fp16 overflows) has failed.
 
         Raises
         ------
         InvalidError
-            If a video is anything else, or their lengths differ.
+            If a video is anything else.
         ExtractorError
-            If the network fails, or a single frame is too much for the GPU's memory.
+            If the network fails, or a GPU's memory does not suffice.
         """
         if self._network is None:
             raise InvalidError(f"{type(self).__name__} is not open; call open() before it gets videos")
@@ -188,12 +198,16 @@ class LipResnet18Extractor:
             return []
         for video in videos:
             _check_crops(video)
-        lengths = sorted({len(video) for video in videos})
-        if len(lengths) > 1:
-            raise InvalidError(f"videos of {lengths} frames in one call; they must be of one length, none is padded")
-        crops = np.stack([self._middle_of(video) for video in videos])
-        rows = np.concatenate([self._embed(crops, start, stop) for start, stop in self._pieces(*crops.shape[:2])])
-        return [self._extracted(values) for values in rows.reshape(len(videos), -1, LIP_LENGTH)]
+        crops = [self._middle_of(video) for video in videos]
+        pieces = [(n, at) for n, video in enumerate(crops) for at in range(0, len(video), self._piece)]
+        made = [np.empty((len(video), LIP_LENGTH), dtype=np.float32) for video in crops]
+        for start in range(0, len(pieces), self._rows_per_call):  # call by call: frames of all pieces would lie twice
+            now = pieces[start : start + self._rows_per_call]
+            windows = [_window(crops[n], at - REACH, at + self._piece + REACH) for n, at in now]
+            rows = self._call(self._forward, *(np.stack(part) for part in zip(*windows, strict=True)))
+            for (n, at), values in zip(now, rows, strict=True):
+                made[n][at : at + self._piece] = values[: len(crops[n]) - at]
+        return [self._extracted(values) for values in made]
 
     def close(self) -> None:
         """Free the network; the extractor can be opened again."""
@@ -207,67 +221,57 @@ class LipResnet18Extractor:
     def _extracted(self, values: NDArray[np.float32]) -> Extracted:
         with np.errstate(over="ignore"):
             stored = values.astype(self.dtype)
-        reason = f"no finite numbers in {self.precision}, stored as {self.dtype}; use precision=bf16, dtype=float32"
         odd = np.flatnonzero(~np.isfinite(stored).all(axis=1))
-        return Extracted({LIP_FEATURE: FeatureRows(stored)}, dict.fromkeys(odd.tolist(), reason))
+        return Extracted({LIP_FEATURE: FeatureRows(stored)}, dict.fromkeys(odd.tolist(), self._not_finite(self.dtype)))
 
-    # -- pieces: rows are counted through all videos, row i is frame i % T of video i // T -----------------------
+    # -- calls: pieces of equal length, each with the frames before and after it ------------------------------------
 
-    def _pieces(self, n_videos: int, n_frames: int) -> Iterator[tuple[int, int]]:
-        """Yield the rows to compute at once: of whole videos, or of a part of one."""
-        per_piece = max(1, self.batch_frames // n_frames) * n_frames
-        step = per_piece if n_frames <= self.batch_frames else self.batch_frames
-        for first in range(0, n_videos * n_frames, per_piece):
-            end = min(first + per_piece, n_videos * n_frames)
-            for start in range(first, end, step):
-                yield start, min(start + step, end)
+    @property
+    def _piece(self) -> int:
+        return min(PIECE, self.batch_frames)
 
-    def _embed(self, crops: NDArray[np.uint8], start: int, stop: int) -> NDArray[np.float32]:
-        n_frames = crops.shape[1]
+    @property
+    def _rows_per_call(self) -> int:
+        return self.batch_frames // self._piece
 
-        def middle(first: int, last: int) -> int:
-            half = (last - first + 1) // 2
-            whole = -(-half // n_frames) * n_frames
-            return first + (whole if whole < last - first else half)
+    def _set_at_once(self, number: int) -> None:
+        super()._set_at_once(number if number < PIECE else number // PIECE * PIECE)
 
-        return in_halves(
-            lambda first, last: self._rows(crops, first, last),
-            start,
-            stop,
-            model=RECIPE,
-            device=self._device,
-            remedy="use fewer --workers-per-gpu, or precision=bf16",
-            on_halved=self._shrink,
-            middle=middle,
-        )
+    @property
+    def _on_record(self) -> dict[str, Any]:
+        known = super()._on_record
+        return {**known, "piece_frames": self._piece} if known else {}
 
-    def _shrink(self, frames: int) -> None:
-        self.batch_frames = min(self.batch_frames, frames)
+    def _trial(self) -> NDArray[np.float32]:
+        video = np.random.default_rng(0).integers(0, 256, (self._piece, CROP_SIDE, CROP_SIDE), dtype=np.uint8)
+        crops, there = _window(self._middle_of(video), -REACH, self._piece + REACH)
+        many = self._rows_per_call
+        return self._forward(np.stack([crops] * many), np.stack([there] * many))
 
-    def _rows(self, crops: NDArray[np.uint8], start: int, stop: int) -> NDArray[np.float32]:
-        """Return rows of whole videos, or of a part of one video, (stop - start, 512)."""
-        n_frames = crops.shape[1]
-        video, first = divmod(start, n_frames)
-        if first == 0 and stop % n_frames == 0:
-            return self._forward(crops[video : stop // n_frames]).reshape(-1, LIP_LENGTH)
-        last = first + stop - start
-        # A part takes along the frames that its outer rows depend on; at a video's own ends, the network's zeros do.
-        begin = max(0, first - REACH)
-        part = self._forward(crops[video : video + 1, begin : last + REACH])
-        return part[0, first - begin : last - begin]
-
-    def _forward(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return (videos, frames, 512) for crops (videos, frames, height, width)."""
+    def _forward(self, crops: NDArray[np.uint8], there: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return (pieces, frames, 512) for crops (pieces, frames + 4, height, width) and which of them are there."""
         import torch
 
-        batch = torch.from_numpy(np.ascontiguousarray(crops))
+        batch, known = torch.from_numpy(crops), torch.from_numpy(there)
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
-        with torch.inference_mode(), full_float32(self._device):
-            inputs = batch.to(torch.float32).div(255).sub(MEAN).div(STD)
+            known = known.pin_memory().to(self._device, non_blocking=True)
+        with torch.inference_mode(), reproducible(self._device):
+            scaled = batch.to(torch.float32).div(255).sub(MEAN).div(STD)
+            inputs = scaled * known[:, :, None, None]  # what is not there is 0 as the encoder sees it, not black
             rows = self._network(inputs.to(getattr(torch, TORCH_TYPES[self.precision]))).float()
             result: NDArray[np.float32] = rows.cpu().numpy()
         return result
+
+
+def _window(video: NDArray[np.uint8], start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return frames ``start`` to ``stop`` of a video and which of them are there; zeros before and after it."""
+    frames = np.zeros((stop - start, *video.shape[1:]), dtype=np.uint8)
+    there = np.zeros(stop - start, dtype=np.bool_)
+    first, last = max(start, 0), min(stop, len(video))
+    frames[first - start : last - start] = video[first:last]
+    there[first - start : last - start] = True
+    return frames, there
 
 
 def _is_whole(value: object) -> bool:

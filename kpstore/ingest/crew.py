@@ -22,6 +22,7 @@ from kpstore.backends.base import Fork
 from kpstore.errors import KpstoreError, WorkersError, one_line
 from kpstore.ingest.doubts import Opinion, blindness, is_blind, raised_videos, unread_videos, weakness
 from kpstore.ingest.fitness import Meeting, Question, question, short_question
+from kpstore.ingest.gpus import gpu_of_worker
 from kpstore.ingest.isolated import look_isolated
 from kpstore.ingest.job import Job, failed_video
 from kpstore.ingest.on_worker import THREAD, Refusal, Stranger, give_opinion, prove, run_on_worker
@@ -254,16 +255,12 @@ class Crew:
             known = self._call(self._client.scheduler.identity, n_workers=-1)["workers"]
             for address in sorted(known.keys() - self._workers.keys()):
                 name = str(known[address]["name"])
-                self._workers[address] = _Worker(address, name, self._gpu_of(name))
+                self._workers[address] = _Worker(address, name, gpu_of_worker(self._gpus, name))
         for worker in self._workers.values():
             if worker.state == "new":
                 worker.state, worker.sign = "asked", f"worker-{next(self._numbers)}"
                 self._submit("proof", worker, prove, self._question, self._job.run_id, worker.sign)
         self._check_hope()
-
-    def _gpu_of(self, name: str) -> str:
-        # A local cluster numbers its workers, and a worker that was restarted keeps its number and so its GPU.
-        return self._gpus[int(name) % len(self._gpus)] if self._gpus else ""
 
     def _call(self, ask: Any, **arguments: Any) -> Any:
         """Ask the scheduler something."""

@@ -8,15 +8,16 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from kpstore.errors import MissingExtraError, NotFoundError, UnsupportedError
+from kpstore.errors import ExtractorError, KpstoreError, MissingExtraError, NotFoundError, UnsupportedError, one_line
 from kpstore.ingest.crew import Crew, MakeFork, OnFrames
-from kpstore.ingest.gpus import own_gpus
-from kpstore.ingest.job import Job
+from kpstore.ingest.gpus import gpu_of_worker, own_gpus
+from kpstore.ingest.job import Job, try_out
 from kpstore.ingest.plan import Task
 from kpstore.ingest.worker import TaskResult, run_task
 
@@ -61,6 +62,9 @@ class Executor(Protocol):
     def notes(self) -> Sequence[str]:
         """What went wrong with workers, and did not end the run."""
 
+    def try_out(self, job: Job) -> list[int]:
+        """Return how many frames at once the job's extractor takes, where it works, on each worker."""
+
     def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results in the order in which tasks end; ``on_frames(n)`` is told of progress in between."""
 
@@ -76,6 +80,10 @@ class SerialExecutor:
 
     def __exit__(self, *_: object) -> None:
         return None
+
+    def try_out(self, job: Job) -> list[int]:
+        """Return the one answer."""
+        return [try_out(job)]
 
     def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results in plan order."""
@@ -172,6 +180,11 @@ class DaskExecutor:
                 part.close(timeout=5)
 
     @property
+    def _shared_gpus(self) -> Sequence[str]:
+        """GPUs that the workers share out among themselves by their numbers."""
+        return () if self._by_dask_cuda else self._gpus
+
+    @property
     def n_workers(self) -> int:
         """Worker processes."""
         return self._n_workers
@@ -181,6 +194,39 @@ class DaskExecutor:
         """Which workers are not fit to work, and why."""
         return [f"worker {name} was left out: {reason}" for name, reason in self._left_out.items()]
 
+    def try_out(self, job: Job) -> list[int]:
+        """Return the answers of all workers, which try at the same time, as they will work; see :class:`Executor`.
+
+        Raises
+        ------
+        KpstoreError
+            The first worker's, if none can work. Where some can, the others are left out with their first task.
+        """
+        from distributed import wait
+
+        # Another may answer for a worker that has gone meanwhile; nobody would otherwise.
+        futures = [
+            self._client.submit(
+                *(_try_on_worker, replace(job, gpu=gpu_of_worker(self._shared_gpus, str(about["name"])))),
+                workers=[address],
+                allow_other_workers=True,
+                pure=False,
+            )
+            for address, about in self._client.scheduler_info(n_workers=-1)["workers"].items()
+        ]
+        wait(futures)
+        answers: list[int | KpstoreError] = []
+        for future in futures:
+            try:
+                answers.append(future.result())
+            except Exception as error:  # a worker that died, or that has other code; it is proved before it works
+                answers.append(ExtractorError(f"a worker could not try the model: {one_line(str(error))}"))
+        found = [answer for answer in answers if isinstance(answer, int)]
+        for answer in answers:
+            if not found and isinstance(answer, KpstoreError):
+                raise answer
+        return found
+
     def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results as tasks end; see :class:`~kpstore.ingest.crew.Crew`."""
         crew = Crew(
@@ -188,7 +234,7 @@ class DaskExecutor:
             self._scheduler or self._cluster.scheduler_address,
             job,
             make_fork,
-            gpus=() if self._by_dask_cuda else self._gpus,
+            gpus=self._shared_gpus,
             pinned=self._gpus if self._by_dask_cuda else (),
             ours=self._scheduler is None,
             notes=self._left_out,
@@ -214,6 +260,13 @@ def _sigint_blocked() -> Iterator[None]:
 def dask_setup(worker: Any) -> None:
     """Prepare a worker process; Dask calls this by its name."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _try_on_worker(job: Job) -> int | KpstoreError:
+    try:
+        return try_out(job)
+    except KpstoreError as error:
+        return error
 
 
 def make_executor(workers: int, *, scheduler: str | None = None, gpus: int = 0) -> Executor:

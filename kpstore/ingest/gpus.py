@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -36,6 +37,14 @@ def _is_identity(name: str, on_machine: int | None) -> bool:
     if name.isdecimal():
         return on_machine is None or int(name) < on_machine
     return name.startswith(("GPU-", "MIG-"))
+
+
+def gpu_of_worker(gpus: Sequence[str], name: str) -> str:
+    """Return which of some GPUs a worker of a local cluster gets; ``""`` if there are none to be shared out.
+
+    A local cluster numbers its workers, and a worker that was restarted keeps its number and so its GPU.
+    """
+    return gpus[int(name) % len(gpus)] if gpus else ""
 
 
 def own_gpus(wanted: int) -> tuple[str, ...]:

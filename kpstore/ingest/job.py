@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import ExtractorError, KpstoreError, one_line
-from kpstore.extractors.base import AnyExtractor
+from kpstore.extractors.base import AnyExtractor, is_settling
+from kpstore.extractors.processors import cpu_name
+from kpstore.ingest.gpus import VISIBLE
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import Source
@@ -130,16 +132,34 @@ def opened_extractor(job: Job) -> AnyExtractor:
         if _opened.extractor is not None:
             _opened.extractor.close()
         _opened.extractor = None
-        if job.gpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = job.gpu  # before the model asks CUDA what there is
-        try:
-            job.extractor.open(job.device)
-        except KpstoreError:
-            raise
-        except Exception as error:
-            name = job.extractor.specs[0].name
-            raise ExtractorError(
-                f"the extractor of {name!r} does not start: {type(error).__name__}: {error}"
-            ) from error
+        _open(job)
         _opened.run_id, _opened.extractor = job.run_id, job.extractor
     return _opened.extractor
+
+
+def _open(job: Job) -> None:
+    if job.gpu:
+        os.environ[VISIBLE] = job.gpu  # before the model asks CUDA what there is
+    try:
+        job.extractor.open(job.device)
+    except KpstoreError:
+        raise
+    except Exception as error:
+        name = job.extractor.specs[0].name
+        raise ExtractorError(f"the extractor of {name!r} does not start: {type(error).__name__}: {error}") from error
+
+
+def try_out(job: Job) -> int:
+    """Return how many frames at once the model takes here, on this process's device, with what memory is free now."""
+    extractor = job.extractor
+    assert is_settling(extractor)  # who asks knows
+    _open(job)
+    try:
+        return extractor.at_once
+    finally:
+        job.extractor.close()
+
+
+def processor(job: Job) -> str:
+    """Return the kind of processor on which this process's extractor computes; MediaPipe's is the CPU."""
+    return getattr(opened_extractor(job), "processor", "") or cpu_name()

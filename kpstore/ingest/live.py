@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Backend, Chunks, ViewChunks
 from kpstore.errors import ExtractorError, MismatchError, UnsupportedError, one_line
-from kpstore.extractors.base import AnyExtractor, takes_videos
+from kpstore.extractors.base import AnyExtractor, settle, takes_videos
 from kpstore.ingest.frames import extract_frames, read_reference
 from kpstore.ingest.job import Job, UnreadableVideoError, VideoRows, failed_video, opened_extractor
 from kpstore.ingest.whole_videos import extract_alone
@@ -255,6 +255,9 @@ def live_backend(stored: Backend, store: Store, extractor: AnyExtractor, root: P
     NotFoundError
         If the frames are not where ``root`` says.
     """
+    made = {spec.name: store.features[spec.name] for spec in extractor.specs if spec.name in store.features}
+    for note in settle(extractor, {name: stored.provenance for name, stored in made.items()}, device):
+        _log.warning("%s", note)
     provenance = extractor.provenance
     for spec in extractor.specs:
         if spec.name in store.features:

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from kpstore._version import __version__
 from kpstore.backends.base import Backend, Fork
 from kpstore.errors import CorruptError, ExistsError, InvalidError, WorkersError
-from kpstore.extractors.base import AnyExtractor, frame_specs
+from kpstore.extractors.base import AnyExtractor, frame_specs, settle
 from kpstore.ingest.blocks import join_adjacent
 from kpstore.ingest.executors import Executor, make_executor
 from kpstore.ingest.gpus import count_gpus
 from kpstore.ingest.job import Job
 from kpstore.ingest.plan import Task, plan_tasks
 from kpstore.ingest.report import MAX_FAILURES, Progress, ProgressFile, Report
+from kpstore.ingest.settling import Processors, settle_by_trial
 from kpstore.ingest.worker import TaskResult
 from kpstore.schema.face_features import FACE_PATH
 from kpstore.schema.feature import Compression, State
@@ -100,6 +101,11 @@ class Options:
             raise InvalidError(
                 f"{asked} asked for, {found or 'none'} found on this machine; leave out {option} to use the CPU"
             )
+
+    @property
+    def runs_on(self) -> str:
+        """The device that each worker's models are told."""
+        return self.device or ("cuda" if self.gpus else "cpu")
 
     @property
     def n_workers(self) -> int:
@@ -268,8 +274,9 @@ def make_plan(backend: Backend, listing: Listing, extractor: AnyExtractor, optio
     wanted = np.array(pending, dtype=np.int64)
     # Only features of which nothing is kept may be made anew with other settings.
     restart = options.overwrite and bool(there.any()) and not len(np.setdiff1d(np.flatnonzero(there), wanted))
-    provenance = extractor.provenance  # of a new feature too: weights that are not there should show before anything
     stored = {} if store is None or restart else store.features
+    begun = settle(extractor, {name: one.provenance for name, one in stored.items()}, options.runs_on)
+    provenance = extractor.provenance  # of a new feature too: weights that are not there should show before anything
     for spec in extractor.specs:
         if spec.name in stored:
             check_same(stored[spec.name], spec, provenance[spec.name])
@@ -277,7 +284,7 @@ def make_plan(backend: Backend, listing: Listing, extractor: AnyExtractor, optio
     chunk_rows = [spec.chunk_rows for spec in frame_specs(extractor)]
     tasks = plan_tasks(index, [by_position[p] for p in pending], wanted, chunk_rows=chunk_rows, task_frames=task_frames)
     overwritten = np.array([p for p in pending if p < len(redo) and redo[p]], dtype=np.int64)
-    return Plan(listing, new, wanted, tuple(tasks), overwritten, restart, notes)
+    return Plan(listing, new, wanted, tuple(tasks), overwritten, restart, (*notes, *begun))
 
 
 def _check_references(extractor: AnyExtractor, videos: Sequence[VideoRecord]) -> None:
@@ -398,11 +405,14 @@ class _Run:
         self._failures: list[Failure] = []
         self._video_notes: list[str] = []
         self._worker_notes: tuple[str, ...] = ()
+        self._processors = Processors(extractor)
 
     def run(self, listing: Listing) -> Report:
         plan = make_plan(self._backend, listing, self._extractor, self._options)
         self._begin(plan)
         interrupted = False
+        if not plan.tasks:
+            self._prepare(plan)
         try:
             with _sigterm_as_interrupt():
                 if plan.tasks:
@@ -441,7 +451,6 @@ class _Run:
         progress.videos, progress.frames = len(plan.pending), plan.n_frames
         progress.videos_before = len(plan.listing.videos) - len(plan.pending)
         self._observer.on_plan(plan)
-        self._prepare(plan)
         self._file.write(progress, now=True)
 
     def _prepare(self, plan: Plan) -> None:
@@ -476,16 +485,18 @@ class _Run:
     def _execute(self, plan: Plan) -> None:
         options = self._options
         made = make_executor(options.n_workers, scheduler=options.scheduler, gpus=options.gpus)
-        device = options.device or ("cuda" if options.gpus else "cpu")
         sidecar = self._backend.sidecar_dir if self._backend.capabilities.parallel_writers else None
         meeting = sidecar and sidecar / "meeting"
-        job = Job(self._progress.run_id, self._source, self._extractor, device, meeting=meeting)
+        job = Job(self._progress.run_id, self._source, self._extractor, options.runs_on, meeting=meeting)
         with ExitStack() as stack:
             # Half a cluster cannot be taken down cleanly, so a Ctrl-C waits until it stands.
             with _interrupts_held_back():
                 executor = stack.enter_context(made)
             self._progress.workers = executor.n_workers
             try:
+                settle_by_trial(executor, job)
+                with _interrupts_held_back():
+                    self._prepare(plan)
                 self._drive(executor, job, plan.tasks)
             finally:
                 self._worker_notes = tuple(executor.notes)
@@ -554,6 +565,7 @@ class _Run:
             tx.set_states(spec.name, failures)
         for spec in frame_specs(self._extractor):
             count_rows(tx, spec.name, [result.task for result in results])
+        self._processors.record(tx, results)
         tx.metadata["checkpoint"] = {"videos": sum(len(r.task.videos) for r in results), "frames": frames}
         if final:
             tx.metadata["report"] = self._draft(interrupted).to_json()
@@ -581,7 +593,10 @@ class _Run:
             seconds=time.monotonic() - self._began,
             workers=progress.workers,
             interrupted=interrupted,
-            notes=(*listing.problems, *listing.notes, *self._plan.notes, *self._video_notes, *self._worker_notes),
+            notes=(
+                *(*listing.problems, *listing.notes, *self._plan.notes),
+                *(*self._video_notes, *self._worker_notes, *self._processors.notes),
+            ),
         )
 
     def _report(self, interrupted: bool) -> Report:
@@ -589,7 +604,7 @@ class _Run:
         return replace(
             self._draft(interrupted),
             snapshot=store.snapshot,
-            failures=store.failures(frame_specs(self._extractor)[0].name),
+            failures=store.failures(first) if (first := frame_specs(self._extractor)[0].name) in store.features else (),
         )
 
 

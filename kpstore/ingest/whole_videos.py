@@ -1,4 +1,4 @@
-"""Whole videos, several at once: read ahead, put together by length, so that nothing is padded."""
+"""Whole videos, several at once: read ahead, put together by size, and by length if the extractor asks for it."""
 
 from __future__ import annotations
 
@@ -73,6 +73,8 @@ def _windows(
 
 def _extract_window(job: Job, window: Sequence[tuple[PlannedVideo, Read]], report: Report) -> dict[int, VideoRows]:
     """Return the rows of each video of a window, by its place in it."""
+    extractor = cast("VideoExtractor", opened_extractor(job))
+    any_length = getattr(extractor, "any_length", False)
     found: dict[int, VideoRows] = {}
     alike: dict[tuple[int, ...], list[int]] = {}
     for number, (video, read) in enumerate(window):
@@ -81,17 +83,15 @@ def _extract_window(job: Job, window: Sequence[tuple[PlannedVideo, Read]], repor
         elif len(read) == 0:
             found[number] = _rows_of(job, video.record, None)
         else:
-            alike.setdefault(read.shape, []).append(number)
+            alike.setdefault(read.shape[1:] if any_length else read.shape, []).append(number)
     report(sum(window[number][0].record.n_frames for number in found))
-    extractor = cast("VideoExtractor", opened_extractor(job))
     for shape, numbers in alike.items():
-        while numbers:
-            # Asked again each time: a call that runs out of memory makes the next ones smaller.
-            now = numbers[: max(1, extractor.batch_frames // shape[0])]
-            numbers = numbers[len(now) :]
+        many = len(numbers) if any_length else max(1, extractor.batch_frames // shape[0])
+        for start in range(0, len(numbers), many):
+            now = numbers[start : start + many]
             chosen = [(window[n][0].record, cast("NDArray[np.uint8]", window[n][1])) for n in now]
             found |= dict(zip(now, _extract_alike(job, extractor, chosen), strict=True))
-            report(len(now) * shape[0])
+            report(sum(window[n][0].record.n_frames for n in now))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from kpstore.errors import CorruptError, ExtractorError
 from kpstore.extractors.base import takes_videos
 from kpstore.ingest.blocks import Block, ChunkWriter
 from kpstore.ingest.frames import extract_frames
-from kpstore.ingest.job import Doubts, Job, Report, VideoRows, failed_video, opened_extractor
+from kpstore.ingest.job import Doubts, Job, Report, VideoRows, failed_video, opened_extractor, processor
 from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.ingest.whole_videos import extract_whole
 from kpstore.schema.feature import State
@@ -34,6 +34,7 @@ class TaskResult:
     seconds : time spent.
     doubts : by position of each video in which something failed that another worker might be able to do.
     notes : what is odd about its videos, a line each.
+    processor : the kind that computed; empty where that is not known.
     """
 
     task: Task
@@ -44,6 +45,7 @@ class TaskResult:
     seconds: float
     doubts: Mapping[int, Doubts] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    processor: str = ""
 
 
 def run_task(
@@ -63,7 +65,10 @@ def run_task(
     report : called with the number of frames each time some more are done.
     """
     began = time.perf_counter()
-    return collect(job, task, fork, extract_videos(job, task.videos, extract=extract, report=report), began)
+    results = extract_videos(job, task.videos, extract=extract, report=report)
+    result = collect(job, task, fork, results, began)
+    # What another process extracted is not known to come from this one's processor.
+    return replace(result, processor=processor(job)) if extract is None else result
 
 
 def collect(

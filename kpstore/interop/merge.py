@@ -21,7 +21,7 @@ from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.records import Records
 from kpstore.store.store import Store, backend_for
-from kpstore.store.transaction import check_same
+from kpstore.store.transaction import check_same, with_processors
 
 OnConflict = Literal["error", "first", "last"]
 ON_CONFLICT = ("error", "first", "last")
@@ -140,7 +140,7 @@ class Merged:
             ways = {json.dumps(way, sort_keys=True): way for stored in (one, other) for way in _ways(stored.provenance)}
             self.notes.append(f"{one.spec.name}: made in {len(ways)} ways, see its provenance")
             return replace(one, provenance={"extractor": "mixed", "ways": [ways[key] for key in sorted(ways)]})
-        return one
+        return replace(one, provenance=with_processors(one.provenance, other.provenance.get(fmt.PROCESSORS, ())))
 
     def videos(self) -> Iterator[ImportedVideo]:
         """Yield all videos, by split and id."""

@@ -96,8 +96,8 @@ def _diff_feature(old: Store, new: Store, name: str, common: Sequence[str]) -> F
         arrays = [a for a in fmt.feature_metas(old.feature(name), n_videos=0, n_frames=0) if a != fmt.state_name(name)]
         for array in arrays:
             changed |= _differing(old, new, array, [v for v in common if v not in changed])
-    provenance_changed = dict(old.provenance(name)) != dict(new.provenance(name))
-    return FeatureDiff(tuple(v for v in common if v in changed), provenance_changed)
+    before, after = ({**store.provenance(name), fmt.PROCESSORS: None} for store in (old, new))
+    return FeatureDiff(tuple(v for v in common if v in changed), before != after)
 
 
 _BLOCK_VIDEOS = 256

@@ -27,6 +27,9 @@ ROOT = "kpstore"
 OWN_SPLITS = "own_splits"
 """Key in :data:`ROOT` that is true once splits were set by hand."""
 
+PROCESSORS = "processors"
+"""Of a feature's provenance: the kinds of processors that have computed it, on which last bits depend."""
+
 VIDEO_CHUNK_ROWS = 65_536
 TEXT_CHUNK_ROWS = 4_096
 

@@ -21,7 +21,7 @@ from kpstore.store.damage import read_index
 from kpstore.store.ledger import agrees, failure_text, read_entry, runs, touched_videos
 from kpstore.store.salvage import Ledger
 
-_IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries"})
+_IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries", fmt.PROCESSORS})
 """Keys that may differ between two runs whose numbers are the same, but for the last bits."""
 _OF_THE_FILE = frozenset({"format", "dataset"})
 """Keys that say what kind of file imported rows came from, not how they were made."""
@@ -216,11 +216,19 @@ class Transaction:
             self._view.create(name, meta)
         for dim, (meta, labels) in fmt.label_metas(spec).items():
             self._add_labels(spec, dim, meta, labels)
+        self._set_feature(spec, provenance)
+
+    def add_processors(self, name: str, kinds: Collection[str]) -> None:
+        """Add kinds of processors to those that have computed a feature, which its provenance names."""
+        stored = fmt.check_feature(self._features, name)
+        provenance = with_processors(stored.provenance, kinds)
+        if provenance != stored.provenance:
+            self._set_feature(stored.spec, provenance)
+
+    def _set_feature(self, spec: FeatureSpec, provenance: Provenance) -> None:
         self._features[spec.name] = fmt.StoredFeature(spec, provenance)
-        self._about["features"] = {
-            **self._about["features"],
-            spec.name: {"spec": spec.to_json(), "provenance": provenance},
-        }
+        about = {"spec": spec.to_json(), "provenance": provenance}
+        self._about["features"] = {**self._about["features"], spec.name: about}
         self._write_about()
 
     def _add_labels(self, spec: FeatureSpec, dim: str, meta: ArrayMeta, labels: NDArray[np.object_]) -> None:
@@ -555,6 +563,12 @@ def check_same(stored: fmt.StoredFeature, spec: FeatureSpec, provenance: Provena
                 f"feature {spec.name!r} was made with {key} {_short(made)}, this run has {_short(wanted)}; "
                 "use the same settings, or another store"
             )
+
+
+def with_processors(provenance: Provenance, kinds: Collection[str]) -> Provenance:
+    """Return a provenance that names further kinds of processors beside those that it names."""
+    known = {*provenance.get(fmt.PROCESSORS, ()), *kinds}
+    return {**provenance, fmt.PROCESSORS: sorted(known)} if known else provenance
 
 
 def _same_hashes(ours: Any, theirs: Any) -> bool:

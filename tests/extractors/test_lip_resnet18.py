@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,33 +164,44 @@ def test_the_middle_is_cut_out_and_height_only_if_asked(state: dict[str, Any], w
     np.testing.assert_allclose(cut, plainly(state, video[:, 4:54, 4:92]), atol=1e-5, rtol=0)
 
 
-def test_many_videos_are_one_by_one(weights: Path, shared: LipResnet18Extractor) -> None:
-    videos = [crops(seed, 3) for seed in range(3)]
-    alone = [rows_of(shared, video)[0] for video in videos]
-    for together in (rows_of(shared, *videos), rows_of(opened(weights, batch_frames=6), *videos)):
-        np.testing.assert_allclose(together, alone, atol=1e-6, rtol=0)
-    assert shared.extract_videos([]) == []
-
-
-@pytest.mark.parametrize("at_once", [1, 4, 6])
-def test_long_videos_run_in_pieces_that_change_nothing(
-    weights: Path, shared: LipResnet18Extractor, at_once: int
+@pytest.mark.parametrize(
+    ("at_once", "piece", "pieces", "calls"), [(1, 1, 1, 11), (3, 3, 1, 5), (4, 2, 2, 4), (11, 2, 5, 2), (10, 10, 1, 3)]
+)
+def test_a_row_has_the_same_bits_in_any_company(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, piece: int, pieces: int, calls: int
 ) -> None:
-    videos = [crops(5, 7), crops(6, 7)]
-    whole, sizes = rows_of(shared, *videos), []
+    """Of videos that are longer than a piece, and shorter; 25 frames are many for a test."""
+    monkeypatch.setattr("kpstore.extractors.lip_resnet18.PIECE", 2 if pieces > 1 else 25)
+    videos, sizes = [crops(5, 7), crops(6, 3), crops(7, 1)], []
     extractor = opened(weights, batch_frames=at_once)
     forward = extractor._network.forward
-    extractor._network.forward = lambda x: (sizes.append(x.shape[:2]), forward(x))[1]
-    np.testing.assert_allclose(rows_of(extractor, *videos), whole, atol=1e-6, rtol=0)
-    assert max(n * t for n, t in sizes) <= at_once + 4
-    assert len(sizes) == 2 * -(-7 // at_once)
+    extractor._network.forward = lambda x: (sizes.append(tuple(x.shape[:2])), forward(x))[1]
+    together = rows_of(extractor, *videos)
+    assert sizes == [(pieces, piece + 4)] * calls
+    alone = [rows_of(extractor, video)[0] for video in videos]
+    turned = rows_of(extractor, *videos[::-1])[::-1]
+    for rows, one, other in zip(together, alone, turned, strict=True):
+        np.testing.assert_array_equal(rows, one)
+        np.testing.assert_array_equal(rows, other)
+    assert set(sizes) == {(pieces, piece + 4)}
+
+
+def test_pieces_change_the_last_bits_at_most(weights: Path, shared: LipResnet18Extractor) -> None:
+    video = crops(5, 7)
+    (whole,), (cut,) = rows_of(shared, video), rows_of(opened(weights, batch_frames=2), video)
+    np.testing.assert_allclose(cut, whole, atol=1e-6, rtol=0)
+    assert shared.extract_videos([]) == []
 
 
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"precision": "fp16"}, {"dtype": "float16"}])
 def test_lower_precision_is_near_and_in_the_provenance(
     weights: Path, shared: LipResnet18Extractor, options: dict[str, Any]
 ) -> None:
-    video, extractor = crops(8, 1), opened(weights, **options)
+    try:
+        video, extractor = crops(8, 1), opened(weights, **options)
+    except ExtractorError as error:  # bf16 on some processors
+        assert re.search("no finite numbers in bf16 on .*precision=fp32", str(error))  # noqa: PT017
+        return
     (rows,), (exact,) = rows_of(extractor, video), rows_of(shared, video)
     assert rows.dtype == extractor.specs[0].dtype == options.get("dtype", "float32")
     np.testing.assert_allclose(rows, exact, atol=0.02)
@@ -197,32 +209,37 @@ def test_lower_precision_is_near_and_in_the_provenance(
     assert extractor.provenance["lip_resnet18"]["parameters"]["precision"] == options.get("precision", "fp32")
 
 
-def test_out_of_memory_halves_videos_then_frames(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    videos = [crops(seed, 6) for seed in range(3)]
-    extractor = opened(weights)
-    whole, forward, sizes = rows_of(extractor, *videos), extractor._network.forward, []
+def test_a_lack_of_memory_takes_fewer_pieces_then_shorter_ones(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, int]] = []
 
-    def little_memory(x: Any) -> Any:
-        sizes.append(tuple(x.shape[:2]))
-        if x.shape[0] * x.shape[1] > 5:
+    def little_memory(self: Any, frames: np.ndarray, there: np.ndarray) -> np.ndarray:
+        sizes.append(frames.shape[:2])
+        if there[:, 2:-2].sum() > 7:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return forward(x)
+        return np.zeros((len(frames), frames.shape[1] - 4, 512), np.float32)
 
-    monkeypatch.setattr(extractor._network, "forward", little_memory)
-    np.testing.assert_allclose(rows_of(extractor, *videos), whole, atol=1e-6, rtol=0)
-    assert sizes[:5] == [(3, 6), (2, 6), (1, 6), (1, 5), (1, 5)]
-    assert extractor.batch_frames == 3
+    monkeypatch.setattr("kpstore.extractors.lip_resnet18.find_device", lambda *_: torch.device("cpu"))
+    monkeypatch.setattr(LipResnet18Extractor, "_forward", little_memory)
+    monkeypatch.setattr(LipResnet18Extractor, "default_at_once", {"cpu": 10, "cuda": 125})
+    extractor = LipResnet18Extractor(weights=weights, crop=32)
+    extractor.open("cuda:0")
+    assert sizes == [(5, 29), (2, 29), (1, 29), (1, 16), (1, 10)]
+    assert extractor.batch_frames == 6
+    with pytest.raises(
+        ExtractorError, match=r"memory than is free for batch_frames=50, .* --set batch_frames=25 \(CUDA"
+    ):
+        LipResnet18Extractor(weights=weights, crop=32, batch_frames=60).open("cuda")
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "lip_resnet18 needs more GPU memory .* a single frame"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "lip_resnet18 needs more GPU memory .* batch_frames=5"),
         (RuntimeError("CUDA error"), "lip_resnet18 fails on cpu: CUDA error"),
     ],
 )
 def test_a_network_that_fails_is_no_fault_of_the_video(weights: Path, error: Exception, words: str) -> None:
-    extractor = opened(weights)
+    extractor = opened(weights, batch_frames=5)
 
     def fail(x: Any) -> Any:
         raise error
@@ -234,17 +251,33 @@ def test_a_network_that_fails_is_no_fault_of_the_video(weights: Path, error: Exc
 
 def test_numbers_that_are_not_finite_fail_their_frame(weights: Path) -> None:
     extractor = opened(weights, dtype="float16")
-    forward = extractor._network.forward
+    forward, odd = extractor._network.forward, [0.0]
 
     def large(x: Any) -> Any:
         rows = forward(x).clone()
-        rows[:, 1] = 1e6
+        rows[:, 1] = odd[0]
         return rows
 
     extractor._network.forward = large
-    (got,) = extractor.extract_videos([crops(0, 3)])
-    assert list(got.failed) == [1]
-    assert "use precision=bf16, dtype=float32" in got.failed[1]
+    for odd[0], dtype, words in (
+        (1e6, "float16", "use --set dtype=float32"),
+        (np.nan, "float32", "are the weights wh"),
+    ):
+        extractor.dtype = dtype
+        (got,) = extractor.extract_videos([crops(0, 3)])
+        assert list(got.failed) == [1]
+        assert re.match(
+            rf"lip_resnet18 gives no finite numbers in fp32 on .*, stored as {dtype}; {words}", got.failed[1]
+        )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_that_does_not_work_here_is_told_before_any_frame(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr(LipResnet18Extractor, "_trial", lambda self: np.full((1, 10, 512), np.nan, np.float32))
+    with pytest.raises(ExtractorError, match=f"no finite numbers in {precision} on .*; use --set precision=fp32"):
+        opened(weights, precision=precision)
 
 
 def test_nothing_of_a_video_stays_behind(shared: LipResnet18Extractor) -> None:
@@ -267,11 +300,6 @@ def test_nothing_of_a_video_stays_behind(shared: LipResnet18Extractor) -> None:
 def test_videos_that_are_no_crops_are_refused(shared: LipResnet18Extractor, video: Any, found: str) -> None:
     with pytest.raises(InvalidError, match=found):
         shared.extract_videos([crops(0, 3), video])
-
-
-def test_videos_of_two_lengths_are_refused(shared: LipResnet18Extractor) -> None:
-    with pytest.raises(InvalidError, match=r"videos of \[2, 3\] frames in one call"):
-        shared.extract_videos([crops(0, 3), crops(0, 2)])
 
 
 # -- weights ----------------------------------------------------------------------------------------------------
@@ -420,6 +448,9 @@ def test_provenance_is_json_and_names_weights_by_hash(weights: Path) -> None:
     assert set(made["lip_resnet18"]["weights"]) == {weights.name}
     assert len(made["lip_resnet18"]["weights"][weights.name]) == 64
     assert made["lip_resnet18"]["parameters"]["crop"] == [80, 80]
+    for given, recorded in ((0, (10, 10)), (3, (3, 3)), (60, (50, 25)), (1600, (1600, 25))):
+        told = LipResnet18Extractor(weights=weights, batch_frames=given).provenance["lip_resnet18"]["parameters"]
+        assert (told["batch_frames"], told["piece_frames"]) == recorded
 
 
 def test_it_is_pickled_unopened_and_opens_only_the_same_weights(state: dict[str, Any], tmp_path: Path) -> None:

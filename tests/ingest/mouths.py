@@ -43,5 +43,5 @@ def write_mouths(root: Path) -> Path:
 
 if __name__ == "__main__":
     data, weights, store = map(Path, sys.argv[1:])
-    extractor = LipResnet18Extractor(weights=weights)
+    extractor = LipResnet18Extractor(weights=weights, batch_frames=2)
     run_ingest(LipsSource(data / "configs" / "LRS2.yml"), store, extractor, ONE_BY_ONE, observer=KillsItself())

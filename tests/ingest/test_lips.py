@@ -16,7 +16,10 @@ import pytest
 
 import kpstore
 from kpstore.cli.main import run
+from kpstore.extractors.lip_resnet18 import LipResnet18Extractor
+from kpstore.ingest.run import Options, run_ingest
 from kpstore.schema.feature import State
+from kpstore.sources.lips import LipsSource
 from kpstore.store.verify import verify
 from tests.cli.conftest import Kpstore
 from tests.ingest.mouths import LENGTHS, crops, write_mouths
@@ -25,6 +28,8 @@ pytest.importorskip("yaml")
 torch = pytest.importorskip("torch")
 make_state = pytest.importorskip("tests.extractors.test_lip_resnet18").make_state
 
+SMALL = ("--set", "batch_frames=2")
+"""Calls of two frames, which the utterances fill; of ten, they would compute zeros above all."""
 SPLITS = {"a": "train", "b": "train", "c": "val", "a2": "val", "d": "test"}
 
 
@@ -51,7 +56,7 @@ def data(tmp_path: Path) -> Path:
 
 def command(root: Path, weights: Path, store: Path, *more: object) -> list[object]:
     conf = ("--conf", root / "configs" / "LRS2.yml")
-    return ["ingest", "lips", *conf, "--weights", weights, store, "--workers", 0, *more]
+    return ["ingest", "lips", *conf, "--weights", weights, store, "--workers", 0, *SMALL, *more]
 
 
 # -- what comes out -----------------------------------------------------------------------------------------------
@@ -105,7 +110,7 @@ def test_a_store_is_verified_beside_its_lists(kpstore_: Kpstore, finished: Path)
 
 
 def test_a_folder_of_crops_needs_no_lists(kpstore_: Kpstore, data: Path, finished: Path, weights: Path) -> None:
-    folder = ("--npz-dir", data / "mouths", "--weights", weights, "--workers", 0)
+    folder = ("--npz-dir", data / "mouths", "--weights", weights, "--workers", 0, *SMALL)
     assert kpstore_("ingest", "lips", data / "a.kps", *folder, "--max-videos-per-split", 2).code == 0
     store, other = kpstore.open(data / "a.kps"), kpstore.open(finished / "lips.kps")
     assert store.index.ids.tolist() == ["a", "a2"]
@@ -116,7 +121,7 @@ def test_embeddings_are_added_to_a_store_of_crops(kpstore_: Kpstore, data: Path,
     """Of a store that has other numbers of the same crops."""
     store = data / "mouths" / "lips.kps"
     assert kpstore_(*command(data, weights, store, "--set", "quirk=height_slice")).code == 0
-    lips = ("--extractor", "lip_resnet18", "--weights", weights, "--workers", 0)
+    lips = ("--extractor", "lip_resnet18", "--weights", weights, "--workers", 0, *SMALL)
     refused = kpstore_("ingest", "features", store, *lips)
     assert (refused.code, len(refused.lines)) == (2, 1)
     assert "'lip_resnet18' was made with parameters" in refused.err
@@ -136,9 +141,7 @@ def test_what_is_not_encoded_yet_is_computed_as_the_store_has_it_on_record(
         tx.reset_states("lip_resnet18", [store.index.position("c")])
     how = {"weights": weights, "root": data / "mouths"}
     view = kpstore.open(store.location).lips(missing="compute", compute=how, videos=["c"])
-    np.testing.assert_allclose(
-        view[0]["embedding"], kpstore.open(finished / "lips.kps").video("c")["lip_resnet18"], atol=1e-6
-    )
+    np.testing.assert_array_equal(view[0]["embedding"], kpstore.open(finished / "lips.kps").video("c")["lip_resnet18"])
 
 
 def test_killed_and_gone_on_with_it_is_the_same_store(
@@ -160,6 +163,25 @@ def test_two_workers_give_the_same_bits(kpstore_: Kpstore, finished: Path, weigh
     store = tmp_path / "two.kps"
     assert kpstore_(*command(finished, weights, store, "--workers", 2)).code == 0
     assert not kpstore.diff(kpstore.open(finished / "lips.kps"), kpstore.open(store))
+    assert kpstore.open(store).provenance("lip_resnet18")["parameters"]["batch_frames"] == 2
+
+
+def test_however_it_is_cut_it_gives_the_same_bits(
+    finished: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By tasks of one frame and of all, one utterance at a time and many, and pieces of several in one call."""
+    monkeypatch.setattr("kpstore.extractors.lip_resnet18.PIECE", 2)
+    source = LipsSource(finished / "configs" / "LRS2.yml")
+    stores = []
+    for number, (task_frames, first) in enumerate([(1, 5), (3, 5), (100, 5), (100, 1)]):
+        for videos in (first, 5):
+            extractor = LipResnet18Extractor(weights=weights, crop=32, batch_frames=4)
+            some = LipsSource(finished / "configs" / "LRS2.yml", max_videos_per_split=1) if videos == 1 else source
+            run_ingest(some, tmp_path / f"{number}.kps", extractor, Options(workers=0, task_frames=task_frames))
+        stores.append(kpstore.open(tmp_path / f"{number}.kps"))
+    for name in LENGTHS:
+        for store in stores[1:]:
+            np.testing.assert_array_equal(store.video(name)["lip_resnet18"], stores[0].video(name)["lip_resnet18"])
 
 
 def test_a_file_that_is_torn_after_the_scan_fails_alone_and_is_tried_again(
