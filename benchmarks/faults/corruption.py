@@ -308,7 +308,7 @@ def run(backend: str, attempts: int, seed: int, folder: Path, *, workers: int = 
     """
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / f"corruption-{backend}-{seed}.jsonl"
-    base, about = _base(folder, backend)
+    base, about = prepare(folder, backend)
     known = {entry["attempt"] for entry in _entries(journal)}
     todo = iter([number for number in range(attempts) if number not in known])
     with journal.open("a", encoding="utf-8") as file:
@@ -318,7 +318,7 @@ def run(backend: str, attempts: int, seed: int, folder: Path, *, workers: int = 
     return counts(_entries(journal))
 
 
-def _base(folder: Path, backend: str) -> tuple[Path, dict[str, Any]]:
+def prepare(folder: Path, backend: str) -> tuple[Path, dict[str, Any]]:
     """Return a folder with a sound store, made once, and what reading it gives."""
     base, about = folder / f"base-{backend}", folder / f"base-{backend}.json"
     if not about.exists():

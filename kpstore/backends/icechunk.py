@@ -161,9 +161,7 @@ class IcechunkBackend:
             seen: set[str] = set()
             for info, older in versions:
                 if info.id in seen:  # snapshots that have changed places may follow each other in a circle
-                    raise CorruptError(
-                        f"the history of version {snapshot!r} of {self.location} leads back to {info.id}"
-                    )
+                    raise CorruptError(f"the history of {snapshot!r} of {self.location} leads back to {info.id}")
                 seen.add(info.id)
                 parent = None if older.parent_id is None else older.id
                 yield Commit(info.id, parent, info.message, info.written_at, dict(info.metadata))
