@@ -87,20 +87,25 @@ class _Heaps:
 
     def texts(self, references: NDArray[Any]) -> list[str]:
         """Return the texts that are referred to."""
-        found = []
+        found: list[str] = []
+        heap: dict[int, bytes] = {}
+        at = _NOWHERE
         for length, address, index in references.tolist():
-            if length == 0 or address in (0, _NOWHERE):
-                if length:
-                    raise ValueError("a text is nowhere")
+            if length == 0:
                 found.append("")
                 continue
-            if address not in self._known:
-                self._known[address] = self._read(address)
-            text = self._known[address].get(index)
-            if text is None or len(text) != length:
+            if address != at:  # texts that were written together lie together
+                heap, at = self._heap(address), address
+            text = heap.get(index, b"")
+            if len(text) != length:
                 raise ValueError(f"the text heap at byte {address} lacks a text")
             found.append(text.decode())
         return found
+
+    def _heap(self, address: int) -> dict[int, bytes]:
+        if address not in self._known:
+            self._known[address] = self._read(address)
+        return self._known[address]
 
     def _read(self, address: int) -> dict[int, bytes]:
         """Return what is in a collection, by index."""
@@ -114,14 +119,14 @@ class _Heaps:
         if size > len(heap):
             heap += os.pread(self._handle, size - len(heap), address + len(heap))
         found: dict[int, bytes] = {}
-        at = _HEADER.size
-        while size - at >= _OBJECT.size:
-            index, _, length = _OBJECT.unpack_from(heap, at)
+        at, unpack, head = _HEADER.size, _OBJECT.unpack_from, _OBJECT.size
+        while size - at >= head:
+            index, _, length = unpack(heap, at)
             # What is free has the index 0, and counts its own head.
-            needed = length if index == 0 else _OBJECT.size + (length + 7) // 8 * 8
-            if needed < _OBJECT.size or at + needed > size or index in found:
+            needed = head + (length + 7) // 8 * 8 if index else length
+            if needed < head or at + needed > size or index in found:
                 raise damage
             if index:
-                found[index] = heap[at + _OBJECT.size : at + _OBJECT.size + length]
+                found[index] = heap[at + head : at + head + length]
             at += needed
         return found
