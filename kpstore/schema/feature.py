@@ -374,11 +374,11 @@ def faults(
 
 
 def _any_in_row(block: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return _flat(block).any(axis=1)
+    return np.asarray(_flat(block).any(axis=1), dtype=np.bool_)
 
 
 def _all_in_row(block: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return _flat(block).all(axis=1)
+    return np.asarray(_flat(block).all(axis=1), dtype=np.bool_)
 
 
 def _flat(block: NDArray[np.bool_]) -> NDArray[np.bool_]:
