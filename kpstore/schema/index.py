@@ -16,7 +16,7 @@ from kpstore.schema import video_fields
 
 _FIT: Mapping[str, Callable[[Any], Any]] = {
     "id": video_fields.id_of,
-    "split": video_fields.split_of,
+    "split": video_fields.text_of,
     "frame_paths": video_fields.paths_of,
     "fps": video_fields.fps_of,
     "width": video_fields.pixels_of,
@@ -34,7 +34,7 @@ class VideoRecord:
 
     Parameters
     ----------
-    id : unique in the data set; one line of text, forward slashes only, without spaces around it.
+    id : unique in the data set; text, kept exactly as it is given. Sources make them with forward slashes only.
     split : ``"train"``, ``"dev"``, …; ``""`` where the data set has none.
     frame_paths : one path per frame, relative to the data set's root, forward slashes;
         frames of a video file are ``"clip.mp4#0"``, ``"clip.mp4#1"``, ….

@@ -10,7 +10,6 @@ import decimal
 import math
 import numbers
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -22,8 +21,6 @@ from kpstore.errors import InvalidError
 MAX_FPS = 100_000.0
 """The highest rate that is taken for one: what is above it is a time base, or a mistake."""
 MAX_PIXELS = 2**31 - 1
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def text_of(value: Any) -> str:
@@ -46,27 +43,20 @@ def text_of(value: Any) -> str:
 
 
 def id_of(value: Any) -> str:
-    """Return a video's id: text as it is, a whole number as text.
+    """Return a video's id: text exactly as it is, as files of other tools hold any; a whole number as text.
 
     Raises
     ------
     InvalidError
-        For anything else, and for text that is empty, has spaces around it, control characters or backslashes.
+        For anything else, and for text that is empty.
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not isinstance(value, str) and not whole:
         raise InvalidError(f"{_shown(value)} is no id; give text")
-    found = _one_line(str(value))
+    found = _storable(str(value))
     if not found:
         raise InvalidError("a video needs an id; found an empty one")
-    if "\\" in found:
-        raise InvalidError(f"{_shown(found)} has a backslash; use forward slashes")
     return found
-
-
-def split_of(value: Any) -> str:
-    """Return the name of a split, ``""`` for none; one line of text without spaces around it."""
-    return _one_line(text_of(value))
 
 
 def paths_of(value: Any) -> tuple[str, ...]:
@@ -184,12 +174,6 @@ def _storable(text: str) -> str:
     if not text.isascii() and not _has_utf8(text):
         raise InvalidError(f"{_shown(text)} is no text that can be stored")
     return text
-
-
-def _one_line(text: str) -> str:
-    if text != text.strip() or _CONTROL.search(text):
-        raise InvalidError(f"{_shown(text)} has spaces around it, or characters that cannot be seen; take them out")
-    return _storable(text)
 
 
 def _has_utf8(text: str) -> bool:

@@ -49,7 +49,7 @@ VIDEO = st.tuples(
     st.sampled_from(["train", "dev", "tést", ""]),
     st.sampled_from(["done", "frames", "failed", "pending"]),
     st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=5),
-    st.floats(),
+    st.floats(1e-3, 1e5) | st.just(float("nan")),
 )
 
 

@@ -33,7 +33,7 @@ def record(**given: Any) -> VideoRecord:
 def test_cells_of_a_table_become_text(cell: Any, text: str) -> None:
     found = record(annotations={"gloss": cell}).annotations["gloss"]
     assert (found, type(found)) == (text, str)
-    assert record(split="" if text.startswith("Gr") else cell).split == ("" if text.startswith("Gr") else text)
+    assert record(split=cell).split == text
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,7 @@ def test_paths_become_text(given: Any, paths: tuple[str, ...]) -> None:
 
 def test_numbers_become_what_a_store_keeps() -> None:
     assert [record(id=n).id for n in (5, np.int32(5), "5")] == ["5"] * 3
+    assert [record(id=odd).id for odd in (" a ", "a\\b", "a\n\t", np.str_("字"))] == [" a ", "a\\b", "a\n\t", "字"]
     assert [record(fps=f).fps for f in (25, np.float32(25), Fraction(25), Decimal(25))] == [25.0] * 4
     assert all(math.isnan(record(fps=f).fps) for f in (None, math.nan, pd.NA))
     assert [record(width=w).width for w in (210, np.int16(210), 210.0)] == [210] * 3
@@ -68,9 +69,9 @@ def test_numbers_become_what_a_store_keeps() -> None:
     ("given", "message"),
     [
         ({"id": ""}, "needs an id"),
-        *(({"id": odd}, "video id: ") for odd in (None, math.nan, 5.0, True, b"a", "a\\b", " a", "a ", "a\nb", "\0")),
+        *(({"id": odd}, "video id: ") for odd in (None, math.nan, 5.0, True, b"a")),
         ({"id": "\ud800"}, "no text that can be stored"),
-        *(({"split": odd}, "video 'a', split: ") for odd in (b"train", ["train"], " train", "a\tb", "\ud800")),
+        *(({"split": odd}, "video 'a', split: ") for odd in (b"train", ["train"], "\ud800")),
         ({"frame_paths": "clip.mp4"}, "video 'a', frame_paths: 'clip.mp4' is no sequence; give one path for each"),
         *(({"frame_paths": odd}, "video 'a', frame_paths: ") for odd in (Path("a"), b"a", None, 7)),
         *(({"frame_paths": ("ok", odd)}, "frame_paths: frame 1: ") for odd in (None, 7, b"a", math.nan, "\ud800")),
