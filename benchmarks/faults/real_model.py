@@ -25,7 +25,12 @@ from kpstore.sources.videos import VideosSource
 ARRAYS = ("keypoints", "keypoints_detected", "keypoints_visibility", "keypoints_status")
 
 
-def run(source: Source, folder: Path, *, task_frames: int) -> dict[str, Any]:
+def source_of(videos: Path | None, folder: Path) -> Source:
+    """Return a folder of video files as a source, or pictures that scikit-image brings, written to a folder."""
+    return VideosSource(videos) if videos else PhoenixSource(write_demo_dataset(folder / "data", videos=4, frames=8))
+
+
+def run(source: Source, folder: Path, *, task_frames: int = 8) -> dict[str, Any]:
     """Return how many frames came out, and in which arrays any bit differs."""
     run_ingest(source, folder / "one.kps", HolisticExtractor(), Options(workers=0))
     expected = kpstore.open(folder / "one.kps")
@@ -59,8 +64,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        data = args.videos or write_demo_dataset(here / "data", videos=4, frames=8)
-        source: Source = VideosSource(data) if args.videos else PhoenixSource(data)
+        source = source_of(args.videos, here)
         print(json.dumps(run(source, here, task_frames=args.task_frames), indent=2))
 
 
