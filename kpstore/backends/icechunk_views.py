@@ -443,12 +443,23 @@ class IcechunkWriteView(_View):
                 self._table = None
             self._update_table()
             try:
-                version = str(self._session.commit(message, dict(metadata or {})))
+                version = self._commit_session(message, metadata)
             except icechunk.ConflictError:  # with other software, which does not know of the lock
                 self._rebase(message)
-                version = str(self._session.commit(message, dict(metadata or {})))
+                version = self._commit_session(message, metadata)
             self._home.committed(self._branch, version)
         return version
+
+    def _commit_session(self, message: str, metadata: Mapping[str, Any] | None) -> str:
+        try:
+            return str(self._session.commit(message, dict(metadata or {})))
+        except icechunk.ConflictError:
+            raise
+        except icechunk.IcechunkError as error:  # a manifest that is rewritten is read first, and may be damaged
+            raise CorruptError(
+                f"{message!r} was not committed to {self._location}: {first_line(error)}; 'kpstore verify --all' tells "
+                "whether the store is damaged"
+            ) from error
 
     def _rebase(self, message: str) -> None:
         try:

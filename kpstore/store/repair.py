@@ -347,6 +347,9 @@ class _Repair:
             for plan in plans:
                 tx.restore(plan.spec.name, plan.ledger, plan.redo, plan.damaged)
             for dim, values in labels.items():
+                meta = tx.view.meta(dim)
+                tx.view.delete(dim)
+                tx.view.create(dim, meta)
                 tx.view.write(dim, 0, values)
         assert tx.snapshot is not None
         return tx.snapshot

@@ -420,6 +420,8 @@ class Transaction:
             for chunk in damaged.get(array, ()):
                 blank |= ledger.touching(chunk, spec.chunk_rows)
         positions = np.flatnonzero(blank)
+        for name in damaged:
+            self._renew(name, damaged)
         states, texts, status = ledger.states.copy(), ledger.texts.copy(), ledger.status.copy()
         states[redo], texts[redo] = State.PENDING, ""
         rows = np.zeros(len(status), dtype=bool)
@@ -435,6 +437,13 @@ class Transaction:
             self._write_whole(fmt.status_name(feature), status.astype(np.uint8), np.flatnonzero(rows), damaged)
         self._write_whole(fmt.state_name(feature), states.astype(np.uint8), positions, damaged)
         self._write_whole(fmt.failure_name(feature), texts, positions, damaged)
+
+    def _renew(self, name: str, damaged: Mapping[str, Collection[int]]) -> None:
+        """Make an array anew of which no chunk can be read: what says where its chunks lie may be what is damaged."""
+        meta = self._view.meta(name)
+        if len(damaged[name]) == -(-meta.n_rows // meta.chunk_rows):
+            self._view.delete(name)
+            self._view.create(name, meta)
 
     def _write_whole(
         self, name: str, values: NDArray[Any], changed: NDArray[np.int64], damaged: Mapping[str, Collection[int]]
