@@ -7,7 +7,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import resource_tracker
@@ -22,6 +22,7 @@ from kpstore.ingest.plan import Task
 from kpstore.ingest.worker import TaskResult, run_task
 
 _CLUSTER_TRIES = 5
+_CLOSE_S = 30.0
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Workers share out the cores among themselves; and sums in another number of threads are other sums."""
@@ -177,7 +178,9 @@ class DaskExecutor:
     def __exit__(self, *_: object) -> None:
         for part in (self._client, self._cluster):
             if part is not None:
-                part.close(timeout=5)
+                # On a busy machine parting takes long, and whatever is left ends with this process.
+                with suppress(TimeoutError):
+                    part.close(timeout=_CLOSE_S)
 
     @property
     def _shared_gpus(self) -> Sequence[str]:
