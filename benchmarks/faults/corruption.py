@@ -13,6 +13,7 @@ import argparse
 import gc
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -365,7 +366,9 @@ class _Lane:
             return False
         base, seed, about = self._arguments
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
+            context = multiprocessing.get_context("forkserver")
+            # What cannot be read is told of in the log as well, again and again.
+            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=logging.disable)
         self._number = number
         self._future = self._pool.submit(attempt, base, number, seed, about["versions"], about["wanted"])
         return True

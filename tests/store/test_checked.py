@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import checksum
-from kpstore.errors import CorruptError
+from kpstore.errors import CorruptError, UnsupportedError
 from kpstore.store.cache import DecodedCache
 from kpstore.store.checked import Check
 from kpstore.store.reader import RowReader
@@ -153,6 +153,19 @@ def test_without_checksums_by_place_each_chunk_is_read_once_by_the_backends_own_
                 read(reader, 30, 40)
         assert sorted(set(view.read_whole)) == [0, 1, 2, 3, 4]
         assert sorted(n for n in view.read_whole if n != 4) == [0, 1, 2, 3]
+
+
+def test_where_the_backends_library_is_out_of_reach_format_1_is_read_as_it_was(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for mapped in (True, False):
+        view = StoredView(mapped=mapped, knows_places=False)
+
+        def forked(name: str, start: int, stop: int) -> NDArray[Any]:
+            raise UnsupportedError("not in a forked process")
+
+        monkeypatch.setattr(view, "read", forked)
+        np.testing.assert_array_equal(read(RowReader(view), 0, N_ROWS), view.values)
 
 
 def test_threads_read_right_rows_beside_a_damaged_chunk(view: StoredView) -> None:
