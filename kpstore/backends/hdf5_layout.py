@@ -26,6 +26,7 @@ attributes of the data sets alone. Those of format 2 have these as well, for oth
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,6 +182,33 @@ def read_dataset(array: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:
     if can_read(array):
         return read_text(array, start, stop)
     return np.asarray(array.asstr()[start:stop], dtype=object)
+
+
+_LEAST_BYTES = 4
+"""Of a chunk: its Fletcher-32 alone takes so many."""
+
+
+def check_index(array: h5py.Dataset) -> None:
+    """Raise :class:`CorruptError` unless the index of a data set's chunks can be as it is.
+
+    HDF5's library trusts it: an entry that gives a chunk no bytes, or another one's place, ends the process.
+    """
+    rows, n_bytes = array.chunks[0], sys.maxsize
+    if array.file.mode == "r":  # while a file is written, its end is not where its chunks end
+        n_bytes = array.file.id.get_filesize()
+    seen: set[int] = set()
+
+    def look(found: Any) -> None:
+        first = int(found.chunk_offset[0])
+        known = first in seen or first % rows or any(found.chunk_offset[1:])
+        if known or not _LEAST_BYTES <= found.size <= n_bytes - found.byte_offset:
+            damaged.append(f"the index of its chunks is damaged at row {first}")
+        seen.add(first)
+
+    damaged: list[str] = []
+    array.id.chunk_iter(look)
+    if damaged:
+        raise CorruptError(f"{array.file.filename}: {array.name[1:]!r}: {damaged[0]}")
 
 
 def check_text(name: str, values: NDArray[Any]) -> None:

@@ -60,6 +60,7 @@ class DataSet:
                 f"{array.file.filename}: {array.name[1:]!r} has shape {array.shape} in chunks of {array.chunks}, "
                 f"which is not what was committed; it is damaged"
             )
+        layout.check_index(array)
         return array
 
 

@@ -23,10 +23,9 @@ def drawn(memory_store: kpstore.Store) -> kpstore.Store:
         tx.add_videos([record("a", 4), record("b", 5, "dev")])
         tx.add_feature(keypoints_spec(), {"extractor": "made up"})
         for video, n in (("a", 4), ("b", 5)):
-            rows = keypoints_spec().empty_rows(n)
-            rows.values[:] = frames(n, n)
-            rows.values[0, PART_SLICES["left_hand"]] = np.nan
-            tx.write("keypoints", video, rows, failed_frames={4: "no"} if video == "b" else {})
+            values = frames(n, n)
+            values[0, PART_SLICES["left_hand"]] = np.nan
+            tx.write("keypoints", video, values, failed_frames={4: "no"} if video == "b" else {})
     return memory_store.at()
 
 
