@@ -31,8 +31,8 @@ demo: $(VENV)/demo ## extract keypoints from real photographs with two workers, 
 	$(BIN)/kpstore demo $(DEMO)
 
 # Bytecode is kept even where the surroundings say otherwise: tests start some two hundred processes.
-# Each of two processes gets neighbouring tests, so that what a file shares is made once.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
+# A file stays in one process: what its tests share, a store or a trained model, is made once.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: $(VENV)/test ## run the tests (ARGS="-k name" for some of them)
 	$(PYTEST) $(ARGS)
