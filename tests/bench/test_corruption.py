@@ -11,7 +11,6 @@ from benchmarks.faults.corruption import run
 from benchmarks.faults.damage import damage
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("backend", ["icechunk", "hdf5"])
 def test_random_damage_is_never_read_as_data(tmp_path: Path, backend: str) -> None:
     """In a process of its own, which HDF5's library may end."""

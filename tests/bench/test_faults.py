@@ -9,7 +9,6 @@ import pytest
 from benchmarks.faults import cluster
 
 
-@pytest.mark.timeout(300)
 def test_random_clusters_lose_nothing_and_a_second_call_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,8 +18,6 @@ from kpstore.errors import WorkersError
 from kpstore.ingest.run import Options, run_ingest
 from kpstore.schema.feature import State
 
-pytestmark = pytest.mark.timeout(300)
-
 LENGTHS = [11, 3, 0, 14, 9, 12, 6, 13, 8, 10, 12, 12]
 SOME = {"broken": {(3, 2)}, "disliked": {(5, 4)}, "unreadable": {6}}
 SOUND: dict[str, Any] = {}
