@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -86,15 +86,26 @@ def _announced(frames: Iterator[Any], announce: Announce) -> Iterator[Any]:
             return
 
 
-def check_rows(specs: Iterable[FeatureSpec], rows: Mapping[str, FeatureRows], n_rows: int) -> dict[str, FeatureRows]:
-    """Return the rows of some features; :class:`InvalidError` unless there are so many of each, as specified."""
+def check_rows(
+    specs: Iterable[FeatureSpec], rows: Mapping[str, FeatureRows], n_rows: int, failed: Collection[int] = ()
+) -> dict[str, FeatureRows]:
+    """Return the rows of some features; :class:`InvalidError` unless there are so many of each, as specified.
+
+    Rows whose numbers are in ``failed`` come back as missing, whatever they hold.
+    """
+    odd = [number for number in failed if not 0 <= number < n_rows]
+    if odd:
+        raise InvalidError(f"the extractor says that image {odd[0]} failed; it was given images 0 to {n_rows - 1}")
+    done = np.ones(n_rows, dtype=np.bool_)
+    done[list(failed)] = False
     checked = {}
     for spec in specs:
         if spec.name not in rows:
             raise InvalidError(f"the extractor gave no {spec.name!r}, which it says it makes")
-        checked[spec.name] = rows[spec.name].check(spec)
-        if len(checked[spec.name]) != n_rows:
-            raise InvalidError(f"the extractor gave {len(checked[spec.name])} rows of {spec.name!r} for {n_rows}")
+        given = rows[spec.name].n_given(spec)
+        if given != n_rows:
+            raise InvalidError(f"the extractor gave {given} rows of {spec.name!r} for {n_rows}")
+        checked[spec.name] = rows[spec.name].check(spec, done)
     return checked
 
 
@@ -158,7 +169,7 @@ class _Collector:
             return
         try:
             found = self._extractor.extract([image for _, image in batch])
-            rows = check_rows(self._specs, found.rows, len(batch))
+            rows = check_rows(self._specs, found.rows, len(batch), found.failed)
         except ExtractorError:  # the model is at fault, and would be for every frame after this one
             raise
         except Exception as error:  # whatever a model raises, the frame is at fault and the video goes on

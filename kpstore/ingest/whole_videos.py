@@ -117,7 +117,7 @@ def _rows_of(job: Job, record: VideoRecord, made: Extracted | None) -> VideoRows
     failed = {} if made is None else {number: one_line(reason) for number, reason in made.failed.items()}
     if made is not None:
         kept = [number for number in range(record.n_frames) if number not in failed]
-        put_rows(rows, kept, check_rows(specs, made.rows, record.n_frames), kept)
+        put_rows(rows, kept, check_rows(specs, made.rows, record.n_frames, failed), kept)
     status = np.full(record.n_frames, State.DONE, dtype=np.uint8)
     status[list(failed)] = State.FAILED
     return VideoRows(rows, status, failure_text(frames=failed))

@@ -184,6 +184,45 @@ def test_an_extractor_that_forgets_a_feature_is_told(tmp_path: Path) -> None:
     assert "gave no 'from_reference', which it says it makes" in store.failures("mean")[0].reason
 
 
+class FailedFaces(Faces):
+    """Gives infinite numbers for the second image, and says that it failed."""
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
+        rows = super().extract(images).rows
+        rows["mean"].values[1] = np.inf
+        return Extracted(rows, {1: "no face in it"})
+
+
+class FailedClips(Clips):
+    """The same, of whole videos."""
+
+    def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
+        (made,) = super().extract_videos(videos)
+        made.rows["clip"].values[1] = np.inf
+        return [Extracted(made.rows, {1: "no face in it"})]
+
+
+@pytest.mark.parametrize(("extractor", "feature"), [(FailedFaces(), "mean"), (FailedClips(), "clip")])
+def test_a_frame_that_failed_keeps_its_own_reason_whatever_its_rows_hold(
+    tmp_path: Path, extractor: Any, feature: str
+) -> None:
+    store = ingested(tmp_path / "s.kps", Portraits({"a": 3}), extractor)
+    assert [(f.frame, f.reason) for f in store.failures(feature)] == [(1, "no face in it")]
+    video = store.video("a")
+    assert video[f"{feature}_status"].tolist() == [State.DONE, State.FAILED, State.DONE]
+    assert np.isnan(video[feature]).all(axis=1).tolist() == [False, True, False]
+
+
+def test_a_failed_image_that_the_extractor_was_not_given_is_told(tmp_path: Path) -> None:
+    class Confused(Clips):
+        def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
+            return [Extracted(made.rows, {-1: "no face in it"}) for made in super().extract_videos(videos)]
+
+    store = ingested(tmp_path / "s.kps", FakeSource({"a": 3}), Confused())
+    (failure,) = store.failures("clip")
+    assert failure.reason == "InvalidError: the extractor says that image -1 failed; it was given images 0 to 2"
+
+
 def test_whole_videos_come_by_length_and_rows_are_where_they_belong(tmp_path: Path) -> None:
     source, clips = FakeSource(LENGTHS, broken={"v3": [1]}, unreadable=["v6"]), Clips()
     store = ingested(tmp_path / "s.kps", source, clips, task_frames=1000)
