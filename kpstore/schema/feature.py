@@ -169,7 +169,10 @@ class FeatureSpec(ArraySpec):
         return stored
 
     def empty_rows(self, n_rows: int) -> FeatureRows:
-        """Return ``n_rows`` rows in which nothing was found: NaN values, False masks."""
+        """Return ``n_rows`` rows in which nothing was found: NaN values, False masks.
+
+        To fill in values alone, make ``FeatureRows(values)`` instead: masks then follow from the values.
+        """
         return FeatureRows(self.empty(n_rows), {c.name: c.empty(n_rows) for c in self.companions})
 
     def to_json(self) -> dict[str, Any]:
@@ -243,7 +246,8 @@ class FeatureRows:
         """Return the same rows as a store may hold them.
 
         Arrays get the spec's dtypes. A presence mask (``detected``) that is not given follows from the values, see
-        :func:`presence`; other companions that are not given read as missing.
+        :func:`presence`; other companions that are not given read as missing. For bool arrays, whole numbers 0 and 1
+        will do.
 
         Parameters
         ----------
@@ -274,9 +278,11 @@ class FeatureRows:
             companions[wanted.name] = _fitted(spec, wanted.name, given, wanted, n_rows, gone)
         for array, what, bad in faults(spec, values, companions):
             if bad.any():
-                raise InvalidError(
-                    f"feature {spec.name!r}, row {int(np.argmax(bad))} ({int(bad.sum())} in all): {array} {what}"
-                )
+                row = int(np.argmax(bad))
+                told = _torn_point(spec, values[row], what) or f"{array} {what}"
+                if told.startswith(f"{spec.name}_{MASK} ") and self.companions.get(MASK) is not None:
+                    told += f"; leave {MASK!r} out and it follows from the values"
+                raise InvalidError(f"feature {spec.name!r}, row {row} ({int(bad.sum())} in all): {told}")
         return FeatureRows(values, companions)
 
     @classmethod
@@ -364,8 +370,8 @@ def faults(
         gone = ~_any_in_row(here)
         wrong = there & gone
         partial = np.flatnonzero(there & ~gone & ~_all_in_row(here))  # few, and slow to look at
-        wrong[partial] = _torn(~here[partial])
-        yield mask, f"says {part} is there, but values are missing", wrong
+        wrong[partial] = _torn(~here[partial]).any(axis=1)
+        yield mask, _says_there(part), wrong
         yield mask, f"says {part} is missing, but values are there", ~there & ~gone
     visibility = companions.get("visibility")
     if visibility is not None:
@@ -387,11 +393,32 @@ def _flat(block: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _torn(missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(rows,) bool of (rows, points, …): whether a point lacks a coordinate that another point has."""
+    """(rows, points) bool of (rows, points, …): which points lack a coordinate that another point has."""
     missing = missing.reshape(*missing.shape[:2], int(np.prod(missing.shape[2:])))
     of_none: NDArray[np.bool_] = np.all(missing, axis=1, keepdims=True)
     whole: NDArray[np.bool_] = np.all(missing | of_none, axis=2, keepdims=True)
-    return np.asarray((missing & ~of_none & ~whole).any(axis=(1, 2)), dtype=np.bool_)
+    return np.asarray((missing & ~of_none & ~whole).any(axis=2), dtype=np.bool_)
+
+
+def _says_there(part: str) -> str:
+    return f"says {part} is there, but values are missing"
+
+
+def _torn_point(spec: FeatureSpec, row: NDArray[Any], what: str) -> str | None:
+    """Return a line about the first torn point of one row if that is what is wrong with it, else None."""
+    for part, points in part_slices(spec).items():
+        if points is None or what != _says_there(part):
+            continue
+        torn = np.flatnonzero(_torn(np.isnan(row[None, points]))[0])
+        if len(torn):
+            point = range(len(row))[points][torn[0]]
+            names = spec.labels.get(spec.dims[0])
+            label = f"point {point}" if names is None else f"point {point} ({names[point]})"
+            return (
+                f"{spec.name}, {label} of {part}: some of its coordinates are missing; the coordinates of a point are "
+                "missing together (NaN in all of them)"
+            )
+    return None
 
 
 def _array(spec: FeatureSpec, name: str, given: Any) -> NDArray[Any]:
@@ -418,6 +445,13 @@ def _fitted(
         raise InvalidError(
             f"feature {spec.name!r}, {name}: shape {array.shape} given, ({n_rows}, *{wanted.shape}) needed"
         )
+    if wanted.dtype == "bool" and array.dtype.kind in "iu":
+        kept = array if gone is None else array[~gone]
+        if kept.size and (kept.min() < 0 or kept.max() > 1):
+            raise InvalidError(
+                f"feature {spec.name!r}, {name}: {kept.min()} to {kept.max()} given, bool (or 0 and 1) needed"
+            )
+        array = array.astype(np.bool_)
     if not np.can_cast(array.dtype, wanted.dtype, casting="same_kind"):
         raise InvalidError(f"feature {spec.name!r}, {name}: dtype {array.dtype} given, {wanted.dtype} needed")
     if np.dtype(wanted.dtype).kind in "iu" and not np.can_cast(array.dtype, wanted.dtype):

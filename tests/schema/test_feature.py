@@ -97,6 +97,15 @@ def test_check_gives_the_dtypes_of_the_spec_and_fills_companions() -> None:
     assert rows.companions["detected"].all()  # no value is NaN
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool"])
+def test_masks_may_be_zeros_and_ones(dtype: str) -> None:
+    spec = FeatureSpec("a", (2,), ("x",), companions=(ArraySpec("detected", (2,), ("side",), "bool"),))
+    mask = np.array([[0, 1], [1, 1], [9, 9]]).astype(dtype)
+    rows = FeatureRows(np.ones((3, 2)), {"detected": mask}).check(spec, np.array([True, True, False]))
+    assert rows.companions["detected"].dtype == np.bool_
+    assert rows.companions["detected"].tolist() == [[False, True], [True, True], [False, False]]
+
+
 @pytest.mark.parametrize(
     ("values", "companions", "message"),
     [
@@ -105,6 +114,11 @@ def test_check_gives_the_dtypes_of_the_spec_and_fills_companions() -> None:
         (np.ones((4, 5, 3)), {"seen": np.ones((4, 2), bool)}, "has no companion 'seen'"),
         (np.ones((4, 5, 3)), {"detected": np.ones((3, 2), bool)}, r"detected: shape \(3, 2\) given"),
         (np.ones((4, 5, 3)), {"detected": np.ones((4, 2))}, "detected: dtype float64 given, bool needed"),
+        (
+            np.ones((4, 5, 3)),
+            {"detected": np.full((4, 2), -1)},
+            r"detected: -1 to -1 given, bool \(or 0 and 1\) needed",
+        ),
     ],
 )
 def test_check_names_what_does_not_fit(values: Any, companions: dict[str, Any], message: str) -> None:

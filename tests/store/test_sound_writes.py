@@ -85,12 +85,37 @@ def ones(**companions: Any) -> FeatureRows:
     return FeatureRows(np.ones((3, 3, 2)), companions)
 
 
+def half_a_point(**companions: Any) -> FeatureRows:
+    return FeatureRows(np.where(np.arange(18).reshape(3, 3, 2) == 7, np.nan, 1.0), companions)
+
+
+def filled_in(rows: FeatureRows) -> FeatureRows:
+    rows.values[:] = 1
+    return rows
+
+
 REFUSED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
     "infinite": (lambda tx: tx.write("parted", "a", np.full((3, 3, 2), np.inf)), "video 'a': .*row 0 .*is infinite"),
     "too large": (lambda tx: tx.write_video_feature("person", "a", np.array([1, 1e6])), "is infinite"),
     "half a point": (
-        lambda tx: tx.write("parted", "a", np.where(np.arange(18).reshape(3, 3, 2) == 7, np.nan, 1.0)),
-        "row 1 .*says head is there, but values are missing",
+        lambda tx: tx.write("parted", "a", half_a_point().values),
+        "row 1 .*parted, point 0 of head: some .* the coordinates of a point are missing together",
+    ),
+    "half a point, and a mask": (
+        lambda tx: tx.write("parted", "a", half_a_point(detected=np.ones((3, 2), "u1"))),
+        r"row 1 .*point 0 of head: .* missing together \(NaN in all of them\)$",
+    ),
+    "values alone in empty rows": (
+        lambda tx: tx.write("parted", "a", filled_in(PARTED.empty_rows(3))),
+        "says head is missing, but values are there; leave 'detected' out and it follows from the values",
+    ),
+    "a mask of what is not there": (
+        lambda tx: tx.write("parted", "a", FeatureRows(np.full((3, 3, 2), np.nan), {"detected": [[1, 1]] * 3})),
+        "says head is there, but values are missing; leave 'detected' out",
+    ),
+    "a mask of other numbers": (
+        lambda tx: tx.write("parted", "a", ones(detected=np.full((3, 2), 255, "u1"))),
+        r"detected: 255 to 255 given, bool \(or 0 and 1\) needed",
     ),
     "mask against values": (
         lambda tx: tx.write("parted", "a", ones(detected=np.zeros((3, 2), bool))),
