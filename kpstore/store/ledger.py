@@ -91,3 +91,12 @@ def runs(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     for run in np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1):
         if len(run):
             yield int(run[0]), int(run[-1])
+
+
+def pieces(rows: NDArray[np.bool_], chunk_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield runs of rows, cut where chunks end: a chunk of which all rows are wanted comes in one piece."""
+    wanted = np.flatnonzero(rows)
+    if len(wanted):
+        ends = np.flatnonzero((np.diff(wanted) > 1) | (wanted[1:] % chunk_rows == 0)) + 1
+        for piece in np.split(wanted, ends):
+            yield int(piece[0]), int(piece[-1]) + 1

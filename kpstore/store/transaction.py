@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -18,13 +18,14 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.damage import read_index
-from kpstore.store.ledger import agrees, failure_text, read_entry, runs, touched_videos
+from kpstore.store.ledger import agrees, failure_text, pieces, read_entry, runs, touched_videos
 from kpstore.store.salvage import Ledger
 
 _IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries", fmt.PROCESSORS})
 """Keys that may differ between two runs whose numbers are the same, but for the last bits."""
 _OF_THE_FILE = frozenset({"format", "dataset"})
 """Keys that say what kind of file imported rows came from, not how they were made."""
+_BLOCK_CHUNKS = 16  # chunks of a feature that are read or written at once
 
 
 class Transaction:
@@ -395,11 +396,12 @@ class Transaction:
         n_videos = len(index)
         states = self._view.read(fmt.state_name(feature), 0, n_videos)
         texts = self._view.read(fmt.failure_name(feature), 0, n_videos)
-        for position in _positions(positions, n_videos).tolist():
-            rows = index.rows(position) if spec.axis == "frame" else slice(position, position + 1)
-            n_rows = rows.stop - rows.start
-            self._write_checked(spec, rows.start, spec.empty_rows(n_rows), np.zeros(n_rows, dtype=np.uint8))
-            states[position], texts[position] = State.PENDING, ""
+        chosen = np.zeros(n_videos, dtype=np.bool_)
+        chosen[_positions(positions, n_videos)] = True
+        states[chosen], texts[chosen] = State.PENDING, ""
+        rows = np.repeat(chosen, np.diff(index.offsets)) if spec.axis == "frame" else chosen
+        for start, stop in pieces(rows, _BLOCK_CHUNKS * spec.chunk_rows):
+            self._write_checked(spec, start, spec.empty_rows(stop - start), np.zeros(stop - start, dtype=np.uint8))
         self._view.write(fmt.state_name(feature), 0, states)
         self._view.write(fmt.failure_name(feature), 0, texts)
 
@@ -428,7 +430,7 @@ class Transaction:
         for position in positions.tolist():
             rows[ledger.rows(position)] = True
         status[rows] = State.PENDING
-        for start, stop in _pieces(rows, spec.chunk_rows):
+        for start, stop in pieces(rows, spec.chunk_rows):
             empty = spec.empty_rows(stop - start)
             for name, values in fmt.row_arrays(spec, empty, np.empty(0, dtype=np.uint8)).items():
                 if name in spec.arrays:
@@ -471,13 +473,14 @@ class Transaction:
             spec = self._features[name].spec
             positions = touched_videos(index, spec.axis, self._touched.get(name, ()), self._entered.get(name, ()))
             states, texts = self.read_states(name), self._view.read(fmt.failure_name(name), 0, len(index))
+            empty = self._empty(spec, positions[states[positions] != State.DONE]) if spec.axis == "video" else set()
             for first, last in runs(positions):
                 rows = slice(index.rows(first).start, index.rows(last).stop)
                 status = None if spec.axis == "video" else self._view.read(fmt.status_name(name), rows.start, rows.stop)
                 for position in range(first, last + 1):
                     here = slice(*(edge - rows.start for edge in index.offsets[position : position + 2].tolist()))
                     if status is None:
-                        fits = states[position] == State.DONE or self._is_missing(spec, position)
+                        fits = states[position] == State.DONE or position in empty
                     else:
                         fits = agrees(int(states[position]), read_entry(texts[position]).frames, status[here])
                     if not fits:
@@ -486,10 +489,16 @@ class Transaction:
                             "write_rows() needs a set_states() that fits, so nothing was committed"
                         )
 
-    def _is_missing(self, spec: FeatureSpec, position: int) -> bool:
-        """Whether the row of a feature of videos holds nothing."""
-        rows = {name: self._view.read(name, position, position + 1) for name in spec.arrays}
-        return all(np.array_equal(rows[name], array.empty(1), equal_nan=True) for name, array in spec.arrays.items())
+    def _empty(self, spec: FeatureSpec, positions: NDArray[np.int64]) -> set[int]:
+        """Return which of these rows of a feature of videos, in ascending order, hold nothing."""
+        empty = np.ones(len(positions), dtype=np.bool_)
+        for block in np.unique(positions // (size := _BLOCK_CHUNKS * spec.chunk_rows)).tolist():
+            here = slice(*np.searchsorted(positions, [block * size, (block + 1) * size]).tolist())
+            start, stop = int(positions[here][0]), int(positions[here][-1]) + 1
+            for name, array in spec.arrays.items():
+                rows = self._view.read(name, start, stop)[positions[here] - start].reshape(here.stop - here.start, -1)
+                empty[here] &= (np.isnan(rows) if rows.dtype.kind == "f" else rows == array.fill).all(axis=1)
+        return set(positions[empty].tolist())
 
     def _write_about(self) -> None:
         self._view.set_attrs({**self._view.attrs(), fmt.ROOT: self._about})
@@ -509,15 +518,6 @@ class Transaction:
             raise
         self.snapshot = self._view.commit(self.message, json.loads(json.dumps(self.metadata)))
         return self.snapshot
-
-
-def _pieces(rows: NDArray[np.bool_], chunk_rows: int) -> Iterator[tuple[int, int]]:
-    """Yield runs of rows, cut where chunks end: a chunk of which all rows are wanted comes in one piece."""
-    wanted = np.flatnonzero(rows)
-    if len(wanted):
-        ends = np.flatnonzero((np.diff(wanted) > 1) | (wanted[1:] % chunk_rows == 0)) + 1
-        for piece in np.split(wanted, ends):
-            yield int(piece[0]), int(piece[-1]) + 1
 
 
 def _one_row(values: Any) -> Any:

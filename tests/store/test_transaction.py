@@ -13,6 +13,7 @@ from kpstore import plugins
 from kpstore.errors import ConflictError, ExistsError, InvalidError, MismatchError, NotFoundError
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import keypoints_spec
+from kpstore.store.verify import verify
 from tests.fakes import fake_spec, record
 from tests.store.data import LENGTHS, PROVENANCE, fill, rows_of
 
@@ -117,6 +118,50 @@ def test_reset_states_makes_videos_pending_again(store: kpstore.Store) -> None:
     assert np.isnan(store.at().video("b")["points"]).all()
     assert (store.at().video("b")["points_status"] == State.PENDING).all()
     assert [store.at().video(v).state("points").name for v in ("a", "b")] == ["DONE", "PENDING"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_reset_states_keeps_the_videos_between(store: kpstore.Store, dtype: str) -> None:
+    n_videos = 70  # more rows than are written at once, and runs that cross the ends of chunks
+    seen = (ArraySpec("seen", (), (), "bool"),)
+    of_frames = FeatureSpec("of_frames", (2,), ("x",), dtype, chunk_rows=2, companions=seen)
+    specs = [of_frames, replace(of_frames, name="of_videos", axis="video")]
+    with store.transaction("fill") as tx:
+        tx.add_videos([record(f"v{n}", n % 3) for n in range(n_videos)])
+        for spec in specs:
+            tx.add_feature(spec, PROVENANCE)
+            values = np.repeat(np.arange(n_videos) + 1, np.arange(n_videos) % 3 if spec.axis == "frame" else 1)
+            seen_all = {"seen": np.ones(len(values), "u1")}
+            rows = FeatureRows(np.stack([values, values], axis=1), seen_all)
+            tx.write_rows(spec.name, 0, rows, np.full(len(values), State.DONE))
+            tx.set_states(spec.name, dict.fromkeys(range(n_videos), ""))
+    again = [*range(5, 50), 52, 54, 69]
+    with store.transaction("reset") as tx:
+        for spec in specs:
+            tx.reset_states(spec.name, reversed(again))
+    now = store.at()
+    assert verify(now).problems == []
+    for spec, n_rows in zip(specs, (np.arange(n_videos) % 3, np.ones(n_videos, int)), strict=True):
+        kept = ~np.isin(np.arange(n_videos), again)
+        assert now.states(spec.name).tolist() == np.where(kept, State.DONE, State.PENDING).tolist()
+        fill_value = np.nan if dtype == "float32" else 0
+        wanted = np.repeat(np.where(kept, np.arange(n_videos) + 1, fill_value), n_rows)
+        np.testing.assert_array_equal(now[spec.name][:, 1], wanted)
+        assert now[f"{spec.name}_seen"][:].tolist() == np.repeat(kept, n_rows).tolist()
+
+
+@pytest.mark.parametrize("odd", ["values", "companion"])
+def test_one_row_that_its_ledger_does_not_know_is_named(store: kpstore.Store, odd: str) -> None:
+    spec = FeatureSpec("person", (), (), axis="video", chunk_rows=1, companions=(ArraySpec("seen", (), (), "bool"),))
+    with store.transaction("begin") as tx:
+        tx.add_videos([record(f"v{n}", 1) for n in range(40)])
+        tx.add_feature(spec, PROVENANCE)
+        tx.write_video_feature("person", "v3", FeatureRows(np.ones(1), {"seen": np.ones(1, bool)}))
+    rows = spec.empty_rows(20)
+    (rows.values if odd == "values" else rows.companions["seen"])[17] = 1
+    done = np.where(np.arange(20) == 17, State.DONE, State.PENDING)
+    with pytest.raises(InvalidError, match="the rows of video 'v37' are not"), store.transaction("odd") as tx:
+        tx.write_rows("person", 20, rows, done)
 
 
 def test_appended_videos_start_pending_for_every_feature(store: kpstore.Store) -> None:
