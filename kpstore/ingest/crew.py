@@ -49,6 +49,12 @@ MAX_STRIKES = 2
 WAIT_S = 60.0
 """How long a run waits for workers to come (back) when none is left."""
 
+PROOF_S = 120.0
+"""How long a worker may take to prove itself: its first imports may come from a slow network's disk."""
+
+OPINION_S = 1800.0
+"""How long to wait for another worker's opinion, which comes after what that worker has begun."""
+
 POLL_S = 0.5
 _ANSWER_S = 30.0
 _PICTURES = 3
@@ -124,6 +130,7 @@ class _Order:
     future: Any
     work: _Work | None = None
     claim: _Claim | None = None
+    since: float = field(default_factory=time.monotonic)
 
 
 class Crew:
@@ -260,7 +267,21 @@ class Crew:
             if worker.state == "new":
                 worker.state, worker.sign = "asked", f"worker-{next(self._numbers)}"
                 self._submit("proof", worker, prove, self._question, self._job.run_id, worker.sign)
+        self._check_deadlines()
         self._check_hope()
+
+    def _check_deadlines(self) -> None:
+        """Wait no longer for a worker that does not prove itself, or that gives no opinion."""
+        now = time.monotonic()
+        for order in list(self._orders.values()):
+            if order.key not in self._orders:  # its worker has just been left out
+                continue
+            if order.kind == "proof" and now - order.since > PROOF_S:
+                self._leave_out(order.worker, f"it did not answer within {PROOF_S:g} s")
+            elif order.kind == "opinion" and now - order.since > OPINION_S:
+                del self._orders[order.key]
+                order.future.cancel()
+                self._redo(order)
 
     def _call(self, ask: Any, **arguments: Any) -> Any:
         """Ask the scheduler something."""

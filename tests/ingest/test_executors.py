@@ -17,7 +17,7 @@ import pytest
 
 import kpstore
 from kpstore.errors import ExtractorError, UnsupportedError, WorkersError
-from kpstore.ingest import executors
+from kpstore.ingest import crew, executors
 from kpstore.ingest.gpus import gpu_identities
 from kpstore.ingest.run import Options, run_ingest
 from kpstore.schema.feature import State
@@ -196,3 +196,9 @@ def test_a_worker_that_dies_while_another_is_left_out_is_waited_for(tmp_path: Pa
     store = kpstore.open(tmp_path / "s.kps")
     assert (store.states("points") == State.DONE).all()
     assert [(f.video_id, f.frame) for f in store.failures("points")] == [("v03", 1), ("v08", 2)]
+
+
+def test_a_worker_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "PROOF_S", 0.0)
+    with pytest.raises(WorkersError, match=r"none of 1 workers is fit to work: it did not answer within 0 s"):
+        run_ingest(SOURCE, tmp_path / "s.kps", FakeExtractor(), Options(workers=1))
