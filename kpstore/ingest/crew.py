@@ -11,7 +11,7 @@ import logging
 import math
 import queue
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -54,6 +54,9 @@ PROOF_S = 120.0
 
 OPINION_S = 1800.0
 """How long to wait for another worker's opinion, which comes after what that worker has begun."""
+
+MAX_DEATHS_IN_PROOF = 3
+"""A worker, by its name, that has died so often while it proved itself is left out."""
 
 POLL_S = 0.5
 _ANSWER_S = 30.0
@@ -177,6 +180,7 @@ class Crew:
         self._has_lost = False
         self._errors: list[KpstoreError] = []
         self._deaths_in_proof = 0
+        self._died_in_proof: Counter[str] = Counter()
 
     def run(self, tasks: Sequence[Task], on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results as they are taken; see :class:`kpstore.ingest.executors.Executor`.
@@ -264,7 +268,9 @@ class Crew:
                 name = str(known[address]["name"])
                 self._workers[address] = _Worker(address, name, gpu_of_worker(self._gpus, name))
         for worker in self._workers.values():
-            if worker.state == "new":
+            if worker.state == "new" and self._died_in_proof[worker.name] >= MAX_DEATHS_IN_PROOF:
+                self._leave_out(worker, f"it died {MAX_DEATHS_IN_PROOF} times while it proved that it can work")
+            elif worker.state == "new":
                 worker.state, worker.sign = "asked", f"worker-{next(self._numbers)}"
                 self._submit("proof", worker, prove, self._question, self._job.run_id, worker.sign)
         self._check_deadlines()
@@ -435,6 +441,7 @@ class Crew:
             self._leave_out(worker, "; ".join(flaws))
             return
         worker.state, self._deaths_in_proof = "fit", 0
+        del self._died_in_proof[worker.name]
         _log.info("worker %s is fit to work", worker.name)
 
     def _lose(self, worker: _Worker) -> None:
@@ -455,7 +462,9 @@ class Crew:
         if order.kind == "proof":
             order.worker.state = "new"
             self._deaths_in_proof += 1
-            if self._deaths_in_proof > MAX_TRIES:
+            self._died_in_proof[order.worker.name] += 1
+            is_any_fit = any(worker.state == "fit" for worker in self._workers.values())
+            if self._deaths_in_proof > MAX_TRIES and not is_any_fit:
                 raise WorkersError(f"{self._deaths_in_proof} workers died while they proved that they can work")
         elif order.claim is not None:
             self._consult(order.claim)
