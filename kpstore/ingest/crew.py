@@ -394,14 +394,16 @@ class Crew:
                 if getattr(error, "reason", None) == "scheduler-connection-lost":
                     raise self._gone() from None
                 return None
-            except TimeoutError:
+            except TimeoutError as error:
+                if order.future.status == "error":
+                    return error  # raised on the worker
                 # It has ended, but its worker went before it could hand the result over; or that takes long.
                 if order.worker.address not in self._call(self._client.scheduler.ncores):
                     return None
-                timeout_s *= 2
+                timeout_s = min(2 * timeout_s, _ANSWER_S)
             except Exception as error:  # raised by Dask, or while something is unpickled there or here
                 self._call(self._client.scheduler.ncores)  # not because the scheduler is gone
-                return error
+                return Stranger() if _is_of_a_stranger(error) else error
 
     def _see_to(self, order: _Order, answer: Any) -> None:
         worker = order.worker
@@ -409,11 +411,11 @@ class Crew:
             self._lost(order)
             self._looked_at = -math.inf
         elif isinstance(answer, Exception):
-            worker.state = "new"
+            self._prove_again(order)
             self._strike(worker, one_line(answer))
             self._redo(order)
         elif isinstance(answer, Stranger):  # its process died, and one that has proved nothing has its address
-            worker.state = "new"
+            self._prove_again(order)
             self._lost(order)
         elif isinstance(answer, Refusal):
             self._errors += [answer.error] if answer.error else []
@@ -425,6 +427,11 @@ class Crew:
             self._review(order, answer)
         else:
             self._judge(worker, answer)
+
+    def _prove_again(self, order: _Order) -> None:
+        """Ask for a proof, unless one that was asked for since is on its way."""
+        if order.kind == "proof" or order.worker.state == "fit":
+            order.worker.state = "new"
 
     def _judge(self, worker: _Worker, flaws: Sequence[str]) -> None:
         """Believe a worker that finds nothing wrong with itself, once what it wrote is here."""
@@ -590,6 +597,14 @@ class Crew:
 
 def _host(worker: _Worker) -> str:
     return worker.address.rpartition(":")[0]
+
+
+def _is_of_a_stranger(error: Exception) -> bool:
+    """Whether a process had no thread for tasks: it was started at the address of one that had, and has proved nothing.
+
+    Dask says so before anything of ours runs.
+    """
+    return isinstance(error, ValueError) and str(error).startswith(f"Invalid executor {THREAD!r}")
 
 
 def _given_up(job: Job, task: Task, reason: str) -> TaskResult:
