@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from kpstore.backends.base import Fork
 from kpstore.errors import KpstoreError, WorkersError, one_line
-from kpstore.ingest.doubts import Opinion, blindness, is_blind, raised_videos, unread_videos, weakness
+from kpstore.ingest.doubts import Opinion, blindness, doubted_videos, is_blind, unread_videos, weakness
 from kpstore.ingest.fitness import Meeting, Question, question, short_question
 from kpstore.ingest.gpus import gpu_of_worker
 from kpstore.ingest.isolated import look_isolated
@@ -528,7 +528,7 @@ class Crew:
             self._redo(order)
             return
         unread = [] if self._ours else unread_videos(result)  # our own workers read what this process reads
-        if not unread and not raised_videos(result):
+        if not unread and not doubted_videos(result):
             self._taken.append(result)
             return
         claim = _Claim(order.worker, order.work, result)
@@ -552,10 +552,10 @@ class Crew:
             self._consult(claim)
 
     def _consult(self, claim: _Claim) -> None:
-        """Ask another worker about what made the model raise; without another one, that is taken as it is."""
+        """Ask another worker about what the model failed at; without another one, that is taken as it is."""
         if claim not in self._claims:
             return
-        doubted = raised_videos(claim.result)
+        doubted = doubted_videos(claim.result)
         others = [other for other in self._workers.values() if other is not claim.worker]
         able = [other for other in others if other.state == "fit" and other.address not in claim.asked]
         if doubted and able:
@@ -573,7 +573,7 @@ class Crew:
         claim = order.claim
         if claim is None or claim not in self._claims:
             return
-        doubted = raised_videos(claim.result)
+        doubted = doubted_videos(claim.result)
         reason = weakness(doubted, opinion)
         if reason:
             self._discredit(claim, reason)

@@ -17,6 +17,7 @@ import pytest
 
 import kpstore
 from kpstore.errors import ExtractorError, UnsupportedError, WorkersError
+from kpstore.extractors.base import Extracted
 from kpstore.ingest import crew, executors
 from kpstore.ingest.gpus import gpu_identities
 from kpstore.ingest.run import Options, run_ingest
@@ -202,3 +203,20 @@ def test_a_worker_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeyp
     monkeypatch.setattr(crew, "PROOF_S", 0.0)
     with pytest.raises(WorkersError, match=r"none of 1 workers is fit to work: it did not answer within 0 s"):
         run_ingest(SOURCE, tmp_path / "s.kps", FakeExtractor(), Options(workers=1))
+
+
+class NoNumbers(FakeExtractor):
+    """Gives no finite numbers for any frame, on the first worker, and says so."""
+
+    def extract(self, images: Any) -> Extracted:
+        if str(distributed.get_worker().name) == "0":
+            rows = self.spec.empty_rows(len(images))
+            return Extracted({"points": rows}, dict.fromkeys(range(len(images)), "no finite numbers"))
+        return super().extract(images)
+
+
+def test_what_the_model_reports_of_whole_videos_is_confirmed(tmp_path: Path) -> None:
+    run_ingest(SOURCE, tmp_path / "s.kps", NoNumbers(sleep_s=0.01), Options(workers=2, task_frames=8))
+    store = kpstore.open(tmp_path / "s.kps")
+    assert (store.states("points") == State.DONE).all()
+    assert store.failures("points") == []
