@@ -60,6 +60,7 @@ MAX_DEATHS_IN_PROOF = 3
 
 POLL_S = 0.5
 _ANSWER_S = 30.0
+_AGAIN_S = 1.0
 _PICTURES = 3
 _PICTURES_TRIED = 12
 _HELD = 2
@@ -444,7 +445,11 @@ class Crew:
     def _admit(self, worker: _Worker, done: Future[list[str]]) -> None:
         if worker.state != "asked":
             return
-        if flaws := done.result():
+        try:
+            flaws = done.result()
+        except (OSError, ValueError) as error:  # whatever reading a file on a network's disk may raise
+            flaws = [one_line(f"the driver cannot read what it wrote to the store: {error}")]
+        if flaws:
             self._leave_out(worker, "; ".join(flaws))
             return
         worker.state, self._deaths_in_proof = "fit", 0
@@ -522,7 +527,7 @@ class Crew:
         try:
             check_result(self._job, result)
             if result.fork is not None:
-                result.fork.check()
+                _check_patiently(result.fork)
         except (KpstoreError, OSError, ValueError, RuntimeError) as error:  # whatever reading it may raise
             self._leave_out(order.worker, one_line(str(error)))
             self._redo(order)
@@ -544,7 +549,13 @@ class Crew:
         """Hold what a worker could not read against what the driver can read."""
         if claim not in self._claims:
             return
-        looks = {video.position: look for video, look in zip(unread, done.result(), strict=True)}
+        try:
+            found = done.result()
+        except OSError as error:  # no memory for another process, say
+            raise WorkersError(
+                one_line(f"the driver cannot look at what worker {claim.worker.name} could not read: {error}")
+            ) from error
+        looks = {video.position: look for video, look in zip(unread, found, strict=True)}
         reason = blindness(claim.result, looks)
         if reason:
             self._discredit(claim, reason)
@@ -597,6 +608,15 @@ class Crew:
 
 def _host(worker: _Worker) -> str:
     return worker.address.rpartition(":")[0]
+
+
+def _check_patiently(fork: Fork) -> None:
+    """Check what a worker wrote; once more after a moment, because a network's disk may show it late."""
+    try:
+        fork.check()
+    except (KpstoreError, OSError, ValueError, RuntimeError):
+        time.sleep(_AGAIN_S)
+        fork.check()
 
 
 def _is_of_a_stranger(error: Exception) -> bool:

@@ -201,7 +201,9 @@ def test_a_worker_that_dies_while_another_is_left_out_is_waited_for(tmp_path: Pa
 
 def test_a_worker_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "PROOF_S", 0.0)
-    with pytest.raises(WorkersError, match=r"none of 1 workers is fit to work: it did not answer within 0 s"):
+    before = FakeSource({name: 4 for name in list(SOURCE.lengths)[:5]})
+    run_ingest(before, tmp_path / "s.kps", FakeExtractor(), Options(workers=0))
+    with pytest.raises(WorkersError, match=r"fit to work: it did not answer within 0 s .*; 5 of 12 videos are in"):
         run_ingest(SOURCE, tmp_path / "s.kps", FakeExtractor(), Options(workers=1))
 
 
