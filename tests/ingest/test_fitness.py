@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kpstore.errors import UnsupportedError
 from kpstore.ingest import fitness, on_worker
 from kpstore.ingest.fitness import Meeting, Question, flaws, question
 from kpstore.ingest.job import Job
@@ -60,8 +61,11 @@ def test_other_code_is_named(fingerprint: Any, expected: list[str]) -> None:
 
 
 def test_code_that_changed_under_a_running_worker_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = asked()
     monkeypatch.setattr(fitness, "_when_loaded", other(code={}))
-    assert flaws(asked(), "w") == ["kpstore or a library was changed after it started; start it again"]
+    with pytest.raises(UnsupportedError, match="changed since this process started; start again"):
+        asked()
+    assert flaws(question, "w") == ["kpstore or a library was changed after it started; start it again"]
 
 
 class OtherWeights(FakeExtractor):
