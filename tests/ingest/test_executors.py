@@ -20,6 +20,8 @@ from kpstore.errors import ExtractorError, UnsupportedError, WorkersError
 from kpstore.extractors.base import Extracted
 from kpstore.ingest import crew, executors
 from kpstore.ingest.gpus import gpu_identities
+from kpstore.ingest.job import Job
+from kpstore.ingest.on_worker import Stranger
 from kpstore.ingest.run import Options, run_ingest
 from kpstore.schema.feature import State
 from tests.fakes import FakeExtractor, FakeSource
@@ -222,3 +224,60 @@ def test_what_the_model_reports_of_whole_videos_is_confirmed(tmp_path: Path) -> 
     store = kpstore.open(tmp_path / "s.kps")
     assert (store.states("points") == State.DONE).all()
     assert store.failures("points") == []
+
+
+class NoAnswer:
+    """Stands for a client whose scheduler knows some workers, none of which ever answers."""
+
+    def __init__(self, n_workers: int) -> None:
+        self.workers = {f"tcp://{n}": {"name": n} for n in range(n_workers)}
+
+    def scheduler_info(self, **_: Any) -> dict[str, Any]:
+        return {"workers": self.workers}
+
+    def submit(self, *_: Any, **__: Any) -> Any:
+        return types.SimpleNamespace(done=lambda: False, cancel=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("n_workers", "said"), [(0, "no worker is left to try the model"), (2, "did not try the model within 1800 s")]
+)
+def test_a_trial_that_nobody_answers_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, n_workers: int, said: str
+) -> None:
+    def too_late(*_: Any, **__: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(distributed, "wait", too_late)
+    executor = executors.DaskExecutor(2)
+    executor._client = NoAnswer(n_workers)
+    with pytest.raises(WorkersError, match=said):
+        executor.try_out(Job("run", SOURCE, FakeExtractor()))
+
+
+def answer(future: Any) -> Any:
+    """What the driver makes of a future that has ended."""
+    scheduler = types.SimpleNamespace(ncores=None)
+    client = types.SimpleNamespace(status="running", scheduler=scheduler, sync=lambda *_, **__: {"tcp://0": 1})
+    job = Job("run", SOURCE, FakeExtractor())
+    found = crew.Crew(client, "tcp://", job, lambda _: None, gpus=(), pinned=(), ours=True, notes={})
+    return found._answer(crew._Order("task", "key", crew._Worker("tcp://0", "0"), future))
+
+
+@dataclass
+class Ended:
+    """A future that has ended with an error."""
+
+    error: Exception
+    status: str = "error"
+
+    def result(self, timeout: float) -> Any:
+        raise self.error
+
+
+def test_a_timeout_on_a_worker_is_its_answer_and_no_thread_for_tasks_makes_it_a_stranger() -> None:
+    error = TimeoutError("a disk")
+    assert answer(Ended(error)) is error
+    error_of_dask = ValueError("Invalid executor 'kpstore'; expected one of: ['actor', 'default', 'offload']")
+    assert isinstance(answer(Ended(error_of_dask)), Stranger)
+    assert isinstance(answer(Ended(ValueError("another"))), ValueError)
