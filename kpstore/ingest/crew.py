@@ -281,8 +281,8 @@ class Crew:
         """Wait no longer for a worker that does not prove itself, or that gives no opinion."""
         now = time.monotonic()
         for order in list(self._orders.values()):
-            if order.key not in self._orders:  # its worker has just been left out
-                continue
+            if order.key not in self._orders or order.future.done():
+                continue  # its worker has just been left out; or it answered while this process had other things to do
             if order.kind == "proof" and now - order.since > PROOF_S:
                 self._leave_out(order.worker, f"it did not answer within {PROOF_S:g} s")
             elif order.kind == "opinion" and now - order.since > OPINION_S:
