@@ -11,7 +11,7 @@ import logging
 import math
 import queue
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from kpstore.backends.base import Fork
 from kpstore.errors import KpstoreError, WorkersError, one_line
-from kpstore.ingest.doubts import Opinion, blindness, is_blind, raised_videos, unread_videos, weakness
+from kpstore.ingest.doubts import Opinion, blindness, doubted_videos, is_blind, unread_videos, weakness
 from kpstore.ingest.fitness import Meeting, Question, question, short_question
 from kpstore.ingest.gpus import gpu_of_worker
 from kpstore.ingest.isolated import look_isolated
@@ -49,8 +49,18 @@ MAX_STRIKES = 2
 WAIT_S = 60.0
 """How long a run waits for workers to come (back) when none is left."""
 
+PROOF_S = 120.0
+"""How long a worker may take to prove itself: its first imports may come from a slow network's disk."""
+
+OPINION_S = 1800.0
+"""How long to wait for another worker's opinion, which comes after what that worker has begun."""
+
+MAX_DEATHS_IN_PROOF = 3
+"""A worker, by its name, that has died so often while it proved itself is left out."""
+
 POLL_S = 0.5
 _ANSWER_S = 30.0
+_AGAIN_S = 1.0
 _PICTURES = 3
 _PICTURES_TRIED = 12
 _HELD = 2
@@ -124,6 +134,7 @@ class _Order:
     future: Any
     work: _Work | None = None
     claim: _Claim | None = None
+    since: float = field(default_factory=time.monotonic)
 
 
 class Crew:
@@ -170,6 +181,7 @@ class Crew:
         self._has_lost = False
         self._errors: list[KpstoreError] = []
         self._deaths_in_proof = 0
+        self._died_in_proof: Counter[str] = Counter()
 
     def run(self, tasks: Sequence[Task], on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results as they are taken; see :class:`kpstore.ingest.executors.Executor`.
@@ -257,10 +269,26 @@ class Crew:
                 name = str(known[address]["name"])
                 self._workers[address] = _Worker(address, name, gpu_of_worker(self._gpus, name))
         for worker in self._workers.values():
-            if worker.state == "new":
+            if worker.state == "new" and self._died_in_proof[worker.name] >= MAX_DEATHS_IN_PROOF:
+                self._leave_out(worker, f"it died {MAX_DEATHS_IN_PROOF} times while it proved that it can work")
+            elif worker.state == "new":
                 worker.state, worker.sign = "asked", f"worker-{next(self._numbers)}"
                 self._submit("proof", worker, prove, self._question, self._job.run_id, worker.sign)
+        self._check_deadlines()
         self._check_hope()
+
+    def _check_deadlines(self) -> None:
+        """Wait no longer for a worker that does not prove itself, or that gives no opinion."""
+        now = time.monotonic()
+        for order in list(self._orders.values()):
+            if order.key not in self._orders or order.future.done():
+                continue  # its worker has just been left out; or it answered while this process had other things to do
+            if order.kind == "proof" and now - order.since > PROOF_S:
+                self._leave_out(order.worker, f"it did not answer within {PROOF_S:g} s")
+            elif order.kind == "opinion" and now - order.since > OPINION_S:
+                del self._orders[order.key]
+                order.future.cancel()
+                self._redo(order)
 
     def _call(self, ask: Any, **arguments: Any) -> Any:
         """Ask the scheduler something."""
@@ -367,14 +395,16 @@ class Crew:
                 if getattr(error, "reason", None) == "scheduler-connection-lost":
                     raise self._gone() from None
                 return None
-            except TimeoutError:
+            except TimeoutError as error:
+                if order.future.status == "error":
+                    return error  # raised on the worker
                 # It has ended, but its worker went before it could hand the result over; or that takes long.
                 if order.worker.address not in self._call(self._client.scheduler.ncores):
                     return None
-                timeout_s *= 2
+                timeout_s = min(2 * timeout_s, _ANSWER_S)
             except Exception as error:  # raised by Dask, or while something is unpickled there or here
                 self._call(self._client.scheduler.ncores)  # not because the scheduler is gone
-                return error
+                return Stranger() if _is_of_a_stranger(error) else error
 
     def _see_to(self, order: _Order, answer: Any) -> None:
         worker = order.worker
@@ -382,11 +412,11 @@ class Crew:
             self._lost(order)
             self._looked_at = -math.inf
         elif isinstance(answer, Exception):
-            worker.state = "new"
+            self._prove_again(order)
             self._strike(worker, one_line(answer))
             self._redo(order)
         elif isinstance(answer, Stranger):  # its process died, and one that has proved nothing has its address
-            worker.state = "new"
+            self._prove_again(order)
             self._lost(order)
         elif isinstance(answer, Refusal):
             self._errors += [answer.error] if answer.error else []
@@ -399,6 +429,11 @@ class Crew:
         else:
             self._judge(worker, answer)
 
+    def _prove_again(self, order: _Order) -> None:
+        """Ask for a proof, unless one that was asked for since is on its way."""
+        if order.kind == "proof" or order.worker.state == "fit":
+            order.worker.state = "new"
+
     def _judge(self, worker: _Worker, flaws: Sequence[str]) -> None:
         """Believe a worker that finds nothing wrong with itself, once what it wrote is here."""
         if flaws:
@@ -410,10 +445,15 @@ class Crew:
     def _admit(self, worker: _Worker, done: Future[list[str]]) -> None:
         if worker.state != "asked":
             return
-        if flaws := done.result():
+        try:
+            flaws = done.result()
+        except (OSError, ValueError) as error:  # whatever reading a file on a network's disk may raise
+            flaws = [one_line(f"the driver cannot read what it wrote to the store: {error}")]
+        if flaws:
             self._leave_out(worker, "; ".join(flaws))
             return
         worker.state, self._deaths_in_proof = "fit", 0
+        del self._died_in_proof[worker.name]
         _log.info("worker %s is fit to work", worker.name)
 
     def _lose(self, worker: _Worker) -> None:
@@ -434,7 +474,9 @@ class Crew:
         if order.kind == "proof":
             order.worker.state = "new"
             self._deaths_in_proof += 1
-            if self._deaths_in_proof > MAX_TRIES:
+            self._died_in_proof[order.worker.name] += 1
+            is_any_fit = any(worker.state == "fit" for worker in self._workers.values())
+            if self._deaths_in_proof > MAX_TRIES and not is_any_fit:
                 raise WorkersError(f"{self._deaths_in_proof} workers died while they proved that they can work")
         elif order.claim is not None:
             self._consult(order.claim)
@@ -485,13 +527,13 @@ class Crew:
         try:
             check_result(self._job, result)
             if result.fork is not None:
-                result.fork.check()
+                _check_patiently(result.fork)
         except (KpstoreError, OSError, ValueError, RuntimeError) as error:  # whatever reading it may raise
             self._leave_out(order.worker, one_line(str(error)))
             self._redo(order)
             return
         unread = [] if self._ours else unread_videos(result)  # our own workers read what this process reads
-        if not unread and not raised_videos(result):
+        if not unread and not doubted_videos(result):
             self._taken.append(result)
             return
         claim = _Claim(order.worker, order.work, result)
@@ -507,7 +549,13 @@ class Crew:
         """Hold what a worker could not read against what the driver can read."""
         if claim not in self._claims:
             return
-        looks = {video.position: look for video, look in zip(unread, done.result(), strict=True)}
+        try:
+            found = done.result()
+        except OSError as error:  # no memory for another process, say
+            raise WorkersError(
+                one_line(f"the driver cannot look at what worker {claim.worker.name} could not read: {error}")
+            ) from error
+        looks = {video.position: look for video, look in zip(unread, found, strict=True)}
         reason = blindness(claim.result, looks)
         if reason:
             self._discredit(claim, reason)
@@ -515,10 +563,10 @@ class Crew:
             self._consult(claim)
 
     def _consult(self, claim: _Claim) -> None:
-        """Ask another worker about what made the model raise; without another one, that is taken as it is."""
+        """Ask another worker about what the model failed at; without another one, that is taken as it is."""
         if claim not in self._claims:
             return
-        doubted = raised_videos(claim.result)
+        doubted = doubted_videos(claim.result)
         others = [other for other in self._workers.values() if other is not claim.worker]
         able = [other for other in others if other.state == "fit" and other.address not in claim.asked]
         if doubted and able:
@@ -536,7 +584,7 @@ class Crew:
         claim = order.claim
         if claim is None or claim not in self._claims:
             return
-        doubted = raised_videos(claim.result)
+        doubted = doubted_videos(claim.result)
         reason = weakness(doubted, opinion)
         if reason:
             self._discredit(claim, reason)
@@ -560,6 +608,23 @@ class Crew:
 
 def _host(worker: _Worker) -> str:
     return worker.address.rpartition(":")[0]
+
+
+def _check_patiently(fork: Fork) -> None:
+    """Check what a worker wrote; once more after a moment, because a network's disk may show it late."""
+    try:
+        fork.check()
+    except (KpstoreError, OSError, ValueError, RuntimeError):
+        time.sleep(_AGAIN_S)
+        fork.check()
+
+
+def _is_of_a_stranger(error: Exception) -> bool:
+    """Whether a process had no thread for tasks: it was started at the address of one that had, and has proved nothing.
+
+    Dask says so before anything of ours runs.
+    """
+    return isinstance(error, ValueError) and str(error).startswith(f"Invalid executor {THREAD!r}")
 
 
 def _given_up(job: Job, task: Task, reason: str) -> TaskResult:

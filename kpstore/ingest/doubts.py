@@ -1,13 +1,14 @@
 """Whether a failure is the video's own fault, or that of the worker that met it.
 
 What a worker could not read, the driver tries to read, in a process of its own. What made the model raise, another
-worker tries. Only what fails there as well is taken for the video's own fault.
+worker tries, and so it does a video most of whose frames the model could not do. Only what fails there as well is taken
+for the video's own fault.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,10 +21,13 @@ from kpstore.schema.feature import State
 
 Doubted = Sequence[tuple[PlannedVideo, Doubts]]
 
+MIN_REPORTED = 5
+"""Fewer frames of a task, of which the model says that it could not do them, are in no doubt."""
+
 
 @dataclass(frozen=True)
 class Opinion:
-    """What another worker made of videos in which the model raised.
+    """What another worker made of videos in which the model failed.
 
     Parameters
     ----------
@@ -43,7 +47,7 @@ def second_opinion(job: Job, doubted: Doubted, *, isolated: bool) -> Opinion:
         for _, result in extract_videos(job, [video], extract=extract_isolated if isolated else None):
             failed[video.position] = frozenset(np.flatnonzero(result.status == State.FAILED).tolist())
             unread[video.position] = result.doubts.unread
-        if doubts.raised - failed[video.position]:
+        if _could(doubts, failed[video.position]):
             break
     return Opinion(failed, unread)
 
@@ -53,10 +57,24 @@ def unread_videos(result: TaskResult) -> list[PlannedVideo]:
     return [video for video in result.task.videos if result.doubts.get(video.position, Doubts()).unread]
 
 
-def raised_videos(result: TaskResult) -> Doubted:
-    """Return the videos of a task in which the model raised, and where."""
+def doubted_videos(result: TaskResult) -> Doubted:
+    """Return the videos of a task in which the model raised, or could not do at least half of the frames, and where."""
     found = [(video, result.doubts.get(video.position, Doubts())) for video in result.task.videos]
-    return [(video, doubts) for video, doubts in found if doubts.raised]
+    most = {video.position for video, doubts in found if 2 * len(doubts.reported) >= video.record.n_frames}
+    if sum(len(doubts.reported) for video, doubts in found if video.position in most) < MIN_REPORTED:
+        most = set()
+    found = [(v, doubts if v.position in most else replace(doubts, reported=frozenset())) for v, doubts in found]
+    return [(video, doubts) for video, doubts in found if doubts.raised or doubts.reported]
+
+
+def _could(doubts: Doubts, failed: frozenset[int]) -> frozenset[int]:
+    """Return frames in doubt that another worker could do.
+
+    Whether there is a face in a picture may be close, and another processor decide otherwise: what the model reported
+    counts if another worker could do at least half of it.
+    """
+    reported = doubts.reported - failed
+    return (doubts.raised - failed) | (reported if 2 * len(reported) >= len(doubts.reported) else frozenset())
 
 
 def blindness(result: TaskResult, looks: Mapping[int, Look]) -> str:
@@ -76,7 +94,7 @@ def blindness(result: TaskResult, looks: Mapping[int, Look]) -> str:
 def weakness(doubted: Doubted, opinion: Opinion) -> str:
     """Return what another worker could do that one could not, for people; ``""`` if there is none."""
     for video, doubts in doubted:
-        could = doubts.raised - opinion.failed.get(video.position, doubts.raised)
+        could = _could(doubts, opinion.failed.get(video.position, doubts.raised | doubts.reported))
         if could:
             return f"{_frames(could)} of video {video.record.id!r} failed there, but on no other worker"
     return ""
@@ -84,7 +102,9 @@ def weakness(doubted: Doubted, opinion: Opinion) -> str:
 
 def is_blind(doubted: Doubted, opinion: Opinion) -> bool:
     """Whether whoever was asked for an opinion could not read what the one who asked could."""
-    return any(opinion.unread.get(video.position, frozenset()) & doubts.raised for video, doubts in doubted)
+    return any(
+        opinion.unread.get(video.position, frozenset()) & (doubts.raised | doubts.reported) for video, doubts in doubted
+    )
 
 
 def _frames(frames: frozenset[int]) -> str:

@@ -7,6 +7,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,15 @@ from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from kpstore.errors import ExtractorError, KpstoreError, MissingExtraError, NotFoundError, UnsupportedError, one_line
+from kpstore.errors import (
+    ExtractorError,
+    KpstoreError,
+    MissingExtraError,
+    NotFoundError,
+    UnsupportedError,
+    WorkersError,
+    one_line,
+)
 from kpstore.ingest.crew import Crew, MakeFork, OnFrames
 from kpstore.ingest.gpus import gpu_of_worker, own_gpus
 from kpstore.ingest.job import Job, try_out
@@ -23,6 +32,8 @@ from kpstore.ingest.worker import TaskResult, run_task
 
 _CLUSTER_TRIES = 5
 _CLOSE_S = 30.0
+TRY_S = 1800.0
+"""How long workers may take to try how many frames their model takes at once; a big model may be loaded slowly."""
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Workers share out the cores among themselves; and sums in another number of threads are other sums."""
@@ -204,7 +215,22 @@ class DaskExecutor:
         ------
         KpstoreError
             The first worker's, if none can work. Where some can, the others are left out with their first task.
+        WorkersError
+            If no worker answers.
         """
+        try:
+            answers = self._try_all(job)
+        except (OSError, CancelledError) as error:
+            raise WorkersError(f"the Dask scheduler is gone: {one_line(error)}") from None
+        found = [answer for answer in answers if isinstance(answer, int)]
+        for answer in answers:
+            if not found and isinstance(answer, KpstoreError):
+                raise answer
+        if not found:
+            raise WorkersError("no worker is left to try the model")
+        return found
+
+    def _try_all(self, job: Job) -> list[int | KpstoreError]:
         from distributed import wait
 
         # Another may answer for a worker that has gone meanwhile; nobody would otherwise.
@@ -217,18 +243,25 @@ class DaskExecutor:
             )
             for address, about in self._client.scheduler_info(n_workers=-1)["workers"].items()
         ]
-        wait(futures)
+        if not futures:
+            return []
+        with suppress(TimeoutError, CancelledError):  # some may have answered all the same
+            wait(futures, timeout=TRY_S)
         answers: list[int | KpstoreError] = []
         for future in futures:
+            if not future.done():
+                future.cancel()
+                answers.append(WorkersError(f"a worker did not try the model within {TRY_S:g} s"))
+                continue
             try:
-                answers.append(future.result())
+                answers.append(future.result(timeout=_CLOSE_S))
+            except (CancelledError, TimeoutError) as error:
+                answers.append(
+                    WorkersError(f"the scheduler or a worker went before the model was tried: {one_line(error)}")
+                )
             except Exception as error:  # a worker that died, or that has other code; it is proved before it works
                 answers.append(ExtractorError(f"a worker could not try the model: {one_line(str(error))}"))
-        found = [answer for answer in answers if isinstance(answer, int)]
-        for answer in answers:
-            if not found and isinstance(answer, KpstoreError):
-                raise answer
-        return found
+        return answers
 
     def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results as tasks end; see :class:`~kpstore.ingest.crew.Crew`."""

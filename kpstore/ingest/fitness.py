@@ -26,7 +26,7 @@ from types import FunctionType, ModuleType
 from typing import Any, Self
 
 from kpstore._version import __version__
-from kpstore.errors import one_line
+from kpstore.errors import UnsupportedError, one_line
 from kpstore.ingest.gpus import VISIBLE
 from kpstore.ingest.job import Job
 from kpstore.ingest.sight import look
@@ -114,14 +114,27 @@ class Question:
 
 
 def question(job: Job, *, nonce: str, pictures: tuple[tuple[VideoRecord, str], ...]) -> Question:
-    """Return what workers that others have started are asked."""
+    """Return what workers that others have started are asked.
+
+    Raises
+    ------
+    UnsupportedError
+        If kpstore has changed since this process loaded it.
+    """
     modules = {name: _hash(Path(path)) for name, path in _own_modules(job)}
-    return Question(_pickled(job), fingerprint(), _provenance(job), modules, pictures, nonce)
+    return Question(_pickled(job), _own_fingerprint(), _provenance(job), modules, pictures, nonce)
 
 
 def short_question(job: Job, *, nonce: str, gpus: tuple[str, ...]) -> Question:
     """Return what workers are asked that this process has started on its own machine: they share what it has."""
-    return Question(_pickled(job), fingerprint(), nonce=nonce, gpus=gpus)
+    return Question(_pickled(job), _own_fingerprint(), nonce=nonce, gpus=gpus)
+
+
+def _own_fingerprint() -> Fingerprint:
+    """Return the driver's: of what it has loaded, with which new workers could not agree if it has changed since."""
+    if fingerprint() != _when_loaded:
+        raise UnsupportedError("kpstore or a library was changed since this process started; start again")
+    return _when_loaded
 
 
 def _pickled(job: Job) -> bytes:

@@ -134,6 +134,7 @@ class _Collector:
         self.failed = failed
         self._unread: set[int] = set()
         self._raised = set(failed)
+        self._reported: set[int] = set()
         self._extractor, self._announce, self._report = extractor, announce, report
         self._specs = frame_specs(extractor)
         self._rows = {spec.name: spec.empty_rows(record.n_frames) for spec in self._specs}
@@ -186,7 +187,9 @@ class _Collector:
     def _put(self, batch: list[tuple[int, Any]], rows: Mapping[str, FeatureRows], found: Extracted) -> None:
         kept = [n for n in range(len(batch)) if n not in found.failed]
         put_rows(self._rows, [batch[n][0] for n in kept], rows, kept)
-        self.failed |= {batch[n][0]: one_line(reason) for n, reason in found.failed.items()}
+        reported = {batch[n][0]: one_line(reason) for n, reason in found.failed.items()}
+        self.failed |= reported
+        self._reported |= reported.keys()
 
     def _one_by_one(self, batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
         for number, image in batch:
@@ -201,7 +204,7 @@ class _Collector:
     def finish(self) -> VideoRows:
         status = np.full(self._n_frames, State.DONE, dtype=np.uint8)
         status[list(self.failed)] = State.FAILED
-        doubts = Doubts(frozenset(self._unread), frozenset(self._raised))
+        doubts = Doubts(frozenset(self._unread), frozenset(self._raised), frozenset(self._reported))
         return VideoRows(self._rows, status, failure_text(frames=self.failed), doubts, self._sizes.notes())
 
 

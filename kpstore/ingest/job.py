@@ -51,19 +51,20 @@ class Job:
 class Doubts:
     """Frames of a video that failed in a way that may be the fault of the worker, not of the video.
 
-    What the model itself says of a frame (no face in it, say) is in no doubt.
-
     Parameters
     ----------
     unread : frames that could not be read.
     raised : frames at which the model raised an exception, or that killed its process.
+    reported : frames of which the model itself says that it could not do them (no face in it, say). Few of them are in
+        no doubt (:func:`kpstore.ingest.doubts.doubted_videos`).
     """
 
     unread: frozenset[int] = frozenset()
     raised: frozenset[int] = frozenset()
+    reported: frozenset[int] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.unread or self.raised)
+        return bool(self.unread or self.raised or self.reported)
 
 
 @dataclass(frozen=True)

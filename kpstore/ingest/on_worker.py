@@ -51,7 +51,11 @@ def prove(asked: Question, run_id: str, answer: str) -> list[str]:
     from distributed import get_worker
     from distributed.threadpoolexecutor import ThreadPoolExecutor
 
-    found = flaws(asked, answer)
+    try:
+        found = flaws(asked, answer)
+    except Exception as error:  # a disk that does not answer, say: this worker's own trouble, and nobody else's
+        _log.info("this worker cannot prove itself", exc_info=True)
+        found = [one_line(error)]
     if not found:
         executors = get_worker().executors
         if THREAD not in executors:

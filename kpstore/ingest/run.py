@@ -442,7 +442,8 @@ class _Run:
         self._file.write(self._progress, now=True)
 
     def _how_to_go_on(self) -> str:
-        done, everything = self._videos_committed, self._progress.videos
+        before = self._progress.videos_before
+        done, everything = before + self._videos_committed, before + self._progress.videos
         return f"{done} of {everything} videos are in {self._backend.location}; the same command goes on from there"
 
     def _begin(self, plan: Plan) -> None:

@@ -12,7 +12,7 @@ from kpstore.errors import ExtractorError, InvalidError, one_line
 from kpstore.extractors.base import Extracted, VideoExtractor
 from kpstore.ingest.ahead import Ahead
 from kpstore.ingest.frames import check_rows, put_rows
-from kpstore.ingest.job import Job, Report, UnreadableVideoError, VideoRows, failed_video, opened_extractor
+from kpstore.ingest.job import Doubts, Job, Report, UnreadableVideoError, VideoRows, failed_video, opened_extractor
 from kpstore.ingest.plan import PlannedVideo
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
@@ -120,7 +120,7 @@ def _rows_of(job: Job, record: VideoRecord, made: Extracted | None) -> VideoRows
         put_rows(rows, kept, check_rows(specs, made.rows, record.n_frames, failed), kept)
     status = np.full(record.n_frames, State.DONE, dtype=np.uint8)
     status[list(failed)] = State.FAILED
-    return VideoRows(rows, status, failure_text(frames=failed))
+    return VideoRows(rows, status, failure_text(frames=failed), Doubts(reported=frozenset(failed)))
 
 
 def extract_alone(job: Job, record: VideoRecord) -> VideoRows:

@@ -17,8 +17,11 @@ import pytest
 
 import kpstore
 from kpstore.errors import ExtractorError, UnsupportedError, WorkersError
-from kpstore.ingest import executors
+from kpstore.extractors.base import Extracted
+from kpstore.ingest import crew, executors
 from kpstore.ingest.gpus import gpu_identities
+from kpstore.ingest.job import Job
+from kpstore.ingest.on_worker import Stranger
 from kpstore.ingest.run import Options, run_ingest
 from kpstore.schema.feature import State
 from tests.fakes import FakeExtractor, FakeSource
@@ -196,3 +199,105 @@ def test_a_worker_that_dies_while_another_is_left_out_is_waited_for(tmp_path: Pa
     store = kpstore.open(tmp_path / "s.kps")
     assert (store.states("points") == State.DONE).all()
     assert [(f.video_id, f.frame) for f in store.failures("points")] == [("v03", 1), ("v08", 2)]
+
+
+def test_a_worker_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "PROOF_S", 0.0)
+    before = FakeSource({name: 4 for name in list(SOURCE.lengths)[:5]})
+    run_ingest(before, tmp_path / "s.kps", FakeExtractor(), Options(workers=0))
+    with pytest.raises(WorkersError, match=r"fit to work: it did not answer within 0 s .*; 5 of 12 videos are in"):
+        run_ingest(SOURCE, tmp_path / "s.kps", FakeExtractor(), Options(workers=1))
+
+
+class NoNumbers(FakeExtractor):
+    """Gives no finite numbers for any frame, on the first worker, and says so."""
+
+    def extract(self, images: Any) -> Extracted:
+        if str(distributed.get_worker().name) == "0":
+            rows = self.spec.empty_rows(len(images))
+            return Extracted({"points": rows}, dict.fromkeys(range(len(images)), "no finite numbers"))
+        return super().extract(images)
+
+
+def test_what_the_model_reports_of_whole_videos_is_confirmed(tmp_path: Path) -> None:
+    run_ingest(SOURCE, tmp_path / "s.kps", NoNumbers(sleep_s=0.01), Options(workers=2, task_frames=8))
+    store = kpstore.open(tmp_path / "s.kps")
+    assert (store.states("points") == State.DONE).all()
+    assert store.failures("points") == []
+
+
+class NoAnswer:
+    """Stands for a client whose scheduler knows some workers, none of which ever answers."""
+
+    def __init__(self, n_workers: int) -> None:
+        self.workers = {f"tcp://{n}": {"name": n} for n in range(n_workers)}
+
+    def scheduler_info(self, **_: Any) -> dict[str, Any]:
+        return {"workers": self.workers}
+
+    def submit(self, *_: Any, **__: Any) -> Any:
+        return types.SimpleNamespace(done=lambda: False, cancel=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("n_workers", "said"), [(0, "no worker is left to try the model"), (2, "did not try the model within 1800 s")]
+)
+def test_a_trial_that_nobody_answers_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, n_workers: int, said: str
+) -> None:
+    def too_late(*_: Any, **__: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(distributed, "wait", too_late)
+    executor = executors.DaskExecutor(2)
+    executor._client = NoAnswer(n_workers)
+    with pytest.raises(WorkersError, match=said):
+        executor.try_out(Job("run", SOURCE, FakeExtractor()))
+
+
+def a_crew() -> crew.Crew:
+    """A crew with one worker, which is fit."""
+    scheduler = types.SimpleNamespace(ncores=None)
+    client = types.SimpleNamespace(status="running", scheduler=scheduler, sync=lambda *_, **__: {"tcp://0": 1})
+    job = Job("run", SOURCE, FakeExtractor())
+    found = crew.Crew(client, "tcp://", job, lambda _: None, gpus=(), pinned=(), ours=True, notes={})
+    found._workers["tcp://0"] = crew._Worker("tcp://0", "0", state="fit")
+    return found
+
+
+def answer(future: Any) -> Any:
+    """What the driver makes of a future that has ended."""
+    return a_crew()._answer(crew._Order("task", "key", crew._Worker("tcp://0", "0"), future))
+
+
+@dataclass
+class Ended:
+    """A future that has ended with an error."""
+
+    error: Exception
+    status: str = "error"
+
+    def result(self, timeout: float) -> Any:
+        raise self.error
+
+
+def test_a_timeout_on_a_worker_is_its_answer_and_no_thread_for_tasks_makes_it_a_stranger() -> None:
+    error = TimeoutError("a disk")
+    assert answer(Ended(error)) is error
+    error_of_dask = ValueError("Invalid executor 'kpstore'; expected one of: ['actor', 'default', 'offload']")
+    assert isinstance(answer(Ended(error_of_dask)), Stranger)
+    assert isinstance(answer(Ended(ValueError("another"))), ValueError)
+
+
+def test_deaths_in_proof_end_a_run_only_without_a_fit_worker() -> None:
+    found = a_crew()
+    for number in range(2 * crew.MAX_TRIES):
+        found._lost(crew._Order("proof", f"{number}", crew._Worker(f"tcp://1:{number}", "1"), None))
+    found._workers["tcp://2"] = crew._Worker("tcp://2", "1")
+    found._client.sync = lambda *_, **__: dict.fromkeys(found._workers, 1)
+    found._look_around()
+    assert found._notes == {"1": "it died 3 times while it proved that it can work"}
+    assert [worker.state for worker in found._workers.values()] == ["fit", "out"]
+    found._workers.clear()
+    with pytest.raises(WorkersError, match="workers died while they proved"):
+        found._lost(crew._Order("proof", "last", crew._Worker("tcp://3", "3"), None))

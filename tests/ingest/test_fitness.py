@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from kpstore.ingest import fitness
+from kpstore.errors import UnsupportedError
+from kpstore.ingest import fitness, on_worker
 from kpstore.ingest.fitness import Meeting, Question, flaws, question
 from kpstore.ingest.job import Job
 from kpstore.ingest.sight import look
@@ -60,8 +61,11 @@ def test_other_code_is_named(fingerprint: Any, expected: list[str]) -> None:
 
 
 def test_code_that_changed_under_a_running_worker_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = asked()
     monkeypatch.setattr(fitness, "_when_loaded", other(code={}))
-    assert flaws(asked(), "w") == ["kpstore or a library was changed after it started; start it again"]
+    with pytest.raises(UnsupportedError, match="changed since this process started; start again"):
+        asked()
+    assert flaws(question, "w") == ["kpstore or a library was changed after it started; start it again"]
 
 
 class OtherWeights(FakeExtractor):
@@ -125,3 +129,11 @@ def test_pictures_are_compared_and_what_cannot_be_read_is_named() -> None:
     assert "it reads other pixels than the driver" in flaws(asked(pictures=wrong), "w")[0]
     missing = ((record("gone", 0), "1"),)
     assert flaws(asked(pictures=missing), "w")[0].startswith("it cannot read video 'gone', which the driver can")
+
+
+def test_a_proof_that_fails_in_itself_is_a_flaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> list[str]:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(on_worker, "flaws", fails)
+    assert on_worker.prove(asked(), "run", "w") == ["OSError: [Errno 5] Input/output error"]
