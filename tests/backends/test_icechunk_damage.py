@@ -169,6 +169,33 @@ def test_a_damaged_table_is_one_line(backend: IcechunkBackend) -> None:
     assert read(backend, name="words").tolist() == [*"abcdef"]
 
 
+def test_a_table_that_holds_other_checksums_is_damaged_not_the_chunks(backend: IcechunkBackend) -> None:
+    changes = backend.begin()
+    changes.create("more", ArrayMeta((ROWS, 200), "float32", SIZE, ("frame", "x"), codec="raw"))
+    changes.write("more", 0, values(seed=7))
+    changes.commit("more")
+    session = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location)).writable_session(MAIN)
+    table = zarr.open_array(session.store, path="chunk_checksums", mode="r+")
+    rows = [table.attrs["arrays"].index(name) for name in ("a", "more")]
+    one, other = table[rows[0]], table[rows[1]]
+    table[rows[0]], table[rows[1]] = other, one
+    session.commit("two rows of the table change places")
+    again = IcechunkBackend(backend.location)
+    for name in ("a", "more"):
+        with pytest.raises(
+            CorruptError, match=f"of '{name}' .*the table of checksums is damaged at '{name}', chunks 0"
+        ):
+            read(again, name=name)
+    assert read(again, name="words").tolist() == [*"abcdef"]
+    changes = again.begin()
+    changes.write("words", 0, np.array([*"xyz"], dtype=object))
+    changes.commit("what has nothing to do with it")
+    changes = again.begin()
+    with pytest.raises(CorruptError, match="the table of checksums is damaged at 'more'"):
+        changes.write("more", 0, values(2))
+    changes.discard()
+
+
 def test_plain_zarr_and_xarray_still_open_a_store(backend: IcechunkBackend) -> None:
     session = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location)).readonly_session(MAIN)
     with xarray.open_zarr(session.store, consolidated=False) as opened:
