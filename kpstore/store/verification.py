@@ -130,7 +130,7 @@ class ChunkReader:
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any] | None:
         """Return the rows of one chunk; None, and a problem is noted, if it is damaged."""
-        if not self._can_check(name):
+        if not self.can_check(name):
             return None
         meta = self.view.meta(name)
         chunk = start // meta.chunk_rows
@@ -153,7 +153,7 @@ class ChunkReader:
         if self.view.digest(name) is not None:
             self.whole(name)  # all of it has one digest
             return
-        if not self._can_check(name):
+        if not self.can_check(name):
             return
         for start, stop in self.chunks(name):
             key = self._key(name, start // self.view.meta(name).chunk_rows)
@@ -177,7 +177,8 @@ class ChunkReader:
             )
         return values
 
-    def _can_check(self, name: str) -> bool:
+    def can_check(self, name: str) -> bool:
+        """Return whether the checksums of an array can be read; if not, a problem is noted."""
         if name not in self._sums and name not in self.unchecked:
             try:
                 self._sums[name] = self.view.checksums(name)
