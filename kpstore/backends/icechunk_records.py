@@ -14,7 +14,7 @@ import icechunk
 from kpstore.backends.base import MAIN
 from kpstore.backends.checksums import TABLE
 from kpstore.backends.icechunk_names import Kind, Names, Ref, file_of, read_refs
-from kpstore.backends.ledger import Ledger, Records, file_sum
+from kpstore.backends.ledger import Ledger, LedgerText, Records, file_sum
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,18 @@ class VersionRecords:
         ledger = self._ledger.read()
         records = self._unrecorded(version, lambda known: ledger.sum_of(f"snapshots/{known}") is not None)
         *older, newest = records or [{}]
-        self._write([*older, {"branch": branch, "is": [version], **newest}])
+        # Other branches that are ahead of the ledger by these older ones would look like branches of other versions.
+        others = self._ahead(ledger, but=branch) if older else ()
+        self._write([*others, *older, {"branch": branch, "is": [version], **newest}])
+
+    def _ahead(self, ledger: LedgerText, but: str) -> Iterator[dict[str, Any]]:
+        """Yield lines for branches that lead to versions of which the ledger knows nothing yet."""
+        for name, ref in read_refs(self._root, "branch").items():
+            recorded = ledger.named("branch", name)
+            if name == but or ref.version is None or not recorded or ref.version in recorded:
+                continue
+            if not self._wrong_name("branch", name, ref, recorded, ledger):
+                yield {"branch": name, "is": [ref.version]}
 
     def named(self, kind: Kind, name: str, *versions: str) -> None:
         """Note that a name leads to one of some versions, or, without any, that it was taken away."""
@@ -146,7 +157,7 @@ class VersionRecords:
             if ref.is_deleted:
                 continue
             recorded = ledger.named(kind, name)
-            problem = self._wrong_name(kind, name, ref, recorded)
+            problem = self._wrong_name(kind, name, ref, recorded, ledger)
             if ref.version is None and not recorded and name != MAIN and not (self._root / ref.file).exists():
                 continue  # being made, or its making was killed
             if problem or ref.version is None:
@@ -155,22 +166,27 @@ class VersionRecords:
                 versions[name] = ref.version
         return Names(versions, damaged)
 
-    def _wrong_name(self, kind: Kind, name: str, ref: Ref, recorded: list[str]) -> str:
+    def _wrong_name(self, kind: Kind, name: str, ref: Ref, recorded: list[str] | None, ledger: LedgerText) -> str:
         what = f"{kind} {name!r} of {self._location}"
         was = f"; it named version {' or '.join(recorded)}" if recorded else ""
         if ref.version is None:
             state = "is damaged" if (self._root / ref.file).exists() else "is gone"
             mend = f': {{"snapshot":"{recorded[-1]}"}} is what belongs into it' if recorded else ""
             return f"{what} cannot be read: {ref.file} {state}{was}{mend}"
+        if kind == "tag" and recorded == []:
+            return f"{what} is damaged: it was deleted, and {ref.file} is there again; delete the tag once more"
         if not recorded or ref.version in recorded:
             return ""
         if kind == "tag":
             return f"{what} is damaged: {ref.file} names version {ref.version}{was} ({_ON_PURPOSE})"
-        if any(version in recorded for version in self._ancestors(ref.version)):
-            return ""
+        for version in self._ancestors(ref.version):
+            if version in recorded:
+                return ""
+            if ledger.sum_of(f"snapshots/{version}") is not None:
+                break  # a branch may be ahead by what a kill kept out of the ledger, not by what is in it
         return (
-            f"{what} is damaged: {ref.file} leads to version {ref.version}, which does not build upon "
-            f"{' or '.join(recorded)}, the newest that was committed and can be opened by its id ({_ON_PURPOSE})"
+            f"{what} is damaged: {ref.file} leads to version {ref.version}, but {' or '.join(recorded)} is the newest "
+            f"that was committed to it, and can be opened by its id ({_ON_PURPOSE})"
         )
 
     def _ancestors(self, version: str | None) -> Iterator[str]:
@@ -192,7 +208,11 @@ class VersionRecords:
         records, versions = seen.records, self._reachable(seen)
         if not seen.has_ledger:
             if any(found is not None and f"/{TABLE}" in found.arrays for found in versions.values()):
-                yield f"{LEDGER} is gone: names and descriptions of versions cannot be compared with what was written"
+                _log.warning(
+                    "%s has no %s: names and descriptions of versions are not compared with what was written",
+                    self._location,
+                    LEDGER,
+                )
         elif not records.files:
             yield f"{LEDGER} is damaged: it says nothing of any version"
         for number in records.damaged:
@@ -201,13 +221,14 @@ class VersionRecords:
         yield from self._wrong_files(records, versions)
 
     def _wrong_names(self, records: Records, refs: Mapping[Kind, Mapping[str, Ref]]) -> Iterator[str]:
+        ledger = self._ledger.read()
         for kind in _KINDS:
             names, recorded = self.names(kind), records.tags if kind == "tag" else records.branches
             yield from names.damaged.values()
             gone = [name for name, versions in recorded.items() if versions and name not in refs[kind]]
             for name in gone:
                 if name not in names.damaged:
-                    yield self._wrong_name(kind, name, Ref(name, file_of(kind, name), None), recorded[name])
+                    yield self._wrong_name(kind, name, Ref(name, file_of(kind, name), None), recorded[name], ledger)
 
     def _reachable(self, seen: Sight) -> dict[str, _Version | None]:
         """Return all versions that names lead to, or led to; None for one that cannot be read."""

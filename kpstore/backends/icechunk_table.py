@@ -2,6 +2,9 @@
 
 It is part of each version, as the chunks are that it speaks of, so going back to a version needs nothing. Its attribute
 ``arrays`` names its rows; a row whose array was deleted has the name ``""`` and goes to the next new array.
+
+Its attribute ``seals`` says what each of its own chunks adds up to. Attributes lie in the version's description, so a
+chunk of the table that is another one's is never taken for damage of what it speaks of.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 
 import icechunk
 import numpy as np
+import xxhash
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -26,7 +30,10 @@ _SMALL_CELLS = 2**18
 UNREADABLE = (icechunk.IcechunkError, ValueError, RuntimeError, LookupError, OSError)
 """What Icechunk, Zarr and the codecs raise on damaged files."""
 _ROWS = "arrays"
+_SEALS = "seals"
 _FREE = ""
+_Cells = tuple[NDArray[np.int64], NDArray[np.uint64]]
+"""Positions in a chunk of a row, and the new values there."""
 
 
 class ChecksumTable:
@@ -41,7 +48,11 @@ class ChecksumTable:
         self._array = array
         self._whole: NDArray[np.uint64] | None = None
         rows: Any = array.attrs[_ROWS]
+        seals: Any = array.attrs[_SEALS]
         self._rows: list[str] = list(rows)
+        self._seals: list[list[str]] = [list(of_row) for of_row in seals]
+        if len(self._seals) != len(self._rows):
+            raise ValueError(f"the table of checksums is damaged: {len(rows)} rows, but {len(seals)} lists of seals")
 
     @staticmethod
     def create(group: zarr.Group) -> None:
@@ -55,7 +66,11 @@ class ChecksumTable:
             compressors=(ZstdCodec(), Crc32cCodec()),
             # No feature has axes of these names: xarray refuses one name for two lengths.
             dimension_names=("checked_array", "checked_chunk"),
-            attributes={"long_name": "XXH3-64 of each chunk's decoded rows; 0 if nobody wrote it", _ROWS: []},
+            attributes={
+                "long_name": "XXH3-64 of each chunk's decoded rows; 0 if nobody wrote it",
+                _ROWS: [],
+                _SEALS: [],
+            },
         )
 
     @classmethod
@@ -72,17 +87,28 @@ class ChecksumTable:
             return None
         row, n_known = self._rows.index(name), min(n_chunks, self._array.shape[1])
         found = np.full(n_chunks, UNWRITTEN, dtype=np.uint64)
-        found[:n_known] = self._block(row, row + 1, 0, n_known)[0]
+        found[:n_known] = self._sealed(row, 0, -(-n_known // COLUMNS) * COLUMNS)[:n_known]
         return found
 
-    def _block(self, first: int, last: int, begin: int, end: int) -> NDArray[np.uint64]:
-        """Return some rows and columns; of a small table all is read, as each call into Zarr takes milliseconds."""
+    def _sealed(self, row: int, begin: int, end: int) -> NDArray[np.uint64]:
+        """Return whole chunks of a row, each compared with its seal."""
+        cells, seals = self._block(row, begin, end), self._seals[row]
+        for at in range(begin, end, COLUMNS):
+            column = at // COLUMNS
+            if _seal(cells[at - begin : at - begin + COLUMNS]) != (seals[column] if column < len(seals) else ""):
+                raise ValueError(
+                    f"the table of checksums is damaged at {self._rows[row]!r}, chunks {at} to {at + COLUMNS - 1}"
+                )
+        return cells
+
+    def _block(self, row: int, begin: int, end: int) -> NDArray[np.uint64]:
+        """Return some columns of a row; of a small table all is read, as each call into Zarr takes milliseconds."""
         if self._whole is None and self._array.size <= _SMALL_CELLS:
             # If it is damaged, some of its rows may still be whole.
             with suppress(*UNREADABLE):
                 self._whole = np.asarray(self._array[:, :])
         rows = self._array if self._whole is None else self._whole
-        return np.array(rows[first:last, begin:end])
+        return np.array(rows[row, begin:end], dtype=np.uint64)
 
     def update(
         self, written: Mapping[str, Mapping[int, int]], created: Collection[str], deleted: Collection[str]
@@ -106,39 +132,61 @@ class ChecksumTable:
         # What other software made has chunks of which nothing is known.
         known = {name: sums for name, sums in written.items() if name in rows and sums}
         n_columns = max([0, *(max(sums) + 1 for sums in known.values())])
-        self._reshape(rows, max(self._array.shape[1], -(-n_columns // COLUMNS) * COLUMNS))
-        for column in range(self._array.shape[1] // COLUMNS):
-            self._update_column(column, known, fresh)
+        n_columns = max(self._array.shape[1], -(-n_columns // COLUMNS) * COLUMNS)
+        before = self._rows, self._seals
+        self._reshape(rows, n_columns, fresh)
+        cleared = {rows.index(name) for name in fresh}
+        changes = self._by_column(known)
+        for column in range(n_columns // COLUMNS) if cleared else sorted(changes):
+            self._update_column(column, changes.get(column, {}), cleared)
+        self._whole = None
+        if before != (self._rows, self._seals):
+            self._array.update_attributes({_ROWS: self._rows, _SEALS: self._seals})
 
-    def _reshape(self, rows: list[str], n_columns: int) -> None:
+    def _reshape(self, rows: list[str], n_columns: int, fresh: Collection[str]) -> None:
         shape = (max(len(rows), self._array.shape[0]), n_columns)
         if shape != self._array.shape:
             self._array.resize(shape)
             self._whole = None
-        if rows != self._rows:
-            self._array.update_attributes({_ROWS: rows})
-            self._rows = rows
+        seals = [*self._seals, *([] for _ in range(len(rows) - len(self._seals)))]
+        self._seals = [
+            [] if name == _FREE or name in fresh else list(of_row) for name, of_row in zip(rows, seals, strict=True)
+        ]
+        self._rows = rows
 
-    def _update_column(self, column: int, written: Mapping[str, Mapping[int, int]], fresh: Collection[str]) -> None:
-        begin = column * COLUMNS
-        changes: dict[int, dict[int, int]] = {}
+    def _by_column(self, written: Mapping[str, Mapping[int, int]]) -> dict[int, dict[int, _Cells]]:
+        """Return which cells are new, by column of chunks and row."""
+        changes: dict[int, dict[int, _Cells]] = {}
         for name, sums in written.items():
-            here = {chunk - begin: value for chunk, value in sums.items() if begin <= chunk < begin + COLUMNS}
-            if here:
-                changes[self._rows.index(name)] = here
-        cleared = {self._rows.index(name) for name in fresh}
-        changes = {**{row: {} for row in cleared}, **changes}
-        for first, last in _runs(sorted(changes)):
+            chunks = np.fromiter(sums, dtype=np.int64, count=len(sums))
+            values = np.fromiter(sums.values(), dtype=np.uint64, count=len(sums))
+            order = np.argsort(chunks)
+            columns = chunks[order] // COLUMNS
+            for some in np.split(order, np.flatnonzero(np.diff(columns)) + 1):
+                column = int(chunks[some[0]]) // COLUMNS
+                changes.setdefault(column, {})[self._rows.index(name)] = (chunks[some] % COLUMNS, values[some])
+        return changes
+
+    def _update_column(self, column: int, written: Mapping[int, _Cells], cleared: Collection[int]) -> None:
+        begin, end = column * COLUMNS, (column + 1) * COLUMNS
+        for first, last in _runs(sorted({*written, *cleared})):
             block = np.full((last - first, COLUMNS), UNWRITTEN, dtype=np.uint64)
-            if not cleared.issuperset(range(first, last)):
-                block[:] = self._block(first, last, begin, begin + COLUMNS)
             for row in range(first, last):
-                if row in cleared:
-                    block[row - first] = UNWRITTEN
-                here = changes[row]
-                block[row - first, list(here)] = np.fromiter(here.values(), dtype=np.uint64, count=len(here))
-            self._array[first:last, begin : begin + COLUMNS] = block
-        self._whole = None
+                cells = block[row - first]
+                if row not in cleared:
+                    cells[:] = self._sealed(row, begin, end)
+                if row in written:
+                    at, values = written[row]
+                    cells[at] = values
+                seals = self._seals[row]
+                seals += [""] * (column + 1 - len(seals))
+                seals[column] = _seal(cells)
+            self._array[first:last, begin:end] = block
+
+
+def _seal(cells: NDArray[np.uint64]) -> str:
+    """Return what a chunk of the table adds up to, in hex; nothing for one that nobody wrote."""
+    return xxhash.xxh3_64_hexdigest(cells.astype("<u8").tobytes()) if cells.any() else ""
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

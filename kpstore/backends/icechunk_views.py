@@ -424,12 +424,27 @@ class IcechunkWriteView(_View):
         for fork in forks:
             for name, n_rows in fork.short_ends.items():
                 check_short_end(self.meta(name), name, n_rows)
+        self._check_apart(forks)
         self._session.merge(*(fork.session for fork in forks))
         for fork in forks:
             for name, written in fork.checksums.items():
                 self._written.setdefault(name, {}).update(written)
         self._arrays.clear()
         self._metas.clear()
+
+    def _check_apart(self, forks: Sequence[IcechunkFork]) -> None:
+        """Refuse chunks that two have written: Icechunk takes either, and its checksum may be the other's."""
+        taken = {name: set(written) for name, written in self._written.items()}
+        for fork in forks:
+            for name, written in fork.checksums.items():
+                chunks = taken.setdefault(name, set())
+                twice = chunks.intersection(written)
+                if twice:
+                    raise ConflictError(
+                        f"chunk {min(twice)} of {name!r} in {self._location} was written by two forks, so nothing of "
+                        "them was taken over; give each fork chunks of its own"
+                    )
+                chunks.update(written)
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
         """Make the changes the branch's next version."""

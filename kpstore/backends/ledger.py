@@ -78,10 +78,10 @@ class LedgerText:
                 found.add(record)
         return found
 
-    def named(self, kind: str, name: str) -> list[str]:
-        """Return the versions that a branch or tag may lead to; none if the ledger does not have the name."""
+    def named(self, kind: str, name: str) -> list[str] | None:
+        """Return the versions that a branch or tag may lead to; an empty list if it was taken away, None if unknown."""
         record = self._newest(f'"{kind}": {json.dumps(name)}')
-        versions: list[str] = [] if record is None else record["is"]
+        versions: list[str] | None = None if record is None else record["is"]
         return versions
 
     def sum_of(self, file: str) -> str | None:

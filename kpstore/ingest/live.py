@@ -140,7 +140,7 @@ class LiveView:
 
     def checksums(self, name: str) -> NDArray[np.uint64] | None:
         """Return what the stored chunks of an array add up to; None for one of which some is computed."""
-        return None if name in self._metas or name not in self._base.names() else self._base.checksums(name)
+        return self._base.checksums(name) if self._is_stored(name) else None
 
     def place(self, name: str, chunk: int) -> str:
         """Return where a stored chunk lies."""
@@ -148,10 +148,11 @@ class LiveView:
 
     def chunks(self, name: str) -> Chunks:
         """Return chunks that are read through this view, if anything in them is computed."""
+        return self._base.chunks(name) if self._is_stored(name) else ViewChunks(self, name)
+
+    def _is_stored(self, name: str) -> bool:
         computed = name in self._metas and self._waiting[self._feature_of[name]].any()
-        if computed or name not in self._base.names():
-            return ViewChunks(self, name)
-        return self._base.chunks(name)
+        return name in self._base.names() and not computed
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return rows ``start`` to ``stop`` as a new array; those of videos that wait are computed."""

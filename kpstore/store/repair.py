@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,7 @@ class _Repair:
         self._found = Verification(store.location, store.snapshot)
         self._reader = ChunkReader(store.view, self._found, on_rows)
         self._damaged: dict[str, set[int]] = {}
+        """Numbers of damaged chunks by array: all of one whose checksums cannot be read."""
 
     def run(self, *, dry_run: bool) -> Repair:
         """Find damage, decide, and commit."""
@@ -236,7 +238,15 @@ class _Repair:
                     f"{snapshot}' copies that version, 'kpstore rollback {self._store.location} --to {snapshot}' goes "
                     "back to it"
                 )
-            yield f"{name!r}{where} is written nowhere else and cannot be mended; {way}"
+            yield f"{self._why_left(name, where)}; {way}"
+
+    def _why_left(self, name: str, where: str) -> str:
+        if name in self._reader.unchecked:
+            return f"the checksums of {name!r} cannot be read, so nothing tells whether its values are sound"
+        for feature, unread in self._stuck.items():
+            if name in fmt.feature_metas(self._store.feature(feature), n_videos=0, n_frames=0):
+                return f"{name!r}{where} cannot become pending while the checksums of {unread!r} cannot be read"
+        return f"{name!r}{where} is written nowhere else and cannot be mended"
 
     def _older_with(self, name: str) -> tuple[str, int] | None:
         """Return the newest older version in which an array can be read whole, and its rows."""
@@ -259,14 +269,35 @@ class _Repair:
 
     # -- what to do -----------------------------------------------------------------------------------------
 
+    @cached_property
+    def _stuck(self) -> dict[str, str]:
+        """Features that cannot be written, each with an array whose checksums cannot be read: its own, or another's.
+
+        Nothing says that the values of such an array are damaged, so they are not given up either.
+        """
+        stuck = {}
+        for name, stored in self._store.features.items():
+            unread = self._reader.unchecked.intersection(fmt.feature_metas(stored.spec, n_videos=0, n_frames=0))
+            if unread:
+                stuck[name] = min(unread)
+        for names in self._made_together():
+            unread = {stuck[name] for name in names if name in stuck}
+            if unread:
+                stuck = {**dict.fromkeys(names, min(unread)), **stuck}
+        return stuck
+
     def _plans(self, index: VideoIndex) -> list[_Plan]:
         plans = {}
         for name, stored in self._store.features.items():
+            if name in self._stuck:
+                continue
             arrays = fmt.feature_metas(stored.spec, n_videos=len(index), n_frames=index.total_frames)
             damaged = {array: self._damaged[array] for array in arrays if array in self._damaged}
             if damaged:
                 plans[name] = self._plan(stored.spec, damaged, index)
         for names in self._made_together():
+            if not self._stuck.keys().isdisjoint(names):
+                continue
             concerned = [plans[name].redo for name in names if name in plans]
             if not concerned or not np.any(concerned):
                 continue

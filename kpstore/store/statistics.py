@@ -36,7 +36,7 @@ OnRows = Callable[[int], None]
 _MAX_COLUMNS = 16
 _BLOCK_BYTES = 8 * 2**20
 """Read at once by each worker, which takes some ten times as much memory meanwhile."""
-_FILE_VERSION = 1
+_FILE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def measure(store: Store, feature: str, *, workers: int | None = None, on_rows: 
     kept = _load(path, store, feature)
     if kept is None:
         kept = _measure(store, feature, workers, report)
-        cache.keep_statistics(path, _arrays(store, kept))
+        cache.keep_statistics(path, _arrays(store, feature, kept))
     return kept
 
 
@@ -398,10 +398,10 @@ def _split_runs(splits: NDArray[np.object_], starts: NDArray[np.int64], n_rows: 
 # -- keeping ----------------------------------------------------------------------------------------------------
 
 
-def _arrays(store: Store, kept: Measured) -> dict[str, NDArray[Any]]:
+def _arrays(store: Store, feature: str, kept: Measured) -> dict[str, NDArray[Any]]:
     """Return all that is kept as arrays of numbers and text."""
     sketches = list(kept.sketches.values())
-    about = {"version": _FILE_VERSION, "splits": store.splits, **_names(kept.groups)}
+    about = _about(store, feature, kept.groups)
     return {
         "about": np.array(json.dumps(about)),
         "frames": kept.frames,
@@ -413,15 +413,24 @@ def _arrays(store: Store, kept: Measured) -> dict[str, NDArray[Any]]:
     }
 
 
-def _names(groups: Groups) -> dict[str, Any]:
+def _about(store: Store, feature: str, groups: Groups) -> dict[str, Any]:
+    """Return what a file has to say of itself to be read: files may change places."""
     parts = {name: [points.start, points.stop] for name, points in groups.parts.items()}
-    return {"parts": parts, "columns": list(groups.columns), "mask_columns": dict(groups.mask_columns)}
+    return {
+        "version": _FILE_VERSION,
+        "snapshot": store.snapshot,
+        "feature": feature,
+        "splits": store.splits,
+        "parts": parts,
+        "columns": list(groups.columns),
+        "mask_columns": dict(groups.mask_columns),
+    }
 
 
 def _load(path: Path, store: Store, feature: str) -> Measured | None:
     """Return what was kept; None if there is nothing, or nothing that can be read, for this feature."""
     groups = Groups.of(store.feature(feature))
-    wanted = {"version": _FILE_VERSION, "splits": store.splits, **_names(groups)}
+    wanted = _about(store, feature, groups)
     try:
         # Opened here: numpy leaves a file open that turns out to be no archive.
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:

@@ -112,6 +112,8 @@ class ChunkReader:
         self.view, self.found, self._on_rows = view, found, on_rows
         self._known: dict[ChunkKey, Problem | None] = {} if known is None else known
         self._sums: dict[str, NDArray[np.uint64] | None] = {}
+        self.unchecked: set[str] = set()
+        """Arrays whose checksums cannot be read, so that nothing can be told of their chunks: noted as one problem."""
         self.index: VideoIndex | None = None
         """Videos by row, for what damage concerns; None while, or where, it cannot be read."""
         self.parts_of: dict[str, list[str]] = {}
@@ -128,6 +130,8 @@ class ChunkReader:
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any] | None:
         """Return the rows of one chunk; None, and a problem is noted, if it is damaged."""
+        if not self.can_check(name):
+            return None
         meta = self.view.meta(name)
         chunk = start // meta.chunk_rows
         key = self._key(name, chunk)
@@ -148,6 +152,8 @@ class ChunkReader:
         """Read what of an array no other version has shown to be sound, and note what is damaged."""
         if self.view.digest(name) is not None:
             self.whole(name)  # all of it has one digest
+            return
+        if not self.can_check(name):
             return
         for start, stop in self.chunks(name):
             key = self._key(name, start // self.view.meta(name).chunk_rows)
@@ -171,9 +177,25 @@ class ChunkReader:
             )
         return values
 
+    def can_check(self, name: str) -> bool:
+        """Return whether the checksums of an array can be read; if not, a problem is noted."""
+        if name not in self._sums and name not in self.unchecked:
+            try:
+                self._sums[name] = self.view.checksums(name)
+            except CorruptError as error:
+                self.unchecked.add(name)
+                self._note_unchecked(name, f"its checksums cannot be read: {reason_of(error)}")
+        return name in self._sums
+
+    def _note_unchecked(self, name: str, what: str) -> None:
+        for problem in self.found.problems:
+            if (problem.array, problem.what) == (name, what):
+                self._seen_again(problem)
+                return
+        parts = list(self.parts_of.get(name, ()))
+        self.found.problems.append(Problem(name, what, first="the array", parts=parts, versions=[self.view.snapshot]))
+
     def _key(self, name: str, chunk: int) -> ChunkKey:
-        if name not in self._sums:
-            self._sums[name] = self.view.checksums(name)
         sums, meta = self._sums[name], self.view.meta(name)
         # A checksum counts rows behind the array's end as fill, so it says the same of a chunk that has grown since.
         n_rows = None if sums is not None else min(meta.chunk_rows, meta.n_rows - chunk * meta.chunk_rows)

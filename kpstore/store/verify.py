@@ -356,6 +356,7 @@ class _Check:
     def other_arrays(self) -> None:
         """Read what is left: labels, and arrays that are not kpstore's own."""
         labels = {dim: names for stored in self._store.features.values() for dim, names in stored.spec.labels.items()}
+        known = self._seen.intersection(self._view.names())
         for name in self._view.names():
             if name in self._seen:
                 continue
@@ -366,6 +367,15 @@ class _Check:
                 self.problem(name, "names other points than its feature does", "labels")
         for dim in sorted(labels.keys() - set(self._view.names())):
             self.problem(dim, "is missing", "labels")
+        self._checksums(known | (labels.keys() & set(self._view.names())))
+
+    def _checksums(self, names: Iterable[str]) -> None:
+        """Check that the format's own arrays have the checksums that the store says it has."""
+        if self._store.lacks or self._store.backend.sidecar_dir is None:  # what is in memory cannot be damaged
+            return
+        for name in sorted(names):
+            if self._reader.can_check(name) and self._view.checksums(name) is None:
+                self.problem(name, "has no checksums by place", "the array")
 
 
 def _is_missing(block: NDArray[Any], missing: NDArray[Any]) -> NDArray[np.bool_]:

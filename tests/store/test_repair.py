@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import icechunk
 import numpy as np
 import pytest
+import zarr
 from numpy.typing import NDArray
 
 import kpstore
@@ -216,6 +218,44 @@ def test_what_is_written_nowhere_else_is_left_with_a_way_out(disk: Disk, name: s
     assert first in {commit.id for commit in store.at().history()}
 
 
+def unreadable_checksums(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    def checksums(view: Any, name: str) -> None:
+        if name in names:
+            raise CorruptError(f"the checksums of {name!r} cannot be read: damaged")
+
+    monkeypatch.setattr(memory._View, "checksums", checksums)
+
+
+def test_values_whose_checksums_cannot_be_read_are_not_given_up(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fill(kpstore.create(memory_location()))
+    unreadable_checksums(monkeypatch, "points", "fps")
+    disk.damaged = {("points_status", 0)}
+    found = verify(store.at())
+    assert {(p.array, p.chunk) for p in found.problems} == {
+        ("points", None),
+        ("fps", None),
+        ("points_status", 0),
+    }
+    done = repair(store.location)
+    assert (done.made, done.features) == (None, ())
+    fps, points, status = done.left
+    assert fps.startswith("the checksums of 'fps' cannot be read")
+    assert points.startswith("the checksums of 'points' cannot be read, so nothing tells whether its values are sound")
+    assert "'points_status' (memory) cannot become pending while the checksums of 'points' cannot" in status
+    every = verify_all(store.location)
+    assert [len(p.versions) for p in every.problems if p.array == "points"] == [every.versions - 1]
+
+
+def test_features_of_one_extractor_wait_for_each_others_checksums(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    location = memory_location()
+    ingest(location, Portraits({"a": 4, "b": 9, "c": 6}, torn=()), Faces(dark=40))
+    unreadable_checksums(monkeypatch, "reference")
+    disk.damaged = {("mean", 0)}
+    done = repair(location)
+    assert (done.made, done.features) == (None, ())
+    assert [line.split(" cannot")[0] for line in done.left] == ["'mean' (memory)", "the checksums of 'reference'"]
+
+
 def test_an_older_version_that_reads_well_is_named(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     store = fill(kpstore.create(memory_location()), done=("a",))
     with store.transaction("more") as tx:
@@ -290,6 +330,22 @@ def test_a_damaged_store_is_mended_by_repair_and_ingest(
     every = verify_all(bad)
     assert every.problems, "older versions keep their damage"
     assert all(every.snapshot not in problem.versions for problem in every.problems)
+
+
+def test_a_damaged_table_of_checksums_is_one_problem_and_labels_are_written_again(tmp_path: Path) -> None:
+    location = location_of("icechunk", tmp_path)
+    ingest(location)
+    session = icechunk.Repository.open(icechunk.local_filesystem_storage(location)).writable_session("main")
+    table = zarr.open_array(session.store, path="chunk_checksums", mode="r+")
+    for name in ("points", "space"):
+        row = table.attrs["arrays"].index(name)
+        table[row, :2] = np.array([5, 6], dtype=np.uint64)
+    session.commit("wrong checksums, and no seals")
+    found = verify(kpstore.open(location))
+    assert {(p.array, p.chunk) for p in found.problems} == {("points", None), ("space", None)}
+    done = repair(location)
+    assert (done.labels, done.features, len(done.left)) == (("space",), (), 1)
+    assert [p.array for p in verify(kpstore.open(location)).problems] == ["points"]
 
 
 def test_a_sound_store_is_sound_in_every_version(on_disk: kpstore.Store) -> None:

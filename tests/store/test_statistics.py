@@ -216,6 +216,18 @@ def test_a_damaged_file_is_measured_anew(kept: kpstore.Store) -> None:
     assert [path.name for path in entry.path.parent.iterdir()] == [entry.path.name]
 
 
+def test_a_file_of_another_version_is_measured_anew(kept: kpstore.Store) -> None:
+    before = kept.statistics("points").to_json()
+    (first,) = kept.decoded_cache.entries()  # type: ignore[union-attr]
+    with kpstore.open(kept.location, mode="a").transaction("other") as tx:
+        values = np.full((6, 5, 3), 9, dtype=np.float32)
+        tx.write("points", "a", FeatureRows(values, {"detected": np.ones((6, 2), dtype=bool)}))
+    kpstore.open(kept.location).statistics("points")
+    (other,) = [e for e in kept.decoded_cache.entries() if e.path != first.path]  # type: ignore[union-attr]
+    first.path.write_bytes(other.path.read_bytes())
+    assert kept.statistics("points").to_json() == before
+
+
 def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     store = kpstore.open(store_of(small(), tmp_path / "s.kps").location, cache=tmp_path / "file")

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import icechunk
 import numpy as np
 import pytest
+import zarr
 
 import kpstore
 from kpstore.backends.base import ArrayMeta, WriteView
@@ -243,6 +245,16 @@ def test_a_store_of_format_1_says_what_cannot_be_found_in_it(tmp_path: Path) -> 
         assert found.problems == []
         assert "no checksums by place" in found.lacks
         assert verify_all(format_1(tmp_path, ending)).problems == []
+
+
+def test_a_store_that_lost_its_table_of_checksums_is_not_sound(tmp_path: Path) -> None:
+    store = fill(kpstore.create(tmp_path / "s.kps"))
+    session = icechunk.Repository.open(icechunk.local_filesystem_storage(store.location)).writable_session("main")
+    del zarr.open_group(session.store, mode="r+")["chunk_checksums"]
+    session.commit("by other software")
+    found = verify(kpstore.open(store.location)).problems
+    assert {problem.what for problem in found} == {"has no checksums by place"}
+    assert {"points", "points_state", "video_id"} <= {problem.array for problem in found}
 
 
 # -- beside the data set ----------------------------------------------------------------------------------------
