@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,13 +69,19 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
+@functools.cache
+def _command() -> Any:
+    """Return all commands, which take some time to be made of their signatures."""
+    return typer.main.get_command(app)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; errors go to standard error as one line."""
     debug = "--debug" in arguments
     # Failures are in every report; without --debug the log would only say them twice.
     logging.basicConfig(level=logging.INFO if debug else logging.CRITICAL, format="%(name)s: %(message)s")
     try:
-        code = app([word for word in arguments if word != "--debug"], prog_name="kpstore", standalone_mode=False)
+        code = _command()([word for word in arguments if word != "--debug"], prog_name="kpstore", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # the border: whatever comes becomes one line and an exit code
