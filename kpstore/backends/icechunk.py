@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -19,7 +18,8 @@ import icechunk
 import zarr
 
 from kpstore.backends.base import MAIN, ArrayMeta, Capabilities, Chunks, Commit
-from kpstore.backends.icechunk_chunks import local_chunks, locate_chunks
+from kpstore.backends.checksums import TABLE
+from kpstore.backends.icechunk_chunks import ChunkPlace, Nodes, local_chunks, locate_chunks, locate_rows, nodes_of
 from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.icechunk_table import ChecksumTable
@@ -34,7 +34,14 @@ _log = logging.getLogger(__name__)
 # that do not are of reading ahead in half-made stores, which are removed because their input was refused.
 icechunk.set_logs_filter("off")
 
+# Reading manifests ahead takes eight milliseconds of each open, and what is read here is found without (local_chunks).
+_CONFIG = icechunk.RepositoryConfig(
+    manifest=icechunk.ManifestConfig(preload=icechunk.ManifestPreloadConfig(max_total_refs=0))
+)
+
 SIDECAR = "kpstore"
+_N_VERSIONS = 4
+"""Of so many versions, what is said of their arrays is kept."""
 
 
 class IcechunkBackend:
@@ -53,6 +60,7 @@ class IcechunkBackend:
         # Forks and pickles go to processes that may work in another folder.
         self._path = Path(location).absolute()
         self._told: set[str] = set()
+        self._nodes_of: dict[str, Nodes] = {}
 
     def __reduce__(self) -> tuple[type[IcechunkBackend], tuple[str]]:
         return IcechunkBackend, (str(self._path),)
@@ -101,7 +109,7 @@ class IcechunkBackend:
             what = "is not a kpstore store" if self._path.exists() else "does not exist"
             raise NotFoundError(f"{self.location} {what}; 'kpstore ingest' and 'kpstore import' make one")
         try:
-            return icechunk.Repository.open(icechunk.local_filesystem_storage(str(self._path)))
+            return icechunk.Repository.open(icechunk.local_filesystem_storage(str(self._path)), config=_CONFIG)
         except icechunk.IcechunkError as error:
             # Icechunk opens nothing without its main branch, and does not say which file is at fault.
             damage = self._records.names("branch").damaged.get(MAIN)
@@ -267,17 +275,30 @@ class IcechunkBackend:
 
     def array_names(self, snapshot: str) -> frozenset[str]:
         """Return the names of all arrays of a version, the table of checksums included."""
-        with _translated(self.location):
-            nodes = json.loads(self._repo().inspect_snapshot(snapshot, pretty=False))["nodes"]
-        return frozenset(node["path"][1:] for node in nodes if node["node_type"] == "array")
+        return frozenset(self._nodes(snapshot))
+
+    def _nodes(self, snapshot: str) -> Nodes:
+        """Return what is said of each array of a version, kept for a few of them, as each view asks several times."""
+        repo = self._repo()
+        if snapshot not in self._nodes_of:
+            with _translated(self.location):
+                found = nodes_of(repo, snapshot)
+            while len(self._nodes_of) >= _N_VERSIONS:
+                self._nodes_of.pop(next(iter(self._nodes_of)), None)
+            self._nodes_of[snapshot] = found
+        return self._nodes_of[snapshot]
 
     def local_chunks(self, snapshot: str, array: zarr.Array[Any], meta: ArrayMeta) -> Chunks | None:
         """Return an array's chunks as files of this directory, or None where they are not such files."""
-        return local_chunks(self._repo(), self._path, snapshot, array, meta)
+        return local_chunks(self._nodes(snapshot), self._path, array, meta)
+
+    def table_chunks(self, snapshot: str) -> Mapping[tuple[int, ...], ChunkPlace] | None:
+        """Return where the chunks of a version's table of checksums are; None where they are not files."""
+        return locate_chunks(self._nodes(snapshot), self._path, TABLE)
 
     def places(self, snapshot: str, name: str, n_chunks: int) -> Sequence[str] | None:
         """Return the file of each chunk of an array, relative to this directory; None if they cannot be told."""
-        places = locate_chunks(self._repo(), self._path, snapshot, name, n_chunks)
+        places = locate_rows(self._nodes(snapshot), self._path, name, n_chunks)
         if places is None:
             return None
         return ["no file" if place is None else str(place.file.relative_to(self._path)) for place in places]

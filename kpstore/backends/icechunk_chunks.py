@@ -10,10 +10,11 @@ Icechunk itself.
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,19 @@ _MANIFEST_ARRAYS = 1
 _ARRAY_NODE, _ARRAY_REFS = 0, 1
 _REF_INDEX, _REF_INLINE, _REF_OFFSET, _REF_LENGTH, _REF_CHUNK, _REF_LOCATION = range(6)
 
-_CRC_BYTES = 4
+CRC_BYTES = 4
+"""Of the CRC-32C that Zarr's codec puts behind a chunk."""
 _BLOSC_SIZE_AT = 4
 """Where Blosc's header says how many bytes it unpacks to."""
 
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_CROCKFORD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+"""From the digits of RFC 4648's base 32."""
+
+Nodes = Mapping[str, Mapping[str, Any]]
+"""What a version's snapshot says of each array of the root group, by name."""
 
 
-_Decode = Callable[[memoryview, NDArray[Any]], object]
+Decode = Callable[[memoryview, NDArray[Any]], object]
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class LocalChunks:
     """
 
     def __init__(
-        self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: _Decode, *, n_check: int = 0
+        self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: Decode, *, n_check: int = 0
     ) -> None:
         self._n_check = n_check
         self._places, self._meta, self._decode = places, meta, decode
@@ -124,27 +130,39 @@ class LocalChunks:
             raise CorruptError(f"chunk {number} at {place.file} cannot be read: {error}") from error
 
 
-def local_chunks(
-    repository: icechunk.Repository, root: Path, snapshot: str, array: zarr.Array[Any], meta: ArrayMeta
-) -> LocalChunks | None:
+def nodes_of(repository: icechunk.Repository, snapshot: str) -> Nodes:
+    """Return what a version's snapshot says of its arrays; Icechunk's error if it cannot be read."""
+    nodes = json.loads(repository.inspect_snapshot(snapshot, pretty=False))["nodes"]
+    return {node["path"][1:]: node for node in nodes if node["node_type"] == "array"}
+
+
+def local_chunks(nodes: Nodes, root: Path, array: zarr.Array[Any], meta: ArrayMeta) -> LocalChunks | None:
     """Return the chunks of an array of a local repository; None where only Icechunk and Zarr can read them."""
-    codecs = tuple(array.compressors)
-    n_check = _CRC_BYTES if codecs and isinstance(codecs[-1], Crc32cCodec) else 0
-    decode = _decoder(array, codecs[:-1] if n_check else codecs)
-    if decode is None or meta.dtype == TEXT:
+    found = decoder(array, meta)
+    if found is None:
         return None
-    places = locate_chunks(repository, root, snapshot, array.basename, -(-meta.n_rows // meta.chunk_rows))
+    decode, n_check = found
+    places = locate_rows(nodes, root, array.basename, -(-meta.n_rows // meta.chunk_rows))
     return None if places is None else LocalChunks(places, meta, decode, n_check=n_check)
 
 
-def _decoder(array: zarr.Array[Any], compressors: Sequence[Any]) -> _Decode | None:
-    """Return how the array's chunks are decoded, or None if it is encoded in a way that is not known here."""
-    serializer = array.serializer
-    if array.filters or not isinstance(serializer, BytesCodec):
+def decoder(array: zarr.Array[Any], meta: ArrayMeta) -> tuple[Decode, int] | None:
+    """Return how an array's chunks are decoded, and how many bytes at their end are the codec's own checksum.
+
+    None if it is encoded in a way that only Zarr knows.
+    """
+    serializer, codecs = array.serializer, tuple(array.compressors)
+    if meta.dtype == TEXT or array.filters or not isinstance(serializer, BytesCodec):
         return None
     if serializer.endian is not None and serializer.endian.value != sys.byteorder:
         return None
-    match tuple(compressors):
+    n_check = CRC_BYTES if codecs and isinstance(codecs[-1], Crc32cCodec) else 0
+    decode = _decode_of(codecs[:-1] if n_check else codecs)
+    return None if decode is None else (decode, n_check)
+
+
+def _decode_of(compressors: tuple[Any, ...]) -> Decode | None:
+    match compressors:
         case ():
             return _copy
         case (ZstdCodec(),):
@@ -190,34 +208,44 @@ class _UnknownFormatError(Exception):
     """Not the version that is understood here."""
 
 
-def locate_chunks(
-    repository: icechunk.Repository, root: Path, snapshot: str, array: str, n_chunks: int
-) -> list[ChunkPlace | None] | None:
-    """Return the places of an array's chunks in a version; None for a chunk that was never written.
+def locate_chunks(nodes: Nodes, root: Path, array: str) -> dict[tuple[int, ...], ChunkPlace] | None:
+    """Return the places of an array's chunks in a version, by their index in the grid, of those that were written.
 
     Parameters
     ----------
+    nodes : of the version; see :func:`nodes_of`.
     root : directory of the repository.
-    array : name of an array in the root group that is chunked along its first axis alone.
+    array : name of an array in the root group.
 
     Returns
     -------
-    list or None
+    dict or None
         None if the repository is not in the format that is understood here.
     """
     try:
-        nodes = json.loads(repository.inspect_snapshot(snapshot, pretty=False))["nodes"]
-        node = next(node for node in nodes if node["path"] == f"/{array}")
-        places: list[ChunkPlace | None] = [None] * n_chunks
+        node = nodes[array]
+        found: dict[tuple[int, ...], ChunkPlace] = {}
         for manifest in node.get("manifest_refs", ()):
-            file = root / "manifests" / manifest["id"]
-            for number, place in _array_chunks(file, node["id"], root / "chunks"):
-                places[number] = place
+            found.update(_array_chunks(root / "manifests" / manifest["id"], node["id"], root / "chunks"))
     except (
-        *(_UnknownFormatError, AttributeError, StopIteration, LookupError, TypeError, ValueError, struct.error),
+        *(_UnknownFormatError, AttributeError, LookupError, TypeError, ValueError, struct.error),
         *(OSError, RuntimeError),  # a damaged file: Icechunk, which will be asked then, says which
     ):
         return None
+    return found
+
+
+def locate_rows(nodes: Nodes, root: Path, array: str, n_chunks: int) -> list[ChunkPlace | None] | None:
+    """Return the places of chunks of an array that is cut along its first axis alone, None for one never written.
+
+    See :func:`locate_chunks`; None as well if the array is cut along another axis, or has more chunks than are asked.
+    """
+    found = locate_chunks(nodes, root, array)
+    if found is None or any(any(more) or first >= n_chunks for first, *more in found):
+        return None
+    places: list[ChunkPlace | None] = [None] * n_chunks
+    for index, place in found.items():
+        places[index[0]] = place
     return places
 
 
@@ -232,28 +260,25 @@ def _read_manifest(path: Path) -> bytes:
     return bytes(numcodecs.Zstd().decode(body)) if compression == _ZSTD else body
 
 
-def _array_chunks(manifest: Path, node: str, folder: Path) -> Iterator[tuple[int, ChunkPlace]]:
+def _array_chunks(manifest: Path, node: str, folder: Path) -> Iterator[tuple[tuple[int, ...], ChunkPlace]]:
     root = _Table.root(_read_manifest(manifest))
     for array in root.tables(_MANIFEST_ARRAYS):
         if _base32(array.struct(_ARRAY_NODE, 8)) != node:
             continue
         for ref in array.tables(_ARRAY_REFS):
             index = ref.uint32s(_REF_INDEX)
-            if any(index[1:]) or ref.has(_REF_LOCATION):
-                raise _UnknownFormatError  # cut along another axis, or a reference into somebody else's file
+            if ref.has(_REF_LOCATION):
+                raise _UnknownFormatError  # a reference into somebody else's file
             if ref.has(_REF_INLINE):
-                yield index[0], ChunkPlace(manifest, inline=ref.raw(_REF_INLINE))
+                yield index, ChunkPlace(manifest, inline=ref.raw(_REF_INLINE))
             else:
                 path = folder / _base32(ref.struct(_REF_CHUNK, 12))
-                yield index[0], ChunkPlace(path, ref.uint64(_REF_OFFSET), ref.uint64(_REF_LENGTH))
+                yield index, ChunkPlace(path, ref.uint64(_REF_OFFSET), ref.uint64(_REF_LENGTH))
 
 
 def _base32(raw: bytes) -> str:
     """Return bytes in Crockford's base 32, as Icechunk names its files."""
-    bits = len(raw) * 8
-    padded = -bits % 5
-    number = int.from_bytes(raw, "big") << padded
-    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(bits + padded - 5, -1, -5))
+    return base64.b32encode(raw).rstrip(b"=").translate(_CROCKFORD).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -297,7 +322,7 @@ class _Table:
         value: int = struct.unpack_from("<Q", self.content, at)[0] if at else 0
         return value
 
-    def uint32s(self, number: int) -> Sequence[int]:
+    def uint32s(self, number: int) -> tuple[int, ...]:
         begin, count = self._vector(number)
         return struct.unpack_from(f"<{count}I", self.content, begin)
 

@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import icechunk
 import numpy as np
 import xxhash
 import zarr
+from numcodecs import zstd
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from kpstore.backends.checksums import TABLE, UNWRITTEN
+from kpstore.backends.icechunk_chunks import CRC_BYTES, ChunkPlace
 
 COLUMNS = 2_048
 """Chunks of an array whose checksums are stored together: a small commit writes 16 KiB for each of its arrays."""
-_SMALL_CELLS = 2**18
-"""A table of so many cells is read at once."""
 UNREADABLE = (icechunk.IcechunkError, ValueError, RuntimeError, LookupError, OSError)
 """What Icechunk, Zarr and the codecs raise on damaged files."""
 _ROWS = "arrays"
@@ -42,11 +41,12 @@ class ChecksumTable:
     Parameters
     ----------
     array : of Zarr.
+    chunks : where its chunks are, by row and column, as they were committed; None to ask Zarr, which takes a
+        millisecond and more each time.
     """
 
-    def __init__(self, array: zarr.Array[Any]) -> None:
-        self._array = array
-        self._whole: NDArray[np.uint64] | None = None
+    def __init__(self, array: zarr.Array[Any], chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None) -> None:
+        self._array, self._chunks = array, chunks
         rows: Any = array.attrs[_ROWS]
         seals: Any = array.attrs[_SEALS]
         self._rows: list[str] = list(rows)
@@ -74,12 +74,12 @@ class ChecksumTable:
         )
 
     @classmethod
-    def open(cls, group: zarr.Group) -> ChecksumTable:
+    def open(cls, group: zarr.Group, chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None) -> ChecksumTable:
         """Return the table of a store that has one: stores of format 1 have not."""
         array = group[TABLE]
         if not isinstance(array, zarr.Array):
             raise ValueError(f"{TABLE!r} is a group, an array was expected")
-        return cls(array)
+        return cls(array, chunks)
 
     def read(self, name: str, n_chunks: int) -> NDArray[np.uint64] | None:
         """Return the checksums of an array's chunks, (n_chunks,); None for an array that other software made."""
@@ -102,13 +102,16 @@ class ChecksumTable:
         return cells
 
     def _block(self, row: int, begin: int, end: int) -> NDArray[np.uint64]:
-        """Return some columns of a row; of a small table all is read, as each call into Zarr takes milliseconds."""
-        if self._whole is None and self._array.size <= _SMALL_CELLS:
-            # If it is damaged, some of its rows may still be whole.
-            with suppress(*UNREADABLE):
-                self._whole = np.asarray(self._array[:, :])
-        rows = self._array if self._whole is None else self._whole
-        return np.array(rows[row, begin:end], dtype=np.uint64)
+        """Return whole chunks of a row, as they were before :meth:`update`."""
+        if self._chunks is None:
+            return np.array(self._array[row, begin:end], dtype=np.uint64)
+        found = np.full(end - begin, UNWRITTEN, dtype="<u8")
+        for at in range(0, end - begin, COLUMNS):
+            place = self._chunks.get((row, (begin + at) // COLUMNS))
+            if place is not None:
+                # The codec's own checksum behind it says less than the seal.
+                zstd.decompress(memoryview(place.read())[:-CRC_BYTES], found[at : at + COLUMNS])
+        return found.astype(np.uint64)
 
     def update(
         self, written: Mapping[str, Mapping[int, int]], created: Collection[str], deleted: Collection[str]
@@ -139,7 +142,6 @@ class ChecksumTable:
         changes = self._by_column(known)
         for column in range(n_columns // COLUMNS) if cleared else sorted(changes):
             self._update_column(column, changes.get(column, {}), cleared)
-        self._whole = None
         if before != (self._rows, self._seals):
             self._array.update_attributes({_ROWS: self._rows, _SEALS: self._seals})
 
@@ -147,7 +149,6 @@ class ChecksumTable:
         shape = (max(len(rows), self._array.shape[0]), n_columns)
         if shape != self._array.shape:
             self._array.resize(shape)
-            self._whole = None
         seals = [*self._seals, *([] for _ in range(len(rows) - len(self._seals)))]
         self._seals = [
             [] if name == _FREE or name in fresh else list(of_row) for name, of_row in zip(rows, seals, strict=True)
