@@ -19,6 +19,8 @@ ARENA_BYTES = 64 * 2**20
 _WORTH_SHARING = 8
 """Chunks: fewer are decoded by who wants them. A loader's threads want some each, and handing those over costs more."""
 _N_THREADS = min(8, os.cpu_count() or 1)
+_PARTS = 4
+"""Of the work, for each thread: to hand over each chunk by itself costs as much as to look at a small one."""
 
 _arenas: weakref.WeakSet[ChunkArena] = weakref.WeakSet()
 
@@ -197,14 +199,14 @@ def for_each(work: Callable[[int], None], items: list[int]) -> None:
     """Do work on chunks by number, in several threads if there are many of them."""
     global _threads
     if len(items) < _WORTH_SHARING or _N_THREADS == 1:
-        for item in items:
-            work(item)
+        _each(work, items)
         return
     pool = _threads = _threads or ThreadPoolExecutor(_N_THREADS, thread_name_prefix="kpstore-decode")
     futures: list[Future[None]] = []
+    n_parts = min(len(items), _PARTS * _N_THREADS)
     try:
-        for item in items:
-            futures.append(pool.submit(work, item))
+        for part in range(n_parts):
+            futures.append(pool.submit(_each, work, items[part::n_parts]))
         wait(futures)  # all of them, also if one fails: they write to places that others get once they are given up
     except BaseException:
         # An interrupt may come in the midst of starting a thread, and what such a pool still takes nobody works off.
@@ -214,6 +216,11 @@ def for_each(work: Callable[[int], None], items: list[int]) -> None:
         raise
     for future in futures:
         future.result()
+
+
+def _each(work: Callable[[int], None], items: list[int]) -> None:
+    for item in items:
+        work(item)
 
 
 def _after_fork() -> None:

@@ -31,7 +31,7 @@ def check_policy(check: str) -> None:
 class ChunkLedger:
     """Which chunks of one array were looked at.
 
-    Nothing is locked: a chunk that two threads meet together may be looked at twice.
+    Nothing is locked, as a lock would have to survive forks: two threads that meet at one chunk may both look at it.
 
     Parameters
     ----------
@@ -51,19 +51,25 @@ class ChunkLedger:
     def to_check(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return which of these chunks have to be looked at, each once."""
         unseen = self._unseen
-        return numbers[:0] if unseen is None else np.unique(numbers[unseen[numbers]])
+        wanted = numbers[:0] if unseen is None else numbers[unseen[numbers]]
+        if unseen is None or len(wanted) < 2:
+            return wanted
+        # numpy.unique would do, but the first call of it takes 15 ms: it loads numpy.ma.
+        each = np.zeros(len(unseen), dtype=bool)
+        each[wanted] = True
+        return np.flatnonzero(each)
 
     def is_due(self, number: int) -> bool:
         """Whether one chunk has to be looked at."""
         unseen = self._unseen
         return unseen is not None and bool(unseen[number])
 
-    def seen(self, numbers: NDArray[np.int64] | int) -> None:
-        """Note that chunks were looked at and are sound."""
+    def seen(self, number: int) -> None:
+        """Note that a chunk was looked at and is sound."""
         unseen = self._unseen
         if unseen is None or self.always:
             return
-        unseen[numbers] = False
+        unseen[number] = False
         if not unseen.any():
             self._unseen = None
 
@@ -94,8 +100,13 @@ class CheckedMemory:
     def _check(self, numbers: NDArray[np.int64]) -> None:
         wanted = self._ledger.to_check(numbers)
         if len(wanted):
-            for_each(self._look, wanted.tolist())
-            self._ledger.seen(wanted)
+            for_each(self._look_if_due, wanted.tolist())
+
+    def _look_if_due(self, number: int) -> None:
+        """Look at a chunk, unless another thread has done so since: at first all threads want nearly all chunks."""
+        if self._ledger.is_due(number):
+            self._look(number)
+            self._ledger.seen(number)
 
 
 class CheckedChunks:

@@ -50,6 +50,8 @@ class Transaction:
         self._view: WriteView = backend.begin(branch)
         self._about = dict(fmt.read_root(self._view, backend.location))
         self._features = fmt.read_features(self._about)
+        self._index: VideoIndex | None = None
+        """Read once, until videos or splits change: 20 ms of each :meth:`write` otherwise."""
         self._touched: dict[str, list[tuple[int, int]]] = {}
         self._entered: dict[str, set[int]] = {}
 
@@ -76,7 +78,9 @@ class Transaction:
 
     def read_index(self) -> VideoIndex:
         """Return the video index, with what was added here."""
-        return read_index(self._view)
+        if self._index is None:
+            self._index = read_index(self._view)
+        return self._index
 
     # -- videos ---------------------------------------------------------------------------------------------
 
@@ -107,6 +111,7 @@ class Transaction:
             axis = (self._view.meta(name).dims or ("",))[0]
             if axis in ("video", "frame"):
                 self._view.resize(name, n_new if axis == "video" else new_frames)
+        self._index = None
         self._append_rows(videos, n_old, old_frames)
 
     def _new_columns(self, videos: Sequence[VideoRecord]) -> list[str]:
@@ -176,6 +181,7 @@ class Transaction:
         changed = int((new != index.splits).sum())
         if changed:
             self._view.write("split", 0, new)
+            self._index = None
             self.keep_own_splits()
         return changed
 
