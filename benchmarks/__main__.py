@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks import (
     bench_checks,
     bench_extract,
+    bench_first_read,
     bench_hdf5,
     bench_import,
     bench_ingest_mediapipe,
@@ -43,6 +44,7 @@ def main() -> None:
     )
     results["shuffle"] = bench_shuffle.run(lists=[], scale=0.01 if quick else 1.0)
     results["read"] = bench_read.run(scale=0.01 if quick else 1.0, runs=1 if quick else 5)
+    results["first_read"] = bench_first_read.run(scale=0.01 if quick else 0.25, runs=1 if quick else 9)
     results["train"] = bench_train.run(image_size=32 if quick else 64, steps=8 if quick else 600)
     old = {"frames": 400, "image_size": 32, "steps": 4} if quick else {"runs": 3}
     results["old_training"] = bench_old_training.run(**old)

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.cases import PeakMemory, SyntheticExtractor, SyntheticSource, phoenix_lengths, summary
 from kpstore.backends import icechunk
+from kpstore.backends.icechunk_views import IcechunkFork
 from kpstore.ingest.run import Options, run_ingest
 from kpstore.store.transaction import Transaction
 
@@ -37,7 +38,7 @@ def run(*, scale: float, workers: int, lists: list[Path], runs: int = 5) -> dict
     with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
         store = Path(folder) / "scale.kps"
         source = SyntheticSource(phoenix_lengths(lists, scale=scale))
-        with _timed(Transaction, "commit", commits), _timed(icechunk._Fork, "check", checks):
+        with _timed(Transaction, "commit", commits), _timed(IcechunkFork, "check", checks):
             report = run_ingest(source, store, SyntheticExtractor(), Options(workers=workers))
         files = [path for path in store.rglob("*") if path.is_file()]
         opened = [float(_python(_FIRST_ROW, str(store))) for _ in range(runs)]
