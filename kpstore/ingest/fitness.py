@@ -6,6 +6,8 @@ docs/decisions/004 says what is compared, and why.
 
 from __future__ import annotations
 
+import ast
+import dis
 import hashlib
 import importlib.util
 import json
@@ -18,9 +20,10 @@ import sysconfig
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, Self
@@ -69,13 +72,16 @@ def fingerprint() -> Fingerprint:
     # An installed kpstore holds the command line, which decides no numbers; a checkout has it in another folder.
     files = [path for path in sorted(_PACKAGE.rglob("*.py")) if path.relative_to(_PACKAGE).parts[0] != "cli"]
     code = {path.relative_to(_PACKAGE).as_posix(): _hash(path) for path in files}
-    libraries = {}
-    for name in DECIDING:
-        try:
-            libraries[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return Fingerprint(__version__, ".".join(platform.python_version_tuple()[:2]), code, libraries)
+    return Fingerprint(__version__, ".".join(platform.python_version_tuple()[:2]), code, _versions(DECIDING))
+
+
+def _versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the version of each distribution that is installed, without what is behind a ``+``: the kind of build."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name).partition("+")[0]
+    return found
 
 
 def _hash(path: Path) -> str:
@@ -99,6 +105,7 @@ class Question:
     fingerprint : the driver's.
     provenance : what the driver's extractor says of how it makes its features; ``""`` is not compared.
     modules : a hash of each file with code of the user's own that extractor and source need, by the module's name.
+    libraries : version of each distribution that this code imports.
     pictures : videos, and a hash of the pixels that the driver sees in each; none for workers on the driver's machine.
     nonce : what the worker finds in the job's meeting folder, if there is one.
     gpus : the GPUs of which the worker has to see one before all others; none if it may see any.
@@ -108,6 +115,7 @@ class Question:
     fingerprint: Fingerprint
     provenance: str = ""
     modules: Mapping[str, str] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)
     pictures: tuple[tuple[VideoRecord, str], ...] = ()
     nonce: str = ""
     gpus: tuple[str, ...] = ()
@@ -121,8 +129,10 @@ def question(job: Job, *, nonce: str, pictures: tuple[tuple[VideoRecord, str], .
     UnsupportedError
         If kpstore has changed since this process loaded it.
     """
-    modules = {name: _hash(Path(path)) for name, path in _own_modules(job)}
-    return Question(_pickled(job), _own_fingerprint(), _provenance(job), modules, pictures, nonce)
+    files = dict(_own_modules(job))
+    modules = {name: _hash(Path(path)) for name, path in files.items()}
+    libraries = _libraries(files.values(), _needed_by(job))
+    return Question(_pickled(job), _own_fingerprint(), _provenance(job), modules, libraries, pictures, nonce)
 
 
 def short_question(job: Job, *, nonce: str, gpus: tuple[str, ...]) -> Question:
@@ -187,9 +197,10 @@ def _code_flaws(asked: Question) -> list[str]:
     if different and ours.kpstore == theirs.kpstore:
         more = f" and {len(different) - 1} more" if len(different) > 1 else ""
         found.append(f"kpstore is {ours.kpstore} as at the driver, but other code: {different[0]}{more}")
-    for name in sorted({*ours.libraries} & {*theirs.libraries}):
-        if ours.libraries[name] != theirs.libraries[name]:
-            found.append(f"{name} is {ours.libraries[name]} there and {theirs.libraries[name]} at the driver")
+    mine, drivers = {**_versions(asked.libraries), **ours.libraries}, {**asked.libraries, **theirs.libraries}
+    for name in sorted({*mine} & {*drivers}):
+        if mine[name] != drivers[name]:
+            found.append(f"{name} is {mine[name]} there and {drivers[name]} at the driver")
     return found
 
 
@@ -254,13 +265,7 @@ def _own_modules(job: Job) -> Iterator[tuple[str, str]]:
 
     Of an installed package that is no library of ours it is the module with the class alone.
     """
-    wanted: set[str] = set()
-    for thing in (job.extractor, job.source):
-        for value in (thing, *getattr(thing, "__dict__", {}).values()):
-            for kind in type(value).__mro__:
-                wanted.add(kind.__module__)
-                wanted |= _used_by(kind)
-    own = {name for name in wanted if _file_of(name)}
+    own = {name for name in _needed_by(job) if _file_of(name)}
     for name in sorted(own):
         if _is_installed(_file_of(name)):
             yield name, _file_of(name)
@@ -268,6 +273,35 @@ def _own_modules(job: Job) -> Iterator[tuple[str, str]]:
     for name in sorted(sys.modules):
         if name.partition(".")[0] in tops and (file := _file_of(name)) and not _is_installed(file):
             yield name, file
+
+
+def _needed_by(job: Job) -> set[str]:
+    """Return the modules of the classes that extractor and source are made of, and that those speak of that travel."""
+    found: set[str] = set()
+    for thing in (job.extractor, job.source):
+        for value in (thing, *getattr(thing, "__dict__", {}).values()):
+            for kind in type(value).__mro__:
+                found.add(kind.__module__)
+                found |= _used_by(kind)
+    return found
+
+
+def _libraries(files: Iterable[str], modules: Iterable[str]) -> dict[str, str]:
+    """Return the version of each distribution of some modules, and that some files import, within functions as well."""
+    tops = {module.partition(".")[0] for module in modules}
+    for file in files:
+        try:
+            tree = ast.parse(Path(file).read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue  # what is no text of Python, such as a notebook's cell that is gone, imports nothing that is known
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                tops |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                tops.add((node.module or "").partition(".")[0])
+    known = packages_distributions()
+    names = {name.lower() for top in tops for name in known.get(top, ())}
+    return _versions(sorted(names - {"kpstore"}))
 
 
 def _used_by(kind: type) -> set[str]:
@@ -282,7 +316,8 @@ def _used_by(kind: type) -> set[str]:
                 value = function.__globals__.get(name)
                 named = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
                 used |= {named} if isinstance(named, str) else set()
-    return used
+            used |= {step.argval for step in dis.get_instructions(function) if step.opname == "IMPORT_NAME"}
+    return used - {""}
 
 
 def _file_of(module: str) -> str:

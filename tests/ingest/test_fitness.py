@@ -109,6 +109,26 @@ def test_modules_of_the_users_own_are_compared_as_they_were_imported(
     assert flaws(missing, "w") == ["module 'not_there', which the driver uses, cannot be found there"]
 
 
+def test_libraries_that_the_users_own_code_imports_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_filter.py").write_text(
+        "from tests.fakes import FakeExtractor\n\n\n"
+        "class Filtered(FakeExtractor):\n    def open(self, device='cpu'):\n        from scipy import ndimage\n"
+    )
+    import my_filter  # type: ignore[import-not-found]
+
+    question = asked(extractor=my_filter.Filtered())
+    assert "scipy" in question.libraries
+    monkeypatch.delitem(sys.modules, "my_filter")  # a worker that has not imported it yet
+    assert flaws(question, "w") == []
+    installed = question.libraries["scipy"]
+    older = replace(question, libraries={**question.libraries, "scipy": "0.1"})
+    assert flaws(older, "w") == [f"scipy is {installed} there and 0.1 at the driver"]
+    assert flaws(replace(question, libraries={"not-there": "1"}), "w") == [], "importing it fails by itself"
+
+
 def test_a_class_that_travels_names_the_modules_that_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_numbers.py").write_text("FACTOR = 1\n")
@@ -116,11 +136,15 @@ def test_a_class_that_travels_names_the_modules_that_do_not(tmp_path: Path, monk
 
     class OfAScript(FakeExtractor):
         def open(self, device: str = "cpu") -> None:
-            self.scale = my_numbers_of_a_script.FACTOR  # type: ignore[name-defined] # noqa: F821
+            from scipy import ndimage
+
+            self.scale = my_numbers_of_a_script.FACTOR * ndimage.maximum(1)  # type: ignore[name-defined] # noqa: F821
 
     monkeypatch.setitem(globals(), "my_numbers_of_a_script", my_numbers)
     OfAScript.__module__ = "__main__"
-    assert "my_numbers" in asked(extractor=OfAScript()).modules
+    question = asked(extractor=OfAScript())
+    assert "my_numbers" in question.modules
+    assert "scipy" in question.libraries
 
 
 def test_pictures_are_compared_and_what_cannot_be_read_is_named() -> None:
