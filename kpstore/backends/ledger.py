@@ -19,8 +19,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ import xxhash
 _log = logging.getLogger(__name__)
 
 _SUM_CHARS = 16
+_NAMED = re.compile(rb'^[0-9a-f]{16} \{("(?:branch|tag)": "(?:[^"\\]|\\.)*"), "is": ', re.MULTILINE)
+"""A line that says where a name leads, which it says first."""
 
 
 @dataclass
@@ -80,21 +84,23 @@ class LedgerText:
 
     def named(self, kind: str, name: str) -> list[str] | None:
         """Return the versions that a branch or tag may lead to; an empty list if it was taken away, None if unknown."""
-        record = self._newest(f'"{kind}": {json.dumps(name)}')
+        record = self._line_at(self._newest.get(f'"{kind}": {json.dumps(name)}'.encode(), -1))
         versions: list[str] | None = None if record is None else record["is"]
         return versions
 
     def sum_of(self, file: str) -> str | None:
         """Return the checksum of a file; None if the ledger does not have it."""
-        record = self._newest(f'"{file}": "')
+        # In JSON, what stands within a text cannot look like a key.
+        record = self._line_at(self.content.rfind(f'"{file}": "'.encode()))
         return None if record is None else record["files"][file]
 
-    def _newest(self, words: str) -> dict[str, Any] | None:
-        """Return the last line that says some words, without reading all others; None if it is damaged, or not there.
+    @cached_property
+    def _newest(self) -> dict[bytes, int]:
+        """Where the last line of each branch and tag is: there may be hundreds of them, and ten thousand lines."""
+        return {found[1]: found.start() for found in _NAMED.finditer(self.content)}
 
-        In JSON, what stands within a text cannot look like a key.
-        """
-        at = self.content.rfind(words.encode())
+    def _line_at(self, at: int) -> dict[str, Any] | None:
+        """Return what the line around a place says, without reading all others; None if it is damaged, or not there."""
         begin, end = self.content.rfind(b"\n", 0, max(at, 0)) + 1, self.content.find(b"\n", max(at, 0))
         return None if at < 0 or end < 0 else _parse(self.content[begin:end])
 
@@ -109,17 +115,23 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._known: tuple[tuple[int, ...], LedgerText] = (), LedgerText(b"")
 
     def exists(self) -> bool:
         """Whether there is one."""
         return self._path.exists()
 
     def read(self) -> LedgerText:
-        """Return what it says now."""
+        """Return what it says now; the same object as long as nothing changes."""
         try:
-            return LedgerText(self._path.read_bytes())
+            with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                state = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+                if state != self._known[0]:
+                    self._known = state, LedgerText(file.read())
         except OSError:
             return LedgerText(b"")
+        return self._known[1]
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add lines, under the store's commit lock. What cannot be written is logged: the store is as good without."""
