@@ -63,7 +63,8 @@ def guard_fork() -> None:
 
 def first_line(error: BaseException) -> str:
     """Return the part of an error of Icechunk, Zarr or a codec that says what happened."""
-    return next((line.strip(" x") for line in str(error).splitlines() if line.strip(" x|")), type(error).__name__)
+    line = next((line.strip(" x") for line in str(error).splitlines() if line.strip(" x|")), type(error).__name__)
+    return line.partition(". Stored: b")[0]  # two checksums as bytes, which say nothing to people
 
 
 class Home(Protocol):
