@@ -279,14 +279,15 @@ class IcechunkBackend:
 
     def _nodes(self, snapshot: str) -> Nodes:
         """Return what is said of each array of a version, kept for a few of them, as each view asks several times."""
-        repo = self._repo()
-        if snapshot not in self._nodes_of:
+        repo, found = self._repo(), self._nodes_of.get(snapshot)
+        if found is None:
             with _translated(self.location):
                 found = nodes_of(repo, snapshot)
-            while len(self._nodes_of) >= _N_VERSIONS:
-                self._nodes_of.pop(next(iter(self._nodes_of)), None)
+            # Only single steps on the dict, which threads share.
             self._nodes_of[snapshot] = found
-        return self._nodes_of[snapshot]
+            for old in list(self._nodes_of)[:-_N_VERSIONS]:
+                self._nodes_of.pop(old, None)
+        return found
 
     def local_chunks(self, snapshot: str, array: zarr.Array[Any], meta: ArrayMeta) -> Chunks | None:
         """Return an array's chunks as files of this directory, or None where they are not such files."""

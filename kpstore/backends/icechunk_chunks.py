@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import icechunk
 import numcodecs
 import numpy as np
@@ -26,7 +28,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 
-from kpstore.backends.base import TEXT, ArrayMeta
+from kpstore.backends.base import ArrayMeta
 from kpstore.backends.mapping import FilePiece, map_pieces
 from kpstore.errors import CorruptError
 
@@ -40,8 +42,7 @@ _MANIFEST_ARRAYS = 1
 _ARRAY_NODE, _ARRAY_REFS = 0, 1
 _REF_INDEX, _REF_INLINE, _REF_OFFSET, _REF_LENGTH, _REF_CHUNK, _REF_LOCATION = range(6)
 
-CRC_BYTES = 4
-"""Of the CRC-32C that Zarr's codec puts behind a chunk."""
+_CRC_BYTES = 4
 _BLOSC_SIZE_AT = 4
 """Where Blosc's header says how many bytes it unpacks to."""
 
@@ -52,7 +53,55 @@ Nodes = Mapping[str, Mapping[str, Any]]
 """What a version's snapshot says of each array of the root group, by name."""
 
 
-Decode = Callable[[memoryview, NDArray[Any]], object]
+_Decode = Callable[[memoryview, NDArray[Any]], object]
+
+
+@dataclass(frozen=True)
+class ChunkDecoder:
+    """Turns the encoded bytes of a chunk into values, without Zarr, which takes a millisecond and more for each.
+
+    Parameters
+    ----------
+    decode : of the one codec that packs values.
+    n_check : bytes of the codec's own checksum, a CRC-32C, at the end of each chunk.
+    """
+
+    decode: _Decode
+    n_check: int
+
+    @classmethod
+    def of(cls, array: zarr.Array[Any]) -> ChunkDecoder | None:
+        """Return that of an array; None if its chunks are cut along other axes, or encoded in a way only Zarr knows."""
+        serializer, codecs = array.serializer, tuple(array.compressors)
+        if array.filters or not isinstance(serializer, BytesCodec) or array.chunks[1:] != array.shape[1:]:
+            return None
+        if serializer.endian is not None and serializer.endian.value != sys.byteorder:
+            return None
+        n_check = _CRC_BYTES if codecs and isinstance(codecs[-1], Crc32cCodec) else 0
+        decode = _decode_of(codecs[:-1] if n_check else codecs)
+        return None if decode is None else cls(decode, n_check)
+
+    def __call__(self, encoded: bytes, out: NDArray[Any], *, with_crc: bool = False) -> None:
+        """Decode a chunk.
+
+        Parameters
+        ----------
+        out : (chunk rows, *row shape), C-contiguous.
+        with_crc : whether to compare the codec's own checksum too, as others who read the chunk will.
+
+        Raises
+        ------
+        ValueError
+            If these are not the bytes of such a chunk.
+        """
+        whole = memoryview(encoded)
+        body, crc = whole[: len(whole) - self.n_check], whole[len(whole) - self.n_check :]
+        if with_crc and self.n_check and google_crc32c.value(bytes(body)) != int.from_bytes(crc, "little"):
+            raise ValueError("it does not have the CRC-32C that stands at its end")
+        try:
+            self.decode(body, out)
+        except (ValueError, RuntimeError, LookupError, struct.error) as error:
+            raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -77,14 +126,18 @@ class ChunkPlace:
         return self.file if self.inline is None else None
 
     def read(self) -> bytes:
-        """Return the encoded bytes."""
+        """Return the encoded bytes; :class:`ValueError` if the file does not have them."""
         if self.inline is not None:
             return self.inline
         with self.file.open("rb", buffering=0) as file:
+            # Before anything is read: the numbers are a file's, and may be damaged.
+            size = os.fstat(file.fileno()).st_size
+            if self.offset + self.length > size:
+                raise ValueError(f"{self.file} has {size} bytes, those up to {self.offset + self.length} were expected")
             file.seek(self.offset)
             content = file.read(self.length)
         if len(content) != self.length:
-            raise ValueError(f"{len(content)} of {self.length} bytes are there")
+            raise ValueError(f"{len(content)} of {self.length} bytes of {self.file} could be read")
         return content
 
 
@@ -95,19 +148,17 @@ class LocalChunks:
     ----------
     places : of each chunk.
     meta : of the array.
-    decode : turns encoded bytes into the buffer that it is given.
-    n_check : bytes of the codec's own checksum at the end of each chunk, which is passed over: see :class:`Chunks`.
+    decode : its own checksum at the end of each chunk is passed over: see :class:`Chunks`.
     """
 
-    def __init__(
-        self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: Decode, *, n_check: int = 0
-    ) -> None:
-        self._n_check = n_check
+    def __init__(self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: ChunkDecoder) -> None:
         self._places, self._meta, self._decode = places, meta, decode
         self.mapped: NDArray[Any] | None = None
         whole = all(place is None or (place.path and place.offset == 0) for place in places)
         if meta.codec == "raw" and whole:
-            pieces = [FilePiece(place.path, n_more=n_check) if place and place.path else None for place in places]
+            pieces = [
+                FilePiece(place.path, n_more=decode.n_check) if place and place.path else None for place in places
+            ]
             piece = (meta.chunk_rows, *meta.shape[1:])
             mapped = map_pieces(pieces, piece, np.dtype(meta.dtype), meta.fill)
             self.mapped = None if mapped is None else mapped[: meta.n_rows]
@@ -124,9 +175,8 @@ class LocalChunks:
             out[...] = self._meta.fill
             return
         try:
-            encoded = place.read()
-            self._decode(memoryview(encoded)[: len(encoded) - self._n_check], out)
-        except (OSError, ValueError, RuntimeError, IndexError, struct.error) as error:
+            self._decode(place.read(), out)
+        except (OSError, ValueError) as error:
             raise CorruptError(f"chunk {number} at {place.file} cannot be read: {error}") from error
 
 
@@ -138,30 +188,14 @@ def nodes_of(repository: icechunk.Repository, snapshot: str) -> Nodes:
 
 def local_chunks(nodes: Nodes, root: Path, array: zarr.Array[Any], meta: ArrayMeta) -> LocalChunks | None:
     """Return the chunks of an array of a local repository; None where only Icechunk and Zarr can read them."""
-    found = decoder(array, meta)
-    if found is None:
+    decode = ChunkDecoder.of(array)
+    if decode is None:
         return None
-    decode, n_check = found
     places = locate_rows(nodes, root, array.basename, -(-meta.n_rows // meta.chunk_rows))
-    return None if places is None else LocalChunks(places, meta, decode, n_check=n_check)
+    return None if places is None else LocalChunks(places, meta, decode)
 
 
-def decoder(array: zarr.Array[Any], meta: ArrayMeta) -> tuple[Decode, int] | None:
-    """Return how an array's chunks are decoded, and how many bytes at their end are the codec's own checksum.
-
-    None if it is encoded in a way that only Zarr knows.
-    """
-    serializer, codecs = array.serializer, tuple(array.compressors)
-    if meta.dtype == TEXT or array.filters or not isinstance(serializer, BytesCodec):
-        return None
-    if serializer.endian is not None and serializer.endian.value != sys.byteorder:
-        return None
-    n_check = CRC_BYTES if codecs and isinstance(codecs[-1], Crc32cCodec) else 0
-    decode = _decode_of(codecs[:-1] if n_check else codecs)
-    return None if decode is None else (decode, n_check)
-
-
-def _decode_of(compressors: tuple[Any, ...]) -> Decode | None:
+def _decode_of(compressors: tuple[Any, ...]) -> _Decode | None:
     match compressors:
         case ():
             return _copy
@@ -241,7 +275,7 @@ def locate_rows(nodes: Nodes, root: Path, array: str, n_chunks: int) -> list[Chu
     See :func:`locate_chunks`; None as well if the array is cut along another axis, or has more chunks than are asked.
     """
     found = locate_chunks(nodes, root, array)
-    if found is None or any(any(more) or first >= n_chunks for first, *more in found):
+    if found is None or any(any(index[1:]) or index[0] >= n_chunks for index in found):
         return None
     places: list[ChunkPlace | None] = [None] * n_chunks
     for index, place in found.items():
@@ -267,8 +301,8 @@ def _array_chunks(manifest: Path, node: str, folder: Path) -> Iterator[tuple[tup
             continue
         for ref in array.tables(_ARRAY_REFS):
             index = ref.uint32s(_REF_INDEX)
-            if ref.has(_REF_LOCATION):
-                raise _UnknownFormatError  # a reference into somebody else's file
+            if not index or ref.has(_REF_LOCATION):
+                raise _UnknownFormatError  # damage, or a reference into somebody else's file
             if ref.has(_REF_INLINE):
                 yield index, ChunkPlace(manifest, inline=ref.raw(_REF_INLINE))
             else:

@@ -17,12 +17,11 @@ import icechunk
 import numpy as np
 import xxhash
 import zarr
-from numcodecs import zstd
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from kpstore.backends.checksums import TABLE, UNWRITTEN
-from kpstore.backends.icechunk_chunks import CRC_BYTES, ChunkPlace
+from kpstore.backends.icechunk_chunks import ChunkDecoder, ChunkPlace
 
 COLUMNS = 2_048
 """Chunks of an array whose checksums are stored together: a small commit writes 16 KiB for each of its arrays."""
@@ -46,7 +45,10 @@ class ChecksumTable:
     """
 
     def __init__(self, array: zarr.Array[Any], chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None) -> None:
-        self._array, self._chunks = array, chunks
+        self._array = array
+        # Other software may have written the table anew in a way of its own.
+        self._decode = ChunkDecoder.of(array) if array.chunks == (1, COLUMNS) else None
+        self._chunks = None if self._decode is None else chunks
         rows: Any = array.attrs[_ROWS]
         seals: Any = array.attrs[_SEALS]
         self._rows: list[str] = list(rows)
@@ -103,15 +105,14 @@ class ChecksumTable:
 
     def _block(self, row: int, begin: int, end: int) -> NDArray[np.uint64]:
         """Return whole chunks of a row, as they were before :meth:`update`."""
-        if self._chunks is None:
+        if self._decode is None or self._chunks is None:
             return np.array(self._array[row, begin:end], dtype=np.uint64)
-        found = np.full(end - begin, UNWRITTEN, dtype="<u8")
+        found = np.full(end - begin, UNWRITTEN, dtype=np.uint64)
         for at in range(0, end - begin, COLUMNS):
             place = self._chunks.get((row, (begin + at) // COLUMNS))
             if place is not None:
-                # The codec's own checksum behind it says less than the seal.
-                zstd.decompress(memoryview(place.read())[:-CRC_BYTES], found[at : at + COLUMNS])
-        return found.astype(np.uint64)
+                self._decode(place.read(), found[at : at + COLUMNS])
+        return found
 
     def update(
         self, written: Mapping[str, Mapping[int, int]], created: Collection[str], deleted: Collection[str]

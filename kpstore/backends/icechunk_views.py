@@ -20,7 +20,7 @@ from zarr.core.sync import sync
 
 from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Codec, ViewChunks, check_short_end
 from kpstore.backends.checksums import TABLE, UNWRITTEN, checksum, matches
-from kpstore.backends.icechunk_chunks import ChunkPlace, decoder
+from kpstore.backends.icechunk_chunks import ChunkDecoder, ChunkPlace
 from kpstore.backends.icechunk_table import UNREADABLE, ChecksumTable
 from kpstore.errors import (
     ConflictError,
@@ -34,8 +34,8 @@ from kpstore.errors import (
 
 _COPY_BYTES = 64 * 2**20
 """Writes of up to so much are copied to fill up their first and last chunk; of larger ones just those two are."""
-_READ_BYTES = 16 * 2**20
-"""Chunks of so much together are asked for at once where a worker's are looked at."""
+_READ_BYTES, _READ_CHUNKS = 16 * 2**20, 32
+"""So much of what a worker wrote is asked for at once: each chunk takes a file handle and a thread."""
 
 _used_in_this_process = False
 _forked_after_use = False
@@ -566,22 +566,17 @@ class IcechunkFork:
 
 
 def _wrong_chunks(array: zarr.Array[Any], meta: ArrayMeta, sums: Mapping[int, int]) -> Iterator[tuple[int, str]]:
-    """Yield chunks that are not what was written, with the reason if they cannot even be read.
-
-    Many are asked for at once, and decoded without Zarr, which takes a millisecond and more for each.
-    """
-    found = decoder(array, meta)
-    numbers = sorted(sums)
-    if found is None:
+    """Yield chunks that are not what was written, with the reason if they cannot even be read."""
+    numbers, decode = sorted(sums), ChunkDecoder.of(array)
+    if decode is None:
         for number in numbers:
             try:
                 _read_chunks(array, meta, range(number, number + 1), [sums[number]])
             except _BadChunkError as bad:
                 yield number, bad.reason
         return
-    decode, n_check = found
     out = np.empty((meta.chunk_rows, *meta.shape[1:]), dtype=meta.dtype)
-    n_together = max(1, _READ_BYTES // max(1, out.nbytes))
+    n_together = max(1, min(_READ_CHUNKS, _READ_BYTES // max(1, out.nbytes)))
     for first in range(0, len(numbers), n_together):
         some = numbers[first : first + n_together]
         for number, encoded in zip(some, sync(_encoded(array, some)), strict=True):
@@ -589,7 +584,7 @@ def _wrong_chunks(array: zarr.Array[Any], meta: ArrayMeta, sums: Mapping[int, in
             try:
                 if isinstance(encoded, BaseException):
                     raise encoded
-                decode(memoryview(encoded)[: len(encoded) - n_check], out)
+                decode(encoded, out, with_crc=True)
             except UNREADABLE as error:
                 yield number, first_line(error)
             else:
@@ -597,15 +592,15 @@ def _wrong_chunks(array: zarr.Array[Any], meta: ArrayMeta, sums: Mapping[int, in
                     yield number, ""
 
 
-async def _encoded(array: zarr.Array[Any], numbers: Sequence[int]) -> list[Any]:
-    """Return the bytes of chunks, (n_bytes,) uint8 each, or why they cannot be had."""
+async def _encoded(array: zarr.Array[Any], numbers: Sequence[int]) -> list[bytes | BaseException]:
+    """Return the bytes of chunks, or why they cannot be had."""
 
-    async def get(number: int) -> NDArray[np.uint8]:
+    async def get(number: int) -> bytes:
         key = array.metadata.encode_chunk_key((number, *(0 for _ in array.shape[1:])))
         buffer = await array.store.get(f"{array.path}/{key}", default_buffer_prototype())
         if buffer is None:
             raise OSError("it is not there")
-        return np.asarray(buffer.as_numpy_array(), dtype=np.uint8)
+        return bytes(buffer.to_bytes())
 
     return list(await asyncio.gather(*map(get, numbers), return_exceptions=True))
 

@@ -6,32 +6,24 @@ docs/decisions/004 says what is compared, and why.
 
 from __future__ import annotations
 
-import ast
-import dis
-import hashlib
-import importlib.util
 import json
 import os
 import pickle
 import platform
 import shutil
-import sys
-import sysconfig
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any, Self
 
 from kpstore._version import __version__
 from kpstore.errors import UnsupportedError, one_line
+from kpstore.ingest import own_code
 from kpstore.ingest.gpus import VISIBLE
 from kpstore.ingest.job import Job
+from kpstore.ingest.own_code import hash_of, versions
 from kpstore.ingest.sight import look
 from kpstore.schema.index import VideoRecord
 
@@ -45,8 +37,6 @@ _MAY_DIFFER = frozenset({"document", "kpstore", "processor"})
 """Of a provenance: what has nothing to do with the numbers, is compared elsewhere, or may differ within a cluster."""
 
 _PACKAGE = Path(__file__).parents[1]
-_CLOCK_S = 2.0
-"""The clock by which a process knows when it began is coarser than that of files."""
 _APPEARS_S = 3.0
 """How long a file that another machine has just written may take to appear here, on a network's file system."""
 
@@ -71,24 +61,8 @@ def fingerprint() -> Fingerprint:
     """Return the fingerprint of what is installed here now."""
     # An installed kpstore holds the command line, which decides no numbers; a checkout has it in another folder.
     files = [path for path in sorted(_PACKAGE.rglob("*.py")) if path.relative_to(_PACKAGE).parts[0] != "cli"]
-    code = {path.relative_to(_PACKAGE).as_posix(): _hash(path) for path in files}
-    return Fingerprint(__version__, ".".join(platform.python_version_tuple()[:2]), code, _versions(DECIDING))
-
-
-def _versions(names: Iterable[str]) -> dict[str, str]:
-    """Return the version of each distribution that is installed, without what is behind a ``+``: the kind of build."""
-    found = {}
-    for name in names:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name).partition("+")[0]
-    return found
-
-
-def _hash(path: Path) -> str:
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    except OSError as error:
-        return f"not readable: {error.strerror}"
+    code = {path.relative_to(_PACKAGE).as_posix(): hash_of(path) for path in files}
+    return Fingerprint(__version__, ".".join(platform.python_version_tuple()[:2]), code, versions(DECIDING))
 
 
 _when_loaded = fingerprint()
@@ -127,12 +101,14 @@ def question(job: Job, *, nonce: str, pictures: tuple[tuple[VideoRecord, str], .
     Raises
     ------
     UnsupportedError
-        If kpstore has changed since this process loaded it.
+        If kpstore or a library has changed since this process loaded it.
     """
-    files = dict(_own_modules(job))
-    modules = {name: _hash(Path(path)) for name, path in files.items()}
-    libraries = _libraries(files.values(), _needed_by(job))
-    return Question(_pickled(job), _own_fingerprint(), _provenance(job), modules, libraries, pictures, nonce)
+    libraries = own_code.libraries(job)
+    for name in own_code.changed_libraries(libraries):
+        raise UnsupportedError(f"{name} was changed since this process started; start again")
+    return Question(
+        _pickled(job), _own_fingerprint(), _provenance(job), own_code.modules(job), libraries, pictures, nonce
+    )
 
 
 def short_question(job: Job, *, nonce: str, gpus: tuple[str, ...]) -> Question:
@@ -169,7 +145,9 @@ def flaws(asked: Question, answer: str) -> list[str]:
     ----------
     answer : name of a file that is to be left in the meeting folder, if there is one.
     """
-    found = [*_code_flaws(asked), *_module_flaws(asked.modules)]
+    changed = own_code.changed_libraries(asked.libraries)
+    found = [f"{name} was changed after it started; start it again" for name in changed]
+    found += [*_code_flaws(asked), *own_code.module_flaws(asked.modules)]
     if found:
         return found  # other code need not even understand the rest
     try:
@@ -197,7 +175,7 @@ def _code_flaws(asked: Question) -> list[str]:
     if different and ours.kpstore == theirs.kpstore:
         more = f" and {len(different) - 1} more" if len(different) > 1 else ""
         found.append(f"kpstore is {ours.kpstore} as at the driver, but other code: {different[0]}{more}")
-    mine, drivers = {**_versions(asked.libraries), **ours.libraries}, {**asked.libraries, **theirs.libraries}
+    mine, drivers = {**versions(asked.libraries), **ours.libraries}, {**asked.libraries, **theirs.libraries}
     for name in sorted({*mine} & {*drivers}):
         if mine[name] != drivers[name]:
             found.append(f"{name} is {mine[name]} there and {drivers[name]} at the driver")
@@ -255,133 +233,6 @@ def _picture_flaws(job: Job, pictures: Iterable[tuple[VideoRecord, str]]) -> lis
         if seen.pixels != pixels:
             return [f"it reads other pixels than the driver from the first frame of video {record.id!r}"]
     return []
-
-
-# -- code of the user's own ----------------------------------------------------------------------------------------
-
-
-def _own_modules(job: Job) -> Iterator[tuple[str, str]]:
-    """Yield name and file of the modules, outside of installed packages, that a worker imports for a job.
-
-    Of an installed package that is no library of ours it is the module with the class alone.
-    """
-    own = {name for name in _needed_by(job) if _file_of(name)}
-    for name in sorted(own):
-        if _is_installed(_file_of(name)):
-            yield name, _file_of(name)
-    tops = {name.partition(".")[0] for name in own if not _is_installed(_file_of(name))}
-    for name in sorted(sys.modules):
-        if name.partition(".")[0] in tops and (file := _file_of(name)) and not _is_installed(file):
-            yield name, file
-
-
-def _needed_by(job: Job) -> set[str]:
-    """Return the modules of the classes that extractor and source are made of, and that those speak of that travel."""
-    found: set[str] = set()
-    for thing in (job.extractor, job.source):
-        for value in (thing, *getattr(thing, "__dict__", {}).values()):
-            for kind in type(value).__mro__:
-                found.add(kind.__module__)
-                found |= _used_by(kind)
-    return found
-
-
-def _libraries(files: Iterable[str], modules: Iterable[str]) -> dict[str, str]:
-    """Return the version of each distribution of some modules, and that some files import, within functions as well."""
-    tops = {module.partition(".")[0] for module in modules}
-    for file in files:
-        try:
-            tree = ast.parse(Path(file).read_bytes())
-        except (OSError, SyntaxError, ValueError):
-            continue  # what is no text of Python, such as a notebook's cell that is gone, imports nothing that is known
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                tops |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                tops.add((node.module or "").partition(".")[0])
-    known = packages_distributions()
-    names = {name.lower() for top in tops for name in known.get(top, ())}
-    return _versions(sorted(names - {"kpstore"}))
-
-
-def _used_by(kind: type) -> set[str]:
-    """Return the modules of what the methods of a class that travels by value speak of: those do not travel with it."""
-    if not _travels(kind.__module__):
-        return set()
-    used = set()
-    for method in vars(kind).values():
-        function = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
-        if isinstance(function, FunctionType):
-            for name in function.__code__.co_names:
-                value = function.__globals__.get(name)
-                named = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
-                used |= {named} if isinstance(named, str) else set()
-            used |= {step.argval for step in dis.get_instructions(function) if step.opname == "IMPORT_NAME"}
-    return used - {""}
-
-
-def _file_of(module: str) -> str:
-    """Return a module's Python file; ``""`` for one that is no matter here."""
-    top = module.partition(".")[0]
-    if top in ("kpstore", "numpy", "") or top in sys.stdlib_module_names or _travels(module):
-        return ""
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return file if file.endswith(".py") else ""
-
-
-def _travels(module: str) -> bool:
-    """Whether what a module defines goes to workers by value."""
-    import cloudpickle
-
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    return module == "__main__" or any(module == name or module.startswith(f"{name}.") for name in by_value)
-
-
-@cache
-def _installed() -> tuple[str, ...]:
-    return tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-
-
-def _is_installed(file: str) -> bool:
-    return file.startswith(_installed())
-
-
-_loaded: dict[str, str] = {}
-"""A hash of each of the user's modules as it was when this process imported it, so far as that is known."""
-
-
-def _module_flaws(modules: Mapping[str, str]) -> list[str]:
-    for name, expected in modules.items():
-        was_loaded = name in sys.modules
-        try:
-            spec = None if was_loaded else importlib.util.find_spec(name)
-        except (ImportError, ValueError):
-            spec = None
-        file = getattr(sys.modules.get(name), "__file__", None) if was_loaded else spec and spec.origin
-        if not file:
-            return [f"module {name!r}, which the driver uses, cannot be found there"]
-        if name not in _loaded and was_loaded and _changed_at(file) > _process_began():
-            return [f"module {name!r} was changed after it started; start it again"]
-        if was_loaded:
-            found = _loaded.setdefault(name, _hash(Path(file)))
-        else:
-            found = _loaded[name] = _hash(Path(file))
-        if found != expected:
-            again = "; start it again" if _hash(Path(file)) == expected else ""
-            return [f"module {name!r} is other code there than at the driver{again}"]
-    return []
-
-
-def _changed_at(file: str) -> float:
-    found = Path(file).stat()
-    return max(found.st_mtime, found.st_ctime)
-
-
-def _process_began() -> float:
-    import psutil  # which Dask brings
-
-    began: float = psutil.Process().create_time()
-    return began + _CLOCK_S
 
 
 # -- the meeting folder --------------------------------------------------------------------------------------------

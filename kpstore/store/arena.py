@@ -203,14 +203,15 @@ def for_each(work: Callable[[int], None], items: list[int]) -> None:
         return
     pool = _threads = _threads or ThreadPoolExecutor(_N_THREADS, thread_name_prefix="kpstore-decode")
     futures: list[Future[None]] = []
-    n_parts = min(len(items), _PARTS * _N_THREADS)
+    n_parts, stop = min(len(items), _PARTS * _N_THREADS), threading.Event()
     try:
         for part in range(n_parts):
-            futures.append(pool.submit(_each, work, items[part::n_parts]))
+            futures.append(pool.submit(_each, work, items[part::n_parts], stop))
         wait(futures)  # all of them, also if one fails: they write to places that others get once they are given up
     except BaseException:
         # An interrupt may come in the midst of starting a thread, and what such a pool still takes nobody works off.
         _threads = None
+        stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
         wait([future for future in futures if not future.cancel()])
         raise
@@ -218,8 +219,10 @@ def for_each(work: Callable[[int], None], items: list[int]) -> None:
         future.result()
 
 
-def _each(work: Callable[[int], None], items: list[int]) -> None:
+def _each(work: Callable[[int], None], items: list[int], stop: threading.Event | None = None) -> None:
     for item in items:
+        if stop is not None and stop.is_set():
+            return
         work(item)
 
 

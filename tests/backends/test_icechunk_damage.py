@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import xarray
 import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import kpstore
-from kpstore.backends import icechunk_table, icechunk_views
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta
+from kpstore.backends import icechunk_chunks, icechunk_table, icechunk_views
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError
 from tests.store.data import format_1
@@ -68,6 +69,41 @@ def flip(path: Path, at: int = -100) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 4
     path.write_bytes(bytes(content))
+
+
+# -- what a worker wrote -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["raw", "lz4", "zstd"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: flip(path, -1),  # in the codec's own checksum, which others who read the chunk compare
+        lambda path: flip(path, 12),
+        lambda path: path.write_bytes(path.read_bytes()[:3]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.unlink(),
+    ],
+    ids=["its CRC", "a bit", "three bytes", "empty", "gone"],
+)
+def test_what_a_worker_wrote_is_looked_at_as_others_will_read_it(
+    backend: IcechunkBackend, codec: Codec, damage: Callable[[Path], object]
+) -> None:
+    changes = backend.begin()
+    changes.create("b", ArrayMeta((400, 200), "float32", SIZE, ("frame", "x"), float("nan"), codec=codec))
+    changes.commit("b")
+    changes = backend.begin()
+    fork = changes.fork()
+    folder = Path(backend.location) / "chunks"
+    before = set(folder.iterdir())
+    fork.write("b", 40, values(SIZE))
+    fork.write("b", 80, values(40 * SIZE, seed=3))
+    written = next(iter(set(folder.iterdir()) - before))
+    fork = pickle.loads(pickle.dumps(fork))
+    fork.check()
+    damage(written)
+    with pytest.raises(CorruptError, match=r"of 'b', which a worker says it wrote, (cannot be read: \S|hold other)"):
+        fork.check()
 
 
 # -- chunks ---------------------------------------------------------------------------------------------------------
@@ -194,6 +230,54 @@ def test_a_table_that_holds_other_checksums_is_damaged_not_the_chunks(backend: I
     with pytest.raises(CorruptError, match="the table of checksums is damaged at 'more'"):
         changes.write("more", 0, values(2))
     changes.discard()
+
+
+@pytest.mark.parametrize(
+    ("chunks", "compressors"),
+    [((1, 2048), ("zstd",)), ((1, 2048), ("blosc", "crc32c")), ((2, 1024), ("zstd", "crc32c"))],
+)
+def test_a_table_that_other_software_wrote_in_its_own_way_is_read(
+    backend: IcechunkBackend, chunks: tuple[int, int], compressors: tuple[str, ...]
+) -> None:
+    session = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location)).writable_session(MAIN)
+    group = zarr.open_group(session.store)
+    table = group["chunk_checksums"]
+    assert isinstance(table, zarr.Array)
+    cells, attrs = table[:], dict(table.attrs)
+    del group["chunk_checksums"]
+    codecs = {"zstd": ZstdCodec(), "blosc": BloscCodec(), "crc32c": Crc32cCodec()}
+    made = group.create_array(
+        "chunk_checksums",
+        shape=cells.shape,
+        chunks=chunks,
+        dtype="uint64",
+        fill_value=0,
+        attributes=attrs,
+        compressors=[codecs[name] for name in compressors],
+    )
+    made[:] = cells
+    session.commit("the table in another encoding")
+    assert read(backend)[:SIZE].tolist() == values(SIZE, seed=1).tolist()
+    flip(file_of(backend, "a", 1))
+    with pytest.raises(CorruptError, match="rows 4:8 of 'a'"):
+        read(backend)
+
+
+def test_numbers_in_a_manifest_that_cannot_be_are_no_crash(
+    backend: IcechunkBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bit is enough: an index without axes, an offset behind the end of all files."""
+    table = icechunk_chunks._Table
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "uint32s", lambda *_: ())
+        np.testing.assert_array_equal(read(backend)[SIZE:], values()[SIZE:])  # by Icechunk itself
+    for huge in (2**41, 2**63):
+        with monkeypatch.context() as patch:
+            patch.setattr(table, "uint64", lambda *_, huge=huge: huge)
+            again = IcechunkBackend(backend.location)
+            chunks = again.view(again.branches()[MAIN]).chunks("a")
+            with pytest.raises(CorruptError, match=r"chunk 1 at .* has \d+ bytes, those up to \d+ were expected"):
+                chunks.read_into(1, np.empty((SIZE, 200), np.float32))
 
 
 def test_plain_zarr_and_xarray_still_open_a_store(backend: IcechunkBackend) -> None:

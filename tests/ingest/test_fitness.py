@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kpstore.errors import UnsupportedError
-from kpstore.ingest import fitness, on_worker
+from kpstore.ingest import fitness, on_worker, own_code
 from kpstore.ingest.fitness import Meeting, Question, flaws, question
 from kpstore.ingest.job import Job
 from kpstore.ingest.sight import look
@@ -103,7 +103,7 @@ def test_modules_of_the_users_own_are_compared_as_they_were_imported(
     monkeypatch.delitem(sys.modules, "my_model")  # a worker that has not imported it yet
     assert flaws(question, "w") == []
     (tmp_path / "my_model.py").write_text("# changed\n")
-    later = replace(question, modules={"my_model": fitness._hash(tmp_path / "my_model.py")})
+    later = replace(question, modules={"my_model": own_code.hash_of(tmp_path / "my_model.py")})
     assert flaws(later, "w") == ["module 'my_model' is other code there than at the driver; start it again"]
     missing = replace(question, modules={"not_there": "1"})
     assert flaws(missing, "w") == ["module 'not_there', which the driver uses, cannot be found there"]
@@ -129,22 +129,111 @@ def test_libraries_that_the_users_own_code_imports_are_compared(
     assert flaws(replace(question, libraries={"not-there": "1"}), "w") == [], "importing it fails by itself"
 
 
-def test_a_class_that_travels_names_the_modules_that_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SCRIPT = """
+import scipy
+import my_numbers
+from tests.fakes import FakeExtractor
+
+def helped(x):
+    return scipy.ndimage.maximum(x)
+
+class Direct(FakeExtractor):
+    def open(self, device="cpu"):
+        self.scale = my_numbers.FACTOR * scipy.ndimage.maximum(1)
+
+class ByHelper(FakeExtractor):
+    def open(self, device="cpu"):
+        self.scale = helped(1)
+
+class InLambda(FakeExtractor):
+    def open(self, device="cpu"):
+        self.scale = (lambda: scipy.ndimage.maximum(1))()
+
+class Lazily(FakeExtractor):
+    def open(self, device="cpu"):
+        from scipy import ndimage
+        self.scale = ndimage.maximum(1)
+
+class Without(FakeExtractor):
+    def open(self, device="cpu"):
+        self.scipy = 1
+"""
+
+
+@pytest.mark.parametrize("kind", ["Direct", "ByHelper", "InLambda", "Lazily", "Without"])
+def test_what_a_class_of_a_script_speaks_of_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_numbers.py").write_text("FACTOR = 1\n")
-    import my_numbers  # type: ignore[import-not-found]
+    script: dict[str, Any] = {"__name__": "__main__"}
+    exec(SCRIPT, script)
+    question = asked(extractor=script[kind]())
+    assert ("my_numbers" in question.modules) == (kind == "Direct")
+    assert ("scipy" in question.libraries) == (kind != "Without")
 
-    class OfAScript(FakeExtractor):
-        def open(self, device: str = "cpu") -> None:
-            from scipy import ndimage
 
-            self.scale = my_numbers_of_a_script.FACTOR * ndimage.maximum(1)  # type: ignore[name-defined] # noqa: F821
+def package(folder: Path, name: str, version: str, top: str) -> None:
+    """Make an installed distribution with one empty module."""
+    (folder / top).mkdir(exist_ok=True)
+    (folder / top / "__init__.py").write_text("")
+    about = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (about / "top_level.txt").write_text(top)
+    (about / "RECORD").write_text(f"{about.name}/METADATA,,\n")
 
-    monkeypatch.setitem(globals(), "my_numbers_of_a_script", my_numbers)
-    OfAScript.__module__ = "__main__"
-    question = asked(extractor=OfAScript())
-    assert "my_numbers" in question.modules
-    assert "scipy" in question.libraries
+
+def test_only_libraries_that_the_code_needs_and_that_decide_numbers_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    for name, top in (
+        ("my-net", "my_net"),
+        ("some-cloud", "kps_shared"),
+        ("other-cloud", "kps_shared"),
+        ("sdk", "kps_scripts"),
+    ):
+        package(site, name, "1.0", top)
+    (site / "halfway-1.0.dist-info").mkdir()  # its metadata was removed
+    (site / "halfway-1.0.dist-info" / "top_level.txt").write_text("halfway")
+    (tmp_path / "kps_scripts").mkdir()
+    (tmp_path / "kps_scripts" / "__init__.py").write_text("")
+    (tmp_path / "my_project").mkdir()
+    (tmp_path / "my_project" / "__init__.py").write_text("")
+    (tmp_path / "my_project" / "main.py").write_text("import scipy\n")
+    (tmp_path / "my_project" / "model.py").write_text("import my_net\n")
+    (tmp_path / "my_project" / "extract.py").write_text(
+        "import kps_shared, tqdm, kps_scripts\nfrom typing import TYPE_CHECKING\n"
+        "from tests.fakes import FakeExtractor\n"
+        "from . import model\n\nif TYPE_CHECKING:\n    import torch\n\n\nclass Mine(FakeExtractor):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.syspath_prepend(tmp_path)
+    installed = (str(site), *own_code._installed())
+    monkeypatch.setattr(own_code, "_installed", lambda: installed)
+    own_code._distributions_of.cache_clear()
+    import my_project.extract  # type: ignore[import-not-found]
+    import my_project.main  # type: ignore[import-not-found]
+
+    libraries = own_code.libraries(Job("run", SOURCE, my_project.extract.Mine()))
+    own_code._distributions_of.cache_clear()
+    assert libraries["my-net"] == "1.0"
+    assert {"some-cloud", "other-cloud", "tqdm", "torch", "scipy", "halfway", "sdk"}.isdisjoint(libraries)
+
+
+def test_a_library_that_was_installed_under_a_running_worker_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(tmp_path, "my-late-net", "2.0", "my_late_net")
+    monkeypatch.syspath_prepend(tmp_path)
+    question = asked(libraries={"my-late-net": "2.0"})
+    monkeypatch.setattr(own_code, "_process_began", lambda: 0.0)
+    monkeypatch.setattr(own_code, "module_flaws", lambda modules: [])
+    assert flaws(question, "w")[0] == "my-late-net was changed after it started; start it again"
+    monkeypatch.setattr(own_code, "_process_began", lambda: float("inf"))
+    assert flaws(question, "w") == []
 
 
 def test_pictures_are_compared_and_what_cannot_be_read_is_named() -> None:

@@ -1,0 +1,279 @@
+"""Code that a user's own extractor or source needs on a worker: its modules, and the libraries that they import."""
+
+from __future__ import annotations
+
+import ast
+import dis
+import hashlib
+import importlib.util
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, distributions
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from kpstore.ingest.job import Job
+
+NO_NUMBERS = frozenset(
+    {
+        *(
+            "cloudpickle",
+            "dask",
+            "distributed",
+            "click",
+            "hydra-core",
+            "matplotlib",
+            "psutil",
+            "pytest",
+            "rich",
+            "tqdm",
+        ),
+        *("tensorboard", "typer", "typing-extensions", "wandb"),
+    }
+)
+"""Distributions that start, draw or report, and decide no numbers: a cluster may have several versions of them."""
+
+_CLOCK_S = 2.0
+"""The clock by which a process knows when it began is coarser than that of files."""
+
+
+def modules(job: Job) -> dict[str, str]:
+    """Return a hash of the file of each module that a worker imports for a job, outside of installed packages.
+
+    Of an installed package that is no library of ours it is the module with the class alone.
+    """
+    needed = {name: file for name in _needed_by(job) if (file := _file_of(name))}
+    found = {name: file for name, file in needed.items() if _is_installed(file)}
+    tops = {_top(name) for name in needed.keys() - found.keys()}
+    for name in list(sys.modules):
+        if _top(name) in tops and (file := _file_of(name)) and not _is_installed(file):
+            found[name] = file
+    return {name: hash_of(Path(found[name])) for name in sorted(found)}
+
+
+def libraries(job: Job) -> dict[str, str]:
+    """Return the version of each distribution that this code imports, in functions as well.
+
+    Looked through are the modules of extractor and source, and those of the user's own that they import in turn.
+    """
+    needed = _needed_by(job)
+    waiting = list(needed)
+    seen: set[str] = set()
+    imported: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        file = _file_of(name)
+        if not file or (_is_installed(file) and name not in needed):
+            imported.add(_top(name))
+        else:
+            waiting += _imports(name, file)
+    own = {_top(name) for name in seen if (file := _file_of(name)) and not _is_installed(file)}
+    known = _distributions_of()
+    # A folder that several distributions share, such as google, does not tell which of them is meant.
+    names = {name for top in imported - own for name in known.get(top, ()) if len(known[top]) == 1}
+    return versions(sorted(names - NO_NUMBERS - {"kpstore"}))
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the version of each distribution that is installed, without what is behind a ``+``: the kind of build."""
+    found = {}
+    for name in names:
+        try:
+            version: str | None = distribution(name).version
+        except PackageNotFoundError:
+            continue
+        if version:  # half an installation may say none
+            found[name] = version.partition("+")[0]
+    return found
+
+
+def changed_libraries(names: Iterable[str]) -> list[str]:
+    """Return the distributions that were installed after this process started: it may have loaded others."""
+    began, found = _process_began(), []
+    for name in names:
+        try:
+            files = distribution(name).files or ()
+        except PackageNotFoundError:
+            continue
+        about = next((file for file in files if file.name in ("METADATA", "PKG-INFO")), None)
+        path = None if about is None else Path(str(about.locate()))
+        if path is not None and path.exists() and _changed_at(path) > began:
+            found.append(name)
+    return found
+
+
+@cache
+def _distributions_of() -> dict[str, set[str]]:
+    """Return the distributions that install each top-level module; what is damaged of an environment is left out."""
+    found: dict[str, set[str]] = {}
+    for one in distributions():
+        try:
+            name = str(one.metadata["Name"] or "").lower().replace("_", "-")
+            said = (one.read_text("top_level.txt") or "").split()
+            files = () if said else one.files or ()
+        except Exception:  # half-removed packages raise whatever they lack
+            continue
+        tops = said or {file.parts[0].partition(".")[0] for file in files if file.suffix in (".py", ".so", ".pyd")}
+        for top in tops if name else ():
+            found.setdefault(top, set()).add(name)
+    return found
+
+
+def _needed_by(job: Job) -> set[str]:
+    """Return the modules of the classes that extractor and source are made of, and that those speak of that travel."""
+    found: set[str] = set()
+    for thing in (job.extractor, job.source):
+        for value in (thing, *getattr(thing, "__dict__", {}).values()):
+            for kind in type(value).__mro__:
+                found.add(kind.__module__)
+                if _travels(kind.__module__):
+                    found |= _used_by(kind)
+    return found - {""}
+
+
+def _used_by(kind: type) -> set[str]:
+    """Return the modules of what a class that travels by value speaks of: those do not travel with it."""
+    found: set[str] = set()
+    functions = [
+        getattr(method, "__func__", getattr(method, "fget", getattr(method, "func", method)))
+        for method in vars(kind).values()
+    ]
+    seen: set[int] = set()
+    while functions:
+        function = functions.pop()
+        if not isinstance(function, FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        for code in _codes(function.__code__):
+            steps = list(dis.get_instructions(code))
+            found |= {step.argval for step in steps if step.opname == "IMPORT_NAME"}
+            for name in {step.argval for step in steps if step.opname == "LOAD_GLOBAL"}:
+                value: Any = function.__globals__.get(name)
+                home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+                if isinstance(home, str):
+                    found.add(home)
+                if isinstance(value, FunctionType) and _travels(value.__module__):
+                    functions.append(value)
+    return found
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield code, and that of the functions within it."""
+    yield code
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield from _codes(part)
+
+
+def _imports(module: str, file: str) -> Iterator[str]:
+    """Yield the modules that a file imports, but for those that only type checkers read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd text in it, which the user heard of when it was imported
+            tree = ast.parse(Path(file).read_bytes(), file)
+    except (OSError, SyntaxError, ValueError):
+        return
+    package = module if Path(file).name == "__init__.py" else module.rpartition(".")[0]
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            home = ".".join([*parts, *([node.module] if node.module else [])])
+            if home:
+                yield home
+                yield from (f"{home}.{alias.name}" for alias in node.names)
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _file_of(module: str) -> str:
+    """Return a module's Python file; ``""`` for one that is no matter here."""
+    if _top(module) in ("kpstore", "numpy", "") or _top(module) in sys.stdlib_module_names or _travels(module):
+        return ""
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return file if file.endswith(".py") else ""
+
+
+def _travels(module: str) -> bool:
+    """Whether what a module defines goes to workers by value."""
+    import cloudpickle
+
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    return module == "__main__" or any(module == name or module.startswith(f"{name}.") for name in by_value)
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    return tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+
+
+def _is_installed(file: str) -> bool:
+    return file.startswith(_installed())
+
+
+_loaded: dict[str, str] = {}
+"""A hash of each of the user's modules as it was when this process imported it, so far as that is known."""
+
+
+def module_flaws(expected: Mapping[str, str]) -> list[str]:
+    """Return what is wrong with the user's own modules in this process, as soon as something is.
+
+    Parameters
+    ----------
+    expected : a hash of each, by name; see :func:`modules`.
+    """
+    for name, wanted in expected.items():
+        was_loaded = name in sys.modules
+        try:
+            spec = None if was_loaded else importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            spec = None
+        file = getattr(sys.modules.get(name), "__file__", None) if was_loaded else spec and spec.origin
+        if not file:
+            return [f"module {name!r}, which the driver uses, cannot be found there"]
+        if name not in _loaded and was_loaded and _changed_at(Path(file)) > _process_began():
+            return [f"module {name!r} was changed after it started; start it again"]
+        if was_loaded:
+            found = _loaded.setdefault(name, hash_of(Path(file)))
+        else:
+            found = _loaded[name] = hash_of(Path(file))
+        if found != wanted:
+            again = "; start it again" if hash_of(Path(file)) == wanted else ""
+            return [f"module {name!r} is other code there than at the driver{again}"]
+    return []
+
+
+def hash_of(path: Path) -> str:
+    """Return a hash of a file, or that it cannot be read."""
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    except OSError as error:
+        return f"not readable: {error.strerror}"
+
+
+def _changed_at(path: Path) -> float:
+    found = path.stat()
+    return max(found.st_mtime, found.st_ctime)
+
+
+def _process_began() -> float:
+    import psutil  # which Dask brings
+
+    began: float = psutil.Process().create_time()
+    return began + _CLOCK_S
