@@ -44,6 +44,7 @@ from benchmarks.cases import (
 )
 from kpstore.interop.merge import merge
 from kpstore.interop.run import opened
+from kpstore.schema.failures import NOTHING_FAILED
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PART_SLICES, keypoints_spec
@@ -66,7 +67,7 @@ def make_store(path: Path, videos: Sequence[VideoRecord], seed: int) -> None:
         tx.add_feature(spec, {"extractor": "random walks"})
         for start, rows in _walks(spec, sum(video.n_frames for video in videos), np.random.default_rng(seed)):
             tx.write_rows(spec.name, start, rows, np.full(len(rows), State.DONE, dtype=np.uint8))
-        tx.set_states(spec.name, dict.fromkeys(range(len(videos)), ""))
+        tx.set_states(spec.name, dict.fromkeys(range(len(videos)), NOTHING_FAILED))
 
 
 def _walks(spec: FeatureSpec, n_frames: int, rng: np.random.Generator) -> Iterator[tuple[int, FeatureRows]]:

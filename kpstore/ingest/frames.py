@@ -13,10 +13,10 @@ from kpstore.errors import ExtractorError, InvalidError, one_line
 from kpstore.extractors.base import Extracted, Extractor, frame_specs
 from kpstore.ingest.ahead import Ahead
 from kpstore.ingest.job import Doubts, Job, Report, UnreadableVideoError, VideoRows, opened_extractor
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError
-from kpstore.store.ledger import failure_text
 
 Announce = Callable[[int], None]
 """Called with the number of a frame before anything touches it."""
@@ -205,7 +205,7 @@ class _Collector:
         status = np.full(self._n_frames, State.DONE, dtype=np.uint8)
         status[list(self.failed)] = State.FAILED
         doubts = Doubts(frozenset(self._unread), frozenset(self._raised), frozenset(self._reported))
-        return VideoRows(self._rows, status, failure_text(frames=self.failed), doubts, self._sizes.notes())
+        return VideoRows(self._rows, status, Failures(frames=self.failed), doubts, self._sizes.notes())
 
 
 class _Sizes:

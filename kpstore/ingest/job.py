@@ -15,10 +15,10 @@ from kpstore.errors import ExtractorError, KpstoreError, one_line
 from kpstore.extractors.base import AnyExtractor, is_settling
 from kpstore.extractors.processors import cpu_name
 from kpstore.ingest.gpus import VISIBLE
+from kpstore.schema.failures import NOTHING_FAILED, Failures
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import Source
-from kpstore.store.ledger import failure_text
 
 _log = logging.getLogger(__name__)
 
@@ -75,14 +75,14 @@ class VideoRows:
     ----------
     rows : by feature: one row per frame, missing where a frame failed; or one row, for a feature of videos.
     status : (frames,) uint8 of :class:`State`.
-    failure : for the ledger; ``""`` if nothing failed.
+    failures : what of the video failed.
     doubts : which of its failures another worker might not have.
     notes : a line each, for what is odd about the video and no failure.
     """
 
     rows: Mapping[str, FeatureRows]
     status: NDArray[np.uint8]
-    failure: str = ""
+    failures: Failures = NOTHING_FAILED
     doubts: Doubts = Doubts()
     notes: tuple[str, ...] = ()
 
@@ -109,7 +109,7 @@ def failed_video(job: Job, record: VideoRecord, reason: str | Exception) -> Vide
     text = one_line(f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else reason)
     _log.warning("video %r failed: %s", record.id, text)
     rows = {spec.name: spec.empty_rows(record.n_frames if spec.axis == "frame" else 1) for spec in job.extractor.specs}
-    return VideoRows(rows, np.full(record.n_frames, State.FAILED, dtype=np.uint8), failure_text(video=text), doubts)
+    return VideoRows(rows, np.full(record.n_frames, State.FAILED, dtype=np.uint8), Failures(text), doubts)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -35,7 +34,6 @@ from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
 from kpstore.store import history
-from kpstore.store.ledger import is_whole_video
 from kpstore.store.store import Failure, Store, backend_for
 from kpstore.store.transaction import Transaction, check_same
 
@@ -529,7 +527,7 @@ class _Run:
         self._failures += _failures(result)[: MAX_FAILURES - len(self._failures)]
         self._video_notes += result.notes
         self._finished_frames += result.task.n_frames
-        self._videos_failed += sum(1 for text in result.failures.values() if text.startswith('{"video"'))
+        self._videos_failed += sum(1 for failures in result.failures.values() if failures.video is not None)
         with self._lock:
             progress = self._progress
             progress.frames_done = max(progress.frames_done, self._finished_frames)
@@ -560,9 +558,9 @@ class _Run:
         for spec in self._extractor.specs:
             for block in join_adjacent([block for result in results for block in result.blocks[spec.name]]):
                 tx.write_rows(spec.name, block.start, block.rows, block.status)
-            failures = {p: text for result in results for p, text in result.failures.items()}
-            if spec.axis == "video":  # a frame that failed is no failure of its video
-                failures = {p: text if is_whole_video(text) else "" for p, text in failures.items()}
+            failures = {p: failed for result in results for p, failed in result.failures.items()}
+            if spec.axis == "video":
+                failures = {p: failed.of_video() for p, failed in failures.items()}
             tx.set_states(spec.name, failures)
         for spec in frame_specs(self._extractor):
             count_rows(tx, spec.name, [result.task for result in results])
@@ -612,11 +610,11 @@ class _Run:
 def _failures(result: TaskResult) -> list[Failure]:
     found: list[Failure] = []
     for video in result.task.videos:
-        entry = json.loads(result.failures[video.position] or "{}")
-        if "video" in entry:
-            found.append(Failure(video.record.id, None, "", entry["video"]))
-        for frame, reason in entry.get("frames", {}).items():
-            found.append(Failure(video.record.id, int(frame), video.record.frame_paths[int(frame)], reason))
+        failures = result.failures[video.position]
+        if failures.video is not None:
+            found.append(Failure(video.record.id, None, "", failures.video))
+        for frame, reason in failures.frames.items():
+            found.append(Failure(video.record.id, frame, video.record.frame_paths[frame], reason))
     return found
 
 

@@ -14,10 +14,10 @@ from kpstore.ingest.ahead import Ahead
 from kpstore.ingest.frames import check_rows, put_rows
 from kpstore.ingest.job import Doubts, Job, Report, UnreadableVideoError, VideoRows, failed_video, opened_extractor
 from kpstore.ingest.plan import PlannedVideo
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError
-from kpstore.store.ledger import failure_text
 
 _AHEAD_VIDEOS = 4
 _WINDOW_CALLS = 4
@@ -120,7 +120,7 @@ def _rows_of(job: Job, record: VideoRecord, made: Extracted | None) -> VideoRows
         put_rows(rows, kept, check_rows(specs, made.rows, record.n_frames, failed), kept)
     status = np.full(record.n_frames, State.DONE, dtype=np.uint8)
     status[list(failed)] = State.FAILED
-    return VideoRows(rows, status, failure_text(frames=failed), Doubts(reported=frozenset(failed)))
+    return VideoRows(rows, status, Failures(frames=failed), Doubts(reported=frozenset(failed)))
 
 
 def extract_alone(job: Job, record: VideoRecord) -> VideoRows:

@@ -16,9 +16,9 @@ from kpstore.ingest.frames import extract_frames
 from kpstore.ingest.job import Doubts, Job, Report, VideoRows, failed_video, opened_extractor, processor
 from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.ingest.whole_videos import extract_whole
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
-from kpstore.store.ledger import is_whole_video
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TaskResult:
     ----------
     fork : the whole chunks that it wrote; None if there were none.
     blocks : by feature, the rows that it did not write itself.
-    failures : by position of each video: its entry in the ledger, ``""`` if nothing failed.
+    failures : by position of each video.
     failed_frames : how many frames failed.
     seconds : time spent.
     doubts : by position of each video in which something failed that another worker might be able to do.
@@ -40,7 +40,7 @@ class TaskResult:
     task: Task
     fork: Fork | None
     blocks: Mapping[str, tuple[Block, ...]]
-    failures: Mapping[int, str]
+    failures: Mapping[int, Failures]
     failed_frames: int
     seconds: float
     doubts: Mapping[int, Doubts] = field(default_factory=dict)
@@ -79,21 +79,20 @@ def collect(
         spec.name: ChunkWriter(spec, task.whole(spec.chunk_rows), fork if spec.axis == "frame" else None)
         for spec in job.extractor.specs
     }
-    failures: dict[int, str] = {}
+    failures: dict[int, Failures] = {}
     doubts: dict[int, Doubts] = {}
     notes: list[str] = []
     failed_frames = 0
     for video, result in results:
         if result.doubts:
             doubts[video.position] = result.doubts
-        failures[video.position] = result.failure
+        failures[video.position] = result.failures
         notes += result.notes
         failed_frames += int((result.status == State.FAILED).sum())
-        whole = State.FAILED if is_whole_video(result.failure) else State.DONE
         for spec in job.extractor.specs:
             start, status = video.start, result.status
             if spec.axis == "video":
-                start, status = video.position, np.full(1, whole, dtype=np.uint8)
+                start, status = video.position, np.full(1, result.failures.state, dtype=np.uint8)
             chunks[spec.name].add(Block(start, result.rows[spec.name], status))
     blocks = {name: writer.finish() for name, writer in chunks.items()}
     used = fork if any(writer.has_written for writer in chunks.values()) else None

@@ -32,6 +32,7 @@ from kpstore.interop.base import (
 )
 from kpstore.interop.files import check_free, check_there, written_aside
 from kpstore.schema.face_lists import load_face_list
+from kpstore.schema.failures import FORM, Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PART_SLICES, PARTS, keypoints_spec
@@ -357,9 +358,10 @@ class ExportedDocument:
             if states[position] == State.PENDING:
                 continue
             place = f"{self._path}: {fmt.failure_name(name)}[{position}]"
-            reason, failed_frames[name] = _failures(texts[position], rows.stop - rows.start, place)
-            if reason is not None:
-                failed[name] = reason
+            failures = _failures(texts[position], rows.stop - rows.start, place)
+            failed_frames[name] = failures.frames
+            if failures.video is not None:
+                failed[name] = failures.video
             where = rows if spec.axis == "frame" else slice(position, position + 1)
             arrays = {array: file[array][where] for array in spec.arrays}
             values = arrays.pop(name)
@@ -391,19 +393,15 @@ def _lengths(dataset: h5py.Dataset, path: Path) -> NDArray[np.int64]:
     return lengths
 
 
-def _failures(text: str, n_frames: int, place: str) -> tuple[str | None, dict[int, str]]:
-    """Return why a video failed, None if it did not, and its failed frames: reason by frame number."""
+def _failures(text: str, n_frames: int, place: str) -> Failures:
     try:
-        entry = json.loads(text or "{}")
-        frames = {int(frame): str(reason) for frame, reason in entry.get("frames", {}).items()}
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise InvalidError(
-            f'{place} is {text[:80]!r}; {{"video": reason, "frames": {{number: reason}}}} needed'
-        ) from None
-    odd = next((frame for frame in frames if not 0 <= frame < n_frames), None)
+        failures = Failures.from_text(text)
+    except InvalidError:
+        raise InvalidError(f"{place} is {text[:80]!r}; {FORM} needed") from None
+    odd = next((frame for frame in failures.frames if not 0 <= frame < n_frames), None)
     if odd is not None:
         raise InvalidError(f"{place} says that frame {odd} failed, but the video has {n_frames} frames")
-    return (str(entry["video"]) if "video" in entry else None), frames
+    return failures
 
 
 class ForeignDocument:

@@ -16,6 +16,7 @@ from kpstore.errors import ConflictError, ExistsError, InvalidError, MismatchErr
 from kpstore.interop.base import ImportedFeature, ImportedVideo, OnProgress
 from kpstore.interop.run import ImportReport, import_document, is_numbered, opened
 from kpstore.interop.splits import split_rank
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
@@ -247,15 +248,13 @@ def _read_feature(place: _Place, name: str) -> tuple[FeatureRows, dict[int, str]
     store, position = place.store, place.position
     if name not in store.features or store.states(name)[position] == State.PENDING:
         return ""
-    text = str(store[fmt.failure_name(name)][position])
-    entry = json.loads(text) if text else {}
-    if "video" in entry:
-        return str(entry["video"])
+    failures = Failures.from_text(str(store[fmt.failure_name(name)][position]))
+    if failures.video is not None:
+        return failures.video
     spec = store.feature(name)
     rows = store.index.rows(position) if spec.axis == "frame" else slice(position, position + 1)
     companions = {c.name: store[f"{name}_{c.name}"][rows] for c in spec.companions}
-    failed = {int(frame): reason for frame, reason in entry.get("frames", {}).items()}
-    return FeatureRows(store[name][rows], companions), failed
+    return FeatureRows(store[name][rows], companions), dict(failures.frames)
 
 
 def _same_rows(one: FeatureRows, other: FeatureRows) -> bool:

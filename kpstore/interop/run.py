@@ -17,10 +17,10 @@ from kpstore import plugins
 from kpstore._version import __version__
 from kpstore.errors import ExistsError, InvalidError, MissingExtraError, NotFoundError, UnsupportedError
 from kpstore.interop.base import Document, Exporter, ExportReport, Format, ImportedFeature, ImportedVideo, OnProgress
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
-from kpstore.store.ledger import failure_text
 from kpstore.store.store import Store, backend_for, building
 from kpstore.store.transaction import Transaction
 
@@ -296,8 +296,8 @@ class _Writer:
                 FeatureRows.concatenate([rows for rows, _, _ in found]),
                 np.concatenate([status for _, status, _ in found]),
             )
-            texts = {first_video + number: text for number, (_, _, text) in enumerate(found) if text is not None}
-            self._tx.set_states(name, texts)
+            failures = {first_video + n: failed for n, (_, _, failed) in enumerate(found) if failed is not None}
+            self._tx.set_states(name, failures)
         self._on_progress(sum(video.record.n_frames for video in videos))
 
     def _complete(self, video: ImportedVideo) -> None:
@@ -371,7 +371,7 @@ class _Writer:
         if self._specs[name].axis == "frame":
             self._tx.fail(name, video.record.id, video.failed[name])
         else:
-            self._tx.set_states(name, {self._index.position(video.record.id): failure_text(video=video.failed[name])})
+            self._tx.set_states(name, {self._index.position(video.record.id): Failures(video.failed[name])})
 
 
 def is_numbered(paths: Sequence[str]) -> bool:
@@ -379,18 +379,18 @@ def is_numbered(paths: Sequence[str]) -> bool:
     return all(path.endswith(f"#{n}") for n, path in enumerate(paths))
 
 
-def _rows_of(video: ImportedVideo, spec: FeatureSpec) -> tuple[FeatureRows, NDArray[np.uint8], str | None]:
-    """Return a video's rows of a feature, their states, and its entry in the ledger; None if it stays pending."""
+def _rows_of(video: ImportedVideo, spec: FeatureSpec) -> tuple[FeatureRows, NDArray[np.uint8], Failures | None]:
+    """Return a video's rows of a feature, their states, and its failures; None if it stays pending."""
     n_rows = video.record.n_frames if spec.axis == "frame" else 1
     if spec.name in video.failed:
-        state, text = State.FAILED, failure_text(video=video.failed[spec.name])
+        state, failures = State.FAILED, Failures(video.failed[spec.name])
     elif spec.name in video.rows:
-        state, text = State.DONE, failure_text(frames=video.failed_frames.get(spec.name, {}))
+        state, failures = State.DONE, Failures(frames=video.failed_frames.get(spec.name, {}))
     else:
         return spec.empty_rows(n_rows), np.full(n_rows, State.PENDING, dtype=np.uint8), None
     status = np.full(n_rows, state, dtype=np.uint8)
     status[list(video.failed_frames.get(spec.name, {}))] = State.FAILED
-    return video.rows.get(spec.name, spec.empty_rows(n_rows)), status, text
+    return video.rows.get(spec.name, spec.empty_rows(n_rows)), status, failures
 
 
 @contextmanager

@@ -1,75 +1,25 @@
-"""The ledger of a feature: what is kept of each video's failures, and whether it agrees with its frames' states."""
+"""Whether the state and the failures of videos agree with the states of their frames, and which rows those are."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoIndex
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A video's entry: whether all of it failed, and which of its frames did."""
-
-    whole_video: bool = False
-    frames: frozenset[int] = frozenset()
-
-    @property
-    def state(self) -> State:
-        """The state that the ledger gives a finished video with this entry."""
-        return State.FAILED if self.whole_video else State.DONE
-
-
-def read_entry(text: str) -> Entry:
-    """Read an entry as it is stored; :class:`InvalidError` if it is not JSON as the format has it."""
-    try:
-        found = json.loads(text) if text else {}
-        frames = frozenset(int(frame) for frame in found.get("frames", {}))
-    except (ValueError, AttributeError, TypeError):
-        raise InvalidError(f"{text[:100]!r} is no entry of a ledger; see failure_text()") from None
-    return Entry("video" in found, frames)
-
-
-def is_whole_video(text: str) -> bool:
-    """Whether an entry says that the whole video failed."""
-    return read_entry(text).whole_video
-
-
-def agrees(state: int, frames: frozenset[int], status: NDArray[np.uint8]) -> bool:
-    """Whether the states of a video's frames, (frames,) uint8, say what its own state and its failed frames say."""
+def agrees(state: int, failures: Failures, status: NDArray[np.uint8]) -> bool:
+    """Whether the states of a video's frames, (frames,) uint8, say what its own state and its failures say."""
     if state == State.PENDING:
         return not status.any()
     if state == State.FAILED:
         return bool((status == State.FAILED).all())
     failed = np.flatnonzero(status == State.FAILED).tolist()
-    return bool((status != State.PENDING).all()) and frames == frozenset(failed)
-
-
-def failure_text(*, video: str | None = None, frames: Mapping[int, str] | None = None) -> str:
-    """Return what the ledger keeps of a video's failures: JSON, or ``""`` if there are none.
-
-    Parameters
-    ----------
-    video : why the whole video failed; None if it did not.
-    frames : why some of its frames failed, by number.
-    """
-    if video is not None:
-        return json.dumps({"video": _reason(video)}, ensure_ascii=False)
-    if frames:
-        return json.dumps({"frames": {str(n): _reason(frames[n]) for n in sorted(frames)}}, ensure_ascii=False)
-    return ""
-
-
-def _reason(given: object) -> str:
-    """Return a reason that can be stored: names of files may hold halves of characters, which are written out."""
-    return str(given).encode("utf-8", "backslashreplace").decode("utf-8") or "no reason was given"
+    return bool((status != State.PENDING).all()) and list(failures.frames) == failed
 
 
 def touched_videos(

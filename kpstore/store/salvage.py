@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ReadView
+from kpstore.errors import InvalidError
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureSpec, State
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
@@ -67,11 +68,11 @@ class Ledger:
         status, text = self.status[rows], self.texts[position]
         state = int(self.states[position])
         try:
-            entry: Mapping[str, Any] = json.loads(text or "{}")
-        except ValueError:
+            failures = Failures.from_text(text or "")
+        except InvalidError:
             return False
         if state == _UNKNOWN:
-            state = self._state_from(entry, status)
+            state = self._state_from(failures, status)
         if state == _UNKNOWN:
             return False
         if text is None:
@@ -81,16 +82,14 @@ class Ledger:
             text = ""
         if self.framewise and (status == _UNKNOWN).any():
             status[:] = state
-            status[[int(frame) for frame in entry.get("frames", {})]] = State.FAILED
+            status[list(failures.frames)] = State.FAILED
         self.states[position], self.texts[position] = state, text
         return True
 
-    def _state_from(self, entry: Mapping[str, Any], status: NDArray[np.int16]) -> int:
+    def _state_from(self, failures: Failures, status: NDArray[np.int16]) -> int:
         """Return a video's state from its failures and its rows; -1 if they leave it open."""
-        if "video" in entry:
-            return State.FAILED
-        if "frames" in entry:
-            return State.DONE
+        if failures:
+            return failures.state
         if len(status) == 0 or (status == _UNKNOWN).any():
             return _UNKNOWN
         if not self.framewise:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from kpstore import plugins
 from kpstore.backends.asides import aside_of, left_overs
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadView
 from kpstore.errors import ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
@@ -437,12 +437,11 @@ class Store:
         texts = np.asarray(self[fmt.failure_name(feature)])
         for position in np.flatnonzero(texts != ""):
             video = Video(self, int(position))
-            entry = json.loads(texts[position])
-            if "video" in entry:
-                yield Failure(video.id, None, "", entry["video"])
-            for frame, reason in entry.get("frames", {}).items():
-                path = str(self[fmt.IMAGE_PATH][video.rows.start + int(frame)])
-                yield Failure(video.id, int(frame), path, reason)
+            failures = Failures.from_text(texts[position])
+            if failures.video is not None:
+                yield Failure(video.id, None, "", failures.video)
+            for frame, reason in failures.frames.items():
+                yield Failure(video.id, frame, str(self[fmt.IMAGE_PATH][video.rows.start + frame]), reason)
 
     def __getitem__(self, name: str) -> FeatureArray:
         """Return an array by name: a feature, a companion such as ``"keypoints_detected"``, a column of the index."""

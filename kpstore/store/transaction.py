@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from kpstore import plugins
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Fork, WriteView
 from kpstore.errors import ExistsError, InvalidError, MismatchError
+from kpstore.schema.failures import NOTHING_FAILED, Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.damage import read_index
-from kpstore.store.ledger import agrees, failure_text, pieces, read_entry, runs, touched_videos
+from kpstore.store.ledger import agrees, pieces, runs, touched_videos
 from kpstore.store.salvage import Ledger
 
 _IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries", fmt.PROCESSORS})
@@ -299,7 +300,7 @@ class Transaction:
         status = np.full(n_rows, State.DONE, dtype=np.uint8)
         status[list(failed)] = State.FAILED
         self._write_checked(spec, rows.start, _checked(spec, video_id, given, status), status)
-        self.set_states(feature, {position: failure_text(frames=failed)})
+        self.set_states(feature, {position: Failures(frames=failed)})
 
     def fail(self, feature: str, video_id: str, reason: str) -> None:
         """Mark a whole video as failed for a feature; its rows read as missing."""
@@ -310,7 +311,7 @@ class Transaction:
         n_rows = rows.stop - rows.start
         status = np.full(n_rows, State.FAILED, dtype=np.uint8)
         self._write_checked(spec, rows.start, spec.empty_rows(n_rows), status)
-        self.set_states(feature, {position: failure_text(video=reason)})
+        self.set_states(feature, {position: Failures(reason)})
 
     def write_video_feature(self, feature: str, video_id: str, values: NDArray[Any] | FeatureRows) -> None:
         """Write one video's row of a feature on the video axis, shape of one row, and mark it done.
@@ -326,7 +327,7 @@ class Transaction:
             raise InvalidError(f"video {video_id!r} has one row of {feature!r}, {n_rows} were given")
         status = np.full(1, State.DONE, dtype=np.uint8)
         self._write_checked(spec, position, _checked(spec, video_id, given, status), status)
-        self.set_states(feature, {position: ""})
+        self.set_states(feature, {position: NOTHING_FAILED})
 
     def _frame_feature(self, feature: str) -> FeatureSpec:
         spec = fmt.check_feature(self._features, feature).spec
@@ -364,30 +365,31 @@ class Transaction:
         name = fmt.state_name(fmt.check_feature(self._features, feature).spec.name)
         return self._view.read(name, 0, self._view.meta(name).n_rows)
 
-    def set_states(self, feature: str, failures: Mapping[int, str]) -> None:
-        """Enter finished videos into the ledger of a feature.
+    def set_states(self, feature: str, failures: Mapping[int, Failures]) -> None:
+        """Mark videos as finished for a feature: as failed where the whole video failed, else as done.
 
         Parameters
         ----------
-        failures : by position of the video: ``""`` if all went well, else what :func:`failure_text` returned.
+        failures : by position of the video.
 
         Raises
         ------
         InvalidError
-            For a position that there is not, and text that is no such entry. A commit is refused where the ledger and
-            the rows disagree.
+            If there is no video at a position. A commit is refused where states, failures and rows disagree.
         """
         if not failures:
             return
+        odd = next((value for value in failures.values() if not isinstance(value, Failures)), None)
+        if odd is not None:
+            raise InvalidError(f"failures of {feature!r}: {odd!r} given, kpstore.schema.failures.Failures needed")
         fmt.check_feature(self._features, feature)
         n_videos = self._view.meta(fmt.state_name(feature)).n_rows
-        entries = {position: read_entry(text) for position, text in failures.items()}
         positions = _positions(failures, n_videos)
         states = self._view.read(fmt.state_name(feature), 0, n_videos)
         texts = self._view.read(fmt.failure_name(feature), 0, n_videos)
         for position in positions.tolist():
-            texts[position] = failures[position]
-            states[position] = entries[position].state
+            texts[position] = failures[position].to_text()
+            states[position] = failures[position].state
         self._view.write(fmt.state_name(feature), 0, states)
         self._entered.setdefault(feature, set()).update(positions.tolist())
         # Text is stored in shorter chunks; write only those that change.
@@ -488,7 +490,7 @@ class Transaction:
                     if status is None:
                         fits = states[position] == State.DONE or position in empty
                     else:
-                        fits = agrees(int(states[position]), read_entry(texts[position]).frames, status[here])
+                        fits = agrees(int(states[position]), Failures.from_text(texts[position]), status[here])
                     if not fits:
                         raise InvalidError(
                             f"feature {name!r}: the rows of video {index.ids[position]!r} are not as the ledger says; "

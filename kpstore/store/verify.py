@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import MAIN, ArrayMeta, Backend
 from kpstore.errors import CorruptError, InvalidError, KpstoreError, one_line
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import MASK, FeatureSpec, State, faults, part_names, part_slices
 from kpstore.store import format as fmt
-from kpstore.store.ledger import agrees, read_entry
+from kpstore.store.ledger import agrees
 from kpstore.store.store import Store, backend_for
 from kpstore.store.verification import ChunkKey, ChunkReader, Problem, Verification
 
@@ -339,15 +340,15 @@ class _Check:
         for position, text in enumerate(texts.tolist()):
             place = self._place(position, "video")
             try:
-                entry = read_entry(text)
+                failures = Failures.from_text(text)
             except InvalidError:
                 video = [self._store.index.ids[position]]
                 self.problem(fmt.failure_name(spec.name), "is not JSON as the format has it", place, videos=video)
                 continue
             state, video = int(states[position]), [self._store.index.ids[position]]
-            if entry.whole_video != (state == State.FAILED):
+            if (failures.video is not None) != (state == State.FAILED):
                 self.problem(ledger, "does not agree with the reason of the failure", place, videos=video)
-            if statuses is not None and not agrees(state, entry.frames, statuses[self._store.index.rows(position)]):
+            if statuses is not None and not agrees(state, failures, statuses[self._store.index.rows(position)]):
                 what = "does not agree with the state of its video"
                 self.problem(fmt.status_name(spec.name), what, place, videos=video)
 

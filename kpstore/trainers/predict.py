@@ -20,10 +20,10 @@ from torch import nn
 from kpstore._version import __version__
 from kpstore.errors import ExistsError, InvalidError
 from kpstore.render.raster import PAPER
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import N_FACE, N_POINTS, skeleton_edges
 from kpstore.store.format import state_name, status_name
-from kpstore.store.ledger import failure_text
 from kpstore.store.store import Store
 from kpstore.store.transaction import check_same
 from kpstore.trainers.checkpoint import read_checkpoint
@@ -337,14 +337,14 @@ def _blocks(rows: NDArray[np.int64], chunk_rows: int) -> Iterator[tuple[int, int
     yield from pairwise(edges)
 
 
-def _failures(store: Store, source: str, work: _Work) -> dict[int, str]:
-    """Return the ledger of the new feature: what failed in its source."""
+def _failures(store: Store, source: str, work: _Work) -> dict[int, Failures]:
+    """Return the failures of the new feature by position of the video: what failed in its source."""
     failures, whole = {}, np.asarray(store[state_name(source)]) == State.FAILED
     for position in work.positions.tolist():
         failed = np.flatnonzero(work.status[store.index.rows(position)] == State.FAILED)
         reason = f"{source!r} failed"
         frames = dict.fromkeys(failed.tolist(), reason)
-        failures[position] = failure_text(video=reason) if whole[position] else failure_text(frames=frames)
+        failures[position] = Failures(reason) if whole[position] else Failures(frames=frames)
     return failures
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import InvalidError, KpstoreError
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
-from kpstore.store.ledger import failure_text
 from kpstore.store.transaction import Transaction
 from kpstore.store.verify import verify
 from tests.conftest import location_of, memory_location
@@ -138,10 +138,10 @@ REFUSED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
     "rows without a ledger": (
         lambda tx: tx.write_rows("count", 0, FeatureRows(np.ones(3, "i2")), np.ones(3, "u1")), "not as the ledger says",
     ),
-    "a ledger without rows": (lambda tx: tx.set_states("count", {0: ""}), "not as the ledger says"),
-    "a video that there is not": (lambda tx: tx.set_states("count", {3: ""}), "no video at position 3"),
+    "a ledger without rows": (lambda tx: tx.set_states("count", {0: Failures()}), "not as the ledger says"),
+    "a video that there is not": (lambda tx: tx.set_states("count", {3: Failures()}), "no video at position 3"),
     "one from the end": (lambda tx: tx.reset_states("count", [-1]), "no video at position -1"),
-    "no entry": (lambda tx: tx.set_states("count", {1: "oops"}), "no entry of a ledger"),
+    "no entry": (lambda tx: tx.set_states("count", {1: "oops"}), "'oops' given, .*Failures needed"),
     "a failed frame of another kind": (
         lambda tx: tx.write("count", "a", np.ones(3, "i2"), failed_frames={1.0: "torn"}), "failed frame 1.0",
     ),
@@ -167,7 +167,7 @@ def test_what_failed_is_missing_whatever_its_values(store: kpstore.Store) -> Non
         tx.fail("parted", "b", "")
         tx.write("keypoints", "a", np.ma.masked_all((3, 143, 3)))
         tx.write_rows("count", 3, FeatureRows(np.array([5, 6], "i8")), np.array([State.FAILED, State.DONE]))
-        tx.set_states("count", {2: failure_text(frames={0: "torn"})})
+        tx.set_states("count", {2: Failures(frames={0: "torn"})})
     now = store.at()
     assert verify(now).problems == []
     assert np.isnan(now["parted"][:3]).all()
@@ -198,15 +198,15 @@ def writes(draw: st.DrawFn) -> Callable[[Transaction], None]:
     rows = values if isinstance(values, FeatureRows) else FeatureRows(values)
     frames = dict.fromkeys(draw(st.lists(ROWS, max_size=2)), draw(st.sampled_from(["torn", "", "\ud800"])))
     status = np.array(draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)), np.uint8)
-    text = draw(st.sampled_from(["", failure_text(video="x"), failure_text(frames=frames), "{", "[]"]))
+    failures: Any = draw(st.sampled_from([Failures(), Failures("x"), Failures(frames=frames), "{"]))
     start, place = draw(ROWS), draw(st.integers(-1, 4))
     return draw(
         st.sampled_from([
             lambda tx: tx.write(feature, video, values, failed_frames=frames),
             lambda tx: tx.write_video_feature(feature, video, rows.values[0] if n == 1 else values),
-            lambda tx: tx.fail(feature, video, text),
+            lambda tx: tx.fail(feature, video, str(failures)),
             lambda tx: tx.write_rows(feature, start, rows, status),
-            lambda tx: tx.set_states(feature, {place: text}),
+            lambda tx: tx.set_states(feature, {place: failures}),
             lambda tx: tx.reset_states(feature, [place, place]),
             lambda tx: tx.add_videos([record("new", n, **{"class": "x"}), record(video, n)][: 1 + n % 2]),
             lambda tx: tx.set_splits({video: "dev"}),

@@ -11,6 +11,7 @@ import pytest
 import kpstore
 from kpstore import plugins
 from kpstore.errors import ConflictError, ExistsError, InvalidError, MismatchError, NotFoundError
+from kpstore.schema.failures import NOTHING_FAILED
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import keypoints_spec
 from kpstore.store.verify import verify
@@ -134,7 +135,7 @@ def test_reset_states_keeps_the_videos_between(store: kpstore.Store, dtype: str)
             seen_all = {"seen": np.ones(len(values), "u1")}
             rows = FeatureRows(np.stack([values, values], axis=1), seen_all)
             tx.write_rows(spec.name, 0, rows, np.full(len(values), State.DONE))
-            tx.set_states(spec.name, dict.fromkeys(range(n_videos), ""))
+            tx.set_states(spec.name, dict.fromkeys(range(n_videos), NOTHING_FAILED))
     again = [*range(5, 50), 52, 54, 69]
     with store.transaction("reset") as tx:
         for spec in specs:

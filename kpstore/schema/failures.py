@@ -1,0 +1,71 @@
+"""What of a video failed for a feature, and why: one value, which a store keeps as JSON (docs/format.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kpstore.errors import InvalidError
+from kpstore.schema.feature import State
+
+FORM = '{"video": reason} or {"frames": {number: reason}}'
+
+
+@dataclass(frozen=True)
+class Failures:
+    """What of one video failed for one feature. False if nothing did.
+
+    Parameters
+    ----------
+    video : why the whole video failed; None if it did not.
+    frames : why some of its frames failed, by frame number.
+    """
+
+    video: str | None = None
+    frames: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.video is not None:
+            object.__setattr__(self, "video", _storable(self.video))
+        object.__setattr__(self, "frames", {int(n): _storable(self.frames[n]) for n in sorted(self.frames)})
+
+    def __bool__(self) -> bool:
+        return self.video is not None or bool(self.frames)
+
+    @property
+    def state(self) -> State:
+        """State of a finished video that these are the failures of."""
+        return State.DONE if self.video is None else State.FAILED
+
+    def of_video(self) -> Failures:
+        """Return the failure of the whole video alone: to a feature of videos, a failed frame is none."""
+        return Failures(self.video)
+
+    def to_text(self) -> str:
+        """Return what a store keeps: JSON, or ``""`` if nothing failed."""
+        if self.video is not None:
+            return json.dumps({"video": self.video}, ensure_ascii=False)
+        if self.frames:
+            return json.dumps({"frames": {str(n): reason for n, reason in self.frames.items()}}, ensure_ascii=False)
+        return ""
+
+    @classmethod
+    def from_text(cls, text: str) -> Failures:
+        """Return the value of a text that :meth:`to_text` made; :class:`InvalidError` for any other text."""
+        if not text:
+            return NOTHING_FAILED
+        try:
+            found = json.loads(text)
+            frames = {int(frame): str(reason) for frame, reason in found.get("frames", {}).items()}
+            return cls(str(found["video"]) if "video" in found else None, frames)
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            raise InvalidError(f"{text[:80]!r} given as failures of a video; {FORM} needed") from None
+
+
+def _storable(reason: object) -> str:
+    """Return a reason as text that can be stored: file names may hold halves of characters, which are written out."""
+    return str(reason).encode("utf-8", "backslashreplace").decode("utf-8") or "no reason was given"
+
+
+NOTHING_FAILED = Failures()
