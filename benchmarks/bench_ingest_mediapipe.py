@@ -47,7 +47,8 @@ print(len(rows), time.perf_counter() - first)
 _INGEST = """
 import sys, time
 from kpstore.extractors.holistic import HolisticExtractor
-from kpstore.ingest.run import Options, SilentObserver, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import SilentObserver, run_ingest
 from kpstore.sources.phoenix import PhoenixSource
 
 class Watch(SilentObserver):

@@ -19,7 +19,8 @@ from typing import Any
 from benchmarks.cases import PeakMemory, SyntheticExtractor, SyntheticSource, phoenix_lengths, summary
 from kpstore.backends import icechunk
 from kpstore.backends.icechunk_views import IcechunkFork
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.store.transaction import Transaction
 
 _FIRST_ROW = """

@@ -24,7 +24,8 @@ from benchmarks.cases import SyntheticExtractor, SyntheticSource, phoenix_length
 from kpstore.bench.measure import SCAN_ROWS, Settings
 from kpstore.bench.run import BenchReport, bench
 from kpstore.bench.subjects import installed_peers
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 
 FEATURE = "keypoints"
 TORCH = "DataLoader(TensorDataset)"

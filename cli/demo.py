@@ -53,7 +53,8 @@ def _say(what: str, command: str) -> None:
 
 def _ingest(source: Source, location: Path, workers: int) -> bool:
     from kpstore.extractors.registry import make_extractor
-    from kpstore.ingest.run import Options, run_ingest
+    from kpstore.ingest.options import Options
+    from kpstore.ingest.run import run_ingest
 
     _say("extract", f"kpstore ingest phoenix … {location} --workers {workers}")
     with make_watcher() as watcher:

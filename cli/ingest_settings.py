@@ -19,7 +19,7 @@ from .arguments import Json, Splits
 
 if TYPE_CHECKING:
     from kpstore.extractors.base import AnyExtractor
-    from kpstore.ingest.run import Options
+    from kpstore.ingest.options import Options
 
 _MODEL, _MACHINE, _RESUME = "What to extract", "Where to run", "What to do again, and when to commit"
 MAX_DEFAULT_WORKERS = 4
@@ -94,7 +94,7 @@ class RunSettings:
 
     def options(self) -> Options:
         """Return how to run."""
-        from kpstore.ingest.run import Options
+        from kpstore.ingest.options import Options
 
         if self.checkpoint_minutes <= 0:
             raise InvalidError(f"--checkpoint-minutes is {self.checkpoint_minutes}; it must be more than 0")

@@ -15,8 +15,8 @@ import typer
 from .render import console, count, duration, number
 
 if TYPE_CHECKING:
+    from kpstore.ingest.pending import Plan
     from kpstore.ingest.report import Progress
-    from kpstore.ingest.run import Plan
 
 _LINE_EVERY_S = 15.0
 

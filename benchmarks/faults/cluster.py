@@ -25,8 +25,9 @@ import kpstore
 from benchmarks.faults.by_hand import ByHand, can_mount, change_view
 from benchmarks.faults.numbered import FEATURE, NumberedExtractor, NumberedSource, expected_rows
 from kpstore.errors import KpstoreError
+from kpstore.ingest.options import Options
 from kpstore.ingest.report import Progress
-from kpstore.ingest.run import Options, SilentObserver, run_ingest
+from kpstore.ingest.run import SilentObserver, run_ingest
 from kpstore.schema.feature import State
 
 Counts = dict[str, dict[str, int]]

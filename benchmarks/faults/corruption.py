@@ -35,7 +35,8 @@ import kpstore
 from benchmarks.faults.damage import damage
 from kpstore.errors import KpstoreError
 from kpstore.extractors.base import Extracted
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import ArraySpec, Compression, FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError, Listing

@@ -16,7 +16,8 @@ import kpstore
 from benchmarks.faults.by_hand import ByHand
 from benchmarks.faults.cluster import AtFrame
 from kpstore.extractors.holistic import HolisticExtractor
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.sources.base import Source
 from kpstore.sources.demo import write_demo_dataset
 from kpstore.sources.phoenix import PhoenixSource

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kpstore.extractors.base import AnyExtractor, frame_specs
-from kpstore.ingest.run import Plan, title
+from kpstore.ingest.pending import Plan, title
 from kpstore.schema.index import VideoRecord
 
 

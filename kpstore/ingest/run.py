@@ -3,141 +3,34 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from types import FrameType
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from kpstore._version import __version__
 from kpstore.backends.base import Backend, Fork
 from kpstore.errors import CorruptError, ExistsError, InvalidError, WorkersError
-from kpstore.extractors.base import AnyExtractor, frame_specs, settle
+from kpstore.extractors.base import AnyExtractor, frame_specs
 from kpstore.ingest.blocks import join_adjacent
 from kpstore.ingest.executors import Executor, make_executor
-from kpstore.ingest.gpus import count_gpus
+from kpstore.ingest.interrupts import interrupts_held_back, sigterm_as_interrupt
 from kpstore.ingest.job import Job
-from kpstore.ingest.plan import Task, plan_tasks
+from kpstore.ingest.options import Options
+from kpstore.ingest.pending import Plan, make_plan, title
+from kpstore.ingest.plan import Task
 from kpstore.ingest.report import MAX_FAILURES, Progress, ProgressFile, Report
 from kpstore.ingest.settling import Processors, settle_by_trial
 from kpstore.ingest.worker import TaskResult
-from kpstore.schema.face_features import FACE_PATH
-from kpstore.schema.feature import Compression, State
-from kpstore.schema.index import VideoIndex, VideoRecord
+from kpstore.schema.feature import State
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
 from kpstore.store import history
 from kpstore.store.store import Failure, Store, backend_for
-from kpstore.store.transaction import Transaction, check_same
-
-TASK_SECONDS = 30.0
-"""What a task should take: short enough to lose little, long enough that starting it costs nothing."""
-
-MAX_TASK_CHUNKS = 16
-TASKS_PER_WORKER = 4
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run an ingest; nothing here changes the numbers.
-
-    Parameters
-    ----------
-    workers : Dask worker processes on this machine; 0 runs in this process.
-    scheduler : address of a Dask scheduler to use instead.
-    device : where all models run, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``; by default on the CPU, or the GPUs asked for.
-    gpus, workers_per_gpu : pin ``gpus * workers_per_gpu`` workers to GPUs; ``workers`` is then ignored.
-    overwrite : extract again what is there already.
-    retry_failed : extract again videos in which something failed.
-    ignore_problems : go on although the source lists missing or unreadable videos.
-    checkpoint_s, checkpoint_frames : commit when either has gone by.
-    task_frames : frames per task; 0 sizes tasks to take about half a minute.
-    name : name of the data set in a store that is made; the source's by default.
-    compression : of the values of a feature that is made; one that is there keeps its own.
-    """
-
-    workers: int = 1
-    scheduler: str | None = None
-    gpus: int = 0
-    workers_per_gpu: int = 1
-    device: str = ""
-    overwrite: bool = False
-    retry_failed: bool = False
-    ignore_problems: bool = False
-    checkpoint_s: float = 300.0
-    checkpoint_frames: int = 100_000
-    task_frames: int = 0
-    name: str = ""
-    compression: Compression = "raw"
-
-    def __post_init__(self) -> None:
-        for name, least in (("workers", 0), ("gpus", 0), ("workers_per_gpu", 1), ("checkpoint_frames", 1)):
-            if getattr(self, name) < least:
-                raise InvalidError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.checkpoint_s <= 0:
-            raise InvalidError(f"checkpoint_s is {self.checkpoint_s}; it must be more than 0")
-        self._check_gpus()
-
-    def _check_gpus(self) -> None:
-        kind, _, number = self.device.partition(":")
-        if kind not in ("", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
-            raise InvalidError(f"device {self.device!r} is none; use cpu, cuda or cuda:0")
-        if self.gpus and self.device:
-            raise InvalidError(f"device {self.device!r} and {self.gpus} GPUs were asked for; choose one of them")
-        wanted = int(number or 0) + 1 if kind == "cuda" else self.gpus
-        found = count_gpus() if wanted and self.scheduler is None else wanted
-        if wanted > found:
-            asked = f"device {self.device!r}" if self.device else f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}"
-            option = "--device" if self.device else "--gpus"
-            raise InvalidError(
-                f"{asked} asked for, {found or 'none'} found on this machine; leave out {option} to use the CPU"
-            )
-
-    @property
-    def runs_on(self) -> str:
-        """The device that each worker's models are told."""
-        return self.device or ("cuda" if self.gpus else "cpu")
-
-    @property
-    def n_workers(self) -> int:
-        """Worker processes to start on this machine."""
-        return self.gpus * self.workers_per_gpu if self.gpus else self.workers
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run would do; nothing has been written yet.
-
-    Parameters
-    ----------
-    listing : what the source holds.
-    new_videos : videos that the store does not have yet.
-    pending : positions that the videos to extract have, or will have, in the store.
-    tasks : who does what.
-    overwritten : positions of videos that are done and would be done again.
-    restart : whether the feature is made anew, with the extractor's settings instead of those it was made with.
-    notes : what differs between the data set and the store, and is left as the store has it.
-    """
-
-    listing: Listing
-    new_videos: tuple[VideoRecord, ...]
-    pending: NDArray[np.int64]
-    tasks: tuple[Task, ...]
-    overwritten: NDArray[np.int64]
-    restart: bool = False
-    notes: tuple[str, ...] = ()
-
-    @property
-    def n_frames(self) -> int:
-        """Frames to extract."""
-        return sum(task.n_frames for task in self.tasks)
+from kpstore.store.transaction import Transaction
 
 
 class Observer(Protocol):
@@ -250,138 +143,6 @@ def _scan(source: Source, options: Options, observer: Observer) -> Listing:
     return listing
 
 
-def title(extractor: AnyExtractor) -> str:
-    """Return what people call the features that an extractor makes."""
-    first, *others = frame_specs(extractor)
-    more = len(extractor.specs) - 1
-    return f"{first.name} and {more} more" if more > 1 else " and ".join(spec.name for spec in (first, *others))
-
-
-def make_plan(backend: Backend, listing: Listing, extractor: AnyExtractor, options: Options) -> Plan:
-    """Compare what a source holds with what a store holds, and cut what is missing into tasks."""
-    store = Store(backend, history.resolve(backend, None)) if backend.exists() else None
-    videos = listing.videos
-    _check_references(extractor, videos)
-    known = [] if store is None else [video for video in videos if video.id in store.index]
-    notes = () if store is None else _check_unchanged(store, known)
-    new = tuple(video for video in videos if store is None or video.id not in store.index)
-    index = _future_index(store, new)
-    by_position = {index.position(video.id): video for video in videos}
-    there, redo = _what_is_there(store, extractor, options)
-    pending = sorted(p for p in by_position if p >= len(there) or not there[p] or redo[p])
-    wanted = np.array(pending, dtype=np.int64)
-    # Only features of which nothing is kept may be made anew with other settings.
-    restart = options.overwrite and bool(there.any()) and not len(np.setdiff1d(np.flatnonzero(there), wanted))
-    stored = {} if store is None or restart else store.features
-    begun = settle(extractor, {name: one.provenance for name, one in stored.items()}, options.runs_on)
-    provenance = extractor.provenance  # of a new feature too: weights that are not there should show before anything
-    for spec in extractor.specs:
-        if spec.name in stored:
-            check_same(stored[spec.name], spec, provenance[spec.name])
-    task_frames = options.task_frames or _task_frames(extractor, int(index.n_frames[wanted].sum()), options.n_workers)
-    chunk_rows = [spec.chunk_rows for spec in frame_specs(extractor)]
-    tasks = plan_tasks(index, [by_position[p] for p in pending], wanted, chunk_rows=chunk_rows, task_frames=task_frames)
-    overwritten = np.array([p for p in pending if p < len(redo) and redo[p]], dtype=np.int64)
-    return Plan(listing, new, wanted, tuple(tasks), overwritten, restart, (*notes, *begun))
-
-
-def _check_references(extractor: AnyExtractor, videos: Sequence[VideoRecord]) -> None:
-    """Raise :class:`InvalidError` if every video would fail for want of a reference picture."""
-    if getattr(extractor, "needs_reference", False) and not any(v.annotations.get(FACE_PATH) for v in videos):
-        raise InvalidError(
-            f"{title(extractor)} need a frontal picture of each video ({FACE_PATH!r}), and none of these "
-            f"{len(videos)} videos has one; 'kpstore ingest faces' takes a folder of them"
-        )
-
-
-def _what_is_there(
-    store: Store | None, extractor: AnyExtractor, options: Options
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which videos of a store are done or have failed, and which of these are to be done again, (videos,) bool.
-
-    Raises
-    ------
-    InvalidError
-        If a video has some of the extractor's features and lacks others: doing it would replace what is there.
-    """
-    if store is None:
-        return np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
-    n_videos, names = len(store.index), [spec.name for spec in extractor.specs]
-    known = [name for name in names if name in store.features]
-    states = np.array([store.states(name) if name in known else np.zeros(n_videos, np.uint8) for name in names])
-    there = (states != State.PENDING).any(axis=0)
-    redo = there & options.overwrite
-    if options.retry_failed:
-        for name in known:
-            redo |= np.asarray(store[fmt.failure_name(name)][:]) != ""
-    partly = np.flatnonzero(there & (states == State.PENDING).any(axis=0) & ~redo)
-    if len(partly):
-        lacking = [name for name, state in zip(names, states, strict=True) if state[partly[0]] == State.PENDING]
-        raise InvalidError(
-            f"video {store.index.ids[partly[0]]!r} has some features in {store.location} already, but no "
-            f"{', '.join(lacking)}; --overwrite makes all of them anew"
-        )
-    return there, redo
-
-
-def _task_frames(extractor: AnyExtractor, frames: int, workers: int) -> int:
-    """Return how many frames make a task: half a minute of work, or a share of a small data set for every worker."""
-    by_time = int(max(extractor.typical_fps, 0.1) * TASK_SECONDS) + 1
-    by_share = -(-frames // (TASKS_PER_WORKER * max(workers, 1)))
-    largest = max(frame_specs(extractor), key=lambda spec: spec.row_bytes)
-    return max(1, min(by_time, by_share, MAX_TASK_CHUNKS * largest.chunk_rows))
-
-
-def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> tuple[str, ...]:
-    """Return what differs and does no harm; raise :class:`InvalidError` for what would mix up rows or splits."""
-    texts = {name: store[name][:] for name in store.annotation_names} if videos else {}
-    notes = []
-    resplit = []
-    for video in videos:
-        position = store.index.position(video.id)
-        stored, now = store.index.n_frames[position], video.n_frames
-        if stored != now:
-            raise InvalidError(
-                f"video {video.id!r} has {stored} frames in {store.location} and {now} frames in the data set now; "
-                "restore the data set, or ingest into a new store"
-            )
-        split = store.index.splits[position]
-        if split != video.split and not store.own_splits:
-            raise InvalidError(
-                f"video {video.id!r} has split {split!r} in {store.location} and split {video.split!r} in the data set "
-                "now; restore the data set, set the store's splits (kpstore splits set), or ingest into a new store"
-            )
-        resplit += [video.id] if split != video.split else []
-        if FACE_PATH in video.annotations and FACE_PATH not in texts:
-            raise InvalidError(
-                f"{store.location} holds video {video.id!r}, but no frontal pictures ({FACE_PATH!r}); ingest faces "
-                "into a new store"
-            )
-        changed = [name for name, text in video.annotations.items() if name in texts and texts[name][position] != text]
-        if changed:
-            notes.append(f"video {video.id!r} has another {' and '.join(changed)} now; the store keeps its own")
-    if resplit:
-        notes.append(
-            f"the splits of {store.location} were set by hand: {len(resplit)} videos, the first {resplit[0]!r}, keep "
-            "theirs; new videos get the data set's, see 'kpstore splits check'"
-        )
-    return tuple(notes)
-
-
-def _future_index(store: Store | None, new: Sequence[VideoRecord]) -> VideoIndex:
-    ids = np.array([video.id for video in new], dtype=object)
-    splits = np.array([video.split for video in new], dtype=object)
-    lengths = np.array([video.n_frames for video in new], dtype=np.int64)
-    if store is None or len(store.index) == 0:
-        return VideoIndex(ids, splits, lengths)
-    old = store.index
-    return VideoIndex(
-        np.concatenate([old.ids, ids]),
-        np.concatenate([old.splits, splits]),
-        np.concatenate([old.n_frames, lengths]),
-    )
-
-
 class _Run:
     """One ingest under way."""
 
@@ -412,7 +173,7 @@ class _Run:
         if not plan.tasks:
             self._prepare(plan)
         try:
-            with _sigterm_as_interrupt():
+            with sigterm_as_interrupt():
                 if plan.tasks:
                     self._execute(plan)
         except KeyboardInterrupt:
@@ -423,7 +184,7 @@ class _Run:
         except Exception:
             self._save_what_is_whole()
             raise
-        with _interrupts_held_back(for_good=True):
+        with interrupts_held_back(for_good=True):
             if self._results:
                 self._checkpoint(final=True, interrupted=interrupted)
             report = self._report(interrupted)
@@ -433,7 +194,7 @@ class _Run:
 
     def _save_what_is_whole(self) -> None:
         """Commit what came in before an error that ends the run; that error is what the user should hear of."""
-        with _interrupts_held_back(for_good=True), suppress(Exception):
+        with interrupts_held_back(for_good=True), suppress(Exception):
             if self._results:
                 self._checkpoint(final=True, interrupted=True)
         self._progress.running = False
@@ -489,12 +250,12 @@ class _Run:
         job = Job(self._progress.run_id, self._source, self._extractor, options.runs_on, meeting=meeting)
         with ExitStack() as stack:
             # Half a cluster cannot be taken down cleanly, so a Ctrl-C waits until it stands.
-            with _interrupts_held_back():
+            with interrupts_held_back():
                 executor = stack.enter_context(made)
             self._progress.workers = executor.n_workers
             try:
                 settle_by_trial(executor, job)
-                with _interrupts_held_back():
+                with interrupts_held_back():
                     self._prepare(plan)
                 self._drive(executor, job, plan.tasks)
             finally:
@@ -506,7 +267,7 @@ class _Run:
             remaining -= 1
             self._take(result)
             if remaining and self._is_due():
-                with _interrupts_held_back():
+                with interrupts_held_back():
                     self._checkpoint(final=False)
 
     def _make_fork(self, task: Task) -> Fork | None:
@@ -631,37 +392,3 @@ def count_rows(tx: Transaction, feature: str, tasks: Sequence[Task]) -> None:
                 f"{missing} of rows {task.start}:{task.stop} of {feature!r} are missing after the merge; nothing was "
                 "committed, the store is as before. This is a bug of kpstore: please report it"
             )
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, which batch systems send before they kill, end a run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    old = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
-
-
-@contextmanager
-def _interrupts_held_back(*, for_good: bool = False) -> Iterator[None]:
-    """Finish a commit before Ctrl-C or SIGTERM takes effect; ``for_good`` drops what came meanwhile."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    old = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-    if came and not for_good:
-        raise KeyboardInterrupt

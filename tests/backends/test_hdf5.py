@@ -27,7 +27,8 @@ from kpstore.backends.hdf5_changes import OPEN
 from kpstore.backends.hdf5_records import HOME, read_json, write_json
 from kpstore.backends.memory import MemoryBackend
 from kpstore.errors import BusyError, CorruptError, ExistsError, InvalidError, NotFoundError
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import FeatureSpec
 from tests.backends.workers import read_first_row
 from tests.conftest import memory_location

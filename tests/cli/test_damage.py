@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import kpstore
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from tests.cli.conftest import Kpstore
 from tests.fakes import FakeExtractor, FakeSource
 from tests.store.damage import damaged_copy

@@ -31,7 +31,8 @@ from kpstore.errors import (
 from kpstore.extractors.dinov2 import Dinov2Extractor, whole_image
 from kpstore.extractors.dinov2_weights import MODELS, Architecture, hub_cache, register_model
 from kpstore.extractors.registry import make_extractor
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.sources.videos import VideosSource
 
 torch = pytest.importorskip("torch")

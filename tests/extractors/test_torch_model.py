@@ -16,7 +16,8 @@ from kpstore.extractors.base import OneFeature
 from kpstore.extractors.devices import reproducible
 from kpstore.extractors.processors import cpu_name, device_name, kind_of
 from kpstore.extractors.torch_model import TorchModel
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from tests.fakes import FakeSource
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from kpstore.extractors.dinov2_weights import Architecture, register_model
 from kpstore.extractors.insightface import FacesExtractor
+from kpstore.ingest.options import Options
 from kpstore.ingest.report import Progress
-from kpstore.ingest.run import Options, SilentObserver, run_ingest
+from kpstore.ingest.run import SilentObserver, run_ingest
 from kpstore.sources.faces import FacesSource
 
 MODEL = "dinov2_tiny"

@@ -2,7 +2,8 @@
 
 import sys
 
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from tests.fakes import FakeExtractor, FakeSource
 
 LENGTHS = {f"v{n}": 20 for n in range(20)}

@@ -15,7 +15,8 @@ from benchmarks.faults.by_hand import ByHand, can_mount, change_view
 from benchmarks.faults.cluster import AtFrame
 from benchmarks.faults.numbered import FEATURE, NumberedExtractor, NumberedSource, expected_rows
 from kpstore.errors import WorkersError
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import State
 
 LENGTHS = [11, 3, 0, 14, 9, 12, 6, 13, 8, 10, 12, 12]

@@ -22,7 +22,8 @@ from kpstore.ingest import crew, executors
 from kpstore.ingest.gpus import gpu_identities
 from kpstore.ingest.job import Job
 from kpstore.ingest.on_worker import Stranger
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import State
 from tests.fakes import FakeExtractor, FakeSource
 

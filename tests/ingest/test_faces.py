@@ -18,7 +18,8 @@ import kpstore
 from kpstore.cli.main import run
 from kpstore.extractors.dinov2_weights import Architecture, register_model
 from kpstore.extractors.insightface import FacesExtractor
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import State
 from kpstore.store.verify import verify
 from tests.cli.conftest import Kpstore

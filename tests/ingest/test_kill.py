@@ -15,7 +15,8 @@ import psutil
 
 import kpstore
 from kpstore.errors import NotFoundError
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import State
 from tests.ingest.kill_driver import extractor, source
 from tests.processes import start, until

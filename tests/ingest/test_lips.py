@@ -17,7 +17,8 @@ import pytest
 import kpstore
 from kpstore.cli.main import run
 from kpstore.extractors.lip_resnet18 import LipResnet18Extractor
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import State
 from kpstore.sources.lips import LipsSource
 from kpstore.store.verify import verify

@@ -19,7 +19,8 @@ from PIL import Image
 import kpstore
 from kpstore.errors import InvalidError, MismatchError, NotFoundError, UnsupportedError
 from kpstore.extractors.base import Extracted
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.face_features import FACE_PATH
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord

@@ -13,7 +13,8 @@ from kpstore.errors import NotFoundError
 from kpstore.extractors.holistic import HolisticExtractor
 from kpstore.extractors.mediapipe import load_solutions, quiet_calls
 from kpstore.extractors.parts import PartsExtractor
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import State
 from kpstore.schema.layout import FACE_LISTS, PART_SLICES
 from kpstore.sources.demo import HEIGHT, WIDTH, write_demo_dataset

@@ -20,8 +20,9 @@ from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.errors import BusyError, CorruptError, ExtractorError, InvalidError, MismatchError, NotFoundError
 from kpstore.ingest import run as run_module
 from kpstore.ingest.executors import DaskExecutor
+from kpstore.ingest.options import Options
 from kpstore.ingest.report import Progress, feature_progress, read_progress
-from kpstore.ingest.run import Options, SilentObserver, plan_ingest, run_ingest
+from kpstore.ingest.run import SilentObserver, plan_ingest, run_ingest
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.sources.base import Listing
 from tests.conftest import memory_location

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 import kpstore
 from kpstore.errors import InvalidError, MismatchError
 from kpstore.extractors.base import Extracted
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError

@@ -17,7 +17,8 @@ from kpstore.backends import memory
 from kpstore.backends.base import ReadView, WriteView
 from kpstore.errors import CorruptError, NotFoundError
 from kpstore.extractors.base import AnyExtractor
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import FeatureSpec, State
 from kpstore.sources.base import Source
 from kpstore.store.repair import repair

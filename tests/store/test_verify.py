@@ -16,7 +16,8 @@ import kpstore
 from kpstore.backends.base import ArrayMeta, WriteView
 from kpstore.errors import CorruptError
 from kpstore.ingest.against_source import compare_with_source
-from kpstore.ingest.run import Options, run_ingest
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
 from kpstore.store.verify import verify, verify_all
