@@ -1,4 +1,4 @@
-"""Imports point one way; siblings on a floor do not know each other (style.md, section 4)."""
+"""Imports point one way; siblings on a floor do not know each other (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOORS = [
     ["store"],
     ["ingest", "interop", "views"],
     ["api", "trainers"],
-    ["bench", "doctor"],
+    ["bench", "doctor", "testing"],
     ["cli"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

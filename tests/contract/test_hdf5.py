@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kpstore.backends.hdf5 import HDF5Backend
-from tests.contract.backend_contract import BackendContract
+from kpstore.testing.backends import BackendContract
 
 
 class TestHDF5(BackendContract):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kpstore.backends.icechunk import IcechunkBackend
-from tests.contract.backend_contract import BackendContract
+from kpstore.testing.backends import BackendContract
 
 
 class TestIcechunk(BackendContract):

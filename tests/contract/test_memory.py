@@ -3,8 +3,8 @@
 import pytest
 
 from kpstore.backends.memory import MemoryBackend
+from kpstore.testing.backends import BackendContract
 from tests.conftest import memory_location
-from tests.contract.backend_contract import BackendContract
 
 
 class TestMemory(BackendContract):

@@ -1,4 +1,12 @@
-"""What every backend must do; a new one joins by a subclass of :class:`BackendContract` with a ``backend`` fixture."""
+"""What every backend must do.
+
+A test module of a new backend needs one class, and pytest finds the rest::
+
+    class TestMine(BackendContract):
+        @pytest.fixture
+        def backend(self, tmp_path):
+            return MyBackend(str(tmp_path / "store.mine"))
+"""
 
 from __future__ import annotations
 
@@ -26,10 +34,12 @@ def meta(n_rows: int = 10, dtype: str = "float32", **changes: Any) -> ArrayMeta:
 
 
 def text_meta(n_rows: int) -> ArrayMeta:
+    """(rows,) text in chunks of four."""
     return ArrayMeta((n_rows,), TEXT, CHUNK, ("frame",))
 
 
 def numbers(n_rows: int, seed: int = 0) -> NDArray[np.float32]:
+    """(rows, 2) float32, others for each seed."""
     return np.random.default_rng(seed).standard_normal((n_rows, 2)).astype(np.float32)
 
 
@@ -41,13 +51,22 @@ def add_array(backend: Backend, name: str = "a", n_rows: int = 10) -> str:
 
 
 def commit_rows(backend: Backend, name: str, start: int, values: NDArray[Any], branch: str = MAIN) -> str:
+    """Commit rows of an array; return the new version."""
     changes = backend.begin(branch)
     changes.write(name, start, values)
     return changes.commit(f"write {name}[{start}:]")
 
 
 def newest(backend: Backend, branch: str = MAIN) -> ReadView:
+    """Open the newest version of a branch."""
     return backend.view(backend.branches()[branch])
+
+
+def another(backend: Backend, location: str) -> Backend:
+    """Return a further backend of the same class, as another process would make it."""
+    kind: Any = type(backend)
+    found: Backend = kind(location)
+    return found
 
 
 class BackendContract:
@@ -97,19 +116,19 @@ class BackendContract:
         add_array(made)
         commit_rows(made, "a", 0, numbers(10))
         folder, slash, last = made.location.rpartition("/")
-        moved = type(made)(f"{folder}{slash}moved-{last}")
+        moved = another(made, f"{folder}{slash}moved-{last}")
         made.move(moved.location)
-        assert not type(made)(made.location).exists()
+        assert not another(made, made.location).exists()
         assert len(list(moved.history(moved.branches()[MAIN]))) == 3
         np.testing.assert_array_equal(newest(moved).read("a", 0, 10), numbers(10))
-        again = type(made)(made.location)
+        again = another(made, made.location)
         again.create({}, "another")
         with pytest.raises(ExistsError, match="moved-"):
             again.move(moved.location)
         assert again.exists()
 
     def test_a_removed_store_is_gone(self, made: Backend) -> None:
-        again = type(made)(made.location)
+        again = another(made, made.location)
         again.remove()
         assert not again.exists()
         again.remove()
@@ -249,7 +268,8 @@ class BackendContract:
         add_array(made)
         view = made.view(commit_rows(made, "a", 0, numbers(10)))
         view.read("a", 0, 10)[:] = 7
-        view.attrs().__setitem__("title", "other")  # type: ignore[attr-defined]
+        attrs: Any = view.attrs()
+        attrs["title"] = "other"
         np.testing.assert_array_equal(view.read("a", 0, 10), numbers(10))
         assert view.attrs()["title"] == "t"
 
@@ -400,13 +420,13 @@ class BackendContract:
         again.create("gone", meta(9))
         again.write("gone", 8, numbers(1, 5))
         again.commit("longer, and made again")
-        view = newest(made)
-        assert view.names() == ["a", "b", "c", "gone"]
-        for name in view.names():
-            found, about = view.checksums(name), view.meta(name)
+        now = newest(made)
+        assert now.names() == ["a", "b", "c", "gone"]
+        for name in now.names():
+            found, about = now.checksums(name), now.meta(name)
             if found is None:
                 continue
-            values = view.read(name, 0, about.n_rows)
+            values = now.read(name, 0, about.n_rows)
             chunks = [values[row : row + about.chunk_rows] for row in range(0, about.n_rows, about.chunk_rows)]
             assert len(found) == len(chunks)
             assert all(matches(about, rows, int(sum_)) for rows, sum_ in zip(chunks, found, strict=True)), name
@@ -494,7 +514,7 @@ class BackendContract:
         made.create_tag("v1", old)
         made.create_tag(name, old)
         new = add_array(made)
-        again = type(made)(made.location)
+        again = another(made, made.location)
         assert again.tags() == {"v1": old, name: old}
         with pytest.raises(ExistsError, match=re.escape(name)):
             again.create_tag(name, new)
@@ -506,7 +526,7 @@ class BackendContract:
             made.create_branch(name, new)
             newer = commit_rows(again, "a", 0, numbers(10), branch=name)
             made.reset_branch(name, new, expected=newer)
-            assert type(made)(made.location).branches() == {MAIN: new, name: new}
+            assert another(made, made.location).branches() == {MAIN: new, name: new}
 
     def test_branches_grow_apart(self, made: Backend) -> None:
         self.needs_branches(made)
