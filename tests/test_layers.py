@@ -69,3 +69,10 @@ def test_the_check_sees_imports_in_functions_and_relative_ones(tmp_path: Path) -
     lines = ["from kpstore import plugins", "from ..views import frames", "import kpstore.api"]
     module.write_text("\n    ".join(["def f():", *lines]))
     assert sorted(imported("kpstore.store.m", module)) == ["kpstore.api", "kpstore.plugins", "kpstore.views"]
+
+
+def test_every_package_is_in_the_architecture_page() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    packages = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+    assert [name for name in packages if f"`{name}`" not in page] == []
+    assert [name for floor in FLOORS for name in floor if name not in page] == []
