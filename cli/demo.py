@@ -86,7 +86,7 @@ def _batch(store: Store) -> None:
         return
     from torch.utils.data import DataLoader
 
-    batch = next(iter(DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)))  # type: ignore[arg-type]
+    batch = next(iter(DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)))
     keypoints = batch["keypoints"]
     typer.echo(f"one batch: keypoints {tuple(keypoints.shape)} {keypoints.dtype}, rows {batch['row'].tolist()}")
 

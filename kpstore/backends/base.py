@@ -347,6 +347,9 @@ class Backend(Protocol):
     def remove(self) -> None:
         """Remove the store with all its versions; nothing happens if there is none."""
 
+    def close(self) -> None:
+        """Let go of open files. Views stay as they are; whatever is asked of the backend later opens it again."""
+
     def view(self, snapshot: str) -> ReadView:
         """Open a version by its id; :class:`NotFoundError` if there is none."""
 

@@ -123,6 +123,10 @@ class HDF5Backend:
         self._remove_left_overs()
         shutil.rmtree(self.sidecar_dir, ignore_errors=True)
 
+    def close(self) -> None:
+        """Let go of the open file; it closes with the last view of it."""
+        self._open_file = None
+
     # -- versions -------------------------------------------------------------------------------------------
 
     def _require(self) -> None:

@@ -102,6 +102,11 @@ class IcechunkBackend:
         if self.exists():
             shutil.rmtree(self._path)
 
+    def close(self) -> None:
+        """Let go of the open repository."""
+        self.__dict__.pop("_repository", None)
+        self._nodes_of.clear()
+
     @cached_property
     def _repository(self) -> icechunk.Repository:
         # Icechunk makes the directory of whatever path it is given, so look before asking it.

@@ -88,6 +88,9 @@ class MemoryBackend:
         """Forget the store."""
         _repositories.pop(self.location, None)
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def view(self, snapshot: str) -> _View:
         """Open a version by its id."""
         if snapshot not in self._repo().commits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -124,8 +125,8 @@ class VideoIndex:
         try:
             return self._positions[video_id]
         except KeyError:
-            near = get_close_matches(str(video_id), self._positions, n=3) if len(self) <= 100_000 else []
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {len(self)} videos"
+            hint = nearest(video_id, self._positions) if len(self) <= 100_000 else ""
+            hint = hint or f"there are {len(self)} videos"
             raise NotFoundError(f"video {video_id!r} not found; {hint}") from None
 
     def rows(self, position: int) -> slice:
@@ -167,3 +168,19 @@ class VideoIndex:
         starts = np.repeat(self.offsets[positions], lengths)
         within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return (starts + within).astype(np.int64)
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """Return a question that names the most similar of some names; ``""`` if none is similar."""
+    near = get_close_matches(str(name), list(names), n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def whole_number(value: object) -> int | None:
+    """Return one whole number of any kind (int, numpy, torch) as an int; None for anything else, bools included."""
+    if isinstance(value, bool | np.bool_) or getattr(value, "ndim", 0) != 0:
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
+from kpstore.schema.index import whole_number
 from kpstore.store.reader import RowReader
 
 
@@ -24,8 +25,9 @@ def read_key(reader: RowReader, name: str, key: Any) -> NDArray[Any]:
         else:
             block = reader.read(name, np.arange(start, stop, step, dtype=np.int64))
         return block[(slice(None), *tail)] if tail else block
-    if isinstance(head, int | np.integer) and not isinstance(head, bool):
-        row = int(head) + (n_rows if head < 0 else 0)
+    number = whole_number(head)
+    if number is not None:
+        row = number + (n_rows if number < 0 else 0)
         if not 0 <= row < n_rows:
             # IndexError is what ends Python's own iteration protocol and what numpy raises.
             raise IndexError(f"row {head} of {name!r} asked for; it has {n_rows} rows")

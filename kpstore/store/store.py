@@ -21,7 +21,7 @@ from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadVi
 from kpstore.errors import ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureSpec, Provenance, State
-from kpstore.schema.index import VideoIndex
+from kpstore.schema.index import VideoIndex, nearest
 from kpstore.store import format as fmt
 from kpstore.store import html
 from kpstore.store.cache import DecodedCache
@@ -262,7 +262,12 @@ class Video:
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         array = self._store[name]
-        framewise = array.dims[0] == "frame"
+        axis = array.dims[0]
+        if axis not in ("frame", "video"):
+            mine = [known for known in self._store if self._store[known].dims[0] in ("frame", "video")]
+            hint = nearest(name, mine) or "those have to be read from the store"
+            raise NotFoundError(f"{name!r} has a row for each {axis}, not for frames or videos; {hint}")
+        framewise = axis == "frame"
         values: NDArray[Any] = array[self.rows] if framewise else array[self.position]
         if self._missing == "nan":
             return values
@@ -301,6 +306,7 @@ class Store:
         self, backend: Backend, snapshot: str, mode: Mode = "r", cache: str = "auto", check: Check = "first"
     ) -> None:
         self._backend, self.snapshot, self.mode, self._cache, self.check = backend, snapshot, mode, cache, check
+        self._closed = False
 
     @classmethod
     def open(cls, location: str, at: At = None, mode: Mode = "r", cache: str = "auto", check: Check = "first") -> Self:
@@ -352,6 +358,8 @@ class Store:
     @cached_property
     def view(self) -> ReadView:
         """The arrays of this version."""
+        if self._closed:
+            raise InvalidError(f"{self.location} was closed; open it again")
         return self._backend.view(self.snapshot)
 
     @property
@@ -450,6 +458,36 @@ class Store:
         except NotFoundError:
             fmt.check_feature(self.features, name)
             raise
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.view.names()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names of all arrays: features, their companions and states, columns of the index, labels."""
+        return iter(self.view.names())
+
+    def __len__(self) -> int:
+        return len(self.view.names())
+
+    def __bool__(self) -> bool:
+        return True  # an empty store is a store
+
+    def keys(self) -> list[str]:
+        """Return the names of all arrays."""
+        return list(self)
+
+    def close(self) -> None:
+        """Let go of files and memory; reading arrays of this object is an error then. Other objects are unaffected."""
+        self._closed = True
+        for opened in ("reader", "view"):
+            self.__dict__.pop(opened, None)
+        self._backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def video(self, video_id: str) -> Video:
         """Return one video; :class:`NotFoundError` with the nearest ids if there is none."""

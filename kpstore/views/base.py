@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.feature import State
+from kpstore.schema.index import whole_number
 from kpstore.store.format import status_name
 from kpstore.store.store import Store
 from kpstore.views.pool import Pool, plan_pool
@@ -39,8 +40,18 @@ class Selection(TypedDict, total=False):
     where: str | Mapping[str, Any] | None
 
 
-class View(ABC):
-    """Samples of one version of a store.
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    _Samples = Dataset[Any]
+else:
+
+    class _Samples:
+        """To torch, whatever has a length and items is a data set; reading without torch does not import it."""
+
+
+class View(_Samples, ABC):
+    """Samples of one version of a store: a data set for PyTorch, and a sequence without it.
 
     It pickles as the store, which is (location, snapshot), and the rows chosen; every process opens the store anew.
 
@@ -104,13 +115,14 @@ class View(ABC):
             self.store.reader.cache(name)
 
     def __getitem__(self, index: int) -> Any:
-        if not isinstance(index, int | np.integer) or isinstance(index, bool):
+        number = whole_number(index)
+        if number is None:
             raise InvalidError(
                 f"view[{index!r}]: use a whole number; view.batch([…]) reads several, view.subset(…) picks"
             )
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} asked for; the view has {len(self)}")
-        return self.__getitems__([int(index) % len(self)])[0]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"sample {number} asked for; the view has {len(self)}")
+        return self.__getitems__([number % len(self)])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Return samples; a DataLoader asks for a whole batch in this way, so that a batch costs one read."""

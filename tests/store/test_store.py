@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import kpstore
 from kpstore import plugins
@@ -59,6 +60,44 @@ def test_arrays_index_as_numpy_does(store: kpstore.Store) -> None:
     assert repr(filled["points"]) == "<points (frame: 34, point: 5, space: 3) float32>"
     assert (len(filled["points"]), filled["points"].ndim, filled["points"].chunk_rows) == (34, 3, 4)
     assert sum(1 for _ in filled["points"]) == 34
+
+
+def test_rows_are_picked_by_whole_numbers_of_any_kind(store: kpstore.Store) -> None:
+    filled = fill(store)
+    for three in (np.int8(3), np.array(3), torch.tensor(3)):
+        np.testing.assert_array_equal(filled["points"][three], filled["points"][3])
+        assert filled.frames("points")[three]["row"] == 3
+    for odd in (True, np.True_, 3.0, "3", None):
+        with pytest.raises(InvalidError):
+            filled["points"][odd]
+        with pytest.raises(InvalidError):
+            filled.frames("points")[odd]
+
+
+def test_a_store_is_a_mapping_of_arrays_that_can_be_closed(store: kpstore.Store) -> None:
+    assert (store.keys(), len(store), bool(store), "points" in store) == ([], 0, True, False)
+    filled = fill(store)
+    assert {"points", "points_state", "video_id", "image_path"} <= set(filled)
+    assert (len(filled), "points" in filled, "pose" in filled) == (len(list(filled)), True, False)
+    with kpstore.open(filled.location) as opened:
+        array = opened["points"]
+        expected = array[:]
+    for closed in (lambda: array[0], lambda: opened["points"]):
+        with pytest.raises(InvalidError, match="was closed; open it again"):
+            closed()
+    np.testing.assert_array_equal(filled["points"][:], expected)
+    np.testing.assert_array_equal(kpstore.open(filled.location)["points"][:], expected)
+
+
+def test_a_video_has_no_rows_of_other_axes(store: kpstore.Store) -> None:
+    filled = fill(store)
+    with filled.transaction("keypoints") as tx:
+        tx.add_feature("keypoints")
+    video = filled.at().video("a")
+    with pytest.raises(NotFoundError, match=r"'keypoint' has a row for each keypoint, .* did you mean 'keypoints'"):
+        video["keypoint"]
+    with pytest.raises(NotFoundError, match="feature 'keypoins' not found"):
+        video["keypoins"]
 
 
 def test_unknown_names_list_what_there_is(store: kpstore.Store) -> None:
