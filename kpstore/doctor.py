@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kpstore._version import __version__
+from kpstore.backends.places import FILE_SUFFIXES
 from kpstore.errors import KpstoreError
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def _check_of(path: Path) -> Callable[[Path], list[Finding]]:
 
     if path.suffix in (".yml", ".yaml"):
         return _configuration
-    if (path.is_dir() or path.suffix in (".h5", ".hdf5")) and backend_for(str(path)).exists():
+    if (path.is_dir() or path.suffix in FILE_SUFFIXES) and backend_for(str(path)).exists():
         return _store
     if path.name.endswith(CHECKPOINT_ENDINGS) and _version("torch") is not None:
         return _weights

@@ -6,6 +6,8 @@ nothing is imported before it is asked for.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
@@ -13,6 +15,8 @@ from typing import Any, Literal
 from kpstore.errors import ExistsError, MissingExtraError, NotFoundError
 
 Group = Literal["kpstore.backends", "kpstore.extractors", "kpstore.features", "kpstore.formats"]
+
+_log = logging.getLogger(__name__)
 
 _registered: dict[tuple[str, str], Any] = {}
 
@@ -55,13 +59,36 @@ def load(group: Group, name: str) -> Any:
     if point is None:
         kind = group.rpartition(".")[2].removesuffix("s")
         raise NotFoundError(f"{kind} {name!r} not found; there are: {', '.join(names(group)) or 'none'}")
+    return _loaded(point)
+
+
+def each(group: Group) -> Iterator[Any]:
+    """Yield everything in a group: what was registered in this process, what others have installed, and then our own.
+
+    What cannot be imported is left out with a warning: one broken plug-in must not stop everything else.
+    """
+    yield from [item for (kind, _), item in _registered.items() if kind == group]
+    points = _entry_points(group).values()
+    for point in sorted(points, key=lambda point: (point.value.startswith("kpstore."), point.name)):
+        try:
+            yield point.load()
+        except Exception as error:  # whatever an outsider's module raises when it is imported
+            _log.warning("plug-in %r (%s) cannot be imported and is left out: %s", point.name, point.value, error)
+
+
+def imported(name: str, home: str) -> Any:
+    """Return what stands at ``module:attribute``, with an error that names the extra if a library is not installed."""
+    return _loaded(EntryPoint(name, home, ""))
+
+
+def _loaded(point: EntryPoint) -> Any:
     try:
         return point.load()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("kpstore", ""):
             raise
-        raise MissingExtraError(f"{name!r} ({missing} is not installed)", extra=_extra_of(missing)) from error
+        raise MissingExtraError(f"{point.name!r} ({missing} is not installed)", extra=_extra_of(missing)) from error
 
 
 def _extra_of(module: str) -> str:

@@ -11,16 +11,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import kpstore
-from kpstore import plugins
-from kpstore.backends.memory import MemoryBackend
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 settings.register_profile("fast", max_examples=40, deadline=None, derandomize=True, suppress_health_check=_QUIET)
 settings.register_profile("thorough", max_examples=500, deadline=None, suppress_health_check=_QUIET)
 settings.load_profile(os.environ.get("KPSTORE_HYPOTHESIS", "fast"))
-
-if "memory" not in plugins.names("kpstore.backends"):
-    plugins.register("kpstore.backends", "memory", MemoryBackend)
 
 QUICK = ("contract", "schema", "store", "views", "render", "cli/test_main", "cli/test_ingest", "test_layers")
 """What ``pytest --quick`` (``make quick``) runs: the folders and files where most mistakes show.

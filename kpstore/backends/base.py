@@ -313,7 +313,12 @@ class WriteView(ReadView, Protocol):
 
 
 class Backend(Protocol):
-    """One store's place. Cheap to make, picklable, opened when first used."""
+    """One store's place. Cheap to make (of a location alone), picklable, opened when first used.
+
+    What is registered as a backend (``kpstore.backends``) makes one when it is called, and says which locations are
+    its own by ``claims(location)``: a class with a classmethod of that name, or an object like those of
+    :mod:`kpstore.backends.places`.
+    """
 
     @property
     def location(self) -> str:

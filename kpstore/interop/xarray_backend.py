@@ -8,12 +8,11 @@ from typing import Any, Self
 
 import xarray as xr
 
+from kpstore.backends.places import FILE_SUFFIXES
 from kpstore.errors import InvalidError, KpstoreError
 from kpstore.store.history import At
 from kpstore.store.labelled import to_xarray
 from kpstore.store.store import Store
-
-_FILES = (".h5", ".hdf5")
 
 
 class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
@@ -40,7 +39,7 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
         try:
             location = _location(filename_or_obj)
             # xarray asks about every file that it opens; most are told by their names, without a backend's library.
-            if not os.path.isdir(location) and not (os.path.isfile(location) and location.endswith(_FILES)):
+            if not os.path.isdir(location) and not (os.path.isfile(location) and location.endswith(FILE_SUFFIXES)):
                 return False
             Store.open(location)
         except (KpstoreError, OSError):

@@ -38,17 +38,13 @@ Mode = Literal["r", "a"]
 
 
 def backend_for(location: str) -> Backend:
-    """Return the backend of a place: ``memory://…``, a local path; others as they come."""
-    if location.startswith("memory://"):
-        kind = "memory"
-    elif "://" in location:
-        raise UnsupportedError(f"{location}: this kpstore reads local stores; object storage is not supported yet")
-    elif location.endswith((".h5", ".hdf5")):
-        kind = "hdf5"
-    else:
-        kind = "icechunk"
-    backend: Backend = plugins.load("kpstore.backends", kind)(location)
-    return backend
+    """Return the first backend that claims a location; those of others are asked before kpstore's own."""
+    for kind in plugins.each("kpstore.backends"):
+        claims = getattr(kind, "claims", None)
+        if claims is not None and claims(location):
+            backend: Backend = kind(location)
+            return backend
+    raise UnsupportedError(f"{location}: this kpstore reads local stores; object storage is not supported yet")
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import kpstore
 from kpstore import plugins
 from kpstore.backends.memory import MemoryBackend
 from kpstore.errors import ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
-from tests.conftest import memory_location
+from tests.processes import finish
 from tests.store.data import LENGTHS, SPLITS, fill, rows_of
 
 
@@ -161,14 +163,37 @@ def test_object_storage_is_refused_in_words() -> None:
         kpstore.open("s3://bucket/store")
 
 
-def test_a_plugin_is_registered_once_and_never_shadows_an_installed_one() -> None:
-    name = memory_location()
-    plugins.register("kpstore.backends", name, MemoryBackend)
-    plugins.register("kpstore.backends", name, MemoryBackend)
-    assert plugins.load("kpstore.backends", name) is MemoryBackend
-    for taken in (name, "icechunk"):
+class CountingBackend(MemoryBackend):
+    """Somebody else's: any location that ends with ``.counted``."""
+
+    asked: ClassVar[list[str]] = []
+
+    @classmethod
+    def claims(cls, location: str) -> bool:
+        cls.asked.append(location)
+        return location.endswith(".counted")
+
+
+def test_a_backend_of_somebody_else_gets_the_locations_that_it_claims(tmp_path: Path) -> None:
+    plugins.register("kpstore.backends", "counting", CountingBackend)
+    plugins.register("kpstore.backends", "counting", CountingBackend)
+    store = fill(kpstore.create(tmp_path / "s.counted"))
+    assert type(store.backend) is CountingBackend
+    assert type(kpstore.open(tmp_path / "s.counted").backend) is CountingBackend
+    assert type(kpstore.create(tmp_path / "s.kps").backend) is not CountingBackend
+    assert str(tmp_path / "s.kps") in CountingBackend.asked, "it is asked before kpstore's own"
+    for taken in ("counting", "icechunk"):
         with pytest.raises(ExistsError, match="already registered"):
             plugins.register("kpstore.backends", taken, object)
-    assert plugins.load("kpstore.backends", "icechunk").__name__ == "IcechunkBackend"
     with pytest.raises(NotFoundError, match=r"backend 'nothing' not found; there are: .*icechunk"):
         plugins.load("kpstore.backends", "nothing")
+
+
+def test_only_the_backend_of_a_location_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys, kpstore; kpstore.open(sys.argv[1]); print([m for m in ('h5py', 'icechunk') if m in sys.modules])"
+    )
+    for name, expected in (("s.kps", ["icechunk"]), ("s.h5", ["h5py"])):
+        kpstore.create(tmp_path / name)
+        run = finish([sys.executable, "-c", code, tmp_path / name])
+        assert run.stdout.strip() == str(expected), run.stderr
