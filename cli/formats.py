@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +14,7 @@ from kpstore.errors import MissingExtraError
 
 from . import render
 from .arguments import At, Json, ListCommand, StoreArgument, split_names
+from .commands import SPLITS, takes
 from .watcher import frames_bar
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from kpstore.interop.run import ImportReport
 
 GROUP: plugins.Group = "kpstore.formats"
-SPLITS = "splits"
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -121,7 +119,7 @@ def _importing(found: Format) -> Callable[..., None]:
             report = import_file(path, store, found.name, name=name, on_progress=on_progress, **_given(options))
         render.print_json(report.to_json()) if json else print_imported(report)
 
-    return _with_options(run, found.importer)
+    return takes(cast("type", found.importer))(run)
 
 
 def _exporting(found: Format) -> Callable[..., None]:
@@ -137,41 +135,11 @@ def _exporting(found: Format) -> Callable[..., None]:
             )
         render.print_json(report.to_json()) if json else print_exported(report)
 
-    return _with_options(run, found.exporter)
+    return takes(cast("type", found.exporter))(run)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: split_names(value) if name == SPLITS else value for name, value in options.items()}
-
-
-def _with_options(run: Callable[..., None], settings: Any) -> Callable[..., None]:
-    """Give a command the fields of a dataclass as options, in place of its ``**options``."""
-    from kpstore.interop.base import Option
-
-    hints = get_type_hints(settings, include_extras=True)
-    own = [p for p in inspect.signature(run, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    shared = []
-    for field in fields(settings):
-        hint = hints[field.name]
-        about = next((item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Option)), Option(""))
-        plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        if field.name == SPLITS:
-            plain = list[str] | None
-        # A switch that is off needs no opposite; one that is on has --no-NAME.
-        flags = (f"--{field.name.replace('_', '-')}",) if plain is bool and field.default is False else ()
-        option = typer.Option(*flags, help=about.help, metavar=about.metavar)
-        shared.append(
-            inspect.Parameter(field.name, keyword, default=field.default, annotation=Annotated[plain, option])
-        )
-
-    def wrapper(**given: Any) -> None:
-        run(**given)
-
-    parameters = [*(p.replace(kind=keyword) for p in own), *shared]
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapper
 
 
 def print_imported(report: ImportReport) -> None:

@@ -12,7 +12,8 @@ from kpstore.errors import InvalidError
 
 from . import render
 from .arguments import ListCommand, StoreArgument, split_names
-from .ingest_settings import FaceSettings, LipSettings, RecipeSettings, RunSettings, Settings, takes
+from .commands import takes
+from .ingest_settings import FaceSettings, LipSettings, RecipeSettings, RunSettings, Settings
 
 if TYPE_CHECKING:
     from kpstore.extractors.base import AnyExtractor

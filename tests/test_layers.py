@@ -12,7 +12,7 @@ import kpstore
 
 FLOORS = [
     ["errors", "_version"],
-    ["plugins"],
+    ["plugins", "options"],
     ["schema"],
     ["backends", "sources", "extractors", "render"],
     ["store"],

@@ -1,8 +1,8 @@
 """The contract of a foreign format: what an importer gives, and what an exporter tells.
 
 A format is one object of :class:`Format`, found by name in the group ``kpstore.formats`` (entry points, or
-:func:`kpstore.plugins.register`). Its importer and exporter are dataclasses whose fields are their options, annotated
-as :class:`Option`; the command line makes its own from them, so ``kpstore import NAME --help`` needs nothing else.
+:func:`kpstore.plugins.register`). Its importer and exporter are dataclasses. Their fields, annotated as
+:class:`kpstore.options.Option`, are their options; the command line makes its own from them.
 """
 
 from __future__ import annotations
@@ -12,27 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from kpstore.errors import InvalidError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.index import VideoRecord
 from kpstore.store.store import Store
 
 OnProgress = Callable[[int], None]
 """Told of frames (or of rows, where a file has no frames) each time some more are done."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """What the command line says of a field of an importer or exporter: ``Annotated[bool, Option("Help.")]``.
-
-    Parameters
-    ----------
-    help : one line.
-    metavar : what stands for the value.
-    """
-
-    help: str
-    metavar: str | None = None
 
 
 @dataclass(frozen=True)
@@ -204,9 +189,3 @@ class Format:
     recognises: Callable[[Path], bool] = lambda path: False
     target: Literal["file", "folder"] = "file"
     examples: tuple[str, ...] = ()
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Raise :class:`InvalidError` for an option that is none of ``known``."""
-    if value not in known:
-        raise InvalidError(f"{name}={value!r}: use {' or '.join(map(repr, known))}")

@@ -19,11 +19,11 @@ from kpstore.interop.base import (
     ImportedFeature,
     ImportedVideo,
     OnProgress,
-    Option,
     imported,
 )
 from kpstore.interop.files import check_free, check_there, inside, written_aside
 from kpstore.interop.outputs import check_no_links
+from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.lips import CROPS_KEY, EMBEDDING_ENDING, LIP_FEATURE, LIP_LENGTH, lip_spec

@@ -13,9 +13,10 @@ from typing import IO, Annotated, Any
 import numpy as np
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import ExportedFile, ExportReport, Format, OnProgress, Option
+from kpstore.interop.base import ExportedFile, ExportReport, Format, OnProgress
 from kpstore.interop.face_json_import import FORMAT, REST, FaceJsonImport, looks_like_faces
 from kpstore.interop.files import check_free, written_aside
+from kpstore.options import Option
 from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, Field
 from kpstore.schema.feature import Axis, State
 from kpstore.store import format as fmt

@@ -17,13 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import (
-    ImportedFeature,
-    ImportedVideo,
-    Option,
-    imported,
-)
+from kpstore.interop.base import ImportedFeature, ImportedVideo, imported
 from kpstore.interop.files import check_there
+from kpstore.options import Option
 from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, MODEL_DIMS, Field
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord

@@ -26,11 +26,10 @@ from kpstore.interop.base import (
     ImportedFeature,
     ImportedVideo,
     OnProgress,
-    Option,
-    check_choice,
     imported,
 )
 from kpstore.interop.files import check_free, check_there, written_aside
+from kpstore.options import Option, check_choice
 from kpstore.schema.face_lists import load_face_list
 from kpstore.schema.failures import FORM, Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.interop.base import ExportedFile, ExportReport, Format, OnProgress, Option, check_choice
+from kpstore.interop.base import ExportedFile, ExportReport, Format, OnProgress
 from kpstore.interop.files import check_free, written_aside
 from kpstore.interop.npz_import import NpzImport, looks_like_npz
 from kpstore.interop.outputs import blocks
 from kpstore.interop.splits import UNSPLIT, check_file_names, check_unsplit
+from kpstore.options import Option, check_choice
 from kpstore.schema.feature import State, part_names
 from kpstore.store import format as fmt
 from kpstore.store.store import Store

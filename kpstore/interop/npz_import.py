@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import ImportedFeature, ImportedVideo, Option, imported
+from kpstore.interop.base import ImportedFeature, ImportedVideo, imported
 from kpstore.interop.npy_rows import NpzTable, runs
 from kpstore.interop.splits import UNSPLIT, split_rank
+from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, N_POINTS, PART_SLICES, PARTS, keypoints_spec

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Option
+from kpstore.interop.base import ExportedFile, ExportReport, OnProgress
 from kpstore.interop.files import check_free, inside, written_aside
 from kpstore.interop.outputs import blocks
 from kpstore.interop.pickle_forms import NONE, OTHER_KEYS, SPLIT_FILE
 from kpstore.interop.pickle_writer import PickleWriter, array_opcodes, plain
 from kpstore.interop.plain_values import from_json
 from kpstore.interop.splits import UNSPLIT, check_file_names, check_unsplit
+from kpstore.options import Option
 from kpstore.schema.feature import State
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
 from kpstore.store import format as fmt

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.interop.base import Format, ImportedFeature, ImportedVideo, Option, imported
+from kpstore.interop.base import Format, ImportedFeature, ImportedVideo, imported
 from kpstore.interop.pickle_export import PickleExport
 from kpstore.interop.pickle_forms import (
     FORMS,
@@ -29,6 +29,7 @@ from kpstore.interop.pickle_forms import (
 )
 from kpstore.interop.plain_values import from_json
 from kpstore.interop.splits import UNSPLIT
+from kpstore.options import Option
 from kpstore.schema.face_lists import load_face_list
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord

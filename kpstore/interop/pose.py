@@ -17,15 +17,10 @@ from pose_format.pose_header import PoseHeaderCache
 from pose_format.utils.reader import BytesIOReader
 
 from kpstore.errors import InvalidError, NotFoundError, one_line
-from kpstore.interop.base import (
-    Format,
-    ImportedFeature,
-    ImportedVideo,
-    Option,
-    imported,
-)
+from kpstore.interop.base import Format, ImportedFeature, ImportedVideo, imported
 from kpstore.interop.pose_export import PoseExport
 from kpstore.interop.pose_layout import COMPONENTS, SUFFIX, Part, describe, find_parts, header_spec, points_spec
+from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import (

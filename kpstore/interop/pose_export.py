@@ -16,15 +16,11 @@ from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeaderComponent, PoseHeaderDimensions
 
 from kpstore.errors import ExistsError, InvalidError
-from kpstore.interop.base import (
-    ExportedFile,
-    ExportReport,
-    OnProgress,
-    Option,
-)
+from kpstore.interop.base import ExportedFile, ExportReport, OnProgress
 from kpstore.interop.files import check_free, folder_written_aside, inside, written_aside
 from kpstore.interop.outputs import check_no_links
 from kpstore.interop.pose_layout import COMPONENTS, HEADER_FIELDS, SUFFIX, face_names, point_names
+from kpstore.options import Option
 from kpstore.schema.feature import FeatureSpec, State
 from kpstore.schema.layout import (
     N_POINTS,

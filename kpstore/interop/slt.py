@@ -27,12 +27,12 @@ from kpstore.interop.base import (
     ImportedFeature,
     ImportedVideo,
     OnProgress,
-    Option,
     imported,
 )
 from kpstore.interop.files import check_free, inside, written_aside
 from kpstore.interop.pickle_stream import UNREADABLE, BoundedFile, DataMachine, Tensor, fetched
 from kpstore.interop.splits import UNSPLIT, check_unsplit, split_rank
+from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt

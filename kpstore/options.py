@@ -1,0 +1,28 @@
+"""Options: fields of dataclasses that the command line makes its own of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kpstore.errors import InvalidError
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the command line says of a field: ``Annotated[bool, Option("Help.")]``.
+
+    Parameters
+    ----------
+    help : one line.
+    metavar : what stands for the value.
+    """
+
+    help: str
+    metavar: str | None = None
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise :class:`InvalidError` for an option that is none of ``known``."""
+    if value not in known:
+        raise InvalidError(f"{name}={value!r}: use {' or '.join(map(repr, known))}")
