@@ -13,8 +13,8 @@ from kpstore import plugins
 from kpstore.errors import MissingExtraError
 
 from . import render
-from .arguments import At, Json, ListCommand, StoreArgument, split_names
-from .commands import SPLITS, takes
+from .arguments import At, Json, StoreArgument, split_names
+from .commands import SPLITS, one_command, refusing_command, takes
 from .watcher import frames_bar
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ class _FormatGroup(TyperGroup):
         try:
             found: Format = plugins.load(GROUP, cmd_name)
         except MissingExtraError as error:
-            return _command(cmd_name, _refusing(error), str(error), ())
+            return refusing_command(cmd_name, error)
         run = self.make(found)
         way = "import " if isinstance(self, _ImportGroup) else "export "
         examples = [f"kpstore {example}" for example in found.examples if example.startswith(way)]
-        return None if run is None else _command(cmd_name, run, found.summary, examples)
+        return None if run is None else one_command(cmd_name, run, found.summary, examples)
 
 
 class _ImportGroup(_FormatGroup):
@@ -86,20 +86,6 @@ class _ImportGroup(_FormatGroup):
 class _ExportGroup(_FormatGroup):
     def make(self, found: Format) -> Callable[..., None] | None:
         return None if found.exporter is None else _exporting(found)
-
-
-def _command(name: str, run: Callable[..., None], summary: str, examples: Any) -> Any:
-    app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-    epilog = "\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples]) if examples else None
-    app.command(name, cls=ListCommand, help=summary, epilog=epilog)(run)
-    return typer.main.get_command(app)
-
-
-def _refusing(error: MissingExtraError) -> Callable[..., None]:
-    def run(words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
-        raise error
-
-    return run
 
 
 Source = Annotated[Path, typer.Argument(metavar="PATH", help="File or folder to read.", show_default=False)]

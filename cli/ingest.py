@@ -41,7 +41,7 @@ kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --workers 4\n
 kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --splits train dev --max-videos-per-split 100\n
 kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --dry-run""",
 )
-@takes(Settings)
+@takes(settings=Settings)
 def phoenix(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of PHOENIX-2014-T.", show_default=False)],
     store: NewStore,
@@ -60,7 +60,7 @@ def phoenix(
 kpstore ingest videos CLIPS clips.kps\n
 kpstore ingest videos CLIPS clips.kps --mode video --workers 8""",
 )
-@takes(Settings)
+@takes(settings=Settings)
 def videos(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of videos.", show_default=False)],
     store: NewStore,
@@ -80,7 +80,7 @@ kpstore ingest faces --video-dir persons --face-dir fronts faces.kps\n
 kpstore ingest faces --video-dir persons --face-dir fronts faces.kps --dinov2-model dinov2_vits14 --weights VITS14\n
 kpstore ingest faces --video-dir persons --face-dir fronts faces.kps --formula json --gpus 2""",
 )
-@takes(FaceSettings)
+@takes(settings=FaceSettings)
 def faces(
     store: NewStore,
     video_dir: Annotated[
@@ -114,7 +114,7 @@ def faces(
 kpstore ingest lips --conf configs/LRS2-IIANet.yml --split all --weights resnet18.pth.tar lips.kps --device cuda:0\n
 kpstore ingest lips --npz-dir mouths --weights resnet18.pth.tar lips.kps""",
 )
-@takes(LipSettings)
+@takes(settings=LipSettings)
 def lips(
     store: NewStore,
     settings: LipSettings,
@@ -159,7 +159,7 @@ def _lists(conf: Path | None, npz_dir: Path | None) -> Path:
 kpstore ingest features phoenix.kps --extractor dinov2 --root PHOENIX-2014-T --weights VITB14\n
 kpstore ingest features clips.kps --extractor holistic --root clips""",
 )
-@takes(RecipeSettings)
+@takes(settings=RecipeSettings)
 def features(
     store: StoreArgument,
     settings: RecipeSettings,

@@ -5,198 +5,155 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
+from typer.core import TyperGroup
+
+from kpstore.errors import MissingExtraError
+from kpstore.options import Option
 
 from . import render
 from .arguments import At, Json, StoreArgument
+from .commands import one_command, refusing_command, takes
 
 if TYPE_CHECKING:
     from kpstore.trainers.report import Epoch, Report, Step
-    from kpstore.trainers.run import Frames, Plan, RunOptions
+    from kpstore.trainers.run import Plan
 
 _LINE_EVERY_S = 15.0
 
-Split = Annotated[str, typer.Option(metavar="SPLIT", help="Frames to train on.")]
-DevSplit = Annotated[
-    str | None,
-    typer.Option(metavar="SPLIT", help="Frames to measure after each epoch; `dev` or `val` by default, '' for none."),
-]
-Feature = Annotated[str, typer.Option(metavar="NAME", help="Keypoints to read.")]
 Out = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Where checkpoints, metrics and samples go; STORE-skeleton, say, by default."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder; begin if there is none.")]
-Epochs = Annotated[int, typer.Option(metavar="N", help="At most so many.")]
-Lr = Annotated[float, typer.Option(metavar="RATE", help="Highest learning rate of AdamW.")]
-ScheduleOption = Annotated[Literal["cosine", "constant"], typer.Option(help="Of the learning rate, after a warm-up.")]
-Warmup = Annotated[float, typer.Option(metavar="SHARE", help="Of all steps, in which the rate rises from 0.")]
-WeightDecay = Annotated[float, typer.Option(metavar="X", help="Of AdamW.")]
-ClipNorm = Annotated[float, typer.Option(metavar="X", help="Longest gradient; 0 does not clip.")]
-PrecisionOption = Annotated[Literal["float32", "bf16"], typer.Option(help="bf16 computes most in bfloat16.")]
-Patience = Annotated[
-    int | None, typer.Option(metavar="N", help="End after so many epochs without a better loss on the dev frames.")
-]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="A GPU if there is one, by default.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of weights, order and dropout.")]
-Limit = Annotated[
-    int | None, typer.Option(metavar="N", help="Only so many frames of each split, evenly spread, to try something.")
-]
-Tensorboard = Annotated[
-    bool, typer.Option("--tensorboard", help="Numbers and pictures for TensorBoard too, in FOLDER/tensorboard.")
-]
-CheckpointSteps = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Steps from one checkpoint to the next, within an epoch.")
-]
+BatchSize = Annotated[int, typer.Option(metavar="N", help="Frames of a step, in each process.")]
+EXAMPLES = {
+    "skeleton": (
+        "kpstore train skeleton phoenix.kps --out runs/skeleton",
+        "kpstore train skeleton phoenix.kps --out runs/skeleton --resume",
+        "torchrun --nproc-per-node 4 -m kpstore.cli.main train skeleton phoenix.kps --out runs/skeleton",
+        "kpstore train skeleton phoenix.kps --limit-frames 64 --epochs 5 --image-size 64 --dev-split ''",
+    ),
+    "keypoints": (
+        "kpstore train keypoints phoenix.kps --at v1.0 --out runs/faces --device cuda",
+        "kpstore train keypoints phoenix.kps --precision bf16 --patience 10 --json",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where a training runs, and what it leaves behind; it changes no numbers."""
+
+    device: Annotated[str, Option("A GPU if there is one, by default.", "auto|cpu|cuda|cuda:N")] = "auto"
+    resume: Annotated[bool, Option("Go on with the run in the folder; begin if there is none.")] = False
+    checkpoint_steps: Annotated[
+        int, Option("Steps from one checkpoint to the next, within an epoch.", "N", least=1)
+    ] = 2000
+    tensorboard: Annotated[bool, Option("Numbers and pictures for TensorBoard too, in FOLDER/tensorboard.")] = False
 
 
 def add_to(parent: typer.Typer) -> None:
     """Add these commands."""
-    app = typer.Typer(no_args_is_help=True, help="Train a model from the keypoints of a store.")
-    app.command(
-        epilog="Examples:\n\nkpstore train skeleton phoenix.kps --out runs/skeleton\n\n"
-        "kpstore train skeleton phoenix.kps --out runs/skeleton --resume\n\n"
-        "torchrun --nproc-per-node 4 -m kpstore.cli.main train skeleton phoenix.kps --out runs/skeleton\n\n"
-        "kpstore train skeleton phoenix.kps --limit-frames 64 --epochs 5 --image-size 64 --dev-split ''"
-    )(skeleton)
-    app.command(
-        epilog="Examples:\n\nkpstore train keypoints phoenix.kps --at v1.0 --out runs/faces --device cuda\n\n"
-        "kpstore train keypoints phoenix.kps --precision bf16 --patience 10 --json"
-    )(keypoints)
+    app = typer.Typer(cls=_TrainGroup, no_args_is_help=True, help="Train a model from the keypoints of a store.")
+    app.callback()(lambda: None)
     parent.add_typer(app, name="train")
 
 
-def skeleton(
-    store: StoreArgument,
-    at: At = None,
-    split: Split = "train",
-    dev_split: DevSplit = None,
-    feature: Feature = "keypoints",
-    out: Out = None,
-    resume: Resume = False,
-    epochs: Epochs = 100,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Frames of a step, in each process.")] = 16,
-    image_size: Annotated[int, typer.Option(metavar="PIXELS", help="Of the pictures; a multiple of 16.")] = 256,
-    hands_weight: Annotated[float, typer.Option(metavar="X", help="Of the pixels around drawn hands.")] = 2.0,
-    face_weight: Annotated[float, typer.Option(metavar="X", help="Of the pixels around the drawn face.")] = 1.5,
-    rest_weight: Annotated[float, typer.Option(metavar="X", help="Of all other pixels.")] = 1.0,
-    no_weighted_loss: Annotated[
-        bool, typer.Option("--no-weighted-loss", help="Plain mean squared error: all pixels count alike.")
-    ] = False,
-    style: Annotated[Literal["kpstore", "phoenix"], typer.Option(help="How pictures are drawn.")] = "kpstore",
-    missing_parts: Annotated[
-        Literal["error", "allow"], typer.Option(help="When no frame at all has a certain part.")
-    ] = "error",
-    lr: Lr = 3e-4,
-    schedule: ScheduleOption = "cosine",
-    warmup: Warmup = 0.02,
-    weight_decay: WeightDecay = 0.01,
-    clip_norm: ClipNorm = 1.0,
-    precision: PrecisionOption = "float32",
-    patience: Patience = None,
-    device: Device = "auto",
-    seed: Seed = 0,
-    limit_frames: Limit = None,
-    checkpoint_steps: CheckpointSteps = 2000,
-    tensorboard: Tensorboard = False,
-    json: Json = False,
-) -> None:
-    """Train a transformer that draws skeletons: keypoints (143, 3) to a picture of 256 x 256.
+class _TrainGroup(TyperGroup):
+    """Commands that are made when they are asked for: their options are those of modules that import torch."""
 
-    The pictures are drawn from the keypoints on the way. FOLDER gets checkpoint.safetensors, best.safetensors,
-    metrics.csv, steps.csv and a picture of samples after each epoch. Killed at any moment, it goes on with --resume.
-    """
-    trainers = _import_trainers()
-    task = trainers.SkeletonTask(hands=hands_weight, face=face_weight, rest=rest_weight, style=style)
-    if no_weighted_loss:
-        task = trainers.SkeletonTask(hands=1.0, face=1.0, rest=1.0, style=style)
-    frames = trainers.Frames(split, dev_split, feature, limit_frames, missing_parts)
-    options = _options(locals())
-    config = trainers.SkeletonConfig(image_size=image_size)
-    _train(
-        trainers.train_skeleton, store, at, out, "skeleton", frames, batch_size, options, json, config=config, task=task
-    )
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the trainings."""
+        return list(EXAMPLES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of a training."""
+        if cmd_name not in EXAMPLES:
+            return None
+        try:
+            run = {"skeleton": _skeleton, "keypoints": _keypoints}[cmd_name]()
+        except MissingExtraError as error:
+            return refusing_command(cmd_name, error)
+        return one_command(cmd_name, run, run.__doc__ or "", EXAMPLES[cmd_name])
 
 
-def keypoints(
-    store: StoreArgument,
-    at: At = None,
-    split: Split = "train",
-    dev_split: DevSplit = None,
-    feature: Feature = "keypoints",
-    out: Out = None,
-    resume: Resume = False,
-    epochs: Epochs = 100,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Frames of a step, in each process.")] = 32,
-    d_global: Annotated[int, typer.Option(metavar="N", help="Width of tokens of the whole face.")] = 256,
-    d_region: Annotated[int, typer.Option(metavar="N", help="Width of tokens of points and regions.")] = 128,
-    lr: Lr = 3e-4,
-    schedule: ScheduleOption = "cosine",
-    warmup: Warmup = 0.02,
-    weight_decay: WeightDecay = 0.01,
-    clip_norm: ClipNorm = 1.0,
-    precision: PrecisionOption = "float32",
-    patience: Patience = None,
-    device: Device = "auto",
-    seed: Seed = 0,
-    limit_frames: Limit = None,
-    checkpoint_steps: CheckpointSteps = 2000,
-    tensorboard: Tensorboard = False,
-    json: Json = False,
-) -> None:
-    """Train a transformer that encodes faces region by region and gives their 68 points again.
+def _skeleton() -> Callable[..., None]:
+    from kpstore.trainers.run import Frames, train_skeleton
+    from kpstore.trainers.settings import Settings
+    from kpstore.trainers.skeleton import SkeletonConfig, SkeletonTask
 
-    Points are mapped to [0, 1] by the range of the training split's faces. FOLDER gets the same files as that of
-    `train skeleton`.
-    """
-    trainers = _import_trainers()
-    frames = trainers.Frames(split, dev_split, feature, limit_frames)
-    config = trainers.KeypointConfig(d_global=d_global, d_region=d_region)
-    _train(
-        trainers.train_keypoints,
-        store,
-        at,
-        out,
-        "keypoints",
-        frames,
-        batch_size,
-        _options(locals()),
-        json,
-        config=config,
-    )
+    @takes(frames=Frames, config=SkeletonConfig, task=SkeletonTask, settings=Settings, running=Running)
+    def skeleton(
+        store: StoreArgument,
+        frames: Frames,
+        config: SkeletonConfig,
+        task: SkeletonTask,
+        settings: Settings,
+        running: Running,
+        at: At = None,
+        out: Out = None,
+        batch_size: BatchSize = 16,
+        no_weighted_loss: Annotated[
+            bool, typer.Option("--no-weighted-loss", help="Plain mean squared error: all pixels count alike.")
+        ] = False,
+        json: Json = False,
+    ) -> None:
+        """Train a transformer that draws skeletons: keypoints (143, 3) to a picture of 256 x 256.
+
+        The pictures are drawn from the keypoints on the way. FOLDER gets checkpoint.safetensors, best.safetensors,
+        metrics.csv, steps.csv and a picture of samples after each epoch. Killed at any moment, --resume goes on.
+        """
+        if no_weighted_loss:
+            task = replace(task, hands=1.0, face=1.0, rest=1.0)
+        given = {"frames": frames, "config": config, "task": task, "batch_size": batch_size}
+        _train(train_skeleton, store, at, out, "skeleton", {**given, **asdict(settings), **asdict(running)}, json)
+
+    return skeleton
 
 
-def _import_trainers() -> Any:
-    """Return the module that trains; torch takes a second to import."""
-    from kpstore.trainers import run
+def _keypoints() -> Callable[..., None]:
+    from kpstore.trainers.keypoints import KeypointConfig
+    from kpstore.trainers.run import Frames, train_keypoints
+    from kpstore.trainers.settings import Settings
 
-    return run
+    @takes(frames=Frames, config=KeypointConfig, settings=Settings, running=Running, without=("missing_parts",))
+    def keypoints(
+        store: StoreArgument,
+        frames: Frames,
+        config: KeypointConfig,
+        settings: Settings,
+        running: Running,
+        at: At = None,
+        out: Out = None,
+        batch_size: BatchSize = 32,
+        json: Json = False,
+    ) -> None:
+        """Train a transformer that encodes faces region by region and gives their 68 points again.
 
+        Points are mapped to [0, 1] by the range of the training split's faces. FOLDER gets the same files as that of
+        `train skeleton`.
+        """
+        given = {"frames": frames, "config": config, "batch_size": batch_size}
+        _train(train_keypoints, store, at, out, "keypoints", {**given, **asdict(settings), **asdict(running)}, json)
 
-def _options(given: dict[str, Any]) -> RunOptions:
-    """Return the options that every training takes, out of a command's."""
-    names = ("epochs", "lr", "schedule", "warmup", "weight_decay", "precision", "patience", "seed")
-    chosen = {name: given[name] for name in (*names, "device", "resume", "checkpoint_steps", "tensorboard")}
-    return cast("RunOptions", {**chosen, "clip_norm": given["clip_norm"] or None})
+    return keypoints
 
 
 def _train(
-    train: Any,
+    train: Callable[..., Report],
     store: str,
     at: str | None,
     out: Path | None,
     kind: str,
-    frames: Frames,
-    batch_size: int,
-    options: RunOptions,
+    options: Mapping[str, Any],
     json: bool,
-    **more: Any,
 ) -> None:
     import kpstore
 
@@ -206,13 +163,10 @@ def _train(
         report = train(
             opened,
             folder,
-            frames=frames,
-            batch_size=batch_size,
             on_plan=watcher.on_plan,
             on_step=watcher.on_step,
             on_epoch=watcher.on_epoch,
             **options,
-            **more,
         )
     if _is_first():
         render.print_json(report.to_json()) if json else _print(report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kpstore.errors import InvalidError
 
@@ -16,10 +17,16 @@ class Option:
     ----------
     help : one line.
     metavar : what stands for the value.
+    flag : what the option is called, ``--limit-frames``; by default as the field.
+    kind : type of the values that can be given, where the field takes more than can be typed.
+    least : the smallest number.
     """
 
     help: str
     metavar: str | None = None
+    flag: str | None = None
+    kind: Any = None
+    least: float | None = None
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:

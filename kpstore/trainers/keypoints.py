@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kpstore.errors import InvalidError
+from kpstore.options import Option
 from kpstore.render.skeleton import draw_keypoints
 from kpstore.schema.layout import FACE_REGIONS, N_FACE, N_POINTS, Edge, skeleton_edges
 from kpstore.trainers.encoder import Block, PointEmbedding, PointEncoder, check_width, points_there
@@ -35,8 +37,8 @@ class KeypointConfig:
     dropout : share of values that is left out while training.
     """
 
-    d_global: int = 256
-    d_region: int = 128
+    d_global: Annotated[int, Option("Width of tokens of the whole face.", "N")] = 256
+    d_region: Annotated[int, Option("Width of tokens of points and regions.", "N")] = 128
     region_layers: int = 2
     global_layers: int = 2
     heads: int = 4

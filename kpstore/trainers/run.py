@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kpstore.errors import InvalidError, NotFoundError
+from kpstore.options import Option
 from kpstore.schema.layout import N_FACE, PART_SLICES, Edge
 from kpstore.store.statistics import Statistics, statistics
 from kpstore.store.store import Store
@@ -55,11 +56,17 @@ class Frames:
     missing_parts : ``"error"`` refuses frames of which none has a certain part; ``"allow"`` trains without it.
     """
 
-    split: str = "train"
-    dev_split: str | None = None
-    feature: str = "keypoints"
-    limit: int | None = None
-    missing_parts: MissingParts = "error"
+    split: Annotated[str, Option("Frames to train on.", "SPLIT")] = "train"
+    dev_split: Annotated[
+        str | None,
+        Option("Frames to measure after each epoch; `dev` or `val` by default, '' for none.", "SPLIT"),
+    ] = None
+    feature: Annotated[str, Option("Keypoints to read.", "NAME")] = "keypoints"
+    limit: Annotated[
+        int | None,
+        Option("Only so many frames of each split, evenly spread, to try something.", "N", flag="--limit-frames"),
+    ] = None
+    missing_parts: Annotated[MissingParts, Option("When no frame at all has a certain part.")] = "error"
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

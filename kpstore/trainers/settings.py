@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypedDict, get_args
+from typing import Annotated, Literal, TypedDict, get_args
 
 import torch
 
 from kpstore.errors import InvalidError, UnsupportedError
+from kpstore.options import Option
 from kpstore.trainers.ranks import local_rank
 
 Precision = Literal["float32", "bf16"]
@@ -40,7 +41,7 @@ class Settings:
     weight_decay : of AdamW.
     schedule : of the learning rate after the warm-up: ``"cosine"`` falls to 0 at the end of the last epoch.
     warmup : the share of all steps in which the rate rises from 0, in a straight line.
-    clip_norm : the gradient is made no longer than this; None leaves it.
+    clip_norm : the gradient is made no longer than this; None or 0 leaves it.
     precision : ``"bf16"`` computes most of the model in bfloat16 (autocast); weights stay float32.
     patience : ends after so many epochs without a better loss on the dev frames (without any, on the training frames);
         None never does.
@@ -52,17 +53,20 @@ class Settings:
         If a number makes no sense; the message lists all that do not.
     """
 
-    epochs: int = 100
-    lr: float = 3e-4
-    weight_decay: float = 0.01
-    schedule: Schedule = "cosine"
-    warmup: float = 0.02
-    clip_norm: float | None = 1.0
-    precision: Precision = "float32"
-    patience: int | None = None
-    seed: int = 0
+    epochs: Annotated[int, Option("At most so many.", "N")] = 100
+    lr: Annotated[float, Option("Highest learning rate of AdamW.", "RATE")] = 3e-4
+    weight_decay: Annotated[float, Option("Of AdamW.", "X")] = 0.01
+    schedule: Annotated[Schedule, Option("Of the learning rate, after a warm-up.")] = "cosine"
+    warmup: Annotated[float, Option("Of all steps, in which the rate rises from 0.", "SHARE")] = 0.02
+    clip_norm: Annotated[float | None, Option("Longest gradient; 0 does not clip.", "X")] = 1.0
+    precision: Annotated[Precision, Option("bf16 computes most in bfloat16.")] = "float32"
+    patience: Annotated[
+        int | None, Option("End after so many epochs without a better loss on the dev frames.", "N")
+    ] = None
+    seed: Annotated[int, Option("Of weights, order and dropout.", "N")] = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "clip_norm", self.clip_norm or None)
         problems = [
             f"{name}={getattr(self, name)!r} ({rule})"
             for name, fits, rule in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kpstore.errors import InvalidError
+from kpstore.options import Option
 from kpstore.render.raster import INK, PAPER, SkeletonStyle, StyleName, draw_skeletons
 from kpstore.render.skeleton import draw_keypoints
 from kpstore.schema.layout import N_POINTS, PART_SLICES, PARTS, Edge
@@ -42,7 +44,7 @@ class SkeletonConfig:
     dropout : share of values in transformers that is left out while training.
     """
 
-    image_size: int = 256
+    image_size: Annotated[int, Option("Of the pictures; a multiple of 16.", "PIXELS")] = 256
     width: int = 128
     part_layers: int = 2
     global_layers: int = 2
@@ -239,11 +241,11 @@ class SkeletonTask:
     edges : pairs of points that drawings of samples join; those of the default face list if empty.
     """
 
-    hands: float = 2.0
-    face: float = 1.5
-    rest: float = 1.0
+    hands: Annotated[float, Option("Of the pixels around drawn hands.", "X", flag="--hands-weight")] = 2.0
+    face: Annotated[float, Option("Of the pixels around the drawn face.", "X", flag="--face-weight")] = 1.5
+    rest: Annotated[float, Option("Of all other pixels.", "X", flag="--rest-weight")] = 1.0
     reach: int | None = None
-    style: StyleName | SkeletonStyle = "kpstore"
+    style: Annotated[StyleName | SkeletonStyle, Option("How pictures are drawn.", kind=StyleName)] = "kpstore"
     edges: tuple[Edge, ...] = ()
 
     def __post_init__(self) -> None:
