@@ -35,7 +35,7 @@ def moved(given_face: FacePoints, scale: float = 1.0, shift: float = 0.0) -> Fac
 
 
 def scalar_3d(x: float, y: float, box: list[float]) -> tuple[float, float, float]:
-    """The formula of users' scripts for one point, as formats.md 5.B states it."""
+    """The formula of users' scripts for one point."""
     w, h = box[2] - box[0], box[3] - box[1]
     cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     xn = (x - cx) / (w / 2) if w else x - cx
