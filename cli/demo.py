@@ -75,7 +75,7 @@ def _log(store: Store) -> None:
 def _export(store: Store, out_dir: Path) -> None:
     from kpstore.interop.run import export_file
 
-    _say("export", f"kpstore export npz {store.location} {out_dir} --force")
+    _say("export", f"kpstore export npz {store.location} {out_dir} --overwrite")
     print_exported(export_file(store, out_dir, "npz", overwrite=True))
 
 

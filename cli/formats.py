@@ -94,7 +94,7 @@ NewStore = Annotated[
 ]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="What to write.", show_default=False)]
 Name = Annotated[str, typer.Option(help="Name of the data set, for a new store.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", "--force", help="Replace what is there.")]
 
 
 def _importing(found: Format) -> Callable[..., None]:
@@ -110,14 +110,24 @@ def _importing(found: Format) -> Callable[..., None]:
 
 def _exporting(found: Format) -> Callable[..., None]:
     def run(
-        store: StoreArgument, out: Target, at: At = None, force: Force = False, json: Json = False, **options: Any
+        store: StoreArgument,
+        out: Target,
+        at: At = None,
+        overwrite: Overwrite = False,
+        json: Json = False,
+        **options: Any,
     ) -> None:
         import kpstore
         from kpstore.interop.run import export_file
 
         with frames_bar("exporting") as on_progress:
             report = export_file(
-                kpstore.open(store, at), out, found.name, overwrite=force, on_progress=on_progress, **_given(options)
+                kpstore.open(store, at),
+                out,
+                found.name,
+                overwrite=overwrite,
+                on_progress=on_progress,
+                **_given(options),
             )
         render.print_json(report.to_json()) if json else print_exported(report)
 

@@ -33,7 +33,7 @@ def check_free(paths: Iterable[Path], *, overwrite: bool) -> None:
     if there and not overwrite:
         several = f" and {len(there) - 1} more exist" if there[1:] else " exists"
         what = "them" if there[1:] else "it"
-        raise ExistsError(f"{there[0]}{several} already; choose another place, or replace {what} with --force")
+        raise ExistsError(f"{there[0]}{several} already; choose another place, or replace {what} with --overwrite")
 
 
 def inside(folder: Path, name: str) -> Path:

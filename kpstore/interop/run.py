@@ -158,7 +158,7 @@ def export_file(
 
 
 def _check_no_store(path: Path, source: Path) -> None:
-    """Raise :class:`ExistsError` if an export would go into a store, or replace one: no --force is meant that way."""
+    """Raise :class:`ExistsError` if an export would go into a store, or replace one: --overwrite does not mean that."""
     target = path.resolve()
     for place in (target, *target.parents):
         is_store = place == source.resolve() if place != target else _is_store(place)

@@ -116,7 +116,7 @@ def test_a_split_without_done_frames_is_an_empty_file(memory_store: kpstore.Stor
 def test_files_are_not_replaced_unless_asked(memory_store: kpstore.Store, tmp_path: Path) -> None:
     store = filled(memory_store)
     (tmp_path / "dev_stats.json").write_text("mine")
-    with pytest.raises(ExistsError, match=r"dev_stats.json exists? already; .* --force"):
+    with pytest.raises(ExistsError, match=r"dev_stats.json exists? already; .* --overwrite"):
         export_npz(store, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["dev_stats.json"]
     export_npz(store, tmp_path, overwrite=True)
