@@ -1,0 +1,59 @@
+"""Stores, exports and a checkpoint of an earlier kpstore, kept as files: they open, and hold what they held.
+
+``format2.tar.xz`` was made before the code was rearranged (November 2026): three videos of keypoints, one with a failed
+frame, one that failed; a tag; the store as HDF5; exports; the checkpoint of a training of one epoch.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kpstore
+from kpstore.interop.run import export_file, opened
+from kpstore.store.contents import compare
+from kpstore.store.verify import verify
+from kpstore.trainers.checkpoint import read_checkpoint
+from kpstore.trainers.run import load_model
+from kpstore.trainers.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kept")
+    with tarfile.open(Path(__file__).parent / "data" / "format2.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["format2.kps", "format2.h5"])
+def test_stores_hold_what_they_held(kept: Path, name: str) -> None:
+    store = kpstore.open(kept / name, "版本1")
+    assert verify(store).problems == []
+    assert not compare(store, kpstore.open(kept / "format2.kps"))
+    assert [(f.video_id, f.frame, f.image_path, f.reason) for f in store.failures("keypoints")] == [
+        ("a", 2, "a/0002.png", "torn"),
+        ("c", None, "", "no film"),
+    ]
+    assert (store.lacks, store.states("keypoints").tolist()) == ("", [1, 1, 2])
+    hands = store["keypoints_detected"][:, 1]
+    assert np.flatnonzero(~hands).tolist() == [0, 2, 8, 12, 13]
+
+
+@pytest.mark.parametrize(("name", "path"), [("npz", "npz"), ("pickle", "keypoints.pkl"), ("hdf5", "export.h5")])
+def test_exports_are_made_as_they_were(kept: Path, tmp_path: Path, name: str, path: str) -> None:
+    export_file(kpstore.open(kept / "format2.kps"), tmp_path / path, name)
+    with opened(kept / path) as before, opened(tmp_path / path) as now:
+        assert not compare(before, now)
+        assert before.failures("keypoints") == now.failures("keypoints")
+
+
+def test_a_checkpoint_loads(kept: Path) -> None:
+    path = kept / "run" / "checkpoint.safetensors"
+    found, model = read_checkpoint(path), load_model(path)
+    for name, tensor in found.under("model").items():
+        np.testing.assert_array_equal(model.state_dict()[name].numpy(), tensor.numpy())
+    assert Settings(**found.about["settings"]) == Settings(epochs=1, seed=3)
