@@ -37,6 +37,7 @@ NO_NUMBERS = frozenset(
 )
 """Distributions that start, draw or report, and decide no numbers: a cluster may have several versions of them."""
 
+_PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 _CLOCK_S = 2.0
 """The clock by which a process knows when it began is coarser than that of files."""
 
@@ -224,7 +225,8 @@ def _installed() -> tuple[str, ...]:
 
 
 def _is_installed(file: str) -> bool:
-    return file.startswith(_installed())
+    # An environment may build on another one's packages, or on the system's and the user's.
+    return file.startswith(_installed()) or not _PACKAGE_FOLDERS.isdisjoint(Path(file).parts)
 
 
 _loaded: dict[str, str] = {}
