@@ -43,7 +43,8 @@ def takes(
             plain = chosen.pop("", {})
             command(**values, **plain, **{name: kinds[name](**found) for name, found in chosen.items()})
 
-        parameters = [*own, *shared]
+        # How a command prints is the last thing to read of it.
+        parameters = [*(p for p in own if p.name != "json"), *shared, *(p for p in own if p.name == "json")]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
@@ -86,10 +87,27 @@ def one_command(name: str, run: Callable[..., None], summary: str, examples: Seq
     return typer.main.get_command(app)
 
 
+class LazyCommand(ListCommand):
+    """A command that is made when it runs or shows its help: a list of commands needs the summary alone.
+
+    Parameters
+    ----------
+    make : returns the command; :class:`MissingExtraError` if an optional dependency is not installed.
+    """
+
+    def __init__(self, name: str, summary: str, make: Callable[[], Any]) -> None:
+        super().__init__(name=name, help=summary)
+        self._make = make
+
+    def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Return the context of the command itself."""
+        return self._make().make_context(info_name, args, parent, **extra)
+
+
 def refusing_command(name: str, error: MissingExtraError) -> Any:
     """Return a command that says which optional dependency it lacks."""
 
-    def run(words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
+    def refuse() -> Any:
         raise error
 
-    return one_command(name, run, str(error), ())
+    return LazyCommand(name, str(error).replace("[", r"\["), refuse)

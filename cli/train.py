@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 from typer.core import TyperGroup
 
-from kpstore.errors import MissingExtraError
 from kpstore.options import Option
 
 from . import render
 from .arguments import At, Json, StoreArgument
-from .commands import one_command, refusing_command, takes
+from .commands import LazyCommand, one_command, takes
 
 if TYPE_CHECKING:
     from kpstore.trainers.report import Epoch, Report, Step
@@ -33,18 +32,6 @@ Out = Annotated[
     typer.Option(metavar="FOLDER", help="Where checkpoints, metrics and samples go; STORE-skeleton, say, by default."),
 ]
 BatchSize = Annotated[int, typer.Option(metavar="N", help="Frames of a step, in each process.")]
-EXAMPLES = {
-    "skeleton": (
-        "kpstore train skeleton phoenix.kps --out runs/skeleton",
-        "kpstore train skeleton phoenix.kps --out runs/skeleton --resume",
-        "torchrun --nproc-per-node 4 -m kpstore.cli.main train skeleton phoenix.kps --out runs/skeleton",
-        "kpstore train skeleton phoenix.kps --limit-frames 64 --epochs 5 --image-size 64 --dev-split ''",
-    ),
-    "keypoints": (
-        "kpstore train keypoints phoenix.kps --at v1.0 --out runs/faces --device cuda",
-        "kpstore train keypoints phoenix.kps --precision bf16 --patience 10 --json",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -66,22 +53,30 @@ def add_to(parent: typer.Typer) -> None:
     parent.add_typer(app, name="train")
 
 
+@dataclass(frozen=True)
+class _Training:
+    """What people read of a training before torch is imported, and its command."""
+
+    summary: str
+    details: str
+    examples: tuple[str, ...]
+    make: Callable[[], Callable[..., None]]
+
+    def command(self, name: str) -> Any:
+        return one_command(name, self.make(), f"{self.summary}\n\n{self.details}", self.examples)
+
+
 class _TrainGroup(TyperGroup):
     """Commands that are made when they are asked for: their options are those of modules that import torch."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the trainings."""
-        return list(EXAMPLES)
+        return list(_TRAININGS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of a training."""
-        if cmd_name not in EXAMPLES:
-            return None
-        try:
-            run = {"skeleton": _skeleton, "keypoints": _keypoints}[cmd_name]()
-        except MissingExtraError as error:
-            return refusing_command(cmd_name, error)
-        return one_command(cmd_name, run, run.__doc__ or "", EXAMPLES[cmd_name])
+        found = _TRAININGS.get(cmd_name)
+        return None if found is None else LazyCommand(cmd_name, found.summary, lambda: found.command(cmd_name))
 
 
 def _skeleton() -> Callable[..., None]:
@@ -105,11 +100,6 @@ def _skeleton() -> Callable[..., None]:
         ] = False,
         json: Json = False,
     ) -> None:
-        """Train a transformer that draws skeletons: keypoints (143, 3) to a picture of 256 x 256.
-
-        The pictures are drawn from the keypoints on the way. FOLDER gets checkpoint.safetensors, best.safetensors,
-        metrics.csv, steps.csv and a picture of samples after each epoch. Killed at any moment, --resume goes on.
-        """
         if no_weighted_loss:
             task = replace(task, hands=1.0, face=1.0, rest=1.0)
         given = {"frames": frames, "config": config, "task": task, "batch_size": batch_size}
@@ -135,15 +125,37 @@ def _keypoints() -> Callable[..., None]:
         batch_size: BatchSize = 32,
         json: Json = False,
     ) -> None:
-        """Train a transformer that encodes faces region by region and gives their 68 points again.
-
-        Points are mapped to [0, 1] by the range of the training split's faces. FOLDER gets the same files as that of
-        `train skeleton`.
-        """
         given = {"frames": frames, "config": config, "batch_size": batch_size}
         _train(train_keypoints, store, at, out, "keypoints", {**given, **asdict(settings), **asdict(running)}, json)
 
     return keypoints
+
+
+_TRAININGS = {
+    "skeleton": _Training(
+        "Train a transformer that draws skeletons: keypoints (143, 3) to a picture of 256 x 256.",
+        "The pictures are drawn from the keypoints on the way. FOLDER gets checkpoint.safetensors, best.safetensors, "
+        "metrics.csv, steps.csv and a picture of samples after each epoch. Killed at any moment, it goes on with "
+        "--resume.",
+        (
+            "kpstore train skeleton phoenix.kps --out runs/skeleton",
+            "kpstore train skeleton phoenix.kps --out runs/skeleton --resume",
+            "torchrun --nproc-per-node 4 -m kpstore.cli.main train skeleton phoenix.kps --out runs/skeleton",
+            "kpstore train skeleton phoenix.kps --limit-frames 64 --epochs 5 --image-size 64 --dev-split ''",
+        ),
+        _skeleton,
+    ),
+    "keypoints": _Training(
+        "Train a transformer that encodes faces region by region and gives their 68 points again.",
+        "Points are mapped to [0, 1] by the range of the training split's faces. FOLDER gets the same files as that of "
+        "`train skeleton`.",
+        (
+            "kpstore train keypoints phoenix.kps --at v1.0 --out runs/faces --device cuda",
+            "kpstore train keypoints phoenix.kps --precision bf16 --patience 10 --json",
+        ),
+        _keypoints,
+    ),
+}
 
 
 def _train(

@@ -52,10 +52,10 @@ class Store(_Store):
     """One immutable version of a store, and the views on it. :func:`open` makes one."""
 
     def __repr__(self) -> str:
-        return display.to_text(self)
+        return super().__repr__() if self.is_closed else display.to_text(self)
 
-    def _repr_html_(self) -> str:
-        return display.to_html(self)
+    def _repr_html_(self) -> str | None:
+        return None if self.is_closed else display.to_html(self)
 
     def computed(
         self,

@@ -6,7 +6,7 @@ nothing is imported before it is asked for.
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -15,8 +15,6 @@ from typing import Any, Literal
 from kpstore.errors import ExistsError, MissingExtraError, NotFoundError
 
 Group = Literal["kpstore.backends", "kpstore.extractors", "kpstore.features", "kpstore.formats"]
-
-_log = logging.getLogger(__name__)
 
 _registered: dict[tuple[str, str], Any] = {}
 
@@ -62,18 +60,25 @@ def load(group: Group, name: str) -> Any:
     return _loaded(point)
 
 
-def each(group: Group) -> Iterator[Any]:
-    """Yield everything in a group: what was registered in this process, what others have installed, and then our own.
+def of_others(group: Group) -> Iterator[Any]:
+    """Yield what was registered in this process, and what packages other than kpstore have installed.
 
     What cannot be imported is left out with a warning: one broken plug-in must not stop everything else.
     """
     yield from [item for (kind, _), item in _registered.items() if kind == group]
-    points = _entry_points(group).values()
-    for point in sorted(points, key=lambda point: (point.value.startswith("kpstore."), point.name)):
+    for point in _points_of_others(group):
         try:
             yield point.load()
         except Exception as error:  # whatever an outsider's module raises when it is imported
-            _log.warning("plug-in %r (%s) cannot be imported and is left out: %s", point.name, point.value, error)
+            warnings.warn(
+                f"plug-in {point.name!r} ({point.value}) of {group} cannot be imported and is left out: {error}",
+                stacklevel=2,
+            )
+
+
+@cache
+def _points_of_others(group: str) -> tuple[EntryPoint, ...]:
+    return tuple(point for point in entry_points(group=group) if not point.value.startswith("kpstore."))
 
 
 def imported(name: str, home: str) -> Any:

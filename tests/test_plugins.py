@@ -51,6 +51,9 @@ def test_an_extractor_a_format_and_a_backend_of_somebody_else(tmp_path: Path, en
         [name, f"{2.0 * (grey + number)}"] for name, grey in (("a", 10), ("b", 20)) for number in range(3)
     ]
     assert "csv" in kpstore("export", "--help")
+    kpstore("convert", "lab:clips.kps", "lab:copy.kps")
+    assert {path.name for path in tmp_path.glob("*.kps")} == {"clips.kps", "copy.kps"}
+    assert "brightness" in kpstore("info", "lab:copy.kps")
     other = finish(
         [sys.executable, "-m", "kpstore.cli.main", "ingest", "videos", "clips", "lab:clips.kps", *recipe[:2]],
         env=environment,

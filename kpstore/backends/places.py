@@ -50,3 +50,6 @@ ICECHUNK = Place(
     "kpstore.backends.icechunk:IcechunkBackend",
     lambda location: _is_local(location) and not location.endswith(FILE_SUFFIXES),
 )
+
+OWN = (MEMORY, HDF5, ICECHUNK)
+"""All of them: not looked up among entry points, which are those of what was installed, not of what is running."""

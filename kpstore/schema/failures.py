@@ -16,6 +16,8 @@ FORM = '{"video": reason} or {"frames": {number: reason}}'
 class Failures:
     """What of one video failed for one feature. False if nothing did.
 
+    Of a video that failed as a whole, no frames are kept.
+
     Parameters
     ----------
     video : why the whole video failed; None if it did not.
@@ -26,9 +28,10 @@ class Failures:
     frames: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        frames = {} if self.video is not None else {int(n): _storable(self.frames[n]) for n in sorted(self.frames)}
+        object.__setattr__(self, "frames", frames)
         if self.video is not None:
             object.__setattr__(self, "video", _storable(self.video))
-        object.__setattr__(self, "frames", {int(n): _storable(self.frames[n]) for n in sorted(self.frames)})
 
     def __bool__(self) -> bool:
         return self.video is not None or bool(self.frames)
@@ -57,8 +60,8 @@ class Failures:
             return NOTHING_FAILED
         try:
             found = json.loads(text)
-            frames = {int(frame): str(reason) for frame, reason in found.get("frames", {}).items()}
-            return cls(str(found["video"]) if "video" in found else None, frames)
+            frames = {int(frame): reason or "" for frame, reason in found.get("frames", {}).items()}
+            return cls((found["video"] or "") if "video" in found else None, frames)
         except (ValueError, AttributeError, TypeError, RecursionError):
             raise InvalidError(f"{text[:80]!r} given as failures of a video; {FORM} needed") from None
 

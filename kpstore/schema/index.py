@@ -178,7 +178,8 @@ def nearest(name: object, names: Iterable[str]) -> str:
 
 def whole_number(value: object) -> int | None:
     """Return one whole number of any kind (int, numpy, torch) as an int; None for anything else, bools included."""
-    if isinstance(value, bool | np.bool_) or getattr(value, "ndim", 0) != 0:
+    is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    if is_bool or getattr(value, "ndim", 0) != 0:
         return None
     try:
         return operator.index(value)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore import plugins
+from kpstore.backends import places
 from kpstore.backends.asides import aside_of, left_overs
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadView
 from kpstore.errors import ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
@@ -39,9 +41,13 @@ Mode = Literal["r", "a"]
 
 def backend_for(location: str) -> Backend:
     """Return the first backend that claims a location; those of others are asked before kpstore's own."""
-    for kind in plugins.each("kpstore.backends"):
-        claims = getattr(kind, "claims", None)
-        if claims is not None and claims(location):
+    for kind in (*plugins.of_others("kpstore.backends"), *places.OWN):
+        try:
+            is_its_own = kind.claims(location)
+        except Exception as error:  # one broken plug-in must not stop everything else
+            warnings.warn(f"backend {kind!r} cannot say whether {location} is its own: {error}", stacklevel=2)
+            continue
+        if is_its_own:
             backend: Backend = kind(location)
             return backend
     raise UnsupportedError(f"{location}: this kpstore reads local stores; object storage is not supported yet")
@@ -59,16 +65,16 @@ def moved_into_place(location: str) -> Iterator[Backend]:
     place = backend_for(location)
     if place.exists():
         raise ExistsError(f"{location} already exists; choose another place for the store")
-    if "://" in location:
+    path = Path(place.location).resolve()
+    aside = backend_for(str(aside_of(path, "building")))
+    if "://" in location or type(aside) is not type(place):  # the location is no path, or one of another backend
         aside = backend_for(f"{location}.building-{uuid.uuid4().hex[:8]}")
     else:
-        path = Path(location).resolve()
         for left_over in left_overs(path, "building"):
             backend_for(str(left_over)).remove()
-        aside = backend_for(str(aside_of(path, "building")))
     try:
         yield aside
-        aside.move(location)
+        aside.move(place.location)
     finally:
         aside.remove()
 
@@ -337,6 +343,8 @@ class Store:
         return type(self), self.location, self.snapshot, self.mode, self._cache, self.check
 
     def __repr__(self) -> str:
+        if self._closed:
+            return f"<closed {type(self).__name__} {self.location}>"
         frames, videos = self.index.total_frames, len(self.index)
         held = f"{videos} videos, {frames} frames, {sorted(self.features)}"
         return f"<{type(self).__name__} {self.location} at {self.snapshot}: {held}>"
@@ -445,7 +453,10 @@ class Store:
             if failures.video is not None:
                 yield Failure(video.id, None, "", failures.video)
             for frame, reason in failures.frames.items():
-                yield Failure(video.id, frame, str(self[fmt.IMAGE_PATH][video.rows.start + frame]), reason)
+                # A damaged store may name frames that there are not, which verify tells.
+                is_there = 0 <= frame < video.n_frames
+                path = str(self[fmt.IMAGE_PATH][video.rows.start + frame]) if is_there else ""
+                yield Failure(video.id, frame, path, reason)
 
     def __getitem__(self, name: str) -> FeatureArray:
         """Return an array by name: a feature, a companion such as ``"keypoints_detected"``, a column of the index."""
@@ -471,6 +482,11 @@ class Store:
     def keys(self) -> list[str]:
         """Return the names of all arrays."""
         return list(self)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
 
     def close(self) -> None:
         """Let go of files and memory; reading arrays of this object is an error then. Other objects are unaffected."""

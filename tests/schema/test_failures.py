@@ -28,8 +28,14 @@ def test_only_a_failure_of_the_whole_video_makes_its_state_failed() -> None:
     assert Failures("no film").of_video() == Failures("no film")
 
 
+def test_a_video_that_failed_keeps_no_frames() -> None:
+    assert Failures.from_text('{"video": "x", "frames": {"1": "y"}}') == Failures("x", {1: "y"}) == Failures("x")
+    assert Failures.from_text('{"video": null}') == Failures("no reason was given")
+
+
 def test_a_reason_can_always_be_stored() -> None:
-    assert Failures("", {0: "torn \ud800"}) == Failures("no reason was given", {0: "torn \\ud800"})
+    assert Failures("").video == "no reason was given"
+    assert Failures(frames={0: "torn \ud800"}).frames == {0: "torn \\ud800"}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', "3", '{"frames": {"one": "x"}}', '{"frames": 3}', "[" * 9999])

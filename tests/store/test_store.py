@@ -69,7 +69,7 @@ def test_rows_are_picked_by_whole_numbers_of_any_kind(store: kpstore.Store) -> N
     for three in (np.int8(3), np.array(3), torch.tensor(3)):
         np.testing.assert_array_equal(filled["points"][three], filled["points"][3])
         assert filled.frames("points")[three]["row"] == 3
-    for odd in (True, np.True_, 3.0, "3", None):
+    for odd in (True, np.True_, torch.tensor(True), 3.0, "3", None):
         with pytest.raises(InvalidError):
             filled["points"][odd]
         with pytest.raises(InvalidError):
@@ -84,6 +84,8 @@ def test_a_store_is_a_mapping_of_arrays_that_can_be_closed(store: kpstore.Store)
     with kpstore.open(filled.location) as opened:
         array = opened["points"]
         expected = array[:]
+    assert repr(opened) == f"<closed Store {filled.location}>"
+    assert opened._repr_html_() is None
     for closed in (lambda: array[0], lambda: opened["points"]):
         with pytest.raises(InvalidError, match="was closed; open it again"):
             closed()
