@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -102,8 +103,8 @@ def _skeleton() -> Callable[..., None]:
     ) -> None:
         if no_weighted_loss:
             task = replace(task, hands=1.0, face=1.0, rest=1.0)
-        given = {"frames": frames, "config": config, "task": task, "batch_size": batch_size}
-        _train(train_skeleton, store, at, out, "skeleton", {**given, **asdict(settings), **asdict(running)}, json)
+        train = partial(train_skeleton, frames=frames, config=config, task=task, batch_size=batch_size)
+        _train("skeleton", train, store, at, out, {**asdict(settings), **asdict(running)}, json)
 
     return skeleton
 
@@ -125,8 +126,8 @@ def _keypoints() -> Callable[..., None]:
         batch_size: BatchSize = 32,
         json: Json = False,
     ) -> None:
-        given = {"frames": frames, "config": config, "batch_size": batch_size}
-        _train(train_keypoints, store, at, out, "keypoints", {**given, **asdict(settings), **asdict(running)}, json)
+        train = partial(train_keypoints, frames=frames, config=config, batch_size=batch_size)
+        _train("keypoints", train, store, at, out, {**asdict(settings), **asdict(running)}, json)
 
     return keypoints
 
@@ -159,11 +160,11 @@ _TRAININGS = {
 
 
 def _train(
+    kind: str,
     train: Callable[..., Report],
     store: str,
     at: str | None,
     out: Path | None,
-    kind: str,
     options: Mapping[str, Any],
     json: bool,
 ) -> None:

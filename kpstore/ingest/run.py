@@ -29,7 +29,7 @@ from kpstore.schema.feature import State
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
 from kpstore.store import history
-from kpstore.store.store import Failure, Store, backend_for
+from kpstore.store.store import Failure, Store, backend_for, listed
 from kpstore.store.transaction import Transaction
 
 
@@ -369,14 +369,11 @@ class _Run:
 
 
 def _failures(result: TaskResult) -> list[Failure]:
-    found: list[Failure] = []
-    for video in result.task.videos:
-        failures = result.failures[video.position]
-        if failures.video is not None:
-            found.append(Failure(video.record.id, None, "", failures.video))
-        for frame, reason in failures.frames.items():
-            found.append(Failure(video.record.id, frame, video.record.frame_paths[frame], reason))
-    return found
+    return [
+        failure
+        for video in result.task.videos
+        for failure in listed(video.record.id, result.failures[video.position], video.record.frame_paths.__getitem__)
+    ]
 
 
 def count_rows(tx: Transaction, feature: str, tasks: Sequence[Task]) -> None:

@@ -16,7 +16,6 @@ from kpstore.errors import ConflictError, ExistsError, InvalidError, MismatchErr
 from kpstore.interop.base import ImportedFeature, ImportedVideo, OnProgress
 from kpstore.interop.run import ImportReport, import_document, is_numbered, opened
 from kpstore.interop.splits import split_rank
-from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
@@ -248,7 +247,7 @@ def _read_feature(place: _Place, name: str) -> tuple[FeatureRows, dict[int, str]
     store, position = place.store, place.position
     if name not in store.features or store.states(name)[position] == State.PENDING:
         return ""
-    failures = Failures.from_text(str(store[fmt.failure_name(name)][position]))
+    failures = store.failures_of(name, position)
     if failures.video is not None:
         return failures.video
     spec = store.feature(name)

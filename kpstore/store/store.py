@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from kpstore import plugins
 from kpstore.backends import places
 from kpstore.backends.asides import aside_of, left_overs
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadView
-from kpstore.errors import ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
+from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex, nearest
@@ -188,6 +188,19 @@ class Failure:
     reason: str
 
 
+def listed(video_id: str, failures: Failures, path_of: Callable[[int], str]) -> Iterator[Failure]:
+    """Yield what failed of a video, one by one.
+
+    Parameters
+    ----------
+    path_of : returns the path of a frame, by its number.
+    """
+    if failures.video is not None:
+        yield Failure(video_id, None, "", failures.video)
+    for frame, reason in failures.frames.items():
+        yield Failure(video_id, frame, path_of(frame), reason)
+
+
 class Video:
     """One video of a store; ``video["keypoints"]`` reads its rows of a feature, (T, …).
 
@@ -256,6 +269,10 @@ class Video:
     def image_paths(self) -> list[str]:
         """One path per frame, relative to the data set."""
         return list(self._store[fmt.IMAGE_PATH][self.rows])
+
+    def image_path(self, frame: int) -> str:
+        """Return the path of a frame, relative to the data set; ``""`` for a frame that there is not."""
+        return str(self._store[fmt.IMAGE_PATH][self.rows.start + frame]) if 0 <= frame < self.n_frames else ""
 
     def state(self, feature: str) -> State:
         """Return how far this video has come for a feature."""
@@ -447,16 +464,21 @@ class Store:
 
     def _iter_failures(self, feature: str) -> Iterator[Failure]:
         texts = np.asarray(self[fmt.failure_name(feature)])
-        for position in np.flatnonzero(texts != ""):
-            video = Video(self, int(position))
-            failures = Failures.from_text(texts[position])
-            if failures.video is not None:
-                yield Failure(video.id, None, "", failures.video)
-            for frame, reason in failures.frames.items():
-                # A damaged store may name frames that there are not, which verify tells.
-                is_there = 0 <= frame < video.n_frames
-                path = str(self[fmt.IMAGE_PATH][video.rows.start + frame]) if is_there else ""
-                yield Failure(video.id, frame, path, reason)
+        for position in np.flatnonzero(texts != "").tolist():
+            video = Video(self, position)
+            failures = self._read_failures(feature, position, texts[position])
+            yield from listed(video.id, failures, video.image_path)
+
+    def failures_of(self, feature: str, position: int) -> Failures:
+        """Return what failed for a feature of the video at a position."""
+        return self._read_failures(feature, position, str(self[fmt.failure_name(feature)][position]))
+
+    def _read_failures(self, feature: str, position: int, text: str) -> Failures:
+        try:
+            return Failures.from_text(text)
+        except InvalidError as error:
+            name = fmt.failure_name(feature)
+            raise CorruptError(f"{name}[{position}] in {self.location} is damaged: {error}") from None
 
     def __getitem__(self, name: str) -> FeatureArray:
         """Return an array by name: a feature, a companion such as ``"keypoints_detected"``, a column of the index."""

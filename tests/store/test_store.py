@@ -14,7 +14,7 @@ import torch
 import kpstore
 from kpstore import plugins
 from kpstore.backends.memory import MemoryBackend
-from kpstore.errors import ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
+from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
 from tests.processes import finish
 from tests.store.data import LENGTHS, SPLITS, fill, rows_of
 
@@ -199,3 +199,11 @@ def test_only_the_backend_of_a_location_is_imported(tmp_path: Path) -> None:
         kpstore.create(tmp_path / name)
         run = finish([sys.executable, "-c", code, tmp_path / name])
         assert run.stdout.strip() == str(expected), run.stderr
+
+
+def test_a_record_of_failures_that_is_damaged_is_said_with_its_place(store: kpstore.Store) -> None:
+    changes = fill(store).backend.begin()
+    changes.write("points_failure", 1, np.array(["{"], dtype=object))
+    changes.commit("by other software")
+    with pytest.raises(CorruptError, match=r"points_failure\[1\] in .* is damaged: '\{' given as failures"):
+        store.at().failures("points")
