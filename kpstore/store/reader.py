@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from kpstore.backends.base import TEXT, ArrayMeta, ReadView
 from kpstore.backends.checksums import matches
 from kpstore.errors import CorruptError, InvalidError
+from kpstore.schema.index import all_within
 from kpstore.store.arena import ARENA_BYTES, ChunkArena
+from kpstore.store.buffers import Buffers
 from kpstore.store.cache import DecodedArray, DecodedCache
 from kpstore.store.checked import Check, CheckedChunks, CheckedMemory
 
@@ -90,6 +92,7 @@ class RowReader:
         self._view, self._cache, self._check, self._location = view, cache, check, location
         self._arena_bytes = arena_bytes
         self._arrays: dict[str, _Array] = {}
+        self._buffers = Buffers()
 
     def meta(self, name: str) -> ArrayMeta:
         """Return shape and type of an array; :class:`NotFoundError` if there is none."""
@@ -191,14 +194,14 @@ class RowReader:
         """
         array = self._array(name)
         n_rows = array.meta.n_rows
-        if len(rows) and (rows.min() < 0 or rows.max() >= n_rows):
+        if not all_within(rows, n_rows):
             worst = int(rows.max() if rows.max() >= n_rows else rows.min())
             raise InvalidError(f"row {worst} of {name!r} asked for; its last row is {n_rows - 1}")
-        found = _output(name, array, len(rows), out)
+        found = self._output(name, array, len(rows), out)
         memory = self._memory(name, array, lambda memory: memory.check_rows(rows))
         if memory is not None:
             # Without mode="clip" numpy gathers into memory of its own first; the rows were checked above.
-            np.take(memory, rows, axis=0, out=found, mode="clip")
+            memory.take(rows, axis=0, out=found, mode="clip")
             return found
         again = array.arena.gather(rows, found)
         if again:
@@ -206,12 +209,25 @@ class RowReader:
             self._consider_cache(name, array)
         return found
 
+    def _output(self, name: str, array: _Array, n_rows: int, out: Any) -> NDArray[Any]:
+        """Return where to put a result: ``out`` if it fits, else memory for it."""
+        shape = (n_rows, *array.meta.shape[1:])
+        if out is None:
+            return self._buffers.empty(shape, array.dtype)
+        found: NDArray[Any] = out.numpy() if hasattr(out, "numpy") else out
+        if found.shape != shape or found.dtype != array.dtype or not found.flags.c_contiguous:
+            raise InvalidError(
+                f"out for {name!r} has shape {found.shape} and type {found.dtype}; "
+                f"needed is {shape} {array.dtype}, in C order"
+            )
+        return found
+
     def read_slice(self, name: str, start: int, stop: int, out: Any = None) -> NDArray[Any]:
         """Return rows ``start`` to ``stop``; see :meth:`read`."""
         array = self._array(name)
         if start < 0 or stop < start or stop > array.meta.n_rows:
             raise InvalidError(f"rows {start}:{stop} of {name!r} asked for; it has {array.meta.n_rows}")
-        found = _output(name, array, stop - start, out)
+        found = self._output(name, array, stop - start, out)
         memory = self._memory(name, array, lambda memory: memory.check_slice(start, stop))
         if memory is not None:
             found[...] = memory[start:stop]
@@ -247,16 +263,3 @@ class RowReader:
         if self._cache is not None and array.can_be_copied:
             self._make_copy(name, array, on_chunk)
         return array.memory is not None
-
-
-def _output(name: str, array: _Array, n_rows: int, out: Any) -> NDArray[Any]:
-    shape = (n_rows, *array.meta.shape[1:])
-    if out is None:
-        return np.empty(shape, dtype=array.dtype)
-    found: NDArray[Any] = out.numpy() if hasattr(out, "numpy") else out
-    if found.shape != shape or found.dtype != array.dtype or not found.flags.c_contiguous:
-        raise InvalidError(
-            f"out for {name!r} has shape {found.shape} and type {found.dtype}; "
-            f"needed is {shape} {array.dtype}, in C order"
-        )
-    return found

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.feature import State
-from kpstore.schema.index import whole_number
+from kpstore.schema.index import all_within, whole_number
 from kpstore.store.format import status_name
 from kpstore.store.store import Store
 from kpstore.views.pool import Pool, plan_pool
@@ -196,7 +196,7 @@ class Subset(View):
 def as_indices(indices: Sequence[int] | NDArray[Any], length: int) -> NDArray[np.int64]:
     """Return ints or a mask as (samples,) int64, negative ones counted from the end."""
     given = np.asarray(indices)
-    if given.dtype == np.int64 and given.ndim == 1 and given.size and given.min() >= 0 and given.max() < length:
+    if given.dtype == np.int64 and given.ndim == 1 and all_within(given, length):
         return given
     if given.dtype == bool:
         if given.shape != (length,):
