@@ -27,10 +27,14 @@ from kpstore.sources.demo import write_demo_dataset
 def main() -> None:
     """Run all at full size, or at a size that takes a minute."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small data: shows that it runs, not how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help="small data: shows that it runs, not how fast"
+    )
     quick = parser.parse_args().quick
     results = {"machine": f"{platform.machine()}, Python {platform.python_version()}"}
-    results["ingest_scale"] = bench_ingest_scale.run(scale=0.01 if quick else 1.0, workers=2, lists=[])
+    results["ingest_scale"] = bench_ingest_scale.run(
+        scale=0.01 if quick else 1.0, workers=2, lists=[]
+    )
     with tempfile.TemporaryDirectory() as folder:
         data = write_demo_dataset(Path(folder) / "data")
         if not quick:
@@ -44,7 +48,9 @@ def main() -> None:
     )
     results["shuffle"] = bench_shuffle.run(lists=[], scale=0.01 if quick else 1.0)
     results["read"] = bench_read.run(scale=0.01 if quick else 1.0, runs=1 if quick else 5)
-    results["first_read"] = bench_first_read.run(scale=0.01 if quick else 0.25, runs=1 if quick else 9)
+    results["first_read"] = bench_first_read.run(
+        scale=0.01 if quick else 0.25, runs=1 if quick else 9
+    )
     results["train"] = bench_train.run(image_size=32 if quick else 64, steps=8 if quick else 600)
     old = {"frames": 400, "image_size": 32, "steps": 4} if quick else {"runs": 3}
     results["old_training"] = bench_old_training.run(**old)

@@ -2,19 +2,21 @@
 
 ``python -m benchmarks.bench_checks [--frames 100000] [--runs 1] [--folder DIR] [--out FILE.json]``
 
-A store as large as PHOENIX-2014-T's keypoints (``--frames 947756``, 8,257 videos), or a share of it: points that walk
-at random, so that no two videos are alike, and a hand missing in a tenth of the frames. All is read for the first time
-by kpstore (nothing is cached by it), but most of it lies in the system's memory, as it was just written. Each step is a
-process of its own; with ``--runs``, the fastest run of each is given, and the spread.
+A store as large as PHOENIX-2014-T's keypoints (``--frames 947756``, 8,257 videos), or a share of
+it: points that walk at random, so that no two videos are alike, and a hand missing in a tenth of
+the frames. All is read for the first time by kpstore (nothing is cached by it), but most of it lies
+in the system's memory, as it was just written. Each step is a process of its own; with ``--runs``,
+the fastest run of each is given, and the spread.
 
-- *stats*: ``statistics_by_split`` of all features. *splits check*: names, paths, people, values and near-copies.
+- *stats*: ``statistics_by_split`` of all features. *splits check*: names, paths, people, values and
+  near-copies.
 - *verify*: every chunk against the rules of the format.
 - *convert*: the store into one HDF5 file. *diff*: that copy beside the store, frame by frame.
 - *merge*: three stores, one of each split, into one.
 
-Memory is that of the process alone, as seen from outside every 10 ms (Linux), above one that has only opened the store;
-*mapped* is what it had with the pages of files that are mapped, which are the system's. At full size the stores take
-some 4 GB on the disk.
+Memory is that of the process alone, as seen from outside every 10 ms (Linux), above one that has
+only opened the store; *mapped* is what it had with the pages of files that are mapped, which are
+the system's. At full size the stores take some 4 GB on the disk.
 """
 
 from __future__ import annotations
@@ -42,17 +44,17 @@ from benchmarks.cases import (
     summary,
     write_json,
 )
+from kpstore.inspect.contents import compare
+from kpstore.inspect.leakage import check_splits
+from kpstore.inspect.statistics import statistics_by_split
+from kpstore.inspect.verify import verify
+from kpstore.interop.convert import convert
 from kpstore.interop.merge import merge
-from kpstore.interop.run import opened
+from kpstore.interop.transfer import opened
 from kpstore.schema.failures import NOTHING_FAILED
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PART_SLICES, keypoints_spec
-from kpstore.store.contents import compare
-from kpstore.store.convert import convert
-from kpstore.store.leakage import check_splits
-from kpstore.store.statistics import statistics_by_split
-from kpstore.store.verify import verify
 
 FRAMES = sum(frames for _, frames in PHOENIX.values())
 STORE, COPY, MERGED = "all.kps", "copy.h5", "merged.kps"
@@ -65,13 +67,20 @@ def make_store(path: Path, videos: Sequence[VideoRecord], seed: int) -> None:
     with kpstore.create(path, name="made up").transaction("random walks") as tx:
         tx.add_videos(videos)
         tx.add_feature(spec, {"extractor": "random walks"})
-        for start, rows in _walks(spec, sum(video.n_frames for video in videos), np.random.default_rng(seed)):
+        for start, rows in _walks(
+            spec, sum(video.n_frames for video in videos), np.random.default_rng(seed)
+        ):
             tx.write_rows(spec.name, start, rows, np.full(len(rows), State.DONE, dtype=np.uint8))
         tx.set_states(spec.name, dict.fromkeys(range(len(videos)), NOTHING_FAILED))
 
 
-def _walks(spec: FeatureSpec, n_frames: int, rng: np.random.Generator) -> Iterator[tuple[int, FeatureRows]]:
-    """Yield rows and where they begin, some chunks at a time; walks start anew in each block, as they stay in sight."""
+def _walks(
+    spec: FeatureSpec, n_frames: int, rng: np.random.Generator
+) -> Iterator[tuple[int, FeatureRows]]:
+    """Yield rows and where they begin, some chunks at a time.
+
+    Walks start anew in each block, as they stay in sight.
+    """
     hand = PART_SLICES["left_hand"]
     for start in range(0, n_frames, _BLOCK_ROWS):
         n_rows = min(_BLOCK_ROWS, n_frames - start)
@@ -92,7 +101,7 @@ def _walk(rng: np.random.Generator, n_rows: int) -> NDArray[np.float32]:
     return begin + np.cumsum(0.002 * steps, axis=0, dtype=np.float32)
 
 
-# -- the steps, each in a process of its own ----------------------------------------------------------------------
+# -- the steps, each in a process of its own -------------------------------------------------------
 
 
 def _open(folder: Path) -> str:
@@ -105,7 +114,10 @@ def _stats(folder: Path) -> str:
 
 def _check_splits(folder: Path) -> str:
     counts = check_splits(kpstore.open(folder / STORE)).counts()
-    return ", ".join(f"{number} {kind}" for kind, number in counts.items() if number) or "nothing shared"
+    return (
+        ", ".join(f"{number} {kind}" for kind, number in counts.items() if number)
+        or "nothing shared"
+    )
 
 
 def _verify(folder: Path) -> str:
@@ -149,7 +161,7 @@ def _child(step: str, folder: Path) -> None:
     report({"seconds": time.perf_counter() - began, "found": found})
 
 
-# -- measuring ------------------------------------------------------------------------------------------------------
+# -- measuring -------------------------------------------------------------------------------------
 
 
 def measure(step: str, folder: Path, runs: int) -> list[Measured]:
@@ -158,7 +170,11 @@ def measure(step: str, folder: Path, runs: int) -> list[Measured]:
     for _ in range(runs):
         remove(folder / MADE[step] if step in MADE else folder / "cache")
         args = ("--child", step, "--folder", str(folder))
-        found.append(in_own_process("benchmarks.bench_checks", *args, env={"KPSTORE_CACHE": str(folder / "cache")}))
+        found.append(
+            in_own_process(
+                "benchmarks.bench_checks", *args, env={"KPSTORE_CACHE": str(folder / "cache")}
+            )
+        )
         remove(folder / "cache")
     return found
 
@@ -197,7 +213,9 @@ def run(*, frames: int, runs: int = 1, folder: Path | None = None) -> dict[str, 
         remove(place / STORE)
         remove(place / COPY)
         for seed, split in enumerate(PHOENIX):
-            make_store(place / _of(split), [video for video in videos if video.split == split], seed)
+            make_store(
+                place / _of(split), [video for video in videos if video.split == split], seed
+            )
         found["merge"] = measure("merge", place, runs)
     base_mib = min(one.own_mib for one in found["open"])
     return {
@@ -205,13 +223,17 @@ def run(*, frames: int, runs: int = 1, folder: Path | None = None) -> dict[str, 
         "frames": sum(map(sum, lengths.values())),
         "make_s": round(made_s, 1),
         "open_mib": base_mib,
-        "steps": {step: _figures(measured, base_mib) for step, measured in found.items() if step != "open"},
+        "steps": {
+            step: _figures(measured, base_mib) for step, measured in found.items() if step != "open"
+        },
     }
 
 
 def _print(found: Mapping[str, Any]) -> None:
     print(f"{found['videos']:,} videos, {found['frames']:,} frames, made in {found['make_s']} s")
-    rows: list[tuple[object, ...]] = [("", "fastest, s", "slowest, s", "memory, MiB", "mapped, MiB", "found")]
+    rows: list[tuple[object, ...]] = [
+        ("", "fastest, s", "slowest, s", "memory, MiB", "mapped, MiB", "found")
+    ]
     for step, figures in found["steps"].items():
         seconds = figures["seconds"]
         memory = (figures["memory_mib"], figures["with_mapped_mib"])
@@ -221,10 +243,16 @@ def _print(found: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=100_000, help=f"about so many; {FRAMES} are all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--frames", type=int, default=100_000, help=f"about so many; {FRAMES} are all"
+    )
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="where to put the stores; a temporary folder by default")
+    parser.add_argument(
+        "--folder", type=Path, help="where to put the stores; a temporary folder by default"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--child", choices=STEPS, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -2,11 +2,12 @@
 
 ``python -m benchmarks.bench_extract [--frames 96] [--runs 3] [--device cpu] [--workers-per-gpu 4]``
 
-The models have their real shape and random weights: how fast they are does not depend on these. *Model alone* computes
-on inputs that lie in memory, prepared and in batches, and is the most that anything can reach; *plain loop* is what a
-script does that opens, prepares and computes one image (one utterance) after another. The ingests read the same files
-and store what comes out; ``steady`` counts from the first finished frames to the last, as hours of extraction do.
-On the CPU everything runs with one thread a process.
+The models have their real shape and random weights: how fast they are does not depend on these.
+*Model alone* computes on inputs that lie in memory, prepared and in batches, and is the most that
+anything can reach; *plain loop* is what a script does that opens, prepares and computes one image
+(one utterance) after another. The ingests read the same files and store what comes out; ``steady``
+counts from the first finished frames to the last, as hours of extraction do. On the CPU everything
+runs with one thread a process.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ def run(*, frames: int, runs: int, device: str, workers_per_gpu: int) -> dict[st
         rates: dict[str, dict[str, list[float]]] = {}
         for _ in range(runs):
             for kind in ("dinov2", "lips"):
-                for name in ("model alone", "plain loop", "ingest, in this process", "ingest, worker processes"):
+                for name in (
+                    "model alone",
+                    "plain loop",
+                    "ingest, in this process",
+                    "ingest, worker processes",
+                ):
                     args = (kind, name, folder, device, str(workers_per_gpu))
                     env = {} if device.startswith("cuda") else _ONE_THREAD
                     rate = in_own_process(_MODULE, "--case", *args, env=env).found["frames_per_s"]
@@ -47,15 +53,20 @@ def run(*, frames: int, runs: int, device: str, workers_per_gpu: int) -> dict[st
     return {
         "frames": frames,
         "device": device,
-        "frames_per_s": {kind: {n: summary(v) for n, v in found.items()} for kind, found in rates.items()},
+        "frames_per_s": {
+            kind: {n: summary(v) for n, v in found.items()} for kind, found in rates.items()
+        },
         "of_model_alone": {
-            kind: {n: summary([a / b for a, b in zip(v, found["model alone"], strict=True)]) for n, v in found.items()}
+            kind: {
+                n: summary([a / b for a, b in zip(v, found["model alone"], strict=True)])
+                for n, v in found.items()
+            }
             for kind, found in rates.items()
         },
     }
 
 
-# -- data -------------------------------------------------------------------------------------------------------
+# -- data ------------------------------------------------------------------------------------------
 
 
 def make_data(folder: Path, frames: int) -> None:
@@ -76,12 +87,14 @@ def make_data(folder: Path, frames: int) -> None:
         crops = rng.integers(0, 255, (CROPS, 96, 96), dtype=np.uint8)
         np.savez_compressed(folder / "mouths" / f"{number:04}.npz", data=crops)
     torch.manual_seed(0)
-    config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14)
+    config = Dinov2Config(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14
+    )
     Dinov2Model(config).save_pretrained(folder / "vits14")
     torch.save({"model_state_dict": LipNetwork().state_dict()}, folder / "lips.pth.tar")
 
 
-# -- cases, each in a process of its own --------------------------------------------------------------------------
+# -- cases, each in a process of its own -----------------------------------------------------------
 
 
 def measure(kind: str, name: str, folder: Path, device: str, workers_per_gpu: int) -> float:
@@ -116,11 +129,17 @@ def _ingest(kind: str, folder: Path, device: str, workers: int) -> float:
                 self.first = self.last, progress.frames_done
 
     watch = Watch()
-    source: Any = VideosSource(folder / "clips") if kind == "dinov2" else LipsSource(folder / "mouths")
+    source: Any = (
+        VideosSource(folder / "clips") if kind == "dinov2" else LipsSource(folder / "mouths")
+    )
     n_workers = (workers if device.startswith("cuda") else 1) if workers else 0
-    options = Options(workers=n_workers, device=device, task_frames=0 if device.startswith("cuda") else 200)
+    options = Options(
+        workers=n_workers, device=device, task_frames=0 if device.startswith("cuda") else 200
+    )
     with tempfile.TemporaryDirectory() as out:
-        found = run_ingest(source, Path(out) / "s.kps", _extractor(kind, folder), options, observer=watch)
+        found = run_ingest(
+            source, Path(out) / "s.kps", _extractor(kind, folder), options, observer=watch
+        )
     if found.frames_failed or watch.first is None:
         raise RuntimeError(f"{found.frames_failed} frames failed")
     return (found.frames - watch.first[1]) / (watch.last - watch.first[0])
@@ -132,9 +151,14 @@ def _model_alone(kind: str, folder: Path, device: str) -> float:
     extractor = _extractor(kind, folder)
     extractor.open(device)
     if kind == "dinov2":
-        images = [np.asarray(Image.open(path)) for path in sorted((folder / "clips").rglob("*.png"))]
+        images = [
+            np.asarray(Image.open(path)) for path in sorted((folder / "clips").rglob("*.png"))
+        ]
         prepared = np.stack([whole_image(image) for image in images])
-        batches = [prepared[at : at + extractor.batch_size] for at in range(0, len(prepared), extractor.batch_size)]
+        batches = [
+            prepared[at : at + extractor.batch_size]
+            for at in range(0, len(prepared), extractor.batch_size)
+        ]
         return _rate(batches, extractor._forward, len)
     crops = [np.load(path)["data"] for path in sorted((folder / "mouths").glob("*.npz"))]
     at_once = max(1, extractor.batch_frames // CROPS)
@@ -173,14 +197,20 @@ def main() -> None:
         kind, name, folder, device, workers = sys.argv[2:]
         report({"frames_per_s": measure(kind, name, Path(folder), device, int(workers))})
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=96, help="pictures; an eighth as many utterances")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--frames", type=int, default=96, help="pictures; an eighth as many utterances"
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers-per-gpu", type=int, default=min(4, os.cpu_count() or 1))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    found = run(frames=args.frames, runs=args.runs, device=args.device, workers_per_gpu=args.workers_per_gpu)
+    found = run(
+        frames=args.frames, runs=args.runs, device=args.device, workers_per_gpu=args.workers_per_gpu
+    )
     rows: list[tuple[object, ...]] = [("", "frames/s", "of the model alone")]
     for kind, rates in found["frames_per_s"].items():
         for name, rate in rates.items():

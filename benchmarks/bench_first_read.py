@@ -2,15 +2,19 @@
 
 ``python -m benchmarks.bench_first_read [--scale 0.25] [--runs 5] [--folder DIR] [--out FILE.json]``
 
-Keypoints as many as a share of PHOENIX-2014-T's, in a raw store (mapped) and an lz4 store (decoded). Everything is read
-twice as often: with ``check="first"``, the default, and with ``check="never"``, each in a process of its own, in turn;
-a ratio is the median of those of neighbouring runs.
+Keypoints as many as a share of PHOENIX-2014-T's, in a raw store (mapped) and an lz4 store
+(decoded). Everything is read twice as often: with ``check="first"``, the default, and with
+``check="never"``, each in a process of its own, in turn; a ratio is the median of those of
+neighbouring runs.
 
-- *epoch from the disk*: an epoch of ``kpstore.loader`` over files of which no page is in memory (Linux). All other
-  figures are with all pages in memory and nothing done with the batches, where nothing hides a cost.
-- *open to the first row*: ``kpstore.open`` and one row of one feature, in a process that has read nothing before.
-- *epoch of kpstore.loader*, *of DataLoader*, *of view.batch*: all frames once, shuffled, in batches of 256, by the
-  clock and in CPU time; the second epoch is what reads cost once everything was looked at.
+- *epoch from the disk*: an epoch of ``kpstore.loader`` over files of which no page is in memory
+  (Linux). All other figures are with all pages in memory and nothing done with the batches, where
+  nothing hides a cost.
+- *open to the first row*: ``kpstore.open`` and one row of one feature, in a process that has read
+  nothing before.
+- *epoch of kpstore.loader*, *of DataLoader*, *of view.batch*: all frames once, shuffled, in batches
+  of 256, by the clock and in CPU time; the second epoch is what reads cost once everything was
+  looked at.
 - *random rows*: 100,000 single rows in batches of 256, after those epochs.
 """
 
@@ -85,11 +89,15 @@ def _read(location: str, check: Literal["never", "first"]) -> dict[str, float]:
     epochs("kpstore.loader", lambda: loader)
     view = _view(location, check)
     if kpstore.open(location).features[_FEATURE].spec.compression == "raw":
-        # Rows at random from lz4 decode a chunk each, which takes minutes for all and is no way to read it.
+        # Rows at random from lz4 decode a chunk each, which takes minutes for all and is no way to
+        # read it.
         order = np.random.default_rng(0).permutation(len(view))
         parts = np.array_split(order, -(-len(order) // BATCH))
         epochs("view.batch", lambda: map(view.batch, parts))
-        rows = [np.random.default_rng(1).integers(len(view), size=BATCH) for _ in range(100_000 // BATCH)]
+        rows = [
+            np.random.default_rng(1).integers(len(view), size=BATCH)
+            for _ in range(100_000 // BATCH)
+        ]
         measure("random rows", lambda: deque(map(view.batch, rows), maxlen=0))
         torch.manual_seed(0)
         others = DataLoader(_view(location, check), BATCH, shuffle=True)
@@ -130,10 +138,14 @@ def run(*, scale: float, runs: int, folder: Path | None = None) -> dict[str, Any
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", type=float, default=0.25, help="share of the 947,756 frames")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to put the stores; a temporary folder by default")
+    parser.add_argument(
+        "--folder", type=Path, help="where to put the stores; a temporary folder by default"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--child", choices=("epochs", "row"), help=argparse.SUPPRESS)
     parser.add_argument("--location", help=argparse.SUPPRESS)
@@ -145,7 +157,13 @@ def main() -> None:
     found = run(scale=args.scale, runs=args.runs, folder=args.folder)
     for codec, figures in found.items():
         rows: list[tuple[object, ...]] = [(codec, "never, ms", "first, ms", "ratio")]
-        print_table(rows + [(name, one["never_ms"], one["first_ms"], one["ratio"]) for name, one in figures.items()])
+        print_table(
+            rows
+            + [
+                (name, one["never_ms"], one["first_ms"], one["ratio"])
+                for name, one in figures.items()
+            ]
+        )
     write_json(found, args.out)
 
 

@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.bench_hdf5 [--frames 200192] [--runs 5] [--folder DIR] [--out FILE.json]``
 
-Keypoints, (frames, 143, 3) float32 in chunks of 1,024 frames, with a state and a path for each. Each step is done by a
-process of its own, on the file that the one before has left:
+Keypoints, (frames, 143, 3) float32 in chunks of 1,024 frames, with a state and a path for each.
+Each step is done by a process of its own, on the file that the one before has left:
 
 - *create*: a first version with the paths, and nothing else written.
 - *open*: opens the file and begins changes; its memory is what the next steps are measured against.
@@ -11,9 +11,9 @@ process of its own, on the file that the one before has left:
 - *commit*: transactions of one chunk each; the median, and the lowest and highest of the runs.
 - *read*: a block of the newest version.
 
-Memory is the process's own, without mapped files, as seen from outside (Linux). kpstore flushes every commit to the
-disk; versioned-hdf5 does not, and is measured as it is and with a flush after each commit. Without versioned-hdf5
-(``pip install versioned-hdf5``) only kpstore is measured.
+Memory is the process's own, without mapped files, as seen from outside (Linux). kpstore flushes
+every commit to the disk; versioned-hdf5 does not, and is measured as it is and with a flush after
+each commit. Without versioned-hdf5 (``pip install versioned-hdf5``) only kpstore is measured.
 """
 
 from __future__ import annotations
@@ -71,7 +71,12 @@ class Kpstore:
         changes = backend.begin()
         frames = len(paths)
         keypoints = ArrayMeta(
-            (frames, *SHAPE), "float32", CHUNK_ROWS, ("frame", "point", "axis"), float("nan"), codec="raw"
+            (frames, *SHAPE),
+            "float32",
+            CHUNK_ROWS,
+            ("frame", "point", "axis"),
+            float("nan"),
+            codec="raw",
         )
         changes.create("keypoints", keypoints)
         changes.create("status", ArrayMeta((frames,), "uint8", CHUNK_ROWS, ("frame",)))
@@ -82,7 +87,7 @@ class Kpstore:
     def change(self, path: Path, works: list[Callable[[Put], None]]) -> list[float]:
         """Make a version by each of the works."""
         backend = HDF5Backend(str(path))
-        backend.view(backend.branches()[MAIN]).names()
+        backend.session(backend.branches()[MAIN]).names()
         took = []
         for number, work in enumerate(works):
             began = time.perf_counter()
@@ -95,7 +100,7 @@ class Kpstore:
     def read(self, path: Path, n_rows: int) -> NDArray[np.float32]:
         """Return the first keypoints of the newest version."""
         backend = HDF5Backend(str(path))
-        return backend.view(backend.branches()[MAIN]).read("keypoints", 0, n_rows)
+        return backend.session(backend.branches()[MAIN]).read("keypoints", 0, n_rows)
 
 
 class VersionedHDF5:
@@ -123,8 +128,12 @@ class VersionedHDF5:
                 data=None,
                 fillvalue=np.nan,
             )
-            group.create_dataset("status", shape=(frames,), dtype="u1", chunks=(CHUNK_ROWS,), fillvalue=0, **grows)
-            group.create_dataset("image_path", data=paths, dtype=h5py.string_dtype(), chunks=(PATH_ROWS,), **grows)
+            group.create_dataset(
+                "status", shape=(frames,), dtype="u1", chunks=(CHUNK_ROWS,), fillvalue=0, **grows
+            )
+            group.create_dataset(
+                "image_path", data=paths, dtype=h5py.string_dtype(), chunks=(PATH_ROWS,), **grows
+            )
 
     def change(self, path: Path, works: list[Callable[[Put], None]]) -> list[float]:
         """Make a version by each of the works."""
@@ -165,7 +174,9 @@ class _Rows:
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
-        self._noise = np.random.default_rng(0).standard_normal((BLOCK_ROWS, *SHAPE), dtype=np.float32)
+        self._noise = np.random.default_rng(0).standard_normal(
+            (BLOCK_ROWS, *SHAPE), dtype=np.float32
+        )
         self._buffer = self._noise.copy()
         self._done = np.ones(BLOCK_ROWS, dtype=np.uint8)
 
@@ -188,7 +199,9 @@ class _Rows:
 def work(subject: Subject, step: str, path: Path, rows: _Rows, runs: int) -> dict[str, Any]:
     """Do one step; return how long it took, each run of it."""
     if step == "create":
-        names = [f"train/video{row // 115:05d}/images{row % 115:04d}.png" for row in range(rows.frames)]
+        names = [
+            f"train/video{row // 115:05d}/images{row % 115:04d}.png" for row in range(rows.frames)
+        ]
         began = time.perf_counter()
         subject.create(path, np.array(names, dtype=object))
         return {"seconds": [time.perf_counter() - began]}
@@ -238,13 +251,25 @@ def run(*, frames: int, runs: int, folder: Path | None = None) -> dict[str, Any]
     names = list(SUBJECTS) if importlib.util.find_spec(PEER) else [OURS]
     with tempfile.TemporaryDirectory(dir=folder, prefix="kpstore-bench-hdf5-") as made:
         found = {name: measure(name, Path(made), frames, runs) for name in names}
-    return {"frames": frames, "values_mb": round(frames * 4 * int(np.prod(SHAPE)) / 1e6), "subjects": found}
+    return {
+        "frames": frames,
+        "values_mb": round(frames * 4 * int(np.prod(SHAPE)) / 1e6),
+        "subjects": found,
+    }
 
 
 def _print(found: dict[str, Any]) -> None:
     print(f"{found['frames']:,} frames, {found['values_mb']} MB of keypoints")
     rows: list[tuple[object, ...]] = [
-        ("", "write all, s", "memory, MiB", "commit of a chunk, ms", "lowest–highest", "size, MB", "after the commits")
+        (
+            "",
+            "write all, s",
+            "memory, MiB",
+            "commit of a chunk, ms",
+            "lowest–highest",
+            "size, MB",
+            "after the commits",
+        )
     ]
     for name, figures in found["subjects"].items():
         commit = {key: round(value * 1e3, 1) for key, value in figures["commit_s"].items()}
@@ -256,15 +281,22 @@ def _print(found: dict[str, Any]) -> None:
     for name, figures in found["subjects"].items():
         print(f"{name}: h5py finds {', '.join(figures['names_at_root'])}")
     if len(found["subjects"]) == 1:
-        print("versioned-hdf5 is not installed and was left out; pip install versioned-hdf5 measures it too")
+        print(
+            "versioned-hdf5 is not installed and was left out; pip install versioned-hdf5 measures "
+            "it too"
+        )
 
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, default=200_192)
     parser.add_argument("--runs", type=int, default=5, help="commits of one chunk")
-    parser.add_argument("--folder", type=Path, help="where to put the files; a temporary folder by default")
+    parser.add_argument(
+        "--folder", type=Path, help="where to put the files; a temporary folder by default"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -2,15 +2,18 @@
 
 ``python -m benchmarks.bench_import [--scale 1.0] [--lengths LIST.csv …] [--folder DIR]``
 
-947,756 frames of keypoints in videos as long as those of PHOENIX-2014-T, as a raw pickle (protocol 4) and as one npz
-file per split. A hand is missing in a tenth of the frames.
+947,756 frames of keypoints in videos as long as those of PHOENIX-2014-T, as a raw pickle (protocol
+4) and as one npz file per split. A hand is missing in a tenth of the frames.
 
 - *load*: ``pickle.load``, and ``np.load`` with all arrays read.
-- *import*: kpstore's import into a new store on the same disk; left out for formats without an importer.
-- *peak*: highest resident memory (``VmHWM``, so this needs Linux). *nothing* has only imported modules, *empty store*
-  has also made a store without anything in it: what is above those is due to the data.
+- *import*: kpstore's import into a new store on the same disk; left out for formats without an
+  importer.
+- *peak*: highest resident memory (``VmHWM``, so this needs Linux). *nothing* has only imported
+  modules, *empty store* has also made a store without anything in it: what is above those is due to
+  the data.
 
-At full size the two files take some 4 GB, the stores 2 GB each, and the pickle about 6 GB of memory.
+At full size the two files take some 4 GB, the stores 2 GB each, and the pickle about 6 GB of
+memory.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ import kpstore
 from benchmarks.cases import SyntheticExtractor, SyntheticSource, phoenix_lengths
 from kpstore import plugins
 from kpstore.interop.base import Format
-from kpstore.interop.pickle_writer import PickleWriter, array_opcodes, plain
-from kpstore.interop.pickles import PICKLE
+from kpstore.interop.pickle import PICKLE
+from kpstore.interop.pickle.opcodes import PickleWriter, array_opcodes, plain
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import PART_SLICES
@@ -52,7 +55,10 @@ def frames_of(records: list[VideoRecord]) -> Iterator[FeatureRows]:
 
 
 def write_files(folder: Path, lengths: dict[str, list[int]]) -> Path:
-    """Write ``raw.pkl`` and, per split, an npz file; neither takes memory that grows with it but for one split's."""
+    """Write ``raw.pkl`` and, per split, an npz file.
+
+    Neither takes memory that grows with it but for one split's.
+    """
     records = SyntheticSource(lengths).scan().videos
     by_split = {split: [record for record in records if record.split == split] for split in lengths}
     raw = folder / "raw.pkl"
@@ -82,7 +88,10 @@ def _write_lists(writer: PickleWriter, videos: list[VideoRecord]) -> None:
         parts = []
         for (part, where), there in zip(PART_SLICES.items(), detected, strict=True):
             head, tail = ends[part]
-            parts += [writer.texts[part], head + values[where].tobytes() + tail if there else plain(None)]
+            parts += [
+                writer.texts[part],
+                head + values[where].tobytes() + tail if there else plain(None),
+            ]
         return b"".join((b"}(", *parts, shape, b"u"))
 
     writer.value("keypoints")
@@ -101,7 +110,7 @@ def work(job: str, folder: Path) -> None:
     known = set(plugins.names("kpstore.formats"))
     if "pickle" not in known:
         plugins.register("kpstore.formats", "pickle", PICKLE)
-    from kpstore.interop.run import import_file
+    from kpstore.interop.transfer import import_file
 
     if job == "pickle.load":
         with (folder / "raw.pkl").open("rb") as file:
@@ -120,18 +129,36 @@ def work(job: str, folder: Path) -> None:
 def _child(job: str, folder: str) -> None:
     began = time.perf_counter()
     work(job, Path(folder))
-    print(json.dumps({"seconds": round(time.perf_counter() - began, 2), "peak_mib": round(_peak_kib() / 1024)}))
+    print(
+        json.dumps(
+            {
+                "seconds": round(time.perf_counter() - began, 2),
+                "peak_mib": round(_peak_kib() / 1024),
+            }
+        )
+    )
 
 
 def _peak_kib() -> int:
-    """Return this program's highest resident memory; ``ru_maxrss`` would count its parent's, before the exec."""
+    """Return this program's highest resident memory.
+
+    ``ru_maxrss`` would count its parent's, before the exec.
+    """
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 def measure(job: str, folder: Path) -> dict[str, float]:
     """Do one job in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.bench_import", "--child", job, "--folder", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_import",
+        "--child",
+        job,
+        "--folder",
+        str(folder),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     if done.returncode:
         raise RuntimeError(f"{job}: {done.stderr.strip().splitlines()[-1]}")
@@ -167,10 +194,16 @@ def run(*, scale: float = 1.0, lists: list[Path], folder: Path | None = None) ->
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="share of the videos")
-    parser.add_argument("--lengths", type=Path, nargs="*", default=[], help="CSV lists with split and num_frames")
-    parser.add_argument("--folder", type=Path, help="where to put the files; a temporary folder by default")
+    parser.add_argument(
+        "--lengths", type=Path, nargs="*", default=[], help="CSV lists with split and num_frames"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where to put the files; a temporary folder by default"
+    )
     parser.add_argument("--child", choices=JOBS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

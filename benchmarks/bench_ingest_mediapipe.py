@@ -2,14 +2,14 @@
 
 ``python -m benchmarks.bench_ingest_mediapipe [--data PHOENIX_ROOT] [--copies 8] [--runs 3]``
 
-The plain loop is what a user would write: Pillow, ``Holistic.process``, a ``reset()`` per video, arrays in memory. All
-cases read the same files, each run in a fresh process, in turn. ``steady`` leaves out imports and model building: it
-counts from the first finished frame to the last, which is what hours of extraction look like; ``whole`` is the process
-from start to end.
+The plain loop is what a user would write: Pillow, ``Holistic.process``, a ``reset()`` per video,
+arrays in memory. All cases read the same files, each run in a fresh process, in turn. ``steady``
+leaves out imports and model building: it counts from the first finished frame to the last, which is
+what hours of extraction look like; ``whole`` is the process from start to end.
 
-One MediaPipe process left to itself spreads over about 1.25 cores, so on two cores two of anything cannot be twice as
-fast as one. Hence every single case also runs on one core, driver and all, and two plain loops side by side show what
-the machine can give.
+One MediaPipe process left to itself spreads over about 1.25 cores, so on two cores two of anything
+cannot be twice as fast as one. Hence every single case also runs on one core, driver and all, and
+two plain loops side by side show what the machine can give.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def run(data: Path, *, runs: int) -> dict[str, Any]:
             frames, steady_rate, whole_rate = _measure(case, data)
             steady[name].append(steady_rate)
             whole[name].append(whole_rate)
-    ratios = {f"{a} / {b}": [x / y for x, y in zip(steady[a], steady[b], strict=True)] for a, b in _RATIOS}
+    ratios = {
+        f"{a} / {b}": [x / y for x, y in zip(steady[a], steady[b], strict=True)] for a, b in _RATIOS
+    }
     return {
         "frames": frames,
         "steady_frames_per_s": {name: summary(values) for name, values in steady.items()},
@@ -118,11 +120,27 @@ def _measure(case: _Case, data: Path) -> tuple[int, float, float]:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "run.py"
         script.write_text(case.code)
-        command = [sys.executable, str(script), str(data), str(Path(folder) / "out.kps"), str(case.workers)]
+        command = [
+            sys.executable,
+            str(script),
+            str(data),
+            str(Path(folder) / "out.kps"),
+            str(case.workers),
+        ]
         began = time.perf_counter()
-        pin = None if case.cores is None else lambda: os.sched_setaffinity(0, set(range(case.cores or 1)))
+        pin = (
+            None
+            if case.cores is None
+            else lambda: os.sched_setaffinity(0, set(range(case.cores or 1)))
+        )
         started = [
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=pin)
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                preexec_fn=pin,
+            )
             for _ in range(case.at_once)
         ]
         printed = [process.communicate()[0].split()[-2:] for process in started]
@@ -130,7 +148,11 @@ def _measure(case: _Case, data: Path) -> tuple[int, float, float]:
     if any(process.returncode for process in started):
         raise RuntimeError(f"a run failed: {' '.join(command)}")
     frames = int(printed[0][0])
-    return frames, sum((int(n) - 1) / float(seconds) for n, seconds in printed), frames * case.at_once / took
+    return (
+        frames,
+        sum((int(n) - 1) / float(seconds) for n, seconds in printed),
+        frames * case.at_once / took,
+    )
 
 
 def repeat_videos(root: Path, copies: int) -> None:
@@ -148,9 +170,15 @@ def repeat_videos(root: Path, copies: int) -> None:
 
 def main() -> None:
     """Parse, make data, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a PHOENIX-shaped folder; made up from photographs by default")
-    parser.add_argument("--copies", type=int, default=8, help="how often each made-up train video comes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="a PHOENIX-shaped folder; made up from photographs by default"
+    )
+    parser.add_argument(
+        "--copies", type=int, default=8, help="how often each made-up train video comes"
+    )
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """How long a full-size PHOENIX ingest takes beside the extraction itself, and what it leaves on disk.
 
-``python -m benchmarks.bench_ingest_scale [--scale 0.01] [--workers 2] [--lengths LIST.csv …] [--json]``
+``python -m benchmarks.bench_ingest_scale [--scale 0.01] [--workers 2] [--lengths LIST.csv …]
+[--json]``
 """
 
 from __future__ import annotations
@@ -16,9 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import PeakMemory, SyntheticExtractor, SyntheticSource, phoenix_lengths, summary
+from benchmarks.cases import (
+    PeakMemory,
+    SyntheticExtractor,
+    SyntheticSource,
+    phoenix_lengths,
+    summary,
+)
 from kpstore.backends import icechunk
-from kpstore.backends.icechunk_views import IcechunkFork
+from kpstore.backends.icechunk_sessions import IcechunkFork
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
 from kpstore.store.transaction import Transaction
@@ -59,7 +66,9 @@ def run(*, scale: float, workers: int, lists: list[Path], runs: int = 5) -> dict
         "check_s": round(sum(checks), 3),
         "check_share": round(sum(checks) / report.seconds, 4),
         "commit_s": {key: round(value, 4) for key, value in summary(commits).items()},
-        "open_to_first_row_ms": {key: round(value * 1e3, 1) for key, value in summary(opened).items() if key != "runs"},
+        "open_to_first_row_ms": {
+            key: round(value * 1e3, 1) for key, value in summary(opened).items() if key != "runs"
+        },
     }
 
 
@@ -82,15 +91,21 @@ def _timed(kind: Any, name: str, seconds: list[float]) -> Iterator[None]:
 
 
 def _python(code: str, *args: str) -> str:
-    return subprocess.run([sys.executable, "-c", code, *args], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 8,257 videos")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--lengths", type=Path, nargs="*", default=[], help="CSV lists with split and num_frames")
+    parser.add_argument(
+        "--lengths", type=Path, nargs="*", default=[], help="CSV lists with split and num_frames"
+    )
     args = parser.parse_args()
     print(json.dumps(run(scale=args.scale, workers=args.workers, lists=args.lengths), indent=2))
 

@@ -1,21 +1,24 @@
 """The same training from users' pickle, as their scripts read it, and from a store: losses, time, memory, speed.
 
-``python -m benchmarks.bench_old_training [--frames 20000] [--image-size 256] [--steps 20] [--runs 1] [--store DIR]``
+``python -m benchmarks.bench_old_training [--frames 20000] [--image-size 256] [--steps 20] [--runs
+1] [--store DIR]``
 
-The old way: the whole pickle in memory, each frame flattened with zeros for None, one range over all points of the data
-set, for skeletons every picture drawn before the first step; a ``DataLoader`` over single samples. It is written anew
-here from a description of those scripts; pictures are drawn by kpstore's own renderer, in their style. The new way:
-``store.face_keypoints(missing="zeros")`` and ``store.skeletons(style="phoenix", normalize="minmax")``, which give the
-same numbers, through ``kpstore.loader``. Both get the frames in the order of that loader. Without ``--store``, frames
-are of made-up people.
+The old way: the whole pickle in memory, each frame flattened with zeros for None, one range over
+all points of the data set, for skeletons every picture drawn before the first step; a
+``DataLoader`` over single samples. It is written anew here from a description of those scripts;
+pictures are drawn by kpstore's own renderer, in their style. The new way:
+``store.face_keypoints(missing="zeros")`` and ``store.skeletons(style="phoenix",
+normalize="minmax")``, which give the same numbers, through ``kpstore.loader``. Both get the frames
+in the order of that loader. Without ``--store``, frames are of made-up people.
 
 Each figure comes from a process of its own.
 
 - *first batch*: from the open call to the first batch in hand, without imports.
 - *samples/s*: an epoch of batches without a model, the time to the first one not counted.
-- *memory*: of the process alone while it does that, above one that has imported the same; pages of mapped files, which
-  are the system's, are not in it.
-- *train*: samples/s of ``--steps`` steps with the default model, on one thread, plain mean squared errors.
+- *memory*: of the process alone while it does that, above one that has imported the same; pages of
+  mapped files, which are the system's, are not in it.
+- *train*: samples/s of ``--steps`` steps with the default model, on one thread, plain mean squared
+  errors.
 - *apart*: how far the losses of any step are apart, relatively.
 """
 
@@ -38,12 +41,16 @@ from torch.utils.data import DataLoader, Dataset
 import kpstore
 from benchmarks.bench_train import people
 from benchmarks.cases import Measured, in_own_process, print_table, report, summary, write_json
-from kpstore.interop.run import export_file
+from kpstore.interop.transfer import export_file
 from kpstore.render.raster import draw_skeletons
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PART_SLICES, keypoints_spec
-from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointTask
-from kpstore.trainers.skeleton import HierarchicalSkeletonTransformer, SkeletonConfig, SkeletonTask
+from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointTraining
+from kpstore.trainers.skeleton import (
+    HierarchicalSkeletonTransformer,
+    SkeletonConfig,
+    SkeletonTraining,
+)
 from kpstore.views.base import View
 from kpstore.views.batch_sampler import BatchSampler
 
@@ -53,7 +60,7 @@ _VIDEO_FRAMES = 128
 Batch = Mapping[str, torch.Tensor]
 
 
-# -- the old way ------------------------------------------------------------------------------------------------------
+# -- the old way -----------------------------------------------------------------------------------
 
 
 class OldFaces(Dataset[dict[str, torch.Tensor]]):
@@ -77,7 +84,9 @@ class OldSkeletons(Dataset[dict[str, torch.Tensor]]):
         frames = frames_of(path)
         self.images = np.empty((len(frames), size, size), dtype=np.uint8)
         for number, frame in enumerate(frames):
-            self.images[number] = draw_skeletons(flattened(frame, np.nan)[None], size, style="phoenix")[0]
+            self.images[number] = draw_skeletons(
+                flattened(frame, np.nan)[None], size, style="phoenix"
+            )[0]
         self.points = to_unit(np.stack([flattened(frame) for frame in frames]))
 
     def __len__(self) -> int:
@@ -107,11 +116,13 @@ def flattened(frame: Mapping[str, Any], fill: float = 0.0) -> NDArray[np.float32
 def to_unit(points: NDArray[np.float32]) -> NDArray[np.float32]:
     """Map each coordinate to [0, 1] by its range over everything, zeros of missing parts included."""
     low, high = points.min(axis=(0, 1)), points.max(axis=(0, 1))
-    unit: NDArray[np.float32] = (points - low) / np.where(high - low < 1e-8, np.float32(1), high - low)
+    unit: NDArray[np.float32] = (points - low) / np.where(
+        high - low < 1e-8, np.float32(1), high - low
+    )
     return unit
 
 
-# -- both ways in turn ------------------------------------------------------------------------------------------------
+# -- both ways in turn -----------------------------------------------------------------------------
 
 
 def view_of(kind: str, folder: Path, image_size: int) -> View:
@@ -141,7 +152,10 @@ def load(way: str, kind: str, folder: Path, image_size: int) -> dict[str, float]
     first, n_samples = time.perf_counter() - began, 0
     for batch in batches:
         n_samples += len(batch["keypoints"])
-    return {"first_batch_s": first, "samples_per_s": n_samples / (time.perf_counter() - began - first)}
+    return {
+        "first_batch_s": first,
+        "samples_per_s": n_samples / (time.perf_counter() - began - first),
+    }
 
 
 def train(way: str, kind: str, folder: Path, image_size: int, steps: int) -> dict[str, Any]:
@@ -150,11 +164,11 @@ def train(way: str, kind: str, folder: Path, image_size: int, steps: int) -> dic
     torch.manual_seed(0)
     model: nn.Module
     if kind == "keypoints":
-        model, task = HierarchicalKeypointTransformer(), KeypointTask()
+        model, task = HierarchicalKeypointTransformer(), KeypointTraining()
     else:
         model, task = (
             HierarchicalSkeletonTransformer(SkeletonConfig(image_size=image_size)),
-            SkeletonTask(1.0, 1.0, 1.0),
+            SkeletonTraining(1.0, 1.0, 1.0),
         )
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4)
     losses: list[float] = []
@@ -168,7 +182,10 @@ def train(way: str, kind: str, folder: Path, image_size: int, steps: int) -> dic
         optimizer.step()
         losses.append(loss.item())
         batch = next(batches)
-    return {"losses": losses, "train_samples_per_s": steps * BATCHES[kind] / (time.perf_counter() - began)}
+    return {
+        "losses": losses,
+        "train_samples_per_s": steps * BATCHES[kind] / (time.perf_counter() - began),
+    }
 
 
 def run(
@@ -190,7 +207,10 @@ def run(
 
 
 def _prepare(folder: Path, given: Path | None, frames: int, image_size: int) -> int:
-    """Make the store (or a link to one), the pickle of it, and files with the order of samples; return its frames."""
+    """Make the store (or a link to one), the pickle of it, and files with the order of samples.
+
+    Return its frames.
+    """
     if given is None:
         _make_store(folder / STORE, frames)
     else:
@@ -201,7 +221,8 @@ def _prepare(folder: Path, given: Path | None, frames: int, image_size: int) -> 
         view = view_of(kind, folder, image_size)
         if len(view) != n_frames:
             raise SystemExit(
-                f"the pickle has {n_frames} frames, the view {len(view)}: it left out empty or failed ones"
+                f"the pickle has {n_frames} frames, the view {len(view)}: it left out empty or "
+                "failed ones"
             )
         np.save(folder / f"{kind}.npy", np.concatenate(list(BatchSampler(view, batch_size))))
     return n_frames
@@ -215,7 +236,15 @@ def _make_store(path: Path, n_frames: int) -> None:
         lengths = [min(_VIDEO_FRAMES, n_frames - start) for start in starts]
         tx.add_videos(
             [
-                VideoRecord(f"v{i}", "train", tuple(f"v{i}/{n}.png" for n in range(length)), 25.0, 256, 256, {})
+                VideoRecord(
+                    f"v{i}",
+                    "train",
+                    tuple(f"v{i}/{n}.png" for n in range(length)),
+                    25.0,
+                    256,
+                    256,
+                    {},
+                )
                 for i, length in enumerate(lengths)
             ]
         )
@@ -232,7 +261,16 @@ def _make_store(path: Path, n_frames: int) -> None:
 
 
 def _compare(kind: str, folder: Path, image_size: int, steps: int, runs: int) -> dict[str, Any]:
-    common = ("--kind", kind, "--folder", str(folder), "--image-size", str(image_size), "--steps", str(steps))
+    common = (
+        "--kind",
+        kind,
+        "--folder",
+        str(folder),
+        "--image-size",
+        str(image_size),
+        "--steps",
+        str(steps),
+    )
     found: dict[str, Any] = {}
     idle = in_own_process("benchmarks.bench_old_training", "--child", "nothing").own_mib
     for way in ("old", "store"):
@@ -253,27 +291,40 @@ def _child(what: str, way: str, common: tuple[str, ...]) -> Measured:
 
 
 def _print(found: Mapping[str, Any]) -> None:
-    rows: list[tuple[object, ...]] = [("", "first batch, s", "samples/s", "memory, MiB", "train, samples/s", "apart")]
+    rows: list[tuple[object, ...]] = [
+        ("", "first batch, s", "samples/s", "memory, MiB", "train, samples/s", "apart")
+    ]
     for kind in BATCHES:
         for way in ("old", "store"):
             one = found[kind][way]
             first, speed = one["first_batch_s"]["median"], one["samples_per_s"]["median"]
             apart = f"{found[kind]['apart']:.1e}" if way == "store" else ""
             memory, trained = one["memory_mib"], f"{one['train_samples_per_s']:.1f}"
-            rows.append((f"{kind}, {way}", f"{first:.2f}", f"{speed:,.0f}", f"{memory:,}", trained, apart))
-    print(f"{found['frames']:,} frames, pictures of {found['image_size']} pixels, {found['steps']} steps")
+            rows.append(
+                (f"{kind}, {way}", f"{first:.2f}", f"{speed:,.0f}", f"{memory:,}", trained, apart)
+            )
+    print(
+        f"{found['frames']:,} frames, pictures of {found['image_size']} pixels, {found['steps']} "
+        "steps"
+    )
     print_table(rows)
 
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, help="with keypoints in a split train; made-up people otherwise")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--store", type=Path, help="with keypoints in a split train; made-up people otherwise"
+    )
     parser.add_argument("--frames", type=int, default=20_000)
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="where to put the files; a temporary folder by default")
+    parser.add_argument(
+        "--folder", type=Path, help="where to put the files; a temporary folder by default"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--child", choices=("nothing", "load", "train"), help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=("old", "store"), help=argparse.SUPPRESS)
@@ -286,7 +337,12 @@ def main() -> None:
     elif args.child == "train":
         report(train(args.way, args.kind, args.folder, args.image_size, args.steps))
     else:
-        options = {"frames": args.frames, "image_size": args.image_size, "steps": args.steps, "runs": args.runs}
+        options = {
+            "frames": args.frames,
+            "image_size": args.image_size,
+            "steps": args.steps,
+            "runs": args.runs,
+        }
         found = run(args.store, **options, folder=args.folder)
         _print(found)
         write_json(found, args.out)

@@ -2,11 +2,13 @@
 
 ``python -m benchmarks.bench_shuffle [--lengths LIST.csv …] [--plot shuffle.png]``
 
-No store is needed: 947,756 frames of keypoints in chunks of 1,024 rows, videos as long as those of PHOENIX-2014-T.
+No store is needed: 947,756 frames of keypoints in chunks of 1,024 rows, videos as long as those of
+PHOENIX-2014-T.
 
 - *distinct*: different videos per batch of 256, over those of a full shuffle.
-- *drift*: how much batch means of a value that is the same in a whole video (here: drawn for each) follow each other,
-  as the correlation of neighbouring batches. A full shuffle has 0 but for chance.
+- *drift*: how much batch means of a value that is the same in a whole video (here: drawn for each)
+  follow each other, as the correlation of neighbouring batches. A full shuffle has 0 but for
+  chance.
 - *order*: milliseconds to make the order of one epoch.
 """
 
@@ -30,7 +32,9 @@ from kpstore.views.sampling import BlockShuffle
 BATCH = 256
 
 
-def quality(order: NDArray[np.int64], video_of: NDArray[np.int64], value_of: NDArray[np.float64]) -> dict[str, float]:
+def quality(
+    order: NDArray[np.int64], video_of: NDArray[np.int64], value_of: NDArray[np.float64]
+) -> dict[str, float]:
     """Return mean distinct videos per batch, and the correlation of neighbouring batches' means."""
     n = len(order) // BATCH * BATCH
     videos = video_of[order[:n]].reshape(-1, BATCH)
@@ -50,7 +54,9 @@ def run(*, lists: list[Path], scale: float = 1.0, epochs: int = 3) -> dict[str, 
     video_of = np.repeat(np.arange(len(lengths)), lengths)
     value_of = np.random.default_rng(7).normal(size=len(lengths))
     spec = keypoints_spec()
-    meta = ArrayMeta((len(video_of), *spec.shape), "float32", spec.chunk_rows, ("frame", "keypoint", "space"))
+    meta = ArrayMeta(
+        (len(video_of), *spec.shape), "float32", spec.chunk_rows, ("frame", "keypoint", "space")
+    )
     rngs = [np.random.default_rng(seed) for seed in range(epochs)]
     full = [quality(rng.permutation(len(video_of)), video_of, value_of) for rng in rngs]
     base = {name: float(np.mean([epoch[name] for epoch in full])) for name in full[0]}
@@ -71,7 +77,9 @@ def run(*, lists: list[Path], scale: float = 1.0, epochs: int = 3) -> dict[str, 
                 "pool_mib": mib,
                 "blocks": pool.window,
                 "distinct_of_full": round(mean["distinct"] / base["distinct"], 3),
-                "distinct_of_full_at_the_edges": round(mean["distinct_at_the_edges"] / base["distinct"], 3),
+                "distinct_of_full_at_the_edges": round(
+                    mean["distinct_at_the_edges"] / base["distinct"], 3
+                ),
                 "drift": round(mean["drift"], 3),
                 "order_ms": round(float(np.median(times)), 1),
             }
@@ -81,8 +89,12 @@ def run(*, lists: list[Path], scale: float = 1.0, epochs: int = 3) -> dict[str, 
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=Path, nargs="*", default=[], help="CSV lists with split and num_frames")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--lengths", type=Path, nargs="*", default=[], help="CSV lists with split and num_frames"
+    )
     parser.add_argument("--plot", type=Path, help="save a picture")
     args = parser.parse_args()
     found = run(lists=args.lengths)
@@ -98,9 +110,17 @@ def _plot(found: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     sizes = [row["pool_mib"] for row in found["pools"]]
     axes.plot(
-        sizes, [row["distinct_of_full"] for row in found["pools"]], "o-", label="distinct videos, of a full shuffle"
+        sizes,
+        [row["distinct_of_full"] for row in found["pools"]],
+        "o-",
+        label="distinct videos, of a full shuffle",
     )
-    axes.plot(sizes, [row["drift"] for row in found["pools"]], "s-", label="drift: correlation of neighbouring batches")
+    axes.plot(
+        sizes,
+        [row["drift"] for row in found["pools"]],
+        "s-",
+        label="drift: correlation of neighbouring batches",
+    )
     axes.axhline(0.95, color="0.7", linestyle=":")
     axes.set(xlabel="pool, MiB", ylim=(0, 1.02))
     axes.legend()

@@ -1,13 +1,18 @@
 """How training from a store goes: time spent waiting for frames, and whether 64 frames are learnt by heart.
 
-``python -m benchmarks.bench_train [--image-size 64] [--steps 600] [--store phoenix.kps] [--device cpu]``
+``python -m benchmarks.bench_train [--image-size 64] [--steps 600] [--store phoenix.kps] [--device
+cpu]``
 
-Without ``--store``, frames of made-up people: a body, hands and a face that move and grow. The full models are trained,
-with the defaults of ``kpstore train`` but for the size of the pictures, unless it is given.
+Without ``--store``, frames of made-up people: a body, hands and a face that move and grow. The full
+models are trained, with the defaults of ``kpstore train`` but for the size of the pictures, unless
+it is given.
 
-- *loss_down*: the skeleton loss of the first step over the mean of the last epoch; the goal is 20 or more.
-- *point_error*: of face points, as a share of the face's size, mean of the last epoch; the goal is 0.01 or less.
-- *wait_share*: part of the time of all epochs but the first in which no batch was there; the goal is 0.02.
+- *loss_down*: the skeleton loss of the first step over the mean of the last epoch; the goal is 20
+  or more.
+- *point_error*: of face points, as a share of the face's size, mean of the last epoch; the goal is
+  0.01 or less.
+- *wait_share*: part of the time of all epochs but the first in which no batch was there; the goal
+  is 0.02.
 """
 
 from __future__ import annotations
@@ -26,8 +31,8 @@ import kpstore
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PART_SLICES, keypoints_spec
 from kpstore.trainers.report import Epoch, Step
-from kpstore.trainers.run import Frames, train_keypoints, train_skeleton
 from kpstore.trainers.skeleton import SkeletonConfig
+from kpstore.trainers.train import Frames, train_keypoints, train_skeleton
 
 _N_FRAMES = 64
 
@@ -88,11 +93,18 @@ class _Watch:
         seconds = sum(epoch.seconds for epoch in timed)
         waited = sum(epoch.wait_share * epoch.seconds for epoch in timed)
         frames = sum(epoch.frames_per_s * epoch.seconds for epoch in timed)
-        return {"wait_share": round(waited / seconds, 4), "frames_per_s": round(frames / seconds, 1)}
+        return {
+            "wait_share": round(waited / seconds, 4),
+            "frames_per_s": round(frames / seconds, 1),
+        }
 
 
 def run(
-    store: kpstore.Store | None = None, *, image_size: int = 64, steps: int = 600, device: str = "cpu"
+    store: kpstore.Store | None = None,
+    *,
+    image_size: int = 64,
+    steps: int = 600,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train both models on 64 frames for about so many steps."""
     with tempfile.TemporaryDirectory() as folder:
@@ -106,9 +118,19 @@ def run(
             epochs = max(1, steps * batch_size // _N_FRAMES)
             if kind == "skeleton":
                 config = SkeletonConfig(image_size=image_size)
-                train_skeleton(opened, None, frames=frames, config=config, batch_size=batch_size, epochs=epochs, **told)
+                train_skeleton(
+                    opened,
+                    None,
+                    frames=frames,
+                    config=config,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    **told,
+                )
             else:
-                train_keypoints(opened, None, frames=frames, batch_size=batch_size, epochs=epochs, **told)
+                train_keypoints(
+                    opened, None, frames=frames, batch_size=batch_size, epochs=epochs, **told
+                )
     last = {kind: watch.epochs[-1] for kind, watch in watches.items()}
     first_loss = watches["skeleton"].first_loss or float("nan")
     return {
@@ -132,14 +154,20 @@ def run(
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--store", help="with keypoints in a split train; made-up people otherwise")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     store = kpstore.open(args.store) if args.store else None
-    print(json.dumps(run(store, image_size=args.image_size, steps=args.steps, device=args.device), indent=2))
+    print(
+        json.dumps(
+            run(store, image_size=args.image_size, steps=args.steps, device=args.device), indent=2
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -69,11 +69,17 @@ class SyntheticSource:
                 video_id = f"01April_2010_Thursday_heute-{split}-{number:05d}"
                 folder = f"features/fullFrame-210x260px/{split}/{video_id}"
                 paths = tuple(f"{folder}/images{frame:04d}.png" for frame in range(1, n_frames + 1))
-                text = {"speaker": "Signer01", "gloss": "MORGEN REGEN NORD", "text": "morgen regnet es im norden"}
+                text = {
+                    "speaker": "Signer01",
+                    "gloss": "MORGEN REGEN NORD",
+                    "text": "morgen regnet es im norden",
+                }
                 videos.append(VideoRecord(video_id, split, paths, 25.0, 210, 260, text))
         return Listing(tuple(videos))
 
-    def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[NDArray[np.uint8]]:
+    def read_frames(
+        self, video: VideoRecord, *, skip: Collection[int] = ()
+    ) -> Iterator[NDArray[np.uint8]]:
         """Yield one tiny frame again and again."""
         frame = np.zeros((1, 1, 3), dtype=np.uint8)
         for _ in range(video.n_frames):
@@ -157,7 +163,12 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Return the median and the spread of repeated measurements."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "runs": len(values),
+    }
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,8 @@ class Measured:
     ----------
     found : JSON that it printed in its last line.
     own_mib : highest memory of the process alone.
-    peak_mib : with the pages of mapped files, which are the system's and shared; the two peaks may not coincide.
+    peak_mib : with the pages of mapped files, which are the system's and shared; the two peaks may
+        not coincide.
     """
 
     found: dict[str, Any]
@@ -177,11 +189,16 @@ class Measured:
 
 
 def in_own_process(module: str, *args: str, env: Mapping[str, str] | None = None) -> Measured:
-    """Run ``python -m module args`` and look at its memory from outside every 10 ms; needs Linux."""
+    """Run ``python -m module args`` and look at its memory from outside every 10 ms.
+
+    Needs Linux.
+    """
     command = [sys.executable, "-m", module, *args]
     whole = {**os.environ, **(env or {})}
     peaks = [0, 0]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=whole) as child:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=whole
+    ) as child:
         while True:
             peaks = [max(both) for both in zip(peaks, _resident_kib(child.pid), strict=True)]
             try:
@@ -190,7 +207,9 @@ def in_own_process(module: str, *args: str, env: Mapping[str, str] | None = None
             except subprocess.TimeoutExpired:
                 continue
     if child.returncode:
-        raise RuntimeError(f"{module} {' '.join(args)}: {(errors.strip().splitlines() or ['killed'])[-1]}")
+        raise RuntimeError(
+            f"{module} {' '.join(args)}: {(errors.strip().splitlines() or ['killed'])[-1]}"
+        )
     own, peak = (round(kib / 1024) for kib in peaks)
     return Measured(json.loads(out.splitlines()[-1]), own, peak)
 

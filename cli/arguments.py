@@ -8,15 +8,25 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Directory of the store.", show_default=False)]
+StoreArgument = Annotated[
+    str, typer.Argument(metavar="STORE", help="Directory of the store.", show_default=False)
+]
 At = Annotated[
     str | None,
-    typer.Option("--at", metavar="VERSION", help="A tag, branch, snapshot id or time instead of the newest version."),
+    typer.Option(
+        "--at",
+        metavar="VERSION",
+        help="A tag, branch, snapshot id or time instead of the newest version.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Splits = Annotated[
     list[str] | None,
-    typer.Option("--splits", metavar="SPLIT...", help="Only these, as `train dev` or `train,dev`; all by default."),
+    typer.Option(
+        "--splits",
+        metavar="SPLIT...",
+        help="Only these, as `train dev` or `train,dev`; all by default.",
+    ),
 ]
 
 LIST_OPTION = "--splits"
@@ -34,7 +44,12 @@ class ListCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat ``--splits`` before each of its words, which is how click wants it."""
         n_arguments = sum(param.param_type_name == "argument" for param in self.params)
-        with_value = {name for param in self.params if not getattr(param, "is_flag", True) for name in param.opts}
+        with_value = {
+            name
+            for param in self.params
+            if not getattr(param, "is_flag", True)
+            for name in param.opts
+        }
         return list(super().parse_args(ctx, spread_list(args, n_arguments, with_value)))
 
 
@@ -43,7 +58,8 @@ def spread_list(args: Sequence[str], n_arguments: int, with_value: set[str]) -> 
 
     Parameters
     ----------
-    n_arguments : arguments that the command needs; those that stand nowhere else are taken from the end of the list.
+    n_arguments : arguments that the command needs; those that stand nowhere else are taken from the
+        end of the list.
     with_value : options that take a value.
     """
     runs = list(_runs(args, with_value))
@@ -72,7 +88,9 @@ def _runs(args: Sequence[str], with_value: set[str]) -> Iterator[tuple[str | Non
                 yield None, [left]
             return
         if word == LIST_OPTION:
-            count = next((n for n, w in enumerate(words) if w.startswith("-") and len(w) > 1), len(words))
+            count = next(
+                (n for n, w in enumerate(words) if w.startswith("-") and len(w) > 1), len(words)
+            )
             yield word, words[:count]
             del words[:count]
         elif word.startswith("-") and len(word) > 1:

@@ -13,7 +13,7 @@ from .arguments import At, Json, StoreArgument
 
 if TYPE_CHECKING:
     from kpstore.api import Store
-    from kpstore.bench.run import BenchReport
+    from kpstore.bench.comparison import BenchReport
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -28,7 +28,8 @@ def add_to(parent: typer.Typer) -> None:
 def bench(
     store: StoreArgument,
     feature: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What to read; the widest feature of frames by default.")
+        str | None,
+        typer.Option(metavar="NAME", help="What to read; the widest feature of frames by default."),
     ] = None,
     against: Annotated[
         str | None,
@@ -38,27 +39,41 @@ def bench(
             "zarr-lz4, tensorstore, tensorstore-lz4, lance; `all` for those that are installed.",
         ),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Only so many of the first frames.")] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Runs of each workload; shown is the median.")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Longest time of a workload and run.")] = 1.0,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Only so many of the first frames.")
+    ] = None,
+    runs: Annotated[
+        int, typer.Option(min=1, help="Runs of each workload; shown is the median.")
+    ] = 5,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="Longest time of a workload and run.")
+    ] = 1.0,
     cache: Annotated[
-        str, typer.Option(metavar="auto|off|PATH", help="Decoded copies on the local disk, for compressed stores.")
+        str,
+        typer.Option(
+            metavar="auto|off|PATH", help="Decoded copies on the local disk, for compressed stores."
+        ),
     ] = "auto",
     scratch: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where copies for --against go; they are removed at the end.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where copies for --against go; they are removed at the end."
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Save a picture, .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Save a picture, .png, .svg or .pdf.")
+    ] = None,
     at: At = None,
     json: Json = False,
 ) -> None:
     """Measure how fast this store reads, beside an array in memory and beside other formats.
 
-    Opening, random frames, clips, one video by id, a scan and a shuffled epoch: medians of several runs in which all
-    take turns on the same rows, with the files in the system's cache.
+    Opening, random frames, clips, one video by id, a scan and a shuffled epoch: medians of several
+    runs in which all take turns on the same rows, with the files in the system's cache.
     """
     import kpstore
-    from kpstore.bench.measure import Settings
-    from kpstore.bench.run import bench as run_bench
+    from kpstore.bench.comparison import bench as run_bench
+    from kpstore.bench.measure import BenchSettings
     from kpstore.bench.subjects import installed_peers
     from kpstore.errors import InvalidError
 
@@ -67,7 +82,11 @@ def bench(
     if scratch is not None and not scratch.is_dir():
         raise InvalidError(f"--scratch {scratch} is not a folder")
     opened = kpstore.open(store, at)
-    peers = installed_peers() if against == "all" else [name for name in (against or "").split(",") if name]
+    peers = (
+        installed_peers()
+        if against == "all"
+        else [name for name in (against or "").split(",") if name]
+    )
     with render.console(stderr=True).status("") as status:
         report = run_bench(
             opened,
@@ -75,7 +94,7 @@ def bench(
             against=peers,
             cache=cache,
             n_rows=frames,
-            settings=Settings(runs=runs, seconds=seconds),
+            settings=BenchSettings(runs=runs, seconds=seconds),
             scratch=scratch,
             on_step=status.update,
         )
@@ -103,10 +122,14 @@ def _widest(store: Store) -> str:
 
 def _print(report: BenchReport) -> None:
     part = "" if report.n_rows == report.total_rows else f" of {render.number(report.total_rows)}"
-    typer.echo(f"{report.feature} of {report.location}: {render.number(report.n_rows)}{part} frames")
+    typer.echo(
+        f"{report.feature} of {report.location}: {render.number(report.n_rows)}{part} frames"
+    )
     typer.echo(f"{report.machine}; files on {report.filesystem}, in the system's cache")
     subjects = list(dict.fromkeys(figure.subject for figure in report.figures))
-    for workload, unit in dict.fromkeys((figure.workload, figure.unit) for figure in report.figures):
+    for workload, unit in dict.fromkeys(
+        (figure.workload, figure.unit) for figure in report.figures
+    ):
         render.heading(f"{workload}, {unit}")
         rows = []
         for subject in subjects:
@@ -114,13 +137,21 @@ def _print(report: BenchReport) -> None:
             if figure is not None:
                 ratio = report.ratio(figure)
                 spread = f"{_short(figure.lowest)} to {_short(figure.highest)}"
-                rows.append((subject, _short(figure.median), spread, "" if ratio is None else f"{ratio:.2f}"))
+                rows.append(
+                    (
+                        subject,
+                        _short(figure.median),
+                        spread,
+                        "" if ratio is None else f"{ratio:.2f}",
+                    )
+                )
         render.print_table(("", ">median", ">lowest to highest", ">of memory's speed"), rows)
     render.heading("how each reads")
     render.print_table(("", ""), list(report.how.items()))
     if report.peak is not None:
         typer.echo(
-            f"memory of an epoch: {report.peak.own:.0f} MiB, {report.peak.with_mapped:.0f} MiB with mapped files"
+            f"memory of an epoch: {report.peak.own:.0f} MiB, {report.peak.with_mapped:.0f} MiB "
+            "with mapped files"
         )
 
 

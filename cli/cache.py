@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 Folder = Annotated[
     Path | None,
-    typer.Option("--cache", metavar="DIR", help="The cache; $KPSTORE_CACHE or ~/.cache/kpstore by default."),
+    typer.Option(
+        "--cache", metavar="DIR", help="The cache; $KPSTORE_CACHE or ~/.cache/kpstore by default."
+    ),
 ]
 
 
@@ -27,7 +29,8 @@ def add_to(parent: typer.Typer) -> None:
     app = typer.Typer(
         no_args_is_help=True,
         help="Decoded copies on the local disk. They make random reads of compressed stores as fast as memory; "
-        "`kpstore.open(…, cache=…)` makes them when they pay, and the oldest go when $KPSTORE_CACHE_GB (100) are full.",
+        "`kpstore.open(…, cache=…)` makes them when they pay, and the oldest go when "
+        "$KPSTORE_CACHE_GB (100) are full.",
     )
     app.command("list", epilog="Example:\n\nkpstore cache list --json")(list_entries)
     app.command(
@@ -42,7 +45,10 @@ def _cache(folder: Path | None) -> DecodedCache:
     from kpstore.store.cache import DecodedCache
 
     if folder is not None and str(folder) in ("off", "auto"):
-        raise InvalidError(f"--cache {folder}: give a folder; without it, $KPSTORE_CACHE or ~/.cache/kpstore is taken")
+        raise InvalidError(
+            f"--cache {folder}: give a folder; without it, $KPSTORE_CACHE or ~/.cache/kpstore is "
+            "taken"
+        )
     return DecodedCache(folder)
 
 
@@ -56,7 +62,8 @@ def list_entries(folder: Folder = None, json: Json = False) -> None:
     held = render.size(sum(entry.size_bytes for entry in entries))
     typer.echo(f"{cache.folder}: {held} of at most {render.size(cache.limit_bytes)}")
     rows = [
-        (entry.name, entry.snapshot, render.size(entry.size_bytes), _ago(time.time() - entry.used)) for entry in entries
+        (entry.name, entry.snapshot, render.size(entry.size_bytes), _ago(time.time() - entry.used))
+        for entry in entries
     ]
     if rows:
         render.print_table(("array", "version", ">size", ">opened"), rows)
@@ -70,13 +77,22 @@ def build(
     store: StoreArgument,
     feature: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only this array; may be given several times. All features by default."),
+        typer.Option(
+            metavar="NAME",
+            help="Only this array; may be given several times. All features by default.",
+        ),
     ] = None,
     folder: Folder = None,
     at: At = None,
 ) -> None:
     """Decode features of a store to the cache now, instead of when training has begun."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     import kpstore
     from kpstore.errors import InvalidError
@@ -85,9 +101,17 @@ def build(
     wanted, refused = feature or _frame_features(opened), 0
     if not wanted:
         typer.echo(f"{opened.location} holds no features of frames; there is nothing to cache")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(
-        *columns, console=render.console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+        *columns,
+        console=render.console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
     ) as bars:
         for name in wanted:
             if opened[name].dtype.kind == "O":
@@ -96,7 +120,9 @@ def build(
             cached = opened.reader.cache(
                 name, lambda done, total, task=task: bars.update(task, completed=done, total=total)
             )
-            typer.echo(f"{name}: {opened.reader.how(name) if cached else 'not cached: ' + opened.reader.cache_refusal}")
+            typer.echo(
+                f"{name}: {opened.reader.how(name) if cached else 'not cached: ' + opened.reader.cache_refusal}"
+            )
             refused += not cached
     if refused:
         raise typer.Exit(1)
@@ -108,11 +134,17 @@ def _frame_features(store: Store) -> list[str]:
 
 def clear(
     store: Annotated[
-        str | None, typer.Argument(metavar="[STORE]", help="Only what belongs to this store.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[STORE]", help="Only what belongs to this store.", show_default=False
+        ),
     ] = None,
     folder: Folder = None,
 ) -> None:
-    """Remove decoded copies; the stores themselves stay, and programs that read from a copy go on doing so."""
+    """Remove decoded copies.
+
+    The stores themselves stay, and programs that read from a copy go on doing so.
+    """
     import kpstore
 
     cache = _cache(folder)

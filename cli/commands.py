@@ -26,25 +26,43 @@ def takes(
     ----------
     kind : a dataclass whose options the command gets as keywords (it has ``**options``).
     without : fields that are no options of this command.
-    **kinds : dataclasses by the name of the command's parameter that gets an object of each. Fields are annotated with
-        :class:`kpstore.options.Option` or with Typer's own; others are no options, and keep their defaults.
+    **kinds : dataclasses by the name of the command's parameter that gets an object of each. Fields
+        are annotated with :class:`kpstore.options.Option` or with Typer's own; others are no
+        options, and keep their defaults.
     """
-    options = {name: _options(found, without) for name, found in {"": kind, **kinds}.items() if found is not None}
+    options = {
+        name: _options(found, without)
+        for name, found in {"": kind, **kinds}.items()
+        if found is not None
+    }
     shared = [parameter for parameters in options.values() for parameter in parameters]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         # A command within a function may speak of dataclasses that only this function has imported.
         local = {found.__name__: found for found in kinds.values()}
         given = inspect.signature(command, eval_str=True, locals=local).parameters.values()
-        own = [p.replace(kind=p.KEYWORD_ONLY) for p in given if p.kind is not p.VAR_KEYWORD and p.name not in kinds]
+        own = [
+            p.replace(kind=p.KEYWORD_ONLY)
+            for p in given
+            if p.kind is not p.VAR_KEYWORD and p.name not in kinds
+        ]
 
         def wrapper(**values: Any) -> None:
-            chosen = {name: {p.name: values.pop(p.name) for p in parameters} for name, parameters in options.items()}
+            chosen = {
+                name: {p.name: values.pop(p.name) for p in parameters}
+                for name, parameters in options.items()
+            }
             plain = chosen.pop("", {})
-            command(**values, **plain, **{name: kinds[name](**found) for name, found in chosen.items()})
+            command(
+                **values, **plain, **{name: kinds[name](**found) for name, found in chosen.items()}
+            )
 
         # How a command prints is the last thing to read of it.
-        parameters = [*(p for p in own if p.name != "json"), *shared, *(p for p in own if p.name == "json")]
+        parameters = [
+            *(p for p in own if p.name != "json"),
+            *shared,
+            *(p for p in own if p.name == "json"),
+        ]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
@@ -74,15 +92,24 @@ def _annotation(field: Field[Any], hint: Any) -> Any:
         return hint
     plain = about.kind or (list[str] | None if field.name == SPLITS else plain)
     flag = about.flag or f"--{field.name.replace('_', '-')}"
-    # A switch that is off needs no opposite; one that is on has --no-NAME, which Typer adds where no name is given.
+    # A switch that is off needs no opposite; one that is on has --no-NAME, which Typer adds where
+    # no name is given.
     flags = (flag,) if about.flag or (plain is bool and field.default is False) else ()
-    return Annotated[plain, typer.Option(*flags, help=about.help, metavar=about.metavar, min=about.least)]
+    return Annotated[
+        plain, typer.Option(*flags, help=about.help, metavar=about.metavar, min=about.least)
+    ]
 
 
 def one_command(name: str, run: Callable[..., None], summary: str, examples: Sequence[str]) -> Any:
     """Return a command by itself, for groups that make theirs when they are asked for."""
-    app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-    epilog = "\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples]) if examples else None
+    app = typer.Typer(
+        add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
+    )
+    epilog = (
+        "\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples])
+        if examples
+        else None
+    )
     app.command(name, cls=ListCommand, help=inspect.cleandoc(summary), epilog=epilog)(run)
     return typer.main.get_command(app)
 
@@ -92,14 +119,17 @@ class LazyCommand(ListCommand):
 
     Parameters
     ----------
-    make : returns the command; :class:`MissingExtraError` if an optional dependency is not installed.
+    make : returns the command; :class:`MissingExtraError` if an optional dependency is not
+        installed.
     """
 
     def __init__(self, name: str, summary: str, make: Callable[[], Any]) -> None:
         super().__init__(name=name, help=summary)
         self._make = make
 
-    def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
+    def make_context(
+        self, info_name: Any, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
         """Return the context of the command itself."""
         return self._make().make_context(info_name, args, parent, **extra)
 

@@ -25,7 +25,9 @@ def add_to(parent: typer.Typer) -> None:
 
 
 def demo(
-    target: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to put everything.")] = Path("kpstore-demo"),
+    target: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="Where to put everything.")
+    ] = Path("kpstore-demo"),
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 runs in this one.")] = 2,
 ) -> None:
     """Extract keypoints from real photographs, and show what one can do with the result."""
@@ -58,7 +60,9 @@ def _ingest(source: Source, location: Path, workers: int) -> bool:
 
     _say("extract", f"kpstore ingest phoenix … {location} --workers {workers}")
     with make_watcher() as watcher:
-        report = run_ingest(source, location, make_extractor("holistic"), Options(workers=workers), observer=watcher)
+        report = run_ingest(
+            source, location, make_extractor("holistic"), Options(workers=workers), observer=watcher
+        )
     print_report(report, str(location))
     if report.interrupted:
         raise typer.Exit(130)
@@ -66,35 +70,42 @@ def _ingest(source: Source, location: Path, workers: int) -> bool:
 
 
 def _log(store: Store) -> None:
-    from kpstore.store.summary import read_log
+    from kpstore.inspect.summary import read_log
 
     _say("history", f"kpstore log {store.location}")
     print_log(read_log(store))
 
 
 def _export(store: Store, out_dir: Path) -> None:
-    from kpstore.interop.run import export_file
+    from kpstore.interop.transfer import export_file
 
     _say("export", f"kpstore export npz {store.location} {out_dir} --overwrite")
     print_exported(export_file(store, out_dir, "npz", overwrite=True))
 
 
 def _batch(store: Store) -> None:
-    _say("train", 'DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)')
+    _say(
+        "train", 'DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)'
+    )
     if find_spec("torch") is None:
         typer.echo('torch is not installed; pip install "kpstore[torch]" brings it')
         return
     from torch.utils.data import DataLoader
 
-    batch = next(iter(DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)))
+    batch = next(
+        iter(DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True))
+    )
     keypoints = batch["keypoints"]
-    typer.echo(f"one batch: keypoints {tuple(keypoints.shape)} {keypoints.dtype}, rows {batch['row'].tolist()}")
+    typer.echo(
+        f"one batch: keypoints {tuple(keypoints.shape)} {keypoints.dtype}, rows "
+        f"{batch['row'].tolist()}"
+    )
 
 
 def _picture(store: Store, source: Source, path: Path) -> None:
     from PIL import Image
 
-    from kpstore.views.sheet import keypoint_sheet
+    from kpstore.render.sheet import keypoint_sheet
 
     _say("picture", str(path))
     Image.fromarray(keypoint_sheet(store, source)).save(path)
@@ -102,7 +113,7 @@ def _picture(store: Store, source: Source, path: Path) -> None:
 
 
 def _info(store: Store) -> None:
-    from kpstore.store.summary import summarize
+    from kpstore.inspect.summary import summarize
 
     _say("result", f"kpstore info {store.location}")
     print_summary(summarize(store))

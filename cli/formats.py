@@ -19,7 +19,7 @@ from .watcher import frames_bar
 
 if TYPE_CHECKING:
     from kpstore.interop.base import ExportReport, Format
-    from kpstore.interop.run import ImportReport
+    from kpstore.interop.transfer import ImportReport
 
 GROUP: plugins.Group = "kpstore.formats"
 
@@ -30,8 +30,9 @@ def add_to(parent: typer.Typer) -> None:
         (
             "import",
             _ImportGroup,
-            "Store what files of other formats hold: one commit, or nothing. The format's name may be left out where a "
-            "file says by itself what it is: `kpstore import phoenix.pkl phoenix.kps`.",
+            "Store what files of other formats hold: one commit, or nothing. The format's name may "
+            "be left out where a file says by itself what it is: `kpstore import phoenix.pkl "
+            "phoenix.kps`.",
         ),
         ("export", _ExportGroup, "Write other formats out of a store."),
     ):
@@ -73,8 +74,13 @@ class _FormatGroup(TyperGroup):
 class _ImportGroup(_FormatGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Take a file in place of the format's name: ``kpstore import phoenix.pkl phoenix.kps``."""
-        if args and args[0] not in plugins.names(GROUP) and not args[0].startswith("-") and Path(args[0]).exists():
-            from kpstore.interop.run import find_format
+        if (
+            args
+            and args[0] not in plugins.names(GROUP)
+            and not args[0].startswith("-")
+            and Path(args[0]).exists()
+        ):
+            from kpstore.interop.transfer import find_format
 
             args = [find_format(Path(args[0])).name, *args]
         return super().resolve_command(ctx, args)
@@ -88,9 +94,12 @@ class _ExportGroup(_FormatGroup):
         return None if found.exporter is None else _exporting(found)
 
 
-Source = Annotated[Path, typer.Argument(metavar="PATH", help="File or folder to read.", show_default=False)]
+Source = Annotated[
+    Path, typer.Argument(metavar="PATH", help="File or folder to read.", show_default=False)
+]
 NewStore = Annotated[
-    str, typer.Argument(metavar="STORE", help="The store, made if it is not there.", show_default=False)
+    str,
+    typer.Argument(metavar="STORE", help="The store, made if it is not there.", show_default=False),
 ]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="What to write.", show_default=False)]
 Name = Annotated[str, typer.Option(help="Name of the data set, for a new store.")]
@@ -98,11 +107,15 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", "--force", help="Replace
 
 
 def _importing(found: Format) -> Callable[..., None]:
-    def run(path: Source, store: NewStore, name: Name = "", json: Json = False, **options: Any) -> None:
-        from kpstore.interop.run import import_file
+    def run(
+        path: Source, store: NewStore, name: Name = "", json: Json = False, **options: Any
+    ) -> None:
+        from kpstore.interop.transfer import import_file
 
         with frames_bar("importing") as on_progress:
-            report = import_file(path, store, found.name, name=name, on_progress=on_progress, **_given(options))
+            report = import_file(
+                path, store, found.name, name=name, on_progress=on_progress, **_given(options)
+            )
         render.print_json(report.to_json()) if json else print_imported(report)
 
     return takes(cast("type", found.importer))(run)
@@ -118,7 +131,7 @@ def _exporting(found: Format) -> Callable[..., None]:
         **options: Any,
     ) -> None:
         import kpstore
-        from kpstore.interop.run import export_file
+        from kpstore.interop.transfer import export_file
 
         with frames_bar("exporting") as on_progress:
             report = export_file(
@@ -135,15 +148,19 @@ def _exporting(found: Format) -> Callable[..., None]:
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: split_names(value) if name == SPLITS else value for name, value in options.items()}
+    return {
+        name: split_names(value) if name == SPLITS else value for name, value in options.items()
+    }
 
 
 def print_imported(report: ImportReport) -> None:
     """Print what was stored."""
-    failed = f", {render.number(report.failed_frames)} of them failed" if report.failed_frames else ""
+    failed = (
+        f", {render.number(report.failed_frames)} of them failed" if report.failed_frames else ""
+    )
     typer.echo(
-        f"{report.location}: {render.listed(report.features) or 'paths'} of {render.count(report.videos, 'video')}, "
-        f"{render.count(report.frames, 'frame')}{failed}"
+        f"{report.location}: {render.listed(report.features) or 'paths'} of "
+        f"{render.count(report.videos, 'video')}, {render.count(report.frames, 'frame')}{failed}"
     )
     _print_notes(report.notes)
 
@@ -153,8 +170,8 @@ def print_exported(report: ExportReport) -> None:
     for file in report.files:
         left = ", ".join(f"{render.number(n)} {reason}" for reason, n in file.left_out.items() if n)
         typer.echo(
-            f"{file.path}: {render.count(file.frames, 'frame')} of {render.count(file.videos, 'video')}"
-            + (f"; left out: {left}" if left else "")
+            f"{file.path}: {render.count(file.frames, 'frame')} of "
+            f"{render.count(file.videos, 'video')}" + (f"; left out: {left}" if left else "")
         )
     _print_notes(report.notes)
 

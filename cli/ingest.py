@@ -18,10 +18,12 @@ from .ingest_settings import FaceSettings, LipSettings, RecipeSettings, RunSetti
 if TYPE_CHECKING:
     from kpstore.extractors.base import AnyExtractor
     from kpstore.ingest.estimate import Estimate
-    from kpstore.ingest.report import Report
+    from kpstore.ingest.report import IngestReport
     from kpstore.sources.base import Source
 
-app = typer.Typer(no_args_is_help=True, help="Extract features from a data set into a store; again to go on.")
+app = typer.Typer(
+    no_args_is_help=True, help="Extract features from a data set into a store; again to go on."
+)
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -30,7 +32,10 @@ def add_to(parent: typer.Typer) -> None:
 
 
 NewStore = Annotated[
-    str, typer.Argument(metavar="STORE", help="Directory of the store, made if it is not there.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="STORE", help="Directory of the store, made if it is not there.", show_default=False
+    ),
 ]
 
 
@@ -43,7 +48,9 @@ kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --dry-run""",
 )
 @takes(settings=Settings)
 def phoenix(
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of PHOENIX-2014-T.", show_default=False)],
+    root: Annotated[
+        Path, typer.Argument(metavar="ROOT", help="Folder of PHOENIX-2014-T.", show_default=False)
+    ],
     store: NewStore,
     settings: Settings,
 ) -> None:
@@ -62,11 +69,16 @@ kpstore ingest videos CLIPS clips.kps --mode video --workers 8""",
 )
 @takes(settings=Settings)
 def videos(
-    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of videos.", show_default=False)],
+    root: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of videos.", show_default=False)
+    ],
     store: NewStore,
     settings: Settings,
 ) -> None:
-    """Extract from video files and folders of pictures; folders called train, dev, test and the like are splits."""
+    """Extract from video files and folders of pictures.
+
+    Folders called train, dev, test and the like are splits.
+    """
     from kpstore.sources.videos import VideosSource
 
     source = VideosSource(root, split_names(settings.splits), settings.max_videos_per_split)
@@ -84,9 +96,15 @@ kpstore ingest faces --video-dir persons --face-dir fronts faces.kps --formula j
 def faces(
     store: NewStore,
     video_dir: Annotated[
-        Path, typer.Option("--video-dir", metavar="DIR", help="A folder of pictures, or a video, of each person.")
+        Path,
+        typer.Option(
+            "--video-dir", metavar="DIR", help="A folder of pictures, or a video, of each person."
+        ),
     ],
-    face_dir: Annotated[Path, typer.Option("--face-dir", metavar="DIR", help="A frontal picture PERSON.jpg of each.")],
+    face_dir: Annotated[
+        Path,
+        typer.Option("--face-dir", metavar="DIR", help="A frontal picture PERSON.jpg of each."),
+    ],
     settings: FaceSettings,
     base_dir: Annotated[
         Path | None,
@@ -105,7 +123,9 @@ def faces(
     folders = [Path(os.path.abspath(folder)) for folder in (video_dir, face_dir)]
     if base_dir is None and not all(folder.is_relative_to(base) for folder in folders):
         base = Path(os.path.commonpath(folders))
-    source = FacesSource(video_dir, face_dir, base, split_names(settings.splits), settings.max_videos_per_split)
+    source = FacesSource(
+        video_dir, face_dir, base, split_names(settings.splits), settings.max_videos_per_split
+    )
     ingest(source, store, settings, settings.extractor())
 
 
@@ -119,14 +139,19 @@ def lips(
     store: NewStore,
     settings: LipSettings,
     conf: Annotated[
-        Path | None, typer.Option(metavar="YAML", help="Configuration that names the lists of utterances.")
+        Path | None,
+        typer.Option(metavar="YAML", help="Configuration that names the lists of utterances."),
     ] = None,
     npz_dir: Annotated[
-        Path | None, typer.Option("--npz-dir", metavar="DIR", help="A folder of npz files, instead of lists.")
+        Path | None,
+        typer.Option("--npz-dir", metavar="DIR", help="A folder of npz files, instead of lists."),
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The folder that holds all listed files; by default the deepest that does."),
+        typer.Option(
+            metavar="DIR",
+            help="The folder that holds all listed files; by default the deepest that does.",
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
 ) -> None:
@@ -134,7 +159,10 @@ def lips(
     from kpstore.sources.lips import LipsSource
 
     source = LipsSource(
-        _lists(conf, npz_dir), root, None if split == "all" else (split,), settings.max_videos_per_split
+        _lists(conf, npz_dir),
+        root,
+        None if split == "all" else (split,),
+        settings.max_videos_per_split,
     )
     ingest(source, store, settings, settings.extractor())
 
@@ -143,10 +171,13 @@ def _lists(conf: Path | None, npz_dir: Path | None) -> Path:
     """Return the configuration or the folder of npz files, whichever was given."""
     lists = conf or npz_dir
     if lists is None or (conf and npz_dir):
-        raise InvalidError("name the utterances, in one of two ways: --conf CONFIG.yml, or --npz-dir DIR")
+        raise InvalidError(
+            "name the utterances, in one of two ways: --conf CONFIG.yml, or --npz-dir DIR"
+        )
     if conf and conf.is_dir():
         raise InvalidError(
-            f"--conf {conf} is a folder; give a configuration (.yml), or all of its npz files: --npz-dir"
+            f"--conf {conf} is a folder; give a configuration (.yml), or all of its npz files: "
+            "--npz-dir"
         )
     if npz_dir and not npz_dir.is_dir():
         found = "is a file; is it meant for --conf?" if npz_dir.exists() else "does not exist"
@@ -201,8 +232,15 @@ def ingest(source: Source, store: str, settings: RunSettings, extractor: AnyExtr
     render.print_json(report.to_json()) if settings.json else print_report(report, store)
     if report.interrupted:
         committed = report.videos_done + report.videos_failed + report.videos_before
-        again = "run it again without --overwrite" if settings.overwrite else "run the same command again"
-        typer.echo(f"interrupted: {committed} of {report.videos} videos are committed; {again} to go on", err=True)
+        again = (
+            "run it again without --overwrite"
+            if settings.overwrite
+            else "run the same command again"
+        )
+        typer.echo(
+            f"interrupted: {committed} of {report.videos} videos are committed; {again} to go on",
+            err=True,
+        )
         raise typer.Exit(130)
     if report.failures:
         raise typer.Exit(1)
@@ -216,8 +254,8 @@ def print_estimate(expected: Estimate) -> None:
     ]
     render.print_table(("split", ">videos", ">new", ">done", ">to do", ">frames to do"), rows)
     typer.echo(
-        f"\n{expected.feature}: {render.number(expected.frames)} frames in {expected.tasks} tasks, about "
-        f"{render.size(expected.size_bytes)} and {render.duration(expected.seconds)} with "
+        f"\n{expected.feature}: {render.number(expected.frames)} frames in {expected.tasks} tasks, "
+        f"about {render.size(expected.size_bytes)} and {render.duration(expected.seconds)} with "
         f"{render.count(max(expected.workers, 1), 'worker')}"
     )
     if expected.overwritten:
@@ -226,25 +264,33 @@ def print_estimate(expected: Estimate) -> None:
     typer.echo("nothing was done (--dry-run)")
 
 
-def print_report(report: Report, store: str) -> None:
+def print_report(report: IngestReport, store: str) -> None:
     """Print how an ingest went."""
-    before = f", {render.number(report.videos_before)} were there already" if report.videos_before else ""
+    before = (
+        f", {render.number(report.videos_before)} were there already"
+        if report.videos_before
+        else ""
+    )
     failed = f", {render.number(report.videos_failed)} failed" if report.videos_failed else ""
     if report.frames == 0 and not report.interrupted:
         again = ", some with failures (--retry-failed does those again)" if report.failures else ""
         typer.echo(
-            f"{report.feature}: nothing to do, all {render.number(report.videos)} videos were done before{again}"
+            f"{report.feature}: nothing to do, all {render.number(report.videos)} videos were done "
+            f"before{again}"
         )
     else:
         typer.echo(
             f"{report.feature}: {render.count(report.videos_done, 'video')} done{failed}{before}; "
-            f"{render.number(report.frames)} frames, {render.number(report.frames_failed)} of them failed, in "
-            f"{render.duration(report.seconds)} ({report.frames_per_second:.1f} frames/s, "
-            f"{render.count(report.workers, 'worker')})"
+            f"{render.number(report.frames)} frames, {render.number(report.frames_failed)} of them "
+            f"failed, in {render.duration(report.seconds)} ({report.frames_per_second:.1f} "
+            f"frames/s, {render.count(report.workers, 'worker')})"
         )
     _print_notes(report.notes)
     if report.failures:
-        typer.echo(f"{render.count(len(report.failures), 'failure')} in {store} (--retry-failed tries them again):")
+        typer.echo(
+            f"{render.count(len(report.failures), 'failure')} in {store} (--retry-failed tries "
+            "them again):"
+        )
         for line in render.failure_lines(report.failures, f"kpstore info {store} --detailed"):
             typer.echo(line)
     typer.echo(f"version {report.snapshot} of {store}")
@@ -252,8 +298,14 @@ def print_report(report: Report, store: str) -> None:
 
 def _print_notes(notes: Any) -> None:
     if notes:
-        typer.echo(f"{render.count(len(notes), 'thing')} {'was' if len(notes) == 1 else 'were'} passed over:")
+        typer.echo(
+            f"{render.count(len(notes), 'thing')} {'was' if len(notes) == 1 else 'were'} passed "
+            "over:"
+        )
         for line in notes[: render.SHOWN_FAILURES]:
             typer.echo(f"  {line}")
         if len(notes) > render.SHOWN_FAILURES:
-            typer.echo(f"  … and {len(notes) - render.SHOWN_FAILURES} more: --dry-run --json lists them all")
+            typer.echo(
+                f"  … and {len(notes) - render.SHOWN_FAILURES} more: --dry-run --json lists them "
+                "all"
+            )

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from kpstore.extractors.base import AnyExtractor
     from kpstore.ingest.options import Options
 
-_MODEL, _MACHINE, _RESUME = "What to extract", "Where to run", "What to do again, and when to commit"
+_MODEL, _MACHINE, _RESUME = (
+    "What to extract",
+    "Where to run",
+    "What to do again, and when to commit",
+)
 MAX_DEFAULT_WORKERS = 4
 
 
@@ -28,15 +32,25 @@ def default_workers() -> int:
     return min(len(os.sched_getaffinity(0)), MAX_DEFAULT_WORKERS)
 
 
-MaxVideos = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N videos of each split.")]
+MaxVideos = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Only the first N videos of each split.")
+]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any other option of the recipe.", rich_help_panel=_MODEL),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other option of the recipe.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 Weights = Annotated[
     Path | None,
     typer.Option(
-        metavar="PATH", help="The model's weights, a file or folder.", rich_help_panel=_MODEL, show_default=False
+        metavar="PATH",
+        help="The model's weights, a file or folder.",
+        rich_help_panel=_MODEL,
+        show_default=False,
     ),
 ]
 
@@ -48,7 +62,9 @@ class RunSettings:
     name: Annotated[str | None, typer.Option(help="Name of the data set, for a new store.")] = None
     compression: Annotated[
         Literal["raw", "lz4", "zstd"],
-        typer.Option(help="Of the values: raw reads fastest, lz4 saves a fifth. For a new feature."),
+        typer.Option(
+            help="Of the values: raw reads fastest, lz4 saves a fifth. For a new feature."
+        ),
     ] = "raw"
     workers: Annotated[
         int | None,
@@ -59,35 +75,54 @@ class RunSettings:
             show_default=False,
         ),
     ] = None
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of this machine to use.", rich_help_panel=_MACHINE)] = 0
+    gpus: Annotated[
+        int, typer.Option(min=0, help="GPUs of this machine to use.", rich_help_panel=_MACHINE)
+    ] = 0
     device: Annotated[
         str | None,
         typer.Option(
-            metavar="DEVICE", help="cpu, cuda or cuda:0 for all workers, instead of --gpus.", rich_help_panel=_MACHINE
+            metavar="DEVICE",
+            help="cpu, cuda or cuda:0 for all workers, instead of --gpus.",
+            rich_help_panel=_MACHINE,
         ),
     ] = None
     workers_per_gpu: Annotated[int, typer.Option(min=1, rich_help_panel=_MACHINE)] = 1
     scheduler: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Use this Dask scheduler's workers.", rich_help_panel=_MACHINE),
+        typer.Option(
+            metavar="ADDRESS", help="Use this Dask scheduler's workers.", rich_help_panel=_MACHINE
+        ),
     ] = None
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Extract again what is there.", rich_help_panel=_RESUME)
+        bool,
+        typer.Option("--overwrite", help="Extract again what is there.", rich_help_panel=_RESUME),
     ] = False
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try videos with failures again.", rich_help_panel=_RESUME)
+        bool,
+        typer.Option(
+            "--retry-failed", help="Try videos with failures again.", rich_help_panel=_RESUME
+        ),
     ] = False
     ignore_problems: Annotated[
         bool,
-        typer.Option("--ignore-problems", help="Go on although videos are missing or extra.", rich_help_panel=_RESUME),
+        typer.Option(
+            "--ignore-problems",
+            help="Go on although videos are missing or extra.",
+            rich_help_panel=_RESUME,
+        ),
     ] = False
-    checkpoint_minutes: Annotated[float, typer.Option(help="Commit at least this often.", rich_help_panel=_RESUME)] = (
-        5.0
-    )
+    checkpoint_minutes: Annotated[
+        float, typer.Option(help="Commit at least this often.", rich_help_panel=_RESUME)
+    ] = 5.0
     checkpoint_frames: Annotated[
-        int, typer.Option(min=1, help="Commit at the latest after this many frames.", rich_help_panel=_RESUME)
+        int,
+        typer.Option(
+            min=1, help="Commit at the latest after this many frames.", rich_help_panel=_RESUME
+        ),
     ] = 100_000
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False
     json: Json = False
 
     def options(self) -> Options:
@@ -95,7 +130,9 @@ class RunSettings:
         from kpstore.ingest.options import Options
 
         if self.checkpoint_minutes <= 0:
-            raise InvalidError(f"--checkpoint-minutes is {self.checkpoint_minutes}; it must be more than 0")
+            raise InvalidError(
+                f"--checkpoint-minutes is {self.checkpoint_minutes}; it must be more than 0"
+            )
         on_gpu = (self.device or "").startswith("cuda")
         return Options(
             workers=(1 if on_gpu else default_workers()) if self.workers is None else self.workers,
@@ -128,11 +165,18 @@ class RecipeSettings(RunSettings):
     ] = "holistic"
     mode: Annotated[
         Literal["image", "video"] | None,
-        typer.Option(help="Look for the person in each image, or track from image to image.", rich_help_panel=_MODEL),
+        typer.Option(
+            help="Look for the person in each image, or track from image to image.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None
     independent_frames: Annotated[
         bool,
-        typer.Option("--independent-frames", help="No frame depends on those before it.", rich_help_panel=_MODEL),
+        typer.Option(
+            "--independent-frames",
+            help="No frame depends on those before it.",
+            rich_help_panel=_MODEL,
+        ),
     ] = False
     face_list: Annotated[
         str | None,
@@ -140,11 +184,16 @@ class RecipeSettings(RunSettings):
     ] = None
     handedness: Annotated[
         Literal["subject", "legacy"] | None,
-        typer.Option(help="Recipe parts: how left and right are told apart.", rich_help_panel=_MODEL),
+        typer.Option(
+            help="Recipe parts: how left and right are told apart.", rich_help_panel=_MODEL
+        ),
     ] = None
     model: Annotated[
         str | None,
-        typer.Option(help="Recipes dinov2, faces: dinov2_vits14, _vitb14, _vitl14, _vitg14.", rich_help_panel=_MODEL),
+        typer.Option(
+            help="Recipes dinov2, faces: dinov2_vits14, _vitb14, _vitl14, _vitg14.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None
     weights: Weights = None
     set: Set = None
@@ -181,16 +230,25 @@ class FaceSettings(RunSettings):
 
     dinov2_model: Annotated[
         str,
-        typer.Option(help="dinov2_vits14, _vitb14, _vitl14 or _vitg14, with or without _reg.", rich_help_panel=_MODEL),
+        typer.Option(
+            help="dinov2_vits14, _vitb14, _vitl14 or _vitg14, with or without _reg.",
+            rich_help_panel=_MODEL,
+        ),
     ] = "dinov2_vitb14"
     weights: Weights = None
     model_pack: Annotated[
         str,
-        typer.Option(metavar="NAME|DIR", help="Detector: a pack of InsightFace, or a folder.", rich_help_panel=_MODEL),
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Detector: a pack of InsightFace, or a folder.",
+            rich_help_panel=_MODEL,
+        ),
     ] = "buffalo_l"
     formula: Annotated[
         Literal["corrected", "json"],
-        typer.Option(help="Of angles; json makes what users' JSON files hold.", rich_help_panel=_MODEL),
+        typer.Option(
+            help="Of angles; json makes what users' JSON files hold.", rich_help_panel=_MODEL
+        ),
     ] = "corrected"
     face: Annotated[
         Literal["largest", "best", "first"] | None,
@@ -204,7 +262,9 @@ class FaceSettings(RunSettings):
         """Return what to extract with."""
         from kpstore.extractors.registry import make_extractor
 
-        chosen = {name: getattr(self, name) for name in ("weights", "model_pack", "formula", "face")}
+        chosen = {
+            name: getattr(self, name) for name in ("weights", "model_pack", "formula", "face")
+        }
         return make_extractor("faces", **{"model": self.dinov2_model, **chosen, **_pairs(self.set)})
 
 

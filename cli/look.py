@@ -16,8 +16,8 @@ from .arguments import At, Json, StoreArgument
 if TYPE_CHECKING:
     from kpstore.api import Store
     from kpstore.ingest.report import FeatureProgress, Progress
-    from kpstore.store.coverage import Coverage
-    from kpstore.store.summary import FeatureSummary, LogEntry, Summary
+    from kpstore.inspect.coverage import Coverage
+    from kpstore.inspect.summary import FeatureSummary, LogEntry, Summary
 
 Item = TypeVar("Item")
 
@@ -28,22 +28,28 @@ def add_to(parent: typer.Typer) -> None:
         epilog="Examples:\n\nkpstore info phoenix.kps\n\nkpstore info phoenix.kps --detailed --at v1.0 --json"
     )(info)
     parent.command(epilog="Example:\n\nkpstore progress phoenix.kps --watch")(progress)
-    parent.command(epilog="Examples:\n\nkpstore log phoenix.kps --limit 5\n\nkpstore log phoenix.kps --json")(log)
+    parent.command(
+        epilog="Examples:\n\nkpstore log phoenix.kps --limit 5\n\nkpstore log phoenix.kps --json"
+    )(log)
 
 
-# -- info -------------------------------------------------------------------------------------------------------
+# -- info ------------------------------------------------------------------------------------------
 
 
 def info(
     store: StoreArgument,
-    detailed: Annotated[bool, typer.Option("--detailed", help="Every video, all failures, full provenance.")] = False,
-    limit: Annotated[int, typer.Option(min=0, help="Videos in the table of --detailed; 0 for all.")] = 50,
+    detailed: Annotated[
+        bool, typer.Option("--detailed", help="Every video, all failures, full provenance.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Videos in the table of --detailed; 0 for all.")
+    ] = 50,
     at: At = None,
     json: Json = False,
 ) -> None:
     """Show videos, frames, splits, features, how much of each part was detected, sizes and provenance."""
     import kpstore
-    from kpstore.store.summary import summarize
+    from kpstore.inspect.summary import summarize
 
     opened = kpstore.open(store, at)
     summary = summarize(opened)
@@ -59,9 +65,12 @@ def info(
 def print_summary(summary: Summary) -> None:
     """Print a version at a glance."""
     disk = summary.disk
-    on_disk = f", {render.size(disk.size_bytes)} in {render.number(disk.files)} files" if disk else ""
+    on_disk = (
+        f", {render.size(disk.size_bytes)} in {render.number(disk.files)} files" if disk else ""
+    )
     typer.echo(
-        f"{summary.name}: {render.count(summary.videos, 'video')}, {render.count(summary.frames, 'frame')}{on_disk}"
+        f"{summary.name}: {render.count(summary.videos, 'video')}, "
+        f"{render.count(summary.frames, 'frame')}{on_disk}"
     )
     commit = summary.newest.commit
     typer.echo(f"version {commit.id} of {render.local_time(commit.time)}: {commit.message}")
@@ -71,7 +80,10 @@ def print_summary(summary: Summary) -> None:
         typer.echo(f"tags {', '.join(summary.tags)}")
     if summary.splits:
         typer.echo()
-        rows = [(render.split_name(s.name), render.number(s.videos), render.number(s.frames)) for s in summary.splits]
+        rows = [
+            (render.split_name(s.name), render.number(s.videos), render.number(s.frames))
+            for s in summary.splits
+        ]
         render.print_table(("split", ">videos", ">frames"), rows)
     for alike in _grouped(summary.features, _all_but_shape):
         _print_features(alike)
@@ -86,7 +98,10 @@ def _grouped(items: Iterable[Item], key: Callable[[Item], object]) -> list[list[
 
 
 def _all_but_shape(feature: FeatureSummary) -> tuple[object, ...]:
-    """Return what is printed about a feature below its heading; features of one extraction have it in common."""
+    """Return what is printed about a feature below its heading.
+
+    Features of one extraction have it in common.
+    """
     counts = (feature.videos_done, feature.videos_failed, feature.videos_pending)
     return (_maker(feature), feature.axis, counts, repr(feature.coverage))
 
@@ -96,18 +111,29 @@ def _print_features(alike: Sequence[FeatureSummary]) -> None:
     for feature in alike:
         shape = " × ".join(render.number(length) for length in feature.shape)
         chunk = render.number(feature.chunk_rows)
-        render.console().print(f"{feature.name}: {shape} {feature.dtype}, {chunk} rows a chunk", style="bold")
+        render.console().print(
+            f"{feature.name}: {shape} {feature.dtype}, {chunk} rows a chunk", style="bold"
+        )
     feature = alike[0]
     typer.echo(f"made by {_maker(feature)}")
     typer.echo(
-        f"videos: {render.number(feature.videos_done)} done, {render.number(feature.videos_failed)} failed, "
-        f"{render.number(feature.videos_pending)} pending"
+        f"videos: {render.number(feature.videos_done)} done, "
+        f"{render.number(feature.videos_failed)} failed, {render.number(feature.videos_pending)} "
+        "pending"
     )
     parts = list(feature.total.detected)
-    rows = [_coverage_row(render.split_name(split), cover) for split, cover in feature.coverage.items()]
+    rows = [
+        _coverage_row(render.split_name(split), cover) for split, cover in feature.coverage.items()
+    ]
     if len(rows) > 1:
         rows.append(_coverage_row("all", feature.total))
-    columns = ("split", f">{feature.axis}s done", ">failed", ">pending", *(f">{_words(part)}" for part in parts))
+    columns = (
+        "split",
+        f">{feature.axis}s done",
+        ">failed",
+        ">pending",
+        *(f">{_words(part)}" for part in parts),
+    )
     render.print_table(columns, rows)
     if parts:
         typer.echo("parts: share of the done frames in which each was detected")
@@ -135,12 +161,17 @@ def _details(store: Store, limit: int) -> dict[str, Any]:
     table = store.videos
     table = table if limit == 0 else table.head(limit)
     videos = json.loads(table.reset_index().to_json(orient="records"))
-    failures = {name: [vars(failure) for failure in store.failures(name)] for name in store.features}
+    failures = {
+        name: [vars(failure) for failure in store.failures(name)] for name in store.features
+    }
     return {"video_table": videos, "failures": failures}
 
 
 def _print_details(store: Store, limit: int) -> None:
-    made = {name: json.dumps(dict(store.provenance(name)), indent=2, ensure_ascii=False) for name in store.features}
+    made = {
+        name: json.dumps(dict(store.provenance(name)), indent=2, ensure_ascii=False)
+        for name in store.features
+    }
     for names in _grouped(made, made.__getitem__):
         render.heading(f"how {render.listed(names)} {'was' if len(names) == 1 else 'were'} made")
         typer.echo(made[names[0]])
@@ -152,10 +183,15 @@ def _print_details(store: Store, limit: int) -> None:
             typer.echo(line)
     table = store.videos
     shown = table if limit == 0 else table.head(limit)
-    states = _grouped((f"{name}_state" for name in store.features), lambda column: tuple(table[column]))
+    states = _grouped(
+        (f"{name}_state" for name in store.features), lambda column: tuple(table[column])
+    )
     columns = ["split", "n_frames", "fps", "width", "height", *(alike[0] for alike in states)]
     render.heading("videos")
-    rows = [(video, *row) for video, row in zip(shown.index, shown[columns].itertuples(index=False), strict=True)]
+    rows = [
+        (video, *row)
+        for video, row in zip(shown.index, shown[columns].itertuples(index=False), strict=True)
+    ]
     render.print_table(("video", *columns), rows)
     for first, *others in states:
         if others:
@@ -164,13 +200,15 @@ def _print_details(store: Store, limit: int) -> None:
         typer.echo(f"… and {len(table) - len(shown)} more: --limit 0 shows all")
 
 
-# -- progress ---------------------------------------------------------------------------------------------------
+# -- progress --------------------------------------------------------------------------------------
 
 
 def progress(
     store: StoreArgument,
     watch: Annotated[bool, typer.Option("--watch", help="Go on until the run ends.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How often --watch looks.")] = 2.0,
+    interval: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="How often --watch looks.")
+    ] = 2.0,
     json: Json = False,
 ) -> None:
     """Show how far an ingest is, while it runs and after; it is not disturbed."""
@@ -198,10 +236,15 @@ def _look(store: str) -> tuple[Progress | None, list[FeatureProgress]]:
 def _print_progress_json(run: Progress | None, totals: list[FeatureProgress], watch: bool) -> None:
     value = {
         "run": None if run is None else run.to_json(),
-        "features": {total.feature: {k: v for k, v in vars(total).items() if k != "feature"} for total in totals},
+        "features": {
+            total.feature: {k: v for k, v in vars(total).items() if k != "feature"}
+            for total in totals
+        },
     }
     if watch:
-        typer.echo(json.dumps(value))  # a line per look, so that a script can read them as they come
+        typer.echo(
+            json.dumps(value)
+        )  # a line per look, so that a script can read them as they come
     else:
         render.print_json(value)
 
@@ -227,11 +270,16 @@ def print_progress(store: str, run: Progress | None, totals: list[FeatureProgres
     elif run.running:
         typer.echo(f"running: {run.feature}, {progress_line(run)}")
         typer.echo(
-            f"  process {run.pid}, {run.workers} workers; {render.number(run.frames_committed)} frames committed"
+            f"  process {run.pid}, {run.workers} workers; {render.number(run.frames_committed)} "
+            "frames committed"
         )
     elif run.frames_committed < run.frames:
-        typer.echo(f"stopped before its end: {run.feature}, {progress_line(run).partition(', ')[0]} seen,")
-        typer.echo(f"  {render.number(run.frames_committed)} committed; run the same ingest again to go on")
+        typer.echo(
+            f"stopped before its end: {run.feature}, {progress_line(run).partition(', ')[0]} seen,"
+        )
+        typer.echo(
+            f"  {render.number(run.frames_committed)} committed; run the same ingest again to go on"
+        )
     else:
         seconds = run.updated - run.started
         typer.echo(f"finished: {run.feature}, {progress_line(run)}, {render.duration(seconds)}")
@@ -240,18 +288,20 @@ def print_progress(store: str, run: Progress | None, totals: list[FeatureProgres
         render.print_table(("videos of", ">done", ">failed", ">pending"), rows)
 
 
-# -- log --------------------------------------------------------------------------------------------------------
+# -- log -------------------------------------------------------------------------------------------
 
 
 def log(
     store: StoreArgument,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Only the newest ones.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", min=1, help="Only the newest ones.")
+    ] = None,
     at: At = None,
     json: Json = False,
 ) -> None:
     """Show the versions of a store, newest first."""
     import kpstore
-    from kpstore.store.summary import read_log
+    from kpstore.inspect.summary import read_log
 
     entries = read_log(kpstore.open(store, at), limit=limit)
     if json:
@@ -274,8 +324,10 @@ def print_log(entries: list[LogEntry]) -> None:
 def _report_line(report: Any) -> str:
     failed = report.get("frames_failed", 0)
     text = (
-        f"{render.count(report.get('videos_done', 0), 'video')}, {render.count(report.get('frames', 0), 'frame')} in "
-        f"{render.duration(report.get('seconds', 0.0))} ({report.get('frames_per_second', 0.0):.1f} frames/s)"
+        f"{render.count(report.get('videos_done', 0), 'video')}, "
+        f"{render.count(report.get('frames', 0), 'frame')} in "
+        f"{render.duration(report.get('seconds', 0.0))} "
+        f"({report.get('frames_per_second', 0.0):.1f} frames/s)"
     )
     missed = f", {render.count(failed, 'frame')} failed" if failed else ""
     return f"{text}{missed}{', interrupted' if report.get('interrupted') else ''}"

@@ -22,12 +22,39 @@ from kpstore.errors import (
     UnsupportedError,
 )
 
-from . import bench, cache, demo, doctor, formats, ingest, look, predict, splits, stats, stores, train, versions
+from . import (
+    bench,
+    cache,
+    demo,
+    doctor,
+    formats,
+    ingest,
+    look,
+    predict,
+    splits,
+    stats,
+    stores,
+    train,
+    versions,
+)
 
-WRONG_USE = (ExistsError, InvalidError, MissingExtraError, NotFoundError, ReadOnlyError, UnsupportedError)
+WRONG_USE = (
+    ExistsError,
+    InvalidError,
+    MissingExtraError,
+    NotFoundError,
+    ReadOnlyError,
+    UnsupportedError,
+)
 """Errors that end with exit code 2; all others are 1."""
 
-WRONG_PATH = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+WRONG_PATH = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
 """What the system says of paths that a user gave."""
 
 INTERRUPTED = 130
@@ -40,7 +67,21 @@ app = typer.Typer(
     help="One versioned store for keypoints and features: extracted once in parallel, read thousands of times.",
     epilog="Exit codes: 0 done, 1 something failed or differs, 2 wrong use, 130 interrupted.",
 )
-for module in (ingest, look, stats, splits, versions, stores, formats, train, predict, bench, cache, demo, doctor):
+for module in (
+    ingest,
+    look,
+    stats,
+    splits,
+    versions,
+    stores,
+    formats,
+    train,
+    predict,
+    bench,
+    cache,
+    demo,
+    doctor,
+):
     module.add_to(app)
 
 
@@ -53,9 +94,14 @@ def _show_version(value: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and end.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Show the version and end.", callback=_show_version, is_eager=True
+        ),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and log messages.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and log messages.")
+    ] = False,
 ) -> None:
     """Take options that stand before any command; ``--debug`` was acted upon in :func:`run`."""
 
@@ -79,9 +125,15 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; errors go to standard error as one line."""
     debug = "--debug" in arguments
     # Failures are in every report; without --debug the log would only say them twice.
-    logging.basicConfig(level=logging.INFO if debug else logging.CRITICAL, format="%(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if debug else logging.CRITICAL, format="%(name)s: %(message)s"
+    )
     try:
-        code = _command()([word for word in arguments if word != "--debug"], prog_name="kpstore", standalone_mode=False)
+        code = _command()(
+            [word for word in arguments if word != "--debug"],
+            prog_name="kpstore",
+            standalone_mode=False,
+        )
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # the border: whatever comes becomes one line and an exit code
@@ -99,7 +151,9 @@ def _explain(error: Exception) -> int:
         where = f": {error.filename}" if error.filename else ""
         typer.echo(f"error: {error.strerror or error}{where}", err=True)
         return 2 if isinstance(error, WRONG_PATH) else 1
-    if hasattr(error, "format_message"):  # a usage error; Typer carries its own copy of click since 0.2x
+    if hasattr(
+        error, "format_message"
+    ):  # a usage error; Typer carries its own copy of click since 0.2x
         message = error.format_message().strip().replace("Value error, ", "")
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(message)
@@ -107,7 +161,9 @@ def _explain(error: Exception) -> int:
             typer.echo(f"error: {message[:1].lower()}{message[1:].replace(chr(10), ' ')}", err=True)
         return 2
     what = " ".join(str(error).split()) or "no message"
-    typer.echo(f"error: internal error: {type(error).__name__}: {what}; run again with --debug", err=True)
+    typer.echo(
+        f"error: internal error: {type(error).__name__}: {what}; run again with --debug", err=True
+    )
     return 1
 
 

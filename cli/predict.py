@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from kpstore.trainers.predict import Predicted
 
 _EPILOG = (
-    "Examples:\n\nkpstore predict runs/faces/best.safetensors phoenix.kps --split dev --as faces_again\n\n"
-    "kpstore predict runs/skeleton/best.safetensors phoenix.kps --split test --png drawn/ --limit-frames 100\n\n"
-    "`kpstore reconstruct` is another name of this command."
+    "Examples:\n\nkpstore predict runs/faces/best.safetensors phoenix.kps --split dev --as "
+    "faces_again\n\nkpstore predict runs/skeleton/best.safetensors phoenix.kps --split test --png "
+    "drawn/ --limit-frames 100\n\n`kpstore reconstruct` is another name of this command."
 )
 
 
@@ -31,33 +31,47 @@ def add_to(app: typer.Typer) -> None:
 
 def predict(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="best.safetensors of a training.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="best.safetensors of a training.", show_default=False
+        ),
     ],
     store: StoreArgument,
-    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="Whose frames; all by default.")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="SPLIT", help="Whose frames; all by default.")
+    ] = None,
     feature: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Keypoints to read; those it was trained on by default.")
+        str | None,
+        typer.Option(metavar="NAME", help="Keypoints to read; those it was trained on by default."),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--as", metavar="NAME", help="Feature to write; FEATURE_predicted or FEATURE_drawn by default."),
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Feature to write; FEATURE_predicted or FEATURE_drawn by default.",
+        ),
     ] = None,
     png: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write pictures there instead of a feature.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write pictures there instead of a feature."),
     ] = None,
     at: At = None,
     limit_frames: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="With --png: only so many frames, evenly spread.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="With --png: only so many frames, evenly spread."),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Frames at a time.")] = 32,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="A GPU if there is one.")] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="A GPU if there is one.")
+    ] = "auto",
     json: Json = False,
 ) -> None:
     """Run a trained model over a split, and write what it gives to the store as a new feature, or to PNG files.
 
-    The feature is one new version, or nothing. Videos that have it already, from the same checkpoint, are left out.
-    Faces are (68, 3); skeletons are pictures of one byte a pixel, 64 KiB a frame at 256 x 256. With --png, a run that
-    was killed goes on where it was.
+    The feature is one new version, or nothing. Videos that have it already, from the same
+    checkpoint, are left out. Faces are (68, 3); skeletons are pictures of one byte a pixel, 64 KiB
+    a frame at 256 x 256. With --png, a run that was killed goes on where it was.
     """
     from rich.progress import Progress
 
@@ -65,11 +79,16 @@ def predict(
     from kpstore.trainers import predict as trained
 
     if png is None and (at is not None or limit_frames is not None):
-        raise InvalidError("--at and --limit-frames are for --png; a feature is written for whole videos of the newest")
+        raise InvalidError(
+            "--at and --limit-frames are for --png; a feature is written for whole videos of the "
+            "newest"
+        )
     if png is not None and name is not None:
         raise InvalidError("--as names a feature, --png writes pictures; choose one")
     predictor = trained.open_predictor(checkpoint, device=device, batch_size=batch_size)
-    with Progress(console=render.console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+    with Progress(
+        console=render.console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bars:
         task = bars.add_task("frames", total=None)
 
         def on_progress(done: int, total: int) -> None:

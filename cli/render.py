@@ -25,7 +25,9 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=None if terminal else _WIDE)
+    return Console(
+        stderr=stderr, highlight=False, markup=False, emoji=False, width=None if terminal else _WIDE
+    )
 
 
 def print_json(value: Any) -> None:
@@ -51,7 +53,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(
-            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+            column.removeprefix(">"),
+            justify="right" if column.startswith(">") else "left",
+            overflow="fold",
         )
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))

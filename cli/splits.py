@@ -11,8 +11,8 @@ from . import render
 from .arguments import At, Json, StoreArgument
 
 if TYPE_CHECKING:
+    from kpstore.inspect.leakage import SplitCheck
     from kpstore.interop.split_files import SplitChange
-    from kpstore.store.leakage import SplitCheck
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -32,25 +32,38 @@ def add_to(parent: typer.Typer) -> None:
 def check(
     store: StoreArgument,
     feature: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Whose values to compare; keypoints, or the first there is.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Whose values to compare; keypoints, or the first there is."
+        ),
     ] = None,
     signer: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Annotation that names a person; signer or speaker.")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Annotation that names a person; signer or speaker."),
     ] = None,
-    ignore_signers: Annotated[bool, typer.Option("--ignore-signers", help="People may be in several splits.")] = False,
+    ignore_signers: Annotated[
+        bool, typer.Option("--ignore-signers", help="People may be in several splits.")
+    ] = False,
     near: Annotated[
-        float | None, typer.Option(min=0, metavar="DISTANCE", help="Largest distance of near-copies; 0.1 by default.")
+        float | None,
+        typer.Option(
+            min=0, metavar="DISTANCE", help="Largest distance of near-copies; 0.1 by default."
+        ),
     ] = None,
     at: At = None,
     json: Json = False,
 ) -> None:
     """Look for videos, frames and people that are in two splits; exit code 1 if there are any."""
     import kpstore
-    from kpstore.store.leakage import NEAR, check_splits
+    from kpstore.inspect.leakage import NEAR, check_splits
 
     opened = kpstore.open(store, at)
     found = check_splits(
-        opened, feature=feature, signer=signer, signers=not ignore_signers, near=NEAR if near is None else near
+        opened,
+        feature=feature,
+        signer=signer,
+        signers=not ignore_signers,
+        near=NEAR if near is None else near,
     )
     render.print_json(found.to_json()) if json else print_check(found)
     if found:
@@ -59,7 +72,7 @@ def check(
 
 def print_check(found: SplitCheck) -> None:
     """Print how much of each kind is shared, and the first of each."""
-    from kpstore.store.leakage import KINDS
+    from kpstore.inspect.leakage import KINDS
 
     compared = [f"values of {found.feature}"] if found.feature else []
     compared += [f"people by {found.signer}"] if found.signer else []
@@ -68,7 +81,9 @@ def print_check(found: SplitCheck) -> None:
         f"compared: ids, paths{''.join(f', {what}' for what in compared)}"
     )
     counts = found.counts()
-    render.print_table(("shared by two splits", ">found"), [(KINDS[kind], counts[kind]) for kind in KINDS])
+    render.print_table(
+        ("shared by two splits", ">found"), [(KINDS[kind], counts[kind]) for kind in KINDS]
+    )
     for kind in KINDS:
         shared = [one for one in found.shared if one.kind == kind]
         if shared:
@@ -81,23 +96,31 @@ def print_check(found: SplitCheck) -> None:
 
 def set_(
     store: StoreArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, TSV or JSON.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="CSV, TSV or JSON.", show_default=False)
+    ],
     keep_others: Annotated[
-        bool, typer.Option("--keep-others", help="Videos that the file does not name keep their splits.")
+        bool,
+        typer.Option("--keep-others", help="Videos that the file does not name keep their splits."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would change; write nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Put videos into the splits that a file names, in one commit; no frame is written again.
 
-    The file is a table with the columns video_id (or name) and split, separated by commas, tabs or |, or JSON:
-    {video: split} or {split: [videos]}.
+    The file is a table with the columns video_id (or name) and split, separated by commas, tabs or
+    |, or JSON: {video: split} or {split: [videos]}.
     """
     import kpstore
     from kpstore.interop.split_files import set_splits
 
     change = set_splits(
-        kpstore.open(store, mode="r" if dry_run else "a"), file, keep_others=keep_others, dry_run=dry_run
+        kpstore.open(store, mode="r" if dry_run else "a"),
+        file,
+        keep_others=keep_others,
+        dry_run=dry_run,
     )
     render.print_json(change.to_json()) if json else _print_change(change, dry_run)
 

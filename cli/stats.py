@@ -11,7 +11,7 @@ from .arguments import At, Json, StoreArgument, split_names
 from .watcher import frames_bar
 
 if TYPE_CHECKING:
-    from kpstore.store.statistics import Statistics
+    from kpstore.inspect.statistics import Statistics
 
 _SHOWN = ("min", "1", "5", "25", "50", "75", "95", "99", "max", "mean", "std")
 
@@ -27,14 +27,18 @@ def add_to(parent: typer.Typer) -> None:
 def stats(
     store: StoreArgument,
     feature: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be given several times.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this one; may be given several times."),
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(metavar="SPLIT", help="Only this one; may be given several times, or as `train,dev`."),
+        typer.Option(
+            metavar="SPLIT", help="Only this one; may be given several times, or as `train,dev`."
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Threads that measure; as many as cores by default.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Threads that measure; as many as cores by default."),
     ] = None,
     at: At = None,
     json: Json = False,
@@ -44,13 +48,20 @@ def stats(
     Only done frames count, and of them only parts that were detected; quantiles are right to 0.1 %.
     """
     import kpstore
-    from kpstore.store.statistics import statistics_by_split
+    from kpstore.inspect.statistics import statistics_by_split
 
     opened = kpstore.open(store, at)
     with frames_bar("measuring") as on_rows:
-        found = statistics_by_split(opened, feature, splits=split_names(split), workers=workers, on_rows=on_rows)
+        found = statistics_by_split(
+            opened, feature, splits=split_names(split), workers=workers, on_rows=on_rows
+        )
     if json:
-        render.print_json({name: {s: one.to_json() for s, one in splits.items()} for name, splits in found.items()})
+        render.print_json(
+            {
+                name: {s: one.to_json() for s, one in splits.items()}
+                for name, splits in found.items()
+            }
+        )
         return
     for name, splits in found.items():
         _print_feature(name, splits)

@@ -20,9 +20,9 @@ from .watcher import frames_bar
 
 if TYPE_CHECKING:
     from kpstore.api import Store
-    from kpstore.ingest.against_source import SourceComparison
+    from kpstore.inspect.against_source import SourceComparison
+    from kpstore.store.chunk_checks import Problem, Verification
     from kpstore.store.repair import Repair
-    from kpstore.store.verification import Problem, Verification
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -48,14 +48,19 @@ def add_to(parent: typer.Typer) -> None:
 def merge(
     places: Annotated[
         list[str],
-        typer.Argument(metavar="A B … OUT", help="Stores, or files that can be imported; last the new store."),
+        typer.Argument(
+            metavar="A B … OUT", help="Stores, or files that can be imported; last the new store."
+        ),
     ],
     on_conflict: Annotated[
         Literal["error", "first", "last"],
-        typer.Option(help="Where two hold other rows of one video: stop, or take the first or the last."),
+        typer.Option(
+            help="Where two hold other rows of one video: stop, or take the first or the last."
+        ),
     ] = "error",
     mixed: Annotated[
-        bool, typer.Option("--mixed", help="Also features of one name that were made in different ways.")
+        bool,
+        typer.Option("--mixed", help="Also features of one name that were made in different ways."),
     ] = False,
     name: Annotated[str, typer.Option(help="Name of the data set; that of A by default.")] = "",
     json: Json = False,
@@ -64,10 +69,17 @@ def merge(
     from kpstore.interop.merge import merge as merge_stores
 
     if len(places) < 3:
-        raise InvalidError("merge needs two sources or more and a place for the new store: kpstore merge A B OUT")
+        raise InvalidError(
+            "merge needs two sources or more and a place for the new store: kpstore merge A B OUT"
+        )
     with frames_bar("merging") as on_progress:
         report = merge_stores(
-            places[:-1], places[-1], on_conflict=on_conflict, mixed=mixed, name=name, on_progress=on_progress
+            places[:-1],
+            places[-1],
+            on_conflict=on_conflict,
+            mixed=mixed,
+            name=name,
+            on_progress=on_progress,
         )
     if json:
         render.print_json(report.to_json())
@@ -85,11 +97,17 @@ def merge(
 def convert(
     source: StoreArgument,
     target: Annotated[
-        str, typer.Argument(metavar="NEW", help="The copy: a file NAME.h5, or a directory.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NEW", help="The copy: a file NAME.h5, or a directory.", show_default=False
+        ),
     ],
     at: At = None,
     history: Annotated[
-        bool, typer.Option("--history", help="All versions and their tags; without it, one version alone.")
+        bool,
+        typer.Option(
+            "--history", help="All versions and their tags; without it, one version alone."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -98,9 +116,11 @@ def convert(
 
     from rich.progress import Progress
 
-    from kpstore.store.convert import convert as convert_store
+    from kpstore.interop.convert import convert as convert_store
 
-    with Progress(console=render.console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+    with Progress(
+        console=render.console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bars:
         task = bars.add_task("versions", total=None)
         made = convert_store(
             source,
@@ -112,7 +132,9 @@ def convert(
     if json:
         render.print_json(asdict(made))
         return
-    typer.echo(f"{made.location}: {render.count(made.versions, 'version')}, the newest is {made.snapshot}")
+    typer.echo(
+        f"{made.location}: {render.count(made.versions, 'version')}, the newest is {made.snapshot}"
+    )
     if made.notes:
         typer.echo("notes:")
         for note in made.notes:
@@ -131,17 +153,24 @@ def verify_store(
     ] = None,
     at: At = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Look at every version, tag and branch, and at what the store says of them.")
+        bool,
+        typer.Option(
+            "--all",
+            help="Look at every version, tag and branch, and at what the store says of them.",
+        ),
     ] = False,
     limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many problems to list.")] = 20,
     json: Json = False,
 ) -> None:
-    """Read all of a version and check that it is sound; with --source, compare it with what the data set holds.
+    """Read all of a version and check that it is sound.
 
-    Exit code 1 if anything is wrong, missing or extra. 'kpstore repair' has what is damaged made again.
+    With --source, compare it with what the data set holds.
+
+    Exit code 1 if anything is wrong, missing or extra. 'kpstore repair' has what is damaged made
+    again.
     """
     import kpstore
-    from kpstore.store.verify import verify, verify_all
+    from kpstore.inspect.verify import verify, verify_all
 
     if every and at is not None:
         raise InvalidError(f"--all looks at every version, --at {at} at one; choose one of them")
@@ -150,7 +179,9 @@ def verify_store(
             found = verify_all(store, on_rows=on_progress)
         else:
             found = verify(kpstore.open(store, at, cache="off"), on_rows=on_progress)
-    compared = _compared_with(kpstore.open(store, at, cache="off"), source) if source is not None else None
+    compared = (
+        _compared_with(kpstore.open(store, at, cache="off"), source) if source is not None else None
+    )
     if json:
         told = {**found.to_json(), **({} if compared is None else {"source": compared.to_json()})}
         render.print_json(told)
@@ -164,8 +195,12 @@ def verify_store(
 
 def repair_store(
     store: StoreArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many ids and problems to list.")] = 20,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many ids and problems to list.")
+    ] = 20,
     json: Json = False,
 ) -> None:
     """Make pending again what is damaged in the newest version, so that an ingest makes just that anew.
@@ -201,14 +236,17 @@ def print_repair(done: Repair, limit: int) -> None:
             typer.echo(f"{feature.feature}: {held} {verb} pending again; {feature.again}")
             _print_some(feature.videos, limit)
         if feature.rebuilt:
-            typer.echo(f"{feature.feature}: {', '.join(feature.rebuilt)} {_done(done)} from what is sound")
+            typer.echo(
+                f"{feature.feature}: {', '.join(feature.rebuilt)} {_done(done)} from what is sound"
+            )
     if done.labels:
         typer.echo(f"labels: {', '.join(done.labels)} {_done(done)}")
     for line in done.left:
         typer.echo(f"left: {line}")
     if done.made:
         typer.echo(
-            f"version {done.made} holds no damage{' but what is left' if done.left else ''}; earlier ones keep it"
+            f"version {done.made} holds no damage{' but what is left' if done.left else ''}; "
+            "earlier ones keep it"
         )
 
 
@@ -217,7 +255,7 @@ def _done(done: Repair) -> str:
 
 
 def _compared_with(store: Store, root: Path) -> SourceComparison:
-    from kpstore.ingest.against_source import compare_with_source, find_source
+    from kpstore.inspect.against_source import compare_with_source, find_source
 
     return compare_with_source(store, find_source(root))
 
@@ -233,7 +271,10 @@ def print_verification(found: Verification, limit: int) -> None:
     for heading, problems in (("problems", found.problems), ("worth a look", found.notes)):
         if problems:
             render.heading(heading)
-            rows = [(p.array, p.what, render.number(p.count), _place(found, p)) for p in problems[:limit]]
+            rows = [
+                (p.array, p.what, render.number(p.count), _place(found, p))
+                for p in problems[:limit]
+            ]
             render.print_table(("array", "what", ">how often", "where, or first at"), rows)
             if len(problems) > limit:
                 typer.echo(f"… and {len(problems) - limit} more (--limit, --json)")
@@ -260,13 +301,24 @@ def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
         )
         for name, s in found.splits.items()
     ]
-    columns = (">videos there", ">in store", ">frames there", ">in store", ">missing", ">extra", ">other length")
+    columns = (
+        ">videos there",
+        ">in store",
+        ">frames there",
+        ">in store",
+        ">missing",
+        ">extra",
+        ">other length",
+    )
     render.print_table(("split", *columns), rows)
     for name, split in found.splits.items():
         shown = render.split_name(name)
         for what, ids in (("missing", split.missing), ("extra", split.extra)):
             _print_ids(f"{shown}: {what}", ids, limit)
-        lengths = [f"{v}: {there} frames there, {here} in the store" for v, (there, here) in split.other_length.items()]
+        lengths = [
+            f"{v}: {there} frames there, {here} in the store"
+            for v, (there, here) in split.other_length.items()
+        ]
         _print_ids(f"{shown}: of another length", lengths, limit)
         told: dict[str, list[str]] = {}
         for feature in dict.fromkeys((*split.pending, *split.failed)):

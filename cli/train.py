@@ -23,14 +23,17 @@ from .arguments import At, Json, StoreArgument
 from .commands import LazyCommand, one_command, takes
 
 if TYPE_CHECKING:
-    from kpstore.trainers.report import Epoch, Report, Step
-    from kpstore.trainers.run import Plan
+    from kpstore.trainers.report import Epoch, Step, TrainReport
+    from kpstore.trainers.train import TrainPlan
 
 _LINE_EVERY_S = 15.0
 
 Out = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Where checkpoints, metrics and samples go; STORE-skeleton, say, by default."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Where checkpoints, metrics and samples go; STORE-skeleton, say, by default.",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(metavar="N", help="Frames of a step, in each process.")]
 
@@ -39,17 +42,25 @@ BatchSize = Annotated[int, typer.Option(metavar="N", help="Frames of a step, in 
 class Running:
     """Where a training runs, and what it leaves behind; it changes no numbers."""
 
-    device: Annotated[str, Option("A GPU if there is one, by default.", "auto|cpu|cuda|cuda:N")] = "auto"
-    resume: Annotated[bool, Option("Go on with the run in the folder; begin if there is none.")] = False
+    device: Annotated[str, Option("A GPU if there is one, by default.", "auto|cpu|cuda|cuda:N")] = (
+        "auto"
+    )
+    resume: Annotated[bool, Option("Go on with the run in the folder; begin if there is none.")] = (
+        False
+    )
     checkpoint_steps: Annotated[
         int, Option("Steps from one checkpoint to the next, within an epoch.", "N", least=1)
     ] = 2000
-    tensorboard: Annotated[bool, Option("Numbers and pictures for TensorBoard too, in FOLDER/tensorboard.")] = False
+    tensorboard: Annotated[
+        bool, Option("Numbers and pictures for TensorBoard too, in FOLDER/tensorboard.")
+    ] = False
 
 
 def add_to(parent: typer.Typer) -> None:
     """Add these commands."""
-    app = typer.Typer(cls=_TrainGroup, no_args_is_help=True, help="Train a model from the keypoints of a store.")
+    app = typer.Typer(
+        cls=_TrainGroup, no_args_is_help=True, help="Train a model from the keypoints of a store."
+    )
     app.callback()(lambda: None)
     parent.add_typer(app, name="train")
 
@@ -77,33 +88,48 @@ class _TrainGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of a training."""
         found = _TRAININGS.get(cmd_name)
-        return None if found is None else LazyCommand(cmd_name, found.summary, lambda: found.command(cmd_name))
+        return (
+            None
+            if found is None
+            else LazyCommand(cmd_name, found.summary, lambda: found.command(cmd_name))
+        )
 
 
 def _skeleton() -> Callable[..., None]:
-    from kpstore.trainers.run import Frames, train_skeleton
-    from kpstore.trainers.settings import Settings
-    from kpstore.trainers.skeleton import SkeletonConfig, SkeletonTask
+    from kpstore.trainers.settings import TrainSettings
+    from kpstore.trainers.skeleton import SkeletonConfig, SkeletonTraining
+    from kpstore.trainers.train import Frames, train_skeleton
 
-    @takes(frames=Frames, config=SkeletonConfig, task=SkeletonTask, settings=Settings, running=Running)
+    @takes(
+        frames=Frames,
+        config=SkeletonConfig,
+        task=SkeletonTraining,
+        settings=TrainSettings,
+        running=Running,
+    )
     def skeleton(
         store: StoreArgument,
         frames: Frames,
         config: SkeletonConfig,
-        task: SkeletonTask,
-        settings: Settings,
+        task: SkeletonTraining,
+        settings: TrainSettings,
         running: Running,
         at: At = None,
         out: Out = None,
         batch_size: BatchSize = 16,
         no_weighted_loss: Annotated[
-            bool, typer.Option("--no-weighted-loss", help="Plain mean squared error: all pixels count alike.")
+            bool,
+            typer.Option(
+                "--no-weighted-loss", help="Plain mean squared error: all pixels count alike."
+            ),
         ] = False,
         json: Json = False,
     ) -> None:
         if no_weighted_loss:
             task = replace(task, hands=1.0, face=1.0, rest=1.0)
-        train = partial(train_skeleton, frames=frames, config=config, task=task, batch_size=batch_size)
+        train = partial(
+            train_skeleton, frames=frames, config=config, task=task, batch_size=batch_size
+        )
         _train("skeleton", train, store, at, out, {**asdict(settings), **asdict(running)}, json)
 
     return skeleton
@@ -111,15 +137,21 @@ def _skeleton() -> Callable[..., None]:
 
 def _keypoints() -> Callable[..., None]:
     from kpstore.trainers.keypoints import KeypointConfig
-    from kpstore.trainers.run import Frames, train_keypoints
-    from kpstore.trainers.settings import Settings
+    from kpstore.trainers.settings import TrainSettings
+    from kpstore.trainers.train import Frames, train_keypoints
 
-    @takes(frames=Frames, config=KeypointConfig, settings=Settings, running=Running, without=("missing_parts",))
+    @takes(
+        frames=Frames,
+        config=KeypointConfig,
+        settings=TrainSettings,
+        running=Running,
+        without=("missing_parts",),
+    )
     def keypoints(
         store: StoreArgument,
         frames: Frames,
         config: KeypointConfig,
-        settings: Settings,
+        settings: TrainSettings,
         running: Running,
         at: At = None,
         out: Out = None,
@@ -135,21 +167,23 @@ def _keypoints() -> Callable[..., None]:
 _TRAININGS = {
     "skeleton": _Training(
         "Train a transformer that draws skeletons: keypoints (143, 3) to a picture of 256 x 256.",
-        "The pictures are drawn from the keypoints on the way. FOLDER gets checkpoint.safetensors, best.safetensors, "
-        "metrics.csv, steps.csv and a picture of samples after each epoch. Killed at any moment, it goes on with "
-        "--resume.",
+        "The pictures are drawn from the keypoints on the way. FOLDER gets checkpoint.safetensors, "
+        "best.safetensors, metrics.csv, steps.csv and a picture of samples after each epoch. "
+        "Killed at any moment, it goes on with --resume.",
         (
             "kpstore train skeleton phoenix.kps --out runs/skeleton",
             "kpstore train skeleton phoenix.kps --out runs/skeleton --resume",
-            "torchrun --nproc-per-node 4 -m kpstore.cli.main train skeleton phoenix.kps --out runs/skeleton",
-            "kpstore train skeleton phoenix.kps --limit-frames 64 --epochs 5 --image-size 64 --dev-split ''",
+            "torchrun --nproc-per-node 4 -m kpstore.cli.main train skeleton phoenix.kps --out "
+            "runs/skeleton",
+            "kpstore train skeleton phoenix.kps --limit-frames 64 --epochs 5 --image-size 64 "
+            "--dev-split ''",
         ),
         _skeleton,
     ),
     "keypoints": _Training(
         "Train a transformer that encodes faces region by region and gives their 68 points again.",
-        "Points are mapped to [0, 1] by the range of the training split's faces. FOLDER gets the same files as that of "
-        "`train skeleton`.",
+        "Points are mapped to [0, 1] by the range of the training split's faces. FOLDER gets the "
+        "same files as that of `train skeleton`.",
         (
             "kpstore train keypoints phoenix.kps --at v1.0 --out runs/faces --device cuda",
             "kpstore train keypoints phoenix.kps --precision bf16 --patience 10 --json",
@@ -161,7 +195,7 @@ _TRAININGS = {
 
 def _train(
     kind: str,
-    train: Callable[..., Report],
+    train: Callable[..., TrainReport],
     store: str,
     at: str | None,
     out: Path | None,
@@ -190,14 +224,27 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _print(report: Report) -> None:
-    why = "" if report.stopped == "finished" else ", ended early: the loss did not get better any more"
-    since = "" if report.resumed_at is None else f", resumed at step {render.number(report.resumed_at)}"
-    typer.echo(f"{render.count(report.epochs, 'epoch')}, {render.count(report.steps, 'step')}{since}{why}")
-    typer.echo(f"best epoch {report.best_epoch + 1}, loss {report.best_loss:.4g}: {report.folder}/best.safetensors")
+def _print(report: TrainReport) -> None:
+    why = (
+        ""
+        if report.stopped == "finished"
+        else ", ended early: the loss did not get better any more"
+    )
+    since = (
+        "" if report.resumed_at is None else f", resumed at step {render.number(report.resumed_at)}"
+    )
+    typer.echo(
+        f"{render.count(report.epochs, 'epoch')}, {render.count(report.steps, 'step')}{since}{why}"
+    )
+    typer.echo(
+        f"best epoch {report.best_epoch + 1}, loss {report.best_loss:.4g}: "
+        f"{report.folder}/best.safetensors"
+    )
     if report.last is not None:
         speed = f"{render.number(round(report.last.frames_per_s))} frames/s"
-        typer.echo(f"last epoch: {speed}, {report.last.wait_share:.1%} of the time waiting for frames")
+        typer.echo(
+            f"last epoch: {speed}, {report.last.wait_share:.1%} of the time waiting for frames"
+        )
 
 
 class _LineWatcher:
@@ -210,18 +257,24 @@ class _LineWatcher:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         return None
 
-    def on_plan(self, plan: Plan) -> None:
+    def on_plan(self, plan: TrainPlan) -> None:
         """Say what will be done."""
         self._say(_plan_line(plan))
 
     def on_step(self, step: Step) -> None:
         """Say how far it is."""
         if time.monotonic() - self._last >= _LINE_EVERY_S:
-            self._say(f"step {render.number(step.step)} of {render.number(step.n_steps)}, loss {step.loss:.4g}")
+            self._say(
+                f"step {render.number(step.step)} of {render.number(step.n_steps)}, loss "
+                f"{step.loss:.4g}"
+            )
 
     def on_epoch(self, epoch: Epoch) -> None:
         """Say what the epoch gave."""
@@ -243,7 +296,13 @@ class _BarWatcher(_LineWatcher):
     """Draws a bar, with a line above it for each epoch."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         super().__init__()
         self._bar = Progress(
@@ -261,7 +320,10 @@ class _BarWatcher(_LineWatcher):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
 
@@ -269,7 +331,9 @@ class _BarWatcher(_LineWatcher):
         """Move the bar."""
         note = f"loss {step.loss:.4g}"
         description = f"epoch {step.epoch + 1}"
-        self._bar.update(self._task, description=description, completed=step.step, total=step.n_steps, note=note)
+        self._bar.update(
+            self._task, description=description, completed=step.step, total=step.n_steps, note=note
+        )
 
     def _say(self, line: str) -> None:
         self._bar.console.print(line, markup=False, highlight=False)
@@ -287,12 +351,17 @@ def _saying_how_to_go_on() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command with --resume goes on at the last checkpoint", err=True)
+        typer.echo(
+            "stopped; the same command with --resume goes on at the last checkpoint", err=True
+        )
         raise
 
 
-def _plan_line(plan: Plan) -> str:
-    frames = ", ".join(f"{render.count(n, 'frame')} of {render.split_name(split)}" for split, n in plan.frames.items())
+def _plan_line(plan: TrainPlan) -> str:
+    frames = ", ".join(
+        f"{render.count(n, 'frame')} of {render.split_name(split)}"
+        for split, n in plan.frames.items()
+    )
     return f"{frames}; {render.number(plan.parameters)} parameters on {plan.device}"
 
 

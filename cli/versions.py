@@ -17,8 +17,8 @@ from .watcher import frames_bar
 
 if TYPE_CHECKING:
     from kpstore.api import Store
-    from kpstore.store.compare import VersionDiff
-    from kpstore.store.contents import ContentDiff
+    from kpstore.inspect.compare import VersionDiff
+    from kpstore.inspect.contents import ContentDiff
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -37,7 +37,9 @@ def tag(
     store: StoreArgument,
     name: Annotated[str | None, typer.Argument(help="The tag; without it, all are listed.")] = None,
     at: At = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove the tag; its name is not given out again.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the tag; its name is not given out again.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Name a version for good, or list the names."""
@@ -58,13 +60,16 @@ def tag(
 
 
 def _list_tags(store: Store, json: bool) -> None:
-    from kpstore.store.summary import read_tags
+    from kpstore.inspect.summary import read_tags
 
     tags = read_tags(store)
     if json:
         render.print_json({name: entry.to_json() for name, entry in tags.items()})
     elif tags:
-        rows = [(n, e.commit.id, render.local_time(e.commit.time), e.commit.message) for n, e in tags.items()]
+        rows = [
+            (n, e.commit.id, render.local_time(e.commit.time), e.commit.message)
+            for n, e in tags.items()
+        ]
         render.print_table(("tag", "version", "made", "message"), rows)
     else:
         typer.echo(f"no tags yet; kpstore tag {store.location} NAME makes one")
@@ -72,34 +77,52 @@ def _list_tags(store: Store, json: bool) -> None:
 
 def rollback(
     store: StoreArgument,
-    to: Annotated[str, typer.Option("--to", metavar="VERSION", help="A tag, snapshot id or time to go back to.")],
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="VERSION", help="A tag, snapshot id or time to go back to."),
+    ],
 ) -> None:
     """Make an earlier version the newest; what came after it stays on a branch."""
     import kpstore
 
     opened = kpstore.open(store, mode="a")
     kept = opened.rollback(to)
-    typer.echo(f"version {opened.at().snapshot} is the newest again; what was there until now is kept as {kept}")
+    typer.echo(
+        f"version {opened.at().snapshot} is the newest again; what was there until now is kept as "
+        f"{kept}"
+    )
     typer.echo(f"to undo: kpstore rollback {store} --to {kept}")
 
 
 def diff(
-    first: Annotated[str, typer.Argument(metavar="A", help="A store, or a file that can be imported.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another one; or a version of store A.")],
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A store, or a file that can be imported.")
+    ],
+    second: Annotated[
+        str, typer.Argument(metavar="B", help="Another one; or a version of store A.")
+    ],
     third: Annotated[
-        str | None, typer.Argument(metavar="[V2]", help="Another version of store A.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[V2]", help="Another version of store A.", show_default=False),
     ] = None,
     feature: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this feature; may be given several times.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this feature; may be given several times."),
     ] = None,
-    atol: Annotated[float, typer.Option(min=0.0, help="Values that differ by no more count as equal.")] = 0.0,
-    limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many differences to list.")] = 20,
+    atol: Annotated[
+        float, typer.Option(min=0.0, help="Values that differ by no more count as equal.")
+    ] = 0.0,
+    limit: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many differences to list.")
+    ] = 20,
     json: Json = False,
 ) -> None:
-    """Show what differs between two stores or files, frame by frame, or between two versions; exit code 1 if anything.
+    """Show what differs between two stores or files, frame by frame, or between two versions.
 
-    Frames are matched by their image paths, not by their place. Versions are named as everywhere: a tag, a branch, a
-    snapshot id or a time; with one version, it is compared with the newest.
+    Exit code 1 if anything.
+
+    Frames are matched by their image paths, not by their place. Versions are named as everywhere: a
+    tag, a branch, a snapshot id or a time; with one version, it is compared with the newest.
     """
     import kpstore
 
@@ -124,8 +147,8 @@ def diff(
 def _diff_contents(
     first: str, second: str, features: tuple[str, ...] | None, atol: float, limit: int, json: bool
 ) -> None:
-    from kpstore.interop.run import opened
-    from kpstore.store.contents import compare
+    from kpstore.inspect.contents import compare
+    from kpstore.interop.transfer import opened
 
     with opened(first) as a, opened(second) as b, frames_bar("comparing") as on_progress:
         found = compare(a, b, features=features, atol=atol, limit=limit, on_progress=on_progress)
@@ -139,30 +162,45 @@ def print_contents(found: ContentDiff) -> None:
     rows: list[Sequence[object]] = [
         ("videos", *map(render.number, found.videos)),
         ("frames", *map(render.number, found.frames)),
-        ("videos only here", *(render.number(len(ids)) for ids in (found.videos_only_a, found.videos_only_b))),
-        ("frames only here", render.number(found.frames_only_a), render.number(found.frames_only_b)),
+        (
+            "videos only here",
+            *(render.number(len(ids)) for ids in (found.videos_only_a, found.videos_only_b)),
+        ),
+        (
+            "frames only here",
+            render.number(found.frames_only_a),
+            render.number(found.frames_only_b),
+        ),
         ("features only here", ", ".join(found.features_only_a), ", ".join(found.features_only_b)),
     ]
     for name, both in found.coverage.items():
         rows += [
-            (f"{name} {state}", *(render.number(one[state]) for one in both)) for state in ("done", "failed", "pending")
+            (f"{name} {state}", *(render.number(one[state]) for one in both))
+            for state in ("done", "failed", "pending")
         ]
         for part in both[0]["detected"]:
-            rows.append((f"{name} {part} detected", *(render.number(one["detected"].get(part, 0)) for one in both)))
+            rows.append(
+                (
+                    f"{name} {part} detected",
+                    *(render.number(one["detected"].get(part, 0)) for one in both),
+                )
+            )
     render.print_table(("", ">A", ">B"), rows)
     for name, count in found.columns.items():
         typer.echo(f"{name} differs in {render.count(count, 'video')}")
     for name, feature in found.features.items():
         typer.echo(
-            f"{name}: {render.number(feature.differing)} of {render.count(feature.rows, 'row')} differ"
-            + (f", {render.number(feature.states)} in state" if feature.states else "")
+            f"{name}: {render.number(feature.differing)} of {render.count(feature.rows, 'row')} "
+            "differ" + (f", {render.number(feature.states)} in state" if feature.states else "")
         )
         parts = [
             (part or "all", *map(render.number, (d.values, d.only_a, d.only_b)), f"{d.largest:.3g}")
             for part, d in feature.parts.items()
         ]
         if parts:
-            render.print_table(("part", ">other values", ">only in A", ">only in B", ">largest difference"), parts)
+            render.print_table(
+                ("part", ">other values", ">only in A", ">only in B", ">largest difference"), parts
+            )
     for what, ids in (("only in A", found.videos_only_a), ("only in B", found.videos_only_b)):
         _print_names(f"videos {what}", ids)
     if found.first:
@@ -170,7 +208,13 @@ def print_contents(found: ContentDiff) -> None:
         render.print_table(
             ("where", "feature", "part", "what", ">by"),
             [
-                (d.where, d.feature, d.part, d.what, "" if d.largest is None else f"{d.largest:.3g}")
+                (
+                    d.where,
+                    d.feature,
+                    d.part,
+                    d.what,
+                    "" if d.largest is None else f"{d.largest:.3g}",
+                )
                 for d in found.first
             ],
         )

@@ -15,7 +15,7 @@ import typer
 from .render import console, count, duration, number
 
 if TYPE_CHECKING:
-    from kpstore.ingest.pending import Plan
+    from kpstore.ingest.pending import IngestPlan
     from kpstore.ingest.report import Progress
 
 _LINE_EVERY_S = 15.0
@@ -27,13 +27,16 @@ class Watcher(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...
 
     def on_scan(self, n_videos: int) -> None:
         """Told while the source is scanned."""
 
-    def on_plan(self, plan: Plan) -> None:
+    def on_plan(self, plan: IngestPlan) -> None:
         """Told what will be done."""
 
     def on_progress(self, progress: Progress) -> None:
@@ -48,7 +51,7 @@ def make_watcher() -> Watcher:
     return BarWatcher() if sys.stderr.isatty() else LineWatcher()
 
 
-def plan_line(plan: Plan) -> str:
+def plan_line(plan: IngestPlan) -> str:
     """Return a plan in one line."""
     before = len(plan.listing.videos) - len(plan.pending)
     known = f", {number(before)} are there already" if before else ""
@@ -74,7 +77,7 @@ class LineWatcher:
         if self._is_time():
             typer.echo(f"found {count(n_videos, 'video')} …", err=True)
 
-    def on_plan(self, plan: Plan) -> None:
+    def on_plan(self, plan: IngestPlan) -> None:
         """Say what will be done."""
         typer.echo(plan_line(plan), err=True)
 
@@ -131,7 +134,7 @@ class BarWatcher:
         """Show how far the scan is."""
         self._bar.update(self._task, note=count(n_videos, "video"))
 
-    def on_plan(self, plan: Plan) -> None:
+    def on_plan(self, plan: IngestPlan) -> None:
         """Show what will be done."""
         self._bar.console.print(plan_line(plan))
         self._bar.update(self._task, description="starting", total=max(plan.n_frames, 1), note="")
@@ -156,13 +159,19 @@ class BarWatcher:
 
 @contextmanager
 def frames_bar(what: str) -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes the number of frames just done; draws a bar on a terminal, nothing elsewhere."""
+    """Yield a function that takes the number of frames just done.
+
+    Draws a bar on a terminal, nothing elsewhere.
+    """
     if not sys.stderr.isatty():
         yield lambda n_frames: None
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,} frames", markup=False))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}: {task.completed:,} frames", markup=False),
+    )
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda n_frames: bar.advance(task, n_frames)

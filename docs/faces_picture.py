@@ -16,8 +16,12 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 BOX = np.array([-1.0, -1.0, 1.0, 1.0])
-FRONTAL = FacePoints(np.array([(-0.4, -0.3), (0.4, -0.3), (0.0, 0.1), (-0.3, 0.5), (0.3, 0.5)]), BOX)
-FRAME = FacePoints(np.array([(-0.2, -0.6), (0.55, -0.55), (0.2, -0.15), (-0.2, 0.7), (0.45, 0.75)]), BOX)
+FRONTAL = FacePoints(
+    np.array([(-0.4, -0.3), (0.4, -0.3), (0.0, 0.1), (-0.3, 0.5), (0.3, 0.5)]), BOX
+)
+FRAME = FacePoints(
+    np.array([(-0.2, -0.6), (0.55, -0.55), (0.2, -0.15), (-0.2, 0.7), (0.45, 0.75)]), BOX
+)
 GREY, UP, DOWN = "#777777", "#0a6ebd", "#c0392b"
 VIEW = np.radians((-28.0, 18.0))
 """How the sphere is turned for the picture: around the upright axis, then around the level one."""
@@ -42,13 +46,23 @@ def draw_picture(axes: Any, colours: list[str]) -> None:
     axes.add_patch(plt.Rectangle((-1, -1), 2, 2, fill=False, color="black"))
     axes.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, linestyle=":"))
     axes.plot(*FRONTAL.landmarks.T, "o", markerfacecolor="none", color=GREY)
-    for name, before, after, colour in zip(LANDMARKS, FRONTAL.landmarks, FRAME.landmarks, colours, strict=True):
+    for name, before, after, colour in zip(
+        LANDMARKS, FRONTAL.landmarks, FRAME.landmarks, colours, strict=True
+    ):
         axes.plot(*after, "o", color=colour)
         axes.annotate("", after, before, arrowprops={"arrowstyle": "->", "color": colour})
         below = after[1] > before[1]  # on the far side of the arrow
-        axes.text(after[0], after[1] + (0.14 if below else -0.08), name, ha="center", fontsize=7, color=colour)
+        axes.text(
+            after[0],
+            after[1] + (0.14 if below else -0.08),
+            name,
+            ha="center",
+            fontsize=7,
+            color=colour,
+        )
     axes.set_title(
-        "in the picture: x, y from the box's middle,\nin halves of its width and height; y downwards", fontsize=8
+        "in the picture: x, y from the box's middle,\nin halves of its width and height; y downwards",
+        fontsize=8,
     )
 
 
@@ -59,17 +73,30 @@ def draw_sphere(axes: Any, colours: list[str], angles: NDArray[np.float64]) -> N
     around, zero = np.stack([np.cos(turn), np.sin(turn)]), np.zeros_like(turn)
     for ring in ((*around, zero), (around[0], zero, around[1]), (zero, around[0], around[1])):
         points = seen(np.stack(ring, axis=-1))
-        axes.plot(*np.where(points[:, 2:] > 0, points, np.nan)[:, :2].T, color=GREY, linewidth=0.7, linestyle=":")
+        axes.plot(
+            *np.where(points[:, 2:] > 0, points, np.nan)[:, :2].T,
+            color=GREY,
+            linewidth=0.7,
+            linestyle=":",
+        )
     before, after = landmarks_to_3d(FRONTAL), landmarks_to_3d(FRAME)
     for start, end, colour, angle in zip(before, after, colours, angles, strict=True):
         axes.plot(*seen(arc(start, end))[:, :2].T, color=colour)
         axes.plot(*seen(start)[:2], "o", markerfacecolor="white", color=GREY)
         axes.plot(*seen(end)[:2], "o", color=colour)
-        axes.text(seen(end)[0] + 0.06, seen(end)[1], f"{angle:+.0f}°", fontsize=9, color=colour, va="center")
+        axes.text(
+            seen(end)[0] + 0.06,
+            seen(end)[1],
+            f"{angle:+.0f}°",
+            fontsize=9,
+            color=colour,
+            va="center",
+        )
     front = seen(np.array([0.0, 0.0, 1.0]))
     axes.plot(*front[:2], "+", color="black")
     axes.set_title(
-        "on the unit sphere: angle of each arc;\n+ higher up than in the frontal face, − lower down", fontsize=8
+        "on the unit sphere: angle of each arc;\n+ higher up than in the frontal face, − lower down",
+        fontsize=8,
     )
 
 

@@ -11,18 +11,19 @@ from kpstore.errors import KpstoreError
 if TYPE_CHECKING:
     from kpstore.api import Loader, Store, create, diff, loader, open, repair
     from kpstore.ingest.run import run_ingest
-    from kpstore.interop.run import export_file, import_file
+    from kpstore.interop.transfer import export_file, import_file
     from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
     from kpstore.schema.index import VideoRecord
 
-# Imported when first used (PEP 562), so that `import kpstore` and `kpstore --help` need neither zarr nor pandas.
+# Imported when first used (PEP 562), so that `import kpstore` and `kpstore --help` need neither
+# zarr nor pandas.
 _HOMES = {
     "Loader": "kpstore.api",
     "Store": "kpstore.api",
     "create": "kpstore.api",
     "diff": "kpstore.api",
-    "export_file": "kpstore.interop.run",
-    "import_file": "kpstore.interop.run",
+    "export_file": "kpstore.interop.transfer",
+    "import_file": "kpstore.interop.transfer",
     "loader": "kpstore.api",
     "open": "kpstore.api",
     "repair": "kpstore.api",

@@ -1,4 +1,7 @@
-"""What this machine has for kpstore, what it lacks and how to get it; and whether stores and data sets can be used."""
+"""What this machine has for kpstore, what it lacks and how to get it.
+
+And whether stores and data sets can be used.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,8 @@ class Finding:
     ----------
     area : ``"kpstore"``, ``"extra"``, ``"machine"``, ``"model"`` or ``"path"``.
     name : what was looked for.
-    state : ``"ok"``; ``"absent"`` for what is optional and not there; ``"problem"`` for what is needed and missing.
+    state : ``"ok"``; ``"absent"`` for what is optional and not there; ``"problem"`` for what is
+        needed and missing.
     found : what is there, in words.
     advice : what to do; empty if there is nothing.
     """
@@ -86,8 +90,8 @@ def check_up(paths: Iterable[str | os.PathLike[str]] = ()) -> Checkup:
 
     Parameters
     ----------
-    paths : stores, folders of data sets, weights of DINOv2 and of the lip-reading encoder, model packs of InsightFace,
-        configurations (``.yml``) of lip-reading data.
+    paths : stores, folders of data sets, weights of DINOv2 and of the lip-reading encoder, model
+        packs of InsightFace, configurations (``.yml``) of lip-reading data.
     """
     found = [*_installation(), *_extras(), *_machine(), *_models()]
     for path in paths:
@@ -117,7 +121,9 @@ def _installed(distribution: str) -> tuple[str, str | None]:
 def _extras() -> Iterator[Finding]:
     for extra, distributions in EXTRAS.items():
         versions = dict(map(_installed, distributions))
-        there = ", ".join(f"{name} {installed}" for name, installed in versions.items() if installed)
+        there = ", ".join(
+            f"{name} {installed}" for name, installed in versions.items() if installed
+        )
         missing = [name for name, installed in versions.items() if not installed]
         if not missing:
             yield Finding("extra", extra, "ok", there)
@@ -126,12 +132,14 @@ def _extras() -> Iterator[Finding]:
         yield Finding("extra", extra, "absent", found, EXTRA_ADVICE[extra])
 
 
-# -- the machine ------------------------------------------------------------------------------------------------
+# -- the machine -----------------------------------------------------------------------------------
 
 
 def _machine() -> Iterator[Finding]:
     usable, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    yield Finding("machine", "cores", "ok", str(usable) if usable == all_cores else f"{usable} of {all_cores}")
+    yield Finding(
+        "machine", "cores", "ok", str(usable) if usable == all_cores else f"{usable} of {all_cores}"
+    )
     yield _gpus()
 
 
@@ -140,19 +148,37 @@ def _gpus() -> Finding:
 
     visible = count_gpus()
     if visible == 0:  # then torch, which takes a second to import, cannot see one either
-        return Finding("machine", "gpus", "absent", "none found", "extraction and training run on the CPU")
+        return Finding(
+            "machine", "gpus", "absent", "none found", "extraction and training run on the CPU"
+        )
     if _version("torch") is None:
-        return Finding("machine", "gpus", "absent", f"{visible}, but torch is not installed", EXTRA_ADVICE["torch"])
+        return Finding(
+            "machine",
+            "gpus",
+            "absent",
+            f"{visible}, but torch is not installed",
+            EXTRA_ADVICE["torch"],
+        )
     import torch
 
-    names = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    names = Counter(
+        torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())
+    )
     if not names:
         build = f"torch {torch.__version__}"
-        return Finding("machine", "gpus", "absent", f"{visible}, but {build} sees none", "install torch built for CUDA")
-    return Finding("machine", "gpus", "ok", ", ".join(f"{count} x {name}" for name, count in names.items()))
+        return Finding(
+            "machine",
+            "gpus",
+            "absent",
+            f"{visible}, but {build} sees none",
+            "install torch built for CUDA",
+        )
+    return Finding(
+        "machine", "gpus", "ok", ", ".join(f"{count} x {name}" for name, count in names.items())
+    )
 
 
-# -- models -----------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------
 
 
 def _models() -> Iterator[Finding]:
@@ -165,7 +191,9 @@ def _mediapipe_models() -> Finding:
     from kpstore.extractors.mediapipe import POSE_MODELS, bundled_models
 
     if find_spec("mediapipe") is None:
-        return Finding("model", "mediapipe", "absent", "none", f"{EXTRA_ADVICE['mediapipe']} brings them along")
+        return Finding(
+            "model", "mediapipe", "absent", "none", f"{EXTRA_ADVICE['mediapipe']} brings them along"
+        )
     names = bundled_models()
     pose = [
         f"{number} ({kind})"
@@ -173,14 +201,22 @@ def _mediapipe_models() -> Finding:
         if f"pose_landmark/pose_landmark_{kind}.tflite" in names
     ]
     if not pose:
-        return Finding("model", "mediapipe", "absent", "this version holds none", EXTRA_ADVICE["mediapipe"])
-    return Finding("model", "mediapipe", "ok", f"{len(names)} bundled; model_complexity {', '.join(pose)}")
+        return Finding(
+            "model", "mediapipe", "absent", "this version holds none", EXTRA_ADVICE["mediapipe"]
+        )
+    return Finding(
+        "model", "mediapipe", "ok", f"{len(names)} bundled; model_complexity {', '.join(pose)}"
+    )
 
 
 def _dinov2_models() -> Finding:
     from kpstore.extractors.dinov2_weights import MODELS, cached_snapshot, hub_cache
 
-    there = [name for name, model in MODELS.items() if model.repository and cached_snapshot(model.repository)]
+    there = [
+        name
+        for name, model in MODELS.items()
+        if model.repository and cached_snapshot(model.repository)
+    ]
     if there:
         return Finding("model", "dinov2", "ok", f"{', '.join(there)} in {hub_cache()}")
     advice = "an ingest loads them from the Hugging Face hub, or --weights PATH"
@@ -198,7 +234,7 @@ def _face_models() -> Finding:
     return Finding("model", "insightface", "absent", f"no model pack in {pack_home()}", advice)
 
 
-# -- paths ------------------------------------------------------------------------------------------------------
+# -- paths -----------------------------------------------------------------------------------------
 
 
 def _path(path: Path) -> list[Finding]:
@@ -234,7 +270,11 @@ def _problem(path: Path, found: str, advice: str = "") -> Finding:
 
 
 def _unknown(path: Path) -> list[Finding]:
-    return [_problem(path, "no store, folder or .yml file", "kpstore import reads files of other formats")]
+    return [
+        _problem(
+            path, "no store, folder or .yml file", "kpstore import reads files of other formats"
+        )
+    ]
 
 
 def _store(path: Path) -> list[Finding]:
@@ -246,7 +286,10 @@ def _store(path: Path) -> list[Finding]:
     for name in store.features:
         counts = Counter(store.states(name).tolist())
         states = ((1, "done"), (2, "failed"), (0, "pending"))
-        told = ", ".join(f"{counts[state]} {word}" for state, word in states if counts[state]) or "no videos"
+        told = (
+            ", ".join(f"{counts[state]} {word}" for state, word in states if counts[state])
+            or "no videos"
+        )
         alike.setdefault(told, []).append(name)
     features = [f"; {', '.join(names)}: {told}" for told, names in alike.items()]
     text = f"store of {len(index)} videos, {index.total_frames} frames{''.join(features) or '; no features yet'}"
@@ -265,21 +308,32 @@ def _weights(path: Path) -> list[Finding]:
 def _model_pack(path: Path) -> list[Finding]:
     from kpstore.extractors.insightface_models import find_detector
 
-    return [Finding("path", str(path), "ok", f"model pack of InsightFace, detector {find_detector(path).name}")]
+    return [
+        Finding(
+            "path",
+            str(path),
+            "ok",
+            f"model pack of InsightFace, detector {find_detector(path).name}",
+        )
+    ]
 
 
 def _data_set(path: Path) -> list[Finding]:
-    from kpstore.ingest.against_source import find_source
+    from kpstore.inspect.against_source import find_source
 
     source = find_source(path)
     listing = source.scan()
     problems = [_problem(path, text) for text in listing.problems[:SHOWN_PROBLEMS]]
     if len(listing.problems) > SHOWN_PROBLEMS:
-        problems.append(_problem(path, f"and {len(listing.problems) - SHOWN_PROBLEMS} more problems"))
+        problems.append(
+            _problem(path, f"and {len(listing.problems) - SHOWN_PROBLEMS} more problems")
+        )
     if not listing.videos:
         return [
             *problems,
-            _problem(path, "no store, no videos, no pictures in folders", "give a data set's own folder"),
+            _problem(
+                path, "no store, no videos, no pictures in folders", "give a data set's own folder"
+            ),
         ]
     state: State = "problem" if problems else "ok"
     return [Finding("path", str(path), state, _describe(source.name, listing)), *problems]
@@ -308,5 +362,8 @@ def _configuration(path: Path) -> list[Finding]:
 def _listed(path: Path, split: str, files: set[Path]) -> Finding:
     missing = sorted(file for file in files if not file.is_file())
     if missing:
-        return _problem(path, f"{split}: {len(missing)} of {len(files)} npz files are not there, first {missing[0]}")
+        return _problem(
+            path,
+            f"{split}: {len(missing)} of {len(files)} npz files are not there, first {missing[0]}",
+        )
     return Finding("path", str(path), "ok", f"{split}: {len(files)} npz files, all there")

@@ -2,19 +2,17 @@
 
 ::
 
-    KpstoreError
-    ├── NotFoundError      (LookupError)   a store, version, video, feature, split or file that is not there
-    ├── ExistsError        (ValueError)    a name that is already taken
-    ├── InvalidError       (ValueError)    an argument, data set or file that does not fit
-    │   └── MismatchError                  data made with other settings than what is stored
-    ├── ConflictError      (RuntimeError)  another writer changed the same data first
-    │   └── BusyError                      another process is writing this store right now
-    ├── ReadOnlyError      (RuntimeError)  a write to something opened for reading
-    ├── CorruptError       (RuntimeError)  stored data that breaks its own rules
-    ├── UnsupportedError   (RuntimeError)  something that this backend or machine cannot do
-    │   └── WorkersError                   no worker that can do the work, or no scheduler any more
-    ├── ExtractorError     (RuntimeError)  a model that does not start
-    └── MissingExtraError  (ImportError)   an optional dependency that is not installed
+    KpstoreError ├── NotFoundError      (LookupError)   a store, version, video, feature, split or
+    file that is not there ├── ExistsError        (ValueError)    a name that is already taken ├──
+    InvalidError       (ValueError)    an argument, data set or file that does not fit │   └──
+    MismatchError                  data made with other settings than what is stored ├──
+    ConflictError      (RuntimeError)  another writer changed the same data first │   └── BusyError
+    another process is writing this store right now ├── ReadOnlyError      (RuntimeError)  a write
+    to something opened for reading ├── CorruptError       (RuntimeError)  stored data that breaks
+    its own rules ├── UnsupportedError   (RuntimeError)  something that this backend or machine
+    cannot do │   └── WorkersError                   no worker that can do the work, or no scheduler
+    any more ├── ExtractorError     (RuntimeError)  a model that does not start └──
+    MissingExtraError  (ImportError)   an optional dependency that is not installed
 
 A message says what was asked, what was found, and what to do.
 """
@@ -78,7 +76,9 @@ class MissingExtraError(KpstoreError, ImportError):
     """
 
     def __init__(self, what: str, *, extra: str) -> None:
-        super().__init__(f'{what} needs an optional part of kpstore: pip install "kpstore[{extra}]"')
+        super().__init__(
+            f'{what} needs an optional part of kpstore: pip install "kpstore[{extra}]"'
+        )
         self.what, self.extra = what, extra
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -1,7 +1,9 @@
-"""One door for everything that can be added: backends, extractors, features, formats; ours come through it too.
+"""One door for everything that can be added: backends, extractors, features, formats.
 
-A name is looked up first among what was registered in this process, then among the entry points of installed packages;
-nothing is imported before it is asked for.
+Ours come through it too.
+
+A name is looked up first among what was registered in this process, then among the entry points of
+installed packages; nothing is imported before it is asked for.
 """
 
 from __future__ import annotations
@@ -56,14 +58,17 @@ def load(group: Group, name: str) -> Any:
     point = _entry_points(group).get(name)
     if point is None:
         kind = group.rpartition(".")[2].removesuffix("s")
-        raise NotFoundError(f"{kind} {name!r} not found; there are: {', '.join(names(group)) or 'none'}")
+        raise NotFoundError(
+            f"{kind} {name!r} not found; there are: {', '.join(names(group)) or 'none'}"
+        )
     return _loaded(point)
 
 
 def of_others(group: Group) -> Iterator[Any]:
     """Yield what was registered in this process, and what packages other than kpstore have installed.
 
-    What cannot be imported is left out with a warning: one broken plug-in must not stop everything else.
+    What cannot be imported is left out with a warning: one broken plug-in must not stop everything
+    else.
     """
     yield from [item for (kind, _), item in _registered.items() if kind == group]
     for point in _points_of_others(group):
@@ -71,14 +76,17 @@ def of_others(group: Group) -> Iterator[Any]:
             yield point.load()
         except Exception as error:  # whatever an outsider's module raises when it is imported
             warnings.warn(
-                f"plug-in {point.name!r} ({point.value}) of {group} cannot be imported and is left out: {error}",
+                f"plug-in {point.name!r} ({point.value}) of {group} cannot be imported and is left "
+                f"out: {error}",
                 stacklevel=2,
             )
 
 
 @cache
 def _points_of_others(group: str) -> tuple[EntryPoint, ...]:
-    return tuple(point for point in entry_points(group=group) if not point.value.startswith("kpstore."))
+    return tuple(
+        point for point in entry_points(group=group) if not point.value.startswith("kpstore.")
+    )
 
 
 def imported(name: str, home: str) -> Any:
@@ -93,9 +101,17 @@ def _loaded(point: EntryPoint) -> Any:
         missing = (error.name or "").partition(".")[0]
         if missing in ("kpstore", ""):
             raise
-        raise MissingExtraError(f"{point.name!r} ({missing} is not installed)", extra=_extra_of(missing)) from error
+        raise MissingExtraError(
+            f"{point.name!r} ({missing} is not installed)", extra=_extra_of(missing)
+        ) from error
 
 
 def _extra_of(module: str) -> str:
-    extras = {"av": "video", "distributed": "dask", "h5py": "hdf5", "ijson": "json", "pose_format": "pose"}
+    extras = {
+        "av": "video",
+        "distributed": "dask",
+        "h5py": "hdf5",
+        "ijson": "json",
+        "pose_format": "pose",
+    }
     return extras.get(module, module)

@@ -13,15 +13,27 @@ from hypothesis import HealthCheck, settings
 import kpstore
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-settings.register_profile("fast", max_examples=40, deadline=None, derandomize=True, suppress_health_check=_QUIET)
+settings.register_profile(
+    "fast", max_examples=40, deadline=None, derandomize=True, suppress_health_check=_QUIET
+)
 settings.register_profile("thorough", max_examples=500, deadline=None, suppress_health_check=_QUIET)
 settings.load_profile(os.environ.get("KPSTORE_HYPOTHESIS", "fast"))
 
-QUICK = ("contract", "schema", "store", "views", "render", "cli/test_main", "cli/test_ingest", "test_layers")
+QUICK = (
+    "contract",
+    "schema",
+    "store",
+    "inspect",
+    "views",
+    "render",
+    "cli/test_main",
+    "cli/test_ingest",
+    "test_layers",
+)
 """What ``pytest --quick`` (``make quick``) runs: the folders and files where most mistakes show.
 
-Of these it leaves out tests that are marked as slow; and those that run on every backend run on the memory backend
-alone, for the contract holds for all of them.
+Of these it leaves out tests that are marked as slow; and those that run on every backend run on the
+memory backend alone, for the contract holds for all of them.
 """
 
 _numbers = itertools.count()
@@ -35,13 +47,21 @@ def memory_location() -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="run the part of the suite that takes less than a minute")
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="run the part of the suite that takes less than a minute",
+    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out the files that a quick run does without: importing them costs as much as many tests."""
     place = collection_path.relative_to(Path(__file__).parent).as_posix()
-    return True if config.getoption("--quick") and place.endswith(".py") and not place.startswith(QUICK) else None
+    return (
+        True
+        if config.getoption("--quick") and place.endswith(".py") and not place.startswith(QUICK)
+        else None
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -56,7 +76,9 @@ def _is_quick(item: pytest.Item) -> bool:
         return False
     call = getattr(item, "callspec", None)
     parameters = () if call is None else call.params.values()
-    return "contract" in item.path.parts or not any(value in ("icechunk", "hdf5") for value in map(str, parameters))
+    return "contract" in item.path.parts or not any(
+        value in ("icechunk", "hdf5") for value in map(str, parameters)
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,4 +107,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> kpstore.Store:
 
 def location_of(backend: str, folder: Path) -> str:
     """Return a place for a store that no other test uses."""
-    return {"memory": memory_location(), "icechunk": str(folder / "s.kps"), "hdf5": str(folder / "s.h5")}[backend]
+    return {
+        "memory": memory_location(),
+        "icechunk": str(folder / "s.kps"),
+        "hdf5": str(folder / "s.h5"),
+    }[backend]

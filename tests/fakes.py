@@ -41,7 +41,10 @@ class FakeSource:
 
     def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
         splits = ("train", "dev", "test")
-        videos = [record(v, n, splits[i % 3], gloss=f"GLOSS-{v}") for i, (v, n) in enumerate(self.lengths.items())]
+        videos = [
+            record(v, n, splits[i % 3], gloss=f"GLOSS-{v}")
+            for i, (v, n) in enumerate(self.lengths.items())
+        ]
         return Listing(tuple(videos), self.problems)
 
     def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[Any]:
@@ -79,8 +82,8 @@ def fake_spec(chunk_rows: int = 16) -> FeatureSpec:
 class FakeExtractor(OneFeature):
     """Keeps state from frame to frame, as MediaPipe does, so that order and resets matter.
 
-    After ``stop_at`` frames it makes ``stop_file`` and does no more: whoever waits for the file finds a run in the
-    middle of its work, however fast the machine is.
+    After ``stop_at`` frames it makes ``stop_file`` and does no more: whoever waits for the file
+    finds a run in the middle of its work, however fast the machine is.
     """
 
     chunk_rows: int = 16

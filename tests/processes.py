@@ -1,8 +1,9 @@
 """Processes that tests start and wait for: they may take any time, but not do any amount of work.
 
-How long something takes says more about what else the machine does than about the code, so no test limits time. What
-must not go on for ever is limited in CPU time, which other work does not use up; a process that waits for ever is left
-to the one generous limit of the whole suite (``timeout`` in setup.cfg).
+How long something takes says more about what else the machine does than about the code, so no test
+limits time. What must not go on for ever is limited in CPU time, which other work does not use up;
+a process that waits for ever is left to the one generous limit of the whole suite (``timeout`` in
+setup.cfg).
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ T = TypeVar("T")
 
 def start(command: Sequence[object], **how: Any) -> subprocess.Popen[str]:
     """Start a process with a limit of its CPU time, in a group of its own, as text with pipes for what it says."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    pipes = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "start_new_session": True,
+    }
     process = subprocess.Popen([str(word) for word in command], **{**pipes, **how})
     with suppress(ProcessLookupError):
         resource.prlimit(process.pid, resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S))
@@ -32,7 +38,10 @@ def start(command: Sequence[object], **how: Any) -> subprocess.Popen[str]:
 
 
 def finish(command: Sequence[object], **how: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, whatever its exit code; what it started itself does not outlive a test that fails."""
+    """Run a command to its end, whatever its exit code.
+
+    What it started itself does not outlive a test that fails.
+    """
     with start(command, **how) as process:
         try:
             out, err = process.communicate()
@@ -44,7 +53,10 @@ def finish(command: Sequence[object], **how: Any) -> subprocess.CompletedProcess
 
 
 def until(happened: Callable[[], T], process: subprocess.Popen[Any]) -> T:
-    """Wait for something that a process does, and return what ``happened`` found; the process must not end before."""
+    """Wait for something that a process does, and return what ``happened`` found.
+
+    The process must not end before.
+    """
     while True:
         ended = process.poll() is not None
         if found := happened():

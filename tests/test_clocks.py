@@ -25,15 +25,26 @@ def clocks(tree: ast.AST) -> Iterator[str]:
         limited = any(keyword.arg == "timeout" for keyword in node.keywords)
         if ast.unparse(node.func) == "pytest.mark.timeout" or (node.func.attr in WAITS and limited):
             yield f"line {node.lineno}: {ast.unparse(node.func)} with a limit"
-        numbers = [arg for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, int | float)]
+        numbers = [
+            arg
+            for arg in node.args
+            if isinstance(arg, ast.Constant) and isinstance(arg.value, int | float)
+        ]
         if node.func.attr in ("wait", "join") and numbers:
             yield f"line {node.lineno}: {ast.unparse(node)}"
 
 
 def test_no_test_is_timed() -> None:
-    found = {path: list(clocks(ast.parse(path.read_text(encoding="utf-8")))) for path in TESTS.rglob("*.py")}
-    timed = [f"{path.relative_to(TESTS)}: {what}" for path, places in found.items() for what in places]
-    assert not timed, "wait for an event (tests/processes.py); limit CPU time where there must be a limit"
+    found = {
+        path: list(clocks(ast.parse(path.read_text(encoding="utf-8"))))
+        for path in TESTS.rglob("*.py")
+    }
+    timed = [
+        f"{path.relative_to(TESTS)}: {what}" for path, places in found.items() for what in places
+    ]
+    assert not timed, (
+        "wait for an event (tests/processes.py); limit CPU time where there must be a limit"
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,4 +61,6 @@ def test_no_test_is_timed() -> None:
 )
 def test_what_is_timed_is_seen(code: str) -> None:
     assert list(clocks(ast.parse(code)))
-    assert not list(clocks(ast.parse("', '.join(words); process.wait(); thread.join(); time.sleep(0.1)")))
+    assert not list(
+        clocks(ast.parse("', '.join(words); process.wait(); thread.join(); time.sleep(0.1)"))
+    )

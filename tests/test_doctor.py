@@ -48,7 +48,10 @@ def test_extras_are_those_of_setup_cfg() -> None:
     extras = {name: text for name, text in setup["options.extras_require"].items()}
     collections = {"all", "demo", "test", "lint"}
     named = {
-        extra: {name for line in text.splitlines() if (name := re.split(r"[>=<;\[ ]", line.strip())[0])} - {"kpstore"}
+        extra: {
+            name for line in text.splitlines() if (name := re.split(r"[>=<;\[ ]", line.strip())[0])
+        }
+        - {"kpstore"}
         for extra, text in extras.items()
         if extra not in collections
     }
@@ -57,7 +60,9 @@ def test_extras_are_those_of_setup_cfg() -> None:
     assert named == {extra: set(names) for extra, names in EXTRAS.items() if extra != "bench"}
 
 
-def test_a_machine_without_paths_is_sound_whatever_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_paths_is_sound_whatever_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     without(monkeypatch, "transformers", "distributed")
     told = check_up()
     assert told.is_sound
@@ -68,12 +73,17 @@ def test_a_machine_without_paths_is_sound_whatever_is_missing(monkeypatch: pytes
     assert json.loads(json.dumps(told.to_json()))["sound"] is True
 
 
-def test_models_are_looked_for_where_they_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_looked_for_where_they_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     models = [finding for finding in check_up().findings if finding.area == "model"]
-    assert [(m.name, m.state) for m in models[1:]] == [("dinov2", "absent"), ("insightface", "absent")]
+    assert [(m.name, m.state) for m in models[1:]] == [
+        ("dinov2", "absent"),
+        ("insightface", "absent"),
+    ]
     assert str(tmp_path / "hf" / "hub") in models[1].found
     snapshot = tmp_path / "hf/hub/models--facebook--dinov2-small/snapshots/abc"
     pack = tmp_path / ".insightface/models/buffalo_l"
@@ -89,10 +99,17 @@ def test_models_are_looked_for_where_they_would_be(tmp_path: Path, monkeypatch: 
 def test_a_runtime_for_gpus_stands_in_for_the_one_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"insightface": "2.1", "onnx": "1.22.0", "onnxruntime-gpu": "1.31.1"}
     monkeypatch.setattr(doctor, "_version", known.get)
-    told = next(each for each in check_up().findings if (each.area, each.name) == ("extra", "insightface"))
-    assert (told.state, told.found) == ("ok", "insightface 2.1, onnx 1.22.0, onnxruntime-gpu 1.31.1")
+    told = next(
+        each for each in check_up().findings if (each.area, each.name) == ("extra", "insightface")
+    )
+    assert (told.state, told.found) == (
+        "ok",
+        "insightface 2.1, onnx 1.22.0, onnxruntime-gpu 1.31.1",
+    )
     del known["onnxruntime-gpu"]
-    told = next(each for each in check_up().findings if (each.area, each.name) == ("extra", "insightface"))
+    told = next(
+        each for each in check_up().findings if (each.area, each.name) == ("extra", "insightface")
+    )
     assert (told.state, told.advice) == ("absent", 'pip install "kpstore[insightface]"')
     assert told.found.endswith("onnxruntime not installed")
 
@@ -130,7 +147,10 @@ def test_stores_and_data_sets_are_counted(tmp_path: Path) -> None:
         tx.add_feature(kpstore.FeatureSpec("points", (2,), ("point",)), {"extractor": "by hand"})
         tx.write("points", "v", np.zeros((3, 2), dtype=np.float32))
     (told,) = of_path(tmp_path / "a.kps")
-    assert (told.state, told.found) == ("ok", "store of 2 videos, 5 frames; points: 1 done, 1 pending")
+    assert (told.state, told.found) == (
+        "ok",
+        "store of 2 videos, 5 frames; points: 1 done, 1 pending",
+    )
     for number in range(2):
         (tmp_path / "clips" / "train" / "x").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / "clips" / "train" / "x" / f"{number}.png")
@@ -169,25 +189,33 @@ def test_what_is_damaged_is_a_problem(tmp_path: Path) -> None:
     assert of_path(tmp_path / "a.kps")[0].state == "problem"
 
 
-def test_lists_of_a_configuration_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_of_a_configuration_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("yaml")
     config = tmp_path / "LRS2.yml"
     config.write_text("datamodule: {data_config: {train_dir: tr, valid_dir: cv}}")
     for split, names in (("tr", ["a.npz", "b.npz"]), ("cv", ["a.npz"])):
         (tmp_path / split).mkdir()
-        (tmp_path / split / "s1.json").write_text(json.dumps([["x.wav", name, 100] for name in names]))
+        (tmp_path / split / "s1.json").write_text(
+            json.dumps([["x.wav", name, 100] for name in names])
+        )
     (tmp_path / "a.npz").write_bytes(b"")
     train, val = of_path(config)
     assert (train.state, val.state) == ("problem", "ok")
     assert "train: 1 of 2 npz files are not there, first " in train.found
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "yaml" else SimpleNamespace())
+    monkeypatch.setattr(
+        doctor, "find_spec", lambda name: None if name == "yaml" else SimpleNamespace()
+    )
     with monkeypatch.context() as patch:
         patch.setattr(doctor, "_models", list)
         (told,) = of_path(config)
     assert told.advice == 'pip install "kpstore[lips]"'
 
 
-def test_the_command_prints_a_table_or_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table_or_json(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(["doctor"]) == 0
     shown = capfd.readouterr()
     assert {"python", "mediapipe", "cores", "insightface"} <= set(shown.out.split())
@@ -200,12 +228,17 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path, capfd: pytest.Captur
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys; from kpstore.cli.main import run; assert run(['doctor']) == 0; "
-        "heavy = {'torch', 'transformers', 'mediapipe', 'distributed', 'huggingface_hub'} & set(sys.modules); "
-        "assert not heavy, heavy"
+        "heavy = {'torch', 'transformers', 'mediapipe', 'distributed', 'huggingface_hub'} & "
+        "set(sys.modules); assert not heavy, heavy"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PATH": "", "CUDA_VISIBLE_DEVICES": "", "HOME": "/", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={
+            "PATH": "",
+            "CUDA_VISIBLE_DEVICES": "",
+            "HOME": "/",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
         capture_output=True,
         text=True,
         check=False,

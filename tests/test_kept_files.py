@@ -1,7 +1,8 @@
 """Stores, exports and a checkpoint of an earlier kpstore, kept as files: they open, and hold what they held.
 
-``format2.tar.xz`` was made before the code was rearranged (November 2026): three videos of keypoints, one with a failed
-frame, one that failed; a tag; the store as HDF5; exports; the checkpoint of a training of one epoch.
+``format2.tar.xz`` was made before the code was rearranged (November 2026): three videos of
+keypoints, one with a failed frame, one that failed; a tag; the store as HDF5; exports; the
+checkpoint of a training of one epoch.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import numpy as np
 import pytest
 
 import kpstore
-from kpstore.interop.run import export_file, opened
-from kpstore.store.contents import compare
-from kpstore.store.verify import verify
+from kpstore.inspect.contents import compare
+from kpstore.inspect.verify import verify
+from kpstore.interop.transfer import export_file, opened
 from kpstore.trainers.checkpoint import read_checkpoint
-from kpstore.trainers.run import load_model
-from kpstore.trainers.settings import Settings
+from kpstore.trainers.settings import TrainSettings
+from kpstore.trainers.train import load_model
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,9 @@ def test_stores_hold_what_they_held(kept: Path, name: str) -> None:
     assert np.flatnonzero(~hands).tolist() == [0, 2, 8, 12, 13]
 
 
-@pytest.mark.parametrize(("name", "path"), [("npz", "npz"), ("pickle", "keypoints.pkl"), ("hdf5", "export.h5")])
+@pytest.mark.parametrize(
+    ("name", "path"), [("npz", "npz"), ("pickle", "keypoints.pkl"), ("hdf5", "export.h5")]
+)
 def test_exports_are_made_as_they_were(kept: Path, tmp_path: Path, name: str, path: str) -> None:
     export_file(kpstore.open(kept / "format2.kps"), tmp_path / path, name)
     with opened(kept / path) as before, opened(tmp_path / path) as now:
@@ -56,4 +59,4 @@ def test_a_checkpoint_loads(kept: Path) -> None:
     found, model = read_checkpoint(path), load_model(path)
     for name, tensor in found.under("model").items():
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), tensor.numpy())
-    assert Settings(**found.about["settings"]) == Settings(epochs=1, seed=3)
+    assert TrainSettings(**found.about["settings"]) == TrainSettings(epochs=1, seed=3)

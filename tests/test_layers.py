@@ -14,8 +14,9 @@ FLOORS = [
     ["errors", "_version"],
     ["plugins", "options"],
     ["schema"],
-    ["backends", "sources", "extractors", "render"],
+    ["backends", "sources", "extractors"],
     ["store"],
+    ["inspect", "render"],
     ["ingest", "interop", "views"],
     ["api", "trainers"],
     ["bench", "doctor", "testing"],
@@ -27,9 +28,15 @@ ROOT = Path(kpstore.__file__).parent
 
 def modules() -> dict[str, Path]:
     """Every module of kpstore and cli, but for the lazy table in ``kpstore/__init__.py``."""
-    own = {f"kpstore.{'.'.join(p.relative_to(ROOT).with_suffix('').parts)}": p for p in ROOT.rglob("*.py")}
+    own = {
+        f"kpstore.{'.'.join(p.relative_to(ROOT).with_suffix('').parts)}": p
+        for p in ROOT.rglob("*.py")
+    }
     cli = ROOT.parent / "cli"
-    own |= {f"kpstore.cli.{'.'.join(p.relative_to(cli).with_suffix('').parts)}": p for p in cli.rglob("*.py")}
+    own |= {
+        f"kpstore.cli.{'.'.join(p.relative_to(cli).with_suffix('').parts)}": p
+        for p in cli.rglob("*.py")
+    }
     return {name: path for name, path in sorted(own.items()) if name != "kpstore.__init__"}
 
 
@@ -68,7 +75,11 @@ def test_the_check_sees_imports_in_functions_and_relative_ones(tmp_path: Path) -
     module = tmp_path / "m.py"
     lines = ["from kpstore import plugins", "from ..views import frames", "import kpstore.api"]
     module.write_text("\n    ".join(["def f():", *lines]))
-    assert sorted(imported("kpstore.store.m", module)) == ["kpstore.api", "kpstore.plugins", "kpstore.views"]
+    assert sorted(imported("kpstore.store.m", module)) == [
+        "kpstore.api",
+        "kpstore.plugins",
+        "kpstore.views",
+    ]
 
 
 def test_every_package_is_in_the_architecture_page() -> None:

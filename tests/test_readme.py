@@ -12,7 +12,7 @@ import xarray
 
 import kpstore
 from kpstore.cli.main import run
-from kpstore.interop.xarray_backend import KpstoreBackendEntrypoint
+from kpstore.store.xarray_backend import KpstoreBackendEntrypoint
 from tests.fakes import record
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -37,7 +37,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_python_blocks_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "kpstore" not in xarray.backends.list_engines():  # a checkout that is newer than what is installed
+    if (
+        "kpstore" not in xarray.backends.list_engines()
+    ):  # a checkout that is newer than what is installed
         engines = xarray.backends.plugins.BACKEND_ENTRYPOINTS
         monkeypatch.setitem(engines, "kpstore", (None, KpstoreBackendEntrypoint))
     names: dict[str, Any] = {"video_id": VIDEO, "values": np.zeros((1030, 768), dtype=np.float32)}

@@ -1,8 +1,9 @@
 """All faults on purpose, one after the other: ``make faults``, or ``python -m benchmarks.faults``.
 
-Random damage to stores on each backend, random runs on clusters on which something is wrong, and the real MediaPipe on
-three workers that others started. What was tried is in journals in the folder: a run that was stopped goes on where it
-stood. Ends with 1 if anything was lost or wrong, or an error was no clear line.
+Random damage to stores on each backend, random runs on clusters on which something is wrong, and
+the real MediaPipe on three workers that others started. What was tried is in journals in the
+folder: a run that was stopped goes on where it stood. Ends with 1 if anything was lost or wrong, or
+an error was no clear line.
 """
 
 from __future__ import annotations
@@ -38,14 +39,21 @@ def run(folder: Path, seed: int, *, damages: int, runs: int, videos: Path | None
     with tempfile.TemporaryDirectory(dir=folder) as here:
         found = real_model.run(real_model.source_of(videos, Path(here)), Path(here))
     is_wrong = bool(found["different"])
-    yield "MediaPipe on three workers", dict(zip(COLUMNS, (1, int(not is_wrong), int(is_wrong), 0), strict=True))
+    yield (
+        "MediaPipe on three workers",
+        dict(zip(COLUMNS, (1, int(not is_wrong), int(is_wrong), 0), strict=True)),
+    )
 
 
 def main() -> None:
     """Parse, run, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "kpstore-faults")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "kpstore-faults"
+    )
     parser.add_argument("--damages", type=int, default=1000, help="damaged stores on each backend")
     parser.add_argument("--runs", type=int, default=200, help="runs on clusters")
     parser.add_argument("--videos", type=Path, help="a folder of video files for MediaPipe")
@@ -58,7 +66,9 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     print(f"{'':34}" + "".join(f"{name:>17}" for name in COLUMNS), flush=True)
     rows = []
-    for name, counts in run(given.folder, given.seed, damages=damages, runs=runs, videos=given.videos):
+    for name, counts in run(
+        given.folder, given.seed, damages=damages, runs=runs, videos=given.videos
+    ):
         rows.append({"category": name, **counts})
         print(f"{name:34}" + "".join(f"{counts[column]:17}" for column in COLUMNS), flush=True)
     (given.folder / f"faults-{given.seed}.json").write_text(json.dumps(rows, indent=2))

@@ -63,7 +63,9 @@ class Process:
                     if text in line:
                         return line
                 if self.lines and self.lines[-1] == "(ended)":
-                    raise RuntimeError(f"{self.command} ended without {text!r}:\n" + "\n".join(self.lines))
+                    raise RuntimeError(
+                        f"{self.command} ended without {text!r}:\n" + "\n".join(self.lines)
+                    )
                 self._news.wait()
 
     def kill(self) -> None:
@@ -76,11 +78,16 @@ class Process:
 def can_mount() -> bool:
     """Whether this machine lets us give a process its own view of the file system."""
     tool = shutil.which("unshare")
-    return tool is not None and subprocess.run([tool, "-m", "true"], capture_output=True, check=False).returncode == 0
+    return (
+        tool is not None
+        and subprocess.run([tool, "-m", "true"], capture_output=True, check=False).returncode == 0
+    )
 
 
 class ByHand:
-    """A scheduler, and workers that are started one by one; a context manager that ends all of them.
+    """A scheduler, and workers that are started one by one.
+
+    A context manager that ends all of them.
 
     Parameters
     ----------
@@ -99,7 +106,10 @@ class ByHand:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for worker in self.workers.values():
             worker.kill()
@@ -118,14 +128,35 @@ class ByHand:
 
         Parameters
         ----------
-        path : a folder with other code (:meth:`other_code`, :meth:`other_numpy`), which it finds before ours.
+        path : a folder with other code (:meth:`other_code`, :meth:`other_numpy`), which it finds
+            before ours.
         mount : a shell command that changes what it sees of the file system, in a view of its own.
         """
-        command = [sys.executable, "-m", "dask", "worker", self.address, "--name", name, "--nthreads", str(threads)]
-        command += ["--no-nanny", "--no-dashboard", "--host", "127.0.0.1", "--local-directory", str(self._folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "dask",
+            "worker",
+            self.address,
+            "--name",
+            name,
+            "--nthreads",
+            str(threads),
+        ]
+        command += [
+            "--no-nanny",
+            "--no-dashboard",
+            "--host",
+            "127.0.0.1",
+            "--local-directory",
+            str(self._folder),
+        ]
         if mount:
             command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *command]
-        paths = [str(path)] * (path is not None) + [str(ROOT), str(Path(kpstore.__file__).parents[1])]
+        paths = [str(path)] * (path is not None) + [
+            str(ROOT),
+            str(Path(kpstore.__file__).parents[1]),
+        ]
         # In a folder of its own: what python finds first is then what the path says.
         environment = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         self.workers[name] = worker = Process(command, environment, folder=self._folder)
@@ -144,7 +175,9 @@ class ByHand:
         if not copy.exists():
             for package in {"kpstore", "benchmarks"}:
                 ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(Path(kpstore.__file__).parents[1] / package, copy / package, ignore=ignored)
+                shutil.copytree(
+                    Path(kpstore.__file__).parents[1] / package, copy / package, ignore=ignored
+                )
             with (copy / file).open("a") as changed:
                 changed.write(addition)
         return copy

@@ -1,9 +1,10 @@
 """Ingests on clusters that others started, and on which something is wrong: ``python -m benchmarks.faults.cluster``.
 
-Each attempt ingests made-up videos whose rows say which video and frame they are (:mod:`benchmarks.faults.numbered`)
-with the workers of a hand-started scheduler: of 1 to 8 threads, some with other code, another numpy, another copy of
-the store or no sight of the videos; and in the middle of it one is killed, joins, goes blind, gets another store, or
-nothing happens. Whatever the store then says is done has to be right, and a serial run has to complete the rest.
+Each attempt ingests made-up videos whose rows say which video and frame they are
+(:mod:`benchmarks.faults.numbered`) with the workers of a hand-started scheduler: of 1 to 8 threads,
+some with other code, another numpy, another copy of the store or no sight of the videos; and in the
+middle of it one is killed, joins, goes blind, gets another store, or nothing happens. Whatever the
+store then says is done has to be right, and a serial run has to complete the rest.
 """
 
 from __future__ import annotations
@@ -34,16 +35,26 @@ Counts = dict[str, dict[str, int]]
 OUTCOMES = ("survived", "lost_or_wrong", "unclear_message")
 
 EVENTS = ("nothing", "killed", "late", "goes blind", "gets another store")
-UNFIT = ("blind", "other kpstore", "other extractor", "other numpy", "another store", "writes elsewhere")
+UNFIT = (
+    "blind",
+    "other kpstore",
+    "other extractor",
+    "other numpy",
+    "another store",
+    "writes elsewhere",
+)
 
 
 @dataclass
 class Crowd:
-    """The workers of one scheduler, which live through many attempts; a few of them are always replaced by others.
+    """The workers of one scheduler, which live through many attempts.
+
+    A few of them are always replaced by others.
 
     Parameters
     ----------
-    folder : holds ``videos``, ``stores``, and ``copies`` of stores, which a worker may take for the stores.
+    folder : holds ``videos``, ``stores``, and ``copies`` of stores, which a worker may take for the
+        stores.
     """
 
     hands: ByHand
@@ -92,7 +103,10 @@ class Crowd:
 
     def swap_store(self, name: str) -> None:
         """Let a worker see a copy of the stores from now on."""
-        change_view(self.hands.workers[name], f"mount --bind {self.folder / 'copies'} {self.folder / 'stores'}")
+        change_view(
+            self.hands.workers[name],
+            f"mount --bind {self.folder / 'copies'} {self.folder / 'stores'}",
+        )
 
 
 class AtFrame(SilentObserver):
@@ -114,16 +128,25 @@ def run(attempts: int, seed: int, folder: Path, journal: Path) -> Counts:
     Parameters
     ----------
     folder : for stores; emptied.
-    journal : a line of JSON for each attempt; those that it holds already (of the same seed) are not made again.
+    journal : a line of JSON for each attempt; those that it holds already (of the same seed) are
+        not made again.
     """
-    known = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    lines = {line["attempt"]: line for line in known if line["seed"] == seed and line["attempt"] < attempts}
+    known = (
+        [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    )
+    lines = {
+        line["attempt"]: line
+        for line in known
+        if line["seed"] == seed and line["attempt"] < attempts
+    }
     todo = [number for number in range(attempts) if number not in lines]
     if todo:
         with ByHand(folder) as hands, journal.open("a") as out:
             crowd = _crowd(hands, folder)
             for number in todo:
-                lines[number] = _attempt(crowd, random.Random(f"{seed}/{number}"), number) | {"seed": seed}
+                lines[number] = _attempt(crowd, random.Random(f"{seed}/{number}"), number) | {
+                    "seed": seed
+                }
                 out.write(json.dumps(lines[number]) + "\n")
                 out.flush()
     return count(list(lines.values()))
@@ -133,7 +156,9 @@ def count(lines: list[dict[str, object]]) -> Counts:
     """Return counts by category."""
     counts: Counts = {}
     for line in lines:
-        one = counts.setdefault(f"cluster: {line['event']}", dict.fromkeys(("attempts", *OUTCOMES), 0))
+        one = counts.setdefault(
+            f"cluster: {line['event']}", dict.fromkeys(("attempts", *OUTCOMES), 0)
+        )
         one["attempts"] += 1
         one[str(line["outcome"])] += 1
     return counts
@@ -162,9 +187,12 @@ def _attempt(crowd: Crowd, chance: random.Random, number: int) -> dict[str, obje
     shutil.copytree(location, crowd.folder / "copies" / location.name)
     victim = chance.choice(crowd.fit())
     observer = AtFrame(
-        chance.randrange(1, max(2, sum(source.lengths) * 2 // 3)), _what_happens(crowd, event, victim, chance)
+        chance.randrange(1, max(2, sum(source.lengths) * 2 // 3)),
+        _what_happens(crowd, event, victim, chance),
     )
-    options = Options(scheduler=crowd.hands.address, task_frames=chance.choice((1, 8, 24)), checkpoint_frames=60)
+    options = Options(
+        scheduler=crowd.hands.address, task_frames=chance.choice((1, 8, 24)), checkpoint_frames=60
+    )
     message = ""
     try:
         run_ingest(source, location, NumberedExtractor(sleep_s=0.002), options, observer=observer)
@@ -208,7 +236,9 @@ def _source(crowd: Crowd, chance: random.Random) -> NumberedSource:
     return NumberedSource(lengths, crowd.folder / "videos", bad[:1], bad[1:], unreadable)
 
 
-def _what_happens(crowd: Crowd, event: str, victim: str, chance: random.Random) -> Callable[[], object]:
+def _what_happens(
+    crowd: Crowd, event: str, victim: str, chance: random.Random
+) -> Callable[[], object]:
     threads = chance.choice((1, 2, 4, 8))
     return {
         "nothing": lambda: None,
@@ -255,14 +285,22 @@ def _wrong_rows(store: kpstore.Store, source: NumberedSource, *, everything: boo
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--attempts", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "kpstore-faults-cluster")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "kpstore-faults-cluster"
+    )
     args = parser.parse_args()
     logging.getLogger("kpstore").setLevel(logging.ERROR)
     args.folder.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(run(args.attempts, args.seed, args.folder, args.folder / "journal.jsonl"), indent=2))
+    print(
+        json.dumps(
+            run(args.attempts, args.seed, args.folder, args.folder / "journal.jsonl"), indent=2
+        )
+    )
 
 
 if __name__ == "__main__":

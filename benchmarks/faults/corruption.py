@@ -2,9 +2,10 @@
 
 ``python -m benchmarks.faults.corruption --backend icechunk --attempts 1000 --seed 0 --folder DIR``
 
-Each attempt copies a store of several versions, features and codecs, damages one thing in it, and reads its newest
-version, an older one and a tag. Of each fourth attempt the newest version is repaired and ingested again, and has to
-hold the bits of an undisturbed run. What was tried is in a journal in the folder: a run that was stopped goes on.
+Each attempt copies a store of several versions, features and codecs, damages one thing in it, and
+reads its newest version, an older one and a tag. Of each fourth attempt the newest version is
+repaired and ingested again, and has to hold the bits of an undisturbed run. What was tried is in a
+journal in the folder: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from kpstore.errors import KpstoreError
 from kpstore.extractors.base import Extracted
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
+from kpstore.inspect.verify import verify, verify_all
 from kpstore.schema.feature import ArraySpec, Compression, FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError, Listing
 from kpstore.store.repair import repair
-from kpstore.store.verify import verify, verify_all
 
 SUFFIXES = {"icechunk": ".kps", "hdf5": ".h5"}
 SURVIVED = ("equal", "error", "found")
@@ -52,12 +53,15 @@ _LIMIT_S = 120.0
 _SERIAL = Options(workers=0, checkpoint_frames=60)
 
 
-# -- a store that can be made again -------------------------------------------------------------------------------
+# -- a store that can be made again ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Videos whose frames are noise from a seed; some frames cannot be read, and one whole video."""
+    """Videos whose frames are noise from a seed.
+
+    Some frames cannot be read, and one whole video.
+    """
 
     lengths: Mapping[str, int]
     name: str = "numbers"
@@ -69,22 +73,33 @@ class Numbers:
         for number, (video_id, n_frames) in enumerate(self.lengths.items()):
             paths = tuple(f"{video_id}/images{frame:04d}.png" for frame in range(n_frames))
             notes = {"gloss": f"GLOSS {number}", "text": f"für {video_id}"}
-            videos.append(VideoRecord(video_id, ("train", "dev", "test")[number % 3], paths, 25.0, 8, 6, notes))
+            videos.append(
+                VideoRecord(
+                    video_id, ("train", "dev", "test")[number % 3], paths, 25.0, 8, 6, notes
+                )
+            )
         return Listing(tuple(videos))
 
-    def read_frames(self, video: VideoRecord, *, skip: Any = ()) -> Iterator[NDArray[np.uint8] | FrameError]:
+    def read_frames(
+        self, video: VideoRecord, *, skip: Any = ()
+    ) -> Iterator[NDArray[np.uint8] | FrameError]:
         """Yield noise, or what is wrong with a frame."""
         if video.id == "blind":
             raise OSError("the disk said no")
         for number in range(video.n_frames):
             rng = np.random.default_rng([number, *video.id.encode()])
             torn = number in skip or rng.random() < 0.02
-            yield FrameError("truncated") if torn else rng.integers(0, 250, (6, 8, 3), dtype=np.uint8)
+            yield (
+                FrameError("truncated") if torn else rng.integers(0, 250, (6, 8, 3), dtype=np.uint8)
+            )
 
 
 @dataclass
 class Sums:
-    """A feature of frames with a companion, and one of videos; what a frame gives depends on those before it."""
+    """A feature of frames with a companion, and one of videos.
+
+    What a frame gives depends on those before it.
+    """
 
     compression: Compression = "raw"
     batch_size: int = 1
@@ -112,7 +127,9 @@ class Sums:
     @property
     def provenance(self) -> Mapping[str, Mapping[str, Any]]:
         """How both are made."""
-        return {spec.name: {"extractor": "sums", "compression": self.compression} for spec in self.specs}
+        return {
+            spec.name: {"extractor": "sums", "compression": self.compression} for spec in self.specs
+        }
 
     def open(self, device: str = "cpu") -> None:
         """Need nothing."""
@@ -154,10 +171,12 @@ def make_store(location: str) -> None:
     make_again(location)
 
 
-# -- reading as people do -------------------------------------------------------------------------------------------
+# -- reading as people do --------------------------------------------------------------------------
 
 
-def readings(location: str, versions: Sequence[str | None]) -> Iterator[tuple[str, Callable[[], Any]]]:
+def readings(
+    location: str, versions: Sequence[str | None]
+) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield what is read, by name: calls that people make, on each of some versions."""
     yield "tags", lambda: kpstore.open(location, cache="off").tags
     yield "branches", lambda: kpstore.open(location, cache="off").branches
@@ -170,12 +189,22 @@ def readings(location: str, versions: Sequence[str | None]) -> Iterator[tuple[st
             return opened[0]
 
         calls: dict[str, Callable[[kpstore.Store], Any]] = {
-            "features": lambda s: [[n, f.spec.to_json(), dict(f.provenance)] for n, f in s.features.items()],
+            "features": lambda s: [
+                [n, f.spec.to_json(), dict(f.provenance)] for n, f in s.features.items()
+            ],
             "videos": lambda s: s.videos.to_csv(),
-            "history": lambda s: [[c.id, c.message, c.time.isoformat(), dict(c.metadata)] for c in s.history()],
+            "history": lambda s: [
+                [c.id, c.message, c.time.isoformat(), dict(c.metadata)] for c in s.history()
+            ],
             "failures": lambda s: [str(f) for f in s.failures("sums_raw")],
-            "a video": lambda s: (s.video("a")["sums_raw"], s.video("a").image_paths, s.video("a").annotations),
-            "a batch": lambda s: s.frames(["sums_raw", "sums_raw_detected"], missing="nan").batch(range(0, 40, 3)),
+            "a video": lambda s: (
+                s.video("a")["sums_raw"],
+                s.video("a").image_paths,
+                s.video("a").annotations,
+            ),
+            "a batch": lambda s: s.frames(["sums_raw", "sums_raw_detected"], missing="nan").batch(
+                range(0, 40, 3)
+            ),
         }
         for name, call in calls.items():
             yield f"{at}: {name}", lambda call=call, store=store: call(store())
@@ -184,8 +213,23 @@ def readings(location: str, versions: Sequence[str | None]) -> Iterator[tuple[st
 
 
 ARRAYS = (
-    *("video_id", "split", "n_frames", "fps", "width", "height", "gloss", "text", "image_path", "space"),
-    *(f"sums_{c}{end}" for c in ("raw", "lz4") for end in ("", "_detected", "_status", "_state", "_failure")),
+    *(
+        "video_id",
+        "split",
+        "n_frames",
+        "fps",
+        "width",
+        "height",
+        "gloss",
+        "text",
+        "image_path",
+        "space",
+    ),
+    *(
+        f"sums_{c}{end}"
+        for c in ("raw", "lz4")
+        for end in ("", "_detected", "_status", "_state", "_failure")
+    ),
     *(f"sums_{c}_first{end}" for c in ("raw", "lz4") for end in ("", "_state", "_failure")),
 )
 
@@ -197,7 +241,11 @@ def digest(found: Any) -> str:
     elif isinstance(found, tuple):
         found = [digest(value) for value in found]
     elif isinstance(found, np.ndarray):
-        found = found.tolist() if found.dtype == object else [found.dtype.str, found.shape, found.tobytes().hex()]
+        found = (
+            found.tolist()
+            if found.dtype == object
+            else [found.dtype.str, found.shape, found.tobytes().hex()]
+        )
     return hashlib.sha256(json.dumps(found, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -239,7 +287,7 @@ def _try(call: Callable[[], Any]) -> Any:
         return _Said(f"{type(error).__name__}: {error}", True)
 
 
-# -- one attempt ----------------------------------------------------------------------------------------------------
+# -- one attempt -----------------------------------------------------------------------------------
 
 
 def attempt(
@@ -258,55 +306,87 @@ def attempt(
     return done
 
 
-def _judged(location: str, versions: Sequence[str | None], wanted: Mapping[str, str]) -> dict[str, Any]:
+def _judged(
+    location: str, versions: Sequence[str | None], wanted: Mapping[str, str]
+) -> dict[str, Any]:
     found = read_store(location, versions)
     if found.unclear:
-        return {"outcome": "unclear", "detail": next(iter(f"{k}: {v}" for k, v in found.unclear.items()))}
+        return {
+            "outcome": "unclear",
+            "detail": next(iter(f"{k}: {v}" for k, v in found.unclear.items())),
+        }
     wrong = [name for name, value in found.digests.items() if value != wanted[name]]
     if not wrong:
         return (
-            {"outcome": "error", "detail": next(iter(found.errors.values()))} if found.errors else {"outcome": "equal"}
+            {"outcome": "error", "detail": next(iter(found.errors.values()))}
+            if found.errors
+            else {"outcome": "equal"}
         )
     told = _try(lambda: verify_all(location).problems)
     if isinstance(told, _Said):
-        return {"outcome": "unclear" if told.unclear else "found", "detail": f"{wrong}: {told.text}"}
+        return {
+            "outcome": "unclear" if told.unclear else "found",
+            "detail": f"{wrong}: {told.text}",
+        }
     if told:
-        return {"outcome": "found", "detail": f"{wrong}: {told[0].array} {told[0].what} {told[0].where}"}
-    return {"outcome": "wrong", "detail": f"read otherwise than written, and verify --all finds nothing: {wrong}"}
+        return {
+            "outcome": "found",
+            "detail": f"{wrong}: {told[0].array} {told[0].what} {told[0].where}",
+        }
+    return {
+        "outcome": "wrong",
+        "detail": f"read otherwise than written, and verify --all finds nothing: {wrong}",
+    }
 
 
 def _mended(location: str, wanted: Mapping[str, str], before: str) -> dict[str, Any]:
     """Repair and ingest; what is then called whole has to be it, bit for bit."""
     done = _try(lambda: repair(location))
     if isinstance(done, _Said):
-        return {"outcome": "unclear", "detail": f"repair: {done.text}"} if done.unclear else {"mended": "refused"}
+        return (
+            {"outcome": "unclear", "detail": f"repair: {done.text}"}
+            if done.unclear
+            else {"mended": "refused"}
+        )
     if done.left:
         return {"mended": "left"}
     again = _try(lambda: make_again(location))
     if isinstance(again, _Said):
-        return {"outcome": "unclear", "detail": f"ingest: {again.text}"} if again.unclear else {"mended": "refused"}
+        return (
+            {"outcome": "unclear", "detail": f"ingest: {again.text}"}
+            if again.unclear
+            else {"mended": "refused"}
+        )
     if _try(lambda: verify(kpstore.open(location, cache="off")).problems) != []:
         return {"mended": "refused"}
     found = {
-        f"None: array {name}": _try(lambda name=name: kpstore.open(location, cache="off")[name][:]) for name in ARRAYS
+        f"None: array {name}": _try(lambda name=name: kpstore.open(location, cache="off")[name][:])
+        for name in ARRAYS
     }
-    wrong = [name for name, values in found.items() if isinstance(values, _Said) or digest(values) != wanted[name]]
+    wrong = [
+        name
+        for name, values in found.items()
+        if isinstance(values, _Said) or digest(values) != wanted[name]
+    ]
     if wrong:
         return {"outcome": "wrong", "detail": f"after repair and ingest: {wrong} ({before} before)"}
     return {"mended": "whole" if done.made else "nothing to mend"}
 
 
-# -- many attempts --------------------------------------------------------------------------------------------------
+# -- many attempts ---------------------------------------------------------------------------------
 
 
-def run(backend: str, attempts: int, seed: int, folder: Path, *, workers: int = 1) -> dict[str, int]:
+def run(
+    backend: str, attempts: int, seed: int, folder: Path, *, workers: int = 1
+) -> dict[str, int]:
     """Make so many attempts, those before included that the folder's journal holds, and return what came of them.
 
     Returns
     -------
     dict
-        ``attempts``, ``survived`` (read equal, an error, or found by ``verify --all``), ``lost_or_wrong`` and
-        ``unclear_message`` (an error that is none of kpstore's or longer than a line, a crash, or no end).
+        ``attempts``, ``survived`` (read equal, an error, or found by ``verify --all``),
+        ``lost_or_wrong`` and ``unclear_message`` (an error that is none of kpstore's or longer than
+        a line, a crash, or no end).
     """
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / f"corruption-{backend}-{seed}.jsonl"
@@ -332,7 +412,9 @@ def prepare(folder: Path, backend: str) -> tuple[Path, dict[str, Any]]:
         versions = [None, older, "first"]
         found = read_store(location, versions)
         if found.errors or found.unclear or verify_all(location).problems:
-            raise SystemExit(f"a sound store does not read well: {found.errors or found.unclear or 'see verify'}")
+            raise SystemExit(
+                f"a sound store does not read well: {found.errors or found.unclear or 'see verify'}"
+            )
         about.write_text(json.dumps({"versions": versions, "wanted": found.digests}))
     return base, json.loads(about.read_text())
 
@@ -371,7 +453,9 @@ class _Lane:
             # What cannot be read is told of in the log as well, again and again.
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=logging.disable)
         self._number = number
-        self._future = self._pool.submit(attempt, base, number, seed, about["versions"], about["wanted"])
+        self._future = self._pool.submit(
+            attempt, base, number, seed, about["versions"], about["wanted"]
+        )
         return True
 
     def finish(self) -> dict[str, Any]:
@@ -420,7 +504,16 @@ def main() -> None:
     entries = _entries(given.folder / f"corruption-{given.backend}-{given.seed}.jsonl")
     outcomes = Counter(entry["outcome"] for entry in entries)
     mended = Counter(entry["mended"] for entry in entries if "mended" in entry)
-    print(json.dumps({**found, "outcomes": outcomes, "mended": mended, "seconds": round(time.perf_counter() - began)}))
+    print(
+        json.dumps(
+            {
+                **found,
+                "outcomes": outcomes,
+                "mended": mended,
+                "seconds": round(time.perf_counter() - began),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

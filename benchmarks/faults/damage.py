@@ -15,7 +15,8 @@ def damage(folder: Path, rng: random.Random) -> str:
 
     Parameters
     ----------
-    folder : holds one store and nothing else; every file in it may be hit, those beside the store's own included.
+    folder : holds one store and nothing else; every file in it may be hit, those beside the store's
+        own included.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     full = [path for path in files if path.stat().st_size]
@@ -26,7 +27,9 @@ def damage(folder: Path, rng: random.Random) -> str:
         path.unlink()
         return f"delete {where}"
     if kind == "swap" and len(full) > 2:
-        others = [other for other in full if other.parent == path.parent and other != path] or [path]
+        others = [other for other in full if other.parent == path.parent and other != path] or [
+            path
+        ]
         other = rng.choice(others)
         if other != path:
             path.write_bytes(other.read_bytes())
@@ -52,7 +55,11 @@ def _zero_or_exchange(content: bytearray, kind: str, rng: random.Random) -> str:
     if kind == "zero":
         content[at : at + length] = bytes(length)
         return f"zero bytes {at} to {at + length - 1}"
-    free = [b for b in (rng.randrange(len(content) - length + 1) for _ in range(20)) if abs(b - at) >= length]
+    free = [
+        b
+        for b in (rng.randrange(len(content) - length + 1) for _ in range(20))
+        if abs(b - at) >= length
+    ]
     other = free[0] if free else at
     one, two = bytes(content[at : at + length]), bytes(content[other : other + length])
     content[at : at + length], content[other : other + length] = two, one

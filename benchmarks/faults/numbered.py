@@ -82,7 +82,8 @@ class NumberedExtractor(OneFeature):
 
     Parameters
     ----------
-    sleep_s : between taking up its state and putting it back, so that two threads do get in each other's way.
+    sleep_s : between taking up its state and putting it back, so that two threads do get in each
+        other's way.
     """
 
     chunk_rows: int = 8
@@ -127,7 +128,10 @@ class NumberedExtractor(OneFeature):
 
 
 def expected_rows(source: NumberedSource, video: int) -> NDArray[np.float32]:
-    """Return what a video's rows must be, (frames, WIDTH) float32; NaN for a frame that fails everywhere."""
+    """Return what a video's rows must be, (frames, WIDTH) float32.
+
+    NaN for a frame that fails everywhere.
+    """
     rows = np.full((source.lengths[video], WIDTH), np.nan, dtype=np.float32)
     if video in source.unreadable:
         return rows

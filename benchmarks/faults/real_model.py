@@ -1,7 +1,7 @@
 """The real MediaPipe on workers that others started, beside one process: ``python -m benchmarks.faults.real_model``.
 
-Of three workers one has four threads, one joins late, one is killed in the middle. What they make has to be what one
-process makes, bit for bit.
+Of three workers one has four threads, one joins late, one is killed in the middle. What they make
+has to be what one process makes, bit for bit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ ARRAYS = ("keypoints", "keypoints_detected", "keypoints_visibility", "keypoints_
 
 def source_of(videos: Path | None, folder: Path) -> Source:
     """Return a folder of video files as a source, or pictures that scikit-image brings, written to a folder."""
-    return VideosSource(videos) if videos else PhoenixSource(write_demo_dataset(folder / "data", videos=4, frames=8))
+    return (
+        VideosSource(videos)
+        if videos
+        else PhoenixSource(write_demo_dataset(folder / "data", videos=4, frames=8))
+    )
 
 
 def run(source: Source, folder: Path, *, task_frames: int = 8) -> dict[str, Any]:
@@ -47,20 +51,30 @@ def run(source: Source, folder: Path, *, task_frames: int = 8) -> dict[str, Any]
 
         options = Options(scheduler=hands.address, task_frames=task_frames)
         observer = AtFrame(n_frames // 4, disturb)
-        report = run_ingest(source, folder / "three.kps", HolisticExtractor(), options, observer=observer)
+        report = run_ingest(
+            source, folder / "three.kps", HolisticExtractor(), options, observer=observer
+        )
     found = kpstore.open(folder / "three.kps")
     return {
         "videos": report.videos_done,
         "frames": n_frames,
-        "different": [name for name in ARRAYS if found[name][:].tobytes() != expected[name][:].tobytes()],
+        "different": [
+            name for name in ARRAYS if found[name][:].tobytes() != expected[name][:].tobytes()
+        ],
         "notes": list(report.notes),
     }
 
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=Path, help="a folder of video files; else pictures that scikit-image brings")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--videos",
+        type=Path,
+        help="a folder of video files; else pictures that scikit-image brings",
+    )
     parser.add_argument("--task-frames", type=int, default=8)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

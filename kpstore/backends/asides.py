@@ -35,7 +35,9 @@ def left_overs(path: Path, what: str) -> list[Path]:
         # ".writing-….building-….s.h5" was to become ".building-….s.h5".
         name = entry[max(0, entry.rfind(start)) :]
         parts = name[len(start) : -len(end)].split("-")
-        ours = name.startswith(start) and name.endswith(end) and len(parts) == 3 and parts[1].isdigit()
+        ours = (
+            name.startswith(start) and name.endswith(end) and len(parts) == 3 and parts[1].isdigit()
+        )
         # A process of another machine cannot be looked up from here, and may still be at work.
         if ours and parts[0] == _host() and not _runs(int(parts[1])):
             found[path.with_name(name)] = None
@@ -64,7 +66,10 @@ def check_room(path: Path, n_bytes: int) -> None:
 
 
 def copy_blocks(source: int, target: int) -> None:
-    """Copy an open file into another, given by their numbers; for nothing where the file system shares blocks."""
+    """Copy an open file into another, given by their numbers.
+
+    For nothing where the file system shares blocks.
+    """
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:

@@ -1,7 +1,7 @@
 """What a chunk's values add up to: kept for every chunk by its place, so that damage shows when it is read.
 
-docs/decisions/008 says why these and not a codec's own: a checksum inside a chunk knows no place, and one of decoded
-values serves every way in which a chunk is kept.
+docs/decisions/008 says why these and not a codec's own: a checksum inside a chunk knows no place,
+and one of decoded values serves every way in which a chunk is kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def checksum(meta: ArrayMeta, values: NDArray[Any]) -> int:
 
     Parameters
     ----------
-    values : (rows, *row shape), the chunk's rows from its first one on; those that are not given count as fill.
+    values : (rows, *row shape), the chunk's rows from its first one on; those that are not given
+        count as fill.
     """
     if meta.dtype == TEXT:
         texts = values.tolist()

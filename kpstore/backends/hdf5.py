@@ -1,8 +1,9 @@
 """A store in one HDF5 file, every version of it, readable with plain h5py.
 
-HDF5 files do not survive a process that dies while it writes into them. So nobody ever does: a commit changes a copy
-of the file, and the copy takes the file's place when it is whole (docs/decisions/006). A reader keeps the file that it
-has opened. The price is one copy for each commit; file systems that can share blocks (XFS, Btrfs) make it for nothing.
+HDF5 files do not survive a process that dies while it writes into them. So nobody ever does: a
+commit changes a copy of the file, and the copy takes the file's place when it is whole
+(docs/decisions/006). A reader keeps the file that it has opened. The price is one copy for each
+commit; file systems that can share blocks (XFS, Btrfs) make it for nothing.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from kpstore.backends.base import (
     Capabilities,
     Commit,
 )
-from kpstore.backends.hdf5_changes import OPEN, HDF5WriteView, new_id
+from kpstore.backends.hdf5_changes import OPEN, HDF5WriteSession, new_id
 from kpstore.backends.hdf5_examine import examine
 from kpstore.backends.hdf5_records import HOME, Names, damage_told, read_names, write_names
+from kpstore.backends.hdf5_sessions import HDF5ReadSession
 from kpstore.backends.hdf5_tree import Tree, write_tree
-from kpstore.backends.hdf5_views import HDF5ReadView
 from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.errors import (
     BusyError,
@@ -75,7 +76,9 @@ class HDF5Backend:
             with h5py.File(self._path, "r") as file:
                 return HOME in file and "head" in file[HOME].attrs
         except records.DAMAGE:
-            return _looks_like_hdf5(self._path)  # something is there; opening it will say what is wrong with it
+            return _looks_like_hdf5(
+                self._path
+            )  # something is there; opening it will say what is wrong with it
 
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
         """Make the file."""
@@ -86,15 +89,17 @@ class HDF5Backend:
         try:
             with h5py.File(aside, "x", **OPEN) as file:
                 file.create_group(HOME).attrs.update(
-                    # A kpstore that knows format 1 alone takes `head` for the newest version, and gets with it as far
-                    # as the root's format_version, which it refuses.
+                    # A kpstore that knows format 1 alone takes `head` for the newest version, and
+                    # gets with it as far as the root's format_version, which it refuses.
                     {"format": records.FORMAT, "head": snapshot, "tags": "{}", "used_tags": "[]"}
                 )
                 write_names(file, Names(snapshot, {}, ()))
                 kept = layout.plain(attrs)
                 layout.set_attrs(file, kept, ())
                 about = {"touched": [], **write_tree(file, Tree(kept, {}))}
-                records.write_record(file, snapshot, records.commit_now(snapshot, None, message, {}), about)
+                records.write_record(
+                    file, snapshot, records.commit_now(snapshot, None, message, {}), about
+                )
             make_durable(aside)
             _place(aside, self)
         finally:
@@ -124,20 +129,27 @@ class HDF5Backend:
         shutil.rmtree(self.sidecar_dir, ignore_errors=True)
 
     def close(self) -> None:
-        """Let go of the open file; it closes with the last view of it."""
+        """Let go of the open file; it closes with the last session of it."""
         self._open_file = None
 
-    # -- versions -------------------------------------------------------------------------------------------
+    # -- versions ----------------------------------------------------------------------------------
 
     def _require(self) -> None:
         if not self._path.exists():
-            raise NotFoundError(f"{self.location} does not exist; 'kpstore ingest' and 'kpstore import' make one")
+            raise NotFoundError(
+                f"{self.location} does not exist; 'kpstore ingest' and 'kpstore import' make one"
+            )
         if not self.exists():
             what = "is a folder" if self._path.is_dir() else "is not a kpstore store in HDF5"
-            raise NotFoundError(f"{self.location} {what}; 'kpstore import hdf5' reads other HDF5 files")
+            raise NotFoundError(
+                f"{self.location} {what}; 'kpstore import hdf5' reads other HDF5 files"
+            )
 
     def file(self) -> h5py.File:
-        """Return the file as it is now, open for reading; who holds it keeps it, whatever takes its place later."""
+        """Return the file as it is now, open for reading.
+
+        Who holds it keeps it, whatever takes its place later.
+        """
         try:
             found = os.stat(self._path)
         except OSError:
@@ -149,38 +161,46 @@ class HDF5Backend:
             try:
                 file = h5py.File(self._path, "r")
             except BlockingIOError:
-                raise BusyError(f"{self.location} is open for writing in another program; close it there") from None
+                raise BusyError(
+                    f"{self.location} is open for writing in another program; close it there"
+                ) from None
             except PermissionError:
                 raise
             except records.DAMAGE as error:
                 reason = str(error).partition("(")[2].rstrip(")") or error
-                raise CorruptError(f"{self.location} cannot be opened as HDF5: {reason}; it is damaged") from None
+                raise CorruptError(
+                    f"{self.location} cannot be opened as HDF5: {reason}; it is damaged"
+                ) from None
             with damage_told(self.location):
                 records.format_of(file)
             self._open_file = key, file
         return self._open_file[1]
 
-    def view(self, snapshot: str) -> HDF5ReadView:
+    def session(self, snapshot: str) -> HDF5ReadSession:
         """Open a version by its id."""
         file = self.file()
         self._check_version(file, snapshot)
-        return HDF5ReadView(self, file, snapshot)
+        return HDF5ReadSession(self, file, snapshot)
 
     def _check_version(self, file: h5py.File, snapshot: str) -> None:
         with damage_told(self.location):
             found = records.version_group(file, snapshot)
         if found is None:
-            raise NotFoundError(f"version {snapshot!r} of {self.location} not found; see 'kpstore log'")
+            raise NotFoundError(
+                f"version {snapshot!r} of {self.location} not found; see 'kpstore log'"
+            )
 
-    def begin(self, branch: str = MAIN) -> HDF5WriteView:
+    def begin(self, branch: str = MAIN) -> HDF5WriteSession:
         """Start changes on top of the newest version."""
         self._check_branch(branch)
         file = self.file()
-        return HDF5WriteView(self, file, self._names(file).head)
+        return HDF5WriteSession(self, file, self._names(file).head)
 
     def _check_branch(self, name: str) -> None:
         if name != MAIN:
-            raise NotFoundError(f"branch {name!r} of {self.location} not found; an HDF5 store has {MAIN!r} only")
+            raise NotFoundError(
+                f"branch {name!r} of {self.location} not found; an HDF5 store has {MAIN!r} only"
+            )
 
     def history(self, snapshot: str) -> Iterator[Commit]:
         """Yield a version and all that it builds upon."""
@@ -209,8 +229,8 @@ class HDF5Backend:
         """Refuse: there is one line of versions in a file."""
         self._check_version(self.file(), snapshot)
         raise UnsupportedError(
-            f"{self.location} is an HDF5 store, which has no branches; name the version with a tag, "
-            f"or convert it: kpstore convert {self.location} STORE.kps"
+            f"{self.location} is an HDF5 store, which has no branches; name the version with a "
+            f"tag, or convert it: kpstore convert {self.location} STORE.kps"
         )
 
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
@@ -220,16 +240,18 @@ class HDF5Backend:
         with self.commit_lock():
             file = self.file()
             if self._names(file).head != expected:
-                raise ConflictError(f"branch {name!r} of {self.location} has a newer version meanwhile; try again")
+                raise ConflictError(
+                    f"branch {name!r} of {self.location} has a newer version meanwhile; try again"
+                )
             if snapshot == expected:
                 return
-            changes = HDF5WriteView(self, file, expected)
+            changes = HDF5WriteSession(self, file, expected)
             try:
-                changes.restore(HDF5ReadView(self, file, snapshot))
+                changes.restore(HDF5ReadSession(self, file, snapshot))
             finally:
                 changes.discard()
 
-    # -- tags -----------------------------------------------------------------------------------------------
+    # -- tags --------------------------------------------------------------------------------------
 
     def tags(self) -> dict[str, str]:
         """Return tags and the ids that they name."""
@@ -242,21 +264,29 @@ class HDF5Backend:
             names = self._names(file)
             if name in names.used_tags:
                 raise ExistsError(
-                    f"tag {name!r} of {self.location} is, or was, taken and tags never move; choose another name"
+                    f"tag {name!r} of {self.location} is, or was, taken and tags never move; "
+                    "choose another name"
                 )
-            write_names(file, Names(names.head, {**names.tags, name: snapshot}, (*names.used_tags, name)))
+            write_names(
+                file, Names(names.head, {**names.tags, name: snapshot}, (*names.used_tags, name))
+            )
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
         with self.commit_lock(), self._changed_copy() as file:
             names = self._names(file)
             if name not in names.tags:
-                raise NotFoundError(f"tag {name!r} of {self.location} not found; it has {sorted(names.tags)}")
+                raise NotFoundError(
+                    f"tag {name!r} of {self.location} not found; it has {sorted(names.tags)}"
+                )
             tags = {tag: snapshot for tag, snapshot in names.tags.items() if tag != name}
             write_names(file, Names(names.head, tags, names.used_tags))
 
     def examine(self) -> Iterator[str]:
-        """Yield what is wrong with names, records and tables of versions; see :mod:`kpstore.backends.hdf5_examine`."""
+        """Yield what is wrong with names, records and tables of versions.
+
+        See :mod:`kpstore.backends.hdf5_examine`.
+        """
         yield from examine(self.file(), self.location)
 
     @contextmanager
@@ -270,7 +300,7 @@ class HDF5Backend:
         finally:
             work.unlink(missing_ok=True)
 
-    # -- files ----------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     def _aside(self) -> Path:
         return aside_of(self._path, "writing")
@@ -280,7 +310,10 @@ class HDF5Backend:
             left_over.unlink(missing_ok=True)
 
     def copy_aside(self, file: h5py.File) -> Path:
-        """Return a copy of an open file beside it; what killed writers left behind is removed first."""
+        """Return a copy of an open file beside it.
+
+        What killed writers left behind is removed first.
+        """
         self._remove_left_overs()
         source = int(np.asarray(file.id.get_vfd_handle()).item())
         about = os.fstat(source)
@@ -288,7 +321,9 @@ class HDF5Backend:
         aside = self._aside()
         target = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with suppress(PermissionError):  # only root gives files away, and a group may be one's own or not
+            with suppress(
+                PermissionError
+            ):  # only root gives files away, and a group may be one's own or not
                 os.fchown(target, about.st_uid, about.st_gid)
             os.fchmod(target, about.st_mode & 0o7777)
             copy_blocks(source, target)
@@ -308,7 +343,9 @@ class HDF5Backend:
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Hold the store for one long write."""
         self._require()
-        return refusing_lock(self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose)
+        return refusing_lock(
+            self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
+        )
 
     def commit_lock(self) -> AbstractContextManager[None]:
         """Hold off other commits: two that each copied the same file would lose one of them."""
@@ -335,6 +372,7 @@ def _place(file: Path, backend: HDF5Backend) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
-        # A file system without second names (exFAT, some network drives): all that is left is to look first.
+        # A file system without second names (exFAT, some network drives): all that is left is to
+        # look first.
         backend.check_free()
         os.replace(file, backend._path)

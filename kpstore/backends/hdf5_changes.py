@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends.asides import check_room
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks, ViewChunks, check_short_end, text_digest
+from kpstore.backends.base import (
+    TEXT,
+    ArrayMeta,
+    Chunks,
+    SessionChunks,
+    check_short_end,
+    text_digest,
+)
 from kpstore.backends.checksums import checksum
 from kpstore.backends.hdf5_layout import ArrayDelta, Delta, Table, n_chunks
 from kpstore.backends.hdf5_records import (
@@ -33,19 +40,33 @@ from kpstore.backends.hdf5_records import (
     write_names,
     write_record,
 )
+from kpstore.backends.hdf5_sessions import Place, Session
 from kpstore.backends.hdf5_tree import Checksums, DataSet, StoredArray, read_tree, write_tree
-from kpstore.backends.hdf5_views import Place, View
-from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError, NotFoundError, ReadOnlyError
+from kpstore.errors import (
+    ConflictError,
+    CorruptError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    ReadOnlyError,
+)
 
 OPEN = {
-    "libver": ("v108", "v114"),  # attributes of more than 64 KiB, and still read by every HDF5 since 2008
+    "libver": (
+        "v108",
+        "v114",
+    ),  # attributes of more than 64 KiB, and still read by every HDF5 since 2008
     "rdcc_nbytes": 16 * 2**20,
-    "alignment_threshold": 4096,  # chunks begin with a page, so that raw ones can be mapped into memory
+    # chunks begin with a page, so that raw ones can be mapped into memory
+    "alignment_threshold": 4096,
     "alignment_interval": 4096,
 }
 
 Touched = tuple[str, str | int]
-"""What a commit changed: an array and a chunk of it, or ``"meta"``; the array ``""`` stands for the root."""
+"""What a commit changed: an array and a chunk of it, or ``"meta"``.
+
+The array ``""`` stands for the root.
+"""
 
 
 def new_id() -> str:
@@ -53,7 +74,7 @@ def new_id() -> str:
     return uuid.uuid4().hex[:20].upper()
 
 
-class HDF5WriteView(View):
+class HDF5WriteSession(Session):
     """Changes in a copy of the file, made when the first change comes."""
 
     def __init__(self, backend: Place, file: h5py.File, snapshot: str) -> None:
@@ -69,13 +90,14 @@ class HDF5WriteView(View):
         self._before: dict[str, StoredArray] = {}
         self._kept_checksums: Table | None = None
         self._tables: dict[str, Table] = {}
-        # By array, one chunk that was written in part, as it is now: its checksum is made once nothing more is written
-        # to it. Videos come one after another, and many of them share a chunk.
+        # By array, one chunk that was written in part, as it is now: its checksum is made once
+        # nothing more is written to it. Videos come one after another, and many of them share a
+        # chunk.
         self._part_written: dict[str, tuple[int, NDArray[Any]]] = {}
 
     def chunks(self, name: str) -> Chunks:
-        """Return chunks that are read through this view."""
-        return ViewChunks(self, name)
+        """Return chunks that are read through this session."""
+        return SessionChunks(self, name)
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return rows as they are after the changes so far."""
@@ -87,13 +109,14 @@ class HDF5WriteView(View):
         self._sum_up(name)
         return super().checksums(name)
 
-    # -- the copy -------------------------------------------------------------------------------------------
+    # -- the copy ----------------------------------------------------------------------------------
 
     def _copy(self) -> h5py.File:
         """Return the copy, open for writing; its arrays take the place of the original's."""
         if self._spent:
             raise ReadOnlyError(
-                f"these changes of {self._backend.location} were committed or discarded; begin new ones"
+                f"these changes of {self._backend.location} were committed or discarded; begin new "
+                "ones"
             )
         if self._work is None:
             path = self._backend.copy_aside(self._base)
@@ -109,11 +132,16 @@ class HDF5WriteView(View):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Tell of damage that HDF5's library meets while it writes; a full disk and the like stay what they are."""
+        """Tell of damage that HDF5's library meets while it writes.
+
+        A full disk and the like stay what they are.
+        """
         try:
             yield
         except DAMAGE as error:
-            if isinstance(error, UnicodeEncodeError) or (isinstance(error, OSError) and error.errno is not None):
+            if isinstance(error, UnicodeEncodeError) or (
+                isinstance(error, OSError) and error.errno is not None
+            ):
                 raise
             with damage_told(self._backend.location):
                 raise
@@ -122,7 +150,10 @@ class HDF5WriteView(View):
         return self._copy()[HOME]["versions"][self._snapshot]["delta"]
 
     def _array_delta(self, name: str) -> ArrayDelta | None:
-        """Return what is noted of an array of the version that this builds upon; None if that has no such array."""
+        """Return what is noted of an array of the version that this builds upon.
+
+        None if that has no such array.
+        """
         if name not in self._delta.arrays:
             meta = self.meta(name)
             self._delta.arrays[name] = ArrayDelta(meta.n_rows, dict(meta.attrs))
@@ -152,7 +183,7 @@ class HDF5WriteView(View):
             self._put(name, self.meta(name))
         return self._tables.get(name)
 
-    # -- changes --------------------------------------------------------------------------------------------
+    # -- changes -----------------------------------------------------------------------------------
 
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
         """Replace the store's attributes."""
@@ -180,7 +211,9 @@ class HDF5WriteView(View):
         if name in self._tree.arrays:
             raise ExistsError(f"array {name!r} exists already")
         if name in file:
-            raise ExistsError(f"{name!r} is taken in {self._backend.location} by something that is not kpstore's")
+            raise ExistsError(
+                f"{name!r} is taken in {self._backend.location} by something that is not kpstore's"
+            )
         self._delta.arrays.setdefault(name, None)
         with self._writing():
             layout.create_array(file, name, meta)
@@ -204,7 +237,9 @@ class HDF5WriteView(View):
         with self._writing():
             file[name].resize(n_rows, axis=0)
         if table is not None:
-            self._tables[name] = np.concatenate([table, np.zeros(n_chunks(longer) - len(table), np.uint64)])
+            self._tables[name] = np.concatenate(
+                [table, np.zeros(n_chunks(longer) - len(table), np.uint64)]
+            )
         self._put(name, longer)
         self._note("resize", name, n_rows, touched={(name, "meta")})
 
@@ -219,7 +254,9 @@ class HDF5WriteView(View):
                     del self._delta.arrays[name]
             else:
                 delta.whole = True
-                self._delta.metas[name] = layout.with_rows(self.meta(name), delta.n_rows, delta.attrs)
+                self._delta.metas[name] = layout.with_rows(
+                    self.meta(name), delta.n_rows, delta.attrs
+                )
                 file.move(name, f"{self._kept().name}/arrays/{name}")
         del self._tree.arrays[name]
         self._tables.pop(name, None)
@@ -273,9 +310,12 @@ class HDF5WriteView(View):
         rows[at : at + len(given)] = given
 
     def _old_rows(self, name: str, chunk: int, *, whole: bool) -> NDArray[Any] | None:
-        """Return a chunk as it was, after it was kept for the version before; None if nobody wrote it, or needs it.
+        """Return a chunk as it was, after it was kept for the version before.
 
-        Damage stays in the version before, where it can be told from data; here it must be overwritten as a whole.
+        None if nobody wrote it, or needs it.
+
+        Damage stays in the version before, where it can be told from data; here it must be
+        overwritten as a whole.
         """
         meta, delta = self.meta(name), self._array_delta(name)
         keep = delta is not None and delta.lacks(chunk, meta.chunk_rows)
@@ -284,16 +324,21 @@ class HDF5WriteView(View):
         kept = self._kept()["chunks"]
         first, last = chunk * meta.chunk_rows, min((chunk + 1) * meta.chunk_rows, meta.n_rows)
         try:
-            rows = self._told(f"rows {first}:{last} of ", name, lambda: self._array(name).read_chunk(chunk))
+            rows = self._told(
+                f"rows {first}:{last} of ", name, lambda: self._array(name).read_chunk(chunk)
+            )
         except CorruptError as error:
             if not whole:
                 raise CorruptError(
-                    f"{error}; only some of them are given, so nothing is written: give all, or use 'kpstore repair'"
+                    f"{error}; only some of them are given, so nothing is written: give all, or "
+                    "use 'kpstore repair'"
                 ) from error
             with self._writing():
                 if keep:
                     assert delta is not None
-                    layout.keep_damaged_chunk(kept, name, meta, delta, chunk, has_table=self._has_tables)
+                    layout.keep_damaged_chunk(
+                        kept, name, meta, delta, chunk, has_table=self._has_tables
+                    )
                 layout.empty_chunk(self._array(name).source.array, chunk)
             return None
         if keep:
@@ -308,12 +353,14 @@ class HDF5WriteView(View):
             chunk, rows = self._part_written.pop(name)
             self._tables[name][chunk] = checksum(self.meta(name), rows)
 
-    # -- forks ----------------------------------------------------------------------------------------------
+    # -- forks -------------------------------------------------------------------------------------
 
     def fork(self) -> HDF5Fork:
         """Return a writer for another process."""
         if self._steps:
-            raise InvalidError("a view can be forked only before it has changes of its own; commit first")
+            raise InvalidError(
+                "a session can be forked only before it has changes of its own; commit first"
+            )
         return HDF5Fork({name: array.meta for name, array in self._tree.arrays.items()})
 
     def merge(self, forks: Sequence[HDF5Fork]) -> None:
@@ -325,10 +372,13 @@ class HDF5WriteView(View):
                     check_short_end(self.meta(name), name, fork.metas[name].n_rows)
                 self.write(name, start, values)
 
-    # -- the end --------------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
-        """Make the copy the file, as the next version; on top of others' commits since then that are of other data."""
+        """Make the copy the file, as the next version.
+
+        On top of others' commits since then that are of other data.
+        """
         if not self._steps and not self._spent:
             self.discard()
             return self._snapshot
@@ -342,7 +392,9 @@ class HDF5WriteView(View):
                     self._rebase(file, head, message)
                 commit = commit_now(new_id(), self._snapshot, message, metadata)
                 about = {"touched": sorted(self._touched, key=str)}
-                described = self._describe() if self._has_tables else {"text": self._text_digests(file)}
+                described = (
+                    self._describe() if self._has_tables else {"text": self._text_digests(file)}
+                )
                 with self._writing():
                     write_record(self._copy(), commit.id, commit, {**about, **described})
                 self.become(commit.id)
@@ -351,12 +403,17 @@ class HDF5WriteView(View):
         return commit.id
 
     def _describe(self) -> dict[str, Any]:
-        """Write down all arrays and their checksums; return what the version's record holds of them."""
+        """Write down all arrays and their checksums.
+
+        Return what the version's record holds of them.
+        """
         for name in list(self._part_written):
             self._sum_up(name)
         with self._writing():
             # First: the tables of the version before are about to be overwritten.
-            self._kept_checksums = self._delta.checksums(lambda name: self._before[name].stored_table())
+            self._kept_checksums = self._delta.checksums(
+                lambda name: self._before[name].stored_table()
+            )
             return write_tree(self._copy(), self._tree)
 
     def _text_digests(self, file: h5py.File) -> dict[str, str]:
@@ -370,18 +427,23 @@ class HDF5WriteView(View):
             old = self._told("", name, partial(before[name].read, 0, before[name].meta.n_rows))
             if text_digest(old) != known[name]:
                 raise CorruptError(
-                    f"{name!r} in {self._backend.location} is not the text that was committed: the file is damaged, "
-                    "and nothing is added to it; restore it from a copy"
+                    f"{name!r} in {self._backend.location} is not the text that was committed: the "
+                    "file is damaged, and nothing is added to it; restore it from a copy"
                 )
         found = {}
         for name, array in self._tree.arrays.items():
             if array.meta.dtype == TEXT:
                 as_before = name in known and name not in touched
-                found[name] = known[name] if as_before else text_digest(self.read(name, 0, array.meta.n_rows))
+                found[name] = (
+                    known[name] if as_before else text_digest(self.read(name, 0, array.meta.n_rows))
+                )
         return found
 
     def become(self, snapshot: str) -> None:
-        """Make the copy the file, with ``snapshot`` as its newest version; under the commit lock."""
+        """Make the copy the file, with ``snapshot`` as its newest version.
+
+        Under the commit lock.
+        """
         assert self._work is not None
         path, file = self._work
         with damage_told(self._backend.location):
@@ -390,7 +452,9 @@ class HDF5WriteView(View):
             kept, fmt = self._kept(), format_of(file)
             write_json(kept, "about", self._delta.to_json(snapshot, fmt), fmt)
             if self._kept_checksums is not None:
-                kept.create_dataset("checksums", data=self._kept_checksums.astype("<u8").view(np.uint8))
+                kept.create_dataset(
+                    "checksums", data=self._kept_checksums.astype("<u8").view(np.uint8)
+                )
             newest = file[HOME]["versions"][snapshot]
             if "delta" in newest:  # it is the newest again, and differs from nothing
                 del newest["delta"]
@@ -398,9 +462,12 @@ class HDF5WriteView(View):
             file.close()
         self._backend.replace_by(path)
 
-    def restore(self, view: View) -> None:
-        """Make everything how it is in another version, and that one the newest; under the commit lock."""
-        tree = view._tree
+    def restore(self, session: Session) -> None:
+        """Make everything how it is in another version, and that one the newest.
+
+        Under the commit lock.
+        """
+        tree = session._tree
         for name in set(self._tree.arrays) - set(tree.arrays):
             self.delete(name)
         self.set_attrs(tree.attrs)
@@ -413,14 +480,18 @@ class HDF5WriteView(View):
                 self.create(name, wanted.meta)
             elif dict(there.meta.attrs) != dict(wanted.meta.attrs):
                 self.set_array_attrs(name, wanted.meta.attrs)
-            changed = [chunk for chunk in range(n_chunks(wanted.meta)) if there is None or chunk in wanted.elsewhere]
+            changed = [
+                chunk
+                for chunk in range(n_chunks(wanted.meta))
+                if there is None or chunk in wanted.elsewhere
+            ]
             for chunk in changed:
                 self._restore_chunk(name, wanted, chunk)
             if changed and self._has_tables:
                 self._restore_table(name, wanted)
         if self._has_tables:
             self._describe()
-        self.become(view.snapshot)
+        self.become(session.snapshot)
 
     def _restore_chunk(self, name: str, wanted: StoredArray, chunk: int) -> None:
         what = f"chunk {chunk} of "
@@ -436,7 +507,10 @@ class HDF5WriteView(View):
         self.write(name, chunk * wanted.meta.chunk_rows, rows)
 
     def _restore_table(self, name: str, wanted: StoredArray) -> None:
-        """Take over the checksums; they differ for chunks that nobody had written then, which are fill now."""
+        """Take over the checksums.
+
+        They differ for chunks that nobody had written then, which are fill now.
+        """
         table, before = self._table(name), wanted.table
         assert table is not None
         assert before is not None
@@ -444,17 +518,24 @@ class HDF5WriteView(View):
 
     def _rebase(self, file: h5py.File, head: str, message: str) -> None:
         """Do the same steps again in a copy of a newer version, unless that changed the same data."""
-        since = list(itertools.takewhile(lambda c: c.id != self._snapshot, self._backend.history(head)))
+        since = list(
+            itertools.takewhile(lambda c: c.id != self._snapshot, self._backend.history(head))
+        )
         with damage_told(self._backend.location):
-            theirs = {(name, what) for commit in since for name, what in read_record(file, commit.id)["touched"]}
+            theirs = {
+                (name, what)
+                for commit in since
+                for name, what in read_record(file, commit.id)["touched"]
+            }
         reshaped = {name for name, what in theirs if what == "meta"}
         followed = since and since[-1].parent == self._snapshot
         if not followed or theirs & self._touched or reshaped & {name for name, _ in self._touched}:
             raise ConflictError(
-                f"another writer has changed the same data of {self._backend.location} in the meantime, so "
-                f"{message!r} was not committed; open the store again and repeat the change"
+                f"another writer has changed the same data of {self._backend.location} in the "
+                f"meantime, so {message!r} was not committed; open the store again and repeat the "
+                "change"
             )
-        again = HDF5WriteView(self._backend, file, head)
+        again = HDF5WriteSession(self._backend, file, head)
         try:
             for step, arguments in self._steps:
                 if step == "write":
@@ -469,7 +550,11 @@ class HDF5WriteView(View):
         self._close_work()
         self._snapshot, self._base, self._work = again._snapshot, file, again._work
         self._tree, self._delta, self._touched = again._tree, again._delta, again._touched
-        self._before, self._tables, self._part_written = again._before, again._tables, again._part_written
+        self._before, self._tables, self._part_written = (
+            again._before,
+            again._tables,
+            again._part_written,
+        )
 
     def discard(self) -> None:
         """Remove the copy."""
@@ -490,7 +575,11 @@ class HDF5WriteView(View):
 
 def _unwritten(meta: ArrayMeta, n_rows: int) -> NDArray[Any]:
     shape = (n_rows, *meta.shape[1:])
-    return np.full(shape, "", dtype=object) if meta.dtype == TEXT else np.full(shape, meta.fill, dtype=meta.dtype)
+    return (
+        np.full(shape, "", dtype=object)
+        if meta.dtype == TEXT
+        else np.full(shape, meta.fill, dtype=meta.dtype)
+    )
 
 
 def _same_layout(one: ArrayMeta, other: ArrayMeta) -> bool:
@@ -505,7 +594,7 @@ def _same_layout(one: ArrayMeta, other: ArrayMeta) -> bool:
 
 
 class HDF5Fork:
-    """Rows for another process to gather; the view that merges it writes them."""
+    """Rows for another process to gather; the session that merges it writes them."""
 
     def __init__(self, metas: dict[str, ArrayMeta]) -> None:
         self.metas = metas

@@ -8,7 +8,15 @@ from typing import Any
 import h5py
 
 from kpstore.backends.hdf5_layout import Table
-from kpstore.backends.hdf5_records import DAMAGE, HOME, Names, format_of, read_json, read_names, read_record
+from kpstore.backends.hdf5_records import (
+    DAMAGE,
+    HOME,
+    Names,
+    format_of,
+    read_json,
+    read_names,
+    read_record,
+)
 from kpstore.backends.hdf5_tree import Tree, newest_tree, older_tree, read_tree
 
 
@@ -30,7 +38,9 @@ def examine(file: h5py.File, location: str) -> Iterator[str]:
     yield from _trees(file, names.head, versions, records, has_tables=has_tables)
 
 
-def _references(names: Names, versions: set[str], records: dict[str, dict[str, Any]]) -> Iterator[str]:
+def _references(
+    names: Names, versions: set[str], records: dict[str, dict[str, Any]]
+) -> Iterator[str]:
     if names.head not in versions:
         yield f"the newest version is {names.head}, which is missing"
     for tag, snapshot in sorted(names.tags.items()):
@@ -40,7 +50,9 @@ def _references(names: Names, versions: set[str], records: dict[str, dict[str, A
         parent = record.get("parent")
         if parent is not None and parent not in versions:
             yield f"version {snapshot}: it follows version {parent}, which is missing"
-    yield from _circles("follows", {snapshot: record.get("parent") for snapshot, record in records.items()})
+    yield from _circles(
+        "follows", {snapshot: record.get("parent") for snapshot, record in records.items()}
+    )
 
 
 def _circles(verb: str, links: dict[str, Any]) -> Iterator[str]:
@@ -59,7 +71,12 @@ def _circles(verb: str, links: dict[str, Any]) -> Iterator[str]:
 
 
 def _trees(
-    file: h5py.File, head: str, versions: list[str], records: dict[str, dict[str, Any]], *, has_tables: bool
+    file: h5py.File,
+    head: str,
+    versions: list[str],
+    records: dict[str, dict[str, Any]],
+    *,
+    has_tables: bool,
 ) -> Iterator[str]:
     """Put every version together, from the newest to those that are described by it, and so on."""
     described_by: dict[str, list[str]] = {}
@@ -68,7 +85,9 @@ def _trees(
         if snapshot == head:
             continue
         try:
-            abouts[snapshot] = read_json(file[HOME]["versions"][snapshot]["delta"], "about", format_of(file))
+            abouts[snapshot] = read_json(
+                file[HOME]["versions"][snapshot]["delta"], "about", format_of(file)
+            )
             described_by.setdefault(abouts[snapshot]["base"], []).append(snapshot)
         except DAMAGE as error:
             yield f"version {snapshot}: what differs in it cannot be read: {_reason(error)}"
@@ -91,7 +110,10 @@ def _trees(
                 reached.add(other)
                 yield f"version {other}: it cannot be put together: {_reason(error)}"
     for snapshot in sorted(abouts.keys() - reached):
-        yield f"version {snapshot}: it is described by version {abouts[snapshot].get('base')}, which leads nowhere"
+        yield (
+            f"version {snapshot}: it is described by version {abouts[snapshot].get('base')}, which "
+            "leads nowhere"
+        )
 
 
 def _compare(snapshot: str, tree: Tree, record: dict[str, Any]) -> Iterator[str]:

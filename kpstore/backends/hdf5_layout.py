@@ -1,26 +1,27 @@
 """How versions lie in one HDF5 file: the newest as plain data sets, the others as what differs.
 
-The arrays of the newest version are data sets of the root group, so that anything that reads HDF5 reads them. Every
-other version is written down as its differences from another one, its *base*: chunks with other values, other lengths
-and attributes, arrays that only one of the two has. From base to base one gets to the newest version. Most versions are
-the base of the version before them, so a commit costs what it overwrites, and reading the newest costs nothing.
+The arrays of the newest version are data sets of the root group, so that anything that reads HDF5
+reads them. Every other version is written down as its differences from another one, its *base*:
+chunks with other values, other lengths and attributes, arrays that only one of the two has. From
+base to base one gets to the newest version. Most versions are the base of the version before them,
+so a commit costs what it overwrites, and reading the newest costs nothing.
 
 ::
 
-    /keypoints, /split, …            the newest version
-    /_kpstore            attributes  format
+    /keypoints, /split, …            the newest version /_kpstore            attributes  format
     /_kpstore/names                  JSON: head (id of the newest version), tags, used_tags
-    /_kpstore/tree                   JSON of the newest version: attrs, arrays {name: shape, dtype, …, attrs}
-    /_kpstore/checksums              of the newest version's chunks, array by array, uint64
-    /_kpstore/versions/ID/record     JSON: parent, message, time, metadata, touched, digests of tree and checksums
-    /_kpstore/versions/ID/delta      for all but the newest
-        about                        JSON: base, attrs, arrays {name: None if absent here | {n_rows, attrs, chunks}}
-        checksums                    of the chunks that differ, uint64
-        chunks/NAME                  the chunks that differ, one behind the other
-        arrays/NAME                  arrays that the base does not have
+    /_kpstore/tree                   JSON of the newest version: attrs, arrays {name: shape, dtype,
+    …, attrs} /_kpstore/checksums              of the newest version's chunks, array by array,
+    uint64 /_kpstore/versions/ID/record     JSON: parent, message, time, metadata, touched, digests
+    of tree and checksums /_kpstore/versions/ID/delta      for all but the newest
+        about                        JSON: base, attrs, arrays {name: None if absent here | {n_rows,
+        attrs, chunks}} checksums                    of the chunks that differ, uint64 chunks/NAME
+        the chunks that differ, one behind the other arrays/NAME                  arrays that the
+        base does not have
 
-Files of format 1 have no ``tree`` and no ``checksums``, and their names are attributes: arrays are described by
-attributes of the data sets alone. Those of format 2 have these as well, for other programs.
+Files of format 1 have no ``tree`` and no ``checksums``, and their names are attributes: arrays are
+described by attributes of the data sets alone. Those of format 2 have these as well, for other
+programs.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _META = "kpstore_meta"
 """Attribute of a data set that holds what HDF5 itself does not say of an array, as JSON."""
 
 _FILTERS: Mapping[Codec, Mapping[str, Any]] = {
-    "raw": {},  # with a checksum, as all of them: HDF5 puts it behind the values, which stay as they are
+    # with a checksum, as all of them: HDF5 puts it behind the values, which stay as they are
+    "raw": {},
     # Filters that every HDF5 library has, or that h5py brings along.
     "lz4": {"compression": "lzf", "shuffle": True},
     "zstd": {"compression": "gzip", "compression_opts": 4, "shuffle": True},
@@ -56,22 +58,34 @@ Table = NDArray[np.uint64]
 """The checksum of each chunk of one array, by number."""
 
 
-# -- attributes -------------------------------------------------------------------------------------------------
+# -- attributes ------------------------------------------------------------------------------------
 
 
-def set_attrs(item: h5py.Group | h5py.Dataset, attrs: Mapping[str, Any], before: Iterable[str]) -> None:
+def set_attrs(
+    item: h5py.Group | h5py.Dataset, attrs: Mapping[str, Any], before: Iterable[str]
+) -> None:
     """Replace the attributes ``before`` of an array or of the root: text as it is, everything else as JSON text."""
     for name in set(before) & set(item.attrs):
         del item.attrs[name]
     for name, value in attrs.items():
-        item.attrs[name] = value if _is_plain(value) else "json:" + json.dumps(value, ensure_ascii=False)
+        item.attrs[name] = (
+            value if _is_plain(value) else "json:" + json.dumps(value, ensure_ascii=False)
+        )
 
 
 def get_attrs(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    """Return what :func:`set_attrs` stored; numbers and the like are somebody else's, who added them by h5py."""
-    found = {name: item.attrs[name] for name in item.attrs if name not in (_META, "DIMENSION_LABELS")}
+    """Return what :func:`set_attrs` stored.
+
+    Numbers and the like are somebody else's, who added them by h5py.
+    """
+    found = {
+        name: item.attrs[name] for name in item.attrs if name not in (_META, "DIMENSION_LABELS")
+    }
     found = {name: value for name, value in found.items() if isinstance(value, str)}
-    return {name: json.loads(value[5:]) if value.startswith("json:") else value for name, value in found.items()}
+    return {
+        name: json.loads(value[5:]) if value.startswith("json:") else value
+        for name, value in found.items()
+    }
 
 
 def _is_plain(value: Any) -> bool:
@@ -83,7 +97,7 @@ def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(dict(attrs))))
 
 
-# -- arrays -----------------------------------------------------------------------------------------------------
+# -- arrays ----------------------------------------------------------------------------------------
 
 
 def create_array(group: h5py.Group, name: str, meta: ArrayMeta) -> h5py.Dataset:
@@ -121,7 +135,10 @@ def meta_of(array: h5py.Dataset) -> ArrayMeta:
 
 
 def meta_to_json(meta: ArrayMeta) -> dict[str, Any]:
-    """Return a description of an array as JSON values; a fill that JSON has no number for is text, ``"NaN"``."""
+    """Return a description of an array as JSON values.
+
+    A fill that JSON has no number for is text, ``"NaN"``.
+    """
     named = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
     fill = meta.fill if np.isfinite(meta.fill) else named[str(meta.fill)]
     return {
@@ -139,14 +156,24 @@ def meta_from_json(found: Mapping[str, Any]) -> ArrayMeta:
     """Return what :func:`meta_to_json` described."""
     fill = float(found["fill"]) if isinstance(found["fill"], str) else found["fill"]
     shape, dims = tuple(found["shape"]), tuple(found["dims"])
-    return ArrayMeta(shape, found["dtype"], found["chunk_rows"], dims, fill, found["attrs"], found["codec"])
+    return ArrayMeta(
+        shape, found["dtype"], found["chunk_rows"], dims, fill, found["attrs"], found["codec"]
+    )
 
 
 def stored_meta(meta: ArrayMeta) -> ArrayMeta:
     """Return a new array's description as it will come back: fill in the array's own type, attributes from JSON."""
     fill = 0 if meta.dtype == TEXT else np.asarray(meta.fill, dtype=meta.dtype).item()
     chunk_rows = max(1, meta.chunk_rows)
-    return ArrayMeta(tuple(meta.shape), meta.dtype, chunk_rows, tuple(meta.dims), fill, plain(meta.attrs), meta.codec)
+    return ArrayMeta(
+        tuple(meta.shape),
+        meta.dtype,
+        chunk_rows,
+        tuple(meta.dims),
+        fill,
+        plain(meta.attrs),
+        meta.codec,
+    )
 
 
 def with_rows(meta: ArrayMeta, n_rows: int, attrs: Mapping[str, Any]) -> ArrayMeta:
@@ -168,10 +195,14 @@ def is_array(item: Any) -> bool:
 def open_array(group: h5py.Group, name: str) -> h5py.Dataset:
     """Return a data set of this file; :class:`CorruptError` for a way into another one."""
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise CorruptError(f"{group.file.filename}: array {name!r} is missing, or lies in another file")
+        raise CorruptError(
+            f"{group.file.filename}: array {name!r} is missing, or lies in another file"
+        )
     array = group[name]
     if array.is_virtual or array.external:
-        raise CorruptError(f"{group.file.filename}: array {name!r} lies in another file, which is not read")
+        raise CorruptError(
+            f"{group.file.filename}: array {name!r} lies in another file, which is not read"
+        )
     return array
 
 
@@ -191,7 +222,8 @@ _LEAST_BYTES = 4
 def check_index(array: h5py.Dataset) -> None:
     """Raise :class:`CorruptError` unless the index of a data set's chunks can be as it is.
 
-    HDF5's library trusts it: an entry that gives a chunk no bytes, or another one's place, ends the process.
+    HDF5's library trusts it: an entry that gives a chunk no bytes, or another one's place, ends the
+    process.
     """
     rows, n_bytes = array.chunks[0], sys.maxsize
     if array.file.mode == "r":  # while a file is written, its end is not where its chunks end
@@ -254,7 +286,7 @@ def spoil_chunk(array: h5py.Dataset, chunk: int) -> None:
     array.id.write_direct_chunk(_corner(array, chunk), b"damaged!", 0)
 
 
-# -- what differs -----------------------------------------------------------------------------------------------
+# -- what differs ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -274,7 +306,9 @@ class Delta:
 
     def to_json(self, base: str, fmt: int) -> dict[str, Any]:
         """Return what is stored beside the chunks."""
-        arrays = {name: None if array is None else vars(array) for name, array in self.arrays.items()}
+        arrays = {
+            name: None if array is None else vars(array) for name, array in self.arrays.items()
+        }
         about = {"base": base, "attrs": self.attrs, "arrays": arrays}
         if fmt > 1:
             about["metas"] = {name: meta_to_json(meta) for name, meta in self.metas.items()}
@@ -282,7 +316,11 @@ class Delta:
 
     def checksums(self, tables: Callable[[str], Table]) -> Table:
         """Return what is stored of this version's ``tables``: those of the chunks in the delta, array by array."""
-        parts = [tables(name)[numbers_of(array)] for name, array in sorted(self.arrays.items()) if array is not None]
+        parts = [
+            tables(name)[numbers_of(array)]
+            for name, array in sorted(self.arrays.items())
+            if array is not None
+        ]
         return np.concatenate([np.empty(0, np.uint64), *parts])
 
 
@@ -309,11 +347,20 @@ class ArrayDelta:
 
 def numbers_of(array: ArrayDelta) -> Any:
     """Return whose checksums a delta holds: of the chunks in it in their order, or of all."""
-    return slice(None) if array.whole else np.array(sorted(int(chunk) for chunk in array.chunks), dtype=np.int64)
+    return (
+        slice(None)
+        if array.whole
+        else np.array(sorted(int(chunk) for chunk in array.chunks), dtype=np.int64)
+    )
 
 
 def keep_chunk(
-    kept: h5py.Group, name: str, meta: ArrayMeta, delta: ArrayDelta, chunk: int, rows: NDArray[Any] | None
+    kept: h5py.Group,
+    name: str,
+    meta: ArrayMeta,
+    delta: ArrayDelta,
+    chunk: int,
+    rows: NDArray[Any] | None,
 ) -> None:
     """Copy a chunk to the delta before it is overwritten; ``rows`` are None if nobody wrote it."""
     if rows is None:
@@ -341,10 +388,15 @@ def keep_damaged_chunk(
 
 def _room_for_chunk(kept: h5py.Group, name: str, meta: ArrayMeta) -> tuple[h5py.Dataset, int]:
     if name not in kept:
-        # Compressed, as a chunk of a small store is nearly empty, and a commit must not cost two megabytes.
+        # Compressed, as a chunk of a small store is nearly empty, and a commit must not cost two
+        # megabytes.
         codec: Codec = "lz4" if meta.codec == "raw" else meta.codec
         shape = (0, *meta.shape[1:])
-        create_array(kept, name, ArrayMeta(shape, meta.dtype, meta.chunk_rows, meta.dims, meta.fill, {}, codec))
+        create_array(
+            kept,
+            name,
+            ArrayMeta(shape, meta.dtype, meta.chunk_rows, meta.dims, meta.fill, {}, codec),
+        )
     copies = kept[name]
     at = copies.shape[0] // meta.chunk_rows
     copies.resize((at + 1) * meta.chunk_rows, axis=0)

@@ -1,8 +1,9 @@
 """What an HDF5 store says of its versions: JSON and names, with checksums that are compared when they are read.
 
-HDF5 checks the headers of groups and data sets, but neither the bytes of a data set without filters, nor text of
-variable length. So what is read here carries a checksum of its own (files of format 2), and that is of the *place* as
-well: of the name under which the bytes lie. Two records that have changed places are damage like any other.
+HDF5 checks the headers of groups and data sets, but neither the bytes of a data set without
+filters, nor text of variable length. So what is read here carries a checksum of its own (files of
+format 2), and that is of the *place* as well: of the name under which the bytes lie. Two records
+that have changed places are damage like any other.
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ HOME = "_kpstore"
 FORMAT = 2
 """Of new files. In those of format 1 nothing that is read here has a checksum."""
 
-DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What HDF5's library, h5py and JSON raise over damaged bytes."""
 
 _SEAL = ', "checksum": "'
@@ -43,7 +53,9 @@ def damage_told(location: str, of: str = "its arrays and versions") -> Iterator[
         raise
     except DAMAGE as error:
         what = " ".join(str(error).strip("'").split())
-        raise CorruptError(f"{location}: what it says of {of} cannot be read ({what}); it is damaged") from error
+        raise CorruptError(
+            f"{location}: what it says of {of} cannot be read ({what}); it is damaged"
+        ) from error
 
 
 def format_of(file: h5py.File) -> int:
@@ -51,8 +63,8 @@ def format_of(file: h5py.File) -> int:
     found = int(file[HOME].attrs["format"])
     if found > FORMAT:
         raise InvalidError(
-            f"{file.filename} has layout {found} of kpstore's HDF5 files, this kpstore reads up to {FORMAT}; "
-            "open it with the kpstore that wrote it, or upgrade"
+            f"{file.filename} has layout {found} of kpstore's HDF5 files, this kpstore reads up to "
+            f"{FORMAT}; open it with the kpstore that wrote it, or upgrade"
         )
     return found
 
@@ -63,14 +75,14 @@ def digest(data: bytes | NDArray[np.uint64]) -> str:
     return xxhash.xxh3_64_hexdigest(content)
 
 
-# -- JSON and tables --------------------------------------------------------------------------------------------
+# -- JSON and tables -------------------------------------------------------------------------------
 
 
 def write_json(group: h5py.Group, name: str, value: Mapping[str, Any], fmt: int) -> None:
     """Store a JSON object of any length as a data set of bytes; attributes end at 64 KiB.
 
-    In files of format 2 its last entry, ``checksum``, is of the data set's name in the file and of all bytes before
-    ``, "checksum"``.
+    In files of format 2 its last entry, ``checksum``, is of the data set's name in the file and of
+    all bytes before ``, "checksum"``.
     """
     text = json.dumps(value, ensure_ascii=False)
     if fmt > 1:
@@ -81,7 +93,10 @@ def write_json(group: h5py.Group, name: str, value: Mapping[str, Any], fmt: int)
 
 
 def read_json(group: h5py.Group, name: str, fmt: int) -> Any:
-    """Return what :func:`write_json` stored; :class:`ValueError` if it is not what was stored there."""
+    """Return what :func:`write_json` stored.
+
+    :class:`ValueError` if it is not what was stored there.
+    """
     stored = group[name][()].tobytes()
     if fmt == 1:
         return json.loads(stored)
@@ -98,12 +113,15 @@ def _seal(group: h5py.Group, name: str, body: bytes) -> str:
 def write_bytes(group: h5py.Group, name: str, data: bytes, pad: bytes) -> None:
     """Store bytes that change with most versions: in their old place where they fit, with ``pad`` up to its end.
 
-    HDF5 forgets what is free in a file when it is closed, so a new place each time would make it grow.
+    HDF5 forgets what is free in a file when it is closed, so a new place each time would make it
+    grow.
     """
     if name in group and group[name].shape[0] < len(data):
         del group[name]
     if name not in group:
-        group.create_dataset(name, shape=(-(-len(data) * 5 // 4 // _STEP_BYTES) * _STEP_BYTES,), dtype=np.uint8)
+        group.create_dataset(
+            name, shape=(-(-len(data) * 5 // 4 // _STEP_BYTES) * _STEP_BYTES,), dtype=np.uint8
+        )
     size = group[name].shape[0]
     group[name][...] = np.frombuffer(data + pad * (size - len(data)), dtype=np.uint8)
 
@@ -113,7 +131,7 @@ def read_bytes(group: h5py.Group, name: str) -> bytes:
     return bytes(group[name][()].tobytes())
 
 
-# -- names ------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -137,7 +155,9 @@ def read_names(file: h5py.File) -> Names:
     home, fmt = file[HOME], format_of(file)
     if fmt == 1:
         found = {key: str(home.attrs[key]) for key in ("head", "tags", "used_tags")}
-        return Names(found["head"], json.loads(found["tags"]), tuple(json.loads(found["used_tags"])))
+        return Names(
+            found["head"], json.loads(found["tags"]), tuple(json.loads(found["used_tags"]))
+        )
     stored = read_json(home, "names", fmt)
     return Names(stored["head"], stored["tags"], tuple(stored["used_tags"]))
 
@@ -147,12 +167,14 @@ def write_names(file: h5py.File, names: Names) -> None:
     home, fmt = file[HOME], format_of(file)
     tags, used = dict(names.tags), list(names.used_tags)
     if fmt == 1:
-        home.attrs.update({"head": names.head, "tags": json.dumps(tags), "used_tags": json.dumps(used)})
+        home.attrs.update(
+            {"head": names.head, "tags": json.dumps(tags), "used_tags": json.dumps(used)}
+        )
     else:
         write_json(home, "names", {"head": names.head, "tags": tags, "used_tags": used}, fmt)
 
 
-# -- versions ---------------------------------------------------------------------------------------------------
+# -- versions --------------------------------------------------------------------------------------
 
 
 def version_group(file: h5py.File, snapshot: str) -> h5py.Group | None:
@@ -162,7 +184,10 @@ def version_group(file: h5py.File, snapshot: str) -> h5py.Group | None:
 
 
 def write_record(file: h5py.File, snapshot: str, commit: Commit, about: Mapping[str, Any]) -> None:
-    """Write down who a version follows, when and why it was made; ``about`` is what else is to be known of it."""
+    """Write down who a version follows, when and why it was made.
+
+    ``about`` is what else is to be known of it.
+    """
     group = file[HOME].require_group("versions").create_group(snapshot)
     record = {
         "parent": commit.parent,
@@ -186,20 +211,27 @@ def read_commit(file: h5py.File, snapshot: str) -> Commit:
     return Commit(snapshot, record["parent"], record["message"], time, record["metadata"])
 
 
-def commit_now(snapshot: str, parent: str | None, message: str, metadata: Mapping[str, Any] | None) -> Commit:
+def commit_now(
+    snapshot: str, parent: str | None, message: str, metadata: Mapping[str, Any] | None
+) -> Commit:
     """Return a commit that is made at this moment."""
     return Commit(snapshot, parent, message, datetime.now(UTC), dict(metadata or {}))
 
 
-def deltas(file: h5py.File, snapshot: str, head: str) -> Iterator[tuple[h5py.Group, dict[str, Any]]]:
+def deltas(
+    file: h5py.File, snapshot: str, head: str
+) -> Iterator[tuple[h5py.Group, dict[str, Any]]]:
     """Yield how a version differs from its base, that one from its own, … up to the newest, which has none.
 
-    Each is the group that holds the chunks, and what is said about them. :class:`ValueError` if that never ends.
+    Each is the group that holds the chunks, and what is said about them. :class:`ValueError` if
+    that never ends.
     """
     seen, fmt = set(), format_of(file)
     while snapshot != head:
         if snapshot in seen:
-            raise ValueError(f"version {snapshot} is described by versions that are described by it")
+            raise ValueError(
+                f"version {snapshot} is described by versions that are described by it"
+            )
         seen.add(snapshot)
         group = file[HOME]["versions"][snapshot]["delta"]
         about = read_json(group, "about", fmt)

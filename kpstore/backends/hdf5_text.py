@@ -1,8 +1,9 @@
 """Text of variable length, read past HDF5's library.
 
-HDF5 keeps such text in *global heap collections*, which have no checksum, and its library (2.0) does not come back from
-one whose sizes are damaged. So what is read here is what the file format says of them, with every size compared with
-what there is (HDF5 file format specification, III.E "Disk Format: Level 1E - Global Heap").
+HDF5 keeps such text in *global heap collections*, which have no checksum, and its library (2.0)
+does not come back from one whose sizes are damaged. So what is read here is what the file format
+says of them, with every size compared with what there is (HDF5 file format specification, III.E
+"Disk Format: Level 1E - Global Heap").
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def read_text(array: h5py.Dataset, start: int, stop: int) -> NDArray[np.object_]
     Raises
     ------
     ValueError
-        If what the file says of the text is contradictory. Damage also shows as :class:`UnicodeDecodeError`.
+        If what the file says of the text is contradictory. Damage also shows as
+        :class:`UnicodeDecodeError`.
     """
     if array.file.mode != "r":
         array.file.flush()
@@ -50,7 +52,9 @@ def read_text(array: h5py.Dataset, start: int, stop: int) -> NDArray[np.object_]
         first, last = max(start, chunk * size), min(stop, (chunk + 1) * size)
         references = _references(array, chunk)
         if references is not None:
-            words[first - start : last - start] = heaps.texts(references[first - chunk * size : last - chunk * size])
+            words[first - start : last - start] = heaps.texts(
+                references[first - chunk * size : last - chunk * size]
+            )
     return words
 
 
@@ -60,7 +64,10 @@ def no_texts(n_rows: int) -> bytes:
 
 
 def _references(array: h5py.Dataset, chunk: int) -> NDArray[Any] | None:
-    """Return where the texts of a chunk are, decoded as HDF5's filters do it; None if nobody wrote it."""
+    """Return where the texts of a chunk are, decoded as HDF5's filters do it.
+
+    None if nobody wrote it.
+    """
     corner = (chunk * array.chunks[0],)
     if array.id.get_chunk_info_by_coord(corner).byte_offset is None:
         return None

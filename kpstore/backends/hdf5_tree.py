@@ -47,7 +47,9 @@ class DataSet:
     n_rows : its length, if it is known.
     """
 
-    def __init__(self, group: h5py.Group, name: str, meta: ArrayMeta, n_rows: int | None = None) -> None:
+    def __init__(
+        self, group: h5py.Group, name: str, meta: ArrayMeta, n_rows: int | None = None
+    ) -> None:
         self._group, self._name, self._meta, self._n_rows = group, name, meta, n_rows
 
     @cached_property
@@ -55,10 +57,13 @@ class DataSet:
         """The data set; :class:`CorruptError` if it is not what it has to be."""
         array, meta = layout.open_array(self._group, self._name), self._meta
         rows = array.shape[0] if self._n_rows is None else self._n_rows
-        if array.shape != (rows, *meta.shape[1:]) or array.chunks != (meta.chunk_rows, *meta.shape[1:]):
+        if array.shape != (rows, *meta.shape[1:]) or array.chunks != (
+            meta.chunk_rows,
+            *meta.shape[1:],
+        ):
             raise CorruptError(
-                f"{array.file.filename}: {array.name[1:]!r} has shape {array.shape} in chunks of {array.chunks}, "
-                f"which is not what was committed; it is damaged"
+                f"{array.file.filename}: {array.name[1:]!r} has shape {array.shape} in chunks of "
+                f"{array.chunks}, which is not what was committed; it is damaged"
             )
         layout.check_index(array)
         return array
@@ -70,8 +75,10 @@ class Checksums:
     Parameters
     ----------
     kept : gives them.
-    base : of the version that this one is described by; None if ``kept`` gives all, or all that there are.
-    length, numbers : how many chunks the array has, and whose checksums ``kept`` gives, (kept,); if there is a base.
+    base : of the version that this one is described by; None if ``kept`` gives all, or all that
+        there are.
+    length, numbers : how many chunks the array has, and whose checksums ``kept`` gives, (kept,); if
+        there is a base.
     """
 
     def __init__(
@@ -143,7 +150,10 @@ class StoredArray:
 
     @cached_property
     def table(self) -> Table | None:
-        """The checksums of all chunks; None in files of format 1. :class:`ValueError` if they are damaged."""
+        """The checksums of all chunks.
+
+        None in files of format 1. :class:`ValueError` if they are damaged.
+        """
         if self.checksums is None:
             return None
         found = self.checksums.read()
@@ -152,7 +162,10 @@ class StoredArray:
         return found
 
     def stored_table(self) -> Table:
-        """Return the checksums of all chunks as they are stored, damaged or not; only in files of format 2."""
+        """Return the checksums of all chunks as they are stored, damaged or not.
+
+        Only in files of format 2.
+        """
         assert self.checksums is not None
         return self.checksums.read()
 
@@ -176,7 +189,8 @@ class StoredArray:
         Raises
         ------
         WrongChunkError
-            If a chunk is not what was committed at its place. Damage also shows as whatever HDF5's library raises.
+            If a chunk is not what was committed at its place. Damage also shows as whatever HDF5's
+            library raises.
         """
         table = self.table
         if table is None or stop == start:
@@ -197,9 +211,14 @@ class StoredArray:
             rows = layout.read_dataset(self.source.array, start, stop)
         else:
             text = self.meta.dtype == TEXT
-            rows = np.empty((stop - start, *self.meta.shape[1:]), dtype=object if text else self.meta.dtype)
+            rows = np.empty(
+                (stop - start, *self.meta.shape[1:]), dtype=object if text else self.meta.dtype
+            )
             for chunk in range(start // self.meta.chunk_rows, -(-stop // self.meta.chunk_rows)):
-                first, last = max(start, chunk * self.meta.chunk_rows), min(stop, (chunk + 1) * self.meta.chunk_rows)
+                first, last = (
+                    max(start, chunk * self.meta.chunk_rows),
+                    min(stop, (chunk + 1) * self.meta.chunk_rows),
+                )
                 rows[first - start : last - start] = self._part(chunk, first, last)
         if rows.shape != (stop - start, *self.meta.shape[1:]):
             raise ValueError(f"it holds rows of shape {rows.shape}")
@@ -234,11 +253,16 @@ class Tree:
 
     def to_json(self) -> bytes:
         """Return the description that a version's record holds the digest of."""
-        arrays = {name: layout.meta_to_json(array.meta) for name, array in sorted(self.arrays.items())}
+        arrays = {
+            name: layout.meta_to_json(array.meta) for name, array in sorted(self.arrays.items())
+        }
         return json.dumps({"attrs": self.attrs, "arrays": arrays}, ensure_ascii=False).encode()
 
     def compare(self, record: Mapping[str, Any]) -> None:
-        """Raise :class:`ValueError` unless this is what a version's record says; tables are compared when read."""
+        """Raise :class:`ValueError` unless this is what a version's record says.
+
+        Tables are compared when read.
+        """
         if digest(self.to_json()) != record["tree"]:
             raise ValueError("the description of its arrays does not match its checksum")
         for name, array in self.arrays.items():
@@ -264,7 +288,10 @@ def read_tree(file: h5py.File, snapshot: str) -> Tree:
 
 
 def write_tree(file: h5py.File, tree: Tree) -> dict[str, Any]:
-    """Store the newest version's description and tables; return what its record has to hold of them."""
+    """Store the newest version's description and tables.
+
+    Return what its record has to hold of them.
+    """
     described = tree.to_json()
     write_bytes(file[HOME], "tree", described, b" ")
     tables: dict[str, Table] = {}
@@ -286,7 +313,9 @@ def newest_tree(file: h5py.File) -> Tree:
     for name, described in found["arrays"].items():
         meta = layout.meta_from_json(described)
         stored = partial(tables.part, at, n_chunks(meta))
-        arrays[name] = StoredArray(DataSet(file, name, meta, meta.n_rows), meta, {}, Checksums(stored))
+        arrays[name] = StoredArray(
+            DataSet(file, name, meta, meta.n_rows), meta, {}, Checksums(stored)
+        )
         at += n_chunks(meta)
     return Tree(found["attrs"], arrays)
 
@@ -300,7 +329,9 @@ def _newest_by_attributes(file: h5py.File) -> Tree:
     return Tree(layout.get_attrs(file), arrays)
 
 
-def older_tree(base: Tree, group: h5py.Group, about: Mapping[str, Any], *, has_tables: bool) -> Tree:
+def older_tree(
+    base: Tree, group: h5py.Group, about: Mapping[str, Any], *, has_tables: bool
+) -> Tree:
     """Return the version that differs from ``base`` by a delta; the base stays as it is."""
     arrays, tables, at = dict(base.arrays), _Tables(group), 0
     for name, found in sorted(about["arrays"].items()):
@@ -310,26 +341,36 @@ def older_tree(base: Tree, group: h5py.Group, about: Mapping[str, Any], *, has_t
         delta = layout.ArrayDelta(**found)
         if delta.whole:
             meta = _whole_meta(group, about, name, has_tables=has_tables)
-            source, elsewhere, under = DataSet(group["arrays"], name, meta), dict[int, Piece](), None
+            source, elsewhere, under = (
+                DataSet(group["arrays"], name, meta),
+                dict[int, Piece](),
+                None,
+            )
         else:
             under = arrays[name]
             source, meta, elsewhere = under.source, under.meta, dict(under.elsewhere)
         meta = layout.with_rows(meta, delta.n_rows, delta.attrs)
         copies = DataSet(group["chunks"], name, meta)
         for chunk, place in delta.chunks.items():
-            elsewhere[int(chunk)] = Piece(None, 0) if place == layout.ABSENT else Piece(copies, place)
+            elsewhere[int(chunk)] = (
+                Piece(None, 0) if place == layout.ABSENT else Piece(copies, place)
+            )
         elsewhere = {chunk: piece for chunk, piece in elsewhere.items() if chunk < n_chunks(meta)}
         checksums = None
         if has_tables:
             numbers = np.arange(n_chunks(meta))[layout.numbers_of(delta)]
             kept = partial(tables.part, at, len(numbers))
-            checksums = Checksums(kept, None if under is None else under.checksums, n_chunks(meta), numbers)
+            checksums = Checksums(
+                kept, None if under is None else under.checksums, n_chunks(meta), numbers
+            )
             at += len(numbers)
         arrays[name] = StoredArray(source, meta, elsewhere, checksums)
     return Tree(base.attrs if about["attrs"] is None else about["attrs"], arrays)
 
 
-def _whole_meta(group: h5py.Group, about: Mapping[str, Any], name: str, *, has_tables: bool) -> ArrayMeta:
+def _whole_meta(
+    group: h5py.Group, about: Mapping[str, Any], name: str, *, has_tables: bool
+) -> ArrayMeta:
     if has_tables:
         return layout.meta_from_json(about["metas"][name])
     return layout.meta_of(layout.open_array(group["arrays"], name))

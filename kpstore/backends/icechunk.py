@@ -19,22 +19,36 @@ import zarr
 
 from kpstore.backends.base import MAIN, ArrayMeta, Capabilities, Chunks, Commit
 from kpstore.backends.checksums import TABLE
-from kpstore.backends.icechunk_chunks import ChunkPlace, Nodes, local_chunks, locate_chunks, locate_rows, nodes_of
+from kpstore.backends.icechunk_chunks import (
+    ChunkPlace,
+    Nodes,
+    local_chunks,
+    locate_chunks,
+    locate_rows,
+    nodes_of,
+)
 from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
+from kpstore.backends.icechunk_sessions import (
+    IcechunkReadSession,
+    IcechunkWriteSession,
+    first_line,
+    guard_fork,
+)
 from kpstore.backends.icechunk_table import ChecksumTable
-from kpstore.backends.icechunk_views import IcechunkReadView, IcechunkWriteView, first_line, guard_fork
 from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError, NotFoundError
 
 _log = logging.getLogger(__name__)
 
-# Icechunk's own log lines go to standard output, where they break --json; what matters of them (local directories are
-# not safe for concurrent commits) is answered below by a lock around every commit. Its errors come as exceptions; those
-# that do not are of reading ahead in half-made stores, which are removed because their input was refused.
+# Icechunk's own log lines go to standard output, where they break --json; what matters of them
+# (local directories are not safe for concurrent commits) is answered below by a lock around every
+# commit. Its errors come as exceptions; those that do not are of reading ahead in half-made stores,
+# which are removed because their input was refused.
 icechunk.set_logs_filter("off")
 
-# Reading manifests ahead takes eight milliseconds of each open, and what is read here is found without (local_chunks).
+# Reading manifests ahead takes eight milliseconds of each open, and what is read here is found
+# without (local_chunks).
 _CONFIG = icechunk.RepositoryConfig(
     manifest=icechunk.ManifestConfig(preload=icechunk.ManifestPreloadConfig(max_total_refs=0))
 )
@@ -112,14 +126,20 @@ class IcechunkBackend:
         # Icechunk makes the directory of whatever path it is given, so look before asking it.
         if not self.exists():
             what = "is not a kpstore store" if self._path.exists() else "does not exist"
-            raise NotFoundError(f"{self.location} {what}; 'kpstore ingest' and 'kpstore import' make one")
+            raise NotFoundError(
+                f"{self.location} {what}; 'kpstore ingest' and 'kpstore import' make one"
+            )
         try:
-            return icechunk.Repository.open(icechunk.local_filesystem_storage(str(self._path)), config=_CONFIG)
+            return icechunk.Repository.open(
+                icechunk.local_filesystem_storage(str(self._path)), config=_CONFIG
+            )
         except icechunk.IcechunkError as error:
-            # Icechunk opens nothing without its main branch, and does not say which file is at fault.
+            # Icechunk opens nothing without its main branch, and does not say which file is at
+            # fault.
             damage = self._records.names("branch").damaged.get(MAIN)
             raise CorruptError(
-                damage or f"{self.location} cannot be read as an Icechunk repository: {first_line(error)}"
+                damage
+                or f"{self.location} cannot be read as an Icechunk repository: {first_line(error)}"
             ) from error
 
     def _repo(self) -> icechunk.Repository:
@@ -130,16 +150,18 @@ class IcechunkBackend:
     def _records(self) -> VersionRecords:
         return VersionRecords(self._path, self.location, self._repo)
 
-    def view(self, snapshot: str) -> IcechunkReadView:
+    def session(self, snapshot: str) -> IcechunkReadSession:
         """Open a version by its id."""
         repo = self._repo()
         self._check_description(snapshot)
         try:
             session = repo.readonly_session(snapshot_id=snapshot)
         except icechunk.IcechunkError as error:
-            raise NotFoundError(f"version {snapshot!r} of {self.location} not found ({first_line(error)})") from None
+            raise NotFoundError(
+                f"version {snapshot!r} of {self.location} not found ({first_line(error)})"
+            ) from None
         try:
-            return IcechunkReadView(session, self)
+            return IcechunkReadSession(session, self)
         except FileNotFoundError:
             # Zarr calls a snapshot that cannot be read an empty one; Icechunk knows the difference.
             with _translated(self.location):
@@ -153,38 +175,50 @@ class IcechunkBackend:
         if damage:
             raise CorruptError(damage)
 
-    def begin(self, branch: str = MAIN) -> IcechunkWriteView:
+    def begin(self, branch: str = MAIN) -> IcechunkWriteSession:
         """Start changes on top of a branch's newest version."""
         repo, branches = self._repo(), self.branches()
         self._check_branch(branch, branches)
         self._check_description(branches[branch])
         given = read_refs(self._path, "branch")[branch].given
         with _translated(self.location):
-            return IcechunkWriteView(repo.writable_session(given), self, branch)
+            return IcechunkWriteSession(repo.writable_session(given), self, branch)
 
     def _check_branch(self, name: str, branches: Names) -> None:
         if name not in branches:
-            raise NotFoundError(f"branch {name!r} of {self.location} not found; it has {list(branches)}")
+            raise NotFoundError(
+                f"branch {name!r} of {self.location} not found; it has {list(branches)}"
+            )
 
     def history(self, snapshot: str) -> Iterator[Commit]:
         """Yield a version and all that it builds upon, without Icechunk's own empty first one."""
-        self.view(snapshot)
+        self.session(snapshot)
         with _translated(self.location):
             versions = itertools.pairwise(self._repo().ancestry(snapshot_id=snapshot))
             seen: set[str] = set()
             for info, older in versions:
-                if info.id in seen:  # snapshots that have changed places may follow each other in a circle
-                    raise CorruptError(f"the history of {snapshot!r} of {self.location} leads back to {info.id}")
+                if (
+                    info.id in seen
+                ):  # snapshots that have changed places may follow each other in a circle
+                    raise CorruptError(
+                        f"the history of {snapshot!r} of {self.location} leads back to {info.id}"
+                    )
                 seen.add(info.id)
                 parent = None if older.parent_id is None else older.id
                 yield Commit(info.id, parent, info.message, info.written_at, dict(info.metadata))
 
     def branches(self) -> Names:
-        """Return branches and the ids of their newest versions; asking for a damaged one raises `CorruptError`."""
+        """Return branches and the ids of their newest versions.
+
+        Asking for a damaged one raises `CorruptError`.
+        """
         return self._names("branch")
 
     def tags(self) -> Names:
-        """Return tags and the ids that they name; asking for a damaged one raises `CorruptError`."""
+        """Return tags and the ids that they name.
+
+        Asking for a damaged one raises `CorruptError`.
+        """
         return self._names("tag")
 
     def _names(self, kind: Kind) -> Names:
@@ -211,7 +245,7 @@ class IcechunkBackend:
             names = self._records.names("branch")
             if name in names:
                 raise ExistsError(f"branch {name!r} of {self.location} exists already")
-            target = self.view(snapshot).snapshot
+            target = self.session(snapshot).snapshot
             with _translated(self.location):
                 self._repo().create_branch(given, target)
             self._note_name("branch", name, target)
@@ -222,8 +256,10 @@ class IcechunkBackend:
             branches = self._records.names("branch")
             self._check_branch(name, branches)
             if branches[name] != expected:
-                raise ConflictError(f"branch {name!r} of {self.location} has a newer version meanwhile; try again")
-            target = self.view(snapshot).snapshot
+                raise ConflictError(
+                    f"branch {name!r} of {self.location} has a newer version meanwhile; try again"
+                )
+            target = self.session(snapshot).snapshot
             # Either is right if a kill comes now.
             self._records.named("branch", name, expected, target)
             self._repo().reset_branch(read_refs(self._path, "branch")[name].given, target)
@@ -235,20 +271,25 @@ class IcechunkBackend:
         with self.commit_lock():
             if name in self._records.names("tag") or name in read_refs(self._path, "tag"):
                 raise ExistsError(
-                    f"tag {name!r} of {self.location} exists, or did, and tags never move; choose another name"
+                    f"tag {name!r} of {self.location} exists, or did, and tags never move; choose "
+                    "another name"
                 )
-            target = self.view(snapshot).snapshot
+            target = self.session(snapshot).snapshot
             try:
                 self._repo().create_tag(given, target)
             except icechunk.IcechunkError as error:
-                raise ExistsError(f"tag {name!r} of {self.location} cannot be made: {first_line(error)}") from None
+                raise ExistsError(
+                    f"tag {name!r} of {self.location} cannot be made: {first_line(error)}"
+                ) from None
             self._note_name("tag", name, target)
 
     def _note_name(self, kind: Kind, name: str, version: str) -> None:
         """Put a name into the ledger, once it is seen to be there."""
         ref = read_refs(self._path, kind).get(name)
         if ref is None or ref.version != version:
-            raise CorruptError(f"{kind} {name!r} of {self.location} was made but cannot be found again")
+            raise CorruptError(
+                f"{kind} {name!r} of {self.location} was made but cannot be found again"
+            )
         self._records.named(kind, name, version)
 
     def delete_tag(self, name: str) -> None:
@@ -256,7 +297,9 @@ class IcechunkBackend:
         with self.commit_lock():
             tags = self._records.names("tag")
             if name not in tags:
-                raise NotFoundError(f"tag {name!r} of {self.location} not found; it has {list(tags)}")
+                raise NotFoundError(
+                    f"tag {name!r} of {self.location} not found; it has {list(tags)}"
+                )
             with _translated(self.location):
                 self._repo().delete_tag(read_refs(self._path, "tag")[name].given)
             self._records.named("tag", name)
@@ -274,16 +317,18 @@ class IcechunkBackend:
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Hold the store for one long write."""
-        return refusing_lock(self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose)
+        return refusing_lock(
+            self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
+        )
 
-    # -- for views --------------------------------------------------------------------------------------------------
+    # -- for sessions ------------------------------------------------------------------------------
 
     def array_names(self, snapshot: str) -> frozenset[str]:
         """Return the names of all arrays of a version, the table of checksums included."""
         return frozenset(self._nodes(snapshot))
 
     def _nodes(self, snapshot: str) -> Nodes:
-        """Return what is said of each array of a version, kept for a few of them, as each view asks several times."""
+        """Return what is said of each array of a version, kept for a few of them, as each session asks several times."""
         repo, found = self._repo(), self._nodes_of.get(snapshot)
         if found is None:
             with _translated(self.location):
@@ -299,15 +344,24 @@ class IcechunkBackend:
         return local_chunks(self._nodes(snapshot), self._path, array, meta)
 
     def table_chunks(self, snapshot: str) -> Mapping[tuple[int, ...], ChunkPlace] | None:
-        """Return where the chunks of a version's table of checksums are; None where they are not files."""
+        """Return where the chunks of a version's table of checksums are.
+
+        None where they are not files.
+        """
         return locate_chunks(self._nodes(snapshot), self._path, TABLE)
 
     def places(self, snapshot: str, name: str, n_chunks: int) -> Sequence[str] | None:
-        """Return the file of each chunk of an array, relative to this directory; None if they cannot be told."""
+        """Return the file of each chunk of an array, relative to this directory.
+
+        None if they cannot be told.
+        """
         places = locate_rows(self._nodes(snapshot), self._path, name, n_chunks)
         if places is None:
             return None
-        return ["no file" if place is None else str(place.file.relative_to(self._path)) for place in places]
+        return [
+            "no file" if place is None else str(place.file.relative_to(self._path))
+            for place in places
+        ]
 
     def commit_lock(self) -> AbstractContextManager[None]:
         """Hold off other commits: on a local directory Icechunk by itself loses some of them (decisions/002)."""
@@ -333,7 +387,9 @@ def _free_place(location: str) -> Path:
 
 
 def _taken(location: str) -> ExistsError:
-    return ExistsError(f"{location} already exists and is not empty; choose another path for the store")
+    return ExistsError(
+        f"{location} already exists and is not empty; choose another path for the store"
+    )
 
 
 def _rename(folder: Path, target: Path, location: str) -> None:
@@ -357,4 +413,6 @@ def _translated(location: str) -> Iterator[None]:
     try:
         yield
     except icechunk.IcechunkError as error:
-        raise CorruptError(f"{location} cannot be read as an Icechunk repository: {first_line(error)}") from error
+        raise CorruptError(
+            f"{location} cannot be read as an Icechunk repository: {first_line(error)}"
+        ) from error

@@ -1,11 +1,12 @@
 """Which file holds which chunk of a local Icechunk repository, read from Icechunk's own metadata.
 
-Icechunk writes every chunk as a file of its own, exactly as Zarr encoded it, and never changes it. Its snapshots and
-manifests (a published format: https://icechunk.io/en/stable/spec/) say which file is which chunk. Who knows that can
-map or read the files directly, without a call into Icechunk for each chunk.
+Icechunk writes every chunk as a file of its own, exactly as Zarr encoded it, and never changes it.
+Its snapshots and manifests (a published format: https://icechunk.io/en/stable/spec/) say which file
+is which chunk. Who knows that can map or read the files directly, without a call into Icechunk for
+each chunk.
 
-Only version 1 of the format is read here; for anything else :func:`locate_chunks` returns None, and readers go through
-Icechunk itself.
+Only version 1 of the format is read here; for anything else :func:`locate_chunks` returns None, and
+readers go through Icechunk itself.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ _CRC_BYTES = 4
 _BLOSC_SIZE_AT = 4
 """Where Blosc's header says how many bytes it unpacks to."""
 
-_CROCKFORD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+_CROCKFORD = bytes.maketrans(
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+)
 """From the digits of RFC 4648's base 32."""
 
 Nodes = Mapping[str, Mapping[str, Any]]
@@ -71,9 +74,16 @@ class ChunkDecoder:
 
     @classmethod
     def of(cls, array: zarr.Array[Any]) -> ChunkDecoder | None:
-        """Return that of an array; None if its chunks are cut along other axes, or encoded in a way only Zarr knows."""
+        """Return that of an array.
+
+        None if its chunks are cut along other axes, or encoded in a way only Zarr knows.
+        """
         serializer, codecs = array.serializer, tuple(array.compressors)
-        if array.filters or not isinstance(serializer, BytesCodec) or array.chunks[1:] != array.shape[1:]:
+        if (
+            array.filters
+            or not isinstance(serializer, BytesCodec)
+            or array.chunks[1:] != array.shape[1:]
+        ):
             return None
         if serializer.endian is not None and serializer.endian.value != sys.byteorder:
             return None
@@ -87,7 +97,8 @@ class ChunkDecoder:
         Parameters
         ----------
         out : (chunk rows, *row shape), C-contiguous.
-        with_crc : whether to compare the codec's own checksum too, as others who read the chunk will.
+        with_crc : whether to compare the codec's own checksum too, as others who read the chunk
+            will.
 
         Raises
         ------
@@ -96,7 +107,11 @@ class ChunkDecoder:
         """
         whole = memoryview(encoded)
         body, crc = whole[: len(whole) - self.n_check], whole[len(whole) - self.n_check :]
-        if with_crc and self.n_check and google_crc32c.value(bytes(body)) != int.from_bytes(crc, "little"):
+        if (
+            with_crc
+            and self.n_check
+            and google_crc32c.value(bytes(body)) != int.from_bytes(crc, "little")
+        ):
             raise ValueError("it does not have the CRC-32C that stands at its end")
         try:
             self.decode(body, out)
@@ -133,7 +148,10 @@ class ChunkPlace:
             # Before anything is read: the numbers are a file's, and may be damaged.
             size = os.fstat(file.fileno()).st_size
             if self.offset + self.length > size:
-                raise ValueError(f"{self.file} has {size} bytes, those up to {self.offset + self.length} were expected")
+                raise ValueError(
+                    f"{self.file} has {size} bytes, those up to {self.offset + self.length} were "
+                    "expected"
+                )
             file.seek(self.offset)
             content = file.read(self.length)
         if len(content) != self.length:
@@ -151,13 +169,16 @@ class LocalChunks:
     decode : its own checksum at the end of each chunk is passed over: see :class:`Chunks`.
     """
 
-    def __init__(self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: ChunkDecoder) -> None:
+    def __init__(
+        self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: ChunkDecoder
+    ) -> None:
         self._places, self._meta, self._decode = places, meta, decode
         self.mapped: NDArray[Any] | None = None
         whole = all(place is None or (place.path and place.offset == 0) for place in places)
         if meta.codec == "raw" and whole:
             pieces = [
-                FilePiece(place.path, n_more=decode.n_check) if place and place.path else None for place in places
+                FilePiece(place.path, n_more=decode.n_check) if place and place.path else None
+                for place in places
             ]
             piece = (meta.chunk_rows, *meta.shape[1:])
             mapped = map_pieces(pieces, piece, np.dtype(meta.dtype), meta.fill)
@@ -181,13 +202,21 @@ class LocalChunks:
 
 
 def nodes_of(repository: icechunk.Repository, snapshot: str) -> Nodes:
-    """Return what a version's snapshot says of its arrays; Icechunk's error if it cannot be read."""
+    """Return what a version's snapshot says of its arrays.
+
+    Icechunk's error if it cannot be read.
+    """
     nodes = json.loads(repository.inspect_snapshot(snapshot, pretty=False))["nodes"]
     return {node["path"][1:]: node for node in nodes if node["node_type"] == "array"}
 
 
-def local_chunks(nodes: Nodes, root: Path, array: zarr.Array[Any], meta: ArrayMeta) -> LocalChunks | None:
-    """Return the chunks of an array of a local repository; None where only Icechunk and Zarr can read them."""
+def local_chunks(
+    nodes: Nodes, root: Path, array: zarr.Array[Any], meta: ArrayMeta
+) -> LocalChunks | None:
+    """Return the chunks of an array of a local repository.
+
+    None where only Icechunk and Zarr can read them.
+    """
     decode = ChunkDecoder.of(array)
     if decode is None:
         return None
@@ -260,7 +289,9 @@ def locate_chunks(nodes: Nodes, root: Path, array: str) -> dict[tuple[int, ...],
         node = nodes[array]
         found: dict[tuple[int, ...], ChunkPlace] = {}
         for manifest in node.get("manifest_refs", ()):
-            found.update(_array_chunks(root / "manifests" / manifest["id"], node["id"], root / "chunks"))
+            found.update(
+                _array_chunks(root / "manifests" / manifest["id"], node["id"], root / "chunks")
+            )
     except (
         *(_UnknownFormatError, AttributeError, LookupError, TypeError, ValueError, struct.error),
         *(OSError, RuntimeError),  # a damaged file: Icechunk, which will be asked then, says which
@@ -269,10 +300,13 @@ def locate_chunks(nodes: Nodes, root: Path, array: str) -> dict[tuple[int, ...],
     return found
 
 
-def locate_rows(nodes: Nodes, root: Path, array: str, n_chunks: int) -> list[ChunkPlace | None] | None:
+def locate_rows(
+    nodes: Nodes, root: Path, array: str, n_chunks: int
+) -> list[ChunkPlace | None] | None:
     """Return the places of chunks of an array that is cut along its first axis alone, None for one never written.
 
-    See :func:`locate_chunks`; None as well if the array is cut along another axis, or has more chunks than are asked.
+    See :func:`locate_chunks`; None as well if the array is cut along another axis, or has more
+    chunks than are asked.
     """
     found = locate_chunks(nodes, root, array)
     if found is None or any(any(index[1:]) or index[0] >= n_chunks for index in found):
@@ -294,7 +328,9 @@ def _read_manifest(path: Path) -> bytes:
     return bytes(numcodecs.Zstd().decode(body)) if compression == _ZSTD else body
 
 
-def _array_chunks(manifest: Path, node: str, folder: Path) -> Iterator[tuple[tuple[int, ...], ChunkPlace]]:
+def _array_chunks(
+    manifest: Path, node: str, folder: Path
+) -> Iterator[tuple[tuple[int, ...], ChunkPlace]]:
     root = _Table.root(_read_manifest(manifest))
     for array in root.tables(_MANIFEST_ARRAYS):
         if _base32(array.struct(_ARRAY_NODE, 8)) != node:

@@ -1,9 +1,10 @@
 """Names of tags and branches, and the files of an Icechunk repository that hold them.
 
-Icechunk keeps a name in a folder, ``refs/tag.NAME/ref.json``. It writes a letter beyond ASCII as ``%E7…`` there, and
-when it lists names it does not read that back: such a tag is left out, and such a branch makes listing, and Icechunk's
-own garbage collection, fail. So kpstore gives Icechunk plain ASCII (Punycode behind ``xn--``), and lists the folders
-itself; names that are there in Icechunk's own writing are found as well.
+Icechunk keeps a name in a folder, ``refs/tag.NAME/ref.json``. It writes a letter beyond ASCII as
+``%E7…`` there, and when it lists names it does not read that back: such a tag is left out, and such
+a branch makes listing, and Icechunk's own garbage collection, fail. So kpstore gives Icechunk plain
+ASCII (Punycode behind ``xn--``), and lists the folders itself; names that are there in Icechunk's
+own writing are found as well.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ def encode(kind: Kind, name: str) -> str:
     """
     given = _given(name)
     if not _PLAIN.fullmatch(given) or decode(given) != name:
-        raise InvalidError(f"{kind} name {name!r} cannot be kept in an Icechunk store; use letters and digits")
+        raise InvalidError(
+            f"{kind} name {name!r} cannot be kept in an Icechunk store; use letters and digits"
+        )
     n_bytes = len(f"{kind}.{given}")
     if n_bytes > _NAME_BYTES:
         raise InvalidError(
-            f"{kind} name {name[:20] + '…'!r} of {len(name)} letters needs a folder's name of {n_bytes} bytes, "
-            f"{_NAME_BYTES} are possible; choose a shorter one"
+            f"{kind} name {name[:20] + '…'!r} of {len(name)} letters needs a folder's name of "
+            f"{n_bytes} bytes, {_NAME_BYTES} are possible; choose a shorter one"
         )
     return given
 
@@ -73,7 +76,8 @@ class Ref:
     given : the name as Icechunk takes it.
     file : where it is kept, relative to the store.
     version : the version that it names; None if the file is damaged or gone.
-    is_deleted : whether it was taken away on purpose: Icechunk never gives such a tag's name out again.
+    is_deleted : whether it was taken away on purpose: Icechunk never gives such a tag's name out
+        again.
     """
 
     given: str
@@ -88,7 +92,8 @@ class Names(dict[str, str]):
     Parameters
     ----------
     versions : by name.
-    damaged : what is wrong, by name: the message of the :class:`CorruptError` that asking for it raises.
+    damaged : what is wrong, by name: the message of the :class:`CorruptError` that asking for it
+        raises.
     """
 
     def __init__(self, versions: Mapping[str, str], damaged: Mapping[str, str]) -> None:
@@ -110,7 +115,9 @@ def read_refs(root: Path, kind: Kind) -> dict[str, Ref]:
     for folder in sorted((root / "refs").glob(f"{kind}.*")):
         given = unquote(folder.name.removeprefix(f"{kind}."))
         file = f"refs/{folder.name}/{_FILE}"
-        found[decode(given)] = Ref(given, file, _version_in(root / file), (folder / _DELETED).exists())
+        found[decode(given)] = Ref(
+            given, file, _version_in(root / file), (folder / _DELETED).exists()
+        )
     return found
 
 

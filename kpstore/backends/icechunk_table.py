@@ -1,10 +1,12 @@
 """The array in which an Icechunk store keeps checksums by place: a row for each array, a column for each chunk.
 
-It is part of each version, as the chunks are that it speaks of, so going back to a version needs nothing. Its attribute
-``arrays`` names its rows; a row whose array was deleted has the name ``""`` and goes to the next new array.
+It is part of each version, as the chunks are that it speaks of, so going back to a version needs
+nothing. Its attribute ``arrays`` names its rows; a row whose array was deleted has the name ``""``
+and goes to the next new array.
 
-Its attribute ``seals`` says what each of its own chunks adds up to. Attributes lie in the version's description, so a
-chunk of the table that is another one's is never taken for damage of what it speaks of.
+Its attribute ``seals`` says what each of its own chunks adds up to. Attributes lie in the version's
+description, so a chunk of the table that is another one's is never taken for damage of what it
+speaks of.
 """
 
 from __future__ import annotations
@@ -40,11 +42,13 @@ class ChecksumTable:
     Parameters
     ----------
     array : of Zarr.
-    chunks : where its chunks are, by row and column, as they were committed; None to ask Zarr, which takes a
-        millisecond and more each time.
+    chunks : where its chunks are, by row and column, as they were committed; None to ask Zarr,
+        which takes a millisecond and more each time.
     """
 
-    def __init__(self, array: zarr.Array[Any], chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None) -> None:
+    def __init__(
+        self, array: zarr.Array[Any], chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None
+    ) -> None:
         self._array = array
         # Other software may have written the table anew in a way of its own.
         self._decode = ChunkDecoder.of(array) if array.chunks == (1, COLUMNS) else None
@@ -54,7 +58,10 @@ class ChecksumTable:
         self._rows: list[str] = list(rows)
         self._seals: list[list[str]] = [list(of_row) for of_row in seals]
         if len(self._seals) != len(self._rows):
-            raise ValueError(f"the table of checksums is damaged: {len(rows)} rows, but {len(seals)} lists of seals")
+            raise ValueError(
+                f"the table of checksums is damaged: {len(rows)} rows, but {len(seals)} lists of "
+                "seals"
+            )
 
     @staticmethod
     def create(group: zarr.Group) -> None:
@@ -76,7 +83,9 @@ class ChecksumTable:
         )
 
     @classmethod
-    def open(cls, group: zarr.Group, chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None) -> ChecksumTable:
+    def open(
+        cls, group: zarr.Group, chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None
+    ) -> ChecksumTable:
         """Return the table of a store that has one: stores of format 1 have not."""
         array = group[TABLE]
         if not isinstance(array, zarr.Array):
@@ -84,7 +93,10 @@ class ChecksumTable:
         return cls(array, chunks)
 
     def read(self, name: str, n_chunks: int) -> NDArray[np.uint64] | None:
-        """Return the checksums of an array's chunks, (n_chunks,); None for an array that other software made."""
+        """Return the checksums of an array's chunks, (n_chunks,).
+
+        None for an array that other software made.
+        """
         if name not in self._rows:
             return None
         row, n_known = self._rows.index(name), min(n_chunks, self._array.shape[1])
@@ -97,9 +109,12 @@ class ChecksumTable:
         cells, seals = self._block(row, begin, end), self._seals[row]
         for at in range(begin, end, COLUMNS):
             column = at // COLUMNS
-            if _seal(cells[at - begin : at - begin + COLUMNS]) != (seals[column] if column < len(seals) else ""):
+            if _seal(cells[at - begin : at - begin + COLUMNS]) != (
+                seals[column] if column < len(seals) else ""
+            ):
                 raise ValueError(
-                    f"the table of checksums is damaged at {self._rows[row]!r}, chunks {at} to {at + COLUMNS - 1}"
+                    f"the table of checksums is damaged at {self._rows[row]!r}, chunks {at} to "
+                    f"{at + COLUMNS - 1}"
                 )
         return cells
 
@@ -115,7 +130,10 @@ class ChecksumTable:
         return found
 
     def update(
-        self, written: Mapping[str, Mapping[int, int]], created: Collection[str], deleted: Collection[str]
+        self,
+        written: Mapping[str, Mapping[int, int]],
+        created: Collection[str],
+        deleted: Collection[str],
     ) -> None:
         """Take in what a transaction has done.
 
@@ -124,7 +142,10 @@ class ChecksumTable:
         written : checksum by array and number of the chunk.
         created, deleted : arrays; one that was deleted and made again is in both.
         """
-        gone = {*created, *deleted}  # a new array's name may be left from one that other software deleted
+        gone = {
+            *created,
+            *deleted,
+        }  # a new array's name may be left from one that other software deleted
         rows = [_FREE if name in gone else name for name in self._rows]
         fresh = set()
         for name in sorted(created):
@@ -152,7 +173,8 @@ class ChecksumTable:
             self._array.resize(shape)
         seals = [*self._seals, *([] for _ in range(len(rows) - len(self._seals)))]
         self._seals = [
-            [] if name == _FREE or name in fresh else list(of_row) for name, of_row in zip(rows, seals, strict=True)
+            [] if name == _FREE or name in fresh else list(of_row)
+            for name, of_row in zip(rows, seals, strict=True)
         ]
         self._rows = rows
 
@@ -166,10 +188,15 @@ class ChecksumTable:
             columns = chunks[order] // COLUMNS
             for some in np.split(order, np.flatnonzero(np.diff(columns)) + 1):
                 column = int(chunks[some[0]]) // COLUMNS
-                changes.setdefault(column, {})[self._rows.index(name)] = (chunks[some] % COLUMNS, values[some])
+                changes.setdefault(column, {})[self._rows.index(name)] = (
+                    chunks[some] % COLUMNS,
+                    values[some],
+                )
         return changes
 
-    def _update_column(self, column: int, written: Mapping[int, _Cells], cleared: Collection[int]) -> None:
+    def _update_column(
+        self, column: int, written: Mapping[int, _Cells], cleared: Collection[int]
+    ) -> None:
         begin, end = column * COLUMNS, (column + 1) * COLUMNS
         for first, last in _runs(sorted({*written, *cleared})):
             block = np.full((last - first, COLUMNS), UNWRITTEN, dtype=np.uint64)

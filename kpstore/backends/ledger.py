@@ -1,17 +1,19 @@
 """What the files that describe versions held when they were written, and what each name named: one line a change.
 
-Chunks have checksums by place, inside the version that they belong to. Nothing inside a version can vouch for the
-version's own description, or for the names that lead to it; so that is written down beside them, in a text file to
-which lines are added under the store's commit lock. Each line is the XXH3-64 of its JSON, in hex, a space, and that
-JSON:
+Chunks have checksums by place, inside the version that they belong to. Nothing inside a version can
+vouch for the version's own description, or for the names that lead to it; so that is written down
+beside them, in a text file to which lines are added under the store's commit lock. Each line is the
+XXH3-64 of its JSON, in hex, a space, and that JSON:
 
-- ``{"version": ID, "parent": ID, "files": {"snapshots/ID": XXH3-64 of the file, …}}``: a version, the one that it
-  builds upon, and the files that it brought;
-- ``{"branch": NAME, "is": [ID, …]}`` and ``{"tag": NAME, "is": [ID, …]}``: the name leads to one of these versions or,
-  if it is a branch, to one that builds upon it; no version: the name was taken away.
+- ``{"version": ID, "parent": ID, "files": {"snapshots/ID": XXH3-64 of the file, …}}``: a version,
+  the one that it builds upon, and the files that it brought;
+- ``{"branch": NAME, "is": [ID, …]}`` and ``{"tag": NAME, "is": [ID, …]}``: the name leads to one of
+  these versions or, if it is a branch, to one that builds upon it; no version: the name was taken
+  away.
 
-A line may say both. A commit writes its line after the commit itself. If a kill falls between, the branch is ahead of
-the ledger, which is no damage, and the next commit adds what is missing. A branch that is behind it has lost versions.
+A line may say both. A commit writes its line after the commit itself. If a kill falls between, the
+branch is ahead of the ledger, which is no damage, and the next commit adds what is missing. A
+branch that is behind it has lost versions.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _NAMED = re.compile(rb'^[0-9a-f]{16} \{("(?:branch|tag)": "(?:[^"\\]|\\.)*"), "i
 
 
 @dataclass
-class Records:
+class LedgerRecords:
     """All that a ledger says.
 
     Parameters
@@ -70,9 +72,9 @@ class LedgerText:
 
     content: bytes
 
-    def records(self) -> Records:
+    def records(self) -> LedgerRecords:
         """Return all that it says."""
-        found = Records()
+        found = LedgerRecords()
         # What is behind the last line's end was being written when its writer died.
         for number, line in enumerate(self.content.split(b"\n")[:-1], start=1):
             record = _parse(line)
@@ -83,7 +85,10 @@ class LedgerText:
         return found
 
     def named(self, kind: str, name: str) -> list[str] | None:
-        """Return the versions that a branch or tag may lead to; an empty list if it was taken away, None if unknown."""
+        """Return the versions that a branch or tag may lead to.
+
+        An empty list if it was taken away, None if unknown.
+        """
         record = self._line_at(self._newest.get(f'"{kind}": {json.dumps(name)}'.encode(), -1))
         versions: list[str] | None = None if record is None else record["is"]
         return versions
@@ -100,8 +105,14 @@ class LedgerText:
         return {found[1]: found.start() for found in _NAMED.finditer(self.content)}
 
     def _line_at(self, at: int) -> dict[str, Any] | None:
-        """Return what the line around a place says, without reading all others; None if it is damaged, or not there."""
-        begin, end = self.content.rfind(b"\n", 0, max(at, 0)) + 1, self.content.find(b"\n", max(at, 0))
+        """Return what the line around a place says, without reading all others.
+
+        None if it is damaged, or not there.
+        """
+        begin, end = (
+            self.content.rfind(b"\n", 0, max(at, 0)) + 1,
+            self.content.find(b"\n", max(at, 0)),
+        )
         return None if at < 0 or end < 0 else _parse(self.content[begin:end])
 
 
@@ -126,7 +137,13 @@ class Ledger:
         try:
             with self._path.open("rb") as file:
                 found = os.fstat(file.fileno())
-                state = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+                state = (
+                    found.st_dev,
+                    found.st_ino,
+                    found.st_size,
+                    found.st_mtime_ns,
+                    found.st_ctime_ns,
+                )
                 if state != self._known[0]:
                     self._known = state, LedgerText(file.read())
         except OSError:
@@ -142,7 +159,11 @@ class Ledger:
                 file.truncate(_whole_bytes(file.fileno()))
                 file.write(lines)
         except OSError as error:
-            _log.warning("%s cannot be written (%s); 'kpstore verify --all' will compare less", self._path, error)
+            _log.warning(
+                "%s cannot be written (%s); 'kpstore verify --all' will compare less",
+                self._path,
+                error,
+            )
 
 
 def file_sum(path: Path) -> str | None:

@@ -18,7 +18,10 @@ from kpstore.errors import BusyError
 
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold ``path`` exclusively, waiting for others; for work that takes milliseconds, such as a commit."""
+    """Hold ``path`` exclusively, waiting for others.
+
+    For work that takes milliseconds, such as a commit.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -35,7 +38,8 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
     with path.open("a+", encoding="utf-8") as file:
         if not _take(file):
             raise BusyError(
-                f"{location} is being written by another process ({_holder(path)}); wait for it, or stop it"
+                f"{location} is being written by another process ({_holder(path)}); wait for it, "
+                "or stop it"
             )
         holder = {
             "purpose": purpose,
@@ -53,12 +57,16 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
 
 
 def _release(file: IO[Any]) -> None:
-    # Not by closing alone: a process that was forked meanwhile has the file open too, and would keep it locked.
+    # Not by closing alone: a process that was forked meanwhile has the file open too, and would
+    # keep it locked.
     fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _take(file: IO[Any], *, tries: int = 5) -> bool:
-    """Try to lock a file; more than once, since :func:`is_held` of another process holds it for a moment."""
+    """Try to lock a file.
+
+    More than once, since :func:`is_held` of another process holds it for a moment.
+    """
     for left in reversed(range(tries)):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,6 +92,9 @@ def is_held(path: Path) -> bool:
 def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
-        return f"{holder['purpose']}, process {holder['pid']} on {holder['host']} since {holder['since']}"
+        return (
+            f"{holder['purpose']}, process {holder['pid']} on {holder['host']} since "
+            f"{holder['since']}"
+        )
     except (OSError, ValueError, KeyError):
         return "it has not said who it is"

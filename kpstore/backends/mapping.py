@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_PIECES = 30_000
-"""Linux allows a process 65,530 mappings by default; half of them are left for everything else than all our arrays."""
+"""Linux allows a process 65,530 mappings by default.
+
+Half of them are left for everything else than all our arrays.
+"""
 
 _MAP_FIXED = 0x10
 _FAILED = ctypes.c_void_p(-1).value
@@ -30,7 +33,8 @@ class FilePiece:
     ----------
     file : a path, for a file that holds nothing else; or the number of an open file.
     offset : where in it they begin.
-    n_more : bytes of something else at the end of a file that is given by its path, such as a checksum.
+    n_more : bytes of something else at the end of a file that is given by its path, such as a
+        checksum.
     """
 
     file: Path | int
@@ -39,12 +43,15 @@ class FilePiece:
 
 
 def map_pieces(
-    pieces: Sequence[FilePiece | None], piece: tuple[int, ...], dtype: np.dtype[Any], fill: float | int | bool
+    pieces: Sequence[FilePiece | None],
+    piece: tuple[int, ...],
+    dtype: np.dtype[Any],
+    fill: float | int | bool,
 ) -> NDArray[Any] | None:
     """Return raw values in files, mapped one behind the other, as one read-only array.
 
-    Nothing is read or copied: the operating system brings in the pages that are touched, and all processes share them.
-    A file that is deleted meanwhile stays readable until the array is gone.
+    Nothing is read or copied: the operating system brings in the pages that are touched, and all
+    processes share them. A file that is deleted meanwhile stays readable until the array is gone.
 
     Parameters
     ----------
@@ -55,11 +62,15 @@ def map_pieces(
     Returns
     -------
     (len(pieces) * piece[0], *piece[1:]) array or None
-        None where it cannot be done: another system than Linux, pieces that are not whole pages, too many of them, a
-        file of another size.
+        None where it cannot be done: another system than Linux, pieces that are not whole pages,
+        too many of them, a file of another size.
     """
     piece_bytes = int(np.prod(piece)) * dtype.itemsize
-    if not sys.platform.startswith("linux") or not pieces or len(pieces) > MAX_PIECES - _Memory.n_pieces:
+    if (
+        not sys.platform.startswith("linux")
+        or not pieces
+        or len(pieces) > MAX_PIECES - _Memory.n_pieces
+    ):
         return None
     if piece_bytes == 0 or piece_bytes % mmap.PAGESIZE:
         return None
@@ -113,7 +124,10 @@ def _give_back(libc: Any, address: int, size: int, n_pieces: int) -> None:
 
 
 class _Memory:
-    """A run of addresses, all zeros until files are placed in it; given back with the last array on it."""
+    """A run of addresses, all zeros until files are placed in it.
+
+    Given back with the last array on it.
+    """
 
     n_pieces = 0
     """Of all arrays of this process."""
@@ -121,12 +135,20 @@ class _Memory:
     def __init__(self, size: int, n_pieces: int) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.mmap.restype = ctypes.c_void_p
-        self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        self._libc.mmap.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            *[ctypes.c_int] * 3,
+            ctypes.c_long,
+        ]
         self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._address = self._map(None, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         self._buffer = (ctypes.c_char * size).from_address(self._address)
-        # Not at exit: other threads may still be reading then, and the process gives everything back anyway.
-        weakref.finalize(self._buffer, _give_back, self._libc, self._address, size, n_pieces).atexit = False
+        # Not at exit: other threads may still be reading then, and the process gives everything
+        # back anyway.
+        weakref.finalize(
+            self._buffer, _give_back, self._libc, self._address, size, n_pieces
+        ).atexit = False
         _Memory.n_pieces += n_pieces
 
     def _map(self, address: int | None, size: int, flags: int, file: int, offset: int) -> int:

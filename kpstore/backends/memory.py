@@ -14,8 +14,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Chunks, Commit, ViewChunks, check_short_end
-from kpstore.errors import BusyError, ConflictError, ExistsError, InvalidError, NotFoundError, ReadOnlyError
+from kpstore.backends.base import (
+    MAIN,
+    TEXT,
+    ArrayMeta,
+    Capabilities,
+    Chunks,
+    Commit,
+    SessionChunks,
+    check_short_end,
+)
+from kpstore.errors import (
+    BusyError,
+    ConflictError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    ReadOnlyError,
+)
 
 _Key = tuple[str, int | str]
 """What a change touches: an array's name and a chunk's number, or ``"meta"``."""
@@ -63,7 +79,9 @@ class MemoryBackend:
 
     def _repo(self) -> _Repository:
         if not self.exists():
-            raise NotFoundError(f"{self.location} does not exist in this process; kpstore.create() makes one")
+            raise NotFoundError(
+                f"{self.location} does not exist in this process; kpstore.create() makes one"
+            )
         return _repositories[self.location]
 
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
@@ -73,9 +91,9 @@ class MemoryBackend:
         repo = _repositories[self.location] = _Repository()
         repo.trees[""] = _Tree()
         repo.branches[MAIN] = ""
-        view = self.begin()
-        view.set_attrs(attrs)
-        return view.commit(message)
+        session = self.begin()
+        session.set_attrs(attrs)
+        return session.commit(message)
 
     def move(self, location: str) -> None:
         """Give the store another name."""
@@ -91,22 +109,24 @@ class MemoryBackend:
     def close(self) -> None:
         """Nothing is open."""
 
-    def view(self, snapshot: str) -> _View:
+    def session(self, snapshot: str) -> _Session:
         """Open a version by its id."""
         if snapshot not in self._repo().commits:
             raise NotFoundError(f"version {snapshot!r} of {self.location} not found")
-        return _View(snapshot, self._repo().trees[snapshot])
+        return _Session(snapshot, self._repo().trees[snapshot])
 
-    def begin(self, branch: str = MAIN) -> _WriteView:
+    def begin(self, branch: str = MAIN) -> _WriteSession:
         """Start changes on top of a branch's newest version."""
         repo = self._repo()
         if branch not in repo.branches:
-            raise NotFoundError(f"branch {branch!r} of {self.location} not found; it has {sorted(repo.branches)}")
-        return _WriteView(self, repo, branch)
+            raise NotFoundError(
+                f"branch {branch!r} of {self.location} not found; it has {sorted(repo.branches)}"
+            )
+        return _WriteSession(self, repo, branch)
 
     def history(self, snapshot: str) -> Iterator[Commit]:
         """Yield a version and all that it builds upon."""
-        at: str | None = self.view(snapshot).snapshot
+        at: str | None = self.session(snapshot).snapshot
         while at:
             yield self._repo().commits[at]
             at = self._repo().commits[at].parent
@@ -123,31 +143,39 @@ class MemoryBackend:
         """Make a branch that starts at a version."""
         if name in self._repo().branches:
             raise ExistsError(f"branch {name!r} of {self.location} exists already")
-        self._repo().branches[name] = self.view(snapshot).snapshot
+        self._repo().branches[name] = self.session(snapshot).snapshot
 
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make a version the newest one of a branch."""
         if name not in self._repo().branches:
-            raise NotFoundError(f"branch {name!r} of {self.location} not found; it has {sorted(self._repo().branches)}")
+            raise NotFoundError(
+                f"branch {name!r} of {self.location} not found; it has "
+                f"{sorted(self._repo().branches)}"
+            )
         with self._repo().lock:
             if self._repo().branches[name] != expected:
-                raise ConflictError(f"branch {name!r} of {self.location} has a newer version meanwhile; try again")
-            self._repo().branches[name] = self.view(snapshot).snapshot
+                raise ConflictError(
+                    f"branch {name!r} of {self.location} has a newer version meanwhile; try again"
+                )
+            self._repo().branches[name] = self.session(snapshot).snapshot
 
     def create_tag(self, name: str, snapshot: str) -> None:
         """Name a version for good."""
         repo = self._repo()
         if name in repo.used_tags:
             raise ExistsError(
-                f"tag {name!r} of {self.location} is, or was, taken and tags never move; choose another name"
+                f"tag {name!r} of {self.location} is, or was, taken and tags never move; choose "
+                "another name"
             )
-        repo.tags[name] = self.view(snapshot).snapshot
+        repo.tags[name] = self.session(snapshot).snapshot
         repo.used_tags.add(name)
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
         if self._repo().tags.pop(name, None) is None:
-            raise NotFoundError(f"tag {name!r} of {self.location} not found; it has {sorted(self.tags())}")
+            raise NotFoundError(
+                f"tag {name!r} of {self.location} not found; it has {sorted(self.tags())}"
+            )
 
     def examine(self) -> Iterator[str]:
         """Yield nothing: what lies in memory is not damaged."""
@@ -160,7 +188,8 @@ class MemoryBackend:
         with repo.lock:
             if repo.writer:
                 raise BusyError(
-                    f"{self.location} is being written by another process ({repo.writer}); wait for it, or stop it"
+                    f"{self.location} is being written by another process ({repo.writer}); wait "
+                    "for it, or stop it"
                 )
             repo.writer = purpose
         try:
@@ -169,7 +198,7 @@ class MemoryBackend:
             repo.writer = ""
 
 
-class _View:
+class _Session:
     def __init__(self, snapshot: str, tree: _Tree) -> None:
         self.snapshot = snapshot
         self._tree = tree
@@ -202,7 +231,7 @@ class _View:
         self.meta(name)
         rows = self._tree.arrays[name][1].view()
         rows.flags.writeable = False
-        return ViewChunks(self, name, mapped=rows)
+        return SessionChunks(self, name, mapped=rows)
 
 
 @dataclass(frozen=True)
@@ -220,11 +249,14 @@ class _Write:
         tree.arrays[self.name] = meta, array
 
     def keys(self, meta: ArrayMeta) -> set[_Key]:
-        first, last = self.start // meta.chunk_rows, (self.start + len(self.values) - 1) // meta.chunk_rows
+        first, last = (
+            self.start // meta.chunk_rows,
+            (self.start + len(self.values) - 1) // meta.chunk_rows,
+        )
         return {(self.name, chunk) for chunk in range(first, last + 1)}
 
 
-class _WriteView(_View):
+class _WriteSession(_Session):
     """Changes kept as a list, so that they can be replayed on a newer version."""
 
     def __init__(self, backend: MemoryBackend, repo: _Repository, branch: str) -> None:
@@ -237,7 +269,8 @@ class _WriteView(_View):
     def _check_open(self) -> None:
         if self._spent:
             raise ReadOnlyError(
-                f"these changes of {self._backend.location} were committed or discarded; begin new ones"
+                f"these changes of {self._backend.location} were committed or discarded; begin new "
+                "ones"
             )
 
     def _apply(self, change: Callable[[_Tree], None], touched: set[_Key]) -> None:
@@ -252,12 +285,16 @@ class _WriteView(_View):
 
     def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
         meta = replace(self.meta(name), attrs=dict(attrs))
-        self._apply(lambda tree: tree.arrays.update({name: (meta, tree.arrays[name][1])}), {(name, "meta")})
+        self._apply(
+            lambda tree: tree.arrays.update({name: (meta, tree.arrays[name][1])}), {(name, "meta")}
+        )
 
     def create(self, name: str, meta: ArrayMeta) -> None:
         if name in self._tree.arrays:
             raise ExistsError(f"array {name!r} exists already")
-        self._apply(lambda tree: tree.arrays.update({name: (meta, _unwritten(meta))}), {(name, "meta")})
+        self._apply(
+            lambda tree: tree.arrays.update({name: (meta, _unwritten(meta))}), {(name, "meta")}
+        )
 
     def resize(self, name: str, n_rows: int) -> None:
         old = self.meta(name)
@@ -281,12 +318,16 @@ class _WriteView(_View):
         meta = self.meta(name)
         meta.check_values(name, start, values)
         if len(values):
-            change = _Write(name, start, np.array(values, dtype=object if meta.dtype == TEXT else meta.dtype))
+            change = _Write(
+                name, start, np.array(values, dtype=object if meta.dtype == TEXT else meta.dtype)
+            )
             self._apply(change, change.keys(meta))
 
     def fork(self) -> _Fork:
         if self._changes:
-            raise InvalidError("a view can be forked only before it has changes of its own; commit first")
+            raise InvalidError(
+                "a session can be forked only before it has changes of its own; commit first"
+            )
         return _Fork({name: meta for name, (meta, _) in self._tree.arrays.items()})
 
     def merge(self, forks: Sequence[_Fork]) -> None:
@@ -309,18 +350,23 @@ class _WriteView(_View):
                 self._rebase(tip, message)
             new = f"M{next(self._repo.ids):06d}"
             self._repo.trees[new] = self._tree
-            self._repo.commits[new] = Commit(new, tip or None, message, datetime.now(UTC), dict(metadata or {}))
+            self._repo.commits[new] = Commit(
+                new, tip or None, message, datetime.now(UTC), dict(metadata or {})
+            )
             self._repo.branches[self._branch] = new
             return new
 
     def _rebase(self, tip: str, message: str) -> None:
-        since = itertools.takewhile(lambda commit: commit.id != self.snapshot, self._backend.history(tip))
+        since = itertools.takewhile(
+            lambda commit: commit.id != self.snapshot, self._backend.history(tip)
+        )
         theirs = set().union(*(self._repo.trees[commit.id].touched for commit in since))
         reshaped = {name for name, what in theirs if what == "meta"}
         if theirs & self._tree.touched or reshaped & {name for name, _ in self._tree.touched}:
             raise ConflictError(
-                f"another writer has changed the same data of {self._backend.location} in the meantime, so "
-                f"{message!r} was not committed; open the store again and repeat the change"
+                f"another writer has changed the same data of {self._backend.location} in the "
+                f"meantime, so {message!r} was not committed; open the store again and repeat the "
+                "change"
             )
         touched, self._tree = self._tree.touched, self._repo.trees[tip].child()
         for change in self._changes:

@@ -1,6 +1,9 @@
-"""Which locations kpstore's own backends claim; none of their libraries is imported before a location is theirs.
+"""Which locations kpstore's own backends claim.
 
-A backend of somebody else is a class with a classmethod ``claims(location)``, which is asked before these.
+None of their libraries is imported before a location is theirs.
+
+A backend of somebody else is a class with a classmethod ``claims(location)``, which is asked before
+these.
 """
 
 from __future__ import annotations
@@ -30,7 +33,10 @@ class Place:
     claims: Callable[[str], bool]
 
     def __call__(self, location: str) -> Backend:
-        """Make the backend of a location; :class:`MissingExtraError` if its library is not installed."""
+        """Make the backend of a location.
+
+        :class:`MissingExtraError` if its library is not installed.
+        """
         backend: Backend = plugins.imported(self.name, self.home)(location)
         return backend
 
@@ -39,7 +45,11 @@ def _is_local(location: str) -> bool:
     return "://" not in location
 
 
-MEMORY = Place("memory", "kpstore.backends.memory:MemoryBackend", lambda location: location.startswith("memory://"))
+MEMORY = Place(
+    "memory",
+    "kpstore.backends.memory:MemoryBackend",
+    lambda location: location.startswith("memory://"),
+)
 HDF5 = Place(
     "hdf5",
     "kpstore.backends.hdf5:HDF5Backend",

@@ -20,7 +20,7 @@ SCAN_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """How much to measure.
 
     Parameters
@@ -72,13 +72,13 @@ class Workload:
     """
 
     units: dict[str, str]
-    run: Callable[[Subject, Settings, np.random.Generator], dict[str, float]]
+    run: Callable[[Subject, BenchSettings, np.random.Generator], dict[str, float]]
 
 
 def measure(
     subjects: Sequence[Subject],
     workloads: Sequence[Workload],
-    settings: Settings,
+    settings: BenchSettings,
     on_step: Callable[[str], None] | None = None,
 ) -> Iterator[Figure]:
     """Yield figures, workload by workload: subjects take turns, and read the same rows in the same run.
@@ -101,33 +101,49 @@ def measure(
             yield Figure(subject_name, name, unit, statistics.median(seen), min(seen), max(seen))
 
 
-def workloads_for(index: VideoIndex, n_rows: int, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[Workload]:
+def workloads_for(
+    index: VideoIndex, n_rows: int, row_shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> list[Workload]:
     """Return the workloads for arrays of ``n_rows`` rows of videos."""
     row_bytes = int(np.prod(row_shape)) * dtype.itemsize
 
     def buffer(*shape: int) -> NDArray[Any]:
         return np.zeros((*shape, *row_shape), dtype=dtype)
 
-    def opening(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+    def opening(
+        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+    ) -> dict[str, float]:
         row, out = int(rng.integers(n_rows)), buffer(1)
         began = time.perf_counter()
         subject.reopen()
         subject.read(row, row + 1, out)
         return {"open to the first row": (time.perf_counter() - began) * 1e3}
 
-    def random_frames(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+    def random_frames(
+        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+    ) -> dict[str, float]:
         out = buffer(BATCH)
         parts = (rng.integers(n_rows, size=BATCH) for _ in range(1_000_000))
-        return {"random frames": BATCH * _rate(lambda rows: subject.gather(rows, out), parts, settings.seconds)}
+        return {
+            "random frames": BATCH
+            * _rate(lambda rows: subject.gather(rows, out), parts, settings.seconds)
+        }
 
-    def clips(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+    def clips(
+        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+    ) -> dict[str, float]:
         length = min(CLIP_FRAMES, n_rows)
         out = buffer(CLIPS, length)
         parts = (rng.integers(n_rows - length + 1, size=CLIPS) for _ in range(1_000_000))
         per_part = CLIPS * length
-        return {"clips": per_part * _rate(lambda rows: subject.clips(rows, length, out), parts, settings.seconds)}
+        return {
+            "clips": per_part
+            * _rate(lambda rows: subject.clips(rows, length, out), parts, settings.seconds)
+        }
 
-    def videos(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+    def videos(
+        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+    ) -> dict[str, float]:
         out = buffer(int(index.n_frames[whole].max()))
         times: list[float] = []
         ends = time.perf_counter() + settings.seconds
@@ -136,15 +152,22 @@ def workloads_for(index: VideoIndex, n_rows: int, row_shape: tuple[int, ...], dt
             began = time.perf_counter()
             subject.video(index, position, out)
             times.append((time.perf_counter() - began) * 1e3)
-        return {"one video, median": float(np.median(times)), "one video, 99 %": float(np.quantile(times, 0.99))}
+        return {
+            "one video, median": float(np.median(times)),
+            "one video, 99 %": float(np.quantile(times, 0.99)),
+        }
 
-    def scan(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+    def scan(
+        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+    ) -> dict[str, float]:
         out = buffer(SCAN_ROWS)
         starts = iter(range(0, n_rows - SCAN_ROWS + 1, SCAN_ROWS))
         rate = _rate(lambda at: subject.read(at, at + SCAN_ROWS, out), starts, settings.seconds)
         return {"scan": rate * SCAN_ROWS * row_bytes / 1e9}
 
-    def epoch(subject: Subject, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+    def epoch(
+        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+    ) -> dict[str, float]:
         seen, began = 0, time.perf_counter()
         for batch in subject.epoch(BATCH, rng):
             seen += len(batch)

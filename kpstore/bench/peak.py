@@ -27,8 +27,8 @@ class PeakMemory:
     Parameters
     ----------
     own : of the process alone.
-    with_mapped : with the pages of mapped files. Those are the system's cache: shared by all processes that map the
-        same files, and gone when memory is needed otherwise.
+    with_mapped : with the pages of mapped files. Those are the system's cache: shared by all
+        processes that map the same files, and gone when memory is needed otherwise.
     """
 
     own: float
@@ -36,13 +36,28 @@ class PeakMemory:
 
 
 def peak_of_epoch(store: Store, feature: str, cache: str, n_rows: int) -> PeakMemory | None:
-    """Return the peak of one epoch of the first rows by :func:`kpstore.loader`; None if it could not be measured."""
+    """Return the peak of one epoch of the first rows by :func:`kpstore.loader`.
+
+    None if it could not be measured.
+    """
     if not Path("/proc/self/status").exists():
         return None
-    command = [sys.executable, "-m", __name__, store.location, store.snapshot, feature, cache, str(n_rows)]
+    command = [
+        sys.executable,
+        "-m",
+        __name__,
+        store.location,
+        store.snapshot,
+        feature,
+        cache,
+        str(n_rows),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        _log.warning("the peak memory of an epoch could not be measured: %s", done.stderr.strip().rpartition("\n")[2])
+        _log.warning(
+            "the peak memory of an epoch could not be measured: %s",
+            done.stderr.strip().rpartition("\n")[2],
+        )
         return None
     return PeakMemory(**json.loads(done.stdout))
 
@@ -74,7 +89,9 @@ def _main(location: str, at: str, feature: str, cache: str, n_rows: str) -> None
     finally:
         over.set()
         watcher.join()
-    own, all_of_it = (round((most - first) / 1024, 1) for most, first in zip(peak, before, strict=True))
+    own, all_of_it = (
+        round((most - first) / 1024, 1) for most, first in zip(peak, before, strict=True)
+    )
     print(json.dumps({"own": own, "with_mapped": all_of_it}))
 
 

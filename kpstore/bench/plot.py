@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kpstore.bench.run import BenchReport
+from kpstore.bench.comparison import BenchReport
 from kpstore.errors import MissingExtraError
 
 
@@ -37,8 +37,12 @@ def plot(report: BenchReport, path: Path) -> None:
             [figure.median - figure.lowest for figure in found],
             [figure.highest - figure.median for figure in found],
         ]
-        colours = ["tab:orange" if figure.subject.startswith("kpstore") else "0.6" for figure in found]
-        panel.barh([figure.subject for figure in found], medians, xerr=spread, color=colours, ecolor="0.3")
+        colours = [
+            "tab:orange" if figure.subject.startswith("kpstore") else "0.6" for figure in found
+        ]
+        panel.barh(
+            [figure.subject for figure in found], medians, xerr=spread, color=colours, ecolor="0.3"
+        )
         panel.invert_yaxis()
         # Subjects differ by factors of hundreds.
         panel.set_xscale("log")
@@ -46,5 +50,7 @@ def plot(report: BenchReport, path: Path) -> None:
         panel.set_title(f"{name}, {found[0].unit} ({better})", fontsize=10)
     for panel in panels[len(names) :]:
         panel.remove()
-    canvas.suptitle(f"{report.feature} of {report.location}: {report.n_rows:,} frames, on {report.filesystem}")
+    canvas.suptitle(
+        f"{report.feature} of {report.location}: {report.n_rows:,} frames, on {report.filesystem}"
+    )
     canvas.savefig(path, dpi=120)

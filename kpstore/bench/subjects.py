@@ -135,7 +135,14 @@ class KpstoreSubject(Subject):
     """
 
     def __init__(
-        self, location: str, at: str | None, feature: str, n_rows: int, *, cache: str, name: str = "kpstore"
+        self,
+        location: str,
+        at: str | None,
+        feature: str,
+        n_rows: int,
+        *,
+        cache: str,
+        name: str = "kpstore",
     ) -> None:
         self.name = name
         self._location, self._at, self._feature, self._cache = location, at, feature, cache
@@ -279,7 +286,9 @@ class H5pySubject(FileSubject):
 
         with h5py.File(self.path, "w") as file:
             shape = (min(self.chunk_rows, len(array)), *array.shape[1:])
-            file.create_dataset("x", data=array, chunks=shape, compression=self.compression, shuffle=self.shuffle)
+            file.create_dataset(
+                "x", data=array, chunks=shape, compression=self.compression, shuffle=self.shuffle
+            )
 
     def reopen(self) -> None:
         """Open the file."""
@@ -326,7 +335,9 @@ class ZarrSubject(FileSubject):
         import zarr
 
         shape = (BLOCK_ROWS, *array.shape[1:])
-        zarr.create_array(self.path, data=array, chunks=shape, compressors=_lz4() if self.compressed else None)
+        zarr.create_array(
+            self.path, data=array, chunks=shape, compressors=_lz4() if self.compressed else None
+        )
 
     def reopen(self) -> None:
         """Open the array."""
@@ -454,17 +465,27 @@ def check_peers(names: Sequence[str]) -> None:
     """Raise :class:`InvalidError` for an unknown name, :class:`MissingExtraError` for one that is not installed."""
     for name in names:
         if name not in PEERS:
-            raise InvalidError(f"nothing is known of {name!r}; kpstore compares with {', '.join(PEERS)}")
+            raise InvalidError(
+                f"nothing is known of {name!r}; kpstore compares with {', '.join(PEERS)}"
+            )
         if name not in installed_peers():
             raise MissingExtraError(f"a comparison with {name!r}", extra="bench")
 
 
 def filesystem_of(path: str) -> str:
-    """Return the type of the file system that a path lies on, as Linux names it; ``"unknown"`` elsewhere."""
+    """Return the type of the file system that a path lies on, as Linux names it.
+
+    ``"unknown"`` elsewhere.
+    """
     try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
+        mounts = [
+            line.split()[1:3]
+            for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+        ]
     except OSError:
         return "unknown"
     here = os.path.realpath(path)
-    holding = [(len(point), kind) for point, kind in mounts if os.path.commonpath([point, here]) == point]
+    holding = [
+        (len(point), kind) for point, kind in mounts if os.path.commonpath([point, here]) == point
+    ]
     return max(holding)[1] if holding else "unknown"

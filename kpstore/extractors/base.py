@@ -21,8 +21,8 @@ class Extracted:
     Parameters
     ----------
     rows : by name of each feature of frames, one row per image.
-    failed : reason by number of each image of which nothing could be made (one line, without its path); whatever
-        its rows hold, they will read as missing.
+    failed : reason by number of each image of which nothing could be made (one line, without its
+        path); whatever its rows hold, they will read as missing.
     """
 
     rows: Mapping[str, FeatureRows]
@@ -32,8 +32,8 @@ class Extracted:
 class Model(Protocol):
     """What all extractors have in common: what they make, how, and a model to be opened and closed.
 
-    Constructing one is cheap and checks its options; ``open`` builds the model. An extractor that was not opened can be
-    pickled: the ingest sends it to workers, and each opens it once.
+    Constructing one is cheap and checks its options; ``open`` builds the model. An extractor that
+    was not opened can be pickled: the ingest sends it to workers, and each opens it once.
     """
 
     @property
@@ -49,10 +49,16 @@ class Model(Protocol):
 
     @property
     def typical_fps(self) -> float:
-        """Rough frames per second of one worker; it sizes the tasks (about half a minute each), nothing more."""
+        """Rough frames per second of one worker.
+
+        It sizes the tasks (about half a minute each), nothing more.
+        """
 
     def open(self, device: str = "cpu") -> None:
-        """Build the model on ``device`` (``"cpu"``, ``"cuda:0"``, …); called once in each worker."""
+        """Build the model on ``device`` (``"cpu"``, ``"cuda:0"``, …).
+
+        Called once in each worker.
+        """
 
     def close(self) -> None:
         """Free the model."""
@@ -61,8 +67,9 @@ class Model(Protocol):
 class Settling(Protocol):
     """What an extractor has beside :class:`Model` if the last bits of a row depend on how many its model takes at once.
 
-    Their number belongs to a feature: it is chosen before anything is committed, stands in the provenance and is kept
-    by whoever goes on. :class:`kpstore.extractors.torch_model.TorchModel` does all of it for models of torch.
+    Their number belongs to a feature: it is chosen before anything is committed, stands in the
+    provenance and is kept by whoever goes on. :class:`kpstore.extractors.torch_model.TorchModel`
+    does all of it for models of torch.
     """
 
     @property
@@ -71,15 +78,19 @@ class Settling(Protocol):
 
     @property
     def settled(self) -> bool:
-        """Whether the number stays; if not, ``open`` may lower it to what fits into a GPU's memory."""
+        """Whether the number stays.
+
+        If not, ``open`` may lower it to what fits into a GPU's memory.
+        """
 
     def settle(self, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
         """Take the number with which features were begun.
 
         Parameters
         ----------
-        made : how those of the extractor's features were made that are there; empty if it makes new ones. A number
-            that was asked for by option is taken in any case, and provenances then differ where it is another.
+        made : how those of the extractor's features were made that are there; empty if it makes new
+            ones. A number that was asked for by option is taken in any case, and provenances then
+            differ where it is another.
         device : where models will run, for the default of new features.
 
         Returns
@@ -95,9 +106,9 @@ class Settling(Protocol):
 class Extractor(Model, Protocol):
     """Takes frames one after another.
 
-    Results depend on nothing but the frames since the last ``start_video``, and what that was given, so that any number
-    of workers gives the same numbers. One that fails without a reference picture says so by ``needs_reference = True``:
-    a run in which no video has any is refused.
+    Results depend on nothing but the frames since the last ``start_video``, and what that was
+    given, so that any number of workers gives the same numbers. One that fails without a reference
+    picture says so by ``needs_reference = True``: a run in which no video has any is refused.
     """
 
     @property
@@ -109,8 +120,8 @@ class Extractor(Model, Protocol):
 
         Parameters
         ----------
-        reference : a picture that belongs to the whole video, (height, width, 3) uint8 RGB; None where the source has
-            none.
+        reference : a picture that belongs to the whole video, (height, width, 3) uint8 RGB; None
+            where the source has none.
 
         Returns
         -------
@@ -120,7 +131,8 @@ class Extractor(Model, Protocol):
         Raises
         ------
         Exception
-            Any exception means that the whole video failed, but for :class:`~kpstore.errors.ExtractorError`.
+            Any exception means that the whole video failed, but for
+            :class:`~kpstore.errors.ExtractorError`.
         """
 
     def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
@@ -128,21 +140,23 @@ class Extractor(Model, Protocol):
 
         Parameters
         ----------
-        images : at most ``batch_size`` consecutive frames, each (height, width, 3) uint8 RGB; sizes may differ.
+        images : at most ``batch_size`` consecutive frames, each (height, width, 3) uint8 RGB; sizes
+            may differ.
 
         Raises
         ------
         Exception
-            Any exception means that an image failed: with several images, the ingest tries them one by one and
-            records the one at fault. Only :class:`~kpstore.errors.ExtractorError` says that the model itself failed,
-            which ends the run, or this worker's part in it.
+            Any exception means that an image failed: with several images, the ingest tries them one
+            by one and records the one at fault. Only :class:`~kpstore.errors.ExtractorError` says
+            that the model itself failed, which ends the run, or this worker's part in it.
         """
 
 
 class VideoExtractor(Model, Protocol):
     """Takes whole videos, several at once; what it makes of one depends on no other.
 
-    One that takes videos of different lengths in one call says so by ``any_length = True``, and then gets many at once.
+    One that takes videos of different lengths in one call says so by ``any_length = True``, and
+    then gets many at once.
     """
 
     @property
@@ -154,8 +168,8 @@ class VideoExtractor(Model, Protocol):
 
         Parameters
         ----------
-        videos : of one length T and size, (T, height, width, 3) RGB or (T, height, width) grey, uint8; with
-            ``any_length`` of any lengths.
+        videos : of one length T and size, (T, height, width, 3) RGB or (T, height, width) grey,
+            uint8; with ``any_length`` of any lengths.
 
         Raises
         ------
@@ -227,9 +241,12 @@ class OneFeature(ABC):
 def check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the frame in C order, or raise :class:`InvalidError` unless it is (height, width, 3) uint8."""
     if not isinstance(image, np.ndarray):
-        raise InvalidError(f"a frame is a NumPy array (height, width, 3) uint8 RGB, found {type(image).__name__}")
+        raise InvalidError(
+            f"a frame is a NumPy array (height, width, 3) uint8 RGB, found {type(image).__name__}"
+        )
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
         raise InvalidError(
-            f"a frame has shape (height, width, 3) and dtype uint8 (RGB), found {image.shape} {image.dtype}; convert it"
+            f"a frame has shape (height, width, 3) and dtype uint8 (RGB), found {image.shape} "
+            f"{image.dtype}; convert it"
         )
     return np.ascontiguousarray(image)

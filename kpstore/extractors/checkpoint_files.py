@@ -34,7 +34,10 @@ _UNREADABLE = (
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal; a file that did not change is read once in a process."""
+    """Return the SHA-256 of a file in hexadecimal.
+
+    A file that did not change is read once in a process.
+    """
     return _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
@@ -52,7 +55,9 @@ def some_of(names: Iterable[object]) -> str:
 
 
 def load_tensors(path: Path) -> Any:
-    """Return what a file of torch's holds, its tensors on the CPU and mapped into memory; code in it is never run.
+    """Return what a file of torch's holds, its tensors on the CPU and mapped into memory.
+
+    Code in it is never run.
 
     Raises
     ------
@@ -65,7 +70,9 @@ def load_tensors(path: Path) -> Any:
         # Checkpoints of before 2020 are no zip files, and cannot be mapped into memory.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch thinks of a file that is no checkpoint
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except _UNREADABLE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # of the disk; but a zip file that is cut short is read where no file can be
@@ -75,5 +82,8 @@ def load_tensors(path: Path) -> Any:
 def _reason(error: Exception) -> str:
     told = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, pickle.UnpicklingError) and "Unsupported" in told:
-        return "is no checkpoint, or holds more than tensors and numbers, which is not run; save its state dict alone"
+        return (
+            "is no checkpoint, or holds more than tensors and numbers, which is not run; save its "
+            "state dict alone"
+        )
     return f"is no checkpoint that torch can read, or is cut short: {told[:160]}"

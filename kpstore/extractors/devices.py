@@ -28,18 +28,22 @@ def find_device(name: str, recipe: str) -> Any:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UnsupportedError(f"device {name!r} is none that torch knows; use cpu, cuda or cuda:0") from None
+        raise UnsupportedError(
+            f"device {name!r} is none that torch knows; use cpu, cuda or cuda:0"
+        ) from None
     if device.type not in ("cpu", "cuda"):
         raise UnsupportedError(f"device {name!r}: the recipe {recipe!r} runs on cpu and cuda")
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if count == 0:
         build = "" if torch.version.cuda else ", which is built without CUDA,"
         raise UnsupportedError(
-            f"device {name!r} was asked for, but torch {torch.__version__}{build} finds no GPU; leave out --gpus to "
-            "use the CPU, or see 'kpstore doctor'"
+            f"device {name!r} was asked for, but torch {torch.__version__}{build} finds no GPU; "
+            "leave out --gpus to use the CPU, or see 'kpstore doctor'"
         )
     if (device.index or 0) >= count:
-        raise UnsupportedError(f"device {name!r} was asked for, but there are only {count}, from cuda:0 on")
+        raise UnsupportedError(
+            f"device {name!r} was asked for, but there are only {count}, from cuda:0 on"
+        )
     return device
 
 
@@ -47,8 +51,9 @@ def find_device(name: str, recipe: str) -> Any:
 def reproducible(device: Any) -> Iterator[None]:
     """Compute as every process does that makes rows of a feature, whatever this one is set to otherwise.
 
-    In full float32, of which GPUs and CPUs with AMX may be told to keep ten bits or seven; on a CPU in one thread, for
-    sums in another number of threads are other sums; on a GPU by algorithms that follow from shapes, not from a race.
+    In full float32, of which GPUs and CPUs with AMX may be told to keep ten bits or seven; on a CPU
+    in one thread, for sums in another number of threads are other sums; on a GPU by algorithms that
+    follow from shapes, not from a race.
     """
     import torch
 
@@ -57,7 +62,9 @@ def reproducible(device: Any) -> Iterator[None]:
     try:
         if device.type == "cuda":
             enabled = torch.backends.cudnn.enabled
-            with torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False):
+            with torch.backends.cudnn.flags(
+                enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False
+            ):
                 yield
         else:
             torch.set_num_threads(1)
@@ -73,4 +80,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     import torch
 
     said = str(error)
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in said or "_ALLOC_FAILED" in said
+    return (
+        isinstance(error, torch.cuda.OutOfMemoryError)
+        or "out of memory" in said
+        or "_ALLOC_FAILED" in said
+    )

@@ -41,7 +41,8 @@ Positions = Literal["hub", "transformers"]
 def whole_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a frame at 224 x 224, (224, 224, 3) uint8: the whole of it, its aspect lost, nothing cut away.
 
-    As ``torchvision.transforms.Resize((224, 224))`` does with a PIL image: bilinear, and smoothed where it shrinks.
+    As ``torchvision.transforms.Resize((224, 224))`` does with a PIL image: bilinear, and smoothed
+    where it shrinks.
     """
     return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
@@ -50,26 +51,29 @@ def whole_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 class Dinov2Extractor(OneFeature, TorchModel):
     """The CLS token of a whole frame after the final layer norm, scaled to length 1.
 
-    ``v = normalise(model((resize(frame, 224 x 224) / 255 - mean) / std).last_hidden_state[0])``, with ImageNet's mean
-    and standard deviation and ``normalise(v) = v / max(|v|, 1e-12)``, in float32. Frames stand alone. The model always
-    takes ``batch_size`` frames, the last of a video filled up with black ones, and on a CPU one thread: a frame's bits
-    do not depend on the others. Another ``batch_size``, or another kind of processor, may change the last bits, 1e-6 of
-    a value.
+    ``v = normalise(model((resize(frame, 224 x 224) / 255 - mean) / std).last_hidden_state[0])``,
+    with ImageNet's mean and standard deviation and ``normalise(v) = v / max(|v|, 1e-12)``, in
+    float32. Frames stand alone. The model always takes ``batch_size`` frames, the last of a video
+    filled up with black ones, and on a CPU one thread: a frame's bits do not depend on the others.
+    Another ``batch_size``, or another kind of processor, may change the last bits, 1e-6 of a value.
 
     Parameters
     ----------
-    model : ``dinov2_vits14``, ``vitb14``, ``vitl14``, ``vitg14`` (384, 768, 1024, 1536 values), or one of them with
-        ``_reg`` (registers); also the name of the feature. :func:`register_model` adds others.
+    model : ``dinov2_vits14``, ``vitb14``, ``vitl14``, ``vitg14`` (384, 768, 1024, 1536 values), or
+        one of them with ``_reg`` (registers); also the name of the feature. :func:`register_model`
+        adds others.
     weights : a folder of ``save_pretrained``, or facebookresearch's ``.pth`` file; by default
         the Hugging Face hub's (``facebook/dinov2-base``, …), from its cache or the network.
-    precision : of the model: ``"fp32"``, ``"bf16"`` (off by 2e-3 of a value) or ``"fp16"`` (by 3e-4; both measured with
-        a ViT-S of random weights). What follows the model is float32.
-    dtype : as which values are stored: ``"float16"`` halves the space at an error of 2e-4 of a value at most.
-    positions : how the positions of 518-pixel models are brought to 224: ``"hub"`` as torch.hub's models do, with which
-        users' present files were made; ``"transformers"`` as ``Dinov2Model`` does. Models with registers, and those of
-        224 pixels, do not differ.
-    batch_size : frames at once, on record and kept once the feature is begun; 0 takes what is on record, and for a new
-        feature 32 on a GPU (fewer if its memory does not suffice) and 1 on a CPU, which is as fast as 8 there.
+    precision : of the model: ``"fp32"``, ``"bf16"`` (off by 2e-3 of a value) or ``"fp16"`` (by
+        3e-4; both measured with a ViT-S of random weights). What follows the model is float32.
+    dtype : as which values are stored: ``"float16"`` halves the space at an error of 2e-4 of a
+        value at most.
+    positions : how the positions of 518-pixel models are brought to 224: ``"hub"`` as torch.hub's
+        models do, with which users' present files were made; ``"transformers"`` as ``Dinov2Model``
+        does. Models with registers, and those of 224 pixels, do not differ.
+    batch_size : frames at once, on record and kept once the feature is begun; 0 takes what is on
+        record, and for a new feature 32 on a GPU (fewer if its memory does not suffice) and 1 on a
+        CPU, which is as fast as 8 there.
     """
 
     extractor_name: ClassVar[str] = "dinov2"
@@ -89,11 +93,21 @@ class Dinov2Extractor(OneFeature, TorchModel):
         self._architecture = find_model(self.model)
         problems = [
             f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(kind))}"
-            for name, kind in (("precision", Precision), ("dtype", StoredType), ("positions", Positions))
+            for name, kind in (
+                ("precision", Precision),
+                ("dtype", StoredType),
+                ("positions", Positions),
+            )
             if getattr(self, name) not in get_args(kind)
         ]
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 0:
-            problems.append(f"batch_size={self.batch_size!r} is no number of frames; 0 is automatic")
+        if (
+            isinstance(self.batch_size, bool)
+            or not isinstance(self.batch_size, int)
+            or self.batch_size < 0
+        ):
+            problems.append(
+                f"batch_size={self.batch_size!r} is no number of frames; 0 is automatic"
+            )
         given: object = self.weights  # whatever came from the command line
         if given is not None and not isinstance(given, (str, os.PathLike)):
             problems.append(f"weights={self.weights!r} is no path")
@@ -166,7 +180,8 @@ class Dinov2Extractor(OneFeature, TorchModel):
         InvalidError
             If the weights are not whole, or not those that the run began with.
         ExtractorError
-            If a GPU's memory does not suffice, or the model gives no finite numbers in this precision here.
+            If a GPU's memory does not suffice, or the model gives no finite numbers in this
+            precision here.
         """
         import torch
 
@@ -175,7 +190,8 @@ class Dinov2Extractor(OneFeature, TorchModel):
         weights = self._weights()
         if self._sha256 is not None and weights.sha256() != self._sha256:
             raise InvalidError(
-                f"{weights.place} is not the same here as where the run began; give all workers one copy"
+                f"{weights.place} is not the same here as where the run began; give all workers "
+                "one copy"
             )
         model = load_model(weights, self._architecture)
         if self.positions == "hub":
@@ -189,8 +205,8 @@ class Dinov2Extractor(OneFeature, TorchModel):
         Returns
         -------
         Extracted
-            ``values`` (images, width) of ``dtype``, each row of length 1. An image of which the model makes no finite
-            numbers (fp16 overflows) has failed.
+            ``values`` (images, width) of ``dtype``, each row of length 1. An image of which the
+            model makes no finite numbers (fp16 overflows) has failed.
 
         Raises
         ------
@@ -200,18 +216,24 @@ class Dinov2Extractor(OneFeature, TorchModel):
             If the model fails, or a GPU's memory does not suffice.
         """
         if self._model is None:
-            raise InvalidError(f"{type(self).__name__} is not open; call open() before it gets frames")
+            raise InvalidError(
+                f"{type(self).__name__} is not open; call open() before it gets frames"
+            )
         if not len(images):
             return Extracted({self.model: self._spec.empty_rows(0)})
         pixels = np.stack([whole_image(check_image(image)) for image in images])
         values = self._call(self._forward, pixels)
         odd = np.flatnonzero(~np.isfinite(values).all(axis=1))
         return Extracted(
-            {self.model: FeatureRows(values.astype(self.dtype))}, dict.fromkeys(odd.tolist(), self._not_finite())
+            {self.model: FeatureRows(values.astype(self.dtype))},
+            dict.fromkeys(odd.tolist(), self._not_finite()),
         )
 
     def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
-        """Return one row per image, as :meth:`extract` does; :class:`InvalidError` if one has failed."""
+        """Return one row per image, as :meth:`extract` does.
+
+        :class:`InvalidError` if one has failed.
+        """
         found = self.extract(images)
         for reason in found.failed.values():
             raise InvalidError(reason)
@@ -235,7 +257,9 @@ class Dinov2Extractor(OneFeature, TorchModel):
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         if self._device.type == "cuda":
             batch = batch.pin_memory().to(self._device, non_blocking=True)
-        mean, std = (torch.tensor(values, device=self._device).view(3, 1, 1) for values in (MEAN, STD))
+        mean, std = (
+            torch.tensor(values, device=self._device).view(3, 1, 1) for values in (MEAN, STD)
+        )
         with torch.inference_mode(), reproducible(self._device):
             inputs = batch.to(torch.float32).div(255).sub(mean).div(std)
             tokens = self._model(pixel_values=inputs.to(self._model.dtype)).last_hidden_state
@@ -247,9 +271,9 @@ class Dinov2Extractor(OneFeature, TorchModel):
 def _set_positions(model: Any) -> None:
     """Bring the positions to the 16 x 16 patches of a frame as facebookresearch's models do, once and for all.
 
-    They scale by (16 + 0.1) / 37 where transformers scales to a size of 16, so samples lie up to 0.2 patches apart
-    (facebookresearch/dinov2, ``interpolate_pos_encoding``; models with registers have an offset of 0 and antialias,
-    which is what transformers does with them).
+    They scale by (16 + 0.1) / 37 where transformers scales to a size of 16, so samples lie up to
+    0.2 patches apart (facebookresearch/dinov2, ``interpolate_pos_encoding``; models with registers
+    have an offset of 0 and antialias, which is what transformers does with them).
     """
     import torch
 
@@ -260,6 +284,10 @@ def _set_positions(model: Any) -> None:
         return
     grid = known[:, 1:].reshape(1, before, before, -1).permute(0, 3, 1, 2)
     scale = (side + HUB_OFFSET) / before
-    scaled = torch.nn.functional.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", antialias=False)
+    scaled = torch.nn.functional.interpolate(
+        grid, scale_factor=(scale, scale), mode="bicubic", antialias=False
+    )
     patches = scaled.permute(0, 2, 3, 1).reshape(1, side * side, -1)
-    embeddings.position_embeddings = torch.nn.Parameter(torch.cat((known[:, :1], patches), dim=1), requires_grad=False)
+    embeddings.position_embeddings = torch.nn.Parameter(
+        torch.cat((known[:, :1], patches), dim=1), requires_grad=False
+    )

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from kpstore.errors import ExistsError, ExtractorError, InvalidError, MissingExtraError, NotFoundError
+from kpstore.errors import (
+    ExistsError,
+    ExtractorError,
+    InvalidError,
+    MissingExtraError,
+    NotFoundError,
+)
 from kpstore.extractors.checkpoint_files import file_sha256, load_tensors, some_of
 
 PATCH = 14
@@ -48,15 +54,21 @@ class Architecture:
 
     def __str__(self) -> str:
         kind = f", {self.registers} registers" if self.registers else ""
-        return f"width {self.width}, {self.depth} layers, {self.heads} heads{kind}{', gated' if self.swiglu else ''}"
+        return (
+            f"width {self.width}, {self.depth} layers, {self.heads} "
+            f"heads{kind}{', gated' if self.swiglu else ''}"
+        )
 
     def same_model(self, other: Architecture) -> bool:
         """Whether both are one model, wherever it may be had."""
-        return replace(self, repository="", cpu_fps=0.0) == replace(other, repository="", cpu_fps=0.0)
+        return replace(self, repository="", cpu_fps=0.0) == replace(
+            other, repository="", cpu_fps=0.0
+        )
 
 
 def _family(registers: int, suffix: str, repository: str) -> dict[str, Architecture]:
-    # Widths, depths and heads: facebookresearch/dinov2, models/vision_transformer.py. Speeds of S and B: measured.
+    # Widths, depths and heads: facebookresearch/dinov2, models/vision_transformer.py. Speeds of S
+    # and B: measured.
     sizes = {
         "s": Architecture(384, 12, 6, cpu_fps=5.0, repository="small"),
         "b": Architecture(768, 12, 12, cpu_fps=1.7, repository="base"),
@@ -64,7 +76,9 @@ def _family(registers: int, suffix: str, repository: str) -> dict[str, Architect
         "g": Architecture(1536, 40, 24, swiglu=True, cpu_fps=0.15, repository="giant"),
     }
     return {
-        f"dinov2_vit{letter}14{suffix}": replace(size, registers=registers, repository=repository + size.repository)
+        f"dinov2_vit{letter}14{suffix}": replace(
+            size, registers=registers, repository=repository + size.repository
+        )
         for letter, size in sizes.items()
     }
 
@@ -79,7 +93,8 @@ MODELS: dict[str, Architecture] = {
 def register_model(name: str, architecture: Architecture) -> None:
     """Make a model of one's own known in this process: one that was trained further, or a tiny one for a test.
 
-    The ingest sends its architecture along to workers, so that only the process that starts a run needs to call this.
+    The ingest sends its architecture along to workers, so that only the process that starts a run
+    needs to call this.
 
     Raises
     ------
@@ -87,7 +102,9 @@ def register_model(name: str, architecture: Architecture) -> None:
         If the name already stands for something else.
     """
     if MODELS.setdefault(name, architecture) != architecture:
-        raise ExistsError(f"DINOv2 model {name!r} is already known as {MODELS[name]}; choose another name")
+        raise ExistsError(
+            f"DINOv2 model {name!r} is already known as {MODELS[name]}; choose another name"
+        )
 
 
 def find_model(name: object) -> Architecture:
@@ -100,12 +117,16 @@ def find_model(name: object) -> Architecture:
 def library_versions() -> dict[str, str]:
     """Return the versions of what computes, without importing it; builds (``+cpu``) left out."""
     try:
-        return {name: version(name).partition("+")[0] for name in ("torch", "transformers", "pillow")}
+        return {
+            name: version(name).partition("+")[0] for name in ("torch", "transformers", "pillow")
+        }
     except PackageNotFoundError as error:
-        raise MissingExtraError(f"the recipe 'dinov2' ({error.name} is not installed)", extra="dinov2") from None
+        raise MissingExtraError(
+            f"the recipe 'dinov2' ({error.name} is not installed)", extra="dinov2"
+        ) from None
 
 
-# -- where weights are ------------------------------------------------------------------------------------------
+# -- where weights are -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -132,11 +153,14 @@ class Weights:
 
 
 def find_weights(name: str, architecture: Architecture, given: Path | None) -> Weights:
-    """Return the weights of a model, compared with what its name stands for; reads no more than their headers.
+    """Return the weights of a model, compared with what its name stands for.
+
+    Reads no more than their headers.
 
     Parameters
     ----------
-    given : a folder or a checkpoint; None looks on the Hugging Face hub, whose cache keeps what was loaded once.
+    given : a folder or a checkpoint; None looks on the Hugging Face hub, whose cache keeps what was
+        loaded once.
 
     Raises
     ------
@@ -155,14 +179,20 @@ def find_weights(name: str, architecture: Architecture, given: Path | None) -> W
         weights = Weights(given, (given,))
     else:
         raise NotFoundError(
-            f"no weights at {given}: give a folder of save_pretrained, or one of facebookresearch's .pth files"
+            f"no weights at {given}: give a folder of save_pretrained, or one of "
+            "facebookresearch's .pth files"
         )
-    found = _of_config(weights.place) if weights.is_folder else _of_checkpoint(weights.place, architecture.heads)
+    found = (
+        _of_config(weights.place)
+        if weights.is_folder
+        else _of_checkpoint(weights.place, architecture.heads)
+    )
     if not found.same_model(architecture):
         fitting = _names_of(found)
         choose = f"choose model={fitting[0]}" if fitting else "choose the model that they are of"
         raise InvalidError(
-            f"{weights.place} holds a DINOv2 of {found}; {name!r} has {architecture}: {choose}, or give other weights"
+            f"{weights.place} holds a DINOv2 of {found}; {name!r} has {architecture}: {choose}, or "
+            "give other weights"
         )
     return weights
 
@@ -183,16 +213,29 @@ def describe_weights(place: Path) -> str:
         _in_folder(place)
         names, found = _names_of(_of_config(place)), str(_of_config(place))
     else:
-        fitting = [name for name, known in MODELS.items() if _of_checkpoint(place, known.heads).same_model(known)]
-        names, found = fitting, str(_of_checkpoint(place, find_model(fitting[0]).heads if fitting else 0))
+        fitting = [
+            name
+            for name, known in MODELS.items()
+            if _of_checkpoint(place, known.heads).same_model(known)
+        ]
+        names, found = (
+            fitting,
+            str(_of_checkpoint(place, find_model(fitting[0]).heads if fitting else 0)),
+        )
     return f"{' or '.join(names) or 'a DINOv2 of no known name'} ({found})"
 
 
 def _in_folder(folder: Path) -> Weights:
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if not (folder / "config.json").is_file() or not (whole.is_file() or index.is_file()):
-        raise InvalidError(f"{folder} needs config.json and model.safetensors, as save_pretrained writes them")
-    shards = [whole] if whole.is_file() else [folder / name for name in sorted(set(_weight_map(index).values()))]
+        raise InvalidError(
+            f"{folder} needs config.json and model.safetensors, as save_pretrained writes them"
+        )
+    shards = (
+        [whole]
+        if whole.is_file()
+        else [folder / name for name in sorted(set(_weight_map(index).values()))]
+    )
     missing = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
     if missing:
         raise InvalidError(f"{folder}: {missing[0]!r}, which {index.name} names, is not in it")
@@ -218,9 +261,13 @@ def _of_config(folder: Path) -> Architecture:
     config = _read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind not in ("dinov2", "dinov2_with_registers"):
-        raise InvalidError(f"{folder}/config.json is of a {kind!r}, not of a 'dinov2' or 'dinov2_with_registers'")
+        raise InvalidError(
+            f"{folder}/config.json is of a {kind!r}, not of a 'dinov2' or 'dinov2_with_registers'"
+        )
     if config.get("patch_size", PATCH) != PATCH:
-        raise InvalidError(f"{folder}/config.json has patches of {config['patch_size']!r} pixels; DINOv2's have 14")
+        raise InvalidError(
+            f"{folder}/config.json has patches of {config['patch_size']!r} pixels; DINOv2's have 14"
+        )
     # What a configuration does not say is as in ViT-B (transformers, Dinov2Config).
     return Architecture(
         config.get("hidden_size", 768),
@@ -241,7 +288,8 @@ def _of_checkpoint(path: Path, heads: int) -> Architecture:
     }.items():
         if name not in state or not _fits(state[name].shape, shape):
             raise InvalidError(
-                f"{path} has no {name!r} as facebookresearch's DINOv2 checkpoints have it; it has {some_of(state)}"
+                f"{path} has no {name!r} as facebookresearch's DINOv2 checkpoints have it; it has "
+                f"{some_of(state)}"
             )
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
@@ -250,7 +298,9 @@ def _of_checkpoint(path: Path, heads: int) -> Architecture:
 
 
 def _fits(shape: Any, wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(w in (None, length) for length, w in zip(shape, wanted, strict=True))
+    return len(shape) == len(wanted) and all(
+        w in (None, length) for length, w in zip(shape, wanted, strict=True)
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -258,15 +308,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     import torch
 
     state = load_tensors(path)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
         raise InvalidError(
-            f"{path} holds no plain table of tensors; give facebookresearch's ..._pretrain.pth, or a folder of "
-            "save_pretrained"
+            f"{path} holds no plain table of tensors; give facebookresearch's ..._pretrain.pth, or "
+            "a folder of save_pretrained"
         )
     return dict(state)
 
 
-# -- the hub ----------------------------------------------------------------------------------------------------
+# -- the hub ---------------------------------------------------------------------------------------
 
 
 def hub_cache() -> Path:
@@ -290,7 +342,10 @@ def cached_snapshot(repository: str) -> Path | None:
 
 def _from_hub(name: str, architecture: Architecture) -> Weights:
     if not architecture.repository:
-        raise InvalidError(f"model {name!r} is not on the Hugging Face hub; say where its weights are: --weights PATH")
+        raise InvalidError(
+            f"model {name!r} is not on the Hugging Face hub; say where its weights are: --weights "
+            "PATH"
+        )
     found = cached_snapshot(architecture.repository)
     if found is not None:
         return _in_folder(found)
@@ -299,9 +354,10 @@ def _from_hub(name: str, architecture: Architecture) -> Weights:
     except OSError as error:
         reason = " ".join(str(error).split())[:160]
         raise ExtractorError(
-            f"the weights of {name!r} are not in {hub_cache()}, and {architecture.repository} cannot be loaded from "
-            f"the Hugging Face hub ({reason}); run this where the network is, or say where they are: --weights "
-            "PATH, a folder of save_pretrained or facebookresearch's .pth file"
+            f"the weights of {name!r} are not in {hub_cache()}, and {architecture.repository} "
+            f"cannot be loaded from the Hugging Face hub ({reason}); run this where the network "
+            "is, or say where they are: --weights PATH, a folder of save_pretrained or "
+            "facebookresearch's .pth file"
         ) from None
 
 
@@ -312,12 +368,14 @@ def _download(repository: str) -> Path:
     hub = importlib.import_module("huggingface_hub")
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     if not urllib.request.getproxies():
-        socket.getaddrinfo(host, 443)  # fails at once where there is no network; the hub itself tries for half a minute
+        socket.getaddrinfo(
+            host, 443
+        )  # fails at once where there is no network; the hub itself tries for half a minute
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
     return Path(hub.snapshot_download(repository, allow_patterns=patterns))
 
 
-# -- loading ----------------------------------------------------------------------------------------------------
+# -- loading ---------------------------------------------------------------------------------------
 
 
 def load_model(weights: Weights, architecture: Architecture) -> Any:
@@ -326,37 +384,55 @@ def load_model(weights: Weights, architecture: Architecture) -> Any:
     Raises
     ------
     InvalidError
-        If a tensor is missing, left over or of another shape: transformers itself would go on with random numbers.
+        If a tensor is missing, left over or of another shape: transformers itself would go on with
+        random numbers.
     """
     import torch
 
     transformers = importlib.import_module("transformers")
-    kind = transformers.Dinov2WithRegistersModel if architecture.registers else transformers.Dinov2Model
+    kind = (
+        transformers.Dinov2WithRegistersModel
+        if architecture.registers
+        else transformers.Dinov2Model
+    )
     if weights.is_folder:
-        source: dict[str, Any] = {"pretrained_model_name_or_path": weights.place, "local_files_only": True}
+        source: dict[str, Any] = {
+            "pretrained_model_name_or_path": weights.place,
+            "local_files_only": True,
+        }
     else:
         state = read_checkpoint(weights.place)
         config = _config(transformers, architecture, positions=state["pos_embed"].shape[1] - 1)
         source = {
             "pretrained_model_name_or_path": None,
             "config": config,
-            "state_dict": {key: value.float() for key, value in published_names(state, weights.place).items()},
+            "state_dict": {
+                key: value.float() for key, value in published_names(state, weights.place).items()
+            },
         }
     with _quiet():
         try:
-            model, told = kind.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
+            model, told = kind.from_pretrained(
+                **source, dtype=torch.float32, output_loading_info=True
+            )
         except (RuntimeError, ValueError, OSError, KeyError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise InvalidError(f"{weights.place} does not load as a DINOv2 of {architecture}: {reason}") from None
+            raise InvalidError(
+                f"{weights.place} does not load as a DINOv2 of {architecture}: {reason}"
+            ) from None
         except Exception as error:  # safetensors has an error class of its own
-            raise InvalidError(f"{weights.place}: {' '.join(str(error).split())[:160]}; load the file again") from None
+            raise InvalidError(
+                f"{weights.place}: {' '.join(str(error).split())[:160]}; load the file again"
+            ) from None
     for problem, what in (
         ("missing_keys", "lacks"),
         ("unexpected_keys", "has too many:"),
         ("mismatched_keys", "has others:"),
     ):
         if told.get(problem):
-            raise InvalidError(f"{weights.place} does not hold a whole DINOv2: it {what} {some_of(told[problem])}")
+            raise InvalidError(
+                f"{weights.place} does not hold a whole DINOv2: it {what} {some_of(told[problem])}"
+            )
     return model.eval().requires_grad_(False)
 
 
@@ -371,7 +447,9 @@ def _config(transformers: Any, architecture: Architecture, *, positions: int) ->
         "use_swiglu_ffn": architecture.swiglu,
     }
     if architecture.registers:
-        return transformers.Dinov2WithRegistersConfig(**values, num_register_tokens=architecture.registers)
+        return transformers.Dinov2WithRegistersConfig(
+            **values, num_register_tokens=architecture.registers
+        )
     return transformers.Dinov2Config(**values)
 
 
@@ -412,12 +490,17 @@ def published_names(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
         renamed.update(new)
         unknown += [] if new else [name]
     if unknown:
-        raise InvalidError(f"{path} is no DINOv2 checkpoint of facebookresearch: it has {some_of(unknown)}")
+        raise InvalidError(
+            f"{path} is no DINOv2 checkpoint of facebookresearch: it has {some_of(unknown)}"
+        )
     return renamed
 
 
 def _published(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the published name and tensor of one entry; three for queries, keys and values, which lie in one there."""
+    """Yield the published name and tensor of one entry.
+
+    Three for queries, keys and values, which lie in one there.
+    """
     block = _BLOCK.fullmatch(name)
     stem, ending = _split_ending(block[2] if block else name)
     if block is None:

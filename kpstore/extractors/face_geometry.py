@@ -26,7 +26,9 @@ _JSON_TINY = 1e-8
 
 @dataclass(frozen=True)
 class FacePoints:
-    """What a detector found of one face or of many; the leading axes of both arrays agree or broadcast.
+    """What a detector found of one face or of many.
+
+    The leading axes of both arrays agree or broadcast.
 
     Parameters
     ----------
@@ -40,8 +42,9 @@ class FacePoints:
     def scaled(self) -> Floats:
         """(..., 5, 2) float64: each coordinate from the box's middle, in halves of its width or height.
 
-        The middle of the box is 0, its edges are -1 and 1; y downwards. Where a box has no width or height the
-        coordinate is not divided and stays in pixels, as in the scripts that made users' present files.
+        The middle of the box is 0, its edges are -1 and 1; y downwards. Where a box has no width or
+        height the coordinate is not divided and stays in pixels, as in the scripts that made users'
+        present files.
         """
         box = np.asarray(self.box, dtype=np.float64)
         corners = box.reshape(*box.shape[:-1], 2, 2)
@@ -72,15 +75,17 @@ def check_formula(formula: object) -> None:
 def landmarks_to_3d(face: FacePoints, formula: Formula = "corrected") -> Floats:
     """Return each landmark as a point of the unit sphere that bulges out of the picture where the face is.
 
-    With ``x, y`` of :meth:`FacePoints.scaled`: ``r = min(1, hypot(x, y))``, ``theta = acos(1 - r)`` away from the
-    sphere's foremost point, ``phi = atan2(y, x)`` around it, and then ``(sin theta cos phi, sin theta sin phi,
-    cos theta)``. The middle of the box is (0, 0, 1), its edges and all beyond are on the rim, where z is 0.
+    With ``x, y`` of :meth:`FacePoints.scaled`: ``r = min(1, hypot(x, y))``, ``theta = acos(1 - r)``
+    away from the sphere's foremost point, ``phi = atan2(y, x)`` around it, and then ``(sin theta
+    cos phi, sin theta sin phi, cos theta)``. The middle of the box is (0, 0, 1), its edges and all
+    beyond are on the rim, where z is 0.
 
     Parameters
     ----------
     face : one face or many.
-    formula : ``"json"`` has ``phi = 0`` wherever x is exactly 0: points straight above and below the middle all come
-        out at its right. It takes boxes without a size too; what is not a number comes out as NaN.
+    formula : ``"json"`` has ``phi = 0`` wherever x is exactly 0: points straight above and below
+        the middle all come out at its right. It takes boxes without a size too; what is not a
+        number comes out as NaN.
 
     Returns
     -------
@@ -100,24 +105,29 @@ def landmarks_to_3d(face: FacePoints, formula: Formula = "corrected") -> Floats:
     if formula == "json":
         phi = np.where(x == 0, 0.0, phi)
     theta = np.arccos(1 - np.minimum(1.0, np.hypot(x, y)))
-    return np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], axis=-1)
+    return np.stack(
+        [np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], axis=-1
+    )
 
 
-def spherical_angles(reference: FacePoints, current: FacePoints, formula: Formula = "corrected") -> Floats:
+def spherical_angles(
+    reference: FacePoints, current: FacePoints, formula: Formula = "corrected"
+) -> Floats:
     """Return by how much each landmark is turned from where the reference has it, on the sphere, with a sign.
 
-    The size is the angle between the two points as seen from the sphere's middle, 0 to 180. Positive: the landmark
-    is higher up than the reference's (the head looks up); negative: lower down. Sideways turns alone have no sign
-    of their own and count as positive.
+    The size is the angle between the two points as seen from the sphere's middle, 0 to 180.
+    Positive: the landmark is higher up than the reference's (the head looks up); negative: lower
+    down. Sideways turns alone have no sign of their own and count as positive.
 
     Parameters
     ----------
     reference, current : leading axes broadcast, so that one frontal face does for many frames.
     formula : ``"corrected"`` compares heights from the box's middle in halves of the box's height
-        (:meth:`FacePoints.scaled`), so that neither a picture's size nor the face's place in it matter; within
-        ``DEAD_ZONE`` they count as equal, and the angle as positive. ``"json"`` compares heights in pixels of the
-        two pictures, whatever their sizes; only exactly equal ones count as equal, and the angle is then 0 up to
-        ``JSON_DEAD_ZONE`` degrees. As it adds 1e-8 to lengths, it never finds less than 0.0115 degrees.
+        (:meth:`FacePoints.scaled`), so that neither a picture's size nor the face's place in it
+        matter; within ``DEAD_ZONE`` they count as equal, and the angle as positive. ``"json"``
+        compares heights in pixels of the two pictures, whatever their sizes; only exactly equal
+        ones count as equal, and the angle is then 0 up to ``JSON_DEAD_ZONE`` degrees. As it adds
+        1e-8 to lengths, it never finds less than 0.0115 degrees.
 
     Returns
     -------
@@ -132,7 +142,10 @@ def spherical_angles(reference: FacePoints, current: FacePoints, formula: Formul
     before, after = landmarks_to_3d(reference, formula), landmarks_to_3d(current, formula)
     if formula == "json":
         angles = _angles_as_json(before, after)
-        lower = np.asarray(current.landmarks)[..., 1] - np.asarray(reference.landmarks, dtype=np.float64)[..., 1]
+        lower = (
+            np.asarray(current.landmarks)[..., 1]
+            - np.asarray(reference.landmarks, dtype=np.float64)[..., 1]
+        )
         equal = np.where(angles <= JSON_DEAD_ZONE, 0.0, angles)
         return np.where(lower < 0, angles, np.where(lower > 0, -angles, equal))
     # By atan2 of sine and cosine: the arc cosine alone loses half of the digits near 0.
@@ -145,7 +158,10 @@ def spherical_angles(reference: FacePoints, current: FacePoints, formula: Formul
 
 def _angles_as_json(before: Floats, after: Floats) -> Floats:
     """Return the angles of users' present files, (..., 5) in degrees without a sign."""
-    units = [points / (np.linalg.norm(points, axis=-1, keepdims=True) + _JSON_TINY) for points in (before, after)]
+    units = [
+        points / (np.linalg.norm(points, axis=-1, keepdims=True) + _JSON_TINY)
+        for points in (before, after)
+    ]
     angles: Floats = np.degrees(np.arccos(np.clip((units[0] * units[1]).sum(axis=-1), -1.0, 1.0)))
     return angles
 

@@ -18,15 +18,16 @@ from kpstore.schema.feature import FeatureRows
 class HolisticExtractor(MediapipeExtractor):
     """Keypoints by MediaPipe Holistic: finds more faces and hands than the separate solutions, but carries state.
 
-    In both modes a frame's numbers depend on the frames before it: in ``"image"`` mode too MediaPipe keeps the last
-    face's region (and a frame's face moves by up to 1.6 pixels of 210 with it). A video therefore always runs from its
-    first frame; :meth:`start_video` puts the model back to what a new one would give, bit for bit.
+    In both modes a frame's numbers depend on the frames before it: in ``"image"`` mode too
+    MediaPipe keeps the last face's region (and a frame's face moves by up to 1.6 pixels of 210 with
+    it). A video therefore always runs from its first frame; :meth:`start_video` puts the model back
+    to what a new one would give, bit for bit.
 
     Parameters
     ----------
     mode : ``"image"`` looks for the person anew in every frame, ``"video"`` tracks and smooths.
-    independent_frames : start anew before every frame, so that frames do not depend on each other; about half the
-        speed, and only with ``mode="image"``.
+    independent_frames : start anew before every frame, so that frames do not depend on each other;
+        about half the speed, and only with ``mode="image"``.
     min_tracking_confidence : 0 to 1; poses below it are dropped.
     face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`.
     """
@@ -46,13 +47,25 @@ class HolisticExtractor(MediapipeExtractor):
         if self.mode not in ("image", "video"):
             raise InvalidError(f"mode is 'image' or 'video', found {self.mode!r}")
         if self.independent_frames not in (True, False):
-            raise InvalidError(f"independent_frames is True or False, found {self.independent_frames!r}")
+            raise InvalidError(
+                f"independent_frames is True or False, found {self.independent_frames!r}"
+            )
         if self.independent_frames and self.mode == "video":
-            raise InvalidError("mode 'video' tracks from frame to frame; independent_frames needs mode='image'")
+            raise InvalidError(
+                "mode 'video' tracks from frame to frame; independent_frames needs mode='image'"
+            )
 
     def _recipe(self) -> tuple[str, str, dict[str, Any], tuple[str, ...]]:
-        recipe = "holistic, independent frames" if self.independent_frames else f"holistic, {self.mode} mode"
-        parameters = {"mode": self.mode, "independent_frames": self.independent_frames, **self._options()}
+        recipe = (
+            "holistic, independent frames"
+            if self.independent_frames
+            else f"holistic, {self.mode} mode"
+        )
+        parameters = {
+            "mode": self.mode,
+            "independent_frames": self.independent_frames,
+            **self._options(),
+        }
         models = (
             "face_detection/face_detection_short_range.tflite",
             "face_landmark/face_landmark.tflite",
@@ -73,7 +86,9 @@ class HolisticExtractor(MediapipeExtractor):
         }
 
     def _build(self, solutions: Any) -> tuple[Any, ...]:
-        return (solutions.holistic.Holistic(static_image_mode=self.mode == "image", **self._options()),)
+        return (
+            solutions.holistic.Holistic(static_image_mode=self.mode == "image", **self._options()),
+        )
 
     @property
     def typical_fps(self) -> float:
@@ -91,5 +106,8 @@ class HolisticExtractor(MediapipeExtractor):
             self.start_video()
         (found,) = self._process(image)
         return FoundParts(
-            found.face_landmarks, found.left_hand_landmarks, found.right_hand_landmarks, found.pose_landmarks
+            found.face_landmarks,
+            found.left_hand_landmarks,
+            found.right_hand_landmarks,
+            found.pose_landmarks,
         )

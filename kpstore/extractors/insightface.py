@@ -14,7 +14,13 @@ from kpstore.errors import ExtractorError, InvalidError, one_line
 from kpstore.extractors.base import Extracted, check_image
 from kpstore.extractors.devices import Precision, StoredType
 from kpstore.extractors.dinov2 import Dinov2Extractor, Positions
-from kpstore.extractors.face_geometry import FacePoints, Formula, landmarks_to_3d, mean_angle, spherical_angles
+from kpstore.extractors.face_geometry import (
+    FacePoints,
+    Formula,
+    landmarks_to_3d,
+    mean_angle,
+    spherical_angles,
+)
 from kpstore.extractors.insightface_models import Pack, find_pack, library_versions, open_detector
 from kpstore.schema.face_features import EXTRACTED_FACE_FIELDS, EXTRACTED_FRAME_FIELDS, Field
 from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance
@@ -57,8 +63,8 @@ def choose_face(faces: Sequence[Face], choice: FaceChoice) -> Face:
     Parameters
     ----------
     faces : in the order in which InsightFace returns them: by score, the highest first (since 2.0).
-    choice : ``"largest"`` by the box's area, ``"best"`` by score; the first of those that are equal. ``"first"``
-        returned.
+    choice : ``"largest"`` by the box's area, ``"best"`` by score; the first of those that are
+        equal. ``"first"`` returned.
 
     Raises
     ------
@@ -67,7 +73,9 @@ def choose_face(faces: Sequence[Face], choice: FaceChoice) -> Face:
     """
     usable = [face for face in faces if not face.points.problem()]
     if not usable:
-        raise NoFaceError(f"no usable face found: {faces[0].points.problem()}" if faces else "no face found")
+        raise NoFaceError(
+            f"no usable face found: {faces[0].points.problem()}" if faces else "no face found"
+        )
     if choice == "first":
         return usable[0]
     return max(usable, key=lambda face: face.area if choice == "largest" else face.score)
@@ -75,26 +83,31 @@ def choose_face(faces: Sequence[Face], choice: FaceChoice) -> Face:
 
 @dataclass(kw_only=True)
 class FacesExtractor:
-    """Of each frame one face, with DINOv2 of the whole frame; of each video the same of its frontal reference picture.
+    """Of each frame one face, with DINOv2 of the whole frame.
 
-    Features of frames: ``<model>``, ``landmarks_2d``, ``landmarks_3d``, ``box``, ``detection_score``,
-    ``spherical_angles``, ``avg_angle``; of videos: ``face_<model>``, ``face_landmarks_2d``, ``face_landmarks_3d``,
-    ``face_box``, ``face_detection_score``. ``docs/faces.md`` says what they are. A frame without a usable face fails
-    with the reason, and DINOv2 is not run on it; a reference without one fails the whole video.
+    Of each video the same of its frontal reference picture.
+
+    Features of frames: ``<model>``, ``landmarks_2d``, ``landmarks_3d``, ``box``,
+    ``detection_score``, ``spherical_angles``, ``avg_angle``; of videos: ``face_<model>``,
+    ``face_landmarks_2d``, ``face_landmarks_3d``, ``face_box``, ``face_detection_score``.
+    ``docs/faces.md`` says what they are. A frame without a usable face fails with the reason, and
+    DINOv2 is not run on it; a reference without one fails the whole video.
 
     Parameters
     ----------
-    model_pack : a pack of InsightFace by name, loaded from its releases if it is not in ``~/.insightface/models``; or
-        a folder of ONNX files. Only its detector is used.
-    face : which face of several: ``"largest"``, ``"best"`` (highest score), or ``"first"`` (as InsightFace returns
-        them). By default the largest; the first with ``formula="json"``.
-    det_size : width and height in pixels to which a picture is brought for the detector, a multiple of 32.
+    model_pack : a pack of InsightFace by name, loaded from its releases if it is not in
+        ``~/.insightface/models``; or a folder of ONNX files. Only its detector is used.
+    face : which face of several: ``"largest"``, ``"best"`` (highest score), or ``"first"`` (as
+        InsightFace returns them). By default the largest; the first with ``formula="json"``.
+    det_size : width and height in pixels to which a picture is brought for the detector, a multiple
+        of 32.
     det_thresh : faces of a lower score do not count, 0 to 1.
-    formula : of the points on the sphere and the angles, see :mod:`kpstore.extractors.face_geometry`.
-        ``"json"`` makes everything as the scripts that wrote users' present JSON did.
+    formula : of the points on the sphere and the angles, see
+        :mod:`kpstore.extractors.face_geometry`. ``"json"`` makes everything as the scripts that
+        wrote users' present JSON did.
     model, weights, precision, dtype, positions, batch_size : of DINOv2, see
-        :class:`~kpstore.extractors.dinov2.Dinov2Extractor`. What else is stored is float32, computed in float64; the
-        detector takes one picture at a time, on a CPU in one thread.
+        :class:`~kpstore.extractors.dinov2.Dinov2Extractor`. What else is stored is float32,
+        computed in float64; the detector takes one picture at a time, on a CPU in one thread.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -131,12 +144,21 @@ class FacesExtractor:
             batch_size=self.batch_size,
         )
         self.batch_size = self.at_once
-        self._frame_specs = {known.name: self._spec(known, "frame") for known in EXTRACTED_FRAME_FIELDS}
-        self._face_specs = {known.name: self._spec(known, "video") for known in EXTRACTED_FACE_FIELDS}
+        self._frame_specs = {
+            known.name: self._spec(known, "frame") for known in EXTRACTED_FRAME_FIELDS
+        }
+        self._face_specs = {
+            known.name: self._spec(known, "video") for known in EXTRACTED_FACE_FIELDS
+        }
 
     def _spec(self, known: Field, axis: Axis) -> FeatureSpec:
         features = self._dinov2.specs[0]
-        return known.spec(self.model, features.shape[0], features.dtype if known.shape is None else "float32", axis)
+        return known.spec(
+            self.model,
+            features.shape[0],
+            features.dtype if known.shape is None else "float32",
+            axis,
+        )
 
     def _problems(self) -> list[str]:
         kinds = {"face": FaceChoice, "formula": Formula}
@@ -151,7 +173,11 @@ class FacesExtractor:
         size, threshold = self.det_size, self.det_thresh
         if isinstance(size, bool) or not isinstance(size, int) or size < STRIDE or size % STRIDE:
             found.append(f"det_size={size!r} is no multiple of {STRIDE} pixels; 640 is usual")
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+        if (
+            isinstance(threshold, bool)
+            or not isinstance(threshold, (int, float))
+            or not 0 <= threshold <= 1
+        ):
             found.append(f"det_thresh={threshold!r} is not between 0 and 1")
         return found
 
@@ -165,12 +191,15 @@ class FacesExtractor:
 
     @property
     def provenance(self) -> Mapping[str, Provenance]:
-        """By feature, everything that changes the numbers; of DINOv2's features, what that extractor says.
+        """By feature, everything that changes the numbers.
+
+        Of DINOv2's features, what that extractor says.
 
         Raises
         ------
         NotFoundError, InvalidError, ExtractorError, MissingExtraError
-            If the pack or the weights are not there, not whole or not to be loaded, or a library is missing.
+            If the pack or the weights are not there, not whole or not to be loaded, or a library is
+            missing.
         """
         found = self._detection()
         features = self._dinov2.provenance[self.model]
@@ -211,7 +240,10 @@ class FacesExtractor:
         return self._dinov2.settled
 
     def settle(self, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
-        """Take the number with which DINOv2's features were begun; see :class:`kpstore.extractors.base.Settling`."""
+        """Take the number with which DINOv2's features were begun.
+
+        See :class:`kpstore.extractors.base.Settling`.
+        """
         notes = self._dinov2.settle(made, device)
         self.batch_size = self.at_once
         return notes
@@ -245,7 +277,8 @@ class FacesExtractor:
         pack = self._found_pack()
         if self._sha256 is not None and pack.sha256() != self._sha256:
             raise InvalidError(
-                f"{pack.detector} is not the same here as where the run began; give all workers one copy"
+                f"{pack.detector} is not the same here as where the run began; give all workers "
+                "one copy"
             )
         self._app = open_detector(pack, device, self.det_size, self.det_thresh)
         try:
@@ -266,23 +299,31 @@ class FacesExtractor:
         Raises
         ------
         InvalidError
-            If there is no reference, no usable face in it, or DINOv2's numbers of it are not finite.
+            If there is no reference, no usable face in it, or DINOv2's numbers of it are not
+            finite.
         """
         self._reference = None
         if reference is None:
-            raise InvalidError("no frontal reference picture: angles are measured from it; give one picture per person")
+            raise InvalidError(
+                "no frontal reference picture: angles are measured from it; give one picture per "
+                "person"
+            )
         picture = check_image(reference)
         try:
             face = self._find(picture)
         except NoFaceError as error:
             raise InvalidError(
-                f"the reference picture has no usable face ({error}; {picture.shape[1]} x {picture.shape[0]} pixels, "
-                f"det_size {self.det_size}, det_thresh {self.det_thresh:g}); give another frontal picture"
+                f"the reference picture has no usable face ({error}; {picture.shape[1]} x "
+                f"{picture.shape[0]} pixels, det_size {self.det_size}, det_thresh "
+                f"{self.det_thresh:g}); give another frontal picture"
             ) from None
         features = self._dinov2.rows([picture]).values
         values = {f"face_{name}": rows for name, rows in self._values([face], features).items()}
         self._reference = face.points
-        return {spec.name: FeatureRows(values[name].astype(spec.dtype)) for name, spec in self._face_specs.items()}
+        return {
+            spec.name: FeatureRows(values[name].astype(spec.dtype))
+            for name, spec in self._face_specs.items()
+        }
 
     def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
         """Return one row per image; see :meth:`kpstore.extractors.base.Extractor.extract`.
@@ -290,8 +331,8 @@ class FacesExtractor:
         Returns
         -------
         Extracted
-            Rows of all features of frames; images without a usable face have failed, and their rows are missing, and
-            so have images of which DINOv2 makes no finite numbers.
+            Rows of all features of frames; images without a usable face have failed, and their rows
+            are missing, and so have images of which DINOv2 makes no finite numbers.
 
         Raises
         ------
@@ -301,7 +342,9 @@ class FacesExtractor:
             If a model fails.
         """
         if self._app is None or self._reference is None:
-            raise InvalidError("call open() and start_video(reference) before frames are given to 'faces'")
+            raise InvalidError(
+                "call open() and start_video(reference) before frames are given to 'faces'"
+            )
         faces: dict[int, Face] = {}
         failed: dict[int, str] = {}
         for number, image in enumerate(images):
@@ -314,7 +357,9 @@ class FacesExtractor:
             found = self._dinov2.extract([images[number] for number in faces])
             failed |= {list(faces)[number]: reason for number, reason in found.failed.items()}
             features = found.rows[self.model].values
-            values = self._values(list(faces.values()), features) | self._angles(list(faces.values()))
+            values = self._values(list(faces.values()), features) | self._angles(
+                list(faces.values())
+            )
             for name, spec in self._frame_specs.items():
                 rows[spec.name].values[list(faces)] = values[name]
         return Extracted(rows, failed)
@@ -326,12 +371,18 @@ class FacesExtractor:
 
     def _find(self, image: NDArray[np.uint8]) -> Face:
         if self._app is None:
-            raise InvalidError(f"{type(self).__name__} is not open; call open() before it gets pictures")
+            raise InvalidError(
+                f"{type(self).__name__} is not open; call open() before it gets pictures"
+            )
         height, width = image.shape[:2]
         if min(width, height) * self.det_size <= max(width, height):
-            raise NoFaceError(f"no face found: {width} x {height} pixels are too narrow to look for one")
+            raise NoFaceError(
+                f"no face found: {width} x {height} pixels are too narrow to look for one"
+            )
         try:
-            found = self._app.get(np.ascontiguousarray(image[..., ::-1]))  # InsightFace takes blue, green, red
+            found = self._app.get(
+                np.ascontiguousarray(image[..., ::-1])
+            )  # InsightFace takes blue, green, red
         except Exception as error:  # onnxruntime has error classes of its own
             # The image was read and is one: what fails now would fail for every image after it.
             raise ExtractorError(f"InsightFace's detector fails: {one_line(error)}") from error
@@ -358,5 +409,6 @@ class FacesExtractor:
 
 def _together(faces: Sequence[Face]) -> FacePoints:
     return FacePoints(
-        np.stack([face.points.landmarks for face in faces]), np.stack([face.points.box for face in faces])
+        np.stack([face.points.landmarks for face in faces]),
+        np.stack([face.points.box for face in faces]),
     )

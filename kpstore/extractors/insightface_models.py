@@ -19,7 +19,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kpstore.errors import ExtractorError, InvalidError, MissingExtraError, NotFoundError, UnsupportedError
+from kpstore.errors import (
+    ExtractorError,
+    InvalidError,
+    MissingExtraError,
+    NotFoundError,
+    UnsupportedError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +40,10 @@ _OTHER_NAMES = {
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of what finds faces, without importing it; onnxruntime's by one name for CPU and GPU."""
+    """Return the versions of what finds faces, without importing it.
+
+    Onnxruntime's by one name for CPU and GPU.
+    """
     return {name: _version(name) for name in ("insightface", "onnxruntime", "opencv-python")}
 
 
@@ -45,7 +54,7 @@ def _version(name: str) -> str:
     raise MissingExtraError(f"the recipe 'faces' ({name} is not installed)", extra="insightface")
 
 
-# -- where packs are --------------------------------------------------------------------------------------------
+# -- where packs are -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,10 @@ def find_pack(name: str) -> Pack:
         folder = Path(name).absolute()
     if not folder.is_dir():
         if not _NAME.match(name):
-            raise NotFoundError(f"no model pack at {folder}: give a folder of ONNX files, or a pack's name (buffalo_l)")
+            raise NotFoundError(
+                f"no model pack at {folder}: give a folder of ONNX files, or a pack's name "
+                "(buffalo_l)"
+            )
         _load_pack(name, folder)
     return Pack(folder, find_detector(folder))
 
@@ -114,10 +126,14 @@ def find_detector(folder: Path) -> Path:
     for file in files:
         if _count_outputs(file) >= DETECTOR_OUTPUTS:
             return file
-    held = f"{', '.join(file.name for file in files)}, and none of them is one" if files else "no ONNX file"
+    held = (
+        f"{', '.join(file.name for file in files)}, and none of them is one"
+        if files
+        else "no ONNX file"
+    )
     raise InvalidError(
-        f"{folder} needs a face detector, such as det_10g.onnx of buffalo_l, but holds {held}; if a download was cut "
-        "short, remove the folder and run again"
+        f"{folder} needs a face detector, such as det_10g.onnx of buffalo_l, but holds {held}; if "
+        "a download was cut short, remove the folder and run again"
     )
 
 
@@ -126,7 +142,9 @@ def _onnx() -> Any:
     try:
         return importlib.import_module("onnx")
     except ImportError:
-        raise MissingExtraError("the recipe 'faces' (onnx is not installed)", extra="insightface") from None
+        raise MissingExtraError(
+            "the recipe 'faces' (onnx is not installed)", extra="insightface"
+        ) from None
 
 
 def _count_outputs(file: Path) -> int:
@@ -136,7 +154,8 @@ def _count_outputs(file: Path) -> int:
         raise
     except Exception as error:  # protobuf has an error class of its own
         raise InvalidError(
-            f"{file} is no whole ONNX file ({_short(error)}); remove its folder and run again, or give another pack"
+            f"{file} is no whole ONNX file ({_short(error)}); remove its folder and run again, or "
+            "give another pack"
         ) from None
 
 
@@ -154,20 +173,28 @@ def _load_pack(name: str, folder: Path) -> None:
         with silenced():
             storage = importlib.import_module("insightface.utils.storage")
             storage.download("models", name, root=str(aside))
-        found = sorted((aside / "models" / name).rglob("*.onnx"))  # some releases hold a folder within the folder
+        found = sorted(
+            (aside / "models" / name).rglob("*.onnx")
+        )  # some releases hold a folder within the folder
         find_detector(found[0].parent if found else aside)
         with contextlib.suppress(OSError):  # another process was faster
             found[0].parent.rename(folder)
-    except (OSError, RuntimeError, zipfile.BadZipFile, InvalidError) as error:  # requests' errors are OSErrors
+    except (
+        OSError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        InvalidError,
+    ) as error:  # requests' errors are OSErrors
         raise NotFoundError(
-            f"model pack {name!r} is not in {folder.parent}, and InsightFace's releases do not give it "
-            f"({_short(error)}); run this where the network is, or give a folder of ONNX files: --set model_pack=PATH"
+            f"model pack {name!r} is not in {folder.parent}, and InsightFace's releases do not "
+            f"give it ({_short(error)}); run this where the network is, or give a folder of ONNX "
+            "files: --set model_pack=PATH"
         ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-# -- opening ----------------------------------------------------------------------------------------------------
+# -- opening ---------------------------------------------------------------------------------------
 
 
 def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> Any:
@@ -186,7 +213,8 @@ def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> 
         _check_provider(runtime, device, number)
         analysis = importlib.import_module("insightface.app").FaceAnalysis
         options = runtime.SessionOptions()
-        # One, as a worker has: work that is cut for another number of threads may come out with other last bits.
+        # One, as a worker has: work that is cut for another number of threads may come out with
+        # other last bits.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         cuda = [] if number is None else [("CUDAExecutionProvider", {"device_id": number})]
         try:
@@ -196,14 +224,23 @@ def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> 
                 providers=[*cuda, "CPUExecutionProvider"],
                 sess_options=options,
             )
-            app.prepare(ctx_id=-1 if number is None else number, det_thresh=det_thresh, det_size=(det_size, det_size))
+            app.prepare(
+                ctx_id=-1 if number is None else number,
+                det_thresh=det_thresh,
+                det_size=(det_size, det_size),
+            )
         except Exception as error:  # onnxruntime has error classes of its own, InsightFace asserts
-            raise InvalidError(f"{pack.folder} does not load as a pack of InsightFace: {_short(error)}") from None
+            raise InvalidError(
+                f"{pack.folder} does not load as a pack of InsightFace: {_short(error)}"
+            ) from None
     _check_detector(app.det_model, pack, det_size)
-    if number is not None and app.det_model.session.get_providers()[:1] != ["CUDAExecutionProvider"]:
+    if number is not None and app.det_model.session.get_providers()[:1] != [
+        "CUDAExecutionProvider"
+    ]:
         raise UnsupportedError(
-            f"device {device!r}: onnxruntime cannot use it (CUDA's or cuDNN's libraries are missing, or are not those "
-            "that it was built for); see 'kpstore doctor', or leave out --gpus to use the CPU"
+            f"device {device!r}: onnxruntime cannot use it (CUDA's or cuDNN's libraries are "
+            "missing, or are not those that it was built for); see 'kpstore doctor', or leave out "
+            "--gpus to use the CPU"
         )
     return app
 
@@ -211,29 +248,40 @@ def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> 
 def _check_detector(model: Any, pack: Pack, det_size: int) -> None:
     used = Path(model.model_file)
     if used.name != pack.detector.name:
-        raise ExtractorError(f"InsightFace took {used.name} of {pack.folder}, {pack.detector.name} was expected")
+        raise ExtractorError(
+            f"InsightFace took {used.name} of {pack.folder}, {pack.detector.name} was expected"
+        )
     if not getattr(model, "use_kps", False):
-        raise InvalidError(f"{used} finds faces but no landmarks; use a pack whose detector does, such as buffalo_l")
+        raise InvalidError(
+            f"{used} finds faces but no landmarks; use a pack whose detector does, such as "
+            "buffalo_l"
+        )
     fixed = getattr(model, "static_input_size", None)
     if fixed is not None and tuple(fixed) != (det_size, det_size):
         width, height = fixed
         advice = f"use det_size={width}" if width == height else "use another pack"
-        raise InvalidError(f"{used} takes {width} x {height} pixels only, det_size={det_size} was asked for; {advice}")
+        raise InvalidError(
+            f"{used} takes {width} x {height} pixels only, det_size={det_size} was asked for; "
+            f"{advice}"
+        )
 
 
 def _device_number(device: str) -> int | None:
     """Return the number of a GPU; None for the CPU."""
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
     if match is None:
-        raise UnsupportedError(f"device {device!r}: the recipe 'faces' runs on cpu and cuda, such as cuda:0")
+        raise UnsupportedError(
+            f"device {device!r}: the recipe 'faces' runs on cpu and cuda, such as cuda:0"
+        )
     return None if device == "cpu" else int(match[1] or 0)
 
 
 def _check_provider(runtime: Any, device: str, number: int | None) -> None:
     if number is not None and "CUDAExecutionProvider" not in runtime.get_available_providers():
         raise UnsupportedError(
-            f"device {device!r} was asked for, but this onnxruntime {runtime.__version__} is built without CUDA: "
-            "pip uninstall onnxruntime, then pip install onnxruntime-gpu; or leave out --gpus to use the CPU"
+            f"device {device!r} was asked for, but this onnxruntime {runtime.__version__} is built "
+            "without CUDA: pip uninstall onnxruntime, then pip install onnxruntime-gpu; or leave "
+            "out --gpus to use the CPU"
         )
 
 
@@ -241,7 +289,11 @@ def _check_provider(runtime: Any, device: str, number: int | None) -> None:
 def silenced() -> Iterator[None]:
     """Keep back what InsightFace prints: paths, progress bars, notes."""
     quiet = io.StringIO()
-    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(quiet),
+        contextlib.redirect_stderr(quiet),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         yield
 

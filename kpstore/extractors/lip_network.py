@@ -15,9 +15,9 @@ REACH = 2
 class LipNetwork(nn.Module):
     """The encoder of IIANet and of mpc001's lip reading, with their names of parameters: 137, of ``"prelu"`` networks.
 
-    The front end halves height and width twice; the trunk has no stem of its own, two blocks a stage, and averages what
-    is left of each frame. Time is never strided, and there is no padding in time: what is before and after the frames
-    has to be given, zeros at a video's own ends.
+    The front end halves height and width twice; the trunk has no stem of its own, two blocks a
+    stage, and averages what is left of each frame. Time is never strided, and there is no padding
+    in time: what is before and after the frames has to be given, zeros at a video's own ends.
     """
 
     def __init__(self) -> None:
@@ -56,10 +56,12 @@ class Trunk(nn.Module):
 
 
 def _stage(width_in: int, width: int, *, stride: int) -> nn.Sequential:
-    return nn.Sequential(Block(width_in, width, stride=stride), Block(width, width, stride=1))
+    return nn.Sequential(
+        ResidualBlock(width_in, width, stride=stride), ResidualBlock(width, width, stride=1)
+    )
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions and a way past them, which is a 1 x 1 convolution where the shape changes."""
 
     def __init__(self, width_in: int, width: int, *, stride: int) -> None:

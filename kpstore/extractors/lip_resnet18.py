@@ -38,26 +38,30 @@ Quirk = Literal["none", "height_slice"]
 class LipResnet18Extractor(TorchModel):
     """The ResNet18 video encoder with a 3-D front end, on mouth crops of whole videos.
 
-    ``rows = encoder((crop(frame) / 255 - 0.421) / 0.165)`` with the ``crop`` x ``crop`` pixels in a frame's middle, as
-    IIANet and mpc001's lip reading do for validation and test; batch norm in evaluation mode. T frames give T rows; one
-    row depends on five frames. Videos run in pieces of equal length, cut at the same frames of a video whatever is
-    beside it; a piece comes with the two frames before and after it that its rows depend on, zeros at a video's own
-    ends. The network always takes as many pieces of that length, on a CPU in one thread: a row's bits depend on its
+    ``rows = encoder((crop(frame) / 255 - 0.421) / 0.165)`` with the ``crop`` x ``crop`` pixels in a
+    frame's middle, as IIANet and mpc001's lip reading do for validation and test; batch norm in
+    evaluation mode. T frames give T rows; one row depends on five frames. Videos run in pieces of
+    equal length, cut at the same frames of a video whatever is beside it; a piece comes with the
+    two frames before and after it that its rows depend on, zeros at a video's own ends. The network
+    always takes as many pieces of that length, on a CPU in one thread: a row's bits depend on its
     video alone. Another ``batch_frames``, or another kind of processor, may change the last bits.
 
     Parameters
     ----------
-    weights : a checkpoint of ``torch.save`` or ``.safetensors``; there are none on a hub, so it has to be given.
+    weights : a checkpoint of ``torch.save`` or ``.safetensors``; there are none on a hub, so it has
+        to be given.
     crop : pixels of a side; the encoder was trained with 88, and takes others.
-    quirk : ``"height_slice"`` keeps the upper 50 rows of pixels of each crop, as IIANet's data loader does by mistake
-        when it encodes crops of one speaker on the fly (its slice is meant for time): for models that were trained so.
-        Files that were computed ahead are of ``"none"``.
-    precision : of convolutions: ``"fp32"``, ``"bf16"`` (off by 3e-3) or ``"fp16"`` (by 5e-4; both measured with random
-        weights that give numbers up to 0.7); batch norm is float32.
+    quirk : ``"height_slice"`` keeps the upper 50 rows of pixels of each crop, as IIANet's data
+        loader does by mistake when it encodes crops of one speaker on the fly (its slice is meant
+        for time): for models that were trained so. Files that were computed ahead are of
+        ``"none"``.
+    precision : of convolutions: ``"fp32"``, ``"bf16"`` (off by 3e-3) or ``"fp16"`` (by 5e-4; both
+        measured with random weights that give numbers up to 0.7); batch norm is float32.
     dtype : as which values are stored.
-    batch_frames : frames at once, in pieces of 25 (rounded down), or one piece of fewer; on record and kept once the
-        feature is begun. 0 takes what is on record, and for a new feature 1,600 on a GPU (fewer if its memory does not
-        suffice) and 10 on a CPU, which is as fast as 50 there and wastes less on a video's last piece.
+    batch_frames : frames at once, in pieces of 25 (rounded down), or one piece of fewer; on record
+        and kept once the feature is begun. 0 takes what is on record, and for a new feature 1,600
+        on a GPU (fewer if its memory does not suffice) and 10 on a CPU, which is as fast as 50
+        there and wastes less on a video's last piece.
     """
 
     extractor_name: ClassVar[str] = RECIPE
@@ -141,14 +145,17 @@ class LipResnet18Extractor(TorchModel):
     def _checkpoint(self) -> LipCheckpoint:
         if self._path is None:
             raise InvalidError(
-                f"recipe {RECIPE!r} has no weights of its own; give the checkpoint that your model was trained with: "
-                "--weights PATH, e.g. lrw_resnet18_mstcn_adamw_s3.pth.tar"
+                f"recipe {RECIPE!r} has no weights of its own; give the checkpoint that your model "
+                "was trained with: --weights PATH, e.g. lrw_resnet18_mstcn_adamw_s3.pth.tar"
             )
         return read_lip_checkpoint(self._path)
 
     @property
     def typical_fps(self) -> float:
-        """Rough frames per second of one core (60 to 260 measured); a GPU does hundreds of times as many."""
+        """Rough frames per second of one core (60 to 260 measured).
+
+        A GPU does hundreds of times as many.
+        """
         return 75.0
 
     def open(self, device: str = "cpu") -> None:
@@ -159,16 +166,19 @@ class LipResnet18Extractor(TorchModel):
         UnsupportedError
             If the device is not there.
         NotFoundError, InvalidError
-            If the weights are not given, not there, not this network's, or not those that the run began with.
+            If the weights are not given, not there, not this network's, or not those that the run
+            began with.
         ExtractorError
-            If a GPU's memory does not suffice, or the network gives no finite numbers in this precision here.
+            If a GPU's memory does not suffice, or the network gives no finite numbers in this
+            precision here.
         """
         _library_versions()
         self._device = find_device(device, RECIPE)
         checkpoint = self._checkpoint()
         if self._hashed is not None and checkpoint.sha256 != self._hashed[0]:
             raise InvalidError(
-                f"{checkpoint.path} is not the same here as where the run began; give all workers one copy"
+                f"{checkpoint.path} is not the same here as where the run began; give all workers "
+                "one copy"
             )
         self._network = _in_precision(load_network(checkpoint), self.precision).to(self._device)
         self._opened(device)
@@ -183,7 +193,8 @@ class LipResnet18Extractor(TorchModel):
         Returns
         -------
         list of Extracted
-            ``rows`` of (T, 512) each; a frame of which the network makes no finite numbers (fp16 overflows) has failed.
+            ``rows`` of (T, 512) each; a frame of which the network makes no finite numbers (fp16
+            overflows) has failed.
 
         Raises
         ------
@@ -193,18 +204,26 @@ class LipResnet18Extractor(TorchModel):
             If the network fails, or a GPU's memory does not suffice.
         """
         if self._network is None:
-            raise InvalidError(f"{type(self).__name__} is not open; call open() before it gets videos")
+            raise InvalidError(
+                f"{type(self).__name__} is not open; call open() before it gets videos"
+            )
         if not len(videos):
             return []
         for video in videos:
             _check_crops(video)
         crops = [self._middle_of(video) for video in videos]
-        pieces = [(n, at) for n, video in enumerate(crops) for at in range(0, len(video), self._piece)]
+        pieces = [
+            (n, at) for n, video in enumerate(crops) for at in range(0, len(video), self._piece)
+        ]
         made = [np.empty((len(video), LIP_LENGTH), dtype=np.float32) for video in crops]
-        for start in range(0, len(pieces), self._rows_per_call):  # call by call: frames of all pieces would lie twice
+        for start in range(
+            0, len(pieces), self._rows_per_call
+        ):  # call by call: frames of all pieces would lie twice
             now = pieces[start : start + self._rows_per_call]
             windows = [_window(crops[n], at - REACH, at + self._piece + REACH) for n, at in now]
-            rows = self._call(self._forward, *(np.stack(part) for part in zip(*windows, strict=True)))
+            rows = self._call(
+                self._forward, *(np.stack(part) for part in zip(*windows, strict=True))
+            )
             for (n, at), values in zip(now, rows, strict=True):
                 made[n][at : at + self._piece] = values[: len(crops[n]) - at]
         return [self._extracted(values) for values in made]
@@ -222,9 +241,12 @@ class LipResnet18Extractor(TorchModel):
         with np.errstate(over="ignore"):
             stored = values.astype(self.dtype)
         odd = np.flatnonzero(~np.isfinite(stored).all(axis=1))
-        return Extracted({LIP_FEATURE: FeatureRows(stored)}, dict.fromkeys(odd.tolist(), self._not_finite(self.dtype)))
+        return Extracted(
+            {LIP_FEATURE: FeatureRows(stored)},
+            dict.fromkeys(odd.tolist(), self._not_finite(self.dtype)),
+        )
 
-    # -- calls: pieces of equal length, each with the frames before and after it ------------------------------------
+    # -- calls: pieces of equal length, each with the frames before and after it -------------------
 
     @property
     def _piece(self) -> int:
@@ -243,7 +265,9 @@ class LipResnet18Extractor(TorchModel):
         return {**known, "piece_frames": self._piece} if known else {}
 
     def _trial(self) -> NDArray[np.float32]:
-        video = np.random.default_rng(0).integers(0, 256, (self._piece, CROP_SIDE, CROP_SIDE), dtype=np.uint8)
+        video = np.random.default_rng(0).integers(
+            0, 256, (self._piece, CROP_SIDE, CROP_SIDE), dtype=np.uint8
+        )
         crops, there = _window(self._middle_of(video), -REACH, self._piece + REACH)
         many = self._rows_per_call
         return self._forward(np.stack([crops] * many), np.stack([there] * many))
@@ -258,14 +282,21 @@ class LipResnet18Extractor(TorchModel):
             known = known.pin_memory().to(self._device, non_blocking=True)
         with torch.inference_mode(), reproducible(self._device):
             scaled = batch.to(torch.float32).div(255).sub(MEAN).div(STD)
-            inputs = scaled * known[:, :, None, None]  # what is not there is 0 as the encoder sees it, not black
+            inputs = (
+                scaled * known[:, :, None, None]
+            )  # what is not there is 0 as the encoder sees it, not black
             rows = self._network(inputs.to(getattr(torch, TORCH_TYPES[self.precision]))).float()
             result: NDArray[np.float32] = rows.cpu().numpy()
         return result
 
 
-def _window(video: NDArray[np.uint8], start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return frames ``start`` to ``stop`` of a video and which of them are there; zeros before and after it."""
+def _window(
+    video: NDArray[np.uint8], start: int, stop: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return frames ``start`` to ``stop`` of a video and which of them are there.
+
+    Zeros before and after it.
+    """
     frames = np.zeros((stop - start, *video.shape[1:]), dtype=np.uint8)
     there = np.zeros(stop - start, dtype=np.bool_)
     first, last = max(start, 0), min(stop, len(video))
@@ -282,7 +313,9 @@ def _library_versions() -> dict[str, str]:
     try:
         return {"torch": version("torch").partition("+")[0]}
     except PackageNotFoundError:
-        raise MissingExtraError(f"the recipe {RECIPE!r} (torch is not installed)", extra="torch") from None
+        raise MissingExtraError(
+            f"the recipe {RECIPE!r} (torch is not installed)", extra="torch"
+        ) from None
 
 
 def _check_crops(video: object) -> None:
@@ -291,15 +324,17 @@ def _check_crops(video: object) -> None:
     side = (CROP_SIDE, CROP_SIDE)
     if video.ndim != 3 or video.shape[1:] != side or video.dtype != np.uint8:
         raise InvalidError(
-            f"mouth crops are grey, (T, {CROP_SIDE}, {CROP_SIDE}) uint8, found {video.shape} {video.dtype}; crop them "
-            "as the encoder's data set is"
+            f"mouth crops are grey, (T, {CROP_SIDE}, {CROP_SIDE}) uint8, found {video.shape} "
+            f"{video.dtype}; crop them as the encoder's data set is"
         )
     if not len(video):
         raise InvalidError("mouth crops of no frames; at least one is needed")
 
 
 def _in_precision(network: Any, precision: Precision) -> Any:
-    """Return the network with convolutions and what follows them in a precision; batch norm keeps float32.
+    """Return the network with convolutions and what follows them in a precision.
+
+    Batch norm keeps float32.
 
     Its variances can lie beyond what fp16 holds; torch computes it in float32 whatever comes in.
     """

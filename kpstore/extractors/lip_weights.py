@@ -51,28 +51,37 @@ class LipCheckpoint:
 
 
 def read_lip_checkpoint(path: Path) -> LipCheckpoint:
-    """Return a checkpoint's tensors if they are the encoder's, all of them and no others; code in it is never run.
+    """Return a checkpoint's tensors if they are the encoder's, all of them and no others.
+
+    Code in it is never run.
 
     Parameters
     ----------
-    path : a file of ``torch.save`` with the tensors by name, or with them under ``"model_state_dict"``; or
-        ``.safetensors``. What all names begin with alike (``module.``) is taken off.
+    path : a file of ``torch.save`` with the tensors by name, or with them under
+        ``"model_state_dict"``; or ``.safetensors``. What all names begin with alike (``module.``)
+        is taken off.
 
     Raises
     ------
     NotFoundError
         If there is no such file.
     InvalidError
-        If it is no checkpoint, or another network's; the message names the first tensor that does not fit.
+        If it is no checkpoint, or another network's; the message names the first tensor that does
+        not fit.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise NotFoundError(f"no lip-reading weights at {path}: it {what}; give the checkpoint's own file")
+        raise NotFoundError(
+            f"no lip-reading weights at {path}: it {what}; give the checkpoint's own file"
+        )
     state = _unwrapped(_read(path), path)
     own = {name: tensor for name, tensor in state.items() if HEAD not in name}
     prefix = _prefix(own)
     checkpoint = LipCheckpoint(
-        path, {name.removeprefix(prefix): tensor for name, tensor in own.items()}, prefix, len(state) - len(own)
+        path,
+        {name.removeprefix(prefix): tensor for name, tensor in own.items()},
+        prefix,
+        len(state) - len(own),
     )
     _check(checkpoint.tensors, path)
     return checkpoint
@@ -83,10 +92,14 @@ def load_network(checkpoint: LipCheckpoint) -> Any:
     from kpstore.extractors.lip_network import LipNetwork
 
     if checkpoint.head:
-        _log.info("%s: %d tensors of a temporal head are not needed", checkpoint.path, checkpoint.head)
+        _log.info(
+            "%s: %d tensors of a temporal head are not needed", checkpoint.path, checkpoint.head
+        )
     network = LipNetwork()
     # Only counters may be missing by now; they mean nothing in evaluation mode.
-    network.load_state_dict({name: tensor.float() for name, tensor in checkpoint.tensors.items()}, strict=False)
+    network.load_state_dict(
+        {name: tensor.float() for name, tensor in checkpoint.tensors.items()}, strict=False
+    )
     return network.eval().requires_grad_(False)
 
 
@@ -98,7 +111,7 @@ def is_lip_checkpoint(path: Path) -> bool:
         return False
 
 
-# -- files ------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def _read(path: Path) -> Any:
@@ -110,11 +123,15 @@ def _read_safetensors(path: Path) -> Any:
         files = importlib.import_module("safetensors")
         reader = importlib.import_module("safetensors.torch")
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"weights in {path.name} ({error.name} is not installed)", extra="train") from None
+        raise MissingExtraError(
+            f"weights in {path.name} ({error.name} is not installed)", extra="train"
+        ) from None
     try:
         return reader.load_file(path)
     except files.SafetensorError as error:
-        raise InvalidError(f"{path} is no safetensors file: {' '.join(str(error).split())[:160]}") from None
+        raise InvalidError(
+            f"{path} is no safetensors file: {' '.join(str(error).split())[:160]}"
+        ) from None
 
 
 def _unwrapped(loaded: Any, path: Path) -> dict[str, Any]:
@@ -129,7 +146,9 @@ def _unwrapped(loaded: Any, path: Path) -> dict[str, Any]:
     names = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not names or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         found = some_of(state) if isinstance(state, dict) else type(state).__name__
-        raise InvalidError(f"{path} holds no table of tensors, nor one under {WRAPPERS[0]!r}; it holds {found}")
+        raise InvalidError(
+            f"{path} holds no table of tensors, nor one under {WRAPPERS[0]!r}; it holds {found}"
+        )
     return dict(state)
 
 
@@ -139,7 +158,7 @@ def _prefix(names: Mapping[str, Any]) -> str:
     return found[0] if len(found) == 1 and all(name.startswith(found[0]) for name in names) else ""
 
 
-# -- comparison -------------------------------------------------------------------------------------------------
+# -- comparison ------------------------------------------------------------------------------------
 
 
 def wanted_shapes() -> dict[str, tuple[int, ...]]:
@@ -155,14 +174,21 @@ def wanted_shapes() -> dict[str, tuple[int, ...]]:
 def _check(tensors: Mapping[str, Any], path: Path) -> None:
     wanted = wanted_shapes()
     missing = [name for name in wanted if name not in tensors and not name.endswith(COUNTER)]
-    rectifiers = [name for name in wanted if name.endswith((".relu1.weight", ".relu2.weight", "frontend3D.2.weight"))]
+    rectifiers = [
+        name
+        for name in wanted
+        if name.endswith((".relu1.weight", ".relu2.weight", "frontend3D.2.weight"))
+    ]
     if missing == rectifiers:
         raise InvalidError(
-            f"{path} has no weights of PReLU ({len(missing)} tensors, first {missing[0]!r}), as encoders trained with "
-            "relu_type 'swish' or 'relu' have none; this recipe is the one of relu_type 'prelu': give its checkpoint"
+            f"{path} has no weights of PReLU ({len(missing)} tensors, first {missing[0]!r}), as "
+            "encoders trained with relu_type 'swish' or 'relu' have none; this recipe is the one "
+            "of relu_type 'prelu': give its checkpoint"
         )
     odd = [name for name in tensors if name not in wanted]
-    shapes = [name for name in tensors if name in wanted and tuple(tensors[name].shape) != wanted[name]]
+    shapes = [
+        name for name in tensors if name in wanted and tuple(tensors[name].shape) != wanted[name]
+    ]
     if missing:
         fault = f"lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]!r}; it has {some_of(tensors)}"
     elif odd:
@@ -170,8 +196,8 @@ def _check(tensors: Mapping[str, Any], path: Path) -> None:
     elif shapes:
         first = shapes[0]
         fault = (
-            f"has {len(shapes)} tensors of other shapes, first {first!r}: {tuple(tensors[first].shape)} instead of "
-            f"{wanted[first]}"
+            f"has {len(shapes)} tensors of other shapes, first {first!r}: "
+            f"{tuple(tensors[first].shape)} instead of {wanted[first]}"
         )
     else:
         return

@@ -35,8 +35,9 @@ _log = logging.getLogger(__name__)
 POSE_MODELS = ("lite", "full", "heavy")
 """MediaPipe's pose models by ``model_complexity``; its wheel holds only ``full``."""
 
-# TensorFlow Lite and absl write these to file descriptor 2 each time that a graph starts, eight lines a video, and no
-# environment variable stops them (GLOG_minloglevel and TF_CPP_MIN_LOG_LEVEL were tried with 0.10.14).
+# TensorFlow Lite and absl write these to file descriptor 2 each time that a graph starts, eight
+# lines a video, and no environment variable stops them (GLOG_minloglevel and TF_CPP_MIN_LOG_LEVEL
+# were tried with 0.10.14).
 _NATIVE_NOISE = re.compile(
     rb"Created TensorFlow Lite XNNPACK delegate|All log messages before absl::InitializeLog|"
     rb"inference_feedback_manager\.cc|gl_context.*\.cc"
@@ -56,7 +57,8 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
 
     Parameters
     ----------
-    names : paths inside its ``modules`` folder, such as ``"pose_landmark/pose_landmark_full.tflite"``.
+    names : paths inside its ``modules`` folder, such as
+        ``"pose_landmark/pose_landmark_full.tflite"``.
 
     Raises
     ------
@@ -67,8 +69,9 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UnsupportedError(
-            f"model file {missing[0]!r} is needed, but MediaPipe {mediapipe_version()} in {folder} does not hold it; "
-            "choose model_complexity=1, the only pose model in its wheel, or put the file there "
+            f"model file {missing[0]!r} is needed, but MediaPipe {mediapipe_version()} in {folder} "
+            "does not hold it; choose model_complexity=1, the only pose model in its wheel, or "
+            "put the file there "
             '(pip install "kpstore[mediapipe]" brings a version that holds all other models)'
         )
     return {Path(name).name: _file_sha256(folder / name) for name in names}
@@ -76,7 +79,9 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
 
 def bundled_models() -> list[str]:
     """Return the names of the model files that the installed MediaPipe holds, without importing it."""
-    return sorted(path.relative_to(_models_folder()).as_posix() for path in _models_folder().rglob("*.tflite"))
+    return sorted(
+        path.relative_to(_models_folder()).as_posix() for path in _models_folder().rglob("*.tflite")
+    )
 
 
 def _models_folder() -> Path:
@@ -104,7 +109,9 @@ def load_solutions() -> Any:
     """
     installed = mediapipe_version()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # those of its own dependencies, at import
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # those of its own dependencies, at import
         module = importlib.import_module("mediapipe")
     if not hasattr(module, "solutions"):
         raise UnsupportedError(
@@ -116,9 +123,14 @@ def load_solutions() -> Any:
 
 @contextmanager
 def quiet_calls() -> Iterator[None]:
-    """Keep back the warning that protobuf 4 gives for each of MediaPipe 0.10.14's results; all others pass."""
+    """Keep back the warning that protobuf 4 gives for each of MediaPipe 0.10.14's results.
+
+    All others pass.
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"SymbolDatabase\.GetPrototype\(\) is deprecated", UserWarning)
+        warnings.filterwarnings(
+            "ignore", r"SymbolDatabase\.GetPrototype\(\) is deprecated", UserWarning
+        )
         yield
 
 
@@ -126,7 +138,8 @@ def quiet_calls() -> Iterator[None]:
 def quiet_start() -> Iterator[None]:
     """Keep back the lines that native code writes to standard error while a graph starts.
 
-    For that long, standard error of the whole process goes to a file; what is not known noise is written out after.
+    For that long, standard error of the whole process goes to a file; what is not known noise is
+    written out after.
     """
     if sys.stderr is not None:
         sys.stderr.flush()
@@ -202,7 +215,9 @@ def fill_row(rows: FeatureRows, number: int, found: FoundParts, face_list: FaceL
         if landmarks is None:
             continue
         points = landmark_array(landmarks)
-        rows.values[number, PART_SLICES[part]] = select_face(points, face_list) if part == "face" else points
+        rows.values[number, PART_SLICES[part]] = (
+            select_face(points, face_list) if part == "face" else points
+        )
         rows.companions["detected"][number, part_number] = True
     if found.pose is not None:
         rows.companions["visibility"][number] = [point.visibility for point in found.pose.landmark]
@@ -212,12 +227,13 @@ def fill_row(rows: FeatureRows, number: int, found: FoundParts, face_list: FaceL
 class MediapipeExtractor(OneFeature):
     """Options, specification and rows, which both recipes share.
 
-    The solutions run on the CPU whatever the device. A pickle holds the options and the face list, never the model: it
-    comes back unopened.
+    The solutions run on the CPU whatever the device. A pickle holds the options and the face list,
+    never the model: it comes back unopened.
 
     Parameters
     ----------
-    face_list : which mesh points make the face: a known name, a file (:func:`load_face_list`) or the list itself.
+    face_list : which mesh points make the face: a known name, a file (:func:`load_face_list`) or
+        the list itself.
     min_detection_confidence : 0 to 1; detections below it are dropped.
     model_complexity : 0, 1 or 2, the pose model; MediaPipe's wheel holds that of 1 only.
     """
@@ -226,7 +242,9 @@ class MediapipeExtractor(OneFeature):
     min_detection_confidence: float = 0.5
     model_complexity: int = 1
     _solutions: tuple[Any, ...] = field(default=(), init=False, repr=False, compare=False)
-    _started: bool = field(default=False, init=False, repr=False, compare=False)  # and no frame seen since
+    _started: bool = field(
+        default=False, init=False, repr=False, compare=False
+    )  # and no frame seen since
 
     n_mesh_points = 478
     """Mesh points that the recipe's face model gives."""
@@ -237,8 +255,9 @@ class MediapipeExtractor(OneFeature):
         highest = max(index for indices in self._faces.indices for index in indices)
         if highest >= self.n_mesh_points:
             raise InvalidError(
-                f"face list {self._faces.name!r} asks for mesh point {highest}, but this extractor's face model has "
-                f"{self.n_mesh_points}: choose points below that (those above are of the irises)"
+                f"face list {self._faces.name!r} asks for mesh point {highest}, but this "
+                f"extractor's face model has {self.n_mesh_points}: choose points below that (those "
+                "above are of the irises)"
             )
         self._spec = keypoints_spec(self._faces)
 
@@ -268,7 +287,10 @@ class MediapipeExtractor(OneFeature):
 
     @property
     def recipe(self) -> Provenance:
-        """Everything that changes the numbers (JSON); asks for MediaPipe's files, but does not import it."""
+        """Everything that changes the numbers (JSON).
+
+        Asks for MediaPipe's files, but does not import it.
+        """
         extractor, recipe, parameters, models = self._recipe()
         return {
             "extractor": extractor,
@@ -312,8 +334,8 @@ class MediapipeExtractor(OneFeature):
         Returns
         -------
         FeatureRows
-            ``values`` (images, 143, 3) float32, NaN where a part was not detected; ``detected`` (images, 4) bool;
-            ``visibility`` (images, 33) float32, NaN where no pose was detected.
+            ``values`` (images, 143, 3) float32, NaN where a part was not detected; ``detected``
+            (images, 4) bool; ``visibility`` (images, 33) float32, NaN where no pose was detected.
         """
         self._require_open()
         rows = self._spec.empty_rows(len(images))
@@ -327,12 +349,17 @@ class MediapipeExtractor(OneFeature):
         for solution in solutions:
             try:
                 solution.close()
-            except (RuntimeError, ValueError) as error:  # a graph that failed says so again when closed
+            except (
+                RuntimeError,
+                ValueError,
+            ) as error:  # a graph that failed says so again when closed
                 _log.debug("closing a MediaPipe graph: %s", error)
 
     def _require_open(self) -> None:
         if not self._solutions:
-            raise InvalidError(f"{type(self).__name__} is not open; call open() before it gets frames")
+            raise InvalidError(
+                f"{type(self).__name__} is not open; call open() before it gets frames"
+            )
 
     def _process(self, image: NDArray[np.uint8]) -> tuple[Any, ...]:
         """Return each solution's results."""

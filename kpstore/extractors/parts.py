@@ -37,10 +37,11 @@ def assign_hands(hands: Sequence[Hand], handedness: Handedness) -> tuple[Any, An
     Parameters
     ----------
     hands : at most two, in the order in which MediaPipe returns them.
-    handedness : ``"subject"`` turns MediaPipe's label around, because it is for a mirrored picture: its 'Right' is the
-        subject's left hand in a photograph. Of two hands with the same label the one with the higher score (the first
-        of equals) keeps the side, and the other gets the free one. ``"legacy"`` does what users' present files were
-        made with: the first hand is the right one, the second the left one, whatever the label says.
+    handedness : ``"subject"`` turns MediaPipe's label around, because it is for a mirrored picture:
+        its 'Right' is the subject's left hand in a photograph. Of two hands with the same label the
+        one with the higher score (the first of equals) keeps the side, and the other gets the free
+        one. ``"legacy"`` does what users' present files were made with: the first hand is the right
+        one, the second the left one, whatever the label says.
     """
     if handedness == "legacy":
         landmarks = [hand.landmarks for hand in hands] + [None, None]
@@ -56,21 +57,25 @@ def assign_hands(hands: Sequence[Hand], handedness: Handedness) -> tuple[Any, An
 class PartsExtractor(MediapipeExtractor):
     """Keypoints by FaceMesh, Hands and Pose on single images: every frame stands alone.
 
-    It misses faces that are small in the frame, which Holistic finds; and where a frame shows several people, nothing
-    makes the face, the hands and the pose belong to the same one.
+    It misses faces that are small in the frame, which Holistic finds; and where a frame shows
+    several people, nothing makes the face, the hands and the pose belong to the same one.
 
     Parameters
     ----------
-    handedness : how left and right hand are told apart, see :func:`assign_hands`; ``"legacy"`` as in users' present
-        files.
-    face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`. Users' present files were
-        made with ``model_complexity=2``, whose model MediaPipe's wheel does not hold.
+    handedness : how left and right hand are told apart, see :func:`assign_hands`; ``"legacy"`` as
+        in users' present files.
+    face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`. Users'
+        present files were made with ``model_complexity=2``, whose model MediaPipe's wheel does not
+        hold.
     """
 
     handedness: Handedness = "subject"
 
     def _check(self) -> None:
-        check_options(model_complexity=self.model_complexity, min_detection_confidence=self.min_detection_confidence)
+        check_options(
+            model_complexity=self.model_complexity,
+            min_detection_confidence=self.min_detection_confidence,
+        )
         if self.handedness not in ("subject", "legacy"):
             raise InvalidError(f"handedness is 'subject' or 'legacy', found {self.handedness!r}")
 
@@ -96,8 +101,12 @@ class PartsExtractor(MediapipeExtractor):
         return "parts", "face mesh + hands + pose, single images", parameters, models
 
     def _confidences(self) -> dict[str, float]:
-        # The tracking threshold also drops unsure landmarks of single images; users' files have MediaPipe's 0.5.
-        return {"min_detection_confidence": float(self.min_detection_confidence), "min_tracking_confidence": 0.5}
+        # The tracking threshold also drops unsure landmarks of single images; users' files have
+        # MediaPipe's 0.5.
+        return {
+            "min_detection_confidence": float(self.min_detection_confidence),
+            "min_tracking_confidence": 0.5,
+        }
 
     def _build(self, solutions: Any) -> tuple[Any, ...]:
         shared = {"static_image_mode": True, **self._confidences()}
@@ -118,4 +127,7 @@ def _hands(found: Any) -> list[Hand]:
     if not found.multi_hand_landmarks:
         return []
     best = [hand.classification[0] for hand in found.multi_handedness]
-    return [Hand(b.label, b.score, marks) for b, marks in zip(best, found.multi_hand_landmarks, strict=True)]
+    return [
+        Hand(b.label, b.score, marks)
+        for b, marks in zip(best, found.multi_hand_landmarks, strict=True)
+    ]

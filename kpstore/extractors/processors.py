@@ -17,7 +17,10 @@ _STEPS = (
     ("sve", "sve"),
     ("asimd", "neon"),
 )
-"""What a kernel of Linux calls instruction sets, and what people do; the widest that is there is named."""
+"""What a kernel of Linux calls instruction sets, and what people do.
+
+The widest that is there is named.
+"""
 _EXTRAS = {
     "avx512_vnni": "vnni",
     "avx512_bf16": "bf16",
@@ -28,15 +31,21 @@ _EXTRAS = {
     "bf16": "bf16",
 }
 """Instruction sets for which libraries have ways of their own, beside the widest."""
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+_LIMITS = (
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+)
 """Variables by which somebody tells the libraries to use less than there is."""
 
 
 def cpu_name() -> str:
     """Return the kind of this machine's CPU by what decides its numbers: ``"x86_64 Intel, avx512 vnni bf16 amx"``.
 
-    The architecture, the vendor, the instruction sets that numerical libraries look for, and whatever the environment
-    forbids them. Two CPUs of one kind may still be of different speed.
+    The architecture, the vendor, the instruction sets that numerical libraries look for, and
+    whatever the environment forbids them. Two CPUs of one kind may still be of different speed.
     """
     limits = [f"{name}={os.environ[name]}" for name in _LIMITS if os.environ.get(name)]
     return " ".join([_kind(), *([f"({', '.join(limits)})"] if limits else [])])

@@ -33,7 +33,8 @@ def make_extractor(recipe: str, /, **options: Any) -> AnyExtractor:
     unknown = [] if known is None else [name for name in given if name not in known]
     if unknown:
         raise InvalidError(
-            f"recipe {recipe!r} has no option {unknown[0]!r}; it has {', '.join(known or ()) or 'no options'}"
+            f"recipe {recipe!r} has no option {unknown[0]!r}; it has "
+            f"{', '.join(known or ()) or 'no options'}"
         )
     try:
         extractor: AnyExtractor = factory(**given)
@@ -60,7 +61,9 @@ _SIDES = {"insightface": "det_size", "lip_resnet18": "crop"}
 
 
 def recorded(
-    specs: Mapping[str, FeatureSpec], provenance: Mapping[str, Provenance], recipe: str | None = None
+    specs: Mapping[str, FeatureSpec],
+    provenance: Mapping[str, Provenance],
+    recipe: str | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Return a recipe and its options that make some features as they were made.
 
@@ -86,11 +89,15 @@ def recorded(
         names -= {"dinov2"}  # which is a part of it
     if recipe is None and len(names) != 1:
         what = f"{', '.join(provenance) or 'what is asked for'} was not extracted by one recipe"
-        raise InvalidError(f"{what}, so say which one to compute with: extractor='dinov2', for example")
+        raise InvalidError(
+            f"{what}, so say which one to compute with: extractor='dinov2', for example"
+        )
     chosen: str = recipe or str(names.pop())
     options: dict[str, Any] = {}
     for name, made_by in recipes.items():
-        if made_by in _PARTS_OF.get(chosen, (chosen,)):  # options of another recipe may be called alike
+        if made_by in _PARTS_OF.get(
+            chosen, (chosen,)
+        ):  # options of another recipe may be called alike
             options |= _options(specs[name], provenance[name])
     known = option_names(chosen)
     return chosen, {key: value for key, value in options.items() if known is None or key in known}

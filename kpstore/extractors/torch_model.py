@@ -1,8 +1,9 @@
 """What extractors of torch have in common: their model is always called with one number of rows, which is on record.
 
-For another number of rows libraries compute in another way, and the last bits of a row then depend on what is beside
-it: on how videos were cut into tasks, on how many workers there are. With one number, and zeros where rows are lacking,
-every call runs the same instructions for a row, whatever the others hold.
+For another number of rows libraries compute in another way, and the last bits of a row then depend
+on what is beside it: on how videos were cut into tasks, on how many workers there are. With one
+number, and zeros where rows are lacking, every call runs the same instructions for a row, whatever
+the others hold.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ _log = logging.getLogger(__name__)
 class TorchModel(ABC):
     """Base of an extractor that runs a model of torch.
 
-    An option, ``at_once_option``, says how many frames the model takes at once. The number stands among the parameters
-    of the feature's provenance. It comes from the option; or from the features that the extractor goes on with
-    (:meth:`settle`); or is the device's default, which a lack of memory halves until something is committed
-    (:meth:`keep`). After that it stays.
+    An option, ``at_once_option``, says how many frames the model takes at once. The number stands
+    among the parameters of the feature's provenance. It comes from the option; or from the features
+    that the extractor goes on with (:meth:`settle`); or is the device's default, which a lack of
+    memory halves until something is committed (:meth:`keep`). After that it stays.
 
-    A subclass calls :meth:`_take_option` when it is constructed and :meth:`_opened` at the end of ``open``, puts
-    :attr:`_on_record` among its parameters and computes by :meth:`_call` alone. See
+    A subclass calls :meth:`_take_option` when it is constructed and :meth:`_opened` at the end of
+    ``open``, puts :attr:`_on_record` among its parameters and computes by :meth:`_call` alone. See
     :class:`kpstore.extractors.base.Settling` for what the ingest asks.
     """
 
@@ -63,7 +64,7 @@ class TorchModel(ABC):
     def _rows_per_call(self) -> int:
         """Rows (first axis) of the inputs of one call; follows from :attr:`at_once`."""
 
-    # -- the number -----------------------------------------------------------------------------------------------
+    # -- the number --------------------------------------------------------------------------------
 
     @property
     def at_once(self) -> int:
@@ -76,8 +77,13 @@ class TorchModel(ABC):
         return self._settled
 
     def settle(self, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
-        """Take the number with which features were begun; see :class:`kpstore.extractors.base.Settling`."""
-        begun = {name: one for name, one in made.items() if one.get("extractor") == self.extractor_name}
+        """Take the number with which features were begun.
+
+        See :class:`kpstore.extractors.base.Settling`.
+        """
+        begun = {
+            name: one for name, one in made.items() if one.get("extractor") == self.extractor_name
+        }
         numbers = [one.get("parameters", {}).get(self.at_once_option) for one in begun.values()]
         known = [number for number in numbers if isinstance(number, int) and number > 0]
         self._has_record = bool(known) or not begun
@@ -86,8 +92,9 @@ class TorchModel(ABC):
         if self._has_record:
             return ()
         return (
-            f"{' and '.join(begun)}: begun before kpstore kept on record how many frames a model takes at once, so new "
-            "rows may differ from those that are there in the last bits; --overwrite makes all of them alike",
+            f"{' and '.join(begun)}: begun before kpstore kept on record how many frames a model "
+            "takes at once, so new rows may differ from those that are there in the last bits; "
+            "--overwrite makes all of them alike",
         )
 
     def keep(self, number: int) -> None:
@@ -97,7 +104,10 @@ class TorchModel(ABC):
 
     @property
     def _on_record(self) -> dict[str, Any]:
-        """Parameters of the provenance that say how the model is called; none of a feature that was begun without."""
+        """Parameters of the provenance that say how the model is called.
+
+        None of a feature that was begun without.
+        """
         return {self.at_once_option: self.at_once} if self._has_record else {}
 
     def _take_option(self) -> None:
@@ -111,7 +121,7 @@ class TorchModel(ABC):
     def _set_at_once(self, number: int) -> None:
         setattr(self, self.at_once_option, number)
 
-    # -- calls ----------------------------------------------------------------------------------------------------
+    # -- calls -------------------------------------------------------------------------------------
 
     @property
     def processor(self) -> str:
@@ -124,7 +134,8 @@ class TorchModel(ABC):
         Raises
         ------
         ExtractorError
-            If the memory does not suffice, or the model gives no finite numbers in this precision here.
+            If the memory does not suffice, or the model gives no finite numbers in this precision
+            here.
         """
         if not self._settled:
             self._set_at_once(self._default(device))
@@ -132,7 +143,9 @@ class TorchModel(ABC):
             return
         try:
             while (made := self._tried()) is None:
-                _log.info("out of GPU memory; %s goes on with %d frames at once", self._name, self.at_once)
+                _log.info(
+                    "out of GPU memory; %s goes on with %d frames at once", self._name, self.at_once
+                )
             if not np.isfinite(made).all():
                 raise ExtractorError(self._not_finite())
         except BaseException:
@@ -140,7 +153,10 @@ class TorchModel(ABC):
             raise
 
     def _tried(self) -> NDArray[np.float32] | None:
-        """Return a trial's numbers; or None, with half as many frames at once, if the memory does not suffice."""
+        """Return a trial's numbers.
+
+        Or None, with half as many frames at once, if the memory does not suffice.
+        """
         import torch
 
         try:
@@ -155,14 +171,17 @@ class TorchModel(ABC):
         self._set_at_once(self.at_once // 2)
         return None
 
-    def _call(self, compute: Callable[..., NDArray[np.float32]], *inputs: NDArray[Any]) -> NDArray[np.float32]:
+    def _call(
+        self, compute: Callable[..., NDArray[np.float32]], *inputs: NDArray[Any]
+    ) -> NDArray[np.float32]:
         """Return what a model makes of some rows, (rows, …) float32.
 
         Parameters
         ----------
-        compute : takes as many arrays as there are ``inputs``, always of :attr:`_rows_per_call` rows; returns as many
-            rows.
-        inputs : arrays of equally many rows, any number of at least one; the last call is filled up with zeros.
+        compute : takes as many arrays as there are ``inputs``, always of :attr:`_rows_per_call`
+            rows; returns as many rows.
+        inputs : arrays of equally many rows, any number of at least one; the last call is filled up
+            with zeros.
 
         Raises
         ------
@@ -175,8 +194,11 @@ class TorchModel(ABC):
             try:
                 made.append(compute(*parts)[: len(inputs[0]) - start])
             except RuntimeError as error:
-                # The frames have been read and brought to size: what fails now would fail for all that come after.
-                raise self._no_memory(error) if is_out_of_memory(error) else self._failed(error) from error
+                # The frames have been read and brought to size: what fails now would fail for all
+                # that come after.
+                raise (
+                    self._no_memory(error) if is_out_of_memory(error) else self._failed(error)
+                ) from error
         return np.concatenate(made)
 
     @property
@@ -184,17 +206,22 @@ class TorchModel(ABC):
         return self.specs[0].name
 
     def _failed(self, error: RuntimeError) -> ExtractorError:
-        return ExtractorError(f"{self._name} fails on {self._device}: {' '.join(str(error).split())[:300]}")
+        return ExtractorError(
+            f"{self._name} fails on {self._device}: {' '.join(str(error).split())[:300]}"
+        )
 
     def _no_memory(self, error: RuntimeError) -> ExtractorError:
         number, option = self.at_once, self.at_once_option
         what, remedy = "a single frame", "precision=bf16, or a smaller model"
         if number > 1:
             what = f"{option}={number}, which its feature was given and keeps"
-            remedy = f"or make the feature anew with fewer: --overwrite --set {option}={number // 2}"
+            remedy = (
+                f"or make the feature anew with fewer: --overwrite --set {option}={number // 2}"
+            )
         return ExtractorError(
-            f"{self._name} needs more GPU memory than is free for {what}; use fewer --workers-per-gpu, a GPU "
-            f"with more memory, {remedy} ({' '.join(str(error).split())[:160]})"
+            f"{self._name} needs more GPU memory than is free for {what}; use fewer "
+            f"--workers-per-gpu, a GPU with more memory, {remedy} "
+            f"({' '.join(str(error).split())[:160]})"
         )
 
     def _not_finite(self, stored: str = "float32") -> str:

@@ -1,1 +1,4 @@
-"""Sources × extractors → a store: plan, run in parallel, merge, commit; killed and resumed without loss."""
+"""Sources × extractors → a store: plan, run in parallel, merge, commit.
+
+Killed and resumed without loss.
+"""

@@ -13,7 +13,9 @@ T = TypeVar("T")
 
 @dataclass
 class Ahead(Generic[T]):
-    """An iterator run in a thread, a bounded number of items ahead of whoever iterates; a context manager.
+    """An iterator run in a thread, a bounded number of items ahead of whoever iterates.
+
+    A context manager.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from kpstore.store.format import row_arrays
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """A run of finished rows of one feature: along the frame axis, or that of videos."""
 
     start: int
@@ -40,11 +40,11 @@ class ChunkWriter:
     def __init__(self, spec: FeatureSpec, whole: tuple[int, int], fork: Fork | None) -> None:
         self._spec, self._fork = spec, fork
         self._first, self._last = whole if fork is not None else (-1, -1)
-        self._waiting: list[Block] = []
-        self._kept: list[Block] = []
+        self._waiting: list[RowBlock] = []
+        self._kept: list[RowBlock] = []
         self.has_written = False
 
-    def add(self, block: Block) -> None:
+    def add(self, block: RowBlock) -> None:
         """Take the next rows."""
         for piece in _cut(block, (self._first, self._last)):
             if self._first <= piece.start < self._last:
@@ -61,37 +61,43 @@ class ChunkWriter:
         if whole == 0 or self._fork is None:
             return
         joined = join_blocks(self._waiting)
-        for name, array in row_arrays(self._spec, joined.rows[:whole], joined.status[:whole]).items():
+        for name, array in row_arrays(
+            self._spec, joined.rows[:whole], joined.status[:whole]
+        ).items():
             self._fork.write(name, joined.start, array)
         self.has_written = True
-        rest = Block(joined.start + whole, joined.rows[whole:], joined.status[whole:])
+        rest = RowBlock(joined.start + whole, joined.rows[whole:], joined.status[whole:])
         self._waiting = [rest] if len(rest.rows) else []
 
-    def finish(self) -> tuple[Block, ...]:
+    def finish(self) -> tuple[RowBlock, ...]:
         """Return the rows that were not written."""
         if self._waiting:
             raise AssertionError("rows of a whole chunk were left unwritten")
         return tuple(join_adjacent(self._kept))
 
 
-def _cut(block: Block, rows: Iterable[int]) -> Iterator[Block]:
-    edges = [block.start, *sorted(row for row in set(rows) if block.start < row < block.stop), block.stop]
+def _cut(block: RowBlock, rows: Iterable[int]) -> Iterator[RowBlock]:
+    edges = [
+        block.start,
+        *sorted(row for row in set(rows) if block.start < row < block.stop),
+        block.stop,
+    ]
     for start, stop in itertools.pairwise(edges):
         part = slice(start - block.start, stop - block.start)
-        yield Block(start, block.rows[part], block.status[part])
+        yield RowBlock(start, block.rows[part], block.status[part])
 
 
-def join_blocks(blocks: list[Block]) -> Block:
+def join_blocks(blocks: list[RowBlock]) -> RowBlock:
     """Return adjacent blocks as one."""
     if len(blocks) == 1:
         return blocks[0]
     rows = FeatureRows.concatenate([block.rows for block in blocks])
-    return Block(blocks[0].start, rows, np.concatenate([block.status for block in blocks]))
+    return RowBlock(blocks[0].start, rows, np.concatenate([block.status for block in blocks]))
 
 
-def join_adjacent(blocks: Iterable[Block]) -> list[Block]:
+def join_adjacent(blocks: Iterable[RowBlock]) -> list[RowBlock]:
     """Return blocks in row order, neighbours joined."""
-    runs: list[list[Block]] = []
+    runs: list[list[RowBlock]] = []
     for block in sorted(blocks, key=lambda block: block.start):
         if runs and runs[-1][-1].stop == block.start:
             runs[-1].append(block)

@@ -1,7 +1,8 @@
 """The workers of one run on a cluster: who is fit, who does what, and whose word is taken.
 
-Every task is given to one certain worker, which has proved itself (:mod:`kpstore.ingest.fitness`). What it says it
-wrote is looked at, and what it says has failed is confirmed (:mod:`kpstore.ingest.doubts`), before it counts.
+Every task is given to one certain worker, which has proved itself (:mod:`kpstore.ingest.fitness`).
+What it says it wrote is looked at, and what it says has failed is confirmed
+(:mod:`kpstore.ingest.doubts`), before it counts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from typing import Any, Literal
 
 from kpstore.backends.base import Fork
 from kpstore.errors import KpstoreError, WorkersError, one_line
-from kpstore.ingest.doubts import Opinion, blindness, doubted_videos, is_blind, unread_videos, weakness
+from kpstore.ingest.doubts import (
+    Opinion,
+    blindness,
+    doubted_videos,
+    is_blind,
+    unread_videos,
+    weakness,
+)
 from kpstore.ingest.fitness import Meeting, Question, question, short_question
 from kpstore.ingest.gpus import gpu_of_worker
 from kpstore.ingest.isolated import look_isolated
@@ -39,8 +47,8 @@ OnFrames = Callable[[int], None]
 MAX_TRIES = 10
 """How often a task may lose its worker before its videos are recorded as failed.
 
-From the second try on a frame cannot take the worker with it, so later deaths are not the data's fault (a batch system
-that takes nodes back, the kernel out of memory).
+From the second try on a frame cannot take the worker with it, so later deaths are not the data's
+fault (a batch system that takes nodes back, the kernel out of memory).
 """
 
 MAX_STRIKES = 2
@@ -146,7 +154,8 @@ class Crew:
     address : of its scheduler, for people.
     job : what to do.
     make_fork : gives the writer that goes with a task.
-    gpus : of this machine, to be shared out by the workers' numbers; none if whoever started them has pinned them.
+    gpus : of this machine, to be shared out by the workers' numbers; none if whoever started them
+        has pinned them.
     pinned : of this machine, one of which each worker must have got from whoever pinned them.
     ours : whether this process has started the workers, on this machine.
     notes : gets the reason for each worker that is left out, by its name.
@@ -236,7 +245,7 @@ class Crew:
             order.future.release()
             self._see_to(order, answer)
 
-    # -- who is there ----------------------------------------------------------------------------------------------
+    # -- who is there ------------------------------------------------------------------------------
 
     def _ask(self, tasks: Sequence[Task]) -> Question:
         if self._ours:
@@ -252,7 +261,11 @@ class Crew:
         tried = [record for record in records if record.n_frames]
         tried = tried[:: max(1, len(tried) // _PICTURES_TRIED)][:_PICTURES_TRIED]
         looks = look_isolated(self._job.source, tried, whole=False)
-        seen = [(record, found.pixels) for record, found in zip(tried, looks, strict=True) if found.pixels]
+        seen = [
+            (record, found.pixels)
+            for record, found in zip(tried, looks, strict=True)
+            if found.pixels
+        ]
         return tuple(seen[:: max(1, len(seen) // _PICTURES)][:_PICTURES])
 
     def _look_around(self) -> None:
@@ -270,7 +283,9 @@ class Crew:
                 self._workers[address] = _Worker(address, name, gpu_of_worker(self._gpus, name))
         for worker in self._workers.values():
             if worker.state == "new" and self._died_in_proof[worker.name] >= MAX_DEATHS_IN_PROOF:
-                self._leave_out(worker, f"it died {MAX_DEATHS_IN_PROOF} times while it proved that it can work")
+                self._leave_out(
+                    worker, f"it died {MAX_DEATHS_IN_PROOF} times while it proved that it can work"
+                )
             elif worker.state == "new":
                 worker.state, worker.sign = "asked", f"worker-{next(self._numbers)}"
                 self._submit("proof", worker, prove, self._question, self._job.run_id, worker.sign)
@@ -282,7 +297,9 @@ class Crew:
         now = time.monotonic()
         for order in list(self._orders.values()):
             if order.key not in self._orders or order.future.done():
-                continue  # its worker has just been left out; or it answered while this process had other things to do
+                # its worker has just been left out; or it answered while this process had other
+                # things to do
+                continue
             if order.kind == "proof" and now - order.since > PROOF_S:
                 self._leave_out(order.worker, f"it did not answer within {PROOF_S:g} s")
             elif order.kind == "opinion" and now - order.since > OPINION_S:
@@ -312,25 +329,41 @@ class Crew:
         reasons = self._reasons()
         if (self._has_lost or not self._workers) and now - self._alone_since < WAIT_S:
             return
-        if len(self._errors) == len(self._notes) and len({str(error) for error in self._errors}) == 1:
-            raise self._errors[0]  # what is wrong everywhere in one way is not wrong with the workers
+        if (
+            len(self._errors) == len(self._notes)
+            and len({str(error) for error in self._errors}) == 1
+        ):
+            raise self._errors[
+                0
+            ]  # what is wrong everywhere in one way is not wrong with the workers
         if self._workers:
             raise WorkersError(f"none of {len(self._notes)} workers is fit to work: {reasons}")
-        raise WorkersError(f"all workers are gone, and none came back{f'; {reasons}' if reasons else ''}")
+        raise WorkersError(
+            f"all workers are gone, and none came back{f'; {reasons}' if reasons else ''}"
+        )
 
     def _reasons(self) -> str:
         by_reason: dict[str, list[str]] = {}
         for name, reason in self._notes.items():
             by_reason.setdefault(reason, []).append(name)
-        return "; ".join(f"{reason} (worker {', '.join(names)})" for reason, names in by_reason.items())
+        return "; ".join(
+            f"{reason} (worker {', '.join(names)})" for reason, names in by_reason.items()
+        )
 
-    # -- who does what ---------------------------------------------------------------------------------------------
+    # -- who does what -----------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
-        """Give every fit worker a task; and one ahead, which would only be lost when it dies, while there are many."""
+        """Give every fit worker a task.
+
+        And one ahead, which would only be lost when it dies, while there are many.
+        """
         for _ in range(len(self._to_consult)):
             self._consult(self._to_consult.popleft())
-        fit = [worker for worker in self._workers.values() if worker.state == "fit" and worker.held < _HELD]
+        fit = [
+            worker
+            for worker in self._workers.values()
+            if worker.state == "fit" and worker.held < _HELD
+        ]
         for ahead in (0, 1):
             for worker in fit:
                 if ahead and len(self._again) + len(self._new) <= len(fit):
@@ -343,7 +376,9 @@ class Crew:
 
     def _give(self, worker: _Worker, fit: Sequence[_Worker]) -> None:
         for work in self._again:
-            if worker.address not in work.avoid or all(other.address in work.avoid for other in fit):
+            if worker.address not in work.avoid or all(
+                other.address in work.avoid for other in fit
+            ):
                 self._again.remove(work)
                 break
         else:
@@ -373,15 +408,23 @@ class Crew:
         annotations = {} if kind == "proof" else {"executor": THREAD}
         with annotate(**annotations):
             future = self._client.submit(
-                function, *arguments, key=key, pure=False, workers=[worker.address], priority=0 if kind == "task" else 1
+                function,
+                *arguments,
+                key=key,
+                pure=False,
+                workers=[worker.address],
+                priority=0 if kind == "task" else 1,
             )
         self._orders[key] = _Order(kind, key, worker, future, work, claim)
         future.add_done_callback(lambda _: self._events.put(key))
 
-    # -- what comes back -------------------------------------------------------------------------------------------
+    # -- what comes back ---------------------------------------------------------------------------
 
     def _answer(self, order: _Order) -> Any:
-        """Return what a worker answered; an exception that is none of ours; or None if the worker was lost."""
+        """Return what a worker answered; an exception that is none of ours.
+
+        Or None if the worker was lost.
+        """
         from distributed import KilledWorker
         from distributed.client import FutureCancelledError
 
@@ -398,11 +441,14 @@ class Crew:
             except TimeoutError as error:
                 if order.future.status == "error":
                     return error  # raised on the worker
-                # It has ended, but its worker went before it could hand the result over; or that takes long.
+                # It has ended, but its worker went before it could hand the result over; or that
+                # takes long.
                 if order.worker.address not in self._call(self._client.scheduler.ncores):
                     return None
                 timeout_s = min(2 * timeout_s, _ANSWER_S)
-            except Exception as error:  # raised by Dask, or while something is unpickled there or here
+            except (
+                Exception
+            ) as error:  # raised by Dask, or while something is unpickled there or here
                 self._call(self._client.scheduler.ncores)  # not because the scheduler is gone
                 return Stranger() if _is_of_a_stranger(error) else error
 
@@ -415,7 +461,9 @@ class Crew:
             self._prove_again(order)
             self._strike(worker, one_line(answer))
             self._redo(order)
-        elif isinstance(answer, Stranger):  # its process died, and one that has proved nothing has its address
+        elif isinstance(
+            answer, Stranger
+        ):  # its process died, and one that has proved nothing has its address
             self._prove_again(order)
             self._lost(order)
         elif isinstance(answer, Refusal):
@@ -447,7 +495,10 @@ class Crew:
             return
         try:
             flaws = done.result()
-        except (OSError, ValueError) as error:  # whatever reading a file on a network's disk may raise
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # whatever reading a file on a network's disk may raise
             flaws = [one_line(f"the driver cannot read what it wrote to the store: {error}")]
         if flaws:
             self._leave_out(worker, "; ".join(flaws))
@@ -477,7 +528,9 @@ class Crew:
             self._died_in_proof[order.worker.name] += 1
             is_any_fit = any(worker.state == "fit" for worker in self._workers.values())
             if self._deaths_in_proof > MAX_TRIES and not is_any_fit:
-                raise WorkersError(f"{self._deaths_in_proof} workers died while they proved that they can work")
+                raise WorkersError(
+                    f"{self._deaths_in_proof} workers died while they proved that they can work"
+                )
         elif order.claim is not None:
             self._consult(order.claim)
         elif work is not None:
@@ -488,7 +541,9 @@ class Crew:
             if work.losses < MAX_TRIES:
                 self._again.append(work)
             else:
-                self._taken.append(_given_up(self._job, work.task, f"its worker process died {work.losses} times"))
+                self._taken.append(
+                    _given_up(self._job, work.task, f"its worker process died {work.losses} times")
+                )
 
     def _redo(self, order: _Order) -> None:
         """Have done elsewhere what a worker could not do."""
@@ -519,7 +574,7 @@ class Crew:
             self._again.append(claim.work)
         self._looked_at = -math.inf
 
-    # -- whose word is taken ---------------------------------------------------------------------------------------
+    # -- whose word is taken -----------------------------------------------------------------------
 
     def _review(self, order: _Order, result: TaskResult) -> None:
         """Take a result if all that it claims to have written is there, and nothing in it is in doubt."""
@@ -528,11 +583,18 @@ class Crew:
             check_result(self._job, result)
             if result.fork is not None:
                 _check_patiently(result.fork)
-        except (KpstoreError, OSError, ValueError, RuntimeError) as error:  # whatever reading it may raise
+        except (
+            KpstoreError,
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # whatever reading it may raise
             self._leave_out(order.worker, one_line(str(error)))
             self._redo(order)
             return
-        unread = [] if self._ours else unread_videos(result)  # our own workers read what this process reads
+        unread = (
+            [] if self._ours else unread_videos(result)
+        )  # our own workers read what this process reads
         if not unread and not doubted_videos(result):
             self._taken.append(result)
             return
@@ -542,10 +604,16 @@ class Crew:
         if not unread:
             self._consult(claim)
             return
-        look = self._looker.submit(look_isolated, self._job.source, [video.record for video in unread], whole=True)
-        look.add_done_callback(lambda done: self._events.put(partial(self._compare, claim, unread, done)))
+        look = self._looker.submit(
+            look_isolated, self._job.source, [video.record for video in unread], whole=True
+        )
+        look.add_done_callback(
+            lambda done: self._events.put(partial(self._compare, claim, unread, done))
+        )
 
-    def _compare(self, claim: _Claim, unread: Sequence[PlannedVideo], done: Future[list[Look]]) -> None:
+    def _compare(
+        self, claim: _Claim, unread: Sequence[PlannedVideo], done: Future[list[Look]]
+    ) -> None:
         """Hold what a worker could not read against what the driver can read."""
         if claim not in self._claims:
             return
@@ -553,7 +621,10 @@ class Crew:
             found = done.result()
         except OSError as error:  # no memory for another process, say
             raise WorkersError(
-                one_line(f"the driver cannot look at what worker {claim.worker.name} could not read: {error}")
+                one_line(
+                    f"the driver cannot look at what worker {claim.worker.name} could not read: "
+                    f"{error}"
+                )
             ) from error
         looks = {video.position: look for video, look in zip(unread, found, strict=True)}
         reason = blindness(claim.result, looks)
@@ -563,14 +634,21 @@ class Crew:
             self._consult(claim)
 
     def _consult(self, claim: _Claim) -> None:
-        """Ask another worker about what the model failed at; without another one, that is taken as it is."""
+        """Ask another worker about what the model failed at.
+
+        Without another one, that is taken as it is.
+        """
         if claim not in self._claims:
             return
         doubted = doubted_videos(claim.result)
         others = [other for other in self._workers.values() if other is not claim.worker]
-        able = [other for other in others if other.state == "fit" and other.address not in claim.asked]
+        able = [
+            other for other in others if other.state == "fit" and other.address not in claim.asked
+        ]
         if doubted and able:
-            other = min(able, key=lambda other: (_host(other) == _host(claim.worker), self._busy(other)))
+            other = min(
+                able, key=lambda other: (_host(other) == _host(claim.worker), self._busy(other))
+            )
             claim.asked.add(other.address)
             arguments = (self._job_of(other), doubted, claim.work.deaths > 0)
             self._submit("opinion", other, give_opinion, *arguments, claim=claim)
@@ -611,7 +689,10 @@ def _host(worker: _Worker) -> str:
 
 
 def _check_patiently(fork: Fork) -> None:
-    """Check what a worker wrote; once more after a moment, because a network's disk may show it late."""
+    """Check what a worker wrote.
+
+    Once more after a moment, because a network's disk may show it late.
+    """
     try:
         fork.check()
     except (KpstoreError, OSError, ValueError, RuntimeError):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kpstore.extractors.base import AnyExtractor, frame_specs
-from kpstore.ingest.pending import Plan, title
+from kpstore.ingest.pending import IngestPlan, title
 from kpstore.schema.index import VideoRecord
 
 
@@ -17,7 +17,8 @@ class SplitPlan:
 
     Parameters
     ----------
-    videos : all of them; ``new`` are not in the store yet, ``done`` need nothing, ``to_do`` will be extracted.
+    videos : all of them; ``new`` are not in the store yet, ``done`` need nothing, ``to_do`` will be
+        extracted.
     frames : frames to extract.
     """
 
@@ -57,18 +58,23 @@ class Estimate:
         return {**asdict(self), "seconds": round(self.seconds, 1), "problems": list(self.problems)}
 
 
-def estimate(plan: Plan, extractor: AnyExtractor, *, workers: int) -> Estimate:
+def estimate(plan: IngestPlan, extractor: AnyExtractor, *, workers: int) -> Estimate:
     """Return what a plan means; nothing runs.
 
     Parameters
     ----------
     workers : worker processes; 0 for this process alone.
     """
-    row_bytes = sum(sum(array.row_bytes for array in spec.arrays.values()) + 1 for spec in frame_specs(extractor))
+    row_bytes = sum(
+        sum(array.row_bytes for array in spec.arrays.values()) + 1
+        for spec in frame_specs(extractor)
+    )
     new = {video.id for video in plan.new_videos}
     to_do = {video.record.id for task in plan.tasks for video in task.videos}
     names = dict.fromkeys(video.split for video in plan.listing.videos)
-    by_split = {name: [video for video in plan.listing.videos if video.split == name] for name in names}
+    by_split = {
+        name: [video for video in plan.listing.videos if video.split == name] for name in names
+    }
     # More workers than tasks have nothing to do.
     busy = max(1, min(workers, len(plan.tasks)))
     return Estimate(

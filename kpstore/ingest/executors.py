@@ -33,28 +33,37 @@ from kpstore.ingest.worker import TaskResult, run_task
 _CLUSTER_TRIES = 5
 _CLOSE_S = 30.0
 TRY_S = 1800.0
-"""How long workers may take to try how many frames their model takes at once; a big model may be loaded slowly."""
+"""How long workers may take to try how many frames their model takes at once.
+
+A big model may be loaded slowly.
+"""
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Workers share out the cores among themselves; and sums in another number of threads are other sums."""
+"""Workers share out the cores among themselves.
+
+And sums in another number of threads are other sums.
+"""
 
 _SETTINGS = {
-    # A task whose worker died comes straight back: it goes on in a mode that finds the frame at fault, instead of
-    # killing three more workers first.
+    # A task whose worker died comes straight back: it goes on in a mode that finds the frame at
+    # fault, instead of killing three more workers first.
     "distributed.scheduler.allowed-failures": 0,
-    # Workers keep their memory: by default Dask has malloc hand freed pages back at once, and faulting them in again
-    # for every frame cost MediaPipe a fifth of its speed.
+    # Workers keep their memory: by default Dask has malloc hand freed pages back at once, and
+    # faulting them in again for every frame cost MediaPipe a fifth of its speed.
     "distributed.nanny.pre-spawn-environ": dict.fromkeys(_ONE_THREAD, "1"),
     "distributed.admin.log-format": "%(message)s",
-    # Dask looks at itself, in every process, 50 to 100 times a second, for pages that nobody opens here. Tasks take
-    # seconds: looking rarely gave 6 % of a busy core back to the model.
+    # Dask looks at itself, in every process, 50 to 100 times a second, for pages that nobody opens
+    # here. Tasks take seconds: looking rarely gave 6 % of a busy core back to the model.
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "500ms",
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.scheduler.work-stealing-interval": "1s",
 }
-"""How Dask is set up for the cluster that a run starts; the user's own settings come back afterwards."""
+"""How Dask is set up for the cluster that a run starts.
+
+The user's own settings come back afterwards.
+"""
 
 
 class Executor(Protocol):
@@ -63,7 +72,10 @@ class Executor(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...
 
     @property
@@ -77,8 +89,13 @@ class Executor(Protocol):
     def try_out(self, job: Job) -> list[int]:
         """Return how many frames at once the job's extractor takes, where it works, on each worker."""
 
-    def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
-        """Yield results in the order in which tasks end; ``on_frames(n)`` is told of progress in between."""
+    def run(
+        self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames
+    ) -> Iterator[TaskResult]:
+        """Yield results in the order in which tasks end.
+
+        ``on_frames(n)`` is told of progress in between.
+        """
 
 
 class SerialExecutor:
@@ -97,7 +114,9 @@ class SerialExecutor:
         """Return the one answer."""
         return [try_out(job)]
 
-    def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
+    def run(
+        self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames
+    ) -> Iterator[TaskResult]:
         """Yield results in plan order."""
         for task in tasks:
             yield run_task(job, task, make_fork(task), report=on_frames)
@@ -109,15 +128,21 @@ class DaskExecutor:
     Parameters
     ----------
     n_workers : processes to start on this machine; ignored with ``scheduler``.
-    scheduler : address of a running scheduler (``tcp://host:8786``) whose workers have kpstore installed.
-    gpus : of this machine, to be shared out among the workers. One for each is dask-cuda's business, where that is
-        installed: it also puts a worker on the cores that are near its GPU.
+    scheduler : address of a running scheduler (``tcp://host:8786``) whose workers have kpstore
+        installed.
+    gpus : of this machine, to be shared out among the workers. One for each is dask-cuda's
+        business, where that is installed: it also puts a worker on the cores that are near its GPU.
     """
 
     def __init__(self, n_workers: int, *, scheduler: str | None = None, gpus: int = 0) -> None:
         self._n_workers, self._scheduler = n_workers, scheduler
         self._gpus = own_gpus(gpus) if scheduler is None else ()
-        found = gpus and gpus == n_workers and scheduler is None and importlib.util.find_spec("dask_cuda")
+        found = (
+            gpus
+            and gpus == n_workers
+            and scheduler is None
+            and importlib.util.find_spec("dask_cuda")
+        )
         self._by_dask_cuda = bool(found)
         self._left_out: dict[str, str] = {}
         self._cluster: Any = None
@@ -136,7 +161,8 @@ class DaskExecutor:
             if self._n_workers == 0:
                 self._client.close()
                 raise NotFoundError(
-                    f"the Dask scheduler at {self._scheduler} has no workers; start one: dask worker {self._scheduler}"
+                    f"the Dask scheduler at {self._scheduler} has no workers; start one: dask "
+                    f"worker {self._scheduler}"
                 )
             return self
         with _sigint_blocked(), dask.config.set(_SETTINGS):
@@ -147,9 +173,10 @@ class DaskExecutor:
     def _start_cluster(self, distributed: Any) -> Any:
         for tries_left in reversed(range(_CLUSTER_TRIES)):
             try:
-                # One thread per worker: models are not thread-safe. No memory limit: Dask would pause or kill a worker
-                # for what the model itself needs. Any free port of this machine for Dask's own pages: with none
-                # given it takes 8787, and warns if that is taken.
+                # One thread per worker: models are not thread-safe. No memory limit: Dask would
+                # pause or kill a worker for what the model itself needs. Any free port of this
+                # machine for Dask's own pages: with none given it takes 8787, and warns if that is
+                # taken.
                 return self._cluster_class(distributed)(
                     n_workers=self._n_workers,
                     threads_per_worker=1,
@@ -160,7 +187,8 @@ class DaskExecutor:
                     preload=[__name__],
                 )
             except RuntimeError as error:
-                # Dask gives up the whole cluster if one worker dies while it starts; once it runs, it restarts them.
+                # Dask gives up the whole cluster if one worker dies while it starts; once it runs,
+                # it restarts them.
                 if tries_left == 0:
                     raise UnsupportedError(
                         f"worker processes do not start on this machine ({error}); try --workers 0"
@@ -183,7 +211,8 @@ class DaskExecutor:
                 return distributed.Client(self._scheduler, timeout="10s")
         except (OSError, ValueError) as error:
             raise NotFoundError(
-                f"no Dask scheduler answers at {self._scheduler!r} ({error}); start one with 'dask scheduler'"
+                f"no Dask scheduler answers at {self._scheduler!r} ({error}); start one with 'dask "
+                "scheduler'"
             ) from None
 
     def __exit__(self, *_: object) -> None:
@@ -209,12 +238,15 @@ class DaskExecutor:
         return [f"worker {name} was left out: {reason}" for name, reason in self._left_out.items()]
 
     def try_out(self, job: Job) -> list[int]:
-        """Return the answers of all workers, which try at the same time, as they will work; see :class:`Executor`.
+        """Return the answers of all workers, which try at the same time, as they will work.
+
+        See :class:`Executor`.
 
         Raises
         ------
         KpstoreError
-            The first worker's, if none can work. Where some can, the others are left out with their first task.
+            The first worker's, if none can work. Where some can, the others are left out with their
+            first task.
         WorkersError
             If no worker answers.
         """
@@ -236,7 +268,10 @@ class DaskExecutor:
         # Another may answer for a worker that has gone meanwhile; nobody would otherwise.
         futures = [
             self._client.submit(
-                *(_try_on_worker, replace(job, gpu=gpu_of_worker(self._shared_gpus, str(about["name"])))),
+                *(
+                    _try_on_worker,
+                    replace(job, gpu=gpu_of_worker(self._shared_gpus, str(about["name"]))),
+                ),
                 workers=[address],
                 allow_other_workers=True,
                 pure=False,
@@ -257,13 +292,22 @@ class DaskExecutor:
                 answers.append(future.result(timeout=_CLOSE_S))
             except (CancelledError, TimeoutError) as error:
                 answers.append(
-                    WorkersError(f"the scheduler or a worker went before the model was tried: {one_line(error)}")
+                    WorkersError(
+                        "the scheduler or a worker went before the model was tried: "
+                        f"{one_line(error)}"
+                    )
                 )
-            except Exception as error:  # a worker that died, or that has other code; it is proved before it works
-                answers.append(ExtractorError(f"a worker could not try the model: {one_line(str(error))}"))
+            except (
+                Exception
+            ) as error:  # a worker that died, or that has other code; it is proved before it works
+                answers.append(
+                    ExtractorError(f"a worker could not try the model: {one_line(str(error))}")
+                )
         return answers
 
-    def run(self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames) -> Iterator[TaskResult]:
+    def run(
+        self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames
+    ) -> Iterator[TaskResult]:
         """Yield results as tasks end; see :class:`~kpstore.ingest.crew.Crew`."""
         crew = Crew(
             self._client,
@@ -282,7 +326,8 @@ class DaskExecutor:
 def _sigint_blocked() -> Iterator[None]:
     """Start processes that never see Ctrl-C, which a terminal sends to all of them: the driver decides how a run ends.
 
-    Child processes inherit the mask; workers that Dask starts again later come to :func:`dask_setup`.
+    Child processes inherit the mask; workers that Dask starts again later come to
+    :func:`dask_setup`.
     """
     # It unblocks SIGINT when it starts its own helper process, which would happen in the middle.
     resource_tracker.ensure_running()

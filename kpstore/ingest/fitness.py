@@ -1,7 +1,7 @@
 """How a worker proves, before its first task, that it would make the numbers that the driver would make.
 
-The driver sends a :class:`Question`; the worker answers with what is wrong with it, which is nothing for a fit one.
-docs/decisions/004 says what is compared, and why.
+The driver sends a :class:`Question`; the worker answers with what is wrong with it, which is
+nothing for a fit one. docs/decisions/004 says what is compared, and why.
 """
 
 from __future__ import annotations
@@ -29,9 +29,17 @@ from kpstore.schema.index import VideoRecord
 
 DECIDING = (
     *("numpy", "pillow", "av", "zarr", "numcodecs", "icechunk", "xxhash"),
-    *("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    *(
+        "opencv-python",
+        "opencv-python-headless",
+        "opencv-contrib-python",
+        "opencv-contrib-python-headless",
+    ),
 )
-"""Distributions that read pictures or write numbers; those that a model needs are in its provenance."""
+"""Distributions that read pictures or write numbers.
+
+Those that a model needs are in its provenance.
+"""
 
 _MAY_DIFFER = frozenset({"document", "kpstore", "processor"})
 """Of a provenance: what has nothing to do with the numbers, is compared elsewhere, or may differ within a cluster."""
@@ -48,7 +56,8 @@ class Fingerprint:
     Parameters
     ----------
     code : a hash of each file of kpstore, but for its command line.
-    libraries : version by distribution, of :data:`DECIDING`; those that are not installed are left out.
+    libraries : version by distribution, of :data:`DECIDING`; those that are not installed are left
+        out.
     """
 
     kpstore: str
@@ -59,10 +68,17 @@ class Fingerprint:
 
 def fingerprint() -> Fingerprint:
     """Return the fingerprint of what is installed here now."""
-    # An installed kpstore holds the command line, which decides no numbers; a checkout has it in another folder.
-    files = [path for path in sorted(_PACKAGE.rglob("*.py")) if path.relative_to(_PACKAGE).parts[0] != "cli"]
+    # An installed kpstore holds the command line, which decides no numbers; a checkout has it in
+    # another folder.
+    files = [
+        path
+        for path in sorted(_PACKAGE.rglob("*.py"))
+        if path.relative_to(_PACKAGE).parts[0] != "cli"
+    ]
     code = {path.relative_to(_PACKAGE).as_posix(): hash_of(path) for path in files}
-    return Fingerprint(__version__, ".".join(platform.python_version_tuple()[:2]), code, versions(DECIDING))
+    return Fingerprint(
+        __version__, ".".join(platform.python_version_tuple()[:2]), code, versions(DECIDING)
+    )
 
 
 _when_loaded = fingerprint()
@@ -75,12 +91,16 @@ class Question:
 
     Parameters
     ----------
-    job : the run's :class:`~kpstore.ingest.job.Job`, pickled: what it needs is imported after a look at what is loaded.
+    job : the run's :class:`~kpstore.ingest.job.Job`, pickled: what it needs is imported after a
+        look at what is loaded.
     fingerprint : the driver's.
-    provenance : what the driver's extractor says of how it makes its features; ``""`` is not compared.
-    modules : a hash of each file with code of the user's own that extractor and source need, by the module's name.
+    provenance : what the driver's extractor says of how it makes its features; ``""`` is not
+        compared.
+    modules : a hash of each file with code of the user's own that extractor and source need, by the
+        module's name.
     libraries : version of each distribution that this code imports.
-    pictures : videos, and a hash of the pixels that the driver sees in each; none for workers on the driver's machine.
+    pictures : videos, and a hash of the pixels that the driver sees in each; none for workers on
+        the driver's machine.
     nonce : what the worker finds in the job's meeting folder, if there is one.
     gpus : the GPUs of which the worker has to see one before all others; none if it may see any.
     """
@@ -107,7 +127,13 @@ def question(job: Job, *, nonce: str, pictures: tuple[tuple[VideoRecord, str], .
     for name in own_code.changed_libraries(libraries):
         raise UnsupportedError(f"{name} was changed since this process started; start again")
     return Question(
-        _pickled(job), _own_fingerprint(), _provenance(job), own_code.modules(job), libraries, pictures, nonce
+        _pickled(job),
+        _own_fingerprint(),
+        _provenance(job),
+        own_code.modules(job),
+        libraries,
+        pictures,
+        nonce,
     )
 
 
@@ -119,7 +145,9 @@ def short_question(job: Job, *, nonce: str, gpus: tuple[str, ...]) -> Question:
 def _own_fingerprint() -> Fingerprint:
     """Return the driver's: of what it has loaded, with which new workers could not agree if it has changed since."""
     if fingerprint() != _when_loaded:
-        raise UnsupportedError("kpstore or a library was changed since this process started; start again")
+        raise UnsupportedError(
+            "kpstore or a library was changed since this process started; start again"
+        )
     return _when_loaded
 
 
@@ -153,13 +181,20 @@ def flaws(asked: Question, answer: str) -> list[str]:
     try:
         job: Job = pickle.loads(asked.job)
     except Exception as error:  # whatever its parts raise when they are imported
-        return [one_line(f"the extractor or the source cannot be imported there: {type(error).__name__}: {error}")]
+        return [
+            one_line(
+                f"the extractor or the source cannot be imported there: {type(error).__name__}: "
+                f"{error}"
+            )
+        ]
     if job.meeting is not None:
         found += _meeting_flaws(job.meeting, asked.nonce, answer)
     if asked.gpus:
         first = os.environ.get(VISIBLE, "").split(",")[0].strip()
         if first not in asked.gpus:
-            found.append(f"its first GPU is {first or 'none'!r}, not one of {', '.join(asked.gpus)}")
+            found.append(
+                f"its first GPU is {first or 'none'!r}, not one of {', '.join(asked.gpus)}"
+            )
     return found + _provenance_flaws(job, asked.provenance) + _picture_flaws(job, asked.pictures)
 
 
@@ -168,14 +203,24 @@ def _code_flaws(asked: Question) -> list[str]:
     if ours != _when_loaded:
         return ["kpstore or a library was changed after it started; start it again"]
     found = []
-    for what, here, there in (("kpstore", ours.kpstore, theirs.kpstore), ("Python", ours.python, theirs.python)):
+    for what, here, there in (
+        ("kpstore", ours.kpstore, theirs.kpstore),
+        ("Python", ours.python, theirs.python),
+    ):
         if here != there:
             found.append(f"{what} is {here} there and {there} at the driver")
-    different = sorted(name for name in {*ours.code, *theirs.code} if ours.code.get(name) != theirs.code.get(name))
+    different = sorted(
+        name for name in {*ours.code, *theirs.code} if ours.code.get(name) != theirs.code.get(name)
+    )
     if different and ours.kpstore == theirs.kpstore:
         more = f" and {len(different) - 1} more" if len(different) > 1 else ""
-        found.append(f"kpstore is {ours.kpstore} as at the driver, but other code: {different[0]}{more}")
-    mine, drivers = {**versions(asked.libraries), **ours.libraries}, {**asked.libraries, **theirs.libraries}
+        found.append(
+            f"kpstore is {ours.kpstore} as at the driver, but other code: {different[0]}{more}"
+        )
+    mine, drivers = (
+        {**versions(asked.libraries), **ours.libraries},
+        {**asked.libraries, **theirs.libraries},
+    )
     for name in sorted({*mine} & {*drivers}):
         if mine[name] != drivers[name]:
             found.append(f"{name} is {mine[name]} there and {drivers[name]} at the driver")
@@ -208,7 +253,9 @@ def _provenance_flaws(job: Job, expected: str) -> list[str]:
         return []
     try:
         ours = _provenance(job)
-    except Exception as error:  # whatever stands in its way here, the driver's extractor could answer
+    except (
+        Exception
+    ) as error:  # whatever stands in its way here, the driver's extractor could answer
         return [f"the extractor does not work there: {one_line(str(error))}"]
     if ours == expected:
         return []
@@ -229,13 +276,17 @@ def _picture_flaws(job: Job, pictures: Iterable[tuple[VideoRecord, str]]) -> lis
     for record, pixels in pictures:
         seen = look(job.source, record, whole=False)
         if not seen.pixels:
-            return [one_line(f"it cannot read video {record.id!r}, which the driver can: {seen.reason}")]
+            return [
+                one_line(f"it cannot read video {record.id!r}, which the driver can: {seen.reason}")
+            ]
         if seen.pixels != pixels:
-            return [f"it reads other pixels than the driver from the first frame of video {record.id!r}"]
+            return [
+                f"it reads other pixels than the driver from the first frame of video {record.id!r}"
+            ]
     return []
 
 
-# -- the meeting folder --------------------------------------------------------------------------------------------
+# -- the meeting folder ----------------------------------------------------------------------------
 
 _NONCE = "nonce"
 
@@ -275,4 +326,7 @@ class Meeting:
         file = self.folder / answer
         if _appears(file) and file.read_text(encoding="utf-8") == self.nonce:
             return []
-        return [f"what it writes to the store at {self.folder.parent.parent} does not arrive at the driver"]
+        return [
+            f"what it writes to the store at {self.folder.parent.parent} does not arrive at the "
+            "driver"
+        ]

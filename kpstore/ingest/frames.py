@@ -1,4 +1,7 @@
-"""One video, frame by frame: decoded ahead, in batches; a frame that fails is named and left out."""
+"""One video, frame by frame: decoded ahead, in batches.
+
+A frame that fails is named and left out.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,14 @@ from numpy.typing import NDArray
 from kpstore.errors import ExtractorError, InvalidError, one_line
 from kpstore.extractors.base import Extracted, Extractor, frame_specs
 from kpstore.ingest.ahead import Ahead
-from kpstore.ingest.job import Doubts, Job, Report, UnreadableVideoError, VideoRows, opened_extractor
+from kpstore.ingest.job import (
+    Doubts,
+    Job,
+    OnFrames,
+    UnreadableVideoError,
+    VideoRows,
+    opened_extractor,
+)
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
@@ -31,7 +41,7 @@ def extract_frames(
     *,
     skip: Mapping[int, str] | None = None,
     announce: Announce | None = None,
-    report: Report | None = None,
+    report: OnFrames | None = None,
 ) -> VideoRows:
     """Extract one video in this process.
 
@@ -53,7 +63,10 @@ def extract_frames(
 
 
 def _read(job: Job, record: VideoRecord, skip: frozenset[int]) -> Iterator[Any]:
-    """Yield the frames of a video; what its source raises is told apart from what the model raises."""
+    """Yield the frames of a video.
+
+    What its source raises is told apart from what the model raises.
+    """
     count = 0
     try:
         for frame in job.source.read_frames(record, skip=skip):
@@ -62,7 +75,9 @@ def _read(job: Job, record: VideoRecord, skip: frozenset[int]) -> Iterator[Any]:
     except Exception as error:  # whatever a reader raises
         raise UnreadableVideoError(error) from error
     if count != record.n_frames:
-        raise UnreadableVideoError(ValueError(f"the source gave {count} frames, it had announced {record.n_frames}"))
+        raise UnreadableVideoError(
+            ValueError(f"the source gave {count} frames, it had announced {record.n_frames}")
+        )
 
 
 def read_reference(job: Job, record: VideoRecord) -> NDArray[np.uint8] | None:
@@ -87,15 +102,22 @@ def _announced(frames: Iterator[Any], announce: Announce) -> Iterator[Any]:
 
 
 def check_rows(
-    specs: Iterable[FeatureSpec], rows: Mapping[str, FeatureRows], n_rows: int, failed: Collection[int] = ()
+    specs: Iterable[FeatureSpec],
+    rows: Mapping[str, FeatureRows],
+    n_rows: int,
+    failed: Collection[int] = (),
 ) -> dict[str, FeatureRows]:
-    """Return the rows of some features; :class:`InvalidError` unless there are so many of each, as specified.
+    """Return the rows of some features.
+
+    :class:`InvalidError` unless there are so many of each, as specified.
 
     Rows whose numbers are in ``failed`` come back as missing, whatever they hold.
     """
     odd = [number for number in failed if not 0 <= number < n_rows]
     if odd:
-        raise InvalidError(f"the extractor says that image {odd[0]} failed; it was given images 0 to {n_rows - 1}")
+        raise InvalidError(
+            f"the extractor says that image {odd[0]} failed; it was given images 0 to {n_rows - 1}"
+        )
     done = np.ones(n_rows, dtype=np.bool_)
     done[list(failed)] = False
     checked = {}
@@ -110,7 +132,10 @@ def check_rows(
 
 
 def put_rows(
-    to: Mapping[str, FeatureRows], numbers: list[int], rows: Mapping[str, FeatureRows], kept: list[int]
+    to: Mapping[str, FeatureRows],
+    numbers: list[int],
+    rows: Mapping[str, FeatureRows],
+    kept: list[int],
 ) -> None:
     """Copy rows ``kept`` into rows ``numbers`` of the features of a video."""
     for name, target in to.items():
@@ -173,7 +198,9 @@ class _Collector:
             rows = check_rows(self._specs, found.rows, len(batch), found.failed)
         except ExtractorError:  # the model is at fault, and would be for every frame after this one
             raise
-        except Exception as error:  # whatever a model raises, the frame is at fault and the video goes on
+        except (
+            Exception
+        ) as error:  # whatever a model raises, the frame is at fault and the video goes on
             if len(batch) > 1:
                 self._one_by_one(batch)
                 return
@@ -184,7 +211,9 @@ class _Collector:
         self._put(batch, rows, found)
         self._done(len(batch))
 
-    def _put(self, batch: list[tuple[int, Any]], rows: Mapping[str, FeatureRows], found: Extracted) -> None:
+    def _put(
+        self, batch: list[tuple[int, Any]], rows: Mapping[str, FeatureRows], found: Extracted
+    ) -> None:
         kept = [n for n in range(len(batch)) if n not in found.failed]
         put_rows(self._rows, [batch[n][0] for n in kept], rows, kept)
         reported = {batch[n][0]: one_line(reason) for n, reason in found.failed.items()}
@@ -205,7 +234,9 @@ class _Collector:
         status = np.full(self._n_frames, State.DONE, dtype=np.uint8)
         status[list(self.failed)] = State.FAILED
         doubts = Doubts(frozenset(self._unread), frozenset(self._raised), frozenset(self._reported))
-        return VideoRows(self._rows, status, Failures(frames=self.failed), doubts, self._sizes.notes())
+        return VideoRows(
+            self._rows, status, Failures(frames=self.failed), doubts, self._sizes.notes()
+        )
 
 
 class _Sizes:
@@ -231,6 +262,7 @@ class _Sizes:
             return ()
         number, size = self._other
         return (
-            f"video {self._id!r}: {self._n_other} frames, the first {number}, are {size[0]} x {size[1]} pixels, not "
-            f"the {self._usual[0]} x {self._usual[1]} that the store keeps for it",
+            f"video {self._id!r}: {self._n_other} frames, the first {number}, are {size[0]} x "
+            f"{size[1]} pixels, not the {self._usual[0]} x {self._usual[1]} that the store keeps "
+            "for it",
         )

@@ -11,15 +11,18 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def gpu_identities(visible: str | None, wanted: int, on_machine: int | None) -> tuple[str, ...]:
-    """Return the first GPUs of those that the user lets a process use; fewer than wanted if there are fewer.
+    """Return the first GPUs of those that the user lets a process use.
 
-    A worker that is given one of these as its ``CUDA_VISIBLE_DEVICES`` uses the GPU that the user meant, whatever
-    number it has among those that the user can see.
+    Fewer than wanted if there are fewer.
+
+    A worker that is given one of these as its ``CUDA_VISIBLE_DEVICES`` uses the GPU that the user
+    meant, whatever number it has among those that the user can see.
 
     Parameters
     ----------
-    visible : value of ``CUDA_VISIBLE_DEVICES``: ``"2,3"``, ``"GPU-8932f937-…"``, ``"MIG-…"``; ``""`` for no GPU; None
-        if it is not set, which means all of them. As CUDA does, what follows a name that cannot be one is left out.
+    visible : value of ``CUDA_VISIBLE_DEVICES``: ``"2,3"``, ``"GPU-8932f937-…"``, ``"MIG-…"``;
+        ``""`` for no GPU; None if it is not set, which means all of them. As CUDA does, what
+        follows a name that cannot be one is left out.
     wanted : how many.
     on_machine : GPUs on this machine; None if nobody counted them.
     """
@@ -40,9 +43,12 @@ def _is_identity(name: str, on_machine: int | None) -> bool:
 
 
 def gpu_of_worker(gpus: Sequence[str], name: str) -> str:
-    """Return which of some GPUs a worker of a local cluster gets; ``""`` if there are none to be shared out.
+    """Return which of some GPUs a worker of a local cluster gets.
 
-    A local cluster numbers its workers, and a worker that was restarted keeps its number and so its GPU.
+    ``""`` if there are none to be shared out.
+
+    A local cluster numbers its workers, and a worker that was restarted keeps its number and so its
+    GPU.
     """
     return gpus[int(name) % len(gpus)] if gpus else ""
 
@@ -64,4 +70,8 @@ def _on_machine() -> int:
     if tool is None:
         return 0
     listed = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    return (
+        sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+        if listed.returncode == 0
+        else 0
+    )

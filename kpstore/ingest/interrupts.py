@@ -28,12 +28,18 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def interrupts_held_back(*, for_good: bool = False) -> Iterator[None]:
-    """Finish a commit before Ctrl-C or SIGTERM takes effect; ``for_good`` drops what came meanwhile."""
+    """Finish a commit before Ctrl-C or SIGTERM takes effect.
+
+    ``for_good`` drops what came meanwhile.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
-    old = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    old = {
+        n: signal.signal(n, lambda number, _: came.append(number))
+        for n in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:

@@ -1,7 +1,8 @@
 """One video in a process of its own, so that a frame that kills the process can be named, recorded and left out.
 
-Slow to start (a process and a model per attempt), so it is used only for tasks whose worker died once. The driver
-also looks at videos in such a process: one that kills whoever decodes it must not kill the driver.
+Slow to start (a process and a model per attempt), so it is used only for tasks whose worker died
+once. The driver also looks at videos in such a process: one that kills whoever decodes it must not
+kill the driver.
 """
 
 from __future__ import annotations
@@ -38,15 +39,24 @@ def extract_isolated(job: Job, record: VideoRecord) -> VideoRows:
         if result is not None:
             return result
         if takes_videos(job.extractor):
-            return failed_video(job, record, f"the worker process died on this video ({_death(code)})")
+            return failed_video(
+                job, record, f"the worker process died on this video ({_death(code)})"
+            )
         if at is None or at in skip or at >= record.n_frames:
-            return failed_video(job, record, f"the worker process died before its first frame ({_death(code)})")
+            return failed_video(
+                job, record, f"the worker process died before its first frame ({_death(code)})"
+            )
         skip[at] = f"the worker process died on this frame ({_death(code)})"
-    return failed_video(job, record, f"{len(skip)} frames of this video killed their worker process")
+    return failed_video(
+        job, record, f"{len(skip)} frames of this video killed their worker process"
+    )
 
 
 def look_isolated(source: Source, records: Sequence[VideoRecord], *, whole: bool) -> list[Look]:
-    """Return :func:`~kpstore.ingest.sight.look` for each video; one that kills its reader cannot be read."""
+    """Return :func:`~kpstore.ingest.sight.look` for each video.
+
+    One that kills its reader cannot be read.
+    """
     looks: list[Look] = []
     deaths = 0
     while len(looks) < len(records) and deaths < MAX_DEATHS:
@@ -167,5 +177,6 @@ if __name__ == "__main__":
     try:
         main()
     except BrokenPipeError:
-        # The worker that wanted this is dead; skip Python's own flush of the broken pipe and its complaint.
+        # The worker that wanted this is dead; skip Python's own flush of the broken pipe and its
+        # complaint.
         os._exit(1)

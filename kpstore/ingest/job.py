@@ -22,7 +22,7 @@ from kpstore.sources.base import Source
 
 _log = logging.getLogger(__name__)
 
-Report = Callable[[int], None]
+OnFrames = Callable[[int], None]
 """Called with the number of frames each time some more are done."""
 
 
@@ -34,9 +34,10 @@ class Job:
     ----------
     run_id : unique; a worker opens the extractor once per run.
     device : ``"cpu"``, ``"cuda"`` for one GPU per worker, or a device by number.
-    gpu : the only GPU that this process may use, as ``CUDA_VISIBLE_DEVICES`` calls it; ``""`` leaves that alone.
-    meeting : a folder beside the store, in which workers show that they see the same store as the driver; None where
-        they need not see it, because the driver alone writes.
+    gpu : the only GPU that this process may use, as ``CUDA_VISIBLE_DEVICES`` calls it; ``""``
+        leaves that alone.
+    meeting : a folder beside the store, in which workers show that they see the same store as the
+        driver; None where they need not see it, because the driver alone writes.
     """
 
     run_id: str
@@ -55,8 +56,8 @@ class Doubts:
     ----------
     unread : frames that could not be read.
     raised : frames at which the model raised an exception, or that killed its process.
-    reported : frames of which the model itself says that it could not do them (no face in it, say). Few of them are in
-        no doubt (:func:`kpstore.ingest.doubts.doubted_videos`).
+    reported : frames of which the model itself says that it could not do them (no face in it, say).
+        Few of them are in no doubt (:func:`kpstore.ingest.doubts.doubted_videos`).
     """
 
     unread: frozenset[int] = frozenset()
@@ -73,7 +74,8 @@ class VideoRows:
 
     Parameters
     ----------
-    rows : by feature: one row per frame, missing where a frame failed; or one row, for a feature of videos.
+    rows : by feature: one row per frame, missing where a frame failed; or one row, for a feature of
+        videos.
     status : (frames,) uint8 of :class:`State`.
     failures : what of the video failed.
     doubts : which of its failures another worker might not have.
@@ -103,13 +105,22 @@ class UnreadableVideoError(Exception):
 def failed_video(job: Job, record: VideoRecord, reason: str | Exception) -> VideoRows:
     """Return the rows of a video that failed as a whole."""
     every = frozenset(range(record.n_frames))
-    doubts = Doubts(unread=every) if isinstance(reason, UnreadableVideoError) else Doubts(raised=every)
+    doubts = (
+        Doubts(unread=every) if isinstance(reason, UnreadableVideoError) else Doubts(raised=every)
+    )
     if isinstance(reason, UnreadableVideoError):
         reason = reason.cause
-    text = one_line(f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else reason)
+    text = one_line(
+        f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else reason
+    )
     _log.warning("video %r failed: %s", record.id, text)
-    rows = {spec.name: spec.empty_rows(record.n_frames if spec.axis == "frame" else 1) for spec in job.extractor.specs}
-    return VideoRows(rows, np.full(record.n_frames, State.FAILED, dtype=np.uint8), Failures(text), doubts)
+    rows = {
+        spec.name: spec.empty_rows(record.n_frames if spec.axis == "frame" else 1)
+        for spec in job.extractor.specs
+    }
+    return VideoRows(
+        rows, np.full(record.n_frames, State.FAILED, dtype=np.uint8), Failures(text), doubts
+    )
 
 
 @dataclass
@@ -126,8 +137,9 @@ _opened = Opened()
 def opened_extractor(job: Job) -> AnyExtractor:
     """Return this process's extractor for a run, opening it the first time.
 
-    A model has one state, so whoever uses it is the only one in its process that does: the serial run, an isolated
-    process, and a worker's one thread for tasks (:func:`kpstore.ingest.on_worker.run_on_worker`).
+    A model has one state, so whoever uses it is the only one in its process that does: the serial
+    run, an isolated process, and a worker's one thread for tasks
+    (:func:`kpstore.ingest.on_worker.run_on_worker`).
     """
     if _opened.run_id != job.run_id or _opened.extractor is None:
         if _opened.extractor is not None:
@@ -147,7 +159,9 @@ def _open(job: Job) -> None:
         raise
     except Exception as error:
         name = job.extractor.specs[0].name
-        raise ExtractorError(f"the extractor of {name!r} does not start: {type(error).__name__}: {error}") from error
+        raise ExtractorError(
+            f"the extractor of {name!r} does not start: {type(error).__name__}: {error}"
+        ) from error
 
 
 def try_out(job: Job) -> int:
@@ -162,5 +176,8 @@ def try_out(job: Job) -> int:
 
 
 def processor(job: Job) -> str:
-    """Return the kind of processor on which this process's extractor computes; MediaPipe's is the CPU."""
+    """Return the kind of processor on which this process's extractor computes.
+
+    MediaPipe's is the CPU.
+    """
     return getattr(opened_extractor(job), "processor", "") or cpu_name()

@@ -1,7 +1,7 @@
 """A store in which what is missing is computed when it is read; nothing is stored.
 
-For a look at videos that nobody extracted yet, and for data sets of paths alone: ``kpstore ingest features`` does the
-same once and for all.
+For a look at videos that nobody extracted yet, and for data sets of paths alone: ``kpstore ingest
+features`` does the same once and for all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ArrayMeta, Backend, Chunks, ViewChunks
+from kpstore.backends.base import TEXT, ArrayMeta, Backend, Chunks, SessionChunks
 from kpstore.errors import ExtractorError, MismatchError, UnsupportedError, one_line
 from kpstore.extractors.base import AnyExtractor, settle, takes_videos
 from kpstore.ingest.frames import extract_frames, read_reference
@@ -74,37 +74,43 @@ class LiveBackend:
         """The store's, and that more than what is there is shown."""
         return f"{self._stored.location} (and what is computed, {self._job.run_id})"
 
-    def view(self, snapshot: str) -> LiveView:
+    def session(self, snapshot: str) -> LiveSession:
         """Open a version."""
         stored = Store(self._stored, snapshot, cache="off")
-        return LiveView(stored, self._job, self._provenance)
+        return LiveSession(stored, self._job, self._provenance)
 
     def begin(self, branch: str = "main") -> Any:
         """Refuse it: what is computed is not written."""
         stored = self._stored.location
-        raise UnsupportedError(f"{self.location} can only be read; 'kpstore ingest features {stored}' stores the rest")
+        raise UnsupportedError(
+            f"{self.location} can only be read; 'kpstore ingest features {stored}' stores the rest"
+        )
 
 
-class LiveView:
+class LiveSession:
     """A version with further features, or with rows of videos that wait for theirs.
 
-    See :class:`kpstore.backends.base.ReadView`.
+    See :class:`kpstore.backends.base.ReadSession`.
     """
 
     def __init__(self, stored: Store, job: Job, provenance: Mapping[str, Provenance]) -> None:
         extractor = job.extractor
-        self._base, self._records, self._provenance = stored.view, Records(stored), provenance
+        self._base, self._records, self._provenance = stored.session, Records(stored), provenance
         self._index, self._specs = stored.index, {spec.name: spec for spec in extractor.specs}
         self._job = job
         self._waiting = _waiting(stored, extractor)
         self._metas: dict[str, ArrayMeta] = {}
         self._feature_of: dict[str, str] = {}
         for name, spec in self._specs.items():
-            metas = fmt.feature_metas(spec, n_videos=len(self._index), n_frames=self._index.total_frames)
+            metas = fmt.feature_metas(
+                spec, n_videos=len(self._index), n_frames=self._index.total_frames
+            )
             known = [array for array in metas if array in self._base.names()]
             self._metas |= metas | {array: self._base.meta(array) for array in known}
             self._feature_of |= dict.fromkeys(metas, name)
-        self._labels = {dim: pair for spec in extractor.specs for dim, pair in fmt.label_metas(spec).items()}
+        self._labels = {
+            dim: pair for spec in extractor.specs for dim, pair in fmt.label_metas(spec).items()
+        }
         self._kept: OrderedDict[int, VideoRows] = OrderedDict()
         self._references: dict[int, Mapping[str, FeatureRows]] = {}
 
@@ -139,7 +145,10 @@ class LiveView:
         return None
 
     def checksums(self, name: str) -> NDArray[np.uint64] | None:
-        """Return what the stored chunks of an array add up to; None for one of which some is computed."""
+        """Return what the stored chunks of an array add up to.
+
+        None for one of which some is computed.
+        """
         return self._base.checksums(name) if self._is_stored(name) else None
 
     def place(self, name: str, chunk: int) -> str:
@@ -147,18 +156,25 @@ class LiveView:
         return self._base.place(name, chunk) if name in self._base.names() else "computed"
 
     def chunks(self, name: str) -> Chunks:
-        """Return chunks that are read through this view, if anything in them is computed."""
-        return self._base.chunks(name) if self._is_stored(name) else ViewChunks(self, name)
+        """Return chunks that are read through this session, if anything in them is computed."""
+        return self._base.chunks(name) if self._is_stored(name) else SessionChunks(self, name)
 
     def _is_stored(self, name: str) -> bool:
         computed = name in self._metas and self._waiting[self._feature_of[name]].any()
         return name in self._base.names() and not computed
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return rows ``start`` to ``stop`` as a new array; those of videos that wait are computed."""
+        """Return rows ``start`` to ``stop`` as a new array.
+
+        Those of videos that wait are computed.
+        """
         if name not in self._metas:
             is_new = name in self._labels and name not in self._base.names()
-            return self._labels[name][1][start:stop].copy() if is_new else self._base.read(name, start, stop)
+            return (
+                self._labels[name][1][start:stop].copy()
+                if is_new
+                else self._base.read(name, start, stop)
+            )
         rows = self._stored_rows(name, start, stop)
         feature = self._feature_of[name]
         waiting = self._waiting[feature]
@@ -168,7 +184,9 @@ class LiveView:
             pass
         elif self._specs[feature].axis == "video":
             for position in start + np.flatnonzero(waiting[start:stop]):
-                rows[position - start] = _part(self._reference_rows(int(position))[feature], feature, name)[0]
+                rows[position - start] = _part(
+                    self._reference_rows(int(position))[feature], feature, name
+                )[0]
         else:
             self._fill(name, feature, start, rows)
         return rows
@@ -179,7 +197,11 @@ class LiveView:
         meta = self._metas[name]
         shape = (stop - start, *meta.shape[1:])
         is_text = meta.dtype == TEXT
-        return np.full(shape, "", dtype=object) if is_text else np.full(shape, meta.fill, dtype=meta.dtype)
+        return (
+            np.full(shape, "", dtype=object)
+            if is_text
+            else np.full(shape, meta.fill, dtype=meta.dtype)
+        )
 
     def _fill(self, name: str, feature: str, start: int, rows: NDArray[Any]) -> None:
         """Put what is computed into rows from ``start`` on, of an array of a feature of frames."""
@@ -225,9 +247,13 @@ class LiveView:
             return compute(position)
         except ExtractorError:
             raise
-        except Exception as error:  # as in an ingest: what is wrong with one video is said, and costs no other
+        except (
+            Exception
+        ) as error:  # as in an ingest: what is wrong with one video is said, and costs no other
             shown = error.cause if isinstance(error, UnreadableVideoError) else error
-            _log.warning("video %r cannot be computed: %s", self._index.ids[position], one_line(shown))
+            _log.warning(
+                "video %r cannot be computed: %s", self._index.ids[position], one_line(shown)
+            )
             return failed_video(self._job, self._records[position], error)
 
 
@@ -236,18 +262,31 @@ def _part(rows: FeatureRows, feature: str, array: str) -> NDArray[Any]:
 
 
 def _size(found: VideoRows) -> int:
-    return sum(rows.values.nbytes + sum(c.nbytes for c in rows.companions.values()) for rows in found.rows.values())
+    return sum(
+        rows.values.nbytes + sum(c.nbytes for c in rows.companions.values())
+        for rows in found.rows.values()
+    )
 
 
 def _waiting(store: Store, extractor: AnyExtractor) -> dict[str, NDArray[np.bool_]]:
-    """Return by feature of an extractor which videos lack it, (videos,) bool; one that failed does not."""
+    """Return by feature of an extractor which videos lack it, (videos,) bool.
+
+    One that failed does not.
+    """
     every = np.ones(len(store.index), dtype=bool)
     names = [spec.name for spec in extractor.specs]
-    return {name: store.states(name) == State.PENDING if name in store.features else every for name in names}
+    return {
+        name: store.states(name) == State.PENDING if name in store.features else every
+        for name in names
+    }
 
 
-def live_backend(stored: Backend, store: Store, extractor: AnyExtractor, root: Path, device: str) -> LiveBackend:
-    """Return a backend through which a store looks whole; says in the log, once, how much of it is computed.
+def live_backend(
+    stored: Backend, store: Store, extractor: AnyExtractor, root: Path, device: str
+) -> LiveBackend:
+    """Return a backend through which a store looks whole.
+
+    Says in the log, once, how much of it is computed.
 
     Raises
     ------
@@ -256,8 +295,14 @@ def live_backend(stored: Backend, store: Store, extractor: AnyExtractor, root: P
     NotFoundError
         If the frames are not where ``root`` says.
     """
-    made = {spec.name: store.features[spec.name] for spec in extractor.specs if spec.name in store.features}
-    for note in settle(extractor, {name: stored.provenance for name, stored in made.items()}, device):
+    made = {
+        spec.name: store.features[spec.name]
+        for spec in extractor.specs
+        if spec.name in store.features
+    }
+    for note in settle(
+        extractor, {name: stored.provenance for name, stored in made.items()}, device
+    ):
         _log.warning("%s", note)
     provenance = extractor.provenance
     for spec in extractor.specs:
@@ -268,7 +313,9 @@ def live_backend(stored: Backend, store: Store, extractor: AnyExtractor, root: P
         records, names = Records(store), ", ".join(spec.name for spec in extractor.specs)
         ListedSource(root, tuple(records[p] for p in waiting[:_LOOKED_FOR].tolist())).scan()
         what = f"{names} of {len(waiting)} videos of {store.location}"
-        _log.warning("%s are computed when they are read; 'kpstore ingest features' would store them", what)
+        _log.warning(
+            "%s are computed when they are read; 'kpstore ingest features' would store them", what
+        )
     job = Job(f"live-{uuid.uuid4().hex}", ListedSource(root), extractor, device)
     return LiveBackend(stored, job, provenance)
 
@@ -278,6 +325,6 @@ def _check_same(stored: fmt.StoredFeature, spec: FeatureSpec, provenance: Proven
         check_same(stored, spec, provenance)
     elif (stored.spec.shape, stored.spec.axis) != (spec.shape, spec.axis):
         raise MismatchError(
-            f"{spec.name!r} is stored with rows of {stored.spec.shape}, the extractor makes {spec.shape}; "
-            "use the model that the file was made with"
+            f"{spec.name!r} is stored with rows of {stored.spec.shape}, the extractor makes "
+            f"{spec.shape}; use the model that the file was made with"
         )

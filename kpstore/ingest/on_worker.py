@@ -53,7 +53,9 @@ def prove(asked: Question, run_id: str, answer: str) -> list[str]:
 
     try:
         found = flaws(asked, answer)
-    except Exception as error:  # a disk that does not answer, say: this worker's own trouble, and nobody else's
+    except (
+        Exception
+    ) as error:  # a disk that does not answer, say: this worker's own trouble, and nobody else's
         _log.info("this worker cannot prove itself", exc_info=True)
         found = [one_line(error)]
     if not found:
@@ -95,7 +97,9 @@ def _tried(job: Job, do: Callable[[], T]) -> T | Refusal | Stranger:
         return do()
     except KpstoreError as error:
         return Refusal(one_line(str(error)), error)
-    except Exception as error:  # videos' own faults are caught below: this is the machine's, a full disk say
+    except (
+        Exception
+    ) as error:  # videos' own faults are caught below: this is the machine's, a full disk say
         _log.info("this worker cannot do its task", exc_info=True)
         return Refusal(one_line(error))
 

@@ -17,8 +17,10 @@ class Options:
     ----------
     workers : Dask worker processes on this machine; 0 runs in this process.
     scheduler : address of a Dask scheduler to use instead.
-    device : where all models run, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``; by default on the CPU, or the GPUs asked for.
-    gpus, workers_per_gpu : pin ``gpus * workers_per_gpu`` workers to GPUs; ``workers`` is then ignored.
+    device : where all models run, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``; by default on the CPU, or
+        the GPUs asked for.
+    gpus, workers_per_gpu : pin ``gpus * workers_per_gpu`` workers to GPUs; ``workers`` is then
+        ignored.
     overwrite : extract again what is there already.
     retry_failed : extract again videos in which something failed.
     ignore_problems : go on although the source lists missing or unreadable videos.
@@ -43,7 +45,12 @@ class Options:
     compression: Compression = "raw"
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 0), ("gpus", 0), ("workers_per_gpu", 1), ("checkpoint_frames", 1)):
+        for name, least in (
+            ("workers", 0),
+            ("gpus", 0),
+            ("workers_per_gpu", 1),
+            ("checkpoint_frames", 1),
+        ):
             if getattr(self, name) < least:
                 raise InvalidError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.checkpoint_s <= 0:
@@ -52,17 +59,26 @@ class Options:
 
     def _check_gpus(self) -> None:
         kind, _, number = self.device.partition(":")
-        if kind not in ("", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        if kind not in ("", "cpu", "cuda") or (
+            number and not (kind == "cuda" and number.isdecimal())
+        ):
             raise InvalidError(f"device {self.device!r} is none; use cpu, cuda or cuda:0")
         if self.gpus and self.device:
-            raise InvalidError(f"device {self.device!r} and {self.gpus} GPUs were asked for; choose one of them")
+            raise InvalidError(
+                f"device {self.device!r} and {self.gpus} GPUs were asked for; choose one of them"
+            )
         wanted = int(number or 0) + 1 if kind == "cuda" else self.gpus
         found = count_gpus() if wanted and self.scheduler is None else wanted
         if wanted > found:
-            asked = f"device {self.device!r}" if self.device else f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}"
+            asked = (
+                f"device {self.device!r}"
+                if self.device
+                else f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}"
+            )
             option = "--device" if self.device else "--gpus"
             raise InvalidError(
-                f"{asked} asked for, {found or 'none'} found on this machine; leave out {option} to use the CPU"
+                f"{asked} asked for, {found or 'none'} found on this machine; leave out {option} "
+                "to use the CPU"
             )
 
     @property

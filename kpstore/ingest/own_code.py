@@ -59,7 +59,8 @@ def modules(job: Job) -> dict[str, str]:
 def libraries(job: Job) -> dict[str, str]:
     """Return the version of each distribution that this code imports, in functions as well.
 
-    Looked through are the modules of extractor and source, and those of the user's own that they import in turn.
+    Looked through are the modules of extractor and source, and those of the user's own that they
+    import in turn.
     """
     needed = _needed_by(job)
     waiting = list(needed)
@@ -77,7 +78,8 @@ def libraries(job: Job) -> dict[str, str]:
             waiting += _imports(name, file)
     own = {_top(name) for name in seen if (file := _file_of(name)) and not _is_installed(file)}
     known = _distributions_of()
-    # A folder that several distributions share, such as google, does not tell which of them is meant.
+    # A folder that several distributions share, such as google, does not tell which of them is
+    # meant.
     names = {name for top in imported - own for name in known.get(top, ()) if len(known[top]) == 1}
     return versions(sorted(names - NO_NUMBERS - {"kpstore"}))
 
@@ -112,7 +114,10 @@ def changed_libraries(names: Iterable[str]) -> list[str]:
 
 @cache
 def _distributions_of() -> dict[str, set[str]]:
-    """Return the distributions that install each top-level module; what is damaged of an environment is left out."""
+    """Return the distributions that install each top-level module.
+
+    What is damaged of an environment is left out.
+    """
     found: dict[str, set[str]] = {}
     for one in distributions():
         try:
@@ -121,7 +126,11 @@ def _distributions_of() -> dict[str, set[str]]:
             files = () if said else one.files or ()
         except Exception:  # half-removed packages raise whatever they lack
             continue
-        tops = said or {file.parts[0].partition(".")[0] for file in files if file.suffix in (".py", ".so", ".pyd")}
+        tops = said or {
+            file.parts[0].partition(".")[0]
+            for file in files
+            if file.suffix in (".py", ".so", ".pyd")
+        }
         for top in tops if name else ():
             found.setdefault(top, set()).add(name)
     return found
@@ -157,7 +166,11 @@ def _used_by(kind: type) -> set[str]:
             found |= {step.argval for step in steps if step.opname == "IMPORT_NAME"}
             for name in {step.argval for step in steps if step.opname == "LOAD_GLOBAL"}:
                 value: Any = function.__globals__.get(name)
-                home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+                home = (
+                    value.__name__
+                    if isinstance(value, ModuleType)
+                    else getattr(value, "__module__", None)
+                )
                 if isinstance(home, str):
                     found.add(home)
                 if isinstance(value, FunctionType) and _travels(value.__module__):
@@ -177,7 +190,9 @@ def _imports(module: str, file: str) -> Iterator[str]:
     """Yield the modules that a file imports, but for those that only type checkers read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd text in it, which the user heard of when it was imported
+            warnings.simplefilter(
+                "ignore"
+            )  # of odd text in it, which the user heard of when it was imported
             tree = ast.parse(Path(file).read_bytes(), file)
     except (OSError, SyntaxError, ValueError):
         return
@@ -192,7 +207,9 @@ def _imports(module: str, file: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            parts = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             home = ".".join([*parts, *([node.module] if node.module else [])])
             if home:
                 yield home
@@ -205,7 +222,11 @@ def _top(module: str) -> str:
 
 def _file_of(module: str) -> str:
     """Return a module's Python file; ``""`` for one that is no matter here."""
-    if _top(module) in ("kpstore", "numpy", "") or _top(module) in sys.stdlib_module_names or _travels(module):
+    if (
+        _top(module) in ("kpstore", "numpy", "")
+        or _top(module) in sys.stdlib_module_names
+        or _travels(module)
+    ):
         return ""
     file = getattr(sys.modules.get(module), "__file__", None) or ""
     return file if file.endswith(".py") else ""
@@ -216,7 +237,9 @@ def _travels(module: str) -> bool:
     import cloudpickle
 
     by_value = cloudpickle.list_registry_pickle_by_value()
-    return module == "__main__" or any(module == name or module.startswith(f"{name}.") for name in by_value)
+    return module == "__main__" or any(
+        module == name or module.startswith(f"{name}.") for name in by_value
+    )
 
 
 @cache
@@ -246,7 +269,9 @@ def module_flaws(expected: Mapping[str, str]) -> list[str]:
             spec = None if was_loaded else importlib.util.find_spec(name)
         except (ImportError, ValueError):
             spec = None
-        file = getattr(sys.modules.get(name), "__file__", None) if was_loaded else spec and spec.origin
+        file = (
+            getattr(sys.modules.get(name), "__file__", None) if was_loaded else spec and spec.origin
+        )
         if not file:
             return [f"module {name!r}, which the driver uses, cannot be found there"]
         if name not in _loaded and was_loaded and _changed_at(Path(file)) > _process_began():

@@ -30,7 +30,7 @@ TASKS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
-class Plan:
+class IngestPlan:
     """What a run would do; nothing has been written yet.
 
     Parameters
@@ -40,7 +40,8 @@ class Plan:
     pending : positions that the videos to extract have, or will have, in the store.
     tasks : who does what.
     overwritten : positions of videos that are done and would be done again.
-    restart : whether the feature is made anew, with the extractor's settings instead of those it was made with.
+    restart : whether the feature is made anew, with the extractor's settings instead of those it
+        was made with.
     notes : what differs between the data set and the store, and is left as the store has it.
     """
 
@@ -62,10 +63,16 @@ def title(extractor: AnyExtractor) -> str:
     """Return what people call the features that an extractor makes."""
     first, *others = frame_specs(extractor)
     more = len(extractor.specs) - 1
-    return f"{first.name} and {more} more" if more > 1 else " and ".join(spec.name for spec in (first, *others))
+    return (
+        f"{first.name} and {more} more"
+        if more > 1
+        else " and ".join(spec.name for spec in (first, *others))
+    )
 
 
-def make_plan(backend: Backend, listing: Listing, extractor: AnyExtractor, options: Options) -> Plan:
+def make_plan(
+    backend: Backend, listing: Listing, extractor: AnyExtractor, options: Options
+) -> IngestPlan:
     """Compare what a source holds with what a store holds, and cut what is missing into tasks."""
     store = Store(backend, history.resolve(backend, None)) if backend.exists() else None
     videos = listing.videos
@@ -79,26 +86,44 @@ def make_plan(backend: Backend, listing: Listing, extractor: AnyExtractor, optio
     pending = sorted(p for p in by_position if p >= len(there) or not there[p] or redo[p])
     wanted = np.array(pending, dtype=np.int64)
     # Only features of which nothing is kept may be made anew with other settings.
-    restart = options.overwrite and bool(there.any()) and not len(np.setdiff1d(np.flatnonzero(there), wanted))
+    restart = (
+        options.overwrite
+        and bool(there.any())
+        and not len(np.setdiff1d(np.flatnonzero(there), wanted))
+    )
     stored = {} if store is None or restart else store.features
-    begun = settle(extractor, {name: one.provenance for name, one in stored.items()}, options.runs_on)
-    provenance = extractor.provenance  # of a new feature too: weights that are not there should show before anything
+    begun = settle(
+        extractor, {name: one.provenance for name, one in stored.items()}, options.runs_on
+    )
+    provenance = (
+        extractor.provenance
+    )  # of a new feature too: weights that are not there should show before anything
     for spec in extractor.specs:
         if spec.name in stored:
             check_same(stored[spec.name], spec, provenance[spec.name])
-    task_frames = options.task_frames or _task_frames(extractor, int(index.n_frames[wanted].sum()), options.n_workers)
+    task_frames = options.task_frames or _task_frames(
+        extractor, int(index.n_frames[wanted].sum()), options.n_workers
+    )
     chunk_rows = [spec.chunk_rows for spec in frame_specs(extractor)]
-    tasks = plan_tasks(index, [by_position[p] for p in pending], wanted, chunk_rows=chunk_rows, task_frames=task_frames)
+    tasks = plan_tasks(
+        index,
+        [by_position[p] for p in pending],
+        wanted,
+        chunk_rows=chunk_rows,
+        task_frames=task_frames,
+    )
     overwritten = np.array([p for p in pending if p < len(redo) and redo[p]], dtype=np.int64)
-    return Plan(listing, new, wanted, tuple(tasks), overwritten, restart, (*notes, *begun))
+    return IngestPlan(listing, new, wanted, tuple(tasks), overwritten, restart, (*notes, *begun))
 
 
 def _check_references(extractor: AnyExtractor, videos: Sequence[VideoRecord]) -> None:
     """Raise :class:`InvalidError` if every video would fail for want of a reference picture."""
-    if getattr(extractor, "needs_reference", False) and not any(v.annotations.get(FACE_PATH) for v in videos):
+    if getattr(extractor, "needs_reference", False) and not any(
+        v.annotations.get(FACE_PATH) for v in videos
+    ):
         raise InvalidError(
-            f"{title(extractor)} need a frontal picture of each video ({FACE_PATH!r}), and none of these "
-            f"{len(videos)} videos has one; 'kpstore ingest faces' takes a folder of them"
+            f"{title(extractor)} need a frontal picture of each video ({FACE_PATH!r}), and none of "
+            f"these {len(videos)} videos has one; 'kpstore ingest faces' takes a folder of them"
         )
 
 
@@ -110,13 +135,16 @@ def _what_is_there(
     Raises
     ------
     InvalidError
-        If a video has some of the extractor's features and lacks others: doing it would replace what is there.
+        If a video has some of the extractor's features and lacks others: doing it would replace
+        what is there.
     """
     if store is None:
         return np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
     n_videos, names = len(store.index), [spec.name for spec in extractor.specs]
     known = [name for name in names if name in store.features]
-    states = np.array([store.states(name) if name in known else np.zeros(n_videos, np.uint8) for name in names])
+    states = np.array(
+        [store.states(name) if name in known else np.zeros(n_videos, np.uint8) for name in names]
+    )
     there = (states != State.PENDING).any(axis=0)
     redo = there & options.overwrite
     if options.retry_failed:
@@ -124,10 +152,14 @@ def _what_is_there(
             redo |= np.asarray(store[fmt.failure_name(name)][:]) != ""
     partly = np.flatnonzero(there & (states == State.PENDING).any(axis=0) & ~redo)
     if len(partly):
-        lacking = [name for name, state in zip(names, states, strict=True) if state[partly[0]] == State.PENDING]
+        lacking = [
+            name
+            for name, state in zip(names, states, strict=True)
+            if state[partly[0]] == State.PENDING
+        ]
         raise InvalidError(
-            f"video {store.index.ids[partly[0]]!r} has some features in {store.location} already, but no "
-            f"{', '.join(lacking)}; --overwrite makes all of them anew"
+            f"video {store.index.ids[partly[0]]!r} has some features in {store.location} already, "
+            f"but no {', '.join(lacking)}; --overwrite makes all of them anew"
         )
     return there, redo
 
@@ -141,7 +173,10 @@ def _task_frames(extractor: AnyExtractor, frames: int, workers: int) -> int:
 
 
 def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> tuple[str, ...]:
-    """Return what differs and does no harm; raise :class:`InvalidError` for what would mix up rows or splits."""
+    """Return what differs and does no harm.
+
+    Raise :class:`InvalidError` for what would mix up rows or splits.
+    """
     texts = {name: store[name][:] for name in store.annotation_names} if videos else {}
     notes = []
     resplit = []
@@ -150,28 +185,37 @@ def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> tuple[str, 
         stored, now = store.index.n_frames[position], video.n_frames
         if stored != now:
             raise InvalidError(
-                f"video {video.id!r} has {stored} frames in {store.location} and {now} frames in the data set now; "
-                "restore the data set, or ingest into a new store"
+                f"video {video.id!r} has {stored} frames in {store.location} and {now} frames in "
+                "the data set now; restore the data set, or ingest into a new store"
             )
         split = store.index.splits[position]
         if split != video.split and not store.own_splits:
             raise InvalidError(
-                f"video {video.id!r} has split {split!r} in {store.location} and split {video.split!r} in the data set "
-                "now; restore the data set, set the store's splits (kpstore splits set), or ingest into a new store"
+                f"video {video.id!r} has split {split!r} in {store.location} and split "
+                f"{video.split!r} in the data set now; restore the data set, set the store's "
+                "splits (kpstore splits set), or ingest into a new store"
             )
         resplit += [video.id] if split != video.split else []
         if FACE_PATH in video.annotations and FACE_PATH not in texts:
             raise InvalidError(
-                f"{store.location} holds video {video.id!r}, but no frontal pictures ({FACE_PATH!r}); ingest faces "
-                "into a new store"
+                f"{store.location} holds video {video.id!r}, but no frontal pictures "
+                f"({FACE_PATH!r}); ingest faces into a new store"
             )
-        changed = [name for name, text in video.annotations.items() if name in texts and texts[name][position] != text]
+        changed = [
+            name
+            for name, text in video.annotations.items()
+            if name in texts and texts[name][position] != text
+        ]
         if changed:
-            notes.append(f"video {video.id!r} has another {' and '.join(changed)} now; the store keeps its own")
+            notes.append(
+                f"video {video.id!r} has another {' and '.join(changed)} now; the store keeps its "
+                "own"
+            )
     if resplit:
         notes.append(
-            f"the splits of {store.location} were set by hand: {len(resplit)} videos, the first {resplit[0]!r}, keep "
-            "theirs; new videos get the data set's, see 'kpstore splits check'"
+            f"the splits of {store.location} were set by hand: {len(resplit)} videos, the first "
+            f"{resplit[0]!r}, keep theirs; new videos get the data set's, see 'kpstore splits "
+            "check'"
         )
     return tuple(notes)
 

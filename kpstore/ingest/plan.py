@@ -54,7 +54,8 @@ class Task:
     def whole(self, chunk_rows: int) -> tuple[int, int]:
         """Return the rows ``(first, last)`` of the chunks that lie wholly inside this task, of so many rows each.
 
-        Its worker writes these itself; all other rows go back to the driver. ``first == last`` if there are none.
+        Its worker writes these itself; all other rows go back to the driver. ``first == last`` if
+        there are none.
         """
         return whole_chunks(self.start, self.stop, chunk_rows, self.n_rows)
 
@@ -85,16 +86,22 @@ def plan_tasks(
     return tasks
 
 
-def _planned(index: VideoIndex, records: Sequence[VideoRecord], pending: NDArray[np.int64]) -> Iterator[PlannedVideo]:
+def _planned(
+    index: VideoIndex, records: Sequence[VideoRecord], pending: NDArray[np.int64]
+) -> Iterator[PlannedVideo]:
     for position, record in zip(pending.tolist(), records, strict=True):
         rows = index.rows(position)
         yield PlannedVideo(position, rows.start, rows.stop, record)
 
 
-def _consecutive_runs(videos: Iterable[PlannedVideo], task_frames: int) -> Iterator[list[PlannedVideo]]:
+def _consecutive_runs(
+    videos: Iterable[PlannedVideo], task_frames: int
+) -> Iterator[list[PlannedVideo]]:
     run: list[PlannedVideo] = []
     for video in videos:
-        if run and (video.position != run[-1].position + 1 or run[-1].stop - run[0].start >= task_frames):
+        if run and (
+            video.position != run[-1].position + 1 or run[-1].stop - run[0].start >= task_frames
+        ):
             yield run
             run = []
         run.append(video)
@@ -103,7 +110,10 @@ def _consecutive_runs(videos: Iterable[PlannedVideo], task_frames: int) -> Itera
 
 
 def whole_chunks(start: int, stop: int, chunk_rows: int, n_rows: int) -> tuple[int, int]:
-    """Return the rows of the chunks that lie wholly in ``start:stop``; the array's last chunk may be a short one."""
+    """Return the rows of the chunks that lie wholly in ``start:stop``.
+
+    The array's last chunk may be a short one.
+    """
     first = -(-start // chunk_rows) * chunk_rows
     last = stop if stop == n_rows else stop // chunk_rows * chunk_rows
     return (first, last) if last > first else (first, first)
@@ -112,18 +122,24 @@ def whole_chunks(start: int, stop: int, chunk_rows: int, n_rows: int) -> tuple[i
 def check_disjoint(tasks: Iterable[Task], chunk_rows: int) -> None:
     """Fail if two tasks share a video's rows, or may both write one chunk.
 
-    Two writers of one chunk lose rows without a word on every backend, so this is checked before anything runs.
+    Two writers of one chunk lose rows without a word on every backend, so this is checked before
+    anything runs.
     """
     rows_end, owner = 0, dict[int, int]()
     for task in sorted(tasks, key=lambda task: (task.start, task.stop)):
         if task.start < rows_end:
-            raise AssertionError(f"task {task.number} starts at row {task.start}, before another ends at {rows_end}")
+            raise AssertionError(
+                f"task {task.number} starts at row {task.start}, before another ends at {rows_end}"
+            )
         rows_end = max(rows_end, task.stop)
         first, last = task.whole(chunk_rows)
         if not (first == last or task.start <= first < last <= task.stop):
             raise AssertionError(
-                f"task {task.number} would write rows {first}:{last} outside its own {task.start}:{task.stop}"
+                f"task {task.number} would write rows {first}:{last} outside its own "
+                f"{task.start}:{task.stop}"
             )
         for chunk in range(first // chunk_rows, -(-last // chunk_rows)):
             if owner.setdefault(chunk, task.number) != task.number:
-                raise AssertionError(f"chunk {chunk} is given to tasks {owner[chunk]} and {task.number}")
+                raise AssertionError(
+                    f"chunk {chunk} is given to tasks {owner[chunk]} and {task.number}"
+                )

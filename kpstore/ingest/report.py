@@ -26,7 +26,7 @@ MAX_FAILURES = 50
 
 
 @dataclass(frozen=True)
-class Report:
+class IngestReport:
     """What a run has done.
 
     Parameters
@@ -110,7 +110,11 @@ class Progress:
 
     def to_json(self) -> dict[str, Any]:
         """Return the progress as JSON values."""
-        return {**asdict(self), "frames_per_second": round(self.frames_per_second, 2), "eta_s": self.eta_s}
+        return {
+            **asdict(self),
+            "frames_per_second": round(self.frames_per_second, 2),
+            "eta_s": self.eta_s,
+        }
 
 
 class ProgressFile:
@@ -134,12 +138,16 @@ class ProgressFile:
             try:
                 aside.write_text(json.dumps(asdict(progress)), encoding="utf-8")
                 aside.replace(self._path)
-            except OSError as error:  # a full disk, say: the run itself meets it when it commits, and says so
+            except (
+                OSError
+            ) as error:  # a full disk, say: the run itself meets it when it commits, and says so
                 _log.warning("%s: %s", self._path, error)
 
 
 def read_progress(backend: Backend) -> Progress | None:
-    """Return the progress of the run that is writing a store, or of the last one; None if there was none.
+    """Return the progress of the run that is writing a store, or of the last one.
+
+    None if there was none.
 
     ``running`` is False if no process holds the store any more, whatever the file says.
     """
@@ -147,10 +155,14 @@ def read_progress(backend: Backend) -> Progress | None:
     if directory is None or not (directory / PROGRESS_FILE).exists():
         return None
     try:
-        stored: Mapping[str, Any] = json.loads((directory / PROGRESS_FILE).read_text(encoding="utf-8"))
+        stored: Mapping[str, Any] = json.loads(
+            (directory / PROGRESS_FILE).read_text(encoding="utf-8")
+        )
         progress = Progress(**stored)
     except (ValueError, TypeError) as error:
-        raise InvalidError(f"{directory / PROGRESS_FILE} cannot be read ({error}); delete it") from None
+        raise InvalidError(
+            f"{directory / PROGRESS_FILE} cannot be read ({error}); delete it"
+        ) from None
     progress.running = progress.running and is_held(directory / "writer.lock")
     return progress
 
@@ -171,5 +183,7 @@ def feature_progress(store: Store) -> list[FeatureProgress]:
     for name in store.features:
         states = store.states(name)
         count = {state: int((states == state).sum()) for state in State}
-        totals.append(FeatureProgress(name, count[State.DONE], count[State.FAILED], count[State.PENDING]))
+        totals.append(
+            FeatureProgress(name, count[State.DONE], count[State.FAILED], count[State.PENDING])
+        )
     return totals

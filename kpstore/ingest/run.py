@@ -1,4 +1,7 @@
-"""The driver of an ingest: scan, plan, run, merge, commit; the same steps for one process and for many."""
+"""The driver of an ingest: scan, plan, run, merge, commit.
+
+The same steps for one process and for many.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from kpstore.ingest.executors import Executor, make_executor
 from kpstore.ingest.interrupts import interrupts_held_back, sigterm_as_interrupt
 from kpstore.ingest.job import Job
 from kpstore.ingest.options import Options
-from kpstore.ingest.pending import Plan, make_plan, title
+from kpstore.ingest.pending import IngestPlan, make_plan, title
 from kpstore.ingest.plan import Task
-from kpstore.ingest.report import MAX_FAILURES, Progress, ProgressFile, Report
+from kpstore.ingest.report import MAX_FAILURES, IngestReport, Progress, ProgressFile
 from kpstore.ingest.settling import Processors, settle_by_trial
 from kpstore.ingest.worker import TaskResult
 from kpstore.schema.feature import State
@@ -39,7 +42,7 @@ class Observer(Protocol):
     def on_scan(self, n_videos: int) -> None:
         """Told while the source is scanned."""
 
-    def on_plan(self, plan: Plan) -> None:
+    def on_plan(self, plan: IngestPlan) -> None:
         """Told what will be done."""
 
     def on_progress(self, progress: Progress) -> None:
@@ -55,7 +58,7 @@ class SilentObserver:
     def on_scan(self, n_videos: int) -> None:
         """Ignore it."""
 
-    def on_plan(self, plan: Plan) -> None:
+    def on_plan(self, plan: IngestPlan) -> None:
         """Ignore it."""
 
     def on_progress(self, progress: Progress) -> None:
@@ -72,27 +75,30 @@ def run_ingest(
     options: Options | None = None,
     *,
     observer: Observer | None = None,
-) -> Report:
-    """Extract features from all videos of a source into a store; run it again to go on where it stopped.
+) -> IngestReport:
+    """Extract features from all videos of a source into a store.
+
+    Run it again to go on where it stopped.
 
     Parameters
     ----------
     source : what to extract from.
     location : the store, made if it is not there.
-    extractor : not opened. Every worker process opens a copy; without worker processes, this one is opened and stays
-        open.
+    extractor : not opened. Every worker process opens a copy; without worker processes, this one is
+        opened and stays open.
     options : how to run; one worker process by default.
 
     Returns
     -------
-    Report
-        Also in the metadata of the run's last commit, if there was anything to commit. With ``interrupted`` set if
-        Ctrl-C or SIGTERM came: what was whole is committed then.
+    IngestReport
+        Also in the metadata of the run's last commit, if there was anything to commit. With
+        ``interrupted`` set if Ctrl-C or SIGTERM came: what was whole is committed then.
 
     Raises
     ------
     InvalidError
-        If the source lists problems (all in the message) and ``ignore_problems`` is off; nothing is written.
+        If the source lists problems (all in the message) and ``ignore_problems`` is off; nothing is
+        written.
     MismatchError
         If the store holds the feature made with other settings.
     BusyError
@@ -106,17 +112,24 @@ def run_ingest(
         # Planned before the store is made, so that a plan that fails leaves nothing behind.
         make_plan(backend, listing, extractor, options)
         try:
-            Store.create(backend.location, name=options.name or source.name, kpstore_version=__version__)
+            Store.create(
+                backend.location, name=options.name or source.name, kpstore_version=__version__
+            )
         except ExistsError:
             if not backend.exists():
-                raise  # something else is there; otherwise another ingest was faster, and whoever gets the lock goes on
+                # something else is there; otherwise another ingest was faster, and whoever gets the
+                # lock goes on
+                raise
     with backend.exclusive(f"ingest of {title(extractor)}"):
         return _Run(backend, source, extractor, options, observer).run(listing)
 
 
 def plan_ingest(
-    source: Source, location: str | os.PathLike[str], extractor: AnyExtractor, options: Options | None = None
-) -> Plan:
+    source: Source,
+    location: str | os.PathLike[str],
+    extractor: AnyExtractor,
+    options: Options | None = None,
+) -> IngestPlan:
     """Return what :func:`run_ingest` would do with the same arguments; writes nothing."""
     options = options or Options()
     backend = backend_for(os.fspath(location))
@@ -134,8 +147,9 @@ def _scan(source: Source, options: Options, observer: Observer) -> Listing:
     listing = source.scan(observer.on_scan)
     if listing.problems and not options.ignore_problems:
         raise InvalidError(
-            f"{source.name}: {len(listing.problems)} problem{'' if len(listing.problems) == 1 else 's'} with the data "
-            "set; mend what is wrong, or ingest what is sound "
+            f"{source.name}: {len(listing.problems)} "
+            f"problem{'' if len(listing.problems) == 1 else 's'} with the data set; mend what is "
+            "wrong, or ingest what is sound "
             "with --ignore-problems:\n  " + "\n  ".join(listing.problems)
         )
     if not listing.videos:
@@ -147,7 +161,12 @@ class _Run:
     """One ingest under way."""
 
     def __init__(
-        self, backend: Backend, source: Source, extractor: AnyExtractor, options: Options, observer: Observer
+        self,
+        backend: Backend,
+        source: Source,
+        extractor: AnyExtractor,
+        options: Options,
+        observer: Observer,
     ) -> None:
         self._backend, self._source, self._extractor = backend, source, extractor
         self._options, self._observer = options, observer
@@ -166,7 +185,7 @@ class _Run:
         self._worker_notes: tuple[str, ...] = ()
         self._processors = Processors(extractor)
 
-    def run(self, listing: Listing) -> Report:
+    def run(self, listing: Listing) -> IngestReport:
         plan = make_plan(self._backend, listing, self._extractor, self._options)
         self._begin(plan)
         interrupted = False
@@ -193,7 +212,10 @@ class _Run:
         return report
 
     def _save_what_is_whole(self) -> None:
-        """Commit what came in before an error that ends the run; that error is what the user should hear of."""
+        """Commit what came in before an error that ends the run.
+
+        That error is what the user should hear of.
+        """
         with interrupts_held_back(for_good=True), suppress(Exception):
             if self._results:
                 self._checkpoint(final=True, interrupted=True)
@@ -203,9 +225,12 @@ class _Run:
     def _how_to_go_on(self) -> str:
         before = self._progress.videos_before
         done, everything = before + self._videos_committed, before + self._progress.videos
-        return f"{done} of {everything} videos are in {self._backend.location}; the same command goes on from there"
+        return (
+            f"{done} of {everything} videos are in {self._backend.location}; the same command goes "
+            "on from there"
+        )
 
-    def _begin(self, plan: Plan) -> None:
+    def _begin(self, plan: IngestPlan) -> None:
         self._plan = plan
         progress = self._progress
         progress.videos, progress.frames = len(plan.pending), plan.n_frames
@@ -213,14 +238,18 @@ class _Run:
         self._observer.on_plan(plan)
         self._file.write(progress, now=True)
 
-    def _prepare(self, plan: Plan) -> None:
+    def _prepare(self, plan: IngestPlan) -> None:
         """Commit the videos and the feature as pending, so that every later commit only fills in."""
         tx = Transaction(
-            self._backend, f"ingest {self._title}: {len(plan.pending)} videos to do", metadata=self._about()
+            self._backend,
+            f"ingest {self._title}: {len(plan.pending)} videos to do",
+            metadata=self._about(),
         )
         specs, provenance = self._extractor.specs, self._extractor.provenance
         known = [spec.name for spec in specs if spec.name in tx.features]
-        if len(known) == len(specs) and not (plan.new_videos or plan.restart or len(plan.overwritten)):
+        if len(known) == len(specs) and not (
+            plan.new_videos or plan.restart or len(plan.overwritten)
+        ):
             return
         if plan.new_videos:
             tx.add_videos(plan.new_videos)
@@ -238,16 +267,23 @@ class _Run:
         """Return what every commit of this run says about it."""
         source = {"name": self._source.name, **self._source.provenance}
         features = [spec.name for spec in self._extractor.specs]
-        return {"run": self._progress.run_id, "features": features, "source": source, "kpstore": __version__}
+        return {
+            "run": self._progress.run_id,
+            "features": features,
+            "source": source,
+            "kpstore": __version__,
+        }
 
-    # -- running ------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------
 
-    def _execute(self, plan: Plan) -> None:
+    def _execute(self, plan: IngestPlan) -> None:
         options = self._options
         made = make_executor(options.n_workers, scheduler=options.scheduler, gpus=options.gpus)
         sidecar = self._backend.sidecar_dir if self._backend.capabilities.parallel_writers else None
         meeting = sidecar and sidecar / "meeting"
-        job = Job(self._progress.run_id, self._source, self._extractor, options.runs_on, meeting=meeting)
+        job = Job(
+            self._progress.run_id, self._source, self._extractor, options.runs_on, meeting=meeting
+        )
         with ExitStack() as stack:
             # Half a cluster cannot be taken down cleanly, so a Ctrl-C waits until it stands.
             with interrupts_held_back():
@@ -272,13 +308,18 @@ class _Run:
 
     def _make_fork(self, task: Task) -> Fork | None:
         spans = [task.whole(spec.chunk_rows) for spec in frame_specs(self._extractor)]
-        if all(first == last for first, last in spans) or not self._backend.capabilities.parallel_writers:
+        if (
+            all(first == last for first, last in spans)
+            or not self._backend.capabilities.parallel_writers
+        ):
             return None
         return self._backend.begin().fork()
 
     def _on_frames(self, n_frames: int) -> None:
         with self._lock:
-            self._progress.frames_done = min(self._progress.frames_done + n_frames, self._progress.frames)
+            self._progress.frames_done = min(
+                self._progress.frames_done + n_frames, self._progress.frames
+            )
             self._progress.updated = time.time()
         self._observer.on_progress(self._progress)
         self._file.write(self._progress)
@@ -288,7 +329,9 @@ class _Run:
         self._failures += _failures(result)[: MAX_FAILURES - len(self._failures)]
         self._video_notes += result.notes
         self._finished_frames += result.task.n_frames
-        self._videos_failed += sum(1 for failures in result.failures.values() if failures.video is not None)
+        self._videos_failed += sum(
+            1 for failures in result.failures.values() if failures.video is not None
+        )
         with self._lock:
             progress = self._progress
             progress.frames_done = max(progress.frames_done, self._finished_frames)
@@ -303,7 +346,7 @@ class _Run:
             or waiting >= self._options.checkpoint_frames
         )
 
-    # -- committing ---------------------------------------------------------------------------------------------
+    # -- committing --------------------------------------------------------------------------------
 
     def _checkpoint(self, *, final: bool, interrupted: bool = False) -> None:
         """Merge what has come in, count it, commit it."""
@@ -317,7 +360,9 @@ class _Run:
         )
         tx.merge([result.fork for result in results if result.fork is not None])
         for spec in self._extractor.specs:
-            for block in join_adjacent([block for result in results for block in result.blocks[spec.name]]):
+            for block in join_adjacent(
+                [block for result in results for block in result.blocks[spec.name]]
+            ):
                 tx.write_rows(spec.name, block.start, block.rows, block.status)
             failures = {p: failed for result in results for p, failed in result.failures.items()}
             if spec.axis == "video":
@@ -326,7 +371,10 @@ class _Run:
         for spec in frame_specs(self._extractor):
             count_rows(tx, spec.name, [result.task for result in results])
         self._processors.record(tx, results)
-        tx.metadata["checkpoint"] = {"videos": sum(len(r.task.videos) for r in results), "frames": frames}
+        tx.metadata["checkpoint"] = {
+            "videos": sum(len(r.task.videos) for r in results),
+            "frames": frames,
+        }
         if final:
             tx.metadata["report"] = self._draft(interrupted).to_json()
         snapshot = tx.commit()
@@ -338,9 +386,9 @@ class _Run:
         self._observer.on_commit(snapshot, progress)
         self._file.write(progress, now=True)
 
-    def _draft(self, interrupted: bool) -> Report:
+    def _draft(self, interrupted: bool) -> IngestReport:
         progress, listing = self._progress, self._plan.listing
-        return Report(
+        return IngestReport(
             feature=self._title,
             snapshot="",
             videos=len(listing.videos),
@@ -359,12 +407,14 @@ class _Run:
             ),
         )
 
-    def _report(self, interrupted: bool) -> Report:
+    def _report(self, interrupted: bool) -> IngestReport:
         store = Store(self._backend, history.resolve(self._backend, None))
         return replace(
             self._draft(interrupted),
             snapshot=store.snapshot,
-            failures=store.failures(first) if (first := frame_specs(self._extractor)[0].name) in store.features else (),
+            failures=store.failures(first)
+            if (first := frame_specs(self._extractor)[0].name) in store.features
+            else (),
         )
 
 
@@ -372,20 +422,24 @@ def _failures(result: TaskResult) -> list[Failure]:
     return [
         failure
         for video in result.task.videos
-        for failure in listed(video.record.id, result.failures[video.position], video.record.frame_paths.__getitem__)
+        for failure in listed(
+            video.record.id, result.failures[video.position], video.record.frame_paths.__getitem__
+        )
     ]
 
 
 def count_rows(tx: Transaction, feature: str, tasks: Sequence[Task]) -> None:
     """Raise :class:`CorruptError` if a row of a finished task is still unwritten after the merge.
 
-    Forks that shared a chunk, a lost object or a bug of ours would show here, before anything is committed.
+    Forks that shared a chunk, a lost object or a bug of ours would show here, before anything is
+    committed.
     """
     for task in tasks:
-        status = tx.view.read(fmt.status_name(feature), task.start, task.stop)
+        status = tx.session.read(fmt.status_name(feature), task.start, task.stop)
         missing = int((status == State.PENDING).sum())
         if missing:
             raise CorruptError(
-                f"{missing} of rows {task.start}:{task.stop} of {feature!r} are missing after the merge; nothing was "
-                "committed, the store is as before. This is a bug of kpstore: please report it"
+                f"{missing} of rows {task.start}:{task.stop} of {feature!r} are missing after the "
+                "merge; nothing was committed, the store is as before. This is a bug of kpstore: "
+                "please report it"
             )

@@ -32,7 +32,11 @@ class Processors:
 
     def record(self, tx: Transaction, results: Iterable[TaskResult]) -> None:
         """Add those of some results to what the features have on record."""
-        known = {kind for name in self._names for kind in tx.features[name].provenance.get(fmt.PROCESSORS, ())}
+        known = {
+            kind
+            for name in self._names
+            for kind in tx.features[name].provenance.get(fmt.PROCESSORS, ())
+        }
         self._before = known if self._before is None else self._before
         self._now |= {result.processor for result in results} - {""}
         for name in self._names:
@@ -47,5 +51,11 @@ class Processors:
         rest = sorted(before or self._now)
         told = " and ".join(sorted(new))
         if not before:
-            return (f"computed on processors of several kinds ({'; '.join(rest)}): last bits may differ between them",)
-        return (f"rows so far were computed on {'; '.join(rest)}, these on {told}: last bits may differ",)
+            return (
+                f"computed on processors of several kinds ({'; '.join(rest)}): last bits may "
+                "differ between them",
+            )
+        return (
+            f"rows so far were computed on {'; '.join(rest)}, these on {told}: last bits may "
+            "differ",
+        )

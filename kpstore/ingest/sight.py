@@ -18,7 +18,8 @@ class Look:
 
     Parameters
     ----------
-    pixels : a hash of its first frame, and of its reference picture if it has one; ``""`` if either cannot be read.
+    pixels : a hash of its first frame, and of its reference picture if it has one; ``""`` if either
+        cannot be read.
     unread : which of the frames that were looked at cannot be read.
     reason : what the source said of the first that could not be read, if it said anything.
     """
@@ -43,7 +44,9 @@ def look(source: Source, record: VideoRecord, *, whole: bool) -> Look:
 
 def _look(source: Source, record: VideoRecord, whole: bool) -> Look:
     read_reference = getattr(source, "read_reference", None)
-    reference: NDArray[np.uint8] | FrameError | None = None if read_reference is None else read_reference(record)
+    reference: NDArray[np.uint8] | FrameError | None = (
+        None if read_reference is None else read_reference(record)
+    )
     if isinstance(reference, FrameError):
         return unreadable(record, reference.reason)
     seen = hashlib.blake2b(digest_size=16)
@@ -64,5 +67,7 @@ def _look(source: Source, record: VideoRecord, whole: bool) -> Look:
         if not whole:
             break
     if whole and count != record.n_frames:
-        return unreadable(record, f"the source gave {count} frames, it had announced {record.n_frames}")
+        return unreadable(
+            record, f"the source gave {count} frames, it had announced {record.n_frames}"
+        )
     return Look(pixels, frozenset(unread), reason)

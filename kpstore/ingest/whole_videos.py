@@ -12,7 +12,15 @@ from kpstore.errors import ExtractorError, InvalidError, one_line
 from kpstore.extractors.base import Extracted, VideoExtractor
 from kpstore.ingest.ahead import Ahead
 from kpstore.ingest.frames import check_rows, put_rows
-from kpstore.ingest.job import Doubts, Job, Report, UnreadableVideoError, VideoRows, failed_video, opened_extractor
+from kpstore.ingest.job import (
+    Doubts,
+    Job,
+    OnFrames,
+    UnreadableVideoError,
+    VideoRows,
+    failed_video,
+    opened_extractor,
+)
 from kpstore.ingest.plan import PlannedVideo
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import State
@@ -28,11 +36,13 @@ Read = NDArray[np.uint8] | Exception
 
 
 def extract_whole(
-    job: Job, videos: Sequence[PlannedVideo], report: Report | None
+    job: Job, videos: Sequence[PlannedVideo], report: OnFrames | None
 ) -> Iterator[tuple[PlannedVideo, VideoRows]]:
     """Extract videos in this process, in their order."""
     extractor = cast("VideoExtractor", opened_extractor(job))
-    with Ahead(((video, read_video(job, video.record)) for video in videos), _AHEAD_VIDEOS) as ahead:
+    with Ahead(
+        ((video, read_video(job, video.record)) for video in videos), _AHEAD_VIDEOS
+    ) as ahead:
         for window in _windows(ahead, extractor):
             found = _extract_window(job, window, report or (lambda n: None))
             for number, (video, _) in enumerate(window):
@@ -48,10 +58,18 @@ def read_video(job: Job, record: VideoRecord) -> Read:
                 return UnreadableVideoError(InvalidError(f"frame {number}: {frame.reason}"))
         if len(frames) != record.n_frames:
             return UnreadableVideoError(
-                ValueError(f"the source gave {len(frames)} frames, it had announced {record.n_frames}")
+                ValueError(
+                    f"the source gave {len(frames)} frames, it had announced {record.n_frames}"
+                )
             )
-        return np.stack(cast("list[NDArray[np.uint8]]", frames)) if frames else np.empty((0, 0, 0), dtype=np.uint8)
-    except Exception as error:  # whatever a reader raises, this video is at fault and the run goes on
+        return (
+            np.stack(cast("list[NDArray[np.uint8]]", frames))
+            if frames
+            else np.empty((0, 0, 0), dtype=np.uint8)
+        )
+    except (
+        Exception
+    ) as error:  # whatever a reader raises, this video is at fault and the run goes on
         return UnreadableVideoError(error)
 
 
@@ -71,7 +89,9 @@ def _windows(
         yield window
 
 
-def _extract_window(job: Job, window: Sequence[tuple[PlannedVideo, Read]], report: Report) -> dict[int, VideoRows]:
+def _extract_window(
+    job: Job, window: Sequence[tuple[PlannedVideo, Read]], report: OnFrames
+) -> dict[int, VideoRows]:
     """Return the rows of each video of a window, by its place in it."""
     extractor = cast("VideoExtractor", opened_extractor(job))
     any_length = getattr(extractor, "any_length", False)
@@ -101,7 +121,9 @@ def _extract_alike(
     try:
         made = extractor.extract_videos([frames for _, frames in videos])
         if len(made) != len(videos):
-            raise InvalidError(f"the extractor gave results for {len(made)} of {len(videos)} videos")
+            raise InvalidError(
+                f"the extractor gave results for {len(made)} of {len(videos)} videos"
+            )
         return [_rows_of(job, record, one) for (record, _), one in zip(videos, made, strict=True)]
     except ExtractorError:  # the model is at fault, and would be for every video after these
         raise
@@ -114,7 +136,9 @@ def _extract_alike(
 def _rows_of(job: Job, record: VideoRecord, made: Extracted | None) -> VideoRows:
     specs: Any = job.extractor.specs
     rows = {spec.name: spec.empty_rows(record.n_frames) for spec in specs}
-    failed = {} if made is None else {number: one_line(reason) for number, reason in made.failed.items()}
+    failed = (
+        {} if made is None else {number: one_line(reason) for number, reason in made.failed.items()}
+    )
     if made is not None:
         kept = [number for number in range(record.n_frames) if number not in failed]
         put_rows(rows, kept, check_rows(specs, made.rows, record.n_frames, failed), kept)
@@ -129,4 +153,8 @@ def extract_alone(job: Job, record: VideoRecord) -> VideoRows:
     read = read_video(job, record)
     if isinstance(read, Exception):
         return failed_video(job, record, read)
-    return _extract_alike(job, extractor, [(record, read)])[0] if len(read) else _rows_of(job, record, None)
+    return (
+        _extract_alike(job, extractor, [(record, read)])[0]
+        if len(read)
+        else _rows_of(job, record, None)
+    )

@@ -1,8 +1,9 @@
 """The contract of a foreign format: what an importer gives, and what an exporter tells.
 
-A format is one object of :class:`Format`, found by name in the group ``kpstore.formats`` (entry points, or
-:func:`kpstore.plugins.register`). Its importer and exporter are dataclasses. Their fields, annotated as
-:class:`kpstore.options.Option`, are their options; the command line makes its own from them.
+A format is one object of :class:`Format`, found by name in the group ``kpstore.formats`` (entry
+points, or :func:`kpstore.plugins.register`). Its importer and exporter are dataclasses. Their
+fields, annotated as :class:`kpstore.options.Option`, are their options; the command line makes its
+own from them.
 """
 
 from __future__ import annotations
@@ -31,16 +32,23 @@ class ImportedFeature:
     provenance: Provenance
 
 
-def imported(format_name: str, document: Mapping[str, Any] | None = None, **known: Any) -> dict[str, Any]:
+def imported(
+    format_name: str, document: Mapping[str, Any] | None = None, **known: Any
+) -> dict[str, Any]:
     """Return the provenance of a feature that comes from a file.
 
     Parameters
     ----------
-    document : what else the file holds and an export should give back (JSON). It does not make two features different:
-        files of one extraction in several parts go into one store.
+    document : what else the file holds and an export should give back (JSON). It does not make two
+        features different: files of one extraction in several parts go into one store.
     known : what the file says of how the values were made, e.g. ``model="dinov2_vitb14"``.
     """
-    return {"extractor": "imported", "format": format_name, **known, "document": dict(document or {})}
+    return {
+        "extractor": "imported",
+        "format": format_name,
+        **known,
+        "document": dict(document or {}),
+    }
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,8 @@ class ImportedVideo:
     Parameters
     ----------
     record : the video.
-    rows : by feature; (frames, …) for a feature of frames, one row for a feature of videos. A feature that is not here
-        stays pending.
+    rows : by feature; (frames, …) for a feature of frames, one row for a feature of videos. A
+        feature that is not here stays pending.
     failed_frames : by feature, what failed: reason by frame number.
     failed : by feature, why the whole video failed; such a feature has no rows.
     """
@@ -87,8 +95,8 @@ class Document(Protocol):
         Raises
         ------
         InvalidError
-            If the file breaks its own rules; the message names the file, the place in it, what was expected and what
-            was found. Nothing of the file is then stored.
+            If the file breaks its own rules; the message names the file, the place in it, what was
+            expected and what was found. Nothing of the file is then stored.
         """
 
 
@@ -152,7 +160,12 @@ class Exporter(Protocol):
     """Options for writing one format."""
 
     def export(
-        self, store: Store, path: Path, *, overwrite: bool = False, on_progress: OnProgress | None = None
+        self,
+        store: Store,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> ExportReport:
         """Write a file or the files of a folder: aside, then renamed, so that a kill leaves no half of one.
 
@@ -176,10 +189,11 @@ class Format:
     name : as users type it.
     summary : one line for ``--help``.
     importer, exporter : classes of options; None where there is no such way.
-    recognises : whether a file or folder is of this format, by its name and its first bytes; must be quick, and must
-        not raise.
+    recognises : whether a file or folder is of this format, by its name and its first bytes; must
+        be quick, and must not raise.
     target : what an export writes.
-    examples : for ``--help``, without the program's name: ``"import pickle phoenix.pkl phoenix.kps"``.
+    examples : for ``--help``, without the program's name: ``"import pickle phoenix.pkl
+        phoenix.kps"``.
     """
 
     name: str

@@ -16,11 +16,19 @@ _MAKING = "making"
 
 
 def check_there(path: Path, what: str, *, folder: bool = False) -> None:
-    """Raise :class:`NotFoundError` unless ``path`` is a file (or a folder); ``what`` is e.g. ``"pickle"``."""
+    """Raise :class:`NotFoundError` unless ``path`` is a file (or a folder).
+
+    ``what`` is e.g. ``"pickle"``.
+    """
     if folder and not path.is_dir():
-        raise NotFoundError(f"no folder of {what} at {path}: it {'is a file' if path.exists() else 'does not exist'}")
+        raise NotFoundError(
+            f"no folder of {what} at {path}: it "
+            f"{'is a file' if path.exists() else 'does not exist'}"
+        )
     if not folder and not path.is_file():
-        raise NotFoundError(f"no {what} at {path}: it {'is a folder' if path.is_dir() else 'does not exist'}")
+        raise NotFoundError(
+            f"no {what} at {path}: it {'is a folder' if path.is_dir() else 'does not exist'}"
+        )
 
 
 def check_free(paths: Iterable[Path], *, overwrite: bool) -> None:
@@ -28,16 +36,22 @@ def check_free(paths: Iterable[Path], *, overwrite: bool) -> None:
     paths = list(paths)
     for path in paths:
         if path.is_dir():
-            raise ExistsError(f"{path} is a folder, and a file is to be written; choose another name")
+            raise ExistsError(
+                f"{path} is a folder, and a file is to be written; choose another name"
+            )
     there = [path for path in paths if path.exists() or path.is_symlink()]
     if there and not overwrite:
         several = f" and {len(there) - 1} more exist" if there[1:] else " exists"
         what = "them" if there[1:] else "it"
-        raise ExistsError(f"{there[0]}{several} already; choose another place, or replace {what} with --overwrite")
+        raise ExistsError(
+            f"{there[0]}{several} already; choose another place, or replace {what} with --overwrite"
+        )
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the place of a file of a folder; ``name`` comes from data and may hold forward slashes.
+    """Return the place of a file of a folder.
+
+    ``name`` comes from data and may hold forward slashes.
 
     Raises
     ------
@@ -45,15 +59,23 @@ def inside(folder: Path, name: str) -> Path:
         If it would lead out of the folder, or cannot be a file's name.
     """
     parts = PurePosixPath(name).parts
-    odd = not parts or ".." in parts or any(not part.isprintable() or "\\" in part or ":" in part for part in parts)
+    odd = (
+        not parts
+        or ".." in parts
+        or any(not part.isprintable() or "\\" in part or ":" in part for part in parts)
+    )
     if odd or PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
-        raise InvalidError(f"{name!r} cannot be the name of a file in {folder}: it would lead elsewhere")
+        raise InvalidError(
+            f"{name!r} cannot be the name of a file in {folder}: it would lead elsewhere"
+        )
     return folder.joinpath(*parts)
 
 
 @contextmanager
 def written_aside(*paths: Path) -> Iterator[list[Path]]:
-    """Give names to write to; the files get the names asked for when the block ends without an error.
+    """Give names to write to.
+
+    The files get the names asked for when the block ends without an error.
 
     Yields
     ------

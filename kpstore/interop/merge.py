@@ -14,8 +14,8 @@ import numpy as np
 
 from kpstore.errors import ConflictError, ExistsError, InvalidError, MismatchError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, OnProgress
-from kpstore.interop.run import ImportReport, import_document, is_numbered, opened
 from kpstore.interop.splits import split_rank
+from kpstore.interop.transfer import ImportReport, import_document, is_numbered, opened
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
@@ -38,17 +38,18 @@ def merge(
 ) -> ImportReport:
     """Make a store that holds what several others hold.
 
-    Videos are put in order by split and id, so the result does not depend on the order of the sources. A video that
-    several hold gets the features of all of them; where two hold the same feature of it, done in both and with other
-    values, that is a conflict.
+    Videos are put in order by split and id, so the result does not depend on the order of the
+    sources. A video that several hold gets the features of all of them; where two hold the same
+    feature of it, done in both and with other values, that is a conflict.
 
     Parameters
     ----------
     sources : stores, or files that can be imported.
     location : the new store.
-    on_conflict : ``"first"`` or ``"last"`` takes the rows of the first or last source that holds them.
-    mixed : also put together what is called alike and was made in different ways, of one shape and type; the
-        provenance then lists them all.
+    on_conflict : ``"first"`` or ``"last"`` takes the rows of the first or last source that holds
+        them.
+    mixed : also put together what is called alike and was made in different ways, of one shape and
+        type; the provenance then lists them all.
     name : of the new store; that of the first source by default.
     on_progress : told of frames each time some more are stored.
 
@@ -59,7 +60,8 @@ def merge(
     ConflictError
         If two sources differ in rows, frames or annotations of one video, with ``"error"``.
     MismatchError
-        If two sources hold a feature of one name that is not the same, or made in another way, unless ``mixed``.
+        If two sources hold a feature of one name that is not the same, or made in another way,
+        unless ``mixed``.
     """
     if on_conflict not in ON_CONFLICT:
         raise InvalidError(f"on_conflict={on_conflict!r}: use 'error', 'first' or 'last'")
@@ -75,7 +77,12 @@ def merge(
         source = " and ".join(names) if len(names) <= 3 else f"{len(names)} sources"
         own_splits = any(store.own_splits for store in stores)
         return import_document(
-            document, target, source=source, name=name, own_splits=own_splits, on_progress=on_progress
+            document,
+            target,
+            source=source,
+            name=name,
+            own_splits=own_splits,
+            on_progress=on_progress,
         )
 
 
@@ -92,7 +99,12 @@ class Merged:
     """What several stores hold, as one document; see :class:`kpstore.interop.base.Document`."""
 
     def __init__(
-        self, stores: Sequence[Store], names: Sequence[str], on_conflict: OnConflict, *, mixed: bool = False
+        self,
+        stores: Sequence[Store],
+        names: Sequence[str],
+        on_conflict: OnConflict,
+        *,
+        mixed: bool = False,
     ) -> None:
         self._on_conflict, self._mixed = on_conflict, mixed
         # Whose word counts comes first.
@@ -119,15 +131,22 @@ class Merged:
                     try:
                         found[name] = self._together(found[name], replace(stored, spec=spec))
                     except MismatchError as error:
-                        raise MismatchError(f"{first[name]} and {source} do not go together: {error}") from None
+                        raise MismatchError(
+                            f"{first[name]} and {source} do not go together: {error}"
+                        ) from None
                     if found[name].provenance.get("document") != stored.provenance.get("document"):
                         provenance = {**found[name].provenance, "document": {}}
                         found[name] = replace(found[name], provenance=provenance)
-                        self.notes.append(f"{name}: what its files held beside the features differs, and is left out")
+                        self.notes.append(
+                            f"{name}: what its files held beside the features differs, and is left "
+                            "out"
+                        )
                 else:
                     found[name], first[name] = stored, source
         self.notes = list(dict.fromkeys(self.notes))
-        return tuple(ImportedFeature(found[name].spec, found[name].provenance) for name in sorted(found))
+        return tuple(
+            ImportedFeature(found[name].spec, found[name].provenance) for name in sorted(found)
+        )
 
     def _together(self, one: fmt.StoredFeature, other: fmt.StoredFeature) -> fmt.StoredFeature:
         """Return what two features of one name are together, or raise :class:`MismatchError`."""
@@ -137,10 +156,19 @@ class Merged:
             if not self._mixed:
                 raise MismatchError(f"{error}; --mixed puts them together all the same") from None
             check_same(one, other.spec, one.provenance)
-            ways = {json.dumps(way, sort_keys=True): way for stored in (one, other) for way in _ways(stored.provenance)}
+            ways = {
+                json.dumps(way, sort_keys=True): way
+                for stored in (one, other)
+                for way in _ways(stored.provenance)
+            }
             self.notes.append(f"{one.spec.name}: made in {len(ways)} ways, see its provenance")
-            return replace(one, provenance={"extractor": "mixed", "ways": [ways[key] for key in sorted(ways)]})
-        return replace(one, provenance=with_processors(one.provenance, other.provenance.get(fmt.PROCESSORS, ())))
+            return replace(
+                one, provenance={"extractor": "mixed", "ways": [ways[key] for key in sorted(ways)]}
+            )
+        return replace(
+            one,
+            provenance=with_processors(one.provenance, other.provenance.get(fmt.PROCESSORS, ())),
+        )
 
     def videos(self) -> Iterator[ImportedVideo]:
         """Yield all videos, by split and id."""
@@ -154,7 +182,10 @@ class Merged:
     def _merge_video(self, video_id: str, places: Sequence[_Place]) -> ImportedVideo:
         records = [self._records[id(place.store)][place.position] for place in places]
         # Where one source has but numbers for its frames, another one's paths say more.
-        paths = next((r.frame_paths for r in records if not is_numbered(r.frame_paths)), records[0].frame_paths)
+        paths = next(
+            (r.frame_paths for r in records if not is_numbered(r.frame_paths)),
+            records[0].frame_paths,
+        )
         record = replace(records[0], frame_paths=paths)
         for place, other in zip(places[1:], records[1:], strict=True):
             if other.n_frames != record.n_frames:
@@ -177,8 +208,14 @@ class Merged:
     ) -> VideoRecord:
         """Return what both say of a video; where one says nothing, the other's word counts."""
         known = {"split": one.split or other.split, "width": one.width or other.width}
-        known |= {"height": one.height or other.height, "fps": other.fps if np.isnan(one.fps) else one.fps}
-        texts = {**other.annotations, **{name: text for name, text in one.annotations.items() if text}}
+        known |= {
+            "height": one.height or other.height,
+            "fps": other.fps if np.isnan(one.fps) else one.fps,
+        }
+        texts = {
+            **other.annotations,
+            **{name: text for name, text in one.annotations.items() if text},
+        }
         merged = replace(one, **known, annotations=texts)  # type: ignore[arg-type]
         for name in ("width", "height", "fps"):
             found = getattr(other, name)
@@ -188,7 +225,10 @@ class Merged:
             if text and text != texts[name]:
                 self._conflict(f"video {video_id!r} has another {name} in {first} than in {second}")
         if other.split and other.split != merged.split:
-            self._conflict(f"video {video_id!r} is in {merged.split!r} in {first} and in {other.split!r} in {second}")
+            self._conflict(
+                f"video {video_id!r} is in {merged.split!r} in {first} and in {other.split!r} in "
+                f"{second}"
+            )
         return merged
 
     def _merge_feature(
@@ -209,11 +249,18 @@ class Merged:
             elif not taken:
                 rows[name], failed_frames[name] = found
                 taken = place.source
-            elif not _same_rows(rows[name], found[0]) or failed_frames[name].keys() != found[1].keys():
-                self._conflict(f"video {video_id!r} has other {name} in {taken} than in {place.source}")
+            elif (
+                not _same_rows(rows[name], found[0])
+                or failed_frames[name].keys() != found[1].keys()
+            ):
+                self._conflict(
+                    f"video {video_id!r} has other {name} in {taken} than in {place.source}"
+                )
             elif failed_frames[name] != found[1]:
                 self._note_reasons(video_id, name)
-                failed_frames[name] = {n: min(reason, found[1][n]) for n, reason in failed_frames[name].items()}
+                failed_frames[name] = {
+                    n: min(reason, found[1][n]) for n, reason in failed_frames[name].items()
+                }
         if reasons and not taken:
             failed[name] = min(reasons)
             if len(set(reasons)) > 1:
@@ -221,7 +268,10 @@ class Merged:
 
     def _note_reasons(self, video_id: str, name: str) -> None:
         # The least, not the first: the order of the sources then makes no difference.
-        self.notes.append(f"video {video_id!r} failed for several reasons in {name}: the first by alphabet was kept")
+        self.notes.append(
+            f"video {video_id!r} failed for several reasons in {name}: the first by alphabet was "
+            "kept"
+        )
 
     def _conflict(self, what: str) -> None:
         if self._on_conflict == "error":
@@ -243,7 +293,10 @@ def _order(places: Sequence[_Place], video_id: str) -> tuple[int, str, str]:
 
 
 def _read_feature(place: _Place, name: str) -> tuple[FeatureRows, dict[int, str]] | str:
-    """Return rows and failed frames of a feature of a video; why it failed; or ``""`` if it is not there yet."""
+    """Return rows and failed frames of a feature of a video; why it failed.
+
+    Or ``""`` if it is not there yet.
+    """
     store, position = place.store, place.position
     if name not in store.features or store.states(name)[position] == State.PENDING:
         return ""

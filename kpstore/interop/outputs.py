@@ -35,4 +35,6 @@ def check_no_links(folder: Path, targets: Iterable[Path]) -> None:
                 break
             seen.add(parent)
             if parent.is_symlink():
-                raise InvalidError(f"{parent} is a link, which may lead out of {folder}; choose another folder")
+                raise InvalidError(
+                    f"{parent} is a link, which may lead out of {folder}; choose another folder"
+                )

@@ -1,8 +1,8 @@
-"""Pickles of plain values, arrays and torch's tensors, read entry by entry: carried out step by step, running nothing.
+"""Pickles of plain values, arrays and torch's tensors, read entry by entry; nothing in them is run.
 
-Beside :mod:`kpstore.interop.unpickling`, which reads a pickle as a whole and with Python's own unpickler: a list that
-is larger than memory needs every item handed out, and forgotten, as soon as it is made; and tensors in pickles come
-with ``torch.load``, which would run what they name.
+Beside :mod:`kpstore.interop.unpickling`, which reads a pickle as a whole and with Python's
+own unpickler: a list that is larger than memory needs every item handed out, and forgotten, as soon
+as it is made; and tensors in pickles come with ``torch.load``, which would run what they name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ from kpstore.interop.unpickling import (
 )
 
 UNREADABLE = (
-    *(ValueError, TypeError, LookupError, ArithmeticError, EOFError, OSError, zlib.error, AttributeError),
+    *(
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        EOFError,
+        OSError,
+        zlib.error,
+        AttributeError,
+    ),
     *(MemoryError, RecursionError),
 )
 """What a file that is no such pickle, or a damaged one, makes the machine raise."""
@@ -53,15 +62,22 @@ def _no_bytes() -> bytes:
     return b""  # how protocol 2 writes them
 
 
-def _rebuild_tensor(storage: NDArray[Any], offset: int, size: Any, stride: Any, *rest: Any) -> NDArray[Any]:
+def _rebuild_tensor(
+    storage: NDArray[Any], offset: int, size: Any, stride: Any, *rest: Any
+) -> NDArray[Any]:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     empty = 0 in size
-    if not empty and (min((offset, *stride)) < 0 or min(size, default=1) < 0 or last >= len(storage)):
+    if not empty and (
+        min((offset, *stride)) < 0 or min(size, default=1) < 0 or last >= len(storage)
+    ):
         raise ValueError(f"a tensor of shape {tuple(size)} in {len(storage)} numbers")
     if empty:
         return np.empty(tuple(size), storage.dtype).view(Tensor)
     if math.prod(size) > len(storage):
-        raise ValueError(f"a tensor of shape {tuple(size)} that repeats {len(storage)} numbers; save a copy of it")
+        raise ValueError(
+            f"a tensor of shape {tuple(size)} that repeats {len(storage)} numbers; save a copy of "
+            "it"
+        )
     steps = [step * storage.itemsize for step in stride]
     strided = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), steps, writeable=False)
     return strided.copy().view(Tensor)
@@ -70,8 +86,8 @@ def _rebuild_tensor(storage: NDArray[Any], offset: int, size: Any, stride: Any, 
 def _load_storage(data: bytes) -> NDArray[Any]:
     """Read what ``torch.save`` writes for one storage in its old format, which tensors in pickles have.
 
-    Four pickles (magic number, protocol, about the machine, the storage's description), one with the storage's key,
-    the number of its numbers (int64), the numbers.
+    Four pickles (magic number, protocol, about the machine, the storage's description), one with
+    the storage's key, the number of its numbers (int64), the numbers.
     """
     file = io.BytesIO(data)
     magic, _, machine, described, _ = (DataMachine(file).load() for _ in range(5))
@@ -109,7 +125,15 @@ _CALLED = (
 _PLAIN = frozenset(
     {
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *(
+            "STRING",
+            "BINSTRING",
+            "SHORT_BINSTRING",
+            "UNICODE",
+            "BINUNICODE",
+            "SHORT_BINUNICODE",
+            "BINUNICODE8",
+        ),
         *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     }
 )
@@ -126,7 +150,11 @@ _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET"
 
 def fetched(file: Any) -> set[int]:
     """Return the numbers under which a pickle asks again for something that it has made before."""
-    return {int(arg) for code, arg, _ in pickletools.genops(file) if code.name in _GETS and arg is not None}
+    return {
+        int(arg)
+        for code, arg, _ in pickletools.genops(file)
+        if code.name in _GETS and arg is not None
+    }
 
 
 class DataMachine:
@@ -161,7 +189,9 @@ class DataMachine:
                 yield from self._pop_mark()
             else:
                 if code.name == "EMPTY_DICT" and self._marks == [1] and len(stack) > 1:
-                    yield from self._pop(len(stack) - 1)  # a pickle makes a thousand items before it appends them
+                    yield from self._pop(
+                        len(stack) - 1
+                    )  # a pickle makes a thousand items before it appends them
                 self._step(code.name, arg)
         (found,) = self._stack
         if not isinstance(found, list):
@@ -254,7 +284,10 @@ class DataMachine:
 
     def _find(self, module: str, name: str) -> None:
         if (module, name) not in _KNOWN:
-            raise ValueError(f"it asks for {module}.{name}, which is neither text, a number, an array nor a tensor")
+            raise ValueError(
+                f"it asks for {module}.{name}, which is neither text, a number, an array nor a "
+                "tensor"
+            )
         self._stack.append(_KNOWN[module, name])
 
     def _do_reduce(self, arg: Any) -> None:
@@ -266,7 +299,9 @@ class DataMachine:
     def _do_build(self, arg: Any) -> None:
         (state,) = self._pop(1)
         made = self._stack[-1]
-        if not isinstance(made, PlainDtype | PlainArray) or any(made is shared for shared in _KNOWN.values()):
+        if not isinstance(made, PlainDtype | PlainArray) or any(
+            made is shared for shared in _KNOWN.values()
+        ):
             raise ValueError(f"it sets the state of a {type(made).__name__}")
         made.__setstate__(state)
 

@@ -21,29 +21,39 @@ def to_json(value: Any, what: str) -> Any:
 
     Parameters
     ----------
-    value : dicts, lists, tuples, sets, text, bytes, numbers, booleans, None, numpy numbers and arrays.
+    value : dicts, lists, tuples, sets, text, bytes, numbers, booleans, None, numpy numbers and
+        arrays.
     what : what it is, for the message.
 
     Raises
     ------
     InvalidError
-        If there is anything else in it, it lies deeper than 32 levels (or in itself), or it is too much.
+        If there is anything else in it, it lies deeper than 32 levels (or in itself), or it is too
+        much.
     """
     return _encode(value, what, _DEEPEST, iter(range(_MOST_VALUES)))
 
 
 def _encode(value: Any, what: str, depth: int, budget: Iterator[int]) -> Any:
     if depth == 0 or next(budget, None) is None:
-        raise InvalidError(f"{what} lies too deep or is too much; {_DEEPEST} levels and {_MOST_VALUES} values are kept")
+        raise InvalidError(
+            f"{what} lies too deep or is too much; {_DEEPEST} levels and {_MOST_VALUES} values are "
+            "kept"
+        )
     if value is None or isinstance(value, (bool, str)) or type(value) is int:
         return value
     if isinstance(value, np.generic):
-        return {f"{_TAG}number": _encode(value.item(), what, depth - 1, budget), "dtype": value.dtype.str}
+        return {
+            f"{_TAG}number": _encode(value.item(), what, depth - 1, budget),
+            "dtype": value.dtype.str,
+        }
     if isinstance(value, float):
         return value if math.isfinite(value) else {f"{_TAG}float": repr(value)}
     if isinstance(value, np.ndarray):
         if value.size > _MOST_VALUES:
-            raise InvalidError(f"{what} holds an array of {value.shape}; {_MOST_VALUES} values are kept")
+            raise InvalidError(
+                f"{what} holds an array of {value.shape}; {_MOST_VALUES} values are kept"
+            )
         listed = _encode(value.tolist(), what, depth - 1, budget)
         return {f"{_TAG}array": listed, "dtype": value.dtype.str, "shape": list(value.shape)}
     if isinstance(value, (bytes, bytearray)):

@@ -15,7 +15,10 @@ from kpstore.errors import InvalidError
 from kpstore.store.store import Store
 
 _ID_COLUMNS = ("video_id", "name", "id", "video")
-"""Of these the first that a table has names its videos; PHOENIX's tables have both ``name`` and ``video``, a path."""
+"""Of these the first that a table has names its videos.
+
+PHOENIX's tables have both ``name`` and ``video``, a path.
+"""
 _SPLIT_COLUMNS = ("split", "subset")
 _SIGNS = "\t|;,"
 _SHOWN = 20
@@ -27,7 +30,8 @@ class SplitChange:
 
     Parameters
     ----------
-    snapshot : id of the version that was made, or of the newest one if nothing changed or nothing was to be written.
+    snapshot : id of the version that was made, or of the newest one if nothing changed or nothing
+        was to be written.
     videos : named by the file.
     changed : of those, how many get another split.
     kept : not named by the file, and left in their splits.
@@ -46,20 +50,26 @@ class SplitChange:
         return asdict(self)
 
 
-def set_splits(store: Store, path: Path, *, keep_others: bool = False, dry_run: bool = False) -> SplitChange:
-    """Put the videos of the newest version into the splits that a file names, in one commit; frames are not touched.
+def set_splits(
+    store: Store, path: Path, *, keep_others: bool = False, dry_run: bool = False
+) -> SplitChange:
+    """Put the videos of the newest version into the splits that a file names, in one commit.
+
+    Frames are not touched.
 
     Parameters
     ----------
     store : opened with ``mode="a"``, unless nothing is to be written.
     path : see :func:`read_splits`.
-    keep_others : let videos that the file does not name keep their splits, instead of refusing the file.
+    keep_others : let videos that the file does not name keep their splits, instead of refusing the
+        file.
     dry_run : write nothing.
 
     Raises
     ------
     InvalidError
-        If the file cannot be read, or names videos that are not there, or does not name all; a line for each.
+        If the file cannot be read, or names videos that are not there, or does not name all; a line
+        for each.
     BusyError
         If another process is writing the store.
     """
@@ -84,7 +94,8 @@ def _planned(store: Store, splits: dict[str, str], path: Path, keep_others: bool
     problems = _lines("is not in the store", unknown)
     if not keep_others:
         problems += _lines(
-            "is in the store and not in the file (--keep-others leaves such videos as they are)", missing
+            "is in the store and not in the file (--keep-others leaves such videos as they are)",
+            missing,
         )
     _refuse(path, problems)
     old = dict(zip(index.ids.tolist(), index.splits.tolist(), strict=True))
@@ -116,9 +127,9 @@ def read_splits(path: Path) -> dict[str, str]:
 
     Parameters
     ----------
-    path : JSON ``{video: split}`` or ``{split: [videos]}``; or a table with a header, separated by commas, semicolons,
-        tabs or ``|``, with a column ``video_id``, ``name``, ``id`` or ``video`` and a column ``split`` or ``subset``;
-        further columns do no harm. UTF-8.
+    path : JSON ``{video: split}`` or ``{split: [videos]}``; or a table with a header, separated by
+        commas, semicolons, tabs or ``|``, with a column ``video_id``, ``name``, ``id`` or ``video``
+        and a column ``split`` or ``subset``; further columns do no harm. UTF-8.
 
     Raises
     ------
@@ -128,12 +139,23 @@ def read_splits(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    pairs = list(_json_pairs(path, text) if text.lstrip()[:1] in ("{", "[") else _table_pairs(path, text))
+        raise InvalidError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from None
+    pairs = list(
+        _json_pairs(path, text) if text.lstrip()[:1] in ("{", "[") else _table_pairs(path, text)
+    )
     counts = Counter(video for video, _ in pairs)
     _refuse(path, _lines("is named twice", [video for video, count in counts.items() if count > 1]))
-    bad = [video for video, split in pairs if not video or split != split.strip() or not split.isprintable()]
-    _refuse(path, _lines("has no id, or a split that is no printable text without spaces around it", bad))
+    bad = [
+        video
+        for video, split in pairs
+        if not video or split != split.strip() or not split.isprintable()
+    ]
+    _refuse(
+        path,
+        _lines("has no id, or a split that is no printable text without spaces around it", bad),
+    )
     if not pairs:
         raise InvalidError(f"{path} names no videos")
     return dict(pairs)
@@ -148,7 +170,9 @@ def _json_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
     if text.lstrip().startswith("{"):
         if all(isinstance(value, str) for _, value in entries):
             return [(video, split) for video, split in entries]
-        if all(isinstance(v, list) and all(isinstance(video, str) for video in v) for _, v in entries):
+        if all(
+            isinstance(v, list) and all(isinstance(video, str) for video in v) for _, v in entries
+        ):
             return [(video, split) for split, videos in entries for video in videos]
     raise InvalidError(f"{path}: JSON of splits is {{video: split}} or {{split: [video, …]}}")
 
@@ -166,11 +190,19 @@ def _table_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
     except csv.Error as error:
         raise InvalidError(f"{path} is no table that can be read: {error}") from None
     names = [name.strip().casefold() for name in rows[0]] if rows else []
-    columns = [next((names.index(n) for n in known if n in names), None) for known in (_ID_COLUMNS, _SPLIT_COLUMNS)]
+    columns = [
+        next((names.index(n) for n in known if n in names), None)
+        for known in (_ID_COLUMNS, _SPLIT_COLUMNS)
+    ]
     video, split = columns
     if video is None or split is None:
-        raise InvalidError(f"{path}: a table needs a header with video_id and split, found {header.strip()[:80]!r}")
+        raise InvalidError(
+            f"{path}: a table needs a header with video_id and split, found {header.strip()[:80]!r}"
+        )
     short = [number for number, row in enumerate(rows[1:], 2) if len(row) != len(names)]
     if short:
-        raise InvalidError(f"{path}: row {short[0]} has {len(rows[short[0] - 1])} cells, the header has {len(names)}")
+        raise InvalidError(
+            f"{path}: row {short[0]} has {len(rows[short[0] - 1])} cells, the header has "
+            f"{len(names)}"
+        )
     return [(row[video].strip(), row[split].strip()) for row in rows[1:]]

@@ -20,11 +20,20 @@ def split_rank(split: str) -> int:
 def check_unsplit(splits: Iterable[str]) -> None:
     """Raise :class:`InvalidError` if videos without a split would be taken for those of a split that is so called."""
     if {"", UNSPLIT} <= set(splits):
-        raise InvalidError(f"the store has a split named {UNSPLIT!r} and videos without one; export them one by one")
+        raise InvalidError(
+            f"the store has a split named {UNSPLIT!r} and videos without one; export them one by "
+            "one"
+        )
 
 
 def check_file_names(splits: Iterable[str]) -> None:
     """Raise :class:`InvalidError` for a split whose name cannot be part of a file's, on any system."""
     for split in splits:
-        if any(sign in split for sign in "/\\:\0") or split.startswith(".") or not split.isprintable():
-            raise InvalidError(f"split {split!r} cannot be part of a file name; export the other splits by name")
+        if (
+            any(sign in split for sign in "/\\:\0")
+            or split.startswith(".")
+            or not split.isprintable()
+        ):
+            raise InvalidError(
+                f"split {split!r} cannot be part of a file name; export the other splits by name"
+            )

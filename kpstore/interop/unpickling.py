@@ -1,8 +1,8 @@
 """Pickles of plain values and numpy arrays, read without running anything that they name.
 
-A pickle is a program. This one may build dicts, lists, tuples, sets, text, numbers and arrays, and nothing else: every
-name that it asks for is looked up in a list of a dozen, and what stands there are makers of our own, not numpy's, whose
-``__setstate__`` takes memory layouts on trust.
+A pickle is a program. This one may build dicts, lists, tuples, sets, text, numbers and arrays, and
+nothing else: every name that it asks for is looked up in a list of a dozen, and what stands there
+are makers of our own, not numpy's, whose ``__setstate__`` takes memory layouts on trust.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def load_pickle(path: Path) -> Any:
     Raises
     ------
     InvalidError
-        If it is torn, no pickle, more than one, or asks for any other class or function; nothing of that is run.
+        If it is torn, no pickle, more than one, or asks for any other class or function; nothing of
+        that is run.
     """
     with path.open("rb") as file:
         if path.stat().st_size == 0:
@@ -62,7 +63,10 @@ def load_pickle(path: Path) -> Any:
 
 
 def loads_pickle(data: bytes, name: str) -> Any:
-    """Return what the bytes of a pickle hold; ``name`` is what messages call it. See :func:`load_pickle`."""
+    """Return what the bytes of a pickle hold.
+
+    ``name`` is what messages call it. See :func:`load_pickle`.
+    """
     check_opcodes(data, name)
     return _load(BytesIO(data), name)
 
@@ -74,10 +78,12 @@ def _load(file: IO[bytes], name: str) -> Any:
         raise InvalidError(f"{name}: {error}") from None
     except _BROKEN as error:
         text = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise InvalidError(f"{name} cannot be read as a pickle ({text}); it is torn, or no pickle") from None
+        raise InvalidError(
+            f"{name} cannot be read as a pickle ({text}); it is torn, or no pickle"
+        ) from None
 
 
-# -- names ------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -96,9 +102,13 @@ class _PlainUnpickler(pickle.Unpickler):
             **{(module, "_frombuffer"): self._array_from for module in NUMERIC},
         }
         for module in _BUILTINS:
-            # What makes text or lists of anything is not here: of a few nested values it makes gigabytes.
+            # What makes text or lists of anything is not here: of a few nested values it makes
+            # gigabytes.
             self._known[module, "set"], self._known[module, "frozenset"] = set, frozenset
-            self._known[module, "list"], self._known[module, "dict"] = self._no_items, self._no_entries
+            self._known[module, "list"], self._known[module, "dict"] = (
+                self._no_items,
+                self._no_entries,
+            )
             self._known[module, "int"] = self._zero
             self._known[module, "bytearray"] = self._make_bytearray
             self._known[module, "bytes"] = self._make_bytes
@@ -109,11 +119,13 @@ class _PlainUnpickler(pickle.Unpickler):
             return self._known[module, name]
         except KeyError:
             raise InvalidError(
-                f"it asks for {f'{module}.{name}'[:200]!r}, which is neither plain data nor an array; kpstore runs "
-                "no code of a file, so load it where it comes from and save dicts, lists and numpy arrays"
+                f"it asks for {f'{module}.{name}'[:200]!r}, which is neither plain data nor an "
+                "array; kpstore runs no code of a file, so load it where it comes from and save "
+                "dicts, lists and numpy arrays"
             ) from None
 
-    # Bound methods, not functions or classes: a pickle can set attributes of what it has found, but not of those.
+    # Bound methods, not functions or classes: a pickle can set attributes of what it has found, but
+    # not of those.
 
     def _make_bytes(self, text: str = "", encoding: str = "latin1") -> bytes:
         if encoding.lower() not in ("latin1", "latin-1"):
@@ -121,7 +133,9 @@ class _PlainUnpickler(pickle.Unpickler):
         return text.encode("latin1")
 
     def _make_bytearray(self, data: bytes | str = b"", encoding: str = "latin1") -> bytearray:
-        return bytearray(self._make_bytes(data, encoding) if isinstance(data, str) else memoryview(data))
+        return bytearray(
+            self._make_bytes(data, encoding) if isinstance(data, str) else memoryview(data)
+        )
 
     def _dtype(self, *given: Any) -> PlainDtype:
         return make_dtype(*given)
@@ -145,13 +159,15 @@ class _PlainUnpickler(pickle.Unpickler):
         return 0
 
 
-# -- arrays, here and in slt's files ----------------------------------------------------------------------------------
+# -- arrays, here and in slt's files ---------------------------------------------------------------
 
 
 def make_dtype(code: str, align: bool = False, copy: bool = False) -> PlainDtype:
     """Return what stands for ``numpy.dtype(code)``: numbers, booleans, text and objects."""
     if not isinstance(code, str) or not _DTYPE.match(code):
-        raise InvalidError(f"it holds an array of dtype {code!r}; numbers, booleans, text and objects can be read")
+        raise InvalidError(
+            f"it holds an array of dtype {code!r}; numbers, booleans, text and objects can be read"
+        )
     return PlainDtype(np.dtype(code))
 
 
@@ -165,7 +181,9 @@ def make_scalar(dtype: PlainDtype, data: bytes | str = b"") -> Any:
     return _values(dtype, data, (1,), "C")[0]
 
 
-def make_array_from(data: Any, dtype: PlainDtype, shape: Any, order: str, axes: Any = None) -> NDArray[Any]:
+def make_array_from(
+    data: Any, dtype: PlainDtype, shape: Any, order: str, axes: Any = None
+) -> NDArray[Any]:
     """Return what numpy's ``_frombuffer`` makes."""
     array = _values(dtype, data, shape, "C" if order == "K" else order)
     return array if axes is None or order != "K" else array.transpose(axes)
@@ -195,7 +213,9 @@ class PlainArray(np.ndarray[Any, Any]):
     def __setstate__(self, state: Any) -> None:
         if self.shape != (0,) or self.base is not None:
             # A second state would free the memory that parts of the array, taken meanwhile, lie in.
-            raise InvalidError("it sets the contents of an array twice; it is damaged, or means harm")
+            raise InvalidError(
+                "it sets the contents of an array twice; it is damaged, or means harm"
+            )
         _, shape, dtype, fortran, data = state
         lengths = _lengths(shape)
         real = _real(dtype)
@@ -203,7 +223,9 @@ class PlainArray(np.ndarray[Any, Any]):
             data = data.encode("latin1")
         if real.hasobject:
             if not isinstance(data, list) or len(data) != math.prod(lengths):
-                raise InvalidError(f"it holds an array that claims {shape} objects and has not so many")
+                raise InvalidError(
+                    f"it holds an array that claims {shape} objects and has not so many"
+                )
         else:
             _check_bytes(real, data, lengths)
         super().__setstate__((1, lengths, real, bool(fortran), data))  # type: ignore[arg-type]
@@ -226,7 +248,10 @@ def _check_bytes(real: np.dtype[Any], data: Any, lengths: tuple[int, ...]) -> No
     n_values = math.prod(lengths)
     n_bytes = memoryview(data).nbytes
     if n_bytes != n_values * real.itemsize or (real.itemsize == 0 and n_values):
-        raise InvalidError(f"it holds an array that claims {lengths} of {real} and has {n_bytes} bytes; it is damaged")
+        raise InvalidError(
+            f"it holds an array that claims {lengths} of {real} and has {n_bytes} bytes; it is "
+            "damaged"
+        )
 
 
 def _values(dtype: PlainDtype, data: Any, shape: Any, order: str) -> NDArray[Any]:
@@ -239,7 +264,7 @@ def _values(dtype: PlainDtype, data: Any, shape: Any, order: str) -> NDArray[Any
     return np.frombuffer(data, real).reshape(lengths, order=order)  # type: ignore[call-overload, no-any-return]
 
 
-# -- opcodes ----------------------------------------------------------------------------------------------------------
+# -- opcodes ---------------------------------------------------------------------------------------
 
 _PLAIN = rb"[(012NQR\x88\x89eb}\]dloast)u\x81\x85-\x87\x8f-\x94\x97\x98]"
 _TAKES = {1: rb"[Khq\x80\x82]", 2: rb"[M\x83]", 4: rb"[Jj\x84]", 8: rb"G"}
@@ -259,8 +284,8 @@ _KEEP_MAPPED = 64 * 2**20
 def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
     """Go once over a pickle's opcodes and refuse one that is torn, or whose claims are beyond its size.
 
-    Python's unpickler makes room for what a pickle claims (a text of an exabyte, a memo of four thousand million
-    entries) before it looks whether that is there.
+    Python's unpickler makes room for what a pickle claims (a text of an exabyte, a memo of four
+    thousand million entries) before it looks whether that is there.
 
     Raises
     ------
@@ -276,7 +301,9 @@ def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
         assert found is not None
         at = found.end()
         if at >= size:
-            raise InvalidError(f"{name} is torn: the pickle goes on behind its {size} bytes; copy or make it again")
+            raise InvalidError(
+                f"{name} is torn: the pickle goes on behind its {size} bytes; copy or make it again"
+            )
         opcode = data[at]
         if opcode == _STOP:
             break
@@ -285,7 +312,8 @@ def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
             freed = _let_go(data, freed, at)
     if at + 1 != size:
         raise InvalidError(
-            f"{name} goes on behind the end of its pickle, at byte {at + 1} of {size}; save one object to a file"
+            f"{name} goes on behind the end of its pickle, at byte {at + 1} of {size}; save one "
+            "object to a file"
         )
 
 
@@ -309,30 +337,40 @@ def _after(data: Any, at: int, size: int, most_puts: int, name: str) -> int:
         length = int.from_bytes(data[at + 1 : start], "little")
         if start + length > size:
             raise InvalidError(
-                f"{name} is torn: byte {at} claims {length} bytes, {max(size - start, 0)} follow; copy or make it again"
+                f"{name} is torn: byte {at} claims {length} bytes, {max(size - start, 0)} follow; "
+                "copy or make it again"
             )
         return start + length
     if opcode == _FRAME:
         claim, left = int.from_bytes(data[at + 1 : at + 9], "little"), size - at - 9
         if claim > left:
             raise InvalidError(
-                f"{name} is torn: byte {at} claims {claim} bytes, {max(left, 0)} follow; copy or make it again"
+                f"{name} is torn: byte {at} claims {claim} bytes, {max(left, 0)} follow; copy or "
+                "make it again"
             )
         return at + 9
     if opcode == _LONG_BINPUT:
         if at + 5 > size or int.from_bytes(data[at + 1 : at + 5], "little") > most_puts:
-            raise InvalidError(f"{name} is torn: byte {at} names an entry that cannot be; make it again")
+            raise InvalidError(
+                f"{name} is torn: byte {at} names an entry that cannot be; make it again"
+            )
         return at + 5
     lines = _LINES.get(opcode, 0)
     if not lines:
-        raise InvalidError(f"{name} is torn, or no pickle: byte {at} of {size} is {bytes([opcode])!r}")
+        raise InvalidError(
+            f"{name} is torn, or no pickle: byte {at} of {size} is {bytes([opcode])!r}"
+        )
     end = at
     for _ in range(lines):
         end = data.find(b"\n", end + 1, min(size, end + _LONGEST_LINE))
         if end < 0:
             raise InvalidError(f"{name} is torn, or no pickle: the line at byte {at} does not end")
-    if opcode == _PUT and not (data[at + 1 : end].isdigit() and int(data[at + 1 : end][:20]) <= most_puts):
-        raise InvalidError(f"{name} is torn: byte {at} names an entry that cannot be; make it again")
+    if opcode == _PUT and not (
+        data[at + 1 : end].isdigit() and int(data[at + 1 : end][:20]) <= most_puts
+    ):
+        raise InvalidError(
+            f"{name} is torn: byte {at} names an entry that cannot be; make it again"
+        )
     return end + 1
 
 

@@ -1,7 +1,7 @@
 """Skeletons of many frames at once as small black and white pictures, fast enough to draw while training.
 
-All lines and all dots of a batch become pixel numbers together, and a few assignments ink them: two to four times as
-fast as a loop over OpenCV's calls, of which a skeleton takes some 280.
+All lines and all dots of a batch become pixel numbers together, and a few assignments ink them: two
+to four times as fast as a loop over OpenCV's calls, of which a skeleton takes some 280.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ class SkeletonStyle:
     Parameters
     ----------
     edges : pairs of points to join.
-    widths : of each edge's line, from 1. As wide as OpenCV draws them upright: 1, 3, 5, 5, 7, 7, … pixels.
-    cut : for each edge, whether it is drawn as far as it lies in the picture; otherwise only if both its ends do.
+    widths : of each edge's line, from 1. As wide as OpenCV draws them upright: 1, 3, 5, 5, 7, 7, …
+        pixels.
+    cut : for each edge, whether it is drawn as far as it lies in the picture; otherwise only if
+        both its ends do.
     radii : of each point's dot; 0 is one pixel.
     """
 
@@ -47,7 +49,9 @@ class SkeletonStyle:
 
 @lru_cache
 def kpstore_style(size: int = 256, edges: tuple[Edge, ...] | None = None) -> SkeletonStyle:
-    """Return lines and dots that grow with the picture, finer in the face; what crosses the border is cut off there.
+    """Return lines and dots that grow with the picture, finer in the face.
+
+    What crosses the border is cut off there.
 
     Parameters
     ----------
@@ -57,20 +61,26 @@ def kpstore_style(size: int = 256, edges: tuple[Edge, ...] | None = None) -> Ske
     fine, bold = max(1, round(size / 256)), max(1, round(size / 128))
     is_face = [point < PART_SLICES["face"].stop for point in range(N_POINTS)]
     widths = tuple(fine if is_face[a] else bold for a, _ in joined)
-    return SkeletonStyle(joined, widths, (True,) * len(joined), tuple(fine if face else bold for face in is_face))
+    return SkeletonStyle(
+        joined, widths, (True,) * len(joined), tuple(fine if face else bold for face in is_face)
+    )
 
 
 @lru_cache
 def phoenix_style() -> SkeletonStyle:
     """Return the lines and dots of the script that users' skeleton pictures were made with, made for 256 pixels.
 
-    Dots are the script's to the pixel. The edge of a line may differ from OpenCV's by one pixel: in recordings of
-    signers that is about one pixel in a thousand. What the script does not know is left out: points that are missing,
-    and lines to points more than four pictures away.
+    Dots are the script's to the pixel. The edge of a line may differ from OpenCV's by one pixel: in
+    recordings of signers that is about one pixel in a thousand. What the script does not know is
+    left out: points that are missing, and lines to points more than four pictures away.
     """
     edges: list[Edge] = []
     widths: list[int] = []
-    for part, part_edges in (("pose", _PHOENIX_POSE), ("left_hand", _PHOENIX_HAND), ("right_hand", _PHOENIX_HAND)):
+    for part, part_edges in (
+        ("pose", _PHOENIX_POSE),
+        ("left_hand", _PHOENIX_HAND),
+        ("right_hand", _PHOENIX_HAND),
+    ):
         first = PART_SLICES[part].start
         edges += [(a + first, b + first) for a, b in part_edges]
         widths += [2 if part == "pose" or a == 0 else 3 for a, _ in part_edges]
@@ -79,7 +89,9 @@ def phoenix_style() -> SkeletonStyle:
     radii[PART_SLICES["face"]] = 2
     for part in ("left_hand", "right_hand"):
         radii[PART_SLICES[part]][[4, 8, 12, 16, 20]] = 4
-    return SkeletonStyle((*edges, *_PHOENIX_FACE), (*widths, *[1] * len(_PHOENIX_FACE)), cut, tuple(radii.tolist()))
+    return SkeletonStyle(
+        (*edges, *_PHOENIX_FACE), (*widths, *[1] * len(_PHOENIX_FACE)), cut, tuple(radii.tolist())
+    )
 
 
 def _chains(*lines: Sequence[int]) -> tuple[Edge, ...]:
@@ -91,9 +103,16 @@ def _ring(start: int, stop: int) -> tuple[int, ...]:
 
 
 _PHOENIX_POSE = _chains(
-    (11, 12, 24, 23, 11), (11, 13, 15), (12, 14, 16), (23, 25, 27), (24, 26, 28), (7, 3, 2, 1, 0, 4, 5, 6, 8)
+    (11, 12, 24, 23, 11),
+    (11, 13, 15),
+    (12, 14, 16),
+    (23, 25, 27),
+    (24, 26, 28),
+    (7, 3, 2, 1, 0, 4, 5, 6, 8),
 )
-_PHOENIX_HAND = _chains(*((0, *range(tip - 3, tip + 1)) for tip in (4, 8, 12, 16, 20)), (5, 9, 13, 17))
+_PHOENIX_HAND = _chains(
+    *((0, *range(tip - 3, tip + 1)) for tip in (4, 8, 12, 16, 20)), (5, 9, 13, 17)
+)
 _PHOENIX_FACE = _chains(
     _ring(0, 17),
     range(17, 22),
@@ -105,19 +124,24 @@ _PHOENIX_FACE = _chains(
 
 
 def draw_skeletons(
-    keypoints: NDArray[np.floating], size: int = 256, *, style: StyleName | SkeletonStyle = "kpstore"
+    keypoints: NDArray[np.floating],
+    size: int = 256,
+    *,
+    style: StyleName | SkeletonStyle = "kpstore",
 ) -> NDArray[np.uint8]:
     """Return pictures of skeletons, black (0) on white (255), without anti-aliasing.
 
-    The picture is stretched to a square: x times ``size`` is a column and y times ``size`` a row, in either style, so
-    that a point's place follows from its coordinates alone and areas around it can be weighted by a loss.
+    The picture is stretched to a square: x times ``size`` is a column and y times ``size`` a row,
+    in either style, so that a point's place follows from its coordinates alone and areas around it
+    can be weighted by a loss.
 
     Parameters
     ----------
-    keypoints : (frames, 143, 3), x and y as fractions of width and height; points with NaN or infinity, and their
-        lines, are left out. z is not used.
+    keypoints : (frames, 143, 3), x and y as fractions of width and height; points with NaN or
+        infinity, and their lines, are left out. z is not used.
     size : width and height in pixels, from 16.
-    style : ``"kpstore"``, see :func:`kpstore_style`; ``"phoenix"``, see :func:`phoenix_style`; or your own.
+    style : ``"kpstore"``, see :func:`kpstore_style`; ``"phoenix"``, see :func:`phoenix_style`; or
+        your own.
 
     Returns
     -------
@@ -125,9 +149,13 @@ def draw_skeletons(
         (frames, size, size) uint8, row by row from the top.
     """
     if keypoints.ndim != 3 or keypoints.shape[1:] != (N_POINTS, 3):
-        raise InvalidError(f"skeletons need keypoints of shape (frames, {N_POINTS}, 3), found {keypoints.shape}")
+        raise InvalidError(
+            f"skeletons need keypoints of shape (frames, {N_POINTS}, 3), found {keypoints.shape}"
+        )
     if size < 16:
-        raise InvalidError(f"a picture of {size} pixels is too small for a skeleton; use 16 or more")
+        raise InvalidError(
+            f"a picture of {size} pixels is too small for a skeleton; use 16 or more"
+        )
     pen = _pen(as_style(style, size), size)
     pictures = np.empty((len(keypoints), size, size), dtype=np.uint8)
     for start in range(0, len(keypoints), _BLOCK):
@@ -162,7 +190,9 @@ class _Pen:
         self._radii = np.array(style.radii)
         self._dots = {radius: self._stamp(radius) for radius in set(style.radii)}
         # OpenCV's own halves: 1, 2, 2, 3, 3, … pixels to each side for widths from 2.
-        self._strokes = {width: self._stamp((width + 1) // 2 if width > 1 else 0) for width in set(style.widths)}
+        self._strokes = {
+            width: self._stamp((width + 1) // 2 if width > 1 else 0) for width in set(style.widths)
+        }
 
     def _stamp(self, radius: int) -> NDArray[np.int32]:
         """Return the pixel numbers of a disc, relative to its centre's."""
@@ -175,7 +205,8 @@ class _Pen:
         with np.errstate(invalid="ignore", over="ignore"):
             points = keypoints[:, :, :2] * np.float32(size)
             near = (np.abs(points) <= _FAR * size).all(axis=2)  # False for NaN
-        # Towards zero, as the script did: what is up to a pixel left of or above the picture counts as inside.
+        # Towards zero, as the script did: what is up to a pixel left of or above the picture counts
+        # as inside.
         xy = np.where(near[..., None], points, 0).astype(np.int32)
         inside = near & ((xy >= 0) & (xy < size)).all(axis=2)
         first = np.arange(n_frames, dtype=np.int32) * (pitch * pitch) + margin * pitch + margin
@@ -203,7 +234,8 @@ def line_pixels(
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """Return the pixels of lines: which line each is of, its x and its y, (pixels,) int32 each.
 
-    One pixel for each step along the longer side, the nearest to the line (a digital differential analyser).
+    One pixel for each step along the longer side, the nearest to the line (a digital differential
+    analyser).
 
     Parameters
     ----------
@@ -213,8 +245,13 @@ def line_pixels(
     n_steps = np.abs(run).max(axis=1, initial=0)
     counts = n_steps + 1
     line = np.repeat(np.arange(len(starts), dtype=np.int32), counts)
-    step = np.arange(len(line), dtype=np.int32) - np.repeat((np.cumsum(counts) - counts).astype(np.int32), counts)
+    step = np.arange(len(line), dtype=np.int32) - np.repeat(
+        (np.cumsum(counts) - counts).astype(np.int32), counts
+    )
     slope = (run / np.maximum(n_steps, 1)[:, None]).astype(np.float32)
     middle = starts.astype(np.float32) + np.float32(0.5)
-    x, y = (np.floor(middle[:, axis][line] + step * slope[:, axis][line]).astype(np.int32) for axis in (0, 1))
+    x, y = (
+        np.floor(middle[:, axis][line] + step * slope[:, axis][line]).astype(np.int32)
+        for axis in (0, 1)
+    )
     return line, x, y

@@ -16,7 +16,12 @@ Color = tuple[int, int, int]
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 PART_COLORS: Mapping[str, Color] = MappingProxyType(
-    {"face": (240, 228, 66), "left_hand": (86, 180, 233), "right_hand": (230, 120, 0), "pose": (0, 200, 140)}
+    {
+        "face": (240, 228, 66),
+        "left_hand": (86, 180, 233),
+        "right_hand": (230, 120, 0),
+        "pose": (0, 200, 140),
+    }
 )
 _DRAWN_FIRST = ("pose", "face", "left_hand", "right_hand")
 _INK = (20, 20, 20)
@@ -40,10 +45,10 @@ def draw_keypoints(
     Parameters
     ----------
     image : (height, width, 3) uint8 RGB; it is not changed.
-    keypoints : (143, 3), x and y as fractions of width and height; points with NaN are left out, and points outside
-        the picture do not show.
-    edges : pairs of points to join; the default face list's skeleton if not given. A stored feature's attributes
-        hold its own as ``edges``.
+    keypoints : (143, 3), x and y as fractions of width and height; points with NaN are left out,
+        and points outside the picture do not show.
+    edges : pairs of points to join; the default face list's skeleton if not given. A stored
+        feature's attributes hold its own as ``edges``.
     point_radius, line_width : in pixels; chosen by the image's size if not given.
     legend : name the parts that are there, in their colours, in the top left corner.
     smooth : draw this many times larger and shrink, against jagged lines; 1 for none.
@@ -56,13 +61,16 @@ def draw_keypoints(
     _check_image(image)
     if keypoints.shape != (N_POINTS, 3):
         raise InvalidError(
-            f"keypoints of one frame have shape ({N_POINTS}, 3), found {keypoints.shape}; pass one frame"
+            f"keypoints of one frame have shape ({N_POINTS}, 3), found {keypoints.shape}; pass one "
+            "frame"
         )
     if smooth < 1:
         raise InvalidError(f"smooth is at least 1, found {smooth}")
     height, width = image.shape[:2]
     size = max(1.0, min(height, width) / 250)
-    canvas = Image.fromarray(image).resize((width * smooth, height * smooth), Image.Resampling.NEAREST)
+    canvas = Image.fromarray(image).resize(
+        (width * smooth, height * smooth), Image.Resampling.NEAREST
+    )
     xy = np.asarray(keypoints[:, :2], dtype=np.float64) * (width * smooth, height * smooth)
     pen = _Pen(ImageDraw.Draw(canvas), xy, canvas.size)
     joined = skeleton_edges() if edges is None else edges
@@ -75,17 +83,29 @@ def draw_keypoints(
             PART_COLORS[part],
             max(1, round((line_width or 1.2 * size * thin) * smooth)),
         )
-        pen.dots(range(rows.start, rows.stop), PART_COLORS[part], (point_radius or 1.6 * size * thin) * smooth)
+        pen.dots(
+            range(rows.start, rows.stop),
+            PART_COLORS[part],
+            (point_radius or 1.6 * size * thin) * smooth,
+        )
     drawn = canvas.resize((width, height), Image.Resampling.BOX)
     if legend:
-        _draw_legend(drawn, [part for part in PART_COLORS if np.isfinite(keypoints[PART_SLICES[part], :2]).any()])
+        _draw_legend(
+            drawn,
+            [part for part in PART_COLORS if np.isfinite(keypoints[PART_SLICES[part], :2]).any()],
+        )
     return np.asarray(drawn)
 
 
 class _Pen:
-    """Draws points that are finite and near enough to the picture; Pillow is slow or wrong with far ones."""
+    """Draws points that are finite and near enough to the picture.
 
-    def __init__(self, draw: ImageDraw.ImageDraw, xy: NDArray[np.float64], size: tuple[int, int]) -> None:
+    Pillow is slow or wrong with far ones.
+    """
+
+    def __init__(
+        self, draw: ImageDraw.ImageDraw, xy: NDArray[np.float64], size: tuple[int, int]
+    ) -> None:
         self._draw = draw
         self._xy = xy
         near = np.abs(xy) < 8 * max(size)  # False for NaN
@@ -101,7 +121,9 @@ class _Pen:
         for point in points:
             if self._drawable[point]:
                 x, y = self._xy[point]
-                self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), color, _INK, rim)
+                self._draw.ellipse(
+                    (x - radius, y - radius, x + radius, y + radius), color, _INK, rim
+                )
 
 
 def _draw_legend(picture: Image.Image, parts: Sequence[str]) -> None:
@@ -134,15 +156,24 @@ def contact_sheet(
         (height, width, 3) uint8 RGB, on white.
     """
     if not images or columns < 1:
-        raise InvalidError(f"a sheet needs images and columns, found {len(images)} images in {columns} columns")
+        raise InvalidError(
+            f"a sheet needs images and columns, found {len(images)} images in {columns} columns"
+        )
     if captions is not None and len(captions) != len(images):
-        raise InvalidError(f"a sheet needs a caption for each image, found {len(captions)} for {len(images)}")
+        raise InvalidError(
+            f"a sheet needs a caption for each image, found {len(captions)} for {len(images)}"
+        )
     for image in images:
         _check_image(image)
     columns = min(columns, len(images))
     cell_width = max(image.shape[1] for image in images)
-    row_heights = [max(image.shape[0] for image in images[i : i + columns]) for i in range(0, len(images), columns)]
-    tops = np.cumsum([_MARGIN, *(height + _MARGIN + (_CAPTION if captions else 0) for height in row_heights)])
+    row_heights = [
+        max(image.shape[0] for image in images[i : i + columns])
+        for i in range(0, len(images), columns)
+    ]
+    tops = np.cumsum(
+        [_MARGIN, *(height + _MARGIN + (_CAPTION if captions else 0) for height in row_heights)]
+    )
     sheet = Image.new("RGB", (columns * (cell_width + _MARGIN) + _MARGIN, int(tops[-1])), _PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
@@ -156,7 +187,12 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def _cut(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _cut(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    width: int,
+) -> str:
     text = " ".join(text.split())
     while text and draw.textlength(text, font=font) > width:
         text = text[:-2] + "…" if len(text) > 1 and text != "…" else ""
@@ -165,4 +201,7 @@ def _cut(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | Im
 
 def _check_image(image: NDArray[np.uint8]) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise InvalidError(f"an image is (height, width, 3) uint8 RGB, found {image.shape} {image.dtype}; convert it")
+        raise InvalidError(
+            f"an image is (height, width, 3) uint8 RGB, found {image.shape} {image.dtype}; convert "
+            "it"
+        )

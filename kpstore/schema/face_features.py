@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 
 from kpstore.schema.feature import Axis, FeatureSpec
 
-MODEL_DIMS = {"dinov2_vits14": 384, "dinov2_vitb14": 768, "dinov2_vitl14": 1024, "dinov2_vitg14": 1536}
+MODEL_DIMS = {
+    "dinov2_vits14": 384,
+    "dinov2_vitb14": 768,
+    "dinov2_vitl14": 1024,
+    "dinov2_vitg14": 1536,
+}
 """Length of a feature by the model that made it."""
 CLS_TOKEN = "CLS token of the whole image, L2-normalised"
 """What DINOv2's features are, whoever made them: extracted with faces or alone, or imported."""
@@ -21,7 +26,8 @@ LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 class Field:
     """A field of numbers: of a frame, or with ``face_`` before its name of a person's frontal face.
 
-    ``shape`` is None for the features, whose length the model says; a field that is not ``needed`` may be missing.
+    ``shape`` is None for the features, whose length the model says; a field that is not ``needed``
+    may be missing.
     """
 
     name: str
@@ -35,11 +41,15 @@ class Field:
     def of_face(self) -> Field:
         """Return the same field of the frontal face."""
         about = f"{self.about}, of the frontal face"
-        return Field(f"face_{self.name}", self.shape, self.dims, self.units, about, self.labels, self.needed)
+        return Field(
+            f"face_{self.name}", self.shape, self.dims, self.units, about, self.labels, self.needed
+        )
 
     def spec(self, model: str, dim: int, dtype: str, axis: Axis) -> FeatureSpec:
         """Return the feature that keeps this field."""
-        name = self.name if self.shape is not None else model if axis == "frame" else f"face_{model}"
+        name = (
+            self.name if self.shape is not None else model if axis == "frame" else f"face_{model}"
+        )
         return FeatureSpec(
             name, self.shape or ((dim,) if self.shape is None else ()), self.dims, dtype, self.units, self.about,
             axis=axis, labels=self.labels,
@@ -56,12 +66,30 @@ _SHARED = (
     Field("box", (4,), ("box_edge",), "pixel", "the face's box", {"box_edge": ("x1", "y1", "x2", "y2")}),
 )  # fmt: skip
 _ADDED_3D = (
-    Field("euler_angles", (3,), ("rotation",), "degree", "yaw, pitch, roll as the 3-D script names them", needed=False),
-    Field("rotation_matrix", (3, 3), ("matrix_row", "matrix_column"), "1", "of the head", needed=False),
+    Field(
+        "euler_angles",
+        (3,),
+        ("rotation",),
+        "degree",
+        "yaw, pitch, roll as the 3-D script names them",
+        needed=False,
+    ),
+    Field(
+        "rotation_matrix", (3, 3), ("matrix_row", "matrix_column"), "1", "of the head", needed=False
+    ),
 )
-_SCORE = Field("detection_score", (), (), "1", "how sure the detector is of the face, 0 to 1", needed=False)
+_SCORE = Field(
+    "detection_score", (), (), "1", "how sure the detector is of the face, 0 to 1", needed=False
+)
 _ANGLES = (
-    Field("spherical_angles", (5,), ("landmark",), "degree", "signed angle of each from the frontal face", _POINTS),
+    Field(
+        "spherical_angles",
+        (5,),
+        ("landmark",),
+        "degree",
+        "signed angle of each from the frontal face",
+        _POINTS,
+    ),
     Field("avg_angle", (), (), "degree", "mean of the five angles"),
 )
 

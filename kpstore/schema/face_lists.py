@@ -16,9 +16,9 @@ def load_face_list(face_list: str | os.PathLike[str] | FaceList) -> FaceList:
 
     Parameters
     ----------
-    face_list : a name in :data:`~kpstore.schema.layout.FACE_LISTS`, or a file with 68 mesh indices: a JSON list, where
-        an entry may be a list of indices to average, or numbers between white space and commas. The file's name
-        without its ending becomes the list's name.
+    face_list : a name in :data:`~kpstore.schema.layout.FACE_LISTS`, or a file with 68 mesh indices:
+        a JSON list, where an entry may be a list of indices to average, or numbers between white
+        space and commas. The file's name without its ending becomes the list's name.
 
     Raises
     ------
@@ -34,7 +34,8 @@ def load_face_list(face_list: str | os.PathLike[str] | FaceList) -> FaceList:
     path = Path(face_list)
     if not path.is_file():
         raise NotFoundError(
-            f"face list {str(face_list)!r} is neither a known name ({', '.join(sorted(FACE_LISTS))}) nor a file"
+            f"face list {str(face_list)!r} is neither a known name "
+            f"({', '.join(sorted(FACE_LISTS))}) nor a file"
         )
     return FaceList(path.stem, _read_points(path), f"file {path.name}")
 
@@ -42,7 +43,11 @@ def load_face_list(face_list: str | os.PathLike[str] | FaceList) -> FaceList:
 def _read_points(path: Path) -> tuple[MeshPoint, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
-        points = json.loads(text) if text.startswith("[") else [int(number) for number in re.split(r"[\s,]+", text)]
+        points = (
+            json.loads(text)
+            if text.startswith("[")
+            else [int(number) for number in re.split(r"[\s,]+", text)]
+        )
     except (OSError, ValueError) as error:
         raise InvalidError(
             f"face list {str(path)!r} could not be read ({error}); "

@@ -28,7 +28,11 @@ class Failures:
     frames: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        frames = {} if self.video is not None else {int(n): _storable(self.frames[n]) for n in sorted(self.frames)}
+        frames = (
+            {}
+            if self.video is not None
+            else {int(n): _storable(self.frames[n]) for n in sorted(self.frames)}
+        )
         object.__setattr__(self, "frames", frames)
         if self.video is not None:
             object.__setattr__(self, "video", _storable(self.video))
@@ -50,12 +54,18 @@ class Failures:
         if self.video is not None:
             return json.dumps({"video": self.video}, ensure_ascii=False)
         if self.frames:
-            return json.dumps({"frames": {str(n): reason for n, reason in self.frames.items()}}, ensure_ascii=False)
+            return json.dumps(
+                {"frames": {str(n): reason for n, reason in self.frames.items()}},
+                ensure_ascii=False,
+            )
         return ""
 
     @classmethod
     def from_text(cls, text: str) -> Failures:
-        """Return the value of a text that :meth:`to_text` made; :class:`InvalidError` for any other text."""
+        """Return the value of a text that :meth:`to_text` made.
+
+        :class:`InvalidError` for any other text.
+        """
         if not text:
             return NOTHING_FAILED
         try:
@@ -63,7 +73,9 @@ class Failures:
             frames = {int(frame): reason or "" for frame, reason in found.get("frames", {}).items()}
             return cls((found["video"] or "") if "video" in found else None, frames)
         except (ValueError, AttributeError, TypeError, RecursionError):
-            raise InvalidError(f"{text[:80]!r} given as failures of a video; {FORM} needed") from None
+            raise InvalidError(
+                f"{text[:80]!r} given as failures of a video; {FORM} needed"
+            ) from None
 
 
 def _storable(reason: object) -> str:

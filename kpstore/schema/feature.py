@@ -30,8 +30,9 @@ MAX_CHUNK_ROWS = 4096
 class State(enum.IntEnum):
     """How far a video (for one feature), or one of its frames, has come.
 
-    ``PENDING`` is also what unwritten storage reads as, so that a row nobody wrote can never pass for a result.
-    A frame that was looked at and in which nothing was found is ``DONE``: its values are NaN and its mask is False.
+    ``PENDING`` is also what unwritten storage reads as, so that a row nobody wrote can never pass
+    for a result. A frame that was looked at and in which nothing was found is ``DONE``: its values
+    are NaN and its mask is False.
     """
 
     PENDING = 0
@@ -70,16 +71,23 @@ class ArraySpec:
     def __post_init__(self) -> None:
         if not _NAME.match(self.name):
             raise InvalidError(
-                f"array name {self.name!r}: use lower-case letters, digits and underscores, starting with a letter"
+                f"array name {self.name!r}: use lower-case letters, digits and underscores, "
+                "starting with a letter"
             )
         if len(self.shape) != len(self.dims):
-            raise InvalidError(f"{self.name!r}: shape {self.shape} needs {len(self.shape)} dims, found {self.dims}")
+            raise InvalidError(
+                f"{self.name!r}: shape {self.shape} needs {len(self.shape)} dims, found {self.dims}"
+            )
         if {"frame", "video"} & set(self.dims):
             raise InvalidError(
-                f"{self.name!r}: 'frame' and 'video' are axes of the store; call the row's axes otherwise"
+                f"{self.name!r}: 'frame' and 'video' are axes of the store; call the row's axes "
+                "otherwise"
             )
         if any(length < 1 for length in self.shape):
-            raise InvalidError(f"{self.name!r}: every axis of a row needs a length of at least 1, found {self.shape}")
+            raise InvalidError(
+                f"{self.name!r}: every axis of a row needs a length of at least 1, found "
+                f"{self.shape}"
+            )
         if not _is_number(self.dtype):
             raise InvalidError(f"{self.name!r}: dtype {self.dtype!r} is not a number or bool")
 
@@ -107,11 +115,14 @@ class FeatureSpec(ArraySpec):
     ----------
     axis : what a row belongs to, a frame or a video.
     labels : names along an axis of a row, by dimension, e.g. ``{"space": ("x", "y", "z")}``.
-    companions : arrays with the same rows, such as a presence mask (``detected``) or a confidence (``visibility``).
-    chunk_rows : rows per chunk; 0 picks the largest power of two that stays within 2 MiB decoded, and within 4,096
-        rows: a chunk of a few numbers a frame would hold more frames than a small store has.
-    compression : of the values: ``"raw"`` is none, and reads fastest; ``"lz4"`` saves a fifth to two fifths
-        of the space of keypoints, ``"zstd"`` a little more; neither saves anything on network features.
+    companions : arrays with the same rows, such as a presence mask (``detected``) or a confidence
+        (``visibility``).
+    chunk_rows : rows per chunk; 0 picks the largest power of two that stays within 2 MiB decoded,
+        and within 4,096 rows: a chunk of a few numbers a frame would hold more frames than a small
+        store has.
+    compression : of the values: ``"raw"`` is none, and reads fastest; ``"lz4"`` saves a fifth to
+        two fifths of the space of keypoints, ``"zstd"`` a little more; neither saves anything on
+        network features.
     attrs : further facts about the layout (JSON), such as a list of mesh points.
     """
 
@@ -125,44 +136,65 @@ class FeatureSpec(ArraySpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.axis not in ("frame", "video"):
-            raise InvalidError(f"feature {self.name!r}: axis is 'frame' or 'video', found {self.axis!r}")
+            raise InvalidError(
+                f"feature {self.name!r}: axis is 'frame' or 'video', found {self.axis!r}"
+            )
         lengths: dict[str, int] = {}
         for array in (self, *self.companions):
             for dim, length in zip(array.dims, array.shape, strict=True):
                 if lengths.setdefault(dim, length) != length:
                     raise InvalidError(
-                        f"feature {self.name!r}: dimension {dim!r} has two lengths, {lengths[dim]} and {length}"
+                        f"feature {self.name!r}: dimension {dim!r} has two lengths, {lengths[dim]} "
+                        f"and {length}"
                     )
         for dim, names in self.labels.items():
             if lengths.get(dim) != len(names):
                 raise InvalidError(
-                    f"feature {self.name!r}: {len(names)} labels for {dim!r} of length {lengths.get(dim)}"
+                    f"feature {self.name!r}: {len(names)} labels for {dim!r} of length "
+                    f"{lengths.get(dim)}"
                 )
         names_used = [c.name for c in self.companions]
         if len(set(names_used)) != len(names_used):
-            raise InvalidError(f"feature {self.name!r}: two companions have one name, found {names_used}")
+            raise InvalidError(
+                f"feature {self.name!r}: two companions have one name, found {names_used}"
+            )
         if self.compression not in COMPRESSIONS:
             raise InvalidError(
-                f"feature {self.name!r}: compression {self.compression!r}; use {', '.join(COMPRESSIONS)}"
+                f"feature {self.name!r}: compression {self.compression!r}; use "
+                f"{', '.join(COMPRESSIONS)}"
             )
         if self.chunk_rows < 0:
-            raise InvalidError(f"feature {self.name!r}: chunk_rows is {self.chunk_rows}; use 0 or more")
+            raise InvalidError(
+                f"feature {self.name!r}: chunk_rows is {self.chunk_rows}; use 0 or more"
+            )
         try:
-            # As it will come back from a store: a tuple that returns as a list would make the same spec another one.
+            # As it will come back from a store: a tuple that returns as a list would make the same
+            # spec another one.
             object.__setattr__(self, "attrs", json.loads(json.dumps(dict(self.attrs))))
         except TypeError as error:
-            raise InvalidError(f"feature {self.name!r}: attrs must be JSON values ({error})") from None
+            raise InvalidError(
+                f"feature {self.name!r}: attrs must be JSON values ({error})"
+            ) from None
         reserved = {"state", "status", "failure", "values"} & set(names_used)
         if reserved:
-            raise InvalidError(f"feature {self.name!r}: companion name {reserved.pop()!r} is kept for the store itself")
+            raise InvalidError(
+                f"feature {self.name!r}: companion name {reserved.pop()!r} is kept for the store "
+                "itself"
+            )
         if self.chunk_rows == 0:
             rows = max(1, CHUNK_BYTES // max(self.row_bytes, 1))
-            object.__setattr__(self, "chunk_rows", min(1 << (rows.bit_length() - 1), MAX_CHUNK_ROWS))
+            object.__setattr__(
+                self, "chunk_rows", min(1 << (rows.bit_length() - 1), MAX_CHUNK_ROWS)
+            )
 
     @property
     def arrays(self) -> dict[str, ArraySpec]:
         """Every array of this feature by its stored name: the values first, then the companions."""
-        stored = {self.name: ArraySpec(self.name, self.shape, self.dims, self.dtype, self.units, self.description)}
+        stored = {
+            self.name: ArraySpec(
+                self.name, self.shape, self.dims, self.dtype, self.units, self.description
+            )
+        }
         for companion in self.companions:
             name = f"{self.name}_{companion.name}"
             stored[name] = replace(companion, name=name)
@@ -171,7 +203,8 @@ class FeatureSpec(ArraySpec):
     def empty_rows(self, n_rows: int) -> FeatureRows:
         """Return ``n_rows`` rows in which nothing was found: NaN values, False masks.
 
-        To fill in values alone, make ``FeatureRows(values)`` instead: masks then follow from the values.
+        To fill in values alone, make ``FeatureRows(values)`` instead: masks then follow from the
+        values.
         """
         return FeatureRows(self.empty(n_rows), {c.name: c.empty(n_rows) for c in self.companions})
 
@@ -207,11 +240,17 @@ class FeatureSpec(ArraySpec):
         """Build a spec from what :meth:`to_json` returned."""
         values = dict(stored)
         companions = tuple(
-            ArraySpec(**{**c, "shape": tuple(c["shape"]), "dims": tuple(c["dims"])}) for c in values.pop("companions")
+            ArraySpec(**{**c, "shape": tuple(c["shape"]), "dims": tuple(c["dims"])})
+            for c in values.pop("companions")
         )
         values["labels"] = {dim: tuple(names) for dim, names in values["labels"].items()}
         return cls(
-            **{**values, "shape": tuple(values["shape"]), "dims": tuple(values["dims"]), "companions": companions}
+            **{
+                **values,
+                "shape": tuple(values["shape"]),
+                "dims": tuple(values["dims"]),
+                "companions": companions,
+            }
         )
 
 
@@ -233,10 +272,14 @@ class FeatureRows:
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {array.shape}" for name, array in self.companions.items())
-        return f"FeatureRows({self.values.shape} {self.values.dtype}{', ' + shapes if shapes else ''})"
+        return (
+            f"FeatureRows({self.values.shape} {self.values.dtype}{', ' + shapes if shapes else ''})"
+        )
 
     def __getitem__(self, rows: slice) -> FeatureRows:
-        return FeatureRows(self.values[rows], {name: array[rows] for name, array in self.companions.items()})
+        return FeatureRows(
+            self.values[rows], {name: array[rows] for name, array in self.companions.items()}
+        )
 
     def n_given(self, spec: FeatureSpec) -> int:
         """Return how many rows were given; :class:`InvalidError` if they are no array of rows."""
@@ -245,19 +288,20 @@ class FeatureRows:
     def check(self, spec: FeatureSpec, done: NDArray[np.bool_] | None = None) -> FeatureRows:
         """Return the same rows as a store may hold them.
 
-        Arrays get the spec's dtypes. A presence mask (``detected``) that is not given follows from the values, see
-        :func:`presence`; other companions that are not given read as missing. For bool arrays, whole numbers 0 and 1
-        will do.
+        Arrays get the spec's dtypes. A presence mask (``detected``) that is not given follows from
+        the values, see :func:`presence`; other companions that are not given read as missing. For
+        bool arrays, whole numbers 0 and 1 will do.
 
         Parameters
         ----------
-        done : (rows,) bool; other rows come back as missing, whatever they hold. All are done by default.
+        done : (rows,) bool; other rows come back as missing, whatever they hold. All are done by
+            default.
 
         Raises
         ------
         InvalidError
-            If an array does not fit, or breaks a rule of the format (:func:`faults`); one line that names it and the
-            first row.
+            If an array does not fit, or breaks a rule of the format (:func:`faults`); one line that
+            names it and the first row.
         """
         values = _array(spec, "values", self.values)
         n_rows = len(values)
@@ -280,9 +324,14 @@ class FeatureRows:
             if bad.any():
                 row = int(np.argmax(bad))
                 told = _torn_point(spec, values[row], what) or f"{array} {what}"
-                if told.startswith(f"{spec.name}_{MASK} ") and self.companions.get(MASK) is not None:
+                if (
+                    told.startswith(f"{spec.name}_{MASK} ")
+                    and self.companions.get(MASK) is not None
+                ):
                     told += f"; leave {MASK!r} out and it follows from the values"
-                raise InvalidError(f"feature {spec.name!r}, row {row} ({int(bad.sum())} in all): {told}")
+                raise InvalidError(
+                    f"feature {spec.name!r}, row {row} ({int(bad.sum())} in all): {told}"
+                )
         return FeatureRows(values, companions)
 
     @classmethod
@@ -309,7 +358,10 @@ def part_names(spec: FeatureSpec) -> tuple[str, ...]:
 
 
 def part_slices(spec: FeatureSpec) -> Mapping[str, slice | None]:
-    """Return which points of a row belong to which part; ``{"": None}`` for a feature without parts."""
+    """Return which points of a row belong to which part.
+
+    ``{"": None}`` for a feature without parts.
+    """
     parts = spec.attrs.get("parts")
     if not parts or not spec.shape:
         return {"": None}
@@ -319,8 +371,9 @@ def part_slices(spec: FeatureSpec) -> Mapping[str, slice | None]:
 def presence(spec: FeatureSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
     """Return the presence mask that follows from values: what is NaN as a whole is not there, everything else is.
 
-    A column of the mask that stands for a part looks at the points of that part; an axis that mask and values share, at
-    each place along it; any other column at the whole row. In features of whole numbers all is there.
+    A column of the mask that stands for a part looks at the points of that part; an axis that mask
+    and values share, at each place along it; any other column at the whole row. In features of
+    whole numbers all is there.
 
     Parameters
     ----------
@@ -339,7 +392,9 @@ def presence(spec: FeatureSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
         order = (0, *(1 + kept.index(dim) for dim in mask.dims))
         return np.asarray(there.any(axis=other), dtype=np.bool_).transpose(order)
     of_row = _any_in_row(there)
-    found = np.broadcast_to(of_row.reshape(-1, *(1 for _ in mask.shape)), (len(values), *mask.shape)).copy()
+    found = np.broadcast_to(
+        of_row.reshape(-1, *(1 for _ in mask.shape)), (len(values), *mask.shape)
+    ).copy()
     slices = part_slices(spec)
     for column, part in enumerate(part_names(spec)):
         rows = slices.get(part)
@@ -353,7 +408,8 @@ def faults(
 ) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     """Yield each rule that done rows of a feature have to keep: the array, what is wrong, and (rows,) bool, where.
 
-    Values are finite or NaN; a presence mask says what the values say; ``visibility`` lies between 0 and 1.
+    Values are finite or NaN; a presence mask says what the values say; ``visibility`` lies between
+    0 and 1.
     """
     if values.dtype.kind != "f":
         return
@@ -415,8 +471,8 @@ def _torn_point(spec: FeatureSpec, row: NDArray[Any], what: str) -> str | None:
             names = spec.labels.get(spec.dims[0])
             label = f"point {point}" if names is None else f"point {point} ({names[point]})"
             return (
-                f"{spec.name}, {label} of {part}: some of its coordinates are missing; the coordinates of a point are "
-                "missing together (NaN in all of them)"
+                f"{spec.name}, {label} of {part}: some of its coordinates are missing; the "
+                "coordinates of a point are missing together (NaN in all of them)"
             )
     return None
 
@@ -427,41 +483,61 @@ def _array(spec: FeatureSpec, name: str, given: Any) -> NDArray[Any]:
         masked = isinstance(given, np.ma.MaskedArray)
         array = np.asarray(given.filled(np.nan) if masked and given.dtype.kind == "f" else given)
     except (TypeError, ValueError) as error:
-        raise InvalidError(f"feature {spec.name!r}, {name}: no array of numbers can be made of it ({error})") from None
+        raise InvalidError(
+            f"feature {spec.name!r}, {name}: no array of numbers can be made of it ({error})"
+        ) from None
     if masked and given.dtype.kind != "f" and np.ma.getmaskarray(given).any():
         raise InvalidError(
-            f"feature {spec.name!r}, {name}: a masked array of {given.dtype} hides numbers; fill them in"
+            f"feature {spec.name!r}, {name}: a masked array of {given.dtype} hides numbers; fill "
+            "them in"
         )
     if not array.ndim:
-        raise InvalidError(f"feature {spec.name!r}, {name}: one {array.dtype} was given, an array of rows is needed")
+        raise InvalidError(
+            f"feature {spec.name!r}, {name}: one {array.dtype} was given, an array of rows is "
+            "needed"
+        )
     return array
 
 
 def _fitted(
-    spec: FeatureSpec, name: str, array: NDArray[Any], wanted: ArraySpec, n_rows: int, gone: NDArray[np.bool_] | None
+    spec: FeatureSpec,
+    name: str,
+    array: NDArray[Any],
+    wanted: ArraySpec,
+    n_rows: int,
+    gone: NDArray[np.bool_] | None,
 ) -> NDArray[Any]:
-    """Return an array in the spec's dtype, its rows ``gone`` missing; :class:`InvalidError` if it does not fit."""
+    """Return an array in the spec's dtype, its rows ``gone`` missing.
+
+    :class:`InvalidError` if it does not fit.
+    """
     if array.shape != (n_rows, *wanted.shape):
         raise InvalidError(
-            f"feature {spec.name!r}, {name}: shape {array.shape} given, ({n_rows}, *{wanted.shape}) needed"
+            f"feature {spec.name!r}, {name}: shape {array.shape} given, ({n_rows}, "
+            f"*{wanted.shape}) needed"
         )
     if wanted.dtype == "bool" and array.dtype.kind in "iu":
         kept = array if gone is None else array[~gone]
         if kept.size and (kept.min() < 0 or kept.max() > 1):
             raise InvalidError(
-                f"feature {spec.name!r}, {name}: {kept.min()} to {kept.max()} given, bool (or 0 and 1) needed"
+                f"feature {spec.name!r}, {name}: {kept.min()} to {kept.max()} given, bool (or 0 "
+                "and 1) needed"
             )
         array = array.astype(np.bool_)
     if not np.can_cast(array.dtype, wanted.dtype, casting="same_kind"):
-        raise InvalidError(f"feature {spec.name!r}, {name}: dtype {array.dtype} given, {wanted.dtype} needed")
+        raise InvalidError(
+            f"feature {spec.name!r}, {name}: dtype {array.dtype} given, {wanted.dtype} needed"
+        )
     if np.dtype(wanted.dtype).kind in "iu" and not np.can_cast(array.dtype, wanted.dtype):
         limits, kept = np.iinfo(wanted.dtype), array if gone is None else array[~gone]
         if kept.size and (kept.min() < limits.min or kept.max() > limits.max):
             raise InvalidError(
-                f"feature {spec.name!r}, {name}: {kept.min()} to {kept.max()} given, {wanted.dtype} holds "
-                f"{limits.min} to {limits.max}"
+                f"feature {spec.name!r}, {name}: {kept.min()} to {kept.max()} given, "
+                f"{wanted.dtype} holds {limits.min} to {limits.max}"
             )
-    with np.errstate(over="ignore"):  # too large a number becomes infinite, which is told of as such
+    with np.errstate(
+        over="ignore"
+    ):  # too large a number becomes infinite, which is told of as such
         fitted = array.astype(wanted.dtype, copy=gone is not None)
     if gone is not None:
         fitted[gone] = wanted.fill

@@ -30,12 +30,13 @@ _FIT: Mapping[str, Callable[[Any], Any]] = {
 class VideoRecord:
     """One video before it is stored: what a source lists and a store's index keeps.
 
-    Rows of a table may be given as they are: numbers and dates in a column of text are written out, None, NaN and
-    pandas' NA are ``""`` there, and unknown elsewhere.
+    Rows of a table may be given as they are: numbers and dates in a column of text are written out,
+    None, NaN and pandas' NA are ``""`` there, and unknown elsewhere.
 
     Parameters
     ----------
-    id : unique in the data set; text, kept exactly as it is given. Sources make them with forward slashes only.
+    id : unique in the data set; text, kept exactly as it is given. Sources make them with forward
+        slashes only.
     split : ``"train"``, ``"dev"``, …; ``""`` where the data set has none.
     frame_paths : one path per frame, relative to the data set's root, forward slashes;
         frames of a video file are ``"clip.mp4#0"``, ``"clip.mp4#1"``, ….
@@ -80,7 +81,8 @@ class VideoIndex:
     ----------
     ids : (videos,) object array of str, unique.
     splits : (videos,) object array of str.
-    n_frames : (videos,) int64, frames per video; a video's rows follow those of the video before it.
+    n_frames : (videos,) int64, frames per video; a video's rows follow those of the video before
+        it.
     """
 
     ids: NDArray[np.object_]
@@ -90,7 +92,8 @@ class VideoIndex:
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.splits) == len(self.n_frames):
             raise CorruptError(
-                f"the video index has {len(self.ids)} ids, {len(self.splits)} splits and {len(self.n_frames)} lengths"
+                f"the video index has {len(self.ids)} ids, {len(self.splits)} splits and "
+                f"{len(self.n_frames)} lengths"
             )
         if len(self.n_frames) and self.n_frames.min() < 0:
             raise CorruptError("the video index holds a negative number of frames")
@@ -121,7 +124,10 @@ class VideoIndex:
         return video_id in self._positions
 
     def position(self, video_id: str) -> int:
-        """Return a video's place in storage order; :class:`NotFoundError` with the nearest ids if there is none."""
+        """Return a video's place in storage order.
+
+        :class:`NotFoundError` with the nearest ids if there is none.
+        """
         try:
             return self._positions[video_id]
         except KeyError:
@@ -152,13 +158,17 @@ class VideoIndex:
             If a split or a video is not there; the message lists the splits or near ids.
         """
         chosen = (
-            np.arange(len(self)) if videos is None else np.array([self.position(v) for v in videos], dtype=np.int64)
+            np.arange(len(self))
+            if videos is None
+            else np.array([self.position(v) for v in videos], dtype=np.int64)
         )
         if split is not None:
             wanted = [split] if isinstance(split, str) else list(split)
             unknown = [name for name in wanted if name not in self.split_names()]
             if unknown:
-                raise NotFoundError(f"split {unknown[0]!r} not found; there are {self.split_names()}")
+                raise NotFoundError(
+                    f"split {unknown[0]!r} not found; there are {self.split_names()}"
+                )
             chosen = chosen[np.isin(self.splits[chosen].astype(str), wanted)]
         return chosen.astype(np.int64)
 
@@ -178,12 +188,16 @@ def nearest(name: object, names: Iterable[str]) -> str:
 
 def all_within(numbers: NDArray[np.int64], length: int) -> bool:
     """Whether all of some numbers, (numbers,) int64, are places on an axis of that length, from 0."""
-    # Below 0 they are the greatest of all when read without a sign: one pass instead of two, before every read.
+    # Below 0 they are the greatest of all when read without a sign: one pass instead of two, before
+    # every read.
     return numbers.size == 0 or int(np.maximum.reduce(numbers.view(np.uint64))) < length
 
 
 def whole_number(value: object) -> int | None:
-    """Return one whole number of any kind (int, numpy, torch) as an int; None for anything else, bools included."""
+    """Return one whole number of any kind (int, numpy, torch) as an int.
+
+    None for anything else, bools included.
+    """
     is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
     if is_bool or getattr(value, "ndim", 0) != 0:
         return None

@@ -17,7 +17,12 @@ MeshPoint = int | tuple[int, ...]
 """One MediaPipe face mesh point by its index, or several whose mean is taken."""
 
 PART_SLICES = MappingProxyType(
-    {"face": slice(0, 68), "left_hand": slice(68, 89), "right_hand": slice(89, 110), "pose": slice(110, 143)}
+    {
+        "face": slice(0, 68),
+        "left_hand": slice(68, 89),
+        "right_hand": slice(89, 110),
+        "pose": slice(110, 143),
+    }
 )
 """Rows of each part. Left and right are the subject's own."""
 PARTS: tuple[str, ...] = tuple(PART_SLICES)
@@ -39,18 +44,25 @@ FACE_REGIONS = MappingProxyType(
         "mouth_inner": slice(60, 68),
     }
 )
-"""The eight groups of face points, in iBUG's order; every face list has them, though not the same points in them."""
+"""The eight groups of face points, in iBUG's order.
+
+Every face list has them, though not the same points in them.
+"""
 
 HAND_POINT_NAMES: tuple[str, ...] = (
     "wrist",
     *(f"thumb_{joint}" for joint in ("cmc", "mcp", "ip", "tip")),
-    *(f"{finger}_finger_{j}" for finger in ("index", "middle", "ring") for j in ("mcp", "pip", "dip", "tip")),
+    *(
+        f"{finger}_finger_{j}"
+        for finger in ("index", "middle", "ring")
+        for j in ("mcp", "pip", "dip", "tip")
+    ),
     *(f"pinky_{joint}" for joint in ("mcp", "pip", "dip", "tip")),
 )
 _FACE_NAMES = tuple(f"face_{number}" for number in range(N_FACE))
 _POSE_HEAD = (
-    "nose left_eye_inner left_eye left_eye_outer right_eye_inner right_eye right_eye_outer left_ear right_ear "
-    "mouth_left mouth_right"
+    "nose left_eye_inner left_eye left_eye_outer right_eye_inner right_eye right_eye_outer "
+    "left_ear right_ear mouth_left mouth_right"
 )
 _POSE_BODY = "shoulder elbow wrist pinky index thumb hip knee ankle heel foot_index"
 POSE_POINT_NAMES: tuple[str, ...] = (
@@ -95,7 +107,8 @@ _POSE_EDGES: tuple[Edge, ...] = (
 )
 _NOSE_CHAIN = (27, 28, 29, 30, 33)
 _NOSTRIL_CHAIN = (31, 32, 33, 34, 35)
-# The users' list names its nose points out of order; from the bridge down, then to the wing, they run like this.
+# The users' list names its nose points out of order; from the bridge down, then to the wing, they
+# run like this.
 _PHOENIX_NOSE_CHAIN = (32, 30, 31, 28, 27, 35, 29, 34, 33)
 
 
@@ -112,7 +125,8 @@ class FaceList:
     Raises
     ------
     InvalidError
-        If there are not 68 entries, or an entry is no mesh point; the message lists every wrong entry.
+        If there are not 68 entries, or an entry is no mesh point; the message lists every wrong
+        entry.
     """
 
     name: str
@@ -129,8 +143,8 @@ class FaceList:
             problems.insert(0, "it has no name")
         if problems:
             raise InvalidError(
-                f"face list {self.name!r}: {'; '.join(problems)}; give {N_FACE} mesh indices from 0 to {N_MESH - 1}, "
-                "or lists of such indices to average"
+                f"face list {self.name!r}: {'; '.join(problems)}; give {N_FACE} mesh indices from "
+                f"0 to {N_MESH - 1}, or lists of such indices to average"
             )
         object.__setattr__(self, "points", points)
 
@@ -161,19 +175,19 @@ def _numbers(text: str) -> tuple[int, ...]:
 _PHOENIX = FaceList(
     "phoenix",
     _numbers(
-        "10 338 297 332 284 251 389 356 454 323 361 288 397 365 379 378 400 107 55 65 52 53 336 296 334 293 300 "
-        "19 1 2 5 4 6 98 97 94 33 7 163 144 145 153 362 382 381 380 374 373 "
-        "61 146 91 181 84 17 314 405 320 307 375 321 78 95 88 178 87 14 317 402"
+        "10 338 297 332 284 251 389 356 454 323 361 288 397 365 379 378 400 107 55 65 52 53 336 "
+        "296 334 293 300 19 1 2 5 4 6 98 97 94 33 7 163 144 145 153 362 382 381 380 374 373 61 146 "
+        "91 181 84 17 314 405 320 307 375 321 78 95 88 178 87 14 317 402"
     ),
-    "the list that existing PHOENIX-2014-T keypoint files were made with: groups as in iBUG, other points in them "
-    "(its outline runs from the forehead down the subject's left side)",
+    "the list that existing PHOENIX-2014-T keypoint files were made with: groups as in iBUG, other "
+    "points in them (its outline runs from the forehead down the subject's left side)",
 )
 _IBUG = FaceList(
     "ibug",
     _numbers(
-        "162 234 93 58 172 136 149 148 152 377 378 365 397 288 323 454 389 71 63 105 66 107 336 296 334 293 301 "
-        "168 197 5 4 75 97 2 326 305 33 160 158 133 153 144 362 385 387 263 373 380 "
-        "61 39 37 0 267 269 291 405 314 17 84 181 78 82 13 312 308 317 14 87"
+        "162 234 93 58 172 136 149 148 152 377 378 365 397 288 323 454 389 71 63 105 66 107 336 "
+        "296 334 293 301 168 197 5 4 75 97 2 326 305 33 160 158 133 153 144 362 385 387 263 373 "
+        "380 61 39 37 0 267 269 291 405 314 17 84 181 78 82 13 312 308 317 14 87"
     ),
     "the most copied approximation of iBUG's 68 points ('landmark_points_68'); no standard exists",
 )
@@ -182,14 +196,26 @@ FACE_LISTS = MappingProxyType({face_list.name: face_list for face_list in (_PHOE
 
 
 def skeleton_edges(face_list: FaceList = _PHOENIX) -> tuple[Edge, ...]:
-    """Return the pairs of points that a drawing joins, as indices into the 143; each pair within one part.
+    """Return the pairs of points that a drawing joins, as indices into the 143.
 
-    The regions of the face are joined alike for every list, except the nose, whose points the lists order differently.
+    Each pair within one part.
+
+    The regions of the face are joined alike for every list, except the nose, whose points the lists
+    order differently.
     """
     regions = FACE_REGIONS
-    nose = (_PHOENIX_NOSE_CHAIN,) if face_list.points == _PHOENIX.points else (_NOSE_CHAIN, _NOSTRIL_CHAIN)
-    open_lines = (*(tuple(range(143)[regions[name]]) for name in ("jaw", "right_brow", "left_brow")), *nose)
-    closed_lines = (regions[name] for name in ("right_eye", "left_eye", "mouth_outer", "mouth_inner"))
+    nose = (
+        (_PHOENIX_NOSE_CHAIN,)
+        if face_list.points == _PHOENIX.points
+        else (_NOSE_CHAIN, _NOSTRIL_CHAIN)
+    )
+    open_lines = (
+        *(tuple(range(143)[regions[name]]) for name in ("jaw", "right_brow", "left_brow")),
+        *nose,
+    )
+    closed_lines = (
+        regions[name] for name in ("right_eye", "left_eye", "mouth_outer", "mouth_inner")
+    )
     return (
         *(edge for line in open_lines for edge in _chain(*line)),
         *(edge for line in closed_lines for edge in _ring(line)),
@@ -204,21 +230,26 @@ def _shifted(edges: Sequence[Edge], offset: int) -> tuple[Edge, ...]:
 
 
 CONVENTION = (
-    "x and y are fractions of the image's width and height from its top left corner and may leave [0, 1]; z is "
-    "relative to the wrist (hands), the head (face) or the hips (pose), on about the same scale as x, smaller is "
-    "nearer; left and right are the subject's own; a part that was not detected is NaN"
+    "x and y are fractions of the image's width and height from its top left corner and may leave "
+    "[0, 1]; z is relative to the wrist (hands), the head (face) or the hips (pose), on about the "
+    "same scale as x, smaller is nearer; left and right are the subject's own; a part that was not "
+    "detected is NaN"
 )
 
 
 def keypoints_spec(face_list: FaceList = _PHOENIX) -> FeatureSpec:
     """Return the feature ``keypoints``: (143, 3) float32 a frame, NaN where a part was not detected.
 
-    Its companions are ``detected`` (4,) bool, by part, False where missing, and ``visibility`` (33,) float32 in 0..1,
-    by pose point, NaN where no pose was detected. The attributes hold the convention, the parts, the face list and the
-    skeleton.
+    Its companions are ``detected`` (4,) bool, by part, False where missing, and ``visibility``
+    (33,) float32 in 0..1, by pose point, NaN where no pose was detected. The attributes hold the
+    convention, the parts, the face list and the skeleton.
     """
-    detected = ArraySpec("detected", (len(PARTS),), ("part",), "bool", description="whether the part was detected")
-    visibility = ArraySpec("visibility", (N_POSE,), ("pose_point",), description="MediaPipe's visibility, 0 to 1")
+    detected = ArraySpec(
+        "detected", (len(PARTS),), ("part",), "bool", description="whether the part was detected"
+    )
+    visibility = ArraySpec(
+        "visibility", (N_POSE,), ("pose_point",), description="MediaPipe's visibility, 0 to 1"
+    )
     return FeatureSpec(
         "keypoints",
         (N_POINTS, 3),

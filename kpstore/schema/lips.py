@@ -12,7 +12,10 @@ CROP_SIDE = 96
 CROPS_KEY = "data"
 """What mouth crops are called in their npz files."""
 EMBEDDING_ENDING = "_embedding.npz"
-"""How names of files end that hold embeddings; ``x_embedding.npz`` lies beside the crops ``x.npz``."""
+"""How names of files end that hold embeddings.
+
+``x_embedding.npz`` lies beside the crops ``x.npz``.
+"""
 
 
 def lip_spec(dtype: str = "float32") -> FeatureSpec:

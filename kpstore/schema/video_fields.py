@@ -1,6 +1,7 @@
 """The columns of a video, from whatever a table or another library gives, as a store keeps them.
 
-Each function returns a value of one type, or raises :class:`InvalidError` that says what was found and what to give.
+Each function returns a value of one type, or raises :class:`InvalidError` that says what was found
+and what to give.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ MAX_PIXELS = 2**31 - 1
 
 
 def text_of(value: Any) -> str:
-    """Return a cell of a table as text: ``""`` for None, NaN and pandas' NA and NaT; numbers and dates written out.
+    """Return a cell of a table as text: ``""`` for None, NaN and pandas' NA and NaT.
+
+    Numbers and dates written out.
 
     Raises
     ------
@@ -43,7 +46,9 @@ def text_of(value: Any) -> str:
 
 
 def id_of(value: Any) -> str:
-    """Return a video's id: text exactly as it is, as files of other tools hold any; a whole number as text.
+    """Return a video's id: text exactly as it is, as files of other tools hold any.
+
+    A whole number as text.
 
     Raises
     ------
@@ -68,13 +73,18 @@ def paths_of(value: Any) -> tuple[str, ...]:
         If it is one text instead of a sequence, or holds anything but text and paths.
     """
     if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):
-        raise InvalidError(f"{_shown(value)} is no sequence; give one path for each frame, such as ('clip.mp4#0', …)")
+        raise InvalidError(
+            f"{_shown(value)} is no sequence; give one path for each frame, such as ('clip.mp4#0', "
+            "…)"
+        )
     found = tuple(value)
     if set(map(type, found)) - {str}:
         found = tuple(_path(number, path) for number, path in enumerate(found))
     if not (joined := "".join(found)).isascii() and not _has_utf8(joined):
         number, path = next((n, path) for n, path in enumerate(found) if not _has_utf8(path))
-        raise InvalidError(f"frame {number}: {_shown(path)} is no text that can be stored; rename the file")
+        raise InvalidError(
+            f"frame {number}: {_shown(path)} is no text that can be stored; rename the file"
+        )
     return found
 
 
@@ -84,25 +94,32 @@ def fps_of(value: Any) -> float:
     Raises
     ------
     InvalidError
-        For anything that is no number, or no rate: 0 and below, infinity, and what is above :data:`MAX_FPS`.
+        For anything that is no number, or no rate: 0 and below, infinity, and what is above
+        :data:`MAX_FPS`.
     """
     if _is_missing(value):
         return math.nan
     number = _number(value)
     if not 0 < number <= MAX_FPS:
         raise InvalidError(
-            f"{_shown(value)} is no rate; give frames per second, above 0 and up to {MAX_FPS:,.0f}, or NaN if unknown"
+            f"{_shown(value)} is no rate; give frames per second, above 0 and up to "
+            f"{MAX_FPS:,.0f}, or NaN if unknown"
         )
     return number
 
 
 def known_fps(value: float) -> float:
-    """Return a rate that another file or an older store holds; NaN if it is none, as 0 often stands for unknown."""
+    """Return a rate that another file or an older store holds.
+
+    NaN if it is none, as 0 often stands for unknown.
+    """
     return float(value) if 0 < value <= MAX_FPS else math.nan
 
 
 def pixels_of(value: Any) -> int:
-    """Return a width or height; 0 for None, NaN and pandas' NA. Floats count where they are whole, as in tables.
+    """Return a width or height.
+
+    0 for None, NaN and pandas' NA. Floats count where they are whole, as in tables.
 
     Raises
     ------
@@ -113,7 +130,9 @@ def pixels_of(value: Any) -> int:
         return 0
     number = _number(value)
     if not 0 <= number <= MAX_PIXELS or number != int(number):
-        raise InvalidError(f"{_shown(value)} is no size; give whole pixels, up to {MAX_PIXELS:,}, or 0 if unknown")
+        raise InvalidError(
+            f"{_shown(value)} is no size; give whole pixels, up to {MAX_PIXELS:,}, or 0 if unknown"
+        )
     return int(number)
 
 
@@ -123,12 +142,15 @@ def annotations_of(value: Any) -> dict[str, str]:
     Raises
     ------
     InvalidError
-        For what is no mapping, for names that are no text, and for cells that are none; it names the column.
+        For what is no mapping, for names that are no text, and for cells that are none; it names
+        the column.
     """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise InvalidError(f"{_shown(value)} is no mapping; give text by column, such as {{'gloss': 'RAIN'}}")
+        raise InvalidError(
+            f"{_shown(value)} is no mapping; give text by column, such as {{'gloss': 'RAIN'}}"
+        )
     found: dict[str, str] = {}
     for name, cell in value.items():
         if not isinstance(name, str):
@@ -145,7 +167,9 @@ def _path(number: int, value: Any) -> str:
         return value.as_posix()
     found = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(found, str):
-        raise InvalidError(f"frame {number}: {_shown(value)} is no path; give text or a pathlib.Path")
+        raise InvalidError(
+            f"frame {number}: {_shown(value)} is no path; give text or a pathlib.Path"
+        )
     return str(found)
 
 
@@ -162,7 +186,10 @@ def _is_missing(value: Any) -> bool:
     """Whether a cell is empty: None, NaN, NaT, pandas' NA. All but None differ from themselves, or will not say."""
     if value is None:
         return True
-    if not isinstance(value, numbers.Number | np.generic | datetime.date) and type(value).__name__ != "NAType":
+    if (
+        not isinstance(value, numbers.Number | np.generic | datetime.date)
+        and type(value).__name__ != "NAType"
+    ):
         return False
     try:
         return bool(value != value)

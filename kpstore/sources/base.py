@@ -19,9 +19,10 @@ class Listing:
     Parameters
     ----------
     videos : in the order in which the store will hold them.
-    problems : one line each, for what is missing, extra or unreadable; a video with a problem is left out of
-        ``videos`` if it cannot be extracted at all.
-    notes : one line each, for what is worth knowing and stops nobody, such as a rate that a header gives wrongly.
+    problems : one line each, for what is missing, extra or unreadable; a video with a problem is
+        left out of ``videos`` if it cannot be extracted at all.
+    notes : one line each, for what is worth knowing and stops nobody, such as a rate that a header
+        gives wrongly.
     """
 
     videos: tuple[VideoRecord, ...]
@@ -53,7 +54,8 @@ class Source(Protocol):
         Raises
         ------
         NotFoundError, InvalidError
-            If the data set is not there or is not laid out as it should be; the message names the path.
+            If the data set is not there or is not laid out as it should be; the message names the
+            path.
         """
 
     def read_frames(
@@ -61,6 +63,7 @@ class Source(Protocol):
     ) -> Iterator[NDArray[np.uint8] | FrameError]:
         """Yield exactly ``video.n_frames`` items, in order: (height, width, 3) uint8 RGB, or why a frame failed.
 
-        Frames in ``skip`` are yielded as a :class:`FrameError` and not touched. A frame is decoded when it is asked
-        for and no sooner, so that a decoder that crashes does so on the frame that is at fault.
+        Frames in ``skip`` are yielded as a :class:`FrameError` and not touched. A frame is decoded
+        when it is asked for and no sooner, so that a decoder that crashes does so on the frame that
+        is at fault.
         """

@@ -18,7 +18,8 @@ WIDTH, HEIGHT = 210, 260
 _MARK = "made-by-kpstore-demo"
 
 PHOTOGRAPHS = {
-    # package and file: what it shows, and the part of it (left, top, right, bottom) that a signer's picture would show
+    # package and file: what it shows, and the part of it (left, top, right, bottom) that a signer's
+    # picture would show
     ("skimage", "data/astronaut.png"): (0.05, 0.0, 0.80, 0.93),
     ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"): (0.06, 0.0, 0.94, 0.91),
 }
@@ -27,8 +28,8 @@ PHOTOGRAPHS = {
 def write_demo_dataset(target: Path, *, videos: int = 3, frames: int = 10) -> Path:
     """Lay out a data set: ``videos`` in train, one each in dev and test, all from the same few photographs.
 
-    The camera pans and zooms over a photograph from frame to frame; every other video is mirrored. The same call always
-    writes the same pictures.
+    The camera pans and zooms over a photograph from frame to frame; every other video is mirrored.
+    The same call always writes the same pictures.
 
     Parameters
     ----------
@@ -48,7 +49,9 @@ def write_demo_dataset(target: Path, *, videos: int = 3, frames: int = 10) -> Pa
     target = Path(target)
     if target.exists() and any(target.iterdir()):
         if not (target / _MARK).exists():
-            raise ExistsError(f"{target} exists and is not empty; choose another folder for the demo data")
+            raise ExistsError(
+                f"{target} exists and is not empty; choose another folder for the demo data"
+            )
         return target
     photographs = [_photograph(package, name, box) for (package, name), box in PHOTOGRAPHS.items()]
     number = 0
@@ -59,7 +62,9 @@ def write_demo_dataset(target: Path, *, videos: int = 3, frames: int = 10) -> Pa
             folder = target / FRAMES / split / video
             folder.mkdir(parents=True)
             photograph = photographs[number % len(photographs)]
-            pictures = _pan(ImageOps.mirror(photograph) if number % 2 else photograph, frames + number, number)
+            pictures = _pan(
+                ImageOps.mirror(photograph) if number % 2 else photograph, frames + number, number
+            )
             for frame, picture in enumerate(pictures, start=1):
                 picture.save(folder / f"images{frame:04d}.png")
             rows.append(_annotation(video, number))
@@ -113,6 +118,8 @@ def _write_list(target: Path, split: str, rows: list[dict[str, str]]) -> None:
     path = target / "annotations" / "manual" / f"PHOENIX-2014-T.{split}.corpus.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="|", quoting=csv.QUOTE_NONE, lineterminator="\n")
+        writer = csv.DictWriter(
+            file, list(rows[0]), delimiter="|", quoting=csv.QUOTE_NONE, lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)

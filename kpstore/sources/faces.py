@@ -23,14 +23,16 @@ from kpstore.sources.videos import VideosSource
 class FacesSource:
     """Videos of persons in one folder, a frontal picture of each in another.
 
-    ``VIDEOS/anna/*.jpg`` (or ``VIDEOS/anna.mp4``) belongs to ``FACES/anna.jpg``; a person's id is that name, as
-    :class:`~kpstore.sources.videos.VideosSource` gives it. Where videos lie in folders of splits, pictures may lie
-    in such or not. A person without a picture, and a picture without a person, is a problem.
+    ``VIDEOS/anna/*.jpg`` (or ``VIDEOS/anna.mp4``) belongs to ``FACES/anna.jpg``; a person's id is
+    that name, as :class:`~kpstore.sources.videos.VideosSource` gives it. Where videos lie in
+    folders of splits, pictures may lie in such or not. A person without a picture, and a picture
+    without a person, is a problem.
 
     Parameters
     ----------
     video_dir, face_dir : the folders.
-    base_dir : what stored paths are relative to, a folder that holds both; by default the deepest one that does.
+    base_dir : what stored paths are relative to, a folder that holds both; by default the deepest
+        one that does.
     splits, max_videos_per_split : only these, only so many.
     """
 
@@ -45,10 +47,15 @@ class FacesSource:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(os.path.abspath(getattr(self, name))))
         if self.base_dir is None:
-            object.__setattr__(self, "base_dir", Path(os.path.commonpath([self.video_dir, self.face_dir])))
+            object.__setattr__(
+                self, "base_dir", Path(os.path.commonpath([self.video_dir, self.face_dir]))
+            )
         for folder in (self.video_dir, self.face_dir):
             if not folder.is_relative_to(self._base):
-                raise InvalidError(f"{folder} does not lie in the base directory {self._base}; give one that holds it")
+                raise InvalidError(
+                    f"{folder} does not lie in the base directory {self._base}; give one that "
+                    "holds it"
+                )
 
     @property
     def _base(self) -> Path:
@@ -79,17 +86,25 @@ class FacesSource:
         pictures, problems = self._pictures()
         videos, used = [], set()
         for video in listing.videos:
-            known = [key for key in (video.id, video.id.removeprefix(f"{video.split}/")) if key in pictures]
+            known = [
+                key
+                for key in (video.id, video.id.removeprefix(f"{video.split}/"))
+                if key in pictures
+            ]
             if known:
                 used.add(known[0])
                 videos.append(self._person(video, pictures[known[0]]))
             else:
                 problems.append(
-                    f"person {video.id!r} has no frontal picture {self.face_dir / video.id}.jpg (or .png, …)"
+                    f"person {video.id!r} has no frontal picture {self.face_dir / video.id}.jpg "
+                    "(or .png, …)"
                 )
         if self.splits is None and self.max_videos_per_split is None:
             spare = [pictures[key] for key in pictures if key not in used]
-            problems += [f"{picture}: there is no video of this person in {self.video_dir}" for picture in spare]
+            problems += [
+                f"{picture}: there is no video of this person in {self.video_dir}"
+                for picture in spare
+            ]
         return Listing(tuple(videos), (*listing.problems, *problems), listing.notes)
 
     def _pictures(self) -> tuple[dict[str, Path], list[str]]:
@@ -100,17 +115,24 @@ class FacesSource:
             if is_image(path.name) and path.is_file():
                 key = path.relative_to(self.face_dir).with_suffix("").as_posix()
                 if key in found:
-                    problems.append(f"{path} and {found[key].name} are both of person {key!r}; remove one")
+                    problems.append(
+                        f"{path} and {found[key].name} are both of person {key!r}; remove one"
+                    )
                 found.setdefault(key, path)
         if not found:
             raise NotFoundError(
-                f"no frontal pictures in {self.face_dir}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+                f"no frontal pictures in {self.face_dir}; looked for "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         return found, problems
 
     def _person(self, video: VideoRecord, picture: Path) -> VideoRecord:
         prefix = self.video_dir.relative_to(self._base).as_posix()
-        paths = video.frame_paths if prefix == "." else tuple(f"{prefix}/{path}" for path in video.frame_paths)
+        paths = (
+            video.frame_paths
+            if prefix == "."
+            else tuple(f"{prefix}/{path}" for path in video.frame_paths)
+        )
         face = picture.relative_to(self._base).as_posix()
         return replace(video, frame_paths=paths, annotations={**video.annotations, FACE_PATH: face})
 

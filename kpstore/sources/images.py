@@ -32,17 +32,22 @@ def is_image(name: str) -> bool:
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     """Return a sort key by which ``frame9`` comes before ``frame10``."""
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part)
+    return tuple(
+        (0, int(part)) if part.isdecimal() else (1, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    )
 
 
 def read_image(path: Path) -> NDArray[np.uint8] | FrameError:
     """Return a picture as (height, width, 3) uint8 RGB, or why it cannot be read.
 
-    Grey levels of up to 16 bits become 8 by their range. Of colours of 16 bits Pillow keeps the higher byte, which is
-    the same to within one level. Numbers whose range no header says (32-bit integers, floating point) are an error, and
-    never black or white. Transparency is left out.
+    Grey levels of up to 16 bits become 8 by their range. Of colours of 16 bits Pillow keeps the
+    higher byte, which is the same to within one level. Numbers whose range no header says (32-bit
+    integers, floating point) are an error, and never black or white. Transparency is left out.
 
-    A truncated file is an error, never a half-grey picture: that is why this is Pillow and not OpenCV.
+    A truncated file is an error, never a half-grey picture: that is why this is Pillow and not
+    OpenCV.
     """
     try:
         with Image.open(path) as image:
@@ -57,7 +62,10 @@ def read_image(path: Path) -> NDArray[np.uint8] | FrameError:
 
 
 def _unscaled(image: Image.Image) -> str:
-    """Return why nobody can know which of a picture's numbers are black and white; ``""`` if it is known."""
+    """Return why nobody can know which of a picture's numbers are black and white.
+
+    ``""`` if it is known.
+    """
     what = {"I": "32-bit integers", "F": "floating-point numbers"}.get(image.mode, "")
     if image.mode == "I" and image.format in _FULL_RANGE:
         what = ""
@@ -66,8 +74,8 @@ def _unscaled(image: Image.Image) -> str:
     if not what:
         return ""
     return (
-        f"a picture of {what} (mode {image.mode}), which do not say which of them is black and which white; "
-        "save it with 8 or 16 bits"
+        f"a picture of {what} (mode {image.mode}), which do not say which of them is black and "
+        "which white; save it with 8 or 16 bits"
     )
 
 
@@ -78,7 +86,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     white = 65535
     if image.format == "TIFF":
         white = 2 ** max(1, *_tiff_tag(image, _BITS)) - 1  # 12 bits are unpacked, but not scaled
-    inverted = image.format == "TIFF" and 0 in _tiff_tag(image, _SENSE)  # 0 is white, which Pillow sees to for 8 bits
+    inverted = image.format == "TIFF" and 0 in _tiff_tag(
+        image, _SENSE
+    )  # 0 is white, which Pillow sees to for 8 bits
     levels = np.asarray(_upright(image)).astype(np.float64) * (255 / white)
     levels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
     return Image.fromarray(255 - levels if inverted else levels)

@@ -58,19 +58,22 @@ def utterance_id(path: Path, root: Path, config: Path) -> str:
         if whole.is_relative_to(base) and ".." not in whole.parts:
             return whole.relative_to(base).as_posix().removesuffix(".npz")
     raise InvalidError(
-        f"{config} lists {path}, which is not in {root}; give a folder that holds all files of the lists"
+        f"{config} lists {path}, which is not in {root}; give a folder that holds all files of the "
+        "lists"
     )
 
 
 def read_lists(config: Path, root: Path | None = None) -> Iterator[tuple[str, Path]]:
     """Yield split and npz file of every entry of every list; the same file comes many times.
 
-    Relative folders and files are looked for in ``root``, in the folder above the configuration's, and beside it.
+    Relative folders and files are looked for in ``root``, in the folder above the configuration's,
+    and beside it.
 
     Raises
     ------
     NotFoundError, InvalidError
-        If the configuration or a list is not there, or is not as it should be; the message names the entry.
+        If the configuration or a list is not there, or is not as it should be; the message names
+        the entry.
     """
     for split, folder in list_folders(config).items():
         for path in read_split(config, split, folder, root):
@@ -106,7 +109,8 @@ def list_folders(config: Path) -> dict[str, str]:
         raise MissingExtraError(f"{config.name} (PyYAML is not installed)", extra="lips") from error
     if not config.is_file():
         raise NotFoundError(
-            f"no configuration at {config}: it {'is a folder' if config.is_dir() else 'does not exist'}"
+            f"no configuration at {config}: it "
+            f"{'is a folder' if config.is_dir() else 'does not exist'}"
         )
     try:
         document = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -116,7 +120,9 @@ def list_folders(config: Path) -> dict[str, str]:
     for key in ("datamodule", "data_config"):
         named = named.get(key) if isinstance(named, dict) else None
     named = named if isinstance(named, dict) else {}
-    found = {split: named[key] for key, split in SPLIT_DIRS.items() if isinstance(named.get(key), str)}
+    found = {
+        split: named[key] for key, split in SPLIT_DIRS.items() if isinstance(named.get(key), str)
+    }
     if not found:
         raise InvalidError(f"{config}: no {', '.join(SPLIT_DIRS)} in datamodule.data_config")
     return found
@@ -128,7 +134,9 @@ def _find(name: str, bases: Sequence[Path]) -> Path:
 
 def _is_there(path: Path) -> bool:
     """Whether there is a file or folder, or the embedding of crops that are gone."""
-    return path.exists() or (path.suffix == ".npz" and path.with_name(f"{path.stem}{EMBEDDING_ENDING}").exists())
+    return path.exists() or (
+        path.suffix == ".npz" and path.with_name(f"{path.stem}{EMBEDDING_ENDING}").exists()
+    )
 
 
 def _entries(path: Path) -> Iterator[str]:
@@ -137,9 +145,13 @@ def _entries(path: Path) -> Iterator[str]:
     except ValueError as error:
         raise InvalidError(f"{path} is no JSON: {error}") from None
     if not isinstance(entries, list):
-        raise InvalidError(f"{path}: a list of [wav, npz, samples] is needed, found {type(entries).__name__}")
+        raise InvalidError(
+            f"{path}: a list of [wav, npz, samples] is needed, found {type(entries).__name__}"
+        )
     for number, entry in enumerate(entries):
         right = isinstance(entry, list) and len(entry) >= 2 and isinstance(entry[1], str)
         if not right or not entry[1].endswith(".npz"):
-            raise InvalidError(f"{path}: entry {number} is {json.dumps(entry)[:80]}; [wav, npz, samples] is needed")
+            raise InvalidError(
+                f"{path}: entry {number} is {json.dumps(entry)[:80]}; [wav, npz, samples] is needed"
+            )
         yield entry[1]

@@ -28,17 +28,20 @@ _log = logging.getLogger(__name__)
 class LipsSource:
     """Utterances of a lip-reading data set: npz files with ``data``, (T, 96, 96) uint8 grey mouth crops.
 
-    A video's id is its file's path in ``root`` without ``.npz``; its frames are ``x.npz#0``, ``x.npz#1``, …: the ids
-    and paths that an import of embeddings of the same files has. A file counts once, however often it is listed; one
-    that several splits list belongs to the first of train, val, test, whichever splits are asked for. Videos come in
-    the order of the lists, or sorted.
+    A video's id is its file's path in ``root`` without ``.npz``; its frames are ``x.npz#0``,
+    ``x.npz#1``, …: the ids and paths that an import of embeddings of the same files has. A file
+    counts once, however often it is listed; one that several splits list belongs to the first of
+    train, val, test, whichever splits are asked for. Videos come in the order of the lists, or
+    sorted.
 
     Parameters
     ----------
-    lists : a YAML configuration that names folders of ``s1.json`` and ``s2.json``; or a folder of npz files, all of
-        which are utterances (folders in it included), but for ``*_embedding.npz`` and those that begin with a dot.
-    root : the folder that holds all listed files; by default the deepest one that does. Relative entries are
-        looked for in it, in the folder above the configuration's, and beside the configuration.
+    lists : a YAML configuration that names folders of ``s1.json`` and ``s2.json``; or a folder of
+        npz files, all of which are utterances (folders in it included), but for ``*_embedding.npz``
+        and those that begin with a dot.
+    root : the folder that holds all listed files; by default the deepest one that does. Relative
+        entries are looked for in it, in the folder above the configuration's, and beside the
+        configuration.
     splits : only these; for a configuration.
     max_videos_per_split : only the first ones of each split.
     """
@@ -49,13 +52,17 @@ class LipsSource:
     max_videos_per_split: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lists", Path(self.lists).absolute())  # workers may work in another folder
+        object.__setattr__(
+            self, "lists", Path(self.lists).absolute()
+        )  # workers may work in another folder
         if self.root is not None:
             object.__setattr__(self, "root", Path(self.root).absolute())
         if self.splits is not None:
             object.__setattr__(self, "splits", tuple(self.splits))
         if self.max_videos_per_split is not None and self.max_videos_per_split < 1:
-            raise InvalidError(f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1")
+            raise InvalidError(
+                f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1"
+            )
 
     @property
     def name(self) -> str:
@@ -69,7 +76,10 @@ class LipsSource:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Which lists, and which part of them; the folder of each split's lists as the configuration names it."""
+        """Which lists, and which part of them.
+
+        The folder of each split's lists as the configuration names it.
+        """
         return {
             "kind": "lips",
             "configuration": None if self.is_folder else self.lists.name,
@@ -79,7 +89,10 @@ class LipsSource:
         }
 
     def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
-        """List the utterances, of whose files only headers are read; a file without such crops is a problem."""
+        """List the utterances, of whose files only headers are read.
+
+        A file without such crops is a problem.
+        """
         _common_root.cache_clear()  # lists may have changed
         problems: list[str] = []
         base = self._base()
@@ -100,7 +113,10 @@ class LipsSource:
     def _base(self) -> Path:
         if self.is_folder:
             if self.root not in (None, self.lists):
-                raise InvalidError(f"{self.lists} is a folder of npz files, so root={str(self.root)!r} says nothing")
+                raise InvalidError(
+                    f"{self.lists} is a folder of npz files, so root={str(self.root)!r} says "
+                    "nothing"
+                )
             return self.lists
         return self.root or _common_root(self.lists)
 
@@ -116,16 +132,16 @@ class LipsSource:
         if found.twice:
             first = min(found.twice)
             problems.append(
-                f"{len(found.twice)} utterances are listed in several splits, such as {first!r}; each is taken in the "
-                f"first ({found.splits[first]!r} for that one) and in no other"
+                f"{len(found.twice)} utterances are listed in several splits, such as {first!r}; "
+                f"each is taken in the first ({found.splits[first]!r} for that one) and in no other"
             )
         return found
 
     def _of_folder(self) -> Utterances:
         if self.splits is not None:
             raise InvalidError(
-                f"{self.lists} is a folder of npz files, which says no splits, but {list(self.splits)} were asked for; "
-                "give a configuration (.yml)"
+                f"{self.lists} is a folder of npz files, which says no splits, but "
+                f"{list(self.splits)} were asked for; give a configuration (.yml)"
             )
         names = folder_utterances(self.lists, embeddings=False)
         if not names:
@@ -144,9 +160,12 @@ class LipsSource:
     def read_frames(
         self, video: VideoRecord, *, skip: Collection[int] = ()
     ) -> Iterator[NDArray[np.uint8] | FrameError]:
-        """Yield the crops of an utterance, (96, 96) uint8 grey each; see :class:`kpstore.sources.base.Source`.
+        """Yield the crops of an utterance, (96, 96) uint8 grey each.
 
-        A file's checksum covers all of it, so it is read whole: if it is damaged, all of its frames are.
+        See :class:`kpstore.sources.base.Source`.
+
+        A file's checksum covers all of it, so it is read whole: if it is damaged, all of its frames
+        are.
 
         Raises
         ------
@@ -156,13 +175,17 @@ class LipsSource:
         return read_utterance(self._base() / f"{video.id}.npz", video.n_frames, skip)
 
 
-def read_utterance(path: Path, n_frames: int, skip: Collection[int] = ()) -> Iterator[NDArray[np.uint8] | FrameError]:
+def read_utterance(
+    path: Path, n_frames: int, skip: Collection[int] = ()
+) -> Iterator[NDArray[np.uint8] | FrameError]:
     """Yield the crops of one file; see :meth:`LipsSource.read_frames`."""
     crops: NDArray[np.uint8] | FrameError = FrameError("left out")
     if len(set(skip)) < n_frames:
         crops = _read_crops(path)
     if not isinstance(crops, FrameError) and len(crops) != n_frames:
-        raise InvalidError(f"{path}: holds {len(crops)} frames, and had {n_frames} when it was listed")
+        raise InvalidError(
+            f"{path}: holds {len(crops)} frames, and had {n_frames} when it was listed"
+        )
     for number in range(n_frames):
         if number in skip:
             yield FrameError("left out")
@@ -177,7 +200,9 @@ def folder_utterances(root: Path, *, embeddings: bool) -> list[str]:
     ----------
     embeddings : whether ``x_embedding.npz`` stands for an utterance too, even without ``x.npz``.
     """
-    files = (path for path in root.rglob("*.npz") if not path.name.startswith(".") and path.is_file())
+    files = (
+        path for path in root.rglob("*.npz") if not path.name.startswith(".") and path.is_file()
+    )
     names = (path.relative_to(root).as_posix() for path in files if path.name != EMBEDDING_ENDING)
     wanted = (name for name in names if embeddings or not name.endswith(EMBEDDING_ENDING))
     return sorted({name.removesuffix(EMBEDDING_ENDING).removesuffix(".npz") for name in wanted})
@@ -190,18 +215,25 @@ def _what_is(path: Path) -> str:
 def _files(
     config: Path, root: Path | None, wanted: Collection[str] | None, problems: list[str]
 ) -> Iterator[tuple[str, list[Path]]]:
-    """Yield each split with the files of its lists; those of splits that nobody wants may be missing."""
+    """Yield each split with the files of its lists.
+
+    Those of splits that nobody wants may be missing.
+    """
     folders = list_folders(config)
     unknown = [split for split in wanted or () if split not in folders]
     if unknown:
-        raise NotFoundError(f"split {unknown[0]!r} not found in {config}; there are {list(folders)}")
+        raise NotFoundError(
+            f"split {unknown[0]!r} not found in {config}; there are {list(folders)}"
+        )
     for split, folder in folders.items():
         try:
             yield split, list(read_split(config, split, folder, root))
         except KpstoreError as error:
             if wanted is None or split in wanted:
                 raise
-            unread = f"what split {split!r} lists is not known, nor what it shares with others: {error}"
+            unread = (
+                f"what split {split!r} lists is not known, nor what it shares with others: {error}"
+            )
             if isinstance(error, NotFoundError):
                 _log.warning("%s", unread)
             else:
@@ -233,8 +265,8 @@ def _video(base: Path, utterance: str, split: str) -> VideoRecord:
 def _check(path: Path, header: NpyHeader) -> None:
     if header.shape[1:] != (CROP_SIDE, CROP_SIDE) or header.dtype != np.uint8:
         raise InvalidError(
-            f"{path}: {CROPS_KEY!r} is {header.shape} {header.dtype}; grey mouth crops are (T, {CROP_SIDE}, "
-            f"{CROP_SIDE}) uint8"
+            f"{path}: {CROPS_KEY!r} is {header.shape} {header.dtype}; grey mouth crops are (T, "
+            f"{CROP_SIDE}, {CROP_SIDE}) uint8"
         )
     if not header.n_rows:
         raise InvalidError(f"{path}: {CROPS_KEY!r} has no frames")

@@ -35,7 +35,9 @@ class ListedSource:
     name: str = "videos"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root).absolute())  # workers may work in another folder
+        object.__setattr__(
+            self, "root", Path(self.root).absolute()
+        )  # workers may work in another folder
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "videos": (), "name": self.name}
@@ -59,16 +61,20 @@ class ListedSource:
         """
         there = [video for video in self.videos if self._is_there(video)]
         if self.videos and not there:
-            first = next(self._file(video.frame_paths[0]) for video in self.videos if video.frame_paths)
+            first = next(
+                self._file(video.frame_paths[0]) for video in self.videos if video.frame_paths
+            )
             raise NotFoundError(
-                f"none of the {len(self.videos)} videos is in {self.root}: no {first}; say with --root what its "
-                "paths are relative to"
+                f"none of the {len(self.videos)} videos is in {self.root}: no {first}; say with "
+                "--root what its paths are relative to"
             )
         known = {video.id for video in there}
         if on_video is not None:
             on_video(len(there))
         missing = (video for video in self.videos if video.id not in known)
-        return Listing(tuple(there), tuple(f"{self._file(v.frame_paths[0])}: no such file" for v in missing))
+        return Listing(
+            tuple(there), tuple(f"{self._file(v.frame_paths[0])}: no such file" for v in missing)
+        )
 
     def _is_there(self, video: VideoRecord) -> bool:
         return not video.frame_paths or self._file(video.frame_paths[0]).is_file()
@@ -88,6 +94,9 @@ class ListedSource:
             yield from VideosSource(self.root).read_frames(video, skip=skip)
 
     def read_reference(self, video: VideoRecord) -> NDArray[np.uint8] | FrameError | None:
-        """Return a person's frontal picture, if the video has one; see :class:`kpstore.sources.faces.FacesSource`."""
+        """Return a person's frontal picture, if the video has one.
+
+        See :class:`kpstore.sources.faces.FacesSource`.
+        """
         path = video.annotations.get(FACE_PATH, "")
         return read_image(self.root / path) if path else None

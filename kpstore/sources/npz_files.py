@@ -58,7 +58,8 @@ class NpzFile:
     NotFoundError
         If there is no such file.
     InvalidError
-        If it is no zip file or is damaged; every method raises it, with the file's name, when it meets damage.
+        If it is no zip file or is damaged; every method raises it, with the file's name, when it
+        meets damage.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,7 +73,10 @@ class NpzFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._zip.close()
 
@@ -86,16 +90,29 @@ class NpzFile:
         """Turn what zipfile, zlib and numpy raise over a damaged file into one line."""
         try:
             yield
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise InvalidError(f"{self.path} is no npz file, or is cut short or damaged: {one_line(error)}") from None
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:
+            raise InvalidError(
+                f"{self.path} is no npz file, or is cut short or damaged: {one_line(error)}"
+            ) from None
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             # A damaged directory makes zipfile seek to where no file has a byte.
-            raise InvalidError(f"{self.path} is damaged: its directory points outside of it") from None
+            raise InvalidError(
+                f"{self.path} is damaged: its directory points outside of it"
+            ) from None
 
     def header(self, name: str) -> NpyHeader:
-        """Return what an array is, checked against its size; :class:`InvalidError` lists the arrays there are."""
+        """Return what an array is, checked against its size.
+
+        :class:`InvalidError` lists the arrays there are.
+        """
         with self.damage_named(), self._open(name) as (_, header):
             return header
 
@@ -107,26 +124,44 @@ class NpzFile:
         info = self._zip.getinfo(f"{name}.npy")
         with self._zip.open(info) as member:
             header = self._read_header(name, member)
-            if header.dtype.kind != "O" and info.file_size - member.tell() != header.n_rows * header.row_bytes:
+            if (
+                header.dtype.kind != "O"
+                and info.file_size - member.tell() != header.n_rows * header.row_bytes
+            ):
                 raise InvalidError(
-                    f"{self.path}: {name!r} says it has the shape {header.shape} of {header.dtype}, "
-                    f"but holds {info.file_size - member.tell()} bytes"
+                    f"{self.path}: {name!r} says it has the shape {header.shape} of "
+                    f"{header.dtype}, but holds {info.file_size - member.tell()} bytes"
                 )
             yield member, header
 
     def _read_header(self, name: str, member: IO[bytes]) -> NpyHeader:
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        readers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
         try:
             shape, fortran_order, dtype = readers[np.lib.format.read_magic(member)](member)
         except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
-            raise InvalidError(f"{self.path}: {name!r} is no array that numpy wrote ({one_line(error)})") from None
-        if not shape or min(shape) < 0 or (dtype.hasobject and dtype.kind != "O") or dtype.kind == "V":
-            raise InvalidError(f"{self.path}: {name!r} is {shape} of {dtype}; rows of numbers or text are needed")
+            raise InvalidError(
+                f"{self.path}: {name!r} is no array that numpy wrote ({one_line(error)})"
+            ) from None
+        if (
+            not shape
+            or min(shape) < 0
+            or (dtype.hasobject and dtype.kind != "O")
+            or dtype.kind == "V"
+        ):
+            raise InvalidError(
+                f"{self.path}: {name!r} is {shape} of {dtype}; rows of numbers or text are needed"
+            )
         return NpyHeader(dtype, tuple(shape), bool(fortran_order and len(shape) > 1))
 
     @contextmanager
     def in_order(self, name: str) -> Iterator[Rows]:
-        """Give an array's rows, each once and from first to last; only the rows asked for are in memory."""
+        """Give an array's rows, each once and from first to last.
+
+        Only the rows asked for are in memory.
+        """
         with self.damage_named(), self._open(name) as (member, header):
             if header.dtype.kind == "O":
                 yield _InMemory(self.objects(name, member, header))
@@ -138,7 +173,10 @@ class NpzFile:
 
     @contextmanager
     def at_random(self, name: str) -> Iterator[Rows]:
-        """Give an array's rows in any order; they lie decompressed in a temporary file meanwhile (``$TMPDIR``)."""
+        """Give an array's rows in any order.
+
+        They lie decompressed in a temporary file meanwhile (``$TMPDIR``).
+        """
         with self.damage_named(), self._open(name) as (member, header):
             if header.dtype.kind == "O":
                 yield _InMemory(self.objects(name, member, header))
@@ -182,10 +220,14 @@ class _InOrder:
         block = bytearray((stop - start) * self.header.row_bytes)
         n_read = sum(_read_into(self.member, memoryview(block)))
         if n_read != len(block):
-            raise InvalidError(f"{self.where} ends in the middle, at row {start + n_read // self.header.row_bytes}")
+            raise InvalidError(
+                f"{self.where} ends in the middle, at row {start + n_read // self.header.row_bytes}"
+            )
         if stop == self.header.n_rows:
             self.member.read(1)  # at the end zipfile compares the checksum
-        rows: NDArray[Any] = np.frombuffer(block, self.header.dtype).reshape(stop - start, *self.header.shape[1:])
+        rows: NDArray[Any] = np.frombuffer(block, self.header.dtype).reshape(
+            stop - start, *self.header.shape[1:]
+        )
         return _native(rows)
 
 

@@ -43,12 +43,14 @@ class Orientation:
 def from_display_matrix(matrix: Sequence[int]) -> tuple[Orientation, bool]:
     """Return the orientation that a video's display matrix asks for, and whether it is exactly that.
 
-    A picture that is to be turned by less than a quarter, or sheared, gets the nearest of the eight.
+    A picture that is to be turned by less than a quarter, or sheared, gets the nearest of the
+    eight.
 
     Parameters
     ----------
-    matrix : nine numbers ``(a, b, u, c, d, v, x, y, w)``, as MP4 and FFmpeg keep them: the point (p, q) of the stored
-        picture is shown at (a p + c q, b p + d q). A negative determinant mirrors.
+    matrix : nine numbers ``(a, b, u, c, d, v, x, y, w)``, as MP4 and FFmpeg keep them: the point
+        (p, q) of the stored picture is shown at (a p + c q, b p + d q). A negative determinant
+        mirrors.
     """
     a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
     transposed = abs(b) + abs(c) > abs(a) + abs(d)

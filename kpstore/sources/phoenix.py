@@ -31,12 +31,13 @@ _SPLIT_ORDER = {"train": 0, "dev": 1, "test": 2}
 class PhoenixSource:
     """PHOENIX-2014-T on disk.
 
-    Videos come split by split (train, dev, test, then others by name), within a split sorted by name; the lists
-    themselves are not sorted. A video's id is its name.
+    Videos come split by split (train, dev, test, then others by name), within a split sorted by
+    name; the lists themselves are not sorted. A video's id is its name.
 
     Parameters
     ----------
-    root : the folder that holds ``features`` and ``annotations``, or one that holds a ``PHOENIX-2014-T`` folder.
+    root : the folder that holds ``features`` and ``annotations``, or one that holds a
+        ``PHOENIX-2014-T`` folder.
     splits : only these.
     max_videos_per_split : only the first ones of each split.
     """
@@ -47,20 +48,31 @@ class PhoenixSource:
     name: str = field(default="PHOENIX-2014-T", repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root).absolute())  # workers may work in another folder
+        object.__setattr__(
+            self, "root", Path(self.root).absolute()
+        )  # workers may work in another folder
         if self.splits is not None:
             object.__setattr__(self, "splits", tuple(self.splits))
         if self.max_videos_per_split is not None and self.max_videos_per_split < 1:
-            raise InvalidError(f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1")
+            raise InvalidError(
+                f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1"
+            )
 
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Which data set, and which part of it."""
         splits = None if self.splits is None else list(self.splits)
-        return {"kind": "phoenix", "splits": splits, "max_videos_per_split": self.max_videos_per_split}
+        return {
+            "kind": "phoenix",
+            "splits": splits,
+            "max_videos_per_split": self.max_videos_per_split,
+        }
 
     def is_there(self) -> bool:
-        """Whether the folder is laid out as this data set; looks no further than for its folder of frames."""
+        """Whether the folder is laid out as this data set.
+
+        Looks no further than for its folder of frames.
+        """
         return self._find() is not None
 
     def _find(self) -> Path | None:
@@ -74,16 +86,23 @@ class PhoenixSource:
             return base
         found = sorted(os.listdir(self.root))[:5] if self.root.is_dir() else []
         what = f"holds {', '.join(found) or 'nothing'}" if self.root.is_dir() else "does not exist"
-        raise NotFoundError(f"no PHOENIX-2014-T at {self.root}: it {what}; expected the folder that holds {FRAMES}")
+        raise NotFoundError(
+            f"no PHOENIX-2014-T at {self.root}: it {what}; expected the folder that holds {FRAMES}"
+        )
 
     def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
-        """List videos and annotations; what is in a list but not on disk, or the reverse, is a problem."""
+        """List videos and annotations.
+
+        What is in a list but not on disk, or the reverse, is a problem.
+        """
         base = self._base()
         there = {path.name for path in (base / FRAMES).iterdir() if path.is_dir()}
         wanted = there if self.splits is None else self.splits
         missing = [split for split in wanted if split not in there]
         if missing:
-            raise NotFoundError(f"split {missing[0]!r} not found in {base / FRAMES}; there are {sorted(there)}")
+            raise NotFoundError(
+                f"split {missing[0]!r} not found in {base / FRAMES}; there are {sorted(there)}"
+            )
         videos: list[VideoRecord] = []
         problems: list[str] = []
         for split in sorted(wanted, key=lambda split: (_SPLIT_ORDER.get(split, 3), split)):
@@ -101,13 +120,20 @@ class PhoenixSource:
         names = sorted(on_disk | set(annotations))[: self.max_videos_per_split]
         for name in names:
             if name not in on_disk:
-                problems.append(f"{split}: video {name!r} is in the list, but {FRAMES}/{split}/{name} is not on disk")
+                problems.append(
+                    f"{split}: video {name!r} is in the list, but {FRAMES}/{split}/{name} is not "
+                    "on disk"
+                )
                 continue
             if annotations and name not in annotations:
-                problems.append(f"{split}: video {name!r} is on disk, but not in the list of annotations")
+                problems.append(
+                    f"{split}: video {name!r} is on disk, but not in the list of annotations"
+                )
             video = _video(base, split, name, annotations.get(name, {}))
             if video is None:
-                problems.append(f"{split}: video {name!r} has no pictures in {FRAMES}/{split}/{name}")
+                problems.append(
+                    f"{split}: video {name!r} has no pictures in {FRAMES}/{split}/{name}"
+                )
             else:
                 yield video
 
@@ -121,7 +147,10 @@ class PhoenixSource:
 
 
 def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[str, str]]:
-    """Return annotations by video; a list that is not there is a problem, one without its columns an error."""
+    """Return annotations by video.
+
+    A list that is not there is a problem, one without its columns an error.
+    """
     path = base / "annotations" / "manual" / f"PHOENIX-2014-T.{split}.corpus.csv"
     if not path.is_file():
         problems.append(f"{split}: no list of annotations at {path.relative_to(base).as_posix()}")
@@ -129,20 +158,27 @@ def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[st
     try:
         return _read_rows(path)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InvalidError(f"{path}: is no UTF-8 text of columns separated by '|' ({error})") from None
+        raise InvalidError(
+            f"{path}: is no UTF-8 text of columns separated by '|' ({error})"
+        ) from None
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         # Translations hold quotation marks that mean nothing to the list.
         reader = csv.DictReader(file, delimiter="|", quoting=csv.QUOTE_NONE)
-        missing = [column for column in ("name", *COLUMNS) if column not in (reader.fieldnames or ())]
+        missing = [
+            column for column in ("name", *COLUMNS) if column not in (reader.fieldnames or ())
+        ]
         if missing:
             raise InvalidError(
                 f"{path}: column {missing[0]!r} is missing; found {list(reader.fieldnames or [])}, "
                 f"need name, {', '.join(COLUMNS)} separated by '|'"
             )
-        return {row["name"]: {ours: row[theirs] or "" for theirs, ours in COLUMNS.items()} for row in reader}
+        return {
+            row["name"]: {ours: row[theirs] or "" for theirs, ours in COLUMNS.items()}
+            for row in reader
+        }
 
 
 def _video(base: Path, split: str, name: str, annotations: dict[str, str]) -> VideoRecord | None:
@@ -150,7 +186,9 @@ def _video(base: Path, split: str, name: str, annotations: dict[str, str]) -> Vi
     for folder in (f"{FRAMES}/{split}/{name}", f"{FRAMES}/{split}/{name}/1"):
         if not (base / folder).is_dir():
             continue
-        files = sorted((e.name for e in os.scandir(base / folder) if is_image(e.name)), key=natural_key)
+        files = sorted(
+            (e.name for e in os.scandir(base / folder) if is_image(e.name)), key=natural_key
+        )
         if files:
             width, height = image_size(base / folder / files[0])
             paths = tuple(f"{folder}/{file}" for file in files)
@@ -163,5 +201,6 @@ def _check_unique(videos: list[VideoRecord]) -> None:
     for video in videos:
         if seen.setdefault(video.id, video.split) != video.split:
             raise InvalidError(
-                f"video {video.id!r} is in two splits, {seen[video.id]!r} and {video.split!r}; remove one"
+                f"video {video.id!r} is in two splits, {seen[video.id]!r} and {video.split!r}; "
+                "remove one"
             )

@@ -33,9 +33,9 @@ class Rate:
 def rate_of(header: float, times_s: NDArray[np.float64] | None, tick_s: float = 0.0) -> Rate:
     """Return the rate of a video whose header gives one and whose frames have times.
 
-    The header counts where the frames' times agree with it, as it is exact. Where they do not, the rate is
-    ``(n - 1) / (last - first)``. Frames at irregular times (a camera that slows down in the dark, a recording with
-    gaps) have no rate.
+    The header counts where the frames' times agree with it, as it is exact. Where they do not, the
+    rate is ``(n - 1) / (last - first)``. Frames at irregular times (a camera that slows down in the
+    dark, a recording with gaps) have no rate.
 
     Parameters
     ----------
@@ -50,20 +50,26 @@ def rate_of(header: float, times_s: NDArray[np.float64] | None, tick_s: float = 
     span = float(shown[-1] - shown[0])
     mean = (len(shown) - 1) / span if span > 0 else math.inf
     if mean > MAX_FPS:
-        return Rate(math.nan, f"its {len(shown)} frames have no times that tell a rate; none is stored")
+        return Rate(
+            math.nan, f"its {len(shown)} frames have no times that tell a rate; none is stored"
+        )
     even = shown[0] + np.arange(len(shown)) / mean
     off_s = float(np.abs(shown - even).max())
     if off_s > _SLACK_FRAMES / mean + tick_s:
         return Rate(
             math.nan,
-            f"its frames come at irregular times, {mean:.4g} a second on average and up to {off_s:.3g} s from where "
-            "an even rate would put them; no rate is stored",
+            f"its frames come at irregular times, {mean:.4g} a second on average and up to "
+            f"{off_s:.3g} s from where an even rate would put them; no rate is stored",
         )
     if abs(span - (len(shown) - 1) / said) <= tick_s + 0.0005 * span:
         return Rate(said, _unevenness(shown, mean, tick_s))
     if not header > 0:
         return Rate(mean, _unevenness(shown, mean, tick_s))
-    return Rate(mean, f"its header says {header:g} frames a second, its frames' times {mean:.6g}, which is stored")
+    return Rate(
+        mean,
+        f"its header says {header:g} frames a second, its frames' times {mean:.6g}, which is "
+        "stored",
+    )
 
 
 def _unevenness(shown: NDArray[np.float64], mean: float, tick_s: float) -> str:
@@ -72,6 +78,6 @@ def _unevenness(shown: NDArray[np.float64], mean: float, tick_s: float) -> str:
     if np.abs(apart - 1 / mean).max() <= 0.5 / mean + tick_s:
         return ""
     return (
-        f"its frames come at uneven times, {1000 * apart.min():.3g} to {1000 * apart.max():.3g} ms apart; its rate is "
-        "their mean"
+        f"its frames come at uneven times, {1000 * apart.min():.3g} to {1000 * apart.max():.3g} ms "
+        "apart; its rate is their mean"
     )

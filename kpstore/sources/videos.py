@@ -34,9 +34,10 @@ SPLIT_NAMES = frozenset({"train", "training", "dev", "val", "valid", "validation
 class VideosSource:
     """Video files and folders of pictures below a folder.
 
-    If a folder directly below ``root`` is called train, dev, val, test or the like, these folders are the splits, and
-    what lies elsewhere has the split ``""``. A video's id is its path without suffix; a folder of pictures is a video.
-    Links to folders are followed. Two files with the same id are a problem, and so is what cannot be read.
+    If a folder directly below ``root`` is called train, dev, val, test or the like, these folders
+    are the splits, and what lies elsewhere has the split ``""``. A video's id is its path without
+    suffix; a folder of pictures is a video. Links to folders are followed. Two files with the same
+    id are a problem, and so is what cannot be read.
 
     Parameters
     ----------
@@ -50,11 +51,15 @@ class VideosSource:
     max_videos_per_split: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root).absolute())  # workers may work in another folder
+        object.__setattr__(
+            self, "root", Path(self.root).absolute()
+        )  # workers may work in another folder
         if self.splits is not None:
             object.__setattr__(self, "splits", tuple(self.splits))
         if self.max_videos_per_split is not None and self.max_videos_per_split < 1:
-            raise InvalidError(f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1")
+            raise InvalidError(
+                f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1"
+            )
 
     @property
     def name(self) -> str:
@@ -65,7 +70,11 @@ class VideosSource:
     def provenance(self) -> Mapping[str, Any]:
         """Which folder, and which part of it."""
         splits = None if self.splits is None else list(self.splits)
-        return {"kind": "videos", "splits": splits, "max_videos_per_split": self.max_videos_per_split}
+        return {
+            "kind": "videos",
+            "splits": splits,
+            "max_videos_per_split": self.max_videos_per_split,
+        }
 
     def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
         """List the videos; a file that cannot be opened is a problem."""
@@ -75,7 +84,8 @@ class VideosSource:
         found, problems = _find(self.root)
         if not found and not problems:
             raise InvalidError(
-                f"no videos in {self.root}; looked for folders of pictures and for {', '.join(sorted(VIDEO_SUFFIXES))}"
+                f"no videos in {self.root}; looked for folders of pictures and for "
+                f"{', '.join(sorted(VIDEO_SUFFIXES))}"
             )
         videos: list[VideoRecord] = []
         notes: list[str] = []
@@ -92,7 +102,9 @@ class VideosSource:
         there = {entry.split for entry in found}
         unknown = [split for split in self.splits or () if split not in there]
         if unknown:
-            raise NotFoundError(f"split {unknown[0]!r} not found in {self.root}; there are {sorted(there)}")
+            raise NotFoundError(
+                f"split {unknown[0]!r} not found in {self.root}; there are {sorted(there)}"
+            )
         count: Counter[str] = Counter()
         chosen = []
         for entry in found:
@@ -134,7 +146,10 @@ class _Entry:
 
 
 def _find(root: Path) -> tuple[list[_Entry], list[str]]:
-    """Return all videos below a folder, split by split, by id; and what is wrong with the folder, one line each."""
+    """Return all videos below a folder, split by split, by id.
+
+    And what is wrong with the folder, one line each.
+    """
     raw: list[tuple[str, tuple[str, ...]]] = []
     problems: list[str] = []
     for prefix, names in _walk(root, problems):
@@ -151,16 +166,23 @@ def _find(root: Path) -> tuple[list[_Entry], list[str]]:
         stem = _stem(path, files)
         video_id = root.resolve().name if stem == "." else stem
         if video_id in entries:
-            problems.append(f"{path} and {entries[video_id].path} would both be video {video_id!r}; rename one")
+            problems.append(
+                f"{path} and {entries[video_id].path} would both be video {video_id!r}; rename one"
+            )
             continue
         top = path.split("/")[0]
         split = top if has_splits and top.lower() in SPLIT_NAMES and (files or "/" in path) else ""
         entries[video_id] = _Entry(path, video_id, split, files)
-    return sorted(entries.values(), key=lambda entry: (entry.split, natural_key(entry.id))), problems
+    return sorted(
+        entries.values(), key=lambda entry: (entry.split, natural_key(entry.id))
+    ), problems
 
 
 def _walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder below ``root``, as a prefix for what is in it, with its files; links are followed once."""
+    """Yield each folder below ``root``, as a prefix for what is in it, with its files.
+
+    Links are followed once.
+    """
     seen: set[str] = set()
 
     def refused(error: OSError) -> None:
@@ -196,7 +218,11 @@ def _describe(root: Path, entry: _Entry, problems: list[str], notes: list[str]) 
         width, height = image_size(root / entry.path / entry.files[0])
         prefix = "" if entry.path == "." else f"{entry.path}/"
         return VideoRecord(
-            entry.id, entry.split, tuple(prefix + name for name in entry.files), width=width, height=height
+            entry.id,
+            entry.split,
+            tuple(prefix + name for name in entry.files),
+            width=width,
+            height=height,
         )
     with _opened(root, entry.path) as (container, stream):
         header = float(stream.average_rate or stream.guessed_rate or np.nan)
@@ -205,7 +231,9 @@ def _describe(root: Path, entry: _Entry, problems: list[str], notes: list[str]) 
     if not line.n_frames:
         raise InvalidError(f"{entry.path}: holds no frames")
     if line.n_frames < line.n_announced:
-        problems.append(f"{entry.path}: ends after {line.n_frames} of {line.n_announced} frames; copy it again")
+        problems.append(
+            f"{entry.path}: ends after {line.n_frames} of {line.n_announced} frames; copy it again"
+        )
     rate = rate_of(header, line.times_s, line.tick_s)
     if rate.note:
         notes.append(f"{entry.path}: {rate.note}")
@@ -217,17 +245,22 @@ def _upright_size(
     path: str, container: av.container.InputContainer, stream: VideoStream, notes: list[str]
 ) -> tuple[int, int]:
     """Return width and height of a video's pictures as they will be read, from the first that can be decoded."""
-    first = next((frame for frame in _decoded(container, stream) if not isinstance(frame, FrameError)), None)
+    first = next(
+        (frame for frame in _decoded(container, stream) if not isinstance(frame, FrameError)), None
+    )
     if first is None:
         return stream.width, stream.height
     orientation, exact = _orientation(first)
     if not exact:
-        notes.append(f"{path}: is to be shown turned by part of a quarter; it is read in the nearest whole one")
+        notes.append(
+            f"{path}: is to be shown turned by part of a quarter; it is read in the nearest whole "
+            "one"
+        )
     aspect = stream.sample_aspect_ratio
     if aspect and aspect != 1:
         notes.append(
-            f"{path}: its pixels are not square ({aspect.numerator}:{aspect.denominator}); it is read as stored, "
-            "without stretching"
+            f"{path}: its pixels are not square ({aspect.numerator}:{aspect.denominator}); it is "
+            "read as stored, without stretching"
         )
     return orientation.size(first.width, first.height)
 
@@ -268,8 +301,9 @@ class _Timeline:
     ----------
     n_frames : in the file.
     n_announced : how many the file says it holds; 0 if it says nothing.
-    number_of : number of the frame that is shown at a time, in units of the file's own. None if the file has no times
-        that tell frames apart; they are then counted as they come, which is right where all of them can be decoded.
+    number_of : number of the frame that is shown at a time, in units of the file's own. None if the
+        file has no times that tell frames apart; they are then counted as they come, which is right
+        where all of them can be decoded.
     times_s : (frames,) float64, seconds; None if the file has no times of its own.
     tick_s : seconds, the unit of those times.
     """
@@ -284,8 +318,8 @@ class _Timeline:
 def _timeline(root: Path, path: str) -> _Timeline:
     """Return the frames of a file, by the times at which they are shown.
 
-    Decoders give frames late, reordered, and none where one is damaged: counting what comes out would put the frames
-    behind a damaged one in the wrong rows.
+    Decoders give frames late, reordered, and none where one is damaged: counting what comes out
+    would put the frames behind a damaged one in the wrong rows.
     """
     from av.error import FFmpegError
 
@@ -302,7 +336,8 @@ def _timeline(root: Path, path: str) -> _Timeline:
         except FFmpegError:
             pass  # the file ends early; reading it will end here too
     n_announced = max(0, n_announced - n_discarded)
-    # AVI has no times of its own, and those that are made up for it are wrong for frames that are stored out of order.
+    # AVI has no times of its own, and those that are made up for it are wrong for frames that are
+    # stored out of order.
     made_up = name == "avi" and codec in ("h264", "hevc")
     known = sorted(time for time in times if time is not None)
     times_s, tick_s = None, 0.0
@@ -316,13 +351,19 @@ def _timeline(root: Path, path: str) -> _Timeline:
     with _opened(root, path) as (container, stream):
         for frame in _decoded(container, stream):
             if isinstance(frame, FrameError):
-                raise InvalidError(f"{path}: is damaged, and does not say which frame is which; re-encode it as mp4")
+                raise InvalidError(
+                    f"{path}: is damaged, and does not say which frame is which; re-encode it as "
+                    "mp4"
+                )
             n_decoded += 1
     return _Timeline(n_decoded, n_announced, None, times_s, tick_s)
 
 
 def _decoded(container: av.container.InputContainer, stream: VideoStream) -> Iterator[Any]:
-    """Yield decoded frames, and an error for each piece that cannot be decoded; decoding goes on behind it."""
+    """Yield decoded frames, and an error for each piece that cannot be decoded.
+
+    Decoding goes on behind it.
+    """
     from av.error import FFmpegError
 
     packets = container.demux(stream)
@@ -340,10 +381,12 @@ def _decoded(container: av.container.InputContainer, stream: VideoStream) -> Ite
 
 
 def _orientation(frame: Any) -> tuple[Orientation, bool]:
-    """Return how a decoded frame stands, and whether that is exact; see :func:`from_display_matrix`.
+    """Return how a decoded frame stands, and whether that is exact.
 
-    Phones film sideways, front cameras mirrored, and say so in the stream's display matrix, which PyAV gives with every
-    frame. Its ``rotation`` is an angle only, which no mirrored picture has.
+    See :func:`from_display_matrix`.
+
+    Phones film sideways, front cameras mirrored, and say so in the stream's display matrix, which
+    PyAV gives with every frame. Its ``rotation`` is an angle only, which no mirrored picture has.
     """
     for found in frame.side_data:
         if found.type.name == "DISPLAYMATRIX":
@@ -356,7 +399,9 @@ def _read_file(
 ) -> Iterator[NDArray[np.uint8] | FrameError]:
     line = _timeline(root, path)
     if line.n_frames > video.n_frames:
-        raise InvalidError(f"{path}: holds more than the {video.n_frames} frames that it had when it was listed")
+        raise InvalidError(
+            f"{path}: holds more than the {video.n_frames} frames that it had when it was listed"
+        )
     reason = "cannot be decoded"
     at = 0
     with _opened(root, path) as (container, stream):

@@ -1,4 +1,7 @@
-"""Decoded chunks of one array, side by side in memory, up to a limit; the ones used longest ago go first."""
+"""Decoded chunks of one array, side by side in memory, up to a limit.
+
+The ones used longest ago go first.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,9 @@ _arenas: weakref.WeakSet[ChunkArena] = weakref.WeakSet()
 class ChunkArena:
     """Places for decoded chunks, in one piece of memory: rows out of any of them are a single gather.
 
-    The memory is used again and again. To touch fresh memory for the first time costs more than to decode into it.
-    Safe to use from several threads, which decode and copy side by side; a chunk that several need is decoded once.
+    The memory is used again and again. To touch fresh memory for the first time costs more than to
+    decode into it. Safe to use from several threads, which decode and copy side by side; a chunk
+    that several need is decoded once.
 
     Parameters
     ----------
@@ -65,8 +69,9 @@ class ChunkArena:
         self._used = np.zeros(self._n_slots, dtype=np.int64)
         self._seen = np.zeros(self._n_chunks, dtype=bool)
         self._now = 0
-        # Which places each read that is under way needs, and which one of them decodes into a place. Reads enter and
-        # leave these by single steps, so that an interrupt leaves nothing behind.
+        # Which places each read that is under way needs, and which one of them decodes into a
+        # place. Reads enter and leave these by single steps, so that an interrupt leaves nothing
+        # behind.
         self._claims: dict[object, NDArray[np.int64]] = {}
         self._decoding: dict[int, object] = {}
         # Places that are being written now, perhaps for a read that was interrupted and is gone.
@@ -75,7 +80,10 @@ class ChunkArena:
         self._changed = threading.Condition()
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> int:
-        """Copy rows into ``out`` in the order asked for; return how many chunks were decoded once more than once."""
+        """Copy rows into ``out`` in the order asked for.
+
+        Return how many chunks were decoded once more than once.
+        """
         numbers = rows // self._chunk_rows
         needed = np.unique(numbers)
         again = 0
@@ -93,10 +101,15 @@ class ChunkArena:
         return again
 
     def _copy(
-        self, memory: NDArray[Any], rows: NDArray[np.int64], numbers: NDArray[np.int64], out: NDArray[Any]
+        self,
+        memory: NDArray[Any],
+        rows: NDArray[np.int64],
+        numbers: NDArray[np.int64],
+        out: NDArray[Any],
     ) -> None:
         places = rows + (self._slot_of[numbers] - numbers) * self._chunk_rows
-        # Without mode="clip" numpy gathers into memory of its own first; these places are all there.
+        # Without mode="clip" numpy gathers into memory of its own first; these places are all
+        # there.
         np.take(memory, places, axis=0, out=out, mode="clip")
 
     @contextmanager
@@ -148,9 +161,12 @@ class ChunkArena:
         return found[np.argsort(self._used[found], kind="stable")]
 
     def _fill(self, claim: object, memory: NDArray[Any]) -> int:
-        """Decode what of a claim is not there yet, and wait for what others decode; return how many were seen before.
+        """Decode what of a claim is not there yet, and wait for what others decode.
 
-        Where another read meets an error, this one tries for itself: it may not be this one's chunk that is broken.
+        Return how many were seen before.
+
+        Where another read meets an error, this one tries for itself: it may not be this one's chunk
+        that is broken.
         """
         slots = self._claims[claim]
         again = 0
@@ -158,7 +174,11 @@ class ChunkArena:
             with self._changed:
                 while True:
                     missing = slots[~self._ready[slots]].tolist()
-                    todo = [slot for slot in missing if slot not in self._decoding and slot not in self._busy]
+                    todo = [
+                        slot
+                        for slot in missing
+                        if slot not in self._decoding and slot not in self._busy
+                    ]
                     if todo:
                         self._decoding.update(dict.fromkeys(todo, claim))
                         again += int(np.count_nonzero(self._seen[self._chunk_in[todo]]))
@@ -201,15 +221,22 @@ def for_each(work: Callable[[int], None], items: list[int]) -> None:
     if len(items) < _WORTH_SHARING or _N_THREADS == 1:
         _each(work, items)
         return
-    pool = _threads = _threads or ThreadPoolExecutor(_N_THREADS, thread_name_prefix="kpstore-decode")
+    pool = _threads = _threads or ThreadPoolExecutor(
+        _N_THREADS, thread_name_prefix="kpstore-decode"
+    )
     futures: list[Future[None]] = []
     n_parts, stop = min(len(items), _PARTS * _N_THREADS), threading.Event()
     try:
         for part in range(n_parts):
             futures.append(pool.submit(_each, work, items[part::n_parts], stop))
-        wait(futures)  # all of them, also if one fails: they write to places that others get once they are given up
+        wait(
+            futures
+            # all of them, also if one fails: they write to places that others get once they are given
+            # up
+        )
     except BaseException:
-        # An interrupt may come in the midst of starting a thread, and what such a pool still takes nobody works off.
+        # An interrupt may come in the midst of starting a thread, and what such a pool still takes
+        # nobody works off.
         _threads = None
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -219,7 +246,9 @@ def for_each(work: Callable[[int], None], items: list[int]) -> None:
         future.result()
 
 
-def _each(work: Callable[[int], None], items: list[int], stop: threading.Event | None = None) -> None:
+def _each(
+    work: Callable[[int], None], items: list[int], stop: threading.Event | None = None
+) -> None:
     for item in items:
         if stop is not None and stop.is_set():
             return

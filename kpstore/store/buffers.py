@@ -1,7 +1,8 @@
 """Memory for the results of reads, used again when nobody has the result any more.
 
-Memory that was never touched costs as much as gathering rows into it, and what is freed in one thread and allocated in
-another is often given back to the system in between: a loader spent half of its time on pages of zeros.
+Memory that was never touched costs as much as gathering rows into it, and what is freed in one
+thread and allocated in another is often given back to the system in between: a loader spent half of
+its time on pages of zeros.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Buffers:
 
     Parameters
     ----------
-    limit_bytes : of all memory that is remembered; what was given out longest ago is forgotten, and is then freed as
-        any array's memory is.
+    limit_bytes : of all memory that is remembered; what was given out longest ago is forgotten, and
+        is then freed as any array's memory is.
     """
 
     def __init__(self, limit_bytes: int = 2**26) -> None:

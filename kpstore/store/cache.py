@@ -1,8 +1,8 @@
 """Decoded arrays on the local disk, memory-mapped, shared by all processes of a machine.
 
-A version never changes, so a decoded copy is right for ever: it is found by the version's id and the array's name, and
-needs no invalidation. One file per array, in numpy's own format, and behind the values what each chunk of them adds up
-to: the disk under a cache goes bad as any other does.
+A version never changes, so a decoded copy is right for ever: it is found by the version's id and
+the array's name, and needs no invalidation. One file per array, in numpy's own format, and behind
+the values what each chunk of them adds up to: the disk under a cache goes bad as any other does.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class DecodedArray:
     Parameters
     ----------
     values : (rows, …), read-only, mapped.
-    checksums : (chunks,) uint64, of :func:`kpstore.backends.checksums.checksum`: what each chunk has to add up to.
+    checksums : (chunks,) uint64, of :func:`kpstore.backends.checksums.checksum`: what each chunk
+        has to add up to.
     """
 
     values: NDArray[Any]
@@ -92,7 +93,8 @@ class DecodedCache:
     Parameters
     ----------
     folder : made when the first array is decoded; :func:`default_folder` if not given.
-    limit_bytes : of all arrays together; what was opened longest ago makes room. :func:`default_limit` if not given.
+    limit_bytes : of all arrays together; what was opened longest ago makes room.
+        :func:`default_limit` if not given.
     """
 
     def __init__(self, folder: Path | None = None, *, limit_bytes: int | None = None) -> None:
@@ -109,17 +111,24 @@ class DecodedCache:
     def _path(self, snapshot: str, name: str) -> Path:
         # Names come from the store's files: none of them may lead out of the folder.
         if not re.fullmatch(r"\w+", snapshot) or not re.fullmatch(r"\w+", name):
-            raise InvalidError(f"version {snapshot!r}, array {name!r}: the cache takes letters, digits and underscores")
+            raise InvalidError(
+                f"version {snapshot!r}, array {name!r}: the cache takes letters, digits and "
+                "underscores"
+            )
         return self.folder / snapshot / f"{name}{_SUFFIX}"
 
     def statistics_path(self, snapshot: str, name: str) -> Path:
-        """Return the place for statistics of a version; they are listed, cleared and make room as arrays do."""
+        """Return the place for statistics of a version.
+
+        They are listed, cleared and make room as arrays do.
+        """
         return self._path(snapshot, name).with_name(f"{name}{_STATISTICS}")
 
     def keep_statistics(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write statistics aside and give them their name when they are whole.
 
-        A folder that cannot be written, or a decoder that clears up meanwhile, only costs measuring again.
+        A folder that cannot be written, or a decoder that clears up meanwhile, only costs measuring
+        again.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +147,9 @@ class DecodedCache:
     def open(
         self, snapshot: str, name: str, meta: ArrayMeta, checksums: NDArray[np.uint64] | None = None
     ) -> DecodedArray | None:
-        """Return a decoded array, mapped; None if it is not here, or is not the copy of these chunks.
+        """Return a decoded array, mapped.
+
+        None if it is not here, or is not the copy of these chunks.
 
         Parameters
         ----------
@@ -152,7 +163,11 @@ class DecodedCache:
                 kept = np.frombuffer(file.read(), dtype="<u8").astype(np.uint64)
         except Exception:  # numpy parses headers as Python: torn ones end in errors of every kind
             return None
-        if mapped.shape != meta.shape or mapped.dtype != np.dtype(meta.dtype) or len(kept) != _n_chunks(meta):
+        if (
+            mapped.shape != meta.shape
+            or mapped.dtype != np.dtype(meta.dtype)
+            or len(kept) != _n_chunks(meta)
+        ):
             return None
         if checksums is not None and not np.array_equal(kept, checksums):
             _log.warning("%s is not a copy of %r as the store has it, and is not used", path, name)
@@ -193,7 +208,8 @@ class DecodedCache:
         Returns
         -------
         DecodedArray or None
-            None if there is no room for it, within the limit or on the disk, or the folder cannot be written.
+            None if there is no room for it, within the limit or on the disk, or the folder cannot
+            be written.
 
         Raises
         ------
@@ -204,8 +220,8 @@ class DecodedCache:
         self.refusal = ""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # One lock for the folder, which stays for ever: a lock that is removed while others wait for it locks
-            # nothing, and whoever makes room must not be overtaken.
+            # One lock for the folder, which stays for ever: a lock that is removed while others
+            # wait for it locks nothing, and whoever makes room must not be overtaken.
             with waiting_lock(self.folder / _LOCK):
                 if self.open(snapshot, name, meta, checksums) is None:
                     self._remove_left_overs()
@@ -219,7 +235,10 @@ class DecodedCache:
         return self.open(snapshot, name, meta, checksums)
 
     def _remove_left_overs(self) -> int:
-        """Remove what killed processes left, under the lock that whoever decodes holds; return its size."""
+        """Remove what killed processes left, under the lock that whoever decodes holds.
+
+        Return its size.
+        """
         n_bytes = 0
         for left_over in self.folder.glob(f"*/.*{_PART}"):
             n_bytes += left_over.stat().st_size
@@ -228,15 +247,21 @@ class DecodedCache:
 
     def _make_room(self, n_bytes: int) -> bool:
         free = shutil.disk_usage(self.folder).free
-        if n_bytes > self.limit_bytes or n_bytes > free + sum(entry.size_bytes for entry in self.entries()):
+        if n_bytes > self.limit_bytes or n_bytes > free + sum(
+            entry.size_bytes for entry in self.entries()
+        ):
             self.refusal = (
                 f"no room in {self.folder}: it needs {n_bytes / 1e9:.3g} GB, the cache may hold "
-                f"{self.limit_bytes / 1e9:.3g} GB (${LIMIT_VARIABLE}) and the disk has {free / 1e9:.3g} GB left"
+                f"{self.limit_bytes / 1e9:.3g} GB (${LIMIT_VARIABLE}) and the disk has "
+                f"{free / 1e9:.3g} GB left"
             )
             return False
         for entry in self.entries():
             held = sum(entry.size_bytes for entry in self.entries())
-            if held + n_bytes <= self.limit_bytes and n_bytes <= shutil.disk_usage(self.folder).free:
+            if (
+                held + n_bytes <= self.limit_bytes
+                and n_bytes <= shutil.disk_usage(self.folder).free
+            ):
                 break
             _remove(entry)
         return n_bytes <= shutil.disk_usage(self.folder).free
@@ -244,7 +269,9 @@ class DecodedCache:
     def entries(self) -> list[CacheEntry]:
         """Return what is here, the array that was opened longest ago first."""
         found = []
-        paths = [path for suffix in (_SUFFIX, _STATISTICS) for path in self.folder.glob(f"*/*{suffix}")]
+        paths = [
+            path for suffix in (_SUFFIX, _STATISTICS) for path in self.folder.glob(f"*/*{suffix}")
+        ]
         for path in paths:
             with suppress(FileNotFoundError):
                 stat = path.stat()
@@ -259,7 +286,9 @@ class DecodedCache:
         ----------
         snapshots : only arrays of these versions; all by default.
         """
-        entries = [entry for entry in self.entries() if snapshots is None or entry.snapshot in snapshots]
+        entries = [
+            entry for entry in self.entries() if snapshots is None or entry.snapshot in snapshots
+        ]
         for entry in entries:
             _remove(entry)
         freed = sum(entry.size_bytes for entry in entries)
@@ -290,7 +319,11 @@ def _decode(
     kept = np.zeros(n_chunks, dtype="<u8") if checksums is None else checksums.astype("<u8")
     try:
         with os.fdopen(handle, "wb") as file:
-            header = {"descr": np.dtype(meta.dtype).str, "fortran_order": False, "shape": meta.shape}
+            header = {
+                "descr": np.dtype(meta.dtype).str,
+                "fortran_order": False,
+                "shape": meta.shape,
+            }
             np.lib.format.write_array_header_1_0(file, header)
             per_write = max(1, _WRITE_BYTES // max(1, meta.chunk_rows * meta.row_bytes))
             buffer = np.empty((per_write, meta.chunk_rows, *meta.shape[1:]), dtype=meta.dtype)
@@ -318,7 +351,9 @@ def _make_aside(path: Path) -> tuple[int, str]:
         path.parent.mkdir(exist_ok=True)
         if path.parent.is_symlink():
             raise NotADirectoryError(f"{path.parent} is a link; the cache does not write elsewhere")
-        with suppress(FileNotFoundError):  # the folder was still empty, and whoever cleared the cache removed it
+        with suppress(
+            FileNotFoundError
+        ):  # the folder was still empty, and whoever cleared the cache removed it
             return tempfile.mkstemp(prefix=".", suffix=_PART, dir=path.parent)
 
 

@@ -22,9 +22,10 @@ def to_dask(store: Store, name: str, chunks: Rows | Mapping[str, Rows] | None = 
     Parameters
     ----------
     name : a feature, a companion such as ``"keypoints_detected"``, or a column of the index.
-    chunks : rows of a piece. None takes the stored chunks (1,024 frames of keypoints, 2 MiB); ``"auto"`` as many of
-        them as Dask likes best (128 MiB); other sizes are best multiples of :attr:`FeatureArray.chunk_rows`. A mapping
-        gives sizes by dimension, ``{"frame": 4096, "keypoint": 11}``; the others stay whole.
+    chunks : rows of a piece. None takes the stored chunks (1,024 frames of keypoints, 2 MiB);
+        ``"auto"`` as many of them as Dask likes best (128 MiB); other sizes are best multiples of
+        :attr:`FeatureArray.chunk_rows`. A mapping gives sizes by dimension, ``{"frame": 4096,
+        "keypoint": 11}``; the others stay whole.
 
     Returns
     -------
@@ -48,27 +49,39 @@ def to_dask(store: Store, name: str, chunks: Rows | Mapping[str, Rows] | None = 
 
     array = store[name]
     pieces = _pieces(array, chunks)
-    # A graph holds the array once per piece, a few hundred bytes, so that a worker needs no other task's result.
+    # A graph holds the array once per piece, a few hundred bytes, so that a worker needs no other
+    # task's result.
     token = f"kpstore-{name}-{tokenize(array, pieces)}"
     from_array: Any = da.from_array
     return from_array(array, chunks=pieces, name=token, inline_array=True, asarray=True)
 
 
-def _pieces(array: FeatureArray, chunks: Rows | Mapping[str, Rows] | None) -> tuple[tuple[int, ...], ...]:
+def _pieces(
+    array: FeatureArray, chunks: Rows | Mapping[str, Rows] | None
+) -> tuple[tuple[int, ...], ...]:
     from dask.array import core
 
     stored = (max(1, min(array.chunk_rows, len(array))), *array.shape[1:])
-    by_dim = chunks if isinstance(chunks, Mapping) else {} if chunks is None else {array.dims[0]: chunks}
+    by_dim = (
+        chunks if isinstance(chunks, Mapping) else {} if chunks is None else {array.dims[0]: chunks}
+    )
     unknown = [dim for dim in by_dim if dim not in array.dims]
     if unknown:
-        raise InvalidError(f"chunks name the dimension {unknown[0]!r}; {array.name!r} has {', '.join(array.dims)}")
+        raise InvalidError(
+            f"chunks name the dimension {unknown[0]!r}; {array.name!r} has {', '.join(array.dims)}"
+        )
     none = [rows for rows in by_dim.values() if isinstance(rows, int) and rows < 1 and rows != -1]
     if none:
-        raise InvalidError(f"chunks of {none[0]} rows of {array.name!r} asked for; use 1 or more, or -1 for all")
+        raise InvalidError(
+            f"chunks of {none[0]} rows of {array.name!r} asked for; use 1 or more, or -1 for all"
+        )
     wanted = [by_dim.get(dim, size) for dim, size in zip(array.dims, stored, strict=True)]
     if array.dtype == object:
         # Dask cannot tell the size of text; the stored chunks are as good as what it would choose.
-        wanted = [size if isinstance(asked, str) else asked for asked, size in zip(wanted, stored, strict=True)]
+        wanted = [
+            size if isinstance(asked, str) else asked
+            for asked, size in zip(wanted, stored, strict=True)
+        ]
     try:
         split: Any = core.normalize_chunks
         pieces: tuple[tuple[int, ...], ...] = split(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ReadView
+from kpstore.backends.base import ReadSession
 from kpstore.errors import CorruptError, KpstoreError
 from kpstore.schema.index import VideoIndex
 
@@ -16,13 +16,15 @@ _NAMED = 2
 """Videos that a message names; it counts the others."""
 
 
-def read_index(view: ReadView) -> VideoIndex:
+def read_index(session: ReadSession) -> VideoIndex:
     """Return the list of videos of a version; of none where there are no videos yet."""
-    n_videos = view.meta("video_id").n_rows if "video_id" in view.names() else 0
+    n_videos = session.meta("video_id").n_rows if "video_id" in session.names() else 0
     if n_videos == 0:
         empty = np.empty(0, dtype=object)
         return VideoIndex(empty, empty, np.empty(0, dtype=np.int64))
-    return VideoIndex(*(view.read(name, 0, n_videos) for name in ("video_id", "split", "n_frames")))
+    return VideoIndex(
+        *(session.read(name, 0, n_videos) for name in ("video_id", "split", "n_frames"))
+    )
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,12 @@ class Damage:
     axis: str = ""
 
     @classmethod
-    def of(cls, view: ReadView, name: str, chunk: int, reason: str) -> Damage:
+    def of(cls, session: ReadSession, name: str, chunk: int, reason: str) -> Damage:
         """Say where a chunk is."""
-        meta = view.meta(name)
+        meta = session.meta(name)
         start = chunk * meta.chunk_rows
         try:
-            place = view.place(name, chunk)
+            place = session.place(name, chunk)
         except KpstoreError:  # what says where chunks lie may be damaged too
             place = ""
         stop = min(start + meta.chunk_rows, meta.n_rows)
@@ -65,7 +67,10 @@ class Damage:
         return f"rows {self.start}:{self.stop}" + (f"; {self.file}" if self.file else "")
 
     def positions(self, index: VideoIndex) -> NDArray[np.int64]:
-        """Return the videos that have rows in the chunk, by position; none for axes of other things."""
+        """Return the videos that have rows in the chunk, by position.
+
+        None for axes of other things.
+        """
         if self.axis == "video":
             return np.arange(self.start, min(self.stop, len(index)), dtype=np.int64)
         if self.axis != "frame" or self.start >= index.total_frames:
@@ -77,7 +82,9 @@ class Damage:
     def frames(self, index: VideoIndex, position: int) -> slice:
         """Return which frames of a video lie in the chunk."""
         rows = index.rows(position)
-        return slice(max(self.start, rows.start) - rows.start, min(self.stop, rows.stop) - rows.start)
+        return slice(
+            max(self.start, rows.start) - rows.start, min(self.stop, rows.stop) - rows.start
+        )
 
 
 def _between(n: int, first: int, last: int) -> NDArray[np.bool_]:
@@ -101,22 +108,26 @@ def reason_of(error: Exception) -> str:
     return text.partition(" cannot be read: ")[2] or text
 
 
-def damaged(view: ReadView, location: str, name: str, chunk: int, reason: str) -> CorruptError:
+def damaged(
+    session: ReadSession, location: str, name: str, chunk: int, reason: str
+) -> CorruptError:
     """Return the error of a read that met a damaged chunk: one line that names what is lost and what to do."""
-    found = Damage.of(view, name, chunk, reason)
+    found = Damage.of(session, name, chunk, reason)
     store = location or "STORE"
     return CorruptError(
-        f"{name!r} of {store} is damaged: rows {found.start}:{found.stop}{_of_videos(view, found)}"
+        f"{name!r} of {store} is damaged: rows "
+        f"{found.start}:{found.stop}{_of_videos(session, found)}"
         f"{f', {found.file}' if found.file else ''}: {reason}; "
-        f"'kpstore verify {store}' tells all of it, 'kpstore repair {store}' has such videos made again"
+        f"'kpstore verify {store}' tells all of it, 'kpstore repair {store}' has such videos made "
+        "again"
     )
 
 
-def _of_videos(view: ReadView, found: Damage) -> str:
+def _of_videos(session: ReadSession, found: Damage) -> str:
     if found.axis not in ("frame", "video"):
         return ""
     try:
-        index = read_index(view)
+        index = read_index(session)
     except KpstoreError:  # the index may be what is damaged, or out of reach in a forked process
         return ""
     positions = found.positions(index)

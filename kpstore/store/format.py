@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ArrayMeta, ReadView
+from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import TABLE
 from kpstore.errors import CorruptError, InvalidError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
@@ -34,8 +34,16 @@ VIDEO_CHUNK_ROWS = 65_536
 TEXT_CHUNK_ROWS = 4_096
 
 VIDEO_ARRAYS: dict[str, ArrayMeta] = {
-    "video_id": ArrayMeta((0,), TEXT, VIDEO_CHUNK_ROWS, ("video",), attrs={"cf_role": "timeseries_id"}),
-    "split": ArrayMeta((0,), TEXT, VIDEO_CHUNK_ROWS, ("video",), attrs={"long_name": "train, dev, test, … or empty"}),
+    "video_id": ArrayMeta(
+        (0,), TEXT, VIDEO_CHUNK_ROWS, ("video",), attrs={"cf_role": "timeseries_id"}
+    ),
+    "split": ArrayMeta(
+        (0,),
+        TEXT,
+        VIDEO_CHUNK_ROWS,
+        ("video",),
+        attrs={"long_name": "train, dev, test, … or empty"},
+    ),
     "n_frames": ArrayMeta(
         (0,),
         "int64",
@@ -44,13 +52,28 @@ VIDEO_ARRAYS: dict[str, ArrayMeta] = {
         attrs={"long_name": "frames of this video", "sample_dimension": "frame", "units": "1"},
     ),
     "fps": ArrayMeta(
-        (0,), "float64", VIDEO_CHUNK_ROWS, ("video",), float("nan"), {"long_name": "frames per second", "units": "s-1"}
+        (0,),
+        "float64",
+        VIDEO_CHUNK_ROWS,
+        ("video",),
+        float("nan"),
+        {"long_name": "frames per second", "units": "s-1"},
     ),
     "width": ArrayMeta(
-        (0,), "int32", VIDEO_CHUNK_ROWS, ("video",), 0, {"long_name": "frame width, 0 if unknown", "units": "pixel"}
+        (0,),
+        "int32",
+        VIDEO_CHUNK_ROWS,
+        ("video",),
+        0,
+        {"long_name": "frame width, 0 if unknown", "units": "pixel"},
     ),
     "height": ArrayMeta(
-        (0,), "int32", VIDEO_CHUNK_ROWS, ("video",), 0, {"long_name": "frame height, 0 if unknown", "units": "pixel"}
+        (0,),
+        "int32",
+        VIDEO_CHUNK_ROWS,
+        ("video",),
+        0,
+        {"long_name": "frame height, 0 if unknown", "units": "pixel"},
     ),
 }
 IMAGE_PATH = "image_path"
@@ -106,31 +129,46 @@ def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, Any]:
     return {"Conventions": "CF-1.11", "title": name, ROOT: about}
 
 
-def read_root(view: ReadView, location: str) -> dict[str, Any]:
-    """Return kpstore's own part of the attributes; an error in one line if this is not, or not yet, our format."""
-    about = view.attrs().get(ROOT)
+def read_root(session: ReadSession, location: str) -> dict[str, Any]:
+    """Return kpstore's own part of the attributes.
+
+    An error in one line if this is not, or not yet, our format.
+    """
+    about = session.attrs().get(ROOT)
     if not isinstance(about, dict):
-        raise InvalidError(f"{location} holds arrays but is not a kpstore store (no {ROOT!r} attribute)")
+        raise InvalidError(
+            f"{location} holds arrays but is not a kpstore store (no {ROOT!r} attribute)"
+        )
     version = about.get("format_version")
     if version not in READABLE_VERSIONS:
         raise InvalidError(
             f"{location} has format version {version!r}, this kpstore reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; open it with the kpstore that wrote it, or upgrade"
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; open it with the kpstore that wrote it, "
+            "or upgrade"
         )
-    missing = {"name", "annotations", "features", *(["parts"] if version > 1 else [])} - about.keys()
+    missing = {
+        "name",
+        "annotations",
+        "features",
+        *(["parts"] if version > 1 else []),
+    } - about.keys()
     if missing:
-        raise CorruptError(f"{location}: its description lacks {', '.join(sorted(missing))}; it is damaged")
+        raise CorruptError(
+            f"{location}: its description lacks {', '.join(sorted(missing))}; it is damaged"
+        )
     unknown = [str(part) for part in about.get("parts", []) if part not in PARTS]
     if unknown:
         raise InvalidError(
-            f"{location} is written with {', '.join(map(repr, unknown))}, a part of the format that this kpstore does "
-            "not know; open it with the kpstore that wrote it, or upgrade"
+            f"{location} is written with {', '.join(map(repr, unknown))}, a part of the format "
+            "that this kpstore does not know; open it with the kpstore that wrote it, or upgrade"
         )
     return about
 
 
 def lacks(about: Mapping[str, Any]) -> str:
-    """Return what a store of an older format does without, in one line for people; empty if that is nothing.
+    """Return what a store of an older format does without, in one line for people.
+
+    Empty if that is nothing.
 
     Parameters
     ----------
@@ -139,13 +177,16 @@ def lacks(about: Mapping[str, Any]) -> str:
     if CHECKSUMS in about.get("parts", []):
         return ""
     return (
-        f"format {about['format_version']}: no checksums by place, so chunks that have changed places are read as each "
-        "other's values; 'kpstore convert' makes a store of the newest format of it"
+        f"format {about['format_version']}: no checksums by place, so chunks that have changed "
+        "places are read as each other's values; 'kpstore convert' makes a store of the newest "
+        "format of it"
     )
 
 
 def upgraded(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a store's attributes as the newest format has them; parts of the newest format are kept.
+    """Return a store's attributes as the newest format has them.
+
+    Parts of the newest format are kept.
 
     Parameters
     ----------
@@ -162,18 +203,26 @@ def read_features(about: Mapping[str, Any]) -> dict[str, StoredFeature]:
             for name, stored in about["features"].items()
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"the store's description of its features cannot be read: {error!r}") from error
+        raise CorruptError(
+            f"the store's description of its features cannot be read: {error!r}"
+        ) from error
 
 
 def feature_metas(spec: FeatureSpec, *, n_videos: int, n_frames: int) -> dict[str, ArrayMeta]:
     """Return every array of a feature: values, companions, and where each row and video stands."""
     n_rows = n_frames if spec.axis == "frame" else n_videos
-    flags = {"flag_values": [int(s) for s in State], "flag_meanings": " ".join(s.name.lower() for s in State)}
+    flags = {
+        "flag_values": [int(s) for s in State],
+        "flag_meanings": " ".join(s.name.lower() for s in State),
+    }
     metas: dict[str, ArrayMeta] = {}
     for name, array in spec.arrays.items():
         attrs: dict[str, Any] = {"units": array.units, "long_name": array.description or name}
         if name == spec.name:
-            linked = [*list(spec.arrays)[1:], *([status_name(spec.name)] if spec.axis == "frame" else [])]
+            linked = [
+                *list(spec.arrays)[1:],
+                *([status_name(spec.name)] if spec.axis == "frame" else []),
+            ]
             attrs["ancillary_variables"] = " ".join(linked)
         metas[name] = ArrayMeta(
             (n_rows, *array.shape),
@@ -182,12 +231,17 @@ def feature_metas(spec: FeatureSpec, *, n_videos: int, n_frames: int) -> dict[st
             (spec.axis, *array.dims),
             array.fill,
             attrs,
-            # float32 keypoints shrink by a fifth to two fifths and read slower when compressed (docs/decisions/003).
+            # float32 keypoints shrink by a fifth to two fifths and read slower when compressed
+            # (docs/decisions/003).
             codec=spec.compression if name == spec.name else "zstd",
         )
     if spec.axis == "frame":
-        metas[status_name(spec.name)] = ArrayMeta((n_frames,), "uint8", spec.chunk_rows, ("frame",), 0, flags)
-    metas[state_name(spec.name)] = ArrayMeta((n_videos,), "uint8", VIDEO_CHUNK_ROWS, ("video",), 0, flags)
+        metas[status_name(spec.name)] = ArrayMeta(
+            (n_frames,), "uint8", spec.chunk_rows, ("frame",), 0, flags
+        )
+    metas[state_name(spec.name)] = ArrayMeta(
+        (n_videos,), "uint8", VIDEO_CHUNK_ROWS, ("video",), 0, flags
+    )
     metas[failure_name(spec.name)] = ArrayMeta((n_videos,), TEXT, TEXT_CHUNK_ROWS, ("video",))
     return metas
 
@@ -200,7 +254,9 @@ def label_metas(spec: FeatureSpec) -> dict[str, tuple[ArrayMeta, NDArray[np.obje
     }
 
 
-def row_arrays(spec: FeatureSpec, rows: FeatureRows, status: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+def row_arrays(
+    spec: FeatureSpec, rows: FeatureRows, status: NDArray[np.uint8]
+) -> dict[str, NDArray[Any]]:
     """Return what to write into which array for some rows of a feature.
 
     Parameters
@@ -215,5 +271,7 @@ def row_arrays(spec: FeatureSpec, rows: FeatureRows, status: NDArray[np.uint8]) 
 def check_feature(features: Mapping[str, StoredFeature], name: str) -> StoredFeature:
     """Return a feature by name; :class:`NotFoundError` lists what there is."""
     if name not in features:
-        raise NotFoundError(f"feature {name!r} not found; this store has {sorted(features) or 'none yet'}")
+        raise NotFoundError(
+            f"feature {name!r} not found; this store has {sorted(features) or 'none yet'}"
+        )
     return features[name]

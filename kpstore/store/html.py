@@ -14,7 +14,10 @@ def heading(title: str, note: str = "") -> str:
 
 
 def table(rows: Iterable[Sequence[Cell]], columns: Sequence[str] = ()) -> str:
-    """Return rows as a table, nothing if there are none; ints are written as 1,234 and to the right."""
+    """Return rows as a table, nothing if there are none.
+
+    Ints are written as 1,234 and to the right.
+    """
     body = list(rows)
     if not body:
         return ""
@@ -32,7 +35,10 @@ def _line(cells: Sequence[Cell], like: Sequence[Cell], tag: str) -> str:
     # Said for each cell, because notebooks have styles of their own for tables.
     sides = ["right" if isinstance(cell, int) else "left" for cell in like]
     texts = [escape(f"{cell:,}" if isinstance(cell, int) else cell) for cell in cells]
-    tds = [f'<{tag} style="text-align: {side}">{text}</{tag}>' for side, text in zip(sides, texts, strict=True)]
+    tds = [
+        f'<{tag} style="text-align: {side}">{text}</{tag}>'
+        for side, text in zip(sides, texts, strict=True)
+    ]
     return f"<tr>{''.join(tds)}</tr>"
 
 

@@ -13,7 +13,10 @@ from kpstore.store.reader import RowReader
 
 
 def read_key(reader: RowReader, name: str, key: Any) -> NDArray[Any]:
-    """Return what numpy would for ``array[key]``: rows by int, slice, list, array or mask; further axes after them."""
+    """Return what numpy would for ``array[key]``: rows by int, slice, list, array or mask.
+
+    Further axes after them.
+    """
     meta = reader.meta(name)
     n_rows = meta.n_rows
     head, *rest = _without_ellipsis(key if isinstance(key, tuple) else (key,), len(meta.shape))
@@ -40,7 +43,9 @@ def read_key(reader: RowReader, name: str, key: Any) -> NDArray[Any]:
             raise InvalidError(f"a mask for {name!r} needs shape ({n_rows},), found {wanted.shape}")
         wanted = np.flatnonzero(wanted)
     elif wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-        raise InvalidError(f"rows of {name!r} are an int, a slice, a mask or a list of ints, found {head!r}")
+        raise InvalidError(
+            f"rows of {name!r} are an int, a slice, a mask or a list of ints, found {head!r}"
+        )
     wanted = wanted.astype(np.int64)
     block = reader.read(name, np.where(wanted < 0, wanted + n_rows, wanted))
     # Not slice(None): numpy pairs a list of rows with a list of columns, it does not cross them.

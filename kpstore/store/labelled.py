@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class _LazyArray(xr.backends.BackendArray):
-    """Rows of one stored array, behind xarray's lazy indexing; pickles, and is read by many threads at once."""
+    """Rows of one stored array, behind xarray's lazy indexing.
+
+    Pickles, and is read by many threads at once.
+    """
 
     def __init__(self, array: FeatureArray) -> None:
         self._array = array
@@ -29,13 +32,16 @@ class _LazyArray(xr.backends.BackendArray):
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray[Any]:
         support = indexing.IndexingSupport.OUTER_1VECTOR
-        values: NDArray[Any] = indexing.explicit_indexing_adapter(key, self.shape, support, self._read)
+        values: NDArray[Any] = indexing.explicit_indexing_adapter(
+            key, self.shape, support, self._read
+        )
         return values
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
         head, tail = key[0], key[1:]
         rows = np.asarray(self._array[head], dtype=self.dtype)
-        # An int for the row took the first axis away; the rest of the key fits what is left of the axes.
+        # An int for the row took the first axis away; the rest of the key fits what is left of the
+        # axes.
         return rows[tail] if isinstance(head, int | np.integer) else rows[(slice(None), *tail)]
 
 
@@ -58,16 +64,32 @@ def to_xarray(
     Returns
     -------
     xarray.Dataset
-        ``video_id`` and the frames' ``video`` number are coordinates; values are read when they are used. Each
-        variable's ``encoding["preferred_chunks"]`` says where its stored chunks end.
+        ``video_id`` and the frames' ``video`` number are coordinates; values are read when they are
+        used. Each variable's ``encoding["preferred_chunks"]`` says where its stored chunks end.
     """
-    wanted = [features] if isinstance(features, str) else list(store.features if features is None else features)
+    wanted = (
+        [features]
+        if isinstance(features, str)
+        else list(store.features if features is None else features)
+    )
     arrays = [name for feature in wanted for name in _feature_arrays(store, feature)]
-    columns = ["split", "n_frames", "fps", "width", "height", *store.annotation_names, fmt.IMAGE_PATH]
+    columns = [
+        "split",
+        "n_frames",
+        "fps",
+        "width",
+        "height",
+        *store.annotation_names,
+        fmt.IMAGE_PATH,
+    ]
     dims = _dims(store)
-    variables = {name: _variable(store, name, dims) for name in [*(columns if len(store.index) else ()), *arrays]}
+    variables = {
+        name: _variable(store, name, dims)
+        for name in [*(columns if len(store.index) else ()), *arrays]
+    }
     dataset = xr.Dataset(
-        variables, attrs={"title": store.name, "kpstore_snapshot": store.snapshot, "Conventions": "CF-1.11"}
+        variables,
+        attrs={"title": store.name, "kpstore_snapshot": store.snapshot, "Conventions": "CF-1.11"},
     )
     rows: dict[str, NDArray[np.int64]] = {}
     if split is not None:
@@ -76,12 +98,18 @@ def to_xarray(
         dataset = dataset.isel({dim: _as_slice(picked) for dim, picked in rows.items()})
     for name, variable in dataset.variables.items():
         variable.encoding["preferred_chunks"] = _preferred_chunks(store[str(name)], variable, rows)
-    return dataset.assign_coords(_coordinates(store, wanted, rows.get("video", np.arange(len(store.index)))))
+    return dataset.assign_coords(
+        _coordinates(store, wanted, rows.get("video", np.arange(len(store.index))))
+    )
 
 
 def _feature_arrays(store: Store, feature: str) -> list[str]:
     spec = store.feature(feature)
-    return [name for name in fmt.feature_metas(spec, n_videos=0, n_frames=0) if name != fmt.failure_name(feature)]
+    return [
+        name
+        for name in fmt.feature_metas(spec, n_videos=0, n_frames=0)
+        if name != fmt.failure_name(feature)
+    ]
 
 
 def _dims(store: Store) -> dict[str, tuple[str, ...]]:
@@ -91,13 +119,20 @@ def _dims(store: Store) -> dict[str, tuple[str, ...]]:
     """
     specs = [stored.spec for stored in store.features.values()]
     lengths = {dim: len(names) for spec in specs for dim, names in spec.labels.items()}
-    taken = set(store.view.names()) - set(lengths) | fmt.RESERVED_NAMES
+    taken = set(store.session.names()) - set(lengths) | fmt.RESERVED_NAMES
     dims: dict[str, tuple[str, ...]] = {}
     for spec in specs:
-        own = {d: n for array in spec.arrays.values() for d, n in zip(array.dims, array.shape, strict=True)}
+        own = {
+            d: n
+            for array in spec.arrays.values()
+            for d, n in zip(array.dims, array.shape, strict=True)
+        }
         clashing = {d for d, n in own.items() if d in taken or lengths.setdefault(d, n) != n}
         for name, array in spec.arrays.items():
-            dims[name] = (spec.axis, *(f"{spec.name}_{d}" if d in clashing else d for d in array.dims))
+            dims[name] = (
+                spec.axis,
+                *(f"{spec.name}_{d}" if d in clashing else d for d in array.dims),
+            )
     return dims
 
 
@@ -107,9 +142,13 @@ def _variable(store: Store, name: str, dims: dict[str, tuple[str, ...]]) -> xr.V
     return xr.Variable(dims.get(name, array.dims), lazy, dict(array.attrs))
 
 
-def _coordinates(store: Store, features: Iterable[str], videos: NDArray[np.int64]) -> dict[str, Any]:
+def _coordinates(
+    store: Store, features: Iterable[str], videos: NDArray[np.int64]
+) -> dict[str, Any]:
     labels = dict.fromkeys(dim for feature in features for dim in store.feature(feature).labels)
-    found: dict[str, Any] = {dim: (dim, np.asarray(store[dim]), dict(store[dim].attrs)) for dim in labels}
+    found: dict[str, Any] = {
+        dim: (dim, np.asarray(store[dim]), dict(store[dim].attrs)) for dim in labels
+    }
     found["video_id"] = ("video", store.index.ids[videos], dict(fmt.VIDEO_ARRAYS["video_id"].attrs))
     numbers = np.repeat(np.arange(len(videos)), store.index.n_frames[videos])
     about = {"long_name": "position of the frame's video", "instance_dimension": "video"}

@@ -1,9 +1,10 @@
 """Rows out of the arrays of one version: every read of a store and every view comes through :class:`RowReader`.
 
-Where time goes, and what is done about it (docs/decisions/005): a chunk is decoded once, straight into the result if
-all of it is wanted, else into memory that is used again; arrays that lie in memory already (raw local chunks, mapped;
-a decoded copy on the local disk) are gathered from without any of this. What is read was checked, at the latest just
-before (:mod:`kpstore.store.checked`).
+Where time goes, and what is done about it (docs/decisions/005): a chunk is decoded once, straight
+into the result if all of it is wanted, else into memory that is used again; arrays that lie in
+memory already (raw local chunks, mapped; a decoded copy on the local disk) are gathered from
+without any of this. What is read was checked, at the latest just before
+(:mod:`kpstore.store.checked`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ArrayMeta, ReadView
+from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import matches
 from kpstore.errors import CorruptError, InvalidError
 from kpstore.schema.index import all_within
@@ -73,7 +74,7 @@ class RowReader:
 
     Parameters
     ----------
-    view : the version.
+    session : the version.
     arena_bytes : of decoded chunks kept in memory, for each array.
     cache : decoded arrays on the local disk; None to do without.
     check : when a chunk is compared with what was committed; see :mod:`kpstore.store.checked`.
@@ -82,24 +83,27 @@ class RowReader:
 
     def __init__(
         self,
-        view: ReadView,
+        session: ReadSession,
         *,
         arena_bytes: int = ARENA_BYTES,
         cache: DecodedCache | None = None,
         check: Check = "first",
         location: str = "",
     ) -> None:
-        self._view, self._cache, self._check, self._location = view, cache, check, location
+        self._session, self._cache, self._check, self._location = session, cache, check, location
         self._arena_bytes = arena_bytes
         self._arrays: dict[str, _Array] = {}
         self._buffers = Buffers()
 
     def meta(self, name: str) -> ArrayMeta:
         """Return shape and type of an array; :class:`NotFoundError` if there is none."""
-        return self._arrays[name].meta if name in self._arrays else self._view.meta(name)
+        return self._arrays[name].meta if name in self._arrays else self._session.meta(name)
 
     def prepare(self, names: Iterable[str]) -> None:
-        """Learn all that reading these arrays needs; local arrays then work in forked processes too."""
+        """Learn all that reading these arrays needs.
+
+        Local arrays then work in forked processes too.
+        """
         for name in names:
             self._array(name)
 
@@ -113,7 +117,10 @@ class RowReader:
         """Return the way that reads of an array take, in a few words."""
         array = self._array(name)
         if array.memory is None:
-            return f"{array.meta.codec} chunks of {array.meta.chunk_rows} rows, decoded {array.chunks.how}"
+            return (
+                f"{array.meta.codec} chunks of {array.meta.chunk_rows} rows, decoded "
+                f"{array.chunks.how}"
+            )
         if array.chunks.is_mapped:
             return f"raw chunks of {array.meta.chunk_rows} rows, mapped as they lie"
         return "decoded copy on the local disk, mapped"
@@ -121,10 +128,10 @@ class RowReader:
     def _array(self, name: str) -> _Array:
         array = self._arrays.get(name)
         if array is None:
-            chunks = CheckedChunks(self._view, name, self._check, location=self._location)
+            chunks = CheckedChunks(self._session, name, self._check, location=self._location)
             array = _Array(chunks, self._arena_bytes)
             if array.can_be_copied and self._cache is not None:
-                found = self._cache.open(self._view.snapshot, name, array.meta, chunks.checksums)
+                found = self._cache.open(self._session.snapshot, name, array.meta, chunks.checksums)
                 array.memory = None if found is None else self._copied(array, found)
             self._arrays[name] = array
         return array
@@ -136,12 +143,19 @@ class RowReader:
         def look(number: int) -> None:
             values = found.values[number * size : (number + 1) * size]
             if not matches(meta, values, int(found.checksums[number])):
-                raise CorruptError(f"rows {number * size}:{number * size + len(values)} are not what was decoded")
+                raise CorruptError(
+                    f"rows {number * size}:{number * size + len(values)} are not what was decoded"
+                )
 
         return CheckedMemory(found.values, meta, self._check, look)
 
-    def _memory(self, name: str, array: _Array, look: Callable[[CheckedMemory], None]) -> NDArray[Any] | None:
-        """Return an array's memory, in which what is about to be read is sound; None if it has to be decoded."""
+    def _memory(
+        self, name: str, array: _Array, look: Callable[[CheckedMemory], None]
+    ) -> NDArray[Any] | None:
+        """Return an array's memory, in which what is about to be read is sound.
+
+        None if it has to be decoded.
+        """
         while (memory := array.memory) is not None:
             try:
                 look(memory)
@@ -153,7 +167,9 @@ class RowReader:
                 return memory.values
         return None
 
-    def _replace(self, name: str, array: _Array, damaged: CheckedMemory, error: CorruptError) -> None:
+    def _replace(
+        self, name: str, array: _Array, damaged: CheckedMemory, error: CorruptError
+    ) -> None:
         """Put a decoded copy that is damaged out of the way, and make another."""
         assert self._cache is not None
         with _one_at_a_time:
@@ -161,7 +177,7 @@ class RowReader:
                 return  # another thread was first
             array.memory = None
             _log.warning("the decoded copy of %r is damaged (%s) and is made anew", name, error)
-            if self._cache.drop(self._view.snapshot, name):
+            if self._cache.drop(self._session.snapshot, name):
                 self._make_copy(name, array)
 
     def _make_copy(self, name: str, array: _Array, on_chunk: Any = None) -> None:
@@ -170,10 +186,16 @@ class RowReader:
         chunks = array.chunks.strictly()  # it is written down
         try:
             found = self._cache.build(
-                self._view.snapshot, name, array.meta, chunks, chunks.checksums, on_chunk=on_chunk
+                self._session.snapshot,
+                name,
+                array.meta,
+                chunks,
+                chunks.checksums,
+                on_chunk=on_chunk,
             )
         except CorruptError as error:
-            # Who reads the damaged chunk is told; to those who read others the copy was a matter of speed.
+            # Who reads the damaged chunk is told; to those who read others the copy was a matter of
+            # speed.
             self._cache.refusal = str(error)
             _log.warning("%r is read without a cache: %s", name, error)
             return
@@ -185,7 +207,8 @@ class RowReader:
         Parameters
         ----------
         rows : (rows,) int64, in any order; the same row may come several times.
-        out : where to put them: a C-contiguous numpy array of that shape and type, or a CPU tensor (pinned, say).
+        out : where to put them: a C-contiguous numpy array of that shape and type, or a CPU tensor
+            (pinned, say).
 
         Raises
         ------
@@ -200,7 +223,8 @@ class RowReader:
         found = self._output(name, array, len(rows), out)
         memory = self._memory(name, array, lambda memory: memory.check_rows(rows))
         if memory is not None:
-            # Without mode="clip" numpy gathers into memory of its own first; the rows were checked above.
+            # Without mode="clip" numpy gathers into memory of its own first; the rows were checked
+            # above.
             memory.take(rows, axis=0, out=found, mode="clip")
             return found
         again = array.arena.gather(rows, found)
@@ -226,7 +250,9 @@ class RowReader:
         """Return rows ``start`` to ``stop``; see :meth:`read`."""
         array = self._array(name)
         if start < 0 or stop < start or stop > array.meta.n_rows:
-            raise InvalidError(f"rows {start}:{stop} of {name!r} asked for; it has {array.meta.n_rows}")
+            raise InvalidError(
+                f"rows {start}:{stop} of {name!r} asked for; it has {array.meta.n_rows}"
+            )
         found = self._output(name, array, stop - start, out)
         memory = self._memory(name, array, lambda memory: memory.check_slice(start, stop))
         if memory is not None:
@@ -245,10 +271,14 @@ class RowReader:
     def _consider_cache(self, name: str, array: _Array) -> None:
         """Decode the whole array to the local disk once as much was decoded that had been decoded before.
 
-        So reading here and there never costs more than twice what the better way would have: nobody has to say
-        beforehand whether it will be worth while.
+        So reading here and there never costs more than twice what the better way would have: nobody
+        has to say beforehand whether it will be worth while.
         """
-        if self._cache is not None and array.can_be_copied and array.rows_decoded_again > array.meta.n_rows:
+        if (
+            self._cache is not None
+            and array.can_be_copied
+            and array.rows_decoded_again > array.meta.n_rows
+        ):
             array.rows_decoded_again = 0
             self._make_copy(name, array)
 
@@ -258,7 +288,10 @@ class RowReader:
         return "the cache is off" if self._cache is None else self._cache.refusal
 
     def cache(self, name: str, on_chunk: Any = None) -> bool:
-        """Have an array decoded on the local disk now; return whether it is in memory's reach then."""
+        """Have an array decoded on the local disk now.
+
+        Return whether it is in memory's reach then.
+        """
         array = self._array(name)
         if self._cache is not None and array.can_be_copied:
             self._make_copy(name, array, on_chunk)

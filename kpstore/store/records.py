@@ -9,7 +9,10 @@ from kpstore.store.store import Store
 
 
 class Records:
-    """Makes records of a store's videos; columns about videos are read once, paths when they are asked for."""
+    """Makes records of a store's videos.
+
+    Columns about videos are read once, paths when they are asked for.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -1,9 +1,9 @@
 """What is damaged becomes pending again, in one commit, so that the ordinary ingest makes just that anew.
 
-A damaged chunk is overwritten whole: every video that has rows in it goes back to pending. What says how far videos are
-(status, state, failures) is worked out from what is sound, where that is exact; labels come from the feature's spec.
-The list of videos, their splits, paths and annotations are written nowhere else: what is damaged of them is told, with
-the version that still holds it.
+A damaged chunk is overwritten whole: every video that has rows in it goes back to pending. What
+says how far videos are (status, state, failures) is worked out from what is sound, where that is
+exact; labels come from the feature's spec. The list of videos, their splits, paths and annotations
+are written nowhere else: what is damaged of them is told, with the version that still holds it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from kpstore.schema.feature import FeatureSpec, State
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
 from kpstore.store import history
-from kpstore.store.salvage import Ledger, read_ledger
+from kpstore.store.chunk_checks import ChunkReader, Problem, Verification
+from kpstore.store.salvage import StateRecords, read_state_records
 from kpstore.store.store import Store, backend_for
 from kpstore.store.transaction import Transaction
-from kpstore.store.verification import ChunkReader, Problem, Verification
 
 _KEPT_IDS = 1000
 """Videos that a commit names."""
@@ -85,8 +85,12 @@ class Repair:
         return asdict(self)
 
 
-def repair(location: str, *, dry_run: bool = False, on_rows: Callable[[int], None] | None = None) -> Repair:
-    """Read all of the newest version and make pending what is damaged in it; older versions keep their damage.
+def repair(
+    location: str, *, dry_run: bool = False, on_rows: Callable[[int], None] | None = None
+) -> Repair:
+    """Read all of the newest version and make pending what is damaged in it.
+
+    Older versions keep their damage.
 
     Parameters
     ----------
@@ -132,10 +136,13 @@ def _unopened(backend: Backend, reason: str) -> CorruptError:
         except KpstoreError:
             continue
         return CorruptError(
-            f"{what}, so nothing is repaired; version {name} can: 'kpstore convert {backend.location} COPY --at {name}'"
-            f" copies it, 'kpstore rollback {backend.location} --to {name}' goes back to it"
+            f"{what}, so nothing is repaired; version {name} can: 'kpstore convert "
+            f"{backend.location} COPY --at {name}' copies it, 'kpstore rollback {backend.location} "
+            f"--to {name}' goes back to it"
         )
-    return CorruptError(f"{what}, and no other version that is known can; restore the store from a copy")
+    return CorruptError(
+        f"{what}, and no other version that is known can; restore the store from a copy"
+    )
 
 
 def _known_versions(backend: Backend) -> Iterator[tuple[str, str]]:
@@ -164,7 +171,7 @@ class _Plan:
     """What has to be written of one feature."""
 
     spec: FeatureSpec
-    ledger: Ledger
+    ledger: StateRecords
     redo: NDArray[np.bool_]
     damaged: dict[str, set[int]] = field(default_factory=dict)
 
@@ -175,7 +182,7 @@ class _Repair:
     def __init__(self, store: Store, on_rows: Callable[[int], None]) -> None:
         self._store, self._backend = store, store.backend
         self._found = Verification(store.location, store.snapshot)
-        self._reader = ChunkReader(store.view, self._found, on_rows)
+        self._reader = ChunkReader(store.session, self._found, on_rows)
         self._damaged: dict[str, set[int]] = {}
         """Numbers of damaged chunks by array: all of one whose checksums cannot be read."""
 
@@ -187,7 +194,9 @@ class _Repair:
         except KpstoreError:
             self._reader.index = None
         self._look()
-        done = Repair(store.location, store.snapshot, problems=tuple(self._found.problems), dry_run=dry_run)
+        done = Repair(
+            store.location, store.snapshot, problems=tuple(self._found.problems), dry_run=dry_run
+        )
         if not self._damaged:
             return done
         if self._reader.index is None:
@@ -201,18 +210,24 @@ class _Repair:
         if (plans or labels) and not dry_run:
             made = self._commit(plans, labels, features)
         return Repair(
-            **{**vars(done), "made": made, "features": features, "labels": tuple(sorted(labels)), "left": lost}
+            **{
+                **vars(done),
+                "made": made,
+                "features": features,
+                "labels": tuple(sorted(labels)),
+                "left": lost,
+            }
         )
 
-    # -- what is damaged ------------------------------------------------------------------------------------
+    # -- what is damaged ---------------------------------------------------------------------------
 
     def _look(self) -> None:
         """Read every chunk."""
-        for name in self._store.view.names():
+        for name in self._store.session.names():
             before = len(self._found.problems)
             self._reader.look_at(name)
             for problem in self._found.problems[before:]:
-                meta = self._store.view.meta(name)
+                meta = self._store.session.meta(name)
                 n_chunks = -(-meta.n_rows // meta.chunk_rows)
                 # Text whose digest is wrong may be wrong anywhere.
                 numbers = range(n_chunks) if problem.chunk is None else [problem.chunk]
@@ -224,9 +239,13 @@ class _Repair:
 
     def _lost(self, names: Iterable[str]) -> Iterator[str]:
         for name in sorted(names):
-            files = sorted({file for p in self._found.problems if p.array == name for file in p.files})
-            where = f" ({', '.join(files[:2])}{' and more' if len(files) > 2 else ''})" if files else ""
-            n_rows = self._store.view.meta(name).n_rows
+            files = sorted(
+                {file for p in self._found.problems if p.array == name for file in p.files}
+            )
+            where = (
+                f" ({', '.join(files[:2])}{' and more' if len(files) > 2 else ''})" if files else ""
+            )
+            n_rows = self._store.session.meta(name).n_rows
             older = self._older_with(name)
             if older is None:
                 way = "no older version holds it whole: restore the file from a copy of the store"
@@ -234,18 +253,24 @@ class _Repair:
                 snapshot, held = older
                 fewer = "" if held == n_rows else f", with {held} of {n_rows} rows"
                 way = (
-                    f"version {snapshot} holds it whole{fewer}: 'kpstore convert {self._store.location} COPY --at "
-                    f"{snapshot}' copies that version, 'kpstore rollback {self._store.location} --to {snapshot}' goes "
-                    "back to it"
+                    f"version {snapshot} holds it whole{fewer}: 'kpstore convert "
+                    f"{self._store.location} COPY --at {snapshot}' copies that version, 'kpstore "
+                    f"rollback {self._store.location} --to {snapshot}' goes back to it"
                 )
             yield f"{self._why_left(name, where)}; {way}"
 
     def _why_left(self, name: str, where: str) -> str:
         if name in self._reader.unchecked:
-            return f"the checksums of {name!r} cannot be read, so nothing tells whether its values are sound"
+            return (
+                f"the checksums of {name!r} cannot be read, so nothing tells whether its values "
+                "are sound"
+            )
         for feature, unread in self._stuck.items():
             if name in fmt.feature_metas(self._store.feature(feature), n_videos=0, n_frames=0):
-                return f"{name!r}{where} cannot become pending while the checksums of {unread!r} cannot be read"
+                return (
+                    f"{name!r}{where} cannot become pending while the checksums of {unread!r} "
+                    "cannot be read"
+                )
         return f"{name!r}{where} is written nowhere else and cannot be mended"
 
     def _older_with(self, name: str) -> tuple[str, int] | None:
@@ -256,18 +281,18 @@ class _Repair:
             return None
         for snapshot in older:
             try:
-                view = self._backend.view(snapshot)
-                if name not in view.names():
+                session = self._backend.session(snapshot)
+                if name not in session.names():
                     continue
                 found = Verification(self._store.location, snapshot)
-                whole = ChunkReader(view, found, lambda n: None).whole(name)
+                whole = ChunkReader(session, found, lambda n: None).whole(name)
                 if whole is not None and not found.problems and len(whole):
                     return snapshot, len(whole)
             except KpstoreError:
                 continue
         return None
 
-    # -- what to do -----------------------------------------------------------------------------------------
+    # -- what to do --------------------------------------------------------------------------------
 
     @cached_property
     def _stuck(self) -> dict[str, str]:
@@ -277,7 +302,9 @@ class _Repair:
         """
         stuck = {}
         for name, stored in self._store.features.items():
-            unread = self._reader.unchecked.intersection(fmt.feature_metas(stored.spec, n_videos=0, n_frames=0))
+            unread = self._reader.unchecked.intersection(
+                fmt.feature_metas(stored.spec, n_videos=0, n_frames=0)
+            )
             if unread:
                 stuck[name] = min(unread)
         for names in self._made_together():
@@ -291,7 +318,9 @@ class _Repair:
         for name, stored in self._store.features.items():
             if name in self._stuck:
                 continue
-            arrays = fmt.feature_metas(stored.spec, n_videos=len(index), n_frames=index.total_frames)
+            arrays = fmt.feature_metas(
+                stored.spec, n_videos=len(index), n_frames=index.total_frames
+            )
             damaged = {array: self._damaged[array] for array in arrays if array in self._damaged}
             if damaged:
                 plans[name] = self._plan(stored.spec, damaged, index)
@@ -301,7 +330,8 @@ class _Repair:
             concerned = [plans[name].redo for name in names if name in plans]
             if not concerned or not np.any(concerned):
                 continue
-            # An extractor makes all its features of a video at once, and refuses to replace some of them.
+            # An extractor makes all its features of a video at once, and refuses to replace some of
+            # them.
             redo = np.any(concerned, axis=0)
             for name in names:
                 if name not in plans:
@@ -310,7 +340,7 @@ class _Repair:
         return list(plans.values())
 
     def _plan(self, spec: FeatureSpec, damaged: dict[str, set[int]], index: VideoIndex) -> _Plan:
-        ledger = read_ledger(self._store.view, spec, index, damaged)
+        ledger = read_state_records(self._store.session, spec, index, damaged)
         redo = ledger.derive()
         for array in spec.arrays:
             for chunk in damaged.get(array, ()):
@@ -324,10 +354,19 @@ class _Repair:
         for name, stored in features.items():
             if stored.provenance.get("extractor", "") not in _NOT_EXTRACTED:
                 recipes.setdefault(json.dumps(stored.provenance, sort_keys=True), []).append(name)
-        by_face = [name for name, stored in features.items() if stored.provenance.get("extractor") == "insightface"]
+        by_face = [
+            name
+            for name, stored in features.items()
+            if stored.provenance.get("extractor") == "insightface"
+        ]
         if by_face:
-            # The recipe for faces takes DINOv2's features along, which are on record as that model's own.
-            yield by_face + [n for n, stored in features.items() if stored.provenance.get("extractor") == "dinov2"]
+            # The recipe for faces takes DINOv2's features along, which are on record as that
+            # model's own.
+            yield by_face + [
+                n
+                for n, stored in features.items()
+                if stored.provenance.get("extractor") == "dinov2"
+            ]
         yield from recipes.values()
 
     def _said(self, plan: _Plan) -> FeatureRepair:
@@ -342,8 +381,9 @@ class _Repair:
         made_by = stored.provenance.get("extractor", "")
         if made_by == "imported":
             return (
-                "it was imported, so no ingest makes it again: import its file into a new store, then "
-                f"'kpstore merge {location} NEW OUT' takes the videos that are pending here from there"
+                "it was imported, so no ingest makes it again: import its file into a new store, "
+                f"then 'kpstore merge {location} NEW OUT' takes the videos that are pending here "
+                "from there"
             )
         if made_by == "predict":
             return f"'kpstore predict' with the same checkpoint and {location} makes it again"
@@ -353,12 +393,18 @@ class _Repair:
             recipe = ""
         if not recipe:
             return "nothing says how it was made: write these videos again as they were written"
-        return f"'kpstore ingest' of the same data set into {location}, recipe {recipe!r}, makes it again"
+        return (
+            f"'kpstore ingest' of the same data set into {location}, recipe {recipe!r}, makes it "
+            "again"
+        )
 
-    # -- doing it -------------------------------------------------------------------------------------------
+    # -- doing it ----------------------------------------------------------------------------------
 
     def _commit(
-        self, plans: list[_Plan], labels: Mapping[str, NDArray[np.object_]], features: tuple[FeatureRepair, ...]
+        self,
+        plans: list[_Plan],
+        labels: Mapping[str, NDArray[np.object_]],
+        features: tuple[FeatureRepair, ...],
     ) -> str:
         told = [f"{len(done.videos)} videos of {done.feature}" for done in features if done.videos]
         rebuilt = [name for done in features for name in done.rebuilt] + sorted(labels)
@@ -367,7 +413,10 @@ class _Repair:
         files = sorted({file for problem in self._found.problems for file in problem.files})
         about = {
             "features": {
-                done.feature: {"videos": list(done.videos[:_KEPT_IDS]), "n_videos": len(done.videos)}
+                done.feature: {
+                    "videos": list(done.videos[:_KEPT_IDS]),
+                    "n_videos": len(done.videos),
+                }
                 for done in features
             },
             "rebuilt": rebuilt,
@@ -378,9 +427,9 @@ class _Repair:
             for plan in plans:
                 tx.restore(plan.spec.name, plan.ledger, plan.redo, plan.damaged)
             for dim, values in labels.items():
-                meta = tx.view.meta(dim)
-                tx.view.delete(dim)
-                tx.view.create(dim, meta)
-                tx.view.write(dim, 0, values)
+                meta = tx.session.meta(dim)
+                tx.session.delete(dim)
+                tx.session.create(dim, meta)
+                tx.session.write(dim, 0, values)
         assert tx.snapshot is not None
         return tx.snapshot

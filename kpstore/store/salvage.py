@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ReadView
+from kpstore.backends.base import TEXT, ReadSession
 from kpstore.errors import InvalidError
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureSpec, State
@@ -20,7 +20,7 @@ _UNKNOWN = -1
 
 
 @dataclass
-class Ledger:
+class StateRecords:
     """What a feature's ledger says, and which of it is unknown because its chunk is damaged.
 
     Parameters
@@ -28,7 +28,8 @@ class Ledger:
     index : the videos.
     states : (videos,) int16 of :class:`State`; -1 where unknown.
     texts : (videos,) object: JSON of failures, ``""`` for none; None where unknown.
-    status : (frames,) int16; -1 where unknown. Of a feature of videos, (videos,): 1 where a row holds values, else 0.
+    status : (frames,) int16; -1 where unknown. Of a feature of videos, (videos,): 1 where a row
+        holds values, else 0.
     framewise : whether ``status`` is kept by the store.
     """
 
@@ -39,9 +40,14 @@ class Ledger:
     framewise: bool
 
     def derive(self) -> NDArray[np.bool_]:
-        """Fill in what follows exactly from the rest; return the videos of which something does not, (videos,) bool."""
+        """Fill in what follows exactly from the rest.
+
+        Return the videos of which something does not, (videos,) bool.
+        """
         redo = np.zeros(len(self.index), dtype=bool)
-        unknown = (self.states == _UNKNOWN) | np.array([text is None for text in self.texts], dtype=bool)
+        unknown = (self.states == _UNKNOWN) | np.array(
+            [text is None for text in self.texts], dtype=bool
+        )
         if self.framewise and (self.status == _UNKNOWN).any():
             unknown[np.unique(self.index.video_of(np.flatnonzero(self.status == _UNKNOWN)))] = True
         elif not self.framewise:
@@ -59,7 +65,9 @@ class Ledger:
         start, stop = chunk * chunk_rows, (chunk + 1) * chunk_rows
         if self.framewise:
             offsets = self.index.offsets
-            return np.asarray((self.index.n_frames > 0) & (offsets[:-1] < stop) & (offsets[1:] > start))
+            return np.asarray(
+                (self.index.n_frames > 0) & (offsets[:-1] < stop) & (offsets[1:] > start)
+            )
         positions = np.arange(len(self.index))
         return np.asarray((start <= positions) & (positions < stop))
 
@@ -99,23 +107,25 @@ class Ledger:
         return int(found[0]) if len(found) == 1 and found[0] != State.FAILED else _UNKNOWN
 
 
-def read_ledger(view: ReadView, spec: FeatureSpec, index: VideoIndex, damaged: Mapping[str, set[int]]) -> Ledger:
+def read_state_records(
+    session: ReadSession, spec: FeatureSpec, index: VideoIndex, damaged: Mapping[str, set[int]]
+) -> StateRecords:
     """Read a feature's ledger around its damaged chunks.
 
     Parameters
     ----------
     damaged : numbers of damaged chunks, by array.
     """
-    states, known = read_around(view, fmt.state_name(spec.name), damaged)
+    states, known = read_around(session, fmt.state_name(spec.name), damaged)
     states = np.where(known, states.astype(np.int16), _UNKNOWN)
-    texts, known = read_around(view, fmt.failure_name(spec.name), damaged)
+    texts, known = read_around(session, fmt.failure_name(spec.name), damaged)
     texts[~known] = None
     if spec.axis == "frame":
-        status, known = read_around(view, fmt.status_name(spec.name), damaged)
+        status, known = read_around(session, fmt.status_name(spec.name), damaged)
     else:
-        status, known = read_around(view, spec.name, damaged, _hold_values)
+        status, known = read_around(session, spec.name, damaged, _hold_values)
     status = np.where(known, status.astype(np.int16), _UNKNOWN)
-    return Ledger(index, states, texts, status, spec.axis == "frame")
+    return StateRecords(index, states, texts, status, spec.axis == "frame")
 
 
 def _hold_values(values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -124,20 +134,29 @@ def _hold_values(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def read_around(
-    view: ReadView,
+    session: ReadSession,
     name: str,
     damaged: Mapping[str, set[int]],
     of_rows: Callable[[NDArray[Any]], NDArray[Any]] = lambda values: values,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return something of each row of an array, and which rows could be read, (rows,) bool; 0 or "" for the others."""
-    meta, skip = view.meta(name), damaged.get(name, set())
-    sample = of_rows(np.empty((0, *meta.shape[1:]), dtype=object if meta.dtype == TEXT else meta.dtype))
+    """Return something of each row of an array, and which rows could be read, (rows,) bool.
+
+    0 or "" for the others.
+    """
+    meta, skip = session.meta(name), damaged.get(name, set())
+    sample = of_rows(
+        np.empty((0, *meta.shape[1:]), dtype=object if meta.dtype == TEXT else meta.dtype)
+    )
     shape = (meta.n_rows, *sample.shape[1:])
-    values = np.full(shape, "", dtype=object) if meta.dtype == TEXT else np.zeros(shape, dtype=sample.dtype)
+    values = (
+        np.full(shape, "", dtype=object)
+        if meta.dtype == TEXT
+        else np.zeros(shape, dtype=sample.dtype)
+    )
     known = np.zeros(meta.n_rows, dtype=bool)
     for chunk in range(-(-meta.n_rows // meta.chunk_rows)):
         rows = slice(chunk * meta.chunk_rows, min((chunk + 1) * meta.chunk_rows, meta.n_rows))
         if chunk not in skip:
-            values[rows] = of_rows(view.read(name, rows.start, rows.stop))
+            values[rows] = of_rows(session.read(name, rows.start, rows.stop))
             known[rows] = True
     return values, known

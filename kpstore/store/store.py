@@ -19,8 +19,15 @@ from numpy.typing import NDArray
 from kpstore import plugins
 from kpstore.backends import places
 from kpstore.backends.asides import aside_of, left_overs
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadView
-from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadSession
+from kpstore.errors import (
+    CorruptError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    ReadOnlyError,
+    UnsupportedError,
+)
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex, nearest
@@ -40,22 +47,31 @@ Mode = Literal["r", "a"]
 
 
 def backend_for(location: str) -> Backend:
-    """Return the first backend that claims a location; those of others are asked before kpstore's own."""
+    """Return the first backend that claims a location.
+
+    Those of others are asked before kpstore's own.
+    """
     for kind in (*plugins.of_others("kpstore.backends"), *places.OWN):
         try:
             is_its_own = kind.claims(location)
         except Exception as error:  # one broken plug-in must not stop everything else
-            warnings.warn(f"backend {kind!r} cannot say whether {location} is its own: {error}", stacklevel=2)
+            warnings.warn(
+                f"backend {kind!r} cannot say whether {location} is its own: {error}", stacklevel=2
+            )
             continue
         if is_its_own:
             backend: Backend = kind(location)
             return backend
-    raise UnsupportedError(f"{location}: this kpstore reads local stores; object storage is not supported yet")
+    raise UnsupportedError(
+        f"{location}: this kpstore reads local stores; object storage is not supported yet"
+    )
 
 
 @contextmanager
 def moved_into_place(location: str) -> Iterator[Backend]:
-    """Give the backend of a place beside ``location``; what is made there gets that place if no error comes.
+    """Give the backend of a place beside ``location``.
+
+    What is made there gets that place if no error comes.
 
     Raises
     ------
@@ -67,7 +83,9 @@ def moved_into_place(location: str) -> Iterator[Backend]:
         raise ExistsError(f"{location} already exists; choose another place for the store")
     path = Path(place.location).resolve()
     aside = backend_for(str(aside_of(path, "building")))
-    if "://" in location or type(aside) is not type(place):  # the location is no path, or one of another backend
+    if "://" in location or type(aside) is not type(
+        place
+    ):  # the location is no path, or one of another backend
         aside = backend_for(f"{location}.building-{uuid.uuid4().hex[:8]}")
     else:
         for left_over in left_overs(path, "building"):
@@ -89,8 +107,9 @@ def building(location: str, *, name: str, kpstore_version: str) -> Iterator[Stor
 class FeatureArray:
     """One array of a store, read when indexed.
 
-    ``array[3]``, ``array[10:20]``, ``array[[5, 2]]``, ``array[mask]``, ``array[10:20, :, :2]`` return what numpy would.
-    It pickles as (store, name); the arrays that reach a process in this way share one open store.
+    ``array[3]``, ``array[10:20]``, ``array[[5, 2]]``, ``array[mask]``, ``array[10:20, :, :2]``
+    return what numpy would. It pickles as (store, name); the arrays that reach a process in this
+    way share one open store.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -105,7 +124,9 @@ class FeatureArray:
         return "kpstore", self._store.location, self._store.snapshot, self.name
 
     def __repr__(self) -> str:
-        axes = ", ".join(f"{dim}: {length}" for dim, length in zip(self.dims, self.shape, strict=True))
+        axes = ", ".join(
+            f"{dim}: {length}" for dim, length in zip(self.dims, self.shape, strict=True)
+        )
         return f"<{self.name} ({axes}) {self._meta.dtype}>"
 
     def _repr_html_(self) -> str:
@@ -117,7 +138,11 @@ class FeatureArray:
             "rows per chunk": self.chunk_rows,
         }
         axes = list(zip(self.dims, self.shape, strict=True))
-        shown = [(key, facts[key]) for key in ("dtype", "rows per chunk", "units", "long_name") if facts[key] != ""]
+        shown = [
+            (key, facts[key])
+            for key in ("dtype", "rows per chunk", "units", "long_name")
+            if facts[key] != ""
+        ]
         return html.block(html.heading(self.name), html.table([*axes, *shown]))
 
     def __len__(self) -> int:
@@ -169,9 +194,11 @@ _kept_open: dict[tuple[Any, ...], Store] = {}
 def _array_of(store: Store, name: str) -> FeatureArray:
     """Return an array of a store that was unpickled, or of the one already open for the same version.
 
-    A Dask worker gets an array with every task; to open the store for each would cost more than to read a chunk.
+    A Dask worker gets an array with every task; to open the store for each would cost more than to
+    read a chunk.
     """
-    # Only single steps on the dict, which need no lock: a lock that another thread holds would never open after a fork.
+    # Only single steps on the dict, which need no lock: a lock that another thread holds would
+    # never open after a fork.
     kept = _kept_open.setdefault((*store.identity, os.getpid()), store)
     for key in list(_kept_open)[:-_KEPT_OPEN]:
         _kept_open.pop(key, None)
@@ -206,8 +233,8 @@ class Video:
 
     Parameters
     ----------
-    missing : what becomes of rows that failed or are not extracted yet: ``"nan"`` keeps, ``"skip"`` leaves them out,
-        ``"error"`` refuses to read.
+    missing : what becomes of rows that failed or are not extracted yet: ``"nan"`` keeps, ``"skip"``
+        leaves them out, ``"error"`` refuses to read.
     """
 
     def __init__(self, store: Store, position: int, missing: str = "nan") -> None:
@@ -271,8 +298,15 @@ class Video:
         return list(self._store[fmt.IMAGE_PATH][self.rows])
 
     def image_path(self, frame: int) -> str:
-        """Return the path of a frame, relative to the data set; ``""`` for a frame that there is not."""
-        return str(self._store[fmt.IMAGE_PATH][self.rows.start + frame]) if 0 <= frame < self.n_frames else ""
+        """Return the path of a frame, relative to the data set.
+
+        ``""`` for a frame that there is not.
+        """
+        return (
+            str(self._store[fmt.IMAGE_PATH][self.rows.start + frame])
+            if 0 <= frame < self.n_frames
+            else ""
+        )
 
     def state(self, feature: str) -> State:
         """Return how far this video has come for a feature."""
@@ -283,9 +317,13 @@ class Video:
         array = self._store[name]
         axis = array.dims[0]
         if axis not in ("frame", "video"):
-            mine = [known for known in self._store if self._store[known].dims[0] in ("frame", "video")]
+            mine = [
+                known for known in self._store if self._store[known].dims[0] in ("frame", "video")
+            ]
             hint = nearest(name, mine) or "those have to be read from the store"
-            raise NotFoundError(f"{name!r} has a row for each {axis}, not for frames or videos; {hint}")
+            raise NotFoundError(
+                f"{name!r} has a row for each {axis}, not for frames or videos; {hint}"
+            )
         framewise = axis == "frame"
         values: NDArray[Any] = array[self.rows] if framewise else array[self.position]
         if self._missing == "nan":
@@ -293,45 +331,79 @@ class Video:
         usable = self._usable(name, framewise)
         if self._missing == "error" and not usable.all():
             raise NotFoundError(
-                f"{int((~usable).sum())} of {usable.size} rows of {name!r} of video {self.id!r} failed or are not "
-                "extracted yet; use missing='skip' to leave them out or missing='nan' to keep them"
+                f"{int((~usable).sum())} of {usable.size} rows of {name!r} of video {self.id!r} "
+                "failed or are not extracted yet; use missing='skip' to leave them out or "
+                "missing='nan' to keep them"
             )
         return values[usable] if framewise else values
 
     def _usable(self, name: str, framewise: bool) -> NDArray[np.bool_]:
-        """Return which rows of an array are done, (T,) or (1,) bool; all, for an array of no feature."""
-        owners = (feature for feature, stored in self._store.features.items() if name in stored.spec.arrays)
+        """Return which rows of an array are done, (T,) or (1,) bool.
+
+        All, for an array of no feature.
+        """
+        owners = (
+            feature
+            for feature, stored in self._store.features.items()
+            if name in stored.spec.arrays
+        )
         feature = next(owners, None)
         if feature is None:
             return np.ones(self.n_frames if framewise else 1, dtype=bool)
-        status = self._store[fmt.status_name(feature)][self.rows] if framewise else [self.state(feature)]
+        status = (
+            self._store[fmt.status_name(feature)][self.rows] if framewise else [self.state(feature)]
+        )
         usable: NDArray[np.bool_] = np.asarray(status) == State.DONE
         return usable
 
 
 class Store:
-    """One immutable version of a store. :func:`kpstore.open` makes one; it pickles as its place and how it is read.
+    """One immutable version of a store. :func:`kpstore.open` makes one.
+
+    It pickles as its place and how it is read.
 
     Parameters
     ----------
     backend : where the store is.
     snapshot : id of the version.
     mode : ``"r"``, or ``"a"`` to allow transactions and tags.
-    cache : where decoded arrays are kept: ``"auto"``, ``"off"`` or a folder; see :func:`kpstore.open`.
-    check : when chunks are checked: ``"first"``, ``"always"`` or ``"never"``; see :func:`kpstore.open`.
+    cache : where decoded arrays are kept: ``"auto"``, ``"off"`` or a folder; see
+        :func:`kpstore.open`.
+    check : when chunks are checked: ``"first"``, ``"always"`` or ``"never"``; see
+        :func:`kpstore.open`.
     """
 
     def __init__(
-        self, backend: Backend, snapshot: str, mode: Mode = "r", cache: str = "auto", check: Check = "first"
+        self,
+        backend: Backend,
+        snapshot: str,
+        mode: Mode = "r",
+        cache: str = "auto",
+        check: Check = "first",
     ) -> None:
-        self._backend, self.snapshot, self.mode, self._cache, self.check = backend, snapshot, mode, cache, check
+        self._backend, self.snapshot, self.mode, self._cache, self.check = (
+            backend,
+            snapshot,
+            mode,
+            cache,
+            check,
+        )
         self._closed = False
 
     @classmethod
-    def open(cls, location: str, at: At = None, mode: Mode = "r", cache: str = "auto", check: Check = "first") -> Self:
+    def open(
+        cls,
+        location: str,
+        at: At = None,
+        mode: Mode = "r",
+        cache: str = "auto",
+        check: Check = "first",
+    ) -> Self:
         """Open a store; see :func:`kpstore.open`."""
         if mode not in ("r", "a"):
-            raise InvalidError(f"mode {mode!r}: use 'r' to read or 'a' to add; kpstore.create() makes a new store")
+            raise InvalidError(
+                f"mode {mode!r}: use 'r' to read or 'a' to add; kpstore.create() makes a new store"
+            )
         check_policy(check)
         backend = backend_for(location)
         store = cls(backend, resolve(backend, at), mode, cache, check)
@@ -342,7 +414,9 @@ class Store:
     def create(cls, location: str, *, name: str, kpstore_version: str) -> Self:
         """Make an empty store; see :func:`kpstore.create`."""
         backend = backend_for(location)
-        attrs = fmt.root_attrs(name, datetime.now(UTC).isoformat(timespec="seconds"), kpstore_version)
+        attrs = fmt.root_attrs(
+            name, datetime.now(UTC).isoformat(timespec="seconds"), kpstore_version
+        )
         return cls(backend, backend.create(attrs, f"created {name}"), "a")
 
     def __reduce__(self) -> tuple[type[Store], tuple[Backend, str, Mode, str, Check]]:
@@ -377,28 +451,34 @@ class Store:
         return self._backend
 
     @cached_property
-    def view(self) -> ReadView:
+    def session(self) -> ReadSession:
         """The arrays of this version."""
         if self._closed:
             raise InvalidError(f"{self.location} was closed; open it again")
-        return self._backend.view(self.snapshot)
+        return self._backend.session(self.snapshot)
 
     @property
     def decoded_cache(self) -> DecodedCache | None:
         """Where decoded arrays and statistics are kept; None if that was turned off."""
         folders: dict[str, Path | None] = {"auto": None}
-        return None if self._cache == "off" else DecodedCache(folders.get(self._cache, Path(self._cache)))
+        return (
+            None
+            if self._cache == "off"
+            else DecodedCache(folders.get(self._cache, Path(self._cache)))
+        )
 
     @cached_property
     def reader(self) -> RowReader:
         """What reads rows of this version, and keeps what it has decoded."""
-        return RowReader(self.view, cache=self.decoded_cache, check=self.check, location=self.location)
+        return RowReader(
+            self.session, cache=self.decoded_cache, check=self.check, location=self.location
+        )
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        return fmt.read_root(self.view, self.location)
+        return fmt.read_root(self.session, self.location)
 
-    # -- what is in it ------------------------------------------------------------------------------------------
+    # -- what is in it -----------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -428,11 +508,13 @@ class Store:
     @cached_property
     def index(self) -> VideoIndex:
         """Ids, splits and lengths of all videos, and where their frames lie."""
-        names = self.view.names()
+        names = self.session.names()
         if "video_id" not in names:
             empty = np.empty(0, dtype=object)
             return VideoIndex(empty, empty, np.empty(0, dtype=np.int64))
-        return VideoIndex(*(np.asarray(FeatureArray(self, name)) for name in ("video_id", "split", "n_frames")))
+        return VideoIndex(
+            *(np.asarray(FeatureArray(self, name)) for name in ("video_id", "split", "n_frames"))
+        )
 
     @property
     def splits(self) -> list[str]:
@@ -449,7 +531,9 @@ class Store:
             columns[name] = self[name][:]
         for name in self.features:
             meanings = [state.name.lower() for state in State]
-            columns[fmt.state_name(name)] = pd.Categorical.from_codes(self.states(name).astype(np.int8), meanings)
+            columns[fmt.state_name(name)] = pd.Categorical.from_codes(
+                self.states(name).astype(np.int8), meanings
+            )
         return pd.DataFrame(columns, index=pd.Index(self.index.ids, name="video_id"))
 
     def states(self, feature: str) -> NDArray[np.uint8]:
@@ -471,14 +555,18 @@ class Store:
 
     def failures_of(self, feature: str, position: int) -> Failures:
         """Return what failed for a feature of the video at a position."""
-        return self._read_failures(feature, position, str(self[fmt.failure_name(feature)][position]))
+        return self._read_failures(
+            feature, position, str(self[fmt.failure_name(feature)][position])
+        )
 
     def _read_failures(self, feature: str, position: int, text: str) -> Failures:
         try:
             return Failures.from_text(text)
         except InvalidError as error:
             name = fmt.failure_name(feature)
-            raise CorruptError(f"{name}[{position}] in {self.location} is damaged: {error}") from None
+            raise CorruptError(
+                f"{name}[{position}] in {self.location} is damaged: {error}"
+            ) from None
 
     def __getitem__(self, name: str) -> FeatureArray:
         """Return an array by name: a feature, a companion such as ``"keypoints_detected"``, a column of the index."""
@@ -489,14 +577,14 @@ class Store:
             raise
 
     def __contains__(self, name: object) -> bool:
-        return name in self.view.names()
+        return name in self.session.names()
 
     def __iter__(self) -> Iterator[str]:
         """Yield the names of all arrays: features, their companions and states, columns of the index, labels."""
-        return iter(self.view.names())
+        return iter(self.session.names())
 
     def __len__(self) -> int:
-        return len(self.view.names())
+        return len(self.session.names())
 
     def __bool__(self) -> bool:
         return True  # an empty store is a store
@@ -511,9 +599,12 @@ class Store:
         return self._closed
 
     def close(self) -> None:
-        """Let go of files and memory; reading arrays of this object is an error then. Other objects are unaffected."""
+        """Let go of files and memory.
+
+        Reading arrays of this object is an error then. Other objects are unaffected.
+        """
         self._closed = True
-        for opened in ("reader", "view"):
+        for opened in ("reader", "session"):
             self.__dict__.pop(opened, None)
         self._backend.close()
 
@@ -535,14 +626,22 @@ class Store:
         """Return how a feature was made."""
         return fmt.check_feature(self.features, name).provenance
 
-    def read(self, name: str, rows: NDArray[np.int64] | Sequence[int], out: Any = None) -> NDArray[Any]:
-        """Return rows of an array in the order asked for; see :meth:`kpstore.store.reader.RowReader.read`."""
+    def read(
+        self, name: str, rows: NDArray[np.int64] | Sequence[int], out: Any = None
+    ) -> NDArray[Any]:
+        """Return rows of an array in the order asked for.
+
+        See :meth:`kpstore.store.reader.RowReader.read`.
+        """
         given = np.asarray(rows)
         if given.size and given.dtype.kind not in "iu":
-            raise InvalidError(f"rows of {name!r} are asked for by whole numbers, found {given.dtype}; masks: store[…]")
+            raise InvalidError(
+                f"rows of {name!r} are asked for by whole numbers, found {given.dtype}; masks: "
+                "store[…]"
+            )
         return self.reader.read(name, given.astype(np.int64, copy=False), out)
 
-    # -- versions -----------------------------------------------------------------------------------------------
+    # -- versions ----------------------------------------------------------------------------------
 
     def history(self) -> list[Commit]:
         """Return this version and all that it builds upon, newest first."""
@@ -560,12 +659,17 @@ class Store:
 
     def at(self, version: At = None) -> Self:
         """Return another version of this store; the newest by default."""
-        return type(self)(self._backend, resolve(self._backend, version), self.mode, self._cache, self.check)
+        return type(self)(
+            self._backend, resolve(self._backend, version), self.mode, self._cache, self.check
+        )
 
     def transaction(
         self, message: str, *, metadata: Mapping[str, Any] | None = None, branch: str = MAIN
     ) -> Transaction:
-        """Start changes that become the branch's next version; this object stays at its own, ``store.at()`` is new."""
+        """Start changes that become the branch's next version.
+
+        This object stays at its own, ``store.at()`` is new.
+        """
         self._require_write()
         return Transaction(self._backend, message, metadata=metadata, branch=composed(branch))
 
@@ -574,7 +678,9 @@ class Store:
         self._require_write()
         name = check_name("tag", name)
         if name in self.branches:
-            raise ExistsError(f"{name!r} is a branch of {self.location}; a tag of that name would hide it")
+            raise ExistsError(
+                f"{name!r} is a branch of {self.location}; a tag of that name would hide it"
+            )
         self._backend.create_tag(name, self.snapshot)
 
     def delete_tag(self, name: str) -> None:
@@ -587,16 +693,22 @@ class Store:
         self._require_write()
         name = check_name("branch", name)
         if name in self.tags:
-            raise ExistsError(f"{name!r} is a tag of {self.location}, which would hide a branch of that name")
+            raise ExistsError(
+                f"{name!r} is a tag of {self.location}, which would hide a branch of that name"
+            )
         self._backend.create_branch(name, self.snapshot)
 
     def rollback(self, to: At) -> str:
-        """Make an earlier version the newest; return the branch (HDF5: tag) that keeps what was newest until now."""
+        """Make an earlier version the newest.
+
+        Return the branch (HDF5: tag) that keeps what was newest until now.
+        """
         self._require_write()
         return rollback(self._backend, to)[1]
 
     def _require_write(self) -> None:
         if self.mode != "a":
             raise ReadOnlyError(
-                f'{self.location} was opened for reading; use kpstore.open({self.location!r}, mode="a")'
+                f"{self.location} was opened for reading; use kpstore.open({self.location!r}, "
+                'mode="a")'
             )

@@ -19,9 +19,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Codec, ReadView
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Codec, ReadSession
 from kpstore.backends.checksums import matches
-from kpstore.errors import BusyError, ConflictError, ExistsError, InvalidError, NotFoundError, ReadOnlyError
+from kpstore.errors import (
+    BusyError,
+    ConflictError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    ReadOnlyError,
+)
 
 CHUNK = 4
 
@@ -50,16 +57,18 @@ def add_array(backend: Backend, name: str = "a", n_rows: int = 10) -> str:
     return changes.commit(f"add {name}")
 
 
-def commit_rows(backend: Backend, name: str, start: int, values: NDArray[Any], branch: str = MAIN) -> str:
+def commit_rows(
+    backend: Backend, name: str, start: int, values: NDArray[Any], branch: str = MAIN
+) -> str:
     """Commit rows of an array; return the new version."""
     changes = backend.begin(branch)
     changes.write(name, start, values)
     return changes.commit(f"write {name}[{start}:]")
 
 
-def newest(backend: Backend, branch: str = MAIN) -> ReadView:
+def newest(backend: Backend, branch: str = MAIN) -> ReadSession:
     """Open the newest version of a branch."""
-    return backend.view(backend.branches()[branch])
+    return backend.session(backend.branches()[branch])
 
 
 def another(backend: Backend, location: str) -> Backend:
@@ -85,7 +94,7 @@ class BackendContract:
         if not backend.capabilities.branches:
             pytest.skip("this backend has no branches")
 
-    # -- a place ------------------------------------------------------------------------------------------------
+    # -- a place -----------------------------------------------------------------------------------
 
     def test_a_place_without_a_store_says_so(self, backend: Backend) -> None:
         assert not backend.exists()
@@ -103,8 +112,10 @@ class BackendContract:
         first = backend.create({"title": "t", "nested": {"list": [1, 2]}}, "created")
         assert backend.exists()
         assert backend.branches() == {MAIN: first}
-        assert backend.view(first).attrs() == {"title": "t", "nested": {"list": [1, 2]}}
-        assert [(c.id, c.parent, c.message) for c in backend.history(first)] == [(first, None, "created")]
+        assert backend.session(first).attrs() == {"title": "t", "nested": {"list": [1, 2]}}
+        assert [(c.id, c.parent, c.message) for c in backend.history(first)] == [
+            (first, None, "created")
+        ]
 
     def test_create_over_a_store_is_refused(self, made: Backend) -> None:
         before = made.branches()
@@ -139,13 +150,15 @@ class BackendContract:
         assert again.location == made.location
         assert newest(again).names() == ["a"]
 
-    # -- arrays -------------------------------------------------------------------------------------------------
+    # -- arrays ------------------------------------------------------------------------------------
 
     def test_unwritten_rows_read_as_fill(self, made: Backend) -> None:
         add_array(made)
         assert np.isnan(newest(made).read("a", 0, 10)).all()
 
-    @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bool", "uint8", "int32", "int64"])
+    @pytest.mark.parametrize(
+        "dtype", ["float32", "float64", "float16", "bool", "uint8", "int32", "int64"]
+    )
     def test_values_come_back_with_their_dtype(self, made: Backend, dtype: str) -> None:
         values = (np.random.default_rng(1).integers(0, 2, (10, 2)) * 1).astype(dtype)
         changes = made.begin()
@@ -176,7 +189,11 @@ class BackendContract:
         stored = newest(made).meta("a")
         assert np.isnan(stored.fill)
         assert (stored.shape, stored.dtype, stored.chunk_rows) == ((10, 2), "float32", CHUNK)
-        assert (stored.dims, dict(stored.attrs), stored.codec) == (("frame", "xy"), wanted.attrs, "raw")
+        assert (stored.dims, dict(stored.attrs), stored.codec) == (
+            ("frame", "xy"),
+            wanted.attrs,
+            "raw",
+        )
         assert newest(made).meta("words").dtype == TEXT
 
     @pytest.mark.parametrize("codec", ["raw", "lz4", "zstd"])
@@ -189,8 +206,8 @@ class BackendContract:
         changes.write("a", 1_030, values)
         changes.write("a", 5_400, values[:100])
         changes.commit("two runs of rows; chunks 0 and 4 are not written, the last is short")
-        view = newest(made)
-        whole, chunks = view.read("a", 0, 5_500), view.chunks("a")
+        session = newest(made)
+        whole, chunks = session.read("a", 0, 5_500), session.chunks("a")
         np.testing.assert_array_equal(whole[1_030:3_530], values)
         if chunks.mapped is not None:
             assert not chunks.mapped.flags.writeable
@@ -245,7 +262,7 @@ class BackendContract:
         assert changes.names() == []
         changes.commit("delete")
         assert newest(made).names() == []
-        assert made.view(before).names() == ["a"]
+        assert made.session(before).names() == ["a"]
 
     def test_a_name_is_given_once(self, made: Backend) -> None:
         add_array(made)
@@ -259,19 +276,21 @@ class BackendContract:
             newest(made).read("a", start, stop)
 
     @pytest.mark.parametrize("shape", [(11, 2), (3, 3), (3, 1), (3,), (3, 2, 1)])
-    def test_values_that_do_not_fit_are_refused(self, made: Backend, shape: tuple[int, ...]) -> None:
+    def test_values_that_do_not_fit_are_refused(
+        self, made: Backend, shape: tuple[int, ...]
+    ) -> None:
         add_array(made)
         with pytest.raises(InvalidError, match="'a'"):
             made.begin().write("a", 0, np.zeros(shape, dtype=np.float32))
 
     def test_reads_are_copies(self, made: Backend) -> None:
         add_array(made)
-        view = made.view(commit_rows(made, "a", 0, numbers(10)))
-        view.read("a", 0, 10)[:] = 7
-        attrs: Any = view.attrs()
+        session = made.session(commit_rows(made, "a", 0, numbers(10)))
+        session.read("a", 0, 10)[:] = 7
+        attrs: Any = session.attrs()
         attrs["title"] = "other"
-        np.testing.assert_array_equal(view.read("a", 0, 10), numbers(10))
-        assert view.attrs()["title"] == "t"
+        np.testing.assert_array_equal(session.read("a", 0, 10), numbers(10))
+        assert session.attrs()["title"] == "t"
 
     def test_attributes_are_replaced(self, made: Backend) -> None:
         add_array(made)
@@ -286,8 +305,8 @@ class BackendContract:
         snapshot = add_array(made)
         changes = made.begin()
         for call in (
-            lambda: made.view(snapshot).read("b", 0, 1),
-            lambda: made.view(snapshot).meta("b"),
+            lambda: made.session(snapshot).read("b", 0, 1),
+            lambda: made.session(snapshot).meta("b"),
             lambda: changes.write("b", 0, numbers(1)),
             lambda: changes.resize("b", 3),
             lambda: changes.delete("b"),
@@ -297,10 +316,10 @@ class BackendContract:
             with pytest.raises(NotFoundError, match="array 'b' not found"):
                 call()
 
-    # -- versions -----------------------------------------------------------------------------------------------
+    # -- versions ----------------------------------------------------------------------------------
 
     def test_a_view_never_changes_while_others_write(self, made: Backend) -> None:
-        old = made.view(add_array(made))
+        old = made.session(add_array(made))
         changes = made.begin()
         changes.write("a", 0, numbers(10))
         changes.resize("a", 12)
@@ -345,7 +364,7 @@ class BackendContract:
         ):
             with pytest.raises(ReadOnlyError, match="committed or discarded"):
                 call()
-        np.testing.assert_array_equal(made.view(snapshot).read("a", 0, 10), numbers(10))
+        np.testing.assert_array_equal(made.session(snapshot).read("a", 0, 10), numbers(10))
 
     def test_a_commit_without_changes_makes_no_version(self, made: Backend) -> None:
         before = made.branches()
@@ -370,7 +389,7 @@ class BackendContract:
     def test_unknown_versions_are_not_found(self, made: Backend) -> None:
         known = made.branches()[MAIN]
         for call in (
-            lambda: made.view("nothing"),
+            lambda: made.session("nothing"),
             lambda: list(made.history("nothing")),
             lambda: made.begin("nothing"),
             lambda: made.create_branch("b", "nothing"),
@@ -384,7 +403,7 @@ class BackendContract:
         made.create_tag("t", known)
         assert set(made.branches()) == {MAIN}
 
-    # -- several writers ----------------------------------------------------------------------------------------
+    # -- several writers ---------------------------------------------------------------------------
 
     def test_two_writers_of_different_data_both_land(self, made: Backend) -> None:
         add_array(made, "a")
@@ -393,7 +412,7 @@ class BackendContract:
         one.write("a", 0, numbers(CHUNK, 1))
         two.write("a", CHUNK, numbers(CHUNK, 2))
         three.write("b", 0, numbers(10, 3))
-        ids = [view.commit(f"writer {n}") for n, view in enumerate((one, two, three))]
+        ids = [session.commit(f"writer {n}") for n, session in enumerate((one, two, three))]
         assert [c.id for c in made.history(ids[-1])][:3] == ids[::-1]
         np.testing.assert_array_equal(newest(made).read("a", 0, CHUNK), numbers(CHUNK, 1))
         np.testing.assert_array_equal(newest(made).read("a", CHUNK, 2 * CHUNK), numbers(CHUNK, 2))
@@ -412,8 +431,8 @@ class BackendContract:
         two.delete("gone")
         fork.write("a", 3 * CHUNK, numbers(6, 3))
         three.merge([pickle.loads(pickle.dumps(fork))])
-        for view in (one, two, three):
-            view.commit("one of three")
+        for session in (one, two, three):
+            session.commit("one of three")
         again = made.begin()
         again.resize("a", 30)
         again.write("a", 17, numbers(9, 4))
@@ -427,10 +446,17 @@ class BackendContract:
             if found is None:
                 continue
             values = now.read(name, 0, about.n_rows)
-            chunks = [values[row : row + about.chunk_rows] for row in range(0, about.n_rows, about.chunk_rows)]
+            chunks = [
+                values[row : row + about.chunk_rows]
+                for row in range(0, about.n_rows, about.chunk_rows)
+            ]
             assert len(found) == len(chunks)
-            assert all(matches(about, rows, int(sum_)) for rows, sum_ in zip(chunks, found, strict=True)), name
-            written = {"a": [1, 0, 1, 1, 1, 1, 1, 0], "b": [1, 0], "c": [0], "gone": [0, 0, 1]}[name]
+            assert all(
+                matches(about, rows, int(sum_)) for rows, sum_ in zip(chunks, found, strict=True)
+            ), name
+            written = {"a": [1, 0, 1, 1, 1, 1, 1, 0], "b": [1, 0], "c": [0], "gone": [0, 0, 1]}[
+                name
+            ]
             assert (found != 0).tolist() == [bool(chunk) for chunk in written], name
 
     def test_a_writer_sees_the_checksums_of_what_it_wrote(self, made: Backend) -> None:
@@ -459,13 +485,13 @@ class BackendContract:
     def test_two_writers_of_one_description_conflict(self, made: Backend, first: str) -> None:
         add_array(made)
         one, two = made.begin(), made.begin()
-        for view, n_rows in ((one, 12), (two, 14)):
+        for session, n_rows in ((one, 12), (two, 14)):
             if first == "attrs":
-                view.set_attrs({"rows": n_rows})
+                session.set_attrs({"rows": n_rows})
             elif first == "array":
-                view.create("same", meta(n_rows))
+                session.create("same", meta(n_rows))
             else:
-                view.resize("a", n_rows)
+                session.resize("a", n_rows)
         one.commit("one")
         with pytest.raises(ConflictError, match="'two' was not committed"):
             two.commit("two")
@@ -474,11 +500,13 @@ class BackendContract:
         snapshot = add_array(made)
         with made.exclusive("the first ingest"):
             with (
-                pytest.raises(BusyError, match=r"being written by another process .*the first ingest"),
+                pytest.raises(
+                    BusyError, match=r"being written by another process .*the first ingest"
+                ),
                 made.exclusive("another"),
             ):
                 pass
-            assert made.view(snapshot).names() == ["a"]
+            assert made.session(snapshot).names() == ["a"]
         with made.exclusive("another"):
             pass
 
@@ -488,7 +516,7 @@ class BackendContract:
         with made.exclusive("second"):
             pass
 
-    # -- tags and branches --------------------------------------------------------------------------------------
+    # -- tags and branches -------------------------------------------------------------------------
 
     def test_tags_name_versions_and_never_move(self, made: Backend) -> None:
         old = made.branches()[MAIN]
@@ -504,11 +532,13 @@ class BackendContract:
         made.create_tag("v1", snapshot)
         made.delete_tag("v1")
         assert made.tags() == {}
-        assert made.view(snapshot).snapshot == snapshot
+        assert made.session(snapshot).snapshot == snapshot
         with pytest.raises(ExistsError, match="'v1'"):
             made.create_tag("v1", snapshot)
 
-    @pytest.mark.parametrize("name", ["版本1", "v1-ö", "Ünïcode", "xn--", "xn--1-756b314a", "ভার্সন", "V1", "1.0+a_b"])
+    @pytest.mark.parametrize(
+        "name", ["版本1", "v1-ö", "Ünïcode", "xn--", "xn--1-756b314a", "ভার্সন", "V1", "1.0+a_b"]
+    )
     def test_names_are_found_again_as_they_were_given(self, made: Backend, name: str) -> None:
         old = made.branches()[MAIN]
         made.create_tag("v1", old)
@@ -546,7 +576,7 @@ class BackendContract:
         made.reset_branch(MAIN, start, expected=end)
         assert made.branches()[MAIN] == start
         assert np.isnan(newest(made).read("a", 0, 10)).all()
-        np.testing.assert_array_equal(made.view(end).read("a", 0, 10), numbers(10))
+        np.testing.assert_array_equal(made.session(end).read("a", 0, 10), numbers(10))
         after = commit_rows(made, "a", 0, numbers(10, 5))
         assert [c.id for c in made.history(after)][1] == start
 
@@ -558,7 +588,7 @@ class BackendContract:
             made.reset_branch(MAIN, start, expected=seen)
         assert made.branches()[MAIN] == newer
 
-    # -- forks --------------------------------------------------------------------------------------------------
+    # -- forks -------------------------------------------------------------------------------------
 
     def test_forks_pickle_before_and_after_they_write(self, made: Backend) -> None:
         add_array(made)
@@ -567,7 +597,9 @@ class BackendContract:
         forks[0].write("a", 0, numbers(CHUNK, 1))
         forks[1].write("a", CHUNK, numbers(6, 2))
         changes.merge([pickle.loads(pickle.dumps(fork)) for fork in forks])
-        np.testing.assert_array_equal(changes.read("a", 0, 10), np.concatenate([numbers(CHUNK, 1), numbers(6, 2)]))
+        np.testing.assert_array_equal(
+            changes.read("a", 0, 10), np.concatenate([numbers(CHUNK, 1), numbers(6, 2)])
+        )
         assert np.isnan(newest(made).read("a", 0, 10)).all()
         changes.commit("merged")
         np.testing.assert_array_equal(newest(made).read("a", CHUNK, 10), numbers(6, 2))
@@ -575,11 +607,15 @@ class BackendContract:
     @pytest.mark.parametrize(("start", "stop"), [(0, 3), (1, 4), (2, 6), (4, 9), (9, 10), (0, 9)])
     def test_a_fork_writes_whole_chunks_only(self, made: Backend, start: int, stop: int) -> None:
         add_array(made)
-        with pytest.raises(InvalidError, match=f"whole chunks of 4 rows of 'a', not {start}:{stop}"):
+        with pytest.raises(
+            InvalidError, match=f"whole chunks of 4 rows of 'a', not {start}:{stop}"
+        ):
             made.begin().fork().write("a", start, numbers(stop - start))
 
     @pytest.mark.parametrize(("start", "stop"), [(0, 4), (4, 8), (0, 8), (8, 10), (4, 10), (0, 10)])
-    def test_a_fork_may_write_a_short_last_chunk(self, made: Backend, start: int, stop: int) -> None:
+    def test_a_fork_may_write_a_short_last_chunk(
+        self, made: Backend, start: int, stop: int
+    ) -> None:
         add_array(made)
         changes = made.begin()
         fork = changes.fork()
@@ -607,7 +643,9 @@ class BackendContract:
         wanted = np.concatenate([numbers(CHUNK, 1), numbers(CHUNK, 2), numbers(2, 3)])
         np.testing.assert_array_equal(newest(made).read("a", 0, 10), wanted)
 
-    def test_a_fork_with_a_short_last_chunk_is_refused_once_the_array_has_grown(self, made: Backend) -> None:
+    def test_a_fork_with_a_short_last_chunk_is_refused_once_the_array_has_grown(
+        self, made: Backend
+    ) -> None:
         add_array(made)
         fork = made.begin().fork()
         fork.write("a", 8, numbers(2, 3))

@@ -35,7 +35,9 @@ class Board:
     """
 
     def __init__(self, folder: Path, *, up_to_step: int) -> None:
-        self._writer = _writer_type()(log_dir=str(folder), purge_step=up_to_step + 1 if up_to_step else None)
+        self._writer = _writer_type()(
+            log_dir=str(folder), purge_step=up_to_step + 1 if up_to_step else None
+        )
 
     def add_numbers(self, group: str, values: Mapping[str, float], step: int) -> None:
         """Add ``group/name`` for each value."""

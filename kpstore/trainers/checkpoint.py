@@ -33,7 +33,11 @@ class Checkpoint:
     def under(self, prefix: str) -> dict[str, Tensor]:
         """Return tensors whose names begin with a prefix and a dot, without both."""
         start = f"{prefix}."
-        return {name.removeprefix(start): tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+        return {
+            name.removeprefix(start): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(start)
+        }
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -45,15 +49,20 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         If it cannot be written, as on a full disk; the one before is still there.
     """
     aside = path.with_name(f".{path.name}.aside")
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in checkpoint.tensors.items()}
+    tensors = {
+        name: tensor.detach().to("cpu").contiguous() for name, tensor in checkpoint.tensors.items()
+    }
     about = json.dumps({"format": _FORMAT, **checkpoint.about})
     try:
         save_file(tensors, aside, metadata={_KEY: about})
     except SafetensorError as error:
         # Safetensors has an error of its own for a full disk.
         aside.unlink(missing_ok=True)
-        raise OSError(f"{path}: cannot be written ({error}); what was there before is as it was") from None
-    # Safetensors makes files that only their owner may read; as open as the folder, others can use the model.
+        raise OSError(
+            f"{path}: cannot be written ({error}); what was there before is as it was"
+        ) from None
+    # Safetensors makes files that only their owner may read; as open as the folder, others can use
+    # the model.
     aside.chmod(path.parent.stat().st_mode & 0o666)
     with aside.open("rb") as file:
         os.fsync(file.fileno())
@@ -80,19 +89,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
         about = json.loads(metadata[_KEY]) if _KEY in metadata else None
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise CorruptError(f"{path}: cannot be read as a checkpoint ({error}); use an older one") from None
+        raise CorruptError(
+            f"{path}: cannot be read as a checkpoint ({error}); use an older one"
+        ) from None
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
-        raise InvalidError(f"{path}: no checkpoint of kpstore train, or of another kpstore; use the one that wrote it")
+        raise InvalidError(
+            f"{path}: no checkpoint of kpstore train, or of another kpstore; use the one that "
+            "wrote it"
+        )
     return Checkpoint(tensors, about)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, path: Path | str) -> None:
-    """Put a checkpoint's weights into a model; :class:`InvalidError` if they are those of another."""
+    """Put a checkpoint's weights into a model.
+
+    :class:`InvalidError` if they are those of another.
+    """
     found = checkpoint.under("model")
     if _shapes(found) != _shapes(model.state_dict()):
         raise InvalidError(
-            f"{path}: its tensors are not those of this {type(model).__name__}; use a checkpoint of the same model, or "
-            "the kpstore that wrote it"
+            f"{path}: its tensors are not those of this {type(model).__name__}; use a checkpoint "
+            "of the same model, or the kpstore that wrote it"
         )
     model.load_state_dict(found)
 
@@ -110,14 +127,18 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
     """Put back what :func:`optimizer_tensors` returned; the groups' numbers stay as they are."""
     numbers = {name: number for number, (name, _) in enumerate(model.named_parameters())}
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")
         state.setdefault(numbers[name], {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def rng_tensors(device: torch.device) -> dict[str, Tensor]:
@@ -140,13 +161,16 @@ _FREE = ("kpstore", "torch", "threads")
 
 
 def check_same(path: Path, found: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise :class:`MismatchError` unless a checkpoint is of the same run; the message names all differences."""
+    """Raise :class:`MismatchError` unless a checkpoint is of the same run.
+
+    The message names all differences.
+    """
     theirs, ours = found["store"], here["store"]
     if theirs["snapshot"] != ours["snapshot"]:
         raise MismatchError(
-            f"{path} was trained on version {theirs['snapshot']} of {theirs['location']}, this is version "
-            f"{ours['snapshot']} of {ours['location']}; open that version (--at {theirs['snapshot']}), or start anew "
-            "in another folder"
+            f"{path} was trained on version {theirs['snapshot']} of {theirs['location']}, this is "
+            f"version {ours['snapshot']} of {ours['location']}; open that version (--at "
+            f"{theirs['snapshot']}), or start anew in another folder"
         )
     keys = [key for key in here if key not in (*_FREE, "store", "frames")]
     changed = [line for key in keys for line in _differences(key, found.get(key), here[key])]
@@ -158,13 +182,17 @@ def check_same(path: Path, found: Mapping[str, Any], here: Mapping[str, Any]) ->
     changed = [line for line in changed if not (grows and line.startswith("settings.epochs "))]
     if changed:
         raise MismatchError(
-            f"{path} was trained with other settings: {'; '.join(changed)}; resume with the same, or start anew in "
-            "another folder"
+            f"{path} was trained with other settings: {'; '.join(changed)}; resume with the same, "
+            "or start anew in another folder"
         )
 
 
 def _differences(name: str, theirs: Any, ours: Any) -> list[str]:
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         keys = dict.fromkeys([*theirs, *ours])
-        return [line for key in keys for line in _differences(f"{name}.{key}", theirs.get(key), ours.get(key))]
+        return [
+            line
+            for key in keys
+            for line in _differences(f"{name}.{key}", theirs.get(key), ours.get(key))
+        ]
     return [] if theirs == ours else [f"{name} {theirs!r} then, {ours!r} now"]

@@ -17,7 +17,8 @@ def points_there(keypoints: Tensor, detected: Tensor | None = None) -> Tensor:
 
     Parameters
     ----------
-    keypoints : (batch, points, 3), NaN where missing; a point with any coordinate that is not finite is missing.
+    keypoints : (batch, points, 3), NaN where missing; a point with any coordinate that is not
+        finite is missing.
     detected : (batch, points) bool, False for points to leave out whatever stands in their place.
     """
     there = torch.isfinite(keypoints).all(dim=-1)
@@ -39,24 +40,33 @@ class PointEmbedding(nn.Module):
     def __init__(self, group_of: list[int], width: int) -> None:
         super().__init__()
         self.register_buffer("group_of", torch.tensor(group_of), persistent=False)
-        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(_OCTAVES), persistent=False)
+        self.register_buffer(
+            "frequencies", math.pi * 2.0 ** torch.arange(_OCTAVES), persistent=False
+        )
         self.place = nn.Linear(3 * (1 + 2 * _OCTAVES), width)
         self.point = nn.Parameter(torch.randn(len(group_of), width) * 0.02)
         self.group = nn.Parameter(torch.randn(max(group_of) + 1, width) * 0.02)
         self.missing = nn.Parameter(torch.randn(width) * 0.02)
 
     def forward(self, keypoints: Tensor, there: Tensor) -> Tensor:
-        """Return tokens (batch, points, width); a missing point's says no more than that and which point it is.
+        """Return tokens (batch, points, width).
+
+        A missing point's says no more than that and which point it is.
 
         Parameters
         ----------
         keypoints : (batch, points, 3).
-        there : (batch, points) bool; what stands in the other places is not looked at, NaN least of all.
+        there : (batch, points) bool; what stands in the other places is not looked at, NaN least of
+            all.
         """
         known = torch.where(there[..., None], keypoints, 0)
         waves = (known[..., None] * self.frequencies).flatten(-2)
         place = self.place(torch.cat([known, waves.sin(), waves.cos()], dim=-1))
-        return torch.where(there[..., None], place, self.missing) + self.point + self.group[self.group_of]
+        return (
+            torch.where(there[..., None], place, self.missing)
+            + self.point
+            + self.group[self.group_of]
+        )
 
 
 class Attention(nn.Module):
@@ -74,7 +84,8 @@ class Attention(nn.Module):
         Parameters
         ----------
         queries, tokens : (batch, queries, width), (batch, tokens, width).
-        there : (batch, tokens) bool, at least one True in each row; the others get no weight at all.
+        there : (batch, tokens) bool, at least one True in each row; the others get no weight at
+            all.
         """
         query = self._split(self.query(queries))
         key, value = (self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1))
@@ -87,7 +98,7 @@ class Attention(nn.Module):
         return tokens.view(*tokens.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """One layer of a transformer, normalised before each half: attention, then two dense layers.
 
     Parameters
@@ -100,11 +111,18 @@ class Block(nn.Module):
         super().__init__()
         self.before_attention, self.before_dense = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, heads)
-        self.dense = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dense = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries: Tensor, there: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
-        """Return (batch, queries, width); they attend to each other, or to ``tokens``, where ``there``."""
+    def forward(
+        self, queries: Tensor, there: Tensor | None = None, tokens: Tensor | None = None
+    ) -> Tensor:
+        """Return (batch, queries, width).
+
+        They attend to each other, or to ``tokens``, where ``there``.
+        """
         normal = self.before_attention(queries)
         found = self.attention(normal, normal if tokens is None else tokens, there)
         queries = queries + self.dropout(found)
@@ -119,10 +137,12 @@ class PointEncoder(nn.Module):
         super().__init__()
         self.summary = nn.Parameter(torch.randn(width) * 0.02)
         self.missing = nn.Parameter(torch.randn(width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout) for _ in range(layers))
         self.normal = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, there: Tensor, read: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, there: Tensor, read: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the summary (batch, width), a learnt one where no point is there, and tokens (batch, points, width).
 
         Parameters
@@ -134,7 +154,8 @@ class PointEncoder(nn.Module):
         first = self.summary.expand(len(tokens), 1, -1)
         first = first if read is None else first + read[:, None]
         tokens = torch.cat([first.to(tokens.dtype), tokens], dim=1)
-        # The summary itself is always there, so that no row of attention is empty: an empty one would be NaN.
+        # The summary itself is always there, so that no row of attention is empty: an empty one
+        # would be NaN.
         attended = functional.pad(there, (1, 0), value=True)
         for block in self.blocks:
             tokens = block(tokens, attended)

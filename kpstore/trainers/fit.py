@@ -33,9 +33,9 @@ from kpstore.trainers.checkpoint import (
 )
 from kpstore.trainers.journal import Journal, open_journal
 from kpstore.trainers.ranks import Ranks, joined
-from kpstore.trainers.report import Epoch, OnEpoch, OnStep, Report, Step
-from kpstore.trainers.settings import Settings, SettingsOptions, device_named
-from kpstore.trainers.task import Measured, Task, TensorBatch
+from kpstore.trainers.report import Epoch, OnEpoch, OnStep, Step, TrainReport
+from kpstore.trainers.settings import TrainOptions, TrainSettings, device_named
+from kpstore.trainers.training import BatchLoss, TensorBatch, Training
 from kpstore.views.base import Subset, View
 from kpstore.views.loader import Loader
 from kpstore.views.skeletons import SkeletonView
@@ -62,7 +62,7 @@ def fit(
     train_loader: Loader,
     dev_loader: Loader | None = None,
     *,
-    task: Task,
+    task: Training,
     device: str = "cpu",
     folder: Path | str | None = None,
     resume: bool = False,
@@ -73,52 +73,63 @@ def fit(
     tensorboard: bool = False,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
-    **settings: Unpack[SettingsOptions],
-) -> Report:
+    **settings: Unpack[TrainOptions],
+) -> TrainReport:
     """Train a model; it ends up with the weights of the last epoch, in the mode (``train()``, ``eval()``) it came in.
 
-    On a CPU, a run that was killed at any moment and resumed gives the same numbers, bit for bit, as one that was not:
-    as long as machine, PyTorch and number of threads are the same. The caller's random numbers are left as they were.
+    On a CPU, a run that was killed at any moment and resumed gives the same numbers, bit for bit,
+    as one that was not: as long as machine, PyTorch and number of threads are the same. The
+    caller's random numbers are left as they were.
 
-    Under ``torchrun``, or in a process group of ``torch.distributed``, each process trains on the share of its loaders,
-    which take their rank from there: a step is a batch in each, gradients are means over processes (so that a process
-    whose batch has fewer points counts as much), figures means over all samples. The first process alone writes.
+    Under ``torchrun``, or in a process group of ``torch.distributed``, each process trains on the
+    share of its loaders, which take their rank from there: a step is a batch in each, gradients are
+    means over processes (so that a process whose batch has fewer points counts as much), figures
+    means over all samples. The first process alone writes.
 
     Parameters
     ----------
-    model : any module that ``task`` can measure; its weights are what they are, see ``torch.manual_seed``.
-    train_loader, dev_loader : of :func:`kpstore.loader`. Each epoch of training is followed by one of ``dev_loader``,
-        without gradients and dropout; its order should be fixed, ``shuffle=None``.
-    task : measures and draws batches, such as :class:`kpstore.trainers.keypoints.KeypointTask`.
+    model : any module that ``task`` can measure; its weights are what they are, see
+        ``torch.manual_seed``.
+    train_loader, dev_loader : of :func:`kpstore.loader`. Each epoch of training is followed by one
+        of ``dev_loader``, without gradients and dropout; its order should be fixed,
+        ``shuffle=None``.
+    task : measures and draws batches, such as :class:`kpstore.trainers.keypoints.KeypointTraining`.
     device : ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``.
-    folder : gets ``checkpoint.safetensors`` (all that resuming takes), ``best.safetensors`` (the best epoch's weights),
-        ``metrics.csv`` (a line an epoch), ``steps.csv`` (a line every ``log_steps``) and ``samples/epoch_0001.png``.
+    folder : gets ``checkpoint.safetensors`` (all that resuming takes), ``best.safetensors`` (the
+        best epoch's weights), ``metrics.csv`` (a line an epoch), ``steps.csv`` (a line every
+        ``log_steps``) and ``samples/epoch_0001.png``.
     resume : go on with the run in ``folder``; where there is no checkpoint yet, begin.
     log_steps : steps from one line, and one ``on_step``, to the next.
-    checkpoint_steps : steps from one checkpoint to the next; there is one after every epoch in any case.
-    samples : how many samples, of the dev frames where there are any, each epoch's picture shows; 0 for no picture.
-    inputs : JSON values that say what the model is fed, such as feature and range; checkpoints keep them, and
-        :mod:`kpstore.trainers.predict` needs them.
+    checkpoint_steps : steps from one checkpoint to the next; there is one after every epoch in any
+        case.
+    samples : how many samples, of the dev frames where there are any, each epoch's picture shows; 0
+        for no picture.
+    inputs : JSON values that say what the model is fed, such as feature and range; checkpoints keep
+        them, and :mod:`kpstore.trainers.predict` needs them.
     tensorboard : whether ``folder/tensorboard`` gets numbers and pictures too.
     on_step, on_epoch : told what happens, in every process.
-    **settings : the fields of :class:`kpstore.trainers.settings.Settings`.
+    **settings : the fields of :class:`kpstore.trainers.settings.TrainSettings`.
 
     Returns
     -------
-    Report
+    TrainReport
 
     Raises
     ------
     ExistsError
         If ``folder`` holds a run and ``resume`` is not set.
     MismatchError
-        If the run to resume was made with another version of the store, or with other settings; the message names them.
+        If the run to resume was made with another version of the store, or with other settings; the
+        message names them.
     MissingExtraError
         If TensorBoard is asked for and not installed.
     InvalidError
-        If a setting makes no sense, there is nothing to train on, or the loss is no longer a number.
+        If a setting makes no sense, there is nothing to train on, or the loss is no longer a
+        number.
     """
-    run = _Run(model, train_loader, dev_loader, task, Settings(**settings), device_named(device))
+    run = _Run(
+        model, train_loader, dev_loader, task, TrainSettings(**settings), device_named(device)
+    )
     run.log_steps, run.checkpoint_steps, run.samples = max(1, log_steps), checkpoint_steps, samples
     run.inputs = _plain(dict(inputs or {}))
     run.on_step, run.on_epoch = on_step or _say_nothing, on_epoch or _say_nothing
@@ -170,8 +181,8 @@ class _Run:
         model: nn.Module,
         train_loader: Loader,
         dev_loader: Loader | None,
-        task: Task,
-        settings: Settings,
+        task: Training,
+        settings: TrainSettings,
         device: torch.device,
     ) -> None:
         _check_loaders(train_loader, dev_loader)
@@ -181,7 +192,9 @@ class _Run:
         loaders = {"train": train_loader, **({"dev": dev_loader} if dev_loader else {})}
         self.views = {name: loader.sampler.view for name, loader in loaders.items()}
         self.frames = {name: _digest(view) for name, view in self.views.items()}
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
         train_loader.set_epoch(0)
         self.epoch_steps = len(train_loader)
         self.n_steps = self.epoch_steps * settings.epochs
@@ -198,20 +211,21 @@ class _Run:
     def leave(self) -> None:
         """Let go of the wrapped model while the group of processes is still there.
 
-        Freed after it, the wrapper would take the group along while it holds Python's lock, and wait for a thread of
-        the group that may be waiting for the lock: the process would hang after its last step.
+        Freed after it, the wrapper would take the group along while it holds Python's lock, and
+        wait for a thread of the group that may be waiting for the lock: the process would hang
+        after its last step.
         """
         self.wrapped = self.model
 
-    # -- the loop -----------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------
 
-    def run(self) -> Report:
+    def run(self) -> TrainReport:
         """Train what is left of the epochs."""
         last = None
         while self.place.epoch < self.settings.epochs and not self._is_out_of_patience:
             last = self._epoch()
         early = self._is_out_of_patience and self.place.epoch < self.settings.epochs
-        return Report(
+        return TrainReport(
             stopped="early" if early else "finished",
             epochs=self.place.epoch,
             steps=self.place.step,
@@ -250,11 +264,14 @@ class _Run:
         self.model.train()
         self.train_loader.set_epoch(self.place.epoch)
         n_left = len(self.train_loader)
-        for number, batch in enumerate(clock.waiting(_without_random_numbers(self.train_loader)), start=1):
+        for number, batch in enumerate(
+            clock.waiting(_without_random_numbers(self.train_loader)), start=1
+        ):
             self._step(self._moved(batch))
             clock.n_samples += _n_samples(batch)
             is_time = self.checkpoint_steps and self.place.step % self.checkpoint_steps == 0
-            # The last step's state is that of the next epoch: it is written when this epoch's dev frames are done.
+            # The last step's state is that of the next epoch: it is written when this epoch's dev
+            # frames are done.
             if is_time and number < n_left:
                 self._write_checkpoint()
 
@@ -265,7 +282,9 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         measured = self._measure(self.wrapped, batch)
         measured.loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
+        grad_norm = nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.settings.clip_norm or math.inf
+        )
         self.optimizer.step()
         _add(self.place.sums, measured)
         self.place.step += 1
@@ -277,13 +296,21 @@ class _Run:
         if not math.isfinite(loss):
             raise _diverged(f"the loss is {loss} at step {place.step}")
         if self.journals:
-            row = {"step": place.step, "epoch": place.epoch, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+            row = {
+                "step": place.step,
+                "epoch": place.epoch,
+                "loss": loss,
+                "lr": lr,
+                "grad_norm": grad_norm,
+            }
             self.journals[0].append(row)
         if self.board:
-            self.board.add_numbers("step", {"loss": loss, "lr": lr, "grad_norm": grad_norm}, place.step)
+            self.board.add_numbers(
+                "step", {"loss": loss, "lr": lr, "grad_norm": grad_norm}, place.step
+            )
         self.on_step(Step(place.step, self.n_steps, place.epoch, loss, lr, grad_norm))
 
-    def _measure(self, model: nn.Module, batch: TensorBatch) -> Measured:
+    def _measure(self, model: nn.Module, batch: TensorBatch) -> BatchLoss:
         with self._autocast():
             return self.task.measure(model, batch)
 
@@ -303,15 +330,21 @@ class _Run:
         sums: dict[str, Tensor] = {}
         self.dev_loader.set_epoch(0)
         for batch in _without_random_numbers(self.dev_loader):
-            # Not the wrapped model: ranks may have more batches, or fewer, and must not wait for each other.
+            # Not the wrapped model: ranks may have more batches, or fewer, and must not wait for
+            # each other.
             _add(sums, self._measure(self.model, self._moved(batch)))
         return _means(self._summed(sums))
 
     def _moved(self, batch: Any) -> dict[str, Any]:
         if not isinstance(batch, Mapping):
-            raise InvalidError(f"batches are dicts of tensors, found {type(batch).__name__}; use a view and its loader")
+            raise InvalidError(
+                f"batches are dicts of tensors, found {type(batch).__name__}; use a view and its "
+                "loader"
+            )
         return {
-            name: _aligned(item.to(self.device, non_blocking=True)) if isinstance(item, Tensor) else item
+            name: _aligned(item.to(self.device, non_blocking=True))
+            if isinstance(item, Tensor)
+            else item
             for name, item in batch.items()
         }
 
@@ -333,17 +366,22 @@ class _Run:
         self._write_checkpoint()
         self.on_epoch(done)
 
-    # -- the folder ---------------------------------------------------------------------------------------------
+    # -- the folder --------------------------------------------------------------------------------
 
     def open_folder(self, folder: Path, files: ExitStack, *, tensorboard: bool) -> None:
-        """Take up the run that is in a folder, if there is one; the first process makes it and opens its files."""
+        """Take up the run that is in a folder, if there is one.
+
+        The first process makes it and opens its files.
+        """
         if (folder / CHECKPOINT).exists():
             self._take_up(folder / CHECKPOINT)
         self.folder, step = folder, self.place.step
         if not self.ranks.is_first:
             return
         (folder / SAMPLES).mkdir(parents=True, exist_ok=True)
-        steps = open_journal(folder / STEPS, ("step", "epoch", "loss", "lr", "grad_norm"), up_to_step=step)
+        steps = open_journal(
+            folder / STEPS, ("step", "epoch", "loss", "lr", "grad_norm"), up_to_step=step
+        )
         files.callback(steps.close)
         columns = _metric_columns(self.task)
         metrics = open_journal(folder / METRICS, columns, up_to_step=step)
@@ -357,17 +395,23 @@ class _Run:
         found = read_checkpoint(path)
         if "loader" not in found.about:
             raise InvalidError(
-                f"{path}: holds weights alone, as {BEST} does, and a run cannot go on from those; start anew in "
-                "another folder"
+                f"{path}: holds weights alone, as {BEST} does, and a run cannot go on from those; "
+                "start anew in another folder"
             )
         check_same(path, found.about, self._about())
         about, place = found.about, self.place
         load_weights(self.model, found, path)
         restore_optimizer(self.model, self.optimizer, found.under("optimizer"))
-        place.epoch, place.step, place.best_epoch = about["epoch"], about["step"], about["best_epoch"]
+        place.epoch, place.step, place.best_epoch = (
+            about["epoch"],
+            about["step"],
+            about["best_epoch"],
+        )
         place.best_loss = math.inf if about["best_loss"] is None else about["best_loss"]
         if self.ranks.is_first:
-            place.sums = {name: tensor.to(self.device) for name, tensor in found.under("sums").items()}
+            place.sums = {
+                name: tensor.to(self.device) for name, tensor in found.under("sums").items()
+            }
         self.train_loader.load_state_dict(about["loader"])
         restore_rng(self.device, self.ranks.own(found.under("rng")))
         self.resumed_at = place.step
@@ -422,14 +466,17 @@ class _Run:
         write_checkpoint(self.folder / CHECKPOINT, Checkpoint(tensors, about))
 
     def _check_weights(self) -> None:
-        # Between two logged steps all may have gone wrong; the last good checkpoint must not be lost over it.
+        # Between two logged steps all may have gone wrong; the last good checkpoint must not be
+        # lost over it.
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
             raise _diverged(f"weights are no longer numbers at step {self.place.step}")
 
     def _write_best(self) -> None:
         assert self.folder is not None
         about = {**self._about(), "epoch": self.place.best_epoch, "loss": self.place.best_loss}
-        write_checkpoint(self.folder / BEST, Checkpoint(_prefixed("model", self.model.state_dict()), about))
+        write_checkpoint(
+            self.folder / BEST, Checkpoint(_prefixed("model", self.model.state_dict()), about)
+        )
 
     @torch.inference_mode()
     def _draw_samples(self, done: Epoch) -> None:
@@ -441,7 +488,9 @@ class _Run:
         chosen = np.linspace(0, len(loader.dataset) - 1, n_shown).astype(np.int64)
         with self._autocast():
             drawings = self.task.draw(self.model, self._moved(loader.dataset[chosen]))
-        pictures = [picture for shown in drawings for picture in (shown.input, shown.target, shown.output)]
+        pictures = [
+            picture for shown in drawings for picture in (shown.input, shown.target, shown.output)
+        ]
         sheet = contact_sheet(pictures, 3, ["input", "target", "output"] * len(drawings))
         aside = self.folder / SAMPLES / ".aside.png"
         Image.fromarray(sheet).save(aside)
@@ -473,7 +522,10 @@ class _Clock:
 
 
 def _n_samples(batch: Mapping[str, Any]) -> int:
-    """Return how many samples a batch holds; the last one of an epoch may be smaller than the others."""
+    """Return how many samples a batch holds.
+
+    The last one of an epoch may be smaller than the others.
+    """
     return next((len(item) for item in batch.values() if isinstance(item, Tensor)), 0)
 
 
@@ -483,7 +535,10 @@ def _digest(view: View) -> str:
 
 
 def _without_random_numbers(loader: Loader) -> Iterator[Any]:
-    """Yield a loader's batches; starting it draws no random numbers, which PyTorch's worker processes would."""
+    """Yield a loader's batches.
+
+    Starting it draws no random numbers, which PyTorch's worker processes would.
+    """
     state = torch.get_rng_state()
     batches = iter(loader)
     first = next(batches, None)
@@ -497,13 +552,13 @@ def _without_random_numbers(loader: Loader) -> Iterator[Any]:
 def _aligned(tensor: Tensor) -> Tensor:
     """Return a tensor that begins where PyTorch's own do.
 
-    Batches read together lie behind each other. Which are read together differs after a resume, and MKL's sums may
-    differ in the last bit with where an array begins.
+    Batches read together lie behind each other. Which are read together differs after a resume, and
+    MKL's sums may differ in the last bit with where an array begins.
     """
     return tensor.clone() if tensor.data_ptr() % _ALIGNED else tensor
 
 
-def _add(sums: dict[str, Tensor], measured: Measured) -> None:
+def _add(sums: dict[str, Tensor], measured: BatchLoss) -> None:
     """Add a batch to an epoch's sums, float64, where the model is: nothing waits for a GPU."""
     values = {"loss": measured.loss, **measured.figures}
     for name, value in values.items():
@@ -536,7 +591,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _metric_columns(task: Task) -> tuple[str, ...]:
+def _metric_columns(task: Training) -> tuple[str, ...]:
     names = ("loss", *task.figures)
     measured = (f"{split}_{name}" for split in ("train", "dev") for name in names)
     return ("epoch", "step", "lr", *measured, "seconds", "frames_per_s", "wait_share")
@@ -547,11 +602,20 @@ def _as_row(done: Epoch) -> dict[str, Any]:
     measured |= {f"dev_{name}": value for name, value in done.dev.items()}
     timed = {"seconds": round(done.seconds, 3), "frames_per_s": round(done.frames_per_s, 1)}
     waited = {"wait_share": round(done.wait_share, 4)}
-    return {"epoch": done.epoch + 1, "step": done.step, "lr": done.lr, **measured, **timed, **waited}
+    return {
+        "epoch": done.epoch + 1,
+        "step": done.step,
+        "lr": done.lr,
+        **measured,
+        **timed,
+        **waited,
+    }
 
 
 def _diverged(what: str) -> KpstoreError:
-    return InvalidError(f"{what}; nothing was written since the last checkpoint: try a lower --lr or --clip-norm")
+    return InvalidError(
+        f"{what}; nothing was written since the last checkpoint: try a lower --lr or --clip-norm"
+    )
 
 
 def _check_loaders(train_loader: Loader, dev_loader: Loader | None) -> None:
@@ -559,18 +623,23 @@ def _check_loaders(train_loader: Loader, dev_loader: Loader | None) -> None:
         if loader is None:
             continue
         if not isinstance(loader, Loader):
-            raise InvalidError(f"the {name} loader is a {type(loader).__name__}; make it with kpstore.loader(view, …)")
+            raise InvalidError(
+                f"the {name} loader is a {type(loader).__name__}; make it with "
+                "kpstore.loader(view, …)"
+            )
         if len(loader.dataset) == 0:
-            raise InvalidError(f"there are no {name} frames in {loader.dataset.view!r}; choose another split")
+            raise InvalidError(
+                f"there are no {name} frames in {loader.dataset.view!r}; choose another split"
+            )
         if loader.sampler.drop_last and len(loader) == 0:
             raise InvalidError(
-                f"the {name} loader drops all of its {len(loader.dataset)} frames, which fill no batch; make batches "
-                "smaller, or drop_last=False"
+                f"the {name} loader drops all of its {len(loader.dataset)} frames, which fill no "
+                "batch; make batches smaller, or drop_last=False"
             )
         if loader.sampler.view.store.check == "never":
             raise InvalidError(
-                f"the {name} loader reads a store that was opened with check='never', and damage would be learnt; open "
-                "it with check='first'"
+                f"the {name} loader reads a store that was opened with check='never', and damage "
+                "would be learnt; open it with check='first'"
             )
         _check_fill(loader.sampler.view)
 
@@ -582,6 +651,6 @@ def _check_fill(view: View) -> None:
     # With a range of their own, zeros are asked for: numbers as users' scripts make them.
     if isinstance(view, SkeletonView) and view.normalize is None and not np.isnan(view.fill):
         raise InvalidError(
-            f"missing points are {view.fill:g} in this view, which a model takes for coordinates; make it with "
-            "fill=float('nan'), by which the models know them"
+            f"missing points are {view.fill:g} in this view, which a model takes for coordinates; "
+            "make it with fill=float('nan'), by which the models know them"
         )

@@ -54,4 +54,8 @@ def _lines_up_to(path: Path, columns: Sequence[str], step: int) -> list[list[str
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))[1:]
     # A kill can leave half a line at the end; it lies beyond the checkpoint in any case.
-    return [row for row in rows if len(row) == len(columns) and row[at].isdecimal() and int(row[at]) <= step]
+    return [
+        row
+        for row in rows
+        if len(row) == len(columns) and row[at].isdecimal() and int(row[at]) <= step
+    ]

@@ -15,14 +15,23 @@ from kpstore.errors import InvalidError
 from kpstore.options import Option
 from kpstore.render.skeleton import draw_keypoints
 from kpstore.schema.layout import FACE_REGIONS, N_FACE, N_POINTS, Edge, skeleton_edges
-from kpstore.trainers.encoder import Block, PointEmbedding, PointEncoder, check_width, points_there
-from kpstore.trainers.task import Drawing, Measured, TensorBatch
+from kpstore.trainers.encoder import (
+    PointEmbedding,
+    PointEncoder,
+    TransformerBlock,
+    check_width,
+    points_there,
+)
+from kpstore.trainers.training import BatchLoss, Drawing, TensorBatch
 
 _DRAWN = 160
 _SMALLEST = 1e-3
 """The least size of a face."""
 _WIDE = 4
-"""Deviations from the centre that are one unit of a point's embedding; few points lie further out."""
+"""Deviations from the centre that are one unit of a point's embedding.
+
+Few points lie further out.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,10 @@ class KeypointConfig:
 
     Parameters
     ----------
-    d_global, d_region : width of the tokens that stand for the whole face, and for points and regions.
-    region_layers, global_layers : layers of each region's encoder, and of the interaction between regions.
+    d_global, d_region : width of the tokens that stand for the whole face, and for points and
+        regions.
+    region_layers, global_layers : layers of each region's encoder, and of the interaction between
+        regions.
     heads : of attention.
     dropout : share of values that is left out while training.
     """
@@ -59,33 +70,45 @@ class KeypointConfig:
 class HierarchicalKeypointTransformer(nn.Module):
     """Encodes 68 face points by region, lets the regions look at each other, and gives all 68 points again.
 
-    The eight regions are those of :data:`kpstore.schema.layout.FACE_REGIONS`: jaw 0:17, right brow 17:22, left brow
-    22:27, nose 27:36, right eye 36:42, left eye 42:48, outer mouth 48:60, inner mouth 60:68. Each has an encoder of its
-    own, and its summary and one token for the whole face meet in the interaction layers; from both, each region's
-    decoder gives its points. A point that is missing is not looked at, and is filled in like any other.
+    The eight regions are those of :data:`kpstore.schema.layout.FACE_REGIONS`: jaw 0:17, right brow
+    17:22, left brow 22:27, nose 27:36, right eye 36:42, left eye 42:48, outer mouth 48:60, inner
+    mouth 60:68. Each has an encoder of its own, and its summary and one token for the whole face
+    meet in the interaction layers; from both, each region's decoder gives its points. A point that
+    is missing is not looked at, and is filled in like any other.
 
-    Points are encoded and decoded in the face's own frame, see :func:`face_frame`: where it is and how large is told to
-    the token of the face, and put back at the end, so that the layers learn shapes. A region's summary begins with a
-    linear map of its points; attention alone begins as their mean, which no longer tells which point was where.
+    Points are encoded and decoded in the face's own frame, see :func:`face_frame`: where it is and
+    how large is told to the token of the face, and put back at the end, so that the layers learn
+    shapes. A region's summary begins with a linear map of its points; attention alone begins as
+    their mean, which no longer tells which point was where.
     """
 
     def __init__(self, config: KeypointConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or KeypointConfig()
         regions = list(FACE_REGIONS.values())
-        group_of = [number for number, rows in enumerate(regions) for _ in range(rows.start, rows.stop)]
+        group_of = [
+            number for number, rows in enumerate(regions) for _ in range(rows.start, rows.stop)
+        ]
         self.embedding = PointEmbedding(group_of, config.d_region)
         self.encoders = nn.ModuleList(
-            PointEncoder(config.d_region, layers=config.region_layers, heads=config.heads, dropout=config.dropout)
+            PointEncoder(
+                config.d_region,
+                layers=config.region_layers,
+                heads=config.heads,
+                dropout=config.dropout,
+            )
             for _ in regions
         )
-        self.read = nn.ModuleList(nn.Linear(4 * (rows.stop - rows.start), config.d_region) for rows in regions)
+        self.read = nn.ModuleList(
+            nn.Linear(4 * (rows.stop - rows.start), config.d_region) for rows in regions
+        )
         self.widen = nn.Linear(config.d_region, config.d_global)
         self.place = nn.Linear(6, config.d_global)
         self.region = nn.Parameter(torch.randn(len(regions), config.d_global) * 0.02)
         self.face = nn.Parameter(torch.randn(config.d_global) * 0.02)
         self.interaction = nn.ModuleList(
-            Block(config.d_global, config.heads, config.dropout) for _ in range(config.global_layers)
+            TransformerBlock(config.d_global, config.heads, config.dropout)
+            for _ in range(config.global_layers)
         )
         self.normal = nn.LayerNorm(config.d_global)
         self.decoders = nn.ModuleList(
@@ -103,14 +126,17 @@ class HierarchicalKeypointTransformer(nn.Module):
         return self._encode(keypoints, there, *face_frame(keypoints, there))
 
     def _encode(self, keypoints: Tensor, there: Tensor, centre: Tensor, size: Tensor) -> Tensor:
-        # NaN is left out before the division too: its gradient for the size would be NaN, and so that for every point.
+        # NaN is left out before the division too: its gradient for the size would be NaN, and so
+        # that for every point.
         known = torch.where(there[..., None], keypoints, centre)
         shape = (known - centre) / size
         points = self.embedding(shape / _WIDE, there)
         read_in = torch.cat([shape, there[..., None]], dim=-1)
         summaries = [
             encoder(points[:, rows], there[:, rows], read(read_in[:, rows].flatten(1)))[0]
-            for encoder, read, rows in zip(self.encoders, self.read, FACE_REGIONS.values(), strict=True)
+            for encoder, read, rows in zip(
+                self.encoders, self.read, FACE_REGIONS.values(), strict=True
+            )
         ]
         regions = self.widen(torch.stack(summaries, dim=1)) + self.region
         face = self.face + self.place(torch.cat([centre, size], dim=-1))
@@ -129,7 +155,10 @@ class HierarchicalKeypointTransformer(nn.Module):
         detected : (batch, 68) bool, False for points to leave out as well.
         """
         if keypoints.shape[1:] != (N_FACE, 3):
-            raise InvalidError(f"keypoints of shape (batch, {N_FACE}, 3) are needed, found {tuple(keypoints.shape)}")
+            raise InvalidError(
+                f"keypoints of shape (batch, {N_FACE}, 3) are needed, found "
+                f"{tuple(keypoints.shape)}"
+            )
         there = points_there(keypoints, detected)
         centre, size = face_frame(keypoints, there)
         tokens = self._encode(keypoints, there, centre, size)
@@ -146,19 +175,26 @@ def face_frame(keypoints: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
 
     Parameters
     ----------
-    keypoints, there : (batch, points, 3); (batch, points) bool. Without any point, the middle of what is normalised to
-        [0, 1]; a size is at least 0.001, so that a face without extent divides nothing by 0.
+    keypoints, there : (batch, points, 3); (batch, points) bool. Without any point, the middle of
+        what is normalised to [0, 1]; a size is at least 0.001, so that a face without extent
+        divides nothing by 0.
     """
-    known, count = torch.where(there[..., None], keypoints, 0), there.sum(dim=1).clamp(min=1)[:, None, None]
+    known, count = (
+        torch.where(there[..., None], keypoints, 0),
+        there.sum(dim=1).clamp(min=1)[:, None, None],
+    )
     centre = known.sum(dim=1, keepdim=True) / count
-    spread = torch.where(there[..., None], keypoints - centre, 0).square().sum(dim=1, keepdim=True) / count
+    spread = (
+        torch.where(there[..., None], keypoints - centre, 0).square().sum(dim=1, keepdim=True)
+        / count
+    )
     size = spread.clamp(min=_SMALLEST**2).sqrt()
     nobody = ~there.any(dim=1)[:, None, None]
     return torch.where(nobody, 0.5, centre), torch.where(nobody, 0.25, size)
 
 
 @dataclass(frozen=True)
-class KeypointTask:
+class KeypointTraining:
     """Give back the points that came in: mean squared error over the points that are there.
 
     Batches hold ``"keypoints"`` (batch, 68, 3), as ``store.face_keypoints()`` gives them.
@@ -175,7 +211,7 @@ class KeypointTask:
         """``point_error``: mean distance in x and y from where a point belongs, over the diagonal of its face's box."""
         return ("point_error",)
 
-    def measure(self, model: nn.Module, batch: TensorBatch) -> Measured:
+    def measure(self, model: nn.Module, batch: TensorBatch) -> BatchLoss:
         """Run the model on a batch; it counts by its points that are there."""
         target = batch["keypoints"]
         there = points_there(target)
@@ -183,7 +219,7 @@ class KeypointTask:
         count = there.sum()
         error = torch.where(there[..., None], output - torch.where(there[..., None], target, 0), 0)
         loss = error.square().sum() / (3 * count.clamp(min=1))
-        return Measured(loss, count, {"point_error": _point_error(error.detach(), target, there)})
+        return BatchLoss(loss, count, {"point_error": _point_error(error.detach(), target, there)})
 
     def draw(self, model: nn.Module, batch: TensorBatch) -> list[Drawing]:
         """Return the points of each sample before and after, each picture as large as its target's face."""

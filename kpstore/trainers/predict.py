@@ -28,10 +28,10 @@ from kpstore.store.store import Store
 from kpstore.store.transaction import check_same
 from kpstore.trainers.checkpoint import read_checkpoint
 from kpstore.trainers.encoder import points_there
-from kpstore.trainers.keypoints import KeypointTask
-from kpstore.trainers.run import model_of
+from kpstore.trainers.keypoints import KeypointTraining
 from kpstore.trainers.settings import device_named
 from kpstore.trainers.skeleton import HierarchicalSkeletonTransformer
+from kpstore.trainers.train import model_of
 from kpstore.views.base import select_videos
 from kpstore.views.face_keypoints import FaceKeypointView
 from kpstore.views.frames import FrameView
@@ -52,7 +52,8 @@ class Predicted:
     feature : that was written; None for pictures.
     folder : that pictures went to; None for a feature.
     frames : that the model was run on.
-    empty : frames among them in which nothing was detected that the model looks at; faces are NaN, and there is no PNG.
+    empty : frames among them in which nothing was detected that the model looks at; faces are NaN,
+        and there is no PNG.
     done_before : frames left out because they were there already, made in the same way.
     not_extracted : frames left out because their video is not extracted yet.
     snapshot : version that was made; None for pictures, and if there was nothing to do.
@@ -101,33 +102,47 @@ class Predictor:
     def spec(self, store: Store, feature: str, name: str | None) -> FeatureSpec:
         """Return the feature that predictions are written to.
 
-        Pictures are (size, size) uint8, 255 for paper and 0 for ink; faces are (68, 3) float32 in the coordinates of
-        the feature that they were made from, NaN where it has no face.
+        Pictures are (size, size) uint8, 255 for paper and 0 for ink; faces are (68, 3) float32 in
+        the coordinates of the feature that they were made from, NaN where it has no face.
         """
         if isinstance(self.model, HierarchicalSkeletonTransformer):
             name, size = name or f"{feature}_drawn", self.model.config.image_size
             about = f"skeletons that a model draws of {feature}, {PAPER} is paper"
-            return FeatureSpec(name, (size, size), (f"{name}_y", f"{name}_x"), "uint8", description=about)
+            return FeatureSpec(
+                name, (size, size), (f"{name}_y", f"{name}_x"), "uint8", description=about
+            )
         about = f"face points that a model gives for those of {feature}"
         edges = store.feature(feature).attrs.get("edges") or skeleton_edges()
         attrs = {"edges": [list(edge) for edge in edges if max(edge) < N_FACE]}
         labels = {"space": ("x", "y", "z")}
         name = name or f"{feature}_predicted"
-        return FeatureSpec(name, (N_FACE, 3), ("face_point", "space"), description=about, labels=labels, attrs=attrs)
+        return FeatureSpec(
+            name,
+            (N_FACE, 3),
+            ("face_point", "space"),
+            description=about,
+            labels=labels,
+            attrs=attrs,
+        )
 
     def view(self, store: Store, feature: str, videos: list[str]) -> FrameView:
         """Return all frames of some videos as the model takes them, NaN where nothing was detected."""
         if not self.makes_pictures:
             spread = (self.inputs["low"], self.inputs["high"])
-            return FaceKeypointView(store, feature=feature, normalize=spread, missing="nan", videos=videos)
+            return FaceKeypointView(
+                store, feature=feature, normalize=spread, missing="nan", videos=videos
+            )
         if store[feature].shape[1:] != (N_POINTS, 3):
             raise InvalidError(
-                f"{feature!r} has rows of {store[feature].shape[1:]}; the model draws keypoints of ({N_POINTS}, 3)"
+                f"{feature!r} has rows of {store[feature].shape[1:]}; the model draws keypoints of "
+                f"({N_POINTS}, 3)"
             )
         return FrameView(store, feature, missing="nan", videos=videos)
 
     @torch.inference_mode()
-    def run(self, view: FrameView, indices: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def run(
+        self, view: FrameView, indices: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Return what the model gives for frames of :meth:`view`, and in which of them nothing was detected.
 
         Returns
@@ -137,9 +152,13 @@ class Predictor:
         """
         parts = np.split(indices, range(self.batch_size, len(indices), self.batch_size))
         made = [self._batch(view, part) for part in parts]
-        return np.concatenate([values for values, _ in made]), np.concatenate([empty for _, empty in made])
+        return np.concatenate([values for values, _ in made]), np.concatenate(
+            [empty for _, empty in made]
+        )
 
-    def _batch(self, view: FrameView, indices: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _batch(
+        self, view: FrameView, indices: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         batch = view.batch(indices)
         name = "keypoints" if isinstance(view, FaceKeypointView) else view.features[0]
         keypoints = torch.from_numpy(batch[name]).float()
@@ -174,11 +193,16 @@ def open_predictor(path: Path | str, *, device: str = "cpu", batch_size: int = 3
     checkpoint = read_checkpoint(Path(path))
     model = model_of(checkpoint, path)
     inputs = checkpoint.about.get("inputs") or {}
-    needed = {"feature"} if isinstance(model, HierarchicalSkeletonTransformer) else {"feature", "low", "high"}
+    needed = (
+        {"feature"}
+        if isinstance(model, HierarchicalSkeletonTransformer)
+        else {"feature", "low", "high"}
+    )
     if not needed <= inputs.keys():
         raise InvalidError(
-            f"{path}: does not say what its model was fed ({', '.join(sorted(needed - inputs.keys()))}); use one of "
-            "kpstore train, or fit(inputs=…)"
+            f"{path}: does not say what its model was fed "
+            f"({', '.join(sorted(needed - inputs.keys()))}); use one of kpstore train, or "
+            "fit(inputs=…)"
         )
     about = checkpoint.about
     provenance = {
@@ -186,7 +210,11 @@ def open_predictor(path: Path | str, *, device: str = "cpu", batch_size: int = 3
         "checkpoint_sha256": _sha256(Path(path)),
         "model": about["model"],
         "trained_on": about["store"],
-        "training": {"task": about["task"], "settings": about["settings"], "batch_size": about["batch_size"]},
+        "training": {
+            "task": about["task"],
+            "settings": about["settings"],
+            "batch_size": about["batch_size"],
+        },
         "inputs": inputs,
         "kpstore": __version__,
         "libraries": {"torch": torch.__version__, "device": where.type},
@@ -205,9 +233,10 @@ def predict_feature(
 ) -> Predicted:
     """Run a model over the videos of a split and write what it gives back to the store, as one version or nothing.
 
-    Videos that have this feature already, made by the same checkpoint, are left out: another split, or videos that came
-    later, are added by a further call. Frames that failed in ``feature`` fail here too; videos that are not extracted
-    yet stay pending. One chunk of the new feature is in memory at a time.
+    Videos that have this feature already, made by the same checkpoint, are left out: another split,
+    or videos that came later, are added by a further call. Frames that failed in ``feature`` fail
+    here too; videos that are not extracted yet stay pending. One chunk of the new feature is in
+    memory at a time.
 
     Parameters
     ----------
@@ -229,13 +258,22 @@ def predict_feature(
     source = feature or predictor.inputs["feature"]
     spec = predictor.spec(store, source, name)
     if spec.name in store.features and "checkpoint_sha256" not in store.provenance(spec.name):
-        raise ExistsError(f"feature {spec.name!r} is there already and was not predicted; choose another name (--as)")
+        raise ExistsError(
+            f"feature {spec.name!r} is there already and was not predicted; choose another name "
+            "(--as)"
+        )
     provenance = {**predictor.provenance, "source": source}
     if spec.name in store.features:
         check_same(store.features[spec.name], spec, json.loads(json.dumps(provenance)))
     work = _plan(store, source, split, spec.name)
     view = predictor.view(store, source, _ids(store, work.positions))
-    settings = {"predict": {"split": split, "read": store.snapshot, "checkpoint": provenance["checkpoint_sha256"]}}
+    settings = {
+        "predict": {
+            "split": split,
+            "read": store.snapshot,
+            "checkpoint": provenance["checkpoint_sha256"],
+        }
+    }
     if not len(work.positions):
         return _report(predictor, work, feature=spec.name)
     with store.transaction(f"predict {spec.name}", metadata=settings) as tx:
@@ -249,7 +287,9 @@ def predict_feature(
             n_empty += int(empty.sum())
             _tell(on_progress, stop, len(view))
         tx.set_states(spec.name, _failures(store, source, work))
-    return _report(predictor, work, feature=spec.name, frames=len(view), empty=n_empty, snapshot=tx.snapshot)
+    return _report(
+        predictor, work, feature=spec.name, frames=len(view), empty=n_empty, snapshot=tx.snapshot
+    )
 
 
 def predict_pictures(
@@ -264,8 +304,8 @@ def predict_pictures(
 ) -> Predicted:
     """Run a model over the videos of a split and write a PNG for each frame, ``folder/video/000000.png``.
 
-    A killed run goes on: pictures that are there are left as they are. ``predict.json`` says what they were made with;
-    a folder with pictures of another model, store or version is refused.
+    A killed run goes on: pictures that are there are left as they are. ``predict.json`` says what
+    they were made with; a folder with pictures of another model, store or version is refused.
 
     Parameters
     ----------
@@ -280,7 +320,9 @@ def predict_pictures(
     chosen = np.flatnonzero(work.status[view.rows] == State.DONE)
     if limit is not None and limit < len(chosen):
         chosen = chosen[np.linspace(0, len(chosen) - 1, limit).astype(np.int64)]
-    _open_folder(folder, {**predictor.provenance, "source": source, "read": [store.location, store.snapshot]})
+    _open_folder(
+        folder, {**predictor.provenance, "source": source, "read": [store.location, store.snapshot]}
+    )
     n_empty = n_before = 0
     for start in range(0, len(chosen), predictor.batch_size):
         part = chosen[start : start + predictor.batch_size]
@@ -288,18 +330,25 @@ def predict_pictures(
         left = [number for number, path in enumerate(paths) if not path.exists()]
         n_before += len(part) - len(left)
         if left:
-            n_empty += _write_pictures(predictor, view, part[left], [paths[number] for number in left])
+            n_empty += _write_pictures(
+                predictor, view, part[left], [paths[number] for number in left]
+            )
         _tell(on_progress, start + len(part), len(chosen))
     n_frames = len(chosen) - n_before
-    return _report(predictor, work, folder=folder, frames=n_frames, empty=n_empty, done_before=n_before)
+    return _report(
+        predictor, work, folder=folder, frames=n_frames, empty=n_empty, done_before=n_before
+    )
 
 
-# -- which frames -----------------------------------------------------------------------------------------------------
+# -- which frames ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Videos to do by position; of all frames the state of what is read; and how many frames are left out, and why."""
+    """Videos to do by position; of all frames the state of what is read.
+
+    And how many frames are left out, and why.
+    """
 
     positions: NDArray[np.int64]
     status: NDArray[np.uint8]
@@ -310,7 +359,9 @@ class _Work:
 def _plan(store: Store, source: str, split: str | None, name: str | None) -> _Work:
     spec = store.feature(source)
     if spec.axis != "frame":
-        raise InvalidError(f"feature {source!r} belongs to videos; the model takes keypoints of frames")
+        raise InvalidError(
+            f"feature {source!r} belongs to videos; the model takes keypoints of frames"
+        )
     chosen = select_videos(store, split=split)
     if not len(chosen):
         raise InvalidError(f"there are no videos in {store.location}; ingest or import some first")
@@ -348,7 +399,7 @@ def _failures(store: Store, source: str, work: _Work) -> dict[int, Failures]:
     return failures
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 
 def _open_folder(folder: Path, about: Mapping[str, Any]) -> None:
@@ -356,7 +407,10 @@ def _open_folder(folder: Path, about: Mapping[str, Any]) -> None:
     path = folder / ABOUT
     if path.is_file():
         if path.read_text(encoding="utf-8") != text:
-            raise ExistsError(f"{folder} holds pictures of another checkpoint, store or version; choose another folder")
+            raise ExistsError(
+                f"{folder} holds pictures of another checkpoint, store or version; choose another "
+                "folder"
+            )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExistsError(f"{folder} is there already and holds other things; choose a new folder")
@@ -382,13 +436,19 @@ def _folder_name(video_id: str) -> str:
     return name if name.strip(".") else name.replace(".", "%2E")
 
 
-def _write_pictures(predictor: Predictor, view: FrameView, indices: NDArray[np.int64], paths: list[Path]) -> int:
+def _write_pictures(
+    predictor: Predictor, view: FrameView, indices: NDArray[np.int64], paths: list[Path]
+) -> int:
     values, empty = predictor.run(view, indices)
     pictures: Sequence[NDArray[Any]] = list(values)
     if isinstance(view, FaceKeypointView):
         target = view.denormalize(view.batch(indices)["keypoints"])
-        task = KeypointTask(tuple((a, b) for a, b in predictor.spec(view.store, view.feature, None).attrs["edges"]))
-        pictures = [task.drawing(before, after).output for before, after in zip(target, values, strict=True)]
+        task = KeypointTraining(
+            tuple((a, b) for a, b in predictor.spec(view.store, view.feature, None).attrs["edges"])
+        )
+        pictures = [
+            task.drawing(before, after).output for before, after in zip(target, values, strict=True)
+        ]
     for picture, path, nothing in zip(pictures, paths, empty, strict=True):
         if nothing:
             continue

@@ -33,13 +33,23 @@ class Ranks:
         return self.rank == 0
 
     def wrapped(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return a model whose gradients are means over all ranks; the model itself where there is but one."""
+        """Return a model whose gradients are means over all ranks.
+
+        The model itself where there is but one.
+        """
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        return DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None
+        )
 
-    def summed(self, sums: Mapping[str, Tensor], names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """Return sums over all ranks, () float64 each, by name; a rank that has nothing to add takes part too."""
+    def summed(
+        self, sums: Mapping[str, Tensor], names: Sequence[str], device: torch.device
+    ) -> dict[str, Tensor]:
+        """Return sums over all ranks, () float64 each, by name.
+
+        A rank that has nothing to add takes part too.
+        """
         if self.size == 1:
             return dict(sums)
         nothing = torch.zeros((), dtype=torch.float64, device=device)
@@ -61,23 +71,36 @@ class Ranks:
             return dict(own)
         found: list[Any] = [None] * self.size
         distributed.all_gather_object(found, dict(own))
-        return {name if rank == 0 else f"{rank}.{name}": part[name] for rank, part in enumerate(found) for name in part}
+        return {
+            name if rank == 0 else f"{rank}.{name}": part[name]
+            for rank, part in enumerate(found)
+            for name in part
+        }
 
     def own(self, gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return this rank's part of what :meth:`gathered` returned."""
         if self.is_first:
             return {name: tensor for name, tensor in gathered.items() if "." not in name}
         start = f"{self.rank}."
-        return {name.removeprefix(start): tensor for name, tensor in gathered.items() if name.startswith(start)}
+        return {
+            name.removeprefix(start): tensor
+            for name, tensor in gathered.items()
+            if name.startswith(start)
+        }
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` started, if it did; a group that the caller has joined is used and kept."""
+    """Join the processes that ``torchrun`` started, if it did.
+
+    A group that the caller has joined is used and kept.
+    """
     rank, size = rank_of(None, None)
     mine = size > 1 and not distributed.is_initialized()
     if mine:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size
+        )
     if device.type == "cuda" and size > 1:
         torch.cuda.set_device(device)  # where objects are gathered
     try:

@@ -36,11 +36,13 @@ class Epoch:
     ----------
     epoch : from 0.
     step : steps since the beginning.
-    train, dev : by name, ``"loss"`` and the task's figures, means over the epoch's samples; ``dev`` may be empty.
+    train, dev : by name, ``"loss"`` and the task's figures, means over the epoch's samples; ``dev``
+        may be empty.
     lr : of the last step.
     seconds : of its training steps, since the last resume if there was one in it.
     frames_per_s : samples trained on in a second.
-    wait_share : part of the seconds in which no batch was there; on a GPU, which works on meanwhile, an upper bound.
+    wait_share : part of the seconds in which no batch was there; on a GPU, which works on
+        meanwhile, an upper bound.
     """
 
     epoch: int
@@ -59,14 +61,15 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Report:
+class TrainReport:
     """How a training ended.
 
     Parameters
     ----------
     stopped : ``"finished"`` after the last epoch, ``"early"`` when patience was at its end.
     epochs, steps : done in all, before a resume too.
-    best_epoch, best_loss : the epoch, from 0, with the lowest loss on the dev frames (or else the training frames).
+    best_epoch, best_loss : the epoch, from 0, with the lowest loss on the dev frames (or else the
+        training frames).
     last : the last epoch; None if this call had none to do.
     parameters : numbers that were trained.
     resumed_at : the step at which this call went on; None if it began.

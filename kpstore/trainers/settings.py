@@ -16,8 +16,8 @@ Precision = Literal["float32", "bf16"]
 Schedule = Literal["cosine", "constant"]
 
 
-class SettingsOptions(TypedDict, total=False):
-    """The fields of :class:`Settings` as keywords."""
+class TrainOptions(TypedDict, total=False):
+    """The fields of :class:`TrainSettings` as keywords."""
 
     epochs: int
     lr: float
@@ -31,7 +31,7 @@ class SettingsOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainSettings:
     """The numbers that a training's result follows from, beside model, task and batches.
 
     Parameters
@@ -39,12 +39,13 @@ class Settings:
     epochs : at most so many.
     lr : the highest learning rate, of AdamW.
     weight_decay : of AdamW.
-    schedule : of the learning rate after the warm-up: ``"cosine"`` falls to 0 at the end of the last epoch.
+    schedule : of the learning rate after the warm-up: ``"cosine"`` falls to 0 at the end of the
+        last epoch.
     warmup : the share of all steps in which the rate rises from 0, in a straight line.
     clip_norm : the gradient is made no longer than this; None or 0 leaves it.
     precision : ``"bf16"`` computes most of the model in bfloat16 (autocast); weights stay float32.
-    patience : ends after so many epochs without a better loss on the dev frames (without any, on the training frames);
-        None never does.
+    patience : ends after so many epochs without a better loss on the dev frames (without any, on
+        the training frames); None never does.
     seed : of dropout and all else that is drawn while training.
 
     Raises
@@ -57,7 +58,9 @@ class Settings:
     lr: Annotated[float, Option("Highest learning rate of AdamW.", "RATE")] = 3e-4
     weight_decay: Annotated[float, Option("Of AdamW.", "X")] = 0.01
     schedule: Annotated[Schedule, Option("Of the learning rate, after a warm-up.")] = "cosine"
-    warmup: Annotated[float, Option("Of all steps, in which the rate rises from 0.", "SHARE")] = 0.02
+    warmup: Annotated[float, Option("Of all steps, in which the rate rises from 0.", "SHARE")] = (
+        0.02
+    )
     clip_norm: Annotated[float | None, Option("Longest gradient; 0 does not clip.", "X")] = 1.0
     precision: Annotated[Precision, Option("bf16 computes most in bfloat16.")] = "float32"
     patience: Annotated[
@@ -75,8 +78,16 @@ class Settings:
                 ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
                 ("schedule", self.schedule in get_args(Schedule), " or ".join(get_args(Schedule))),
                 ("warmup", 0 <= self.warmup < 1, "from 0 to less than 1"),
-                ("clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "more than 0, or none"),
-                ("precision", self.precision in get_args(Precision), " or ".join(get_args(Precision))),
+                (
+                    "clip_norm",
+                    self.clip_norm is None or 0 < self.clip_norm < math.inf,
+                    "more than 0, or none",
+                ),
+                (
+                    "precision",
+                    self.precision in get_args(Precision),
+                    " or ".join(get_args(Precision)),
+                ),
                 ("patience", self.patience is None or self.patience >= 1, "1 or more, or none"),
                 ("seed", 0 <= self.seed < 2**63, "0 or more"),
             )
@@ -92,7 +103,9 @@ class Settings:
             return self.lr * (step + 1) / (n_rising + 1)
         if self.schedule == "constant":
             return self.lr
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - n_rising) / max(1, n_steps - n_rising)))
+        return (
+            self.lr * 0.5 * (1 + math.cos(math.pi * (step - n_rising) / max(1, n_steps - n_rising)))
+        )
 
 
 def device_named(name: str) -> torch.device:
@@ -117,12 +130,13 @@ def device_named(name: str) -> torch.device:
         raise InvalidError(f"device {name!r}: use auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError(
-            f"device {name!r} asked for, but PyTorch {torch.__version__} finds no GPU here; use --device cpu, or "
-            "install a build of PyTorch for CUDA"
+            f"device {name!r} asked for, but PyTorch {torch.__version__} finds no GPU here; use "
+            "--device cpu, or install a build of PyTorch for CUDA"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UnsupportedError(
-            f"device {name!r} asked for; this machine has {torch.cuda.device_count()} GPU(s), from 0"
+            f"device {name!r} asked for; this machine has {torch.cuda.device_count()} GPU(s), from "
+            "0"
         )
     if device.type not in ("cpu", "cuda"):
         raise UnsupportedError(f"device {name!r} is not supported; use auto, cpu or cuda")

@@ -18,15 +18,24 @@ from kpstore.options import Option
 from kpstore.render.raster import INK, PAPER, SkeletonStyle, StyleName, draw_skeletons
 from kpstore.render.skeleton import draw_keypoints
 from kpstore.schema.layout import N_POINTS, PART_SLICES, PARTS, Edge
-from kpstore.trainers.encoder import Block, PointEmbedding, PointEncoder, check_width, points_there
-from kpstore.trainers.task import Drawing, Measured, TensorBatch
+from kpstore.trainers.encoder import (
+    PointEmbedding,
+    PointEncoder,
+    TransformerBlock,
+    check_width,
+    points_there,
+)
+from kpstore.trainers.training import BatchLoss, Drawing, TensorBatch
 from kpstore.views.base import Batch
 from kpstore.views.skeletons import SkeletonView
 
 _SHRINK = 16
 """The decoder begins with a picture so many times smaller."""
 _N_REST, _N_FACE, _N_HANDS = 0, 1, 2
-"""Regions of a picture, as :func:`draw_regions` numbers them; the higher one wins where two overlap."""
+"""Regions of a picture, as :func:`draw_regions` numbers them.
+
+The higher one wins where two overlap.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,10 +66,16 @@ class SkeletonConfig:
         problems: list[str] = []
         check_width(problems, "width", self.width, self.heads)
         if self.image_size < 2 * _SHRINK or self.image_size % _SHRINK:
-            problems.append(f"image_size={self.image_size} is not a multiple of {_SHRINK} from {2 * _SHRINK}")
+            problems.append(
+                f"image_size={self.image_size} is not a multiple of {_SHRINK} from {2 * _SHRINK}"
+            )
         if min(self.part_layers, self.global_layers, self.decoder_layers) < 1:
             problems.append("part_layers, global_layers and decoder_layers are 1 or more")
-        if len(self.channels) != 3 or min(self.channels) < 8 or any(channels % 8 for channels in self.channels):
+        if (
+            len(self.channels) != 3
+            or min(self.channels) < 8
+            or any(channels % 8 for channels in self.channels)
+        ):
             problems.append(f"channels={self.channels} are not three multiples of 8")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout} is not in [0, 1)")
@@ -71,11 +86,12 @@ class SkeletonConfig:
 class HierarchicalSkeletonTransformer(nn.Module):
     """Draws the skeleton of 143 keypoints.
 
-    A transformer for each part (face 0:68, left hand 68:89, right hand 89:110, pose 110:143) and one over all parts
-    encode the points. In the decoder each place of a small picture looks at the encoded points; convolutions enlarge
-    it to full size. On the way, at a quarter and at half of it, every encoded point is laid down where it lies, so that
-    the decoder need not learn what coordinates mean. A part that is missing is one learnt token, and its points are
-    looked at by none and laid down nowhere.
+    A transformer for each part (face 0:68, left hand 68:89, right hand 89:110, pose 110:143) and
+    one over all parts encode the points. In the decoder each place of a small picture looks at the
+    encoded points; convolutions enlarge it to full size. On the way, at a quarter and at half of
+    it, every encoded point is laid down where it lies, so that the decoder need not learn what
+    coordinates mean. A part that is missing is one learnt token, and its points are looked at by
+    none and laid down nowhere.
     """
 
     part_of: Tensor
@@ -83,11 +99,17 @@ class HierarchicalSkeletonTransformer(nn.Module):
     def __init__(self, config: SkeletonConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SkeletonConfig()
-        part_of = [number for number, rows in enumerate(PART_SLICES.values()) for _ in range(rows.start, rows.stop)]
+        part_of = [
+            number
+            for number, rows in enumerate(PART_SLICES.values())
+            for _ in range(rows.start, rows.stop)
+        ]
         self.register_buffer("part_of", torch.tensor(part_of), persistent=False)
         self.embedding = PointEmbedding(part_of, config.width)
         self.encoders = nn.ModuleList(
-            PointEncoder(config.width, layers=config.part_layers, heads=config.heads, dropout=config.dropout)
+            PointEncoder(
+                config.width, layers=config.part_layers, heads=config.heads, dropout=config.dropout
+            )
             for _ in PARTS
         )
         self.part = nn.Parameter(torch.randn(len(PARTS), config.width) * 0.02)
@@ -102,11 +124,14 @@ class HierarchicalSkeletonTransformer(nn.Module):
         Parameters
         ----------
         keypoints : (batch, 143, 3), x and y as fractions of width and height; NaN where missing.
-        detected : (batch, 4) bool, by part, False for parts to leave out whatever stands in their place; by default
-            all points that are finite are there.
+        detected : (batch, 4) bool, by part, False for parts to leave out whatever stands in their
+            place; by default all points that are finite are there.
         """
         if keypoints.shape[1:] != (N_POINTS, 3):
-            raise InvalidError(f"keypoints of shape (batch, {N_POINTS}, 3) are needed, found {tuple(keypoints.shape)}")
+            raise InvalidError(
+                f"keypoints of shape (batch, {N_POINTS}, 3) are needed, found "
+                f"{tuple(keypoints.shape)}"
+            )
         there = points_there(keypoints, None if detected is None else detected[:, self.part_of])
         points = self.embedding(keypoints, there)
         encoded = [
@@ -119,7 +144,9 @@ class HierarchicalSkeletonTransformer(nn.Module):
         attended = functional.pad(there, (len(PARTS), 0), value=True)
         summary, tokens = self.encoder(tokens, attended)
         tokens = torch.cat([summary[:, None], tokens], dim=1)
-        picture: Tensor = self.decoder(tokens, functional.pad(attended, (1, 0), value=True), keypoints, there)
+        picture: Tensor = self.decoder(
+            tokens, functional.pad(attended, (1, 0), value=True), keypoints, there
+        )
         return picture
 
 
@@ -132,11 +159,14 @@ class _Decoder(nn.Module):
         wide, middle, narrow = config.channels
         self.places = nn.Parameter(torch.randn(self.side**2, config.width) * 0.02)
         self.look = nn.ModuleList(
-            Block(config.width, config.heads, config.dropout) for _ in range(config.decoder_layers)
+            TransformerBlock(config.width, config.heads, config.dropout)
+            for _ in range(config.decoder_layers)
         )
         self.lay, self.lay_finely = nn.Linear(config.width, middle), nn.Linear(config.width, narrow)
         self.enlarge = nn.Sequential(_twice(config.width, wide), _twice(wide, middle))
-        self.join = nn.Sequential(_conv(2 * middle, middle), _conv(middle, middle), _twice(middle, narrow))
+        self.join = nn.Sequential(
+            _conv(2 * middle, middle), _conv(middle, middle), _twice(middle, narrow)
+        )
         self.draw = nn.Sequential(
             _conv(2 * narrow, narrow),
             nn.Conv2d(narrow, 4, 3, padding=1),
@@ -163,7 +193,8 @@ def lay_down(features: Tensor, keypoints: Tensor, there: Tensor, side: int) -> T
 
     Parameters
     ----------
-    features, keypoints, there : (batch, points, channels), (batch, points, 3) as fractions, (batch, points) bool.
+    features, keypoints, there : (batch, points, channels), (batch, points, 3) as fractions, (batch,
+        points) bool.
     side : of the picture.
 
     Returns
@@ -186,7 +217,10 @@ def _conv(n_in: int, n_out: int) -> nn.Sequential:
 
 def _twice(n_in: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(n_in, 4 * n_out, 3, padding=1), nn.PixelShuffle(2), nn.GroupNorm(8, n_out), nn.GELU()
+        nn.Conv2d(n_in, 4 * n_out, 3, padding=1),
+        nn.PixelShuffle(2),
+        nn.GroupNorm(8, n_out),
+        nn.GELU(),
     )
 
 
@@ -212,53 +246,66 @@ def draw_regions(
 class SkeletonTrainingView(SkeletonView):
     """Skeletons with the regions of their pictures, which a loader's threads draw beside them.
 
-    A sample is that of :class:`kpstore.views.skeletons.SkeletonView` with NaN where a point is missing, pictures of
-    bytes, and ``"region"`` (1, size, size) uint8; see :func:`draw_regions`. The parameters are the same, but that
-    keypoints stay fractions of the picture: the model lays them down in it.
+    A sample is that of :class:`kpstore.views.skeletons.SkeletonView` with NaN where a point is
+    missing, pictures of bytes, and ``"region"`` (1, size, size) uint8; see :func:`draw_regions`.
+    The parameters are the same, but that keypoints stay fractions of the picture: the model lays
+    them down in it.
     """
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return frames stacked."""
         if self.normalize is not None:
-            raise InvalidError(f"normalize={self.normalize!r}: this view's keypoints stay as they are; use None")
+            raise InvalidError(
+                f"normalize={self.normalize!r}: this view's keypoints stay as they are; use None"
+            )
         found = super().batch(indices)
         return {**found, "region": draw_regions(found["keypoints"], self.size, self.style)[:, None]}
 
 
 @dataclass(frozen=True)
-class SkeletonTask:
+class SkeletonTraining:
     """Draw the skeleton: mean squared error, in which hands and face count more than the rest.
 
-    Batches hold ``"keypoints"`` (batch, 143, 3) and ``"image"`` (batch, 1, size, size) of either kind of pixels, as
-    ``store.skeletons(fill=nan)`` gives them; ``"region"``, if it is there, saves drawing it.
+    Batches hold ``"keypoints"`` (batch, 143, 3) and ``"image"`` (batch, 1, size, size) of either
+    kind of pixels, as ``store.skeletons(fill=nan)`` gives them; ``"region"``, if it is there, saves
+    drawing it.
 
     Parameters
     ----------
-    hands, face, rest : weights of pixels in the regions of drawn hands, of the drawn face, and of all others. The loss
-        is the weighted mean; with three equal weights it is the plain one.
+    hands, face, rest : weights of pixels in the regions of drawn hands, of the drawn face, and of
+        all others. The loss is the weighted mean; with three equal weights it is the plain one.
     reach : pixels around what is drawn that belong to its region; a 64th of the picture by default.
     style : that the pictures were drawn in, where there is no ``"region"``.
     edges : pairs of points that drawings of samples join; those of the default face list if empty.
     """
 
-    hands: Annotated[float, Option("Of the pixels around drawn hands.", "X", flag="--hands-weight")] = 2.0
-    face: Annotated[float, Option("Of the pixels around the drawn face.", "X", flag="--face-weight")] = 1.5
+    hands: Annotated[
+        float, Option("Of the pixels around drawn hands.", "X", flag="--hands-weight")
+    ] = 2.0
+    face: Annotated[
+        float, Option("Of the pixels around the drawn face.", "X", flag="--face-weight")
+    ] = 1.5
     rest: Annotated[float, Option("Of all other pixels.", "X", flag="--rest-weight")] = 1.0
     reach: int | None = None
-    style: Annotated[StyleName | SkeletonStyle, Option("How pictures are drawn.", kind=StyleName)] = "kpstore"
+    style: Annotated[
+        StyleName | SkeletonStyle, Option("How pictures are drawn.", kind=StyleName)
+    ] = "kpstore"
     edges: tuple[Edge, ...] = ()
 
     def __post_init__(self) -> None:
         weights = (self.hands, self.face, self.rest)
         if not all(0 <= weight < math.inf for weight in weights) or self.rest == 0:
             raise InvalidError(
-                f"weights hands={self.hands}, face={self.face}, rest={self.rest}: use finite numbers from 0, rest more "
-                "than 0"
+                f"weights hands={self.hands}, face={self.face}, rest={self.rest}: use finite "
+                "numbers from 0, rest more than 0"
             )
 
     @property
     def figures(self) -> Sequence[str]:
-        """``mse`` without weights; ``ink``, intersection over union of what is and should be darker than grey."""
+        """``mse`` without weights.
+
+        ``ink``, intersection over union of what is and should be darker than grey.
+        """
         return ("mse", "ink")
 
     @property
@@ -266,14 +313,15 @@ class SkeletonTask:
         """Whether regions differ."""
         return not self.hands == self.face == self.rest
 
-    def measure(self, model: nn.Module, batch: TensorBatch) -> Measured:
+    def measure(self, model: nn.Module, batch: TensorBatch) -> BatchLoss:
         """Run the model on a batch; it counts by its samples."""
         target = as_pixels(batch["image"])
         output = model(batch["keypoints"]).float()
         if output.shape != target.shape:
             raise InvalidError(
-                f"pictures of {tuple(target.shape[1:])} are wanted of a model that draws {tuple(output.shape[1:])}; "
-                "give size= of the view and image_size= of the model the same value"
+                f"pictures of {tuple(target.shape[1:])} are wanted of a model that draws "
+                f"{tuple(output.shape[1:])}; give size= of the view and image_size= of the model "
+                "the same value"
             )
         errors = (output - target).square()
         mse = errors.mean()
@@ -283,7 +331,7 @@ class SkeletonTask:
             loss = (errors * weights).sum() / weights.sum()
         drawn, wanted = output.detach() < 0, target < 0
         ink = (drawn & wanted).sum() / (drawn | wanted).sum().clamp(min=1)
-        return Measured(loss, len(target), {"mse": mse.detach(), "ink": ink})
+        return BatchLoss(loss, len(target), {"mse": mse.detach(), "ink": ink})
 
     def weights(self, batch: TensorBatch) -> Tensor:
         """Return what each pixel counts, (batch, 1, size, size) float32."""
@@ -305,13 +353,18 @@ class SkeletonTask:
         blank = np.full((*target.shape[-2:], 3), 40, dtype=np.uint8)
         edges = self.edges or None
         return [
-            Drawing(draw_keypoints(blank, points, edges=edges), _as_picture(wanted), _as_picture(found))
+            Drawing(
+                draw_keypoints(blank, points, edges=edges), _as_picture(wanted), _as_picture(found)
+            )
             for points, wanted, found in zip(keypoints, target[:, 0], output[:, 0], strict=True)
         ]
 
 
 def as_pixels(image: Tensor) -> Tensor:
-    """Return pictures as the model draws them, float32 in [-1, 1]; bytes are 255 for paper and 0 for ink."""
+    """Return pictures as the model draws them, float32 in [-1, 1].
+
+    Bytes are 255 for paper and 0 for ink.
+    """
     return image.float() * (2 / PAPER) - 1 if image.dtype == torch.uint8 else image.float()
 
 

@@ -1,7 +1,8 @@
 """What every view has: a length, samples, ready batches, a place in storage for each sample, and lazy subsets.
 
-A view is map-style: ``view[i]`` is one sample, a dict of arrays. ``view.batch(indices)`` is the same for many at once,
-stacked along a new first axis, in one planned read; everything fast goes through it.
+A view is map-style: ``view[i]`` is one sample, a dict of arrays. ``view.batch(indices)`` is the
+same for many at once, stacked along a new first axis, in one planned read; everything fast goes
+through it.
 """
 
 from __future__ import annotations
@@ -47,18 +48,23 @@ if TYPE_CHECKING:
 else:
 
     class _Samples:
-        """To torch, whatever has a length and items is a data set; reading without torch does not import it."""
+        """To torch, whatever has a length and items is a data set.
+
+        Reading without torch does not import it.
+        """
 
 
 class View(_Samples, ABC):
     """Samples of one version of a store: a data set for PyTorch, and a sequence without it.
 
-    It pickles as the store, which is (location, snapshot), and the rows chosen; every process opens the store anew.
+    It pickles as the store, which is (location, snapshot), and the rows chosen; every process opens
+    the store anew.
 
     Parameters
     ----------
     store : the version to read from.
-    transform : applied to each sample, in ``view[i]``, in a DataLoader and in :func:`kpstore.loader`.
+    transform : applied to each sample, in ``view[i]``, in a DataLoader and in
+        :func:`kpstore.loader`.
     """
 
     def __init__(self, store: Store, transform: Transform | None = None) -> None:
@@ -118,7 +124,8 @@ class View(_Samples, ABC):
         number = whole_number(index)
         if number is None:
             raise InvalidError(
-                f"view[{index!r}]: use a whole number; view.batch([…]) reads several, view.subset(…) picks"
+                f"view[{index!r}]: use a whole number; view.batch([…]) reads several, "
+                "view.subset(…) picks"
             )
         if not -len(self) <= number < len(self):
             raise IndexError(f"sample {number} asked for; the view has {len(self)}")
@@ -136,12 +143,18 @@ class View(_Samples, ABC):
         return [{name: _item(array, i) for name, array in batch.items()} for i in range(n_samples)]
 
     def subset(self, indices: Sequence[int] | NDArray[Any]) -> Subset:
-        """Return some of the samples, by index or by a boolean mask, as a view; nothing is read or copied."""
+        """Return some of the samples, by index or by a boolean mask, as a view.
+
+        Nothing is read or copied.
+        """
         return Subset(self, indices)
 
 
 def _item(array: NDArray[Any], i: int) -> Any:
-    """Return one sample's part of an array; text of several frames as a list, which a DataLoader can collate."""
+    """Return one sample's part of an array.
+
+    Text of several frames as a list, which a DataLoader can collate.
+    """
     return array[i].tolist() if array.dtype == object and array.ndim > 1 else array[i]
 
 
@@ -203,7 +216,10 @@ def as_indices(indices: Sequence[int] | NDArray[Any], length: int) -> NDArray[np
             raise InvalidError(f"a mask needs shape ({length},), found {given.shape}")
         return np.flatnonzero(given).astype(np.int64)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise InvalidError(f"samples are asked for by ints or by a mask, found {given.dtype} of shape {given.shape}")
+        raise InvalidError(
+            f"samples are asked for by ints or by a mask, found {given.dtype} of shape "
+            f"{given.shape}"
+        )
     given = given.astype(np.int64)
     if given.size and not (-length <= given.min() and given.max() < length):
         worst = int(given.max() if given.max() >= length else given.min())
@@ -213,13 +229,21 @@ def as_indices(indices: Sequence[int] | NDArray[Any], length: int) -> NDArray[np
 
 
 def feature_names(store: Store, features: str | Sequence[str]) -> list[str]:
-    """Return names of arrays on the frame axis, ready to be read; an error names the first that is not one."""
+    """Return names of arrays on the frame axis, ready to be read.
+
+    An error names the first that is not one.
+    """
     names = [features] if isinstance(features, str) else list(features)
     for name in names:
         if store[name].dims[0] != "frame":
-            raise InvalidError(f"{name!r} lies on the axis {store[name].dims[0]!r}, this view needs 'frame'")
+            raise InvalidError(
+                f"{name!r} lies on the axis {store[name].dims[0]!r}, this view needs 'frame'"
+            )
         if name in _OWN_KEYS:
-            raise InvalidError(f"{name!r} is what views call something of their own; store the feature by another name")
+            raise InvalidError(
+                f"{name!r} is what views call something of their own; store the feature by another "
+                "name"
+            )
     # Now, not at the first read, which may come in a forked worker, where Icechunk cannot be asked.
     store.reader.prepare(names)
     return names
@@ -237,8 +261,9 @@ def select_videos(
     Parameters
     ----------
     split, videos : only these; all by default.
-    where : annotations that a video must have, ``{"speaker": "Signer01"}`` or ``{"speaker": ["S1", "S4"]}``,
-        or a query over the columns of ``store.videos``, ``"speaker == 'Signer01' and n_frames > 50"`` (pandas' query).
+    where : annotations that a video must have, ``{"speaker": "Signer01"}`` or ``{"speaker": ["S1",
+        "S4"]}``, or a query over the columns of ``store.videos``, ``"speaker == 'Signer01' and
+        n_frames > 50"`` (pandas' query).
 
     Raises
     ------
@@ -258,7 +283,9 @@ def select_videos(
         keep = np.ones(len(table), dtype=bool)
         for column, value in where.items():
             if column not in table:
-                raise NotFoundError(f"column {column!r} not found; store.videos has {list(table.columns)}")
+                raise NotFoundError(
+                    f"column {column!r} not found; store.videos has {list(table.columns)}"
+                )
             several = isinstance(value, Iterable) and not isinstance(value, str)
             wanted = list(value) if several else [value]
             keep &= table[column].isin(wanted).to_numpy()
@@ -282,8 +309,13 @@ def usable_frames(store: Store, names: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def feature_of(store: Store, array: str) -> str | None:
-    """Return the feature that an array is the values or a companion of; None for columns of the index."""
-    return next((name for name, stored in store.features.items() if array in stored.spec.arrays), None)
+    """Return the feature that an array is the values or a companion of.
+
+    None for columns of the index.
+    """
+    return next(
+        (name for name, stored in store.features.items() if array in stored.spec.arrays), None
+    )
 
 
 def check_missing(missing: str, allowed: Sequence[str] = MISSING) -> None:
@@ -292,13 +324,16 @@ def check_missing(missing: str, allowed: Sequence[str] = MISSING) -> None:
         raise InvalidError(f"missing={missing!r}: use {' or '.join(map(repr, allowed))}")
 
 
-def select_frames(store: Store, names: Sequence[str], rows: NDArray[np.int64], missing: Missing) -> NDArray[np.int64]:
+def select_frames(
+    store: Store, names: Sequence[str], rows: NDArray[np.int64], missing: Missing
+) -> NDArray[np.int64]:
     """Return those of ``rows`` that the policy keeps; with ``"error"`` all must be done.
 
     Raises
     ------
     NotFoundError
-        With ``missing="error"``, if a frame failed or is not extracted yet; the message names the first.
+        With ``missing="error"``, if a frame failed or is not extracted yet; the message names the
+        first.
     """
     check_missing(missing)
     if missing == "nan":
@@ -310,17 +345,23 @@ def select_frames(store: Store, names: Sequence[str], rows: NDArray[np.int64], m
 
 
 def refuse_missing(store: Store, rows: NDArray[np.int64], usable: NDArray[np.bool_]) -> None:
-    """Raise :class:`NotFoundError` unless all of ``rows`` are usable, (rows,) bool; the message names the first."""
+    """Raise :class:`NotFoundError` unless all of ``rows`` are usable, (rows,) bool.
+
+    The message names the first.
+    """
     if not usable.all():
         row = int(rows[np.argmin(usable)])
         video = store.index.ids[int(store.index.video_of(np.array([row]))[0])]
         raise NotFoundError(
-            f"{int((~usable).sum())} of {len(rows)} frames failed or are not extracted yet, the first in video "
-            f"{video!r}; use missing='skip' to leave them out or missing='nan' to keep them"
+            f"{int((~usable).sum())} of {len(rows)} frames failed or are not extracted yet, the "
+            f"first in video {video!r}; use missing='skip' to leave them out or missing='nan' to "
+            "keep them"
         )
 
 
-def runs_usable(usable: NDArray[np.bool_], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+def runs_usable(
+    usable: NDArray[np.bool_], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> NDArray[np.bool_]:
     """Return whether all frames of each run are usable, (runs,) bool.
 
     Parameters

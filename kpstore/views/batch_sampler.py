@@ -35,10 +35,13 @@ _ORDER, _LENGTHS = 0, 1
 
 
 class BatchSampler:
-    """Which samples each batch of an epoch holds; iterating yields (batch,) int64 indices of the view.
+    """Which samples each batch of an epoch holds.
 
-    Each ``iter()`` starts the next epoch, beginning with ``epoch``; after :meth:`load_state_dict`, the first goes on
-    where that state was taken. The parameters are those of :func:`kpstore.loader`.
+    Iterating yields (batch,) int64 indices of the view.
+
+    Each ``iter()`` starts the next epoch, beginning with ``epoch``; after :meth:`load_state_dict`,
+    the first goes on where that state was taken. The parameters are those of
+    :func:`kpstore.loader`.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class BatchSampler:
         pool_mib: float = POOL_MIB,
     ) -> None:
         if not isinstance(view, View):
-            raise InvalidError(f"a loader needs a view, such as store.frames(...), found {type(view).__name__}")
+            raise InvalidError(
+                f"a loader needs a view, such as store.frames(...), found {type(view).__name__}"
+            )
         _check_sizes(batch_size, batch_frames, pool_mib)
         for name, number in (("seed", seed), ("epoch", epoch)):
             if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
@@ -70,11 +75,14 @@ class BatchSampler:
         self._given = None if rank is None and world_size is None else rank_of(rank, world_size)
         self._begin(epoch, [])
 
-    # -- ranks --------------------------------------------------------------------------------------------------
+    # -- ranks -------------------------------------------------------------------------------------
 
     @property
     def rank(self) -> int:
-        """Number of this process among those that train together: as given, else as it is now; see :func:`rank_of`."""
+        """Number of this process among those that train together: as given, else as it is now.
+
+        See :func:`rank_of`.
+        """
         return self._ranks_now()[0]
 
     @property
@@ -83,10 +91,11 @@ class BatchSampler:
         return self._ranks_now()[1]
 
     def _ranks_now(self) -> tuple[int, int]:
-        # Asked for when an epoch begins: trainers start their processes long after the script has made its loader.
+        # Asked for when an epoch begins: trainers start their processes long after the script has
+        # made its loader.
         return self._given or rank_of(None, None)
 
-    # -- the order ----------------------------------------------------------------------------------------------
+    # -- the order ---------------------------------------------------------------------------------
 
     @cached_property
     def _blocks(self) -> BlockShuffle:
@@ -99,10 +108,15 @@ class BatchSampler:
         if self.shuffle is None:
             return np.arange(len(self.view), dtype=np.int64)
         rng = np.random.default_rng((self.seed, epoch, _ORDER))
-        return self._blocks.order(rng) if self.shuffle == "block" else rng.permutation(len(self.view)).astype(np.int64)
+        return (
+            self._blocks.order(rng)
+            if self.shuffle == "block"
+            else rng.permutation(len(self.view)).astype(np.int64)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process has other ranks; it makes the plan of an epoch that has not begun for itself.
+        # Another process has other ranks; it makes the plan of an epoch that has not begun for
+        # itself.
         return self.__dict__ if self._started else {**self.__dict__, "_plan": None}
 
     def plan(self, epoch: int, done: Sequence[Done] = ()) -> tuple[Batches, int]:
@@ -120,7 +134,9 @@ class BatchSampler:
             share = self._share(order, done)
             return batches_of(share.units, self.batch_size, drop_last=self.drop_last), share.padding
         rng = None if self.shuffle is None else np.random.default_rng((self.seed, epoch, _LENGTHS))
-        batches = batches_by_length(order, self.view.lengths, self.batch_frames, self.batch_size, rng)
+        batches = batches_by_length(
+            order, self.view.lengths, self.batch_frames, self.batch_size, rng
+        )
         share = self._share(np.arange(len(batches), dtype=np.int64), done)
         return batches.take(share.units), share.padding
 
@@ -129,10 +145,12 @@ class BatchSampler:
         rank, world_size = self._ranks_now()
         return share_out(left, rank, world_size, pad=self.pad, drop=self.drop_last, pad_from=units)
 
-    # -- where it stands ----------------------------------------------------------------------------------------
+    # -- where it stands ---------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Have the next ``iter()`` start this epoch; if it is the one that was loaded, go on where that was left.
+        """Have the next ``iter()`` start this epoch.
+
+        If it is the one that was loaded, go on where that was left.
 
         Trainers call this at the beginning of every epoch, also of the one that they resume.
         """
@@ -173,7 +191,10 @@ class BatchSampler:
         return self._plan
 
     def _shown(self) -> tuple[Batches, int]:
-        """Return the plan of the epoch that runs; of the next one if processes have joined since that began."""
+        """Return the plan of the epoch that runs.
+
+        Of the next one if processes have joined since that began.
+        """
         plan = self._planned()
         return plan if self._ranks == self._ranks_now() else self.plan(self.epoch + 1)
 
@@ -199,7 +220,11 @@ class BatchSampler:
 
     def _settings(self) -> dict[str, Any]:
         """Return what the order depends on."""
-        settings: dict[str, Any] = {"samples": len(self.view), "shuffle": self.shuffle, "seed": self.seed}
+        settings: dict[str, Any] = {
+            "samples": len(self.view),
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+        }
         if self.shuffle == "block":
             settings["pool_mib"] = self.pool_mib
         if self.batch_frames is not None:
@@ -209,9 +234,10 @@ class BatchSampler:
     def state_dict(self) -> dict[str, Any]:
         """Return where the epoch stands, as plain values: the batches given so far count as done on every rank.
 
-        It may be taken up with another number of ranks and, but for ``batch_frames``, in batches of another size. Under
-        a ``DataLoader`` with workers this sampler runs ahead of the batches that have arrived by as many as that
-        prefetches; :class:`kpstore.Loader` and torchdata's ``StatefulDataLoader`` count what has arrived.
+        It may be taken up with another number of ranks and, but for ``batch_frames``, in batches of
+        another size. Under a ``DataLoader`` with workers this sampler runs ahead of the batches
+        that have arrived by as many as that prefetches; :class:`kpstore.Loader` and torchdata's
+        ``StatefulDataLoader`` count what has arrived.
         """
         epoch, done = self.epoch, list(self._done)
         if self._started:
@@ -227,18 +253,21 @@ class BatchSampler:
         Raises
         ------
         MismatchError
-            If it was taken from another order: other samples, seed or shuffle; the message names the first.
+            If it was taken from another order: other samples, seed or shuffle; the message names
+            the first.
         """
         for name, value in self._settings().items():
             if name not in state or state[name] != value:
                 raise MismatchError(
-                    f"the state was taken with {name}={state.get(name)!r}, this loader has {name}={value!r}; "
-                    "make the loader as it was then"
+                    f"the state was taken with {name}={state.get(name)!r}, this loader has "
+                    f"{name}={value!r}; make the loader as it was then"
                 )
         try:
             epoch, done = int(state["epoch"]), [Done(**part) for part in state["done"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise MismatchError(f"this is no state of a loader: {error!r}; see state_dict()") from None
+            raise MismatchError(
+                f"this is no state of a loader: {error!r}; see state_dict()"
+            ) from None
         self._begin(epoch, done)
 
 
@@ -246,22 +275,35 @@ def rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """Return rank and number of ranks: as given, else of ``torch.distributed``, else of ``torchrun``, else 0 of 1."""
     if rank is None and world_size is None:
         torch = sys.modules.get("torch")
-        if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if (
+            torch is not None
+            and torch.distributed.is_available()
+            and torch.distributed.is_initialized()
+        ):
             return int(torch.distributed.get_rank()), int(torch.distributed.get_world_size())
         given = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-        rank, world_size = (int(number) if number and number.isdigit() else None for number in given)
+        rank, world_size = (
+            int(number) if number and number.isdigit() else None for number in given
+        )
         if rank is None or world_size is None:
             return 0, 1
     if rank is None or world_size is None or not 0 <= rank < world_size:
-        raise InvalidError(f"rank={rank}, world_size={world_size}: give both, rank from 0 to world_size - 1")
+        raise InvalidError(
+            f"rank={rank}, world_size={world_size}: give both, rank from 0 to world_size - 1"
+        )
     return rank, world_size
 
 
 def _check_sizes(batch_size: int | None, batch_frames: int | None, pool_mib: float) -> None:
     for name, size in (("batch_size", batch_size), ("batch_frames", batch_frames)):
-        if size is not None and (not isinstance(size, int | np.integer) or isinstance(size, bool) or size <= 0):
+        if size is not None and (
+            not isinstance(size, int | np.integer) or isinstance(size, bool) or size <= 0
+        ):
             raise InvalidError(f"{name}={size!r}: use a whole number greater than 0")
     if not isinstance(pool_mib, int | float | np.number) or not 0 < pool_mib < 2**30:
         raise InvalidError(f"pool_mib={pool_mib!r}: use a number of MiB greater than 0")
     if batch_size is None and batch_frames is None:
-        raise InvalidError("a loader needs batch_size=, samples per batch, or batch_frames=, frames per padded batch")
+        raise InvalidError(
+            "a loader needs batch_size=, samples per batch, or batch_frames=, frames per padded "
+            "batch"
+        )

@@ -35,13 +35,14 @@ class ClipView(View):
     ----------
     features : arrays on the frame axis.
     length : frames per clip.
-    stride : frames from the start of one clip to the start of the next in the same video; ``length`` by default,
-        so that clips follow each other.
-    short : what becomes of frames at the end of a video that fill no clip, and of videos shorter than one. ``"skip"``
-        leaves them out; ``"pad"`` repeats the last frame, and every sample has ``"valid"`` (length,) bool, False there.
+    stride : frames from the start of one clip to the start of the next in the same video;
+        ``length`` by default, so that clips follow each other.
+    short : what becomes of frames at the end of a video that fill no clip, and of videos shorter
+        than one. ``"skip"`` leaves them out; ``"pad"`` repeats the last frame, and every sample has
+        ``"valid"`` (length,) bool, False there.
     split, videos, where : only clips of these; see :func:`kpstore.views.base.select_videos`.
-    missing : ``"nan"`` keeps every clip; ``"skip"`` leaves out those with a frame that failed or is not extracted yet;
-        ``"error"`` refuses them.
+    missing : ``"nan"`` keeps every clip; ``"skip"`` leaves out those with a frame that failed or is
+        not extracted yet; ``"error"`` refuses them.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class ClipView(View):
         check_missing(missing)
         positions = select_videos(store, **selection)
         first, n_frames = store.index.offsets[positions], store.index.n_frames[positions]
-        self.starts: NDArray[np.int64] = plan_clips(first, n_frames, self.length, self.stride, short)
+        self.starts: NDArray[np.int64] = plan_clips(
+            first, n_frames, self.length, self.stride, short
+        )
         """(clips,) int64: the row of each clip's first frame."""
         if missing != "nan":
             self._leave_out_missing(missing)
@@ -98,7 +101,9 @@ class ClipView(View):
 
     def _valid_lengths(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         index = self.store.index
-        n_valid: NDArray[np.int64] = np.minimum(self.length, index.offsets[index.video_of(starts) + 1] - starts)
+        n_valid: NDArray[np.int64] = np.minimum(
+            self.length, index.offsets[index.video_of(starts) + 1] - starts
+        )
         return n_valid
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
@@ -107,8 +112,9 @@ class ClipView(View):
         Returns
         -------
         dict
-            By feature (clips, length, *row shape), NaN where missing; ``"row"`` and ``"video"`` (clips,) int64; with
-            ``short="pad"`` also ``"valid"`` (clips, length) bool, False where the last frame is repeated.
+            By feature (clips, length, *row shape), NaN where missing; ``"row"`` and ``"video"``
+            (clips,) int64; with ``short="pad"`` also ``"valid"`` (clips, length) bool, False where
+            the last frame is repeated.
         """
         starts = self.starts[as_indices(indices, len(self))]
         n_valid = self._valid_lengths(starts)
@@ -130,17 +136,24 @@ def plan_clips(
     Parameters
     ----------
     first, n_frames : (videos,) int64, the first row of each video and how many it has.
-    length, stride, short : see :class:`ClipView`. With ``"pad"`` a video gets clips until its last frame is in one,
-        or, where ``stride`` is greater than ``length``, until the next would start beyond it.
+    length, stride, short : see :class:`ClipView`. With ``"pad"`` a video gets clips until its last
+        frame is in one, or, where ``stride`` is greater than ``length``, until the next would start
+        beyond it.
 
     Raises
     ------
     InvalidError
         If ``length`` or ``stride`` is no positive int, or ``short`` is another word.
     """
-    problems = [f"{what}={n!r}" for what, n in (("length", length), ("stride", stride)) if not _is_positive(n)]
+    problems = [
+        f"{what}={n!r}"
+        for what, n in (("length", length), ("stride", stride))
+        if not _is_positive(n)
+    ]
     if problems:
-        raise InvalidError(f"clips of {' and '.join(problems)}: use whole numbers of frames, at least 1")
+        raise InvalidError(
+            f"clips of {' and '.join(problems)}: use whole numbers of frames, at least 1"
+        )
     if short not in ("skip", "pad"):
         raise InvalidError(f"short={short!r}: use 'skip' or 'pad'")
     if short == "skip":
@@ -154,16 +167,27 @@ def plan_clips(
 
 
 def _is_positive(number: object) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool) and bool(number >= 1)
+    return (
+        isinstance(number, int | np.integer) and not isinstance(number, bool) and bool(number >= 1)
+    )
 
 
-def clip_rows(starts: NDArray[np.int64], n_valid: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Return the rows of clips, (clips, length) int64; from ``n_valid`` on, the last valid row again."""
+def clip_rows(
+    starts: NDArray[np.int64], n_valid: NDArray[np.int64], length: int
+) -> NDArray[np.int64]:
+    """Return the rows of clips, (clips, length) int64.
+
+    From ``n_valid`` on, the last valid row again.
+    """
     rows: NDArray[np.int64] = starts[:, None] + np.minimum(np.arange(length), n_valid[:, None] - 1)
     return rows
 
 
-def covered_rows(starts: NDArray[np.int64], lengths: NDArray[np.int64], n_rows: int) -> NDArray[np.int64]:
+def covered_rows(
+    starts: NDArray[np.int64], lengths: NDArray[np.int64], n_rows: int
+) -> NDArray[np.int64]:
     """Return the rows, of ``n_rows``, that lie in at least one run, ascending and each once, (rows,) int64."""
-    opened = np.bincount(starts, minlength=n_rows + 1) - np.bincount(starts + lengths, minlength=n_rows + 1)
+    opened = np.bincount(starts, minlength=n_rows + 1) - np.bincount(
+        starts + lengths, minlength=n_rows + 1
+    )
     return np.flatnonzero(np.cumsum(opened) > 0).astype(np.int64)

@@ -1,4 +1,7 @@
-"""Single frames of some features, for ``torch.utils.data.DataLoader`` or any other loop; needs no torch itself."""
+"""Single frames of some features, for ``torch.utils.data.DataLoader`` or any other loop.
+
+Needs no torch itself.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.store.store import Store
-from kpstore.views.base import Batch, Missing, Transform, View, as_indices, feature_names, select_frames, select_videos
+from kpstore.views.base import (
+    Batch,
+    Missing,
+    Transform,
+    View,
+    as_indices,
+    feature_names,
+    select_frames,
+    select_videos,
+)
 
 
 class FrameView(View):
@@ -19,8 +31,9 @@ class FrameView(View):
     ----------
     features : arrays on the frame axis, such as ``"keypoints"`` or ``"keypoints_detected"``.
     split, videos, where : only frames of these; see :func:`kpstore.views.base.select_videos`.
-    missing : ``"nan"`` keeps every frame, with NaN where a frame failed or is not extracted yet; ``"skip"`` leaves
-        those frames out; ``"error"`` refuses them. A part that was looked for and not found is NaN in all three.
+    missing : ``"nan"`` keeps every frame, with NaN where a frame failed or is not extracted yet;
+        ``"skip"`` leaves those frames out; ``"error"`` refuses them. A part that was looked for and
+        not found is NaN in all three.
     """
 
     def __init__(
@@ -49,7 +62,9 @@ class FrameView(View):
         return len(self.rows)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.store.location}: {len(self)} frames, {self.features}>"
+        return (
+            f"<{type(self).__name__} of {self.store.location}: {len(self)} frames, {self.features}>"
+        )
 
     @property
     def first_rows(self) -> NDArray[np.int64]:

@@ -16,15 +16,15 @@ class LipView(VideoView):
 
     A batch is padded as :class:`kpstore.views.whole_videos.VideoView` does.
 
-    Rows are frames; a model that takes (512, T), as IIANet does, transposes them in ``transform``. Utterances without
-    frames are left out.
+    Rows are frames; a model that takes (512, T), as IIANet does, transposes them in ``transform``.
+    Utterances without frames are left out.
 
     Parameters
     ----------
     feature : an array on the frame axis, a vector per frame.
     split, videos, where : only these; see :func:`kpstore.views.base.select_videos`.
-    missing : what becomes of utterances with a frame that failed or is not extracted yet. ``"error"`` refuses them;
-        ``"skip"`` leaves them out; ``"nan"`` keeps them, with NaN.
+    missing : what becomes of utterances with a frame that failed or is not extracted yet.
+        ``"error"`` refuses them; ``"skip"`` leaves them out; ``"nan"`` keeps them, with NaN.
     """
 
     def __init__(
@@ -38,7 +38,10 @@ class LipView(VideoView):
     ) -> None:
         super().__init__(store, feature, missing=missing, transform=transform, **selection)
         if len(store[feature].shape) != 2:
-            raise InvalidError(f"{feature!r} has rows of {store[feature].shape[1:]}; embeddings are a vector per frame")
+            raise InvalidError(
+                f"{feature!r} has rows of {store[feature].shape[1:]}; embeddings are a vector per "
+                "frame"
+            )
         self.feature = feature
 
     def key(self, name: str) -> str:

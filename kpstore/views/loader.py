@@ -32,7 +32,8 @@ Collate = Callable[[list[Any]], Any]
 class BatchDataset:
     """A view as a data set whose samples are ready batches: ``dataset[indices]`` is one.
 
-    ``DataLoader(loader.dataset, sampler=loader.sampler, batch_size=None)`` gives what the loader gives.
+    ``DataLoader(loader.dataset, sampler=loader.sampler, batch_size=None)`` gives what the loader
+    gives.
 
     Parameters
     ----------
@@ -41,7 +42,9 @@ class BatchDataset:
     pool_bytes : memory for decoded chunks, in each process.
     """
 
-    def __init__(self, view: View, *, tensors: bool, collate: Collate | None, pool_bytes: int) -> None:
+    def __init__(
+        self, view: View, *, tensors: bool, collate: Collate | None, pool_bytes: int
+    ) -> None:
         self.view, self.tensors, self.collate, self.pool_bytes = view, tensors, collate, pool_bytes
         self._ready = False
 
@@ -132,12 +135,19 @@ class Loader:
 
     def __repr__(self) -> str:
         sampler = self.sampler
-        size = f"batch_frames={sampler.batch_frames}" if sampler.batch_frames else f"batch_size={sampler.batch_size}"
+        size = (
+            f"batch_frames={sampler.batch_frames}"
+            if sampler.batch_frames
+            else f"batch_size={sampler.batch_size}"
+        )
         how = f"{self.workers} workers" if self.workers else f"{self.threads} threads"
         return f"<Loader of {sampler.view!r}: {size}, shuffle={sampler.shuffle!r}, {how}>"
 
     def __len__(self) -> int:
-        """Return the number of batches of this rank's epoch; of one that was loaded, how many are left."""
+        """Return the number of batches of this rank's epoch.
+
+        Of one that was loaded, how many are left.
+        """
         return len(self.sampler)
 
     @property
@@ -160,11 +170,17 @@ class Loader:
         self.sampler.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the epoch stands, after the batch that was given last; see :meth:`BatchSampler.state_dict`."""
+        """Return where the epoch stands, after the batch that was given last.
+
+        See :meth:`BatchSampler.state_dict`.
+        """
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Have the next ``iter()`` go on where a state was taken; see :meth:`BatchSampler.load_state_dict`."""
+        """Have the next ``iter()`` go on where a state was taken.
+
+        See :meth:`BatchSampler.load_state_dict`.
+        """
         self.sampler.load_state_dict(state)
 
     def __iter__(self) -> Iterator[Any]:
@@ -179,7 +195,7 @@ class Loader:
             self.sampler.given()
             yield batch
 
-    # -- threads ------------------------------------------------------------------------------------------------
+    # -- threads -----------------------------------------------------------------------------------
 
     def _from_threads(self, plan: Batches) -> Iterator[Any]:
         if not len(plan):
@@ -193,7 +209,9 @@ class Loader:
         try:
             # Under way before the first batch is given out.
             for start, stop in runs:
-                coming.append((stop - start, pool.submit(self._read, [plan[i] for i in range(start, stop)])))
+                coming.append(
+                    (stop - start, pool.submit(self._read, [plan[i] for i in range(start, stop)]))
+                )
                 n_ahead += stop - start
                 if first:
                     yield first.pop()
@@ -211,14 +229,16 @@ class Loader:
         """Yield which batches after the first a thread reads in one go, first and stop."""
         n_rows = int(self.dataset.view.lengths[plan.samples].sum())
         per_run = _RUN_ROWS * len(plan) // max(1, n_rows)
-        step = max(1, min(per_run, self.prefetch // (self.threads + 1), _RUN_BYTES // max(1, batch_bytes)))
+        step = max(
+            1, min(per_run, self.prefetch // (self.threads + 1), _RUN_BYTES // max(1, batch_bytes))
+        )
         return ((first, min(first + step, len(plan))) for first in range(1, len(plan), step))
 
     def _read(self, parts: list[Ints]) -> list[Any]:
         batches = self.dataset.batches(parts)
         return [_pinned(batch) for batch in batches] if self.pin_memory else batches
 
-    # -- processes ----------------------------------------------------------------------------------------------
+    # -- processes ---------------------------------------------------------------------------------
 
     def _from_processes(self, plan: Batches) -> Iterator[Any]:
         if self._processes is None:
@@ -230,15 +250,17 @@ class Loader:
         while True:
             if mine != self._n_started:
                 raise InvalidError(
-                    "another iteration over this loader has begun; its worker processes serve one at a time: "
-                    "make a second loader, or use threads"
+                    "another iteration over this loader has begun; its worker processes serve one "
+                    "at a time: make a second loader, or use threads"
                 )
             try:
                 yield next(batches)
             except StopIteration:
                 return
             except Exception:
-                self._processes = None  # a worker that died, say: the next iteration starts new ones
+                self._processes = (
+                    None  # a worker that died, say: the next iteration starts new ones
+                )
                 raise
 
     def _start_processes(self, plan: Batches) -> tuple[DataLoader[Any], _Parts]:
@@ -265,7 +287,10 @@ class Loader:
         return data_loader, parts
 
     def close(self) -> None:
-        """Stop worker processes; the next ``iter()`` starts new ones. Threads stop by themselves with each epoch."""
+        """Stop worker processes.
+
+        The next ``iter()`` starts new ones. Threads stop by themselves with each epoch.
+        """
         self._processes = None
 
     def __getstate__(self) -> dict[str, Any]:

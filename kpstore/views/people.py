@@ -33,23 +33,27 @@ MEAN_ANGLE = "avg_angle"
 class FaceView(View):
     """Faces of persons, a video each: a sample is one frame, and what to make of it.
 
-    A sample holds ``"input_features"`` (D,), the frame's DINOv2; ``"position_encoding"`` (5,), its signed angles in
-    degrees from the frontal face; ``"target_features"`` (D,), the person's frontal face; ``"row"`` and ``"video"``.
+    A sample holds ``"input_features"`` (D,), the frame's DINOv2; ``"position_encoding"`` (5,), its
+    signed angles in degrees from the frontal face; ``"target_features"`` (D,), the person's frontal
+    face; ``"row"`` and ``"video"``.
 
     Parameters
     ----------
-    expect_model : the frames' feature, such as ``"dinov2_vitb14"``; the only ``dinov2_*`` of the store by default.
-    target : the array to learn: a feature of videos, or of frames. ``"face_"`` and the frames' feature by default,
-        or else ``"face_features"``.
-    min_angle, max_angle : only frames whose ``avg_angle`` is, by its size, within these, in degrees, both included.
+    expect_model : the frames' feature, such as ``"dinov2_vitb14"``; the only ``dinov2_*`` of the
+        store by default.
+    target : the array to learn: a feature of videos, or of frames. ``"face_"`` and the frames'
+        feature by default, or else ``"face_features"``.
+    min_angle, max_angle : only frames whose ``avg_angle`` is, by its size, within these, in
+        degrees, both included.
     split, videos, where : only frames of these; see :func:`kpstore.views.base.select_videos`.
-    missing : ``"skip"`` leaves out frames, and all frames of persons, that failed or are not extracted yet, and frames
-        without angles; ``"nan"`` keeps them; ``"error"`` refuses them.
+    missing : ``"skip"`` leaves out frames, and all frames of persons, that failed or are not
+        extracted yet, and frames without angles; ``"nan"`` keeps them; ``"error"`` refuses them.
 
     Raises
     ------
     MismatchError
-        If the store holds other features than ``expect_model``, or input and target were made by different models.
+        If the store holds other features than ``expect_model``, or input and target were made by
+        different models.
     """
 
     def __init__(
@@ -93,10 +97,13 @@ class FaceView(View):
     def _target_is_framewise(self) -> bool:
         return self.store[self.target].dims[0] == "frame"
 
-    def _within(self, rows: NDArray[np.int64], lowest: float | None, highest: float | None) -> NDArray[np.int64]:
+    def _within(
+        self, rows: NDArray[np.int64], lowest: float | None, highest: float | None
+    ) -> NDArray[np.int64]:
         if lowest is None and highest is None:
             return rows
-        # Not the mean of the five angles: imported values are kept as they are, and so is what users filter by.
+        # Not the mean of the five angles: imported values are kept as they are, and so is what
+        # users filter by.
         size = np.abs(self.store.read(MEAN_ANGLE, rows))
         bounds = (0.0 if lowest is None else lowest, np.inf if highest is None else highest)
         kept: NDArray[np.int64] = rows[(size >= bounds[0]) & (size <= bounds[1])]
@@ -130,15 +137,18 @@ class FaceView(View):
         Returns
         -------
         dict
-            ``"input_features"`` and ``"target_features"`` (frames, D) of the stored dtype, ``"position_encoding"``
-            (frames, 5) in degrees, NaN where missing; ``"row"`` and ``"video"`` (frames,) int64.
+            ``"input_features"`` and ``"target_features"`` (frames, D) of the stored dtype,
+            ``"position_encoding"`` (frames, 5) in degrees, NaN where missing; ``"row"`` and
+            ``"video"`` (frames,) int64.
         """
         rows = self.rows[as_indices(indices, len(self))]
         videos = self.store.index.video_of(rows)
         return {
             "input_features": self.store.read(self.input, rows),
             "position_encoding": self.store.read(ANGLES, rows),
-            "target_features": self.store.read(self.target, rows if self._target_is_framewise else videos),
+            "target_features": self.store.read(
+                self.target, rows if self._target_is_framewise else videos
+            ),
             "row": rows,
             "video": videos,
         }
@@ -156,18 +166,24 @@ def find_model(store: Store, expected: str | None = None) -> str:
     InvalidError
         If there are several and none is named.
     """
-    held = [n for n, f in store.features.items() if n.startswith("dinov2_") and f.spec.axis == "frame"]
+    held = [
+        n for n, f in store.features.items() if n.startswith("dinov2_") and f.spec.axis == "frame"
+    ]
     if expected in held:
         return str(expected)
     if not held:
-        raise NotFoundError(f"no feature 'dinov2_*' of frames in {store.location}; it has {sorted(store.features)}")
+        raise NotFoundError(
+            f"no feature 'dinov2_*' of frames in {store.location}; it has {sorted(store.features)}"
+        )
     if expected is not None:
         raise MismatchError(
-            f"{expected!r} expected, but {store.location} holds {' and '.join(map(repr, sorted(held)))}; "
-            "train with that model, or extract again"
+            f"{expected!r} expected, but {store.location} holds "
+            f"{' and '.join(map(repr, sorted(held)))}; train with that model, or extract again"
         )
     if len(held) > 1:
-        raise InvalidError(f"{store.location} holds {sorted(held)}; say expect_model= which one to take")
+        raise InvalidError(
+            f"{store.location} holds {sorted(held)}; say expect_model= which one to take"
+        )
     return held[0]
 
 
@@ -182,19 +198,24 @@ def find_target(store: Store, model: str, target: str | None = None) -> str:
         If the target is not in the store.
     """
     names = [f"face_{model}", "face_features"] if target is None else [target]
-    found = next((name for name in names if name in store.view.names()), None)
+    found = next((name for name in names if name in store.session.names()), None)
     if found is None:
         have = sorted(store.features)
-        raise NotFoundError(f"no {' or '.join(map(repr, names))} in {store.location} to learn; it has {have}")
+        raise NotFoundError(
+            f"no {' or '.join(map(repr, names))} in {store.location} to learn; it has {have}"
+        )
     if store[found].shape[1:] != store[model].shape[1:]:
         raise MismatchError(
-            f"input {model!r} has rows of {store[model].shape[1:]}, target {found!r} of {store[found].shape[1:]}; "
-            "both must come from one model"
+            f"input {model!r} has rows of {store[model].shape[1:]}, target {found!r} of "
+            f"{store[found].shape[1:]}; both must come from one model"
         )
     owner = feature_of(store, found)
-    models = [None if name is None else store.provenance(name).get("model") for name in (model, owner)]
+    models = [
+        None if name is None else store.provenance(name).get("model") for name in (model, owner)
+    ]
     if None not in models and models[0] != models[1]:
         raise MismatchError(
-            f"input {model!r} was made by {models[0]!r}, target {found!r} by {models[1]!r}; both must be one model"
+            f"input {model!r} was made by {models[0]!r}, target {found!r} by {models[1]!r}; both "
+            "must be one model"
         )
     return found

@@ -43,7 +43,9 @@ def plan_pool(arrays: Mapping[str, ArrayMeta], n_bytes: int, *, long_samples: bo
     wide = {name: meta for name, meta in arrays.items() if sizes[name] > n_bytes * _NARROW}
     if not wide:
         return Pool(max((meta.n_rows for meta in arrays.values()), default=1), 1, sizes)
-    left = max(n_bytes // 2, n_bytes - sum(size for name, size in sizes.items() if name not in wide))
+    left = max(
+        n_bytes // 2, n_bytes - sum(size for name, size in sizes.items() if name not in wide)
+    )
     row_bytes = sum(meta.row_bytes for meta in wide.values())
     shares = {name: left * meta.row_bytes // row_bytes for name, meta in wide.items()}
     chunk_rows = max(meta.chunk_rows for meta in wide.values())

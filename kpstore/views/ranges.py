@@ -17,7 +17,9 @@ _SMALLEST_SPAN = 1e-8
 
 
 def extremes(blocks: Iterable[NDArray[np.float32]], nothing: str) -> Range:
-    """Return the lowest and highest values of points, (…, points, 3) in each block; NaN does not count.
+    """Return the lowest and highest values of points, (…, points, 3) in each block.
+
+    NaN does not count.
 
     Raises
     ------
@@ -39,7 +41,9 @@ def span(low: NDArray[Any], high: NDArray[Any]) -> NDArray[Any]:
     return np.where(width < _SMALLEST_SPAN, width.dtype.type(1), width)
 
 
-def to_unit(points: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]) -> NDArray[np.float32]:
+def to_unit(
+    points: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """Return points, (…, points, 3), mapped so that ``low`` is 0 and ``high`` is 1, (…, 3) each."""
     unit: NDArray[np.float32] = (points - low[..., None, :]) / span(low, high)[..., None, :]
     return unit
@@ -53,5 +57,7 @@ def as_range(given: Any) -> Range:
     except (TypeError, ValueError):
         fits = False
     if not fits:
-        raise InvalidError(f"normalize={given!r}: a range is (low, high), three numbers each, none lower in high")
+        raise InvalidError(
+            f"normalize={given!r}: a range is (low, high), three numbers each, none lower in high"
+        )
     return low, high

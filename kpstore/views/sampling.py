@@ -1,6 +1,7 @@
 """In which order an epoch visits samples: shuffled near storage order, in batches, shared out to ranks, resumed.
 
-All of it follows from the seed, the epoch and what is stored: never from workers, threads or what is cached.
+All of it follows from the seed, the epoch and what is stored: never from workers, threads or what
+is cached.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ _BUCKET_BATCHES = 32
 class BlockShuffle:
     """A shuffle that reads storage block by block and holds few blocks at a time.
 
-    Blocks come in random order, and the samples of each are spread over a window of the epoch that is as long as
-    ``window`` blocks, its middle where the block comes. So ``window`` blocks at most are in use at any time, a block
-    is needed during one stretch only, and every stretch of the epoch mixes that many. Within its window the samples of
-    one group (a video) keep apart from each other: from a random start they step by the golden ratio, which spreads
-    any number of them evenly and out of order. A batch so holds more different videos than one drawn at random from
+    Blocks come in random order, and the samples of each are spread over a window of the epoch that
+    is as long as ``window`` blocks, its middle where the block comes. So ``window`` blocks at most
+    are in use at any time, a block is needed during one stretch only, and every stretch of the
+    epoch mixes that many. Within its window the samples of one group (a video) keep apart from each
+    other: from a random start they step by the golden ratio, which spreads any number of them
+    evenly and out of order. A batch so holds more different videos than one drawn at random from
     the same blocks.
 
-    At the beginning and the end of the epoch, windows that reach beyond it are folded back, which leaves half as many
-    blocks to mix there.
+    At the beginning and the end of the epoch, windows that reach beyond it are folded back, which
+    leaves half as many blocks to mix there.
 
     Parameters
     ----------
@@ -55,7 +57,9 @@ class BlockShuffle:
         run = numbered(self.groups * self._n_blocks + self.blocks)
         size = np.bincount(run)
         steps = np.empty(len(run))
-        steps[np.argsort(run, kind="stable")] = np.arange(len(run)) - np.repeat(np.cumsum(size) - size, size)
+        steps[np.argsort(run, kind="stable")] = np.arange(len(run)) - np.repeat(
+            np.cumsum(size) - size, size
+        )
         return run, steps * _GOLDEN % 1.0
 
     def order(self, rng: np.random.Generator) -> Ints:
@@ -131,11 +135,17 @@ def batches_of(samples: Ints, size: int, *, drop_last: bool = False) -> Batches:
     bounds = np.arange(n_full + 1, dtype=np.int64) * size
     if drop_last:
         return Batches(samples[: n_full * size], bounds)
-    return Batches(samples, bounds if n_full * size == len(samples) else np.append(bounds, len(samples)))
+    return Batches(
+        samples, bounds if n_full * size == len(samples) else np.append(bounds, len(samples))
+    )
 
 
 def batches_by_length(
-    samples: Ints, lengths: Ints, max_frames: int, max_samples: int | None, rng: np.random.Generator | None
+    samples: Ints,
+    lengths: Ints,
+    max_frames: int,
+    max_samples: int | None,
+    rng: np.random.Generator | None,
 ) -> Batches:
     """Return samples in batches of similar lengths that hold, padded to the longest, ``max_frames`` at most.
 
@@ -208,14 +218,20 @@ class Done:
 
 
 def share_out(
-    units: Ints, rank: int, world_size: int, *, pad: bool, drop: bool = False, pad_from: Ints | None = None
+    units: Ints,
+    rank: int,
+    world_size: int,
+    *,
+    pad: bool,
+    drop: bool = False,
+    pad_from: Ints | None = None,
 ) -> Share:
     """Return the part of one rank; the parts of all ranks together are ``units``.
 
     Parameters
     ----------
-    pad : gives every rank equally many, by doing some units twice: ranks that train together wait for each other, and
-        for ever if one has less to do.
+    pad : gives every rank equally many, by doing some units twice: ranks that train together wait
+        for each other, and for ever if one has less to do.
     drop : gives every rank equally many by leaving out the last few.
     pad_from : the units to do twice, from the first on; ``units`` by default.
     """
@@ -240,7 +256,10 @@ def _bounds(n_units: int, rank: int, world_size: int, *, drop: bool) -> tuple[in
 def left_to_do(units: Ints, done: Sequence[Done]) -> Ints:
     """Return what nobody has done yet of an epoch that was interrupted, perhaps several times."""
     for before in done:
-        bounds = [_bounds(len(units), rank, before.world_size, drop=before.drop) for rank in range(before.world_size)]
+        bounds = [
+            _bounds(len(units), rank, before.world_size, drop=before.drop)
+            for rank in range(before.world_size)
+        ]
         parts = [units[min(first + before.n_units, stop) : stop] for first, stop in bounds]
         units = np.concatenate([*parts, units[bounds[-1][1] :]])
     return units

@@ -35,8 +35,8 @@ class VideoView(View):
     ----------
     features : arrays on the frame axis.
     split, videos, where : only these; see :func:`kpstore.views.base.select_videos`.
-    missing : ``"nan"`` keeps every video; ``"skip"`` leaves out those with a frame that failed or is not extracted
-        yet; ``"error"`` refuses them.
+    missing : ``"nan"`` keeps every video; ``"skip"`` leaves out those with a frame that failed or
+        is not extracted yet; ``"error"`` refuses them.
     """
 
     def __init__(
@@ -58,7 +58,9 @@ class VideoView(View):
             if missing == "error":
                 rows = store.index.rows_of(positions)
                 refuse_missing(store, rows, usable[rows])
-            whole = runs_usable(usable, store.index.offsets[positions], store.index.n_frames[positions])
+            whole = runs_usable(
+                usable, store.index.offsets[positions], store.index.n_frames[positions]
+            )
             positions = positions[whole]
         self.positions: NDArray[np.int64] = positions
         """(videos,) int64: the place of each sample among the store's videos."""
@@ -76,7 +78,9 @@ class VideoView(View):
         return len(self.positions)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.store.location}: {len(self)} videos, {self.features}>"
+        return (
+            f"<{type(self).__name__} of {self.store.location}: {len(self)} videos, {self.features}>"
+        )
 
     @property
     def first_rows(self) -> NDArray[np.int64]:
@@ -94,15 +98,22 @@ class VideoView(View):
         Returns
         -------
         dict
-            By feature (videos, frames, *row shape), with NaN (0, False or ``""`` where the type has no NaN) after a
-            video's end; ``"valid"`` (videos, frames) bool, False there; ``"n_frames"`` (videos,) int64;
-            ``"video_id"`` (videos,) object, of str.
+            By feature (videos, frames, *row shape), with NaN (0, False or ``""`` where the type has
+            no NaN) after a video's end; ``"valid"`` (videos, frames) bool, False there;
+            ``"n_frames"`` (videos,) int64; ``"video_id"`` (videos,) object, of str.
         """
         positions = self.positions[as_indices(indices, len(self))]
         n_frames = self.store.index.n_frames[positions]
         valid = np.arange(n_frames.max(initial=0)) < n_frames[:, None]
-        padded = {self.key(name): pad(self.read_videos(name, positions), valid) for name in self.features}
-        return {**padded, "valid": valid, "n_frames": n_frames, "video_id": self.store.index.ids[positions]}
+        padded = {
+            self.key(name): pad(self.read_videos(name, positions), valid) for name in self.features
+        }
+        return {
+            **padded,
+            "valid": valid,
+            "n_frames": n_frames,
+            "video_id": self.store.index.ids[positions],
+        }
 
     def key(self, name: str) -> str:
         """Return what samples call an array."""
@@ -117,10 +128,17 @@ class VideoView(View):
         positions = self.positions[as_indices(indices, len(self))]
         n_frames = self.store.index.n_frames[positions]
         ends = np.cumsum(n_frames)[:-1]
-        rows = {self.key(name): np.split(self.read_videos(name, positions), ends) for name in self.features}
+        rows = {
+            self.key(name): np.split(self.read_videos(name, positions), ends)
+            for name in self.features
+        }
         ids = self.store.index.ids[positions]
         return [
-            {**{name: parts[i] for name, parts in rows.items()}, "n_frames": n, "video_id": video_id}
+            {
+                **{name: parts[i] for name, parts in rows.items()},
+                "n_frames": n,
+                "video_id": video_id,
+            }
             for i, (n, video_id) in enumerate(zip(n_frames, ids, strict=True))
         ]
 

@@ -54,7 +54,7 @@ def head(backend: HDF5Backend) -> str:
     return backend.branches()[MAIN]
 
 
-# -- the file ---------------------------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------
 
 
 def test_h5py_reads_the_newest_version_without_us(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_h5py_reads_the_newest_version_without_us(tmp_path: Path) -> None:
         assert [dim.label for dim in file["points"].dims] == ["frame", "point", "space"]
         assert file["points"].attrs["units"] == "1"
         assert file["space"].asstr()[:].tolist() == ["x", "y", "z"]
-        assert file.attrs["Conventions"] == store.view.attrs()["Conventions"]
+        assert file.attrs["Conventions"] == store.session.attrs()["Conventions"]
 
 
 def test_a_file_that_h5py_holds_open_can_be_read_and_written(backend: HDF5Backend) -> None:
@@ -75,7 +75,7 @@ def test_a_file_that_h5py_holds_open_can_be_read_and_written(backend: HDF5Backen
         changes.commit("more")
         np.testing.assert_array_equal(file["a"][:10], VALUES[:10])
         np.testing.assert_array_equal(
-            HDF5Backend(backend.location).view(head(backend)).read("a", 0, 10), VALUES[:10] + 1
+            HDF5Backend(backend.location).session(head(backend)).read("a", 0, 10), VALUES[:10] + 1
         )
 
 
@@ -84,9 +84,9 @@ def test_attributes_of_any_length(backend: HDF5Backend) -> None:
     changes = backend.begin()
     changes.set_attrs(long)
     changes.set_array_attrs("a", long)
-    view = backend.view(changes.commit("long"))
-    assert view.attrs() == long
-    assert view.meta("a").attrs == long
+    session = backend.session(changes.commit("long"))
+    assert session.attrs() == long
+    assert session.meta("a").attrs == long
 
 
 def test_text_with_a_zero_is_refused_rather_than_cut(backend: HDF5Backend) -> None:
@@ -111,7 +111,8 @@ def test_what_is_no_store_is_named(tmp_path: Path, kind: str) -> None:
         path.write_bytes(path.read_bytes()[:3000])
     kinds = (NotFoundError, CorruptError)
     with pytest.raises(
-        kinds, match=r"x.h5 (is a folder|is not a kpstore store in HDF5|cannot be opened as HDF5: trun)"
+        kinds,
+        match=r"x.h5 (is a folder|is not a kpstore store in HDF5|cannot be opened as HDF5: trun)",
     ):
         kpstore.open(path)
 
@@ -119,7 +120,9 @@ def test_what_is_no_store_is_named(tmp_path: Path, kind: str) -> None:
 def test_a_file_that_another_program_writes_is_busy(backend: HDF5Backend) -> None:
     script = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.readline()"
     command = [sys.executable, "-c", script, backend.location]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
         with pytest.raises(BusyError, match="open for writing in another program"):
@@ -127,7 +130,9 @@ def test_a_file_that_another_program_writes_is_busy(backend: HDF5Backend) -> Non
         holder.kill()
 
 
-def test_a_link_stays_a_link_and_both_names_lead_to_one_store(tmp_path: Path, backend: HDF5Backend) -> None:
+def test_a_link_stays_a_link_and_both_names_lead_to_one_store(
+    tmp_path: Path, backend: HDF5Backend
+) -> None:
     link = tmp_path / "link.h5"
     link.symlink_to(backend.location)
     HDF5Backend(str(link)).create_tag("v1", head(backend))
@@ -147,8 +152,12 @@ def test_what_others_add_by_h5py_does_no_harm(backend: HDF5Backend) -> None:
         file["a"].attrs["checked"] = np.arange(3)
         file["mine"] = np.arange(3)
         file["away"] = h5py.ExternalLink("elsewhere.h5", "/a")
-    view = HDF5Backend(backend.location).view(head(backend))
-    assert (view.names(), dict(view.attrs()), dict(view.meta("a").attrs)) == (["a"], {"title": "t"}, {})
+    session = HDF5Backend(backend.location).session(head(backend))
+    assert (session.names(), dict(session.attrs()), dict(session.meta("a").attrs)) == (
+        ["a"],
+        {"title": "t"},
+        {},
+    )
     changes = HDF5Backend(backend.location).begin()
     changes.set_attrs({"title": "u"})
     changes.set_array_attrs("a", {"units": "1"})
@@ -175,9 +184,13 @@ def test_damage_outside_of_the_chunks_is_said_to_be_damage(tmp_path: Path, where
         else:
             home["names"][10] ^= 1
     version = {"tree": new, "record": new, "delta": old, "tags": "its arrays and versions"}[where]
-    with pytest.raises(CorruptError, match=rf"s.h5: what it says of .*{version} cannot be read .* it is damaged"):
+    with pytest.raises(
+        CorruptError, match=rf"s.h5: what it says of .*{version} cannot be read .* it is damaged"
+    ):
         _read_versions(tmp_path / "s.h5", old)
-    assert any(version in line or where == "tags" for line in HDF5Backend(str(tmp_path / "s.h5")).examine())
+    assert any(
+        version in line or where == "tags" for line in HDF5Backend(str(tmp_path / "s.h5")).examine()
+    )
 
 
 def _read_versions(path: Path, old: str) -> None:
@@ -198,10 +211,12 @@ def test_arrays_in_other_files_are_not_read(tmp_path: Path, backend: HDF5Backend
         file.create_virtual_dataset("a", layout)
         file["a"].attrs["kpstore_meta"] = about
     with pytest.raises(CorruptError, match="'a' lies in another file"):
-        HDF5Backend(backend.location).view(head(backend)).read("a", 0, 10)
+        HDF5Backend(backend.location).session(head(backend)).read("a", 0, 10)
 
 
-def test_two_that_move_to_one_place_do_not_overwrite_each_other(tmp_path: Path, backend: HDF5Backend) -> None:
+def test_two_that_move_to_one_place_do_not_overwrite_each_other(
+    tmp_path: Path, backend: HDF5Backend
+) -> None:
     other = HDF5Backend(str(tmp_path / "other.h5"))
     other.create({}, "other")
     target = HDF5Backend(str(tmp_path / "target.h5"))
@@ -221,7 +236,9 @@ def test_two_that_move_to_one_place_do_not_overwrite_each_other(tmp_path: Path, 
     assert not other.exists()
 
 
-def test_a_full_disk_is_an_error_before_hdf5_meets_it(backend: HDF5Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_before_hdf5_meets_it(
+    backend: HDF5Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = head(backend)
     changes = backend.begin()
     changes.write("a", 0, VALUES[:10])
@@ -234,7 +251,10 @@ def test_a_full_disk_is_an_error_before_hdf5_meets_it(backend: HDF5Backend, monk
         backend.create_tag("v1", before)
     monkeypatch.undo()
     assert head(backend) == before
-    assert sorted(path.name for path in Path(backend.location).parent.iterdir()) == [".s.h5.kpstore", "s.h5"]
+    assert sorted(path.name for path in Path(backend.location).parent.iterdir()) == [
+        ".s.h5.kpstore",
+        "s.h5",
+    ]
 
 
 def test_small_commits_cost_little(tmp_path: Path) -> None:
@@ -264,16 +284,22 @@ def test_history_costs_what_was_overwritten(tmp_path: Path) -> None:
     with h5py.File(path) as file:
         for group in file["_kpstore/versions"].values():
             if "delta" in group:
-                kept += sum(array.shape[0] for name, array in group["delta/chunks"].items() if name == "points")
+                kept += sum(
+                    array.shape[0]
+                    for name, array in group["delta/chunks"].items()
+                    if name == "points"
+                )
     assert kept == 0
 
 
-# -- old versions -----------------------------------------------------------------------------------------------
+# -- old versions ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
-def test_all_versions_equal_those_of_the_memory_backend(tmp_path: Path, seed: int, codec: Codec) -> None:
+def test_all_versions_equal_those_of_the_memory_backend(
+    tmp_path: Path, seed: int, codec: Codec
+) -> None:
     """Any mixture of changes, commits and steps back, and every version reads as it did when it was made."""
     rng = random.Random(seed)
     numbers = np.random.default_rng(seed)
@@ -285,47 +311,54 @@ def test_all_versions_equal_those_of_the_memory_backend(tmp_path: Path, seed: in
             for backend, snapshot in zip((one, other), target, strict=True):
                 backend.reset_branch(MAIN, snapshot, expected=backend.branches()[MAIN])
             continue
-        views = one.begin(), other.begin()
+        sessions = one.begin(), other.begin()
         for _ in range(rng.randint(1, 4)):
-            names = views[0].names()
-            action = rng.choice(["create", "write", "write", "write", "resize", "delete", "attrs", "array attrs"])
+            names = sessions[0].names()
+            action = rng.choice(
+                ["create", "write", "write", "write", "resize", "delete", "attrs", "array attrs"]
+            )
             name = rng.choice(names) if names else ""
             if action == "create":
-                meta = ArrayMeta((rng.randint(0, 12), 3), "float32", 4, ("frame", "x"), float("nan"), codec=codec)
+                meta = ArrayMeta(
+                    (rng.randint(0, 12), 3), "float32", 4, ("frame", "x"), float("nan"), codec=codec
+                )
                 text = ArrayMeta((rng.randint(0, 12),), TEXT, 4, ("frame",))
                 new = rng.choice([n for n in "abcdef" if n not in names] or [""])
-                for view in views if new else ():
-                    view.create(new, text if new in "ef" else meta)
+                for session in sessions if new else ():
+                    session.create(new, text if new in "ef" else meta)
             elif action == "attrs":
-                for view in views:
-                    view.set_attrs({"n": step})
+                for session in sessions:
+                    session.set_attrs({"n": step})
             elif name and action == "delete":
-                for view in views:
-                    view.delete(name)
+                for session in sessions:
+                    session.delete(name)
             elif name and action == "resize":
-                for view in views:
-                    view.resize(name, view.meta(name).n_rows + 3)
+                for session in sessions:
+                    session.resize(name, session.meta(name).n_rows + 3)
             elif name and action == "array attrs":
-                for view in views:
-                    view.set_array_attrs(name, {"step": step})
-            elif name and action == "write" and views[0].meta(name).n_rows:
-                start = rng.randrange(views[0].meta(name).n_rows)
-                n_rows = rng.randint(1, views[0].meta(name).n_rows - start)
+                for session in sessions:
+                    session.set_array_attrs(name, {"step": step})
+            elif name and action == "write" and sessions[0].meta(name).n_rows:
+                start = rng.randrange(sessions[0].meta(name).n_rows)
+                n_rows = rng.randint(1, sessions[0].meta(name).n_rows - start)
                 words = np.array([f"w{rng.randint(0, 99)}" for _ in range(n_rows)], dtype=object)
                 values = words if name in "ef" else numbers.random((n_rows, 3), dtype=np.float32)
-                for view in views:
-                    view.write(name, start, values)
-        pairs.append((views[0].commit(f"{step}"), views[1].commit(f"{step}")))
+                for session in sessions:
+                    session.write(name, start, values)
+        pairs.append((sessions[0].commit(f"{step}"), sessions[1].commit(f"{step}")))
         for mine, theirs in pairs:
-            here, there = HDF5Backend(one.location).view(mine), other.view(theirs)
+            here, there = HDF5Backend(one.location).session(mine), other.session(theirs)
             assert (here.attrs(), here.names()) == (there.attrs(), there.names())
             for name in here.names():
                 assert here.meta(name).attrs == there.meta(name).attrs
                 n_rows = there.meta(name).n_rows
                 assert here.meta(name).n_rows == n_rows
-                np.testing.assert_array_equal(here.read(name, 0, n_rows), there.read(name, 0, n_rows))
                 np.testing.assert_array_equal(
-                    here.read(name, n_rows // 3, n_rows // 2), there.read(name, n_rows // 3, n_rows // 2)
+                    here.read(name, 0, n_rows), there.read(name, 0, n_rows)
+                )
+                np.testing.assert_array_equal(
+                    here.read(name, n_rows // 3, n_rows // 2),
+                    there.read(name, n_rows // 3, n_rows // 2),
                 )
                 if name not in "ef":
                     chunks, out = here.chunks(name), np.empty((4, 3), np.float32)
@@ -335,21 +368,21 @@ def test_all_versions_equal_those_of_the_memory_backend(tmp_path: Path, seed: in
                         np.testing.assert_array_equal(out[: len(wanted)], wanted)
 
 
-# -- reading ----------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def test_raw_chunks_are_mapped_from_their_place(backend: HDF5Backend) -> None:
     old = head(backend)
-    mapped = backend.view(old).chunks("a").mapped
+    mapped = backend.session(old).chunks("a").mapped
     np.testing.assert_array_equal(mapped, VALUES)
     changes = backend.begin()
     changes.write("a", 1500, VALUES[:100] - 1)
     changes.resize("a", 6000)
-    newest = backend.view(changes.commit("changed")).chunks("a").mapped
+    newest = backend.session(changes.commit("changed")).chunks("a").mapped
     wanted = np.concatenate([VALUES, np.zeros((1000, 4), np.float32)])
     wanted[1500:1600] = VALUES[:100] - 1
     np.testing.assert_array_equal(newest, wanted)
-    before, out = backend.view(old).chunks("a"), np.empty((1024, 4), np.float32)
+    before, out = backend.session(old).chunks("a"), np.empty((1024, 4), np.float32)
     assert before.mapped is None, "what a version lost since is kept compressed"
     before.read_into(1, out)
     np.testing.assert_array_equal(out, VALUES[1024:2048])
@@ -358,8 +391,8 @@ def test_raw_chunks_are_mapped_from_their_place(backend: HDF5Backend) -> None:
 
 
 def test_a_file_that_ends_early_is_said(backend: HDF5Backend) -> None:
-    view = backend.view(head(backend))
-    chunks = view.chunks("a")
+    session = backend.session(head(backend))
+    chunks = session.chunks("a")
     os.truncate(backend.location, 60_000)
     with pytest.raises(CorruptError, match="cannot be read"):
         chunks.read_into(3, np.empty((1024, 4), np.float32))
@@ -369,7 +402,7 @@ def test_a_file_that_ends_early_is_said(backend: HDF5Backend) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_other_processes_read_also_forked_ones(backend: HDF5Backend, method: str) -> None:
     snapshot = head(backend)
-    backend.view(snapshot).read("a", 0, 10)
+    backend.session(snapshot).read("a", 0, 10)
     context = multiprocessing.get_context(method)
     answers = context.Queue()
     child = context.Process(target=read_first_row, args=(backend, snapshot, answers))
@@ -379,7 +412,7 @@ def test_other_processes_read_also_forked_ones(backend: HDF5Backend, method: str
     assert answers.get() == f"read {VALUES[0]}"
 
 
-# -- writing ----------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 def test_threads_that_commit_at_once_lose_nothing(backend: HDF5Backend) -> None:
@@ -396,7 +429,7 @@ def test_threads_that_commit_at_once_lose_nothing(backend: HDF5Backend) -> None:
     for thread in threads:
         thread.join()
     assert len(list(backend.history(head(backend)))) == 2 + 20
-    stored = backend.view(head(backend)).read("a", 0, 5000)
+    stored = backend.session(head(backend)).read("a", 0, 5000)
     for worker in range(4):
         assert (stored[1024 * worker : 1024 * worker + 5] == -worker).all()
 
@@ -420,7 +453,9 @@ def test_a_killed_commit_leaves_the_last_version_or_the_next(backend: HDF5Backen
     kills = killed_in_a_copy = 0
     while kills < int(os.environ.get("KPSTORE_KILLS", "25")) // 2 or not killed_in_a_copy:
         kills += 1
-        run = subprocess.Popen([sys.executable, "-c", COMMITTER, backend.location], stdout=subprocess.PIPE, text=True)
+        run = subprocess.Popen(
+            [sys.executable, "-c", COMMITTER, backend.location], stdout=subprocess.PIPE, text=True
+        )
         assert run.stdout is not None
         run.stdout.readline()
         time.sleep(moment.random() * 0.06)
@@ -432,7 +467,7 @@ def test_a_killed_commit_leaves_the_last_version_or_the_next(backend: HDF5Backen
         killed_in_a_copy += bool(list(folder.glob(".writing-*")))
         newest = next(iter(backend.history(head(backend))))
         assert int(newest.message) - int(acknowledged[-1]) in (0, 1)
-        stored = backend.view(newest.id).read("a", 0, 5000)
+        stored = backend.session(newest.id).read("a", 0, 5000)
         assert (stored[:3000] == int(newest.message)).all()
         np.testing.assert_array_equal(stored[3000:], VALUES[3000:])
     backend.create_tag("after", head(backend))
@@ -440,7 +475,9 @@ def test_a_killed_commit_leaves_the_last_version_or_the_next(backend: HDF5Backen
 
 
 def test_an_ingest_gives_the_same_as_in_the_other_backend(tmp_path: Path) -> None:
-    source = FakeSource({f"v{n}": (n * 7) % 40 for n in range(12)}, broken={"v3": [0]}, unreadable=("v5",))
+    source = FakeSource(
+        {f"v{n}": (n * 7) % 40 for n in range(12)}, broken={"v3": [0]}, unreadable=("v5",)
+    )
     options = Options(workers=1, task_frames=60, checkpoint_frames=100)
     for path in (tmp_path / "s.h5", tmp_path / "s.kps"):
         run_ingest(source, path, FakeExtractor(chunk_rows=8), options)
@@ -449,7 +486,9 @@ def test_an_ingest_gives_the_same_as_in_the_other_backend(tmp_path: Path) -> Non
     assert len(one.history()) == len(other.history())
 
 
-def test_file_systems_without_second_names_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_systems_without_second_names_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "no")
 
@@ -462,7 +501,7 @@ def test_file_systems_without_second_names_will_do(tmp_path: Path, monkeypatch: 
         HDF5Backend(str(tmp_path / "b.h5")).create({}, "new")
 
 
-# -- damage -----------------------------------------------------------------------------------------------------
+# -- damage ----------------------------------------------------------------------------------------
 
 WORDS = np.array([f"clips/{number}.mp4" for number in range(300)], dtype=object)
 
@@ -495,7 +534,9 @@ def damage(backend: HDF5Backend, name: str, chunk: int, how: str = "flip") -> No
         dataset = file[name]
         corner = (chunk * dataset.chunks[0], *(0 for _ in dataset.shape[1:]))
         found = dataset.id.get_chunk_info_by_coord(corner)
-        heaps = [match.start() for match in re.finditer(b"GCOL", Path(backend.location).read_bytes())]
+        heaps = [
+            match.start() for match in re.finditer(b"GCOL", Path(backend.location).read_bytes())
+        ]
     with open(backend.location, "r+b") as opened:
         if how == "heap":  # a size of nothing, over which HDF5's own library never ends
             for heap in heaps:
@@ -521,32 +562,37 @@ def reopened(backend: HDF5Backend) -> HDF5Backend:
     return HDF5Backend(backend.location)
 
 
-@pytest.mark.parametrize(("name", "how"), [("raw", "flip"), ("small", "flip"), ("words", "flip"), ("words", "heap")])
+@pytest.mark.parametrize(
+    ("name", "how"), [("raw", "flip"), ("small", "flip"), ("words", "flip"), ("words", "heap")]
+)
 def test_a_damaged_chunk_is_never_read_and_the_others_are(
     three: tuple[HDF5Backend, list[str]], name: str, how: str
 ) -> None:
     backend, versions = three
     damage(backend, name, 2, how)
     for snapshot in versions[1:]:
-        view = reopened(backend).view(snapshot)
-        with pytest.raises(CorruptError, match=rf"rows (128:192|130:131) of '{name}' in .*t.h5 cannot be read"):
-            view.read(name, 130, 131)
+        session = reopened(backend).session(snapshot)
+        with pytest.raises(
+            CorruptError, match=rf"rows (128:192|130:131) of '{name}' in .*t.h5 cannot be read"
+        ):
+            session.read(name, 130, 131)
         if how == "flip":
-            view.read(name, 0, 128)
-            assert re.fullmatch(r"byte \d+ of the file", view.place(name, 2))
+            session.read(name, 0, 128)
+            assert re.fullmatch(r"byte \d+ of the file", session.place(name, 2))
 
 
 def test_chunks_that_change_places_are_told_apart(three: tuple[HDF5Backend, list[str]]) -> None:
     backend, versions = three
     swap(backend, "raw", 1, 3)
     for snapshot in versions[1:]:
-        view = reopened(backend).view(snapshot)
-        np.testing.assert_array_equal(view.read("raw", 128, 192), ROWS[128:192])
+        session = reopened(backend).session(snapshot)
+        np.testing.assert_array_equal(session.read("raw", 128, 192), ROWS[128:192])
         for chunk in (1, 3):
             with pytest.raises(
-                CorruptError, match=rf"rows {chunk * 64}:{chunk * 64 + 64} of .* do not match their checksum"
+                CorruptError,
+                match=rf"rows {chunk * 64}:{chunk * 64 + 64} of .* do not match their checksum",
             ):
-                view.read("raw", chunk * 64, chunk * 64 + 1)
+                session.read("raw", chunk * 64, chunk * 64 + 1)
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
@@ -559,16 +605,20 @@ def test_damage_that_is_overwritten_stays_damage_in_older_versions(
     start, stop = chunk * 64, min(chunk * 64 + 64, 300)
     values = (WORDS if name == "words" else ROWS)[::-1][start:stop]
     changes = reopened(backend).begin()
-    with pytest.raises(CorruptError, match=f"rows {start}:{stop} of '{name}' .* give all, or use 'kpstore repair'"):
+    with pytest.raises(
+        CorruptError, match=f"rows {start}:{stop} of '{name}' .* give all, or use 'kpstore repair'"
+    ):
         changes.write(name, start + 1, values[1:])
     changes.discard()
     changes = reopened(backend).begin()
     changes.write(name, start, values)
     changes.write(name, start + 3, values[3:5])
     repaired = changes.commit("good rows in the place of bad ones")
-    np.testing.assert_array_equal(reopened(backend).view(repaired).read(name, start, stop), values)
+    np.testing.assert_array_equal(
+        reopened(backend).session(repaired).read(name, start, stop), values
+    )
     for snapshot in versions[1:]:
-        old = reopened(backend).view(snapshot)
+        old = reopened(backend).session(snapshot)
         with pytest.raises(CorruptError, match=f"'{name}' .*cannot be read"):
             old.read(name, start, stop)
         old.read(name, 128, 192)
@@ -583,13 +633,24 @@ def test_checksums_are_those_of_the_rows(three: tuple[HDF5Backend, list[str]]) -
     changes.resize("raw", 340)
     changes.write("raw", 290, np.ones((20, 16), np.float32))
     changes.create("empty", ArrayMeta((200, 2), "float64", 64, ("frame", "x"), float("nan")))
-    for view in (changes, *(backend.view(snapshot) for snapshot in [*versions[1:], changes.commit("longer")])):
-        for name in view.names():
-            meta, found = view.meta(name), view.checksums(name)
+    for session in (
+        changes,
+        *(backend.session(snapshot) for snapshot in [*versions[1:], changes.commit("longer")]),
+    ):
+        for name in session.names():
+            meta, found = session.meta(name), session.checksums(name)
             assert found is not None
-            rows = [view.read(name, at, min(at + 64, meta.n_rows)) for at in range(0, meta.n_rows, 64)]
-            written = [False] * 4 if name == "empty" else [at < 320 for at in range(0, meta.n_rows, 64)]
-            wanted = [checksum(meta, block) if there else 0 for block, there in zip(rows, written, strict=True)]
+            rows = [
+                session.read(name, at, min(at + 64, meta.n_rows))
+                for at in range(0, meta.n_rows, 64)
+            ]
+            written = (
+                [False] * 4 if name == "empty" else [at < 320 for at in range(0, meta.n_rows, 64)]
+            )
+            wanted = [
+                checksum(meta, block) if there else 0
+                for block, there in zip(rows, written, strict=True)
+            ]
             assert found.tolist() == wanted, name
 
 
@@ -614,13 +675,17 @@ def test_examine_names_what_no_chunk_shows(three: tuple[HDF5Backend, list[str]],
             write_json(version, "record", {**record, "parent": versions[2]}, 2)
             wanted = f"version {versions[2]}: it follows itself"
         else:
-            write_json(home, "names", {"head": versions[2], "tags": {"v1": "GONE"}, "used_tags": ["v1"]}, 2)
+            write_json(
+                home, "names", {"head": versions[2], "tags": {"v1": "GONE"}, "used_tags": ["v1"]}, 2
+            )
             wanted = "tag 'v1' names version GONE, which is missing"
     opened = reopened(backend)
     assert wanted in list(opened.examine())
     if what == "base":
-        with pytest.raises(CorruptError, match=f"version {versions[1]} cannot be read .*described by versions"):
-            opened.view(versions[1])
+        with pytest.raises(
+            CorruptError, match=f"version {versions[1]} cannot be read .*described by versions"
+        ):
+            opened.session(versions[1])
     if what == "parent":
         with pytest.raises(CorruptError, match="it follows itself"):
             list(opened.history(versions[2]))
@@ -635,10 +700,10 @@ def test_records_that_change_places_are_damage(three: tuple[HDF5Backend, list[st
             del group["record"]
             group["record"] = content
     with pytest.raises(CorruptError, match=f"version {versions[2]} cannot be read .* its checksum"):
-        reopened(backend).view(versions[2])
+        reopened(backend).session(versions[2])
 
 
-# -- files of format 1 ------------------------------------------------------------------------------------------
+# -- files of format 1 -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -648,7 +713,13 @@ def old_file(tmp_path: Path) -> HDF5Backend:
         file.attrs["title"] = "t"
         home = file.create_group(HOME)
         home.attrs.update({"format": 1, "head": "FIRST", "tags": "{}", "used_tags": "[]"})
-        record = {"parent": None, "message": "made", "time": "2026-01-01T00:00:00+00:00", "metadata": {}, "touched": []}
+        record = {
+            "parent": None,
+            "message": "made",
+            "time": "2026-01-01T00:00:00+00:00",
+            "metadata": {},
+            "touched": [],
+        }
         write_json(home.create_group("versions/FIRST"), "record", record, 1)
     backend = HDF5Backend(str(tmp_path / "old.h5"))
     changes = backend.begin()
@@ -666,10 +737,10 @@ def test_a_file_of_format_1_stays_one(old_file: HDF5Backend) -> None:
     changes = old_file.begin()
     changes.write("raw", 10, ROWS[:20] + 1)
     changes.write("words", 0, WORDS[:2][::-1])
-    after = old_file.view(changes.commit("more"))
+    after = old_file.session(changes.commit("more"))
     assert (after.checksums("raw"), changes.checksums("words")) == (None, None)
     assert after.digest("words") == text_digest(after.read("words", 0, 300))
-    old = old_file.view(before)
+    old = old_file.session(before)
     np.testing.assert_array_equal(old.read("raw", 0, 300), ROWS)
     assert old.read("words", 0, 300).tolist() == WORDS.tolist()
     assert not list(old_file.examine())
@@ -677,23 +748,29 @@ def test_a_file_of_format_1_stays_one(old_file: HDF5Backend) -> None:
         assert file[HOME].attrs["format"] == 1
         assert "names" not in file[HOME]
     old_file.reset_branch(MAIN, before, expected=after.snapshot)
-    np.testing.assert_array_equal(old_file.view(before).read("raw", 0, 300), ROWS)
+    np.testing.assert_array_equal(old_file.session(before).read("raw", 0, 300), ROWS)
 
 
-def test_damage_in_a_file_of_format_1_can_be_overwritten_and_stays_in_the_older_version(old_file: HDF5Backend) -> None:
+def test_damage_in_a_file_of_format_1_can_be_overwritten_and_stays_in_the_older_version(
+    old_file: HDF5Backend,
+) -> None:
     before = head(old_file)
     damage(old_file, "raw", 1)
     changes = reopened(old_file).begin()
     with pytest.raises(CorruptError, match=r"rows 64:128 of 'raw' .* give all"):
         changes.write("raw", 70, ROWS[:3])
     changes.write("raw", 64, ROWS[:64])
-    np.testing.assert_array_equal(reopened(old_file).view(changes.commit("good")).read("raw", 64, 128), ROWS[:64])
+    np.testing.assert_array_equal(
+        reopened(old_file).session(changes.commit("good")).read("raw", 64, 128), ROWS[:64]
+    )
     with pytest.raises(CorruptError, match="rows 64:128 of 'raw'"):
-        reopened(old_file).view(before).read("raw", 64, 128)
+        reopened(old_file).session(before).read("raw", 64, 128)
 
 
 def test_a_file_of_a_later_format_is_refused(backend: HDF5Backend) -> None:
     with h5py.File(backend.location, "r+") as file:
         file[HOME].attrs["format"] = 3
-    with pytest.raises(InvalidError, match="has layout 3 of kpstore's HDF5 files, this kpstore reads up to 2"):
+    with pytest.raises(
+        InvalidError, match="has layout 3 of kpstore's HDF5 files, this kpstore reads up to 2"
+    ):
         reopened(backend).branches()

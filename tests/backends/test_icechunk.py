@@ -17,7 +17,7 @@ import zarr
 
 import kpstore
 from kpstore.backends import icechunk_chunks
-from kpstore.backends.base import ArrayMeta, Codec, ViewChunks
+from kpstore.backends.base import ArrayMeta, Codec, SessionChunks
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.backends.icechunk_chunks import LocalChunks
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
@@ -38,7 +38,9 @@ def backend(tmp_path: Path) -> IcechunkBackend:
 
 
 def test_opening_a_missing_path_makes_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="does not exist; 'kpstore ingest' and 'kpstore import' make one"):
+    with pytest.raises(
+        NotFoundError, match="does not exist; 'kpstore ingest' and 'kpstore import' make one"
+    ):
         kpstore.open(tmp_path / "missing.kps")
     assert list(tmp_path.iterdir()) == []
 
@@ -87,14 +89,16 @@ def test_a_damaged_file_is_one_clear_line(backend: IcechunkBackend, kind: str, d
         if damage == "missing":
             path.unlink()
         else:
-            path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\xff" * len(content))
+            path.write_bytes(
+                content[: len(content) // 2] if damage == "cut" else b"\xff" * len(content)
+            )
     again = IcechunkBackend(backend.location)
     with pytest.raises((CorruptError, NotFoundError)) as caught:
-        again.view(again.branches()["main"]).read("big", 0, 4)
+        again.session(again.branches()["main"]).read("big", 0, 4)
     assert "\n" not in str(caught.value)
     assert backend.location in str(caught.value)
     with pytest.raises((CorruptError, NotFoundError)):
-        again.view(again.branches()["main"]).chunks("big").read_into(0, np.empty((1, 1)))
+        again.session(again.branches()["main"]).chunks("big").read_into(0, np.empty((1, 1)))
 
 
 @pytest.mark.parametrize("codec", ["raw", "lz4", "zstd"])
@@ -105,9 +109,11 @@ def test_a_chunk_that_holds_too_little_is_said(tmp_path: Path, codec: Codec) -> 
         backend = IcechunkBackend(str(tmp_path / f"{n_rows}.kps"))
         backend.create({}, "made")
         changes = backend.begin()
-        changes.create("a", ArrayMeta((n_rows, 400), "float32", n_rows, ("frame", "x"), codec=codec))
+        changes.create(
+            "a", ArrayMeta((n_rows, 400), "float32", n_rows, ("frame", "x"), codec=codec)
+        )
         changes.write("a", 0, np.random.default_rng(0).random((n_rows, 400), dtype=np.float32))
-        chunks = backend.view(changes.commit("values")).chunks("a")
+        chunks = backend.session(changes.commit("values")).chunks("a")
         assert isinstance(chunks, LocalChunks)
         places.append(chunks)
     large, small = places
@@ -128,7 +134,7 @@ def test_a_flipped_bit_is_found_by_who_reads_through_zarr(tmp_path: Path) -> Non
     content[1000] ^= 4
     chunk.write_bytes(bytes(content))
     with pytest.raises(CorruptError, match="checksum"):
-        backend.view(snapshot).read("a", 0, 2048)
+        backend.session(snapshot).read("a", 0, 2048)
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])
@@ -136,8 +142,10 @@ def test_a_damaged_chunk_names_the_rows(backend: IcechunkBackend, damage: str) -
     (path,) = (Path(backend.location) / "chunks").iterdir()
     path.write_bytes(path.read_bytes()[:1000]) if damage == "cut" else path.unlink()
     again = IcechunkBackend(backend.location)
-    with pytest.raises(CorruptError, match=r"rows 0:4 of 'big' in .* cannot be read: \S.*") as caught:
-        again.view(again.branches()["main"]).read("big", 0, 4)
+    with pytest.raises(
+        CorruptError, match=r"rows 0:4 of 'big' in .* cannot be read: \S.*"
+    ) as caught:
+        again.session(again.branches()["main"]).read("big", 0, 4)
     assert "\n" not in str(caught.value)
 
 
@@ -149,11 +157,15 @@ def test_nothing_is_printed(tmp_path: Path) -> None:
         "    tx.add_videos([kpstore.VideoRecord('a', 'train', ('0.png',))])\n"
         "kpstore.open(sys.argv[1]).videos\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "s"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "s"], capture_output=True, text=True, check=True
+    )
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_open_and_commit_print_nothing_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_open_and_commit_print_nothing_here(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     IcechunkBackend(str(tmp_path / "s")).create({}, "created")
     IcechunkBackend(str(tmp_path / "s")).branches()
     assert capfd.readouterr() == ("", "")
@@ -169,8 +181,10 @@ def test_no_commit_is_lost_when_four_processes_commit_at_once(backend: IcechunkB
         assert writer.exitcode == 0
     tip = backend.branches()["main"]
     messages = {commit.message for commit in backend.history(tip)}
-    assert messages == {"created", "arrays"} | {f"{n}-{i}" for n in range(4) for i in range(COMMITS)}
-    assert backend.view(tip).read("a", 0, 4 * COMMITS).tolist() == [1.0] * 4 * COMMITS
+    assert messages == {"created", "arrays"} | {
+        f"{n}-{i}" for n in range(4) for i in range(COMMITS)
+    }
+    assert backend.session(tip).read("a", 0, 4 * COMMITS).tolist() == [1.0] * 4 * COMMITS
 
 
 def answer_from(method: str, backend: IcechunkBackend) -> str:
@@ -205,27 +219,31 @@ def test_an_open_view_does_not_hang_in_a_forked_child(backend: IcechunkBackend) 
     code = (
         "import os, sys, kpstore\n"
         "store = kpstore.create(sys.argv[1])\n"
-        "view, changes = store.view, store.backend.begin()\n"
-        "calls = view.names, lambda: view.meta('a'), lambda: changes.set_attrs({}), lambda: changes.commit('x'), repr\n"
-        "for call in calls:\n"
-        "    pid = os.fork()\n"
-        "    if pid == 0:\n"
-        "        try:\n"
-        "            call() if call is not repr else repr(store)\n"
-        "        except kpstore.KpstoreError as error:\n"
-        "            os._exit(7 if 'forkserver' in str(error) else 8)\n"
-        "        os._exit(9)\n"
-        "    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        "session, changes = store.session, store.backend.begin()\n"
+        "calls = session.names, lambda: session.meta('a'), lambda: changes.set_attrs({}), lambda: "
+        "changes.commit('x'), repr\nfor call in calls:\n    pid = os.fork()\n    if pid == 0:\n    "
+        "    try:\n            call() if call is not repr else repr(store)\n        except "
+        "kpstore.KpstoreError as error:\n            os._exit(7 if 'forkserver' in str(error) else "
+        "8)\n        os._exit(9)\n    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, backend.location + "-2"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore::DeprecationWarning",
+        "-c",
+        code,
+        backend.location + "-2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["7"] * 5
 
 
 def test_threads_can_read_at_once(backend: IcechunkBackend) -> None:
-    view = backend.view(backend.branches()["main"])
-    expected, found = view.read("big", 0, 4), []
-    threads = [threading.Thread(target=lambda: found.append(view.read("big", 0, 4))) for _ in range(8)]
+    session = backend.session(backend.branches()["main"])
+    expected, found = session.read("big", 0, 4), []
+    threads = [
+        threading.Thread(target=lambda: found.append(session.read("big", 0, 4))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -237,7 +255,7 @@ def test_threads_can_read_at_once(backend: IcechunkBackend) -> None:
 def test_a_store_can_be_moved(backend: IcechunkBackend, tmp_path: Path) -> None:
     shutil.move(backend.location, tmp_path / "elsewhere")
     moved = IcechunkBackend(str(tmp_path / "elsewhere"))
-    assert moved.view(moved.branches()["main"]).names() == ["a", "big"]
+    assert moved.session(moved.branches()["main"]).names() == ["a", "big"]
 
 
 def test_written_chunks_exist_even_if_all_of_them_is_fill(backend: IcechunkBackend) -> None:
@@ -257,7 +275,7 @@ def test_raw_chunks_are_mapped_as_they_lie(tmp_path: Path) -> None:
     values = np.arange(5000 * 4, dtype=np.float32).reshape(5000, 4)
     changes.create("a", ArrayMeta((5000, 4), "float32", 1024, ("frame", "x"), codec="raw"))
     changes.write("a", 0, values)
-    mapped = backend.view(changes.commit("values")).chunks("a").mapped
+    mapped = backend.session(changes.commit("values")).chunks("a").mapped
     assert mapped is not None
     for chunk in (tmp_path / "s.kps" / "chunks").iterdir():
         chunk.unlink()
@@ -268,7 +286,9 @@ def test_raw_chunks_are_mapped_as_they_lie(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["raw", "lz4"])
-def test_a_torn_chunk_is_said_and_never_read_as_something_else(tmp_path: Path, codec: Codec) -> None:
+def test_a_torn_chunk_is_said_and_never_read_as_something_else(
+    tmp_path: Path, codec: Codec
+) -> None:
     backend = IcechunkBackend(str(tmp_path / "s.kps"))
     backend.create({}, "made")
     changes = backend.begin()
@@ -277,7 +297,7 @@ def test_a_torn_chunk_is_said_and_never_read_as_something_else(tmp_path: Path, c
     snapshot = changes.commit("values")
     torn = max((tmp_path / "s.kps" / "chunks").iterdir(), key=lambda path: path.stat().st_size)
     torn.write_bytes(torn.read_bytes()[:-200])
-    chunks = backend.view(snapshot).chunks("a")
+    chunks = backend.session(snapshot).chunks("a")
     assert chunks.mapped is None
     out, failures = np.empty((1024, 4), np.float32), []
     for number in range(4):
@@ -300,8 +320,8 @@ def test_where_the_metadata_is_not_understood_reading_goes_through_icechunk(
     changes.write("a", 0, values)
     snapshot = changes.commit("values")
     monkeypatch.setattr(icechunk_chunks, "_FORMAT_1", 2)
-    chunks = backend.view(snapshot).chunks("a")
-    assert isinstance(chunks, ViewChunks)
+    chunks = backend.session(snapshot).chunks("a")
+    assert isinstance(chunks, SessionChunks)
     out = np.empty((1024, 4), np.float32)
     chunks.read_into(2, out)
     np.testing.assert_array_equal(out[:452], values[2048:])

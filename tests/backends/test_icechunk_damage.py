@@ -16,7 +16,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import kpstore
-from kpstore.backends import icechunk_chunks, icechunk_table, icechunk_views
+from kpstore.backends import icechunk_chunks, icechunk_sessions, icechunk_table
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError
@@ -36,7 +36,9 @@ def backend(tmp_path: Path) -> IcechunkBackend:
     backend = IcechunkBackend(str(tmp_path / "s.kps"))
     backend.create({}, "created")
     changes = backend.begin()
-    changes.create("a", ArrayMeta((ROWS, 200), "float32", SIZE, ("frame", "x"), float("nan"), codec="raw"))
+    changes.create(
+        "a", ArrayMeta((ROWS, 200), "float32", SIZE, ("frame", "x"), float("nan"), codec="raw")
+    )
     changes.create("words", ArrayMeta((6,), TEXT, 3, ("word",)))
     changes.write("a", 0, values())
     changes.write("words", 0, np.array([*"abcdef"], dtype=object))
@@ -49,14 +51,14 @@ def backend(tmp_path: Path) -> IcechunkBackend:
 
 
 def file_of(backend: IcechunkBackend, name: str, chunk: int) -> Path:
-    view = backend.view(backend.branches()[MAIN])
-    return Path(backend.location) / view.place(name, chunk)
+    session = backend.session(backend.branches()[MAIN])
+    return Path(backend.location) / session.place(name, chunk)
 
 
 def read(backend: IcechunkBackend, at: str | None = None, name: str = "a") -> np.ndarray:
     again = IcechunkBackend(backend.location)
-    view = again.view(at or again.branches()[MAIN])
-    return view.read(name, 0, view.meta(name).n_rows)
+    session = again.session(at or again.branches()[MAIN])
+    return session.read(name, 0, session.meta(name).n_rows)
 
 
 def swap(one: Path, other: Path) -> None:
@@ -71,14 +73,16 @@ def flip(path: Path, at: int = -100) -> None:
     path.write_bytes(bytes(content))
 
 
-# -- what a worker wrote -------------------------------------------------------------------------------------------
+# -- what a worker wrote ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec", ["raw", "lz4", "zstd"])
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda path: flip(path, -1),  # in the codec's own checksum, which others who read the chunk compare
+        lambda path: flip(
+            path, -1
+        ),  # in the codec's own checksum, which others who read the chunk compare
         lambda path: flip(path, 12),
         lambda path: path.write_bytes(path.read_bytes()[:3]),
         lambda path: path.write_bytes(b""),
@@ -90,7 +94,9 @@ def test_what_a_worker_wrote_is_looked_at_as_others_will_read_it(
     backend: IcechunkBackend, codec: Codec, damage: Callable[[Path], object]
 ) -> None:
     changes = backend.begin()
-    changes.create("b", ArrayMeta((400, 200), "float32", SIZE, ("frame", "x"), float("nan"), codec=codec))
+    changes.create(
+        "b", ArrayMeta((400, 200), "float32", SIZE, ("frame", "x"), float("nan"), codec=codec)
+    )
     changes.commit("b")
     changes = backend.begin()
     fork = changes.fork()
@@ -102,11 +108,13 @@ def test_what_a_worker_wrote_is_looked_at_as_others_will_read_it(
     fork = pickle.loads(pickle.dumps(fork))
     fork.check()
     damage(written)
-    with pytest.raises(CorruptError, match=r"of 'b', which a worker says it wrote, (cannot be read: \S|hold other)"):
+    with pytest.raises(
+        CorruptError, match=r"of 'b', which a worker says it wrote, (cannot be read: \S|hold other)"
+    ):
         fork.check()
 
 
-# -- chunks ---------------------------------------------------------------------------------------------------------
+# -- chunks ----------------------------------------------------------------------------------------
 
 
 def test_chunks_that_have_changed_places_are_said(backend: IcechunkBackend) -> None:
@@ -115,23 +123,27 @@ def test_chunks_that_have_changed_places_are_said(backend: IcechunkBackend) -> N
     said = rf"rows 0:4 of 'a' in .*s.kps cannot be read: it is not what was committed there \(chunks/{one.name}\)"
     with pytest.raises(CorruptError, match=said):
         read(backend)
-    view = IcechunkBackend(backend.location).begin()
+    session = IcechunkBackend(backend.location).begin()
     with pytest.raises(CorruptError, match=f"rows 4:8 .*{other.name}"):
-        view.read("a", 5, 6)
-    np.testing.assert_array_equal(view.read("a", 8, 10), values()[8:])
+        session.read("a", 5, 6)
+    np.testing.assert_array_equal(session.read("a", 8, 10), values()[8:])
 
 
 def test_a_chunk_of_another_version_is_not_taken_for_todays(backend: IcechunkBackend) -> None:
-    old = backend.view(backend.tags()["old"]).place("a", 0)
+    old = backend.session(backend.tags()["old"]).place("a", 0)
     shutil.copy(Path(backend.location) / old, file_of(backend, "a", 0))
     with pytest.raises(CorruptError, match="rows 0:4 of 'a'"):
         read(backend)
     np.testing.assert_array_equal(read(backend, backend.tags()["old"]), values())
 
 
-def test_a_chunk_that_no_manifest_lists_any_more_is_not_read_as_missing(backend: IcechunkBackend) -> None:
+def test_a_chunk_that_no_manifest_lists_any_more_is_not_read_as_missing(
+    backend: IcechunkBackend,
+) -> None:
     """Zarr reads fill for it, as for a chunk that nobody wrote."""
-    session = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location)).writable_session(MAIN)
+    session = icechunk.Repository.open(
+        icechunk.local_filesystem_storage(backend.location)
+    ).writable_session(MAIN)
     asyncio.run(session.store.delete("a/c/1/0"))
     session.commit("a chunk is lost")
     with pytest.raises(CorruptError, match=r"rows 4:8 of 'a' .* \(no file\)"):
@@ -148,7 +160,9 @@ def test_damage_is_never_written_back_with_a_new_checksum(backend: IcechunkBacke
     changes.write("a", 0, values(4, seed=5))
     changes.write("a", 4, values(6, seed=6))
     changes.commit("whole chunks, the short last one too, may be written over damage")
-    np.testing.assert_array_equal(read(backend), np.concatenate([values(4, seed=5), values(6, seed=6)]))
+    np.testing.assert_array_equal(
+        read(backend), np.concatenate([values(4, seed=5), values(6, seed=6)])
+    )
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 7])
@@ -156,7 +170,7 @@ def test_damage_is_never_written_back_with_a_new_checksum(backend: IcechunkBacke
 def test_large_writes_fill_up_chunks_at_their_ends_alone(
     backend: IcechunkBackend, monkeypatch: pytest.MonkeyPatch, start: int, stop: int
 ) -> None:
-    monkeypatch.setattr(icechunk_views, "_COPY_BYTES", 0)
+    monkeypatch.setattr(icechunk_sessions, "_COPY_BYTES", 0)
     before = read(backend)
     changes = backend.begin()
     changes.write("a", start, values(stop - start, seed=3))
@@ -165,7 +179,9 @@ def test_large_writes_fill_up_chunks_at_their_ends_alone(
     np.testing.assert_array_equal(read(backend), before)
 
 
-def test_the_table_grows_and_gives_rows_of_deleted_arrays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_grows_and_gives_rows_of_deleted_arrays_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(icechunk_table, "COLUMNS", 2)
     backend = IcechunkBackend(str(tmp_path / "s.kps"))
     backend.create({}, "created")
@@ -198,19 +214,25 @@ def test_a_damaged_table_is_one_line(backend: IcechunkBackend) -> None:
     changes.commit("so many that their checksums are a file")
     places = backend.places(backend.branches()[MAIN], "chunk_checksums", 1)
     assert places is None  # the table is cut along both axes: only Icechunk can say
-    newest = max((Path(backend.location) / "chunks").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest = max(
+        (Path(backend.location) / "chunks").iterdir(), key=lambda path: path.stat().st_mtime_ns
+    )
     flip(newest, 50)
     with pytest.raises(CorruptError, match=r"the checksums of 'many' in .* cannot be read: \S"):
         read(backend, name="many")
     assert read(backend, name="words").tolist() == [*"abcdef"]
 
 
-def test_a_table_that_holds_other_checksums_is_damaged_not_the_chunks(backend: IcechunkBackend) -> None:
+def test_a_table_that_holds_other_checksums_is_damaged_not_the_chunks(
+    backend: IcechunkBackend,
+) -> None:
     changes = backend.begin()
     changes.create("more", ArrayMeta((ROWS, 200), "float32", SIZE, ("frame", "x"), codec="raw"))
     changes.write("more", 0, values(seed=7))
     changes.commit("more")
-    session = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location)).writable_session(MAIN)
+    session = icechunk.Repository.open(
+        icechunk.local_filesystem_storage(backend.location)
+    ).writable_session(MAIN)
     table = zarr.open_array(session.store, path="chunk_checksums", mode="r+")
     rows = [table.attrs["arrays"].index(name) for name in ("a", "more")]
     one, other = table[rows[0]], table[rows[1]]
@@ -219,7 +241,8 @@ def test_a_table_that_holds_other_checksums_is_damaged_not_the_chunks(backend: I
     again = IcechunkBackend(backend.location)
     for name in ("a", "more"):
         with pytest.raises(
-            CorruptError, match=f"of '{name}' .*the table of checksums is damaged at '{name}', chunks 0"
+            CorruptError,
+            match=f"of '{name}' .*the table of checksums is damaged at '{name}', chunks 0",
         ):
             read(again, name=name)
     assert read(again, name="words").tolist() == [*"abcdef"]
@@ -239,7 +262,9 @@ def test_a_table_that_holds_other_checksums_is_damaged_not_the_chunks(backend: I
 def test_a_table_that_other_software_wrote_in_its_own_way_is_read(
     backend: IcechunkBackend, chunks: tuple[int, int], compressors: tuple[str, ...]
 ) -> None:
-    session = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location)).writable_session(MAIN)
+    session = icechunk.Repository.open(
+        icechunk.local_filesystem_storage(backend.location)
+    ).writable_session(MAIN)
     group = zarr.open_group(session.store)
     table = group["chunk_checksums"]
     assert isinstance(table, zarr.Array)
@@ -275,34 +300,42 @@ def test_numbers_in_a_manifest_that_cannot_be_are_no_crash(
         with monkeypatch.context() as patch:
             patch.setattr(table, "uint64", lambda *_, huge=huge: huge)
             again = IcechunkBackend(backend.location)
-            chunks = again.view(again.branches()[MAIN]).chunks("a")
-            with pytest.raises(CorruptError, match=r"chunk 1 at .* has \d+ bytes, those up to \d+ were expected"):
+            chunks = again.session(again.branches()[MAIN]).chunks("a")
+            with pytest.raises(
+                CorruptError, match=r"chunk 1 at .* has \d+ bytes, those up to \d+ were expected"
+            ):
                 chunks.read_into(1, np.empty((SIZE, 200), np.float32))
 
 
 def test_plain_zarr_and_xarray_still_open_a_store(backend: IcechunkBackend) -> None:
-    session = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location)).readonly_session(MAIN)
+    session = icechunk.Repository.open(
+        icechunk.local_filesystem_storage(backend.location)
+    ).readonly_session(MAIN)
     with xarray.open_zarr(session.store, consolidated=False) as opened:
         np.testing.assert_array_equal(opened["a"][SIZE:].to_numpy(), values()[SIZE:])
     assert "chunk_checksums" in zarr.open_group(session.store, mode="r")
-    assert backend.view(session.snapshot_id).names() == ["a", "words"]
+    assert backend.session(session.snapshot_id).names() == ["a", "words"]
 
 
 def test_arrays_of_other_software_are_read_as_they_are(backend: IcechunkBackend) -> None:
-    session = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location)).writable_session(MAIN)
-    theirs = zarr.open_group(session.store, mode="r+").create_array("theirs", shape=(6,), chunks=(2,), dtype="int64")
+    session = icechunk.Repository.open(
+        icechunk.local_filesystem_storage(backend.location)
+    ).writable_session(MAIN)
+    theirs = zarr.open_group(session.store, mode="r+").create_array(
+        "theirs", shape=(6,), chunks=(2,), dtype="int64"
+    )
     theirs[:] = np.arange(6)
     session.commit("by plain Zarr")
     changes = IcechunkBackend(backend.location).begin()
     changes.write("theirs", 1, np.array([7, 8]))
     changes.write("a", 0, values(2, seed=9))
     changes.commit("by kpstore on top")
-    assert backend.view(backend.branches()[MAIN]).checksums("theirs") is None
+    assert backend.session(backend.branches()[MAIN]).checksums("theirs") is None
     assert read(backend, name="theirs").tolist() == [0, 7, 8, 3, 4, 5]
     assert list(backend.examine()) == []
 
 
-# -- forks ----------------------------------------------------------------------------------------------------------
+# -- forks -----------------------------------------------------------------------------------------
 
 
 def wrote(backend: IcechunkBackend) -> tuple[bytes, Path]:
@@ -317,14 +350,18 @@ def wrote(backend: IcechunkBackend) -> tuple[bytes, Path]:
 
 
 @pytest.mark.parametrize("lost", ["chunk", "disk"])
-def test_a_fork_whose_chunks_are_on_another_disk_fails_its_check(backend: IcechunkBackend, lost: str) -> None:
+def test_a_fork_whose_chunks_are_on_another_disk_fails_its_check(
+    backend: IcechunkBackend, lost: str
+) -> None:
     sent, chunk = wrote(backend)
     pickle.loads(sent).check()
     if lost == "chunk":
         chunk.unlink()
     else:
         shutil.move(backend.location, backend.location + ".elsewhere")
-    with pytest.raises(CorruptError, match=r"'a', (which|of which) a worker says it wrote.* cannot be read: \S"):
+    with pytest.raises(
+        CorruptError, match=r"'a', (which|of which) a worker says it wrote.* cannot be read: \S"
+    ):
         pickle.loads(sent).check()
 
 
@@ -332,7 +369,9 @@ def test_a_fork_whose_chunks_hold_something_else_fails_its_check(backend: Icechu
     sent, chunk = wrote(backend)
     other = file_of(backend, "a", 0)
     chunk.write_bytes(other.read_bytes())
-    with pytest.raises(CorruptError, match="of 'a', which a worker says it wrote, hold other values"):
+    with pytest.raises(
+        CorruptError, match="of 'a', which a worker says it wrote, hold other values"
+    ):
         pickle.loads(sent).check()
 
 
@@ -346,7 +385,7 @@ def test_two_forks_that_wrote_one_chunk_are_refused(backend: IcechunkBackend) ->
     changes.discard()
 
 
-# -- names ----------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def test_names_that_an_older_kpstore_made_are_found_again(tmp_path: Path) -> None:
@@ -380,12 +419,19 @@ def test_a_name_in_another_normal_form_is_the_same_name(store: kpstore.Store) ->
     assert list(store.tags) == ["हिन्दी-1"]
 
 
-@pytest.mark.parametrize("name", ["x" * 252, "".join(map(chr, range(0x4E00, 0x8E00, 97))), "a b", "a/b", "a%b"])
-def test_a_name_that_no_file_can_have_is_refused_and_nothing_is_made(backend: IcechunkBackend, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["x" * 252, "".join(map(chr, range(0x4E00, 0x8E00, 97))), "a b", "a/b", "a%b"]
+)
+def test_a_name_that_no_file_can_have_is_refused_and_nothing_is_made(
+    backend: IcechunkBackend, name: str
+) -> None:
     before = sorted(Path(backend.location).rglob("*"))
     newest = backend.branches()[MAIN]
     for make in (backend.create_tag, backend.create_branch):
-        with pytest.raises(InvalidError, match=r"^(tag|branch) name .* (choose a shorter one|use letters and digits)$"):
+        with pytest.raises(
+            InvalidError,
+            match=r"^(tag|branch) name .* (choose a shorter one|use letters and digits)$",
+        ):
             make(name, newest)
     assert sorted(Path(backend.location).rglob("*")) == before
 
@@ -405,10 +451,15 @@ def test_a_damaged_name_is_said_when_it_is_asked_for(backend: IcechunkBackend, d
     for file in ("refs/tag.xn--1-756b314a/ref.json", "refs/branch.side/ref.json"):
         path = Path(store.location) / file
         content = path.read_bytes()
-        path.unlink() if damage == "missing" else path.write_bytes(bytes(35) if damage == "zero" else content[:20])
+        path.unlink() if damage == "missing" else path.write_bytes(
+            bytes(35) if damage == "zero" else content[:20]
+        )
     again = kpstore.open(store.location, mode="a")
     assert again.at("good").snapshot == store.snapshot
-    for name, file in (("版本1", "refs/tag.xn--1-756b314a/ref.json"), ("side", "refs/branch.side/ref.json")):
+    for name, file in (
+        ("版本1", "refs/tag.xn--1-756b314a/ref.json"),
+        ("side", "refs/branch.side/ref.json"),
+    ):
         said = f"{name}' of .* cannot be read: {file} is (damaged|gone); it named version {store.snapshot}"
         with pytest.raises(CorruptError, match=said):
             again.at(name)
@@ -425,7 +476,9 @@ def test_a_damaged_name_is_told_of_where_names_are_listed(
     (Path(backend.location) / "refs/tag.old/ref.json").write_bytes(bytes(35))
     again = IcechunkBackend(backend.location)
     assert (dict(again.tags()), dict(again.tags())) == ({}, {})
-    assert [record.getMessage().count("refs/tag.old/ref.json is damaged") for record in caplog.records] == [1]
+    assert [
+        record.getMessage().count("refs/tag.old/ref.json is damaged") for record in caplog.records
+    ] == [1]
 
 
 def test_others_can_commit_while_a_store_is_examined(backend: IcechunkBackend) -> None:
@@ -437,14 +490,22 @@ def test_others_can_commit_while_a_store_is_examined(backend: IcechunkBackend) -
     assert len(list(lines)) == 1
 
 
-def test_a_branch_with_the_file_of_one_that_builds_upon_it_is_damaged(backend: IcechunkBackend) -> None:
-    main, side = (Path(backend.location) / f"refs/branch.{name}/ref.json" for name in (MAIN, "side"))
+def test_a_branch_with_the_file_of_one_that_builds_upon_it_is_damaged(
+    backend: IcechunkBackend,
+) -> None:
+    main, side = (
+        Path(backend.location) / f"refs/branch.{name}/ref.json" for name in (MAIN, "side")
+    )
     side.write_bytes(main.read_bytes())
-    with pytest.raises(CorruptError, match=r"branch 'side' of .* the newest that was committed to it"):
+    with pytest.raises(
+        CorruptError, match=r"branch 'side' of .* the newest that was committed to it"
+    ):
         IcechunkBackend(backend.location).branches()["side"]
 
 
-def test_a_branch_stays_ahead_when_another_one_is_committed_to_on_top_of_it(backend: IcechunkBackend) -> None:
+def test_a_branch_stays_ahead_when_another_one_is_committed_to_on_top_of_it(
+    backend: IcechunkBackend,
+) -> None:
     changes = backend.begin()
     changes.write("a", 0, values(1, seed=4))
     newest = changes.commit("killed before its line was written")
@@ -470,8 +531,12 @@ def test_a_deleted_tag_that_comes_back_is_told(backend: IcechunkBackend) -> None
     assert list(IcechunkBackend(backend.location).examine()) == []
 
 
-def test_a_branch_that_has_lost_versions_is_not_read_or_built_upon(backend: IcechunkBackend) -> None:
-    main, side = (Path(backend.location) / f"refs/branch.{name}/ref.json" for name in (MAIN, "side"))
+def test_a_branch_that_has_lost_versions_is_not_read_or_built_upon(
+    backend: IcechunkBackend,
+) -> None:
+    main, side = (
+        Path(backend.location) / f"refs/branch.{name}/ref.json" for name in (MAIN, "side")
+    )
     main.write_bytes(side.read_bytes())
     again = IcechunkBackend(backend.location)
     said = r"branch 'main' of .* refs/branch.main/ref.json leads to version \w+, but \w+"
@@ -483,7 +548,7 @@ def test_a_branch_that_has_lost_versions_is_not_read_or_built_upon(backend: Icec
     assert again.branches()[MAIN] == again.tags()["old"]
 
 
-# -- the ledger -----------------------------------------------------------------------------------------------------
+# -- the ledger ------------------------------------------------------------------------------------
 
 
 def damage_nothing(folder: Path) -> None:
@@ -516,9 +581,11 @@ def test_a_kill_between_a_change_and_its_line_is_no_damage(
     elif change == "reset":
         backend.reset_branch(MAIN, old, expected=newest)
     else:
-        {"tag": backend.create_tag, "branch": backend.create_branch, "delete tag": lambda name, _: None}[change](
-            "new", newest
-        )
+        {
+            "tag": backend.create_tag,
+            "branch": backend.create_branch,
+            "delete tag": lambda name, _: None,
+        }[change]("new", newest)
         if change == "delete tag":
             backend.delete_tag("old")
     killed(Path(backend.location))
@@ -538,7 +605,9 @@ def test_a_store_works_without_its_ledger_and_begins_another(
     ledger = Path(backend.location) / "kpstore" / "ledger"
     ledger.unlink()
     assert list(backend.examine()) == []
-    assert "has no kpstore/ledger: names and descriptions of versions are not compared" in caplog.text
+    assert (
+        "has no kpstore/ledger: names and descriptions of versions are not compared" in caplog.text
+    )
     read(backend)
     backend.create_tag("new", backend.tags()["old"])
     assert list(backend.examine()) == []
@@ -554,7 +623,9 @@ def test_a_moved_copied_store_keeps_a_valid_ledger(backend: IcechunkBackend) -> 
         assert list(IcechunkBackend(backend.location + name).examine()) == []
 
 
-def test_other_software_may_commit_and_its_versions_are_taken_over(backend: IcechunkBackend) -> None:
+def test_other_software_may_commit_and_its_versions_are_taken_over(
+    backend: IcechunkBackend,
+) -> None:
     for n in range(2):
         repository = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location))
         session = repository.writable_session(MAIN)
@@ -574,7 +645,9 @@ def test_whatever_becomes_of_a_file_that_describes_versions_is_found(
     backend: IcechunkBackend, kind: str, how: str
 ) -> None:
     root = Path(backend.location)
-    files = sorted(path for path in (root / kind).rglob("*") if path.is_file() and path.name != "commit.lock")
+    files = sorted(
+        path for path in (root / kind).rglob("*") if path.is_file() and path.name != "commit.lock"
+    )
     if how == "missing":
         files = [path for path in files if path.name != "ledger"]  # which may be deleted
     for number, path in enumerate(files):
@@ -592,20 +665,26 @@ def test_whatever_becomes_of_a_file_that_describes_versions_is_found(
         lines = list(IcechunkBackend(backend.location).examine())
         assert lines, path
         assert all("\n" not in line for line in lines)
-        named = {str(file.relative_to(root)) for file in (path, other if how == "swapped" else path)}
+        named = {
+            str(file.relative_to(root)) for file in (path, other if how == "swapped" else path)
+        }
         assert any(file in line for file in named for line in lines), (path, lines)
         path.write_bytes(kept[0])
         other.write_bytes(kept[1])
     assert list(IcechunkBackend(backend.location).examine()) == []
 
 
-def test_a_version_whose_description_was_changed_is_not_opened_or_built_upon(backend: IcechunkBackend) -> None:
+def test_a_version_whose_description_was_changed_is_not_opened_or_built_upon(
+    backend: IcechunkBackend,
+) -> None:
     newest = backend.branches()[MAIN]
     path = Path(backend.location) / "snapshots" / newest
     shutil.copy(Path(backend.location) / "snapshots" / backend.tags()["old"], path)
     again = IcechunkBackend(backend.location)
-    for call in (lambda: again.view(newest), again.begin):
-        with pytest.raises(CorruptError, match=f"snapshots/{newest} does not hold what was written"):
+    for call in (lambda: again.session(newest), again.begin):
+        with pytest.raises(
+            CorruptError, match=f"snapshots/{newest} does not hold what was written"
+        ):
             call()
     np.testing.assert_array_equal(read(backend, backend.tags()["old"]), values())
 

@@ -25,6 +25,6 @@ def commit_often(location: str, worker: int) -> None:
 def read_first_row(backend: Backend, snapshot: str, answers: Queue[str]) -> None:
     """Say what became of a read."""
     try:
-        answers.put(f"read {backend.view(snapshot).read('a', 0, 1)[0]}")
+        answers.put(f"read {backend.session(snapshot).read('a', 0, 1)[0]}")
     except KpstoreError as error:
         answers.put(f"{type(error).__name__}: {error}")

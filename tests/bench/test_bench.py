@@ -11,15 +11,22 @@ import pytest
 import torch
 
 import kpstore
-from kpstore.bench.measure import Settings, Workload, measure
+from kpstore.bench.comparison import bench
+from kpstore.bench.measure import BenchSettings, Workload, measure
 from kpstore.bench.plot import plot
-from kpstore.bench.run import bench
-from kpstore.bench.subjects import PEERS, KpstoreSubject, MemorySubject, TorchSubject, filesystem_of, installed_peers
+from kpstore.bench.subjects import (
+    PEERS,
+    KpstoreSubject,
+    MemorySubject,
+    TorchSubject,
+    filesystem_of,
+    installed_peers,
+)
 from kpstore.errors import InvalidError, MissingExtraError
 from tests.conftest import memory_location
 from tests.store.data import fill
 
-QUICK = Settings(runs=1, seconds=0.01)
+QUICK = BenchSettings(runs=1, seconds=0.01)
 ROWS = np.random.default_rng(0).normal(size=(3000, 5, 3)).astype(np.float32)
 
 
@@ -35,7 +42,9 @@ def check_reads(subject: Any, rows: np.ndarray) -> None:
     clips = np.empty((2, 7, *rows.shape[1:]), dtype=rows.dtype)
     subject.clips(np.array([3, 1]), 7, clips)
     np.testing.assert_array_equal(clips, [rows[3:10], rows[1:8]])
-    batches = [torch.as_tensor(batch).numpy() for batch in subject.epoch(16, np.random.default_rng(2))]
+    batches = [
+        torch.as_tensor(batch).numpy() for batch in subject.epoch(16, np.random.default_rng(2))
+    ]
     seen = np.concatenate(batches)
     assert len(seen) == len(rows)
     np.testing.assert_array_equal(np.sort(seen[:, 0, 0]), np.sort(rows[:, 0, 0]))
@@ -57,7 +66,9 @@ def test_memory_and_torch_read_the_array() -> None:
 
 
 @pytest.mark.parametrize("cache", ["off", "on"])
-def test_the_store_is_read_as_users_read_it(disk_store: kpstore.Store, tmp_path: Path, cache: str) -> None:
+def test_the_store_is_read_as_users_read_it(
+    disk_store: kpstore.Store, tmp_path: Path, cache: str
+) -> None:
     filled = fill(disk_store, done=("a", "b", "d"), compression="lz4")
     folder = cache if cache == "off" else str(tmp_path / "cache")
     subject = KpstoreSubject(filled.location, None, "points", 34, cache=folder)
@@ -76,17 +87,20 @@ class Slow(MemorySubject):
 def test_subjects_take_turns_on_the_same_rows() -> None:
     seen: list[tuple[str, int]] = []
 
-    def note(subject: Any, settings: Settings, rng: np.random.Generator) -> dict[str, float]:
+    def note(subject: Any, settings: BenchSettings, rng: np.random.Generator) -> dict[str, float]:
         seen.append((subject.name, int(rng.integers(10**9))))
         return {"speed": subject.speed * (1 + len(seen) // 2)}
 
     subjects = [Slow("a", 1.0), Slow("b", 10.0)]
-    figures = list(measure(subjects, [Workload({"speed": "rows/s"}, note)], Settings(runs=3)))
+    figures = list(measure(subjects, [Workload({"speed": "rows/s"}, note)], BenchSettings(runs=3)))
     assert [name for name, _ in seen] == ["a", "b"] * 3
     drawn = [number for _, number in seen]
     assert drawn[::2] == drawn[1::2]
     assert len(set(drawn)) == 3
-    assert [(f.subject, f.median, f.lowest, f.highest) for f in figures] == [("a", 2, 1, 3), ("b", 30, 20, 40)]
+    assert [(f.subject, f.median, f.lowest, f.highest) for f in figures] == [
+        ("a", 2, 1, 3),
+        ("b", 30, 20, 40),
+    ]
 
 
 def test_a_report_says_what_was_measured_and_how(disk_store: kpstore.Store, tmp_path: Path) -> None:
@@ -101,8 +115,21 @@ def test_a_report_says_what_was_measured_and_how(disk_store: kpstore.Store, tmp_
         scratch=tmp_path,
         on_step=steps.append,
     )
-    assert list(report.how) == ["memory", "kpstore", "kpstore, cache", "h5py", "npz", "DataLoader(TensorDataset)"]
-    workloads = {"open to the first row", "random frames", "clips", "one video, median", "one video, 99 %"}
+    assert list(report.how) == [
+        "memory",
+        "kpstore",
+        "kpstore, cache",
+        "h5py",
+        "npz",
+        "DataLoader(TensorDataset)",
+    ]
+    workloads = {
+        "open to the first row",
+        "random frames",
+        "clips",
+        "one video, median",
+        "one video, 99 %",
+    }
     for subject in list(report.how)[:5]:
         measured = {figure.workload for figure in report.figures if figure.subject == subject}
         assert measured == workloads | {"shuffled epoch"}
@@ -113,7 +140,9 @@ def test_a_report_says_what_was_measured_and_how(disk_store: kpstore.Store, tmp_
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("kpstore-bench")] == []
     as_json = json.loads(json.dumps(report.to_json()))
     assert as_json["n_rows"] == 34
-    assert {figure["ratio_to_memory"] for figure in as_json["figures"] if figure["subject"] == "memory"} == {1.0}
+    assert {
+        figure["ratio_to_memory"] for figure in as_json["figures"] if figure["subject"] == "memory"
+    } == {1.0}
     plot(report, tmp_path / "bench.svg")
     assert "random frames" in (tmp_path / "bench.svg").read_text(encoding="utf-8")
 
@@ -125,7 +154,9 @@ def test_a_ratio_above_one_is_faster(disk_store: kpstore.Store) -> None:
         assert memory is not None
         ratio = report.ratio(figure)
         assert ratio is not None
-        faster = figure.median < memory.median if figure.unit == "ms" else figure.median > memory.median
+        faster = (
+            figure.median < memory.median if figure.unit == "ms" else figure.median > memory.median
+        )
         assert (ratio > 1) == faster
 
 

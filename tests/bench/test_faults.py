@@ -14,6 +14,10 @@ def test_random_clusters_lose_nothing_and_a_second_call_goes_on(
 ) -> None:
     journal = tmp_path / "journal.jsonl"
     counts = cluster.run(1, 3, tmp_path / "clusters", journal)
-    assert sum(one["attempts"] for one in counts.values()) == sum(one["survived"] for one in counts.values()) == 1
+    assert (
+        sum(one["attempts"] for one in counts.values())
+        == sum(one["survived"] for one in counts.values())
+        == 1
+    )
     monkeypatch.setattr(cluster, "_attempt", None)  # nothing is made again
     assert cluster.run(1, 3, tmp_path / "clusters", journal) == counts

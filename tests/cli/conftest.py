@@ -63,7 +63,9 @@ def dataset(tmp_path: Path) -> Path:
             rows.append(f"{video}|{video}/1/*.png|-1|-1|S1|GLOSS|text")
         lists = root / "annotations" / "manual"
         lists.mkdir(parents=True, exist_ok=True)
-        (lists / f"PHOENIX-2014-T.{split}.corpus.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        (lists / f"PHOENIX-2014-T.{split}.corpus.csv").write_text(
+            "\n".join(rows) + "\n", encoding="utf-8"
+        )
     return root
 
 
@@ -71,5 +73,7 @@ def dataset(tmp_path: Path) -> Path:
 def ingested(kpstore_: Kpstore, dataset: Path, tmp_path: Path) -> Path:
     """A store that holds all of it."""
     store = tmp_path / "store.kps"
-    assert kpstore_("ingest", "phoenix", dataset, store, "--recipe", "fake", "--workers", 0).code == 0
+    assert (
+        kpstore_("ingest", "phoenix", dataset, store, "--recipe", "fake", "--workers", 0).code == 0
+    )
     return store

@@ -21,7 +21,12 @@ def test_bench_shows_each_way_of_reading(
     picture = tmp_path / "bench.png"
     assert run(["bench", location, *QUICK, "--against", "npy,h5py", "--plot", str(picture)]) == 0
     shown = capsys.readouterr()
-    for text in ("random frames, frames/s", "one video, 99 %, ms", "h5py, chunks of 64 rows", "memory of an epoch"):
+    for text in (
+        "random frames, frames/s",
+        "one video, 99 %, ms",
+        "h5py, chunks of 64 rows",
+        "memory of an epoch",
+    ):
         assert text in shown.out
     assert picture.read_bytes().startswith(b"\x89PNG")
 

@@ -18,7 +18,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_build_list_and_clear(disk_store: kpstore.Store, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_list_and_clear(
+    disk_store: kpstore.Store, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     location = fill(disk_store, compression="lz4").location
     assert run(["cache", "build", location]) == 0
     assert capsys.readouterr().out == "points: decoded copy on the local disk, mapped\n"
@@ -50,7 +52,9 @@ def test_clear_takes_one_stores_copies_only(
 
 
 def test_a_raw_store_needs_no_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = fill(kpstore.create(tmp_path / "raw.kps"), chunk_rows=1024)  # 1,024 rows of 60 bytes are whole pages
+    store = fill(
+        kpstore.create(tmp_path / "raw.kps"), chunk_rows=1024
+    )  # 1,024 rows of 60 bytes are whole pages
     assert run(["cache", "build", store.location]) == 0
     assert "mapped as they lie" in capsys.readouterr().out
     assert run(["cache", "list", "--json"]) == 0
@@ -75,7 +79,9 @@ def test_a_store_without_frames_has_nothing_to_cache(
     assert "nothing to cache" in capsys.readouterr().out
 
 
-def test_wrong_use_is_one_line(disk_store: kpstore.Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_is_one_line(
+    disk_store: kpstore.Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     location = fill(disk_store).location
     for words, message in (
         (["build", location, "--feature", "pose"], "feature 'pose' not found"),

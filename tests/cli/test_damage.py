@@ -22,7 +22,7 @@ def bad(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     sound = tmp_path / f"sound{request.param}"
     run_ingest(SOURCE, sound, FakeExtractor(chunk_rows=16), Options(workers=0))
     store = kpstore.open(sound)
-    assert store.view.checksums("points") is not None
+    assert store.session.checksums("points") is not None
     return Path(damaged_copy(store, [("points", 1)], tmp_path / f"bad{request.param}"))
 
 
@@ -59,7 +59,10 @@ def test_verify_names_videos_and_files_and_repair_leads_back(kpstore_: Kpstore, 
     assert plain.code == 1
     assert "chunk 1 (rows 16:32; " in " ".join(plain.out.split())
     planned = kpstore_("repair", bad, "--dry-run")
-    assert (planned.code, "points: 2 videos, 29 frames would be pending again" in planned.out) == (0, True), planned
+    assert (planned.code, "points: 2 videos, 29 frames would be pending again" in planned.out) == (
+        0,
+        True,
+    ), planned
     done = kpstore_("repair", bad)
     assert (done.code, done.err) == (0, "")
     assert "2 videos, 29 frames are pending again; 'kpstore ingest'" in done.out

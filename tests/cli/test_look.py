@@ -15,10 +15,20 @@ from tests.store.data import format_1
 def test_info_shows_what_is_there(kpstore_: Kpstore, ingested: Path) -> None:
     shown = kpstore_("info", ingested)
     assert shown.code == 0
-    for words in ("3 videos, 32 frames", "train", "dev", "points: 32 × 5 × 3 float32", "3 done, 0 failed, 0 pending"):
+    for words in (
+        "3 videos, 32 frames",
+        "train",
+        "dev",
+        "points: 32 × 5 × 3 float32",
+        "3 done, 0 failed, 0 pending",
+    ):
         assert words in shown.out
     told = json.loads(kpstore_("info", ingested, "--json").out)
-    assert (told["videos"], told["frames"], told["features"]["points"]["coverage"]["done"]) == (3, 32, 32)
+    assert (told["videos"], told["frames"], told["features"]["points"]["coverage"]["done"]) == (
+        3,
+        32,
+        32,
+    )
     assert told["disk"]["files"] > 0
 
 
@@ -42,7 +52,10 @@ def test_info_says_what_a_store_of_format_1_lacks(kpstore_: Kpstore, tmp_path: P
 def test_what_is_no_store_is_one_line(kpstore_: Kpstore, tmp_path: Path, command: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").touch()
-    for path, words in ((tmp_path / "none", "does not exist"), (tmp_path / "folder", "is not a kpstore store")):
+    for path, words in (
+        (tmp_path / "none", "does not exist"),
+        (tmp_path / "folder", "is not a kpstore store"),
+    ):
         result = kpstore_(command, path)
         assert (result.code, len(result.lines), result.out) == (2, 1, "")
         assert words in result.err
@@ -66,12 +79,17 @@ def test_progress_after_a_run(kpstore_: Kpstore, ingested: Path) -> None:
     assert shown.code == 0
     assert "finished: points, 32 of 32 frames" in shown.out
     told = json.loads(kpstore_("progress", ingested, "--json").out)
-    assert (told["run"]["running"], told["features"]["points"]) == (False, {"done": 3, "failed": 0, "pending": 0})
+    assert (told["run"]["running"], told["features"]["points"]) == (
+        False,
+        {"done": 3, "failed": 0, "pending": 0},
+    )
 
 
 def test_progress_of_a_run_and_of_one_that_was_killed(kpstore_: Kpstore, ingested: Path) -> None:
     backend = kpstore.open(ingested).backend
-    ProgressFile(backend.sidecar_dir).write(Progress("run", "points", frames=100, frames_done=10), now=True)
+    ProgressFile(backend.sidecar_dir).write(
+        Progress("run", "points", frames=100, frames_done=10), now=True
+    )
     with backend.exclusive("a test"):
         assert "running: points, 10 of 100 frames" in kpstore_("progress", ingested).out
         assert json.loads(kpstore_("progress", ingested, "--json").out)["run"]["running"] is True
@@ -122,16 +140,33 @@ def test_diff_ends_with_1_where_versions_differ(kpstore_: Kpstore, ingested: Pat
 
 def test_npz_files_of_any_feature(kpstore_: Kpstore, ingested: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = kpstore_("export", "npz", ingested, out, "--feature", "points", "--splits", "train", "dev")
+    first = kpstore_(
+        "export", "npz", ingested, out, "--feature", "points", "--splits", "train", "dev"
+    )
     assert first.code == 0
     with np.load(out / "dev_points.npz") as dev:
         assert dev["points"].shape[1:] == (5, 3)
         assert set(dev["video_ids"].tolist()) == {"d1"}
     again = kpstore_("export", "npz", ingested, out, "--feature", "points")
     assert (again.code, len(again.lines)) == (2, 1)
-    forced = kpstore_("export", "npz", ingested, out, "--feature", "points", "--force", "--empty", "keep", "--json")
+    forced = kpstore_(
+        "export",
+        "npz",
+        ingested,
+        out,
+        "--feature",
+        "points",
+        "--force",
+        "--empty",
+        "keep",
+        "--json",
+    )
     assert [file["frames"] for file in json.loads(forced.out)["files"]] == [25, 7]
-    for arguments in ([], ["--feature", "points", "--splits", "val"], ["--feature", "points", "--at", "v9"]):
+    for arguments in (
+        [],
+        ["--feature", "points", "--splits", "val"],
+        ["--feature", "points", "--at", "v9"],
+    ):
         wrong = kpstore_("export", "npz", ingested, tmp_path / "no", *arguments)
         assert (wrong.code, len(wrong.lines)) == (2, 1)
     assert not (tmp_path / "no").exists()

@@ -11,10 +11,23 @@ from kpstore.cli.arguments import spread_list
 from tests.cli.conftest import Kpstore
 from tests.processes import finish
 
-HEAVY = ("torch", "mediapipe", "dask", "distributed", "zarr", "pandas", "xarray", "icechunk", "numpy", "av")
+HEAVY = (
+    "torch",
+    "mediapipe",
+    "dask",
+    "distributed",
+    "zarr",
+    "pandas",
+    "xarray",
+    "icechunk",
+    "numpy",
+    "av",
+)
 
 
-@pytest.mark.parametrize("code", ["import kpstore", "from kpstore.cli.main import run; run(['--help'])"])
+@pytest.mark.parametrize(
+    "code", ["import kpstore", "from kpstore.cli.main import run; run(['--help'])"]
+)
 def test_starting_is_fast_and_brings_nothing_heavy(code: str) -> None:
     check = (
         f"{code}; import sys, time; used = time.process_time(); "
@@ -30,9 +43,21 @@ def test_version_and_help(kpstore_: Kpstore) -> None:
     assert kpstore_("--version").out == f"kpstore {__version__}\n"
     shown = kpstore_("--help")
     assert shown.code == 0
-    for command in ("ingest", "export", "info", "progress", "log", "tag", "rollback", "diff", "demo"):
+    for command in (
+        "ingest",
+        "export",
+        "info",
+        "progress",
+        "log",
+        "tag",
+        "rollback",
+        "diff",
+        "demo",
+    ):
         assert command in shown.out
-    assert "phoenix.kps --splits train dev" in " ".join(kpstore_("ingest", "phoenix", "--help").out.split())
+    assert "phoenix.kps --splits train dev" in " ".join(
+        kpstore_("ingest", "phoenix", "--help").out.split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,11 +66,23 @@ def test_version_and_help(kpstore_: Kpstore) -> None:
         (["frobnicate"], "error: no such command 'frobnicate'"),
         (["info"], "error: missing argument 'STORE'"),
         (["info", "x", "--nonsense"], "error: no such option: --nonsense"),
-        (["ingest", "phoenix", "a", "b", "--workers", "-1"], "error: invalid value for '--workers'"),
-        (["ingest", "phoenix", "a", "b", "--workers-per-gpu", "0"], "error: invalid value for '--workers-per-gpu'"),
+        (
+            ["ingest", "phoenix", "a", "b", "--workers", "-1"],
+            "error: invalid value for '--workers'",
+        ),
+        (
+            ["ingest", "phoenix", "a", "b", "--workers-per-gpu", "0"],
+            "error: invalid value for '--workers-per-gpu'",
+        ),
         (["ingest", "phoenix", "a", "b", "--mode", "odd"], "error: invalid value for '--mode'"),
-        (["ingest", "phoenix", "a", "b", "--checkpoint-minutes", "0"], "error: --checkpoint-minutes is 0.0"),
-        (["ingest", "phoenix", "a", "b", "--max-videos-per-split", "0"], "error: invalid value for '--max-videos"),
+        (
+            ["ingest", "phoenix", "a", "b", "--checkpoint-minutes", "0"],
+            "error: --checkpoint-minutes is 0.0",
+        ),
+        (
+            ["ingest", "phoenix", "a", "b", "--max-videos-per-split", "0"],
+            "error: invalid value for '--max-videos",
+        ),
         (["ingest", "phoenix", "a", "b", "--set", "x"], "error: --set 'x': use NAME=VALUE"),
     ],
 )
@@ -72,7 +109,9 @@ def test_a_surprise_is_one_line_and_a_traceback_on_demand(
     assert "Traceback" in kpstore_("log", ingested, "--debug").err
 
 
-def test_an_interrupt_is_quiet(kpstore_: Kpstore, ingested: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_quiet(
+    kpstore_: Kpstore, ingested: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import kpstore
-from kpstore.trainers.run import train_keypoints
+from kpstore.trainers.train import train_keypoints
 from tests.cli.conftest import Kpstore
 from tests.trainers.data import SMALL_KEYPOINTS, train_store
 
@@ -20,7 +20,9 @@ def people(tmp_path: Path) -> Path:
     return tmp_path / "people.kps"
 
 
-def test_predictions_go_to_the_store_or_to_pictures(kpstore_: Kpstore, people: Path, tmp_path: Path) -> None:
+def test_predictions_go_to_the_store_or_to_pictures(
+    kpstore_: Kpstore, people: Path, tmp_path: Path
+) -> None:
     best = tmp_path / "run" / "best.safetensors"
     first = kpstore_("predict", best, people, "--split", "dev", "--as", "again", "--device", "cpu")
     assert first.code == 0, first.err
@@ -33,7 +35,9 @@ def test_predictions_go_to_the_store_or_to_pictures(kpstore_: Kpstore, people: P
     assert len(list((tmp_path / "png").rglob("*.png"))) == 3
 
 
-def test_what_cannot_be_predicted_is_one_line(kpstore_: Kpstore, people: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_predicted_is_one_line(
+    kpstore_: Kpstore, people: Path, tmp_path: Path
+) -> None:
     best, half = tmp_path / "run" / "best.safetensors", tmp_path / "half.safetensors"
     half.write_bytes(best.read_bytes()[:5000])
     before = kpstore.open(people).snapshot

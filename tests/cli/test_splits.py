@@ -12,10 +12,12 @@ from tests.cli.conftest import Kpstore
 def test_stats_by_split(kpstore_: Kpstore, ingested: Path) -> None:
     shown = kpstore_("stats", ingested, "--workers", 1)
     assert shown.code == 0
-    assert [line.split()[0] for line in shown.out.splitlines() if line.startswith(("train", "dev"))] == (
-        ["train"] * 3 + ["dev"] * 3
+    assert [
+        line.split()[0] for line in shown.out.splitlines() if line.startswith(("train", "dev"))
+    ] == (["train"] * 3 + ["dev"] * 3)
+    told = json.loads(
+        kpstore_("stats", ingested, "--json", "--split", "dev", "--feature", "points").out
     )
-    told = json.loads(kpstore_("stats", ingested, "--json", "--split", "dev", "--feature", "points").out)
     assert list(told["points"]) == ["dev"]
     group = told["points"]["dev"]["statistics"]["all"]["x"]
     assert group["count"] + group["missing"] == 7 * 5
@@ -53,7 +55,16 @@ def test_set_changes_splits_and_an_ingest_goes_on(
     assert "2 videos changed; version" in kpstore_("splits", "set", ingested, table).out
     assert "splits set from new.csv: 2 of 3 videos changed" in kpstore_("log", ingested).out
     again = kpstore_(
-        "ingest", "phoenix", dataset, ingested, "--recipe", "fake", "--workers", 0, "--overwrite", "--json"
+        "ingest",
+        "phoenix",
+        dataset,
+        ingested,
+        "--recipe",
+        "fake",
+        "--workers",
+        0,
+        "--overwrite",
+        "--json",
     )
     assert again.code == 0, again.err
     assert "were set by hand: 2 videos, the first 't1', keep theirs" in again.out

@@ -11,7 +11,12 @@ from tests.cli.conftest import Kpstore
 def test_merge_convert_diff_and_verify(kpstore_: Kpstore, dataset: Path, tmp_path: Path) -> None:
     fast = ("--recipe", "fake", "--workers", "0")
     for split in ("train", "dev"):
-        assert kpstore_("ingest", "phoenix", dataset, tmp_path / f"{split}.kps", *fast, "--splits", split).code == 0
+        assert (
+            kpstore_(
+                "ingest", "phoenix", dataset, tmp_path / f"{split}.kps", *fast, "--splits", split
+            ).code
+            == 0
+        )
     assert kpstore_("ingest", "phoenix", dataset, tmp_path / "all.kps", *fast).code == 0
     made = kpstore_("merge", tmp_path / "dev.kps", tmp_path / "train.kps", tmp_path / "both.h5")
     assert (made.code, made.err) == (0, "")
@@ -30,7 +35,10 @@ def test_merge_convert_diff_and_verify(kpstore_: Kpstore, dataset: Path, tmp_pat
     assert "sound" in checked.out
     assert checked.out.endswith("the store holds all of it\n")
     partly = kpstore_("verify", tmp_path / "dev.kps", "--source", dataset, "--json")
-    assert (partly.code, json.loads(partly.out)["source"]["splits"]["train"]["missing"]) == (1, ["t1", "t2"])
+    assert (partly.code, json.loads(partly.out)["source"]["splits"]["train"]["missing"]) == (
+        1,
+        ["t1", "t2"],
+    )
     assert kpstore_("verify", tmp_path / "dev.kps", "--source", dataset).code == 1
 
 

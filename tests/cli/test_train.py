@@ -24,7 +24,17 @@ def people(tmp_path: Path) -> Path:
 
 def test_keypoints_train_and_go_on(kpstore_: Kpstore, people: Path, tmp_path: Path) -> None:
     narrow = ("--d-global", 32, "--d-region", 16)
-    command = ("train", "keypoints", people, "--out", tmp_path / "run", *SMALL, *narrow, "--at", "v1")
+    command = (
+        "train",
+        "keypoints",
+        people,
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        *narrow,
+        "--at",
+        "v1",
+    )
     first = kpstore_(*command)
     assert first.code == 0, first.err
     assert "1 epoch, 2 steps" in first.out
@@ -32,7 +42,9 @@ def test_keypoints_train_and_go_on(kpstore_: Kpstore, people: Path, tmp_path: Pa
     assert first.lines[1].startswith("epoch 1: train loss ")
     taken = kpstore_(*command)
     assert taken.code == 2
-    assert taken.lines == [f"error: {tmp_path / 'run'} holds a run; resume it (--resume) or choose another folder"]
+    assert taken.lines == [
+        f"error: {tmp_path / 'run'} holds a run; resume it (--resume) or choose another folder"
+    ]
     again = kpstore_(*command, "--resume", "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out)["resumed_at"] == 2
@@ -42,14 +54,26 @@ def test_skeletons_train_beside_the_store_by_default(
     kpstore_: Kpstore, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = kpstore_("train", "skeleton", people, *SMALL, "--image-size", 32, "--dev-split", "", "--no-weighted-loss")
+    result = kpstore_(
+        "train",
+        "skeleton",
+        people,
+        *SMALL,
+        "--image-size",
+        32,
+        "--dev-split",
+        "",
+        "--no-weighted-loss",
+    )
     assert result.code == 0, result.err
     assert (tmp_path / "people-skeleton" / "best.safetensors").exists()
     assert (tmp_path / "people-skeleton" / "samples" / "epoch_0001.png").exists()
     assert "dev" not in result.lines[0]
 
 
-def test_what_cannot_be_trained_is_one_line(kpstore_: Kpstore, people: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_one_line(
+    kpstore_: Kpstore, people: Path, tmp_path: Path
+) -> None:
     with kpstore.open(people, mode="a").transaction("other things") as tx:
         tx.add_videos([record("later", 5, "test")])
         tx.add_feature(kpstore.FeatureSpec("embedding", (7,), ("feature",)))

@@ -45,7 +45,9 @@ TINY = {
 }
 for _name, _architecture in TINY.items():
     register_model(_name, _architecture)
-if "dinov2" not in plugins.names("kpstore.extractors"):  # a checkout that is newer than what is installed
+if "dinov2" not in plugins.names(
+    "kpstore.extractors"
+):  # a checkout that is newer than what is installed
     plugins.register("kpstore.extractors", "dinov2", Dinov2Extractor)
 
 
@@ -62,7 +64,9 @@ def make_model(name: str, image_size: int = 518) -> Any:
     }
     torch.manual_seed(0)
     if architecture.registers:
-        model = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**values))
+        model = transformers.Dinov2WithRegistersModel(
+            transformers.Dinov2WithRegistersConfig(**values)
+        )
     else:
         model = transformers.Dinov2Model(transformers.Dinov2Config(**values))
     with torch.no_grad():
@@ -82,7 +86,9 @@ def facebook_state(model: Any) -> dict[str, Any]:
     if "embeddings.register_tokens" in own:
         state["register_tokens"] = own["embeddings.register_tokens"]
     for ending in ("weight", "bias"):
-        state[f"patch_embed.proj.{ending}"] = own[f"embeddings.patch_embeddings.projection.{ending}"]
+        state[f"patch_embed.proj.{ending}"] = own[
+            f"embeddings.patch_embeddings.projection.{ending}"
+        ]
         state[f"norm.{ending}"] = own[f"layernorm.{ending}"]
         for number in range(model.config.num_hidden_layers):
             old, new = f"encoder.layer.{number}", f"blocks.{number}"
@@ -130,7 +136,10 @@ def images() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     sizes = [(260, 210), (224, 224), (40, 61)]
     small = [rng.integers(0, 256, (8, 6, 3), dtype=np.uint8) for _ in sizes]
-    return [np.asarray(Image.fromarray(s).resize((w, h))) for s, (h, w) in zip(small, sizes, strict=True)]
+    return [
+        np.asarray(Image.fromarray(s).resize((w, h)))
+        for s, (h, w) in zip(small, sizes, strict=True)
+    ]
 
 
 def opened(model: str = "dinov2_tiny", **options: Any) -> Dinov2Extractor:
@@ -146,7 +155,9 @@ def directly(model: Any, images: list[np.ndarray]) -> np.ndarray:
     for image in images:
         pixels = np.asarray(Image.fromarray(image).resize((224, 224), Image.BILINEAR))
         x = torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous().float().div(255)
-        x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+            [0.229, 0.224, 0.225]
+        ).view(3, 1, 1)
         with torch.no_grad():
             token = model(pixel_values=x[None]).pooler_output[0]
         rows.append((token / token.norm()).numpy())
@@ -174,7 +185,9 @@ def test_models_of_224_pixels_and_those_with_registers_have_one_kind_of_position
         np.testing.assert_allclose(got, directly(models[weights], images), atol=1e-6, rtol=0)
 
 
-def test_positions_are_those_of_torch_hub_by_default(models: dict[str, Any], images: list[np.ndarray]) -> None:
+def test_positions_are_those_of_torch_hub_by_default(
+    models: dict[str, Any], images: list[np.ndarray]
+) -> None:
     """Bicubic samples (a = -0.75, edges repeated) at the places that a scale of 16.1 / 37 gives, written out anew."""
     at = (np.arange(16) + 0.5) * 37 / 16.1 - 0.5
     taps = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
@@ -189,7 +202,9 @@ def test_positions_are_those_of_torch_hub_by_default(models: dict[str, Any], ima
     model.embeddings.position_embeddings = torch.nn.Parameter(torch.from_numpy(positions))
     hub = opened(weights=models["home"] / "dinov2_tiny").rows(images).values
     np.testing.assert_allclose(hub, directly(model, images), atol=2e-6, rtol=0)
-    other = opened(weights=models["home"] / "dinov2_tiny", positions="transformers").rows(images).values
+    other = (
+        opened(weights=models["home"] / "dinov2_tiny", positions="transformers").rows(images).values
+    )
     assert np.abs(hub - other).max() > 1e-4
 
 
@@ -203,7 +218,9 @@ def test_a_frame_is_squeezed_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize("at_once", [0, 2, 5])
-def test_a_frame_has_the_same_bits_in_any_company(folder: Path, images: list[np.ndarray], at_once: int) -> None:
+def test_a_frame_has_the_same_bits_in_any_company(
+    folder: Path, images: list[np.ndarray], at_once: int
+) -> None:
     extractor, sizes = opened(weights=folder, batch_size=at_once), []
     forward = extractor._model.forward
     extractor._model.forward = lambda pixel_values: (
@@ -216,10 +233,14 @@ def test_a_frame_has_the_same_bits_in_any_company(folder: Path, images: list[np.
     np.testing.assert_array_equal(extractor.rows(images[::-1]).values[::-1], whole)
     assert set(sizes) == {at_once or 1}
     assert len(extractor.rows([])) == 0
-    np.testing.assert_allclose(whole, opened(weights=folder, batch_size=3).rows(images).values, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        whole, opened(weights=folder, batch_size=3).rows(images).values, atol=1e-6, rtol=0
+    )
 
 
-@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"precision": "fp16"}, {"dtype": "float16"}])
+@pytest.mark.parametrize(
+    "options", [{"precision": "bf16"}, {"precision": "fp16"}, {"dtype": "float16"}]
+)
 def test_lower_precision_is_near_and_in_the_provenance(
     folder: Path, images: list[np.ndarray], options: dict[str, Any]
 ) -> None:
@@ -260,12 +281,16 @@ class Card:
 def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     made, forward = Card(5), Dinov2Extractor._forward
     monkeypatch.setattr("kpstore.extractors.dinov2.find_device", lambda *_: torch.device("cpu"))
-    monkeypatch.setattr(Dinov2Extractor, "_forward", lambda self, pixels: made.forward(forward, self, pixels))
+    monkeypatch.setattr(
+        Dinov2Extractor, "_forward", lambda self, pixels: made.forward(forward, self, pixels)
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     return made
 
 
-def test_a_lack_of_memory_lowers_what_is_not_settled(folder: Path, images: list[np.ndarray], card: Card) -> None:
+def test_a_lack_of_memory_lowers_what_is_not_settled(
+    folder: Path, images: list[np.ndarray], card: Card
+) -> None:
     extractor = Dinov2Extractor(model="dinov2_tiny", weights=folder)
     extractor.open("cuda")
     assert card.sizes == [32, 16, 8, 4]
@@ -277,8 +302,17 @@ def test_a_lack_of_memory_lowers_what_is_not_settled(folder: Path, images: list[
 @pytest.mark.parametrize(
     ("fits", "options", "words"),
     [
-        (0, {}, "'?dinov2_tiny'? needs more GPU memory than is free for a single frame; use fewer --workers-per-gpu"),
-        (5, {"batch_size": 8}, "memory than is free for batch_size=8, .* keeps; .*--overwrite --set batch_size=4"),
+        (
+            0,
+            {},
+            "'?dinov2_tiny'? needs more GPU memory than is free for a single frame; use fewer "
+            "--workers-per-gpu",
+        ),
+        (
+            5,
+            {"batch_size": 8},
+            "memory than is free for batch_size=8, .* keeps; .*--overwrite --set batch_size=4",
+        ),
     ],
 )
 def test_too_little_memory_is_one_line(
@@ -302,7 +336,11 @@ def test_too_little_memory_is_one_line(
     ],
 )
 def test_a_model_that_fails_is_no_fault_of_the_frame(
-    folder: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+    folder: Path,
+    images: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    words: str,
 ) -> None:
     extractor = opened(weights=folder)
 
@@ -314,7 +352,9 @@ def test_a_model_that_fails_is_no_fault_of_the_frame(
         extractor.rows(images[:1])
 
 
-def test_numbers_that_are_not_finite_fail_their_frame(folder: Path, images: list[np.ndarray]) -> None:
+def test_numbers_that_are_not_finite_fail_their_frame(
+    folder: Path, images: list[np.ndarray]
+) -> None:
     extractor = opened(weights=folder, batch_size=2)
     forward, wanted = extractor._forward, extractor.rows(images).values
 
@@ -326,7 +366,10 @@ def test_numbers_that_are_not_finite_fail_their_frame(folder: Path, images: list
     extractor._forward = odd
     found = extractor.extract(images)
     assert list(found.failed) == [1]
-    assert re.fullmatch("dinov2_tiny gives no finite numbers in fp32 on .*; are the weights whole.*", found.failed[1])
+    assert re.fullmatch(
+        "dinov2_tiny gives no finite numbers in fp32 on .*; are the weights whole.*",
+        found.failed[1],
+    )
     np.testing.assert_array_equal(found.rows["dinov2_tiny"].values[[0, 2]], wanted[[0, 2]])
     with pytest.raises(InvalidError, match="no finite numbers in fp32"):
         extractor.rows(images)
@@ -336,9 +379,13 @@ def test_numbers_that_are_not_finite_fail_their_frame(folder: Path, images: list
 def test_a_precision_that_does_not_work_here_is_told_before_any_frame(
     folder: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
 ) -> None:
-    monkeypatch.setattr(Dinov2Extractor, "_forward", lambda self, x: np.full((len(x), 32), np.nan, np.float32))
+    monkeypatch.setattr(
+        Dinov2Extractor, "_forward", lambda self, x: np.full((len(x), 32), np.nan, np.float32)
+    )
     extractor = Dinov2Extractor(model="dinov2_tiny", weights=folder, precision=precision)
-    with pytest.raises(ExtractorError, match=f"no finite numbers in {precision} on .*; use --set precision=fp32"):
+    with pytest.raises(
+        ExtractorError, match=f"no finite numbers in {precision} on .*; use --set precision=fp32"
+    ):
         extractor.open()
 
 
@@ -359,7 +406,7 @@ def test_it_is_pickled_unopened_and_opens_only_the_same_weights(
         pickle.loads(pickle.dumps(extractor)).open()
 
 
-# -- what is refused --------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 def test_names_stand_for_the_published_models() -> None:
@@ -392,10 +439,14 @@ def test_options_that_do_not_fit_are_named(options: dict[str, Any], words: str) 
 def test_weights_of_another_model_are_refused_by_both_names(models: dict[str, Any]) -> None:
     home = models["home"]
     for weights in (home / "dinov2_tiny", home / "dinov2_tiny.pth"):
-        with pytest.raises(InvalidError, match=r"holds a DINOv2 of width 32, .*'dinov2_vitb14' has width 768"):
+        with pytest.raises(
+            InvalidError, match=r"holds a DINOv2 of width 32, .*'dinov2_vitb14' has width 768"
+        ):
             _ = Dinov2Extractor(weights=weights).recipe
         for wanted in ("dinov2_tiny_reg", "dinov2_tiny_giant"):
-            with pytest.raises(InvalidError, match=f"'{wanted}' has .*choose model=dinov2_tiny, or"):
+            with pytest.raises(
+                InvalidError, match=f"'{wanted}' has .*choose model=dinov2_tiny, or"
+            ):
                 Dinov2Extractor(model=wanted, weights=weights).open()
 
 
@@ -427,7 +478,11 @@ def damaged(state: dict[str, Any], change: str) -> dict[str, Any]:
     ],
 )
 def test_checkpoints_that_are_not_whole_are_refused(
-    models: dict[str, Any], tmp_path: Path, change: str, words: str, capfd: pytest.CaptureFixture[str]
+    models: dict[str, Any],
+    tmp_path: Path,
+    change: str,
+    words: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "a.pth"
     torch.save(damaged(facebook_state(models["dinov2_tiny"]), change), path)
@@ -454,7 +509,10 @@ def _rewrite(path: Path, **changes: Any) -> None:
         (lambda f: (f / "config.json").write_text("{"), "is no JSON"),
         (lambda f: _rewrite(f / "config.json", model_type="vit"), "is of a 'vit'"),
         (lambda f: _rewrite(f / "config.json", patch_size=16), "patches of 16 pixels"),
-        (lambda f: _rewrite(f / "config.json", num_attention_heads=8), "8 heads; 'dinov2_tiny' has .* 2 heads"),
+        (
+            lambda f: _rewrite(f / "config.json", num_attention_heads=8),
+            "8 heads; 'dinov2_tiny' has .* 2 heads",
+        ),
         (lambda f: _rewrite(f / "config.json", mlp_ratio=2), "does not load|has others"),
         (
             lambda f: (
@@ -482,10 +540,14 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
         Dinov2Extractor(weights=tmp_path / "a.pth").open()
 
 
-def test_no_weights_is_one_line_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_weights_is_one_line_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ExtractorError, match=r"facebook/dinov2-base .*HF_HUB_OFFLINE.* --weights PATH"):
+    with pytest.raises(
+        ExtractorError, match=r"facebook/dinov2-base .*HF_HUB_OFFLINE.* --weights PATH"
+    ):
         _ = Dinov2Extractor().recipe
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr("urllib.request.getproxies", dict)
@@ -514,7 +576,8 @@ def test_the_hubs_cache_is_used_without_the_network(
 
 
 @pytest.mark.parametrize(
-    ("device", "words"), [("cuda:0", "'cuda:0' was asked for"), ("tpu?", "none that"), ("meta", "cpu")]
+    ("device", "words"),
+    [("cuda:0", "'cuda:0' was asked for"), ("tpu?", "none that"), ("meta", "cpu")],
 )
 def test_devices_that_are_not_there_are_refused(
     folder: Path, device: str, words: str, monkeypatch: pytest.MonkeyPatch
@@ -524,13 +587,15 @@ def test_devices_that_are_not_there_are_refused(
         Dinov2Extractor(model="dinov2_tiny", weights=folder).open(device)
 
 
-@pytest.mark.parametrize("image", [np.zeros((3, 4), np.uint8), np.zeros((3, 4, 3)), np.zeros((0, 4, 3), np.uint8), "a"])
+@pytest.mark.parametrize(
+    "image", [np.zeros((3, 4), np.uint8), np.zeros((3, 4, 3)), np.zeros((0, 4, 3), np.uint8), "a"]
+)
 def test_what_is_no_frame_is_refused(folder: Path, image: Any) -> None:
     with pytest.raises(InvalidError, match="a frame"):
         opened(weights=folder).rows([image])
 
 
-# -- in an ingest -----------------------------------------------------------------------------------------------
+# -- in an ingest ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -550,9 +615,16 @@ def test_an_ingest_fills_goes_on_and_refuses_another_model(
     store, source = tmp_path / "a.kps", VideosSource(clips)
     (clips / "b" / "3.png").write_bytes(b"no picture")
     extractor = Dinov2Extractor(model="dinov2_tiny", weights=folder)
-    first = run_ingest(VideosSource(clips, max_videos_per_split=1), store, extractor, Options(workers=0))
+    first = run_ingest(
+        VideosSource(clips, max_videos_per_split=1), store, extractor, Options(workers=0)
+    )
     second = run_ingest(source, store, extractor, Options(workers=0))
-    assert (first.videos_done, second.videos_done, second.videos_before, second.frames_failed) == (1, 2, 1, 1)
+    assert (first.videos_done, second.videos_done, second.videos_before, second.frames_failed) == (
+        1,
+        2,
+        1,
+        1,
+    )
     values = kpstore.open(store)["dinov2_tiny"][:]
     again = kpstore.open(store).computed(weights=folder, root=clips)
     assert again.provenance("dinov2_tiny") == kpstore.open(store).provenance("dinov2_tiny")
@@ -562,7 +634,9 @@ def test_an_ingest_fills_goes_on_and_refuses_another_model(
     other = Dinov2Extractor(model="dinov2_tiny", weights=models["home"] / "native")
     with pytest.raises(MismatchError, match="'dinov2_tiny' was made with weights"):
         run_ingest(source, store, other, Options(workers=0))
-    giant = Dinov2Extractor(model="dinov2_tiny_giant", weights=models["home"] / "dinov2_tiny_giant.pth")
+    giant = Dinov2Extractor(
+        model="dinov2_tiny_giant", weights=models["home"] / "dinov2_tiny_giant.pth"
+    )
     run_ingest(source, store, giant, Options(workers=0))
     assert list(kpstore.open(store).features) == ["dinov2_tiny", "dinov2_tiny_giant"]
 
@@ -570,19 +644,37 @@ def test_an_ingest_fills_goes_on_and_refuses_another_model(
 def test_the_command_line_takes_model_and_weights(
     clips: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["ingest", "videos", str(clips), str(tmp_path / "a.kps"), "--recipe", "dinov2", "--workers", "0"]
+    command = [
+        "ingest",
+        "videos",
+        str(clips),
+        str(tmp_path / "a.kps"),
+        "--recipe",
+        "dinov2",
+        "--workers",
+        "0",
+    ]
     chosen = ["--set", "model=dinov2_tiny", "--set", f"weights={folder}", "--set", "dtype=float16"]
     assert run([*command, *chosen]) == 0
     stored = kpstore.open(tmp_path / "a.kps")
     assert (stored["dinov2_tiny"].shape, stored["dinov2_tiny"].dtype) == ((15, 32), np.float16)
     capfd.readouterr()
     assert run([*command, *chosen[:4]]) == 2
-    assert capfd.readouterr().err.splitlines()[-1].startswith("error: feature 'dinov2_tiny' is stored with dtype")
+    assert (
+        capfd.readouterr()
+        .err.splitlines()[-1]
+        .startswith("error: feature 'dinov2_tiny' is stored with dtype")
+    )
 
 
 def test_weights_that_do_not_fit_leave_no_store(clips: Path, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="holds a DINOv2 of width 32"):
-        run_ingest(VideosSource(clips), tmp_path / "a.kps", Dinov2Extractor(weights=folder), Options(workers=0))
+        run_ingest(
+            VideosSource(clips),
+            tmp_path / "a.kps",
+            Dinov2Extractor(weights=folder),
+            Options(workers=0),
+        )
     assert not (tmp_path / "a.kps").exists()
 
 
@@ -603,34 +695,54 @@ def test_a_model_that_fails_ends_the_run(
     assert kpstore.open(tmp_path / "a.kps").states("dinov2_tiny").tolist() == [0, 0, 0]
 
 
-def test_however_it_is_cut_it_gives_the_same_bytes(clips: Path, folder: Path, tmp_path: Path) -> None:
+def test_however_it_is_cut_it_gives_the_same_bytes(
+    clips: Path, folder: Path, tmp_path: Path
+) -> None:
     """Tasks of one video and of all, in this process and in others, one video before the others."""
     pytest.importorskip("distributed")
-    for number, (workers, task_frames, first) in enumerate([(0, 100, 3), (0, 1, 3), (0, 7, 1), (2, 1, 3)]):
+    for number, (workers, task_frames, first) in enumerate(
+        [(0, 100, 3), (0, 1, 3), (0, 7, 1), (2, 1, 3)]
+    ):
         store = tmp_path / f"{number}.kps"
         for videos in (first, 3):
             extractor = Dinov2Extractor(model="dinov2_tiny", weights=folder, batch_size=4)
             source = VideosSource(clips, max_videos_per_split=videos)
             run_ingest(
-                source, store, extractor, Options(workers=workers if videos == 3 else 0, task_frames=task_frames)
+                source,
+                store,
+                extractor,
+                Options(workers=workers if videos == 3 else 0, task_frames=task_frames),
             )
-        assert not kpstore.diff(kpstore.open(tmp_path / "0.kps"), kpstore.open(store)), (workers, task_frames, first)
+        assert not kpstore.diff(kpstore.open(tmp_path / "0.kps"), kpstore.open(store)), (
+            workers,
+            task_frames,
+            first,
+        )
     live = kpstore.create(tmp_path / "live.kps")
     with live.transaction("paths") as tx:
         tx.add_videos(VideosSource(clips).scan().videos)
-    computed = live.at().computed("dinov2", model="dinov2_tiny", weights=folder, batch_size=4, root=clips)
+    computed = live.at().computed(
+        "dinov2", model="dinov2_tiny", weights=folder, batch_size=4, root=clips
+    )
     np.testing.assert_array_equal(computed["dinov2_tiny"][:], kpstore.open(store)["dinov2_tiny"][:])
 
 
-# -- how many at once belongs to a feature ------------------------------------------------------------------------
+# -- how many at once belongs to a feature ---------------------------------------------------------
 
 
 def tiny(folder: Path, **options: Any) -> Dinov2Extractor:
     return Dinov2Extractor(model="dinov2_tiny", weights=folder, **options)
 
 
-def ingested(clips: Path, store: Path, extractor: Dinov2Extractor, videos: int = 3, **options: Any) -> kpstore.Store:
-    run_ingest(VideosSource(clips, max_videos_per_split=videos), store, extractor, Options(**{"workers": 0, **options}))
+def ingested(
+    clips: Path, store: Path, extractor: Dinov2Extractor, videos: int = 3, **options: Any
+) -> kpstore.Store:
+    run_ingest(
+        VideosSource(clips, max_videos_per_split=videos),
+        store,
+        extractor,
+        Options(**{"workers": 0, **options}),
+    )
     return kpstore.open(store)
 
 
@@ -650,7 +762,9 @@ def test_the_number_is_on_record_and_kept(clips: Path, folder: Path, tmp_path: P
         lambda: ingested(clips, store, tiny(folder, batch_size=5)),
         lambda: kpstore.open(store).computed(weights=folder, root=clips, batch_size=5),
     ):
-        with pytest.raises(MismatchError, match=r'with parameters \{"batch_size": 6\}, this run has .*5'):
+        with pytest.raises(
+            MismatchError, match=r'with parameters \{"batch_size": 6\}, this run has .*5'
+        ):
             ask()
     ingested(clips, tmp_path / "b.kps", later)  # the same extractor for another store
     assert number_of(kpstore.open(tmp_path / "b.kps")) == 1
@@ -663,7 +777,9 @@ def test_memory_lowers_the_number_before_anything_is_committed_and_never_after(
     store = tmp_path / "a.kps"
     assert number_of(ingested(clips, store, tiny(folder), videos=1, device="cuda")) == 4
     card.fits, card.sizes = 3, []
-    with pytest.raises(ExtractorError, match=r"batch_size=4, which its feature was given and keeps; use fewer"):
+    with pytest.raises(
+        ExtractorError, match=r"batch_size=4, which its feature was given and keeps; use fewer"
+    ):
         ingested(clips, store, tiny(folder), device="cuda")
     assert card.sizes == [4]
     card.fits = 64
@@ -685,11 +801,15 @@ def forget(location: Path, key: str) -> None:
     """Make a store one of before numbers were on record."""
     with kpstore.open(location, mode="a").transaction("as before") as tx:
         stored = tx.features["dinov2_tiny"]
-        parameters = {name: value for name, value in stored.provenance["parameters"].items() if name != key}
+        parameters = {
+            name: value for name, value in stored.provenance["parameters"].items() if name != key
+        }
         tx._set_feature(stored.spec, {**stored.provenance, "parameters": parameters})
 
 
-def test_a_feature_without_a_number_goes_on_and_says_so(clips: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_feature_without_a_number_goes_on_and_says_so(
+    clips: Path, folder: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "a.kps"
     ingested(clips, store, tiny(folder, batch_size=6), videos=1)
     forget(store, "batch_size")
@@ -710,5 +830,7 @@ def test_the_processors_that_computed_are_on_record(
     assert len(here) == 1
     monkeypatch.setattr(Dinov2Extractor, "processor", "vax F")
     report = run_ingest(VideosSource(clips), store, tiny(folder), Options(workers=0))
-    assert report.notes == (f"rows so far were computed on {here[0]}, these on vax F: last bits may differ",)
+    assert report.notes == (
+        f"rows so far were computed on {here[0]}, these on vax F: last bits may differ",
+    )
     assert kpstore.open(store).provenance("dinov2_tiny")["processors"] == sorted([*here, "vax F"])

@@ -45,7 +45,9 @@ def scalar_3d(x: float, y: float, box: list[float]) -> tuple[float, float, float
     return math.sin(theta) * math.cos(phi), math.sin(theta) * math.sin(phi), math.cos(theta)
 
 
-def scalar_angle(before: tuple[float, ...], after: tuple[float, ...], y_before: float, y_after: float) -> float:
+def scalar_angle(
+    before: tuple[float, ...], after: tuple[float, ...], y_before: float, y_after: float
+) -> float:
     lengths = [math.sqrt(sum(c * c for c in point)) + 1e-8 for point in (before, after)]
     dot = sum(a / lengths[0] * (b / lengths[1]) for a, b in zip(before, after, strict=True))
     angle = math.degrees(math.acos(max(-1.0, min(1.0, dot))))
@@ -68,22 +70,34 @@ def faces(draw: st.DrawFn) -> FacePoints:
     box = [x, y, x + draw(sizes), y + draw(sizes)]
     landmarks = draw(points)
     if draw(st.booleans()):
-        landmarks[2] = ((box[0] + box[2]) / 2, landmarks[2][1])  # straight above or below the middle
+        landmarks[2] = (
+            (box[0] + box[2]) / 2,
+            landmarks[2][1],
+        )  # straight above or below the middle
     return FacePoints(np.array(landmarks), np.array(box))
 
 
 @given(faces(), faces())
-def test_json_is_the_scalar_formula_of_the_scripts(reference: FacePoints, current: FacePoints) -> None:
-    spheres = [[scalar_3d(x, y, f.box.tolist()) for x, y in f.landmarks.tolist()] for f in (reference, current)]
+def test_json_is_the_scalar_formula_of_the_scripts(
+    reference: FacePoints, current: FacePoints
+) -> None:
+    spheres = [
+        [scalar_3d(x, y, f.box.tolist()) for x, y in f.landmarks.tolist()]
+        for f in (reference, current)
+    ]
     np.testing.assert_allclose(landmarks_to_3d(current, "json"), spheres[1], rtol=0, atol=1e-12)
     angles = [
         scalar_angle(before, after, y_before, y_after)
         for before, after, y_before, y_after in zip(
-            *spheres, reference.landmarks[:, 1].tolist(), current.landmarks[:, 1].tolist(), strict=True
+            *spheres,
+            reference.landmarks[:, 1].tolist(),
+            current.landmarks[:, 1].tolist(),
+            strict=True,
         )
     ]
     got = spherical_angles(reference, current, "json")
-    # Near 0 and 180 degrees an arc cosine turns the last bit of its argument into a millionth of a degree.
+    # Near 0 and 180 degrees an arc cosine turns the last bit of its argument into a millionth of a
+    # degree.
     np.testing.assert_allclose(got, angles, rtol=0, atol=5e-6)
     assert math.isclose(float(mean_angle(got)), sum(angles) / 5, abs_tol=5e-6)
 
@@ -95,7 +109,9 @@ def test_a_face_is_not_turned_from_itself(one: FacePoints) -> None:
 
 
 @given(faces(), faces())
-def test_all_landmarks_are_on_the_front_of_the_unit_sphere(one: FacePoints, other: FacePoints) -> None:
+def test_all_landmarks_are_on_the_front_of_the_unit_sphere(
+    one: FacePoints, other: FacePoints
+) -> None:
     for formula in FORMULAS:
         sphere = landmarks_to_3d(one, formula)
         np.testing.assert_allclose(np.linalg.norm(sphere, axis=-1), 1, atol=1e-12)
@@ -104,7 +120,9 @@ def test_all_landmarks_are_on_the_front_of_the_unit_sphere(one: FacePoints, othe
 
 
 @given(faces(), faces())
-def test_corrected_changes_its_sign_when_the_faces_change_places(one: FacePoints, other: FacePoints) -> None:
+def test_corrected_changes_its_sign_when_the_faces_change_places(
+    one: FacePoints, other: FacePoints
+) -> None:
     there, back = spherical_angles(one, other), spherical_angles(other, one)
     level = np.abs(one.scaled() - other.scaled())[:, 1] <= DEAD_ZONE
     np.testing.assert_array_equal(back[~level], -there[~level])
@@ -114,19 +132,27 @@ def test_corrected_changes_its_sign_when_the_faces_change_places(one: FacePoints
 
 # Powers of two and whole shifts change no digit, so that what is compared is the formula.
 @given(faces(), faces(), st.sampled_from([0.25, 0.5, 2.0, 8.0]), st.integers(-500, 500))
-def test_corrected_knows_no_size_of_a_picture(one: FacePoints, other: FacePoints, scale: float, shift: int) -> None:
-    np.testing.assert_array_equal(spherical_angles(one, moved(other, scale, shift)), spherical_angles(one, other))
+def test_corrected_knows_no_size_of_a_picture(
+    one: FacePoints, other: FacePoints, scale: float, shift: int
+) -> None:
+    np.testing.assert_array_equal(
+        spherical_angles(one, moved(other, scale, shift)), spherical_angles(one, other)
+    )
 
 
 def test_json_takes_another_size_of_the_picture_for_a_nod() -> None:
     frontal, frame = face((0.2, 0.0), (0.4, 0.2)), face((0.3, -0.2), (0.5, 0.0))
     assert (spherical_angles(frontal, frame, "json")[:2] > 0).all()
     assert (spherical_angles(frontal, moved(frame, 3.0), "json")[:2] < 0).all()
-    np.testing.assert_allclose(spherical_angles(frontal, moved(frame, 3.0)), spherical_angles(frontal, frame))
+    np.testing.assert_allclose(
+        spherical_angles(frontal, moved(frame, 3.0)), spherical_angles(frontal, frame)
+    )
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
-@pytest.mark.parametrize(("x", "degrees"), [(0.5, 60.0), (1 - math.cos(math.radians(20)), 20.0), (1.0, 90.0), (7, 90)])
+@pytest.mark.parametrize(
+    ("x", "degrees"), [(0.5, 60.0), (1 - math.cos(math.radians(20)), 20.0), (1.0, 90.0), (7, 90)]
+)
 def test_a_shift_sideways_has_a_known_angle(x: float, degrees: float, formula: Formula) -> None:
     """acos(1 - r) from the foremost point; all beyond the box's edge counts as on it."""
     got = spherical_angles(face(), face((x, 0.0), (-x, 0.0)), formula)
@@ -137,7 +163,9 @@ def test_a_shift_sideways_has_a_known_angle(x: float, degrees: float, formula: F
 def test_a_turn_in_the_picture_has_a_known_angle(turn: float) -> None:
     """Two points ``theta`` from the foremost one and ``turn`` apart around it: the spherical law of cosines."""
     around = math.radians(turn)
-    got = spherical_angles(face((0.5, 0.0)), face((0.5 * math.cos(around), -0.5 * math.sin(around))))
+    got = spherical_angles(
+        face((0.5, 0.0)), face((0.5 * math.cos(around), -0.5 * math.sin(around)))
+    )
     theta = math.radians(60)
     wanted = math.degrees(math.acos(math.cos(theta) ** 2 + math.sin(theta) ** 2 * math.cos(around)))
     np.testing.assert_allclose(got[0], wanted, atol=1e-9)
@@ -154,11 +182,17 @@ def test_up_is_positive(formula: Formula) -> None:
 def test_points_straight_above_and_below_the_middle() -> None:
     upright = face((0.0, -0.5), (0.0, 0.5))
     side = math.sin(math.radians(60))
-    np.testing.assert_allclose(landmarks_to_3d(upright)[:2], [[0, -side, 0.5], [0, side, 0.5]], atol=1e-12)
-    np.testing.assert_allclose(landmarks_to_3d(upright, "json")[:2], [[side, 0, 0.5]] * 2, atol=1e-12)
+    np.testing.assert_allclose(
+        landmarks_to_3d(upright)[:2], [[0, -side, 0.5], [0, side, 0.5]], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        landmarks_to_3d(upright, "json")[:2], [[side, 0, 0.5]] * 2, atol=1e-12
+    )
     below_above = face((0.0, 0.5), (0.0, -0.5))
     np.testing.assert_allclose(spherical_angles(upright, below_above)[:2], [-120, 120])
-    np.testing.assert_allclose(np.abs(spherical_angles(upright, below_above, "json")[:2]), 0.0115, atol=1e-4)
+    np.testing.assert_allclose(
+        np.abs(spherical_angles(upright, below_above, "json")[:2]), 0.0115, atol=1e-4
+    )
 
 
 def test_small_angles_are_exact() -> None:
@@ -178,7 +212,8 @@ def test_within_the_dead_zone_an_angle_is_positive() -> None:
 def test_many_faces_at_once_are_as_each_alone() -> None:
     rng = np.random.default_rng(0)
     many = FacePoints(
-        rng.uniform(0, 200, (7, 3, 5, 2)), np.concatenate([np.zeros((7, 3, 2)), rng.uniform(50, 200, (7, 3, 2))], -1)
+        rng.uniform(0, 200, (7, 3, 5, 2)),
+        np.concatenate([np.zeros((7, 3, 2)), rng.uniform(50, 200, (7, 3, 2))], -1),
     )
     for formula in FORMULAS:
         got = spherical_angles(face((0.3, 0.1)), many, formula)
@@ -209,7 +244,9 @@ def test_faces_without_usable_numbers(landmarks: np.ndarray, box: list[float], w
 
 def test_json_divides_by_no_size_that_is_zero() -> None:
     flat = FacePoints(np.array([[10.25, 20.0]] * 5), np.array([10.0, 10.0, 10.0, 30.0]))
-    np.testing.assert_allclose(landmarks_to_3d(flat, "json")[0], scalar_3d(10.25, 20.0, [10, 10, 10, 30]))
+    np.testing.assert_allclose(
+        landmarks_to_3d(flat, "json")[0], scalar_3d(10.25, 20.0, [10, 10, 10, 30])
+    )
 
 
 def test_unknown_formula() -> None:

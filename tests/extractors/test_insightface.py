@@ -37,10 +37,20 @@ write_pack = pytest.importorskip("tests.extractors.tiny_insightface").write_pack
 MODEL = "dinov2_tiny"
 SIZE = 128
 register_model(MODEL, Architecture(32, 2, 2))
-if "faces" not in plugins.names("kpstore.extractors"):  # a checkout that is newer than what is installed
+if "faces" not in plugins.names(
+    "kpstore.extractors"
+):  # a checkout that is newer than what is installed
     plugins.register("kpstore.extractors", "faces", FacesExtractor)
 
-FRAME = (MODEL, "landmarks_2d", "landmarks_3d", "box", "detection_score", "spherical_angles", "avg_angle")
+FRAME = (
+    MODEL,
+    "landmarks_2d",
+    "landmarks_3d",
+    "box",
+    "detection_score",
+    "spherical_angles",
+    "avg_angle",
+)
 FACE = tuple(f"face_{name}" for name in FRAME[:5])
 
 
@@ -50,7 +60,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_pack(folder / "tiny")
     torch.manual_seed(0)
-    config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=14)
+    config = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=14
+    )
     transformers.utils.logging.disable_progress_bar()
     transformers.Dinov2Model(config).save_pretrained(folder / "dinov2")
     transformers.utils.logging.enable_progress_bar()
@@ -58,7 +70,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def faces(home: Path, **options: Any) -> FacesExtractor:
-    given = {"model_pack": home / "tiny", "weights": home / "dinov2", "model": MODEL, "det_size": SIZE}
+    given = {
+        "model_pack": home / "tiny",
+        "weights": home / "dinov2",
+        "model": MODEL,
+        "det_size": SIZE,
+    }
     return FacesExtractor(**(given | options))
 
 
@@ -87,17 +104,23 @@ def black(size: int = SIZE) -> np.ndarray:
 FRONTAL = picture((2, 2, 40, 240))
 
 
-# -- numbers ----------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
-def test_numbers_are_those_of_face_analysis_and_of_dinov2(home: Path, shared: FacesExtractor) -> None:
+def test_numbers_are_those_of_face_analysis_and_of_dinov2(
+    home: Path, shared: FacesExtractor
+) -> None:
     app = insightface_app.FaceAnalysis(
         name=str(home / "tiny"), allowed_modules=["detection"], providers=["CPUExecutionProvider"]
     )
     app.prepare(ctx_id=-1, det_thresh=0.5, det_size=(SIZE, SIZE))
     dinov2 = Dinov2Extractor(model=MODEL, weights=home / "dinov2")
     dinov2.open()
-    frames = [picture((1, 2, 90, 200)), picture((2, 1, 0, 250)), picture((1, 1, 200, 180), size=2 * SIZE)]
+    frames = [
+        picture((1, 2, 90, 200)),
+        picture((2, 1, 0, 250)),
+        picture((1, 1, 200, 180), size=2 * SIZE),
+    ]
     found = [app.get(np.ascontiguousarray(image[..., ::-1])) for image in [FRONTAL, *frames]]
     assert [len(each) for each in found] == [1] * 4
     reference, *others = [FacePoints(each[0].kps, each[0].bbox) for each in found]
@@ -109,22 +132,42 @@ def test_numbers_are_those_of_face_analysis_and_of_dinov2(home: Path, shared: Fa
     assert tuple(got.rows) == FRAME
     np.testing.assert_array_equal(of_video["face_landmarks_2d"].values[0], reference.landmarks)
     np.testing.assert_array_equal(of_video["face_box"].values[0], reference.box)
-    np.testing.assert_array_equal(of_video[f"face_{MODEL}"].values, dinov2.extract([FRONTAL]).rows[MODEL].values)
+    np.testing.assert_array_equal(
+        of_video[f"face_{MODEL}"].values, dinov2.extract([FRONTAL]).rows[MODEL].values
+    )
     np.testing.assert_array_equal(got.rows[MODEL].values, dinov2.extract(frames).rows[MODEL].values)
     for number, (face, (raw,)) in enumerate(zip(others, found[1:], strict=True)):
         angles = spherical_angles(reference, face)
-        wanted = (face.landmarks, landmarks_to_3d(face), face.box, raw.det_score, angles, angles.mean())
+        wanted = (
+            face.landmarks,
+            landmarks_to_3d(face),
+            face.box,
+            raw.det_score,
+            angles,
+            angles.mean(),
+        )
         for name, value in zip(FRAME[1:], wanted, strict=True):
-            np.testing.assert_array_equal(got.rows[name].values[number], np.float32(value), err_msg=name)
+            np.testing.assert_array_equal(
+                got.rows[name].values[number], np.float32(value), err_msg=name
+            )
             assert got.rows[name].values.dtype == np.float32
 
 
 def test_boxes_are_where_the_squares_are(shared: FacesExtractor) -> None:
-    """Written down by hand: red and blue taken for each other would give other boxes; a larger picture larger ones."""
+    """Written down by hand: red and blue taken for each other would give other boxes.
+
+    A larger picture larger ones.
+    """
     shared.start_video(FRONTAL)
-    frames = [picture((2, 1, 0, 255)), picture((2, 1, 255, 255)), picture((2, 1, 0, 255), size=2 * SIZE)]
+    frames = [
+        picture((2, 1, 0, 255)),
+        picture((2, 1, 255, 255)),
+        picture((2, 1, 0, 255), size=2 * SIZE),
+    ]
     boxes = shared.extract(frames).rows["box"].values
-    np.testing.assert_allclose(boxes, [[24, 56, 40, 72], [0, 32, 64, 96], [48, 112, 80, 144]], atol=1e-3)
+    np.testing.assert_allclose(
+        boxes, [[24, 56, 40, 72], [0, 32, 64, 96], [48, 112, 80, 144]], atol=1e-3
+    )
 
 
 def test_the_reference_is_not_turned_from_itself(home: Path, shared: FacesExtractor) -> None:
@@ -150,8 +193,11 @@ def test_the_scripts_formula_takes_the_first_face_and_raw_heights(home: Path) ->
     assert faces(home, formula="json", face="largest").face == "largest"
     extractor.open()
     extractor.start_video(FRONTAL)
-    rows = extractor.extract([picture((2, 2, 40, 240)), picture((2, 2, 40, 240), size=2 * SIZE)]).rows
-    # The same face in a picture twice as large lies lower down by raw pixels; its angle is 0 up to the scripts' 1e-8.
+    rows = extractor.extract(
+        [picture((2, 2, 40, 240)), picture((2, 2, 40, 240), size=2 * SIZE)]
+    ).rows
+    # The same face in a picture twice as large lies lower down by raw pixels; its angle is 0 up to
+    # the scripts' 1e-8.
     angles = rows["spherical_angles"].values
     assert (angles[0] == 0).all()
     np.testing.assert_allclose(angles[1], -0.0115, atol=1e-3)
@@ -159,7 +205,12 @@ def test_the_scripts_formula_takes_the_first_face_and_raw_heights(home: Path) ->
 
 def test_a_batch_is_as_its_images_alone(shared: FacesExtractor) -> None:
     shared.start_video(FRONTAL)
-    frames = [picture((1, 2, 90, 200)), black(), picture((2, 1, 0, 250)), picture((1, 1, 200, 180), size=200)]
+    frames = [
+        picture((1, 2, 90, 200)),
+        black(),
+        picture((2, 1, 0, 250)),
+        picture((1, 1, 200, 180), size=200),
+    ]
     together = shared.extract(frames)
     for number, frame in enumerate(frames):
         alone = shared.extract([frame])
@@ -171,14 +222,21 @@ def test_a_batch_is_as_its_images_alone(shared: FacesExtractor) -> None:
 
 @pytest.mark.parametrize(("choice", "column"), [("largest", 3), ("best", 1), ("first", 1)])
 def test_of_two_faces_one_is_chosen_as_stated(home: Path, choice: Any, column: int) -> None:
-    """On the left a small sure face, on the right a large one that is less sure; ``first`` is InsightFace's order."""
+    """On the left a small sure face, on the right a large one that is less sure.
+
+    ``first`` is InsightFace's order.
+    """
     extractor = faces(home, face=choice)
     extractor.open()
     two = picture((2, 1, 0, 250), (2, 3, 120, 180))
-    assert extractor.start_video(two)["face_box"].values[0, [0, 2]].mean() == pytest.approx(column * 32)
+    assert extractor.start_video(two)["face_box"].values[0, [0, 2]].mean() == pytest.approx(
+        column * 32
+    )
     got = extractor.extract([two]).rows
     assert got["box"].values[0, [0, 2]].mean() == pytest.approx(column * 32)
-    assert got["detection_score"].values[0] == pytest.approx((180 if choice == "largest" else 250) / 255, abs=1e-6)
+    assert got["detection_score"].values[0] == pytest.approx(
+        (180 if choice == "largest" else 250) / 255, abs=1e-6
+    )
 
 
 def a_face(score: float, *box: float) -> Face:
@@ -200,7 +258,7 @@ def test_choices_go_by_area_score_and_order_and_pass_over_unusable_faces() -> No
         choose_face([flat], "first")
 
 
-# -- images and references without a face -----------------------------------------------------------------------
+# -- images and references without a face ----------------------------------------------------------
 
 
 def test_images_without_a_face_fail_with_the_reason_and_dinov2_is_not_run(
@@ -209,7 +267,9 @@ def test_images_without_a_face_fail_with_the_reason_and_dinov2_is_not_run(
     shared.start_video(FRONTAL)
     seen: list[int] = []
     extract = shared._dinov2.extract
-    monkeypatch.setattr(shared._dinov2, "extract", lambda images: seen.append(len(images)) or extract(images))
+    monkeypatch.setattr(
+        shared._dinov2, "extract", lambda images: seen.append(len(images)) or extract(images)
+    )
     thin = np.zeros((SIZE * 2, 1, 3), np.uint8)
     got = shared.extract([black(), picture((2, 1, 0, 250)), thin])
     assert got.failed == {
@@ -227,7 +287,8 @@ def test_images_without_a_face_fail_with_the_reason_and_dinov2_is_not_run(
 
 
 @pytest.mark.parametrize(
-    ("reach", "reason"), [(0.0, "its box is 0 x 0 pixels"), (float("nan"), "its box or landmarks are not finite")]
+    ("reach", "reason"),
+    [(0.0, "its box is 0 x 0 pixels"), (float("nan"), "its box or landmarks are not finite")],
 )
 def test_faces_without_usable_numbers_fail(
     home: Path, tmp_path: Path, shared: FacesExtractor, reach: float, reason: str
@@ -245,9 +306,14 @@ def test_faces_without_usable_numbers_fail(
 
 def test_a_reference_without_a_face_and_none_at_all(shared: FacesExtractor) -> None:
     shared.start_video(FRONTAL)
-    with pytest.raises(InvalidError, match=r"no frontal reference picture.*give one picture per person"):
+    with pytest.raises(
+        InvalidError, match=r"no frontal reference picture.*give one picture per person"
+    ):
         shared.start_video()
-    with pytest.raises(InvalidError, match=r"no usable face \(no face found; 128 x 128 pixels, det_size 128, det_th"):
+    with pytest.raises(
+        InvalidError,
+        match=r"no usable face \(no face found; 128 x 128 pixels, det_size 128, det_th",
+    ):
         shared.start_video(black())
     with pytest.raises(InvalidError, match="start_video"):
         shared.extract([FRONTAL])  # not measured from the video before
@@ -261,14 +327,18 @@ def test_what_is_no_image_is_refused(shared: FacesExtractor) -> None:
         shared.start_video(FRONTAL.astype(float))
 
 
-def test_a_detector_that_fails_ends_the_run(shared: FacesExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detector_that_fails_ends_the_run(
+    shared: FacesExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shared.start_video(FRONTAL)
 
     def fail(image: np.ndarray) -> None:
         raise RuntimeError("out of\nmemory")
 
     monkeypatch.setattr(shared._app, "get", fail)
-    with pytest.raises(ExtractorError, match=r"\AInsightFace's detector fails: RuntimeError: out of memory\Z"):
+    with pytest.raises(
+        ExtractorError, match=r"\AInsightFace's detector fails: RuntimeError: out of memory\Z"
+    ):
         shared.extract([FRONTAL])
 
 
@@ -284,18 +354,21 @@ def test_closed_or_unopened(home: Path) -> None:
         extractor.extract([FRONTAL])
 
 
-# -- what is recorded -------------------------------------------------------------------------------------------
+# -- what is recorded ------------------------------------------------------------------------------
 
 
 def test_features_are_those_of_the_json(home: Path) -> None:
     specs = {spec.name: spec for spec in faces(home, dtype="float16").specs}
     assert tuple(specs) == (*FRAME, *FACE)
-    assert {name: spec.axis for name, spec in specs.items()} == dict.fromkeys(FRAME, "frame") | dict.fromkeys(
-        FACE, "video"
-    )
+    assert {name: spec.axis for name, spec in specs.items()} == dict.fromkeys(
+        FRAME, "frame"
+    ) | dict.fromkeys(FACE, "video")
     assert specs["spherical_angles"].units == specs["avg_angle"].units == "degree"
     assert specs["avg_angle"].shape == ()
-    assert {name for name, spec in specs.items() if spec.dtype == "float16"} == {MODEL, f"face_{MODEL}"}
+    assert {name for name, spec in specs.items() if spec.dtype == "float16"} == {
+        MODEL,
+        f"face_{MODEL}",
+    }
     assert specs["landmarks_2d"].labels["landmark"][2] == "nose"
 
 
@@ -306,7 +379,12 @@ def test_provenance_says_everything_that_changes_the_numbers(home: Path) -> None
     assert made[MODEL] == made[f"face_{MODEL}"] == dinov2
     told = made["avg_angle"]
     assert (told["extractor"], told["model"]) == ("insightface", "tiny")
-    assert told["parameters"] == {"face": "first", "det_size": [128, 128], "det_thresh": 0.25, "formula": "json"}
+    assert told["parameters"] == {
+        "face": "first",
+        "det_size": [128, 128],
+        "det_thresh": 0.25,
+        "formula": "json",
+    }
     assert set(told["weights"]) == {"det_tiny.onnx"}
     assert len(told["weights"]["det_tiny.onnx"]) == 64
     assert set(told["libraries"]) == {"insightface", "onnxruntime", "opencv-python"}
@@ -343,7 +421,7 @@ def test_nothing_is_printed(home: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert capfd.readouterr() == ("", "")
 
 
-# -- options, packs, devices ------------------------------------------------------------------------------------
+# -- options, packs, devices -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -379,7 +457,8 @@ def test_a_pack_that_is_not_there_and_cannot_be_loaded(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     with pytest.raises(
-        NotFoundError, match=r"model pack 'buffalo_l' is not in .*insightface/models.*model_pack=PATH"
+        NotFoundError,
+        match=r"model pack 'buffalo_l' is not in .*insightface/models.*model_pack=PATH",
     ) as e:
         insightface_models.find_pack("buffalo_l")
     assert "\n" not in str(e.value)
@@ -387,7 +466,9 @@ def test_a_pack_that_is_not_there_and_cannot_be_loaded(
     assert capfd.readouterr() == ("", "")
 
 
-def release(monkeypatch: pytest.MonkeyPatch, fill: Callable[[zipfile.ZipFile], None], *, cut: int = 0) -> None:
+def release(
+    monkeypatch: pytest.MonkeyPatch, fill: Callable[[zipfile.ZipFile], None], *, cut: int = 0
+) -> None:
     """Let InsightFace's own download get a zip that the test makes."""
     storage = pytest.importorskip("insightface.utils.storage")
 
@@ -404,10 +485,17 @@ def release(monkeypatch: pytest.MonkeyPatch, fill: Callable[[zipfile.ZipFile], N
 
 @pytest.mark.parametrize("inside", ["", "tiny2/"])
 def test_a_pack_is_loaded_once_by_insightface_itself(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], inside: str
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    inside: str,
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    release(monkeypatch, lambda file: file.write(home / "tiny" / "det_tiny.onnx", f"{inside}det_tiny.onnx"))
+    release(
+        monkeypatch,
+        lambda file: file.write(home / "tiny" / "det_tiny.onnx", f"{inside}det_tiny.onnx"),
+    )
     found = insightface_models.find_pack("tiny2")
     assert found.folder == tmp_path / ".insightface" / "models" / "tiny2"
     assert [path.name for path in found.folder.parent.iterdir()] == ["tiny2"]
@@ -450,7 +538,9 @@ def empty(pack: Path) -> None:
         (shutil.rmtree, "no model pack at .*give a folder of ONNX files"),
     ],
 )
-def test_packs_that_are_not_whole(home: Path, tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:
+def test_packs_that_are_not_whole(
+    home: Path, tmp_path: Path, damage: Callable[[Path], None], words: str
+) -> None:
     damage(write_pack(tmp_path / "pack"))
     with pytest.raises(KpstoreError, match=words) as caught:
         faces(home, model_pack=tmp_path / "pack").open()
@@ -459,7 +549,10 @@ def test_packs_that_are_not_whole(home: Path, tmp_path: Path, damage: Callable[[
 
 def test_detectors_that_do_not_fit(home: Path, tmp_path: Path) -> None:
     fixed = write_pack(tmp_path / "fixed", size=96)
-    with pytest.raises(InvalidError, match=r"takes 96 x 96 pixels only, det_size=128 was asked for; use det_size=96"):
+    with pytest.raises(
+        InvalidError,
+        match=r"takes 96 x 96 pixels only, det_size=128 was asked for; use det_size=96",
+    ):
         faces(home, model_pack=fixed).open()
     faces(home, model_pack=fixed, det_size=96).open()
     with pytest.raises(InvalidError, match="finds faces but no landmarks"):
@@ -469,7 +562,11 @@ def test_detectors_that_do_not_fit(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "words"),
     [
-        ("cuda:0", "'cuda:0' was asked for, but this onnxruntime .* without CUDA: .*pip install onnxruntime-gpu"),
+        (
+            "cuda:0",
+            "'cuda:0' was asked for, but this onnxruntime .* without CUDA: .*pip install "
+            "onnxruntime-gpu",
+        ),
         ("cuda", "onnxruntime-gpu"),
         ("tpu", "device 'tpu': the recipe 'faces' runs on cpu and cuda"),
     ],
@@ -483,8 +580,13 @@ def test_devices_that_are_not_there(home: Path, device: str, words: str) -> None
         faces(home).open(device)
 
 
-def test_a_gpu_that_onnxruntime_cannot_use_after_all_is_no_cpu(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime goes on with the CPU if CUDA's libraries do not load; nobody would know but by the speed."""
+def test_a_gpu_that_onnxruntime_cannot_use_after_all_is_no_cpu(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime goes on with the CPU if CUDA's libraries do not load.
+
+    Nobody would know but by the speed.
+    """
     monkeypatch.setattr(insightface_models, "_check_provider", lambda *args: None)
     with pytest.raises(UnsupportedError, match="device 'cuda:0': onnxruntime cannot use it"):
         faces(home).open("cuda:0")
@@ -495,7 +597,10 @@ def test_a_library_that_is_missing(home: Path, monkeypatch: pytest.MonkeyPatch) 
         raise insightface_models.PackageNotFoundError(name)
 
     monkeypatch.setattr(insightface_models, "version", missing)
-    with pytest.raises(MissingExtraError, match=r'insightface is not installed.*pip install "kpstore\[insightface\]"'):
+    with pytest.raises(
+        MissingExtraError,
+        match=r'insightface is not installed.*pip install "kpstore\[insightface\]"',
+    ):
         _ = faces(home).provenance
 
 

@@ -16,12 +16,19 @@ import pytest
 import kpstore
 from kpstore import plugins
 from kpstore.doctor import check_up
-from kpstore.errors import ExtractorError, InvalidError, KpstoreError, NotFoundError, UnsupportedError
+from kpstore.errors import (
+    ExtractorError,
+    InvalidError,
+    KpstoreError,
+    NotFoundError,
+    UnsupportedError,
+)
 from kpstore.extractors.lip_resnet18 import LipResnet18Extractor
 from kpstore.extractors.lip_weights import load_network, read_lip_checkpoint
 from kpstore.extractors.registry import make_extractor
-from kpstore.interop.embeddings import SPEC, EmbeddingsExport, EmbeddingsImport
-from kpstore.interop.run import import_document
+from kpstore.interop.embeddings.read import SPEC, EmbeddingsImport
+from kpstore.interop.embeddings.write import EmbeddingsExport
+from kpstore.interop.transfer import import_document
 from kpstore.sources.base import FrameError
 from kpstore.sources.lips import LipsSource
 from tests.conftest import memory_location
@@ -29,7 +36,9 @@ from tests.conftest import memory_location
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional
 
-if "lip_resnet18" not in plugins.names("kpstore.extractors"):  # a checkout that is newer than what is installed
+if "lip_resnet18" not in plugins.names(
+    "kpstore.extractors"
+):  # a checkout that is newer than what is installed
     plugins.register("kpstore.extractors", "lip_resnet18", LipResnet18Extractor)
 
 
@@ -70,7 +79,10 @@ def make_state() -> dict[str, Any]:
 
 
 def plainly(state: dict[str, Any], crops: np.ndarray) -> np.ndarray:
-    """The network in double precision, one frame at a time, of the tensors themselves; (T, h, w) uint8 to (T, 512)."""
+    """The network in double precision, one frame at a time, of the tensors themselves.
+
+    (T, h, w) uint8 to (T, 512).
+    """
     s = {name: tensor.double() for name, tensor in state.items()}
 
     def batch_norm(x: Any, name: str) -> Any:
@@ -87,18 +99,24 @@ def plainly(state: dict[str, Any], crops: np.ndarray) -> np.ndarray:
     rows = []
     for t in range(len(x)):
         # Five neighbours in time are five channels of one frame.
-        y = functional.conv2d(padded[None, t : t + 5], s["frontend3D.0.weight"][:, 0], stride=2, padding=3)[0]
+        y = functional.conv2d(
+            padded[None, t : t + 5], s["frontend3D.0.weight"][:, 0], stride=2, padding=3
+        )[0]
         y = prelu(batch_norm(y, "frontend3D.1"), "frontend3D.2")
         y = functional.max_pool2d(y[None], 3, stride=2, padding=1)[0]
         for layer in range(1, 5):
             for block in range(2):
                 name, stride = f"trunk.layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1
-                z = functional.conv2d(y[None], s[f"{name}.conv1.weight"], stride=stride, padding=1)[0]
+                z = functional.conv2d(y[None], s[f"{name}.conv1.weight"], stride=stride, padding=1)[
+                    0
+                ]
                 z = prelu(batch_norm(z, f"{name}.bn1"), f"{name}.relu1")
                 z = functional.conv2d(z[None], s[f"{name}.conv2.weight"], padding=1)[0]
                 z = batch_norm(z, f"{name}.bn2")
                 if f"{name}.downsample.0.weight" in s:
-                    y = functional.conv2d(y[None], s[f"{name}.downsample.0.weight"], stride=stride)[0]
+                    y = functional.conv2d(y[None], s[f"{name}.downsample.0.weight"], stride=stride)[
+                        0
+                    ]
                     y = batch_norm(y, f"{name}.downsample.1")
                 y = prelu(z + y, f"{name}.relu2")
         rows.append(y.mean(dim=(1, 2)).numpy())
@@ -140,10 +158,13 @@ def shared(weights: Path) -> LipResnet18Extractor:
 
 
 def rows_of(extractor: LipResnet18Extractor, *videos: np.ndarray) -> list[np.ndarray]:
-    return [e.rows["lip_resnet18"].check(extractor.specs[0]).values for e in extractor.extract_videos(videos)]
+    return [
+        e.rows["lip_resnet18"].check(extractor.specs[0]).values
+        for e in extractor.extract_videos(videos)
+    ]
 
 
-# -- numbers ----------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 def test_numbers_are_those_of_a_plain_implementation(state: dict[str, Any], weights: Path) -> None:
@@ -155,7 +176,9 @@ def test_numbers_are_those_of_a_plain_implementation(state: dict[str, Any], weig
     np.testing.assert_allclose(rows, wanted, atol=1e-5, rtol=0)
 
 
-def test_the_middle_is_cut_out_and_height_only_if_asked(state: dict[str, Any], weights: Path) -> None:
+def test_the_middle_is_cut_out_and_height_only_if_asked(
+    state: dict[str, Any], weights: Path
+) -> None:
     assert LipResnet18Extractor().crop == 88
     video = crops(1, 1)
     (smaller,) = rows_of(opened(weights, crop=63), video)
@@ -165,10 +188,16 @@ def test_the_middle_is_cut_out_and_height_only_if_asked(state: dict[str, Any], w
 
 
 @pytest.mark.parametrize(
-    ("at_once", "piece", "pieces", "calls"), [(1, 1, 1, 11), (3, 3, 1, 5), (4, 2, 2, 4), (11, 2, 5, 2), (10, 10, 1, 3)]
+    ("at_once", "piece", "pieces", "calls"),
+    [(1, 1, 1, 11), (3, 3, 1, 5), (4, 2, 2, 4), (11, 2, 5, 2), (10, 10, 1, 3)],
 )
 def test_a_row_has_the_same_bits_in_any_company(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, piece: int, pieces: int, calls: int
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: int,
+    piece: int,
+    pieces: int,
+    calls: int,
 ) -> None:
     """Of videos that are longer than a piece, and shorter; 25 frames are many for a test."""
     monkeypatch.setattr("kpstore.extractors.lip_resnet18.PIECE", 2 if pieces > 1 else 25)
@@ -193,7 +222,9 @@ def test_pieces_change_the_last_bits_at_most(weights: Path, shared: LipResnet18E
     assert shared.extract_videos([]) == []
 
 
-@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"precision": "fp16"}, {"dtype": "float16"}])
+@pytest.mark.parametrize(
+    "options", [{"precision": "bf16"}, {"precision": "fp16"}, {"dtype": "float16"}]
+)
 def test_lower_precision_is_near_and_in_the_provenance(
     weights: Path, shared: LipResnet18Extractor, options: dict[str, Any]
 ) -> None:
@@ -206,10 +237,14 @@ def test_lower_precision_is_near_and_in_the_provenance(
     assert rows.dtype == extractor.specs[0].dtype == options.get("dtype", "float32")
     np.testing.assert_allclose(rows, exact, atol=0.02)
     assert (rows != exact).any()
-    assert extractor.provenance["lip_resnet18"]["parameters"]["precision"] == options.get("precision", "fp32")
+    assert extractor.provenance["lip_resnet18"]["parameters"]["precision"] == options.get(
+        "precision", "fp32"
+    )
 
 
-def test_a_lack_of_memory_takes_fewer_pieces_then_shorter_ones(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_takes_fewer_pieces_then_shorter_ones(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[tuple[int, int]] = []
 
     def little_memory(self: Any, frames: np.ndarray, there: np.ndarray) -> np.ndarray:
@@ -218,7 +253,9 @@ def test_a_lack_of_memory_takes_fewer_pieces_then_shorter_ones(weights: Path, mo
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return np.zeros((len(frames), frames.shape[1] - 4, 512), np.float32)
 
-    monkeypatch.setattr("kpstore.extractors.lip_resnet18.find_device", lambda *_: torch.device("cpu"))
+    monkeypatch.setattr(
+        "kpstore.extractors.lip_resnet18.find_device", lambda *_: torch.device("cpu")
+    )
     monkeypatch.setattr(LipResnet18Extractor, "_forward", little_memory)
     monkeypatch.setattr(LipResnet18Extractor, "default_at_once", {"cpu": 10, "cuda": 125})
     extractor = LipResnet18Extractor(weights=weights, crop=32)
@@ -226,7 +263,8 @@ def test_a_lack_of_memory_takes_fewer_pieces_then_shorter_ones(weights: Path, mo
     assert sizes == [(5, 29), (2, 29), (1, 29), (1, 16), (1, 10)]
     assert extractor.batch_frames == 6
     with pytest.raises(
-        ExtractorError, match=r"memory than is free for batch_frames=50, .* --set batch_frames=25 \(CUDA"
+        ExtractorError,
+        match=r"memory than is free for batch_frames=50, .* --set batch_frames=25 \(CUDA",
     ):
         LipResnet18Extractor(weights=weights, crop=32, batch_frames=60).open("cuda")
 
@@ -234,11 +272,16 @@ def test_a_lack_of_memory_takes_fewer_pieces_then_shorter_ones(weights: Path, mo
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "lip_resnet18 needs more GPU memory .* batch_frames=5"),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory"),
+            "lip_resnet18 needs more GPU memory .* batch_frames=5",
+        ),
         (RuntimeError("CUDA error"), "lip_resnet18 fails on cpu: CUDA error"),
     ],
 )
-def test_a_network_that_fails_is_no_fault_of_the_video(weights: Path, error: Exception, words: str) -> None:
+def test_a_network_that_fails_is_no_fault_of_the_video(
+    weights: Path, error: Exception, words: str
+) -> None:
     extractor = opened(weights, batch_frames=5)
 
     def fail(x: Any) -> Any:
@@ -267,7 +310,8 @@ def test_numbers_that_are_not_finite_fail_their_frame(weights: Path) -> None:
         (got,) = extractor.extract_videos([crops(0, 3)])
         assert list(got.failed) == [1]
         assert re.match(
-            rf"lip_resnet18 gives no finite numbers in fp32 on .*, stored as {dtype}; {words}", got.failed[1]
+            rf"lip_resnet18 gives no finite numbers in fp32 on .*, stored as {dtype}; {words}",
+            got.failed[1],
         )
 
 
@@ -275,8 +319,12 @@ def test_numbers_that_are_not_finite_fail_their_frame(weights: Path) -> None:
 def test_a_precision_that_does_not_work_here_is_told_before_any_frame(
     weights: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    monkeypatch.setattr(LipResnet18Extractor, "_trial", lambda self: np.full((1, 10, 512), np.nan, np.float32))
-    with pytest.raises(ExtractorError, match=f"no finite numbers in {precision} on .*; use --set precision=fp32"):
+    monkeypatch.setattr(
+        LipResnet18Extractor, "_trial", lambda self: np.full((1, 10, 512), np.nan, np.float32)
+    )
+    with pytest.raises(
+        ExtractorError, match=f"no finite numbers in {precision} on .*; use --set precision=fp32"
+    ):
         opened(weights, precision=precision)
 
 
@@ -297,12 +345,14 @@ def test_nothing_of_a_video_stays_behind(shared: LipResnet18Extractor) -> None:
         ([[1]], "found list"),
     ],
 )
-def test_videos_that_are_no_crops_are_refused(shared: LipResnet18Extractor, video: Any, found: str) -> None:
+def test_videos_that_are_no_crops_are_refused(
+    shared: LipResnet18Extractor, video: Any, found: str
+) -> None:
     with pytest.raises(InvalidError, match=found):
         shared.extract_videos([crops(0, 3), video])
 
 
-# -- weights ----------------------------------------------------------------------------------------------------
+# -- weights ---------------------------------------------------------------------------------------
 
 
 def old_torch(s: dict[str, Any]) -> Any:
@@ -310,13 +360,21 @@ def old_torch(s: dict[str, Any]) -> Any:
 
 
 def with_head(s: dict[str, Any]) -> Any:
-    head = {"module.tcn.mb_ms_tcn.network.0.weight": torch.zeros(3), "module.tcn.tcn_output.bias": torch.zeros(500)}
-    return {"model_state_dict": {**{f"module.{name}": tensor for name, tensor in s.items()}, **head}}
+    head = {
+        "module.tcn.mb_ms_tcn.network.0.weight": torch.zeros(3),
+        "module.tcn.tcn_output.bias": torch.zeros(500),
+    }
+    return {
+        "model_state_dict": {**{f"module.{name}": tensor for name, tensor in s.items()}, **head}
+    }
 
 
 GOOD: dict[str, Callable[[dict[str, Any]], Any]] = {
     "bare": lambda s: s,
-    "wrapped": lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+    "wrapped": lambda s: {
+        "model_state_dict": s,
+        "optimizer_state_dict": {"state": {}, "param_groups": []},
+    },
     "with a head, parallel": with_head,
     "of an old torch": old_torch,
     "half": lambda s: {name: t.half() if t.is_floating_point() else t for name, t in s.items()},
@@ -324,7 +382,9 @@ GOOD: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_checkpoints_load_whatever_is_around_them(state: dict[str, Any], tmp_path: Path, kind: str) -> None:
+def test_checkpoints_load_whatever_is_around_them(
+    state: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
     path, wanted = tmp_path / "a.pth.tar", tiny(state)
     torch.save(GOOD[kind](wanted), path, _use_new_zipfile_serialization=kind != "of an old torch")
     loaded = load_network(read_lip_checkpoint(path)).state_dict()
@@ -332,10 +392,14 @@ def test_checkpoints_load_whatever_is_around_them(state: dict[str, Any], tmp_pat
     assert len(loaded) == 137
     for name, tensor in wanted.items():
         if not name.endswith("num_batches_tracked"):
-            torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=2e-3 if kind == "half" else 0)
+            torch.testing.assert_close(
+                loaded[name], tensor, rtol=0, atol=2e-3 if kind == "half" else 0
+            )
 
 
-def test_safetensors_load_too(state: dict[str, Any], shared: LipResnet18Extractor, tmp_path: Path) -> None:
+def test_safetensors_load_too(
+    state: dict[str, Any], shared: LipResnet18Extractor, tmp_path: Path
+) -> None:
     save_file = pytest.importorskip("safetensors.torch").save_file
     path = tmp_path / "a.safetensors"
     save_file(state, path)
@@ -346,17 +410,25 @@ def test_safetensors_load_too(state: dict[str, Any], shared: LipResnet18Extracto
         LipResnet18Extractor(weights=path).open()
 
 
-def test_a_head_left_out_is_said(state: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_head_left_out_is_said(
+    state: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "a.pth"
     torch.save(with_head(tiny(state)), path)
     with caplog.at_level("INFO"):
         extractor = opened(path)
     assert "2 tensors of a temporal head are not needed" in caplog.text
-    assert extractor.provenance["lip_resnet18"]["parameters"]["tensors_of_temporal_head_left_out"] == 2
+    assert (
+        extractor.provenance["lip_resnet18"]["parameters"]["tensors_of_temporal_head_left_out"] == 2
+    )
 
 
 def swish(s: dict[str, Any]) -> Any:
-    return {name: tensor for name, tensor in s.items() if "relu" not in name and name != "frontend3D.2.weight"}
+    return {
+        name: tensor
+        for name, tensor in s.items()
+        if "relu" not in name and name != "frontend3D.2.weight"
+    }
 
 
 def without(name: str) -> Callable[[dict[str, Any]], Any]:
@@ -364,24 +436,45 @@ def without(name: str) -> Callable[[dict[str, Any]], Any]:
 
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "missing": (without("trunk.layer3.1.bn2.running_var"), r"lacks 1 of 137 tensors, first 'trunk.layer3.1.bn2.runn"),
-    "first missing": (without("frontend3D.0.weight"), r"lacks 1 of 137 tensors, first 'frontend3D.0.weight'"),
+    "missing": (
+        without("trunk.layer3.1.bn2.running_var"),
+        r"lacks 1 of 137 tensors, first 'trunk.layer3.1.bn2.runn",
+    ),
+    "first missing": (
+        without("frontend3D.0.weight"),
+        r"lacks 1 of 137 tensors, first 'frontend3D.0.weight'",
+    ),
     "swish": (swish, r"no weights of PReLU \(17 tensors, first 'frontend3D.2.weight'\).* 'swish'"),
-    "too many": (lambda s: {**s, "trunk.layer5.weight": torch.zeros(1)}, "1 tensors too many, first 'trunk.layer5.w"),
+    "too many": (
+        lambda s: {**s, "trunk.layer5.weight": torch.zeros(1)},
+        "1 tensors too many, first 'trunk.layer5.w",
+    ),
     "shape": (
         lambda s: {**s, "trunk.layer1.0.relu1.weight": torch.zeros(1)},
-        r"1 tensors of other shapes, first 'trunk.layer1.0.relu1.weight': \(1,\) instead of \(64,\)",
+        r"1 tensors of other shapes, first 'trunk.layer1.0.relu1.weight': \(1,\) instead of "
+        r"\(64,\)",
     ),
-    "part of more": (lambda s: {**{f"v.{n}": t for n, t in s.items()}, "a.x": torch.zeros(1)}, "lacks 117 of 137"),
-    "other": (lambda s: {"conv.weight": torch.zeros(1)}, "lacks 117 of 137 tensors, .*it has 'conv.weight'"),
+    "part of more": (
+        lambda s: {**{f"v.{n}": t for n, t in s.items()}, "a.x": torch.zeros(1)},
+        "lacks 117 of 137",
+    ),
+    "other": (
+        lambda s: {"conv.weight": torch.zeros(1)},
+        "lacks 117 of 137 tensors, .*it has 'conv.weight'",
+    ),
     "a list": (lambda s: [1, 2], "holds no table of tensors.*it holds list"),
     "no tensors": (lambda s: {"model_state_dict": {"a": 1}}, "holds no table of tensors"),
-    "code": (lambda s: {"model_state_dict": s, "args": Path("x")}, "more than tensors and numbers, which is not run"),
+    "code": (
+        lambda s: {"model_state_dict": s, "args": Path("x")},
+        "more than tensors and numbers, which is not run",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_checkpoints_of_other_networks_are_refused(state: dict[str, Any], tmp_path: Path, kind: str) -> None:
+def test_checkpoints_of_other_networks_are_refused(
+    state: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
     make, words = BAD[kind]
     path = tmp_path / "a.pth.tar"
     torch.save(make(tiny(state)), path)
@@ -397,7 +490,9 @@ def test_the_doctor_knows_a_checkpoint(state: dict[str, Any], tmp_path: Path) ->
     torch.save(with_head(tiny(state)), whole)
     torch.save(swish(tiny(state)), part)
     sound, fault = (f for f in check_up([whole, part]).findings if f.area == "path")
-    wanted = "weights of lip-reading ResNet18 with PReLU (137 tensors, 2 of a temporal head left out)"
+    wanted = (
+        "weights of lip-reading ResNet18 with PReLU (137 tensors, 2 of a temporal head left out)"
+    )
     assert (sound.state, sound.found) == ("ok", wanted)
     assert fault.state == "problem"
     assert "no weights of PReLU" in fault.found
@@ -407,13 +502,17 @@ def test_the_doctor_knows_a_checkpoint(state: dict[str, Any], tmp_path: Path) ->
 def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(content)
-    with pytest.raises(InvalidError, match=r"a\.pth is no checkpoint that torch can read|more than tensors") as caught:
+    with pytest.raises(
+        InvalidError, match=r"a\.pth is no checkpoint that torch can read|more than tensors"
+    ) as caught:
         LipResnet18Extractor(weights=path).open()
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_checkpoints_that_are_damaged_are_refused_in_one_line(state: dict[str, Any], tmp_path: Path, new: bool) -> None:
+def test_checkpoints_that_are_damaged_are_refused_in_one_line(
+    state: dict[str, Any], tmp_path: Path, new: bool
+) -> None:
     path, rng = tmp_path / "a.pth", np.random.default_rng(0)
     torch.save(tiny(state), path, _use_new_zipfile_serialization=new)
     whole = path.read_bytes()
@@ -449,11 +548,15 @@ def test_provenance_is_json_and_names_weights_by_hash(weights: Path) -> None:
     assert len(made["lip_resnet18"]["weights"][weights.name]) == 64
     assert made["lip_resnet18"]["parameters"]["crop"] == [80, 80]
     for given, recorded in ((0, (10, 10)), (3, (3, 3)), (60, (50, 25)), (1600, (1600, 25))):
-        told = LipResnet18Extractor(weights=weights, batch_frames=given).provenance["lip_resnet18"]["parameters"]
+        told = LipResnet18Extractor(weights=weights, batch_frames=given).provenance["lip_resnet18"][
+            "parameters"
+        ]
         assert (told["batch_frames"], told["piece_frames"]) == recorded
 
 
-def test_it_is_pickled_unopened_and_opens_only_the_same_weights(state: dict[str, Any], tmp_path: Path) -> None:
+def test_it_is_pickled_unopened_and_opens_only_the_same_weights(
+    state: dict[str, Any], tmp_path: Path
+) -> None:
     path, video, state = tmp_path / "a.pth", crops(0, 2), tiny(state)
     torch.save(state, path)
     extractor = opened(path)
@@ -471,7 +574,7 @@ def test_it_is_pickled_unopened_and_opens_only_the_same_weights(state: dict[str,
         copy.extract_videos([video])
 
 
-# -- options ----------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -479,7 +582,10 @@ def test_it_is_pickled_unopened_and_opens_only_the_same_weights(state: dict[str,
     [
         ({"crop": 97}, "crop=97: use 32 to 96 pixels"),
         ({"crop": 3.5}, "crop=3.5"),
-        ({"precision": "fp8", "dtype": "int8"}, "precision='fp8' is none of fp32, bf16, fp16; dtype='int8'"),
+        (
+            {"precision": "fp8", "dtype": "int8"},
+            "precision='fp8' is none of fp32, bf16, fp16; dtype='int8'",
+        ),
         ({"quirk": "flip"}, "quirk='flip' is none of none, height_slice"),
         ({"batch_frames": -1}, "batch_frames=-1"),
         ({"weights": 3}, "weights=3 is no path"),
@@ -491,9 +597,13 @@ def test_options_that_do_not_fit_are_named(options: dict[str, Any], words: str) 
         make_extractor("lip_resnet18", **options)
 
 
-def test_a_gpu_that_is_not_there_is_one_line(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there_is_one_line(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(UnsupportedError, match=r"device 'cuda:0' was asked for, but torch .* finds no GPU"):
+    with pytest.raises(
+        UnsupportedError, match=r"device 'cuda:0' was asked for, but torch .* finds no GPU"
+    ):
         LipResnet18Extractor(weights=weights).open("cuda:0")
 
 
@@ -501,12 +611,16 @@ def test_the_feature_is_the_one_of_imported_files() -> None:
     assert LipResnet18Extractor().specs == (SPEC,)
 
 
-def test_what_is_extracted_is_exported_as_existing_files_are(shared: LipResnet18Extractor, tmp_path: Path) -> None:
+def test_what_is_extracted_is_exported_as_existing_files_are(
+    shared: LipResnet18Extractor, tmp_path: Path
+) -> None:
     """From crops to a file (512, T) beside them, with the names that an import of such files gives."""
     np.savez_compressed(tmp_path / "1_2.npz", data=crops(0, 3))
     source = LipsSource(tmp_path)
     (video,) = source.scan().videos
-    frames = np.stack([frame for frame in source.read_frames(video) if not isinstance(frame, FrameError)])
+    frames = np.stack(
+        [frame for frame in source.read_frames(video) if not isinstance(frame, FrameError)]
+    )
     (made,) = shared.extract_videos([frames])
     store = kpstore.create(memory_location())
     with store.transaction("extracted") as tx:

@@ -90,10 +90,19 @@ def test_black_frame_is_all_missing(opened, recipe):
 
 @pytest.mark.parametrize("mode", ["image", "video"])
 def test_holistic_equals_a_plain_loop_and_every_video_starts_afresh(opened, panned, mode):
-    with shared.quiet_calls(), shared.load_solutions().holistic.Holistic(static_image_mode=mode == "image") as plain:
+    with (
+        shared.quiet_calls(),
+        shared.load_solutions().holistic.Holistic(static_image_mode=mode == "image") as plain,
+    ):
         results = [plain.process(image) for image in panned]
-        mesh = np.array([[(p.x, p.y, p.z) for p in r.face_landmarks.landmark] for r in results], dtype=np.float32)
-        pose = np.array([[(p.x, p.y, p.z) for p in r.pose_landmarks.landmark] for r in results], dtype=np.float32)
+        mesh = np.array(
+            [[(p.x, p.y, p.z) for p in r.face_landmarks.landmark] for r in results],
+            dtype=np.float32,
+        )
+        pose = np.array(
+            [[(p.x, p.y, p.z) for p in r.pose_landmarks.landmark] for r in results],
+            dtype=np.float32,
+        )
     extractor = opened(HolisticExtractor, mode=mode)
     extractor.rows(panned[::-1])
     extractor.start_video()
@@ -106,8 +115,13 @@ def test_holistic_equals_a_plain_loop_and_every_video_starts_afresh(opened, pann
 
 def test_plain_holistic_depends_on_the_order_and_independent_frames_do_not(opened, panned):
     some = panned[:3]
-    stateful, independent = opened(HolisticExtractor), opened(HolisticExtractor, independent_frames=True)
-    assert not np.array_equal(values(stateful, some)[-1], values(opened(HolisticExtractor), some[::-1])[0], True)
+    stateful, independent = (
+        opened(HolisticExtractor),
+        opened(HolisticExtractor, independent_frames=True),
+    )
+    assert not np.array_equal(
+        values(stateful, some)[-1], values(opened(HolisticExtractor), some[::-1])[0], True
+    )
     np.testing.assert_array_equal(values(independent, some), values(independent, some[::-1])[::-1])
 
 
@@ -132,7 +146,9 @@ def test_own_face_list_takes_means_and_changes_nothing_else(opened, portrait, tm
 def test_odd_frames_are_fine_or_refused(opened, portrait, recipe):
     extractor = opened(recipe)
     strided = np.repeat(portrait, 2, axis=1)[:, ::2]
-    np.testing.assert_array_equal(extractor.rows([strided]).values, opened(recipe).rows([portrait]).values)
+    np.testing.assert_array_equal(
+        extractor.rows([strided]).values, opened(recipe).rows([portrait]).values
+    )
     assert len(extractor.rows([BLACK[:1, :1]])) == 1
     assert len(extractor.rows([])) == 0
     for wrong in (BLACK[:, :, 0], BLACK[:, :, :2], BLACK[:0], BLACK.astype(float)):
@@ -187,7 +203,14 @@ def test_pickles_unopened_with_its_face_list(tmp_path, recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_provenance_is_json_and_holds_versions_hashes_and_parameters(recipe):
     provenance = json.loads(json.dumps(recipe(face_list="ibug").recipe))
-    assert sorted(provenance) == ["extractor", "face_list", "mediapipe", "models", "parameters", "recipe"]
+    assert sorted(provenance) == [
+        "extractor",
+        "face_list",
+        "mediapipe",
+        "models",
+        "parameters",
+        "recipe",
+    ]
     assert provenance["face_list"] == {"name": "ibug", "sha256": FACE_LISTS["ibug"].sha256}
     assert len(provenance["models"]) == 6
     assert all(len(sha256) == 64 for sha256 in provenance["models"].values())
@@ -195,41 +218,56 @@ def test_provenance_is_json_and_holds_versions_hashes_and_parameters(recipe):
 
 
 def test_every_option_changes_the_provenance():
-    holistic = [{}, {"mode": "video"}, {"independent_frames": True}, {"min_tracking_confidence": 0.4}]
+    holistic = [
+        {},
+        {"mode": "video"},
+        {"independent_frames": True},
+        {"min_tracking_confidence": 0.4},
+    ]
     parts = [{}, {"handedness": "legacy"}, {"min_detection_confidence": 0.4}, {"face_list": "ibug"}]
-    made = [HolisticExtractor(**options) for options in holistic] + [PartsExtractor(**options) for options in parts]
+    made = [HolisticExtractor(**options) for options in holistic] + [
+        PartsExtractor(**options) for options in parts
+    ]
     assert len({json.dumps(extractor.recipe) for extractor in made}) == len(made)
 
 
 def test_spec_and_provenance_leave_mediapipe_unimported_and_opening_it_is_quiet():
     code = (
-        "import sys; from kpstore.extractors.parts import PartsExtractor as P; p = P(); p.spec; p.recipe\n"
-        "assert not {'mediapipe', 'cv2', 'jax'} & set(sys.modules)\n"
-        "import time, skimage.data as d; from kpstore.extractors.holistic import HolisticExtractor as H\n"
-        "for e in (p, H()):\n"
-        "    e.open(); time.sleep(0.2); e.start_video(); e.rows([d.astronaut()]); e.start_video(); e.close()"
+        "import sys; from kpstore.extractors.parts import PartsExtractor as P; p = P(); p.spec; "
+        "p.recipe\nassert not {'mediapipe', 'cv2', 'jax'} & set(sys.modules)\nimport time, "
+        "skimage.data as d; from kpstore.extractors.holistic import HolisticExtractor as H\nfor e "
+        "in (p, H()):\n    e.open(); time.sleep(0.2); e.start_video(); e.rows([d.astronaut()]); "
+        "e.start_video(); e.close()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_quiet_start_lets_other_lines_through(capfd):
     with quiet_start():
-        os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nthe disk is on fire\n")
+        os.write(
+            2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nthe disk is on fire\n"
+        )
     assert capfd.readouterr().err == "the disk is on fire\n"
 
 
 def test_quiet_calls_lets_other_warnings_through():
     with shared.quiet_calls():
-        warnings.warn("SymbolDatabase.GetPrototype() is deprecated. Please use", UserWarning, stacklevel=1)
+        warnings.warn(
+            "SymbolDatabase.GetPrototype() is deprecated. Please use", UserWarning, stacklevel=1
+        )
         with pytest.warns(UserWarning, match="something else"):
             warnings.warn("something else", UserWarning, stacklevel=1)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("complexity", [0, 2])
-def test_a_pose_model_that_is_not_there_is_said_before_any_download(monkeypatch, recipe, complexity):
+def test_a_pose_model_that_is_not_there_is_said_before_any_download(
+    monkeypatch, recipe, complexity
+):
     try:
         shared.model_hashes([shared.pose_model(complexity)])
     except UnsupportedError:
@@ -239,7 +277,8 @@ def test_a_pose_model_that_is_not_there_is_said_before_any_download(monkeypatch,
     monkeypatch.setattr(shared, "load_solutions", lambda: pytest.fail("reached MediaPipe"))
     extractor = recipe(model_complexity=complexity)
     with pytest.raises(
-        UnsupportedError, match=f"pose_landmark_{('lite', '', 'heavy')[complexity]}.tflite.*complexity=1"
+        UnsupportedError,
+        match=f"pose_landmark_{('lite', '', 'heavy')[complexity]}.tflite.*complexity=1",
     ):
         extractor.open()
 
@@ -272,8 +311,16 @@ def test_mediapipe_without_solutions_is_refused(monkeypatch):
             "model_complexity=3.*|min_detection_confidence=2.*min_tracking_confidence='x'",
         ),
         (PartsExtractor, {"handedness": "mirrored"}, "found 'mirrored'"),
-        (PartsExtractor, {"min_detection_confidence": float("nan")}, "nan is not a number from 0 to 1"),
-        (HolisticExtractor, {"face_list": FaceList("iris", (477, *range(67)))}, "mesh point 477.*has 468"),
+        (
+            PartsExtractor,
+            {"min_detection_confidence": float("nan")},
+            "nan is not a number from 0 to 1",
+        ),
+        (
+            HolisticExtractor,
+            {"face_list": FaceList("iris", (477, *range(67)))},
+            "mesh point 477.*has 468",
+        ),
     ],
 )
 def test_bad_options_are_refused_at_construction(recipe, options, message):
@@ -282,13 +329,22 @@ def test_bad_options_are_refused_at_construction(recipe, options, message):
 
 
 def test_parts_may_use_iris_points():
-    assert PartsExtractor(face_list=FaceList("iris", (477, *range(67)))).spec.attrs["face_list"]["name"] == "iris"
+    assert (
+        PartsExtractor(face_list=FaceList("iris", (477, *range(67)))).spec.attrs["face_list"][
+            "name"
+        ]
+        == "iris"
+    )
 
 
 @pytest.mark.parametrize("text", ["{}", "1, 2\n3 4", "\ufeff{}"])
 def test_face_list_files(tmp_path, text):
     points = [*range(68)]
-    forms = {"{}": json.dumps(points), "1, 2\n3 4": "\n".join(f"{p}, " for p in points), "\ufeff{}": f"\ufeff{points}"}
+    forms = {
+        "{}": json.dumps(points),
+        "1, 2\n3 4": "\n".join(f"{p}, " for p in points),
+        "\ufeff{}": f"\ufeff{points}",
+    }
     path = tmp_path / "mine.list"
     path.write_text(forms[text].rstrip(", "), encoding="utf-8")
     face_list = load_face_list(path)
@@ -310,13 +366,17 @@ def test_face_list_files_that_do_not_fit_are_refused(tmp_path, content, message)
 
 
 def test_unknown_face_list_names_the_known_ones():
-    with pytest.raises(NotFoundError, match=r"'dlib' is neither a known name \(ibug, phoenix\) nor a file"):
+    with pytest.raises(
+        NotFoundError, match=r"'dlib' is neither a known name \(ibug, phoenix\) nor a file"
+    ):
         HolisticExtractor(face_list="dlib")
 
 
 def test_single_mesh_points_keep_every_bit():
     mesh = np.random.default_rng(3).normal(size=(478, 3)).astype(np.float32)
-    np.testing.assert_array_equal(select_face(mesh, FACE_LISTS["ibug"]), mesh[list(FACE_LISTS["ibug"].points)])
+    np.testing.assert_array_equal(
+        select_face(mesh, FACE_LISTS["ibug"]), mesh[list(FACE_LISTS["ibug"].points)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -335,7 +395,8 @@ def test_single_mesh_points_keep_every_bit():
 )
 def test_hands_go_to_the_subjects_sides(found, subject, legacy):
     hands = [
-        Hand({"R": "Right", "L": "Left"}[text[0]], float(text[1:]), number) for number, text in enumerate(found.split())
+        Hand({"R": "Right", "L": "Left"}[text[0]], float(text[1:]), number)
+        for number, text in enumerate(found.split())
     ]
     assert assign_hands(hands, "subject") == subject
     assert assign_hands(hands, "legacy") == legacy

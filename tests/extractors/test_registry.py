@@ -35,14 +35,21 @@ def test_faces_are_one_recipe_with_dinov2_in_it() -> None:
     found = {
         "extractor": "insightface",
         "model": "buffalo_s",
-        "parameters": {"det_size": [320, 320], "det_thresh": 0.4, "formula": "json", "face": "first"},
+        "parameters": {
+            "det_size": [320, 320],
+            "det_thresh": 0.4,
+            "formula": "json",
+            "face": "first",
+        },
     }
     vectors = {
         "extractor": "dinov2",
         "model": "dinov2_vits14",
         "parameters": {"precision": "bf16", "resize": [224, 224]},
     }
-    recipe, options = recorded({"box": FRAMES, "dinov2_vits14": FRAMES}, {"box": found, "dinov2_vits14": vectors})
+    recipe, options = recorded(
+        {"box": FRAMES, "dinov2_vits14": FRAMES}, {"box": found, "dinov2_vits14": vectors}
+    )
     assert recipe == "faces"
     assert options == {
         "model_pack": "buffalo_s",
@@ -58,7 +65,9 @@ def test_faces_are_one_recipe_with_dinov2_in_it() -> None:
 
 def test_imported_features_say_no_recipe() -> None:
     imported = {"points": {"extractor": "imported", "format": "npz"}}
-    with pytest.raises(InvalidError, match="points was not extracted by one recipe, so say which one"):
+    with pytest.raises(
+        InvalidError, match="points was not extracted by one recipe, so say which one"
+    ):
         recorded({"points": FRAMES}, imported)
     assert recorded({"points": FRAMES}, imported, "parts") == ("parts", {})
 
@@ -67,16 +76,27 @@ def test_mouth_crops_are_cut_as_they_were() -> None:
     made = {
         "extractor": "lip_resnet18",
         "model": "lip_resnet18",
-        "parameters": {"crop": [80, 80], "quirk": "height_slice", "precision": "bf16", "mean": 0.421},
+        "parameters": {
+            "crop": [80, 80],
+            "quirk": "height_slice",
+            "precision": "bf16",
+            "mean": 0.421,
+        },
     }
     recipe, options = recorded({"lip_resnet18": FRAMES}, {"lip_resnet18": made})
-    extractor = LipResnet18Extractor(crop=80, quirk="height_slice", precision="bf16", dtype="float16")
+    extractor = LipResnet18Extractor(
+        crop=80, quirk="height_slice", precision="bf16", dtype="float16"
+    )
     assert make_extractor(recipe, **options) == extractor
 
 
 def test_features_of_other_recipes_have_no_say_in_a_recipe_s_options() -> None:
     vectors = {"extractor": "dinov2", "model": "dinov2_vits14", "parameters": {"precision": "bf16"}}
-    lips = {"extractor": "lip_resnet18", "model": "lip_resnet18", "parameters": {"crop": [88, 88], "precision": "fp32"}}
+    lips = {
+        "extractor": "lip_resnet18",
+        "model": "lip_resnet18",
+        "parameters": {"crop": [88, 88], "precision": "fp32"},
+    }
     points = {"extractor": "holistic", "parameters": {"mode": "video"}}
     provenance = {"dinov2_vits14": vectors, "keypoints": points, "lip_resnet18": lips}
     specs = {"dinov2_vits14": FRAMES, "keypoints": WIDE, "lip_resnet18": WIDE}

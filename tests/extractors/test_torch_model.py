@@ -29,8 +29,14 @@ CPU = torch.device("cpu")
 class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        parts = (nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.inner = nn.Sequential(*parts, nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
+        parts = (
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+        self.inner = nn.Sequential(
+            *parts, nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        )
 
     def forward(self, x: Any) -> Any:
         return torch.relu(x + self.inner(x))
@@ -38,7 +44,9 @@ class Residual(nn.Module):
 
 def small_resnet() -> Any:
     stem = (nn.Conv2d(3, 24, 7, stride=2, padding=3), nn.MaxPool2d(3, 2, 1))
-    return nn.Sequential(*stem, Residual(24), Residual(24), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 20))
+    return nn.Sequential(
+        *stem, Residual(24), Residual(24), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 20)
+    )
 
 
 class SmallVit(nn.Module):
@@ -76,7 +84,9 @@ class Embedding(OneFeature, TorchModel):
 
     @property
     def spec(self) -> FeatureSpec:
-        return FeatureSpec("embedding", (48 if self.kind == "vit" else 20,), ("feature",), chunk_rows=4)
+        return FeatureSpec(
+            "embedding", (48 if self.kind == "vit" else 20,), ("feature",), chunk_rows=4
+        )
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -111,12 +121,19 @@ class Embedding(OneFeature, TorchModel):
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("at_once", [1, 3, 8])
-def test_bits_do_not_depend_on_what_is_beside_a_row_nor_on_its_place(kind: str, at_once: int) -> None:
+def test_bits_do_not_depend_on_what_is_beside_a_row_nor_on_its_place(
+    kind: str, at_once: int
+) -> None:
     extractor, rng = Embedding(kind=kind, batch_size=at_once), np.random.default_rng(0)
     extractor.open()
     images = rng.integers(0, 256, (9, 40, 40, 3), dtype=np.uint8)
     whole = extractor.rows(images).values
-    for order in (np.arange(9)[::-1], rng.permutation(9)[:5], np.array([8]), np.array([0, 0, 7, 0])):
+    for order in (
+        np.arange(9)[::-1],
+        rng.permutation(9)[:5],
+        np.array([8]),
+        np.array([0, 0, 7, 0]),
+    ):
         np.testing.assert_array_equal(extractor.rows(images[order]).values, whole[order])
     for threads in (1, 2):  # whatever a process is set to
         before = torch.get_num_threads()
@@ -148,24 +165,33 @@ def test_settings_of_a_process_do_not_change_numbers_and_come_back() -> None:
 LENGTHS = {"a": 5, "b": 9, "c": 1}
 
 
-def test_all_workers_try_and_keep_what_the_least_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_workers_try_and_keep_what_the_least_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One number for workers in other processes, with a GPU that is none of this machine's."""
     pytest.importorskip("distributed")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     store = tmp_path / "a.kps"
-    run_ingest(FakeSource(LENGTHS), store, Embedding(memory=5), Options(workers=1, device="cuda", task_frames=4))
+    run_ingest(
+        FakeSource(LENGTHS),
+        store,
+        Embedding(memory=5),
+        Options(workers=1, device="cuda", task_frames=4),
+    )
     begun = kpstore.open(store)
     assert begun.provenance("embedding")["parameters"]["batch_size"] == 4
     assert begun.provenance("embedding")["processors"] == [cpu_name()]
     run_ingest(FakeSource(LENGTHS), tmp_path / "b.kps", Embedding(batch_size=4), Options(workers=0))
     assert not kpstore.diff(begun, kpstore.open(tmp_path / "b.kps"))
     more = {**LENGTHS, "d": 2}
-    with pytest.raises(ExtractorError, match="embedding needs more GPU memory than is free for batch_size=4, which"):
+    with pytest.raises(
+        ExtractorError, match="embedding needs more GPU memory than is free for batch_size=4, which"
+    ):
         run_ingest(FakeSource(more), store, Embedding(memory=3), Options(workers=0, device="cuda"))
     assert run_ingest(FakeSource(more), store, Embedding(), Options(workers=0)).videos_done == 1
 
 
-# -- processors -------------------------------------------------------------------------------------------------
+# -- processors ------------------------------------------------------------------------------------
 
 XEON = """processor : 0
 vendor_id\t: GenuineIntel
@@ -182,12 +208,19 @@ GRAVITON = "processor\t: 0\nCPU implementer\t: 0x41\nFeatures\t: fp asimd sve bf
     ("machine", "system", "cpuinfo", "wanted"),
     [
         ("x86_64", "Linux", XEON, "x86_64 Intel, avx512 vnni bf16 amx"),
-        ("x86_64", "Linux", "vendor_id : AuthenticAMD\nflags : sse4_1 avx avx2", "x86_64 AMD, avx2"),
+        (
+            "x86_64",
+            "Linux",
+            "vendor_id : AuthenticAMD\nflags : sse4_1 avx avx2",
+            "x86_64 AMD, avx2",
+        ),
         ("aarch64", "Linux", GRAVITON, "aarch64 0x41, sve bf16"),
         ("arm64", "Darwin", "", "arm64 Darwin"),
     ],
 )
-def test_a_processor_is_named_by_what_decides_numbers(machine: str, system: str, cpuinfo: str, wanted: str) -> None:
+def test_a_processor_is_named_by_what_decides_numbers(
+    machine: str, system: str, cpuinfo: str, wanted: str
+) -> None:
     assert kind_of(machine, system, cpuinfo) == wanted
 
 

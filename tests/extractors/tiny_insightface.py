@@ -1,8 +1,9 @@
 """Tiny ONNX files that InsightFace takes for its own: a detector of coloured squares, and a file that is none.
 
-The detector has SCRFD's outputs. Every cell of 32 x 32 pixels of the detector's picture is a face at the cell's upper
-left corner: its mean green is the score, its mean red the size. So a picture can hold a large face of a low score
-beside a small one of a high score, black holds none, and who takes blue for red gets other boxes.
+The detector has SCRFD's outputs. Every cell of 32 x 32 pixels of the detector's picture is a face
+at the cell's upper left corner: its mean green is the score, its mean red the size. So a picture
+can hold a large face of a low score beside a small one of a high score, black holds none, and who
+takes blue for red gets other boxes.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from onnx import TensorProto, helper, numpy_helper
 STRIDES = (8, 16, 32)
 CELL = 32
 REACH = 8.0
-"""Pixels from a face's middle to each edge of its box where there is no red; four times as many in full red."""
+"""Pixels from a face's middle to each edge of its box where there is no red.
+
+Four times as many in full red.
+"""
 LANDMARKS = [(-4.0, -4.0), (4.0, -4.0), (0.0, 0.5), (-3.0, 4.0), (3.0, 4.0)]
 """From a face's middle in pixels, where there is no red."""
 WIDTHS = {"score": 1, "bbox": 4, "kps": 10}
 
 
-def write_pack(folder: Path, *, size: int | None = None, landmarks: bool = True, reach: float = REACH) -> Path:
+def write_pack(
+    folder: Path, *, size: int | None = None, landmarks: bool = True, reach: float = REACH
+) -> Path:
     """Write a pack: a detector, and before it by name a file that is none.
 
     ``size`` is the only one that the detector takes, None for any; ``reach`` may be 0 or NaN.
@@ -52,22 +58,33 @@ def _detector(size: int | None, *, landmarks: bool, reach: float) -> onnx.ModelP
         values[f"found{stride}"] = np.float32(stride == CELL)  # the finer grids find nothing
         nodes += _grid(stride, kinds)
     outputs = [
-        helper.make_tensor_value_info(f"{kind}{stride}", TensorProto.FLOAT, [f"n{stride}", WIDTHS[kind]])
+        helper.make_tensor_value_info(
+            f"{kind}{stride}", TensorProto.FLOAT, [f"n{stride}", WIDTHS[kind]]
+        )
         for kind in kinds
         for stride in STRIDES
     ]
     shape = [1, 3, size or "height", size or "width"]
-    return _model(nodes, helper.make_tensor_value_info("input", TensorProto.FLOAT, shape), outputs, values)
+    return _model(
+        nodes, helper.make_tensor_value_info("input", TensorProto.FLOAT, shape), outputs, values
+    )
 
 
 def _grid(stride: int, kinds: list[str]) -> list[onnx.NodeProto]:
-    """Score, box and landmarks of each cell of one grid; of its two anchors the second finds nothing."""
+    """Score, box and landmarks of each cell of one grid.
+
+    Of its two anchors the second finds nothing.
+    """
 
     def node(kind: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
         named = [name.replace("@", str(stride)) for name in inputs.split()]
         return helper.make_node(kind, named, [output.replace("@", str(stride))], **attributes)
 
-    steps = [node("AveragePool", "input", "mean@", kernel_shape=[stride, stride], strides=[stride, stride])]
+    steps = [
+        node(
+            "AveragePool", "input", "mean@", kernel_shape=[stride, stride], strides=[stride, stride]
+        )
+    ]
     for colour in ("red", "green"):
         steps += [
             node("Gather", f"mean@ {colour}", f"{colour}_signed@", axis=1),
@@ -90,12 +107,19 @@ def _grid(stride: int, kinds: list[str]) -> list[onnx.NodeProto]:
 
 def _recognition() -> onnx.ModelProto:
     """By InsightFace's rule a file for recognition: square, 112 pixels, one output."""
-    nodes = [helper.make_node("GlobalAveragePool", ["input"], ["mean"]), helper.make_node("Flatten", ["mean"], ["out"])]
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["input"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["out"]),
+    ]
     given = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 112, 112])
-    return _model(nodes, given, [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 3])], {})
+    return _model(
+        nodes, given, [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 3])], {}
+    )
 
 
-def _model(nodes: list[onnx.NodeProto], given: Any, outputs: list[Any], values: dict[str, Any]) -> onnx.ModelProto:
+def _model(
+    nodes: list[onnx.NodeProto], given: Any, outputs: list[Any], values: dict[str, Any]
+) -> onnx.ModelProto:
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
     graph = helper.make_graph(nodes, "tiny", [given], outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

@@ -56,7 +56,12 @@ def source(root: Path) -> FacesSource:
 
 def models(home: Path) -> dict[str, object]:
     """Options of the recipe for the models in a folder."""
-    return {"model_pack": home / "tiny", "weights": home / "dinov2", "model": MODEL, "det_size": SIZE}
+    return {
+        "model_pack": home / "tiny",
+        "weights": home / "dinov2",
+        "model": MODEL,
+        "det_size": SIZE,
+    }
 
 
 class KillsItself(SilentObserver):
@@ -71,4 +76,6 @@ ONE_BY_ONE = Options(workers=0, checkpoint_frames=1, task_frames=1)
 
 if __name__ == "__main__":
     data, home, store = map(Path, sys.argv[1:])
-    run_ingest(source(data), store, FacesExtractor(**models(home)), ONE_BY_ONE, observer=KillsItself())
+    run_ingest(
+        source(data), store, FacesExtractor(**models(home)), ONE_BY_ONE, observer=KillsItself()
+    )

@@ -15,5 +15,7 @@ def source() -> FakeSource:
 
 if __name__ == "__main__":
     options = Options(workers=0, task_frames=20, checkpoint_frames=40)
-    report = run_ingest(source(), sys.argv[1], FakeExtractor(stop_at=110, stop_file=sys.argv[2]), options)
+    report = run_ingest(
+        source(), sys.argv[1], FakeExtractor(stop_at=110, stop_file=sys.argv[2]), options
+    )
     print("interrupted" if report.interrupted else "whole", report.videos_done)

@@ -32,8 +32,13 @@ class Place:
         for name in ("videos", "stores", "copies"):
             (folder / name).mkdir()
 
-    def ingest(self, name: str, faults: dict[str, Any], at_half: Any = lambda: None, **options: Any) -> Any:
-        """Ingest with the scheduler's workers, and do something when a fifth is done; return the report."""
+    def ingest(
+        self, name: str, faults: dict[str, Any], at_half: Any = lambda: None, **options: Any
+    ) -> Any:
+        """Ingest with the scheduler's workers, and do something when a fifth is done.
+
+        Return the report.
+        """
         options = {"scheduler": self.hands.address, "task_frames": 10, **options}
         observer = AtFrame(sum(LENGTHS) // 5, at_half)
         return run_ingest(
@@ -52,7 +57,9 @@ class Place:
         assert not whole or len(settled) == len(LENGTHS)
         for video in settled.tolist():
             assert (store.states(FEATURE)[video] == State.FAILED) == (video in source.unreadable)
-            np.testing.assert_array_equal(store[FEATURE][store.index.rows(video)], expected_rows(source, video))
+            np.testing.assert_array_equal(
+                store[FEATURE][store.index.rows(video)], expected_rows(source, video)
+            )
         return len(settled)
 
     def start_fit(self) -> None:
@@ -101,8 +108,13 @@ def start_unfit(place: Place) -> dict[str, str]:
 
 def test_only_workers_that_prove_themselves_get_tasks_and_threads_do_not_mix(place: Place) -> None:
     expected = start_unfit(place)
-    faults = {**SOME, "unreadable": {0, 6}}  # broken videos, the first among them, make no worker unfit
-    with pytest.raises(WorkersError, match=rf"none of {len(expected)} workers is fit to work") as raised:
+    faults = {
+        **SOME,
+        "unreadable": {0, 6},
+    }  # broken videos, the first among them, make no worker unfit
+    with pytest.raises(
+        WorkersError, match=rf"none of {len(expected)} workers is fit to work"
+    ) as raised:
         place.ingest("s.kps", faults)
     assert all(reason in str(raised.value) for reason in expected.values())
     assert "0 of 12 videos are in" in str(raised.value)
@@ -118,7 +130,9 @@ def test_only_workers_that_prove_themselves_get_tasks_and_threads_do_not_mix(pla
 
 def test_a_worker_that_goes_blind_is_left_out_and_its_videos_have_not_failed(place: Place) -> None:
     place.start_fit()
-    with pytest.raises(WorkersError, match=r"frames of video 'v\d+' could not be read there, but by the driver"):
+    with pytest.raises(
+        WorkersError, match=r"frames of video 'v\d+' could not be read there, but by the driver"
+    ):
         place.ingest("blind.kps", SOME, place.blind("fit").touch)
     assert place.check("blind.kps", SOME, whole=False) < len(LENGTHS)
     place.blind("fit").unlink()
@@ -126,7 +140,9 @@ def test_a_worker_that_goes_blind_is_left_out_and_its_videos_have_not_failed(pla
     place.check("blind.kps", SOME)
 
 
-@pytest.mark.skipif(not can_mount(), reason="this machine gives no process its own view of the file system")
+@pytest.mark.skipif(
+    not can_mount(), reason="this machine gives no process its own view of the file system"
+)
 def test_what_a_worker_wrote_elsewhere_is_not_taken(place: Place) -> None:
     place.start_fit()
     stores, copies = place.folder / "stores", place.folder / "copies"
@@ -146,7 +162,10 @@ def test_what_a_worker_wrote_elsewhere_is_not_taken(place: Place) -> None:
 
 def test_a_scheduler_that_dies_ends_the_run_in_one_line(place: Place) -> None:
     place.start_fit()
-    with pytest.raises(WorkersError, match=r"the Dask scheduler at \S+ is gone; \d+ of 12 videos are in \S+; the same"):
+    with pytest.raises(
+        WorkersError,
+        match=r"the Dask scheduler at \S+ is gone; \d+ of 12 videos are in \S+; the same",
+    ):
         place.ingest("gone.kps", SOUND, place.hands.scheduler.kill)
     assert place.check("gone.kps", SOUND, whole=False) > 0
     place.ingest("gone.kps", SOUND, scheduler=None, workers=0)

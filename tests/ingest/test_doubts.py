@@ -13,7 +13,10 @@ from tests.fakes import record
 
 def result(lengths: list[int], doubts: dict[int, Doubts]) -> TaskResult:
     starts = [sum(lengths[:number]) for number in range(len(lengths))]
-    videos = [PlannedVideo(n, start, start + lengths[n], record(f"v{n}", lengths[n])) for n, start in enumerate(starts)]
+    videos = [
+        PlannedVideo(n, start, start + lengths[n], record(f"v{n}", lengths[n]))
+        for n, start in enumerate(starts)
+    ]
     return TaskResult(Task(0, tuple(videos), sum(lengths)), None, {}, {}, 0, 0.0, doubts)
 
 
@@ -40,7 +43,9 @@ def test_many_frames_that_the_model_could_not_do_are_in_doubt(
     assert [video.position for video, _ in doubted_videos(result(lengths, doubts))] == expected
 
 
-@pytest.mark.parametrize(("elsewhere", "is_weak"), [(range(10), False), (range(6), False), (range(5), True)])
+@pytest.mark.parametrize(
+    ("elsewhere", "is_weak"), [(range(10), False), (range(6), False), (range(5), True)]
+)
 def test_a_close_call_on_another_processor_is_no_weakness(elsewhere: range, is_weak: bool) -> None:
     doubted = doubted_videos(result([10], {0: reported(*range(10))}))
     assert bool(weakness(doubted, Opinion({0: frozenset(elsewhere)}, {}))) == is_weak

@@ -39,7 +39,10 @@ SOURCE = FakeSource({f"v{n:02}": 4 for n in range(12)})
 
 @dataclass
 class OneGpuGone(FakeExtractor):
-    """Works on the second worker alone; on the first its device is lost, at once or after a few videos."""
+    """Works on the second worker alone.
+
+    On the first its device is lost, at once or after a few videos.
+    """
 
     folder: str = ""
     after: int = 0
@@ -65,7 +68,9 @@ class OneGpuGone(FakeExtractor):
 
 
 @pytest.mark.parametrize("after", [0, 2])
-def test_a_worker_whose_gpu_is_gone_is_left_out_and_nothing_is_lost(tmp_path: Path, after: int) -> None:
+def test_a_worker_whose_gpu_is_gone_is_left_out_and_nothing_is_lost(
+    tmp_path: Path, after: int
+) -> None:
     extractor = OneGpuGone(folder=str(tmp_path), after=after, sleep_s=0.02)
     report = run_ingest(SOURCE, tmp_path / "s.kps", extractor, Options(workers=2, task_frames=4))
     store = kpstore.open(tmp_path / "s.kps")
@@ -99,7 +104,9 @@ class SeesGpu(FakeExtractor):
         super().open(device)
         seen = Path(self.folder) / f"{os.getpid()}"
         seen.write_text(f"{device} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}")
-        wait_for(lambda: len(list(Path(self.folder).iterdir())) == 2)  # until the other worker has one as well
+        wait_for(
+            lambda: len(list(Path(self.folder).iterdir())) == 2
+        )  # until the other worker has one as well
 
 
 def devices(tmp_path: Path, **options: Any) -> list[str]:
@@ -109,7 +116,9 @@ def devices(tmp_path: Path, **options: Any) -> list[str]:
     return sorted({path.read_text().strip() for path in (tmp_path / "seen").iterdir()})
 
 
-def test_each_worker_gets_a_gpu_of_its_own_by_the_users_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_worker_gets_a_gpu_of_its_own_by_the_users_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-8932f937")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert devices(tmp_path, gpus=2) == ["cuda 3", "cuda GPU-8932f937"]
@@ -145,12 +154,16 @@ def with_dask_cuda(monkeypatch: pytest.MonkeyPatch, cluster: type[StandIn]) -> N
     monkeypatch.setitem(sys.modules, "dask_cuda", types.SimpleNamespace(LocalCUDACluster=cluster))
 
 
-def test_dask_cuda_pins_the_gpus_that_the_user_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dask_cuda_pins_the_gpus_that_the_user_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_dask_cuda(monkeypatch, StandIn)
     assert devices(tmp_path, gpus=2) == ["cuda 2,GPU-8932f937", "cuda GPU-8932f937,2"]
 
 
-def test_a_worker_on_somebody_elses_gpu_gets_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_on_somebody_elses_gpu_gets_no_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_dask_cuda(monkeypatch, Wrong)
     with pytest.raises(WorkersError, match="its first GPU is '0', not one of 2, GPU-8932f937"):
         devices(tmp_path, gpus=2)
@@ -202,11 +215,15 @@ def test_a_worker_that_dies_while_another_is_left_out_is_waited_for(tmp_path: Pa
     assert [(f.video_id, f.frame) for f in store.failures("points")] == [("v03", 1), ("v08", 2)]
 
 
-def test_a_worker_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_does_not_answer_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(crew, "PROOF_S", 0.0)
     before = FakeSource({name: 4 for name in list(SOURCE.lengths)[:5]})
     run_ingest(before, tmp_path / "s.kps", FakeExtractor(), Options(workers=0))
-    with pytest.raises(WorkersError, match=r"fit to work: it did not answer within 0 s .*; 5 of 12 videos are in"):
+    with pytest.raises(
+        WorkersError, match=r"fit to work: it did not answer within 0 s .*; 5 of 12 videos are in"
+    ):
         run_ingest(SOURCE, tmp_path / "s.kps", FakeExtractor(), Options(workers=1))
 
 
@@ -216,12 +233,16 @@ class NoNumbers(FakeExtractor):
     def extract(self, images: Any) -> Extracted:
         if str(distributed.get_worker().name) == "0":
             rows = self.spec.empty_rows(len(images))
-            return Extracted({"points": rows}, dict.fromkeys(range(len(images)), "no finite numbers"))
+            return Extracted(
+                {"points": rows}, dict.fromkeys(range(len(images)), "no finite numbers")
+            )
         return super().extract(images)
 
 
 def test_what_the_model_reports_of_whole_videos_is_confirmed(tmp_path: Path) -> None:
-    run_ingest(SOURCE, tmp_path / "s.kps", NoNumbers(sleep_s=0.01), Options(workers=2, task_frames=8))
+    run_ingest(
+        SOURCE, tmp_path / "s.kps", NoNumbers(sleep_s=0.01), Options(workers=2, task_frames=8)
+    )
     store = kpstore.open(tmp_path / "s.kps")
     assert (store.states("points") == State.DONE).all()
     assert store.failures("points") == []
@@ -241,7 +262,8 @@ class NoAnswer:
 
 
 @pytest.mark.parametrize(
-    ("n_workers", "said"), [(0, "no worker is left to try the model"), (2, "did not try the model within 1800 s")]
+    ("n_workers", "said"),
+    [(0, "no worker is left to try the model"), (2, "did not try the model within 1800 s")],
 )
 def test_a_trial_that_nobody_answers_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch, n_workers: int, said: str
@@ -259,9 +281,13 @@ def test_a_trial_that_nobody_answers_ends_in_one_line(
 def a_crew() -> crew.Crew:
     """A crew with one worker, which is fit."""
     scheduler = types.SimpleNamespace(ncores=None)
-    client = types.SimpleNamespace(status="running", scheduler=scheduler, sync=lambda *_, **__: {"tcp://0": 1})
+    client = types.SimpleNamespace(
+        status="running", scheduler=scheduler, sync=lambda *_, **__: {"tcp://0": 1}
+    )
     job = Job("run", SOURCE, FakeExtractor())
-    found = crew.Crew(client, "tcp://", job, lambda _: None, gpus=(), pinned=(), ours=True, notes={})
+    found = crew.Crew(
+        client, "tcp://", job, lambda _: None, gpus=(), pinned=(), ours=True, notes={}
+    )
     found._workers["tcp://0"] = crew._Worker("tcp://0", "0", state="fit")
     return found
 
@@ -285,7 +311,9 @@ class Ended:
 def test_a_timeout_on_a_worker_is_its_answer_and_no_thread_for_tasks_makes_it_a_stranger() -> None:
     error = TimeoutError("a disk")
     assert answer(Ended(error)) is error
-    error_of_dask = ValueError("Invalid executor 'kpstore'; expected one of: ['actor', 'default', 'offload']")
+    error_of_dask = ValueError(
+        "Invalid executor 'kpstore'; expected one of: ['actor', 'default', 'offload']"
+    )
     assert isinstance(answer(Ended(error_of_dask)), Stranger)
     assert isinstance(answer(Ended(ValueError("another"))), ValueError)
 

@@ -37,7 +37,9 @@ def test_a_worker_like_the_driver_is_fit_and_leaves_its_sign(tmp_path: Path) -> 
 
 def test_another_store_is_noticed(tmp_path: Path) -> None:
     with Meeting(tmp_path / "s.kps" / "kpstore" / "meeting", nonce="of another") as meeting:
-        assert flaws(asked(meeting.folder), "w") == [f"it sees another store than the driver at {tmp_path / 's.kps'}"]
+        assert flaws(asked(meeting.folder), "w") == [
+            f"it sees another store than the driver at {tmp_path / 's.kps'}"
+        ]
 
 
 def other(**changes: Any) -> Any:
@@ -48,7 +50,10 @@ def other(**changes: Any) -> Any:
     ("fingerprint", "expected"),
     [
         (other(kpstore="9.9"), ["kpstore is 0.1.0 there and 9.9 at the driver"]),
-        (other(python="2.7"), [f"Python is 3.{sys.version_info.minor} there and 2.7 at the driver"]),
+        (
+            other(python="2.7"),
+            [f"Python is 3.{sys.version_info.minor} there and 2.7 at the driver"],
+        ),
         (other(libraries={"numpy": "9", "av": "not"}), ["av is", "numpy is"]),
         (other(libraries={}), []),
         (other(code={}), ["kpstore is 0.1.0 as at the driver, but other code: __init__.py and"]),
@@ -60,12 +65,16 @@ def test_other_code_is_named(fingerprint: Any, expected: list[str]) -> None:
     assert all(text.startswith(start) for text, start in zip(found, expected, strict=True))
 
 
-def test_code_that_changed_under_a_running_worker_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_changed_under_a_running_worker_is_not_trusted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     question = asked()
     monkeypatch.setattr(fitness, "_when_loaded", other(code={}))
     with pytest.raises(UnsupportedError, match="changed since this process started; start again"):
         asked()
-    assert flaws(question, "w") == ["kpstore or a library was changed after it started; start it again"]
+    assert flaws(question, "w") == [
+        "kpstore or a library was changed after it started; start it again"
+    ]
 
 
 class OtherWeights(FakeExtractor):
@@ -84,7 +93,9 @@ def test_other_weights_are_named(monkeypatch: pytest.MonkeyPatch, name: str) -> 
     question = asked(extractor=OtherWeights())
     assert flaws(question, "w") == []
     monkeypatch.setitem(globals(), name, "there")
-    assert flaws(question, "w") == ['points.weights.net.bin is "there" there and "here" at the driver']
+    assert flaws(question, "w") == [
+        'points.weights.net.bin is "there" there and "here" at the driver'
+    ]
 
 
 def test_modules_of_the_users_own_are_compared_as_they_were_imported(
@@ -93,7 +104,8 @@ def test_modules_of_the_users_own_are_compared_as_they_were_imported(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_helper.py").write_text("FACTOR = 1\n")
     (tmp_path / "my_model.py").write_text(
-        "import my_helper\nfrom tests.fakes import FakeExtractor\n\n\nclass Mine(FakeExtractor):\n    pass\n"
+        "import my_helper\nfrom tests.fakes import FakeExtractor\n\n\nclass Mine(FakeExtractor):\n "
+        "   pass\n"
     )
     import my_model  # type: ignore[import-not-found]
 
@@ -104,9 +116,13 @@ def test_modules_of_the_users_own_are_compared_as_they_were_imported(
     assert flaws(question, "w") == []
     (tmp_path / "my_model.py").write_text("# changed\n")
     later = replace(question, modules={"my_model": own_code.hash_of(tmp_path / "my_model.py")})
-    assert flaws(later, "w") == ["module 'my_model' is other code there than at the driver; start it again"]
+    assert flaws(later, "w") == [
+        "module 'my_model' is other code there than at the driver; start it again"
+    ]
     missing = replace(question, modules={"not_there": "1"})
-    assert flaws(missing, "w") == ["module 'not_there', which the driver uses, cannot be found there"]
+    assert flaws(missing, "w") == [
+        "module 'not_there', which the driver uses, cannot be found there"
+    ]
 
 
 def test_libraries_that_the_users_own_code_imports_are_compared(
@@ -115,7 +131,8 @@ def test_libraries_that_the_users_own_code_imports_are_compared(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_filter.py").write_text(
         "from tests.fakes import FakeExtractor\n\n\n"
-        "class Filtered(FakeExtractor):\n    def open(self, device='cpu'):\n        from scipy import ndimage\n"
+        "class Filtered(FakeExtractor):\n    def open(self, device='cpu'):\n        from scipy "
+        "import ndimage\n"
     )
     import my_filter  # type: ignore[import-not-found]
 
@@ -126,7 +143,9 @@ def test_libraries_that_the_users_own_code_imports_are_compared(
     installed = question.libraries["scipy"]
     older = replace(question, libraries={**question.libraries, "scipy": "0.1"})
     assert flaws(older, "w") == [f"scipy is {installed} there and 0.1 at the driver"]
-    assert flaws(replace(question, libraries={"not-there": "1"}), "w") == [], "importing it fails by itself"
+    assert flaws(replace(question, libraries={"not-there": "1"}), "w") == [], (
+        "importing it fails by itself"
+    )
 
 
 SCRIPT = """
@@ -207,7 +226,8 @@ def test_only_libraries_that_the_code_needs_and_that_decide_numbers_are_compared
     (tmp_path / "my_project" / "extract.py").write_text(
         "import kps_shared, tqdm, kps_scripts\nfrom typing import TYPE_CHECKING\n"
         "from tests.fakes import FakeExtractor\n"
-        "from . import model\n\nif TYPE_CHECKING:\n    import torch\n\n\nclass Mine(FakeExtractor):\n    pass\n"
+        "from . import model\n\nif TYPE_CHECKING:\n    import torch\n\n\nclass "
+        "Mine(FakeExtractor):\n    pass\n"
     )
     monkeypatch.syspath_prepend(site)
     monkeypatch.syspath_prepend(tmp_path)
@@ -220,7 +240,9 @@ def test_only_libraries_that_the_code_needs_and_that_decide_numbers_are_compared
     libraries = own_code.libraries(Job("run", SOURCE, my_project.extract.Mine()))
     own_code._distributions_of.cache_clear()
     assert libraries["my-net"] == "1.0"
-    assert {"some-cloud", "other-cloud", "tqdm", "torch", "scipy", "halfway", "sdk"}.isdisjoint(libraries)
+    assert {"some-cloud", "other-cloud", "tqdm", "torch", "scipy", "halfway", "sdk"}.isdisjoint(
+        libraries
+    )
 
 
 def test_a_library_that_was_installed_under_a_running_worker_is_not_trusted(
@@ -241,10 +263,14 @@ def test_pictures_are_compared_and_what_cannot_be_read_is_named() -> None:
     wrong = ((pictures[0][0], pictures[1][1]), pictures[1])
     assert "it reads other pixels than the driver" in flaws(asked(pictures=wrong), "w")[0]
     missing = ((record("gone", 0), "1"),)
-    assert flaws(asked(pictures=missing), "w")[0].startswith("it cannot read video 'gone', which the driver can")
+    assert flaws(asked(pictures=missing), "w")[0].startswith(
+        "it cannot read video 'gone', which the driver can"
+    )
 
 
-def test_a_proof_that_fails_in_itself_is_a_flaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proof_that_fails_in_itself_is_a_flaw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: Any) -> list[str]:
         raise OSError(5, "Input/output error")
 

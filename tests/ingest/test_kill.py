@@ -47,7 +47,9 @@ def wait_for_a_moment(driver: subprocess.Popen[str], log: Path, rng: random.Rand
     else:
         n_commits = acknowledged(log) + rng.randint(1, 3)
         until(lambda: acknowledged(log) >= n_commits, driver)
-        time.sleep(rng.uniform(0.0, 0.2))  # how far it gets is a matter of luck, and any moment will do
+        time.sleep(
+            rng.uniform(0.0, 0.2)
+        )  # how far it gets is a matter of luck, and any moment will do
 
 
 def acknowledged(log: Path) -> int:
@@ -73,7 +75,9 @@ def check(path: Path, log: Path, expected: kpstore.Store, done_before: int) -> i
     return len(done)
 
 
-def test_killed_at_random_moments_nothing_is_lost_and_the_result_is_the_same(tmp_path: Path) -> None:
+def test_killed_at_random_moments_nothing_is_lost_and_the_result_is_the_same(
+    tmp_path: Path,
+) -> None:
     run_ingest(source(), tmp_path / "undisturbed", extractor(), Options(workers=0))
     expected = kpstore.open(tmp_path / "undisturbed")
     path, log, rng = tmp_path / "killed.kps", tmp_path / "acknowledged", random.Random(7)

@@ -19,9 +19,9 @@ from kpstore.cli.main import run
 from kpstore.extractors.lip_resnet18 import LipResnet18Extractor
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
+from kpstore.inspect.verify import verify
 from kpstore.schema.feature import State
 from kpstore.sources.lips import LipsSource
-from kpstore.store.verify import verify
 from tests.cli.conftest import Kpstore
 from tests.ingest.mouths import LENGTHS, crops, write_mouths
 
@@ -43,7 +43,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a data set, with the store ``lips.kps`` that an undisturbed run makes; nobody changes either."""
+    """The folder of a data set, with the store ``lips.kps`` that an undisturbed run makes.
+
+    Nobody changes either.
+    """
     root = write_mouths(tmp_path_factory.mktemp("data"))
     assert run([str(word) for word in command(root, weights, root / "lips.kps")]) == 0
     return root
@@ -60,7 +63,7 @@ def command(root: Path, weights: Path, store: Path, *more: object) -> list[objec
     return ["ingest", "lips", *conf, "--weights", weights, store, "--workers", 0, *SMALL, *more]
 
 
-# -- what comes out -----------------------------------------------------------------------------------------------
+# -- what comes out --------------------------------------------------------------------------------
 
 
 def test_every_utterance_is_there_once_in_its_split(finished: Path) -> None:
@@ -77,7 +80,9 @@ def test_every_utterance_is_there_once_in_its_split(finished: Path) -> None:
     assert (sample["video_id"], sample["n_frames"]) == ("d", 2)
 
 
-def test_splits_may_come_one_by_one(kpstore_: Kpstore, finished: Path, weights: Path, tmp_path: Path) -> None:
+def test_splits_may_come_one_by_one(
+    kpstore_: Kpstore, finished: Path, weights: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "lips.kps"
     for split, expected in (("test", ["d"]), ("all", ["d", "a", "b", "c", "a2"])):
         assert kpstore_(*command(finished, weights, store, "--split", split)).code == 0
@@ -85,7 +90,9 @@ def test_splits_may_come_one_by_one(kpstore_: Kpstore, finished: Path, weights: 
     assert not kpstore.diff(kpstore.open(finished / "lips.kps"), kpstore.open(store))
 
 
-def test_files_go_out_and_come_back_the_same(kpstore_: Kpstore, finished: Path, tmp_path: Path) -> None:
+def test_files_go_out_and_come_back_the_same(
+    kpstore_: Kpstore, finished: Path, tmp_path: Path
+) -> None:
     out, back = tmp_path / "out", tmp_path / "back.kps"
     shutil.copytree(finished / "mouths", out)
     for name in ("configs", "lists"):
@@ -94,7 +101,12 @@ def test_files_go_out_and_come_back_the_same(kpstore_: Kpstore, finished: Path, 
     with np.load(out / "b_embedding.npz") as file:
         assert file["embedding"].shape == (512, 3)
     (tmp_path / "mouths").symlink_to(out)
-    assert kpstore_("import", "embeddings", out, back, "--config", tmp_path / "configs" / "LRS2.yml").code == 0
+    assert (
+        kpstore_(
+            "import", "embeddings", out, back, "--config", tmp_path / "configs" / "LRS2.yml"
+        ).code
+        == 0
+    )
     ours, theirs = kpstore.open(finished / "lips.kps"), kpstore.open(back)
     assert theirs.index.splits.tolist() == ours.index.splits.tolist()
     np.testing.assert_array_equal(theirs["lip_resnet18"][:], ours["lip_resnet18"][:])
@@ -110,15 +122,23 @@ def test_a_store_is_verified_beside_its_lists(kpstore_: Kpstore, finished: Path)
     assert "no videos" not in kpstore_("verify", store, "--source", finished / "mouths").err
 
 
-def test_a_folder_of_crops_needs_no_lists(kpstore_: Kpstore, data: Path, finished: Path, weights: Path) -> None:
+def test_a_folder_of_crops_needs_no_lists(
+    kpstore_: Kpstore, data: Path, finished: Path, weights: Path
+) -> None:
     folder = ("--npz-dir", data / "mouths", "--weights", weights, "--workers", 0, *SMALL)
-    assert kpstore_("ingest", "lips", data / "a.kps", *folder, "--max-videos-per-split", 2).code == 0
+    assert (
+        kpstore_("ingest", "lips", data / "a.kps", *folder, "--max-videos-per-split", 2).code == 0
+    )
     store, other = kpstore.open(data / "a.kps"), kpstore.open(finished / "lips.kps")
     assert store.index.ids.tolist() == ["a", "a2"]
-    np.testing.assert_array_equal(store.video("a")["lip_resnet18"], other.video("a")["lip_resnet18"])
+    np.testing.assert_array_equal(
+        store.video("a")["lip_resnet18"], other.video("a")["lip_resnet18"]
+    )
 
 
-def test_embeddings_are_added_to_a_store_of_crops(kpstore_: Kpstore, data: Path, finished: Path, weights: Path) -> None:
+def test_embeddings_are_added_to_a_store_of_crops(
+    kpstore_: Kpstore, data: Path, finished: Path, weights: Path
+) -> None:
     """Of a store that has other numbers of the same crops."""
     store = data / "mouths" / "lips.kps"
     assert kpstore_(*command(data, weights, store, "--set", "quirk=height_slice")).code == 0
@@ -130,7 +150,7 @@ def test_embeddings_are_added_to_a_store_of_crops(kpstore_: Kpstore, data: Path,
     assert not kpstore.diff(kpstore.open(finished / "lips.kps"), kpstore.open(store))
 
 
-# -- interruptions ------------------------------------------------------------------------------------------------
+# -- interruptions ---------------------------------------------------------------------------------
 
 
 def test_what_is_not_encoded_yet_is_computed_as_the_store_has_it_on_record(
@@ -142,7 +162,9 @@ def test_what_is_not_encoded_yet_is_computed_as_the_store_has_it_on_record(
         tx.reset_states("lip_resnet18", [store.index.position("c")])
     how = {"weights": weights, "root": data / "mouths"}
     view = kpstore.open(store.location).lips(missing="compute", compute=how, videos=["c"])
-    np.testing.assert_array_equal(view[0]["embedding"], kpstore.open(finished / "lips.kps").video("c")["lip_resnet18"])
+    np.testing.assert_array_equal(
+        view[0]["embedding"], kpstore.open(finished / "lips.kps").video("c")["lip_resnet18"]
+    )
 
 
 def test_killed_and_gone_on_with_it_is_the_same_store(
@@ -160,7 +182,9 @@ def test_killed_and_gone_on_with_it_is_the_same_store(
     assert not kpstore.diff(kpstore.open(finished / "lips.kps"), kpstore.open(store))
 
 
-def test_two_workers_give_the_same_bits(kpstore_: Kpstore, finished: Path, weights: Path, tmp_path: Path) -> None:
+def test_two_workers_give_the_same_bits(
+    kpstore_: Kpstore, finished: Path, weights: Path, tmp_path: Path
+) -> None:
     store = tmp_path / "two.kps"
     assert kpstore_(*command(finished, weights, store, "--workers", 2)).code == 0
     assert not kpstore.diff(kpstore.open(finished / "lips.kps"), kpstore.open(store))
@@ -177,12 +201,23 @@ def test_however_it_is_cut_it_gives_the_same_bits(
     for number, (task_frames, first) in enumerate([(1, 5), (3, 5), (100, 5), (100, 1)]):
         for videos in (first, 5):
             extractor = LipResnet18Extractor(weights=weights, crop=32, batch_frames=4)
-            some = LipsSource(finished / "configs" / "LRS2.yml", max_videos_per_split=1) if videos == 1 else source
-            run_ingest(some, tmp_path / f"{number}.kps", extractor, Options(workers=0, task_frames=task_frames))
+            some = (
+                LipsSource(finished / "configs" / "LRS2.yml", max_videos_per_split=1)
+                if videos == 1
+                else source
+            )
+            run_ingest(
+                some,
+                tmp_path / f"{number}.kps",
+                extractor,
+                Options(workers=0, task_frames=task_frames),
+            )
         stores.append(kpstore.open(tmp_path / f"{number}.kps"))
     for name in LENGTHS:
         for store in stores[1:]:
-            np.testing.assert_array_equal(store.video(name)["lip_resnet18"], stores[0].video(name)["lip_resnet18"])
+            np.testing.assert_array_equal(
+                store.video(name)["lip_resnet18"], stores[0].video(name)["lip_resnet18"]
+            )
 
 
 def test_a_file_that_is_torn_after_the_scan_fails_alone_and_is_tried_again(
@@ -204,18 +239,25 @@ def test_a_file_that_is_torn_after_the_scan_fails_alone_and_is_tried_again(
     assert not kpstore.diff(kpstore.open(finished / "lips.kps"), kpstore.open(store))
 
 
-def test_other_settings_need_overwrite(kpstore_: Kpstore, data: Path, finished: Path, weights: Path) -> None:
+def test_other_settings_need_overwrite(
+    kpstore_: Kpstore, data: Path, finished: Path, weights: Path
+) -> None:
     store = Path(shutil.copytree(finished / "lips.kps", data / "a.kps"))
-    assert kpstore_(*command(data, weights, store)).out.startswith("lip_resnet18: nothing to do, all 5 videos")
+    assert kpstore_(*command(data, weights, store)).out.startswith(
+        "lip_resnet18: nothing to do, all 5 videos"
+    )
     other = command(data, weights, store, "--set", "quirk=height_slice")
     refused = kpstore_(*other)
     assert (refused.code, len(refused.lines)) == (2, 1)
     assert kpstore_(*other, "--overwrite").code == 0
     assert kpstore.open(store).provenance("lip_resnet18")["parameters"]["quirk"] == "height_slice"
-    assert (kpstore.open(store)["lip_resnet18"][:] != kpstore.open(finished / "lips.kps")["lip_resnet18"][:]).any()
+    assert (
+        kpstore.open(store)["lip_resnet18"][:]
+        != kpstore.open(finished / "lips.kps")["lip_resnet18"][:]
+    ).any()
 
 
-# -- one line each ------------------------------------------------------------------------------------------------
+# -- one line each ---------------------------------------------------------------------------------
 
 
 def yaml_without_lists(root: Path) -> None:
@@ -239,15 +281,43 @@ def nothing(root: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
-    "no lists": (yaml_without_lists, (), r"LRS2\.yml: no train_dir, valid_dir, test_dir in datamodule\.data_config"),
+    "no lists": (
+        yaml_without_lists,
+        (),
+        r"LRS2\.yml: no train_dir, valid_dir, test_dir in datamodule\.data_config",
+    ),
     "no YAML": (broken_yaml, (), r"LRS2\.yml is no YAML: "),
     "list gone": (list_gone, (), r"split 'val' has no s1\.json or s2\.json in .*lists/cv"),
-    "other list": (other_list, (), r"entry 0 is \[\"x\.wav\", 32000\]; \[wav, npz, samples\] is needed"),
-    "no configuration": (nothing, ("--conf", "nowhere.yml"), r"no configuration at .*nowhere\.yml: it does not exist"),
-    "a folder": (nothing, ("--conf", "mouths"), r"--conf mouths is a folder; give a configuration .*--npz-dir"),
-    "both": (nothing, ("--npz-dir", "mouths"), r"in one of two ways: --conf CONFIG\.yml, or --npz-dir DIR"),
-    "no such split": (nothing, ("--split", "dev"), r"split 'dev' not found .* \['train', 'val', 'test'\]"),
-    "no such weights": (nothing, ("--weights", "nowhere"), r"no lip-reading weights at .*nowhere: it does not exist"),
+    "other list": (
+        other_list,
+        (),
+        r"entry 0 is \[\"x\.wav\", 32000\]; \[wav, npz, samples\] is needed",
+    ),
+    "no configuration": (
+        nothing,
+        ("--conf", "nowhere.yml"),
+        r"no configuration at .*nowhere\.yml: it does not exist",
+    ),
+    "a folder": (
+        nothing,
+        ("--conf", "mouths"),
+        r"--conf mouths is a folder; give a configuration .*--npz-dir",
+    ),
+    "both": (
+        nothing,
+        ("--npz-dir", "mouths"),
+        r"in one of two ways: --conf CONFIG\.yml, or --npz-dir DIR",
+    ),
+    "no such split": (
+        nothing,
+        ("--split", "dev"),
+        r"split 'dev' not found .* \['train', 'val', 'test'\]",
+    ),
+    "no such weights": (
+        nothing,
+        ("--weights", "nowhere"),
+        r"no lip-reading weights at .*nowhere: it does not exist",
+    ),
     "no checkpoint": (
         nothing,
         ("--weights", "configs/LRS2.yml"),
@@ -258,7 +328,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
         ("--device", "cuda:0"),
         r"'cuda:0' asked for, none found .*; leave out --device",
     ),
-    "no GPU": (nothing, ("--gpus", "2"), r"2 GPUs asked for, none found on this machine; leave out --gpus"),
+    "no GPU": (
+        nothing,
+        ("--gpus", "2"),
+        r"2 GPUs asked for, none found on this machine; leave out --gpus",
+    ),
     "crop": (nothing, ("--set", "crop=200"), r"crop=200: use 32 to 96 pixels"),
 }
 
@@ -277,7 +351,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert not (data / "new.kps").exists()
 
 
-def test_lips_have_no_weights_of_their_own_and_need_utterances(kpstore_: Kpstore, data: Path, weights: Path) -> None:
+def test_lips_have_no_weights_of_their_own_and_need_utterances(
+    kpstore_: Kpstore, data: Path, weights: Path
+) -> None:
     conf = ("--conf", data / "configs" / "LRS2.yml")
     for options, words in (
         (conf, "'lip_resnet18' has no weights of its own; give the checkpoint"),
@@ -291,7 +367,9 @@ def test_lips_have_no_weights_of_their_own_and_need_utterances(kpstore_: Kpstore
     assert not (data / "new.kps").exists()
 
 
-def test_files_that_are_no_crops_are_listed_a_line_each(kpstore_: Kpstore, data: Path, weights: Path) -> None:
+def test_files_that_are_no_crops_are_listed_a_line_each(
+    kpstore_: Kpstore, data: Path, weights: Path
+) -> None:
     mouths, store = data / "mouths", data / "new.kps"
     np.savez(mouths / "a.npz", other=crops("a"))
     np.savez(mouths / "b.npz", data=crops("b")[:, :88, :88])

@@ -40,13 +40,18 @@ class Colours:
     opened: int = 0
 
     specs = (
-        FeatureSpec("colour", (3,), ("channel",), chunk_rows=8, labels={"channel": ("r", "g", "b")}),
+        FeatureSpec(
+            "colour", (3,), ("channel",), chunk_rows=8, labels={"channel": ("r", "g", "b")}
+        ),
         FeatureSpec("face_colour", (3,), ("channel",), axis="video"),
     )
 
     @property
     def provenance(self) -> Mapping[str, Mapping[str, Any]]:
-        return {spec.name: {"extractor": "colours", "parameters": {"scale": self.scale}} for spec in self.specs}
+        return {
+            spec.name: {"extractor": "colours", "parameters": {"scale": self.scale}}
+            for spec in self.specs
+        }
 
     def open(self, device: str = "cpu") -> None:
         self.opened += 1
@@ -57,7 +62,9 @@ class Colours:
 
     def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
         dark = {n: "too dark" for n, image in enumerate(images) if image.max() == 0}
-        return Extracted({"colour": FeatureRows(np.stack([self._mean(image) for image in images]))}, dark)
+        return Extracted(
+            {"colour": FeatureRows(np.stack([self._mean(image) for image in images]))}, dark
+        )
 
     def _mean(self, image: NDArray[Any]) -> NDArray[np.float32]:
         return (self.scale * image.mean(axis=(0, 1))).astype(np.float32)
@@ -74,8 +81,12 @@ def paths_only(tmp_path: Path) -> kpstore.Store:
     for video, n_frames in LENGTHS.items():
         (tmp_path / video).mkdir()
         for n in range(n_frames):
-            Image.fromarray(rng.integers(1, 255, (6, 8, 3), dtype=np.uint8)).save(tmp_path / video / f"{n}.png")
-        Image.fromarray(rng.integers(1, 255, (6, 8, 3), dtype=np.uint8)).save(tmp_path / f"{video}.png")
+            Image.fromarray(rng.integers(1, 255, (6, 8, 3), dtype=np.uint8)).save(
+                tmp_path / video / f"{n}.png"
+            )
+        Image.fromarray(rng.integers(1, 255, (6, 8, 3), dtype=np.uint8)).save(
+            tmp_path / f"{video}.png"
+        )
         frames = tuple(f"{video}/{n}.png" for n in range(n_frames))
         split = "train" if video < "c" else "dev"
         videos.append(VideoRecord(video, split, frames, annotations={FACE_PATH: f"{video}.png"}))
@@ -91,9 +102,14 @@ def ingested(store: kpstore.Store, tmp_path: Path, videos: str = "abcd") -> kpst
     return kpstore.open(store.location)
 
 
-def test_numbers_are_those_of_an_ingest_and_nothing_is_stored(paths_only: kpstore.Store, tmp_path: Path) -> None:
+def test_numbers_are_those_of_an_ingest_and_nothing_is_stored(
+    paths_only: kpstore.Store, tmp_path: Path
+) -> None:
     live = paths_only.computed(Colours())
-    got = {name: live[name][:] for name in ("colour", "face_colour", "colour_status", "colour_state", "channel")}
+    got = {
+        name: live[name][:]
+        for name in ("colour", "face_colour", "colour_status", "colour_state", "channel")
+    }
     assert kpstore.open(paths_only.location).snapshot == paths_only.snapshot
     whole = ingested(paths_only, tmp_path)
     for name, values in got.items():
@@ -132,7 +148,9 @@ def test_views_and_videos_take_it_as_a_policy(paths_only: kpstore.Store, tmp_pat
     np.testing.assert_array_equal(
         part.video("c", missing="compute", compute=how)["colour"], wanted.video("c")["colour"]
     )
-    with pytest.raises(InvalidError, match="compute= is for missing='compute', found missing='nan'"):
+    with pytest.raises(
+        InvalidError, match="compute= is for missing='compute', found missing='nan'"
+    ):
         part.frames("colour", compute=how)
 
 
@@ -156,7 +174,9 @@ def test_what_cannot_be_computed_reads_as_failed_and_is_said(
     assert np.isnan(live["colour"][:][status == State.FAILED]).all()
     assert any("the reference picture" in r.getMessage() for r in caplog.records)
     assert live.video("b", missing="skip")["colour"].shape == (7, 3)
-    with pytest.raises(NotFoundError, match="2 of 9 rows of 'colour' of video 'b' failed or are not extracted yet"):
+    with pytest.raises(
+        NotFoundError, match="2 of 9 rows of 'colour' of video 'b' failed or are not extracted yet"
+    ):
         live.video("b", missing="error")["colour"]
 
 
@@ -171,9 +191,14 @@ def test_two_views_share_one_model(paths_only: kpstore.Store, tmp_path: Path) ->
 
 
 def test_mistakes_are_one_line(paths_only: kpstore.Store, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"none of the 4 videos is in .*elsewhere: no .*a/0\.png; say with --root"):
+    with pytest.raises(
+        NotFoundError,
+        match=r"none of the 4 videos is in .*elsewhere: no .*a/0\.png; say with --root",
+    ):
         paths_only.computed(Colours(), root=tmp_path / "elsewhere")
-    with pytest.raises(InvalidError, match="say which one to compute with: extractor='dinov2', for example"):
+    with pytest.raises(
+        InvalidError, match="say which one to compute with: extractor='dinov2', for example"
+    ):
         paths_only.computed()
     with pytest.raises(InvalidError, match=r"options \['weights'\] are for a recipe"):
         paths_only.computed(Colours(), weights="x")

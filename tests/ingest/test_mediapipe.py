@@ -32,7 +32,10 @@ LANDMARKS = {
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three videos of seven frames or more; the last frame of the first is black, so nothing is found there."""
+    """Three videos of seven frames or more.
+
+    The last frame of the first is black, so nothing is found there.
+    """
     root = write_demo_dataset(tmp_path_factory.mktemp("mediapipe") / "data", videos=1, frames=7)
     last = sorted((root / FRAMES / "train").rglob("*.png"))[-1]
     Image.new("RGB", (WIDTH, HEIGHT)).save(last)
@@ -43,7 +46,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(dataset: Path) -> dict[str, np.ndarray]:
     """What a script without kpstore gets, video by video in the order of the store."""
     points, found, visibility = [], [], []
-    with quiet_calls(), load_solutions().holistic.Holistic(static_image_mode=True, model_complexity=1) as model:
+    with (
+        quiet_calls(),
+        load_solutions().holistic.Holistic(static_image_mode=True, model_complexity=1) as model,
+    ):
         for split in ("train", "dev", "test"):
             for folder in sorted((dataset / FRAMES / split).iterdir()):
                 model.reset()
@@ -54,13 +60,19 @@ def plain(dataset: Path) -> dict[str, np.ndarray]:
                     for part, name in LANDMARKS.items():
                         landmarks = getattr(result, name)
                         if landmarks is not None:
-                            xyz = np.array([(p.x, p.y, p.z) for p in landmarks.landmark], dtype=np.float32)
-                            row[PART_SLICES[part]] = xyz[list(FACE_LISTS["phoenix"].points)] if part == "face" else xyz
+                            xyz = np.array(
+                                [(p.x, p.y, p.z) for p in landmarks.landmark], dtype=np.float32
+                            )
+                            row[PART_SLICES[part]] = (
+                                xyz[list(FACE_LISTS["phoenix"].points)] if part == "face" else xyz
+                            )
                             seen[part] = True
                     pose = result.pose_landmarks
                     points.append(row)
                     found.append(list(seen.values()))
-                    visibility.append([p.visibility for p in pose.landmark] if pose else [np.nan] * 33)
+                    visibility.append(
+                        [p.visibility for p in pose.landmark] if pose else [np.nan] * 33
+                    )
     return {
         "keypoints": np.array(points),
         "keypoints_detected": np.array(found),
@@ -88,7 +100,11 @@ def test_a_feature_made_by_one_recipe_takes_no_rows_of_another(dataset: Path) ->
     dev, everything = PhoenixSource(dataset, splits=("dev",)), PhoenixSource(dataset)
     run_ingest(dev, location, HolisticExtractor(), Options(workers=0))
     before = kpstore.open(location)
-    for other in (PartsExtractor(), HolisticExtractor(independent_frames=True), HolisticExtractor(face_list="ibug")):
+    for other in (
+        PartsExtractor(),
+        HolisticExtractor(independent_frames=True),
+        HolisticExtractor(face_list="ibug"),
+    ):
         with pytest.raises(kpstore.KpstoreError, match=r"was made with|is stored with"):
             run_ingest(everything, location, other, Options(workers=0))
     assert kpstore.open(location).snapshot == before.snapshot
@@ -96,5 +112,7 @@ def test_a_feature_made_by_one_recipe_takes_no_rows_of_another(dataset: Path) ->
 
 def test_a_face_list_that_is_not_there_makes_no_store(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="nowhere"):
-        run_ingest(PhoenixSource(dataset), tmp_path / "s.kps", HolisticExtractor(face_list="nowhere"))
+        run_ingest(
+            PhoenixSource(dataset), tmp_path / "s.kps", HolisticExtractor(face_list="nowhere")
+        )
     assert not (tmp_path / "s.kps").exists()

@@ -22,7 +22,9 @@ def index_of(lengths: list[int]) -> VideoIndex:
 def plan(lengths: list[int], pending: list[int], chunk_rows: int, task_frames: int) -> list[Task]:
     records = [record(f"v{p}", lengths[p]) for p in pending]
     wanted = np.array(pending, dtype=np.int64)
-    return plan_tasks(index_of(lengths), records, wanted, chunk_rows=[chunk_rows, 3], task_frames=task_frames)
+    return plan_tasks(
+        index_of(lengths), records, wanted, chunk_rows=[chunk_rows, 3], task_frames=task_frames
+    )
 
 
 @st.composite
@@ -33,7 +35,9 @@ def cases(draw: st.DrawFn) -> tuple[list[int], list[int], int, int]:
 
 
 @given(cases())
-def test_each_pending_video_is_in_exactly_one_task_in_order(case: tuple[list[int], list[int], int, int]) -> None:
+def test_each_pending_video_is_in_exactly_one_task_in_order(
+    case: tuple[list[int], list[int], int, int],
+) -> None:
     lengths, pending, _, _ = case
     tasks = plan(*case)
     index = index_of(lengths)
@@ -45,13 +49,17 @@ def test_each_pending_video_is_in_exactly_one_task_in_order(case: tuple[list[int
 
 
 @given(cases())
-def test_no_chunk_of_a_task_holds_a_row_of_anyone_else(case: tuple[list[int], list[int], int, int]) -> None:
+def test_no_chunk_of_a_task_holds_a_row_of_anyone_else(
+    case: tuple[list[int], list[int], int, int],
+) -> None:
     lengths, _, chunk_rows, _ = case
     tasks, n_rows, owner = plan(*case), sum(lengths), dict[int, int]()
     for task in tasks:
         first, last = task.whole(chunk_rows)
         assert first == last or task.start <= first < last <= task.stop
-        assert first == last or (first % chunk_rows == 0 and (last % chunk_rows == 0 or last == n_rows))
+        assert first == last or (
+            first % chunk_rows == 0 and (last % chunk_rows == 0 or last == n_rows)
+        )
         for chunk in range(first // chunk_rows, -(-last // chunk_rows)):
             assert owner.setdefault(chunk, task.number) == task.number
     for task in tasks:
@@ -61,9 +69,14 @@ def test_no_chunk_of_a_task_holds_a_row_of_anyone_else(case: tuple[list[int], li
 
 
 @given(cases())
-def test_a_task_ends_with_the_video_that_fills_it(case: tuple[list[int], list[int], int, int]) -> None:
+def test_a_task_ends_with_the_video_that_fills_it(
+    case: tuple[list[int], list[int], int, int],
+) -> None:
     for task in plan(*case):
-        assert task.n_frames - (task.videos[-1].stop - task.videos[-1].start) < case[3] or len(task.videos) == 1
+        assert (
+            task.n_frames - (task.videos[-1].stop - task.videos[-1].start) < case[3]
+            or len(task.videos) == 1
+        )
 
 
 @pytest.mark.parametrize(
@@ -101,9 +114,15 @@ def task(number: int, start: int, stop: int, whole: tuple[int, int]) -> Task:
     ("tasks", "message"),
     [
         ([task(0, 0, 6, (0, 6)), task(1, 6, 12, (6, 12))], "chunk 1 is given to tasks 0 and 1"),
-        ([task(0, 0, 8, (0, 8)), task(1, 4, 12, (8, 12))], "task 1 starts at row 4, before another ends at 8"),
+        (
+            [task(0, 0, 8, (0, 8)), task(1, 4, 12, (8, 12))],
+            "task 1 starts at row 4, before another ends at 8",
+        ),
         ([task(0, 0, 8, (0, 8)), task(1, 0, 8, (0, 8))], "task 1 starts at row 0"),
-        ([task(0, 0, 6, (0, 8)), task(1, 6, 12, (8, 12))], "would write rows 0:8 outside its own 0:6"),
+        (
+            [task(0, 0, 6, (0, 8)), task(1, 6, 12, (8, 12))],
+            "would write rows 0:8 outside its own 0:6",
+        ),
         ([task(0, 5, 12, (4, 12))], "would write rows 4:12 outside its own 5:12"),
         ([task(1, 6, 12, (6, 12)), task(0, 0, 6, (0, 6))], "chunk 1 is given to tasks 0 and 1"),
     ],

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 import kpstore
 from kpstore.backends.icechunk import IcechunkBackend
-from kpstore.errors import BusyError, CorruptError, ExtractorError, InvalidError, MismatchError, NotFoundError
+from kpstore.errors import (
+    BusyError,
+    CorruptError,
+    ExtractorError,
+    InvalidError,
+    MismatchError,
+    NotFoundError,
+)
 from kpstore.ingest import run as run_module
 from kpstore.ingest.executors import DaskExecutor
 from kpstore.ingest.options import Options
@@ -55,7 +62,11 @@ def assert_same(one: kpstore.Store, other: kpstore.Store) -> None:
     for name in ARRAYS:
         left, right = one[name][:], other[name][:]
         assert left.dtype == right.dtype
-        assert left.tolist() == right.tolist() if left.dtype == object else left.tobytes() == right.tobytes()
+        assert (
+            left.tolist() == right.tolist()
+            if left.dtype == object
+            else left.tobytes() == right.tobytes()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +78,7 @@ def dask(path: Path, workers: int, source: FakeSource, **changes: Any) -> kpstor
     return ingest(path, Options(workers=workers, task_frames=60, **changes), source=source)
 
 
-# -- the same bytes ---------------------------------------------------------------------------------------------
+# -- the same bytes --------------------------------------------------------------------------------
 
 
 def test_serial_equals_a_plain_loop(serial: kpstore.Store) -> None:
@@ -82,13 +93,17 @@ def test_serial_equals_a_plain_loop(serial: kpstore.Store) -> None:
                 continue
             rows, at = model.rows([image]), serial.video(video.id).rows.start + number
             np.testing.assert_array_equal(serial["points"][at], rows.values[0])
-            np.testing.assert_array_equal(serial["points_detected"][at], rows.companions["detected"][0])
+            np.testing.assert_array_equal(
+                serial["points_detected"][at], rows.companions["detected"][0]
+            )
             assert serial["points_status"][at] == State.DONE
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_dask_workers_give_the_same_bytes(serial: kpstore.Store, tmp_path: Path, workers: int) -> None:
+def test_dask_workers_give_the_same_bytes(
+    serial: kpstore.Store, tmp_path: Path, workers: int
+) -> None:
     assert_same(serial, dask(tmp_path / "d.kps", workers, source(), checkpoint_frames=100))
 
 
@@ -115,10 +130,12 @@ def test_chunks_and_tasks_of_any_size_give_the_same_numbers(
     serial: kpstore.Store, tmp_path: Path, chunk_rows: int, task_frames: int
 ) -> None:
     options = Options(workers=0, task_frames=task_frames, checkpoint_frames=70)
-    assert_same(serial, ingest(tmp_path / "s.kps", options, extractor=extractor(chunk_rows=chunk_rows)))
+    assert_same(
+        serial, ingest(tmp_path / "s.kps", options, extractor=extractor(chunk_rows=chunk_rows))
+    )
 
 
-# -- failures ---------------------------------------------------------------------------------------------------
+# -- failures --------------------------------------------------------------------------------------
 
 
 def test_broken_frames_and_videos_are_recorded_and_the_rest_is_there(serial: kpstore.Store) -> None:
@@ -139,12 +156,16 @@ def test_broken_frames_and_videos_are_recorded_and_the_rest_is_there(serial: kps
 
 
 def test_an_image_the_model_does_not_like_fails_alone(tmp_path: Path) -> None:
-    store = ingest(tmp_path / "s.kps", source=FakeSource({"a": 30}), extractor=extractor(fail_above=200))
+    store = ingest(
+        tmp_path / "s.kps", source=FakeSource({"a": 30}), extractor=extractor(fail_above=200)
+    )
     failed = {f.frame for f in store.failures("points")}
     images = list(FakeSource({"a": 30}).read_frames(record("a", 30)))
     assert failed == {n for n, image in enumerate(images) if image[0, 0, 0] >= 200}
     assert 0 < len(failed) < 30
-    assert {f.reason for f in store.failures("points")} == {"ValueError: a frame that the model does not like"}
+    assert {f.reason for f in store.failures("points")} == {
+        "ValueError: a frame that the model does not like"
+    }
 
 
 @dataclass
@@ -162,9 +183,14 @@ class Stateless(FakeExtractor):
 
 
 @pytest.mark.parametrize("fail_above", [256, 200])
-def test_batches_give_the_same_numbers_and_only_the_bad_image_fails(tmp_path: Path, fail_above: int) -> None:
+def test_batches_give_the_same_numbers_and_only_the_bad_image_fails(
+    tmp_path: Path, fail_above: int
+) -> None:
     stores = [
-        ingest(tmp_path / f"{n}.kps", extractor=Stateless(chunk_rows=8, batch_size=n, fail_above=fail_above))
+        ingest(
+            tmp_path / f"{n}.kps",
+            extractor=Stateless(chunk_rows=8, batch_size=n, fail_above=fail_above),
+        )
         for n in (1, 4)
     ]
     assert_same(*stores)
@@ -186,7 +212,9 @@ def test_a_frame_that_kills_its_worker_fails_alone(serial: kpstore.Store, tmp_pa
 def test_workers_of_another_scheduler_in_another_folder_do_the_same(
     serial: kpstore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
         monkeypatch.chdir(tmp_path)
         store = ingest("s.kps", Options(scheduler=cluster.scheduler_address, task_frames=60))
     assert_same(store, serial)
@@ -195,12 +223,16 @@ def test_workers_of_another_scheduler_in_another_folder_do_the_same(
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_local_cluster_listens_on_this_machine_only() -> None:
     with DaskExecutor(1):
-        listening = [c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        listening = [
+            c.laddr.ip
+            for c in psutil.Process().net_connections("tcp")
+            if c.status == psutil.CONN_LISTEN
+        ]
     assert listening
     assert set(listening) <= {"127.0.0.1", "::1"}
 
 
-# -- again ------------------------------------------------------------------------------------------------------
+# -- again -----------------------------------------------------------------------------------------
 
 
 def test_a_second_run_does_nothing_and_makes_no_commit(tmp_path: Path) -> None:
@@ -211,17 +243,24 @@ def test_a_second_run_does_nothing_and_makes_no_commit(tmp_path: Path) -> None:
     assert not report.interrupted
 
 
-def test_more_videos_are_appended_and_only_they_are_extracted(serial: kpstore.Store, tmp_path: Path) -> None:
+def test_more_videos_are_appended_and_only_they_are_extracted(
+    serial: kpstore.Store, tmp_path: Path
+) -> None:
     some = dict(list(LENGTHS.items())[:10])
     ingest(tmp_path / "s.kps", source=replace(source(), lengths=some))
     report = run_ingest(source(), tmp_path / "s.kps", extractor(), SERIAL)
-    assert (report.videos_before, report.videos_done + report.videos_failed) == (10, len(LENGTHS) - 10)
+    assert (report.videos_before, report.videos_done + report.videos_failed) == (
+        10,
+        len(LENGTHS) - 10,
+    )
     assert_same(serial, kpstore.open(tmp_path / "s.kps"))
 
 
 def test_overwrite_extracts_everything_again_with_other_settings(tmp_path: Path) -> None:
     first = ingest(tmp_path / "s.kps")
-    second = ingest(tmp_path / "s.kps", replace(SERIAL, overwrite=True), extractor=extractor(scale=2.0))
+    second = ingest(
+        tmp_path / "s.kps", replace(SERIAL, overwrite=True), extractor=extractor(scale=2.0)
+    )
     assert second.provenance("points")["parameters"] == {"scale": 2.0}
     assert_same(second, ingest(tmp_path / "other.kps", extractor=extractor(scale=2.0)))
     assert kpstore.diff(first, second).features_changed["points"].provenance_changed
@@ -239,7 +278,9 @@ def test_an_interrupted_overwrite_keeps_its_settings(tmp_path: Path) -> None:
     for options in (SERIAL, again):
         with pytest.raises(MismatchError, match=r'"scale": 2.0.*"scale": 1.0'):
             ingest(tmp_path / "s.kps", options, source=few)
-    assert_same(ingest(tmp_path / "s.kps", extractor=other), ingest(tmp_path / "o.kps", extractor=other))
+    assert_same(
+        ingest(tmp_path / "s.kps", extractor=other), ingest(tmp_path / "o.kps", extractor=other)
+    )
 
 
 def test_retry_extracts_only_what_failed(serial: kpstore.Store, tmp_path: Path) -> None:
@@ -250,15 +291,23 @@ def test_retry_extracts_only_what_failed(serial: kpstore.Store, tmp_path: Path) 
     assert_same(kpstore.open(tmp_path / "s.kps"), ingest(tmp_path / "other.kps", source=mended))
 
 
-# -- refused, and nothing written -------------------------------------------------------------------------------
+# -- refused, and nothing written ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"extractor": extractor(scale=2.0)}, MismatchError, r'"scale": 1.0.*"scale": 2.0'),
-        ({"source": source(problems=("a.png: gone", "b: extra"))}, InvalidError, "2 problems.*\n  a.png.*\n  b: extra"),
-        ({"source": replace(source(), lengths={**LENGTHS, "v01": 8})}, InvalidError, "'v01' has 7 frames in .* and 8"),
+        (
+            {"source": source(problems=("a.png: gone", "b: extra"))},
+            InvalidError,
+            "2 problems.*\n  a.png.*\n  b: extra",
+        ),
+        (
+            {"source": replace(source(), lengths={**LENGTHS, "v01": 8})},
+            InvalidError,
+            "'v01' has 7 frames in .* and 8",
+        ),
         (
             {"source": replace(source(), lengths=dict(list(LENGTHS.items())[1:]))},
             InvalidError,
@@ -286,7 +335,10 @@ def test_a_run_that_is_refused_makes_no_store(tmp_path: Path) -> None:
 
 def test_problems_can_be_ignored_and_are_in_the_report(tmp_path: Path) -> None:
     report = run_ingest(
-        source(problems=("a.png: gone",)), tmp_path / "s.kps", extractor(), replace(SERIAL, ignore_problems=True)
+        source(problems=("a.png: gone",)),
+        tmp_path / "s.kps",
+        extractor(),
+        replace(SERIAL, ignore_problems=True),
     )
     assert report.notes == ("a.png: gone",)
 
@@ -328,9 +380,15 @@ class Unstartable(FakeExtractor):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_model_that_does_not_start_ends_the_run_and_is_no_videos_fault(tmp_path: Path, workers: int) -> None:
-    with pytest.raises(ExtractorError, match=r"'points' does not start: FileNotFoundError: no weights.onnx"):
-        run_ingest(source(), tmp_path / "s.kps", Unstartable(chunk_rows=8), Options(workers=workers))
+def test_a_model_that_does_not_start_ends_the_run_and_is_no_videos_fault(
+    tmp_path: Path, workers: int
+) -> None:
+    with pytest.raises(
+        ExtractorError, match=r"'points' does not start: FileNotFoundError: no weights.onnx"
+    ):
+        run_ingest(
+            source(), tmp_path / "s.kps", Unstartable(chunk_rows=8), Options(workers=workers)
+        )
     store = kpstore.open(tmp_path / "s.kps")
     assert (store.states("points") == State.PENDING).all()
     assert store.failures("points") == []
@@ -364,7 +422,10 @@ def test_a_scheduler_without_workers_is_said(tmp_path: Path) -> None:
 
 def test_a_store_that_another_process_writes_is_busy(tmp_path: Path) -> None:
     first = ingest(tmp_path / "s.kps")
-    with first.backend.exclusive("another ingest"), pytest.raises(BusyError, match="another ingest, process"):
+    with (
+        first.backend.exclusive("another ingest"),
+        pytest.raises(BusyError, match="another ingest, process"),
+    ):
         ingest(tmp_path / "s.kps")
 
 
@@ -384,17 +445,23 @@ def test_a_lost_fork_is_found_by_the_count_and_nothing_is_committed(
 
 def test_a_plan_writes_nothing(tmp_path: Path) -> None:
     plan = plan_ingest(source(), tmp_path / "s.kps", extractor(), SERIAL)
-    assert (plan.n_frames, len(plan.new_videos), len(plan.pending)) == (sum(LENGTHS.values()), 24, 24)
+    assert (plan.n_frames, len(plan.new_videos), len(plan.pending)) == (
+        sum(LENGTHS.values()),
+        24,
+        24,
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("changes", [{"workers": -1}, {"checkpoint_s": 0}, {"workers_per_gpu": 0}, {"gpus": 1000}])
+@pytest.mark.parametrize(
+    "changes", [{"workers": -1}, {"checkpoint_s": 0}, {"workers_per_gpu": 0}, {"gpus": 1000}]
+)
 def test_options_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidError, match=r"must be|GPUs asked for"):
         Options(**changes)
 
 
-# -- interrupted ------------------------------------------------------------------------------------------------
+# -- interrupted -----------------------------------------------------------------------------------
 
 
 class Interrupter(SilentObserver):
@@ -413,7 +480,9 @@ class Interrupter(SilentObserver):
 def test_ctrl_c_commits_what_is_whole_and_the_next_run_completes_it(
     serial: kpstore.Store, tmp_path: Path, videos: int
 ) -> None:
-    report = run_ingest(source(), tmp_path / "s.kps", extractor(), SERIAL, observer=Interrupter(videos))
+    report = run_ingest(
+        source(), tmp_path / "s.kps", extractor(), SERIAL, observer=Interrupter(videos)
+    )
     store = kpstore.open(tmp_path / "s.kps")
     done = np.flatnonzero(store.states("points") != State.PENDING)
     assert report.interrupted
@@ -443,7 +512,7 @@ def test_sigterm_commits_and_ends(tmp_path: Path) -> None:
     assert (store.states("points") == State.DONE).sum() == int(videos) > 0
 
 
-# -- what it tells ----------------------------------------------------------------------------------------------
+# -- what it tells ---------------------------------------------------------------------------------
 
 
 def test_the_report_is_in_the_last_commit(tmp_path: Path) -> None:
@@ -472,7 +541,11 @@ def test_progress_is_readable_and_not_running_after_the_end(tmp_path: Path) -> N
     assert progress is not None
     assert not progress.running
     assert (progress.frames_done, progress.frames_committed) == (sum(LENGTHS.values()),) * 2
-    assert (progress.videos, progress.videos_done, progress.frames_failed) == (24, 24, 3 + LENGTHS["v05"])
+    assert (progress.videos, progress.videos_done, progress.frames_failed) == (
+        24,
+        24,
+        3 + LENGTHS["v05"],
+    )
     assert progress.checkpoints > 3
     assert [(p.done, p.failed, p.pending) for p in feature_progress(store)] == [(23, 1, 0)]
     assert read_progress(IcechunkBackend(str(tmp_path / "none"))) is None

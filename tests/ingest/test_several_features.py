@@ -18,10 +18,10 @@ from kpstore.errors import InvalidError, MismatchError
 from kpstore.extractors.base import Extracted
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
+from kpstore.inspect.verify import verify
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError
-from kpstore.store.verify import verify
 from tests.fakes import FakeSource, record
 
 LENGTHS = {f"v{n}": 3 + 4 * (n % 3) for n in range(9)} | {"none": 0}
@@ -70,9 +70,14 @@ class Faces:
 
     def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
         means = np.stack([image.mean(axis=(0, 1), dtype=np.float32) for image in images])
-        rows = {"mean": FeatureRows(means), "from_reference": FeatureRows((means - self._reference).mean(axis=1) * 1.0)}
+        rows = {
+            "mean": FeatureRows(means),
+            "from_reference": FeatureRows((means - self._reference).mean(axis=1) * 1.0),
+        }
         rows["from_reference"] = FeatureRows(rows["from_reference"].values.astype(np.float64))
-        return Extracted(rows, {n: "too dark" for n, image in enumerate(images) if image[0, 0, 0] < self.dark})
+        return Extracted(
+            rows, {n: "too dark" for n, image in enumerate(images) if image[0, 0, 0] < self.dark}
+        )
 
     def close(self) -> None:
         pass
@@ -128,7 +133,9 @@ def test_all_features_of_a_run_stand_together(tmp_path: Path, suffix: str) -> No
         video, wanted = store.video(video_id), expected(source, video_id)
         kept = ~np.isnan(video["mean"]).any(axis=1)
         np.testing.assert_array_equal(video["mean"][kept], wanted[kept])
-        np.testing.assert_allclose(video["from_reference"][kept], wanted[kept].mean(axis=1) - 2, atol=1e-4)
+        np.testing.assert_allclose(
+            video["from_reference"][kept], wanted[kept].mean(axis=1) - 2, atol=1e-4
+        )
     reasons = {(f.video_id, f.reason) for f in store.failures("mean")}
     assert ("v3", "truncated") in reasons
     assert ("v5", "InvalidError: the reference picture: truncated") in reasons
@@ -170,7 +177,9 @@ def test_features_that_are_there_in_part_are_not_replaced_unasked(tmp_path: Path
     store = ingested(path, Portraits(LENGTHS), Faces())
     with kpstore.open(path, mode="a").transaction("drop") as tx:
         tx.remove_feature("from_reference")
-    with pytest.raises(InvalidError, match=r"'v0' has some features in .* but no from_reference; --overwrite"):
+    with pytest.raises(
+        InvalidError, match=r"'v0' has some features in .* but no from_reference; --overwrite"
+    ):
         ingested(path, Portraits(LENGTHS), Faces())
     again = ingested(path, Portraits(LENGTHS), Faces(), overwrite=True)
     assert not kpstore.diff(store, again)
@@ -203,7 +212,9 @@ class FailedClips(Clips):
         return [Extracted(made.rows, {1: "no face in it"})]
 
 
-@pytest.mark.parametrize(("extractor", "feature"), [(FailedFaces(), "mean"), (FailedClips(), "clip")])
+@pytest.mark.parametrize(
+    ("extractor", "feature"), [(FailedFaces(), "mean"), (FailedClips(), "clip")]
+)
 def test_a_frame_that_failed_keeps_its_own_reason_whatever_its_rows_hold(
     tmp_path: Path, extractor: Any, feature: str
 ) -> None:
@@ -217,11 +228,17 @@ def test_a_frame_that_failed_keeps_its_own_reason_whatever_its_rows_hold(
 def test_a_failed_image_that_the_extractor_was_not_given_is_told(tmp_path: Path) -> None:
     class Confused(Clips):
         def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
-            return [Extracted(made.rows, {-1: "no face in it"}) for made in super().extract_videos(videos)]
+            return [
+                Extracted(made.rows, {-1: "no face in it"})
+                for made in super().extract_videos(videos)
+            ]
 
     store = ingested(tmp_path / "s.kps", FakeSource({"a": 3}), Confused())
     (failure,) = store.failures("clip")
-    assert failure.reason == "InvalidError: the extractor says that image -1 failed; it was given images 0 to 2"
+    assert (
+        failure.reason
+        == "InvalidError: the extractor says that image -1 failed; it was given images 0 to 2"
+    )
 
 
 def test_whole_videos_come_by_length_and_rows_are_where_they_belong(tmp_path: Path) -> None:
@@ -233,7 +250,10 @@ def test_whole_videos_come_by_length_and_rows_are_where_they_belong(tmp_path: Pa
         np.testing.assert_allclose(store.video(video_id)["clip"][:, 0], means, rtol=1e-6)
         np.testing.assert_allclose(store.video(video_id)["clip"][:, 1], means.mean(), rtol=1e-6)
     reasons = {f.video_id: f.reason for f in store.failures("clip")}
-    assert reasons == {"v3": "InvalidError: frame 1: truncated", "v6": "OSError: v6: the disk said no"}
+    assert reasons == {
+        "v3": "InvalidError: frame 1: truncated",
+        "v6": "OSError: v6: the disk said no",
+    }
     assert store.states("clip")[store.index.position("none")] == State.DONE
     assert max(n for n, _ in clips.calls) > 1
     assert all(n == 1 or n * length <= 20 for n, length in clips.calls)
@@ -245,11 +265,19 @@ def test_one_video_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     source = FakeSource(dict.fromkeys("abcdef", 4))
     first = next(source.read_frames(record("c", 4)))[0, 0, 0]
     store = ingested(tmp_path / "s.kps", source, Clips(fail=[first]), task_frames=1000)
-    assert [(f.video_id, f.reason) for f in store.failures("clip")] == [("c", "ValueError: not this one")]
+    assert [(f.video_id, f.reason) for f in store.failures("clip")] == [
+        ("c", "ValueError: not this one")
+    ]
 
 
 def test_a_video_that_kills_its_worker_is_named(tmp_path: Path) -> None:
-    store = ingested(tmp_path / "s.kps", FakeSource({"a": 4, "b": 5, "c": 4}), Deadly(), workers=1, task_frames=1000)
+    store = ingested(
+        tmp_path / "s.kps",
+        FakeSource({"a": 4, "b": 5, "c": 4}),
+        Deadly(),
+        workers=1,
+        task_frames=1000,
+    )
     assert [(f.video_id, f.reason) for f in store.failures("clip")] == [
         ("b", "the worker process died on this video (SIGKILL)")
     ]
@@ -280,11 +308,15 @@ def test_a_picture_that_kills_its_worker_costs_no_other_and_no_reference(tmp_pat
     source = Portraits({"a": 4, "b": 5, "c": 4})
     poison = int(list(source.read_frames(record("b", 5)))[2][0, 0, 0])
     sound = ingested(tmp_path / "sound.kps", source, Fragile())
-    store = ingested(tmp_path / "s.kps", source, Fragile(poison=poison), workers=1, task_frames=1000)
+    store = ingested(
+        tmp_path / "s.kps", source, Fragile(poison=poison), workers=1, task_frames=1000
+    )
     assert [(f.image_path, f.reason) for f in store.failures("mean")] == [
         ("b/0002.png", "the worker process died on this frame (SIGKILL)")
     ]
     np.testing.assert_array_equal(store["reference"][:], sound["reference"][:])
     for name in ("mean", "from_reference"):
-        np.testing.assert_array_equal(np.delete(store[name][:], 6, 0), np.delete(sound[name][:], 6, 0))
+        np.testing.assert_array_equal(
+            np.delete(store[name][:], 6, 0), np.delete(sound[name][:], 6, 0)
+        )
         assert np.isnan(store[name][6]).all()

@@ -18,7 +18,10 @@ PERSON = FeatureSpec("person", (2,), ("axis",), axis="video", chunk_rows=4)
 
 @dataclass
 class MadeUp:
-    """A document: videos of given lengths; ``points`` of each frame and ``person`` of each video."""
+    """A document: videos of given lengths.
+
+    ``points`` of each frame and ``person`` of each video.
+    """
 
     lengths: dict[str, int]
     failed: dict[str, dict[int, str]] = field(default_factory=dict)
@@ -31,7 +34,9 @@ class MadeUp:
     @property
     def features(self) -> tuple[ImportedFeature, ...]:
         return tuple(
-            ImportedFeature(spec, imported("made up", {"lengths": len(self.lengths)}, scale=self.scale))
+            ImportedFeature(
+                spec, imported("made up", {"lengths": len(self.lengths)}, scale=self.scale)
+            )
             for spec in (fake_spec(8), PERSON)
             if spec.name not in self.without
         )
@@ -44,7 +49,10 @@ class MadeUp:
         for video_id, n in self.lengths.items():
             if video_id == self.error_at:
                 raise ValueError("torn")
-            rows = {"points": points(video_id, n), "person": FeatureRows(np.full((1, 2), n, dtype=np.float32))}
+            rows = {
+                "points": points(video_id, n),
+                "person": FeatureRows(np.full((1, 2), n, dtype=np.float32)),
+            }
             kept = {name: block for name, block in rows.items() if name not in self.without}
             failed = {"points": self.failed[video_id]} if video_id in self.failed else {}
             yield ImportedVideo(record(video_id, n), kept, failed)
@@ -63,10 +71,17 @@ def path_of(tmp_path: Path) -> str:
 def same(a: Any, b: Any) -> bool:
     """Whether two plain values are equal in type, order and every bit but those of NaN."""
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape):
+        if not (
+            isinstance(a, np.ndarray)
+            and isinstance(b, np.ndarray)
+            and a.dtype == b.dtype
+            and a.shape == b.shape
+        ):
             return False
         return (
-            same(a.tolist(), b.tolist()) if a.dtype == object else np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+            same(a.tolist(), b.tolist())
+            if a.dtype == object
+            else np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
         )
     if type(a) is not type(b):
         return False

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
-from kpstore.interop.embeddings import EMBEDDINGS, EmbeddingsExport, EmbeddingsImport
-from kpstore.interop.run import ImportReport, import_document
+from kpstore.interop.embeddings import EMBEDDINGS
+from kpstore.interop.embeddings.read import EmbeddingsImport
+from kpstore.interop.embeddings.write import EmbeddingsExport
+from kpstore.interop.transfer import ImportReport, import_document
 from kpstore.schema.feature import FeatureSpec, State
 from tests.conftest import memory_location
 
@@ -25,7 +27,9 @@ def embedding(seed: int, n_frames: int) -> Any:
     return np.random.default_rng(seed).standard_normal((n_frames, 512)).astype(np.float32)
 
 
-def write(root: Path, name: str, n_frames: int | None, *, crops: int | None = None, array: Any = None) -> None:
+def write(
+    root: Path, name: str, n_frames: int | None, *, crops: int | None = None, array: Any = None
+) -> None:
     """Write an utterance as the scripts do: an embedding of ``n_frames``, and crops beside it."""
     path = root / f"{name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +47,9 @@ def import_folder(path: Path, **options: Any) -> tuple[kpstore.Store, ImportRepo
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.npz")}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.npz")
+    }
 
 
 letters = st.text(st.sampled_from("abü字 _.-1"), min_size=1, max_size=4).filter(
@@ -51,13 +57,17 @@ letters = st.text(st.sampled_from("abü字 _.-1"), min_size=1, max_size=4).filte
 )
 names = st.lists(letters, min_size=1, max_size=2).map("/".join)
 utterances = st.dictionaries(
-    names.filter(lambda n: not n.endswith("_embedding")), st.tuples(st.integers(0, 3), st.booleans()), max_size=4
+    names.filter(lambda n: not n.endswith("_embedding")),
+    st.tuples(st.integers(0, 3), st.booleans()),
+    max_size=4,
 )
 
 
 @given(utterances, st.sampled_from(["channels_first", "time_first"]))
 @settings(max_examples=25)
-def test_folders_come_back_byte_for_byte(tmp_path_factory: pytest.TempPathFactory, drawn: Any, layout: Any) -> None:
+def test_folders_come_back_byte_for_byte(
+    tmp_path_factory: pytest.TempPathFactory, drawn: Any, layout: Any
+) -> None:
     root, out = tmp_path_factory.mktemp("in"), tmp_path_factory.mktemp("out")
     for name, (n, _) in drawn.items():
         values = embedding(len(name), n)
@@ -72,13 +82,17 @@ def test_folders_come_back_byte_for_byte(tmp_path_factory: pytest.TempPathFactor
 
 @given(utterances, st.sampled_from(["channels_first", "time_first"]))
 @settings(max_examples=25)
-def test_stores_come_back_equal(tmp_path_factory: pytest.TempPathFactory, drawn: Any, layout: Any) -> None:
+def test_stores_come_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, drawn: Any, layout: Any
+) -> None:
     out = tmp_path_factory.mktemp("out")
     store = kpstore.create(memory_location())
     with store.transaction("fill") as tx:
         tx.add_feature(SPEC)
         for name, (n, done) in drawn.items():
-            tx.add_videos([kpstore.VideoRecord(name, "", tuple(f"{name}.npz#{i}" for i in range(n)))])
+            tx.add_videos(
+                [kpstore.VideoRecord(name, "", tuple(f"{name}.npz#{i}" for i in range(n)))]
+            )
             if done:
                 tx.write("lip_resnet18", name, embedding(len(name), n))
     store = store.at()
@@ -90,7 +104,9 @@ def test_stores_come_back_equal(tmp_path_factory: pytest.TempPathFactory, drawn:
     again, _ = import_folder(out)
     assert again.index.ids.tolist() == done
     for name in done:
-        np.testing.assert_array_equal(again.video(name)["lip_resnet18"], store.video(name)["lip_resnet18"])
+        np.testing.assert_array_equal(
+            again.video(name)["lip_resnet18"], store.video(name)["lip_resnet18"]
+        )
         assert again.video(name).image_paths == store.video(name).image_paths
 
 
@@ -100,18 +116,27 @@ def test_missing_and_torn_embeddings_are_pending_and_failed(tmp_path: Path) -> N
     write(tmp_path, "s/alone", 2)
     write(tmp_path, "s/torn", 5, crops=5)
     write(tmp_path, "s/lost", 5)
-    write(tmp_path, "s/nan", None, array=np.where(np.arange(1536).reshape(512, 3) == 1, np.nan, 1).astype(np.float32))
+    write(
+        tmp_path,
+        "s/nan",
+        None,
+        array=np.where(np.arange(1536).reshape(512, 3) == 1, np.nan, 1).astype(np.float32),
+    )
     write(tmp_path, "s/longer", 6, crops=5)
     for name in ("torn", "lost"):
         file = tmp_path / "s" / f"{name}_embedding.npz"
         file.write_bytes(file.read_bytes()[:200])
     (tmp_path / "s" / "other.npz").write_bytes(b"?")
     store, report = import_folder(tmp_path, split="train")
-    assert store.index.ids.tolist() == [f"s/{n}" for n in ("alone", "both", "crops", "longer", "nan", "torn")]
+    assert store.index.ids.tolist() == [
+        f"s/{n}" for n in ("alone", "both", "crops", "longer", "nan", "torn")
+    ]
     assert store.states("lip_resnet18").tolist() == [1, 1, 0, 1, 1, 1]
     assert set(store.index.splits) == {"train"}
     failures = [(f.video_id, f.frame, f.image_path) for f in store.failures("lip_resnet18")]
-    assert failures == [("s/nan", 1, "s/nan.npz#1")] + [("s/torn", n, f"s/torn.npz#{n}") for n in range(5)]
+    assert failures == [("s/nan", 1, "s/nan.npz#1")] + [
+        ("s/torn", n, f"s/torn.npz#{n}") for n in range(5)
+    ]
     assert np.isnan(store.video("s/nan")["lip_resnet18"][1]).all()
     notes = " | ".join(report.notes)
     assert "1 embeddings are not as long as their crops" in notes
@@ -128,7 +153,9 @@ def test_missing_and_torn_embeddings_are_pending_and_failed(tmp_path: Path) -> N
 def test_nothing_but_torn_files_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "a", 4, crops=4)
     (tmp_path / "a_embedding.npz").write_bytes(b"PK")
-    with pytest.raises(InvalidError, match=r"none of the embeddings in .* can be read; 'a' failed: "):
+    with pytest.raises(
+        InvalidError, match=r"none of the embeddings in .* can be read; 'a' failed: "
+    ):
         import_folder(tmp_path)
     (tmp_path / "a_embedding.npz").unlink()
     with pytest.raises(NotFoundError, match="for any of 1 utterances"):
@@ -142,10 +169,16 @@ def test_nothing_but_torn_files_is_an_error(tmp_path: Path) -> None:
         ((512,), {}, r"has the shape \(512,\), no axis is 512"),
         ((2, 5, 512), {}, r"has the shape \(2, 5, 512\), no axis"),
         ((512, 512), {}, "both axes of 'embedding' are 512; say --layout"),
-        ((512, 5), {"layout": "time_first"}, r"\(512, 5\), which is channels_first; --layout says time_first"),
+        (
+            (512, 5),
+            {"layout": "time_first"},
+            r"\(512, 5\), which is channels_first; --layout says time_first",
+        ),
     ],
 )
-def test_arrays_that_are_not_512_are_refused(tmp_path: Path, shape: Any, options: Any, message: str) -> None:
+def test_arrays_that_are_not_512_are_refused(
+    tmp_path: Path, shape: Any, options: Any, message: str
+) -> None:
     write(tmp_path, "a", None, array=np.zeros(shape, np.float32))
     write(tmp_path, "b", 3)
     with pytest.raises(InvalidError, match=message):
@@ -161,7 +194,9 @@ def test_layouts_are_seen_or_said(tmp_path: Path) -> None:
     write(tmp_path / "batch", "a", None, array=embedding(2, 7)[None])
     write(tmp_path / "batch", "b", None, array=np.asfortranarray(embedding(3, 5).T))
     store, _ = import_folder(tmp_path / "batch")
-    np.testing.assert_array_equal(store["lip_resnet18"][:], np.concatenate([embedding(2, 7), embedding(3, 5)]))
+    np.testing.assert_array_equal(
+        store["lip_resnet18"][:], np.concatenate([embedding(2, 7), embedding(3, 5)])
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +221,8 @@ def lists(tmp_path: Path, entries: dict[str, Any]) -> Path:
     config = tmp_path / "configs" / "LRS2.yml"
     config.parent.mkdir()
     config.write_text(
-        "datamodule:\n  data_config: # 训练\n    train_dir: DataPreProcess/tr\n    valid_dir: DataPreProcess/cv\n"
+        "datamodule:\n  data_config: # 训练\n    train_dir: DataPreProcess/tr\n    valid_dir: "
+        "DataPreProcess/cv\n"
     )
     for name, value in entries.items():
         path = tmp_path / "DataPreProcess" / name
@@ -201,7 +237,8 @@ def test_lists_choose_utterances_and_their_splits(tmp_path: Path) -> None:
         write(mouths, name, 2)
     wav = "/audio/1_2_0_3_4_0.wav"
     entries = {
-        "tr/s1.json": [[wav, str(mouths / "3_4.npz"), 32000], [wav, str(mouths / "1_2.npz"), 32000]] * 3,
+        "tr/s1.json": [[wav, str(mouths / "3_4.npz"), 32000], [wav, str(mouths / "1_2.npz"), 32000]]
+        * 3,
         "tr/s2.json": [[wav, str(mouths / "1_2.npz"), 32000]],
         "tr/mix.json": [[wav, 32000]],
         "cv/s1.json": [[wav, "5_6.npz", 32000], [wav, "mouths/1_2.npz", 32000]],
@@ -217,13 +254,23 @@ def test_lists_choose_utterances_and_their_splits(tmp_path: Path) -> None:
     [
         ({"tr/mix.json": []}, NotFoundError, "split 'train' has no s1.json or s2.json in"),
         ({"tr/s1.json": "[["}, InvalidError, "s1.json is no JSON"),
-        ({"tr/s1.json": "{}"}, InvalidError, r"a list of \[wav, npz, samples\] is needed, found dict"),
+        (
+            {"tr/s1.json": "{}"},
+            InvalidError,
+            r"a list of \[wav, npz, samples\] is needed, found dict",
+        ),
         ({"tr/s1.json": [["a.wav", 7]]}, InvalidError, r'entry 0 is \["a.wav", 7\]'),
-        ({"tr/s1.json": [["a.wav", "../../x.npz", 7]], "cv/s1.json": []}, InvalidError, "which is not in"),
+        (
+            {"tr/s1.json": [["a.wav", "../../x.npz", 7]], "cv/s1.json": []},
+            InvalidError,
+            "which is not in",
+        ),
         ({"tr/s1.json": [], "cv/s1.json": []}, NotFoundError, "no npz files in"),
     ],
 )
-def test_lists_that_are_wrong_are_named(tmp_path: Path, entries: Any, error: Any, message: str) -> None:
+def test_lists_that_are_wrong_are_named(
+    tmp_path: Path, entries: Any, error: Any, message: str
+) -> None:
     (tmp_path / "mouths").mkdir()
     with pytest.raises(error, match=message):
         import_folder(tmp_path / "mouths", config=lists(tmp_path, entries))
@@ -231,7 +278,11 @@ def test_lists_that_are_wrong_are_named(tmp_path: Path, entries: Any, error: Any
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "is no YAML"), ("7", "no train_dir"), ("datamodule: {data_config: {train_dir: 3}}", "no train_dir")],
+    [
+        ("a: [", "is no YAML"),
+        ("7", "no train_dir"),
+        ("datamodule: {data_config: {train_dir: 3}}", "no train_dir"),
+    ],
 )
 def test_configurations_that_are_wrong_are_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.yml").write_text(text)
@@ -246,7 +297,9 @@ def test_configurations_that_are_wrong_are_named(tmp_path: Path, text: str, mess
 
 
 @pytest.mark.parametrize("video_id", ["../x", "/x", "a\\b", "c:x", "a\nb"])
-def test_ids_never_lead_out_of_the_folder(tmp_path: Path, memory_store: kpstore.Store, video_id: str) -> None:
+def test_ids_never_lead_out_of_the_folder(
+    tmp_path: Path, memory_store: kpstore.Store, video_id: str
+) -> None:
     with memory_store.transaction("fill") as tx:
         tx.add_feature(SPEC)
         tx.add_videos([kpstore.VideoRecord(video_id, "", ("x",))])

@@ -22,22 +22,31 @@ from tests.store.data import rows_of
 N = {"a": 4, "b": 3, "c": 0, "d": 5}
 
 
-def store_of(videos: str, split: str = "train", *, feature: str = "points", change: float = 0.0, **how: Any) -> str:
+def store_of(
+    videos: str, split: str = "train", *, feature: str = "points", change: float = 0.0, **how: Any
+) -> str:
     store = kpstore.create(memory_location())
     with store.transaction("fill") as tx:
         records = [record(v, N[v], split, **how.get("annotations", {})) for v in videos]
         if how.get("numbered"):
-            records = [replace(r, frame_paths=tuple(f"{r.id}#{n}" for n in range(r.n_frames))) for r in records]
+            records = [
+                replace(r, frame_paths=tuple(f"{r.id}#{n}" for n in range(r.n_frames)))
+                for r in records
+            ]
         tx.add_videos([replace(r, fps=how.get("fps", r.fps)) for r in records])
         spec = fake_spec(how.get("chunk_rows", 4))
-        tx.add_feature(replace(spec, name=feature), {"extractor": "fake", **how.get("provenance", {})})
+        tx.add_feature(
+            replace(spec, name=feature), {"extractor": "fake", **how.get("provenance", {})}
+        )
         for video in videos:
             rows = rows_of(video, N[video])
             if video in how.get("failed", ""):
                 tx.fail(feature, video, how.get("reason", "no film"))
             elif video not in how.get("pending", ""):
                 changed = FeatureRows(rows.values + np.float32(change), rows.companions)
-                tx.write(feature, video, changed, failed_frames=how.get("failed_frames", {}).get(video))
+                tx.write(
+                    feature, video, changed, failed_frames=how.get("failed_frames", {}).get(video)
+                )
     return store.location
 
 
@@ -48,7 +57,11 @@ def merged(*sources: str, **how: Any) -> kpstore.Store:
 
 
 def test_disjoint_splits_come_together_in_any_order() -> None:
-    parts = [store_of("ba", "train"), store_of("c", "dev"), store_of("d", "test", failed_frames={"d": {1: "torn"}})]
+    parts = [
+        store_of("ba", "train"),
+        store_of("c", "dev"),
+        store_of("d", "test", failed_frames={"d": {1: "torn"}}),
+    ]
     stores = [merged(*order) for order in itertools.permutations(parts)]
     assert stores[0].index.ids.tolist() == ["a", "b", "c", "d"]
     assert stores[0].splits == ["train", "dev", "test"]
@@ -57,7 +70,9 @@ def test_disjoint_splits_come_together_in_any_order() -> None:
         if video == "d":
             wanted[1] = np.nan
         np.testing.assert_array_equal(stores[0].video(video)["points"], wanted)
-    assert [(f.video_id, f.frame, f.reason) for f in stores[0].failures("points")] == [("d", 1, "torn")]
+    assert [(f.video_id, f.frame, f.reason) for f in stores[0].failures("points")] == [
+        ("d", 1, "torn")
+    ]
     for other in stores[1:]:
         assert not kpstore.diff(stores[0], other)
         np.testing.assert_array_equal(stores[0]["points"][:], other["points"][:])
@@ -102,7 +117,9 @@ def test_conflicts_are_errors_or_are_decided(other: Callable[[], str], message: 
         expected = kpstore.open(wanted)
         np.testing.assert_array_equal(chosen.video("a")["points"], expected.video("a")["points"])
         assert chosen.video("a").split == expected.video("a").split
-        assert chosen["gloss"][0] == (expected["gloss"][0] if "gloss" in expected.annotation_names else "X")
+        assert chosen["gloss"][0] == (
+            expected["gloss"][0] if "gloss" in expected.annotation_names else "X"
+        )
 
 
 def test_what_is_known_is_kept_whoever_knows_it() -> None:
@@ -116,13 +133,16 @@ def test_other_frames_or_other_features_do_not_fit() -> None:
         tx.add_videos([record("a", 3)])
     with pytest.raises(ConflictError, match=r"'a' has 4 frames in .* and 3 in"):
         merged(store_of("a"), short.location, on_conflict="first")
-    with pytest.raises(MismatchError, match=r".* and .* do not go together: .* was made with scale 1"):
+    with pytest.raises(
+        MismatchError, match=r".* and .* do not go together: .* was made with scale 1"
+    ):
         merged(store_of("a", provenance={"scale": 1}), store_of("b", provenance={"scale": 2}))
 
 
 def test_what_files_held_beside_the_features_is_left_out_if_it_differs() -> None:
     report = merge(
-        [store_of(v, provenance={"document": {"n": n}}) for n, v in enumerate("ab")], location := memory_location()
+        [store_of(v, provenance={"document": {"n": n}}) for n, v in enumerate("ab")],
+        location := memory_location(),
     )
     assert "what its files held" in report.notes[0]
     assert kpstore.open(location).provenance("points")["document"] == {}
@@ -145,7 +165,9 @@ def test_features_of_videos_and_wrong_use(tmp_path: Path) -> None:
 
 def test_the_order_is_by_the_split_that_somebody_knows() -> None:
     one, other = store_of("ab", ""), store_of("a", "train")
-    assert [merged(*pair).index.ids.tolist() for pair in ((one, other), (other, one))] == [["a", "b"]] * 2
+    assert [merged(*pair).index.ids.tolist() for pair in ((one, other), (other, one))] == [
+        ["a", "b"]
+    ] * 2
 
 
 def test_splits_that_were_set_by_hand_stay_so() -> None:
@@ -165,12 +187,17 @@ def test_paths_count_more_than_numbers_and_chunks_of_another_size_fit() -> None:
     other = kpstore.create(memory_location())
     with other.transaction("x") as tx:
         tx.add_videos([replace(record("a", 4), frame_paths=("w", "x", "y", "z"))])
-    with pytest.raises(ConflictError, match=r"'a': frame 0 is 'w' in .* and 'a/0000\.png' elsewhere"):
+    with pytest.raises(
+        ConflictError, match=r"'a': frame 0 is 'w' in .* and 'a/0000\.png' elsewhere"
+    ):
         merged(paths, other.location)
 
 
 def test_of_several_reasons_one_is_kept_whatever_the_order() -> None:
-    one, other = store_of("a", failed="a", reason="no film"), store_of("a", failed="a", reason="black")
+    one, other = (
+        store_of("a", failed="a", reason="no film"),
+        store_of("a", failed="a", reason="black"),
+    )
     torn = [store_of("b", failed_frames={"b": {1: reason}}) for reason in ("torn", "grey")]
     for order in ((one, other, *torn), (*torn[::-1], other, one)):
         report = merge(order, location := memory_location())
@@ -179,7 +206,10 @@ def test_of_several_reasons_one_is_kept_whatever_the_order() -> None:
 
 
 def test_what_was_made_in_several_ways_is_put_together_only_if_asked_for() -> None:
-    one, other = store_of("a", provenance={"scale": 1}), store_of("bd", provenance={"scale": 2, "document": {"n": 1}})
+    one, other = (
+        store_of("a", provenance={"scale": 1}),
+        store_of("bd", provenance={"scale": 2, "document": {"n": 1}}),
+    )
     with pytest.raises(MismatchError, match="--mixed puts them together"):
         merged(one, other)
     stores = [merged(*order, mixed=True) for order in ((one, other), (other, one))]
@@ -193,9 +223,14 @@ def test_what_was_made_in_several_ways_is_put_together_only_if_asked_for() -> No
 
 
 def test_files_of_different_kinds_go_together_unless_they_disagree() -> None:
-    kinds = ({"format": "pickle"}, {"format": "npz", "zeros": "missing"}, {"format": "npz", "zeros": "values"})
+    kinds = (
+        {"format": "pickle"},
+        {"format": "npz", "zeros": "missing"},
+        {"format": "npz", "zeros": "values"},
+    )
     one, other, third = (
-        store_of(video, provenance={"extractor": "imported", **kind}) for video, kind in zip("abd", kinds, strict=True)
+        store_of(video, provenance={"extractor": "imported", **kind})
+        for video, kind in zip("abd", kinds, strict=True)
     )
     assert len(merged(one, other).index) == 2
     with pytest.raises(MismatchError, match="zeros"):

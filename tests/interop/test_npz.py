@@ -10,9 +10,10 @@ import pytest
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
-from kpstore.interop import npz, outputs
+from kpstore.interop import outputs
 from kpstore.interop.base import ExportedFile
-from kpstore.interop.npz import NpzExport
+from kpstore.interop.npz import write
+from kpstore.interop.npz.write import NpzExport
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
 from tests.fakes import record
@@ -21,9 +22,16 @@ LENGTHS = {"a": ("train", 6), "b": ("train", 3), "c": ("dev", 4), "d": ("dev", 2
 
 
 def export_npz(
-    store: kpstore.Store, path: Path, *, overwrite: bool = False, on_progress: Any = None, **options: Any
+    store: kpstore.Store,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    on_progress: Any = None,
+    **options: Any,
 ) -> Sequence[ExportedFile]:
-    return NpzExport(**options).export(store, path, overwrite=overwrite, on_progress=on_progress).files
+    return (
+        NpzExport(**options).export(store, path, overwrite=overwrite, on_progress=on_progress).files
+    )
 
 
 def keypoint_rows(n_frames: int, seed: int) -> FeatureRows:
@@ -40,7 +48,9 @@ def keypoint_rows(n_frames: int, seed: int) -> FeatureRows:
 def filled(store: kpstore.Store, splits: dict[str, str] | None = None) -> kpstore.Store:
     """Four videos: a is done, frame 2 of b failed, c is done, d is pending."""
     with store.transaction("fill") as tx:
-        tx.add_videos([record(v, n, (splits or {}).get(v, split)) for v, (split, n) in LENGTHS.items()])
+        tx.add_videos(
+            [record(v, n, (splits or {}).get(v, split)) for v, (split, n) in LENGTHS.items()]
+        )
         tx.add_feature(keypoints_spec())
         tx.write("keypoints", "a", keypoint_rows(6, 1))
         tx.write("keypoints", "b", keypoint_rows(3, 2), failed_frames={2: "truncated"})
@@ -56,12 +66,16 @@ def test_files_are_as_users_scripts_wrote_them(memory_store: kpstore.Store, tmp_
         "train_keypoints.npz",
         "train_stats.json",
     ]
-    wanted = np.concatenate([np.delete(keypoint_rows(6, 1).values, 1, 0), keypoint_rows(3, 2).values[:1]])
+    wanted = np.concatenate(
+        [np.delete(keypoint_rows(6, 1).values, 1, 0), keypoint_rows(3, 2).values[:1]]
+    )
     with np.load(tmp_path / "train_keypoints.npz") as train:
         assert sorted(train.files) == ["image_paths", "keypoints", "video_ids"]
         assert train["keypoints"].dtype == np.float32
         np.testing.assert_array_equal(train["keypoints"], np.nan_to_num(wanted))
-        assert train["image_paths"].tolist() == [f"a/{n:04d}.png" for n in (0, 2, 3, 4, 5)] + ["b/0000.png"]
+        assert train["image_paths"].tolist() == [f"a/{n:04d}.png" for n in (0, 2, 3, 4, 5)] + [
+            "b/0000.png"
+        ]
         assert train["video_ids"].tolist() == ["a"] * 5 + ["b"]
     assert exported[0].left_out == {"failed": 1, "pending": 0, "empty": 2}
     assert exported[1].left_out == {"failed": 0, "pending": 2, "empty": 1}
@@ -80,11 +94,15 @@ def test_stats_count_detections(memory_store: kpstore.Store, tmp_path: Path) -> 
 
 
 def test_options_keep_frames_and_nan(memory_store: kpstore.Store, tmp_path: Path) -> None:
-    export_npz(filled(memory_store), tmp_path, splits=["train"], missing="nan", failed="keep", empty="keep")
+    export_npz(
+        filled(memory_store), tmp_path, splits=["train"], missing="nan", failed="keep", empty="keep"
+    )
     values = keypoint_rows(3, 2).values
     values[2] = np.nan
     with np.load(tmp_path / "train_keypoints.npz") as train:
-        np.testing.assert_array_equal(train["keypoints"], np.concatenate([keypoint_rows(6, 1).values, values]))
+        np.testing.assert_array_equal(
+            train["keypoints"], np.concatenate([keypoint_rows(6, 1).values, values])
+        )
 
 
 def test_blocks_do_not_change_the_files(
@@ -105,7 +123,9 @@ def test_blocks_do_not_change_the_files(
                 np.testing.assert_array_equal(whole[array], blocks[array])
 
 
-def test_a_split_without_done_frames_is_an_empty_file(memory_store: kpstore.Store, tmp_path: Path) -> None:
+def test_a_split_without_done_frames_is_an_empty_file(
+    memory_store: kpstore.Store, tmp_path: Path
+) -> None:
     (exported,) = export_npz(filled(memory_store, {"d": "test"}), tmp_path, splits=["test"])
     with np.load(exported.path) as test:
         assert test["keypoints"].shape == (0, 143, 3)
@@ -130,7 +150,7 @@ def test_a_failed_export_leaves_nothing(
         raise OSError("no space left")
 
     store = filled(memory_store)
-    monkeypatch.setattr(npz, "_write_array", full)
+    monkeypatch.setattr(write, "_write_array", full)
     with pytest.raises(OSError, match="no space left"):
         export_npz(store, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -143,7 +163,9 @@ def test_videos_without_a_split_are_all(memory_store: kpstore.Store, tmp_path: P
 
 
 @pytest.mark.parametrize("split", ["../evil", "a\\b", "/abs", ".hidden", "..", "c:", "x\n"])
-def test_splits_that_are_no_file_name_are_refused(memory_store: kpstore.Store, tmp_path: Path, split: str) -> None:
+def test_splits_that_are_no_file_name_are_refused(
+    memory_store: kpstore.Store, tmp_path: Path, split: str
+) -> None:
     store = filled(memory_store, dict.fromkeys(LENGTHS, split))
     with pytest.raises(InvalidError, match="cannot be part of a file name"):
         export_npz(store, tmp_path / "out")

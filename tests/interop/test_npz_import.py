@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop import npy_rows
-from kpstore.interop.npz import NPZ, NpzExport
-from kpstore.interop.npz_import import NpzImport, looks_like_npz
-from kpstore.interop.run import ImportReport, import_document
+from kpstore.interop.npz import NPZ
+from kpstore.interop.npz import rows as npz_rows
+from kpstore.interop.npz.read import NpzImport, looks_like_npz
+from kpstore.interop.npz.write import NpzExport
+from kpstore.interop.transfer import ImportReport, import_document
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.layout import PART_SLICES, PARTS
 from tests.conftest import memory_location
@@ -33,7 +34,9 @@ def import_npz(path: Path, **options: Any) -> tuple[kpstore.Store, ImportReport]
 def write_npz(path: Path, ids: list[str], *, text: Any = np.str_, **arrays: Any) -> Path:
     """Write what users' scripts write: random keypoints, zeros for a missing part."""
     values = np.nan_to_num(
-        np.concatenate([np.empty((0, 143, 3)), *(keypoint_rows(2, i).values[:1] for i in range(len(ids)))])
+        np.concatenate(
+            [np.empty((0, 143, 3)), *(keypoint_rows(2, i).values[:1] for i in range(len(ids)))]
+        )
     )
     paths = [f"{video_id}/{n}.png" for n, video_id in enumerate(ids)]
     made = {"keypoints": values.astype(np.float32), "image_paths": np.array(paths, dtype=text)}
@@ -54,16 +57,24 @@ videos = st.lists(
 
 
 def made_store(drawn: list[Any]) -> kpstore.Store:
-    """A store of videos whose frames have the parts that the bits of a number say; some videos are pending."""
+    """A store of videos whose frames have the parts that the bits of a number say.
+
+    Some videos are pending.
+    """
     store = kpstore.create(memory_location())
     with store.transaction("fill") as tx:
-        records = [kpstore.VideoRecord(v, s, tuple(f"{v}/{n}.png" for n in range(len(f)))) for v, s, f, _ in drawn]
+        records = [
+            kpstore.VideoRecord(v, s, tuple(f"{v}/{n}.png" for n in range(len(f))))
+            for v, s, f, _ in drawn
+        ]
         if records:
             tx.add_videos(records)
         tx.add_feature("keypoints")
         for video_id, _, frames, done in drawn:
             if done:
-                detected = np.array([[bool(bits >> n & 1) for n in range(4)] for bits in frames], bool).reshape(-1, 4)
+                detected = np.array(
+                    [[bool(bits >> n & 1) for n in range(4)] for bits in frames], bool
+                ).reshape(-1, 4)
                 rows = keypoint_rows(max(2, len(frames)), len(video_id))[: len(frames)]
                 values = np.where(np.isnan(rows.values), np.float32(0.5), rows.values)
                 for column, part in enumerate(PARTS):
@@ -97,12 +108,22 @@ def test_files_of_kpstore_come_back_byte_for_byte(
 
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=6), st.integers(1, 3))
 @settings(max_examples=25)
-def test_stores_come_back_equal(tmp_path_factory: pytest.TempPathFactory, frames: list[int], n_videos: int) -> None:
+def test_stores_come_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, frames: list[int], n_videos: int
+) -> None:
     folder = tmp_path_factory.mktemp("npz")
     store = made_store([(f"ü/{n}", "train", frames, True) for n in range(n_videos)])
     NpzExport(empty="keep").export(store, folder)
     again, _ = import_npz(folder)
-    for array in ("keypoints", "keypoints_detected", "keypoints_status", "image_path", "video_id", "split", "n_frames"):
+    for array in (
+        "keypoints",
+        "keypoints_detected",
+        "keypoints_status",
+        "image_path",
+        "video_id",
+        "split",
+        "n_frames",
+    ):
         np.testing.assert_array_equal(again[array][:], store[array][:])
 
 
@@ -113,7 +134,9 @@ def test_files_of_numpy_come_back_value_for_value(tmp_path: Path, text: Any, for
     with np.load(source, allow_pickle=True) as file:
         arrays = dict(file)
     if fortran:
-        np.savez_compressed(source, **{**arrays, "keypoints": np.asfortranarray(arrays["keypoints"])})
+        np.savez_compressed(
+            source, **{**arrays, "keypoints": np.asfortranarray(arrays["keypoints"])}
+        )
     store, _ = import_npz(source)
     NpzExport().export(store, tmp_path / "out")
     with np.load(tmp_path / "out" / "train_keypoints.npz") as found:
@@ -128,20 +151,33 @@ def test_zeros_are_missing_or_values(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "x.npz", ["a", "a"], keypoints=values)
     missing, report = import_npz(path)
     assert report.frames == 2
-    assert missing["keypoints_detected"][:].tolist() == [[False, True, True, True], [True, False, True, True]]
+    assert missing["keypoints_detected"][:].tolist() == [
+        [False, True, True, True],
+        [True, False, True, True],
+    ]
     assert np.isnan(missing["keypoints"][0, :68]).all()
     plain, _ = import_npz(path, zeros="values")
     assert plain["keypoints_detected"][:].tolist() == [[True] * 4, [True, False, True, True]]
     np.testing.assert_array_equal(plain["keypoints"][:], values)
 
 
-def test_rows_of_a_video_that_lie_apart_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npy_rows, "BLOCK_BYTES", 8)
+def test_rows_of_a_video_that_lie_apart_are_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npz_rows, "BLOCK_BYTES", 8)
     path = write_npz(tmp_path / "train_keypoints.npz", ["a", "b", "a", "b", "b"])
     store, report = import_npz(path)
     with np.load(path) as file:
-        np.testing.assert_array_equal(np.nan_to_num(store["keypoints"][:]), file["keypoints"][[0, 2, 1, 3, 4]])
-    assert store["image_path"][:].tolist() == ["a/0.png", "a/2.png", "b/1.png", "b/3.png", "b/4.png"]
+        np.testing.assert_array_equal(
+            np.nan_to_num(store["keypoints"][:]), file["keypoints"][[0, 2, 1, 3, 4]]
+        )
+    assert store["image_path"][:].tolist() == [
+        "a/0.png",
+        "a/2.png",
+        "b/1.png",
+        "b/3.png",
+        "b/4.png",
+    ]
     assert "the rows of 2 videos do not follow each other" in report.notes[0]
 
 
@@ -169,13 +205,19 @@ def test_what_an_export_leaves_behind_is_said(tmp_path: Path) -> None:
         tx.add_feature(FeatureSpec("other", (2,), ("axis",)))
         tx.write("keypoints", "a", keypoint_rows(2, 1)[:1])
     notes = NpzExport().export(store.at(), tmp_path).notes
-    assert notes == ["other features: other", "companions of keypoints: visibility", "annotations: gloss"]
+    assert notes == [
+        "other features: other",
+        "companions of keypoints: visibility",
+        "annotations: gloss",
+    ]
 
 
 def test_stats_are_compared(tmp_path: Path) -> None:
     NpzExport().export(filled(kpstore.create(memory_location())), tmp_path)
     stats = json.loads((tmp_path / "dev_stats.json").read_text())
-    (tmp_path / "dev_stats.json").write_text(json.dumps({**stats, "pose_detected": 99, "num_videos": 7, "extra": 1}))
+    (tmp_path / "dev_stats.json").write_text(
+        json.dumps({**stats, "pose_detected": 99, "num_videos": 7, "extra": 1})
+    )
     (tmp_path / "train_stats.json").write_text("{")
     _, report = import_npz(tmp_path)
     notes = " | ".join(report.notes)
@@ -192,7 +234,10 @@ class Evil:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "length": ({"video_ids": np.array(["a"])}, "differ in length: 2 keypoints, 2 image_paths, 1 video_ids"),
+    "length": (
+        {"video_ids": np.array(["a"])},
+        "differ in length: 2 keypoints, 2 image_paths, 1 video_ids",
+    ),
     "shape": ({"keypoints": np.zeros((2, 143), np.float32)}, r"rows of \(143,\) float32"),
     "scalar": ({"keypoints": np.float32(1)}, r"'keypoints' is \(\) of float32"),
     "nan": (
@@ -210,7 +255,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("arrays", "message"), BAD.values(), ids=BAD)
-def test_bad_arrays_are_one_line(tmp_path: Path, capsys: Any, arrays: dict[str, Any], message: str) -> None:
+def test_bad_arrays_are_one_line(
+    tmp_path: Path, capsys: Any, arrays: dict[str, Any], message: str
+) -> None:
     path = write_npz(tmp_path / "train_keypoints.npz", ["a", "a"], **arrays)
     with pytest.raises(InvalidError, match=message) as caught:
         import_npz(path)
@@ -229,7 +276,9 @@ def test_torn_files_are_one_line(tmp_path: Path, cut: int) -> None:
 
 @given(st.integers(0, 10**6), st.integers(1, 255))
 @settings(max_examples=60)
-def test_damage_is_said_or_harmless(tmp_path_factory: pytest.TempPathFactory, place: int, flip: int) -> None:
+def test_damage_is_said_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, place: int, flip: int
+) -> None:
     path = write_npz(tmp_path_factory.mktemp("npz") / "x.npz", ["a", "b"])
     whole, _ = import_npz(path)
     data = bytearray(path.read_bytes())
@@ -269,10 +318,14 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no npz file at"):
         import_npz(tmp_path / "x.npz")
     write_npz(tmp_path / "train_keypoints.npz", ["a"])
-    with pytest.raises(InvalidError, match=r"no array 'lips' in it; it has keypoints, image_paths, video_ids"):
+    with pytest.raises(
+        InvalidError, match=r"no array 'lips' in it; it has keypoints, image_paths, video_ids"
+    ):
         import_npz(tmp_path / "train_keypoints.npz", feature="lips")
     write_npz(tmp_path / "dev_keypoints.npz", ["a"])
-    with pytest.raises(InvalidError, match=r"video 'a' is in .*train_keypoints.npz and in .*dev_keypoints.npz"):
+    with pytest.raises(
+        InvalidError, match=r"video 'a' is in .*train_keypoints.npz and in .*dev_keypoints.npz"
+    ):
         import_npz(tmp_path)
     with pytest.raises(InvalidError, match="zeros='none'"):
         NpzImport(zeros="none")  # type: ignore[arg-type]
@@ -286,7 +339,9 @@ def test_it_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "torn.npz").write_bytes(path.read_bytes()[:99])
     assert NPZ.recognises(path)
     assert NPZ.recognises(tmp_path)
-    assert not any(NPZ.recognises(tmp_path / name) for name in ("other.npz", "torn.npz", "none.npz", "none"))
+    assert not any(
+        NPZ.recognises(tmp_path / name) for name in ("other.npz", "torn.npz", "none.npz", "none")
+    )
 
 
 def test_files_that_begin_with_a_dot_are_left_out(tmp_path: Path) -> None:

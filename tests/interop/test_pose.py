@@ -17,14 +17,15 @@ from pose_format.pose_header import PoseHeaderComponent, PoseHeaderDimensions
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, MismatchError, NotFoundError
-from kpstore.interop.pose import POSE, PoseImport
-from kpstore.interop.pose_export import PoseExport, _Component
-from kpstore.interop.pose_layout import describe
-from kpstore.interop.run import import_document, import_file
+from kpstore.inspect.verify import verify
+from kpstore.interop.pose import POSE
+from kpstore.interop.pose.layout import describe
+from kpstore.interop.pose.read import PoseImport
+from kpstore.interop.pose.write import PoseExport, _Component
+from kpstore.interop.transfer import import_document, import_file
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, PART_SLICES, PARTS, FaceList, keypoints_spec
-from kpstore.store.verify import verify
 from tests.conftest import memory_location
 from tests.interop.test_npz import keypoint_rows
 
@@ -54,7 +55,9 @@ def write(
 ) -> Path:
     """Write values (frames, people, points, dims) and confidence (frames, people, points)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = NumPyPoseBody(fps, np.ma.masked_array(np.asarray(values, np.float32)), np.asarray(confidence, np.float32))
+    body = NumPyPoseBody(
+        fps, np.ma.masked_array(np.asarray(values, np.float32)), np.asarray(confidence, np.float32)
+    )
     with path.open("wb") as file:
         Pose(PoseHeader(0.2, PoseHeaderDimensions(*size), list(components)), body).write(file)
     return path
@@ -67,7 +70,9 @@ def random_pose(path: Path, n_frames: int, people: int = 1, seed: int = 0, **mor
     points = sum(len(c.points) for c in components)
     dims = max(len(c.format) for c in components) - 1
     values = rng.standard_normal((n_frames, people, points, dims)) * 100
-    confidence = rng.random((n_frames, people, points)) * rng.integers(0, 2, (n_frames, people, points))
+    confidence = rng.random((n_frames, people, points)) * rng.integers(
+        0, 2, (n_frames, people, points)
+    )
     values[(confidence == 0) & (rng.random(confidence.shape) < 0.8)] = 0
     return write(path, values, confidence, **more)
 
@@ -91,13 +96,17 @@ def as_version(path: Path, version: float, target: Path) -> Path:
     body = struct.pack("<HH", int(pose.body.fps), frames)
     for frame in range(frames):
         count = frame % 3
-        rows = np.concatenate([pose.body.data.data[frame, 0], pose.body.confidence[frame, 0, :, None]], axis=1)
-        body += struct.pack("<H", count) + (struct.pack("<h", 9) + rows.astype("<f4").tobytes()) * count
+        rows = np.concatenate(
+            [pose.body.data.data[frame, 0], pose.body.confidence[frame, 0, :, None]], axis=1
+        )
+        body += (
+            struct.pack("<H", count) + (struct.pack("<h", 9) + rows.astype("<f4").tobytes()) * count
+        )
     target.write_bytes(head + body)
     return target
 
 
-# -- round trips ------------------------------------------------------------------------------------------------
+# -- round trips -----------------------------------------------------------------------------------
 
 
 @given(
@@ -120,10 +129,23 @@ def test_any_file_comes_back_byte_for_byte(
     names: list[str],
 ) -> None:
     folder = tmp_path_factory.mktemp("pose")
-    components = [component("LEFT_HAND_LANDMARKS", [*names, "WRIST"], form), component("other", ["a", "a"], "XC")]
-    path = random_pose(folder / "é x" / "a.b.pose", n_frames, people, seed, components=components, size=size, fps=fps)
+    components = [
+        component("LEFT_HAND_LANDMARKS", [*names, "WRIST"], form),
+        component("other", ["a", "a"], "XC"),
+    ]
+    path = random_pose(
+        folder / "é x" / "a.b.pose",
+        n_frames,
+        people,
+        seed,
+        components=components,
+        size=size,
+        fps=fps,
+    )
     store = store_of(folder)
-    assert store.index.ids.tolist() == (["é x/a.b"] if people < 2 else [f"é x/a.b#{p + 1}" for p in range(people)])
+    assert store.index.ids.tolist() == (
+        ["é x/a.b"] if people < 2 else [f"é x/a.b#{p + 1}" for p in range(people)]
+    )
     PoseExport().export(store, folder / "out")
     assert (folder / "out" / "é x" / "a.b.pose").read_bytes() == path.read_bytes()
 
@@ -131,7 +153,9 @@ def test_any_file_comes_back_byte_for_byte(
 @given(
     lengths=st.lists(st.integers(0, 4), min_size=1, max_size=4),
     seed=st.integers(0, 99),
-    face_list=st.sampled_from([*FACE_LISTS.values(), FaceList("means", tuple((n, n + 1) for n in range(68)))]),
+    face_list=st.sampled_from(
+        [*FACE_LISTS.values(), FaceList("means", tuple((n, n + 1) for n in range(68)))]
+    ),
 )
 def test_keypoints_come_back(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seed: int, face_list: FaceList
@@ -143,13 +167,21 @@ def test_keypoints_come_back(
         tx.add_feature(keypoints_spec(face_list))
         for number, n in enumerate(lengths):
             # Powers of two: then pixels and fractions turn into each other without a rounding.
-            tx.add_videos([VideoRecord(f"ü/{number}", "", tuple(map(str, range(n))), 29.97, 256, 128)])
+            tx.add_videos(
+                [VideoRecord(f"ü/{number}", "", tuple(map(str, range(n))), 29.97, 256, 128)]
+            )
             rows = keypoint_rows(n, seed) if n > 1 else keypoints_spec().empty_rows(n)
-            indices = [face_list.points.index(point) for point in face_list.points]  # a point named twice is one
+            indices = [
+                face_list.points.index(point) for point in face_list.points
+            ]  # a point named twice is one
             rows.values[:, PART_SLICES["face"]] = rows.values[:, indices]
             visible = rng.random((n, 33)).astype(np.float32) * np.float32(0.99) + np.float32(0.01)
             visible[~rows.companions["detected"][:, PARTS.index("pose")]] = np.nan
-            tx.write("keypoints", f"ü/{number}", FeatureRows(rows.values, {**rows.companions, "visibility": visible}))
+            tx.write(
+                "keypoints",
+                f"ü/{number}",
+                FeatureRows(rows.values, {**rows.companions, "visibility": visible}),
+            )
     PoseExport().export(store.at(), folder / "out")
     again = store_of(folder / "out", keep="keypoints", face_list=face_list)
     assert again.index.ids.tolist() == store.at().index.ids.tolist()
@@ -169,7 +201,9 @@ def test_keypoints_of_any_size_come_back_within_a_rounding(tmp_path: Path) -> No
     assert report.notes == ["1 videos have a pose without visibility: its confidence is 1"]
     again = store_of(tmp_path / "a.pose", keep="keypoints")
     face = PART_SLICES["face"].stop  # points that the list names twice differ here
-    np.testing.assert_allclose(again["keypoints"][:, face:], keypoint_rows(5, 1).values[:, face:], rtol=2e-7)
+    np.testing.assert_allclose(
+        again["keypoints"][:, face:], keypoint_rows(5, 1).values[:, face:], rtol=2e-7
+    )
 
 
 @pytest.mark.parametrize("version", [0.1, 0.0])
@@ -191,7 +225,7 @@ def test_older_versions_are_read(tmp_path: Path, version: float) -> None:
     assert old.body.fps == new.body.fps
 
 
-# -- what is read -----------------------------------------------------------------------------------------------
+# -- what is read ----------------------------------------------------------------------------------
 
 
 def test_confidences_on_another_scale_are_no_visibility_and_are_told(tmp_path: Path) -> None:
@@ -216,7 +250,12 @@ def test_points_are_found_by_name(tmp_path: Path) -> None:
     confidence[0, 0, 0], confidence[0, 0, 2:470] = 0.75, 1
     store = store_of(write(tmp_path / "a.pose", values, confidence))
     video = store.video("a")
-    assert (video.fps, video.width, video.height, video.image_paths[1]) == (25.0, 200, 100, "a.pose#1")
+    assert (video.fps, video.width, video.height, video.image_paths[1]) == (
+        25.0,
+        200,
+        100,
+        "a.pose#1",
+    )
     wrist = 110 + 15
     assert video["keypoints"][0, wrist].tolist() == [0.5, 0.25, -0.5]
     np.testing.assert_allclose(video["keypoints"][0, 1], [0.1, 0.1, 3])
@@ -250,7 +289,9 @@ def test_parts_of_components_are_said(tmp_path: Path) -> None:
 
 
 def test_other_points_are_kept_alone(tmp_path: Path) -> None:
-    path = random_pose(tmp_path / "a.pose", 3, components=[component("pose_keypoints_2d", ["Nose", "Neck"], "XYC")])
+    path = random_pose(
+        tmp_path / "a.pose", 3, components=[component("pose_keypoints_2d", ["Nose", "Neck"], "XYC")]
+    )
     store = store_of(path)
     assert sorted(store.features) == ["pose_points", "pose_points_header"]
     with pytest.raises(InvalidError, match=r"a\.pose has no points of FACE_LANDMARKS.*--keep all"):
@@ -264,17 +305,23 @@ def test_other_points_are_kept_alone(tmp_path: Path) -> None:
 def test_files_of_other_components_are_told_apart(tmp_path: Path) -> None:
     random_pose(tmp_path / "in" / "a.pose", 3)
     other = random_pose(tmp_path / "in" / "b.pose", 2, components=HOLISTIC[:3])
-    with pytest.raises(InvalidError, match=r"b\.pose has POSE_LANDMARKS \(2 XYZC\).*but .*a\.pose has .*--feature"):
+    with pytest.raises(
+        InvalidError, match=r"b\.pose has POSE_LANDMARKS \(2 XYZC\).*but .*a\.pose has .*--feature"
+    ):
         PoseImport().open(tmp_path / "in")
     assert store_of(tmp_path / "in", keep="keypoints").states("keypoints").tolist() == [1, 1]
     store = store_of(tmp_path / "in" / "a.pose")
     with pytest.raises(MismatchError, match="pose_points"):
         store_of(other, store.location)
-    store = store_of(other, store_of(tmp_path / "in" / "a.pose", keep="keypoints").location, feature="few")
+    store = store_of(
+        other, store_of(tmp_path / "in" / "a.pose", keep="keypoints").location, feature="few"
+    )
     assert sorted(store.features) == ["few", "few_header", "keypoints"]
     PoseExport().export(store, tmp_path / "out")
     assert (tmp_path / "out" / "b.pose").read_bytes() == other.read_bytes()
-    assert [c.name for c in Pose.read((tmp_path / "out" / "a.pose").read_bytes()).header.components][1:] == [
+    assert [
+        c.name for c in Pose.read((tmp_path / "out" / "a.pose").read_bytes()).header.components
+    ][1:] == [
         "FACE_LANDMARKS",
         "LEFT_HAND_LANDMARKS",
         "RIGHT_HAND_LANDMARKS",
@@ -320,10 +367,12 @@ def test_files_are_known_by_their_first_bytes(tmp_path: Path) -> None:
     assert POSE.recognises(tmp_path)
     (tmp_path / "b.pose").write_bytes(b"pk")
     (tmp_path / "c.pose").write_bytes(struct.pack("<f", float("nan")))
-    assert not any(POSE.recognises(tmp_path / name) for name in ("b.pose", "c.pose", "nothing.pose"))
+    assert not any(
+        POSE.recognises(tmp_path / name) for name in ("b.pose", "c.pose", "nothing.pose")
+    )
 
 
-# -- what is written --------------------------------------------------------------------------------------------
+# -- what is written -------------------------------------------------------------------------------
 
 
 def small_store(**video: Any) -> kpstore.Store:
@@ -376,8 +425,12 @@ def test_one_file_holds_one_video(tmp_path: Path) -> None:
 
 def test_features_without_names_are_refused(tmp_path: Path) -> None:
     random_pose(tmp_path / "a.pose", 2)
-    with pytest.raises(InvalidError, match=r"'pose_points_header'.*has no points that .pose files have names for"):
-        PoseExport(feature="pose_points_header").export(store_of(tmp_path / "a.pose"), tmp_path / "out")
+    with pytest.raises(
+        InvalidError, match=r"'pose_points_header'.*has no points that .pose files have names for"
+    ):
+        PoseExport(feature="pose_points_header").export(
+            store_of(tmp_path / "a.pose"), tmp_path / "out"
+        )
 
 
 def test_files_that_begin_with_a_dot_are_left_out(tmp_path: Path) -> None:
@@ -394,7 +447,9 @@ def test_files_that_begin_with_a_dot_are_left_out(tmp_path: Path) -> None:
 
 def test_videos_larger_than_a_header_can_say_are_refused(tmp_path: Path) -> None:
     store = small_store(width=65_536, height=7, fps=25.0)
-    with pytest.raises(InvalidError, match=r"65536 x 7 pixels; a \.pose file holds 65535 in each direction"):
+    with pytest.raises(
+        InvalidError, match=r"65536 x 7 pixels; a \.pose file holds 65535 in each direction"
+    ):
         PoseExport().export(store, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

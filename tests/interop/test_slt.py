@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
-from kpstore.interop import slt
-from kpstore.interop.run import import_document
-from kpstore.interop.slt import SLT, SltExport, SltImport
+from kpstore.interop.slt import SLT
+from kpstore.interop.slt import read as slt
+from kpstore.interop.slt.read import SltImport
+from kpstore.interop.slt.write import SltExport
+from kpstore.interop.transfer import import_document
 from tests.conftest import memory_location
 from tests.interop.test_npz import filled, keypoint_rows
 
@@ -27,7 +29,14 @@ torch = pytest.importorskip("torch")
 
 
 def entry(name: str, sign: Any, **texts: str) -> dict[str, Any]:
-    return {"name": name, "signer": "Signer01", "gloss": "JETZT WETTER", "text": "und nun", **texts, "sign": sign}
+    return {
+        "name": name,
+        "signer": "Signer01",
+        "gloss": "JETZT WETTER",
+        "text": "und nun",
+        **texts,
+        "sign": sign,
+    }
 
 
 def write(path: Path, entries: Any, protocol: int = 4) -> Path:
@@ -49,7 +58,10 @@ def store_of(path: Path, location: str = "", **options: Any) -> kpstore.Store:
 
 
 def equal(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
-    texts = [[{k: v for k, v in e.items() if k != "sign"} for e in entries] for entries in (found, wanted)]
+    texts = [
+        [{k: v for k, v in e.items() if k != "sign"} for e in entries]
+        for entries in (found, wanted)
+    ]
     assert texts[0] == texts[1]
     for a, b in zip(found, wanted, strict=True):
         assert type(a["sign"]) is type(b["sign"])
@@ -58,7 +70,7 @@ def equal(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
     return True
 
 
-# -- round trips ------------------------------------------------------------------------------------------------
+# -- round trips -----------------------------------------------------------------------------------
 
 
 @given(
@@ -70,7 +82,9 @@ def equal(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
     prefix=st.sampled_from(["train/", "dev/", ""]),
     ending=st.sampled_from(["train", "gz", "tést"]),
     protocol=st.integers(0, 5),
-    keys=st.sampled_from([["signer", "gloss", "text"], ["gloss"], [], ["gloss", "speaker", "signer"]]),
+    keys=st.sampled_from(
+        [["signer", "gloss", "text"], ["gloss"], [], ["gloss", "speaker", "signer"]]
+    ),
 )
 def test_any_file_comes_back(
     tmp_path_factory: pytest.TempPathFactory,
@@ -92,7 +106,9 @@ def test_any_file_comes_back(
         if n and dtype.startswith("float"):
             sign[0, 0] = np.nan
         sign = torch.from_numpy(sign) if tensors else sign
-        entries.append({"name": f"{prefix}ü/{number}", **dict(zip(keys, texts, strict=False)), "sign": sign})
+        entries.append(
+            {"name": f"{prefix}ü/{number}", **dict(zip(keys, texts, strict=False)), "sign": sign}
+        )
     path = write(folder / f"a.b.{ending}", entries, protocol)
     store = store_of(path)
     split = "" if ending == "gz" else ending
@@ -103,7 +119,9 @@ def test_any_file_comes_back(
 
 
 @given(
-    lengths=st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["train", "dev", ""])), min_size=1, max_size=5),
+    lengths=st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from(["train", "dev", ""])), min_size=1, max_size=5
+    ),
     arrays=st.sampled_from(["torch", "numpy"]),
 )
 def test_any_store_comes_back(
@@ -119,7 +137,11 @@ def test_any_store_comes_back(
             paths = tuple(f"é {number}#{frame}" for frame in range(n))
             texts = {"speaker": "S", "gloss": f"Ä{number}", "text": "\N{WAVING HAND SIGN}"}
             tx.add_videos([kpstore.VideoRecord(f"é {number}", split, paths, annotations=texts)])
-            tx.write("sign", f"é {number}", kpstore.FeatureRows(rng.standard_normal((n, 5)).astype(np.float32)))
+            tx.write(
+                "sign",
+                f"é {number}",
+                kpstore.FeatureRows(rng.standard_normal((n, 5)).astype(np.float32)),
+            )
     store = store.at()
     SltExport(name="x", arrays=arrays, feature="sign").export(store, folder)
     location = memory_location()
@@ -128,14 +150,20 @@ def test_any_store_comes_back(
     assert (again.splits, again.feature("sign")) == (store.splits, spec)
     for video_id in store.index.ids:
         one, other = store.video(video_id), again.video(video_id)
-        assert (one.annotations, one.split, one.image_paths) == (other.annotations, other.split, other.image_paths)
+        assert (one.annotations, one.split, one.image_paths) == (
+            other.annotations,
+            other.split,
+            other.image_paths,
+        )
         np.testing.assert_array_equal(one["sign"], other["sign"])
 
 
-# -- what is written --------------------------------------------------------------------------------------------
+# -- what is written -------------------------------------------------------------------------------
 
 
-def test_keypoints_are_rows_of_numbers_without_gaps(memory_store: kpstore.Store, tmp_path: Path) -> None:
+def test_keypoints_are_rows_of_numbers_without_gaps(
+    memory_store: kpstore.Store, tmp_path: Path
+) -> None:
     report = SltExport(name="k", signer_column="").export(filled(memory_store), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k.dev", "k.train"]
     train = read(tmp_path / "k.train")
@@ -165,7 +193,7 @@ def test_what_does_not_fit_is_refused(memory_store: kpstore.Store, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["x.dev"]
 
 
-# -- what is read -----------------------------------------------------------------------------------------------
+# -- what is read ----------------------------------------------------------------------------------
 
 
 def test_a_folder_is_all_its_splits(tmp_path: Path) -> None:
@@ -176,7 +204,11 @@ def test_a_folder_is_all_its_splits(tmp_path: Path) -> None:
     store = store_of(tmp_path, feature="pami")
     assert store.splits == ["train", "dev", "test"]
     assert store.index.ids.tolist() == ["atrain", "adev", "atest"]
-    assert store.video("adev").annotations == {"speaker": "Signer01", "gloss": "JETZT WETTER", "text": "und nun"}
+    assert store.video("adev").annotations == {
+        "speaker": "Signer01",
+        "gloss": "JETZT WETTER",
+        "text": "und nun",
+    }
 
 
 def test_splits_that_share_names_keep_them_apart(tmp_path: Path) -> None:
@@ -192,7 +224,10 @@ def test_splits_that_share_names_keep_them_apart(tmp_path: Path) -> None:
 
 def test_what_a_pickle_shares_is_shared(tmp_path: Path) -> None:
     sign, text = torch.arange(6.0).reshape(2, 3), "wort " * 9
-    entries = [entry(f"v{n}", sign[:1] if n % 2 else sign.T.contiguous().T, gloss=text) for n in range(2500)]
+    entries = [
+        entry(f"v{n}", sign[:1] if n % 2 else sign.T.contiguous().T, gloss=text)
+        for n in range(2500)
+    ]
     entries[7]["sign"] = entries[2400]["sign"]
     store = store_of(write(tmp_path / "a.train", entries))
     assert len(store.index) == 2500
@@ -203,7 +238,9 @@ def test_what_a_pickle_shares_is_shared(tmp_path: Path) -> None:
 @pytest.mark.parametrize("export", [True, False])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, export: bool) -> None:
     rng = np.random.default_rng(0)
-    entries = [entry(f"v{n}", rng.random((50, 1000), dtype=np.float32)) for n in range(120)]  # 24 MB
+    entries = [
+        entry(f"v{n}", rng.random((50, 1000), dtype=np.float32)) for n in range(120)
+    ]  # 24 MB
     path = write(tmp_path / "a.train", entries)
     if export:
         SltExport(name="b", arrays="numpy").export(store_of(path), tmp_path)
@@ -238,7 +275,9 @@ class _Runs:
         torch.nn.Parameter(torch.ones(1, 1)),
     ],
 )
-def test_nothing_in_a_pickle_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evil: Any) -> None:
+def test_nothing_in_a_pickle_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evil: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidError, match=r"a\.train") as error:
         store_of(write(tmp_path / "a.train", [entry("x", evil)], 2))
@@ -250,7 +289,12 @@ def test_a_tensor_cannot_reach_beyond_its_numbers(tmp_path: Path) -> None:
     saved = io.BytesIO()
     torch.save(torch.ones(4)._typed_storage(), saved, _use_new_zipfile_serialization=False)
     storage = _Runs(torch.storage._load_from_bytes, saved.getvalue())
-    for offset, size, stride in ((2, (3,), (1,)), (0, (2, 2), (3, 3)), (-1, (2,), (1,)), (0, (2,), (-1,))):
+    for offset, size, stride in (
+        (2, (3,), (1,)),
+        (0, (2, 2), (3, 3)),
+        (-1, (2,), (1,)),
+        (0, (2,), (-1,)),
+    ):
         beyond = _Runs(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, {})
         with pytest.raises(InvalidError, match=r"a tensor of shape .* in 4 numbers"):
             store_of(write(tmp_path / "a.train", [entry("x", beyond)], 2))
@@ -265,10 +309,16 @@ def test_a_tensor_cannot_reach_beyond_its_numbers(tmp_path: Path) -> None:
         ([entry("", np.ones((1, 1)))], "name is ''"),
         ([entry("a", [[1.0]])], r"entry 0 \('a'\): sign is list"),
         ([entry("a", np.float32(3))], "sign is"),
-        ([entry("a", np.ones((1, 2))), entry("b", np.ones((1, 3)))], r"entry 1 \('b'\): sign is float64 \(1, 3\), but"),
+        (
+            [entry("a", np.ones((1, 2))), entry("b", np.ones((1, 3)))],
+            r"entry 1 \('b'\): sign is float64 \(1, 3\), but",
+        ),
         ([entry("a", np.ones((1, 2))), entry("b", np.ones((1, 2), "f4"))], "sign is float32"),
         ([entry("a", np.ones((1, 2)), gloss=["A"])], "gloss is a list; it needs a text"),  # type: ignore[arg-type]
-        ([entry("a", np.ones((1, 2))), {"name": "b", "sign": np.ones((1, 2))}], "but the first entry has"),
+        (
+            [entry("a", np.ones((1, 2))), {"name": "b", "sign": np.ones((1, 2))}],
+            "but the first entry has",
+        ),
         ([entry("a", np.ones((1, 2)))] * 2, "'a' is in the file twice"),
     ],
 )
@@ -281,7 +331,14 @@ def test_what_breaks_the_rules_is_one_line(tmp_path: Path, entries: Any, message
 def test_torn_files_are_one_line(tmp_path: Path) -> None:
     whole = write(tmp_path / "a.train", [entry("a", torch.ones(5, 50))]).read_bytes()
     inner = gzip.decompress(whole)
-    torn = [whole[:-20], whole[:5], b"", b"PK\x03\x04", gzip.compress(inner[:-30]), gzip.compress(b"\x80\x04]q")]
+    torn = [
+        whole[:-20],
+        whole[:5],
+        b"",
+        b"PK\x03\x04",
+        gzip.compress(inner[:-30]),
+        gzip.compress(b"\x80\x04]q"),
+    ]
     for data in torn:
         (tmp_path / "a.train").write_bytes(data)
         with pytest.raises(InvalidError, match="no gzip file of a pickled list"):
@@ -289,7 +346,10 @@ def test_torn_files_are_one_line(tmp_path: Path) -> None:
 
 
 def test_other_facts_are_said(tmp_path: Path) -> None:
-    entries = [{**entry("a", np.ones((1, 2))), "frames": 1}, {**entry("b", np.ones((1, 2))), "frames": 2, "text": None}]
+    entries = [
+        {**entry("a", np.ones((1, 2))), "frames": 1},
+        {**entry("b", np.ones((1, 2))), "frames": 2, "text": None},
+    ]
     document = SltImport().open(write(tmp_path / "a.train", entries))
     assert len(list(document.videos())) == 2
     assert document.notes == [
@@ -300,7 +360,9 @@ def test_other_facts_are_said(tmp_path: Path) -> None:
 
 def test_files_are_known_by_their_first_bytes(tmp_path: Path) -> None:
     for protocol in range(6):
-        assert SLT.recognises(write(tmp_path / f"x.{protocol}", [entry("a", np.ones((1, 2)))], protocol))
+        assert SLT.recognises(
+            write(tmp_path / f"x.{protocol}", [entry("a", np.ones((1, 2)))], protocol)
+        )
     assert SLT.recognises(tmp_path)
     (tmp_path / "y").write_bytes(gzip.compress(b"some text"))
     (tmp_path / "z").write_bytes(b"\x1f\x8b")

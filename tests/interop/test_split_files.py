@@ -43,7 +43,10 @@ def test_tables_and_json_are_read(tmp_path: Path, name: str, text: str) -> None:
         ('video_id,split\n"a,test\n', "is no table that can be read"),
         ("video_id,split\na,x\nb,x\na,y\n", "video 'a' is named twice"),
         ('{"a": "x", "a": "y"}', "video 'a' is named twice"),
-        ('{"x": ["a"], "y": ["a", "b", "b"]}', "video 'a' is named twice\n  video 'b' is named twice"),
+        (
+            '{"x": ["a"], "y": ["a", "b", "b"]}',
+            "video 'a' is named twice\n  video 'b' is named twice",
+        ),
         ('{"a": 3}', r"JSON of splits is \{video: split\} or"),
         ('["a"]', "JSON of splits is"),
         ('{"a": "x"', "is no JSON that can be read"),
@@ -68,7 +71,9 @@ def write(folder: Path, splits: dict[str, str]) -> Path:
     return path
 
 
-def test_splits_change_in_one_commit_and_nothing_else_does(store: kpstore.Store, tmp_path: Path) -> None:
+def test_splits_change_in_one_commit_and_nothing_else_does(
+    store: kpstore.Store, tmp_path: Path
+) -> None:
     before = fill(store)
     planned = set_splits(before, write(tmp_path, NEW), dry_run=True)
     assert (planned.changed, planned.after) == (3, {"test": 1, "train": 2, "": 1})
@@ -78,7 +83,10 @@ def test_splits_change_in_one_commit_and_nothing_else_does(store: kpstore.Store,
     assert (change.changed, change.snapshot) == (3, after.snapshot)
     assert dict(zip(after.index.ids, after.index.splits, strict=True)) == NEW
     newest, parent = after.history()[:2]
-    assert (newest.message, parent.id) == ("splits set from new.json: 3 of 4 videos changed", before.snapshot)
+    assert (newest.message, parent.id) == (
+        "splits set from new.json: 3 of 4 videos changed",
+        before.snapshot,
+    )
     assert newest.metadata["splits"]["before"] == {"train": 3, "dev": 1}
     difference = kpstore.diff(before, after)  # type: ignore[arg-type]
     assert (difference.videos_changed, difference.features_changed) == (("a", "b", "d"), {})
@@ -89,14 +97,20 @@ def test_splits_change_in_one_commit_and_nothing_else_does(store: kpstore.Store,
     assert store.at().snapshot == after.snapshot
 
 
-def test_videos_must_be_the_same_unless_others_may_stay(memory_store: kpstore.Store, tmp_path: Path) -> None:
+def test_videos_must_be_the_same_unless_others_may_stay(
+    memory_store: kpstore.Store, tmp_path: Path
+) -> None:
     filled = fill(memory_store)
-    with pytest.raises(InvalidError, match=r"video 'x' is not in the store\n  video 'd' is in the store and not in"):
+    with pytest.raises(
+        InvalidError, match=r"video 'x' is not in the store\n  video 'd' is in the store and not in"
+    ):
         set_splits(filled, write(tmp_path, {"a": "t", "b": "t", "c": "t", "x": "t"}))
     with pytest.raises(InvalidError, match="video 'x' is not in the store; no split was changed"):
         set_splits(filled, write(tmp_path, {"x": "t"}), keep_others=True)
     with pytest.raises(InvalidError, match="… and 5 more like it"):
-        set_splits(filled, write(tmp_path, dict.fromkeys(map(str, range(25)), "t")), keep_others=True)
+        set_splits(
+            filled, write(tmp_path, dict.fromkeys(map(str, range(25)), "t")), keep_others=True
+        )
     assert memory_store.at().snapshot == filled.snapshot
     change = set_splits(memory_store, write(tmp_path, {"b": "test"}), keep_others=True)
     assert (change.changed, change.kept) == (1, 3)

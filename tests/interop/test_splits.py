@@ -12,7 +12,15 @@ from kpstore.interop.splits import UNSPLIT, check_file_names, check_unsplit, spl
 
 def test_splits_come_in_their_usual_order() -> None:
     names = ["zoo", "test", "val", "train", "dev", "", "all"]
-    assert sorted(names, key=lambda s: (split_rank(s), s)) == ["train", "dev", "val", "test", "", "all", "zoo"]
+    assert sorted(names, key=lambda s: (split_rank(s), s)) == [
+        "train",
+        "dev",
+        "val",
+        "test",
+        "",
+        "all",
+        "zoo",
+    ]
 
 
 def test_videos_without_a_split_are_not_mixed_with_a_split() -> None:

@@ -42,7 +42,9 @@ def test_plain_values_of_every_protocol(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps(PLAIN, protocol))
     found = load_pickle(path)
-    for name, value in pickle.loads(path.read_bytes()).items():  # numpy itself gives big-endian arrays as native ones
+    for name, value in pickle.loads(
+        path.read_bytes()
+    ).items():  # numpy itself gives big-endian arrays as native ones
         assert same(found[name], value), name
     if protocol < 5:
         old = path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
@@ -61,14 +63,23 @@ class Runs:
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 @pytest.mark.parametrize(
     ("function", "named"),
-    [(os.system, "posix.system|nt.system"), (eval, "eval"), (getattr, "getattr"), (Path, "pathlib.*Path")],
+    [
+        (os.system, "posix.system|nt.system"),
+        (eval, "eval"),
+        (getattr, "getattr"),
+        (Path, "pathlib.*Path"),
+    ],
 )
-def test_a_pickle_that_would_run_code_does_nothing(tmp_path: Path, protocol: int, function: Any, named: str) -> None:
+def test_a_pickle_that_would_run_code_does_nothing(
+    tmp_path: Path, protocol: int, function: Any, named: str
+) -> None:
     mark = tmp_path / "ran"
     code = f"open({str(mark)!r}, 'w')" if function is eval else f"touch {mark}"
     hidden = {"train": {"keypoints": [None, Runs(function, code)]}}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(hidden, protocol))
-    with pytest.raises(InvalidError, match=rf"x\.pkl: it asks for '.*({named})'.*runs no code") as caught:
+    with pytest.raises(
+        InvalidError, match=rf"x\.pkl: it asks for '.*({named})'.*runs no code"
+    ) as caught:
         load_pickle(tmp_path / "x.pkl")
     assert "\n" not in str(caught.value)
     assert not mark.exists()
@@ -139,7 +150,11 @@ def test_damaged_pickles_give_values_or_one_line(data: st.DataObject) -> None:
 
 
 def test_files_that_are_no_pickle(tmp_path: Path) -> None:
-    for content, said in ((b"", "is empty"), (b"hello there", "no pickle|torn"), (pickle.dumps(1) * 2, "goes on")):
+    for content, said in (
+        (b"", "is empty"),
+        (b"hello there", "no pickle|torn"),
+        (pickle.dumps(1) * 2, "goes on"),
+    ):
         (tmp_path / "x.pkl").write_bytes(content)
         with pytest.raises(InvalidError, match=said):
             load_pickle(tmp_path / "x.pkl")
@@ -164,7 +179,9 @@ VALUES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(st.text(max_size=3) | st.integers() | st.tuples(st.integers()), inner, max_size=3)
+        | st.dictionaries(
+            st.text(max_size=3) | st.integers() | st.tuples(st.integers()), inner, max_size=3
+        )
         | st.dictionaries(st.just("$tuple"), inner)
     ),
     max_leaves=12,
@@ -181,7 +198,11 @@ def test_plain_values_survive_json(value: Any) -> None:
 def test_what_is_not_plain_is_named() -> None:
     loop: list[Any] = []
     loop.append(loop)
-    for value, said in ((loop, "too deep"), ([[0] * 1000] * 1000, "too much"), (object(), "holds a object")):
+    for value, said in (
+        (loop, "too deep"),
+        ([[0] * 1000] * 1000, "too much"),
+        (object(), "holds a object"),
+    ):
         with pytest.raises(InvalidError, match=rf"x\['stats'\].*{said}"):
             to_json(value, "x['stats']")
 

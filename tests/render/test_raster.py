@@ -10,14 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpstore.errors import InvalidError
-from kpstore.render.raster import SkeletonStyle, disc, draw_skeletons, kpstore_style, line_pixels, phoenix_style
+from kpstore.render.raster import (
+    SkeletonStyle,
+    disc,
+    draw_skeletons,
+    kpstore_style,
+    line_pixels,
+    phoenix_style,
+)
 from kpstore.schema.layout import N_POINTS, PART_SLICES
 
 pixels = st.integers(-300, 600)
 
 
 @given(st.lists(st.tuples(pixels, pixels, pixels, pixels), min_size=1, max_size=8))
-def test_lines_go_from_end_to_end_in_steps_of_one_pixel(lines: list[tuple[int, int, int, int]]) -> None:
+def test_lines_go_from_end_to_end_in_steps_of_one_pixel(
+    lines: list[tuple[int, int, int, int]],
+) -> None:
     ends = np.array(lines, dtype=np.int32)
     line, x, y = line_pixels(ends[:, :2], ends[:, 2:])
     for i, (x0, y0, x1, y1) in enumerate(lines):
@@ -53,7 +62,9 @@ def frames(n: int = 3, seed: int = 0) -> np.ndarray:
         ("pose", 0.5, 0.5, 0.1),
     ):
         where = PART_SLICES[part]
-        keypoints[:, where, :2] = np.array([x, y]) + rng.normal(0, spread, (n, where.stop - where.start, 2))
+        keypoints[:, where, :2] = np.array([x, y]) + rng.normal(
+            0, spread, (n, where.stop - where.start, 2)
+        )
     return keypoints
 
 
@@ -71,8 +82,8 @@ def test_the_phoenix_style_joins_what_the_script_joined() -> None:
     # Written out from the description of the script, not from the code.
     pose = "11-12 11-23 12-24 23-24 11-13 13-15 12-14 14-16 23-25 25-27 24-26 26-28 0-1 1-2 2-3 3-7 0-4 4-5 5-6 6-8"
     hand = (
-        "0-1 1-2 2-3 3-4 0-5 5-6 6-7 7-8 0-9 9-10 10-11 11-12 0-13 13-14 14-15 15-16 0-17 17-18 18-19 19-20 "
-        "5-9 9-13 13-17"
+        "0-1 1-2 2-3 3-4 0-5 5-6 6-7 7-8 0-9 9-10 10-11 11-12 0-13 13-14 14-15 15-16 0-17 17-18 "
+        "18-19 19-20 5-9 9-13 13-17"
     )
     closed = [(0, 16), (36, 41), (42, 47), (48, 59), (60, 67)]
     open_lines = [(17, 21), (22, 26), (27, 35)]
@@ -81,7 +92,9 @@ def test_the_phoenix_style_joins_what_the_script_joined() -> None:
         return {frozenset(first + int(point) for point in edge.split("-")) for edge in text.split()}
 
     face = {frozenset(ends) for ends in [*closed, (27, 31), (31, 35)]}
-    face |= {frozenset((i, i + 1)) for first, last in closed + open_lines for i in range(first, last)}
+    face |= {
+        frozenset((i, i + 1)) for first, last in closed + open_lines for i in range(first, last)
+    }
     style = phoenix_style()
     drawn = {frozenset(edge): width for edge, width in zip(style.edges, style.widths, strict=True)}
     assert set(drawn) == face | joined(hand, 68) | joined(hand, 89) | joined(pose, 110)
@@ -89,7 +102,9 @@ def test_the_phoenix_style_joins_what_the_script_joined() -> None:
     for edge, width in drawn.items():
         assert width == (1 if max(edge) < 68 else 2 if min(edge) >= 110 or edge & wrists else 3)
     tips = {first + tip for first in wrists for tip in (4, 8, 12, 16, 20)}
-    assert style.radii == tuple(2 if point < 68 else 4 if point in tips else 3 for point in range(N_POINTS))
+    assert style.radii == tuple(
+        2 if point < 68 else 4 if point in tips else 3 for point in range(N_POINTS)
+    )
 
 
 def by_opencv(keypoints: np.ndarray, style: SkeletonStyle, size: int) -> np.ndarray:
@@ -109,7 +124,9 @@ def test_pictures_are_opencvs_but_for_single_pixels_at_edges(style: str) -> None
     keypoints = frames()
     drawn = draw_skeletons(keypoints, style=style)  # type: ignore[arg-type]
     for picture, points in zip(drawn, keypoints, strict=True):
-        expected = by_opencv(points, kpstore_style() if style == "kpstore" else phoenix_style(), 256)
+        expected = by_opencv(
+            points, kpstore_style() if style == "kpstore" else phoenix_style(), 256
+        )
         ours, theirs = picture == 0, expected == 0
         near_theirs = cv2.dilate(theirs.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         near_ours = cv2.dilate(ours.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
@@ -131,8 +148,14 @@ def test_what_is_missing_is_not_drawn(style: str) -> None:
     assert (draw_skeletons(nothing, style=style) == 255).all()  # type: ignore[arg-type]
 
 
-@given(st.integers(0, 10_000), st.sampled_from([16, 64, 100, 256]), st.sampled_from(["kpstore", "phoenix"]))
-def test_any_coordinates_give_a_picture_and_each_frame_its_own(seed: int, size: int, style: str) -> None:
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([16, 64, 100, 256]),
+    st.sampled_from(["kpstore", "phoenix"]),
+)
+def test_any_coordinates_give_a_picture_and_each_frame_its_own(
+    seed: int, size: int, style: str
+) -> None:
     rng = np.random.default_rng(seed)
     keypoints = rng.normal(0.5, rng.choice([0.1, 1.0, 30.0]), (5, N_POINTS, 3)).astype(np.float32)
     keypoints[rng.random((5, N_POINTS)) < 0.2] = rng.choice([np.nan, np.inf, -np.inf, 1e30, 3e38])
@@ -162,7 +185,9 @@ def test_lines_that_leave_the_picture_are_cut_or_left_out() -> None:
 
 def test_a_point_just_left_of_the_picture_is_in_its_first_column() -> None:
     # int() rounds towards zero, and the script asked whether a point is inside only after that.
-    drawn = draw_skeletons(only({110: (-0.9 / 256, 0.5), 111: (-1.1 / 256, 0.25)}), style="phoenix")[0]
+    drawn = draw_skeletons(
+        only({110: (-0.9 / 256, 0.5), 111: (-1.1 / 256, 0.25)}), style="phoenix"
+    )[0]
     np.testing.assert_array_equal(np.flatnonzero((drawn == 0).any(axis=1)), np.arange(125, 132))
     assert (drawn[128, :4] == 0).all()
 

@@ -18,7 +18,9 @@ def scattered(*parts: str) -> np.ndarray:
     points = np.full((143, 3), np.nan, dtype=np.float32)
     for part in parts:
         rows = PART_SLICES[part]
-        points[rows] = np.random.default_rng(rows.start).uniform(0.2, 0.8, (rows.stop - rows.start, 3))
+        points[rows] = np.random.default_rng(rows.start).uniform(
+            0.2, 0.8, (rows.stop - rows.start, 3)
+        )
     return points
 
 
@@ -35,13 +37,17 @@ def test_a_part_is_drawn_in_its_colour_and_the_input_is_kept(part):
     assert drawn.dtype == np.uint8
     assert (photo == 128).all()
     assert (drawn == PART_COLORS[part]).all(axis=2).any()
-    assert not any((drawn == color).all(axis=2).any() for name, color in PART_COLORS.items() if name != part)
+    assert not any(
+        (drawn == color).all(axis=2).any() for name, color in PART_COLORS.items() if name != part
+    )
 
 
 def test_a_point_is_drawn_where_it_is():
     points = scattered()
     points[0] = (0.25, 0.75, 0)
-    rows, columns = np.nonzero((draw_keypoints(grey(200, 400), points, point_radius=4) != 128).any(axis=2))
+    rows, columns = np.nonzero(
+        (draw_keypoints(grey(200, 400), points, point_radius=4) != 128).any(axis=2)
+    )
     assert (rows.mean(), columns.mean()) == pytest.approx((149.5, 99.5), abs=1)
 
 
@@ -59,7 +65,9 @@ def test_own_edges_replace_the_skeleton():
 
 
 def test_legend_names_what_is_there():
-    plain, named = (draw_keypoints(grey(), scattered("pose"), legend=legend) for legend in (False, True))
+    plain, named = (
+        draw_keypoints(grey(), scattered("pose"), legend=legend) for legend in (False, True)
+    )
     corner = (slice(0, 8), slice(0, 8))
     assert (plain[corner] == 128).all()
     assert (named[corner] < 128).any()
@@ -81,7 +89,9 @@ def test_arrays_that_do_not_fit_are_refused(image, keypoints, message):
 
 def test_sheet_holds_every_picture_in_its_cell():
     pictures = [np.full((20, 30, 3), value, dtype=np.uint8) for value in (10, 20, 30)]
-    sheet = contact_sheet(pictures, 2, ["one", "two", "a caption that is much too long for its cell"])
+    sheet = contact_sheet(
+        pictures, 2, ["one", "two", "a caption that is much too long for its cell"]
+    )
     assert sheet.shape == (2 * (20 + 18 + 4) + 4, 2 * 34 + 4, 3)
     assert (sheet[4:24, 4:34] == 10).all()
     assert (sheet[4:24, 38:68] == 20).all()
@@ -91,7 +101,11 @@ def test_sheet_holds_every_picture_in_its_cell():
 
 @pytest.mark.parametrize(
     ("pictures", "columns", "captions", "message"),
-    [([], 1, None, "0 images"), ([grey()], 0, None, "0 columns"), ([grey()], 1, ["a", "b"], "found 2 for 1")],
+    [
+        ([], 1, None, "0 images"),
+        ([grey()], 0, None, "0 columns"),
+        ([grey()], 1, ["a", "b"], "found 2 for 1"),
+    ],
 )
 def test_a_sheet_that_makes_no_sense_is_refused(pictures, columns, captions, message):
     with pytest.raises(InvalidError, match=message):

@@ -20,7 +20,11 @@ def test_what_is_stored_comes_back(failures: Failures) -> None:
 
 
 def test_only_a_failure_of_the_whole_video_makes_its_state_failed() -> None:
-    assert (NOTHING_FAILED.state, bool(NOTHING_FAILED), NOTHING_FAILED.to_text()) == (State.DONE, False, "")
+    assert (NOTHING_FAILED.state, bool(NOTHING_FAILED), NOTHING_FAILED.to_text()) == (
+        State.DONE,
+        False,
+        "",
+    )
     frames = Failures(frames={3: "torn", 1: "black"})
     assert (frames.state, bool(frames), list(frames.frames)) == (State.DONE, True, [1, 3])
     assert frames.of_video() == NOTHING_FAILED
@@ -29,7 +33,11 @@ def test_only_a_failure_of_the_whole_video_makes_its_state_failed() -> None:
 
 
 def test_a_video_that_failed_keeps_no_frames() -> None:
-    assert Failures.from_text('{"video": "x", "frames": {"1": "y"}}') == Failures("x", {1: "y"}) == Failures("x")
+    assert (
+        Failures.from_text('{"video": "x", "frames": {"1": "y"}}')
+        == Failures("x", {1: "y"})
+        == Failures("x")
+    )
     assert Failures.from_text('{"video": null}') == Failures("no reason was given")
 
 
@@ -38,7 +46,9 @@ def test_a_reason_can_always_be_stored() -> None:
     assert Failures(frames={0: "torn \ud800"}).frames == {0: "torn \\ud800"}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', "3", '{"frames": {"one": "x"}}', '{"frames": 3}', "[" * 9999])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '"x"', "3", '{"frames": {"one": "x"}}', '{"frames": 3}', "[" * 9999]
+)
 def test_other_text_is_told(text: str) -> None:
     with pytest.raises(InvalidError, match="given as failures of a video"):
         Failures.from_text(text)

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpstore.errors import InvalidError
-from kpstore.schema.feature import CHUNK_BYTES, MAX_CHUNK_ROWS, ArraySpec, FeatureRows, FeatureSpec, State
+from kpstore.schema.feature import (
+    CHUNK_BYTES,
+    MAX_CHUNK_ROWS,
+    ArraySpec,
+    FeatureRows,
+    FeatureSpec,
+    State,
+)
 from tests.fakes import fake_spec
 
 NUMBERS = ["float16", "float32", "float64", "bool", "uint8", "int64"]
@@ -26,7 +33,9 @@ def test_names_are_lower_case_identifiers(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["object", "str", "datetime64[s]", "complex64", "nonsense"])
 def test_dtypes_are_numbers(dtype: str) -> None:
-    with pytest.raises(InvalidError, match=f"dtype {dtype!r} is not a number or bool".replace("[", r"\[")):
+    with pytest.raises(
+        InvalidError, match=f"dtype {dtype!r} is not a number or bool".replace("[", r"\[")
+    ):
         ArraySpec("a", dtype=dtype)
 
 
@@ -39,9 +48,18 @@ def test_dtypes_are_numbers(dtype: str) -> None:
         ({"labels": {"x": ("a",)}}, "1 labels for 'x' of length None"),
         ({"shape": (2,), "dims": ("x",), "labels": {"x": ("a",)}}, "1 labels for 'x' of length 2"),
         ({"shape": (2, 3), "dims": ("x", "x")}, "dimension 'x' has two lengths, 2 and 3"),
-        ({"companions": (ArraySpec("status"),)}, "companion name 'status' is kept for the store itself"),
-        ({"companions": (ArraySpec("values"),)}, "companion name 'values' is kept for the store itself"),
-        ({"companions": (ArraySpec("a"), ArraySpec("a", (2,), ("b",)))}, "two companions have one name"),
+        (
+            {"companions": (ArraySpec("status"),)},
+            "companion name 'status' is kept for the store itself",
+        ),
+        (
+            {"companions": (ArraySpec("values"),)},
+            "companion name 'values' is kept for the store itself",
+        ),
+        (
+            {"companions": (ArraySpec("a"), ArraySpec("a", (2,), ("b",)))},
+            "two companions have one name",
+        ),
         ({"chunk_rows": -4}, "chunk_rows is -4"),
         ({"attrs": {"array": np.zeros(2)}}, "attrs must be JSON values"),
     ],
@@ -59,8 +77,12 @@ def test_missing_is_nan_zero_or_false(dtype: str) -> None:
 
 
 @given(st.lists(st.integers(1, 400), max_size=3), st.sampled_from(NUMBERS))
-def test_default_chunks_are_the_largest_power_of_two_within_the_bound(shape: list[int], dtype: str) -> None:
-    spec = FeatureSpec("a", tuple(shape), tuple("xyz"[: len(shape)]) if len(set(shape)) else (), dtype)
+def test_default_chunks_are_the_largest_power_of_two_within_the_bound(
+    shape: list[int], dtype: str
+) -> None:
+    spec = FeatureSpec(
+        "a", tuple(shape), tuple("xyz"[: len(shape)]) if len(set(shape)) else (), dtype
+    )
     rows = spec.chunk_rows
     assert rows & (rows - 1) == 0
     assert rows * spec.row_bytes <= CHUNK_BYTES or rows == 1
@@ -99,9 +121,13 @@ def test_check_gives_the_dtypes_of_the_spec_and_fills_companions() -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "int64", "bool"])
 def test_masks_may_be_zeros_and_ones(dtype: str) -> None:
-    spec = FeatureSpec("a", (2,), ("x",), companions=(ArraySpec("detected", (2,), ("side",), "bool"),))
+    spec = FeatureSpec(
+        "a", (2,), ("x",), companions=(ArraySpec("detected", (2,), ("side",), "bool"),)
+    )
     mask = np.array([[0, 1], [1, 1], [9, 9]]).astype(dtype)
-    rows = FeatureRows(np.ones((3, 2)), {"detected": mask}).check(spec, np.array([True, True, False]))
+    rows = FeatureRows(np.ones((3, 2)), {"detected": mask}).check(
+        spec, np.array([True, True, False])
+    )
     assert rows.companions["detected"].dtype == np.bool_
     assert rows.companions["detected"].tolist() == [[False, True], [True, True], [False, False]]
 
@@ -112,8 +138,16 @@ def test_masks_may_be_zeros_and_ones(dtype: str) -> None:
         (np.ones((4, 5, 2)), {}, r"values: shape \(4, 5, 2\) given"),
         (np.ones((4, 5, 3), dtype=complex), {}, "values: dtype complex128 given, float32 needed"),
         (np.ones((4, 5, 3)), {"seen": np.ones((4, 2), bool)}, "has no companion 'seen'"),
-        (np.ones((4, 5, 3)), {"detected": np.ones((3, 2), bool)}, r"detected: shape \(3, 2\) given"),
-        (np.ones((4, 5, 3)), {"detected": np.ones((4, 2))}, "detected: dtype float64 given, bool needed"),
+        (
+            np.ones((4, 5, 3)),
+            {"detected": np.ones((3, 2), bool)},
+            r"detected: shape \(3, 2\) given",
+        ),
+        (
+            np.ones((4, 5, 3)),
+            {"detected": np.ones((4, 2))},
+            "detected: dtype float64 given, bool needed",
+        ),
         (
             np.ones((4, 5, 3)),
             {"detected": np.full((4, 2), -1)},
@@ -121,7 +155,9 @@ def test_masks_may_be_zeros_and_ones(dtype: str) -> None:
         ),
     ],
 )
-def test_check_names_what_does_not_fit(values: Any, companions: dict[str, Any], message: str) -> None:
+def test_check_names_what_does_not_fit(
+    values: Any, companions: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InvalidError, match=message):
         FeatureRows(values, companions).check(fake_spec())
 

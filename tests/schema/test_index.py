@@ -30,7 +30,9 @@ def owners(videos: Videos) -> list[int]:
 @given(videos)
 def test_rows_of_videos_tile_the_frame_axis(videos: Videos) -> None:
     index = index_of(videos)
-    rows = [row for i in range(len(videos)) for row in range(index.rows(i).start, index.rows(i).stop)]
+    rows = [
+        row for i in range(len(videos)) for row in range(index.rows(i).start, index.rows(i).stop)
+    ]
     assert rows == list(range(index.total_frames)) == list(range(len(owners(videos))))
     assert index.offsets.dtype == np.int64
     assert len(index.offsets) == len(videos) + 1
@@ -43,11 +45,15 @@ def test_video_of_a_row_is_its_owner(videos: Videos) -> None:
 
 
 @given(videos, st.data())
-def test_rows_of_positions_are_their_rows_one_after_another(videos: Videos, data: st.DataObject) -> None:
+def test_rows_of_positions_are_their_rows_one_after_another(
+    videos: Videos, data: st.DataObject
+) -> None:
     positions = data.draw(st.lists(st.integers(0, len(videos) - 1), max_size=10)) if videos else []
     rows = index_of(videos).rows_of(np.array(positions, dtype=np.int64))
     assert rows.dtype == np.int64
-    assert rows.tolist() == [row for p in positions for row, owner in enumerate(owners(videos)) if owner == p]
+    assert rows.tolist() == [
+        row for p in positions for row, owner in enumerate(owners(videos)) if owner == p
+    ]
 
 
 @given(videos, st.data())
@@ -56,7 +62,9 @@ def test_select_keeps_the_videos_of_the_splits(videos: Videos, data: st.DataObje
     names = index.split_names()
     assert names == list(dict.fromkeys(split for _, split in videos))
     wanted = data.draw(st.lists(st.sampled_from(names))) if names else []
-    assert index.select(split=wanted).tolist() == [i for i, (_, split) in enumerate(videos) if split in wanted]
+    assert index.select(split=wanted).tolist() == [
+        i for i, (_, split) in enumerate(videos) if split in wanted
+    ]
     assert index.select().tolist() == list(range(len(videos)))
 
 
@@ -69,7 +77,9 @@ def test_select_gives_videos_in_the_order_asked_for() -> None:
 
 def test_unknown_names_list_what_there_is() -> None:
     index = index_of([(1, "train"), (2, "dev")])
-    with pytest.raises(NotFoundError, match=r"split 'test' not found; there are \['train', 'dev'\]"):
+    with pytest.raises(
+        NotFoundError, match=r"split 'test' not found; there are \['train', 'dev'\]"
+    ):
         index.select(split="test")
     with pytest.raises(NotFoundError, match="video 'xv1' not found; did you mean 'v1'"):
         index.position("xv1")

@@ -58,7 +58,9 @@ def test_phoenix_outline_starts_at_the_forehead_and_ends_at_the_chins_side():
 def test_sha256_is_of_the_points_alone():
     one, two = FaceList("one", tuple(range(68)), "a"), FaceList("two", tuple(range(68)), "b")
     assert (
-        one.sha256 == two.sha256 == hashlib.sha256(json.dumps([*range(68)], separators=(",", ":")).encode()).hexdigest()
+        one.sha256
+        == two.sha256
+        == hashlib.sha256(json.dumps([*range(68)], separators=(",", ":")).encode()).hexdigest()
     )
 
 

@@ -56,8 +56,15 @@ def test_paths_become_text(given: Any, paths: tuple[str, ...]) -> None:
 
 def test_numbers_become_what_a_store_keeps() -> None:
     assert [record(id=n).id for n in (5, np.int32(5), "5")] == ["5"] * 3
-    assert [record(id=odd).id for odd in (" a ", "a\\b", "a\n\t", np.str_("字"))] == [" a ", "a\\b", "a\n\t", "字"]
-    assert [record(fps=f).fps for f in (25, np.float32(25), Fraction(25), Decimal(25))] == [25.0] * 4
+    assert [record(id=odd).id for odd in (" a ", "a\\b", "a\n\t", np.str_("字"))] == [
+        " a ",
+        "a\\b",
+        "a\n\t",
+        "字",
+    ]
+    assert [record(fps=f).fps for f in (25, np.float32(25), Fraction(25), Decimal(25))] == [
+        25.0
+    ] * 4
     assert all(math.isnan(record(fps=f).fps) for f in (None, math.nan, pd.NA))
     assert [record(width=w).width for w in (210, np.int16(210), 210.0)] == [210] * 3
     assert [record(height=h).height for h in (None, math.nan, pd.NA, 0)] == [0] * 4
@@ -85,7 +92,9 @@ def test_numbers_become_what_a_store_keeps() -> None:
         ),
     ],
 )  # fmt: skip
-def test_anything_else_is_one_line_that_names_video_and_column(given: dict[str, Any], message: str) -> None:
+def test_anything_else_is_one_line_that_names_video_and_column(
+    given: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InvalidError) as caught:
         record(**given)
     assert message in str(caught.value)

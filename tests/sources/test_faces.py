@@ -57,13 +57,18 @@ def test_a_person_is_a_video_with_a_frontal_picture(tmp_path: Path) -> None:
     }
 
 
-def test_paths_are_relative_to_the_base_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_the_base_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = people(tmp_path / "home", "anna")
     monkeypatch.chdir(tmp_path)
     anna = FacesSource(Path("home/persons"), Path("home/fronts"), tmp_path).scan().videos[0]
     assert anna.frame_paths[0] == "home/persons/anna/f9.png"
     assert anna.annotations["face_image_path"] == "home/fronts/anna.png"
-    with pytest.raises(InvalidError, match=r"fronts does not lie in the base directory .*persons; give one that holds"):
+    with pytest.raises(
+        InvalidError,
+        match=r"fronts does not lie in the base directory .*persons; give one that holds",
+    ):
         source(home, base_dir=home / "persons")
 
 
@@ -76,9 +81,13 @@ def test_what_is_missing_spare_or_double_is_a_problem(tmp_path: Path) -> None:
     assert [video.id for video in listing.videos] == ["anna", "carl"]
     told = "\n".join(listing.problems)
     assert len(listing.problems) == 3
-    assert f"person 'bert' has no frontal picture {root / 'fronts' / 'bert'}.jpg (or .png, …)" in told
+    assert (
+        f"person 'bert' has no frontal picture {root / 'fronts' / 'bert'}.jpg (or .png, …)" in told
+    )
     assert f"{root / 'fronts' / 'dora.jpg'}: there is no video of this person" in told
-    assert f"{root / 'fronts' / 'carl.png'} and carl.jpg are both of person 'carl'; remove one" in told
+    assert (
+        f"{root / 'fronts' / 'carl.png'} and carl.jpg are both of person 'carl'; remove one" in told
+    )
     assert listing.videos[1].annotations["face_image_path"] == "fronts/carl.jpg"
 
 

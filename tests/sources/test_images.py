@@ -54,17 +54,30 @@ GREY = np.linspace(0, 255, 48 * 64).reshape(48, 64)
 
 def tiff(levels: bytes, bits: int, *, sense: int = 1, sample_format: int = 1) -> bytes:
     """Make an uncompressed grey TIFF of 64 x 48 by hand: Pillow writes few of the kinds that it reads."""
-    tags = {256: 64, 257: 48, 258: bits, 259: 1, 262: sense, 273: 0, 277: 1, 278: 48, 279: len(levels)}
+    tags = {
+        256: 64,
+        257: 48,
+        258: bits,
+        259: 1,
+        262: sense,
+        273: 0,
+        277: 1,
+        278: 48,
+        279: len(levels),
+    }
     tags[339] = sample_format
     tags[273] = 8 + 2 + 12 * len(tags) + 4
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items())
+    )
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + levels
 
 
 def twelve_bits() -> bytes:
     levels = np.rint(GREY.ravel() * 4095 / 255).astype(int)
     return b"".join(
-        bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in zip(levels[::2], levels[1::2], strict=True)
+        bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255])
+        for a, b in zip(levels[::2], levels[1::2], strict=True)
     )
 
 
@@ -76,12 +89,16 @@ DEEP = {
     "twelve.tif": lambda path: path.write_bytes(tiff(twelve_bits(), 12)),
     "white-is-zero.tif": lambda path: path.write_bytes(tiff((65535 - U16).tobytes(), 16, sense=0)),
     "pgm": lambda path: path.write_bytes(b"P5\n64 48\n65535\n" + U16.astype(">u2").tobytes()),
-    "1023.pgm": lambda path: path.write_bytes(b"P5\n64 48\n1023\n" + (GREY * 1023 / 255).astype(">u2").tobytes()),
+    "1023.pgm": lambda path: path.write_bytes(
+        b"P5\n64 48\n1023\n" + (GREY * 1023 / 255).astype(">u2").tobytes()
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", DEEP)
-def test_grey_levels_of_more_than_8_bits_are_scaled_by_their_range(tmp_path: Path, kind: str) -> None:
+def test_grey_levels_of_more_than_8_bits_are_scaled_by_their_range(
+    tmp_path: Path, kind: str
+) -> None:
     DEEP[kind](tmp_path / kind)
     image = read_image(tmp_path / kind)
     assert isinstance(image, np.ndarray), image
@@ -94,14 +111,22 @@ UNKNOWN = {
     "floats 0 to 255": lambda path: Image.fromarray(GREY.astype("f8")).save(path),
     "floats with NaN": lambda path: Image.fromarray(np.full((48, 64), np.nan, "f4")).save(path),
     "32-bit integers": lambda path: Image.fromarray((GREY * 257).astype("i4")).save(path),
-    "unsigned 32-bit integers": lambda path: path.write_bytes(tiff((GREY * 2**24).astype("<u4").tobytes(), 32)),
-    "signed 16-bit integers": lambda path: path.write_bytes(tiff(U16.tobytes(), 16, sample_format=2)),
-    "signed 8-bit integers": lambda path: path.write_bytes(tiff(GREY.astype("u1").tobytes(), 8, sample_format=2)),
+    "unsigned 32-bit integers": lambda path: path.write_bytes(
+        tiff((GREY * 2**24).astype("<u4").tobytes(), 32)
+    ),
+    "signed 16-bit integers": lambda path: path.write_bytes(
+        tiff(U16.tobytes(), 16, sample_format=2)
+    ),
+    "signed 8-bit integers": lambda path: path.write_bytes(
+        tiff(GREY.astype("u1").tobytes(), 8, sample_format=2)
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_numbers_of_unknown_range_are_an_error_and_never_black_or_white(tmp_path: Path, kind: str) -> None:
+def test_numbers_of_unknown_range_are_an_error_and_never_black_or_white(
+    tmp_path: Path, kind: str
+) -> None:
     UNKNOWN[kind](tmp_path / "a.tif")
     found = read_image(tmp_path / "a.tif")
     assert isinstance(found, FrameError)
@@ -113,7 +138,9 @@ def test_numbers_of_unknown_range_are_an_error_and_never_black_or_white(tmp_path
 def test_pictures_of_8_bits_are_read_as_pillow_shows_them(tmp_path: Path, mode: str) -> None:
     picture = Image.fromarray(GREY.astype(np.uint8)).convert(mode)
     picture.save(tmp_path / "a.tif")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.asarray(picture.convert("RGB")))
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "a.tif"), np.asarray(picture.convert("RGB"))
+    )
 
 
 def colours() -> np.ndarray:
@@ -125,11 +152,15 @@ def colours() -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif", "deep.png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_upright_in_every_orientation(tmp_path: Path, kind: str, orientation: int) -> None:
+def test_pictures_are_upright_in_every_orientation(
+    tmp_path: Path, kind: str, orientation: int
+) -> None:
     path, stored = tmp_path / f"a.{kind}", colours()
     if kind == "deep.png":
         stored = stored[..., :1].repeat(3, axis=2)
-    picture = Image.fromarray(stored[..., 0].astype(np.uint16) * 257 if kind == "deep.png" else stored)
+    picture = Image.fromarray(
+        stored[..., 0].astype(np.uint16) * 257 if kind == "deep.png" else stored
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture.save(path, **{"tiffinfo": {0x0112: orientation}} if kind == "tif" else {"exif": exif})

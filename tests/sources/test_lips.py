@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.embeddings import EmbeddingsImport
-from kpstore.interop.run import import_document
+from kpstore.interop.embeddings.read import EmbeddingsImport
+from kpstore.interop.transfer import import_document
 from kpstore.sources import lips
 from kpstore.sources.base import FrameError
 from kpstore.sources.lips import LipsSource
@@ -48,7 +48,9 @@ def configure(root: Path, lists: dict[str, list[list[str]]]) -> Path:
         folder = root / "DataPreProcess" / FOLDERS[split]
         folder.mkdir(parents=True)
         for number, entries in enumerate(files, start=1):
-            (folder / f"s{number}.json").write_text(json.dumps([["x.wav", name, 32000] for name in entries]))
+            (folder / f"s{number}.json").write_text(
+                json.dumps([["x.wav", name, 32000] for name in entries])
+            )
         (folder / "mix.json").write_text(json.dumps([["x.wav", 32000]]))
     return config
 
@@ -61,7 +63,10 @@ def data_set(tmp_path: Path) -> Path:
         write(mouths, name, number)
     absolute = {name: str(mouths / f"{name}.npz") for name in "abcd"}
     train = [[absolute["b"], "mouths/a.npz", absolute["b"]], [absolute["a"]] * 3]
-    return configure(tmp_path, {"train": train, "val": [["mouths/c.npz"]], "test": [["mouths/d.npz", absolute["c"]]]})
+    return configure(
+        tmp_path,
+        {"train": train, "val": [["mouths/c.npz"]], "test": [["mouths/d.npz", absolute["c"]]]},
+    )
 
 
 def test_each_file_is_one_video_of_its_first_split(data_set: Path) -> None:
@@ -73,7 +78,9 @@ def test_each_file_is_one_video_of_its_first_split(data_set: Path) -> None:
     assert listing.videos[1].frame_paths == ("a.npz#0", "a.npz#1")
     assert (listing.videos[0].width, listing.videos[0].height) == (96, 96)
     (twice,) = listing.problems
-    assert twice.startswith("1 utterances are listed in several splits, such as 'c'; each is taken in the first ('val'")
+    assert twice.startswith(
+        "1 utterances are listed in several splits, such as 'c'; each is taken in the first ('val'"
+    )
 
 
 def test_splits_choose_and_change_neither_ids_nor_splits(data_set: Path) -> None:
@@ -84,17 +91,23 @@ def test_splits_choose_and_change_neither_ids_nor_splits(data_set: Path) -> None
     assert ids(splits=("val", "test")) == ["c", "d"]
     assert ids(max_videos_per_split=1) == ["b", "c", "d"]
     assert ids(root=data_set.parents[1]) == ["mouths/b", "mouths/a", "mouths/c", "mouths/d"]
-    with pytest.raises(NotFoundError, match=r"split 'dev' not found in .*; there are \['train', 'val', 'test'\]"):
+    with pytest.raises(
+        NotFoundError, match=r"split 'dev' not found in .*; there are \['train', 'val', 'test'\]"
+    ):
         ids(splits=("dev",))
     with pytest.raises(InvalidError, match="max_videos_per_split is 0"):
         ids(max_videos_per_split=0)
 
 
-def test_lists_of_other_splits_may_be_missing_but_not_broken(data_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lists_of_other_splits_may_be_missing_but_not_broken(
+    data_set: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train = data_set.parents[1] / "DataPreProcess" / "tr" / "s1.json"
     train.write_text("[[")
     source = LipsSource(data_set, splits=("test",))
-    assert any("what split 'train' lists is not known" in problem for problem in source.scan().problems)
+    assert any(
+        "what split 'train' lists is not known" in problem for problem in source.scan().problems
+    )
     for path in train.parent.iterdir():
         path.unlink()
     listing = source.scan()
@@ -127,33 +140,47 @@ def test_frames_to_skip_are_not_touched(data_set: Path) -> None:
 def test_provenance_says_which_lists(data_set: Path) -> None:
     made = LipsSource(data_set, splits=("val",)).provenance
     assert json.loads(json.dumps(made)) == made
-    assert (made["kind"], made["configuration"], made["splits"]) == ("lips", "LRS2-IIANet.yml", ["val"])
+    assert (made["kind"], made["configuration"], made["splits"]) == (
+        "lips",
+        "LRS2-IIANet.yml",
+        ["val"],
+    )
     assert made["lists"] == {split: f"DataPreProcess/{folder}" for split, folder in FOLDERS.items()}
     assert LipsSource(data_set).name == "LRS2-IIANet"
     folder = LipsSource(data_set.parents[1] / "mouths")
     assert (folder.name, folder.provenance["lists"]) == ("mouths", None)
 
 
-# -- the same ids as imported stores ----------------------------------------------------------------------------
+# -- the same ids as imported stores ---------------------------------------------------------------
 
 names = st.sampled_from(["a", "b", "s/a", "s/b", "字/x_1", "t/u/v"])
 entries = st.lists(names, max_size=5)
 
 
-@given(st.dictionaries(st.sampled_from(list(FOLDERS)), st.tuples(entries, entries), min_size=1), st.booleans())
+@given(
+    st.dictionaries(st.sampled_from(list(FOLDERS)), st.tuples(entries, entries), min_size=1),
+    st.booleans(),
+)
 @settings(max_examples=30)
 def test_lists_give_what_an_import_of_their_embeddings_gives(
-    tmp_path_factory: pytest.TempPathFactory, lists: dict[str, tuple[list[str], list[str]]], absolute: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    lists: dict[str, tuple[list[str], list[str]]],
+    absolute: bool,
 ) -> None:
     root = tmp_path_factory.mktemp("data")
     mouths = root / "mouths"
     mouths.mkdir()
     for name in {name for both in lists.values() for names in both for name in names}:
         write(mouths, name, 1 + len(name) % 3)
-        np.savez(mouths / f"{name}_embedding.npz", embedding=np.zeros((512, 1 + len(name) % 3), np.float32))
+        np.savez(
+            mouths / f"{name}_embedding.npz",
+            embedding=np.zeros((512, 1 + len(name) % 3), np.float32),
+        )
     prefix = f"{mouths}/" if absolute else "mouths/"
     order = [split for split in FOLDERS if split in lists]
-    config = configure(root, {s: [[f"{prefix}{n}.npz" for n in names] for names in lists[s]] for s in order})
+    config = configure(
+        root, {s: [[f"{prefix}{n}.npz" for n in names] for names in lists[s]] for s in order}
+    )
     first = {name: split for split in reversed(order) for both in lists[split] for name in both}
     if not first:
         with pytest.raises(NotFoundError, match="its lists name no npz files"):
@@ -180,7 +207,11 @@ def test_folders_are_listed_without_embeddings(tmp_path: Path) -> None:
     np.savez(tmp_path / "only_embedding.npz", embedding=np.zeros((512, 3), np.float32))
     (tmp_path / "._z.npz").write_bytes(b"x")
     listing = LipsSource(tmp_path).scan()
-    assert [(video.id, video.split) for video in listing.videos] == [("a/b", ""), ("a/c", ""), ("z", "")]
+    assert [(video.id, video.split) for video in listing.videos] == [
+        ("a/b", ""),
+        ("a/c", ""),
+        ("z", ""),
+    ]
     assert listing.problems == ()
     with pytest.raises(InvalidError, match=r"says no splits, but \['train'\] were asked for"):
         LipsSource(tmp_path, splits=("train",)).scan()
@@ -191,7 +222,7 @@ def test_folders_are_listed_without_embeddings(tmp_path: Path) -> None:
         LipsSource(tmp_path / "empty").scan()
 
 
-# -- what is wrong ----------------------------------------------------------------------------------------------
+# -- what is wrong ---------------------------------------------------------------------------------
 
 
 def test_files_without_crops_are_problems_of_one_line(tmp_path: Path) -> None:
@@ -229,7 +260,10 @@ def test_listed_files_that_are_not_there_are_problems(data_set: Path) -> None:
     (data_set.parents[1] / "mouths" / "a.npz").unlink()
     listing = LipsSource(data_set).scan()
     assert [video.id for video in listing.videos] == ["b", "c", "d"]
-    assert any(problem.startswith("no npz file at ") and problem.endswith("a.npz") for problem in listing.problems)
+    assert any(
+        problem.startswith("no npz file at ") and problem.endswith("a.npz")
+        for problem in listing.problems
+    )
 
 
 def test_damage_inside_fails_all_frames(data_set: Path) -> None:
@@ -254,12 +288,22 @@ def test_damage_inside_fails_all_frames(data_set: Path) -> None:
     ("text", "error", "words"),
     [
         ("a: [", InvalidError, "is no YAML"),
-        ("datamodule: {data_config: {n_src: 1}}", InvalidError, "no train_dir, valid_dir, test_dir in"),
-        ("datamodule: {data_config: {train_dir: nowhere}}", NotFoundError, r"has no s1\.json or s2\.json in"),
+        (
+            "datamodule: {data_config: {n_src: 1}}",
+            InvalidError,
+            "no train_dir, valid_dir, test_dir in",
+        ),
+        (
+            "datamodule: {data_config: {train_dir: nowhere}}",
+            NotFoundError,
+            r"has no s1\.json or s2\.json in",
+        ),
         (None, NotFoundError, "no configuration at .* does not exist"),
     ],
 )
-def test_configurations_that_are_wrong_are_named(tmp_path: Path, text: str | None, error: Any, words: str) -> None:
+def test_configurations_that_are_wrong_are_named(
+    tmp_path: Path, text: str | None, error: Any, words: str
+) -> None:
     config = tmp_path / "x.yml"
     if text is not None:
         config.write_text(text)
@@ -269,7 +313,9 @@ def test_configurations_that_are_wrong_are_named(tmp_path: Path, text: str | Non
 
 def test_files_outside_the_root_are_an_error(data_set: Path) -> None:
     elsewhere = data_set.parent
-    with pytest.raises(InvalidError, match=r"which is not in .*; give a folder that holds all files"):
+    with pytest.raises(
+        InvalidError, match=r"which is not in .*; give a folder that holds all files"
+    ):
         LipsSource(data_set, root=elsewhere).scan()
     with pytest.raises(NotFoundError, match=r"no folder of mouth crops at .* does not exist"):
         LipsSource(data_set, root=elsewhere / "x").scan()

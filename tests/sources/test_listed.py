@@ -36,7 +36,14 @@ def videos(root: Path) -> tuple[VideoRecord, ...]:
     """All of them, with paths relative to the root."""
     clips = VideosSource(root / "clips").scan().videos
     moved = [
-        VideoRecord(v.id, v.split, tuple(f"clips/{path}" for path in v.frame_paths), v.fps, v.width, v.height)
+        VideoRecord(
+            v.id,
+            v.split,
+            tuple(f"clips/{path}" for path in v.frame_paths),
+            v.fps,
+            v.width,
+            v.height,
+        )
         for v in clips
     ]
     mouth = VideoRecord("c", "", tuple(f"mouths/c.npz#{number}" for number in range(2)))
@@ -59,7 +66,9 @@ def test_frames_are_those_that_other_sources_read(root: Path) -> None:
 
 
 def test_absolute_paths_are_used_as_they_are(root: Path, tmp_path: Path) -> None:
-    video = VideoRecord("a", "", tuple(str(root / "clips" / "a" / f"f{number}.png") for number in range(3)))
+    video = VideoRecord(
+        "a", "", tuple(str(root / "clips" / "a" / f"f{number}.png") for number in range(3))
+    )
     mouth = VideoRecord("c", "", tuple(f"{root}/mouths/c.npz#{number}" for number in range(2)))
     listed = ListedSource(tmp_path / "elsewhere", (video, mouth))
     assert len(listed.scan().videos) == 2
@@ -76,17 +85,23 @@ def test_a_sign_in_a_name_is_no_number(root: Path) -> None:
 
 def test_a_wrong_root_is_one_error_and_a_video_that_is_gone_a_problem(root: Path) -> None:
     with pytest.raises(
-        NotFoundError, match=r"none of the 3 videos is in .*clips: no .*clips/clips/a/f0\.png; .*--root"
+        NotFoundError,
+        match=r"none of the 3 videos is in .*clips: no .*clips/clips/a/f0\.png; .*--root",
     ):
         ListedSource(root / "clips", videos(root)).scan()
     with pytest.raises(NotFoundError, match=r"no .*clips/mouths/c\.npz; "):
         ListedSource(root / "clips", videos(root)[2:]).scan()
     (root / "clips" / "b.mp4").unlink()
     (root / "mouths" / "c.npz").unlink()
-    listing = ListedSource(root, videos=(*videos(root)[:1], VideoRecord("b", "", ("clips/b.mp4#0",)), videos(root)[-1]))
+    listing = ListedSource(
+        root, videos=(*videos(root)[:1], VideoRecord("b", "", ("clips/b.mp4#0",)), videos(root)[-1])
+    )
     found = listing.scan()
     assert [video.id for video in found.videos] == ["a"]
-    assert found.problems == (f"{root}/clips/b.mp4: no such file", f"{root}/mouths/c.npz: no such file")
+    assert found.problems == (
+        f"{root}/clips/b.mp4: no such file",
+        f"{root}/mouths/c.npz: no such file",
+    )
 
 
 def test_a_video_without_frames_needs_no_file(root: Path) -> None:
@@ -101,7 +116,9 @@ def test_crops_that_changed_are_refused_and_damaged_ones_are_errors(root: Path) 
     with pytest.raises(InvalidError, match=r"c\.npz: holds 3 frames, and had 2"):
         list(ListedSource(root, (mouth,)).read_frames(mouth))
     (root / "mouths" / "c.npz").write_bytes(b"PK\x03\x04")
-    assert {type(frame) for frame in ListedSource(root, (mouth,)).read_frames(mouth)} == {FrameError}
+    assert {type(frame) for frame in ListedSource(root, (mouth,)).read_frames(mouth)} == {
+        FrameError
+    }
 
 
 def test_the_frontal_picture_comes_with_the_person(root: Path) -> None:
@@ -114,7 +131,9 @@ def test_the_frontal_picture_comes_with_the_person(root: Path) -> None:
     assert listed.read_reference(gone) == FrameError("no such file")
 
 
-def test_workers_get_it_without_its_list(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_workers_get_it_without_its_list(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(root)
     listed = ListedSource(Path(), videos(root), "mine")
     sent = pickle.dumps(listed)

@@ -25,7 +25,9 @@ def write_list(root: Path, split: str, names: list[str], header: str = HEADER) -
     folder = root / "annotations" / "manual"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [f'{name}|{name}/1/*.png|-1|-1|Signer01|GLOSS "{name}|text' for name in names]
-    (folder / f"PHOENIX-2014-T.{split}.corpus.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    (folder / f"PHOENIX-2014-T.{split}.corpus.csv").write_text(
+        "\n".join([header, *rows]) + "\n", encoding="utf-8"
+    )
 
 
 @pytest.fixture
@@ -39,7 +41,12 @@ def root(tmp_path: Path) -> Path:
 
 def test_videos_come_split_by_split_sorted_by_name_though_the_list_is_not(root: Path) -> None:
     listing = PhoenixSource(root).scan()
-    assert [(v.split, v.id) for v in listing.videos] == [("train", "a"), ("train", "b"), ("train", "ü"), ("dev", "d")]
+    assert [(v.split, v.id) for v in listing.videos] == [
+        ("train", "a"),
+        ("train", "b"),
+        ("train", "ü"),
+        ("dev", "d"),
+    ]
     assert listing.problems == ()
     video = listing.videos[0]
     assert video.frame_paths[0] == f"{FRAMES}/train/a/images0001.png"
@@ -75,7 +82,9 @@ def test_the_folder_named_1_of_the_lists_is_taken_where_it_exists(root: Path) ->
     add_video(root, "train", "e/1")
     write_list(root, "train", ["a", "b", "ü", "e"])
     listing = PhoenixSource(root).scan()
-    assert next(v for v in listing.videos if v.id == "e").frame_paths[0].endswith("e/1/images0001.png")
+    assert (
+        next(v for v in listing.videos if v.id == "e").frame_paths[0].endswith("e/1/images0001.png")
+    )
 
 
 def test_listed_but_not_on_disk_and_the_reverse_are_both_named(root: Path) -> None:
@@ -104,7 +113,9 @@ def test_a_list_without_its_columns_names_file_and_columns(root: Path) -> None:
 
 
 def test_a_list_that_is_no_utf8_is_one_line(root: Path) -> None:
-    (root / "annotations" / "manual" / "PHOENIX-2014-T.dev.corpus.csv").write_bytes(HEADER.encode() + b"\nd|\xfc|\n")
+    (root / "annotations" / "manual" / "PHOENIX-2014-T.dev.corpus.csv").write_bytes(
+        HEADER.encode() + b"\nd|\xfc|\n"
+    )
     with pytest.raises(InvalidError, match=r"dev\.corpus\.csv: is no UTF-8 text"):
         PhoenixSource(root).scan()
 
@@ -117,7 +128,9 @@ def test_splits_and_first_videos_only(root: Path) -> None:
 def test_wrong_places_say_what_is_there(root: Path) -> None:
     with pytest.raises(NotFoundError, match="it does not exist"):
         PhoenixSource(root / "nowhere").scan()
-    with pytest.raises(NotFoundError, match=r"it holds manual; expected the folder that holds features/fullFrame"):
+    with pytest.raises(
+        NotFoundError, match=r"it holds manual; expected the folder that holds features/fullFrame"
+    ):
         PhoenixSource(root / "annotations").scan()
     with pytest.raises(NotFoundError, match=r"split 'test' not found in .*\['dev', 'train'\]"):
         PhoenixSource(root, splits=("test",)).scan()

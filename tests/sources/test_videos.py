@@ -16,7 +16,9 @@ from kpstore.sources.orientation import Orientation, from_display_matrix
 from kpstore.sources.videos import VideosSource
 
 
-def write_video(path: Path, n_frames: int = 12, *, codec: str = "libx264", noise: bool = False) -> Path:
+def write_video(
+    path: Path, n_frames: int = 12, *, codec: str = "libx264", noise: bool = False
+) -> Path:
     size = (64, 48)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -26,7 +28,9 @@ def write_video(path: Path, n_frames: int = 12, *, codec: str = "libx264", noise
         for number in range(n_frames):
             picture = np.full((size[1], size[0], 3), 20 * number % 256, dtype=np.uint8)
             if noise:
-                picture = np.random.default_rng(number).integers(0, 255, picture.shape, dtype=np.uint8)
+                picture = np.random.default_rng(number).integers(
+                    0, 255, picture.shape, dtype=np.uint8
+                )
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
@@ -42,7 +46,9 @@ def frames_of(source: VideosSource, number: int = 0, **kwargs: object) -> list[o
     return list(source.read_frames(source.scan().videos[number], **kwargs))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("suffix", "codec"), [(".mp4", "libx264"), (".avi", "mpeg4"), (".mov", "libx264")])
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mp4", "libx264"), (".avi", "mpeg4"), (".mov", "libx264")]
+)
 def test_a_video_file_gives_exactly_its_frames(tmp_path: Path, suffix: str, codec: str) -> None:
     write_video(tmp_path / f"clip{suffix}", 12, codec=codec)
     source = VideosSource(tmp_path)
@@ -52,7 +58,9 @@ def test_a_video_file_gives_exactly_its_frames(tmp_path: Path, suffix: str, code
     assert video.frame_paths[11] == f"clip{suffix}#11"
     frames = list(source.read_frames(video))
     assert len(frames) == 12
-    assert all(isinstance(f, np.ndarray) and f.shape == (48, 64, 3) and f.dtype == np.uint8 for f in frames)
+    assert all(
+        isinstance(f, np.ndarray) and f.shape == (48, 64, 3) and f.dtype == np.uint8 for f in frames
+    )
     assert abs(int(frames[3][20, 20, 0]) - 60) < 8
 
 
@@ -94,8 +102,16 @@ def test_pictures_in_a_folder_are_one_video_in_natural_order(tmp_path: Path) -> 
         Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / "walk" / f"{number}.jpg")
     (tmp_path / "walk" / "3.jpg").write_bytes(b"broken")
     video = VideosSource(tmp_path).scan().videos[0]
-    assert (video.id, video.frame_paths) == ("walk", ("walk/1.jpg", "walk/2.jpg", "walk/3.jpg", "walk/10.jpg"))
-    assert [isinstance(f, FrameError) for f in frames_of(VideosSource(tmp_path))] == [False, False, True, False]
+    assert (video.id, video.frame_paths) == (
+        "walk",
+        ("walk/1.jpg", "walk/2.jpg", "walk/3.jpg", "walk/10.jpg"),
+    )
+    assert [isinstance(f, FrameError) for f in frames_of(VideosSource(tmp_path))] == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_folder_of_pictures_itself_is_one_video(tmp_path: Path) -> None:
@@ -130,7 +146,9 @@ def test_a_file_that_is_no_video_is_a_problem_and_the_others_are_listed(tmp_path
 def test_wrong_places_say_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="does not exist"):
         VideosSource(tmp_path / "nowhere").scan()
-    with pytest.raises(InvalidError, match=r"no videos in .*; looked for folders of pictures and for \.3gp, \.avi"):
+    with pytest.raises(
+        InvalidError, match=r"no videos in .*; looked for folders of pictures and for \.3gp, \.avi"
+    ):
         VideosSource(tmp_path).scan()
     (tmp_path / "file").touch()
     with pytest.raises(NotFoundError, match="is a file"):
@@ -142,7 +160,7 @@ def test_sources_pickle(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(source)) == source
 
 
-# -- damaged files ----------------------------------------------------------------------------------------------
+# -- damaged files ---------------------------------------------------------------------------------
 
 
 def grey_of(frame: object) -> int:
@@ -187,7 +205,11 @@ def test_damage_never_puts_a_frame_in_anothers_place(tmp_path: Path, seed: int) 
         number
         for number in arrived
         if number not in right
-        and any(abs(grey_of(frames[number]) - levels[n]) <= 1 for n in (number - 1, number + 1) if n < 60)
+        and any(
+            abs(grey_of(frames[number]) - levels[n]) <= 1
+            for n in (number - 1, number + 1)
+            if n < 60
+        )
     ]
     assert len(right) > 3 * len(others)
 
@@ -196,7 +218,10 @@ def test_a_trimmed_copy_has_the_frames_that_it_shows(tmp_path: Path) -> None:
     """An edit list, as stream copies leave it, hides frames at the start that are still in the file."""
     write_levels(tmp_path / "whole.mp4")
     (tmp_path / "cut").mkdir()
-    with av.open(str(tmp_path / "whole.mp4")) as whole, av.open(str(tmp_path / "cut" / "a.mp4"), "w") as cut:
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as whole,
+        av.open(str(tmp_path / "cut" / "a.mp4"), "w") as cut,
+    ):
         stream = whole.streams.video[0]
         copy = cut.add_stream_from_template(stream)
         for packet in whole.demux(stream):
@@ -248,7 +273,7 @@ def test_frames_of_avi_files_are_in_order(tmp_path: Path, codec: str) -> None:
     assert levels == sorted(levels)
 
 
-# -- orientations and rates -------------------------------------------------------------------------------------
+# -- orientations and rates ------------------------------------------------------------------------
 
 
 def colours() -> np.ndarray:
@@ -292,7 +317,9 @@ def test_videos_are_upright_in_every_orientation(tmp_path: Path) -> None:
         shown = EIGHT[video.id][1](colours())
         frame = next(iter(source.read_frames(video)))
         assert isinstance(frame, np.ndarray)
-        assert (frame.shape, (video.height, video.width)) == (shown.shape, shown.shape[:2]), video.id
+        assert (frame.shape, (video.height, video.width)) == (shown.shape, shown.shape[:2]), (
+            video.id
+        )
         assert np.abs(frame.astype(int) - shown).mean() < 20, video.id
 
 
@@ -332,8 +359,12 @@ def test_rates_that_the_times_contradict_are_those_of_the_times(tmp_path: Path) 
     assert "irregular times" in listing.notes[1]
 
 
-@pytest.mark.parametrize("pixels", ["yuv420p10le", "yuv422p12le", "gray10le", "gray16le", "rgb48le", "yuva420p"])
-def test_pixels_of_more_than_8_bits_and_transparent_ones_are_scaled(tmp_path: Path, pixels: str) -> None:
+@pytest.mark.parametrize(
+    "pixels", ["yuv420p10le", "yuv422p12le", "gray10le", "gray16le", "rgb48le", "yuva420p"]
+)
+def test_pixels_of_more_than_8_bits_and_transparent_ones_are_scaled(
+    tmp_path: Path, pixels: str
+) -> None:
     grey = np.linspace(0, 255, 48 * 64).reshape(48, 64).astype(np.uint8)
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
@@ -346,7 +377,7 @@ def test_pixels_of_more_than_8_bits_and_transparent_ones_are_scaled(tmp_path: Pa
     assert np.abs(frame.astype(int) - grey[..., None]).mean() < 4
 
 
-# -- folders ----------------------------------------------------------------------------------------------------
+# -- folders ---------------------------------------------------------------------------------------
 
 
 def test_linked_folders_are_followed_once(tmp_path: Path) -> None:

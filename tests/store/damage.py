@@ -12,7 +12,7 @@ import kpstore
 
 def damaged_copy(store: kpstore.Store, chunks: Iterable[tuple[str, int]], target: Path) -> str:
     """Copy a store and change one byte of each of some chunks, given as (array, number)."""
-    places = [store.view.place(name, chunk) for name, chunk in chunks]
+    places = [store.session.place(name, chunk) for name, chunk in chunks]
     source = Path(store.location)
     if source.is_dir():
         shutil.copytree(source, target)

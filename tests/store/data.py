@@ -26,7 +26,11 @@ def rows_of(video_id: str, n_frames: int, seed: int = 0) -> FeatureRows:
 
 
 def fill(
-    store: kpstore.Store, *, done: tuple[str, ...] = ("a", "b"), chunk_rows: int = 4, compression: Codec = "raw"
+    store: kpstore.Store,
+    *,
+    done: tuple[str, ...] = ("a", "b"),
+    chunk_rows: int = 4,
+    compression: Codec = "raw",
 ) -> kpstore.Store:
     """Add four videos and the feature ``points``, written for ``done`` and pending for the others."""
     lengths: Mapping[str, int] = LENGTHS
@@ -41,8 +45,8 @@ def fill(
 def format_1(folder: Path, ending: str) -> str:
     """Return the place of a store of format 1 that a kpstore of that time made (``.kps`` or ``.h5``).
 
-    ``fill`` with 16 rows a chunk (tag ``first``), then video ``d`` with a failed frame (tag ``版本1``), then other rows
-    of video ``a``. In Icechunk a branch ``seite-ö`` begins at ``first``.
+    ``fill`` with 16 rows a chunk (tag ``first``), then video ``d`` with a failed frame (tag
+    ``版本1``), then other rows of video ``a``. In Icechunk a branch ``seite-ö`` begins at ``first``.
     """
     with tarfile.open(Path(__file__).parents[1] / "data" / "format1.tar.xz") as archive:
         archive.extractall(folder, filter="data")

@@ -35,7 +35,11 @@ def make(location: str, codec: Any, chunk_rows: int) -> np.ndarray[Any, Any]:
         tx.add_videos([record("a", 60), record("b", N_ROWS - 60)])
         tx.add_feature(replace(fake_spec(chunk_rows), compression=codec), {"extractor": "fake"})
         for video, rows in (("a", values[:60]), ("b", values[60:])):
-            tx.write("points", video, FeatureRows(rows, {"detected": np.ones((len(rows), 2), dtype=bool)}))
+            tx.write(
+                "points",
+                video,
+                FeatureRows(rows, {"detected": np.ones((len(rows), 2), dtype=bool)}),
+            )
     return values
 
 

@@ -51,7 +51,9 @@ def test_batches_of_nearly_the_same_size_share_memory() -> None:
     ],
     ids=["array", "rows", "view", "tensor", "part of a tensor", "memoryview", "dlpack"],
 )
-def test_memory_is_not_given_out_while_anything_refers_to_it(hold: Callable[[np.ndarray], object]) -> None:
+def test_memory_is_not_given_out_while_anything_refers_to_it(
+    hold: Callable[[np.ndarray], object],
+) -> None:
     buffers = Buffers()
     array = buffers.empty(SHAPE, FLOATS)
     first, held = address(array), hold(array)
@@ -60,7 +62,9 @@ def test_memory_is_not_given_out_while_anything_refers_to_it(hold: Callable[[np.
     assert first not in map(address, others)
     del held
     gc.collect()
-    assert first in [address(other) for other in (buffers.empty(SHAPE, FLOATS), buffers.empty(SHAPE, FLOATS))]
+    assert first in [
+        address(other) for other in (buffers.empty(SHAPE, FLOATS), buffers.empty(SHAPE, FLOATS))
+    ]
 
 
 def test_small_large_and_text_results_are_arrays_of_their_own() -> None:
@@ -84,7 +88,9 @@ def test_no_more_is_kept_than_the_limit() -> None:
     assert sum(map(len, buffers._kept)) <= 4 * size
     newest = address(held[-1])
     held.clear()
-    assert newest in [address(array) for array in [buffers.empty((size,), np.dtype(np.uint8)) for _ in range(4)]]
+    assert newest in [
+        address(array) for array in [buffers.empty((size,), np.dtype(np.uint8)) for _ in range(4)]
+    ]
 
 
 def test_threads_never_get_the_same_memory() -> None:

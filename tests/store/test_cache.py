@@ -45,7 +45,9 @@ class FakeChunks:
         out[: len(part)] = part
 
 
-def build(cache: DecodedCache, name: str = "a", snapshot: str = "S1", **how: Any) -> NDArray[Any] | None:
+def build(
+    cache: DecodedCache, name: str = "a", snapshot: str = "S1", **how: Any
+) -> NDArray[Any] | None:
     built = cache.build(snapshot, name, META, FakeChunks(**how))
     return None if built is None else built.values
 
@@ -61,7 +63,9 @@ def test_what_was_built_is_found_again(tmp_path: Path) -> None:
     assert again is not None
     np.testing.assert_array_equal(again.values, VALUES)
     assert cache.open("S2", "a", META) is None
-    assert [(e.snapshot, e.name, e.size_bytes >= N_BYTES) for e in cache.entries()] == [("S1", "a", True)]
+    assert [(e.snapshot, e.name, e.size_bytes >= N_BYTES) for e in cache.entries()] == [
+        ("S1", "a", True)
+    ]
 
 
 BUILDER = """
@@ -82,7 +86,9 @@ print("equal", flush=True)
 def start_builder(folder: Path, log: Path, pause: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", BUILDER, str(folder), str(log), str(pause)]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[2])
+    process = subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[2]
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -166,21 +172,28 @@ def test_a_file_that_is_not_whole_is_built_again(tmp_path: Path, content: bytes)
 def test_an_array_of_another_shape_or_type_is_not_taken(tmp_path: Path) -> None:
     cache = DecodedCache(tmp_path)
     build(cache)
-    for other in (ArrayMeta((99, 4), "float32", 16, ("frame", "x")), ArrayMeta((100, 4), "int32", 16, ("frame", "x"))):
+    for other in (
+        ArrayMeta((99, 4), "float32", 16, ("frame", "x")),
+        ArrayMeta((100, 4), "int32", 16, ("frame", "x")),
+    ):
         assert cache.open("S1", "a", other) is None
     cut = (tmp_path / "S1" / "a.kpstore.npy").read_bytes()[:-16]
     (tmp_path / "S1" / "a.kpstore.npy").write_bytes(cut)
     assert cache.open("S1", "a", META) is None
 
 
-def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("in the way")
     with caplog.at_level(logging.WARNING):
         assert build(DecodedCache(tmp_path / "file" / "cache")) is None
     assert "'a' is read without a cache" in caplog.text
 
 
-def test_settings_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KPSTORE_CACHE", str(tmp_path / "here"))
     monkeypatch.setenv("KPSTORE_CACHE_GB", "0.5")
     assert default_folder() == tmp_path / "here"
@@ -190,14 +203,18 @@ def test_settings_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(InvalidError, match=f"KPSTORE_CACHE_GB='{word}' is not a number"):
             DecodedCache().limit_bytes  # noqa: B018
     monkeypatch.setenv("KPSTORE_CACHE_GB", "plenty")
-    with pytest.raises(InvalidError, match="KPSTORE_CACHE_GB='plenty' is not a number of gigabytes"):
+    with pytest.raises(
+        InvalidError, match="KPSTORE_CACHE_GB='plenty' is not a number of gigabytes"
+    ):
         DecodedCache(tmp_path).build("S1", "a", META, FakeChunks())
     monkeypatch.delenv("KPSTORE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_folder() == tmp_path / "xdg" / "kpstore"
 
 
-@pytest.mark.parametrize(("snapshot", "name"), [("..", "a"), ("S1", "../a"), ("S1", "a/b"), ("", "a"), ("S1", ".")])
+@pytest.mark.parametrize(
+    ("snapshot", "name"), [("..", "a"), ("S1", "../a"), ("S1", "a/b"), ("", "a"), ("S1", ".")]
+)
 def test_names_stay_within_the_folder(tmp_path: Path, snapshot: str, name: str) -> None:
     with pytest.raises(InvalidError, match="the cache takes letters, digits and underscores"):
         DecodedCache(tmp_path).build(snapshot, name, META, FakeChunks())
@@ -222,7 +239,9 @@ def test_clearing_takes_what_a_killed_builder_left(tmp_path: Path) -> None:
         assert DecodedCache(tmp_path).clear() == 0, "somebody decodes now, and it may be theirs"
 
 
-def test_nothing_is_written_through_a_link(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_written_through_a_link(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "S1").symlink_to(tmp_path / "elsewhere")

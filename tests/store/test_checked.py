@@ -23,13 +23,16 @@ from kpstore.store.reader import RowReader
 N_ROWS, CHUNK_ROWS = 70, 8
 
 
-class StoredView:
+class StoredSession:
     """One array in files that may go bad: ``files`` is what lies there now, in memory's reach or to be decoded."""
 
     def __init__(self, *, mapped: bool, knows_places: bool = True) -> None:
         self.values = np.random.default_rng(1).standard_normal((N_ROWS, 3))
         self.files, self.snapshot = self.values.copy(), "s"
-        self._mapped, self._meta = mapped, ArrayMeta((N_ROWS, 3), "float64", CHUNK_ROWS, ("row", "x"))
+        self._mapped, self._meta = (
+            mapped,
+            ArrayMeta((N_ROWS, 3), "float64", CHUNK_ROWS, ("row", "x")),
+        )
         starts = range(0, N_ROWS, CHUNK_ROWS)
         sums = [checksum(self._meta, self.values[start : start + CHUNK_ROWS]) for start in starts]
         self._sums = np.array(sums, dtype=np.uint64) if knows_places else None
@@ -74,7 +77,7 @@ class StoredView:
 class StoredChunks:
     how = "from their files"
 
-    def __init__(self, view: StoredView) -> None:
+    def __init__(self, view: StoredSession) -> None:
         self._view = view
         self.mapped = view.files if view._mapped else None
 
@@ -85,8 +88,8 @@ class StoredChunks:
 
 
 @pytest.fixture(params=[True, False], ids=["mapped", "decoded"])
-def view(request: pytest.FixtureRequest) -> StoredView:
-    return StoredView(mapped=request.param)
+def view(request: pytest.FixtureRequest) -> StoredSession:
+    return StoredSession(mapped=request.param)
 
 
 Read = Callable[[RowReader, int, int], NDArray[Any]]
@@ -102,7 +105,9 @@ def read(request: pytest.FixtureRequest) -> Read:
 
 
 @pytest.mark.parametrize("damaged", [0, 3, 8], ids=["first", "middle", "short last"])
-def test_a_damaged_chunk_is_an_error_and_the_others_are_read(view: StoredView, read: Read, damaged: int) -> None:
+def test_a_damaged_chunk_is_an_error_and_the_others_are_read(
+    view: StoredSession, read: Read, damaged: int
+) -> None:
     view.files[damaged * CHUNK_ROWS + 2, 1] += 1
     reader = RowReader(view, location="s.kps")
     wanted = rf"'a' of s.kps is damaged: rows {damaged * 8}:\d+, chunks/{damaged}: .*; 'kpstore verify s.kps' .*repair"
@@ -115,7 +120,7 @@ def test_a_damaged_chunk_is_an_error_and_the_others_are_read(view: StoredView, r
             np.testing.assert_array_equal(read(reader, start, stop), view.values[start:stop])
 
 
-def test_chunks_that_changed_places_are_an_error(view: StoredView, read: Read) -> None:
+def test_chunks_that_changed_places_are_an_error(view: StoredSession, read: Read) -> None:
     view.swap(2, 5)
     for start in (16, 40):
         with pytest.raises(CorruptError, match="holds other values than were committed"):
@@ -127,7 +132,7 @@ def test_chunks_that_changed_places_are_an_error(view: StoredView, read: Read) -
     [("first", True, False), ("always", True, True), ("never", False, False)],
 )
 def test_the_policy_says_when_a_chunk_is_looked_at(
-    view: StoredView, read: Read, check: Check, sees_early: bool, sees_late: bool
+    view: StoredSession, read: Read, check: Check, sees_early: bool, sees_late: bool
 ) -> None:
     reader = RowReader(view, check=check, arena_bytes=0)
     read(reader, 0, 16)
@@ -142,14 +147,18 @@ def test_the_policy_says_when_a_chunk_is_looked_at(
             np.testing.assert_array_equal(read(reader, *rows), view.files[slice(*rows)])
 
 
-def test_without_checksums_by_place_each_chunk_is_read_once_by_the_backends_own_library(read: Read) -> None:
+def test_without_checksums_by_place_each_chunk_is_read_once_by_the_backends_own_library(
+    read: Read,
+) -> None:
     for mapped in (True, False):
-        view = StoredView(mapped=mapped, knows_places=False)
+        view = StoredSession(mapped=mapped, knows_places=False)
         view.torn = {4}
         reader = RowReader(view, arena_bytes=0)
         for _ in range(3):
             np.testing.assert_array_equal(read(reader, 0, 30), view.values[:30])
-            with pytest.raises(CorruptError, match=r"rows 32:40.*: wrong CRC; 'kpstore verify STORE'"):
+            with pytest.raises(
+                CorruptError, match=r"rows 32:40.*: wrong CRC; 'kpstore verify STORE'"
+            ):
                 read(reader, 30, 40)
         assert sorted(set(view.read_whole)) == [0, 1, 2, 3, 4]
         assert sorted(n for n in view.read_whole if n != 4) == [0, 1, 2, 3]
@@ -159,7 +168,7 @@ def test_where_the_backends_library_is_out_of_reach_format_1_is_read_as_it_was(
     read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for mapped in (True, False):
-        view = StoredView(mapped=mapped, knows_places=False)
+        view = StoredSession(mapped=mapped, knows_places=False)
 
         def forked(name: str, start: int, stop: int) -> NDArray[Any]:
             raise UnsupportedError("not in a forked process")
@@ -168,7 +177,7 @@ def test_where_the_backends_library_is_out_of_reach_format_1_is_read_as_it_was(
         np.testing.assert_array_equal(read(RowReader(view), 0, N_ROWS), view.values)
 
 
-def test_threads_read_right_rows_beside_a_damaged_chunk(view: StoredView) -> None:
+def test_threads_read_right_rows_beside_a_damaged_chunk(view: StoredSession) -> None:
     view.files[33] = 0
     reader, together = RowReader(view, arena_bytes=4 * CHUNK_ROWS * 24), threading.Barrier(4)
 
@@ -189,10 +198,10 @@ def test_threads_read_right_rows_beside_a_damaged_chunk(view: StoredView) -> Non
         assert min(threads.map(work, range(4))) > 0
 
 
-# -- the decoded copy -------------------------------------------------------------------------------------------
+# -- the decoded copy ------------------------------------------------------------------------------
 
 
-def cached(folder: Path, view: StoredView, check: Check = "first") -> RowReader:
+def cached(folder: Path, view: StoredSession, check: Check = "first") -> RowReader:
     return RowReader(view, cache=DecodedCache(folder), check=check)
 
 
@@ -206,7 +215,7 @@ def copy_of(folder: Path) -> Path:
 def test_a_damaged_copy_is_made_anew_and_nobody_notices(
     tmp_path: Path, read: Read, knows_places: bool, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    view = StoredView(mapped=False, knows_places=knows_places)
+    view = StoredSession(mapped=False, knows_places=knows_places)
     assert cached(tmp_path, view).cache("a")
     content = bytearray(copy_of(tmp_path).read_bytes())
     content[-100 if where == "a value" else -3] ^= 1
@@ -222,18 +231,20 @@ def test_a_damaged_copy_is_made_anew_and_nobody_notices(
 
 
 def test_a_copy_of_another_version_is_not_taken(tmp_path: Path, read: Read) -> None:
-    view, other = StoredView(mapped=False), StoredView(mapped=False)
+    view, other = StoredSession(mapped=False), StoredSession(mapped=False)
     cached(tmp_path, view).cache("a")
     other._sums = other.checksums("a")[::-1].copy()  # type: ignore[index]
     other.files = other.values = np.zeros((N_ROWS, 3))
     starts = range(0, N_ROWS, CHUNK_ROWS)
-    other._sums = np.array([checksum(other._meta, other.values[s : s + CHUNK_ROWS]) for s in starts], np.uint64)
+    other._sums = np.array(
+        [checksum(other._meta, other.values[s : s + CHUNK_ROWS]) for s in starts], np.uint64
+    )
     np.testing.assert_array_equal(read(cached(tmp_path, other), 0, N_ROWS), other.values)
 
 
 @pytest.mark.parametrize("check", ["first", "never"])
 def test_damage_is_not_copied(tmp_path: Path, check: Check) -> None:
-    view = StoredView(mapped=False)
+    view = StoredSession(mapped=False)
     view.files[20] = 0
     reader = cached(tmp_path, view, check)
     assert not reader.cache("a")
@@ -243,7 +254,7 @@ def test_damage_is_not_copied(tmp_path: Path, check: Check) -> None:
 
 
 def test_a_damaged_chunk_stops_nobody_who_reads_others_here_and_there(tmp_path: Path) -> None:
-    view = StoredView(mapped=False)
+    view = StoredSession(mapped=False)
     view.files[0] = 0
     reader = RowReader(view, cache=DecodedCache(tmp_path), arena_bytes=0)
     rng = np.random.default_rng(0)

@@ -1,4 +1,7 @@
-"""Stored arrays as Dask arrays: equal, lazy, in whole stored chunks; and what is said where Dask is absent."""
+"""Stored arrays as Dask arrays: equal, lazy, in whole stored chunks.
+
+And what is said where Dask is absent.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from tests.store.data import fill, rows_of
 
 
 @pytest.fixture(scope="module", params=["memory", "icechunk", "hdf5"])
-def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> kpstore.Store:
+def filled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> kpstore.Store:
     return fill(kpstore.create(location_of(request.param, tmp_path_factory.mktemp(request.param))))
 
 
@@ -54,27 +59,40 @@ ROWS = st.one_of(
 )
 
 
-@given(rows=ROWS, space=st.one_of(st.integers(0, 2), st.slices(3)), chunks=st.sampled_from([None, 3, {"point": 2}]))
-def test_any_selection_equals_numpy(filled: kpstore.Store, rows: Any, space: Any, chunks: Any) -> None:
+@given(
+    rows=ROWS,
+    space=st.one_of(st.integers(0, 2), st.slices(3)),
+    chunks=st.sampled_from([None, 3, {"point": 2}]),
+)
+def test_any_selection_equals_numpy(
+    filled: kpstore.Store, rows: Any, space: Any, chunks: Any
+) -> None:
     with dask.config.set(scheduler="sync"):
         found = filled.to_dask("points", chunks)[rows][..., space].compute()
     np.testing.assert_array_equal(found, np.asarray(filled["points"])[rows][..., space])
 
 
 def test_text_companions_and_columns(filled: kpstore.Store) -> None:
-    assert filled.to_dask("image_path", "auto").compute().tolist() == filled["image_path"][:].tolist()
+    assert (
+        filled.to_dask("image_path", "auto").compute().tolist() == filled["image_path"][:].tolist()
+    )
     assert filled.to_dask("points_detected").numblocks == (9, 1)
     assert filled.to_dask("n_frames").sum().compute() == 34
 
 
-def test_a_graph_is_small_pickles_and_has_a_name_of_its_own_for_each_version(disk_store: kpstore.Store) -> None:
+def test_a_graph_is_small_pickles_and_has_a_name_of_its_own_for_each_version(
+    disk_store: kpstore.Store,
+) -> None:
     old = fill(disk_store)
     with old.transaction("more") as tx:
         tx.write("points", "d", rows_of("d", 20))
     array, again, newer = old.to_dask("points"), old.to_dask("points"), old.at().to_dask("points")
     assert array.name == again.name != newer.name
     assert len(pickle.dumps(array)) < 20_000
-    assert pickle.loads(pickle.dumps(array))[14:].sum().compute(scheduler="sync") != newer[14:].sum().compute()
+    assert (
+        pickle.loads(pickle.dumps(array))[14:].sum().compute(scheduler="sync")
+        != newer[14:].sum().compute()
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +109,9 @@ def test_sizes_that_do_not_fit_are_named(filled: kpstore.Store, chunks: Any, mat
         filled.to_dask("points", chunks)
 
 
-def test_unknown_arrays_and_a_missing_dask(filled: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_arrays_and_a_missing_dask(
+    filled: kpstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(NotFoundError, match="feature 'face' not found"):
         filled.to_dask("face")
     for name in [name for name in sys.modules if name.partition(".")[0] == "dask"]:

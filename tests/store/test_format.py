@@ -11,7 +11,7 @@ import pytest
 
 import kpstore
 from kpstore.errors import CorruptError, ExistsError, InvalidError
-from kpstore.store.convert import convert
+from kpstore.interop.convert import convert
 from tests.conftest import location_of
 from tests.fakes import fake_spec
 from tests.store.data import format_1, rows_of
@@ -20,7 +20,7 @@ OLD = pytest.mark.parametrize("ending", [".kps", ".h5"])
 
 
 def about(store: kpstore.Store) -> dict[str, Any]:
-    return dict(store.view.attrs()["kpstore"])
+    return dict(store.session.attrs()["kpstore"])
 
 
 def set_about(store: kpstore.Store, new: dict[str, Any]) -> None:
@@ -35,14 +35,19 @@ def test_a_new_store_is_of_format_2_and_names_its_parts(store: kpstore.Store) ->
 
 
 @pytest.mark.parametrize("parts", [["checksums", "shards"], ["shards"]])
-def test_a_part_that_is_not_known_is_refused_by_name(store: kpstore.Store, parts: list[str], tmp_path: Path) -> None:
+def test_a_part_that_is_not_known_is_refused_by_name(
+    store: kpstore.Store, parts: list[str], tmp_path: Path
+) -> None:
     set_about(store, {**about(store), "parts": parts})
     for call in (
         lambda: kpstore.open(store.location),
         lambda: store.transaction("write"),
         lambda: convert(store.location, str(tmp_path / "copy.kps")),
     ):
-        with pytest.raises(InvalidError, match=r"is written with 'shards', a part of the format that .* or upgrade$"):
+        with pytest.raises(
+            InvalidError,
+            match=r"is written with 'shards', a part of the format that .* or upgrade$",
+        ):
             call()
     assert not (tmp_path / "copy.kps").exists()
 
@@ -60,7 +65,7 @@ def test_a_store_of_format_1_is_read_and_says_what_it_lacks(tmp_path: Path, endi
     np.testing.assert_array_equal(store.video("a")["points"], rows_of("a", 5, seed=7).values)
     np.testing.assert_array_equal(store.at("first").video("a")["points"], rows_of("a", 5).values)
     if ending == ".kps":
-        assert store.view.checksums("points") is None
+        assert store.session.checksums("points") is None
     assert store.lacks.startswith("format 1: no checksums by place")
 
 
@@ -77,7 +82,7 @@ def test_a_store_of_format_1_stays_one_when_it_is_written(tmp_path: Path, ending
     assert about(written)["format_version"] == 1
     assert "parts" not in about(written)
     if ending == ".kps":
-        assert written.view.checksums("points") is None
+        assert written.session.checksums("points") is None
     np.testing.assert_array_equal(written.video("b")["points"], rows_of("b", 9, seed=3).values)
     np.testing.assert_array_equal(written.video("new")["points"], rows_of("new", 20).values)
 
@@ -99,9 +104,11 @@ def test_convert_makes_the_newest_format_of_a_store_of_format_1(
         here = new.at(version.id)
         before = old.at(version.metadata["converted_from"]["id"]) if version.metadata else old.at()
         assert (about(here)["format_version"], here.lacks) == (2, "")
-        for name in here.view.names():
-            rows = here.view.meta(name).n_rows
-            np.testing.assert_array_equal(here.view.read(name, 0, rows), before.view.read(name, 0, rows))
+        for name in here.session.names():
+            rows = here.session.meta(name).n_rows
+            np.testing.assert_array_equal(
+                here.session.read(name, 0, rows), before.session.read(name, 0, rows)
+            )
 
 
 def test_no_feature_may_be_called_as_the_table_of_checksums_is(store: kpstore.Store) -> None:

@@ -28,7 +28,9 @@ def versions(store: kpstore.Store) -> list[kpstore.Store]:
 @pytest.fixture
 def with_branches(versions: list[kpstore.Store]) -> list[kpstore.Store]:
     if not versions[0].backend.capabilities.branches:
-        with pytest.raises(UnsupportedError, match="has no branches; name the version with a tag, or convert it"):
+        with pytest.raises(
+            UnsupportedError, match="has no branches; name the version with a tag, or convert it"
+        ):
             versions[1].branch("try")
         pytest.skip("a file holds one line of versions, and says so")
     return versions
@@ -65,7 +67,13 @@ def test_at_a_time_is_the_newest_version_at_or_before_it(versions: list[kpstore.
     for commit in commits:
         zoned = commit.time.astimezone(timezone(timedelta(hours=5, minutes=30)))
         local = commit.time.astimezone().replace(tzinfo=None)
-        for at in (commit.time, zoned, local, commit.time.isoformat(), commit.time + timedelta(microseconds=1)):
+        for at in (
+            commit.time,
+            zoned,
+            local,
+            commit.time.isoformat(),
+            commit.time + timedelta(microseconds=1),
+        ):
             assert store.at(at).snapshot == commit.id
     assert store.at(commits[0].time - timedelta(microseconds=1)).snapshot == commits[1].id
     assert store.at("2999-01-01").snapshot == versions[3].snapshot
@@ -73,7 +81,9 @@ def test_at_a_time_is_the_newest_version_at_or_before_it(versions: list[kpstore.
 
 def test_a_time_before_the_store_says_when_it_began(versions: list[kpstore.Store]) -> None:
     for at in ("1999-01-01", datetime(1999, 1, 1, tzinfo=UTC)):
-        with pytest.raises(NotFoundError, match=r"is as old as 1999-01-01T00:00:00.*; the first is from 2"):
+        with pytest.raises(
+            NotFoundError, match=r"is as old as 1999-01-01T00:00:00.*; the first is from 2"
+        ):
             versions[0].at(at)
 
 
@@ -81,12 +91,18 @@ def test_a_time_before_the_store_says_when_it_began(versions: list[kpstore.Store
 def test_unknown_versions_list_tags_and_branches(versions: list[kpstore.Store], at: str) -> None:
     versions[1].tag("v1.0")
     versions[1].tag("v1.1")
-    with pytest.raises(NotFoundError, match=r"tags: v1.0, v1.1; branches: main; a snapshot id or a time"):
+    with pytest.raises(
+        NotFoundError, match=r"tags: v1.0, v1.1; branches: main; a snapshot id or a time"
+    ):
         versions[0].at(at)
 
 
-@pytest.mark.parametrize("name", ["", " v1", "a/b", "a b", "a\\b", "v1\n", ".", "..", "-", "a\x00", "a:b"])
-def test_names_that_could_be_something_else_are_refused(memory_store: kpstore.Store, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["", " v1", "a/b", "a b", "a\\b", "v1\n", ".", "..", "-", "a\x00", "a:b"]
+)
+def test_names_that_could_be_something_else_are_refused(
+    memory_store: kpstore.Store, name: str
+) -> None:
     for call, kind in ((memory_store.tag, "tag"), (memory_store.branch, "branch")):
         with pytest.raises(InvalidError, match=f"{kind} name .*: use letters"):
             call(name)
@@ -125,7 +141,9 @@ def test_two_rollbacks_within_a_second_both_keep_a_branch(versions: list[kpstore
     backend = versions[0].backend
     kept = [history.rollback(backend, versions[n].snapshot, now=now)[1] for n in (2, 1, 0)]
     assert kept == [f"before-rollback-20260101-000000{end}" for end in ("", "-2", "-3")]
-    assert [versions[0].at(name).snapshot for name in kept] == [versions[n].snapshot for n in (3, 2, 1)]
+    assert [versions[0].at(name).snapshot for name in kept] == [
+        versions[n].snapshot for n in (3, 2, 1)
+    ]
 
 
 def test_rollback_to_nowhere_is_refused(with_branches: list[kpstore.Store]) -> None:

@@ -25,12 +25,22 @@ def test_dimensions_coordinates_and_values(store: kpstore.Store) -> None:
     assert data["space"].values.tolist() == ["x", "y", "z"]
     assert data["video_id"].values.tolist() == list(LENGTHS)
     assert data["frame_video"].values.tolist() == [0] * 5 + [1] * 9 + [3] * 20
-    for name in ("points", "points_detected", "points_status", "points_state", "image_path", "gloss", "n_frames"):
+    for name in (
+        "points",
+        "points_detected",
+        "points_status",
+        "points_state",
+        "image_path",
+        "gloss",
+        "n_frames",
+    ):
         np.testing.assert_array_equal(data[name].values, filled[name][:])
     assert data.attrs["kpstore_snapshot"] == filled.snapshot
 
 
-def test_nothing_is_read_before_it_is_used(disk_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_read_before_it_is_used(
+    disk_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filled = fill(disk_store)
     reads = list[str]()
 
@@ -55,7 +65,9 @@ def test_a_split_has_its_videos_and_frames(store: kpstore.Store, split: str | li
     data = filled.to_xarray(split=split)
     positions = filled.index.select(split=split)
     assert data["video_id"].values.tolist() == filled.index.ids[positions].tolist()
-    np.testing.assert_array_equal(data["points"].values, filled["points"][filled.index.rows_of(positions)])
+    np.testing.assert_array_equal(
+        data["points"].values, filled["points"][filled.index.rows_of(positions)]
+    )
     for number, video_id in enumerate(data["video_id"].values.tolist()):
         rows = data["points"].isel(frame=data["frame_video"].values == number)
         np.testing.assert_array_equal(rows.values, filled.video(video_id)["points"])
@@ -74,7 +86,9 @@ def test_a_split_has_its_videos_and_frames(store: kpstore.Store, split: str | li
     ],
     ids=repr,
 )
-def test_lazy_indexing_equals_indexing_in_memory(memory_store: kpstore.Store, key: dict[str, Any]) -> None:
+def test_lazy_indexing_equals_indexing_in_memory(
+    memory_store: kpstore.Store, key: dict[str, Any]
+) -> None:
     data = fill(memory_store).to_xarray()["points"]
     xr.testing.assert_identical(data.isel(key).compute(), data.compute().isel(key))
 
@@ -105,12 +119,14 @@ def session_of(store: kpstore.Store) -> icechunk.Session:
 def test_zarr_alone_reads_the_arrays(disk_store: kpstore.Store) -> None:
     filled = fill(disk_store)
     group = zarr.open_group(session_of(filled).store, mode="r")
-    assert sorted(group.array_keys()) == ["chunk_checksums", *filled.view.names()]
-    for name in filled.view.names():
+    assert sorted(group.array_keys()) == ["chunk_checksums", *filled.session.names()]
+    for name in filled.session.names():
         array = group[name]
         assert isinstance(array, zarr.Array)
         assert array.metadata.dimension_names == filled[name].dims  # type: ignore[union-attr]
-        np.testing.assert_array_equal(np.asarray(array[:]).astype(filled[name].dtype), filled[name][:])
+        np.testing.assert_array_equal(
+            np.asarray(array[:]).astype(filled[name].dtype), filled[name][:]
+        )
 
 
 def test_xarray_alone_opens_the_store(disk_store: kpstore.Store) -> None:

@@ -17,19 +17,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta, Chunks, ViewChunks
+from kpstore.backends.base import ArrayMeta, Chunks, SessionChunks
 from kpstore.errors import CorruptError, InvalidError
 from kpstore.store import keys
 from kpstore.store.cache import DecodedCache
 from kpstore.store.reader import RowReader
 
 
-class CountingView:
-    """One array that has to be decoded chunk by chunk, or with ``mapped`` lies in memory; it notes every read."""
+class CountingSession:
+    """One array that has to be decoded chunk by chunk, or with ``mapped`` lies in memory.
+
+    It notes every read.
+    """
 
     def __init__(self, values: NDArray[Any], chunk_rows: int, *, mapped: bool = False) -> None:
-        self.values, self.reads, self.snapshot, self.mapped = values, list[tuple[int, int]](), "s", mapped
-        self._meta = ArrayMeta(values.shape, values.dtype.name, chunk_rows, ("frame", *"xyz"[: values.ndim - 1]))
+        self.values, self.reads, self.snapshot, self.mapped = (
+            values,
+            list[tuple[int, int]](),
+            "s",
+            mapped,
+        )
+        self._meta = ArrayMeta(
+            values.shape, values.dtype.name, chunk_rows, ("frame", *"xyz"[: values.ndim - 1])
+        )
 
     def attrs(self) -> dict[str, Any]:
         return {}
@@ -52,23 +62,25 @@ class CountingView:
         return f"chunk {chunk}"
 
     def chunks(self, name: str) -> Chunks:
-        return ViewChunks(self, name, self.values if self.mapped else None)
+        return SessionChunks(self, name, self.values if self.mapped else None)
 
 
-def view_of(n_rows: int, chunk_rows: int = 4, shape: tuple[int, ...] = (3, 2), *, mapped: bool = False) -> CountingView:
+def view_of(
+    n_rows: int, chunk_rows: int = 4, shape: tuple[int, ...] = (3, 2), *, mapped: bool = False
+) -> CountingSession:
     values = np.random.default_rng(n_rows).standard_normal((n_rows, *shape))
-    return CountingView(values, chunk_rows, mapped=mapped)
+    return CountingSession(values, chunk_rows, mapped=mapped)
 
 
-def read_key(view: CountingView, name: str, key: Any) -> NDArray[Any]:
+def read_key(view: CountingSession, name: str, key: Any) -> NDArray[Any]:
     return keys.read_key(RowReader(view), name, key)
 
 
-def read_rows(view: CountingView, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+def read_rows(view: CountingSession, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
     return RowReader(view).read(name, rows)
 
 
-def check(view: CountingView, key: Any) -> None:
+def check(view: CountingSession, key: Any) -> None:
     found, wanted = read_key(view, "a", key), view.values[key]
     assert np.shape(found) == np.shape(wanted)
     np.testing.assert_array_equal(found, wanted)
@@ -78,7 +90,9 @@ sizes = st.tuples(st.integers(1, 40), st.integers(1, 12))
 
 
 @given(sizes, st.data())
-def test_read_rows_equals_numpy_for_any_rows_in_any_order(size: tuple[int, int], data: st.DataObject) -> None:
+def test_read_rows_equals_numpy_for_any_rows_in_any_order(
+    size: tuple[int, int], data: st.DataObject
+) -> None:
     view = view_of(*size)
     rows = np.array(data.draw(st.lists(st.integers(0, size[0] - 1), max_size=60)), dtype=np.int64)
     np.testing.assert_array_equal(read_rows(view, "a", rows), view.values[rows])
@@ -96,7 +110,15 @@ def test_lists_arrays_and_masks_equal_numpy(size: tuple[int, int], data: st.Data
     n_rows = size[0]
     rows = data.draw(st.lists(st.integers(-n_rows, n_rows - 1), min_size=1, max_size=60))
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=n_rows, max_size=n_rows)))
-    for key in (rows, np.array(rows, dtype=np.int16), np.array(rows), mask, mask.tolist(), rows[0], np.int32(rows[0])):
+    for key in (
+        rows,
+        np.array(rows, dtype=np.int16),
+        np.array(rows),
+        mask,
+        mask.tolist(),
+        rows[0],
+        np.int32(rows[0]),
+    ):
         check(view_of(*size), key)
 
 
@@ -129,14 +151,18 @@ def test_lists_arrays_and_masks_equal_numpy(size: tuple[int, int], data: st.Data
     ids=repr,
 )
 def test_keys_with_more_axes_equal_numpy(key: Any) -> None:
-    check(view_of(20), [] if isinstance(key, list) and not key else key) if key != [] else check_empty()
+    check(
+        view_of(20), [] if isinstance(key, list) and not key else key
+    ) if key != [] else check_empty()
 
 
 def check_empty() -> None:
     assert read_key(view_of(20), "a", []).shape == (0, 3, 2)
 
 
-@pytest.mark.parametrize("key", [..., (..., 3), (3, ...), (), slice(None, None, 2), ([1, 2], ...)], ids=repr)
+@pytest.mark.parametrize(
+    "key", [..., (..., 3), (3, ...), (), slice(None, None, 2), ([1, 2], ...)], ids=repr
+)
 def test_keys_of_one_axis_equal_numpy(key: Any) -> None:
     check(view_of(20, shape=()), key)
 
@@ -148,7 +174,9 @@ def test_any_reads_one_after_the_other_equal_numpy_however_small_the_arena(
     view = view_of(*size, mapped=mapped)
     reader = RowReader(view, arena_bytes=chunks_kept * size[1] * 48)
     for _ in range(4):
-        rows = np.array(data.draw(st.lists(st.integers(0, size[0] - 1), max_size=30)), dtype=np.int64)
+        rows = np.array(
+            data.draw(st.lists(st.integers(0, size[0] - 1), max_size=30)), dtype=np.int64
+        )
         start = data.draw(st.integers(0, size[0]))
         stop = data.draw(st.integers(start, size[0]))
         out = np.empty((len(rows), 3, 2))
@@ -181,7 +209,9 @@ def test_threads_that_want_the_same_chunks_decode_them_once() -> None:
     assert len(view.reads) == len(set(view.reads))
 
 
-def test_a_chunk_that_cannot_be_decoded_is_tried_again_and_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_that_cannot_be_decoded_is_tried_again_and_spoils_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     view = view_of(40)
     reader, original = RowReader(view, arena_bytes=2 * 4 * 48), view.read
     reader.read("a", np.array([0, 39]))
@@ -236,7 +266,9 @@ def test_reading_here_and_there_decodes_the_whole_array_to_disk_in_the_end(tmp_p
 
 
 @pytest.mark.parametrize("step", [1, 3, 40])
-def test_reading_everything_once_or_twice_in_order_needs_no_cache(tmp_path: Path, step: int) -> None:
+def test_reading_everything_once_or_twice_in_order_needs_no_cache(
+    tmp_path: Path, step: int
+) -> None:
     view = view_of(400, chunk_rows=40)
     reader = RowReader(view, arena_bytes=0, cache=DecodedCache(tmp_path))
     for _ in range(2):
@@ -248,10 +280,10 @@ def test_reading_everything_once_or_twice_in_order_needs_no_cache(tmp_path: Path
     assert list(tmp_path.iterdir()), "who comes a third time comes again"
 
 
-def slow_view(n_rows: int, chunk_rows: int, broken: tuple[int, ...] = ()) -> CountingView:
+def slow_view(n_rows: int, chunk_rows: int, broken: tuple[int, ...] = ()) -> CountingSession:
     """Decoding takes a moment, in which other threads run; some chunks cannot be decoded."""
 
-    class Slow(CountingView):
+    class Slow(CountingSession):
         def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
             time.sleep(0.0005)
             if start // chunk_rows in broken:
@@ -348,7 +380,9 @@ def test_a_read_past_the_end_names_the_last_row() -> None:
 
 @pytest.mark.parametrize("key", ["a", None, True, [0.5], [[1, 2]], np.zeros((2, 2), int)], ids=repr)
 def test_other_keys_are_refused(key: Any) -> None:
-    with pytest.raises(InvalidError, match=r"a mask for 'a' needs|rows of 'a' are an int, a slice, a mask"):
+    with pytest.raises(
+        InvalidError, match=r"a mask for 'a' needs|rows of 'a' are an int, a slice, a mask"
+    ):
         read_key(view_of(20), "a", key)
 
 

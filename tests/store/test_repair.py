@@ -1,4 +1,7 @@
-"""What is damaged is made again, just that, with the same bits; what cannot be made again is said."""
+"""What is damaged is made again, just that, with the same bits.
+
+What cannot be made again is said.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from numpy.typing import NDArray
 
 import kpstore
 from kpstore.backends import memory
-from kpstore.backends.base import ReadView, WriteView
+from kpstore.backends.base import ReadSession, WriteSession
 from kpstore.errors import CorruptError, NotFoundError
 from kpstore.extractors.base import AnyExtractor
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
+from kpstore.inspect.verify import verify, verify_all
 from kpstore.schema.feature import FeatureSpec, State
 from kpstore.sources.base import Source
 from kpstore.store.repair import repair
-from kpstore.store.verify import verify, verify_all
 from tests.conftest import location_of, memory_location
 from tests.fakes import FakeExtractor, FakeSource
 from tests.ingest.test_several_features import Faces, Portraits
@@ -42,13 +45,15 @@ class Disk:
     def __init__(self) -> None:
         self.damaged: set[tuple[str, int]] = set()
 
-    def check(self, view: ReadView, name: str, start: int, stop: int) -> None:
+    def check(self, view: ReadSession, name: str, start: int, stop: int) -> None:
         rows = view.meta(name).chunk_rows
         for chunk in range(start // rows, -(-stop // rows)):
             if (name, chunk) in self.damaged:
-                raise CorruptError(f"rows {start}:{stop} of {name!r} in memory cannot be read: wrong checksum")
+                raise CorruptError(
+                    f"rows {start}:{stop} of {name!r} in memory cannot be read: wrong checksum"
+                )
 
-    def write(self, view: WriteView, name: str, start: int, n_rows: int) -> None:
+    def write(self, view: WriteSession, name: str, start: int, n_rows: int) -> None:
         meta = view.meta(name)
         stop = start + n_rows
         for chunk in range(start // meta.chunk_rows, -(-stop // meta.chunk_rows)):
@@ -61,7 +66,7 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk, read, write = Disk(), memory._View.read, memory._WriteView.write
+    disk, read, write = Disk(), memory._View.read, memory._WriteSession.write
 
     def checked_read(view: Any, name: str, start: int, stop: int) -> NDArray[Any]:
         disk.check(view, name, start, stop)
@@ -72,14 +77,17 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
         write(view, name, start, values)
 
     monkeypatch.setattr(memory._View, "read", checked_read)
-    monkeypatch.setattr(memory._WriteView, "write", checked_write)
+    monkeypatch.setattr(memory._WriteSession, "write", checked_write)
     return disk
 
 
 def contents(location: str) -> dict[str, Any]:
-    view = kpstore.open(location).view
+    view = kpstore.open(location).session
     blocks = {name: view.read(name, 0, view.meta(name).n_rows) for name in view.names()}
-    return {name: block.tolist() if block.dtype == object else block.tobytes() for name, block in blocks.items()}
+    return {
+        name: block.tolist() if block.dtype == object else block.tobytes()
+        for name, block in blocks.items()
+    }
 
 
 def ingest(location: str, source: Source = SOURCE, extractor: AnyExtractor | None = None) -> int:
@@ -87,7 +95,7 @@ def ingest(location: str, source: Source = SOURCE, extractor: AnyExtractor | Non
 
 
 def n_chunks(location: str, name: str) -> int:
-    meta = kpstore.open(location).view.meta(name)
+    meta = kpstore.open(location).session.meta(name)
     return -(-meta.n_rows // meta.chunk_rows)
 
 
@@ -106,7 +114,12 @@ CASES: dict[str, list[tuple[str, int]]] = {
     "the whole ledger": [*((name, 0) for name in LEDGER), ("points_status", 3)],
     "values and their states": [("points", 3), ("points_status", 3), ("points_state", 0)],
     "labels": [("space", 0)],
-    "everything": [("points", 0), ("points_detected", 5), ("space", 0), *((name, 0) for name in LEDGER)],
+    "everything": [
+        ("points", 0),
+        ("points_detected", 5),
+        ("space", 0),
+        *((name, 0) for name in LEDGER),
+    ],
 }
 
 
@@ -140,7 +153,9 @@ def test_what_follows_from_the_rest_is_not_made_again(disk: Disk) -> None:
         assert contents(location) == undisturbed
     disk.damaged = {("points_state", 0)}
     (feature,) = repair(location).features
-    assert (feature.videos, feature.rebuilt) == (("none",), ("points_state",)), "nothing says that it was done"
+    assert (feature.videos, feature.rebuilt) == (("none",), ("points_state",)), (
+        "nothing says that it was done"
+    )
     disk.damaged = {("points_failure", 0)}
     (feature,) = repair(location).features
     assert feature.videos == ("b", "d", "e"), "the others had no failure, the states say"
@@ -150,7 +165,9 @@ def test_only_videos_in_a_damaged_chunk_are_pending_and_the_commit_says_which(di
     location = memory_location()
     ingest(location)
     before = kpstore.open(location)
-    disk.damaged = {("points", 1)}  # rows 8 to 15: the end of b, whose rows are 5 to 13, and the beginning of c
+    disk.damaged = {
+        ("points", 1)
+    }  # rows 8 to 15: the end of b, whose rows are 5 to 13, and the beginning of c
     planned = repair(location, dry_run=True)
     assert (planned.made, kpstore.open(location).snapshot) == (None, before.snapshot)
     done = repair(location)
@@ -158,10 +175,17 @@ def test_only_videos_in_a_damaged_chunk_are_pending_and_the_commit_says_which(di
     (feature,) = done.features
     assert (feature.videos, feature.frames, feature.rebuilt) == (("b", "c"), 29, ())
     store = kpstore.open(location)
-    assert [store.index.ids[p] for p in np.flatnonzero(store.states("points") == State.PENDING)] == ["b", "c"]
+    assert [
+        store.index.ids[p] for p in np.flatnonzero(store.states("points") == State.PENDING)
+    ] == ["b", "c"]
     newest, older, *_ = store.history()
-    assert (newest.message, older.id) == ("repair: 2 videos of points pending again", before.snapshot)
-    assert newest.metadata["repair"]["features"] == {"points": {"n_videos": 2, "videos": ["b", "c"]}}
+    assert (newest.message, older.id) == (
+        "repair: 2 videos of points pending again",
+        before.snapshot,
+    )
+    assert newest.metadata["repair"]["features"] == {
+        "points": {"n_videos": 2, "videos": ["b", "c"]}
+    }
     (problem,) = done.problems
     assert (problem.videos, problem.frames, problem.rows) == (["b", "c"], [(3, 9), (0, 2)], (8, 16))
     assert json.loads(json.dumps(done.to_json()))["features"][0]["videos"] == ["b", "c"]
@@ -176,25 +200,37 @@ def test_nothing_to_repair_makes_no_version(disk: Disk) -> None:
     assert kpstore.open(location).snapshot == before
 
 
-@pytest.mark.parametrize("damaged", [("mean", 3), ("from_reference", 0), ("reference", 0), ("reference_state", 0)])
-def test_features_of_one_extractor_become_pending_together(disk: Disk, damaged: tuple[str, int]) -> None:
+@pytest.mark.parametrize(
+    "damaged", [("mean", 3), ("from_reference", 0), ("reference", 0), ("reference_state", 0)]
+)
+def test_features_of_one_extractor_become_pending_together(
+    disk: Disk, damaged: tuple[str, int]
+) -> None:
     source, location = Portraits({"a": 4, "b": 9, "c": 6}, torn=()), memory_location()
     ingest(location, source, Faces(dark=40))
     undisturbed = contents(location)
     disk.damaged = {damaged}
     done = repair(location)
-    assert len({feature.videos for feature in done.features}) == (1 if done.features[0].videos else len(done.features))
+    assert len({feature.videos for feature in done.features}) == (
+        1 if done.features[0].videos else len(done.features)
+    )
     assert verify(kpstore.open(location)).problems == []
     ingest(location, source, Faces(dark=40))
     assert contents(location) == undisturbed
 
 
 def test_a_feature_that_no_ingest_makes_says_what_does(disk: Disk) -> None:
-    for made_by, way in (("imported", "was imported"), ("predict", "kpstore predict"), ("", "as they were written")):
+    for made_by, way in (
+        ("imported", "was imported"),
+        ("predict", "kpstore predict"),
+        ("", "as they were written"),
+    ):
         store = kpstore.create(memory_location())
         with store.transaction("fill") as tx:
             tx.add_videos(FakeSource({"a": 5, "b": 4}).scan().videos)
-            tx.add_feature(FeatureSpec("points", (5, 3), ("p", "s"), chunk_rows=4), {"extractor": made_by})
+            tx.add_feature(
+                FeatureSpec("points", (5, 3), ("p", "s"), chunk_rows=4), {"extractor": made_by}
+            )
             tx.write("points", "a", rows_of("a", 5).values)
             tx.write("points", "b", rows_of("b", 4).values)
         disk.damaged = {("points", 0)}
@@ -211,7 +247,9 @@ def test_what_is_written_nowhere_else_is_left_with_a_way_out(disk: Disk, name: s
     done = repair(store.location)
     assert done.made is None
     (line,) = done.left
-    assert line.startswith(f"'{name}' (memory) is written nowhere else and cannot be mended; no older version")
+    assert line.startswith(
+        f"'{name}' (memory) is written nowhere else and cannot be mended; no older version"
+    )
     disk.damaged = {(name, 0), ("points", 0)}
     done = repair(store.location)
     assert (len(done.left), done.features[0].videos) == (1, ("a",))
@@ -227,7 +265,9 @@ def unreadable_checksums(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(memory._View, "checksums", checksums)
 
 
-def test_values_whose_checksums_cannot_be_read_are_not_given_up(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_whose_checksums_cannot_be_read_are_not_given_up(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = fill(kpstore.create(memory_location()))
     unreadable_checksums(monkeypatch, "points", "fps")
     disk.damaged = {("points_status", 0)}
@@ -241,23 +281,35 @@ def test_values_whose_checksums_cannot_be_read_are_not_given_up(disk: Disk, monk
     assert (done.made, done.features) == (None, ())
     fps, points, status = done.left
     assert fps.startswith("the checksums of 'fps' cannot be read")
-    assert points.startswith("the checksums of 'points' cannot be read, so nothing tells whether its values are sound")
-    assert "'points_status' (memory) cannot become pending while the checksums of 'points' cannot" in status
+    assert points.startswith(
+        "the checksums of 'points' cannot be read, so nothing tells whether its values are sound"
+    )
+    assert (
+        "'points_status' (memory) cannot become pending while the checksums of 'points' cannot"
+        in status
+    )
     every = verify_all(store.location)
     assert [len(p.versions) for p in every.problems if p.array == "points"] == [every.versions - 1]
 
 
-def test_features_of_one_extractor_wait_for_each_others_checksums(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_one_extractor_wait_for_each_others_checksums(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     location = memory_location()
     ingest(location, Portraits({"a": 4, "b": 9, "c": 6}, torn=()), Faces(dark=40))
     unreadable_checksums(monkeypatch, "reference")
     disk.damaged = {("mean", 0)}
     done = repair(location)
     assert (done.made, done.features) == (None, ())
-    assert [line.split(" cannot")[0] for line in done.left] == ["'mean' (memory)", "the checksums of 'reference'"]
+    assert [line.split(" cannot")[0] for line in done.left] == [
+        "'mean' (memory)",
+        "the checksums of 'reference'",
+    ]
 
 
-def test_an_older_version_that_reads_well_is_named(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_version_that_reads_well_is_named(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = fill(kpstore.create(memory_location()), done=("a",))
     with store.transaction("more") as tx:
         tx.write("points", "b", rows_of("b", 9))
@@ -273,7 +325,9 @@ def test_an_older_version_that_reads_well_is_named(disk: Disk, monkeypatch: pyte
     assert f"version {store.snapshot} holds it whole: 'kpstore convert" in line
 
 
-def test_a_newest_version_that_does_not_open_names_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newest_version_that_does_not_open_names_one_that_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     store = fill(kpstore.create(memory_location()), done=("a",))
     store.tag("good")
     with store.transaction("more") as tx:
@@ -287,7 +341,8 @@ def test_a_newest_version_that_does_not_open_names_one_that_does(monkeypatch: py
 
     monkeypatch.setattr(memory._View, "attrs", damaged_now)
     with pytest.raises(
-        CorruptError, match=r"cannot be opened \(its attr.*version good can: 'kpstore convert .*--to good"
+        CorruptError,
+        match=r"cannot be opened \(its attr.*version good can: 'kpstore convert .*--to good",
     ):
         repair(store.location)
 
@@ -297,7 +352,7 @@ def test_no_store_is_said_as_ever() -> None:
         repair("memory://nowhere")
 
 
-# -- on disk ----------------------------------------------------------------------------------------------------
+# -- on disk ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=DISK_KINDS)
@@ -306,23 +361,34 @@ def on_disk(request: pytest.FixtureRequest, tmp_path: Path) -> kpstore.Store:
     location = location_of(request.param, tmp_path)
     run_ingest(FakeSource({"a": 5, "b": 9}), location, FakeExtractor(chunk_rows=16), SERIAL)
     kpstore.open(location, mode="a").tag("first")
-    run_ingest(FakeSource({"a": 5, "b": 9, "c": 60}), location, FakeExtractor(chunk_rows=16), SERIAL)
+    run_ingest(
+        FakeSource({"a": 5, "b": 9, "c": 60}), location, FakeExtractor(chunk_rows=16), SERIAL
+    )
     return kpstore.open(location)
 
 
-@pytest.mark.parametrize("chunks", [[0], [2], [0, 1, 4]], ids=["first", "middle", "several and the short last"])
+@pytest.mark.parametrize(
+    "chunks", [[0], [2], [0, 1, 4]], ids=["first", "middle", "several and the short last"]
+)
 def test_a_damaged_store_is_mended_by_repair_and_ingest(
     on_disk: kpstore.Store, tmp_path: Path, chunks: list[int]
 ) -> None:
     target = tmp_path / f"damaged{Path(on_disk.location).suffix}"
     bad = damaged_copy(on_disk, [("points", chunk) for chunk in chunks], target)
     found = verify(kpstore.open(bad))
-    assert sorted((p.array, p.chunk) for p in found.problems) == [("points", chunk) for chunk in chunks]
+    assert sorted((p.array, p.chunk) for p in found.problems) == [
+        ("points", chunk) for chunk in chunks
+    ]
     assert all(problem.videos and problem.files for problem in found.problems)
-    with pytest.raises(CorruptError, match=r"'points' of .* is damaged: rows .* \(video.*; 'kpstore verify"):
+    with pytest.raises(
+        CorruptError, match=r"'points' of .* is damaged: rows .* \(video.*; 'kpstore verify"
+    ):
         kpstore.open(bad)["points"][:]
     if 0 in chunks:
-        with pytest.raises(CorruptError, match="points"), kpstore.open(bad, mode="a").transaction("on top") as tx:
+        with (
+            pytest.raises(CorruptError, match="points"),
+            kpstore.open(bad, mode="a").transaction("on top") as tx,
+        ):
             tx.write("points", "b", rows_of("b", 9))
     repair(bad)
     assert verify(kpstore.open(bad)).problems == []
@@ -333,10 +399,14 @@ def test_a_damaged_store_is_mended_by_repair_and_ingest(
     assert all(every.snapshot not in problem.versions for problem in every.problems)
 
 
-def test_a_damaged_table_of_checksums_is_one_problem_and_labels_are_written_again(tmp_path: Path) -> None:
+def test_a_damaged_table_of_checksums_is_one_problem_and_labels_are_written_again(
+    tmp_path: Path,
+) -> None:
     location = location_of("icechunk", tmp_path)
     ingest(location)
-    session = icechunk.Repository.open(icechunk.local_filesystem_storage(location)).writable_session("main")
+    session = icechunk.Repository.open(
+        icechunk.local_filesystem_storage(location)
+    ).writable_session("main")
     table = zarr.open_array(session.store, path="chunk_checksums", mode="r+")
     for name in ("points", "space"):
         row = table.attrs["arrays"].index(name)
@@ -358,7 +428,7 @@ def test_a_sound_store_is_sound_in_every_version(on_disk: kpstore.Store) -> None
 def test_damage_in_an_older_version_alone_is_found(on_disk: kpstore.Store, tmp_path: Path) -> None:
     old = on_disk.at("first")
     bad = damaged_copy(old, [("points", 0)], tmp_path / f"damaged{Path(on_disk.location).suffix}")
-    if on_disk.view.place("points", 0) != old.view.place("points", 0):
+    if on_disk.session.place("points", 0) != old.session.place("points", 0):
         assert verify(kpstore.open(bad)).problems == []
     (problem,) = verify_all(bad).problems
     assert (problem.array, problem.chunk, problem.videos[:2]) == ("points", 0, ["a", "b"])

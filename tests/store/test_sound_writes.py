@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import InvalidError, KpstoreError
+from kpstore.inspect.verify import verify
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
 from kpstore.store.transaction import Transaction
-from kpstore.store.verify import verify
 from tests.conftest import location_of, memory_location
 from tests.fakes import record
 
@@ -53,22 +53,37 @@ def test_masks_follow_from_nan(store: kpstore.Store) -> None:
     with store.transaction("write") as tx:
         tx.write("keypoints", "a", values)
     now = store.at()
-    assert now["keypoints_detected"][:3].tolist() == [[True] * 4, [part != "left_hand" for part in PARTS], [False] * 4]
-    assert kpstore.store.coverage.coverage(now, "keypoints").detected["face"] == 2
+    assert now["keypoints_detected"][:3].tolist() == [
+        [True] * 4,
+        [part != "left_hand" for part in PARTS],
+        [False] * 4,
+    ]
+    assert kpstore.inspect.coverage.coverage(now, "keypoints").detected["face"] == 2
     assert verify(now).problems == []
 
 
 @pytest.mark.parametrize(
     ("spec", "values", "mask"),
     [
-        (FeatureSpec("f", (2,), ("x",), companions=(ArraySpec("detected", dtype="bool"),)), [[1, np.nan]], [True]),
         (
-            FeatureSpec("f", (2, 1), ("x", "y"), companions=(ArraySpec("detected", (2,), ("x",), "bool"),)),
+            FeatureSpec("f", (2,), ("x",), companions=(ArraySpec("detected", dtype="bool"),)),
+            [[1, np.nan]],
+            [True],
+        ),
+        (
+            FeatureSpec(
+                "f", (2, 1), ("x", "y"), companions=(ArraySpec("detected", (2,), ("x",), "bool"),)
+            ),
             [[[1], [np.nan]]],
             [[True, False]],
         ),
         (
-            FeatureSpec("f", (2, 3), ("x", "y"), companions=(ArraySpec("detected", (3, 2), ("y", "x"), "bool"),)),
+            FeatureSpec(
+                "f",
+                (2, 3),
+                ("x", "y"),
+                companions=(ArraySpec("detected", (3, 2), ("y", "x"), "bool"),),
+            ),
             [[[1, np.nan, 2], [np.nan, 3, np.nan]]],
             [[[True, False], [False, True], [True, False]]],
         ),
@@ -107,7 +122,8 @@ REFUSED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
     ),
     "values alone in empty rows": (
         lambda tx: tx.write("parted", "a", filled_in(PARTED.empty_rows(3))),
-        "says head is missing, but values are there; leave 'detected' out and it follows from the values",
+        "says head is missing, but values are there; leave 'detected' out and it follows from the "
+        "values",
     ),
     "a mask of what is not there": (
         lambda tx: tx.write("parted", "a", FeatureRows(np.full((3, 3, 2), np.nan), {"detected": [[1, 1]] * 3})),
@@ -163,16 +179,23 @@ def test_what_failed_is_missing_whatever_its_values(store: kpstore.Store) -> Non
     begun(store)
     garbage = FeatureRows(np.full((3, 3, 2), np.inf), {"detected": np.ones((3, 2), bool)})
     with store.transaction("odd") as tx:
-        tx.write("parted", "a", garbage, failed_frames={np.int64(n): "torn \ud800" for n in range(3)})  # type: ignore[dict-item]
+        tx.write(
+            "parted", "a", garbage, failed_frames={np.int64(n): "torn \ud800" for n in range(3)}
+        )  # type: ignore[dict-item]
         tx.fail("parted", "b", "")
         tx.write("keypoints", "a", np.ma.masked_all((3, 143, 3)))
-        tx.write_rows("count", 3, FeatureRows(np.array([5, 6], "i8")), np.array([State.FAILED, State.DONE]))
+        tx.write_rows(
+            "count", 3, FeatureRows(np.array([5, 6], "i8")), np.array([State.FAILED, State.DONE])
+        )
         tx.set_states("count", {2: Failures(frames={0: "torn"})})
     now = store.at()
     assert verify(now).problems == []
     assert np.isnan(now["parted"][:3]).all()
     assert now["count"][3:].tolist() == [0, 6]
-    assert {failure.reason for failure in now.failures("parted")} == {"torn \\ud800", "no reason was given"}
+    assert {failure.reason for failure in now.failures("parted")} == {
+        "torn \\ud800",
+        "no reason was given",
+    }
     assert not now["keypoints_detected"][:3].any()
 
 
@@ -190,13 +213,24 @@ def writes(draw: st.DrawFn) -> Callable[[Transaction], None]:
     numbers = np.array(draw(st.lists(ODD, min_size=8, max_size=8)))
     values: Any = np.resize(numbers, (n, *shape))
     if draw(st.booleans()) and feature == "count":
-        values = np.nan_to_num(values, posinf=9, neginf=9).clip(-9, draw(st.sampled_from([9, 99_999]))).astype("i8")
+        values = (
+            np.nan_to_num(values, posinf=9, neginf=9)
+            .clip(-9, draw(st.sampled_from([9, 99_999])))
+            .astype("i8")
+        )
     if draw(st.booleans()):
         bits = np.array(draw(st.lists(st.booleans(), min_size=4, max_size=4)))
-        masks = {"parted": {"detected": np.resize(bits, (n, 2)), "visibility": np.resize(numbers, (n, 3))}}
+        masks = {
+            "parted": {
+                "detected": np.resize(bits, (n, 2)),
+                "visibility": np.resize(numbers, (n, 3)),
+            }
+        }
         values = FeatureRows(values, masks.get(feature, {}))
     rows = values if isinstance(values, FeatureRows) else FeatureRows(values)
-    frames = dict.fromkeys(draw(st.lists(ROWS, max_size=2)), draw(st.sampled_from(["torn", "", "\ud800"])))
+    frames = dict.fromkeys(
+        draw(st.lists(ROWS, max_size=2)), draw(st.sampled_from(["torn", "", "\ud800"]))
+    )
     status = np.array(draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)), np.uint8)
     failures: Any = draw(st.sampled_from([Failures(), Failures("x"), Failures(frames=frames), "{"]))
     start, place = draw(ROWS), draw(st.integers(-1, 4))
@@ -221,7 +255,9 @@ def check_random_writes(location: str, calls: list[list[Callable[[Transaction], 
     for of_one in calls:
         with suppress(KpstoreError), store.transaction("odd") as tx:
             for call in of_one:
-                with suppress(KpstoreError):  # a call that is refused leaves the transaction as it was
+                with suppress(
+                    KpstoreError
+                ):  # a call that is refused leaves the transaction as it was
                     call(tx)
     assert verify(store.at()).problems == []
 
@@ -230,7 +266,9 @@ CALLS = st.lists(st.lists(writes(), min_size=1, max_size=4), min_size=1, max_siz
 
 
 @given(CALLS)
-def test_random_writes_leave_a_sound_store(calls: list[list[Callable[[Transaction], None]]]) -> None:
+def test_random_writes_leave_a_sound_store(
+    calls: list[list[Callable[[Transaction], None]]],
+) -> None:
     check_random_writes(memory_location(), calls)
 
 

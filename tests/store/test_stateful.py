@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError
@@ -62,7 +69,11 @@ class StoreMachine(RuleBasedStateMachine):
             model[video_id] = (n_frames, value)
 
     changes = st.lists(
-        st.tuples(st.sampled_from("abcdef"), st.integers(0, 9), st.integers(0, 99) | st.sampled_from(["no", "ü"])),
+        st.tuples(
+            st.sampled_from("abcdef"),
+            st.integers(0, 9),
+            st.integers(0, 99) | st.sampled_from(["no", "ü"]),
+        ),
         min_size=1,
         max_size=4,
     )
@@ -99,7 +110,9 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(name.startswith("v") for name in self.tags))
     @rule(data=st.data())
     def delete_tag(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(name for name in self.tags if name.startswith("v"))))
+        name = data.draw(
+            st.sampled_from(sorted(name for name in self.tags if name.startswith("v")))
+        )
         self.store.delete_tag(name)
         del self.tags[name]
 

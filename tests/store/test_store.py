@@ -14,7 +14,14 @@ import torch
 import kpstore
 from kpstore import plugins
 from kpstore.backends.memory import MemoryBackend
-from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError, ReadOnlyError, UnsupportedError
+from kpstore.errors import (
+    CorruptError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    ReadOnlyError,
+    UnsupportedError,
+)
 from tests.processes import finish
 from tests.store.data import LENGTHS, SPLITS, fill, rows_of
 
@@ -98,7 +105,9 @@ def test_a_video_has_no_rows_of_other_axes(store: kpstore.Store) -> None:
     with filled.transaction("keypoints") as tx:
         tx.add_feature("keypoints")
     video = filled.at().video("a")
-    with pytest.raises(NotFoundError, match=r"'keypoint' has a row for each keypoint, .* did you mean 'keypoints'"):
+    with pytest.raises(
+        NotFoundError, match=r"'keypoint' has a row for each keypoint, .* did you mean 'keypoints'"
+    ):
         video["keypoint"]
     with pytest.raises(NotFoundError, match="feature 'keypoins' not found"):
         video["keypoins"]
@@ -106,8 +115,14 @@ def test_a_video_has_no_rows_of_other_axes(store: kpstore.Store) -> None:
 
 def test_unknown_names_list_what_there_is(store: kpstore.Store) -> None:
     filled = fill(store)
-    for call in (lambda: filled["pose"], lambda: filled.feature("pose"), lambda: filled.failures("pose")):
-        with pytest.raises(NotFoundError, match=r"feature 'pose' not found; this store has \['points'\]"):
+    for call in (
+        lambda: filled["pose"],
+        lambda: filled.feature("pose"),
+        lambda: filled.failures("pose"),
+    ):
+        with pytest.raises(
+            NotFoundError, match=r"feature 'pose' not found; this store has \['points'\]"
+        ):
             call()
     with pytest.raises(NotFoundError, match=r"feature 'pose' not found; this store has none yet"):
         store["pose"]
@@ -125,7 +140,9 @@ def test_a_store_opened_for_reading_writes_nothing(disk_store: kpstore.Store) ->
         lambda: store.branch("b"),
         lambda: store.rollback("main"),
     ):
-        with pytest.raises(ReadOnlyError, match=r'was opened for reading; use kpstore.open.*mode="a"'):
+        with pytest.raises(
+            ReadOnlyError, match=r'was opened for reading; use kpstore.open.*mode="a"'
+        ):
             call()
     with pytest.raises(InvalidError, match="mode 'w': use 'r' to read or 'a' to add"):
         kpstore.open(disk_store.location, mode="w")  # type: ignore[arg-type]
@@ -143,7 +160,9 @@ def test_a_store_pickles_as_its_place_and_version(store: kpstore.Store) -> None:
     np.testing.assert_array_equal(again["points"][:], filled["points"][:])
 
 
-def test_open_at_and_a_relative_path(disk_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_at_and_a_relative_path(
+    disk_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk_store.tag("empty")
     fill(disk_store)
     monkeypatch.chdir(Path(disk_store.location).parent)
@@ -156,7 +175,9 @@ def test_a_newer_format_says_what_to_do(memory_store: kpstore.Store) -> None:
     changes = memory_store.backend.begin()
     changes.set_attrs({"kpstore": {"format_version": 99}})
     changes.commit("from the future")
-    with pytest.raises(InvalidError, match="has format version 99, this kpstore reads 1 and 2; open it"):
+    with pytest.raises(
+        InvalidError, match="has format version 99, this kpstore reads 1 and 2; open it"
+    ):
         kpstore.open(memory_store.location)
 
 
@@ -192,9 +213,7 @@ def test_a_backend_of_somebody_else_gets_the_locations_that_it_claims(tmp_path: 
 
 
 def test_only_the_backend_of_a_location_is_imported(tmp_path: Path) -> None:
-    code = (
-        "import sys, kpstore; kpstore.open(sys.argv[1]); print([m for m in ('h5py', 'icechunk') if m in sys.modules])"
-    )
+    code = "import sys, kpstore; kpstore.open(sys.argv[1]); print([m for m in ('h5py', 'icechunk') if m in sys.modules])"
     for name, expected in (("s.kps", ["icechunk"]), ("s.h5", ["h5py"])):
         kpstore.create(tmp_path / name)
         run = finish([sys.executable, "-c", code, tmp_path / name])
@@ -205,5 +224,7 @@ def test_a_record_of_failures_that_is_damaged_is_said_with_its_place(store: kpst
     changes = fill(store).backend.begin()
     changes.write("points_failure", 1, np.array(["{"], dtype=object))
     changes.commit("by other software")
-    with pytest.raises(CorruptError, match=r"points_failure\[1\] in .* is damaged: '\{' given as failures"):
+    with pytest.raises(
+        CorruptError, match=r"points_failure\[1\] in .* is damaged: '\{' given as failures"
+    ):
         store.at().failures("points")

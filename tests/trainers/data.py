@@ -14,16 +14,28 @@ from kpstore.trainers.skeleton import SkeletonConfig
 from tests.fakes import record
 
 SMALL_SKELETON = SkeletonConfig(
-    image_size=32, width=16, part_layers=1, global_layers=1, decoder_layers=1, channels=(16, 16, 8), heads=2
+    image_size=32,
+    width=16,
+    part_layers=1,
+    global_layers=1,
+    decoder_layers=1,
+    channels=(16, 16, 8),
+    heads=2,
 )
-SMALL_KEYPOINTS = KeypointConfig(d_global=32, d_region=16, region_layers=1, global_layers=1, heads=2)
+SMALL_KEYPOINTS = KeypointConfig(
+    d_global=32, d_region=16, region_layers=1, global_layers=1, heads=2
+)
 VIDEOS: Mapping[str, tuple[str, int]] = {"a": ("train", 30), "b": ("train", 18), "c": ("dev", 16)}
 
 
 def people(n: int, seed: int) -> NDArray[np.float32]:
     """One figure that moves, grows and turns a little, (n, 143, 3): frames of other seeds are like it."""
     shape = np.random.default_rng(0).normal(0, 0.1, (N_POINTS, 3))
-    for part, x, y, size in (("face", 0.0, -0.2, 0.5), ("left_hand", 0.25, 0.1, 0.4), ("right_hand", -0.25, 0.1, 0.4)):
+    for part, x, y, size in (
+        ("face", 0.0, -0.2, 0.5),
+        ("left_hand", 0.25, 0.1, 0.4),
+        ("right_hand", -0.25, 0.1, 0.4),
+    ):
         shape[PART_SLICES[part]] = shape[PART_SLICES[part]] * size + np.array([x, y, 0])
     rng = np.random.default_rng([1, seed])
     grown = shape * rng.uniform(0.7, 1.1, (n, 1, 1))
@@ -32,7 +44,10 @@ def people(n: int, seed: int) -> NDArray[np.float32]:
 
 
 def train_store(store: kpstore.Store, *, without: tuple[str, ...] = ()) -> kpstore.Store:
-    """Fill a store with three videos; every fifth frame lacks the left hand, all lack the parts ``without``."""
+    """Fill a store with three videos.
+
+    Every fifth frame lacks the left hand, all lack the parts ``without``.
+    """
     with store.transaction("people") as tx:
         tx.add_videos([record(video, n, split) for video, (split, n) in VIDEOS.items()])
         tx.add_feature("keypoints")

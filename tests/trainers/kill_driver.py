@@ -10,7 +10,7 @@ import torch
 
 import kpstore
 from kpstore.trainers.report import Step
-from kpstore.trainers.run import train_keypoints
+from kpstore.trainers.train import train_keypoints
 from tests.trainers.data import SMALL_KEYPOINTS
 
 

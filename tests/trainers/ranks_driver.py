@@ -14,10 +14,16 @@ import kpstore
 from kpstore.errors import KpstoreError
 from kpstore.trainers.ranks import joined
 from kpstore.trainers.report import Step
-from kpstore.trainers.run import train_keypoints
+from kpstore.trainers.train import train_keypoints
 from tests.trainers.data import SMALL_KEYPOINTS
 
-RANKS_RUN: dict[str, Any] = {"batch_size": 4, "epochs": 2, "lr": 3e-3, "log_steps": 1, "checkpoint_steps": 4}
+RANKS_RUN: dict[str, Any] = {
+    "batch_size": 4,
+    "epochs": 2,
+    "lr": 3e-3,
+    "log_steps": 1,
+    "checkpoint_steps": 4,
+}
 
 
 class Stopped(Exception):

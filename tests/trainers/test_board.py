@@ -12,10 +12,16 @@ import pytest
 import kpstore
 from kpstore.errors import MissingExtraError
 from kpstore.trainers.report import Step
-from kpstore.trainers.run import train_keypoints
+from kpstore.trainers.train import train_keypoints
 from tests.trainers.data import SMALL_KEYPOINTS, train_store
 
-RUN: dict[str, Any] = {"batch_size": 8, "epochs": 2, "log_steps": 2, "checkpoint_steps": 4, "tensorboard": True}
+RUN: dict[str, Any] = {
+    "batch_size": 8,
+    "epochs": 2,
+    "log_steps": 2,
+    "checkpoint_steps": 4,
+    "tensorboard": True,
+}
 
 
 class FakeWriter:
@@ -57,7 +63,11 @@ def test_numbers_and_pictures_go_there_too(
 ) -> None:
     train_keypoints(train_store(memory_store), tmp_path, config=SMALL_KEYPOINTS, **RUN)
     (writer,) = writers
-    assert (writer.log_dir, writer.purge_step, writer.closed) == (str(tmp_path / "tensorboard"), None, True)
+    assert (writer.log_dir, writer.purge_step, writer.closed) == (
+        str(tmp_path / "tensorboard"),
+        None,
+        True,
+    )
     assert [at for tag, at in writer.scalars if tag == "step/loss"] == [2, 4, 6, 8, 10, 12]
     assert [at for tag, at in writer.scalars if tag == "dev/point_error"] == [6, 12]
     assert {tag.partition("/")[0] for tag, _ in writer.scalars} == {"step", "train", "dev"}
@@ -86,12 +96,16 @@ def test_without_tensorboard_nothing_begins(
     memory_store: kpstore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingExtraError, match=r'--tensorboard needs .* pip install "kpstore\[tensorboard\]"'):
+    with pytest.raises(
+        MissingExtraError, match=r'--tensorboard needs .* pip install "kpstore\[tensorboard\]"'
+    ):
         train_keypoints(train_store(memory_store), tmp_path / "run", config=SMALL_KEYPOINTS, **RUN)
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_itself_reads_what_was_written(memory_store: kpstore.Store, tmp_path: Path) -> None:
+def test_tensorboard_itself_reads_what_was_written(
+    memory_store: kpstore.Store, tmp_path: Path
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train_keypoints(train_store(memory_store), tmp_path, config=SMALL_KEYPOINTS, **RUN)

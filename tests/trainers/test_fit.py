@@ -22,19 +22,33 @@ from safetensors import SafetensorError
 from torch import nn
 
 import kpstore
-from kpstore.errors import CorruptError, ExistsError, InvalidError, MismatchError, NotFoundError, UnsupportedError
+from kpstore.errors import (
+    CorruptError,
+    ExistsError,
+    InvalidError,
+    MismatchError,
+    NotFoundError,
+    UnsupportedError,
+)
 from kpstore.trainers.checkpoint import read_checkpoint, write_checkpoint
 from kpstore.trainers.fit import fit
-from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointTask
+from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointTraining
 from kpstore.trainers.ranks import Ranks
-from kpstore.trainers.report import Report, Step
-from kpstore.trainers.run import Frames, load_model, train_keypoints, train_skeleton
-from kpstore.trainers.settings import Settings, device_named
+from kpstore.trainers.report import Step, TrainReport
+from kpstore.trainers.settings import TrainSettings, device_named
 from kpstore.trainers.skeleton import HierarchicalSkeletonTransformer
+from kpstore.trainers.train import Frames, load_model, train_keypoints, train_skeleton
 from tests.conftest import memory_location
 from tests.trainers.data import SMALL_KEYPOINTS, SMALL_SKELETON, people, train_store
 
-RUN: dict[str, Any] = {"batch_size": 8, "epochs": 4, "lr": 3e-3, "log_steps": 1, "checkpoint_steps": 5, "samples": 0}
+RUN: dict[str, Any] = {
+    "batch_size": 8,
+    "epochs": 4,
+    "lr": 3e-3,
+    "log_steps": 1,
+    "checkpoint_steps": 5,
+    "samples": 0,
+}
 TIMES = ("seconds", "frames_per_s", "wait_share")
 
 
@@ -47,7 +61,7 @@ def store(memory_store: kpstore.Store) -> kpstore.Store:
     return train_store(memory_store)
 
 
-def keypoints(store: kpstore.Store, folder: Path, **options: Any) -> Report:
+def keypoints(store: kpstore.Store, folder: Path, **options: Any) -> TrainReport:
     return train_keypoints(store, folder, config=SMALL_KEYPOINTS, **{**RUN, **options})
 
 
@@ -73,24 +87,38 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert all(torch.equal(first[key], second[key]) for key in first), name
 
 
-# -- learning -----------------------------------------------------------------------------------------------------
+# -- learning --------------------------------------------------------------------------------------
 
 
-def test_faces_are_learnt_for_frames_that_were_not_trained_on(store: kpstore.Store, tmp_path: Path) -> None:
-    report = keypoints(store, tmp_path / "run", epochs=16, lr=5e-3, clip_norm=None, checkpoint_steps=None)
+def test_faces_are_learnt_for_frames_that_were_not_trained_on(
+    store: kpstore.Store, tmp_path: Path
+) -> None:
+    report = keypoints(
+        store, tmp_path / "run", epochs=16, lr=5e-3, clip_norm=None, checkpoint_steps=None
+    )
     assert report.steps == 16 * 6
     first, last = (lines(tmp_path / "run" / "metrics.csv")[i] for i in (0, -1))
     dev = store.face_keypoints(split="dev", normalize=store.statistics("keypoints", split="train"))
     points = dev.batch(range(len(dev)))["keypoints"]
-    mean = store.face_keypoints(split="train", normalize="train_minmax").batch(range(48))["keypoints"].mean(axis=0)
+    mean = (
+        store.face_keypoints(split="train", normalize="train_minmax")
+        .batch(range(48))["keypoints"]
+        .mean(axis=0)
+    )
     of_the_mean_face = float(np.square(points - mean).mean())
     assert float(last["dev_loss"]) < of_the_mean_face / 2
     assert float(last["dev_loss"]) < float(first["dev_loss"]) / 4
-    assert report.best_loss == min(float(row["dev_loss"]) for row in lines(tmp_path / "run" / "metrics.csv"))
+    assert report.best_loss == min(
+        float(row["dev_loss"]) for row in lines(tmp_path / "run" / "metrics.csv")
+    )
 
 
-def test_skeletons_are_learnt_for_frames_that_were_not_trained_on(store: kpstore.Store, tmp_path: Path) -> None:
-    report = train_skeleton(store, tmp_path / "run", config=SMALL_SKELETON, **{**RUN, "epochs": 8, "lr": 1e-2})
+def test_skeletons_are_learnt_for_frames_that_were_not_trained_on(
+    store: kpstore.Store, tmp_path: Path
+) -> None:
+    report = train_skeleton(
+        store, tmp_path / "run", config=SMALL_SKELETON, **{**RUN, "epochs": 8, "lr": 1e-2}
+    )
     assert report.last is not None
     images = store.skeletons(split="dev", size=32).batch(range(16))["image"]
     train = store.skeletons(split="train", size=32).batch(range(48))["image"]
@@ -100,7 +128,15 @@ def test_skeletons_are_learnt_for_frames_that_were_not_trained_on(store: kpstore
 
 
 def test_each_epoch_leaves_a_picture_of_samples(store: kpstore.Store, tmp_path: Path) -> None:
-    train_skeleton(store, tmp_path, config=SMALL_SKELETON, frames=Frames(limit=8), batch_size=8, epochs=2, samples=3)
+    train_skeleton(
+        store,
+        tmp_path,
+        config=SMALL_SKELETON,
+        frames=Frames(limit=8),
+        batch_size=8,
+        epochs=2,
+        samples=3,
+    )
     pictures = sorted((tmp_path / "samples").iterdir())
     assert [path.name for path in pictures] == ["epoch_0001.png", "epoch_0002.png"]
     with Image.open(pictures[1]) as sheet:
@@ -109,7 +145,9 @@ def test_each_epoch_leaves_a_picture_of_samples(store: kpstore.Store, tmp_path: 
         assert len(np.unique(np.asarray(sheet.convert("L")))) > 10
 
 
-def test_a_saved_model_draws_what_the_trained_one_drew(store: kpstore.Store, tmp_path: Path) -> None:
+def test_a_saved_model_draws_what_the_trained_one_drew(
+    store: kpstore.Store, tmp_path: Path
+) -> None:
     keypoints(store, tmp_path, epochs=1)
     model = load_model(tmp_path / "best.safetensors")
     assert isinstance(model, HierarchicalKeypointTransformer)
@@ -130,7 +168,9 @@ def test_bfloat16_learns_too(store: kpstore.Store, tmp_path: Path) -> None:
     rows = lines(tmp_path / "metrics.csv")
     assert report.epochs == 4
     assert float(rows[-1]["dev_loss"]) < float(rows[0]["dev_loss"]) / 2
-    assert all(p.dtype == torch.float32 for p in load_model(tmp_path / "best.safetensors").parameters())
+    assert all(
+        p.dtype == torch.float32 for p in load_model(tmp_path / "best.safetensors").parameters()
+    )
 
 
 def test_training_ends_early_when_nothing_gets_better(store: kpstore.Store, tmp_path: Path) -> None:
@@ -142,7 +182,7 @@ def test_training_ends_early_when_nothing_gets_better(store: kpstore.Store, tmp_
     assert (again.stopped, again.epochs, again.last) == ("early", report.epochs, None)
 
 
-# -- resuming -----------------------------------------------------------------------------------------------------
+# -- resuming --------------------------------------------------------------------------------------
 
 
 WITH_DROPOUT = replace(SMALL_KEYPOINTS, dropout=0.2)
@@ -177,12 +217,24 @@ def test_skeletons_go_on_bit_for_bit(store: kpstore.Store, tmp_path: Path) -> No
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_that_was_killed_goes_on_bit_for_bit(disk_store: kpstore.Store, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on_bit_for_bit(
+    disk_store: kpstore.Store, tmp_path: Path
+) -> None:
     store = train_store(disk_store)
-    command = [sys.executable, "-m", "tests.trainers.kill_driver", store.location, str(tmp_path / "parts")]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    command = [
+        sys.executable,
+        "-m",
+        "tests.trainers.kill_driver",
+        store.location,
+        str(tmp_path / "parts"),
+    ]
+    killed = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert lines(tmp_path / "parts" / "steps.csv")[-1]["step"] == "17"  # one line more than the checkpoint knows of
+    assert (
+        lines(tmp_path / "parts" / "steps.csv")[-1]["step"] == "17"
+    )  # one line more than the checkpoint knows of
     with (tmp_path / "parts" / "steps.csv").open("a") as file:
         file.write("18,2,0.0")  # and half a line
     keypoints(store, tmp_path / "whole")
@@ -204,7 +256,9 @@ def test_the_callers_random_numbers_are_left_alone(store: kpstore.Store, tmp_pat
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_another_version_of_the_store_is_one_line_that_names_both(store: kpstore.Store, tmp_path: Path) -> None:
+def test_another_version_of_the_store_is_one_line_that_names_both(
+    store: kpstore.Store, tmp_path: Path
+) -> None:
     keypoints(store, tmp_path, epochs=1)
     with kpstore.open(store.location, mode="a").transaction("one word more") as tx:
         tx.set_splits({"b": "test"})
@@ -214,23 +268,35 @@ def test_another_version_of_the_store_is_one_line_that_names_both(store: kpstore
     assert store.snapshot in str(caught.value)
     assert newer.snapshot in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert keypoints(kpstore.open(store.location, at=store.snapshot), tmp_path, epochs=1, resume=True).epochs == 1
+    assert (
+        keypoints(
+            kpstore.open(store.location, at=store.snapshot), tmp_path, epochs=1, resume=True
+        ).epochs
+        == 1
+    )
 
 
 def test_other_settings_are_named_together(store: kpstore.Store, tmp_path: Path) -> None:
     keypoints(store, tmp_path, epochs=1)
-    with pytest.raises(MismatchError, match=r"settings.lr 0.003 then, 0.1 now; batch_size 8 then, 4 now"):
+    with pytest.raises(
+        MismatchError, match=r"settings.lr 0.003 then, 0.1 now; batch_size 8 then, 4 now"
+    ):
         keypoints(store, tmp_path, epochs=1, lr=0.1, batch_size=4, resume=True)
 
 
-def test_as_many_frames_of_another_split_are_not_taken_for_the_same(store: kpstore.Store, tmp_path: Path) -> None:
-    def train(split: str, dev_split: str, epochs: int, *, resume: bool = True) -> Report:
+def test_as_many_frames_of_another_split_are_not_taken_for_the_same(
+    store: kpstore.Store, tmp_path: Path
+) -> None:
+    def train(split: str, dev_split: str, epochs: int, *, resume: bool = True) -> TrainReport:
         frames = Frames(split, dev_split, limit=8)
         run = {**RUN, "epochs": epochs, "resume": resume, "schedule": "constant", "warmup": 0}
         return train_skeleton(store, tmp_path, config=SMALL_SKELETON, frames=frames, **run)
 
     train("train", "dev", 1, resume=False)
-    with pytest.raises(MismatchError, match=r"with other settings: train frames are others .*; dev frames are others"):
+    with pytest.raises(
+        MismatchError,
+        match=r"with other settings: train frames are others .*; dev frames are others",
+    ):
         train("dev", "train", 2)
     assert train("train", "dev", 2).epochs == 2
 
@@ -276,9 +342,17 @@ def test_weights_of_another_model_are_one_line(store: kpstore.Store, tmp_path: P
             found: torch.Tensor = self.out(self.layer(points))
             return found
 
-    def train(width: int, *, resume: bool) -> Report:
+    def train(width: int, *, resume: bool) -> TrainReport:
         loader = kpstore.loader(store.face_keypoints(split="train"), 8)
-        return fit(Own(width), loader, task=KeypointTask(), folder=tmp_path, epochs=1, resume=resume, samples=0)
+        return fit(
+            Own(width),
+            loader,
+            task=KeypointTraining(),
+            folder=tmp_path,
+            epochs=1,
+            resume=resume,
+            samples=0,
+        )
 
     train(4, resume=False)
     with pytest.raises(InvalidError, match="tensors are not those of this Own"):
@@ -290,12 +364,16 @@ def test_a_checkpoint_of_a_newer_model_is_one_line(store: kpstore.Store, tmp_pat
     keypoints(store, tmp_path, epochs=1)
     found = read_checkpoint(tmp_path / "best.safetensors")
     model = {**found.about["model"], "config": {**found.about["model"]["config"], "memory": 1}}
-    write_checkpoint(tmp_path / "newer.safetensors", replace(found, about={**found.about, "model": model}))
+    write_checkpoint(
+        tmp_path / "newer.safetensors", replace(found, about={**found.about, "model": model})
+    )
     with pytest.raises(InvalidError, match="its model has memory, unknown here"):
         load_model(tmp_path / "newer.safetensors")
     fewer = dict(list(found.tensors.items())[1:])
     write_checkpoint(tmp_path / "fewer.safetensors", replace(found, tensors=fewer))
-    with pytest.raises(InvalidError, match="tensors are not those of this HierarchicalKeypointTransformer"):
+    with pytest.raises(
+        InvalidError, match="tensors are not those of this HierarchicalKeypointTransformer"
+    ):
         load_model(tmp_path / "fewer.safetensors")
 
 
@@ -311,7 +389,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("kpstore.trainers.checkpoint.save_file", full)
-    with pytest.raises(OSError, match=r"checkpoint\.safetensors: cannot be written \(.*No space left"):
+    with pytest.raises(
+        OSError, match=r"checkpoint\.safetensors: cannot be written \(.*No space left"
+    ):
         write_checkpoint(path, read_checkpoint(path))
     assert path.read_bytes() == before
     assert not list(tmp_path.glob(".checkpoint*"))
@@ -338,11 +418,11 @@ def test_the_wrapped_model_is_gone_before_the_group_of_processes_is(
     at_the_end: list[nn.Module | None] = []
     monkeypatch.setattr("kpstore.trainers.fit.joined", joined)
     loader = kpstore.loader(store.face_keypoints(split="train"), 8)
-    fit(HierarchicalKeypointTransformer(SMALL_KEYPOINTS), loader, task=KeypointTask(), epochs=1)
+    fit(HierarchicalKeypointTransformer(SMALL_KEYPOINTS), loader, task=KeypointTraining(), epochs=1)
     assert at_the_end == [None]
 
 
-# -- what can be wrong --------------------------------------------------------------------------------------------
+# -- what can be wrong -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["train", "dev"])
@@ -352,20 +432,28 @@ def test_loaders_that_drop_all_their_frames_are_one_line(store: kpstore.Store, n
     loaders[name] = kpstore.loader(view, 100, drop_last=True)
     model = HierarchicalKeypointTransformer(SMALL_KEYPOINTS)
     with pytest.raises(InvalidError, match=f"the {name} loader drops all of its 48 frames"):
-        fit(model, loaders["train"], loaders["dev"], task=KeypointTask(), epochs=1)
+        fit(model, loaders["train"], loaders["dev"], task=KeypointTraining(), epochs=1)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_ends_in_the_mode_it_came_in(store: kpstore.Store, training: bool) -> None:
     view = store.face_keypoints(split="train")
     model = HierarchicalKeypointTransformer(SMALL_KEYPOINTS).train(training)
-    fit(model, kpstore.loader(view, 16), kpstore.loader(view, 16, shuffle=None), task=KeypointTask(), epochs=1)
+    fit(
+        model,
+        kpstore.loader(view, 16),
+        kpstore.loader(view, 16, shuffle=None),
+        task=KeypointTraining(),
+        epochs=1,
+    )
     assert model.training is training
 
 
-def test_a_loss_that_is_no_number_stops_before_the_checkpoint(store: kpstore.Store, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_before_the_checkpoint(
+    store: kpstore.Store, tmp_path: Path
+) -> None:
     @dataclass(frozen=True)
-    class Diverging(KeypointTask):
+    class Diverging(KeypointTraining):
         def measure(self, model: nn.Module, batch: Any) -> Any:
             measured = super().measure(model, batch)
             return replace(measured, loss=measured.loss * float("nan"))
@@ -376,7 +464,14 @@ def test_a_loss_that_is_no_number_stops_before_the_checkpoint(store: kpstore.Sto
         fit(model, kpstore.loader(view, 8), task=Diverging(), folder=tmp_path, log_steps=1)
     model = HierarchicalKeypointTransformer(SMALL_KEYPOINTS)
     with pytest.raises(InvalidError, match=r"no longer numbers|is nan"):
-        fit(model, kpstore.loader(view, 8), task=Diverging(), folder=tmp_path / "b", log_steps=99, checkpoint_steps=2)
+        fit(
+            model,
+            kpstore.loader(view, 8),
+            task=Diverging(),
+            folder=tmp_path / "b",
+            log_steps=99,
+            checkpoint_steps=2,
+        )
     assert not (tmp_path / "b" / "checkpoint.safetensors").exists()
 
 
@@ -390,14 +485,14 @@ def test_any_model_and_loader_can_be_fitted_without_a_folder(store: kpstore.Stor
             return self.face.expand(len(faces), -1, -1)
 
     loader = kpstore.loader(store.face_keypoints(split="train"), 16)
-    report = fit(Mean(), loader, task=KeypointTask(), epochs=30, lr=0.1, weight_decay=0.0)
+    report = fit(Mean(), loader, task=KeypointTraining(), epochs=30, lr=0.1, weight_decay=0.0)
     assert report.folder is None
     assert report.best_loss < 0.05
     assert report.parameters == 204
 
 
 def test_the_rate_rises_then_falls_to_nothing() -> None:
-    settings = Settings(lr=1.0, warmup=0.1)
+    settings = TrainSettings(lr=1.0, warmup=0.1)
     rates = [settings.lr_at(step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1.0
@@ -408,7 +503,7 @@ def test_the_rate_rises_then_falls_to_nothing() -> None:
 
 def test_wrong_settings_are_named_together() -> None:
     with pytest.raises(InvalidError, match=r"epochs=0 \(1 or more\); lr=-1.*; precision='half'"):
-        Settings(epochs=0, lr=-1, precision="half")  # type: ignore[arg-type]
+        TrainSettings(epochs=0, lr=-1, precision="half")  # type: ignore[arg-type]
 
 
 def test_devices_that_are_not_there_are_one_line() -> None:
@@ -421,12 +516,16 @@ def test_devices_that_are_not_there_are_one_line() -> None:
 
 def test_parts_that_no_frame_has_are_named(memory_store: kpstore.Store, tmp_path: Path) -> None:
     store = train_store(memory_store, without=("face", "right_hand"))
-    with pytest.raises(InvalidError, match=r"face and right hand: missing in all 48 frames of split 'train'"):
+    with pytest.raises(
+        InvalidError, match=r"face and right hand: missing in all 48 frames of split 'train'"
+    ):
         train_skeleton(store, tmp_path, config=SMALL_SKELETON)
     with pytest.raises(InvalidError, match=r"face: missing in all 48 frames of split 'train'"):
         keypoints(store, tmp_path)
     frames = Frames(missing_parts="allow", dev_split="")
-    assert train_skeleton(store, tmp_path, config=SMALL_SKELETON, frames=frames, epochs=1).epochs == 1
+    assert (
+        train_skeleton(store, tmp_path, config=SMALL_SKELETON, frames=frames, epochs=1).epochs == 1
+    )
 
 
 def test_keypoints_of_faces_alone_train_too(memory_store: kpstore.Store, tmp_path: Path) -> None:
@@ -443,11 +542,13 @@ def test_keypoints_of_faces_alone_train_too(memory_store: kpstore.Store, tmp_pat
 
 
 def test_skeletons_without_regions_in_the_batch_train_alike(store: kpstore.Store) -> None:
-    from kpstore.trainers.skeleton import SkeletonTask, SkeletonTrainingView
+    from kpstore.trainers.skeleton import SkeletonTraining, SkeletonTrainingView
 
     model = HierarchicalSkeletonTransformer(SMALL_SKELETON)
-    task = SkeletonTask(edges=())
-    with_regions = SkeletonTrainingView(store, size=32, fill=float("nan"), split="dev").batch(range(4))
+    task = SkeletonTraining(edges=())
+    with_regions = SkeletonTrainingView(store, size=32, fill=float("nan"), split="dev").batch(
+        range(4)
+    )
     without = store.skeletons(size=32, fill=float("nan"), split="dev").batch(range(4))
     losses = [
         task.measure(model, {k: torch.from_numpy(v) for k, v in batch.items()}).loss.item()
@@ -457,11 +558,16 @@ def test_skeletons_without_regions_in_the_batch_train_alike(store: kpstore.Store
 
 
 def test_zeros_that_look_like_points_are_refused(store: kpstore.Store, tmp_path: Path) -> None:
-    from kpstore.trainers.skeleton import SkeletonTask
+    from kpstore.trainers.skeleton import SkeletonTraining
 
     model = HierarchicalSkeletonTransformer(SMALL_SKELETON)
     loader = kpstore.loader(store.skeletons(size=32).subset(range(8)), 4)
-    with pytest.raises(InvalidError, match="missing points are 0 in this view, which a model takes for coordinates"):
-        fit(model, loader, task=SkeletonTask(), epochs=1, folder=tmp_path / "run")
+    with pytest.raises(
+        InvalidError, match="missing points are 0 in this view, which a model takes for coordinates"
+    ):
+        fit(model, loader, task=SkeletonTraining(), epochs=1, folder=tmp_path / "run")
     known = kpstore.loader(store.skeletons(size=32, fill=float("nan")).subset(range(8)), 4)
-    assert fit(model, known, task=SkeletonTask(), epochs=1, folder=tmp_path / "run").last is not None
+    assert (
+        fit(model, known, task=SkeletonTraining(), epochs=1, folder=tmp_path / "run").last
+        is not None
+    )

@@ -10,11 +10,16 @@ from torch import Tensor
 from kpstore.errors import InvalidError
 from kpstore.render.raster import draw_skeletons
 from kpstore.schema.layout import PART_SLICES, PARTS
-from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointConfig, KeypointTask, face_frame
+from kpstore.trainers.keypoints import (
+    HierarchicalKeypointTransformer,
+    KeypointConfig,
+    KeypointTraining,
+    face_frame,
+)
 from kpstore.trainers.skeleton import (
     HierarchicalSkeletonTransformer,
     SkeletonConfig,
-    SkeletonTask,
+    SkeletonTraining,
     draw_regions,
     lay_down,
 )
@@ -36,7 +41,10 @@ def keypoint_model() -> HierarchicalKeypointTransformer:
 
 
 def batch_of(keypoints: Tensor, size: int = 32) -> dict[str, Tensor]:
-    return {"keypoints": keypoints, "image": torch.from_numpy(draw_skeletons(keypoints.numpy(), size)[:, None])}
+    return {
+        "keypoints": keypoints,
+        "image": torch.from_numpy(draw_skeletons(keypoints.numpy(), size)[:, None]),
+    }
 
 
 def all_finite(model: torch.nn.Module, output: Tensor) -> bool:
@@ -65,7 +73,9 @@ def test_keypoints_of_another_shape_are_one_line(skeleton: HierarchicalSkeletonT
         skeleton(torch.zeros(2, 68, 3))
 
 
-def test_missing_parts_never_reach_the_output_or_the_gradients(skeleton: HierarchicalSkeletonTransformer) -> None:
+def test_missing_parts_never_reach_the_output_or_the_gradients(
+    skeleton: HierarchicalSkeletonTransformer,
+) -> None:
     keypoints = torch.from_numpy(people(5, 0))
     for number, rows in enumerate(PART_SLICES.values()):
         keypoints[number, rows] = NAN
@@ -75,7 +85,9 @@ def test_missing_parts_never_reach_the_output_or_the_gradients(skeleton: Hierarc
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_what_stands_behind_the_mask_changes_nothing(skeleton: HierarchicalSkeletonTransformer, part: str) -> None:
+def test_what_stands_behind_the_mask_changes_nothing(
+    skeleton: HierarchicalSkeletonTransformer, part: str
+) -> None:
     keypoints, detected = torch.from_numpy(people(2, 0)), torch.ones(2, 4, dtype=torch.bool)
     detected[:, PARTS.index(part)] = False
     outputs = []
@@ -97,11 +109,15 @@ def test_a_missing_part_is_no_part_at_the_corner(skeleton: HierarchicalSkeletonT
 def test_a_sample_does_not_depend_on_its_batch(skeleton: HierarchicalSkeletonTransformer) -> None:
     keypoints = torch.from_numpy(people(3, 0))
     keypoints[0, 68:89] = NAN
-    torch.testing.assert_close(skeleton(keypoints)[1:2], skeleton(keypoints[1:2]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        skeleton(keypoints)[1:2], skeleton(keypoints[1:2]), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_features_are_laid_down_where_points_lie() -> None:
-    keypoints = torch.tensor([[[0.3125, 0.5625, 0.0], [0.5, 0.5, 0.0], [NAN, NAN, NAN], [2.0, 0.5, 0.0]]])
+    keypoints = torch.tensor(
+        [[[0.3125, 0.5625, 0.0], [0.5, 0.5, 0.0], [NAN, NAN, NAN], [2.0, 0.5, 0.0]]]
+    )
     features = torch.tensor([[[1.0], [4.0], [9.0], [9.0]]])
     laid = lay_down(features, keypoints, torch.isfinite(keypoints).all(-1), 8)[0, 0]
     expected = torch.zeros(8, 8)
@@ -110,7 +126,9 @@ def test_features_are_laid_down_where_points_lie() -> None:
     torch.testing.assert_close(laid, expected)
 
 
-def test_faces_with_missing_points_come_out_whole(keypoint_model: HierarchicalKeypointTransformer) -> None:
+def test_faces_with_missing_points_come_out_whole(
+    keypoint_model: HierarchicalKeypointTransformer,
+) -> None:
     faces = torch.from_numpy(people(4, 0)[:, :68])
     faces[0] = NAN
     faces[1, 36:42] = NAN
@@ -150,7 +168,9 @@ def test_a_faces_frame_is_that_of_the_points_that_are_there() -> None:
     torch.testing.assert_close(size[3, 0], torch.full((3,), 1e-3))
 
 
-def test_a_face_far_away_is_as_easy_as_one_in_the_middle(keypoint_model: HierarchicalKeypointTransformer) -> None:
+def test_a_face_far_away_is_as_easy_as_one_in_the_middle(
+    keypoint_model: HierarchicalKeypointTransformer,
+) -> None:
     """Before any training, what comes out lies where the face is, and is about as large."""
     faces = torch.from_numpy(people(4, 0)[:, :68]) * 0.1 + torch.tensor([5.0, -3.0, 0.0])
     with torch.inference_mode():
@@ -166,10 +186,13 @@ def test_the_loss_counts_only_points_that_are_there() -> None:
     def shifted(faces: Tensor) -> Tensor:
         return torch.nan_to_num(faces, nan=100.0) + torch.tensor([0.1, 0.2, 0.0])
 
-    measured = KeypointTask().measure(shifted, {"keypoints": target})  # type: ignore[arg-type]
+    measured = KeypointTraining().measure(shifted, {"keypoints": target})  # type: ignore[arg-type]
     assert measured.count == 68 + 60
     assert measured.loss.item() == pytest.approx((0.1**2 + 0.2**2) / 3, rel=1e-4)
-    boxes = [np.linalg.norm(np.ptp(face[np.isfinite(face[:, 0]), :2], axis=0)) for face in target[1:].numpy()]
+    boxes = [
+        np.linalg.norm(np.ptp(face[np.isfinite(face[:, 0]), :2], axis=0))
+        for face in target[1:].numpy()
+    ]
     expected = 0.1 * 5**0.5 * (60 / boxes[0] + 68 / boxes[1]) / 128
     assert measured.figures["point_error"].item() == pytest.approx(expected, rel=1e-4)
 
@@ -190,7 +213,7 @@ def test_weights_follow_the_regions_and_reach_around_them() -> None:
     keypoints = torch.full((2, 143, 3), NAN)
     keypoints[0, 68:89] = 0.5  # all points of a hand at one place
     keypoints[1, 0:68] = 0.5
-    task = SkeletonTask(hands=3.0, face=1.5, rest=1.0, reach=2)
+    task = SkeletonTraining(hands=3.0, face=1.5, rest=1.0, reach=2)
     weights = task.weights(batch_of(keypoints))
     drawn = torch.from_numpy(draw_regions(keypoints.numpy(), 32))
     assert weights.unique().tolist() == [1.0, 1.5, 3.0]
@@ -205,26 +228,36 @@ def test_the_weighted_loss_is_the_mean_by_weights_and_the_plain_one_without(
     skeleton: HierarchicalSkeletonTransformer,
 ) -> None:
     batch = batch_of(torch.from_numpy(people(3, 0)))
-    task = SkeletonTask()
+    task = SkeletonTraining()
     with torch.no_grad():
         errors = (skeleton(batch["keypoints"]) - (batch["image"].float() / 127.5 - 1)) ** 2
     weights = task.weights(batch)
-    weighted, plain = (t.measure(skeleton, batch) for t in (task, SkeletonTask(1.0, 1.0, 1.0)))
-    assert weighted.loss.item() == pytest.approx(((errors * weights).sum() / weights.sum()).item(), rel=1e-5)
+    weighted, plain = (t.measure(skeleton, batch) for t in (task, SkeletonTraining(1.0, 1.0, 1.0)))
+    assert weighted.loss.item() == pytest.approx(
+        ((errors * weights).sum() / weights.sum()).item(), rel=1e-5
+    )
     assert plain.loss.item() == pytest.approx(errors.mean().item(), rel=1e-5)
     assert weighted.figures["mse"].item() == pytest.approx(errors.mean().item(), rel=1e-5)
 
 
 def test_weights_that_make_no_sense_are_refused() -> None:
-    for weights in ({"hands": -1.0}, {"face": float("nan")}, {"hands": float("inf")}, {"rest": 0.0}):
+    for weights in (
+        {"hands": -1.0},
+        {"face": float("nan")},
+        {"hands": float("inf")},
+        {"rest": 0.0},
+    ):
         with pytest.raises(InvalidError, match=r"use finite numbers from 0, rest more than 0"):
-            SkeletonTask(**weights)
+            SkeletonTraining(**weights)
 
 
 def test_pictures_of_another_size_are_one_line(skeleton: HierarchicalSkeletonTransformer) -> None:
     batch = {"keypoints": torch.from_numpy(people(2, 0)), "image": torch.zeros(2, 1, 64, 64)}
-    with pytest.raises(InvalidError, match=r"pictures of \(1, 64, 64\) are wanted of a model that draws \(1, 32, 32\)"):
-        SkeletonTask().measure(skeleton, batch)
+    with pytest.raises(
+        InvalidError,
+        match=r"pictures of \(1, 64, 64\) are wanted of a model that draws \(1, 32, 32\)",
+    ):
+        SkeletonTraining().measure(skeleton, batch)
 
 
 @pytest.mark.parametrize("kind", ["skeleton", "keypoints"])

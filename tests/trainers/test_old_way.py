@@ -20,7 +20,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", ["keypoints", "skeleton"])
 def test_the_same_batches_give_the_same_losses(folder: Path, kind: str) -> None:
-    pairs = list(zip(*(old.batches_of(way, kind, folder, 32) for way in ("old", "store")), strict=True))
+    pairs = list(
+        zip(*(old.batches_of(way, kind, folder, 32) for way in ("old", "store")), strict=True)
+    )
     assert sum(len(ours["keypoints"]) for _, ours in pairs) == 150
     for theirs, ours in pairs:
         assert all(torch.equal(theirs[name], ours[name]) for name in theirs)

@@ -14,9 +14,9 @@ import kpstore
 from kpstore.errors import CorruptError, ExistsError, InvalidError, MismatchError, NotFoundError
 from kpstore.schema.feature import State
 from kpstore.trainers.fit import fit
-from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointTask
+from kpstore.trainers.keypoints import HierarchicalKeypointTransformer, KeypointTraining
 from kpstore.trainers.predict import open_predictor, predict_feature, predict_pictures
-from kpstore.trainers.run import load_model, train_keypoints, train_skeleton
+from kpstore.trainers.train import load_model, train_keypoints, train_skeleton
 from tests.conftest import memory_location
 from tests.fakes import record
 from tests.trainers.data import SMALL_KEYPOINTS, SMALL_SKELETON, train_store
@@ -26,7 +26,9 @@ from tests.trainers.data import SMALL_KEYPOINTS, SMALL_SKELETON, train_store
 def faces_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faces")
     store = train_store(kpstore.create(memory_location()))
-    train_keypoints(store, folder, config=SMALL_KEYPOINTS, epochs=3, batch_size=8, lr=5e-3, samples=0)
+    train_keypoints(
+        store, folder, config=SMALL_KEYPOINTS, epochs=3, batch_size=8, lr=5e-3, samples=0
+    )
     return folder / "best.safetensors"
 
 
@@ -47,7 +49,9 @@ def with_gaps(store: kpstore.Store) -> kpstore.Store:
     """Add a video that is pending, one that failed, and one with a frame that failed and one without face."""
     train_store(store)
     with opened(store).transaction("gaps") as tx:
-        tx.add_videos([record("pending", 4, "dev"), record("failed", 3, "dev"), record("gap", 5, "dev")])
+        tx.add_videos(
+            [record("pending", 4, "dev"), record("failed", 3, "dev"), record("gap", 5, "dev")]
+        )
         rows = store.at()["keypoints"][:5].copy()
         rows[2, :68] = np.nan
         tx.fail("keypoints", "failed", "unreadable")
@@ -55,9 +59,16 @@ def with_gaps(store: kpstore.Store) -> kpstore.Store:
     return opened(store)
 
 
-def test_faces_are_written_back_in_the_stores_own_coordinates(store: kpstore.Store, faces_run: Path) -> None:
+def test_faces_are_written_back_in_the_stores_own_coordinates(
+    store: kpstore.Store, faces_run: Path
+) -> None:
     done = predict_feature(with_gaps(store), open_predictor(faces_run, batch_size=7), split="dev")
-    assert (done.feature, done.frames, done.empty, done.not_extracted) == ("keypoints_predicted", 24, 5, 4)
+    assert (done.feature, done.frames, done.empty, done.not_extracted) == (
+        "keypoints_predicted",
+        24,
+        5,
+        4,
+    )
     after = store.at()
     assert after.snapshot == done.snapshot
     found, faces = after.video("c")["keypoints_predicted"], after.video("c")["keypoints"][:, :68]
@@ -74,15 +85,27 @@ def test_what_failed_or_is_not_there_stays_so(store: kpstore.Store, faces_run: P
     after = store.at()
     states = dict(zip(after.index.ids.tolist(), after.states("again").tolist(), strict=True))
     train, done, failed = State.PENDING, State.DONE, State.FAILED
-    assert states == {"a": train, "b": train, "c": done, "pending": State.PENDING, "failed": failed, "gap": done}
+    assert states == {
+        "a": train,
+        "b": train,
+        "c": done,
+        "pending": State.PENDING,
+        "failed": failed,
+        "gap": done,
+    }
     gap = np.isfinite(after.video("gap")["again"]).all(axis=(1, 2)).tolist()
     assert gap == [True, True, False, True, False]
     assert np.isnan(after.video("failed")["again"]).all()
-    assert {(f.video_id, f.frame) for f in after.failures("again")} == {("failed", None), ("gap", 4)}
+    assert {(f.video_id, f.frame) for f in after.failures("again")} == {
+        ("failed", None),
+        ("gap", 4),
+    }
     assert len(after.face_keypoints(feature="again", split="dev")) == 16 + 3
 
 
-def test_another_split_is_added_and_nothing_is_done_twice(store: kpstore.Store, faces_run: Path) -> None:
+def test_another_split_is_added_and_nothing_is_done_twice(
+    store: kpstore.Store, faces_run: Path
+) -> None:
     train_store(store)
     predictor = open_predictor(faces_run)
     predict_feature(opened(store), predictor, split="dev")
@@ -109,7 +132,9 @@ def test_a_prediction_says_what_made_it(memory_store: kpstore.Store, faces_run: 
     assert memory_store.at().history()[0].metadata["predict"]["read"]
 
 
-def test_an_interrupted_prediction_leaves_nothing(disk_store: kpstore.Store, faces_run: Path) -> None:
+def test_an_interrupted_prediction_leaves_nothing(
+    disk_store: kpstore.Store, faces_run: Path
+) -> None:
     before = train_store(disk_store).snapshot
 
     def stop(done: int, total: int) -> None:
@@ -121,7 +146,9 @@ def test_an_interrupted_prediction_leaves_nothing(disk_store: kpstore.Store, fac
     assert predict_feature(opened(disk_store), open_predictor(faces_run)).frames == 64
 
 
-def test_skeletons_are_written_as_pictures_of_bytes(store: kpstore.Store, skeleton_run: Path) -> None:
+def test_skeletons_are_written_as_pictures_of_bytes(
+    store: kpstore.Store, skeleton_run: Path
+) -> None:
     train_store(store)
     done = predict_feature(opened(store), open_predictor(skeleton_run), split="train")
     after = store.at()
@@ -132,7 +159,9 @@ def test_skeletons_are_written_as_pictures_of_bytes(store: kpstore.Store, skelet
     np.testing.assert_allclose(drawn / 127.5 - 1, expected.numpy(), atol=1 / 127)
 
 
-def test_pictures_go_on_where_a_killed_run_was(memory_store: kpstore.Store, skeleton_run: Path, tmp_path: Path) -> None:
+def test_pictures_go_on_where_a_killed_run_was(
+    memory_store: kpstore.Store, skeleton_run: Path, tmp_path: Path
+) -> None:
     store, predictor = train_store(memory_store), open_predictor(skeleton_run, batch_size=4)
 
     def stop(done: int, total: int) -> None:
@@ -154,7 +183,9 @@ def test_pictures_go_on_where_a_killed_run_was(memory_store: kpstore.Store, skel
 def test_faces_are_drawn_and_frames_without_one_get_no_picture(
     memory_store: kpstore.Store, faces_run: Path, tmp_path: Path
 ) -> None:
-    done = predict_pictures(with_gaps(memory_store), open_predictor(faces_run), tmp_path, split="dev")
+    done = predict_pictures(
+        with_gaps(memory_store), open_predictor(faces_run), tmp_path, split="dev"
+    )
     assert (done.frames, done.empty) == (16 + 4, 1)
     assert len(list((tmp_path / "gap").iterdir())) == 3
     few = predict_pictures(memory_store.at(), open_predictor(faces_run), tmp_path / "few", limit=5)
@@ -174,10 +205,12 @@ def test_videos_whose_ids_are_no_names_of_folders_stay_inside(
     assert len(list(tmp_path.rglob("0*.png"))) == 4
 
 
-# -- what cannot be ---------------------------------------------------------------------------------------------------
+# -- what cannot be --------------------------------------------------------------------------------
 
 
-def test_a_folder_of_another_run_is_refused(memory_store: kpstore.Store, faces_run: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_run_is_refused(
+    memory_store: kpstore.Store, faces_run: Path, tmp_path: Path
+) -> None:
     store = train_store(memory_store)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -213,7 +246,9 @@ def test_features_of_another_kind_or_another_checkpoint_are_refused(
     assert sorted(memory_store.at().features) == ["again", "embedding", "keypoints"]
 
 
-def test_checkpoints_that_are_none_are_one_line(memory_store: kpstore.Store, faces_run: Path, tmp_path: Path) -> None:
+def test_checkpoints_that_are_none_are_one_line(
+    memory_store: kpstore.Store, faces_run: Path, tmp_path: Path
+) -> None:
     from safetensors.torch import save_file
 
     with pytest.raises(NotFoundError, match="no checkpoint is there"):
@@ -227,7 +262,13 @@ def test_checkpoints_that_are_none_are_one_line(memory_store: kpstore.Store, fac
         open_predictor(tmp_path / "other.safetensors")
     loader = kpstore.loader(train_store(memory_store).face_keypoints(split="train"), batch_size=8)
     fit(
-        HierarchicalKeypointTransformer(SMALL_KEYPOINTS), loader, task=KeypointTask(), epochs=1, folder=tmp_path / "own"
+        HierarchicalKeypointTransformer(SMALL_KEYPOINTS),
+        loader,
+        task=KeypointTraining(),
+        epochs=1,
+        folder=tmp_path / "own",
     )
-    with pytest.raises(InvalidError, match=r"does not say what its model was fed \(feature, high, low\)"):
+    with pytest.raises(
+        InvalidError, match=r"does not say what its model was fed \(feature, high, low\)"
+    ):
         open_predictor(tmp_path / "own" / "best.safetensors")

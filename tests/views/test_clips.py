@@ -31,8 +31,15 @@ def naive_clips(n_frames: list[int], length: int, stride: int, short: Short) -> 
     return starts
 
 
-@given(st.lists(st.integers(0, 20), max_size=6), st.integers(1, 8), st.integers(1, 8), st.sampled_from(["skip", "pad"]))
-def test_the_plan_is_that_of_a_plain_loop(n_frames: list[int], length: int, stride: int, short: Short) -> None:
+@given(
+    st.lists(st.integers(0, 20), max_size=6),
+    st.integers(1, 8),
+    st.integers(1, 8),
+    st.sampled_from(["skip", "pad"]),
+)
+def test_the_plan_is_that_of_a_plain_loop(
+    n_frames: list[int], length: int, stride: int, short: Short
+) -> None:
     lengths = np.array(n_frames, dtype=np.int64)
     first = np.cumsum(lengths) - lengths
     planned = plan_clips(first, lengths, length, stride, short)
@@ -74,7 +81,9 @@ def test_clips_are_rows_of_one_video(store: kpstore.Store, stride: int | None) -
     batch = view.batch(np.arange(len(view))[::-1])
     for i, start in enumerate(view.starts[::-1].tolist()):
         np.testing.assert_array_equal(batch["points"][i], filled["points"][start : start + 4])
-        np.testing.assert_array_equal(batch["points_detected"][i], filled["points_detected"][start : start + 4])
+        np.testing.assert_array_equal(
+            batch["points_detected"][i], filled["points_detected"][start : start + 4]
+        )
     assert batch["row"].tolist() == view.starts[::-1].tolist()
     assert set(batch["video"].tolist()) == {0, 1, 3}
     assert set(view[0]) == {"points", "points_detected", "row", "video"}
@@ -85,7 +94,11 @@ def test_padding_repeats_the_last_frame(store: kpstore.Store) -> None:
     view = fill(store).clips("points", 6, short="pad", videos=["b", "a"])
     assert view.first_rows.tolist() == [5, 11, 0]
     assert view.lengths.tolist() == [6, 3, 5]
-    assert [sample["valid"].tolist() for sample in view] == [[True] * 6, [True] * 3 + [False] * 3, [True] * 5 + [False]]
+    assert [sample["valid"].tolist() for sample in view] == [
+        [True] * 6,
+        [True] * 3 + [False] * 3,
+        [True] * 5 + [False],
+    ]
     b = rows_of("b", 9).values
     np.testing.assert_array_equal(view[1]["points"], b[[6, 7, 8, 8, 8, 8]])
     np.testing.assert_array_equal(view[2]["points"], rows_of("a", 5).values[[0, 1, 2, 3, 4, 4]])
@@ -106,7 +119,9 @@ def test_clips_with_missing_frames_are_kept_left_out_or_refused(store: kpstore.S
 
 def test_words_and_numbers_that_make_no_sense_are_refused(memory_store: kpstore.Store) -> None:
     filled = fill(memory_store)
-    with pytest.raises(InvalidError, match="clips of length=0 and stride=-1: use whole numbers of frames"):
+    with pytest.raises(
+        InvalidError, match="clips of length=0 and stride=-1: use whole numbers of frames"
+    ):
         filled.clips("points", 0, -1)
     with pytest.raises(InvalidError, match="short='drop': use 'skip' or 'pad'"):
         filled.clips("points", 2, short="drop")  # type: ignore[arg-type]

@@ -96,7 +96,10 @@ def test_nan_stays_nan(memory_store: kpstore.Store, normalize: str | None) -> No
 
 def test_frames_without_a_face_can_be_refused(memory_store: kpstore.Store) -> None:
     filled = fill_keypoints(memory_store)
-    with pytest.raises(NotFoundError, match="3 of 15 frames failed or are not extracted yet, the first in video 'b'"):
+    with pytest.raises(
+        NotFoundError,
+        match="3 of 15 frames failed or are not extracted yet, the first in video 'b'",
+    ):
         filled.face_keypoints(missing="error")
     with pytest.raises(NotFoundError, match="3 of 12 frames have no face, the first in video 'a'"):
         filled.face_keypoints(missing="error", videos=["a"])
@@ -117,7 +120,9 @@ def test_a_coordinate_that_never_varies_is_only_shifted(memory_store: kpstore.St
     np.testing.assert_array_equal(view.denormalize(view[0]["keypoints"]), values[0])
 
 
-def test_the_range_is_measured_once_and_travels(store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_range_is_measured_once_and_travels(
+    store: kpstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     view = fill_keypoints(store).face_keypoints()
     pickled = pickle.dumps(view)
     monkeypatch.setattr(FaceKeypointView, "_measure", lambda self: pytest.fail("measured again"))
@@ -135,7 +140,9 @@ def test_a_view_without_faces_says_so_when_one_is_needed(memory_store: kpstore.S
 
 def test_what_does_not_fit_is_refused(memory_store: kpstore.Store) -> None:
     filled = fill_keypoints(memory_store)
-    with pytest.raises(InvalidError, match=r"'keypoints_detected' has rows of \(4,\); face points need"):
+    with pytest.raises(
+        InvalidError, match=r"'keypoints_detected' has rows of \(4,\); face points need"
+    ):
         filled.face_keypoints(feature="keypoints_detected")
     with pytest.raises(InvalidError, match="normalize='box': use 'minmax', 'frame'"):
         filled.face_keypoints(normalize="box")  # type: ignore[arg-type]
@@ -147,18 +154,22 @@ def test_what_does_not_fit_is_refused(memory_store: kpstore.Store) -> None:
     assert "FaceKeypointView" in repr(filled.face_keypoints())
 
 
-def test_stored_statistics_of_the_training_split_normalise_other_frames(store: kpstore.Store) -> None:
+def test_stored_statistics_of_the_training_split_normalise_other_frames(
+    store: kpstore.Store,
+) -> None:
     filled = fill_keypoints(store)
     own, train = filled.face_keypoints(), filled.face_keypoints(normalize="train_minmax")
     given = filled.face_keypoints(normalize=filled.statistics(split="train"), missing="nan")
     np.testing.assert_array_equal(train[4]["keypoints"], own[4]["keypoints"])
     np.testing.assert_array_equal(given[0]["keypoints"], own[0]["keypoints"])
-    assert filled.face_keypoints(normalize="train_minmax", split="dev", missing="nan").range[0].tolist() == (
-        own.range[0].tolist()
-    )
+    assert filled.face_keypoints(normalize="train_minmax", split="dev", missing="nan").range[
+        0
+    ].tolist() == (own.range[0].tolist())
 
 
-def test_faces_can_be_standardised_and_back(memory_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faces_can_be_standardised_and_back(
+    memory_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     view = fill_keypoints(memory_store).face_keypoints(normalize="train_standard")
     batch = view.batch(range(9))["keypoints"]
     np.testing.assert_allclose(batch.mean(axis=(0, 1)), 0, atol=1e-5)
@@ -169,7 +180,9 @@ def test_faces_can_be_standardised_and_back(memory_store: kpstore.Store, monkeyp
     np.testing.assert_array_equal(pickle.loads(pickled)[2]["keypoints"], view[2]["keypoints"])
 
 
-def test_statistics_without_faces_or_a_training_split_are_refused(memory_store: kpstore.Store) -> None:
+def test_statistics_without_faces_or_a_training_split_are_refused(
+    memory_store: kpstore.Store,
+) -> None:
     filled = fill_keypoints(memory_store)
     with pytest.raises(NotFoundError, match="no 'face' of 'keypoints' was detected in 'dev'"):
         filled.face_keypoints(normalize=filled.statistics(split="dev"))

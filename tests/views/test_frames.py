@@ -29,13 +29,17 @@ def test_samples_are_the_rows_of_the_store(store: kpstore.Store) -> None:
     assert set(view[0]) == {"points", "points_detected", "row"}
     np.testing.assert_array_equal(values_of([view[i] for i in range(34)]), filled["points"][:])
     np.testing.assert_array_equal(view[-1]["points"], filled["points"][33])
-    np.testing.assert_array_equal(view[6]["points_detected"], rows_of("b", 9).companions["detected"][1])
+    np.testing.assert_array_equal(
+        view[6]["points_detected"], rows_of("b", 9).companions["detected"][1]
+    )
     for index in (34, -35):
         with pytest.raises(IndexError, match=f"sample {index} asked for; the view has 34"):
             view[index]
 
 
-def test_a_batch_is_one_planned_read(memory_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_one_planned_read(
+    memory_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filled = fill(memory_store)
     view, reads, read = filled.frames("points"), list[list[int]](), filled.reader.read
 
@@ -61,8 +65,12 @@ def test_subsets_by_split_and_videos(store: kpstore.Store) -> None:
         filled.frames("points", split="test")
 
 
-@pytest.mark.parametrize("features", ["points", "points_detected", ["points_detected", "image_path"]])
-def test_skip_leaves_out_failed_and_pending_frames(memory_store: kpstore.Store, features: Any) -> None:
+@pytest.mark.parametrize(
+    "features", ["points", "points_detected", ["points_detected", "image_path"]]
+)
+def test_skip_leaves_out_failed_and_pending_frames(
+    memory_store: kpstore.Store, features: Any
+) -> None:
     with fill(memory_store).transaction("fail") as tx:
         tx.write("points", "a", rows_of("a", 5), failed_frames={1: "no"})
     view = memory_store.at().frames(features, missing="skip")
@@ -77,13 +85,17 @@ def test_missing_frames_are_nan_when_kept(memory_store: kpstore.Store) -> None:
 
 
 def test_a_transform_makes_the_sample(memory_store: kpstore.Store) -> None:
-    view = fill(memory_store).frames("points", transform=lambda sample: float(sample["points"].sum()))
+    view = fill(memory_store).frames(
+        "points", transform=lambda sample: float(sample["points"].sum())
+    )
     assert view[3] == pytest.approx(float(rows_of("a", 5).values[3].sum()))
 
 
 def test_only_arrays_of_frames_and_known_words_are_taken(memory_store: kpstore.Store) -> None:
     filled = fill(memory_store)
-    with pytest.raises(InvalidError, match="'n_frames' lies on the axis 'video', this view needs 'frame'"):
+    with pytest.raises(
+        InvalidError, match="'n_frames' lies on the axis 'video', this view needs 'frame'"
+    ):
         filled.frames("n_frames")
     with pytest.raises(InvalidError, match="missing='drop': use 'nan' or 'skip'"):
         filled.frames("points", missing="drop")  # type: ignore[arg-type]
@@ -107,7 +119,8 @@ from torch.utils.data import DataLoader
 
 def load(location, workers, method, feature):
     store = kpstore.open(location)
-    store["points"][:], store.video("a")["points"], store.videos  # the parent has read before it starts workers
+    # the parent has read before it starts workers
+    store["points"][:], store.video("a")["points"], store.videos
     view = store.frames(["points", feature], missing="skip")
     view[0], view.batch(range(14))
     loader = DataLoader(view, batch_size=4, num_workers=workers, multiprocessing_context=method, shuffle=False,
@@ -140,9 +153,14 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What became of each way to load batches; one process tries them all, for most of its work is importing torch."""
+    """What became of each way to load batches.
+
+    One process tries them all, for most of its work is importing torch.
+    """
     folder = tmp_path_factory.mktemp("loaded")
-    stores = [fill(kpstore.create(folder / f"{codec}.kps"), compression=codec) for codec in ("raw", "lz4")]
+    stores = [
+        fill(kpstore.create(folder / f"{codec}.kps"), compression=codec) for codec in ("raw", "lz4")
+    ]
     script = folder / "loader.py"
     script.write_text(LOADER)
     done = finish([sys.executable, "-W", "ignore", script, *(store.location for store in stores)])
@@ -151,21 +169,25 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("worker", ["in this process", "spawned", "from a fork server", "forked", "forked, compressed"])
+@pytest.mark.parametrize(
+    "worker", ["in this process", "spawned", "from a fork server", "forked", "forked, compressed"]
+)
 def test_a_data_loader_reads_in_any_worker(loaded: dict[str, str], worker: str) -> None:
     assert loaded[worker] == "equal"
 
 
 @pytest.mark.slow
 def test_a_forked_worker_that_needs_icechunk_is_told_what_to_do(loaded: dict[str, str]) -> None:
-    # Text is decoded by Zarr, out of Icechunk: it hangs in a forked process, so it is refused there.
+    # Text is decoded by Zarr, out of Icechunk: it hangs in a forked process, so it is refused
+    # there.
     assert "multiprocessing_context='forkserver'" in loaded["forked, in need of icechunk"]
 
 
 def test_selections_are_what_they_say_or_an_error(memory_store: kpstore.Store) -> None:
     store = fill(memory_store, done=("a", "b", "c", "d"))
     rows = [
-        len(store.frames("points", where={"gloss": given})) for given in ({"A", "B"}, ["A", "B"], np.array(["A", "B"]))
+        len(store.frames("points", where={"gloss": given}))
+        for given in ({"A", "B"}, ["A", "B"], np.array(["A", "B"]))
     ]
     assert rows == [14, 14, 14]
     assert len(store.frames("points", where={"video_id": "a"})) == 5

@@ -43,7 +43,10 @@ def test_a_sample_is_a_whole_utterance(store: kpstore.Store) -> None:
 
 def test_missing_utterances_are_refused_unless_said_otherwise(memory_store: kpstore.Store) -> None:
     filled = fill_lips(memory_store)
-    with pytest.raises(NotFoundError, match="7 of 13 frames failed or are not extracted yet, the first in video 'u2'"):
+    with pytest.raises(
+        NotFoundError,
+        match="7 of 13 frames failed or are not extracted yet, the first in video 'u2'",
+    ):
         filled.lips()
     assert np.isnan(filled.lips(missing="nan")[1]["embedding"]).all()
     assert len(filled.lips(videos=["u3"])) == 1
@@ -51,7 +54,9 @@ def test_missing_utterances_are_refused_unless_said_otherwise(memory_store: kpst
 
 def test_options_that_do_not_fit_are_refused(memory_store: kpstore.Store) -> None:
     filled = fill_lips(memory_store)
-    with pytest.raises(InvalidError, match="compute= is for missing='compute', found missing='skip'"):
+    with pytest.raises(
+        InvalidError, match="compute= is for missing='compute', found missing='skip'"
+    ):
         filled.lips(missing="skip", compute={"root": "."})
     with pytest.raises(InvalidError, match="missing='drop': use 'nan' or 'skip' or 'error'"):
         filled.lips(missing="drop")  # type: ignore[arg-type]

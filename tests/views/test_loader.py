@@ -33,17 +33,23 @@ POOL = 0.001
 """MiB: 1,048 bytes, of which seven eighths are 15 rows of 60 bytes: the window is 3 chunks of 4 rows."""
 
 
-def long_store(store: kpstore.Store, lengths: tuple[int, ...] = (5, 9, 0, 20, 33, 17, 41)) -> kpstore.Store:
+def long_store(
+    store: kpstore.Store, lengths: tuple[int, ...] = (5, 9, 0, 20, 33, 17, 41)
+) -> kpstore.Store:
     """Fill a store with videos whose values say which row they are: row * 100 + point."""
     with store.transaction("fill") as tx:
-        tx.add_videos([record(f"v{i}", n, "train" if i % 2 else "dev") for i, n in enumerate(lengths)])
+        tx.add_videos(
+            [record(f"v{i}", n, "train" if i % 2 else "dev") for i, n in enumerate(lengths)]
+        )
         tx.add_feature(fake_spec(4), {"extractor": "fake"})
         first = 0
         for i, n in enumerate(lengths):
             rows = np.arange(first, first + n, dtype=np.float32)[:, None, None] * 100
             points = np.arange(5, dtype=np.float32)[:, None]
             values = np.broadcast_to(rows + points, (n, 5, 3)).copy()
-            tx.write("points", f"v{i}", FeatureRows(values, {"detected": np.ones((n, 2), dtype=bool)}))
+            tx.write(
+                "points", f"v{i}", FeatureRows(values, {"detected": np.ones((n, 2), dtype=bool)})
+            )
             first += n
     return store.at()
 
@@ -68,7 +74,9 @@ def check_values(batch: Any) -> None:
 
 
 @pytest.mark.parametrize("shuffle", ["block", "full", None])
-def test_an_epoch_holds_every_sample_once_with_its_values(filled: kpstore.Store, shuffle: Any) -> None:
+def test_an_epoch_holds_every_sample_once_with_its_values(
+    filled: kpstore.Store, shuffle: Any
+) -> None:
     loader = kpstore.loader(filled.frames("points"), 8, shuffle=shuffle, pool_mib=POOL)
     assert len(loader) == 16
     seen = []
@@ -80,10 +88,16 @@ def test_an_epoch_holds_every_sample_once_with_its_values(filled: kpstore.Store,
 
 
 @pytest.mark.parametrize("shuffle", ["block", "full", None])
-@pytest.mark.parametrize("how", [{"threads": 0}, {"threads": 1}, {"threads": 3, "prefetch": 5}, {"prefetch": 1}])
-def test_the_order_is_the_same_for_any_number_of_threads(filled: kpstore.Store, shuffle: Any, how: Any) -> None:
+@pytest.mark.parametrize(
+    "how", [{"threads": 0}, {"threads": 1}, {"threads": 3, "prefetch": 5}, {"prefetch": 1}]
+)
+def test_the_order_is_the_same_for_any_number_of_threads(
+    filled: kpstore.Store, shuffle: Any, how: Any
+) -> None:
     def make(**how: int) -> kpstore.Loader:
-        return kpstore.loader(filled.frames("points"), 8, shuffle=shuffle, seed=3, pool_mib=POOL, **how)
+        return kpstore.loader(
+            filled.frames("points"), 8, shuffle=shuffle, seed=3, pool_mib=POOL, **how
+        )
 
     assert rows_of(make(**how)) == rows_of(make(threads=2))
 
@@ -140,7 +154,9 @@ def test_text_is_a_list_and_numbers_are_tensors(filled: kpstore.Store) -> None:
     assert batch["video_id"] == ["v0", "v1"]
     assert batch["points"].dtype == torch.float32
     assert batch["valid"].tolist() == [[True] * 5 + [False] * 4, [True] * 9]
-    arrays = next(iter(kpstore.loader(filled.whole_videos("points"), 2, shuffle=None, tensors=False)))
+    arrays = next(
+        iter(kpstore.loader(filled.whole_videos("points"), 2, shuffle=None, tensors=False))
+    )
     assert all(isinstance(array, np.ndarray) for array in arrays.values())
 
 
@@ -153,14 +169,16 @@ def test_batches_do_not_share_memory_with_later_ones(filled: kpstore.Store) -> N
 
 
 def test_transforms_and_collation(filled: kpstore.Store) -> None:
-    view = filled.frames("points", transform=lambda sample: {"sum": sample["points"].sum(), "row": sample["row"]})
+    view = filled.frames(
+        "points", transform=lambda sample: {"sum": sample["points"].sum(), "row": sample["row"]}
+    )
     batch = next(iter(kpstore.loader(view, 4, shuffle=None)))
     assert batch["row"].tolist() == [0, 1, 2, 3]
     assert batch["sum"].tolist() == filled["points"][:4].sum(axis=(1, 2)).tolist()
     assert next(iter(kpstore.loader(view, 4, shuffle=None, collate=len))) == 4
 
 
-# -- ranks and resuming -----------------------------------------------------------------------------------------
+# -- ranks and resuming ----------------------------------------------------------------------------
 
 
 @settings(max_examples=30)
@@ -172,7 +190,12 @@ def test_transforms_and_collation(filled: kpstore.Store) -> None:
     st.booleans(),
 )
 def test_each_sample_comes_once_over_ranks_and_interruptions(
-    filled: kpstore.Store, world_size: int, batch_size: int, shuffle: Any, stops: list[int], change: bool
+    filled: kpstore.Store,
+    world_size: int,
+    batch_size: int,
+    shuffle: Any,
+    stops: list[int],
+    change: bool,
 ) -> None:
     seen: list[int] = []
     state: dict[str, Any] | None = None
@@ -223,13 +246,17 @@ def test_every_rank_goes_on_exactly_as_if_it_had_not_stopped(
         whole = [row for rows in rows_of(make()) for row in rows]
         first = make()
         batches = iter(first)
-        seen = [row for _ in range(min(stop, len(first) - 1)) for row in next(batches)["row"].tolist()]
+        seen = [
+            row for _ in range(min(stop, len(first) - 1)) for row in next(batches)["row"].tolist()
+        ]
         again = make()
         again.load_state_dict(first.state_dict())
         assert seen + [row for rows in rows_of(again) for row in rows] == whole
 
 
-def test_trainers_that_set_the_epoch_of_a_loaded_state_keep_its_place(filled: kpstore.Store) -> None:
+def test_trainers_that_set_the_epoch_of_a_loaded_state_keep_its_place(
+    filled: kpstore.Store,
+) -> None:
     def make() -> kpstore.Loader:
         return kpstore.loader(filled.frames("points"), 8, pool_mib=POOL)
 
@@ -254,7 +281,9 @@ def test_trainers_that_set_the_epoch_of_a_loaded_state_keep_its_place(filled: kp
 @pytest.mark.parametrize("state", [{}, {"epoch": 1, "done": [3]}, {"epoch": "x", "done": []}])
 def test_what_is_no_state_is_refused(filled: kpstore.Store, state: Any) -> None:
     loader = kpstore.loader(filled.frames("points"), 8, pool_mib=POOL)
-    settings = {name: value for name, value in loader.state_dict().items() if name not in ("epoch", "done")}
+    settings = {
+        name: value for name, value in loader.state_dict().items() if name not in ("epoch", "done")
+    }
     with pytest.raises(MismatchError, match="no state of a loader"):
         loader.load_state_dict({**settings, **state})
 
@@ -272,7 +301,9 @@ def test_batches_ahead_are_bounded_in_number_and_in_bytes(
     monkeypatch.setattr(BatchDataset, "batches", counted)
     for prefetch in (0, 1, 3, 50):
         made.clear()
-        batches = iter(kpstore.loader(filled.frames("points"), 2, pool_mib=POOL, prefetch=prefetch, threads=4))
+        batches = iter(
+            kpstore.loader(filled.frames("points"), 2, pool_mib=POOL, prefetch=prefetch, threads=4)
+        )
         for n_given in range(1, 9):
             next(batches)
             time.sleep(0.005)
@@ -284,12 +315,17 @@ def test_batches_ahead_are_bounded_in_number_and_in_bytes(
     assert set(made) == {1}
 
 
-def test_videos_of_very_different_lengths_are_not_padded_one_by_one(memory_store: kpstore.Store) -> None:
+def test_videos_of_very_different_lengths_are_not_padded_one_by_one(
+    memory_store: kpstore.Store,
+) -> None:
     store = long_store(memory_store, (2000, *[1] * 63))
     store.video("v0")
     tracemalloc.start()
     lengths = [len(video["points"]) for video in store.whole_videos("points")]
-    loaded = [batch["n_frames"].tolist() for batch in kpstore.loader(store.whole_videos("points"), 64, collate=collate)]
+    loaded = [
+        batch["n_frames"].tolist()
+        for batch in kpstore.loader(store.whole_videos("points"), 64, collate=collate)
+    ]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sorted(lengths) == sorted(loaded[0]) == [1] * 63 + [2000]
@@ -308,7 +344,9 @@ def test_text_of_clips_can_be_collated_by_pytorch(filled: kpstore.Store) -> None
 
 def test_padding_makes_ranks_equal_and_is_stated(filled: kpstore.Store) -> None:
     def of_rank(rank: int, **how: Any) -> kpstore.Loader:
-        return kpstore.loader(filled.frames("points"), 8, rank=rank, world_size=4, pool_mib=POOL, **how)
+        return kpstore.loader(
+            filled.frames("points"), 8, rank=rank, world_size=4, pool_mib=POOL, **how
+        )
 
     loaders = [of_rank(rank) for rank in range(4)]
     seen = [flat(rows_of(loader)) for loader in loaders]
@@ -321,7 +359,9 @@ def test_padding_makes_ranks_equal_and_is_stated(filled: kpstore.Store) -> None:
     assert {len(rows) for rows in dropped} == {3}
 
 
-def test_ranks_are_those_of_the_launcher(filled: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_those_of_the_launcher(
+    filled: kpstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
     loader = kpstore.loader(filled.frames("points"), 8)
@@ -333,7 +373,9 @@ def test_ranks_are_those_of_the_launcher(filled: kpstore.Store, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("shuffle", ["block", None])
-def test_a_run_goes_on_in_mid_epoch_as_if_nothing_had_happened(filled: kpstore.Store, shuffle: Any) -> None:
+def test_a_run_goes_on_in_mid_epoch_as_if_nothing_had_happened(
+    filled: kpstore.Store, shuffle: Any
+) -> None:
     def make() -> kpstore.Loader:
         return kpstore.loader(filled.frames("points"), 8, shuffle=shuffle, seed=2, pool_mib=POOL)
 
@@ -367,7 +409,7 @@ def test_a_state_of_another_order_is_refused(filled: kpstore.Store) -> None:
         kpstore.loader(filled.frames("points", split="train"), 8, seed=1).load_state_dict(state)
 
 
-# -- by length --------------------------------------------------------------------------------------------------
+# -- by length -------------------------------------------------------------------------------------
 
 
 def test_videos_are_put_together_by_length(filled: kpstore.Store) -> None:
@@ -388,18 +430,28 @@ def test_videos_are_put_together_by_length(filled: kpstore.Store) -> None:
 
 def test_ranks_get_equally_many_batches_by_length(filled: kpstore.Store) -> None:
     loaders = [
-        kpstore.loader(filled.whole_videos("points"), batch_frames=45, rank=rank, world_size=3) for rank in range(3)
+        kpstore.loader(filled.whole_videos("points"), batch_frames=45, rank=rank, world_size=3)
+        for rank in range(3)
     ]
     seen = [[tuple(batch["video_id"]) for batch in loader] for loader in loaders]
     assert len({len(batches) for batches in seen}) == 1
-    assert {video for batches in seen for batch in batches for video in batch} == {"v0", "v1", "v3", "v4", "v5", "v6"}
+    assert {video for batches in seen for batch in batches for video in batch} == {
+        "v0",
+        "v1",
+        "v3",
+        "v4",
+        "v5",
+        "v6",
+    }
 
 
-# -- threads, processes, errors ---------------------------------------------------------------------------------
+# -- threads, processes, errors --------------------------------------------------------------------
 
 
 def loader_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("kpstore-loader")]
+    return [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("kpstore-loader")
+    ]
 
 
 def test_no_thread_outlives_its_epoch(filled: kpstore.Store) -> None:
@@ -440,7 +492,9 @@ def test_an_error_arrives_where_it_happened(filled: kpstore.Store) -> None:
         ({"batch_size": 4, "threads": 1.5}, r"threads=1\.5: use a whole number"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(filled: kpstore.Store, how: Any, message: str) -> None:
+def test_numbers_that_make_no_sense_are_refused(
+    filled: kpstore.Store, how: Any, message: str
+) -> None:
     with pytest.raises(InvalidError, match=message):
         kpstore.loader(filled.frames("points"), **how)
 
@@ -501,7 +555,9 @@ def test_worker_processes_give_the_same_batches(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     command = [sys.executable, "-W", "ignore", str(script), made.location, str(tmp_path / "cache")]
     done = finish(command)
-    assert (done.stdout.split(), done.returncode) == (["spawn", "forkserver", "fork"], 0), done.stderr
+    assert (done.stdout.split(), done.returncode) == (["spawn", "forkserver", "fork"], 0), (
+        done.stderr
+    )
 
 
 TWO_AT_ONCE = """
@@ -536,7 +592,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_worker_processes_serve_one_iteration_and_are_replaced_when_they_die(tmp_path: Path) -> None:
+def test_worker_processes_serve_one_iteration_and_are_replaced_when_they_die(
+    tmp_path: Path,
+) -> None:
     made = long_store(kpstore.create(tmp_path / "a.kps"))
     script = tmp_path / "script.py"
     script.write_text(TWO_AT_ONCE)
@@ -584,7 +642,7 @@ def test_torchdatas_stateful_loader_goes_on_where_it_was(tmp_path: Path) -> None
     assert (done.stdout, done.returncode) == ("equal\n", 0), done.stderr
 
 
-# -- ranks that are known only later ------------------------------------------------------------------------------
+# -- ranks that are known only later ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("peeked", [False, True])
@@ -664,6 +722,12 @@ assert sorted({*first, *second}) == list(range(34))
 
 def test_two_processes_share_a_loader_that_was_made_before_their_group(tmp_path: Path) -> None:
     long_store(kpstore.create(tmp_path / "s.h5"), (5, 9, 20))
-    script = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path / "s.h5"), str(tmp_path / "meeting")]
+    script = [
+        sys.executable,
+        "-c",
+        TWO_PROCESSES,
+        str(tmp_path / "s.h5"),
+        str(tmp_path / "meeting"),
+    ]
     done = finish(script)
     assert done.returncode == 0, done.stderr

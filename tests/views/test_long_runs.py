@@ -36,17 +36,28 @@ for epoch in range(1, 301):
 @pytest.mark.slow
 def test_hundreds_of_epochs_of_open_and_close_leave_nothing_behind(tmp_path: Path) -> None:
     stores = [
-        fill(kpstore.create(tmp_path / f"{codec}.kps"), compression=codec, done=("a", "b", "c", "d"))
+        fill(
+            kpstore.create(tmp_path / f"{codec}.kps"), compression=codec, done=("a", "b", "c", "d")
+        )
         for codec in ("raw", "lz4")
     ]
-    command = [sys.executable, "-c", EPOCHS, *(store.location for store in stores), str(tmp_path / "cache")]
-    # What threads free in heaps of their own goes back to the system at no moment that could be waited for.
+    command = [
+        sys.executable,
+        "-c",
+        EPOCHS,
+        *(store.location for store in stores),
+        str(tmp_path / "cache"),
+    ]
+    # What threads free in heaps of their own goes back to the system at no moment that could be
+    # waited for.
     run = finish(command, env={**os.environ, "MALLOC_ARENA_MAX": "1"})
     assert run.returncode == 0, run.stderr
     early, late = ([int(word) for word in line.split()] for line in run.stdout.splitlines())
     assert late[0] <= early[0], "file handles"
     assert late[1] <= early[1] + 12, "threads, of pools that still fill"
-    assert late[2] <= early[2] + 4, "MiB: memory settles with the threads (0 to 1 more; 1 to epoch 800)"
+    assert late[2] <= early[2] + 4, (
+        "MiB: memory settles with the threads (0 to 1 more; 1 to epoch 800)"
+    )
 
 
 def test_a_reader_is_not_disturbed_by_commits(tmp_path: Path) -> None:
@@ -67,7 +78,9 @@ def test_a_reader_is_not_disturbed_by_commits(tmp_path: Path) -> None:
     writer.start()
     try:
         for _ in range(20):
-            again = kpstore.loader(kpstore.open(made.location, made.snapshot).frames("points"), 8, pool_mib=0.001)
+            again = kpstore.loader(
+                kpstore.open(made.location, made.snapshot).frames("points"), 8, pool_mib=0.001
+            )
             assert all((a == b["points"]).all() for a, b in zip(expected, again, strict=True))
     finally:
         done.set()
@@ -83,7 +96,9 @@ def test_a_reader_goes_on_after_a_rollback(tmp_path: Path, compression: Codec) -
     with first.transaction("more") as tx:
         tx.write("points", "d", rows_of("d", 20))
     second = first.at()
-    batches = iter(kpstore.loader(second.frames("points", missing="skip"), 8, pool_mib=0.001, prefetch=1))
+    batches = iter(
+        kpstore.loader(second.frames("points", missing="skip"), 8, pool_mib=0.001, prefetch=1)
+    )
     next(batches)
     second.rollback(first.snapshot)
     assert sum(len(batch["row"]) for batch in batches) == 5 + 9 + 20 - 8

@@ -21,7 +21,9 @@ from kpstore.views.sampling import (
     share_out,
 )
 
-ragged = st.lists(st.integers(0, 30), min_size=1, max_size=30).filter(lambda lengths: sum(lengths) > 0)
+ragged = st.lists(st.integers(0, 30), min_size=1, max_size=30).filter(
+    lambda lengths: sum(lengths) > 0
+)
 
 
 def shuffle_of(lengths: list[int], block_rows: int, window: int) -> BlockShuffle:
@@ -30,7 +32,9 @@ def shuffle_of(lengths: list[int], block_rows: int, window: int) -> BlockShuffle
 
 
 @given(ragged, st.integers(1, 20), st.integers(1, 8), st.integers(0, 5))
-def test_a_block_shuffle_visits_each_sample_once(lengths: list[int], rows: int, window: int, seed: int) -> None:
+def test_a_block_shuffle_visits_each_sample_once(
+    lengths: list[int], rows: int, window: int, seed: int
+) -> None:
     shuffle = shuffle_of(lengths, rows, window)
     order = shuffle.order(np.random.default_rng(seed))
     assert sorted(order.tolist()) == list(range(sum(lengths)))
@@ -38,7 +42,9 @@ def test_a_block_shuffle_visits_each_sample_once(lengths: list[int], rows: int, 
 
 
 @given(st.integers(2, 12), st.integers(20, 60), st.integers(0, 5))
-def test_no_more_blocks_are_in_use_than_the_window_holds(window: int, n_blocks: int, seed: int) -> None:
+def test_no_more_blocks_are_in_use_than_the_window_holds(
+    window: int, n_blocks: int, seed: int
+) -> None:
     shuffle = shuffle_of([16] * n_blocks * 2, 32, window)
     blocks = shuffle.order(np.random.default_rng(seed)) // 32
     first, last = np.full(n_blocks, len(blocks)), np.zeros(n_blocks, dtype=int)
@@ -60,7 +66,8 @@ def test_samples_of_a_video_keep_apart() -> None:
     rng = np.random.default_rng(0)
     blockwise, full = distinct(shuffle.order(rng)), distinct(rng.permutation(60_000))
     assert blockwise > 0.95 * full
-    # The same pool, drawn from at random, would not do: 400 videos give 400 (1 - exp(-256 / 400)) = 189 of 256.
+    # The same pool, drawn from at random, would not do: 400 videos give 400 (1 - exp(-256 / 400)) =
+    # 189 of 256.
     assert full > 205
 
 
@@ -89,7 +96,9 @@ def test_batches_hold_all_samples_in_order(n: int, size: int, drop: bool) -> Non
 
 
 @given(st.integers(0, 40), st.integers(1, 7), st.booleans(), st.booleans())
-def test_ranks_do_everything_once_but_for_the_padding(n: int, world_size: int, pad: bool, drop: bool) -> None:
+def test_ranks_do_everything_once_but_for_the_padding(
+    n: int, world_size: int, pad: bool, drop: bool
+) -> None:
     units = np.random.default_rng(0).permutation(n)
     shares = [share_out(units, rank, world_size, pad=pad, drop=drop) for rank in range(world_size)]
     done = np.concatenate([share.units for share in shares]).tolist()
@@ -108,24 +117,39 @@ def test_ranks_do_everything_once_but_for_the_padding(n: int, world_size: int, p
         assert {share.padding for share in shares} == {0}
 
 
-@given(st.integers(0, 60), st.lists(st.tuples(st.integers(1, 5), st.integers(0, 8)), max_size=3), st.integers(1, 5))
-def test_nothing_is_lost_or_repeated_over_interruptions(n: int, stops: list[tuple[int, int]], world_size: int) -> None:
+@given(
+    st.integers(0, 60),
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 8)), max_size=3),
+    st.integers(1, 5),
+)
+def test_nothing_is_lost_or_repeated_over_interruptions(
+    n: int, stops: list[tuple[int, int]], world_size: int
+) -> None:
     units = np.random.default_rng(0).permutation(n)
     done: list[int] = []
     before = [Done(ranks, n_done, drop=(ranks + n_done) % 2 == 0) for ranks, n_done in stops]
     for i, part in enumerate(before):
         left = left_to_do(units, before[:i])
-        shares = [share_out(left, r, part.world_size, pad=False, drop=part.drop) for r in range(part.world_size)]
+        shares = [
+            share_out(left, r, part.world_size, pad=False, drop=part.drop)
+            for r in range(part.world_size)
+        ]
         done += [unit for share in shares for unit in share.units[: part.n_units].tolist()]
     left = left_to_do(units, before)
-    done += [unit for rank in range(world_size) for unit in share_out(left, rank, world_size, pad=False).units.tolist()]
+    done += [
+        unit
+        for rank in range(world_size)
+        for unit in share_out(left, rank, world_size, pad=False).units.tolist()
+    ]
     assert sorted(done) == list(range(n))
 
 
 lengths_of_videos = st.lists(st.integers(1, 40), min_size=1, max_size=120)
 
 
-@given(lengths_of_videos, st.integers(10, 200), st.one_of(st.none(), st.integers(1, 6)), st.booleans())
+@given(
+    lengths_of_videos, st.integers(10, 200), st.one_of(st.none(), st.integers(1, 6)), st.booleans()
+)
 def test_batches_by_length_hold_each_video_once_and_stay_within_the_limits(
     lengths: list[int], max_frames: int, max_samples: int | None, shuffled: bool
 ) -> None:
@@ -158,7 +182,11 @@ def meta(n_rows: int, row_floats: int, chunk_rows: int) -> ArrayMeta:
 
 
 def test_memory_is_shared_out_by_width() -> None:
-    arrays = {"wide": meta(10**6, 300, 1024), "half": meta(10**6, 150, 2048), "narrow": meta(10**6, 1, 65536)}
+    arrays = {
+        "wide": meta(10**6, 300, 1024),
+        "half": meta(10**6, 150, 2048),
+        "narrow": meta(10**6, 1, 65536),
+    }
     pool = plan_pool(arrays, 2**28, long_samples=False)
     assert pool.n_bytes["narrow"] == 4 * 10**6
     assert pool.n_bytes["wide"] == pytest.approx(2 * pool.n_bytes["half"], rel=1e-6)

@@ -18,7 +18,10 @@ from tests.store.data import fill
 
 @pytest.fixture
 def drawn(memory_store: kpstore.Store) -> kpstore.Store:
-    """Two videos of people; in the first frame of each, no left hand; the last frame of ``b`` failed."""
+    """Two videos of people; in the first frame of each, no left hand.
+
+    The last frame of ``b`` failed.
+    """
     with memory_store.transaction("keypoints") as tx:
         tx.add_videos([record("a", 4), record("b", 5, "dev")])
         tx.add_feature(keypoints_spec(), {"extractor": "made up"})
@@ -77,7 +80,9 @@ def test_the_loader_gives_tensors(drawn: kpstore.Store) -> None:
 
 
 def test_what_cannot_be_drawn_is_refused(drawn: kpstore.Store, disk_store: kpstore.Store) -> None:
-    with pytest.raises(InvalidError, match=r"'points' has rows of \(5, 3\); skeletons need \(143, 3\)"):
+    with pytest.raises(
+        InvalidError, match=r"'points' has rows of \(5, 3\); skeletons need \(143, 3\)"
+    ):
         fill(disk_store).skeletons(feature="points")
     with pytest.raises(InvalidError, match="pixels='int8': use 'float32' or 'uint8'"):
         drawn.skeletons(pixels="int8")  # type: ignore[arg-type]

@@ -29,7 +29,8 @@ def people() -> dict[str, list[FrameDict]]:
         keypoints = frames(n, n)
         keypoints[..., 2] = rng.normal(0, 0.2, keypoints.shape[:2])
         videos[name] = [
-            {part: None if rng.random() < 0.2 else points[PART_SLICES[part]] for part in SIZES} for points in keypoints
+            {part: None if rng.random() < 0.2 else points[PART_SLICES[part]] for part in SIZES}
+            for points in keypoints
         ]
     return videos
 
@@ -51,7 +52,10 @@ def store(people: dict[str, list[FrameDict]], memory_store: kpstore.Store) -> kp
 
 
 def flatten(frame: FrameDict) -> np.ndarray:
-    parts = [np.zeros((n, 3), np.float32) if frame[part] is None else frame[part] for part, n in SIZES.items()]
+    parts = [
+        np.zeros((n, 3), np.float32) if frame[part] is None else frame[part]
+        for part, n in SIZES.items()
+    ]
     return np.concatenate(parts)
 
 
@@ -71,17 +75,23 @@ class FaceDataset(Dataset[Any]):
         return torch.from_numpy(self.points[index])
 
 
-def test_the_face_trainers_data_set_is_one_line(people: dict[str, list[FrameDict]], store: kpstore.Store) -> None:
+def test_the_face_trainers_data_set_is_one_line(
+    people: dict[str, list[FrameDict]], store: kpstore.Store
+) -> None:
     theirs = FaceDataset(people)
     ours = store.face_keypoints(missing="zeros", transform=itemgetter("keypoints"))
     assert len(ours) == len(theirs) == 76
     for old, new in zip(DataLoader(theirs, 32), DataLoader(ours, 32), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=1e-6)
     without_faults = store.face_keypoints()
-    assert len(without_faults) == sum(frame["face"] is not None for video in people.values() for frame in video)
+    assert len(without_faults) == sum(
+        frame["face"] is not None for video in people.values() for frame in video
+    )
 
 
-def test_the_skeleton_trainers_data_set_is_one_line(people: dict[str, list[FrameDict]], store: kpstore.Store) -> None:
+def test_the_skeleton_trainers_data_set_is_one_line(
+    people: dict[str, list[FrameDict]], store: kpstore.Store
+) -> None:
     flat = [flatten(frame) for video in people.values() for frame in video]
     ours = store.skeletons(style="phoenix", transform=itemgetter("keypoints", "image"))
     assert len(ours) == len(flat)
@@ -98,7 +108,10 @@ def test_the_scripts_range_over_all_points_is_an_option(
 ) -> None:
     flat = np.stack([flatten(frame) for video in people.values() for frame in video])
     low, high = flat.min(axis=(0, 1)), flat.max(axis=(0, 1))
-    theirs, plain = store.skeletons(style="phoenix", normalize="minmax"), store.skeletons(style="phoenix")
+    theirs, plain = (
+        store.skeletons(style="phoenix", normalize="minmax"),
+        store.skeletons(style="phoenix"),
+    )
     found = theirs.batch(range(len(theirs)))
     np.testing.assert_array_equal(found["keypoints"], (flat - low) / (high - low))
     np.testing.assert_array_equal(found["image"], plain.batch(range(len(plain)))["image"])
@@ -127,4 +140,6 @@ def test_sequences_are_one_line(people: dict[str, list[FrameDict]], store: kpsto
         expected += [flat[i : i + 30] for i in range(len(flat) - 30 + 1)]
     ours = store.clips("keypoints", 30, 1, short="pad")
     assert len(ours) == len(expected)
-    np.testing.assert_array_equal(np.nan_to_num(ours.batch(range(len(ours)))["keypoints"]), np.stack(expected))
+    np.testing.assert_array_equal(
+        np.nan_to_num(ours.batch(range(len(ours)))["keypoints"]), np.stack(expected)
+    )

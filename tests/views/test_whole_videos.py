@@ -15,7 +15,10 @@ from kpstore.views.whole_videos import pad
 from tests.store.data import fill, rows_of
 
 
-@given(st.lists(st.integers(0, 9), max_size=6), st.sampled_from(["float32", "float16", "int64", "bool", "object"]))
+@given(
+    st.lists(st.integers(0, 9), max_size=6),
+    st.sampled_from(["float32", "float16", "int64", "bool", "object"]),
+)
 def test_padding_keeps_every_row_and_fills_the_rest(n_frames: list[int], dtype: str) -> None:
     lengths = np.array(n_frames, dtype=np.int64)
     values = np.arange(1, 2 * lengths.sum() + 1).reshape(-1, 2).astype(dtype)
@@ -68,7 +71,9 @@ def test_videos_with_missing_frames_are_kept_left_out_or_refused(store: kpstore.
 
 def test_wrong_arrays_and_words_are_refused(memory_store: kpstore.Store) -> None:
     filled = fill(memory_store)
-    with pytest.raises(InvalidError, match="'n_frames' lies on the axis 'video', this view needs 'frame'"):
+    with pytest.raises(
+        InvalidError, match="'n_frames' lies on the axis 'video', this view needs 'frame'"
+    ):
         filled.whole_videos("n_frames")
     with pytest.raises(InvalidError, match="missing='drop'"):
         filled.whole_videos("points", missing="drop")  # type: ignore[arg-type]

@@ -1,0 +1,200 @@
+"""A whole benchmark of one store: what is compared, measured, and written down with it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kpstore._version import __version__
+from kpstore.bench.measure import BenchSettings, Figure, measure, workloads_for
+from kpstore.bench.peak import PeakMemory, peak_of_epoch
+from kpstore.bench.subjects import (
+    PEERS,
+    KpstoreSubject,
+    MemorySubject,
+    Subject,
+    TorchSubject,
+    check_peers,
+    filesystem_of,
+)
+from kpstore.errors import InvalidError
+from kpstore.store.store import Store
+
+_MEMORY_SHARE = 0.25
+"""Of the machine's memory: what the array that everything is compared with may take."""
+_VERSIONS = ("numpy", "zarr", "icechunk", "torch", "h5py", "tensorstore", "pylance")
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What was measured, where and how.
+
+    Parameters
+    ----------
+    n_rows : how many of the store's frames were read.
+    how : the way that reads take, by subject.
+    peak : memory of a whole epoch; None without torch, or where the system does not tell.
+    """
+
+    location: str
+    feature: str
+    n_rows: int
+    total_rows: int
+    filesystem: str
+    how: dict[str, str]
+    figures: list[Figure]
+    peak: PeakMemory | None
+    settings: BenchSettings
+    machine: str
+    versions: dict[str, str]
+
+    def of(self, subject: str, workload: str) -> Figure | None:
+        """Return one figure; None if it was not measured."""
+        return next(
+            (f for f in self.figures if (f.subject, f.workload) == (subject, workload)), None
+        )
+
+    def ratio(self, figure: Figure, to: str = "memory") -> float | None:
+        """Return how much better a figure is than another subject's: above 1 is faster."""
+        other = self.of(to, figure.workload)
+        if other is None or not other.median or not figure.median:
+            return None
+        return (
+            figure.median / other.median
+            if figure.higher_is_better
+            else other.median / figure.median
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, with each figure's ratio to an array in memory."""
+        figures = [
+            {**figure.to_json(), "ratio_to_memory": self.ratio(figure)} for figure in self.figures
+        ]
+        return {**asdict(self), "figures": figures}
+
+
+def bench(
+    store: Store,
+    feature: str,
+    *,
+    against: Sequence[str] = (),
+    cache: str = "auto",
+    n_rows: int | None = None,
+    settings: BenchSettings | None = None,
+    scratch: Path | None = None,
+    on_step: Callable[[str], None] | None = None,
+) -> BenchReport:
+    """Measure how fast a feature reads.
+
+    Compared are an array in memory, the store without a cache, the store as :func:`kpstore.open`
+    has it (where a cache makes a difference), PyTorch's ``DataLoader(TensorDataset)`` where torch
+    is installed, and ``against``.
+
+    Parameters
+    ----------
+    feature : an array of numbers on the frame axis.
+    against : other formats, which get copies of the same rows; see
+        :data:`kpstore.bench.subjects.PEERS`.
+    cache : as for :func:`kpstore.open`; ``"off"`` leaves the cache out.
+    n_rows : only so many of the first frames; all by default, as far as they fit in a quarter of
+        the memory.
+    scratch : folder for the copies, removed at the end; the system's folder for temporary files by
+        default.
+    on_step : told what is about to be done.
+
+    Raises
+    ------
+    InvalidError
+        If the feature is not of numbers on the frame axis, has no rows, or a format is unknown.
+    MissingExtraError
+        If a format is not installed.
+    """
+    check_peers(against)
+    array = store[feature]
+    if array.dims[0] != "frame" or array.dtype.kind == "O":
+        known = sorted(
+            name for name, stored in store.features.items() if stored.spec.axis == "frame"
+        )
+        raise InvalidError(
+            f"{feature!r} cannot be measured; choose numbers on the frame axis: "
+            f"{known or 'none here'}"
+        )
+    rows = _rows_to_read(store, feature, n_rows)
+    say = on_step or (lambda _: None)
+    say("reading everything once")
+    in_memory = MemorySubject(store.reader.read_slice(feature, 0, rows))
+    subjects: list[Subject] = [in_memory, *_of_store(store, feature, rows, cache, say)]
+    torch_is_there = _installed("torch")
+    with tempfile.TemporaryDirectory(prefix="kpstore-bench-", dir=scratch) as folder:
+        for name in against:
+            say(f"writing a copy for {name}")
+            subjects.append(PEERS[name][0](in_memory.array, Path(folder)))
+        workloads = workloads_for(
+            store.index, rows, in_memory.array.shape[1:], in_memory.array.dtype
+        )
+        epoch = [w for w in workloads if "shuffled epoch" in w.units]
+        rest = [w for w in workloads if w not in epoch]
+        figures = list(measure(subjects, rest, settings or BenchSettings(), say))
+        if torch_is_there:
+            import torch.utils.data  # noqa: F401 - not in the first epoch that is measured
+
+            subjects.append(TorchSubject(in_memory.array))
+        else:
+            subjects = [subject for subject in subjects if not isinstance(subject, KpstoreSubject)]
+        figures += measure(subjects, epoch, settings or BenchSettings(), say)
+    say("peak memory of an epoch")
+    return BenchReport(
+        location=store.location,
+        feature=feature,
+        n_rows=rows,
+        total_rows=array.shape[0],
+        filesystem=filesystem_of(store.location),
+        how={subject.name: subject.how for subject in subjects},
+        figures=figures,
+        peak=peak_of_epoch(store, feature, cache, rows) if torch_is_there else None,
+        settings=settings or BenchSettings(),
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        versions={
+            "kpstore": __version__,
+            **{name: version(name) for name in _VERSIONS if _installed(name)},
+        },
+    )
+
+
+def _rows_to_read(store: Store, feature: str, asked: int | None) -> int:
+    total = store[feature].shape[0]
+    if asked is not None and asked < 1:
+        raise InvalidError(f"{asked} frames asked for: use at least 1")
+    row_bytes = max(1, store.reader.meta(feature).row_bytes)
+    fits = int(_MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / row_bytes)
+    n_rows = min(total, asked if asked is not None else fits)
+    if n_rows == 0:
+        raise InvalidError(f"{store.location} has no frames of {feature!r} to read")
+    return n_rows
+
+
+def _of_store(
+    store: Store, feature: str, rows: int, cache: str, say: Callable[[str], None]
+) -> list[Subject]:
+    plain = KpstoreSubject(store.location, store.snapshot, feature, rows, cache="off")
+    if cache == "off" or "mapped" in plain.how:
+        return [plain]
+    say("decoding to the cache")
+    cached = KpstoreSubject(
+        store.location, store.snapshot, feature, rows, cache=cache, name="kpstore, cache"
+    )
+    return [plain, cached]
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

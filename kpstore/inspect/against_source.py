@@ -1,0 +1,166 @@
+"""What the data set on disk holds, against what the store holds: missing, extra, of another length, failed, pending."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.schema.feature import State
+from kpstore.sources.base import Source
+from kpstore.sources.images import is_image
+from kpstore.sources.lips import LipsSource
+from kpstore.sources.phoenix import PhoenixSource
+from kpstore.sources.videos import VideosSource, is_video
+from kpstore.store import format as fmt
+from kpstore.store.store import Store
+
+
+@dataclass
+class SplitComparison:
+    """One split.
+
+    Parameters
+    ----------
+    source_videos, source_frames, store_videos, store_frames : how many each holds.
+    missing, extra : ids of videos that the store lacks, and that only the store has.
+    other_length : by id, frames in the data set and in the store.
+    pending, failed : by feature, videos (pending) and rows (failed: frames, or videos for a feature
+        of videos), of the videos that both hold.
+    """
+
+    source_videos: int = 0
+    source_frames: int = 0
+    store_videos: int = 0
+    store_frames: int = 0
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    other_length: dict[str, tuple[int, int]] = field(default_factory=dict)
+    pending: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything is not there as it should be."""
+        return bool(self.missing or self.extra or self.other_length or self.pending or self.failed)
+
+
+@dataclass
+class SourceComparison:
+    """A store beside its data set.
+
+    Parameters
+    ----------
+    source : name of the data set.
+    splits : by name.
+    other_split : ids of videos that the store has in another split, unless it was split anew on
+        purpose.
+    problems : what is wrong with the data set itself, a line each.
+    """
+
+    source: str
+    splits: dict[str, SplitComparison] = field(default_factory=dict)
+    other_split: list[str] = field(default_factory=list)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything is not there as it should be."""
+        return bool(self.other_split or any(split.differs for split in self.splits.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON values."""
+        return {"differs": self.differs, **asdict(self)}
+
+
+def find_source(root: Path) -> Source:
+    """Return the data set in a folder: PHOENIX-2014-T if it is laid out as such, mouth crops, or a folder of videos.
+
+    A configuration (``.yml``) stands for the mouth crops that it lists; so does a folder of npz
+    files.
+    """
+    phoenix = PhoenixSource(root)
+    if phoenix.is_there():
+        return phoenix
+    lists = root.is_file() and root.suffix in (".yml", ".yaml")
+    return LipsSource(root) if lists or _holds_crops(root) else VideosSource(root)
+
+
+def _holds_crops(root: Path) -> bool:
+    """Whether npz files come first in a folder, before any video or picture.
+
+    Looks no further than that.
+    """
+    for _, _, names in os.walk(root):
+        if any(name.endswith(".npz") and not name.startswith(".") for name in names):
+            return not any(is_image(name) or is_video(name) for name in names)
+        if any(is_image(name) or is_video(name) for name in names):
+            return False
+    return False
+
+
+def compare_with_source(
+    store: Store, source: Source, *, on_video: Callable[[int], None] | None = None
+) -> SourceComparison:
+    """Compare a store with the data set that it was extracted from, video by video.
+
+    Parameters
+    ----------
+    on_video : told how many videos the scan has found so far.
+    """
+    listing = source.scan(on_video)
+    found = SourceComparison(source.name, problems=listing.problems)
+    index = store.index
+    listed = {video.id: video for video in listing.videos}
+    for video in listing.videos:
+        split = found.splits.setdefault(video.split, SplitComparison())
+        split.source_videos += 1
+        split.source_frames += video.n_frames
+        if video.id not in index:
+            split.missing.append(video.id)
+            continue
+        position = index.position(video.id)
+        stored = int(index.n_frames[position])
+        if stored != video.n_frames:
+            split.other_length[video.id] = (video.n_frames, stored)
+        if index.splits[position] != video.split and not store.own_splits:
+            found.other_split.append(video.id)
+    for position, video_id in enumerate(index.ids.tolist()):
+        split = found.splits.setdefault(index.splits[position], SplitComparison())
+        split.store_videos += 1
+        split.store_frames += int(index.n_frames[position])
+        if video_id not in listed:
+            split.extra.append(video_id)
+    is_listed = np.array([video_id in listed for video_id in index.ids.tolist()], dtype=bool)
+    for name in store.features:
+        _count_states(store, name, found, is_listed)
+    return found
+
+
+def _count_states(
+    store: Store, name: str, found: SourceComparison, listed: NDArray[np.bool_]
+) -> None:
+    states = store.states(name)
+    pending = (states == State.PENDING) & listed
+    n_failed = (states == State.FAILED).astype(np.int64)
+    if store.feature(name).axis == "frame" and len(states):
+        failed = np.asarray(store[fmt.status_name(name)][:]) == State.FAILED
+        of_video = np.add.reduceat(
+            np.append(failed, False), store.index.offsets[:-1], dtype=np.int64
+        )
+        # A video without frames that failed counts as one.
+        n_failed = np.where(store.index.n_frames > 0, of_video, n_failed)
+    n_failed = n_failed * listed
+    for split_name, split in found.splits.items():
+        here = store.index.splits == split_name
+        for counts, number in (
+            (split.pending, int(pending[here].sum())),
+            (split.failed, int(n_failed[here].sum())),
+        ):
+            if number:
+                counts[name] = number

@@ -1,0 +1,197 @@
+"""A store in another backend: the newest version alone, or version by version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadSession, WriteSession
+from kpstore.errors import ExistsError
+from kpstore.store import format as fmt
+from kpstore.store import history
+from kpstore.store.store import backend_for, moved_into_place
+
+_BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was made.
+
+    Parameters
+    ----------
+    location, snapshot : the new store and its newest version.
+    versions : how many it has.
+    notes : what could not be carried over, a line each.
+    """
+
+    location: str
+    snapshot: str
+    versions: int
+    notes: tuple[str, ...]
+
+
+def convert(
+    location: str,
+    target: str,
+    *,
+    at: history.At = None,
+    with_history: bool = False,
+    on_version: Callable[[int, int], None] | None = None,
+) -> Converted:
+    """Copy a store to a new place, in the backend that the place's name says.
+
+    Every array and attribute is the same in the copy, and so are the numbers; versions get new ids
+    and times, and keep the old ones in their metadata (``converted_from``). The copy is of the
+    newest format: that is how a store of format 1 gets checksums by place.
+
+    Parameters
+    ----------
+    at : the version to convert; the newest by default.
+    with_history : also all versions that it builds upon, with the tags that name them.
+    on_version : told how many versions are done, of how many.
+
+    Raises
+    ------
+    ExistsError
+        If ``target`` is taken.
+    InvalidError
+        If the store is of a format, or uses a part of it, that this kpstore does not know.
+    """
+    source = backend_for(location)
+    commits = list(source.history(history.resolve(source, at)))
+    if backend_for(target).exists():
+        raise ExistsError(f"{target} already exists; choose another place for the copy")
+    chosen = commits[::-1] if with_history else commits[:1]
+    with moved_into_place(target) as copy:
+        ids = _copy_versions(source, copy, chosen, on_version or (lambda done, total: None))
+        newest = ids[chosen[-1].id]
+        versions = sum(1 for _ in copy.history(newest))
+        notes = _notes(source, ids, with_history)
+    return Converted(target, newest, versions, notes)
+
+
+def _copy_versions(
+    source: Backend, copy: Backend, commits: list[Commit], on_version: Callable[[int, int], None]
+) -> dict[str, str]:
+    """Make each version in the copy, with the tags that name it; return new ids by old ones."""
+    ids: dict[str, str] = {}
+    tags = source.tags()
+    for number, commit in enumerate(commits, start=1):
+        session = source.session(commit.id)
+        attrs = _attrs_of_copy(source, session)
+        about = {"id": commit.id, "time": commit.time.isoformat(), "location": source.location}
+        if not ids:
+            ids[commit.id] = copy.create(attrs, commit.message)
+            before = None
+        else:
+            before = source.session(commits[number - 2].id)
+        changes = copy.begin(MAIN)
+        if dict(changes.attrs()) != attrs:
+            changes.set_attrs(attrs)
+        for name in changes.names():
+            if name not in session.names():
+                changes.delete(name)
+        for name in session.names():
+            _copy_array(before, session, changes, name)
+        # A first version without arrays is the empty one that create() has made.
+        ids[commit.id] = changes.commit(
+            commit.message, {**commit.metadata, "converted_from": about}
+        )
+        for tag in [tag for tag, snapshot in tags.items() if snapshot == commit.id]:
+            copy.create_tag(tag, ids[commit.id])
+        on_version(number, len(commits))
+    return ids
+
+
+def _attrs_of_copy(source: Backend, session: ReadSession) -> dict[str, Any]:
+    fmt.read_root(session, source.location)
+    return fmt.upgraded(session.attrs())
+
+
+def _copy_array(
+    before: ReadSession | None, session: ReadSession, changes: WriteSession, name: str
+) -> None:
+    meta = session.meta(name)
+    there = changes.meta(name) if name in changes.names() else None
+    if there is not None and (not _same_kind(there, meta) or there.n_rows > meta.n_rows):
+        changes.delete(name)
+        there = None
+    if there is None:
+        changes.create(name, meta)
+        before = None
+    else:
+        changes.resize(name, meta.n_rows)
+        if dict(there.attrs) != dict(meta.attrs):
+            changes.set_array_attrs(name, meta.attrs)
+    for start, stop in _blocks(meta):
+        values = session.read(name, start, stop)
+        known = 0 if before is None else min(max(0, before.meta(name).n_rows - start), stop - start)
+        old = before.read(name, start, start + known) if before is not None and known else None
+        for first, last in _changed(meta, values, old):
+            changes.write(name, start + first, values[first:last])
+
+
+def _same_kind(one: ArrayMeta, other: ArrayMeta) -> bool:
+    return (one.shape[1:], one.dtype, one.chunk_rows, one.codec) == (
+        other.shape[1:],
+        other.dtype,
+        other.chunk_rows,
+        other.codec,
+    )
+
+
+def _blocks(meta: ArrayMeta) -> Iterator[tuple[int, int]]:
+    step = meta.chunk_rows * max(1, _BLOCK_BYTES // max(1, meta.chunk_rows * meta.row_bytes))
+    for start in range(0, meta.n_rows, step):
+        yield start, min(start + step, meta.n_rows)
+
+
+def _changed(
+    meta: ArrayMeta, values: NDArray[Any], old: NDArray[Any] | None
+) -> Iterator[tuple[int, int]]:
+    """Yield runs of rows to write, in whole chunks: those that hold anything new."""
+    for first in range(0, len(values), meta.chunk_rows):
+        last = min(first + meta.chunk_rows, len(values))
+        block = values[first:last]
+        if old is None or len(old) < last:
+            known = old[first:] if old is not None else values[:0]
+            unwritten = np.concatenate([known, _unwritten(meta, len(block) - len(known))])
+        else:
+            unwritten = old[first:last]
+        if not _same_bits(block, unwritten):
+            yield first, last
+
+
+def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether a copy would be the same: 0.0 and -0.0 are not, one NaN and another are only if all their bits are."""
+    if one.dtype == object:
+        return bool(np.array_equal(one, other))
+    return one.tobytes() == other.tobytes()
+
+
+def _unwritten(meta: ArrayMeta, n_rows: int) -> NDArray[Any]:
+    shape = (n_rows, *meta.shape[1:])
+    return (
+        np.full(shape, "", dtype=object)
+        if meta.dtype == TEXT
+        else np.full(shape, meta.fill, dtype=meta.dtype)
+    )
+
+
+def _notes(source: Backend, ids: dict[str, str], with_history: bool) -> tuple[str, ...]:
+    notes = []
+    tags = [tag for tag, snapshot in source.tags().items() if snapshot not in ids]
+    branches = [name for name in source.branches() if name != MAIN]
+    if tags:
+        notes.append(
+            f"tags of other versions: {', '.join(tags)}"
+            + ("" if with_history else " (--history takes more)")
+        )
+    if branches:
+        notes.append(f"branches: {', '.join(branches)}")
+    return tuple(notes)

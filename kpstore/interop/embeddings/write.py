@@ -1,0 +1,125 @@
+"""Embeddings of a store as npz files beside the utterances."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from kpstore.errors import InvalidError
+from kpstore.interop.base import (
+    ExportedFile,
+    ExportReport,
+    OnProgress,
+)
+from kpstore.interop.embeddings.read import KEY, Layout, check_layout
+from kpstore.interop.files import check_free, inside, written_aside
+from kpstore.interop.outputs import check_no_links
+from kpstore.options import Option
+from kpstore.schema.feature import State
+from kpstore.schema.lips import EMBEDDING_ENDING, LIP_FEATURE
+from kpstore.store import format as fmt
+from kpstore.store.store import Store, Video
+
+
+@dataclass(frozen=True)
+class EmbeddingsExport:
+    """Writes ``ID_embedding.npz`` for every utterance that is done, each whole or not at all.
+
+    Utterances with a frame that failed or is pending are left out, and their frames counted.
+
+    Parameters
+    ----------
+    feature : a vector per frame.
+    layout : of the arrays; as imported by default, and (512, T) where nothing was.
+    splits : only these.
+    """
+
+    feature: Annotated[str, Option("Which feature.")] = LIP_FEATURE
+    layout: Annotated[
+        Layout | None, Option("Of the arrays; as imported by default, else channels_first.")
+    ] = None
+    splits: Annotated[
+        Sequence[str] | None,
+        Option("Only these, as `train val` or `train,val`; all by default.", metavar="SPLIT..."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_layout(self.layout)
+
+    def export(
+        self,
+        store: Store,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> ExportReport:
+        """Write the files into the folder ``path``; see :class:`kpstore.interop.base.Exporter`."""
+        spec = store.feature(self.feature)
+        if spec.axis != "frame" or len(spec.shape) != 1:
+            raise InvalidError(
+                f"feature {self.feature!r} has rows of {spec.shape} by {spec.axis}; a vector per "
+                "frame is needed"
+            )
+        chosen, left_out = self._choose(store)
+        targets = _targets(path, chosen)
+        check_no_links(path, targets.values())
+        check_free(targets.values(), overwrite=overwrite)
+        path.mkdir(parents=True, exist_ok=True)
+        frames = 0
+        for video in chosen:
+            self._write(video, targets[video.id], self._layout_for(store))
+            frames += video.n_frames
+            (on_progress or (lambda n: None))(video.n_frames)
+        return ExportReport(
+            [ExportedFile(path, frames, len(chosen), None, left_out)], self._notes(store, left_out)
+        )
+
+    def _choose(self, store: Store) -> tuple[list[Video], dict[str, int]]:
+        """Return the videos to write, and how many frames are not."""
+        status, states = store[fmt.status_name(self.feature)], store.states(self.feature)
+        chosen, left_out = [], Counter({"failed": 0, "pending": 0})
+        for position in store.index.select(split=self.splits):
+            video = Video(store, int(position))
+            of_frames = status[video.rows]
+            if states[position] == State.DONE and (of_frames == State.DONE).all():
+                chosen.append(video)
+            else:
+                left_out["failed" if (of_frames == State.FAILED).any() else "pending"] += (
+                    video.n_frames
+                )
+        return chosen, dict(left_out)
+
+    def _layout_for(self, store: Store) -> Layout:
+        document = store.provenance(self.feature).get("document") or {}
+        return self.layout or (
+            "time_first" if document.get("layout") == "time_first" else "channels_first"
+        )
+
+    def _write(self, video: Video, target: Path, layout: Layout) -> None:
+        values = video[self.feature]
+        with written_aside(target) as (aside,), aside.open("wb") as out:
+            array = values if layout == "time_first" else values.T
+            np.savez_compressed(out, **{KEY: np.ascontiguousarray(array)})  # type: ignore[arg-type]
+
+    def _notes(self, store: Store, left_out: Mapping[str, int]) -> list[str]:
+        others = [name for name in store.features if name != self.feature]
+        lost = {"other features": others, "annotations": store.annotation_names}
+        notes = [f"{what}: {', '.join(names)}" for what, names in lost.items() if names]
+        return notes + (["splits: the folder does not say them"] if any(store.splits) else [])
+
+
+def _targets(folder: Path, videos: Sequence[Video]) -> dict[str, Path]:
+    targets = {video.id: inside(folder, f"{video.id}{EMBEDDING_ENDING}") for video in videos}
+    owner: dict[Path, str] = {}
+    for video_id, target in targets.items():
+        if owner.setdefault(target, video_id) != video_id:
+            raise InvalidError(
+                f"videos {owner[target]!r} and {video_id!r} would both be written to {target}"
+            )
+    return targets

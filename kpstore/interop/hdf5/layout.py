@@ -1,0 +1,132 @@
+"""What both directions know of HDF5 files that kpstore exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+
+from kpstore.errors import InvalidError, NotFoundError, one_line
+
+MARK = "kpstore_export"
+"""Root attribute of the files written here; its value is the version of their layout, 1."""
+ABOUT = "_kpstore_export_about"
+"""Scalar text (JSON): name, annotations, and spec and provenance of every feature. Attributes end at 64 KiB.
+
+Not ``_kpstore``: that group tells kpstore's own HDF5 stores from all other files.
+"""
+README = (
+    "All videos lie one after another on the first axis of every dataset whose dimension is "
+    "'frame': with start = n_frames[:i].sum(), video i, which is called video_id[i], holds rows "
+    "start to start + n_frames[i]. In F_status 1 says that a frame was looked at (0: not yet, 2: "
+    "it failed); NaN in F is what was not found in it."
+)
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+BLOCK_BYTES = 8 * 2**20
+UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, OverflowError)
+
+
+def recognises(path: Path) -> bool:
+    """Whether a file is one of ours: other HDF5 files can be so many things that they must be named."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as start:
+            if start.read(8) != _SIGNATURE:
+                return False
+        with h5py.File(path, "r") as file:
+            return MARK in file.attrs
+    except (OSError, RuntimeError):
+        return False
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Open a file; whatever h5py then raises becomes one line."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except UNREADABLE as error:
+        if isinstance(error, InvalidError | NotFoundError):
+            raise
+        raise InvalidError(
+            f"{path}: it is no HDF5 file, or a damaged one ({one_line(error)})"
+        ) from None
+
+
+def dataset_of(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
+    """Return a dataset whose values are all in this file: a stranger's file must not choose what else is read."""
+    found = own_item(file, path, name)
+    if not isinstance(found, h5py.Dataset):
+        raise InvalidError(
+            f"{path} has no dataset {name!r}; it has "
+            f"{', '.join(sorted(datasets_of(file))) or 'none'}"
+        )
+    if found.external or found.is_virtual:
+        raise InvalidError(
+            f"{path}: the values of {name!r} lie in other files, which are not read; copy them "
+            "into one dataset"
+        )
+    return found
+
+
+def own_item(file: h5py.File, path: Path, name: str) -> h5py.Group | h5py.Dataset | None:
+    """Return what has a name in a file, without following links; None if there is nothing."""
+    found: h5py.Group | h5py.Dataset = file
+    for part in name.split("/"):
+        if part in ("", "."):
+            continue
+        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            kind = (
+                "a link into another file" if isinstance(link, h5py.ExternalLink) else "a soft link"
+            )
+            raise InvalidError(
+                f"{path}: {name!r} is {kind}, which is not followed; name the dataset itself"
+            )
+        found = found[part]
+    return found
+
+
+def datasets_of(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Return all datasets of a file by their full names."""
+    found: dict[str, h5py.Dataset] = {}
+    file.visititems(
+        lambda name, item: found.update({name: item} if isinstance(item, h5py.Dataset) else {})
+    )
+    return found
+
+
+def texts_of(dataset: h5py.Dataset, path: Path, rows: slice = slice(None)) -> list[str]:
+    """Return the texts of a dataset; :class:`InvalidError` if it holds anything else."""
+    kind = h5py.check_string_dtype(dataset.dtype)
+    if kind is None or dataset.ndim != 1:
+        raise InvalidError(
+            f"{path}: {dataset.name} is {dataset.dtype} {dataset.shape}, not a text for each row"
+        )
+    return list(dataset.asstr("utf-8")[rows].tolist())
+
+
+def only_dataset(path: Path, file: h5py.File) -> str:
+    """Return the name of the one dataset that holds rows of numbers; of several, ``keypoints``."""
+    found = {
+        n: d
+        for n, d in datasets_of(file).items()
+        if d.ndim >= 2 and len(d) and d.dtype.kind in "fiu"
+    }
+    if "keypoints" in found:
+        return "keypoints"
+    if len(found) != 1:
+        there = (
+            ", ".join(f"{n} {d.dtype} {d.shape}" for n, d in sorted(datasets_of(file).items()))
+            or "none"
+        )
+        raise InvalidError(
+            f"{path}: choose the rows of frames with --dataset NAME; its datasets are (links not "
+            f"counted): {there}"
+        )
+    return next(iter(found))

@@ -1,0 +1,17 @@
+"""Face features of persons as JSON."""
+
+from __future__ import annotations
+
+from kpstore.interop.base import Format
+from kpstore.interop.json.read import FORMAT, FaceJsonImport, looks_like_faces
+from kpstore.interop.json.write import FaceJsonExport
+
+JSON = Format(
+    FORMAT,
+    "Face features of persons: {person: {face_features, video_data: [{features, …}]}}, or paths "
+    "only.",
+    importer=FaceJsonImport,
+    exporter=FaceJsonExport,
+    recognises=looks_like_faces,
+    examples=("import json valid_images.json faces.kps", "export json faces.kps valid_images.json"),
+)

@@ -1,0 +1,22 @@
+"""Arrays per split in npz files, as keypoint trainers read them."""
+
+from __future__ import annotations
+
+from kpstore.interop.base import Format
+from kpstore.interop.npz.read import NpzImport, looks_like_npz
+from kpstore.interop.npz.write import NpzExport
+
+NPZ = Format(
+    "npz",
+    "Arrays per split: {split}_keypoints.npz and {split}_stats.json, as keypoint trainers read "
+    "them.",
+    importer=NpzImport,
+    exporter=NpzExport,
+    recognises=looks_like_npz,
+    target="folder",
+    examples=(
+        "import npz OUT phoenix.kps",
+        "export npz phoenix.kps OUT",
+        "export npz phoenix.kps OUT --splits train dev",
+    ),
+)

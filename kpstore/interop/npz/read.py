@@ -1,0 +1,318 @@
+"""Reading the npz files that keypoint trainers read, as :mod:`kpstore.interop.npz.write` writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError, NotFoundError
+from kpstore.interop.base import ImportedFeature, ImportedVideo, imported
+from kpstore.interop.npz.rows import NpzTable, runs
+from kpstore.interop.splits import UNSPLIT, split_rank
+from kpstore.options import Option
+from kpstore.schema.feature import FeatureRows, FeatureSpec
+from kpstore.schema.index import VideoRecord
+from kpstore.schema.layout import FACE_LISTS, N_POINTS, PART_SLICES, PARTS, keypoints_spec
+from kpstore.sources.npz_files import NpyHeader, Rows
+
+KEYPOINTS = "keypoints"
+PATHS, IDS = "image_paths", "video_ids"
+
+Zeros = Literal["missing", "values"]
+
+
+@dataclass(frozen=True)
+class NpzImport:
+    """Reads ``{split}_keypoints.npz`` files of a folder, or one npz file.
+
+    Equal ``video_ids`` are one video, in the file's order. Where the rows of a video do not follow
+    each other they are put together, through a temporary file. Rows of (143, 3) become the feature
+    ``keypoints``.
+
+    Parameters
+    ----------
+    feature : another array than ``keypoints``, which gives the feature (and the files of a folder)
+        its name; also lets ``keypoints`` have rows of another shape than (143, 3).
+    zeros : ``"missing"`` takes a part of keypoints that is all zeros for one that was not detected,
+        which is how such parts are written; ``"values"`` takes zeros as they are. All NaN is never
+        detected.
+    face_list : which points of MediaPipe's mesh the 68 face points are; the file does not say.
+    """
+
+    feature: Annotated[
+        str | None,
+        Option("An array of another name, or `keypoints` of another shape.", metavar="NAME"),
+    ] = None
+    zeros: Annotated[Zeros, Option("What a part is that is all zeros.")] = "missing"
+    face_list: Annotated[str, Option("Which face points: phoenix or ibug.", metavar="NAME")] = (
+        "phoenix"
+    )
+
+    def __post_init__(self) -> None:
+        if self.zeros not in ("missing", "values"):
+            raise InvalidError(f"zeros={self.zeros!r}: use 'missing' or 'values'")
+        if self.face_list not in FACE_LISTS:
+            raise InvalidError(f"face_list={self.face_list!r}: use one of {', '.join(FACE_LISTS)}")
+
+    def open(self, path: Path) -> NpzDocument:
+        """Open a file or folder.
+
+        Reads all ``video_ids`` once. See :class:`kpstore.interop.base.Importer`.
+        """
+        array = self.feature or KEYPOINTS
+        parts = [_open_part(file, array) for file in npz_files(path, array)]
+        spec = self._spec(parts, array)
+        owner: dict[str, Path] = {}
+        for part in parts:
+            for video_id in part.videos:
+                if owner.setdefault(video_id, part.path) != part.path:
+                    raise InvalidError(
+                        f"video {video_id!r} is in {owner[video_id]} and in {part.path}; import one"
+                    )
+        return NpzDocument(path, parts, spec, self.zeros)
+
+    def _spec(self, parts: Sequence[_Part], name: str) -> FeatureSpec:
+        first = parts[0]
+        for part in parts[1:]:
+            ours, theirs = _kind(first.values), _kind(part.values)
+            if ours != theirs:
+                raise InvalidError(
+                    f"{first.path}: {name!r} has rows of {ours}, in {part.path} of {theirs}"
+                )
+        shape, dtype = first.values.shape[1:], first.values.dtype.newbyteorder("=").name
+        if name == KEYPOINTS and shape == (N_POINTS, 3) and first.values.dtype.kind == "f":
+            return replace(keypoints_spec(FACE_LISTS[self.face_list]), dtype=dtype, chunk_rows=0)
+        if self.feature is None:
+            raise InvalidError(
+                f"{first.path}: {name!r} has rows of {_kind(first.values)}, keypoints are "
+                f"{(N_POINTS, 3)} of floats; store it as it is with --feature {name}"
+            )
+        return FeatureSpec(name, shape, tuple(f"{name}_axis_{n}" for n in range(len(shape))), dtype)
+
+
+def _kind(header: NpyHeader) -> str:
+    return f"{header.shape[1:]} {header.dtype.newbyteorder('=').name}"
+
+
+def _visible(folder: Path, array: str) -> list[Path]:
+    """Return a folder's files by name.
+
+    Not those that begin with a dot, which other systems leave beside the real.
+    """
+    return sorted(path for path in folder.glob(f"*_{array}.npz") if not path.name.startswith("."))
+
+
+def npz_files(path: Path, array: str) -> list[Path]:
+    """Return the npz files of a folder that hold an array by their name, or the one that ``path`` is."""
+    if not path.is_dir():
+        return [path]
+    found = _visible(path, array)
+    if not found:
+        raise NotFoundError(
+            f"no file *_{array}.npz in the folder {path}; name one file, or say --feature"
+        )
+    return sorted(found, key=lambda file: (split_rank(_split_of(file, array)), file.name))
+
+
+def _split_of(path: Path, array: str) -> str:
+    name, found, _ = path.stem.rpartition(f"_{array}")
+    return name if found and path.stem.endswith(f"_{array}") and name != UNSPLIT else ""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One npz file: where each video's rows lie in it."""
+
+    path: Path
+    array: str
+    split: str
+    values: NpyHeader
+    videos: Mapping[str, Sequence[slice]]
+
+    @property
+    def stats_path(self) -> Path:
+        name = self.split or UNSPLIT
+        stats = (
+            f"{name}_stats.json" if self.array == KEYPOINTS else f"{name}_{self.array}_stats.json"
+        )
+        return self.path.with_name(stats)
+
+    @property
+    def interleaved(self) -> int:
+        """Videos whose rows do not follow each other."""
+        return sum(len(pieces) > 1 for pieces in self.videos.values())
+
+
+def _open_part(path: Path, array: str) -> _Part:
+    with NpzTable(path) as file:
+        headers = {name: file.header(name) for name in (array, PATHS, IDS)}
+        if headers[array].dtype.kind not in "fiub":
+            raise InvalidError(
+                f"{path}: {array!r} is of {headers[array].dtype}; numbers are needed"
+            )
+        lengths = {name: header.n_rows for name, header in headers.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{n} {name}" for name, n in lengths.items())
+            raise InvalidError(f"{path}: its arrays differ in length: {told}")
+        videos: dict[str, list[slice]] = {}
+        for video_id, start, stop in runs(file.iter_texts(IDS)):
+            if not video_id:
+                raise InvalidError(f"{path}: row {start} has an empty video id")
+            videos.setdefault(video_id, []).append(slice(start, stop))
+    return _Part(path, array, _split_of(path, array), headers[array], videos)
+
+
+@dataclass
+class _Found:
+    """What a pass over a file found, to be compared with its stats."""
+
+    detected: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(len(PARTS), dtype=np.int64)
+    )
+
+
+class NpzDocument:
+    """Opened npz files; see :class:`kpstore.interop.base.Document`."""
+
+    def __init__(self, path: Path, parts: Sequence[_Part], spec: FeatureSpec, zeros: Zeros) -> None:
+        self._path, self._parts, self._spec, self._zeros = path, parts, spec, zeros
+        self._notes: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Name of the folder or file."""
+        return self._path.resolve().name if self._path.is_dir() else self._path.stem
+
+    @property
+    def features(self) -> tuple[ImportedFeature, ...]:
+        """The one feature."""
+        known: dict[str, Any] = {"zeros": self._zeros} if self._has_parts else {}
+        return (ImportedFeature(self._spec, imported("npz", **known)),)
+
+    @property
+    def n_frames(self) -> int:
+        """Rows of all files."""
+        return sum(part.values.n_rows for part in self._parts)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is not stored, and where stats differ from what was found."""
+        return tuple(self._notes)
+
+    @property
+    def _has_parts(self) -> bool:
+        return bool(self._spec.companions)
+
+    def videos(self) -> Iterator[ImportedVideo]:
+        """Read all files, a video at a time; see :meth:`kpstore.interop.base.Document.videos`."""
+        self._notes = []
+        for part in self._parts:
+            found = _Found()
+            yield from self._videos_of(part, found)
+            self._note(part, found)
+
+    def _videos_of(self, part: _Part, found: _Found) -> Iterator[ImportedVideo]:
+        with NpzTable(part.path) as file:
+            opened = file.at_random if part.interleaved else file.in_order
+            values: AbstractContextManager[Rows] = opened(part.array)
+            with values as all_values, opened(PATHS) as all_paths:
+                for video_id, pieces in part.videos.items():
+                    paths = [
+                        p
+                        for s in pieces
+                        for p in file.texts(PATHS, all_paths.take(s.start, s.stop))
+                    ]
+                    block = np.concatenate([all_values.take(s.start, s.stop) for s in pieces])
+                    rows = self._rows(part, block, video_id, found)
+                    record = VideoRecord(video_id, part.split, tuple(paths))
+                    yield ImportedVideo(record, {self._spec.name: rows})
+
+    def _rows(self, part: _Part, values: NDArray[Any], video_id: str, found: _Found) -> FeatureRows:
+        if not self._has_parts:
+            return FeatureRows(values)
+        detected = np.ones((len(values), len(PARTS)), dtype=bool)
+        for column, (name, points) in enumerate(PART_SLICES.items()):
+            of_part = values[:, points].reshape(len(values), -1)
+            nan = np.isnan(of_part)
+            odd = np.flatnonzero(nan.any(axis=1) & ~nan.all(axis=1))
+            if len(odd):
+                raise InvalidError(
+                    f"{part.path}: frame {odd[0]} of video {video_id!r} has NaN in some numbers of "
+                    f"{name} and not in others; a part that was not detected is all zeros or all "
+                    "NaN"
+                )
+            missing = nan.all(axis=1)
+            if self._zeros == "missing":
+                missing |= (of_part == 0).all(axis=1)
+            values[missing, points] = np.nan
+            detected[:, column] = ~missing
+        found.detected += detected.sum(axis=0)
+        return FeatureRows(values, {"detected": detected})
+
+    def _note(self, part: _Part, found: _Found) -> None:
+        if part.interleaved:
+            self._notes.append(
+                f"{part.path.name}: the rows of {part.interleaved} videos do not follow each "
+                "other; they were put together, so that an export has another order"
+            )
+        if not part.videos and part.split:
+            self._notes.append(
+                f"{part.path.name}: has no rows; a store has no split without videos"
+            )
+        counts = dict(zip(PARTS, found.detected.tolist(), strict=True)) if self._has_parts else {}
+        self._notes += _compare_stats(part, counts)
+
+
+def _compare_stats(part: _Part, detected: Mapping[str, int]) -> list[str]:
+    """Return how a stats file differs from what was found, a line each."""
+    path = part.stats_path
+    if not path.is_file():
+        return []
+    try:
+        stats = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return [f"{path.name}: cannot be read, so nothing was compared ({error})"]
+    if not isinstance(stats, dict):
+        return [f"{path.name}: holds {type(stats).__name__}, not counts by name"]
+    wanted = {
+        "split": part.split or UNSPLIT,
+        "num_samples": part.values.n_rows,
+        "num_videos": len(part.videos),
+        "keypoint_shape": list(part.values.shape[1:]),
+        **{f"{name}_detected": n for name, n in detected.items()},
+    }
+    both = [key for key in wanted if key in stats]
+    notes = [
+        f"{path.name} says {k}={stats[k]!r}, found {wanted[k]!r}"
+        for k in both
+        if not _same(stats[k], wanted[k])
+    ]
+    return notes + [f"{path.name}: {key!r} is not stored" for key in stats if key not in wanted]
+
+
+def _same(told: Any, found: Any) -> bool:
+    if isinstance(found, list) and isinstance(told, list):
+        # Users' scripts write the shape of the whole array in one place and that of a row in
+        # another.
+        return found in (told, told[1:])
+    return bool(told == found)
+
+
+def looks_like_npz(path: Path) -> bool:
+    """Whether a file or folder is of this format, by names alone."""
+    if path.is_dir():
+        return bool(_visible(path, KEYPOINTS))
+    if path.suffix != ".npz":
+        return False
+    try:
+        with NpzTable(path) as file:
+            return {PATHS, IDS} <= set(file.names)
+    except (InvalidError, NotFoundError, OSError):
+        return False

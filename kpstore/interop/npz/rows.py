@@ -1,0 +1,85 @@
+"""Arrays of npz files that hold text beside numbers.
+
+Never a pickle that could be more than text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError, one_line
+from kpstore.interop.unpickling import loads_pickle
+from kpstore.sources.npz_files import BLOCK_BYTES, NpyHeader, NpzFile
+
+
+class NpzTable(NpzFile):
+    """An npz file, open, whose arrays may be text."""
+
+    def objects(self, name: str, member: IO[bytes], header: NpyHeader) -> NDArray[np.object_]:
+        """Return an array of Python objects that are text, all of them.
+
+        Nothing that a pickle names is run.
+        """
+        texts = loads_pickle(member.read(), f"{self.path}: {name!r}, which holds Python objects,")
+        whole = (
+            isinstance(texts, np.ndarray)
+            and texts.shape == header.shape
+            and texts.dtype.kind == "O"
+        )
+        if not whole or not all(type(text) is str for text in texts.flat):
+            raise InvalidError(
+                f"{self.path}: {name!r} holds Python objects other than text, which are not read"
+            )
+        return np.asarray(texts)
+
+    def iter_texts(self, name: str) -> Iterator[list[str]]:
+        """Yield a text array, block by block."""
+        header = self.header(name)
+        step = max(1, BLOCK_BYTES // max(header.row_bytes, 1))
+        with self.in_order(name) as rows:
+            for start in range(0, header.n_rows, step):
+                yield self.texts(name, rows.take(start, min(start + step, header.n_rows)))
+
+    def texts(self, name: str, block: NDArray[Any]) -> list[str]:
+        """Return a block of a text array as str.
+
+        Raises
+        ------
+        InvalidError
+            If it is not text, or text that cannot be written as UTF-8.
+        """
+        try:
+            if block.dtype.kind == "S":
+                block = np.char.decode(block, "utf-8")
+            if block.ndim != 1 or (block.dtype.kind not in "UO" and block.size):
+                raise InvalidError(
+                    f"{self.path}: {name!r} is {block.dtype}, {block.ndim}-D; one text a row is "
+                    "needed"
+                )
+            texts: list[str] = block.tolist()
+            "".join(texts).encode()
+        except (UnicodeError, ValueError) as error:
+            if isinstance(error, InvalidError):
+                raise
+            raise InvalidError(
+                f"{self.path}: {name!r} holds text that is no Unicode ({one_line(error)})"
+            ) from None
+        return texts
+
+
+def runs(texts: Iterable[list[str]]) -> Iterator[tuple[str, int, int]]:
+    """Yield runs of equal neighbours of a text array: text, first row, row after the last."""
+    current, first, row = None, 0, 0
+    for block in texts:
+        for text in block:
+            if text != current:
+                if current is not None:
+                    yield current, first, row
+                current, first = text, row
+            row += 1
+    if current is not None:
+        yield current, first, row

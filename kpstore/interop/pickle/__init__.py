@@ -1,0 +1,24 @@
+"""Pickles of keypoints in all the forms that people have."""
+
+from __future__ import annotations
+
+from kpstore.interop.base import Format
+from kpstore.interop.pickle.forms import (
+    is_pickle,
+)
+from kpstore.interop.pickle.read import PickleImport
+from kpstore.interop.pickle.write import PickleExport
+
+PICKLE = Format(
+    "pickle",
+    "Pickles of keypoints: raw, per split, workers' own, flat, faces, model input, sequences.",
+    importer=PickleImport,
+    exporter=PickleExport,
+    recognises=is_pickle,
+    examples=(
+        "import pickle phoenix_keypoints_full.pkl phoenix.kps",
+        "import pickle TEMP_DIR train.kps --split train",
+        "export pickle phoenix.kps phoenix_keypoints_full.pkl",
+        "export pickle phoenix.kps OUT_DIR --form split",
+    ),
+)

@@ -1,0 +1,389 @@
+"""The forms of pickle that keypoint scripts leave behind, told apart and brought to one: lists of frames by split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+from kpstore.interop.files import check_there
+from kpstore.interop.plain_values import to_json
+from kpstore.interop.splits import UNSPLIT, split_rank
+from kpstore.interop.unpickling import load_pickle
+from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
+
+Form = Literal["raw", "split", "workers", "flat", "face", "model_input", "sequences"]
+
+FORMS: Mapping[Form, str] = {
+    "raw": "lists by split, as the extraction scripts write them",
+    "split": "one file per split, as split_phoenix_keypoints writes them",
+    "workers": "a worker's results that were not merged",
+    "flat": "lists without splits",
+    "face": "an array of faces",
+    "model_input": "an array of 143 points, as prepare_model_input writes it",
+    "sequences": "lists of frames, one for each sequence",
+}
+NONE = "the file holds None for this frame"
+"""The reason of failed frames that come from a pickle."""
+SPLIT_FILE = "mediaPipe_Phoenix."
+_NO_SPLIT = "workers' files do not say of which split they are; see --split"
+MOST_WORKERS = 10_000
+"""Up to which number a missing worker's file is looked for."""
+WORKER_FILE = re.compile(r"temp_split_(\d+)_gpu(\d+)\.(?:pkl|pickle)\Z")
+_ABOUT = ("stats", "keypoint_info", "dataset_info")
+OTHER_KEYS = (*_ABOUT, "keypoints", "results", "sequences")
+"""What beside splits stands at the top of a file, so that no split can be called so."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Frames of one split in the order of the file.
+
+    Parameters
+    ----------
+    place : where in the file, for messages.
+    split : ``""`` where there is none.
+    frames : dicts of parts, None where a frame failed; or rows of points, an array (N, points, 3)
+        or a list.
+    paths : of the images; None where the file has none.
+    video_ids : None where the file has none.
+    """
+
+    place: str
+    split: str
+    frames: Sequence[Any] | NDArray[Any]
+    paths: Sequence[str] | None = None
+    video_ids: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, texts in (("image_paths", self.paths), ("video_ids", self.video_ids)):
+            if texts is None:
+                continue
+            if len(texts) != len(self.frames):
+                raise InvalidError(
+                    f"{self.place}: {len(texts)} {name} for {len(self.frames)} keypoints"
+                )
+            odd = next((n for n, text in enumerate(texts) if not isinstance(text, str)), None)
+            if odd is not None:
+                raise InvalidError(
+                    f"{self.place}: {name}[{odd}] is a {type(texts[odd]).__name__}, a text is "
+                    "needed"
+                )
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was found in a file or a folder.
+
+    Parameters
+    ----------
+    form : see :data:`FORMS`.
+    listed : frames by split.
+    points : 143, or 68 where there are only faces.
+    document : what else is there (JSON).
+    notes : what cannot be carried over.
+    """
+
+    form: Form
+    listed: Sequence[Listed]
+    points: int = N_POINTS
+    document: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file's name or first bytes, or a folder's names, are those of such a pickle."""
+    try:
+        if path.is_dir():
+            return any(
+                WORKER_FILE.match(p.name) or p.name.startswith(SPLIT_FILE) for p in path.iterdir()
+            )
+        with path.open("rb") as file:
+            first = file.read(2)
+    except OSError:
+        return False
+    return first[:1] == b"\x80" and first[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")
+
+
+def read_contents(path: Path) -> Contents:
+    """Return what a pickle, or a folder of workers' or of splits' pickles, holds.
+
+    :class:`InvalidError` if neither.
+    """
+    if not path.is_dir():
+        check_there(path, "pickle")
+        return _read_file(path)
+    files = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+    numbered = [(tuple(map(int, m.groups())), p) for p in files if (m := WORKER_FILE.match(p.name))]
+    if numbered:
+        return _merge([_read_file(p) for _, p in sorted(numbered)], "workers", path)
+    splits = sorted(
+        p for p in files if p.name.startswith(SPLIT_FILE) or p.suffix in (".pkl", ".pickle")
+    )
+    if not splits:
+        raise InvalidError(
+            f"{path} holds neither workers' files (temp_split_0_gpu0.pkl, …) nor files of splits "
+            f"({SPLIT_FILE}train, …); name the file to import"
+        )
+    found = [_read_file(p) for p in splits]
+    found.sort(key=lambda contents: split_rank(contents.listed[0].split if contents.listed else ""))
+    return _merge(found, "split", path)
+
+
+def _merge(found: Sequence[Contents], form: Form, path: Path) -> Contents:
+    odd = next(
+        (
+            c
+            for c in found
+            if c.form not in ({"workers"} if form == "workers" else {"raw", "split"})
+        ),
+        None,
+    )
+    if odd is not None:
+        raise InvalidError(
+            f"{path} holds a pickle of {FORMS[odd.form]} ({odd.form}) among others; import it by "
+            "itself"
+        )
+    listed = [group for contents in found for group in contents.listed]
+    document: dict[str, Any] = {"form": form}
+    for contents in found:
+        for key, value in contents.document.items():
+            if key in ("splits", "workers"):
+                document[key] = [*document.get(key, []), *value]
+            elif key in ("stats", "split_dataset_info"):
+                document[key] = {**document.get(key, {}), **value}
+            else:
+                document.setdefault(key, value)
+    if form == "workers":
+        listed = [_joined(listed, path)]
+    splits = [group.split for group in listed]
+    if len(set(splits)) != len(splits):
+        twice = next(split for split in splits if splits.count(split) > 1)
+        raise InvalidError(f"{path} holds split {twice!r} in two files; import them by themselves")
+    return Contents(
+        form,
+        listed,
+        N_POINTS,
+        document,
+        list(dict.fromkeys(note for contents in found for note in contents.notes)),
+    )
+
+
+def _joined(listed: Sequence[Listed], path: Path) -> Listed:
+    """Return the workers' frames in one list, as merging scripts joined them.
+
+    The frames themselves are not copied.
+    """
+    return Listed(
+        str(path),
+        "",
+        [frame for group in listed for frame in group.frames],
+        [text for group in listed for text in group.paths or ()],
+        [text for group in listed for text in group.video_ids or ()],
+    )
+
+
+def _read_file(path: Path) -> Contents:
+    content = load_pickle(path)
+    if isinstance(content, np.ndarray) and content.shape == () and content.dtype == object:
+        content = content.item()  # np.save of a dict
+    if not isinstance(content, dict):
+        raise InvalidError(
+            f"{path} holds a {type(content).__name__}; a dict with keypoints is needed"
+        )
+    if "results" in content:
+        return _read_worker(path, content)
+    if "sequences" in content:
+        return _read_sequences(path, content)
+    if "keypoints" in content:
+        return _read_single(path, content)
+    if any(isinstance(value, dict) and "keypoints" in value for value in content.values()):
+        return _read_raw(path, content)
+    keys = ", ".join(map(repr, list(content)[:8])) or "nothing"
+    raise InvalidError(
+        f"{path} holds {keys}; there is no 'keypoints', no split with 'keypoints', no 'results' "
+        "and no 'sequences' in it, so it is no pickle of keypoints"
+    )
+
+
+def _about(
+    path: Path, content: Mapping[str, Any], known: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what goes into the document, and a note for every key that nobody knows."""
+    document = {key: to_json(content[key], f"{path}[{key!r}]") for key in _ABOUT if key in content}
+    unknown = [key for key in content if key not in (*_ABOUT, *known)]
+    return document, [f"{path.name}: {key!r}, which no script is known to write" for key in unknown]
+
+
+def _read_raw(path: Path, content: Mapping[str, Any]) -> Contents:
+    splits = [key for key in content if key not in _ABOUT]
+    listed, notes = [], []
+    for split in splits:
+        group, place = content[split], f"{path}[{split!r}]"
+        if not isinstance(split, str) or not isinstance(group, dict):
+            raise InvalidError(
+                f"{place} is a {type(group).__name__}; a split is a dict of lists, named by a text"
+            )
+        notes += [
+            f"{place}: {key!r}, which no script is known to write"
+            for key in group
+            if key not in ("keypoints", "image_paths", "video_ids")
+        ]
+        named = "" if split == UNSPLIT and "" not in splits else split
+        listed.append(_listed(place, named, group))
+    document, _ = _about(path, content, splits)
+    info = content.get("dataset_info")
+    is_split = isinstance(info, dict) and "original_splits" in info and len(splits) == 1
+    document = {"form": "split" if is_split else "raw", "splits": splits, **document}
+    if is_split:
+        document["split_dataset_info"] = {splits[0]: document.pop("dataset_info")}
+    return Contents("split" if is_split else "raw", listed, N_POINTS, document, notes)
+
+
+def _listed(place: str, split: str, group: Mapping[str, Any], frames: Any = None) -> Listed:
+    frames = group.get("keypoints") if frames is None else frames
+    if not isinstance(frames, (list, tuple, np.ndarray)):
+        raise InvalidError(
+            f"{place}['keypoints'] is a {type(frames).__name__}; a list of frames is needed"
+        )
+    return Listed(
+        place, split, frames, *(_texts(place, group, name) for name in ("image_paths", "video_ids"))
+    )
+
+
+def _texts(place: str, group: Mapping[str, Any], name: str) -> Sequence[str] | None:
+    texts = group.get(name)
+    if isinstance(texts, np.ndarray):
+        texts = texts.tolist()
+    if texts is not None and not isinstance(texts, (list, tuple)):
+        raise InvalidError(
+            f"{place}[{name!r}] is a {type(texts).__name__}; a list of texts is needed"
+        )
+    return texts
+
+
+def _read_worker(path: Path, content: Mapping[str, Any]) -> Contents:
+    results = content["results"]
+    if not isinstance(results, list):
+        raise InvalidError(f"{path}['results'] is a {type(results).__name__}; a list is needed")
+    wanted = ("keypoints", "image_path", "video_id")
+    for number, result in enumerate(results):
+        lacks = not isinstance(result, dict) or next(
+            (key for key in wanted[:2] if key not in result), None
+        )
+        if lacks:
+            raise InvalidError(
+                f"{path}['results'][{number}] is a {type(result).__name__} without 'keypoints' or "
+                "'image_path'"
+            )
+    with_ids = all("video_id" in result for result in results)
+    listed = Listed(
+        f"{path}['results']",
+        "",
+        [result["keypoints"] for result in results],
+        [result["image_path"] for result in results],
+        [result["video_id"] for result in results] if with_ids else None,
+    )
+    facts = {
+        key: to_json(value, f"{path}[{key!r}]")
+        for key, value in content.items()
+        if key != "results"
+    }
+    return Contents(
+        "workers", [listed], N_POINTS, {"form": "workers", "workers": [facts]}, [_NO_SPLIT]
+    )
+
+
+def _read_sequences(path: Path, content: Mapping[str, Any]) -> Contents:
+    sequences = content["sequences"]
+    good = isinstance(sequences, (list, np.ndarray)) and all(
+        isinstance(s, (list, np.ndarray)) for s in sequences
+    )
+    if not good:
+        raise InvalidError(f"{path}['sequences'] is no list of lists of frames")
+    ids = [
+        f"sequence_{number:05d}"
+        for number, frames in enumerate(sequences)
+        for _ in range(len(frames))
+    ]
+    frames = [frame for sequence in sequences for frame in sequence]
+    document, notes = _about(path, content, ("sequences",))
+    notes.append(
+        f"{path.name}: sequences have no names; they are videos sequence_00000, sequence_00001, …"
+    )
+    empty = sum(len(sequence) == 0 for sequence in sequences)
+    if empty:
+        notes.append(f"{path.name}: {empty} sequences without frames")
+    return Contents(
+        "sequences",
+        [Listed(f"{path}['sequences']", "", frames, None, ids)],
+        _points_of(frames, str(path)),
+        {"form": "sequences", **document},
+        notes,
+    )
+
+
+def _read_single(path: Path, content: Mapping[str, Any]) -> Contents:
+    own = (
+        "keypoints",
+        "image_paths",
+        "video_ids",
+        "keypoints_dict",
+        "split",
+        "num_samples",
+        "keypoint_shape",
+    )
+    document, notes = _about(path, content, own)
+    split = content.get("split")
+    if split is not None and not isinstance(split, str):
+        raise InvalidError(f"{path}['split'] is a {type(split).__name__}; a text is needed")
+    if split is not None:
+        document["split"] = split
+    given = content.get("keypoints_dict")
+    as_frames = isinstance(given, (list, np.ndarray))
+    listed = _listed(
+        str(path), "" if split in (None, UNSPLIT) else split, content, given if as_frames else None
+    )
+    points = _points_of(listed.frames, str(path))
+    arrays = isinstance(content["keypoints"], np.ndarray) and content["keypoints"].dtype != object
+    form: Form = "flat" if not arrays else "face" if points == N_FACE else "model_input"
+    if as_frames:
+        document["keypoints_dict"] = "frames"
+        notes.append(
+            f"{path.name}: 'keypoints_dict' has the frames; the array 'keypoints', made from them, "
+            "is not read"
+        )
+    elif given is not None:
+        document["keypoints_dict"] = "arrays"
+        notes += _check_repeated(path, given, listed.frames)
+    return Contents(form, [listed], points, {"form": form, **document}, notes)
+
+
+def _check_repeated(path: Path, given: Any, frames: Any) -> list[str]:
+    """Return notes on a ``keypoints_dict`` that is not what the array says already."""
+    same = isinstance(given, dict) and set(given) == set(PART_SLICES)
+    for part, rows in PART_SLICES.items():
+        same = same and np.array_equal(
+            np.asarray(given[part]), np.asarray(frames)[:, rows], equal_nan=True
+        )
+    return [] if same else [f"{path.name}: 'keypoints_dict', which is not the parts of 'keypoints'"]
+
+
+def _points_of(frames: Any, place: str) -> int:
+    """Return 68 or 143: points of a frame, by the array's shape or the first frame that is there."""
+    if isinstance(frames, np.ndarray) and frames.dtype != object:
+        shape = frames.shape[1:]
+    else:
+        first: Any = next((frame for frame in frames if frame is not None), {})
+        if isinstance(first, dict):
+            return N_POINTS
+        shape = np.shape(first)
+    if shape not in ((N_FACE, 3), (N_POINTS, 3)):
+        raise InvalidError(f"{place}: keypoints of {shape} a frame; (68, 3) and (143, 3) are known")
+    return int(shape[0])

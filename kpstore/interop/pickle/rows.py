@@ -1,0 +1,167 @@
+"""Rows of listed pictures, read from a pickle part by part."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+from kpstore.interop.pickle.forms import (
+    NONE,
+    Listed,
+)
+from kpstore.schema.feature import FeatureRows, FeatureSpec
+from kpstore.schema.layout import N_FACE, PART_SLICES, PARTS
+
+Zeros = Literal["missing", "values"]
+_NUMBER = re.compile(r"(\d+)\D*\Z")
+
+
+class RowReader:
+    """Makes rows of frames, and counts what rows cannot hold."""
+
+    def __init__(self, spec: FeatureSpec, zeros: Zeros) -> None:
+        self._spec, self._zeros = spec, zeros
+        self._parts = {"face": slice(0, N_FACE)} if spec.shape[0] == N_FACE else PART_SLICES
+        self._unknown: Counter[str] = Counter()
+        self._rounded: Counter[str] = Counter()
+        self._gaps = self._gap_videos = self._disordered = self._sizes = self._sizeless = 0
+
+    def read(
+        self, listed: Listed, places: Sequence[int]
+    ) -> tuple[FeatureRows, dict[int, str], tuple[int, int]]:
+        """Return the rows of some frames, which of them failed, and (height, width) in pixels, 0 where unknown."""
+        rows = self._spec.empty_rows(len(places))
+        failed: dict[int, str] = {}
+        sizes: set[tuple[int, int] | None] = set()
+        for number, place in enumerate(places):
+            frame = listed.frames[place]
+            if frame is None:
+                failed[number] = NONE
+            elif isinstance(frame, dict):
+                self._fill_parts(rows, number, frame, listed, place)
+                sizes.add(_size(frame.get("image_shape"), listed, place))
+            else:
+                self._fill_points(rows, number, frame, listed, place)
+        return rows, failed, self._agreed(sizes)
+
+    def _fill_parts(
+        self, rows: FeatureRows, number: int, frame: Mapping[str, Any], listed: Listed, place: int
+    ) -> None:
+        for part, points in frame.items():
+            if part == "image_shape":
+                continue
+            where = self._parts.get(part)
+            if where is None:
+                self._unknown[str(part)] += 1
+            elif points is not None:
+                shape = (where.stop - where.start, 3)
+                rows.values[number, where] = self._points(
+                    points, shape, listed, place, f"[{part!r}]"
+                )
+                rows.companions["detected"][number, PARTS.index(part)] = True
+
+    def _fill_points(
+        self, rows: FeatureRows, number: int, frame: Any, listed: Listed, place: int
+    ) -> None:
+        points = self._points(frame, self._spec.shape, listed, place, "")
+        rows.values[number] = points
+        for column, where in enumerate(self._parts.values()):
+            part = points[where]
+            missing = np.isnan(part).all() or (self._zeros == "missing" and not part.any())
+            rows.companions["detected"][number, column] = not missing
+            if missing:
+                rows.values[number, where] = np.nan
+
+    def _points(
+        self, points: Any, shape: tuple[int, ...], listed: Listed, place: int, part: str
+    ) -> NDArray[np.float32]:
+        try:
+            found = np.asarray(points)
+        except ValueError:
+            found = np.empty((), dtype=object)  # a ragged list
+        if found.shape != shape or found.dtype.kind not in "fiu":
+            raise InvalidError(
+                f"{listed.place}['keypoints'][{place}]{part}: {found.shape} of {found.dtype}, "
+                f"{shape} of numbers are needed"
+            )
+        if found.dtype != np.float32:
+            self._rounded[str(found.dtype)] += 1
+            try:
+                with np.errstate(over="raise"):
+                    found = found.astype(np.float32)
+            except FloatingPointError:
+                largest = np.abs(found).max()
+                raise InvalidError(
+                    f"{listed.place}['keypoints'][{place}]{part}: {largest:g} does not fit float32"
+                ) from None
+        return found
+
+    def _agreed(self, sizes: set[tuple[int, int] | None]) -> tuple[int, int]:
+        known = {size for size in sizes if size is not None}
+        self._sizeless += len(sizes) > len(known) > 0
+        if len(known) > 1:
+            self._sizes += 1
+        return known.pop() if len(known) == 1 else (0, 0)
+
+    def count_gaps(self, paths: Sequence[str]) -> None:
+        """Count the frames that are not there between a video's first and last, by the numbers in their paths."""
+        found = [_NUMBER.search(path.rpartition("/")[2]) for path in paths]
+        numbers = [int(match[1][-15:]) for match in found if match is not None]
+        if len(numbers) != len(paths) or not numbers:
+            return
+        gap = max(numbers) - min(numbers) + 1 - len(set(numbers))
+        self._gaps += gap
+        self._gap_videos += gap > 0
+        self._disordered += any(later < earlier for earlier, later in pairwise(numbers))
+
+    def notes(self) -> list[str]:
+        """Return what was counted, a line each."""
+        lines = [
+            f"{n} frames also hold {part!r}, which is no part that is known"
+            for part, n in self._unknown.items()
+        ]
+        lines += [
+            f"{n} arrays are {dtype}; they are stored as float32"
+            for dtype, n in self._rounded.items()
+        ]
+        if self._gaps:
+            lines.append(
+                f"{self._gaps} frames of {self._gap_videos} videos are not in the file, by the "
+                "numbers in their paths"
+            )
+        if self._disordered:
+            lines.append(
+                f"frames of {self._disordered} videos are not in the order of their numbers; it is "
+                "kept"
+            )
+        if self._sizes:
+            lines.append(
+                f"{self._sizes} videos have frames of several image shapes; theirs are not kept"
+            )
+        if self._sizeless:
+            lines.append(
+                f"in {self._sizeless} videos some frames have no image shape; they get that of the "
+                "others"
+            )
+        return lines
+
+
+def _size(shape: Any, listed: Listed, place: int) -> tuple[int, int] | None:
+    """Return (height, width) of an image shape: a tuple, a list or an array of two numbers, or three."""
+    if shape is None:
+        return None
+    numbers = np.asarray(shape)
+    good = numbers.ndim == 1 and len(numbers) in (2, 3) and numbers.dtype.kind in "iu"
+    if not good or numbers.min() < 1 or numbers.max() > 2**31 - 1:
+        raise InvalidError(
+            f"{listed.place}['keypoints'][{place}]['image_shape'] is {str(shape)[:80]}; height and "
+            "width are needed"
+        )
+    return int(numbers[0]), int(numbers[1])

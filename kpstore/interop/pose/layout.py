@@ -1,0 +1,166 @@
+"""What points of ``.pose`` files are called, which of them are ours, and as what they are stored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pose_format.pose_header import PoseHeaderComponent
+
+from kpstore.errors import InvalidError
+from kpstore.schema.feature import ArraySpec, FeatureSpec
+from kpstore.schema.layout import (
+    HAND_POINT_NAMES,
+    POSE_POINT_NAMES,
+    FaceList,
+)
+
+SUFFIX = ".pose"
+COMPONENTS = {
+    "face": "FACE_LANDMARKS",
+    "left_hand": "LEFT_HAND_LANDMARKS",
+    "right_hand": "RIGHT_HAND_LANDMARKS",
+    "pose": "POSE_LANDMARKS",
+}
+"""What pose-format calls the parts (``pose_format.utils.holistic.holistic_components``)."""
+HEADER_FIELDS = ("version", "width", "height", "depth", "fps", "person", "people")
+"""What ``pose_points_header`` holds of a file; ``person`` counts from 1."""
+
+
+def describe(components: Sequence[PoseHeaderComponent]) -> list[dict[str, Any]]:
+    """Return the components of a header as JSON: name, point names, format (``XYZC``), limbs and their colours."""
+    return [
+        {
+            "name": component.name,
+            "format": component.format,
+            "points": list(component.points),
+            "limbs": [[int(a), int(b)] for a, b in component.limbs],
+            "colors": [[int(value) for value in color] for color in component.colors],
+        }
+        for component in components
+    ]
+
+
+def points_spec(name: str, components: Sequence[Mapping[str, Any]]) -> FeatureSpec:
+    """Return the feature that holds all points of a pose file: (points, dims) float32, pixels as a rule.
+
+    Its companion ``confidence`` (points,) float32 is the file's, 0 where a point is missing; the
+    values of such a point are NaN if the file has zeros there, else the file's. The components are
+    in ``attrs["pose_components"]``.
+    """
+    labels = tuple(
+        f"{component['name']}.{point}" for component in components for point in component["points"]
+    )
+    axes = tuple(max((component["format"] for component in components), key=len, default="")[:-1])
+    point, axis = f"{name}_point", f"{name}_axis"
+    if not labels or not axes:
+        raise InvalidError(
+            f"the header has {len(labels)} points of {len(axes)} dimensions; nothing can be stored"
+        )
+    return FeatureSpec(
+        name,
+        (len(labels), len(axes)),
+        (point, axis),
+        units="pixel",
+        description="all points of a .pose file, as in the file",
+        labels={point: labels, axis: axes},
+        companions=(
+            ArraySpec(
+                "confidence", (len(labels),), (point,), description="confidence, 0 where missing"
+            ),
+        ),
+        attrs={"pose_components": list(components)},
+    )
+
+
+def header_spec(name: str) -> FeatureSpec:
+    """Return the feature of videos that holds what the header of each one's file says.
+
+    See :data:`HEADER_FIELDS`.
+    """
+    dim = f"{name}_header_field"
+    return FeatureSpec(
+        f"{name}_header",
+        (len(HEADER_FIELDS),),
+        (dim,),
+        "float64",
+        description="header of the .pose file; width, height and depth in pixels",
+        axis="video",
+        labels={dim: HEADER_FIELDS},
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one part of the 143 points lies in a file.
+
+    Parameters
+    ----------
+    columns : all points of the component.
+    sources : for each point of the part the file's points whose mean it is; empty where the file
+        lacks it.
+    axes : places of x, y and z in the format; z is None where there is none.
+    """
+
+    columns: slice
+    sources: tuple[tuple[int, ...], ...]
+    axes: tuple[int, int, int | None]
+
+
+def find_parts(components: Sequence[Mapping[str, Any]], face_list: FaceList) -> dict[str, Part]:
+    """Return the parts that a file holds at least one point of, found by the names of components and points."""
+    parts, start = {}, 0
+    for component in components:
+        columns = slice(start, start + len(component["points"]))
+        start = columns.stop
+        part = next((p for p, name in COMPONENTS.items() if name == component["name"]), None)
+        form = component["format"].upper()[:-1]
+        if part is None or part in parts or not {"X", "Y"} <= set(form):
+            continue
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(component["points"], start=columns.start):
+            places.setdefault(name, []).append(place)
+        sources = (
+            _face_sources(places, face_list)
+            if part == "face"
+            else _sources(places, point_names(part))
+        )
+        if any(sources):
+            z = form.index("Z") if "Z" in form else None
+            parts[part] = Part(columns, sources, (form.index("X"), form.index("Y"), z))
+    return parts
+
+
+def point_names(part: str) -> list[str]:
+    """Return what pose-format calls the points of a hand or of the pose, in our order."""
+    return [name.upper() for name in (POSE_POINT_NAMES if part == "pose" else HAND_POINT_NAMES)]
+
+
+def _sources(places: Mapping[str, list[int]], names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    return tuple((places[name][0],) if name in places else () for name in names)
+
+
+def face_names(face_list: FaceList) -> list[str]:
+    """Names of the 68 points: the mesh index; of a mean the indices joined, as ``127+234``."""
+    return ["+".join(map(str, indices)) for indices in face_list.indices]
+
+
+def _face_sources(
+    places: Mapping[str, list[int]], face_list: FaceList
+) -> tuple[tuple[int, ...], ...]:
+    used: Counter[str] = (
+        Counter()
+    )  # a list may name a mesh point twice; so does a file that we wrote with it
+    sources: list[tuple[int, ...]] = []
+    for name, indices in zip(face_names(face_list), face_list.indices, strict=True):
+        single = [str(index) for index in indices]
+        if name in places:
+            sources.append((places[name][min(used[name], len(places[name]) - 1)],))
+            used[name] += 1
+        else:
+            sources.append(
+                tuple(places[s][0] for s in single) if all(s in places for s in single) else ()
+            )
+    return tuple(sources)

@@ -1,0 +1,415 @@
+"""The ``.pose`` files of pose-format: components of named points, one or more people, a confidence for each point."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pose_format import Pose, PoseHeader
+from pose_format.pose_header import PoseHeaderCache
+from pose_format.utils.reader import BytesIOReader
+
+from kpstore.errors import InvalidError, NotFoundError, one_line
+from kpstore.interop.base import ImportedFeature, ImportedVideo, imported
+from kpstore.interop.pose.layout import (
+    COMPONENTS,
+    SUFFIX,
+    Part,
+    describe,
+    find_parts,
+    header_spec,
+    points_spec,
+)
+from kpstore.options import Option
+from kpstore.schema.feature import FeatureRows
+from kpstore.schema.index import VideoRecord
+from kpstore.schema.layout import (
+    FACE_LISTS,
+    PART_SLICES,
+    PARTS,
+    FaceList,
+    keypoints_spec,
+)
+from kpstore.schema.video_fields import known_fps
+
+Keep = Literal["all", "keypoints"]
+_UNREADABLE = (
+    struct.error,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    NotImplementedError,
+    EOFError,
+)
+"""What pose-format raises for bytes that are no pose file: it checks nothing itself."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A pose file whose header was read and whose length fits it."""
+
+    path: Path
+    id: str
+    frame_path: str
+    header: PoseHeader = field(repr=False)
+    n_frames: int
+    people: int
+    fps: float
+    more_people: bool = False
+    """Whether pose-format will leave people out (version 0.0 only)."""
+
+    @property
+    def components(self) -> list[dict[str, Any]]:
+        return describe(self.header.components)
+
+    def read(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return points (frames, people, points, dims) and confidence (frames, people, points), float32."""
+        try:
+            body = Pose.read(self.path.read_bytes()).body
+        except _UNREADABLE as error:
+            raise InvalidError(
+                f"{self.path}: pose-format cannot read it ({one_line(error)})"
+            ) from None
+        return np.asarray(body.data.data, dtype=np.float32), np.asarray(
+            body.confidence, dtype=np.float32
+        )
+
+
+def _look(path: Path, root: Path) -> _File:
+    """Read a file's header, and check its length, which pose-format does not."""
+    name = path.relative_to(root).as_posix()
+    try:
+        name.encode()
+        with path.open("rb") as file:
+            return _look_at(path, name, file)
+    except UnicodeEncodeError:
+        raise InvalidError(
+            f"{os.fsencode(path)!r}: the name is no UTF-8; rename the file"
+        ) from None
+    except _UNREADABLE as error:
+        if isinstance(error, InvalidError):
+            raise
+        raise InvalidError(
+            f"{path}: it is no .pose file, or only a part of one ({one_line(error)})"
+        ) from None
+
+
+def _look_at(path: Path, name: str, file: BinaryIO) -> _File:
+    reader = BytesIOReader(file)
+    reader.expect_to_read((PoseHeaderCache.end_offset or 10 * 1024) + 100)
+    header = PoseHeader.read(reader)
+    file.seek(reader.read_offset)
+    version = round(header.version, 3)
+    row = 4 * header.total_points() * (header.num_dims() + 1)
+    rest = path.stat().st_size - reader.read_offset
+    people, more = 1, False
+    if version == 0:
+        fps, n_frames = struct.unpack("<HH", file.read(4))
+        wanted, more = _walk(file, n_frames, header)
+        wanted += 4
+    elif version == 0.1:
+        fps, said, people = struct.unpack("<HHH", file.read(6))
+        # The count has 16 bits; longer files are told by their length.
+        n_frames = said if rest - 6 <= 0xFFFF * people * row else (rest - 6) // max(people * row, 1)
+        wanted = 6 + n_frames * people * row
+    elif version == 0.2:
+        fps, n_frames, people = struct.unpack("<fIH", file.read(10))
+        wanted = 10 + n_frames * people * row
+    else:
+        raise InvalidError(
+            f"{path}: version {header.version:g}, but pose-format reads 0.0, 0.1 and 0.2"
+        )
+    if wanted != rest or (version == 0.1 and people == 0):
+        raise InvalidError(
+            f"{path}: {rest} bytes follow the header, but {n_frames} frames of {people} people and "
+            f"{header.total_points()} points need {wanted}; the file is torn, or no .pose file"
+        )
+    return _File(path, name.removesuffix(SUFFIX), name, header, n_frames, people, float(fps), more)
+
+
+def _walk(file: BinaryIO, n_frames: int, header: PoseHeader) -> tuple[int, bool]:
+    """Return the bytes of a version 0.0 body, and whether a frame has more than the one person that is read."""
+    person = 2 + sum(4 * len(c.points) * len(c.format) for c in header.components)
+    start, more = file.tell(), False
+    for _ in range(n_frames):
+        (people,) = struct.unpack("<H", file.read(2))
+        more |= people > 1
+        file.seek(people * person, os.SEEK_CUR)
+    return file.tell() - start, more
+
+
+@dataclass(frozen=True)
+class PoseImport:
+    """Reads a ``.pose`` file, or all of a folder and its folders: each is a video, or one video per person.
+
+    A video is called as its file, without ``.pose``; with its folders, where a folder is read.
+    Where a file holds several people, person 1 is the video ``NAME#1``, and so on.
+
+    Parameters
+    ----------
+    keep : ``"all"`` stores every point under ``feature``, and ``keypoints`` too where MediaPipe's
+        components are there; ``"keypoints"`` stores those alone.
+    face_list : which mesh points make the face: a name in :data:`kpstore.schema.layout.FACE_LISTS`,
+        or a list.
+    feature : name of the feature that holds all points; files of other components need another one.
+    split : of all videos.
+    """
+
+    keep: Annotated[Keep, Option("All points, or those of `keypoints` only.")] = "all"
+    face_list: Annotated[str, Option("Which mesh points make the face.", metavar="NAME")] = (
+        "phoenix"
+    )
+    feature: Annotated[
+        str, Option("What the feature with all points is called.", metavar="NAME")
+    ] = "pose_points"
+    split: Annotated[str, Option("The split that the videos belong to.")] = ""
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("all", "keypoints"):
+            raise InvalidError(f"keep={self.keep!r}: use 'all' or 'keypoints'")
+        if not isinstance(self.face_list, FaceList) and self.face_list not in FACE_LISTS:
+            raise NotFoundError(
+                f"face list {self.face_list!r} not found; there are: "
+                f"{', '.join(sorted(FACE_LISTS))}"
+            )
+
+    @property
+    def faces(self) -> FaceList:
+        """The face list itself."""
+        return (
+            self.face_list if isinstance(self.face_list, FaceList) else FACE_LISTS[self.face_list]
+        )
+
+    def open(self, path: Path) -> PoseDocument:
+        """Read the headers of all files; see :class:`kpstore.interop.base.Importer`."""
+        if not path.exists():
+            raise NotFoundError(
+                f"no .pose file, nor a folder of them, at {path}: it does not exist"
+            )
+        root = path if path.is_dir() else path.parent
+        found = (
+            sorted(p for p in path.rglob(f"*{SUFFIX}") if p.is_file()) if path.is_dir() else [path]
+        )
+        paths = [p for p in found if p == path or not p.name.startswith(".")]
+        if not paths:
+            raise NotFoundError(f"no .pose file in {path} or in its folders")
+        return PoseDocument(
+            self, path, tuple(_look(p, root) for p in paths), n_hidden=len(found) - len(paths)
+        )
+
+
+class PoseDocument:
+    """Pose files whose headers fit each other; see :class:`kpstore.interop.base.Document`."""
+
+    def __init__(
+        self, options: PoseImport, path: Path, files: tuple[_File, ...], *, n_hidden: int = 0
+    ) -> None:
+        self._options, self._files = options, files
+        self.name = path.name.removesuffix(SUFFIX)
+        self.notes: list[str] = []
+        if n_hidden:
+            self.notes.append(f"{n_hidden} files whose names begin with a dot were left out")
+        self._parts = {file.path: find_parts(file.components, options.faces) for file in files}
+        self._note_files()
+        self.features = self._features()
+
+    @property
+    def n_frames(self) -> int:
+        """Frames in all; those of each person count."""
+        return sum(file.n_frames * max(file.people, 1) for file in self._files)
+
+    def _features(self) -> tuple[ImportedFeature, ...]:
+        found = []
+        if any(self._has_keypoints(file) for file in self._files):
+            faces = {"name": self._options.faces.name, "sha256": self._options.faces.sha256}
+            spec = keypoints_spec(self._options.faces)
+            found.append(ImportedFeature(spec, imported("pose", face_list=faces)))
+        if self._options.keep == "all":
+            name = self._options.feature
+            specs = points_spec(name, _same_components(self._files)), header_spec(name)
+            found += [ImportedFeature(spec, imported("pose")) for spec in specs]
+        if not found:
+            raise InvalidError(
+                f"{self._files[0].path} has no points of {', '.join(COMPONENTS.values())}, or no "
+                "width and height; import it with --keep all"
+            )
+        return tuple(found)
+
+    def _has_keypoints(self, file: _File) -> bool:
+        size = file.header.dimensions
+        return bool(self._parts[file.path]) and size.width > 0 and size.height > 0
+
+    def _note_files(self) -> None:
+        for file in self._files:
+            parts = self._parts[file.path]
+            if file.more_people:
+                self.notes.append(
+                    f"{file.path}: version 0.0 with several people; pose-format reads the first "
+                    "only"
+                )
+            if not parts and self._options.keep == "keypoints":
+                self.notes.append(
+                    f"{file.path}: no keypoints, as it has {_summary(file.components)}"
+                )
+            if parts and not self._has_keypoints(file):
+                self.notes.append(
+                    f"{file.path}: no keypoints, as the header has no width and height to divide by"
+                )
+        lacking: Counter[str] = Counter()
+        for parts in self._parts.values():
+            for name, part in parts.items():
+                lacking[
+                    f"{sum(not s for s in part.sources)} of {len(part.sources)} points of {name}"
+                ] += 1
+        for what, files in lacking.items():
+            if not what.startswith("0 "):
+                self.notes.append(
+                    f"{what} are not in {files} of {len(self._files)} files, and NaN in keypoints"
+                )
+
+    def videos(self) -> Iterator[ImportedVideo]:
+        """Read the files one by one."""
+        for file in self._files:
+            values, confidence = file.read()
+            hidden = int((np.isnan(values).any(axis=-1) & (confidence == 0)).sum())
+            if hidden and self._options.keep == "all":
+                self.notes.append(
+                    f"{file.path}: {hidden} points of confidence 0 are NaN; an export has zeros "
+                    "there"
+                )
+            if file.people == 0:
+                shape = (file.n_frames, 1, *values.shape[2:])
+                values, confidence = np.zeros(shape, np.float32), np.zeros(shape[:3], np.float32)
+            if known_fps(file.fps) != file.fps:
+                self.notes.append(
+                    f"{file.path}: {file.fps:g} frames a second is no rate; none is stored"
+                )
+            n_outside = 0
+            for person in range(max(file.people, 1)):
+                video = self._video(file, person, values[:, person], confidence[:, person])
+                if "keypoints" in video.rows:
+                    n_outside += _without_odd(video.rows["keypoints"].companions["visibility"])
+                yield video
+            if n_outside:
+                kept = (
+                    f"; {self._options.feature} keeps them" if self._options.keep == "all" else ""
+                )
+                self.notes.append(
+                    f"{file.path}: {n_outside} confidences of the pose are not between 0 and 1, so "
+                    f"the visibility of these points is NaN in keypoints{kept}"
+                )
+
+    def _video(
+        self, file: _File, person: int, values: NDArray[np.float32], confidence: NDArray[np.float32]
+    ) -> ImportedVideo:
+        size = file.header.dimensions
+        video_id = f"{file.id}#{person + 1}" if file.people > 1 else file.id
+        paths = tuple(f"{file.frame_path}#{number}" for number in range(file.n_frames))
+        record = VideoRecord(
+            video_id, self._options.split, paths, known_fps(file.fps), size.width, size.height
+        )
+        nothing = (confidence == 0) & (values.view(np.uint32) == 0).all(axis=-1)
+        values = np.where(nothing[..., None], np.float32(np.nan), values)
+        rows = {}
+        if self._has_keypoints(file):
+            scale = (float(size.width), float(size.height), 1.0)
+            rows["keypoints"] = _keypoints(values, confidence, self._parts[file.path], scale)
+        if self._options.keep == "all":
+            name = self._options.feature
+            header = [
+                file.header.version,
+                size.width,
+                size.height,
+                size.depth,
+                file.fps,
+                person + 1,
+                file.people,
+            ]
+            rows[name] = FeatureRows(values, {"confidence": confidence})
+            rows[f"{name}_header"] = FeatureRows(np.array([header], dtype=np.float64))
+        return ImportedVideo(record, rows)
+
+
+def _same_components(files: Sequence[_File]) -> list[dict[str, Any]]:
+    """Return the components of all files; an error names the first file that has others."""
+    first = files[0].components
+    for file in files[1:]:
+        if file.header is not files[0].header and file.components != first:
+            raise InvalidError(
+                f"{file.path} has {_summary(file.components)}, but {files[0].path} has "
+                f"{_summary(first)} (or other names, limbs or colours): import them apart, each "
+                "with a --feature of its own, or take --keep keypoints"
+            )
+    return first
+
+
+def _summary(components: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{c['name']} ({len(c['points'])} {c['format']})" for c in components)
+
+
+def _keypoints(
+    values: NDArray[np.float32],
+    confidence: NDArray[np.float32],
+    parts: Mapping[str, Part],
+    scale: tuple[float, float, float],
+) -> FeatureRows:
+    """Return the 143 points of one person, from (frames, points, dims) with NaN where a point is missing.
+
+    pose-format multiplies x and y with width and height, and leaves z alone
+    (``holistic.component_points``).
+    """
+    rows = keypoints_spec().empty_rows(len(values))
+    for number, part in enumerate(PARTS):
+        if part not in parts:
+            continue
+        where = parts[part]
+        target = rows.values[:, PART_SLICES[part]]
+        for point, columns in enumerate(where.sources):
+            for axis, source in enumerate(where.axes):
+                if columns and source is not None:
+                    mean = values[:, list(columns), source].mean(axis=1, dtype=np.float64)
+                    target[:, point, axis] = mean / scale[axis]
+        detected = (confidence[:, where.columns] != 0).any(axis=1) & ~np.isnan(target).all(
+            axis=(1, 2)
+        )
+        target[~detected] = np.nan
+        rows.companions["detected"][:, number] = detected
+        if part == "pose":
+            for point, columns in enumerate(where.sources):
+                if columns:
+                    visible = np.where(detected, confidence[:, columns[0]], np.nan)
+                    rows.companions["visibility"][:, point] = visible
+    return rows
+
+
+def _without_odd(visibility: NDArray[np.float32]) -> int:
+    """Make NaN of what is no visibility from 0 to 1, in place; return how many there were.
+
+    What other scale they are on nobody knows, so clipping them would make numbers up; but for the
+    last bits.
+    """
+    near = np.clip(visibility, 0.0, 1.0)
+    odd = np.abs(visibility - near) > 1e-4
+    visibility[...] = np.where(odd, np.float32(np.nan), near)
+    return int(odd.sum())
+
+
+def recognises(path: Path) -> bool:
+    """Whether a file begins as .pose files do, or a folder holds some."""
+    try:
+        if path.is_dir():
+            return any(not found.name.startswith(".") for found in path.rglob(f"*{SUFFIX}"))
+        if path.suffix != SUFFIX:
+            return False
+        with path.open("rb") as file:
+            return round(struct.unpack("<f", file.read(4))[0], 3) in (0.0, 0.1, 0.2)
+    except (OSError, struct.error, ValueError, OverflowError):
+        return False

@@ -1,0 +1,390 @@
+"""Writing ``.pose`` files of pose-format, a file for each video."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pose_format import Pose, PoseHeader
+from pose_format.numpy import NumPyPoseBody
+from pose_format.pose_header import PoseHeaderComponent, PoseHeaderDimensions
+
+from kpstore.errors import ExistsError, InvalidError
+from kpstore.interop.base import ExportedFile, ExportReport, OnProgress
+from kpstore.interop.files import check_free, folder_written_aside, inside, written_aside
+from kpstore.interop.outputs import check_no_links
+from kpstore.interop.pose.layout import COMPONENTS, HEADER_FIELDS, SUFFIX, face_names, point_names
+from kpstore.options import Option
+from kpstore.schema.feature import FeatureSpec, State
+from kpstore.schema.layout import (
+    N_POINTS,
+    PART_SLICES,
+    PARTS,
+    FaceList,
+)
+from kpstore.store import format as fmt
+from kpstore.store.store import Store, Video
+
+_WRITTEN_ORDER = ("pose", "face", "left_hand", "right_hand")
+
+
+class _Component(PoseHeaderComponent):  # type: ignore[misc]
+    """A component that writes names by their bytes: pose-format counts characters, and cuts other than ASCII."""
+
+    def _write_str(self, buffer: BinaryIO, s: str) -> None:
+        text = s.encode()
+        buffer.write(struct.pack("<H", len(text)) + text)
+
+
+@dataclass(frozen=True)
+class _Body:
+    """What one file will hold: points (frames, people, points, dims) and confidence (frames, people, points)."""
+
+    components: Sequence[Mapping[str, Any]]
+    size: tuple[int, int, int]
+    fps: float
+    values: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+
+    def write(self, path: Path) -> None:
+        components = [
+            _Component(
+                c["name"],
+                c["points"],
+                [tuple(limb) for limb in c["limbs"]],
+                c["colors"],
+                c["format"],
+            )
+            for c in self.components
+        ]
+        header = PoseHeader(0.2, PoseHeaderDimensions(*self.size), components)
+        body = NumPyPoseBody(self.fps, np.ma.masked_array(self.values), self.confidence)
+        with path.open("wb") as file:
+            Pose(header, body).write(file)
+
+
+@dataclass(frozen=True)
+class PoseExport:
+    """Writes a ``.pose`` file (version 0.2) per video, ``OUT/VIDEO.pose``.
+
+    Or one file, if ``OUT`` ends in ``.pose``.
+
+    Videos that were imported from ``.pose`` files come back as they were; the people of one file go
+    into one again. Others are written from ``keypoints``, as MediaPipe's components with pixels for
+    x and y, and confidence 0 and zeros where a part is missing.
+
+    Parameters
+    ----------
+    feature : ``"keypoints"`` or one that was imported from ``.pose`` files; by default each video's
+        imported points, where it has them, else its keypoints.
+    splits : only these.
+    fps : for videos whose frame rate nobody knows.
+    """
+
+    feature: Annotated[
+        str, Option("Which feature; what was imported from .pose, or else `keypoints`, by default.")
+    ] = ""
+    splits: Annotated[
+        Sequence[str] | None, Option("Only these; all by default.", metavar="SPLIT...")
+    ] = None
+    fps: Annotated[float | None, Option("Frame rate of videos that have none.")] = None
+
+    def export(
+        self,
+        store: Store,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> ExportReport:
+        """Write the files; see :class:`kpstore.interop.base.Exporter`."""
+        writer = _PoseWriter(store, self)
+        groups, pending = writer.plan(path)
+        if path.suffix == SUFFIX:
+            if len(groups) != 1:
+                raise InvalidError(
+                    f"{path} can hold one video, but there are {len(groups)}; name a folder instead"
+                )
+            check_free([path], overwrite=overwrite)
+            with written_aside(path) as (aside,):
+                frames = sum(writer.write(videos, aside, on_progress) for videos in groups.values())
+        elif path.is_dir():  # its other files stay
+            targets = [inside(path, name) for name in groups]
+            check_no_links(path, targets)
+            check_free(targets, overwrite=overwrite)
+            frames = writer.write_all(groups, path, on_progress)
+        else:
+            _check_folder(path)
+            with folder_written_aside(path) as folder:
+                frames = writer.write_all(groups, folder, on_progress)
+        held = sum(len(videos) for videos in groups.values())
+        return ExportReport(
+            [ExportedFile(path, frames, held, left_out={"pending": pending})], writer.notes()
+        )
+
+
+def _check_folder(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise ExistsError(
+            f"{path} exists already and is no folder; choose another place for the files"
+        )
+
+
+class _PoseWriter:
+    """Writes the videos of a store, a file at a time."""
+
+    def __init__(self, store: Store, options: PoseExport) -> None:
+        self._store, self._options = store, options
+        self._feature = options.feature or _imported_feature(store) or "keypoints"
+        self._spec = store.feature(self._feature)
+        self._is_points = "pose_components" in self._spec.attrs
+        if not self._is_points:
+            _check_keypoints(self._spec)
+        self._fallback = (
+            "keypoints" if not options.feature and "keypoints" in store.features else self._feature
+        )
+        self._counts: Counter[str] = Counter()
+
+    def notes(self) -> list[str]:
+        """Return what could not be carried over."""
+        return [f"{count} {what}" for what, count in self._counts.items() if count]
+
+    def plan(self, path: Path) -> tuple[dict[str, list[Video]], int]:
+        """Return the videos of each file, by the file's name, and the number of frames that are still pending."""
+        index = self._store.index
+        wanted = self._options.splits
+        chosen = index.select(split=None if wanted is None else list(dict.fromkeys(wanted)))
+        groups: dict[str, list[Video]] = {}
+        pending = 0
+        for position in chosen.tolist():
+            video = Video(self._store, position)
+            if self._feature_of(video) is None:
+                pending += video.n_frames
+                continue
+            self._check_size(video)
+            name = f"{self._file_id(video)}{SUFFIX}"
+            key = inside(path, name).relative_to(path).as_posix()
+            if key in groups and (self._people(video) < 2 or self._people(groups[key][0]) < 2):
+                raise InvalidError(
+                    f"videos {groups[key][0].id!r} and {video.id!r} would both be the file {key}"
+                )
+            groups.setdefault(key, []).append(video)
+        return groups, pending
+
+    def _feature_of(self, video: Video) -> str | None:
+        for name in (self._feature, self._fallback):
+            if video.state(name) != State.PENDING:
+                return name
+        return None
+
+    def _header(self, video: Video) -> dict[str, float] | None:
+        name = f"{self._feature}_header"
+        if (
+            not self._is_points
+            or self._feature_of(video) != self._feature
+            or name not in self._store.features
+        ):
+            return None
+        if video.state(name) == State.PENDING:
+            return None
+        return dict(zip(HEADER_FIELDS, video[name].tolist(), strict=True))
+
+    def _check_size(self, video: Video) -> None:
+        header = self._header(video)
+        size = (
+            (header["width"], header["height"], header["depth"])
+            if header
+            else (video.width, video.height)
+        )
+        if max(size) > 0xFFFF:
+            shown = " x ".join(f"{number:g}" for number in size)
+            raise InvalidError(
+                f"video {video.id!r} is {shown} pixels; a .pose file holds {0xFFFF} in each "
+                "direction"
+            )
+
+    def _people(self, video: Video) -> int:
+        header = self._header(video)
+        return int(header["people"]) if header else 1
+
+    def _file_id(self, video: Video) -> str:
+        header = self._header(video)
+        if header and header["people"] > 1:
+            return video.id.removesuffix(f"#{int(header['person'])}")
+        return video.id
+
+    def write(self, videos: Sequence[Video], path: Path, on_progress: OnProgress | None) -> int:
+        """Write the people of one file; return the number of frames."""
+        body = (
+            self._points_body(videos)
+            if self._feature_of(videos[0]) == self._feature and self._is_points
+            else None
+        )
+        (body or self._keypoints_body(videos[0])).write(path)
+        frames = sum(video.n_frames for video in videos)
+        if on_progress is not None:
+            on_progress(frames)
+        return frames
+
+    def write_all(
+        self, groups: Mapping[str, Sequence[Video]], folder: Path, on_progress: OnProgress | None
+    ) -> int:
+        """Write all files into a folder; return the number of frames."""
+        frames = 0
+        for name, videos in groups.items():
+            with written_aside(inside(folder, name)) as (aside,):
+                frames += self.write(videos, aside, on_progress)
+        return frames
+
+    def _fps(self, video: Video, fps: float) -> float:
+        if not np.isnan(fps):
+            return fps
+        if self._options.fps is None:
+            raise InvalidError(
+                f"video {video.id!r} has no frame rate, which a .pose file needs; say one: --fps 25"
+            )
+        return self._options.fps
+
+    def _missing(self, video: Video, feature: str) -> NDArray[np.bool_]:
+        """Return which frames have no result, and count them."""
+        missing: NDArray[np.bool_] = video[fmt.status_name(feature)] != State.DONE
+        self._counts[
+            "frames failed or are pending: they are written as frames in which nothing was found"
+        ] += int(missing.sum())
+        return missing
+
+    def _points_body(self, videos: Sequence[Video]) -> _Body:
+        header = self._header(videos[0])
+        if header is None:  # rows that no import of ours wrote: what the index knows has to do
+            video = videos[0]
+            size, fps, people = (video.width, video.height, 0), self._fps(video, video.fps), 1
+        else:
+            size = int(header["width"]), int(header["height"]), int(header["depth"])
+            fps, people = header["fps"], int(header["people"])
+        n_points, n_dims = self._spec.shape
+        values = np.zeros((videos[0].n_frames, people, n_points, n_dims), np.float32)
+        confidence = np.zeros(values.shape[:3], np.float32)
+        self._counts["people are not there: they are written as not found"] += max(
+            people - len(videos), 0
+        )
+        for video in videos if people else ():
+            own = self._header(video)
+            person = int(own["person"]) - 1 if own else 0
+            points, sure = video[self._feature], video[f"{self._feature}_confidence"]
+            points[np.isnan(points).all(axis=-1) & (sure == 0)] = 0
+            missing = self._missing(video, self._feature)
+            points[missing], sure[missing] = 0, 0
+            values[:, person], confidence[:, person] = points, sure
+        return _Body(self._spec.attrs["pose_components"], size, fps, values, confidence)
+
+    def _keypoints_body(self, video: Video) -> _Body:
+        feature = self._fallback
+        spec = self._store.feature(feature)
+        _check_keypoints(spec)
+        missing = self._missing(video, feature)
+        values = video[feature].astype(np.float64)
+        detected = video[f"{feature}_detected"] & ~missing[:, None]
+        visibility = video[f"{feature}_visibility"]
+        width, height = video.width or 1, video.height or 1
+        if not video.width or not video.height:
+            width = height = 1
+            self._counts[
+                "videos have no frame size: the header says 1 x 1, and x and y are fractions"
+            ] += 1
+        values *= (width, height, 1)
+        sure = _confidence(values, detected, visibility)
+        self._counts["videos have a pose without visibility: its confidence is 1"] += int(
+            (np.isnan(visibility).all(axis=1) & detected[:, PARTS.index("pose")]).any()
+        )
+        values[np.isnan(values)] = 0
+        values[sure == 0] = np.where(_hidden(detected)[sure == 0][:, None], 0, values[sure == 0])
+        order = np.concatenate([np.arange(N_POINTS)[PART_SLICES[part]] for part in _WRITTEN_ORDER])
+        return _Body(
+            _keypoint_components(spec),
+            (width, height, 0),
+            self._fps(video, video.fps),
+            values[:, None, order].astype(np.float32),
+            sure[:, None, order].astype(np.float32),
+        )
+
+
+def _hidden(detected: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which of the 143 points belong to a part that was not detected, (frames, 143)."""
+    hidden = np.empty((len(detected), N_POINTS), dtype=bool)
+    for column, part in enumerate(PARTS):
+        hidden[:, PART_SLICES[part]] = ~detected[:, column : column + 1]
+    return hidden
+
+
+def _confidence(
+    values: NDArray[np.float64], detected: NDArray[np.bool_], visibility: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the confidence of the 143 points: 1, the pose's visibility, 0 where there is none.
+
+    (frames, 143).
+    """
+    sure = np.ones(values.shape[:2], dtype=np.float32)
+    sure[:, PART_SLICES["pose"]] = np.where(np.isnan(visibility), 1, visibility)
+    sure[_hidden(detected) | np.isnan(values).any(axis=-1)] = 0
+    return sure
+
+
+def _imported_feature(store: Store) -> str | None:
+    """Return the feature that holds points of pose files; None if there is none."""
+    found = [
+        name for name, stored in store.features.items() if "pose_components" in stored.spec.attrs
+    ]
+    if len(found) > 1:
+        raise InvalidError(
+            f"points of .pose files are in {' and '.join(found)}; choose one with --feature"
+        )
+    return found[0] if found else None
+
+
+def _check_keypoints(spec: FeatureSpec) -> None:
+    named = {"face_list", "edges"} <= set(spec.attrs) and {c.name for c in spec.companions} >= {
+        "detected",
+        "visibility",
+    }
+    if spec.shape != (N_POINTS, 3) or not named:
+        raise InvalidError(
+            f"feature {spec.name!r}, {spec.shape} a {spec.axis}, has no points that .pose files "
+            "have names for; export keypoints, or what was imported from .pose files"
+        )
+
+
+def _keypoint_components(spec: FeatureSpec) -> list[dict[str, Any]]:
+    """Return MediaPipe's components, with the points that ``keypoints`` has."""
+    stored = spec.attrs["face_list"]
+    faces = FaceList(stored["name"], stored["points"])
+    colors = {
+        "pose": [255, 0, 0],
+        "face": [128, 0, 0],
+        "left_hand": [0, 255, 0],
+        "right_hand": [255, 128, 0],
+    }
+    components = []
+    for part in _WRITTEN_ORDER:
+        rows = PART_SLICES[part]
+        inner = [
+            [a - rows.start, b - rows.start]
+            for a, b in spec.attrs["edges"]
+            if rows.start <= a < rows.stop
+        ]
+        names = face_names(faces) if part == "face" else point_names(part)
+        components.append(
+            {
+                "name": COMPONENTS[part],
+                "format": "XYZC",
+                "points": names,
+                "limbs": inner,
+                "colors": [colors[part]],
+            }
+        )
+    return components

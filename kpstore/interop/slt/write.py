@@ -1,0 +1,215 @@
+"""Files of sign language translation out of a store."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
+from kpstore.interop.base import (
+    ExportedFile,
+    ExportReport,
+    OnProgress,
+)
+from kpstore.interop.files import check_free, inside, written_aside
+from kpstore.interop.slt.read import COLUMNS, Arrays, Missing, Names
+from kpstore.interop.splits import UNSPLIT, check_unsplit
+from kpstore.options import Option
+from kpstore.schema.feature import State
+from kpstore.store import format as fmt
+from kpstore.store.store import Store, Video
+
+
+@dataclass(frozen=True)
+class SltExport:
+    """Writes one file per split into a folder, ``NAME.SPLIT``: a gzip pickle of a list of dicts.
+
+    ``sign`` is a torch tensor (frames, numbers): each frame's feature in one row. What was not
+    detected is zeros, and so are frames that failed: every video keeps its length. Videos whose
+    feature is pending are left out.
+
+    Parameters
+    ----------
+    feature : any feature of frames; by default one that was imported from such files, else
+        ``keypoints``.
+    name : of the files; the store's by default.
+    splits : only these; videos without a split go to ``NAME.all``.
+    gloss_column, text_column, signer_column : annotations; by default ``gloss`` (or ``orth``),
+        ``text`` (or ``translation``), ``speaker`` (or ``signer``); ``""`` where there is none.
+    names : ``"split/id"``, as in the files for PHOENIX-2014-T, or ``"id"``; ``"auto"`` as it was
+        imported.
+    arrays : ``"torch"`` tensors or ``"numpy"`` arrays; ``"auto"`` as it was imported, else tensors.
+    missing : ``"nan"`` keeps NaN. In features that came from such files NaN is always kept.
+    """
+
+    feature: Annotated[
+        str, Option("Which feature; what was imported from slt files, or `keypoints`, by default.")
+    ] = ""
+    name: Annotated[str, Option("Name of the files; the store's by default.")] = ""
+    splits: Annotated[
+        Sequence[str] | None, Option("Only these; all by default.", metavar="SPLIT...")
+    ] = None
+    gloss_column: Annotated[str, Option("Column with the glosses; gloss or orth by default.")] = ""
+    text_column: Annotated[str, Option("Column with the text; text or translation by default.")] = (
+        ""
+    )
+    signer_column: Annotated[
+        str, Option("Column with the signer; speaker or signer by default.")
+    ] = ""
+    names: Annotated[Names, Option("How videos are named; auto is as imported, else split/id.")] = (
+        "auto"
+    )
+    arrays: Annotated[Arrays, Option("What sign is; auto is as imported, else torch.")] = "auto"
+    missing: Annotated[Missing, Option("What a part that was not detected becomes.")] = "zeros"
+
+    def __post_init__(self) -> None:
+        for name, known in (("names", Names), ("arrays", Arrays), ("missing", Missing)):
+            if getattr(self, name) not in get_args(known):
+                raise InvalidError(
+                    f"{name}={getattr(self, name)!r}: use {' or '.join(map(repr, get_args(known)))}"
+                )
+
+    def export(
+        self,
+        store: Store,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> ExportReport:
+        """Write the files into the folder ``path``; see :class:`kpstore.interop.base.Exporter`."""
+        writer = _SltWriter(store, self, on_progress or (lambda n: None))
+        wanted = store.splits if self.splits is None else list(dict.fromkeys(self.splits))
+        store.index.select(split=wanted)
+        paths = {split: _file(path, self.name or store.name, split) for split in wanted}
+        check_unsplit(wanted)
+        check_free(paths.values(), overwrite=overwrite)
+        with written_aside(*paths.values()) as asides:
+            files = [
+                writer.write(*given) for given in zip(paths, asides, paths.values(), strict=True)
+            ]
+        return ExportReport(files, writer.notes())
+
+
+def _file(folder: Path, name: str, split: str) -> Path:
+    full = f"{name}.{split or UNSPLIT}"
+    if "/" in full or not name or name.startswith("."):
+        raise InvalidError(
+            f"{full!r} cannot be a file's name; choose the first part with --name, splits with "
+            "--splits"
+        )
+    return inside(folder, full)
+
+
+class _SltWriter:
+    """Writes the files of a store, a video at a time."""
+
+    def __init__(self, store: Store, options: SltExport, report: OnProgress) -> None:
+        self._store, self._report = store, report
+        found = [name for name in store.features if store.provenance(name).get("format") == "slt"]
+        if not options.feature and len(found) > 1:
+            raise InvalidError(
+                f"features {' and '.join(found)} came from slt files; choose one with --feature"
+            )
+        self._name = options.feature or (found[0] if found else "keypoints")
+        self._spec = store.feature(self._name)
+        if self._spec.axis != "frame":
+            raise InvalidError(
+                f"feature {self._name!r} belongs to videos; slt files hold features of frames"
+            )
+        provenance = store.provenance(self._name)
+        self._imported = provenance.get("format") == "slt"
+        document = provenance.get("document", {}) if self._imported else {}
+        self._columns = _columns(store, options, document.get("columns"))
+        self._prefixed = options.names == "split/id" or (
+            options.names == "auto" and document.get("prefixed", True)
+        )
+        self._zeros = options.missing == "zeros" and not self._imported
+        arrays = document.get("arrays", "torch") if options.arrays == "auto" else options.arrays
+        self._make = _to_tensor() if arrays == "torch" else np.ascontiguousarray
+        self._texts = {
+            c: np.asarray(store[c])
+            for c in dict.fromkeys(self._columns.values())
+            if c and len(store.index)
+        }
+        self._failed = 0
+
+    def notes(self) -> list[str]:
+        """Return what could not be carried over."""
+        notes = [
+            f"{key}: the store has no such text; it is empty"
+            for key, column in self._columns.items()
+            if not column
+        ]
+        if self._failed:
+            notes.append(
+                f"{self._failed} frames failed or are pending: they are written as missing"
+            )
+        return notes
+
+    def write(self, split: str, aside: Path, path: Path) -> ExportedFile:
+        """Write one file."""
+        videos = frames = pending = 0
+        with aside.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
+            # A list that grows item by item, each a pickle of its own without head and end: memory
+            # holds one at a time.
+            packed.write(b"\x80\x03]")
+            for position in self._store.index.select(split=split).tolist():
+                video = Video(self._store, position)
+                if video.state(self._name) == State.PENDING:
+                    pending += video.n_frames
+                    continue
+                packed.write(pickle.dumps(self._entry(video), protocol=3)[2:-1] + b"a")
+                videos, frames = videos + 1, frames + video.n_frames
+                self._report(video.n_frames)
+            packed.write(b".")
+        return ExportedFile(path, frames, videos, split, {"pending": pending})
+
+    def _entry(self, video: Video) -> dict[str, Any]:
+        name = f"{video.split}/{video.id}" if self._prefixed and video.split else video.id
+        texts = {
+            key: str(self._texts[c][video.position]) if c else ""
+            for key, c in self._columns.items()
+        }
+        return {"name": name, **texts, "sign": self._make(self._sign(video))}
+
+    def _sign(self, video: Video) -> NDArray[Any]:
+        values = video[self._name]
+        self._failed += int((video[fmt.status_name(self._name)] != State.DONE).sum())
+        if self._zeros and values.dtype.kind == "f":
+            values[np.isnan(values)] = 0
+        return (
+            values if self._imported else values.reshape(len(values), math.prod(self._spec.shape))
+        )
+
+
+def _columns(store: Store, options: SltExport, stored: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the annotation behind each key; ``""`` where there is none."""
+    there = store.annotation_names
+    columns = {key: column for key, column in (stored or {}).items() if column in there}
+    for key in ("signer", "gloss", "text"):
+        asked = getattr(options, f"{key}_column")
+        if asked and asked not in there:
+            raise NotFoundError(f"annotation {asked!r} not found; this store has {there or 'none'}")
+        default = columns.get(key, next((c for c in COLUMNS[key] if c in there), ""))
+        if asked or stored is None:
+            columns[key] = asked or default
+    return columns
+
+
+def _to_tensor() -> Callable[[NDArray[Any]], Any]:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise MissingExtraError(
+            "writing tensors (--arrays numpy writes arrays)", extra="torch"
+        ) from None
+    return lambda values: torch.from_numpy(np.ascontiguousarray(values))

@@ -1,0 +1,179 @@
+"""``xr.open_dataset("phoenix.kps", engine="kpstore")``: stores through xarray's own door."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import xarray as xr
+
+from kpstore.backends.places import FILE_SUFFIXES
+from kpstore.errors import InvalidError, KpstoreError
+from kpstore.store.history import At
+from kpstore.store.labelled import to_xarray
+from kpstore.store.store import Store
+
+
+class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
+    """Opens stores in any of their homes.
+
+    Xarray finds it by the entry point ``kpstore`` in ``xarray.backends``.
+    """
+
+    description = "Open kpstore stores of keypoints and features (folders, .h5, .hdf5)"
+    # xarray finds these out by itself, but not for a class that is given as the engine.
+    open_dataset_parameters = (
+        "filename_or_obj",
+        "drop_variables",
+        "mask_and_scale",
+        "decode_times",
+        "concat_characters",
+        "decode_coords",
+        "use_cftime",
+        "decode_timedelta",
+        "at",
+        "split",
+        "features",
+    )
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Whether this is a store.
+
+        Other HDF5 files, Icechunk repositories and folders are left to others.
+        """
+        try:
+            location = _location(filename_or_obj)
+            # xarray asks about every file that it opens; most are told by their names, without a
+            # backend's library.
+            if not os.path.isdir(location) and not (
+                os.path.isfile(location) and location.endswith(FILE_SUFFIXES)
+            ):
+                return False
+            Store.open(location)
+        except (KpstoreError, OSError):
+            return False
+        return True
+
+    def open_dataset(
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        mask_and_scale: Any = True,
+        decode_times: Any = True,
+        concat_characters: Any = True,
+        decode_coords: Any = True,
+        use_cftime: bool | None = None,
+        decode_timedelta: Any = None,
+        at: At = None,
+        split: str | Sequence[str] | None = None,
+        features: str | Sequence[str] | None = None,
+    ) -> xr.Dataset:
+        """Return one version of a store as a lazy data set.
+
+        See :func:`kpstore.store.labelled.to_xarray`.
+
+        With ``chunks={}`` each stored chunk becomes a Dask chunk, with ``chunks="auto"`` as many
+        together as Dask likes best. Text stays lazy but never becomes a Dask array, as Dask cannot
+        tell its size.
+
+        Parameters
+        ----------
+        filename_or_obj : path of the store.
+        drop_variables : names of variables and coordinates to leave out; unknown ones are ignored,
+            as xarray does.
+        decode_times, use_cftime : for features in units such as ``seconds since 2020-01-01``.
+        decode_timedelta : for features in units such as ``seconds``; by default they stay numbers.
+        mask_and_scale, concat_characters, decode_coords : no effect; nothing in a store is packed
+            or split into characters, and its coordinates are known.
+        at : a tag, a branch, a snapshot id or a time; the newest version by default.
+        split : only videos of these splits, and their frames.
+        features : only these features, with their companions.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no store, version, split or feature of that name.
+        InvalidError
+            If something else is there.
+        """
+        dataset = to_xarray(
+            Store.open(_location(filename_or_obj), at), split=split, features=features
+        )
+        dropped = (
+            [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
+        )
+        older: dict[str, Any] = (
+            {} if use_cftime is None else {"use_cftime": use_cftime}
+        )  # xarray warns of any value
+        decoded = xr.decode_cf(
+            dataset.drop_vars(dropped, errors="ignore"),
+            mask_and_scale=False,
+            concat_characters=False,
+            decode_times=decode_times,
+            decode_coords=False,
+            # xarray warns of its own default, which is about to change.
+            decode_timedelta=False if decode_timedelta is None else decode_timedelta,
+            **older,
+        )
+        labels = {name: decoded.variables[name].to_base_variable() for name in decoded.xindexes}
+        others = {name: _for_dask(v) for name, v in decoded.variables.items() if name not in labels}
+        # Labels come without indexes: xarray makes them, unless it was asked not to. The other
+        # coordinates are set afterwards, because as such they would lose their kind.
+        dataset = xr.Dataset(others, xr.Coordinates(labels, indexes={}), decoded.attrs)
+        return dataset.set_coords([name for name in decoded.coords if name in others])
+
+
+def _location(place: Any) -> str:
+    if not isinstance(place, str | os.PathLike):
+        raise InvalidError(f"a store is opened by its path, found {type(place).__name__}")
+    return os.path.expanduser(os.fspath(place))
+
+
+def _for_dask(variable: xr.Variable) -> xr.Variable:
+    return (_Undivided if variable.dtype == object or variable._in_memory else _Stored).of(variable)
+
+
+class _Stored(xr.Variable):
+    """A lazy variable of numbers, which goes into Dask chunks under a name that no other version has.
+
+    xarray makes names from the path and the time of the folder's last change, and no commit changes
+    that. Two versions under one name would be the same data to a scheduler that has one of them
+    already.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, variable: xr.Variable) -> Self:
+        """Return a variable as one of this kind."""
+        lazy: Any = variable._data
+        return cls(variable.dims, lazy, variable.attrs, variable.encoding, fastpath=True)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Results that were pickled are to be read where kpstore is not installed, too.
+        return xr.Variable, (self.dims, self._data, self.attrs, self.encoding, True)
+
+    def chunk(self, *args: Any, from_array_kwargs: Any = None, **kwargs: Any) -> Any:
+        """Return this variable in Dask chunks; see :meth:`xarray.Variable.chunk`."""
+        named = dict(from_array_kwargs or {})
+        if isinstance(named.get("name"), str):
+            from dask.tokenize import tokenize
+
+            named["name"] = f"{named['name']}-{tokenize(self._data)}"
+        in_chunks: Any = super().chunk
+        return in_chunks(*args, from_array_kwargs=named, **kwargs)
+
+
+class _Undivided(_Stored):
+    """A variable that open_dataset leaves alone whatever ``chunks`` says.
+
+    Text, of which Dask cannot tell the size, and coordinates, which are in memory anyway.
+    """
+
+    __slots__ = ()
+
+    @property
+    def _in_memory(self) -> bool:
+        return True
