@@ -26,7 +26,7 @@ from kpstore.trainers.encoder import (
     points_there,
 )
 from kpstore.trainers.training import BatchLoss, Drawing, TensorBatch
-from kpstore.views.base import Batch
+from kpstore.views.base import Batch, Subset, View
 from kpstore.views.skeletons import SkeletonView
 
 _SHRINK = 16
@@ -312,6 +312,19 @@ class SkeletonTraining:
     def is_weighted(self) -> bool:
         """Whether regions differ."""
         return not self.hands == self.face == self.rest
+
+    def check_view(self, view: View) -> None:
+        """Raise :class:`InvalidError` if missing points look like points in the picture's corner.
+
+        With a range of the view's own, zeros are asked for: numbers as users' scripts make them.
+        """
+        while isinstance(view, Subset):
+            view = view.view
+        if isinstance(view, SkeletonView) and view.normalize is None and not np.isnan(view.fill):
+            raise InvalidError(
+                f"missing points are {view.fill:g} in this view, which a model takes for "
+                "coordinates; make it with fill=float('nan'), by which the models know them"
+            )
 
     def measure(self, model: nn.Module, batch: TensorBatch) -> BatchLoss:
         """Run the model on a batch; it counts by its samples."""

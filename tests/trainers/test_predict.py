@@ -264,7 +264,7 @@ def test_checkpoints_that_are_none_are_one_line(
     fit(
         HierarchicalKeypointTransformer(SMALL_KEYPOINTS),
         loader,
-        task=KeypointTraining(),
+        training=KeypointTraining(),
         epochs=1,
         folder=tmp_path / "own",
     )
