@@ -126,16 +126,22 @@ def _training(found: NamedTraining) -> Callable[..., None]:
 
         opened = kpstore.open(store, at)
         folder = out or Path(f"{Path(store.rstrip('/')).stem}-{found.name}")
-        with _watching() as watcher, _saying_how_to_go_on():
-            report = function(
-                opened,
-                folder,
-                on_plan=watcher.on_plan,
-                on_step=watcher.on_step,
-                on_epoch=watcher.on_epoch,
-                **asdict(running),
-                **options,
+        try:
+            with _watching() as watcher:
+                report = function(
+                    opened,
+                    folder,
+                    on_plan=watcher.on_plan,
+                    on_step=watcher.on_step,
+                    on_epoch=watcher.on_epoch,
+                    **asdict(running),
+                    **options,
+                )
+        except KeyboardInterrupt:
+            typer.echo(
+                "stopped; the same command with --resume goes on at the last checkpoint", err=True
             )
+            raise
         if _is_first():
             render.print_json(report.to_json()) if json else _print(report)
 
@@ -238,14 +244,3 @@ def _watching() -> Iterator[_Watcher]:
             console=render.console(stderr=True),
         ) as bar:
             yield _Watcher(lambda line: bar.console.print(line, markup=False, highlight=False), bar)
-
-
-@contextmanager
-def _saying_how_to_go_on() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(
-            "stopped; the same command with --resume goes on at the last checkpoint", err=True
-        )
-        raise

@@ -1,4 +1,4 @@
-"""TensorBoard: the same numbers and pictures as in the files of a run's folder."""
+"""TensorBoard files with the numbers and pictures of a run's folder."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Board:
 
     Parameters
     ----------
-    folder : for the files.
-    up_to_step : where a run goes on; what an interrupted one wrote beyond it is hidden.
+    folder : of the files.
+    up_to_step : where a run resumes; what was written beyond it is hidden.
     """
 
     def __init__(self, folder: Path, *, up_to_step: int) -> None:
@@ -49,7 +49,7 @@ class Board:
         self._writer.add_image(name, picture, step, dataformats="HWC")
 
     def sync(self) -> None:
-        """Have what was added in the files before a checkpoint that counts on it."""
+        """Put everything into the files before a checkpoint that relies on it."""
         self._writer.flush()
 
     def close(self) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ from torch import nn
 
 from kpstore.errors import InvalidError
 from kpstore.trainers.batches import Batches, on_device
-from kpstore.trainers.board import check_board
-from kpstore.trainers.folder import CHECKPOINT, RunFolder, check_free, open_folder
+from kpstore.trainers.folder import CHECKPOINT, RunFolder, check_start, open_folder
 from kpstore.trainers.ranks import joined
 from kpstore.trainers.report import Epoch, OnEpoch, OnStep, Step, TrainReport
-from kpstore.trainers.settings import TrainSettings, device_named
+from kpstore.trainers.settings import TrainSettings
 from kpstore.trainers.state import RunState, described_run
 from kpstore.trainers.sums import Sums, over_ranks
 from kpstore.trainers.training import BatchLoss, ChecksViews, TensorBatch, Training
@@ -100,16 +99,14 @@ def fit(
     InvalidError
         If a setting makes no sense, there is nothing to train on, or the loss is not finite.
     """
-    chosen, where = replace(settings or TrainSettings(), **numbers), device_named(device)
+    chosen = replace(settings or TrainSettings(), **numbers)
+    where = check_start(folder, device=device, resume=resume, tensorboard=tensorboard)
     loaders = {"train": train_loader} | ({} if dev_loader is None else {"dev": dev_loader})
     for name, loader in loaders.items():
         _check_loader(name, loader, training)
-    if tensorboard:
-        check_board()
     path = None if folder is None else Path(folder)
-    if path is not None:
-        check_free(path, resume=resume)  # in all processes, before the first one creates it
-    with _own_random_numbers(where), joined(where) as ranks, ExitStack() as files:
+    own_random_numbers = torch.random.fork_rng([where] if where.type == "cuda" else [])
+    with own_random_numbers, joined(where) as ranks, ExitStack() as files:
         torch.manual_seed(chosen.seed + ranks.rank)  # a dropout of its own for each rank
         files.callback(model.train, model.training)
         train_loader.set_epoch(0)
@@ -149,13 +146,6 @@ def fit(
 
 def _ignore(_: object) -> None:
     return None
-
-
-@contextmanager
-def _own_random_numbers(device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        yield
 
 
 @dataclass(kw_only=True)
@@ -279,10 +269,9 @@ class _Run:
         with self._autocast():
             return self.training.measure(model, batch)
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.settings.precision == "bf16":
-            return torch.autocast(self.state.device.type, torch.bfloat16)
-        return nullcontext()
+    def _autocast(self) -> torch.autocast:
+        is_on = self.settings.precision == "bf16"
+        return torch.autocast(self.state.device.type, torch.bfloat16, enabled=is_on)
 
     def _means(self, sums: Sums | None) -> dict[str, float]:
         state = self.state

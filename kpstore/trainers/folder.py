@@ -6,14 +6,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from kpstore.errors import ExistsError
 from kpstore.render.skeleton import contact_sheet
-from kpstore.trainers.board import Board
+from kpstore.trainers.board import Board, check_board
 from kpstore.trainers.checkpoint import Checkpoint, write_checkpoint
 from kpstore.trainers.journal import Journal, open_journal
 from kpstore.trainers.pictures import write_picture
 from kpstore.trainers.report import Epoch, Step
+from kpstore.trainers.settings import device_named
 from kpstore.trainers.training import Drawing
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
@@ -21,14 +25,40 @@ METRICS, STEPS, SAMPLES, TENSORBOARD = "metrics.csv", "steps.csv", "samples", "t
 _STEP_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm")
 
 
-def check_free(folder: Path, *, resume: bool) -> None:
-    """Raise :class:`ExistsError` if a folder holds a run that is not to be resumed."""
+def check_start(
+    folder: Path | str | None,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    tensorboard: bool = False,
+    **_: Any,
+) -> torch.device:
+    """Return the device of a run that may start; all processes call it, before there is a folder.
+
+    The parameters are those of :func:`kpstore.trainers.fit.fit`.
+
+    Raises
+    ------
+    ExistsError
+        If the folder holds a run that is not to be resumed.
+    MissingExtraError
+        If TensorBoard is asked for and not installed.
+    UnsupportedError, InvalidError
+        If the device does not exist.
+    """
+    where = device_named(device)
+    if tensorboard:
+        check_board()
+    if folder is None:
+        return where
+    folder = Path(folder)
     if (folder / CHECKPOINT).exists() and not resume:
         raise ExistsError(
             f"{folder} holds a run; resume it (resume=True, --resume) or choose another folder"
         )
     if folder.exists() and not folder.is_dir():
         raise ExistsError(f"{folder} is a file; choose a folder")
+    return where
 
 
 @dataclass(frozen=True)

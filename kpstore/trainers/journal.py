@@ -19,7 +19,7 @@ class Journal:
     columns: Sequence[str]
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a line and flush it; floats come back bit for bit, columns without a value are empty."""
+        """Add a line and flush it; floats keep all bits, missing columns stay empty."""
         csv.DictWriter(self.file, self.columns, lineterminator="\n").writerow(row)
         self.file.flush()
 

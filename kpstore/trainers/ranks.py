@@ -1,4 +1,4 @@
-"""Training in several processes at once: each has its share of the frames, and gradients and figures are means."""
+"""Training in several processes, each with its share of the frames."""
 
 from __future__ import annotations
 

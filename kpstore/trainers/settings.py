@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args
 
@@ -68,9 +68,9 @@ class TrainSettings:
             ("patience", self.patience is None or self.patience >= 1, "1 or more, or none"),
             ("seed", 0 <= self.seed < 2**63, "0 or more"),
         )
-        problems = [f"{n}={getattr(self, n)!r} ({rule})" for n, fits, rule in checked if not fits]
-        if problems:
-            raise InvalidError(f"training: {'; '.join(problems)}")
+        check_all(
+            "training", [(fits, f"{n}={getattr(self, n)!r} ({rule})") for n, fits, rule in checked]
+        )
 
     def lr_at(self, step: int, n_steps: int) -> float:
         """Return the learning rate of a step, from 0, of ``n_steps`` in all epochs."""
@@ -81,6 +81,12 @@ class TrainSettings:
             return self.lr
         share = math.pi * (step - n_rising) / max(1, n_steps - n_rising)
         return self.lr * 0.5 * (1 + math.cos(share))
+
+
+def check_all(what: str, rules: Iterable[tuple[bool, str]]) -> None:
+    """Raise :class:`InvalidError` with the messages of all rules that do not hold."""
+    if problems := [message for holds, message in rules if not holds]:
+        raise InvalidError(f"{what}: {'; '.join(problems)}")
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[TrainSettings, dict[str, Any]]:

@@ -74,8 +74,8 @@ class RunState:
         about = found.about
         if "loader" not in about:
             raise InvalidError(
-                f"{path}: holds weights alone, as best.safetensors does, from which a run cannot go "
-                "on; start again in another folder"
+                f"{path}: holds weights alone, as best.safetensors does, and a run cannot resume "
+                "from those; start again in another folder"
             )
         check_same(path, about, here)
         load_weights(self.model, found, path)
@@ -92,7 +92,7 @@ class RunState:
         rng = self.ranks.gathered(rng_tensors(self.device))
         sums: dict[str, Tensor] = {}
         if self.sums is not None:
-            # The first rank goes on with the sums of all ranks, as it does after a resume.
+            # The first rank continues the sums of all ranks, as it does after a resume.
             total = over_ranks(self.sums, self.ranks, self.figures, self.device)
             self.sums, sums = total if self.ranks.is_first else None, total.to_tensors()
         tensors = {
@@ -123,7 +123,7 @@ def described_run(
     views: Mapping[str, View],
     inputs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what a run follows from, as JSON values; it has to be the same when the run resumes."""
+    """Return what a run follows from, as JSON values; it must not differ when the run resumes."""
     sampler = state.loader.sampler
     store = sampler.view.store
     return {

@@ -1,4 +1,4 @@
-"""Training from a store in one call: which frames, which model, and the loop over them."""
+"""Training on a store in one call: frames, model and loop."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.options import Option
 from kpstore.schema.layout import N_FACE, PART_SLICES, Edge
 from kpstore.store.store import Store
-from kpstore.trainers.board import check_board
 from kpstore.trainers.checkpoint import Checkpoint, load_weights, read_checkpoint
 from kpstore.trainers.fit import fit
-from kpstore.trainers.folder import check_free
+from kpstore.trainers.folder import check_start
 from kpstore.trainers.keypoints import (
     HierarchicalKeypointTransformer,
     KeypointConfig,
     KeypointTraining,
 )
 from kpstore.trainers.report import TrainReport
-from kpstore.trainers.settings import device_named, split_options
+from kpstore.trainers.settings import check_all, device_named, split_options
 from kpstore.trainers.skeleton import (
     HierarchicalSkeletonTransformer,
     SkeletonConfig,
@@ -56,12 +55,12 @@ class Frames:
     Parameters
     ----------
     split : to train on.
-    dev_split : to measure after each epoch; None is ``dev`` or else ``val``, if the store has one,
-        ``""`` is none.
-    feature : of keypoints.
-    limit : only so many frames of each split, evenly spread, to try something; None is all.
-    missing_parts : ``"error"`` refuses frames of which none has a certain part; ``"allow"`` trains
-        without it.
+    dev_split : to measure after each epoch; by default ``dev`` or else ``val``, if the store has
+        one. ``""`` measures nothing.
+    feature : keypoints to read.
+    limit : the most frames of each split, evenly spread, for a trial; None is all.
+    missing_parts : ``"error"`` refuses a split in which a part is missing in all frames;
+        ``"allow"`` trains without the part.
     """
 
     split: Annotated[str, Option("Frames to train on.", "SPLIT")] = "train"
@@ -80,23 +79,28 @@ class Frames:
             flag="--limit-frames",
         ),
     ] = None
-    missing_parts: Annotated[MissingParts, Option("When no frame at all has a certain part.")] = (
-        "error"
-    )
+    missing_parts: Annotated[MissingParts, Option("If a part is missing in all frames.")] = "error"
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise InvalidError(f"limit={self.limit}: use 1 frame or more, or none for all")
-        if self.missing_parts not in ("error", "allow"):
-            raise InvalidError(f"missing_parts={self.missing_parts!r}: use 'error' or 'allow'")
-        if self.dev_split == self.split:
-            raise InvalidError(
+        rules = [
+            (
+                self.limit is None or self.limit >= 1,
+                f"limit={self.limit}: use 1 frame or more, or none for all",
+            ),
+            (
+                self.missing_parts in ("error", "allow"),
+                f"missing_parts={self.missing_parts!r}: use 'error' or 'allow'",
+            ),
+            (
+                self.dev_split != self.split,
                 f"dev_split={self.dev_split!r} is the split that is trained on; choose another, or "
-                "'' for none"
-            )
+                "'' for none",
+            ),
+        ]
+        check_all("frames", rules)
 
     def dev_of(self, store: Store) -> str | None:
-        """Return the split to measure on."""
+        """Return the split to measure, or None."""
         if self.dev_split is not None:
             return self.dev_split or None
         there = {split for split in store.splits if split != self.split}
@@ -105,13 +109,13 @@ class Frames:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a training will do.
+    """What a training is about to do.
 
     Parameters
     ----------
-    frames : by split, how many frames of it.
-    parameters : numbers to train.
-    device : where.
+    frames : number of frames by split.
+    parameters : number of parameters to train.
+    device : to train on.
     """
 
     frames: Mapping[str, int]
@@ -173,7 +177,7 @@ def train_skeleton(
         )
         return _limited(view, chosen.limit)
 
-    _check_first(folder, **options)
+    check_start(folder, **options)
     views = _views(store, chosen, view_of)
     return train_views(
         lambda: HierarchicalSkeletonTransformer(config),
@@ -219,7 +223,7 @@ def train_keypoints(
         view = FaceKeypointView(store, feature=feature, normalize=face_range(), split=split)
         return _limited(view, chosen.limit)
 
-    _check_first(folder, **options)
+    check_start(folder, **options)
     views = _views(store, chosen, view_of)
     low, high = face_range()
     return train_views(
@@ -280,22 +284,6 @@ def train_views(
     )
 
 
-def _check_first(
-    folder: Path | str | None,
-    *,
-    device: str = "cpu",
-    tensorboard: bool = False,
-    resume: bool = False,
-    **_: Any,
-) -> None:
-    """Raise the errors that can be found without reading frames."""
-    device_named(device)
-    if tensorboard:
-        check_board()
-    if folder is not None:
-        check_free(Path(folder), resume=resume)
-
-
 def _views(store: Store, frames: Frames, view_of: Callable[[str], View]) -> dict[str, View]:
     dev_split = frames.dev_of(store)
     splits = [frames.split, *([dev_split] if dev_split else [])]
@@ -340,7 +328,7 @@ def _limited(view: View, limit: int | None) -> View:
 
 
 def _parts_there(view: FrameView, feature: str, parts: tuple[str, ...]) -> set[str]:
-    """Return which parts at least one frame has, by their mask or else by their values."""
+    """Return the parts that at least one frame has, by their mask or else by their values."""
     store, found = view.store, set[str]()
     names = store.feature(feature).labels.get("part", ())
     if f"{feature}_detected" in store.session.names() and set(parts) <= set(names):
@@ -374,7 +362,7 @@ def load_model(path: Path | str) -> nn.Module:
     Raises
     ------
     NotFoundError, CorruptError, InvalidError
-        If there is none, it is torn, or it holds another model than the two of kpstore.
+        If it does not exist, is torn, or holds another model than the two of kpstore.
     """
     return model_of(read_checkpoint(Path(path)), path)
 
@@ -397,8 +385,8 @@ def model_of(checkpoint: Checkpoint, path: Path | str) -> nn.Module:
     known = {field.name for field in fields(config_type)}
     if unknown := sorted(config.keys() - known):
         raise InvalidError(
-            f"{path}: its model has {', '.join(unknown)}, unknown here; use the kpstore that wrote "
-            "it"
+            f"{path}: its model has {', '.join(unknown)}, unknown to this kpstore; use the one "
+            "that wrote it"
         )
     model: nn.Module = model_type(config_type(**config))
     load_weights(model, checkpoint, path)

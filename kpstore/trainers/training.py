@@ -48,7 +48,7 @@ class Training(Protocol):
 
     @property
     def figures(self) -> Sequence[str]:
-        """Names of the figures that :meth:`measure` gives, in order."""
+        """Names of the figures of :meth:`measure`, in order."""
 
     def measure(self, model: nn.Module, batch: TensorBatch) -> BatchLoss:
         """Run the model on a batch of a loader."""

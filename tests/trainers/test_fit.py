@@ -320,7 +320,7 @@ def test_a_torn_checkpoint_is_one_line(store: kpstore.Store, tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CorruptError, match="cannot be read as a checkpoint"):
         keypoints(store, tmp_path, epochs=1, resume=True)
-    with pytest.raises(NotFoundError, match="no checkpoint is there"):
+    with pytest.raises(NotFoundError, match="no checkpoint found"):
         load_model(tmp_path / "other.safetensors")
 
 
@@ -367,7 +367,7 @@ def test_a_checkpoint_of_a_newer_model_is_one_line(store: kpstore.Store, tmp_pat
     write_checkpoint(
         tmp_path / "newer.safetensors", replace(found, about={**found.about, "model": model})
     )
-    with pytest.raises(InvalidError, match="its model has memory, unknown here"):
+    with pytest.raises(InvalidError, match="its model has memory, unknown to this kpstore"):
         load_model(tmp_path / "newer.safetensors")
     fewer = dict(list(found.tensors.items())[1:])
     write_checkpoint(tmp_path / "fewer.safetensors", replace(found, tensors=fewer))

@@ -257,7 +257,7 @@ def test_pictures_of_another_size_are_one_line(skeleton: HierarchicalSkeletonTra
     batch = {"keypoints": torch.from_numpy(people(2, 0)), "image": torch.zeros(2, 1, 64, 64)}
     with pytest.raises(
         InvalidError,
-        match=r"pictures of \(1, 64, 64\) are wanted of a model that draws \(1, 32, 32\)",
+        match=r"batch has pictures of \(1, 64, 64\) and the model draws \(1, 32, 32\)",
     ):
         SkeletonTraining().measure(skeleton, batch)
 
