@@ -12,12 +12,8 @@ from numpy.typing import NDArray
 from kpstore.errors import MissingExtraError
 
 
-def check_board() -> None:
-    """Raise :class:`MissingExtraError` if TensorBoard is not installed."""
-    _writer_type()
-
-
-def _writer_type() -> Any:
+def writer_type() -> Any:
+    """Return TensorBoard's writer; :class:`MissingExtraError` if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -35,7 +31,7 @@ class Board:
     """
 
     def __init__(self, folder: Path, *, up_to_step: int) -> None:
-        self._writer = _writer_type()(
+        self._writer = writer_type()(
             log_dir=str(folder), purge_step=up_to_step + 1 if up_to_step else None
         )
 

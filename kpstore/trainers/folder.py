@@ -12,7 +12,7 @@ import torch
 
 from kpstore.errors import ExistsError
 from kpstore.render.skeleton import contact_sheet
-from kpstore.trainers.board import Board, check_board
+from kpstore.trainers.board import Board, writer_type
 from kpstore.trainers.checkpoint import Checkpoint, write_checkpoint
 from kpstore.trainers.journal import Journal, open_journal
 from kpstore.trainers.pictures import write_picture
@@ -48,7 +48,7 @@ def check_start(
     """
     where = device_named(device)
     if tensorboard:
-        check_board()
+        writer_type()
     if folder is None:
         return where
     folder = Path(folder)

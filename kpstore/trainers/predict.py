@@ -91,11 +91,6 @@ class Predictor:
     def __repr__(self) -> str:
         return f"<Predictor with a {type(self.model).__name__} on {self.device}>"
 
-    @property
-    def makes_pictures(self) -> bool:
-        """Whether the model draws skeletons; the other one gives face points."""
-        return isinstance(self.model, HierarchicalSkeletonTransformer)
-
     def spec(self, store: Store, feature: str, name: str | None) -> FeatureSpec:
         """Return the feature for predictions.
 
@@ -120,7 +115,7 @@ class Predictor:
 
     def view(self, store: Store, feature: str, videos: list[str]) -> FrameView:
         """Return all frames of videos as the model reads them, NaN where nothing was detected."""
-        if not self.makes_pictures:
+        if not isinstance(self.model, HierarchicalSkeletonTransformer):
             spread = (self.inputs["low"], self.inputs["high"])
             return FaceKeypointView(
                 store, feature=feature, normalize=spread, missing="nan", videos=videos
