@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kpstore.trainers.checkpoint import prefixed, under
 from kpstore.views.batch_sampler import rank_of
 
 
@@ -54,24 +54,18 @@ class Ranks:
         """Return the tensors of all ranks: ``name`` of rank 0, ``1.name`` of rank 1, and so on."""
         if self.size == 1:
             return dict(own)
-        found: list[Any] = [None] * self.size
+        found: list[dict[str, Tensor]] = [{}] * self.size
         distributed.all_gather_object(found, dict(own))
-        return {
-            name if rank == 0 else f"{rank}.{name}": part[name]
-            for rank, part in enumerate(found)
-            for name in part
-        }
+        tensors = dict(found[0])
+        for rank, part in enumerate(found[1:], start=1):
+            tensors |= prefixed(str(rank), part)
+        return tensors
 
     def own(self, gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return this rank's part of what :meth:`gathered` returned."""
         if self.is_first:
             return {name: tensor for name, tensor in gathered.items() if "." not in name}
-        start = f"{self.rank}."
-        return {
-            name.removeprefix(start): tensor
-            for name, tensor in gathered.items()
-            if name.startswith(start)
-        }
+        return under(str(self.rank), gathered)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from kpstore.trainers.checkpoint import (
     check_same,
     load_weights,
     optimizer_tensors,
+    prefixed,
     read_checkpoint,
     restore_optimizer,
     restore_rng,
@@ -96,10 +97,10 @@ class RunState:
             total = over_ranks(self.sums, self.ranks, self.figures, self.device)
             self.sums, sums = total if self.ranks.is_first else None, total.to_tensors()
         tensors = {
-            **_prefixed("model", self.model.state_dict()),
-            **_prefixed("optimizer", optimizer_tensors(self.model, self.optimizer)),
-            **_prefixed("sums", sums),
-            **_prefixed("rng", rng),
+            **prefixed("model", self.model.state_dict()),
+            **prefixed("optimizer", optimizer_tensors(self.model, self.optimizer)),
+            **prefixed("sums", sums),
+            **prefixed("rng", rng),
         }
         place = {
             "epoch": self.epoch,
@@ -113,7 +114,7 @@ class RunState:
     def to_best(self, about: Mapping[str, Any]) -> Checkpoint:
         """Return the weights alone."""
         place = {"epoch": self.best_epoch, "loss": self.best_loss}
-        return Checkpoint(_prefixed("model", self.model.state_dict()), {**about, **place})
+        return Checkpoint(prefixed("model", self.model.state_dict()), {**about, **place})
 
 
 def described_run(
@@ -145,10 +146,6 @@ def described_run(
 def _digest(view: View) -> str:
     """Return what tells a view's frames from others of the same store."""
     return hashlib.blake2b(view.first_rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _described(part: object) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Frames:
     limit: Annotated[
         int | None,
         Option(
-            "Only so many frames of each split, evenly spread, to try something.",
+            "The most frames of each split, evenly spread, for a trial.",
             "N",
             flag="--limit-frames",
         ),
@@ -330,6 +330,8 @@ def _limited(view: View, limit: int | None) -> View:
 def _parts_there(view: FrameView, feature: str, parts: tuple[str, ...]) -> set[str]:
     """Return the parts that at least one frame has, by their mask or else by their values."""
     store, found = view.store, set[str]()
+    if not parts:
+        return found
     names = store.feature(feature).labels.get("part", ())
     if f"{feature}_detected" in store.session.names() and set(parts) <= set(names):
         mask: NDArray[np.bool_] = np.asarray(store[f"{feature}_detected"])[view.rows]
