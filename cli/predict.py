@@ -1,4 +1,4 @@
-"""``kpstore predict``: what a trained model makes of a store's frames."""
+"""``kpstore predict``: predictions of a trained model for a store's frames."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def predict(
     at: At = None,
     limit_frames: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="With --png: only so many frames, evenly spread."),
+        typer.Option(min=1, metavar="N", help="With --png: the most frames, evenly spread."),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Frames at a time.")] = 32,
     device: Annotated[
@@ -67,11 +67,11 @@ def predict(
     ] = "auto",
     json: Json = False,
 ) -> None:
-    """Run a trained model over a split, and write what it gives to the store as a new feature, or to PNG files.
+    """Write the predictions of a trained model to the store as a new feature, or to PNG files.
 
     The feature is one new version, or nothing. Videos that have it already, from the same
-    checkpoint, are left out. Faces are (68, 3); skeletons are pictures of one byte a pixel, 64 KiB
-    a frame at 256 x 256. With --png, a run that was killed goes on where it was.
+    checkpoint, are left out. Faces are (68, 3); skeletons are pictures of one byte per pixel,
+    64 KiB per frame at 256 x 256. With --png, a run that was killed goes on where it was.
     """
     from rich.progress import Progress
 
@@ -81,7 +81,7 @@ def predict(
     if png is None and (at is not None or limit_frames is not None):
         raise InvalidError(
             "--at and --limit-frames are for --png; a feature is written for whole videos of the "
-            "newest"
+            "newest version"
         )
     if png is not None and name is not None:
         raise InvalidError("--as names a feature, --png writes pictures; choose one")

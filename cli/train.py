@@ -1,31 +1,36 @@
-"""``kpstore train``: models from the keypoints of a store."""
+"""``kpstore train``: models from the keypoints of a store, one command for each training."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, is_dataclass, make_dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 
+from kpstore import plugins
+from kpstore.errors import MissingExtraError
 from kpstore.options import Option
 
 from . import render
 from .arguments import At, Json, StoreArgument
-from .commands import LazyCommand, one_command, takes
+from .commands import LazyCommand, one_command, refusing_command, takes
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from kpstore.trainers.report import Epoch, Step, TrainReport
     from kpstore.trainers.train import TrainPlan
+    from kpstore.trainers.trainings import NamedTraining
 
+GROUP: plugins.Group = "kpstore.trainings"
 _LINE_EVERY_S = 15.0
 
 Out = Annotated[
@@ -35,12 +40,11 @@ Out = Annotated[
         help="Where checkpoints, metrics and samples go; STORE-skeleton, say, by default.",
     ),
 ]
-BatchSize = Annotated[int, typer.Option(metavar="N", help="Frames of a step, in each process.")]
 
 
 @dataclass(frozen=True)
 class Running:
-    """Where a training runs, and what it leaves behind; it changes no numbers."""
+    """Where a training runs and what it writes; none of it changes a number."""
 
     device: Annotated[str, Option("A GPU if there is one, by default.", "auto|cpu|cuda|cuda:N")] = (
         "auto"
@@ -65,171 +69,93 @@ def add_to(parent: typer.Typer) -> None:
     parent.add_typer(app, name="train")
 
 
-@dataclass(frozen=True)
-class _Training:
-    """What people read of a training before torch is imported, and its command."""
-
-    summary: str
-    details: str
-    examples: tuple[str, ...]
-    make: Callable[[], Callable[..., None]]
-
-    def command(self, name: str) -> Any:
-        return one_command(name, self.make(), f"{self.summary}\n\n{self.details}", self.examples)
-
-
 class _TrainGroup(TyperGroup):
-    """Commands that are made when they are asked for: their options are those of modules that import torch."""
+    """Commands that are made when they run: their options need modules that import torch."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the trainings."""
-        return list(_TRAININGS)
+        return plugins.names(GROUP)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of a training."""
-        found = _TRAININGS.get(cmd_name)
-        return (
-            None
-            if found is None
-            else LazyCommand(cmd_name, found.summary, lambda: found.command(cmd_name))
+        if cmd_name not in plugins.names(GROUP):
+            return None
+        try:
+            found: NamedTraining = plugins.load(GROUP, cmd_name)
+        except MissingExtraError as error:
+            return refusing_command(cmd_name, error)
+        text = f"{found.summary}\n\n{found.details}"
+        return LazyCommand(
+            cmd_name,
+            found.summary,
+            lambda: one_command(cmd_name, _training(found), text, found.examples),
         )
 
 
-def _skeleton() -> Callable[..., None]:
+def _training(found: NamedTraining) -> Callable[..., None]:
+    """Return the command of a training, with the options that its function's keywords say."""
     from kpstore.trainers.settings import TrainSettings
-    from kpstore.trainers.skeleton import SkeletonConfig, SkeletonTraining
-    from kpstore.trainers.train import Frames, train_skeleton
+
+    function = plugins.imported(found.name, found.home)
+    hints = get_type_hints(function, include_extras=True)
+    plain: list[tuple[str, Any, Any]] = []
+    kinds: dict[str, Any] = {}
+    for keyword in inspect.signature(function).parameters.values():
+        hint = hints.get(keyword.name)
+        if keyword.kind is not keyword.KEYWORD_ONLY:
+            continue
+        if get_origin(hint) is Annotated:
+            plain.append((keyword.name, hint, keyword.default))
+        elif kind := next(filter(is_dataclass, (hint, *get_args(hint))), None):
+            kinds[keyword.name] = kind
 
     @takes(
-        frames=Frames,
-        config=SkeletonConfig,
-        task=SkeletonTraining,
-        settings=TrainSettings,
-        running=Running,
+        make_dataclass("Plain", plain),
+        without=found.without,
+        **(kinds | {"settings": TrainSettings, "running": Running}),
     )
-    def skeleton(
+    def train(
         store: StoreArgument,
-        frames: Frames,
-        config: SkeletonConfig,
-        task: SkeletonTraining,
-        settings: TrainSettings,
         running: Running,
         at: At = None,
         out: Out = None,
-        batch_size: BatchSize = 16,
-        no_weighted_loss: Annotated[
-            bool,
-            typer.Option(
-                "--no-weighted-loss", help="Plain mean squared error: all pixels count alike."
-            ),
-        ] = False,
         json: Json = False,
+        **options: Any,
     ) -> None:
-        if no_weighted_loss:
-            task = replace(task, hands=1.0, face=1.0, rest=1.0)
-        train = partial(
-            train_skeleton, frames=frames, config=config, task=task, batch_size=batch_size
-        )
-        _train("skeleton", train, store, at, out, {**asdict(settings), **asdict(running)}, json)
+        import kpstore
 
-    return skeleton
+        opened = kpstore.open(store, at)
+        folder = out or Path(f"{Path(store.rstrip('/')).stem}-{found.name}")
+        try:
+            with _watching() as watcher:
+                report = function(
+                    opened,
+                    folder,
+                    on_plan=watcher.on_plan,
+                    on_step=watcher.on_step,
+                    on_epoch=watcher.on_epoch,
+                    **asdict(running),
+                    **options,
+                )
+        except KeyboardInterrupt:
+            typer.echo(
+                "stopped; the same command with --resume goes on at the last checkpoint", err=True
+            )
+            raise
+        if _is_first():
+            render.print_json(report.to_json()) if json else _print(report)
 
-
-def _keypoints() -> Callable[..., None]:
-    from kpstore.trainers.keypoints import KeypointConfig
-    from kpstore.trainers.settings import TrainSettings
-    from kpstore.trainers.train import Frames, train_keypoints
-
-    @takes(
-        frames=Frames,
-        config=KeypointConfig,
-        settings=TrainSettings,
-        running=Running,
-        without=("missing_parts",),
-    )
-    def keypoints(
-        store: StoreArgument,
-        frames: Frames,
-        config: KeypointConfig,
-        settings: TrainSettings,
-        running: Running,
-        at: At = None,
-        out: Out = None,
-        batch_size: BatchSize = 32,
-        json: Json = False,
-    ) -> None:
-        train = partial(train_keypoints, frames=frames, config=config, batch_size=batch_size)
-        _train("keypoints", train, store, at, out, {**asdict(settings), **asdict(running)}, json)
-
-    return keypoints
-
-
-_TRAININGS = {
-    "skeleton": _Training(
-        "Train a transformer that draws skeletons: keypoints (143, 3) to a picture of 256 x 256.",
-        "The pictures are drawn from the keypoints on the way. FOLDER gets checkpoint.safetensors, "
-        "best.safetensors, metrics.csv, steps.csv and a picture of samples after each epoch. "
-        "Killed at any moment, it goes on with --resume.",
-        (
-            "kpstore train skeleton phoenix.kps --out runs/skeleton",
-            "kpstore train skeleton phoenix.kps --out runs/skeleton --resume",
-            "torchrun --nproc-per-node 4 -m kpstore.cli.main train skeleton phoenix.kps --out "
-            "runs/skeleton",
-            "kpstore train skeleton phoenix.kps --limit-frames 64 --epochs 5 --image-size 64 "
-            "--dev-split ''",
-        ),
-        _skeleton,
-    ),
-    "keypoints": _Training(
-        "Train a transformer that encodes faces region by region and gives their 68 points again.",
-        "Points are mapped to [0, 1] by the range of the training split's faces. FOLDER gets the "
-        "same files as that of `train skeleton`.",
-        (
-            "kpstore train keypoints phoenix.kps --at v1.0 --out runs/faces --device cuda",
-            "kpstore train keypoints phoenix.kps --precision bf16 --patience 10 --json",
-        ),
-        _keypoints,
-    ),
-}
-
-
-def _train(
-    kind: str,
-    train: Callable[..., TrainReport],
-    store: str,
-    at: str | None,
-    out: Path | None,
-    options: Mapping[str, Any],
-    json: bool,
-) -> None:
-    import kpstore
-
-    opened = kpstore.open(store, at)
-    folder = out or Path(f"{Path(store.rstrip('/')).stem}-{kind}")
-    with _watching() as watcher, _saying_how_to_go_on():
-        report = train(
-            opened,
-            folder,
-            on_plan=watcher.on_plan,
-            on_step=watcher.on_step,
-            on_epoch=watcher.on_epoch,
-            **options,
-        )
-    if _is_first():
-        render.print_json(report.to_json()) if json else _print(report)
+    return train
 
 
 def _is_first() -> bool:
-    """Whether this process, of those that torchrun started, is the one that speaks."""
+    """Return whether this process is the one, of those that torchrun started, that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _print(report: TrainReport) -> None:
-    why = (
-        ""
-        if report.stopped == "finished"
-        else ", ended early: the loss did not get better any more"
-    )
+    early = ", ended early: the loss did not get better any more"
+    why = early if report.stopped == "early" else ""
     since = (
         "" if report.resumed_at is None else f", resumed at step {render.number(report.resumed_at)}"
     )
@@ -247,55 +173,60 @@ def _print(report: TrainReport) -> None:
         )
 
 
-class _LineWatcher:
-    """Writes a line for each epoch, and now and then one for a step."""
+class _Watcher:
+    """Prints a line for each epoch; steps move a bar, or print a line now and then without one.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    say : prints a line.
+    bar : drawn on a terminal.
+    """
+
+    def __init__(self, say: Callable[[str], None], bar: Progress | None = None) -> None:
+        self._print, self._bar = say, bar
+        self._task = None if bar is None else bar.add_task("starting", total=None, note="")
         self._last = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
 
     def on_plan(self, plan: TrainPlan) -> None:
-        """Say what will be done."""
-        self._say(_plan_line(plan))
+        """Print what will be done."""
+        frames = ", ".join(
+            f"{render.count(n, 'frame')} of {render.split_name(split)}"
+            for split, n in plan.frames.items()
+        )
+        self._say(f"{frames}; {render.number(plan.parameters)} parameters on {plan.device}")
 
     def on_step(self, step: Step) -> None:
-        """Say how far it is."""
-        if time.monotonic() - self._last >= _LINE_EVERY_S:
-            self._say(
-                f"step {render.number(step.step)} of {render.number(step.n_steps)}, loss "
-                f"{step.loss:.4g}"
+        """Show progress."""
+        note = f"loss {step.loss:.4g}"
+        if self._bar is not None and self._task is not None:
+            epoch = f"epoch {step.epoch + 1}"
+            self._bar.update(
+                self._task, description=epoch, completed=step.step, total=step.n_steps, note=note
             )
+        elif time.monotonic() - self._last >= _LINE_EVERY_S:
+            self._say(f"step {render.number(step.step)} of {render.number(step.n_steps)}, {note}")
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """Say what the epoch gave."""
-        self._say(_epoch_line(epoch))
+        """Print the figures of an epoch."""
+        dev = f"; dev {_shown(epoch.dev)}" if epoch.dev else ""
+        self._say(f"epoch {epoch.epoch + 1}: train {_shown(epoch.train)}{dev}")
 
     def _say(self, line: str) -> None:
         self._last = time.monotonic()
-        typer.echo(line, err=True)
+        self._print(line)
 
 
-class _SilentWatcher(_LineWatcher):
-    """For all processes but the first."""
-
-    def _say(self, line: str) -> None:
-        return None
+def _shown(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
 
 
-class _BarWatcher(_LineWatcher):
-    """Draws a bar, with a line above it for each epoch."""
-
-    def __init__(self) -> None:
+@contextmanager
+def _watching() -> Iterator[_Watcher]:
+    if not _is_first():
+        yield _Watcher(lambda _: None)
+    elif not sys.stderr.isatty():
+        yield _Watcher(lambda line: typer.echo(line, err=True))
+    else:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -304,70 +235,12 @@ class _BarWatcher(_LineWatcher):
             TimeRemainingColumn,
         )
 
-        super().__init__()
-        self._bar = Progress(
+        with Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=render.console(stderr=True),
-        )
-        self._task = self._bar.add_task("starting", total=None, note="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def on_step(self, step: Step) -> None:
-        """Move the bar."""
-        note = f"loss {step.loss:.4g}"
-        description = f"epoch {step.epoch + 1}"
-        self._bar.update(
-            self._task, description=description, completed=step.step, total=step.n_steps, note=note
-        )
-
-    def _say(self, line: str) -> None:
-        self._bar.console.print(line, markup=False, highlight=False)
-
-
-@contextmanager
-def _watching() -> Iterator[_LineWatcher]:
-    kind = _BarWatcher if sys.stderr.isatty() else _LineWatcher
-    with kind() if _is_first() else _SilentWatcher() as watcher:
-        yield watcher
-
-
-@contextmanager
-def _saying_how_to_go_on() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(
-            "stopped; the same command with --resume goes on at the last checkpoint", err=True
-        )
-        raise
-
-
-def _plan_line(plan: TrainPlan) -> str:
-    frames = ", ".join(
-        f"{render.count(n, 'frame')} of {render.split_name(split)}"
-        for split, n in plan.frames.items()
-    )
-    return f"{frames}; {render.number(plan.parameters)} parameters on {plan.device}"
-
-
-def _epoch_line(epoch: Epoch) -> str:
-    def shown(figures: Any) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
-
-    dev = f"; dev {shown(epoch.dev)}" if epoch.dev else ""
-    return f"epoch {epoch.epoch + 1}: train {shown(epoch.train)}{dev}"
+        ) as bar:
+            yield _Watcher(lambda line: bar.console.print(line, markup=False, highlight=False), bar)

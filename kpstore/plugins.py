@@ -1,4 +1,4 @@
-"""One door for everything that can be added: backends, extractors, features, formats.
+"""One door for all that can be added: backends, extractors, features, formats, trainings.
 
 Ours come through it too.
 
@@ -16,7 +16,13 @@ from typing import Any, Literal
 
 from kpstore.errors import ExistsError, MissingExtraError, NotFoundError
 
-Group = Literal["kpstore.backends", "kpstore.extractors", "kpstore.features", "kpstore.formats"]
+Group = Literal[
+    "kpstore.backends",
+    "kpstore.extractors",
+    "kpstore.features",
+    "kpstore.formats",
+    "kpstore.trainings",
+]
 
 _registered: dict[tuple[str, str], Any] = {}
 

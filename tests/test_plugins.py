@@ -61,6 +61,8 @@ def test_an_extractor_a_format_and_a_backend_of_somebody_else(
         for number in range(3)
     ]
     assert "csv" in kpstore("export", "--help")
+    assert "Train a small model of faces." in kpstore("train", "--help")
+    assert "--width" in kpstore("train", "small", "--help")
     kpstore("convert", "lab:clips.kps", "lab:copy.kps")
     assert {path.name for path in tmp_path.glob("*.kps")} == {"clips.kps", "copy.kps"}
     assert "brightness" in kpstore("info", "lab:copy.kps")

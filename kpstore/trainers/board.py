@@ -1,4 +1,4 @@
-"""TensorBoard: the same numbers and pictures as in the files of a run's folder."""
+"""TensorBoard files with the numbers and pictures of a run's folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from numpy.typing import NDArray
 from kpstore.errors import MissingExtraError
 
 
-def check_board() -> None:
-    """Raise :class:`MissingExtraError` if TensorBoard is not installed."""
-    _writer_type()
-
-
-def _writer_type() -> Any:
+def writer_type() -> Any:
+    """Return TensorBoard's writer; :class:`MissingExtraError` if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -30,12 +26,12 @@ class Board:
 
     Parameters
     ----------
-    folder : for the files.
-    up_to_step : where a run goes on; what an interrupted one wrote beyond it is hidden.
+    folder : of the files.
+    up_to_step : where a run resumes; what was written beyond it is hidden.
     """
 
     def __init__(self, folder: Path, *, up_to_step: int) -> None:
-        self._writer = _writer_type()(
+        self._writer = writer_type()(
             log_dir=str(folder), purge_step=up_to_step + 1 if up_to_step else None
         )
 
@@ -49,7 +45,7 @@ class Board:
         self._writer.add_image(name, picture, step, dataformats="HWC")
 
     def sync(self) -> None:
-        """Have what was added in the files before a checkpoint that counts on it."""
+        """Put everything into the files before a checkpoint that relies on it."""
         self._writer.flush()
 
     def close(self) -> None:

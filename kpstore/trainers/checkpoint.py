@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with the tensors of a run, and what else it takes to go on, as JSON."""
+"""Checkpoints: a safetensors file with the tensors of a run, and plain values as JSON."""
 
 from __future__ import annotations
 
@@ -32,21 +32,31 @@ class Checkpoint:
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """Return tensors whose names begin with a prefix and a dot, without both."""
-        start = f"{prefix}."
-        return {
-            name.removeprefix(start): tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith(start)
-        }
+        return under(prefix, self.tensors)
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with a prefix and a dot before their names."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that :func:`prefixed` returned with a prefix, among others."""
+    start = f"{prefix}."
+    return {
+        name.removeprefix(start): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(start)
+    }
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a file aside and rename it, so that a kill leaves the one before or this one.
+    """Write a file in place of the one before, in one step.
 
     Raises
     ------
     OSError
-        If it cannot be written, as on a full disk; the one before is still there.
+        If it cannot be written, as on a full disk; the one before is kept.
     """
     aside = path.with_name(f".{path.name}.aside")
     tensors = {
@@ -58,11 +68,9 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     except SafetensorError as error:
         # Safetensors has an error of its own for a full disk.
         aside.unlink(missing_ok=True)
-        raise OSError(
-            f"{path}: cannot be written ({error}); what was there before is as it was"
-        ) from None
-    # Safetensors makes files that only their owner may read; as open as the folder, others can use
-    # the model.
+        raise OSError(f"{path}: cannot be written ({error}); the file before is kept") from None
+    # Safetensors creates files that only their owner may read; here others may read them who may
+    # read the folder.
     aside.chmod(path.parent.stat().st_mode & 0o666)
     with aside.open("rb") as file:
         os.fsync(file.fileno())
@@ -70,19 +78,19 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return what a file holds.
+    """Return the content of a file.
 
     Raises
     ------
     NotFoundError
-        If it is not there.
+        If it does not exist.
     CorruptError
-        If it is torn or no safetensors file.
+        If it is torn, or not a safetensors file.
     InvalidError
-        If it is not one of these checkpoints.
+        If it is not a checkpoint of ``kpstore train``.
     """
     if not path.is_file():
-        raise NotFoundError(f"{path}: no checkpoint is there")
+        raise NotFoundError(f"{path}: no checkpoint found; use a file that kpstore train wrote")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -94,28 +102,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from None
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise InvalidError(
-            f"{path}: no checkpoint of kpstore train, or of another kpstore; use the one that "
-            "wrote it"
+            f"{path}: not a checkpoint of kpstore train, or of another kpstore; use the kpstore "
+            "that wrote it"
         )
     return Checkpoint(tensors, about)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, path: Path | str) -> None:
-    """Put a checkpoint's weights into a model.
-
-    :class:`InvalidError` if they are those of another.
-    """
+    """Put a checkpoint's weights into a model; :class:`InvalidError` if they do not fit."""
     found = checkpoint.under("model")
-    if _shapes(found) != _shapes(model.state_dict()):
+    theirs, ours = (
+        {name: tensor.shape for name, tensor in tensors.items()}
+        for tensors in (found, model.state_dict())
+    )
+    if theirs != ours:
         raise InvalidError(
             f"{path}: its tensors are not those of this {type(model).__name__}; use a checkpoint "
             "of the same model, or the kpstore that wrote it"
         )
     model.load_state_dict(found)
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -157,7 +162,7 @@ def restore_rng(device: torch.device, states: Mapping[str, Tensor]) -> None:
 
 
 _FREE = ("kpstore", "torch", "threads")
-"""What may differ when a run resumes; then it goes on, though not bit for bit."""
+"""May differ when a run resumes, which then goes on, though not bit for bit."""
 
 
 def check_same(path: Path, found: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -169,12 +174,12 @@ def check_same(path: Path, found: Mapping[str, Any], here: Mapping[str, Any]) ->
     if theirs["snapshot"] != ours["snapshot"]:
         raise MismatchError(
             f"{path} was trained on version {theirs['snapshot']} of {theirs['location']}, this is "
-            f"version {ours['snapshot']} of {ours['location']}; open that version (--at "
-            f"{theirs['snapshot']}), or start anew in another folder"
+            f"version {ours['snapshot']} of {ours['location']}; open that version (at=, --at "
+            f"{theirs['snapshot']}), or start again in another folder"
         )
     keys = [key for key in here if key not in (*_FREE, "store", "frames")]
     changed = [line for key in keys for line in _differences(key, found.get(key), here[key])]
-    # As many frames may still be others; checkpoints of older kpstores do not tell.
+    # Other frames may be as many; checkpoints of older versions of kpstore have no digests.
     before = {**here["frames"], **found.get("frames", {})}
     others = [name for name, digest in here["frames"].items() if before[name] != digest]
     changed += [f"{name} frames are others (split, limit or selection)" for name in others]
@@ -183,7 +188,7 @@ def check_same(path: Path, found: Mapping[str, Any], here: Mapping[str, Any]) ->
     if changed:
         raise MismatchError(
             f"{path} was trained with other settings: {'; '.join(changed)}; resume with the same, "
-            "or start anew in another folder"
+            "or start again in another folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""What both models are built from: points as tokens, and attention in which missing points take no part."""
+"""What both models are built from: points as tokens, and attention that masks missing points."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _OCTAVES = 8
-"""Sines and cosines of so many frequencies stand for a coordinate; the finest tells 1/256 apart."""
+"""Frequencies of the sines and cosines that encode a coordinate; the finest resolves 1/256."""
 
 
 def points_there(keypoints: Tensor, detected: Tensor | None = None) -> Tensor:
-    """Return which points are there, (batch, points) bool.
+    """Return which points are not missing, (batch, points) bool.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def points_there(keypoints: Tensor, detected: Tensor | None = None) -> Tensor:
 
 
 class PointEmbedding(nn.Module):
-    """Each point as a token: where it is, which one it is, and which group (part, region) it belongs to.
+    """Each point as a token: its place, its number and its group (part, region).
 
     Parameters
     ----------
@@ -51,13 +51,12 @@ class PointEmbedding(nn.Module):
     def forward(self, keypoints: Tensor, there: Tensor) -> Tensor:
         """Return tokens (batch, points, width).
 
-        A missing point's says no more than that and which point it is.
+        The token of a missing point says that it is missing, and which point it is.
 
         Parameters
         ----------
         keypoints : (batch, points, 3).
-        there : (batch, points) bool; what stands in the other places is not looked at, NaN least of
-            all.
+        there : (batch, points) bool; the values of other points are not read, NaN included.
         """
         known = torch.where(there[..., None], keypoints, 0)
         waves = (known[..., None] * self.frequencies).flatten(-2)
@@ -84,8 +83,7 @@ class Attention(nn.Module):
         Parameters
         ----------
         queries, tokens : (batch, queries, width), (batch, tokens, width).
-        there : (batch, tokens) bool, at least one True in each row; the others get no weight at
-            all.
+        there : (batch, tokens) bool, at least one True in each row; other tokens get no weight.
         """
         query = self._split(self.query(queries))
         key, value = (self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1))
@@ -104,7 +102,7 @@ class TransformerBlock(nn.Module):
     Parameters
     ----------
     width, heads : of tokens; of attention.
-    dropout : share of each half's output that is left out while training.
+    dropout : share of each half's output that is dropped while training.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -121,7 +119,7 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """Return (batch, queries, width).
 
-        They attend to each other, or to ``tokens``, where ``there``.
+        Queries attend to each other, or to ``tokens``, where ``there``.
         """
         normal = self.before_attention(queries)
         found = self.attention(normal, normal if tokens is None else tokens, there)
@@ -131,7 +129,7 @@ class TransformerBlock(nn.Module):
 
 
 class PointEncoder(nn.Module):
-    """A transformer over the points of one group, with one token more that sums them up."""
+    """A transformer over the points of one group and a token that summarises them."""
 
     def __init__(self, width: int, *, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -143,19 +141,20 @@ class PointEncoder(nn.Module):
     def forward(
         self, tokens: Tensor, there: Tensor, read: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the summary (batch, width), a learnt one where no point is there, and tokens (batch, points, width).
+        """Return a summary (batch, width) and tokens (batch, points, width).
+
+        The summary is a learnt vector where no point is there.
 
         Parameters
         ----------
         tokens : (batch, points, width).
-        there : (batch, points) bool; points that are not are attended to by none.
-        read : (batch, width), what the summary begins with beside its own learnt vector.
+        there : (batch, points) bool; no token attends to the other points.
+        read : (batch, width), added to the learnt vector with which the summary begins.
         """
         first = self.summary.expand(len(tokens), 1, -1)
         first = first if read is None else first + read[:, None]
         tokens = torch.cat([first.to(tokens.dtype), tokens], dim=1)
-        # The summary itself is always there, so that no row of attention is empty: an empty one
-        # would be NaN.
+        # The summary itself is always there: an empty row of attention would be NaN.
         attended = functional.pad(there, (1, 0), value=True)
         for block in self.blocks:
             tokens = block(tokens, attended)
@@ -163,7 +162,7 @@ class PointEncoder(nn.Module):
         return torch.where(there.any(dim=1)[:, None], tokens[:, 0], self.missing), tokens[:, 1:]
 
 
-def check_width(problems: list[str], name: str, width: int, heads: int) -> None:
-    """Add a line to ``problems`` if heads do not divide a width."""
-    if width < 1 or heads < 1 or width % heads:
-        problems.append(f"{name}={width} is not a multiple of heads={heads}")
+def width_rule(name: str, width: int, heads: int) -> tuple[bool, str]:
+    """Return whether heads divide a width, and the message if they do not."""
+    divides = width >= 1 and heads >= 1 and width % heads == 0
+    return divides, f"{name}={width} is not a multiple of heads={heads}"

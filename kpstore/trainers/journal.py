@@ -1,50 +1,43 @@
-"""CSV files that grow line by line while a run goes on, and are cut back to a checkpoint when it resumes."""
+"""CSV files that grow line by line, and are cut back to a checkpoint when a run resumes."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
+@dataclass(frozen=True)
 class Journal:
-    """A CSV file with a column ``step``; every line is flushed.
+    """An open CSV file with a column ``step``; :func:`open_journal` makes one."""
 
-    Parameters
-    ----------
-    path : of the file. What is there is kept up to a step, see :func:`open_journal`.
-    columns : of the table.
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self._file = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
+    file: TextIO
+    columns: Sequence[str]
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a line; floats so that they come back bit for bit, nothing for columns that ``row`` lacks."""
-        self._writer.writerow(row)
-        self._file.flush()
+        """Add a line and flush it; floats keep all bits, missing columns stay empty."""
+        csv.DictWriter(self.file, self.columns, lineterminator="\n").writerow(row)
+        self.file.flush()
 
     def sync(self) -> None:
-        """Have the lines on disk before a checkpoint that counts on them."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Put the lines on disk before a checkpoint that relies on them."""
+        os.fsync(self.file.fileno())
 
 
-def open_journal(path: Path, columns: Sequence[str], *, up_to_step: int) -> Journal:
-    """Open a file to append to, with only those of its lines that are whole and not beyond a step."""
+@contextmanager
+def open_journal(path: Path, columns: Sequence[str], *, up_to_step: int) -> Iterator[Journal]:
+    """Open a file to append to; of its lines, the whole ones up to a step are kept."""
     kept = _lines_up_to(path, columns, up_to_step) if up_to_step else []
     aside = path.with_name(f".{path.name}.aside")
     with aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([columns, *kept])
+        csv.writer(file, lineterminator="\n").writerows([columns, *kept])
     aside.replace(path)
-    return Journal(path, columns)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        yield Journal(file, columns)
 
 
 def _lines_up_to(path: Path, columns: Sequence[str], step: int) -> list[list[str]]:

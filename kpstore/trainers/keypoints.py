@@ -1,10 +1,10 @@
-"""Face points from face points: the hierarchical keypoint transformer, and what it is trained for."""
+"""The hierarchical keypoint transformer, which encodes faces, and its training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -19,19 +19,17 @@ from kpstore.trainers.encoder import (
     PointEmbedding,
     PointEncoder,
     TransformerBlock,
-    check_width,
     points_there,
+    width_rule,
 )
+from kpstore.trainers.settings import check_all
 from kpstore.trainers.training import BatchLoss, Drawing, TensorBatch
 
 _DRAWN = 160
 _SMALLEST = 1e-3
 """The least size of a face."""
 _WIDE = 4
-"""Deviations from the centre that are one unit of a point's embedding.
-
-Few points lie further out.
-"""
+"""Deviations from the centre in one unit of a point's embedding; few points lie further out."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,11 @@ class KeypointConfig:
 
     Parameters
     ----------
-    d_global, d_region : width of the tokens that stand for the whole face, and for points and
-        regions.
+    d_global, d_region : width of the tokens of the whole face, and of points and regions.
     region_layers, global_layers : layers of each region's encoder, and of the interaction between
         regions.
     heads : of attention.
-    dropout : share of values that is left out while training.
+    dropout : share of values that is dropped while training.
     """
 
     d_global: Annotated[int, Option("Width of tokens of the whole face.", "N")] = 256
@@ -56,30 +53,31 @@ class KeypointConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        problems: list[str] = []
-        check_width(problems, "d_global", self.d_global, self.heads)
-        check_width(problems, "d_region", self.d_region, self.heads)
-        if not 0 <= self.dropout < 1:
-            problems.append(f"dropout={self.dropout} is not in [0, 1)")
-        if min(self.region_layers, self.global_layers) < 1:
-            problems.append("region_layers and global_layers are 1 or more")
-        if problems:
-            raise InvalidError(f"keypoint model: {'; '.join(problems)}")
+        rules = [
+            width_rule("d_global", self.d_global, self.heads),
+            width_rule("d_region", self.d_region, self.heads),
+            (0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)"),
+            (
+                min(self.region_layers, self.global_layers) >= 1,
+                "region_layers and global_layers are 1 or more",
+            ),
+        ]
+        check_all("keypoint model", rules)
 
 
 class HierarchicalKeypointTransformer(nn.Module):
-    """Encodes 68 face points by region, lets the regions look at each other, and gives all 68 points again.
+    """Encodes 68 face points by region, relates the regions, and decodes all 68 points.
 
     The eight regions are those of :data:`kpstore.schema.layout.FACE_REGIONS`: jaw 0:17, right brow
     17:22, left brow 22:27, nose 27:36, right eye 36:42, left eye 42:48, outer mouth 48:60, inner
-    mouth 60:68. Each has an encoder of its own, and its summary and one token for the whole face
-    meet in the interaction layers; from both, each region's decoder gives its points. A point that
-    is missing is not looked at, and is filled in like any other.
+    mouth 60:68. Each has its own encoder. The summaries of the regions and a token of the whole
+    face meet in the interaction layers; from both, each region's decoder gives its points. Missing
+    points are masked, and predicted like all others.
 
-    Points are encoded and decoded in the face's own frame, see :func:`face_frame`: where it is and
-    how large is told to the token of the face, and put back at the end, so that the layers learn
-    shapes. A region's summary begins with a linear map of its points; attention alone begins as
-    their mean, which no longer tells which point was where.
+    Points are encoded and decoded in the face's own frame, see :func:`face_frame`: its place and
+    size go into the token of the face and are put back at the end, so that the layers learn
+    shapes. A region's summary begins with a linear map of its points: attention alone begins as
+    their mean, from which the places of points cannot be told.
     """
 
     def __init__(self, config: KeypointConfig | None = None) -> None:
@@ -121,13 +119,16 @@ class HierarchicalKeypointTransformer(nn.Module):
         )
 
     def encode(self, keypoints: Tensor, detected: Tensor | None = None) -> Tensor:
-        """Return tokens (batch, 9, d_global): the face, then its eight regions. Parameters as of :meth:`forward`."""
+        """Return tokens (batch, 9, d_global): the face, then its eight regions.
+
+        The parameters are those of :meth:`forward`.
+        """
         there = points_there(keypoints, detected)
         return self._encode(keypoints, there, *face_frame(keypoints, there))
 
     def _encode(self, keypoints: Tensor, there: Tensor, centre: Tensor, size: Tensor) -> Tensor:
-        # NaN is left out before the division too: its gradient for the size would be NaN, and so
-        # that for every point.
+        # NaN must not reach the division either: the gradient of the size, and so that of every
+        # point, would be NaN.
         known = torch.where(there[..., None], keypoints, centre)
         shape = (known - centre) / size
         points = self.embedding(shape / _WIDE, there)
@@ -152,7 +153,7 @@ class HierarchicalKeypointTransformer(nn.Module):
         Parameters
         ----------
         keypoints : (batch, 68, 3), normalised as by ``store.face_keypoints()``; NaN where missing.
-        detected : (batch, 68) bool, False for points to leave out as well.
+        detected : (batch, 68) bool, False for points to mask as well.
         """
         if keypoints.shape[1:] != (N_FACE, 3):
             raise InvalidError(
@@ -171,23 +172,18 @@ class HierarchicalKeypointTransformer(nn.Module):
 
 
 def face_frame(keypoints: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """Return centre and size of faces, (batch, 1, 3) each: mean and standard deviation of the points that are there.
+    """Return centre and size of faces, (batch, 1, 3) each: mean and deviation of their points.
+
+    Faces without points get the middle of [0, 1]. A size is at least 0.001: it divides.
 
     Parameters
     ----------
-    keypoints, there : (batch, points, 3); (batch, points) bool. Without any point, the middle of
-        what is normalised to [0, 1]; a size is at least 0.001, so that a face without extent
-        divides nothing by 0.
+    keypoints, there : (batch, points, 3); (batch, points) bool.
     """
-    known, count = (
-        torch.where(there[..., None], keypoints, 0),
-        there.sum(dim=1).clamp(min=1)[:, None, None],
-    )
-    centre = known.sum(dim=1, keepdim=True) / count
-    spread = (
-        torch.where(there[..., None], keypoints - centre, 0).square().sum(dim=1, keepdim=True)
-        / count
-    )
+    count = there.sum(dim=1).clamp(min=1)[:, None, None]
+    centre = torch.where(there[..., None], keypoints, 0).sum(dim=1, keepdim=True) / count
+    apart = torch.where(there[..., None], keypoints - centre, 0)
+    spread = apart.square().sum(dim=1, keepdim=True) / count
     size = spread.clamp(min=_SMALLEST**2).sqrt()
     nobody = ~there.any(dim=1)[:, None, None]
     return torch.where(nobody, 0.5, centre), torch.where(nobody, 0.25, size)
@@ -195,9 +191,11 @@ def face_frame(keypoints: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class KeypointTraining:
-    """Give back the points that came in: mean squared error over the points that are there.
+    """Give back the points of the input: mean squared error over the points that are there.
 
-    Batches hold ``"keypoints"`` (batch, 68, 3), as ``store.face_keypoints()`` gives them.
+    Batches hold ``"keypoints"`` (batch, 68, 3), as ``store.face_keypoints()`` gives them. The
+    figure ``point_error`` is the mean distance in x and y between points and their targets, over
+    the diagonal of the face's box.
 
     Parameters
     ----------
@@ -205,14 +203,10 @@ class KeypointTraining:
     """
 
     edges: tuple[Edge, ...] = ()
-
-    @property
-    def figures(self) -> Sequence[str]:
-        """``point_error``: mean distance in x and y from where a point belongs, over the diagonal of its face's box."""
-        return ("point_error",)
+    figures: ClassVar[Sequence[str]] = ("point_error",)
 
     def measure(self, model: nn.Module, batch: TensorBatch) -> BatchLoss:
-        """Run the model on a batch; it counts by its points that are there."""
+        """Run the model on a batch, whose weight is the number of points that are there."""
         target = batch["keypoints"]
         there = points_there(target)
         output = model(target).float()
@@ -222,14 +216,14 @@ class KeypointTraining:
         return BatchLoss(loss, count, {"point_error": _point_error(error.detach(), target, there)})
 
     def draw(self, model: nn.Module, batch: TensorBatch) -> list[Drawing]:
-        """Return the points of each sample before and after, each picture as large as its target's face."""
+        """Return the points of each sample, target and output, in the box of the target."""
         target = batch["keypoints"].float()
         output = model(batch["keypoints"]).float()
         pairs = zip(target.cpu().numpy(), output.cpu().numpy(), strict=True)
-        return [self.drawing(before, after) for before, after in pairs]
+        return [self.drawing(*pair) for pair in pairs]
 
     def drawing(self, target: NDArray[np.float32], output: NDArray[np.float32]) -> Drawing:
-        """Return pictures of a face's points, (68, 3) each, before and after."""
+        """Return pictures of a face's points, (68, 3) each."""
         edges = self.edges or tuple(edge for edge in skeleton_edges() if edge[0] < N_FACE)
         low, size = _box(target)
         before, after = (_draw_face((points - low) / size, edges) for points in (target, output))
@@ -246,7 +240,7 @@ def _point_error(error: Tensor, target: Tensor, there: Tensor) -> Tensor:
 
 
 def _box(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """Return what to take off x, y, z and what to divide by so that a face fills most of a picture."""
+    """Return offset (3,) and divisor by which a face fills most of a picture."""
     if not np.isfinite(points).any():
         return np.zeros(3, dtype=np.float32), 1.0
     low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)

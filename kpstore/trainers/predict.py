@@ -1,20 +1,18 @@
-"""What a trained model makes of a store's frames: written back as a feature, or as pictures."""
+"""Predictions of a trained model for a store's frames, as a feature or as pictures."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import nn
 
 from kpstore._version import __version__
@@ -29,6 +27,7 @@ from kpstore.store.transaction import check_same
 from kpstore.trainers.checkpoint import read_checkpoint
 from kpstore.trainers.encoder import points_there
 from kpstore.trainers.keypoints import KeypointTraining
+from kpstore.trainers.pictures import open_pictures, picture_paths, write_picture
 from kpstore.trainers.settings import device_named
 from kpstore.trainers.skeleton import HierarchicalSkeletonTransformer
 from kpstore.trainers.train import model_of
@@ -36,37 +35,35 @@ from kpstore.views.base import select_videos
 from kpstore.views.face_keypoints import FaceKeypointView
 from kpstore.views.frames import FrameView
 
-ABOUT = "predict.json"
-_HASH_BYTES = 2**20
 Progress = Callable[[int, int], None]
-"""Told how many frames are done, and how many there are."""
+"""Called with the number of frames done, and of all frames."""
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a prediction did.
+    """The result of a prediction.
 
     Parameters
     ----------
     checkpoint_sha256 : of the checkpoint's file.
     feature : that was written; None for pictures.
-    folder : that pictures went to; None for a feature.
-    frames : that the model was run on.
-    empty : frames among them in which nothing was detected that the model looks at; faces are NaN,
-        and there is no PNG.
-    done_before : frames left out because they were there already, made in the same way.
+    folder : of the pictures; None for a feature.
+    frames : on which the model was run.
+    empty : frames among them in which no point that the model reads was detected; their faces are
+        NaN, and they have no PNG.
+    done_before : frames left out because they were predicted before, in the same way.
     not_extracted : frames left out because their video is not extracted yet.
-    snapshot : version that was made; None for pictures, and if there was nothing to do.
+    snapshot : version that was made; None for pictures, and if nothing was left to do.
     """
 
     checkpoint_sha256: str
-    feature: str | None
-    folder: str | None
-    frames: int
-    empty: int
-    done_before: int
-    not_extracted: int
-    snapshot: str | None
+    feature: str | None = None
+    folder: str | None = None
+    frames: int = 0
+    empty: int = 0
+    done_before: int = 0
+    not_extracted: int = 0
+    snapshot: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -80,8 +77,8 @@ class Predictor:
     Parameters
     ----------
     model : one of the two of kpstore, in ``eval()``, on ``device``.
-    inputs : what it was fed while training, see :func:`kpstore.trainers.fit.fit`.
-    provenance : what a feature made with it keeps.
+    inputs : the model's input while training, see :func:`kpstore.trainers.fit.fit`.
+    provenance : of features made with the model.
     batch_size : frames at a time.
     """
 
@@ -94,13 +91,8 @@ class Predictor:
     def __repr__(self) -> str:
         return f"<Predictor with a {type(self.model).__name__} on {self.device}>"
 
-    @property
-    def makes_pictures(self) -> bool:
-        """Whether the model draws skeletons; otherwise it gives face points."""
-        return isinstance(self.model, HierarchicalSkeletonTransformer)
-
     def spec(self, store: Store, feature: str, name: str | None) -> FeatureSpec:
-        """Return the feature that predictions are written to.
+        """Return the feature for predictions.
 
         Pictures are (size, size) uint8, 255 for paper and 0 for ink; faces are (68, 3) float32 in
         the coordinates of the feature that they were made from, NaN where it has no face.
@@ -111,23 +103,19 @@ class Predictor:
             return FeatureSpec(
                 name, (size, size), (f"{name}_y", f"{name}_x"), "uint8", description=about
             )
-        about = f"face points that a model gives for those of {feature}"
         edges = store.feature(feature).attrs.get("edges") or skeleton_edges()
-        attrs = {"edges": [list(edge) for edge in edges if max(edge) < N_FACE]}
-        labels = {"space": ("x", "y", "z")}
-        name = name or f"{feature}_predicted"
         return FeatureSpec(
-            name,
+            name or f"{feature}_predicted",
             (N_FACE, 3),
             ("face_point", "space"),
-            description=about,
-            labels=labels,
-            attrs=attrs,
+            description=f"face points that a model gives for those of {feature}",
+            labels={"space": ("x", "y", "z")},
+            attrs={"edges": [list(edge) for edge in edges if max(edge) < N_FACE]},
         )
 
     def view(self, store: Store, feature: str, videos: list[str]) -> FrameView:
-        """Return all frames of some videos as the model takes them, NaN where nothing was detected."""
-        if not self.makes_pictures:
+        """Return all frames of videos as the model reads them, NaN where nothing was detected."""
+        if not isinstance(self.model, HierarchicalSkeletonTransformer):
             spread = (self.inputs["low"], self.inputs["high"])
             return FaceKeypointView(
                 store, feature=feature, normalize=spread, missing="nan", videos=videos
@@ -143,18 +131,16 @@ class Predictor:
     def run(
         self, view: FrameView, indices: NDArray[np.int64]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Return what the model gives for frames of :meth:`view`, and in which of them nothing was detected.
+        """Return predictions for frames of :meth:`view`.
 
         Returns
         -------
         tuple
-            Rows of :meth:`spec`, and (frames,) bool.
+            Rows of :meth:`spec`, and (frames,) bool: in which frames nothing was detected.
         """
         parts = np.split(indices, range(self.batch_size, len(indices), self.batch_size))
-        made = [self._batch(view, part) for part in parts]
-        return np.concatenate([values for values, _ in made]), np.concatenate(
-            [empty for _, empty in made]
-        )
+        values, empty = zip(*(self._batch(view, part) for part in parts), strict=True)
+        return np.concatenate(values), np.concatenate(empty)
 
     def _batch(
         self, view: FrameView, indices: NDArray[np.int64]
@@ -183,38 +169,31 @@ def open_predictor(path: Path | str, *, device: str = "cpu", batch_size: int = 3
     Raises
     ------
     NotFoundError, CorruptError
-        If there is no checkpoint, or a torn one.
+        If the checkpoint is missing or torn.
     InvalidError
-        If it is none of ``kpstore train``.
+        If ``kpstore train`` did not write it.
     """
     if batch_size < 1:
         raise InvalidError(f"batch_size={batch_size}: use 1 frame or more")
     where = device_named(device)
     checkpoint = read_checkpoint(Path(path))
-    model = model_of(checkpoint, path)
-    inputs = checkpoint.about.get("inputs") or {}
-    needed = (
-        {"feature"}
-        if isinstance(model, HierarchicalSkeletonTransformer)
-        else {"feature", "low", "high"}
-    )
-    if not needed <= inputs.keys():
+    model, about = model_of(checkpoint, path), checkpoint.about
+    inputs = about.get("inputs") or {}
+    draws = isinstance(model, HierarchicalSkeletonTransformer)
+    needed = {"feature"} if draws else {"feature", "low", "high"}
+    if missing := sorted(needed - inputs.keys()):
         raise InvalidError(
-            f"{path}: does not say what its model was fed "
-            f"({', '.join(sorted(needed - inputs.keys()))}); use one of kpstore train, or "
-            "fit(inputs=…)"
+            f"{path}: does not say what its model was fed ({', '.join(missing)}); use a checkpoint "
+            "of kpstore train, or fit(inputs=…)"
         )
-    about = checkpoint.about
+    with Path(path).open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     provenance = {
         "extractor": "predict",
-        "checkpoint_sha256": _sha256(Path(path)),
+        "checkpoint_sha256": sha256,
         "model": about["model"],
         "trained_on": about["store"],
-        "training": {
-            "task": about["task"],
-            "settings": about["settings"],
-            "batch_size": about["batch_size"],
-        },
+        "training": {key: about[key] for key in ("task", "settings", "batch_size")},
         "inputs": inputs,
         "kpstore": __version__,
         "libraries": {"torch": torch.__version__, "device": where.type},
@@ -231,7 +210,7 @@ def predict_feature(
     name: str | None = None,
     on_progress: Progress | None = None,
 ) -> Predicted:
-    """Run a model over the videos of a split and write what it gives back to the store, as one version or nothing.
+    """Write a model's predictions for the videos of a split to the store, as one version or not.
 
     Videos that have this feature already, made by the same checkpoint, are left out: another split,
     or videos that came later, are added by a further call. Frames that failed in ``feature`` fail
@@ -241,55 +220,51 @@ def predict_feature(
     Parameters
     ----------
     store : opened with ``mode="a"``.
-    split : whose videos; all by default.
-    feature : that the model looks at; the one that it was trained on by default.
+    split : of the videos; all by default.
+    feature : that the model reads; the one that it was trained on by default.
     name : of the new feature; ``<feature>_predicted`` or ``<feature>_drawn`` by default.
 
     Raises
     ------
     NotFoundError
-        If there is no such split or feature.
+        If the split or the feature does not exist.
     InvalidError
-        If the feature's rows are not what the model takes.
+        If the model cannot read the feature's rows.
     MismatchError
-        If a feature of that name was made otherwise.
+        If a feature of that name was made in another way.
     """
     store = store.checked()
     source = feature or predictor.inputs["feature"]
     spec = predictor.spec(store, source, name)
-    if spec.name in store.features and "checkpoint_sha256" not in store.provenance(spec.name):
-        raise ExistsError(
-            f"feature {spec.name!r} is there already and was not predicted; choose another name "
-            "(--as)"
-        )
     provenance = {**predictor.provenance, "source": source}
     if spec.name in store.features:
+        if "checkpoint_sha256" not in store.provenance(spec.name):
+            raise ExistsError(
+                f"feature {spec.name!r} exists and was not predicted; choose another name (--as)"
+            )
         check_same(store.features[spec.name], spec, json.loads(json.dumps(provenance)))
     work = _plan(store, source, split, spec.name)
-    view = predictor.view(store, source, _ids(store, work.positions))
-    settings = {
-        "predict": {
-            "split": split,
-            "read": store.snapshot,
-            "checkpoint": provenance["checkpoint_sha256"],
-        }
-    }
+    view = predictor.view(store, source, work.ids(store))
+    sha256 = provenance["checkpoint_sha256"]
+    done = Predicted(
+        sha256, spec.name, done_before=work.done_before, not_extracted=work.not_extracted
+    )
     if not len(work.positions):
-        return _report(predictor, work, feature=spec.name)
+        return done
+    settings = {"predict": {"split": split, "read": store.snapshot, "checkpoint": sha256}}
     with store.transaction(f"predict {spec.name}", metadata=settings) as tx:
         tx.add_feature(spec, provenance)
         n_empty = 0
         for first, stop in _blocks(view.rows, spec.chunk_rows):
             values, empty = predictor.run(view, np.arange(first, stop))
-            rows, status = FeatureRows(values), work.status[view.rows[first:stop]]
-            values[status == State.FAILED] = spec.fill
-            tx.write_rows(spec.name, int(view.rows[first]), rows, status)
+            states = work.states[view.rows[first:stop]]
+            values[states == State.FAILED] = spec.fill
+            tx.write_rows(spec.name, int(view.rows[first]), FeatureRows(values), states)
             n_empty += int(empty.sum())
-            _tell(on_progress, stop, len(view))
+            if on_progress is not None:
+                on_progress(stop, len(view))
         tx.set_states(spec.name, _failures(store, source, work))
-    return _report(
-        predictor, work, feature=spec.name, frames=len(view), empty=n_empty, snapshot=tx.snapshot
-    )
+    return replace(done, frames=len(view), empty=n_empty, snapshot=tx.snapshot)
 
 
 def predict_pictures(
@@ -302,41 +277,44 @@ def predict_pictures(
     limit: int | None = None,
     on_progress: Progress | None = None,
 ) -> Predicted:
-    """Run a model over the videos of a split and write a PNG for each frame, ``folder/video/000000.png``.
+    """Write a model's predictions for the videos of a split as PNG, ``folder/video/000000.png``.
 
-    A killed run goes on: pictures that are there are left as they are. ``predict.json`` says what
-    they were made with; a folder with pictures of another model, store or version is refused.
+    A run that was killed goes on: pictures that exist are left as they are. ``predict.json`` says
+    how they were made; a folder with pictures of another model, store or version is refused.
 
     Parameters
     ----------
-    limit : only so many frames, evenly spread.
+    limit : the most frames, evenly spread.
 
     See :func:`predict_feature` for the others.
     """
     store = store.checked()
-    source, folder = feature or predictor.inputs["feature"], Path(folder)
+    source = feature or predictor.inputs["feature"]
     work = _plan(store, source, split, None)
-    view = predictor.view(store, source, _ids(store, work.positions))
-    chosen = np.flatnonzero(work.status[view.rows] == State.DONE)
+    view = predictor.view(store, source, work.ids(store))
+    chosen = np.flatnonzero(work.states[view.rows] == State.DONE)
     if limit is not None and limit < len(chosen):
         chosen = chosen[np.linspace(0, len(chosen) - 1, limit).astype(np.int64)]
-    _open_folder(
-        folder, {**predictor.provenance, "source": source, "read": [store.location, store.snapshot]}
-    )
-    n_empty = n_before = 0
+    about = {"source": source, "read": [store.location, store.snapshot]}
+    open_pictures(Path(folder), {**predictor.provenance, **about})
+    n_frames = n_empty = 0
     for start in range(0, len(chosen), predictor.batch_size):
         part = chosen[start : start + predictor.batch_size]
-        paths = _paths(store, view.rows[part], folder)
-        left = [number for number, path in enumerate(paths) if not path.exists()]
-        n_before += len(part) - len(left)
+        files = picture_paths(Path(folder), store.index, view.rows[part])
+        paths = dict(zip(part.tolist(), files, strict=True))
+        left = {index: path for index, path in paths.items() if not path.exists()}
         if left:
-            n_empty += _write_pictures(
-                predictor, view, part[left], [paths[number] for number in left]
-            )
-        _tell(on_progress, start + len(part), len(chosen))
-    n_frames = len(chosen) - n_before
-    return _report(
-        predictor, work, folder=folder, frames=n_frames, empty=n_empty, done_before=n_before
+            n_empty += _write_pictures(predictor, view, left)
+        n_frames += len(left)
+        if on_progress is not None:
+            on_progress(start + len(part), len(chosen))
+    return Predicted(
+        predictor.provenance["checkpoint_sha256"],
+        folder=str(folder),
+        frames=n_frames,
+        empty=n_empty,
+        done_before=len(chosen) - n_frames,
+        not_extracted=work.not_extracted,
     )
 
 
@@ -345,15 +323,18 @@ def predict_pictures(
 
 @dataclass(frozen=True)
 class _Work:
-    """Videos to do by position; of all frames the state of what is read.
+    """Videos to predict, by position, and the frames that are left out.
 
-    And how many frames are left out, and why.
+    ``states`` are those of all frames of the source, (frames,) uint8.
     """
 
     positions: NDArray[np.int64]
-    status: NDArray[np.uint8]
+    states: NDArray[np.uint8]
     done_before: int
     not_extracted: int
+
+    def ids(self, store: Store) -> list[str]:
+        return [str(video_id) for video_id in store.index.ids[self.positions]]
 
 
 def _plan(store: Store, source: str, split: str | None, name: str | None) -> _Work:
@@ -364,118 +345,52 @@ def _plan(store: Store, source: str, split: str | None, name: str | None) -> _Wo
         )
     chosen = select_videos(store, split=split)
     if not len(chosen):
-        raise InvalidError(f"there are no videos in {store.location}; ingest or import some first")
+        raise InvalidError(f"{store.location} has no videos; ingest or import some first")
     n_frames = store.index.n_frames[chosen]
     pending = store.states(source)[chosen] == State.PENDING
     done = np.zeros(len(chosen), dtype=bool)
     if name is not None and name in store.features:
         done = store.states(name)[chosen] != State.PENDING
-    status = np.asarray(store[status_name(source)])
-    left_out = int(n_frames[done].sum()), int(n_frames[pending & ~done].sum())
-    return _Work(np.sort(chosen[~(pending | done)]), status, *left_out)
+    return _Work(
+        positions=np.sort(chosen[~(pending | done)]),
+        states=np.asarray(store[status_name(source)]),
+        done_before=int(n_frames[done].sum()),
+        not_extracted=int(n_frames[pending & ~done].sum()),
+    )
 
 
-def _ids(store: Store, positions: NDArray[np.int64]) -> list[str]:
-    return [str(video_id) for video_id in store.index.ids[positions]]
-
-
-def _blocks(rows: NDArray[np.int64], chunk_rows: int) -> Iterator[tuple[int, int]]:
-    """Yield first and stop of runs of rows that follow each other within a chunk."""
-    if not len(rows):
-        return
+def _blocks(rows: NDArray[np.int64], chunk_rows: int) -> Iterable[tuple[int, int]]:
+    """Return first and stop of runs of consecutive rows within a chunk."""
     cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(rows // chunk_rows) != 0)) + 1
-    edges = [0, *cuts.tolist(), len(rows)]
-    yield from pairwise(edges)
+    return pairwise([0, *cuts.tolist(), len(rows)]) if len(rows) else ()
 
 
 def _failures(store: Store, source: str, work: _Work) -> dict[int, Failures]:
-    """Return the failures of the new feature by position of the video: what failed in its source."""
-    failures, whole = {}, np.asarray(store[state_name(source)]) == State.FAILED
+    """Return failures of the new feature by position of the video: those of its source."""
+    whole, reason = np.asarray(store[state_name(source)]) == State.FAILED, f"{source!r} failed"
+    failures = {}
     for position in work.positions.tolist():
-        failed = np.flatnonzero(work.status[store.index.rows(position)] == State.FAILED)
-        reason = f"{source!r} failed"
+        failed = np.flatnonzero(work.states[store.index.rows(position)] == State.FAILED)
         frames = dict.fromkeys(failed.tolist(), reason)
         failures[position] = Failures(reason) if whole[position] else Failures(frames=frames)
     return failures
 
 
-# -- pictures --------------------------------------------------------------------------------------
-
-
-def _open_folder(folder: Path, about: Mapping[str, Any]) -> None:
-    text = json.dumps(about, indent=2)
-    path = folder / ABOUT
-    if path.is_file():
-        if path.read_text(encoding="utf-8") != text:
-            raise ExistsError(
-                f"{folder} holds pictures of another checkpoint, store or version; choose another "
-                "folder"
-            )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExistsError(f"{folder} is there already and holds other things; choose a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{ABOUT}.aside"
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-
-
-def _paths(store: Store, rows: NDArray[np.int64], folder: Path) -> list[Path]:
-    """Return the file of each frame; ids of videos may hold what no folder's name may."""
-    index = store.index
-    videos = np.asarray(index.video_of(rows))
-    names = {video: _folder_name(str(index.ids[video])) for video in np.unique(videos).tolist()}
-    return [
-        folder / names[video] / f"{row - index.rows(video).start:06d}.png"
-        for row, video in zip(rows.tolist(), videos.tolist(), strict=True)
-    ]
-
-
-def _folder_name(video_id: str) -> str:
-    name = quote(video_id, safe=" ")
-    return name if name.strip(".") else name.replace(".", "%2E")
-
-
-def _write_pictures(
-    predictor: Predictor, view: FrameView, indices: NDArray[np.int64], paths: list[Path]
-) -> int:
+def _write_pictures(predictor: Predictor, view: FrameView, paths: Mapping[int, Path]) -> int:
+    """Write the pictures of frames of a view; return how many have none, for nothing to draw."""
+    indices = np.array(list(paths), dtype=np.int64)
     values, empty = predictor.run(view, indices)
     pictures: Sequence[NDArray[Any]] = list(values)
     if isinstance(view, FaceKeypointView):
         target = view.denormalize(view.batch(indices)["keypoints"])
-        task = KeypointTraining(
-            tuple((a, b) for a, b in predictor.spec(view.store, view.feature, None).attrs["edges"])
-        )
+        edges = predictor.spec(view.store, view.feature, None).attrs["edges"]
+        training = KeypointTraining(tuple((a, b) for a, b in edges))
         pictures = [
-            task.drawing(before, after).output for before, after in zip(target, values, strict=True)
+            training.drawing(before, after).output
+            for before, after in zip(target, values, strict=True)
         ]
-    for picture, path, nothing in zip(pictures, paths, empty, strict=True):
-        if nothing:
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.aside")
-        Image.fromarray(picture).save(aside, format="PNG")
-        aside.replace(path)
+    for picture, path, nothing in zip(pictures, paths.values(), empty, strict=True):
+        if not nothing:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_picture(path, picture)
     return int(empty.sum())
-
-
-def _report(predictor: Predictor, work: _Work, **found: Any) -> Predicted:
-    left_out = {"done_before": work.done_before, "not_extracted": work.not_extracted}
-    empty = {"feature": None, "frames": 0, "empty": 0, "snapshot": None, "folder": None}
-    if "folder" in found:
-        found["folder"] = str(found["folder"])
-    sha256 = predictor.provenance["checkpoint_sha256"]
-    return Predicted(checkpoint_sha256=sha256, **{**empty, **left_out, **found})
-
-
-def _tell(on_progress: Progress | None, done: int, total: int) -> None:
-    if on_progress is not None:
-        on_progress(done, total)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

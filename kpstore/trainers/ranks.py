@@ -1,27 +1,27 @@
-"""Training in several processes at once: each has its share of the frames, and gradients and figures are means."""
+"""Training in several processes, each with its share of the frames."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kpstore.trainers.checkpoint import prefixed, under
 from kpstore.views.batch_sampler import rank_of
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of those that train together we are.
+    """The place of this process among those that train together.
 
     Parameters
     ----------
-    rank, size : its number, from 0, and how many there are.
+    rank, size : its number, from 0, and the number of processes.
     """
 
     rank: int = 0
@@ -33,67 +33,46 @@ class Ranks:
         return self.rank == 0
 
     def wrapped(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return a model whose gradients are means over all ranks.
-
-        The model itself where there is but one.
-        """
+        """Return a model whose gradients are means over all ranks; itself if there is one rank."""
         if self.size == 1:
             return model
         return DistributedDataParallel(
             model, device_ids=[device] if device.type == "cuda" else None
         )
 
-    def summed(
-        self, sums: Mapping[str, Tensor], names: Sequence[str], device: torch.device
-    ) -> dict[str, Tensor]:
-        """Return sums over all ranks, () float64 each, by name.
-
-        A rank that has nothing to add takes part too.
-        """
-        if self.size == 1:
-            return dict(sums)
-        nothing = torch.zeros((), dtype=torch.float64, device=device)
-        total = torch.stack([sums.get(name, nothing) for name in names])
-        distributed.all_reduce(total)
-        return dict(zip(names, total.unbind(), strict=True))
+    def summed(self, values: Tensor) -> Tensor:
+        """Return the sum of all ranks' values, in the memory of this rank's."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of a number over all ranks."""
-        if self.size == 1:
-            return value
-        total = value.detach().clone()
-        distributed.all_reduce(total)
-        return total / self.size
+        return self.summed(value.detach().clone()) / self.size
 
     def gathered(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return every rank's tensors, those of rank 1 as ``1.name`` and so on, those of rank 0 by their own names."""
+        """Return the tensors of all ranks: ``name`` of rank 0, ``1.name`` of rank 1, and so on."""
         if self.size == 1:
             return dict(own)
-        found: list[Any] = [None] * self.size
+        found: list[dict[str, Tensor]] = [{}] * self.size
         distributed.all_gather_object(found, dict(own))
-        return {
-            name if rank == 0 else f"{rank}.{name}": part[name]
-            for rank, part in enumerate(found)
-            for name in part
-        }
+        tensors = dict(found[0])
+        for rank, part in enumerate(found[1:], start=1):
+            tensors |= prefixed(str(rank), part)
+        return tensors
 
     def own(self, gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return this rank's part of what :meth:`gathered` returned."""
         if self.is_first:
             return {name: tensor for name, tensor in gathered.items() if "." not in name}
-        start = f"{self.rank}."
-        return {
-            name.removeprefix(start): tensor
-            for name, tensor in gathered.items()
-            if name.startswith(start)
-        }
+        return under(str(self.rank), gathered)
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that ``torchrun`` started, if it did.
 
-    A group that the caller has joined is used and kept.
+    A group that the caller has joined is used, and not left.
     """
     rank, size = rank_of(None, None)
     mine = size > 1 and not distributed.is_initialized()
@@ -111,6 +90,6 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 def local_rank() -> int | None:
-    """Return which of this machine's processes this is, as ``torchrun`` says; None without it."""
+    """Return the number of this process on this machine, as ``torchrun`` gives it, or None."""
     given, size = os.environ.get("LOCAL_RANK", ""), os.environ.get("WORLD_SIZE", "")
     return int(given) if given.isdigit() and size.isdigit() and int(size) > 1 else None

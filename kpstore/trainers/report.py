@@ -1,4 +1,4 @@
-"""What a training tells while it runs, and at its end."""
+"""What a training reports while it runs, and at its end."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, as :func:`fit` tells of it.
+    """One optimizer step.
 
     Parameters
     ----------
-    step : how many there have been, this one included.
-    n_steps : how many there will be if nothing ends the run early.
+    step : number of steps so far, this one included.
+    n_steps : number of steps of a run that does not end early.
     epoch : from 0.
     loss, lr, grad_norm : of this step; the norm is that before clipping.
     """
@@ -30,19 +30,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave.
+    """The result of one epoch.
 
     Parameters
     ----------
     epoch : from 0.
     step : steps since the beginning.
-    train, dev : by name, ``"loss"`` and the task's figures, means over the epoch's samples; ``dev``
-        may be empty.
+    train, dev : by name, ``"loss"`` and the training's figures, means over the epoch's samples;
+        ``dev`` may be empty.
     lr : of the last step.
     seconds : of its training steps, since the last resume if there was one in it.
-    frames_per_s : samples trained on in a second.
-    wait_share : part of the seconds in which no batch was there; on a GPU, which works on
-        meanwhile, an upper bound.
+    frames_per_s : samples trained on per second.
+    wait_share : share of the seconds spent waiting for batches; an upper bound on a GPU, which
+        computes meanwhile.
     """
 
     epoch: int
@@ -55,8 +55,13 @@ class Epoch:
     wait_share: float
 
     @property
+    def figures(self) -> dict[str, Mapping[str, float]]:
+        """``train`` and ``dev`` by these names."""
+        return {"train": self.train, "dev": self.dev}
+
+    @property
     def score(self) -> float:
-        """The loss that decides which epoch is best: of the dev frames, where there are any."""
+        """The loss by which the best epoch is chosen: of the dev frames if there are any."""
         return (self.dev or self.train)["loss"]
 
 
@@ -66,14 +71,14 @@ class TrainReport:
 
     Parameters
     ----------
-    stopped : ``"finished"`` after the last epoch, ``"early"`` when patience was at its end.
-    epochs, steps : done in all, before a resume too.
-    best_epoch, best_loss : the epoch, from 0, with the lowest loss on the dev frames (or else the
-        training frames).
-    last : the last epoch; None if this call had none to do.
-    parameters : numbers that were trained.
-    resumed_at : the step at which this call went on; None if it began.
-    folder : where everything lies; None if nothing was written.
+    stopped : ``"finished"`` after the last epoch, ``"early"`` when patience ran out.
+    epochs, steps : done in all, including those before a resume.
+    best_epoch, best_loss : the epoch, from 0, with the lowest loss on the dev frames (without any,
+        on the training frames).
+    last : the last epoch; None if none was left for this call.
+    parameters : number of trained parameters.
+    resumed_at : the step at which this call resumed; None if it began a run.
+    folder : with all files of the run; None if nothing was written.
     """
 
     stopped: Literal["finished", "early"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal, TypedDict, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 
@@ -16,45 +17,31 @@ Precision = Literal["float32", "bf16"]
 Schedule = Literal["cosine", "constant"]
 
 
-class TrainOptions(TypedDict, total=False):
-    """The fields of :class:`TrainSettings` as keywords."""
-
-    epochs: int
-    lr: float
-    weight_decay: float
-    schedule: Schedule
-    warmup: float
-    clip_norm: float | None
-    precision: Precision
-    patience: int | None
-    seed: int
-
-
 @dataclass(frozen=True)
 class TrainSettings:
-    """The numbers that a training's result follows from, beside model, task and batches.
+    """The numbers on which a training's result depends, beside model, training and batches.
 
     Parameters
     ----------
-    epochs : at most so many.
-    lr : the highest learning rate, of AdamW.
+    epochs : the most epochs to train.
+    lr : the highest learning rate of AdamW.
     weight_decay : of AdamW.
     schedule : of the learning rate after the warm-up: ``"cosine"`` falls to 0 at the end of the
         last epoch.
-    warmup : the share of all steps in which the rate rises from 0, in a straight line.
-    clip_norm : the gradient is made no longer than this; None or 0 leaves it.
+    warmup : the share of all steps in which the rate rises linearly from 0.
+    clip_norm : the longest gradient; None or 0 does not clip.
     precision : ``"bf16"`` computes most of the model in bfloat16 (autocast); weights stay float32.
-    patience : ends after so many epochs without a better loss on the dev frames (without any, on
-        the training frames); None never does.
-    seed : of dropout and all else that is drawn while training.
+    patience : number of epochs without a better loss on the dev frames (without any, on the
+        training frames) after which training ends; None trains all epochs.
+    seed : of dropout and everything else that is random while training.
 
     Raises
     ------
     InvalidError
-        If a number makes no sense; the message lists all that do not.
+        If numbers make no sense; the message lists all of them.
     """
 
-    epochs: Annotated[int, Option("At most so many.", "N")] = 100
+    epochs: Annotated[int, Option("The most epochs to train.", "N")] = 100
     lr: Annotated[float, Option("Highest learning rate of AdamW.", "RATE")] = 3e-4
     weight_decay: Annotated[float, Option("Of AdamW.", "X")] = 0.01
     schedule: Annotated[Schedule, Option("Of the learning rate, after a warm-up.")] = "cosine"
@@ -64,48 +51,53 @@ class TrainSettings:
     clip_norm: Annotated[float | None, Option("Longest gradient; 0 does not clip.", "X")] = 1.0
     precision: Annotated[Precision, Option("bf16 computes most in bfloat16.")] = "float32"
     patience: Annotated[
-        int | None, Option("End after so many epochs without a better loss on the dev frames.", "N")
+        int | None, Option("Epochs without a better loss on the dev frames that end it.", "N")
     ] = None
     seed: Annotated[int, Option("Of weights, order and dropout.", "N")] = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clip_norm", self.clip_norm or None)
-        problems = [
-            f"{name}={getattr(self, name)!r} ({rule})"
-            for name, fits, rule in (
-                ("epochs", self.epochs >= 1, "1 or more"),
-                ("lr", 0 < self.lr < math.inf, "more than 0"),
-                ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
-                ("schedule", self.schedule in get_args(Schedule), " or ".join(get_args(Schedule))),
-                ("warmup", 0 <= self.warmup < 1, "from 0 to less than 1"),
-                (
-                    "clip_norm",
-                    self.clip_norm is None or 0 < self.clip_norm < math.inf,
-                    "more than 0, or none",
-                ),
-                (
-                    "precision",
-                    self.precision in get_args(Precision),
-                    " or ".join(get_args(Precision)),
-                ),
-                ("patience", self.patience is None or self.patience >= 1, "1 or more, or none"),
-                ("seed", 0 <= self.seed < 2**63, "0 or more"),
-            )
-            if not fits
-        ]
-        if problems:
-            raise InvalidError(f"training: {'; '.join(problems)}")
+        checked = (
+            ("epochs", self.epochs >= 1, "1 or more"),
+            ("lr", 0 < self.lr < math.inf, "more than 0"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
+            ("schedule", self.schedule in get_args(Schedule), " or ".join(get_args(Schedule))),
+            ("warmup", 0 <= self.warmup < 1, "from 0 to less than 1"),
+            ("clip_norm", 0 < (self.clip_norm or 1) < math.inf, "more than 0, or none"),
+            ("precision", self.precision in get_args(Precision), " or ".join(get_args(Precision))),
+            ("patience", self.patience is None or self.patience >= 1, "1 or more, or none"),
+            ("seed", 0 <= self.seed < 2**63, "0 or more"),
+        )
+        check_all(
+            "training", [(fits, f"{n}={getattr(self, n)!r} ({rule})") for n, fits, rule in checked]
+        )
 
     def lr_at(self, step: int, n_steps: int) -> float:
-        """Return the learning rate of a step, from 0, of ``n_steps`` in all epochs: it needs no memory to resume."""
+        """Return the learning rate of a step, from 0, of ``n_steps`` in all epochs."""
         n_rising = math.ceil(self.warmup * n_steps)
         if step < n_rising:
             return self.lr * (step + 1) / (n_rising + 1)
         if self.schedule == "constant":
             return self.lr
-        return (
-            self.lr * 0.5 * (1 + math.cos(math.pi * (step - n_rising) / max(1, n_steps - n_rising)))
-        )
+        share = math.pi * (step - n_rising) / max(1, n_steps - n_rising)
+        return self.lr * 0.5 * (1 + math.cos(share))
+
+
+def check_all(what: str, rules: Iterable[tuple[bool, str]]) -> None:
+    """Raise :class:`InvalidError` with the messages of all rules that do not hold."""
+    if problems := [message for holds, message in rules if not holds]:
+        raise InvalidError(f"{what}: {'; '.join(problems)}")
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[TrainSettings, dict[str, Any]]:
+    """Return the settings among keywords of :func:`kpstore.trainers.fit.fit`, and the others.
+
+    Settings are given as ``settings``, by the names of their fields, or as both.
+    """
+    names = {field.name for field in fields(TrainSettings)}
+    numbers = {name: value for name, value in options.items() if name in names}
+    others = {name: value for name, value in options.items() if name not in names}
+    return replace(others.pop("settings", None) or TrainSettings(), **numbers), others
 
 
 def device_named(name: str) -> torch.device:
@@ -116,9 +108,9 @@ def device_named(name: str) -> torch.device:
     Raises
     ------
     UnsupportedError
-        If this machine, or this build of PyTorch, does not have it.
+        If this machine, or this build of PyTorch, does not have the device.
     InvalidError
-        If it is no name of a device.
+        If no device has this name.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -128,16 +120,16 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InvalidError(f"device {name!r}: use auto, cpu, cuda or cuda:1") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UnsupportedError(f"device {name!r} is not supported; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError(
             f"device {name!r} asked for, but PyTorch {torch.__version__} finds no GPU here; use "
-            "--device cpu, or install a build of PyTorch for CUDA"
+            "cpu, or install a build of PyTorch for CUDA"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UnsupportedError(
-            f"device {name!r} asked for; this machine has {torch.cuda.device_count()} GPU(s), from "
-            "0"
+            f"device {name!r} asked for; this machine has {torch.cuda.device_count()} GPU(s), "
+            "numbered from 0"
         )
-    if device.type not in ("cpu", "cuda"):
-        raise UnsupportedError(f"device {name!r} is not supported; use auto, cpu or cuda")
     return device

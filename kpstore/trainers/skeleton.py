@@ -1,11 +1,11 @@
-"""Skeleton pictures from keypoints: the hierarchical skeleton transformer, and what it is trained for."""
+"""The hierarchical skeleton transformer, which draws keypoints, and its training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -22,20 +22,18 @@ from kpstore.trainers.encoder import (
     PointEmbedding,
     PointEncoder,
     TransformerBlock,
-    check_width,
     points_there,
+    width_rule,
 )
+from kpstore.trainers.settings import check_all
 from kpstore.trainers.training import BatchLoss, Drawing, TensorBatch
-from kpstore.views.base import Batch
+from kpstore.views.base import Batch, Subset, View
 from kpstore.views.skeletons import SkeletonView
 
 _SHRINK = 16
-"""The decoder begins with a picture so many times smaller."""
+"""How many times smaller the decoder's first picture is."""
 _N_REST, _N_FACE, _N_HANDS = 0, 1, 2
-"""Regions of a picture, as :func:`draw_regions` numbers them.
-
-The higher one wins where two overlap.
-"""
+"""Regions of a picture in :func:`draw_regions`; where two overlap, the higher one counts."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,10 @@ class SkeletonConfig:
     image_size : of the pictures, in pixels; a multiple of 16.
     width : of tokens.
     part_layers, global_layers : layers of each part's encoder, and of the encoder over all parts.
-    decoder_layers : layers in which places of the picture look at tokens.
+    decoder_layers : layers in which places of the picture attend to tokens.
     channels : of the decoder's pictures at 1/8, 1/4 and 1/2 of the full size.
     heads : of attention.
-    dropout : share of values in transformers that is left out while training.
+    dropout : share of values in transformers that is dropped while training.
     """
 
     image_size: Annotated[int, Option("Of the pictures; a multiple of 16.", "PIXELS")] = 256
@@ -63,35 +61,35 @@ class SkeletonConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        problems: list[str] = []
-        check_width(problems, "width", self.width, self.heads)
-        if self.image_size < 2 * _SHRINK or self.image_size % _SHRINK:
-            problems.append(
-                f"image_size={self.image_size} is not a multiple of {_SHRINK} from {2 * _SHRINK}"
-            )
-        if min(self.part_layers, self.global_layers, self.decoder_layers) < 1:
-            problems.append("part_layers, global_layers and decoder_layers are 1 or more")
-        if (
-            len(self.channels) != 3
-            or min(self.channels) < 8
-            or any(channels % 8 for channels in self.channels)
-        ):
-            problems.append(f"channels={self.channels} are not three multiples of 8")
-        if not 0 <= self.dropout < 1:
-            problems.append(f"dropout={self.dropout} is not in [0, 1)")
-        if problems:
-            raise InvalidError(f"skeleton model: {'; '.join(problems)}")
+        size, channels = self.image_size, self.channels
+        rules = [
+            width_rule("width", self.width, self.heads),
+            (
+                size >= 2 * _SHRINK and size % _SHRINK == 0,
+                f"image_size={size} is not a multiple of {_SHRINK} from {2 * _SHRINK}",
+            ),
+            (
+                min(self.part_layers, self.global_layers, self.decoder_layers) >= 1,
+                "part_layers, global_layers and decoder_layers are 1 or more",
+            ),
+            (
+                len(channels) == 3 and all(n >= 8 and n % 8 == 0 for n in channels),
+                f"channels={channels} are not three multiples of 8",
+            ),
+            (0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)"),
+        ]
+        check_all("skeleton model", rules)
 
 
 class HierarchicalSkeletonTransformer(nn.Module):
     """Draws the skeleton of 143 keypoints.
 
     A transformer for each part (face 0:68, left hand 68:89, right hand 89:110, pose 110:143) and
-    one over all parts encode the points. In the decoder each place of a small picture looks at the
-    encoded points; convolutions enlarge it to full size. On the way, at a quarter and at half of
-    it, every encoded point is laid down where it lies, so that the decoder need not learn what
-    coordinates mean. A part that is missing is one learnt token, and its points are looked at by
-    none and laid down nowhere.
+    one over all parts encode the points. In the decoder each place of a small picture attends to
+    the encoded points; convolutions enlarge it to full size. At a quarter and at half of the size,
+    every encoded point is added to the picture at its place, so that the decoder need not learn
+    what coordinates mean. A part that is missing is one learnt token; its points are masked, and
+    added nowhere.
     """
 
     part_of: Tensor
@@ -124,8 +122,8 @@ class HierarchicalSkeletonTransformer(nn.Module):
         Parameters
         ----------
         keypoints : (batch, 143, 3), x and y as fractions of width and height; NaN where missing.
-        detected : (batch, 4) bool, by part, False for parts to leave out whatever stands in their
-            place; by default all points that are finite are there.
+        detected : (batch, 4) bool, by part, False for parts to mask whatever their values; by
+            default all points that are finite are there.
         """
         if keypoints.shape[1:] != (N_POINTS, 3):
             raise InvalidError(
@@ -140,7 +138,7 @@ class HierarchicalSkeletonTransformer(nn.Module):
         ]
         parts = torch.stack([summary for summary, _ in encoded], dim=1) + self.part
         tokens = torch.cat([parts, *(part for _, part in encoded)], dim=1)
-        # That a part is missing is worth looking at; its points are not.
+        # Tokens attend to a part even if it is missing, but not to its points.
         attended = functional.pad(there, (len(PARTS), 0), value=True)
         summary, tokens = self.encoder(tokens, attended)
         tokens = torch.cat([summary[:, None], tokens], dim=1)
@@ -189,7 +187,9 @@ class _Decoder(nn.Module):
 
 
 def lay_down(features: Tensor, keypoints: Tensor, there: Tensor, side: int) -> Tensor:
-    """Return a picture with each point's features where it lies, shared among its four nearest pixels; they add up.
+    """Return pictures with the features of points at their places.
+
+    Each point is shared among its four nearest pixels; points that overlap add up.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def lay_down(features: Tensor, keypoints: Tensor, there: Tensor, side: int) -> T
     Returns
     -------
     Tensor
-        (batch, channels, side, side); nothing of points that are missing or outside.
+        (batch, channels, side, side); 0 for points that are missing or outside.
     """
     centres = torch.arange(side, device=features.device) + 0.5
     known = torch.where(there[..., None], keypoints[..., :2], -1).clamp(-1, 2) * side
@@ -227,11 +227,13 @@ def _twice(n_in: int, n_out: int) -> nn.Sequential:
 def draw_regions(
     keypoints: NDArray[np.floating], size: int, style: StyleName | SkeletonStyle = "kpstore"
 ) -> NDArray[np.uint8]:
-    """Return where hands (2), face (1) and all the rest (0) are in skeleton pictures, (frames, size, size) uint8.
+    """Return the regions of skeleton pictures, (frames, size, size) uint8.
+
+    Hands are 2, the face is 1, all the rest is 0.
 
     Parameters
     ----------
-    keypoints : (frames, 143, 3), NaN where missing: what is not there is nowhere.
+    keypoints : (frames, 143, 3), NaN where missing.
     size, style : of the pictures; see :func:`kpstore.render.raster.draw_skeletons`.
     """
     regions = np.full((len(keypoints), size, size), _N_REST, dtype=np.uint8)
@@ -244,12 +246,12 @@ def draw_regions(
 
 
 class SkeletonTrainingView(SkeletonView):
-    """Skeletons with the regions of their pictures, which a loader's threads draw beside them.
+    """Skeletons with the regions of their pictures, drawn in the loader's threads too.
 
     A sample is that of :class:`kpstore.views.skeletons.SkeletonView` with NaN where a point is
     missing, pictures of bytes, and ``"region"`` (1, size, size) uint8; see :func:`draw_regions`.
-    The parameters are the same, but that keypoints stay fractions of the picture: the model lays
-    them down in it.
+    The parameters are the same, except that keypoints stay fractions of the picture, in which the
+    model places them.
     """
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
@@ -267,15 +269,16 @@ class SkeletonTraining:
     """Draw the skeleton: mean squared error, in which hands and face count more than the rest.
 
     Batches hold ``"keypoints"`` (batch, 143, 3) and ``"image"`` (batch, 1, size, size) of either
-    kind of pixels, as ``store.skeletons(fill=nan)`` gives them; ``"region"``, if it is there, saves
-    drawing it.
+    kind of pixels, as ``store.skeletons(fill=nan)`` gives them; ``"region"`` is drawn if it is not
+    there. The figures are ``mse``, without weights, and ``ink``: intersection over union of the
+    pixels that are, and should be, darker than grey.
 
     Parameters
     ----------
     hands, face, rest : weights of pixels in the regions of drawn hands, of the drawn face, and of
         all others. The loss is the weighted mean; with three equal weights it is the plain one.
-    reach : pixels around what is drawn that belong to its region; a 64th of the picture by default.
-    style : that the pictures were drawn in, where there is no ``"region"``.
+    reach : pixels around the lines that belong to their region; a 64th of the picture by default.
+    style : of the pictures; used if there is no ``"region"``.
     edges : pairs of points that drawings of samples join; those of the default face list if empty.
     """
 
@@ -291,6 +294,7 @@ class SkeletonTraining:
         StyleName | SkeletonStyle, Option("How pictures are drawn.", kind=StyleName)
     ] = "kpstore"
     edges: tuple[Edge, ...] = ()
+    figures: ClassVar[Sequence[str]] = ("mse", "ink")
 
     def __post_init__(self) -> None:
         weights = (self.hands, self.face, self.rest)
@@ -300,33 +304,33 @@ class SkeletonTraining:
                 "numbers from 0, rest more than 0"
             )
 
-    @property
-    def figures(self) -> Sequence[str]:
-        """``mse`` without weights.
+    def check_view(self, view: View) -> None:
+        """Raise :class:`InvalidError` if missing points look like points in the picture's corner.
 
-        ``ink``, intersection over union of what is and should be darker than grey.
+        With a range of the view's own, zeros are asked for: numbers as users' scripts make them.
         """
-        return ("mse", "ink")
-
-    @property
-    def is_weighted(self) -> bool:
-        """Whether regions differ."""
-        return not self.hands == self.face == self.rest
+        while isinstance(view, Subset):
+            view = view.view
+        if isinstance(view, SkeletonView) and view.normalize is None and not np.isnan(view.fill):
+            raise InvalidError(
+                f"missing points are {view.fill:g} in this view, which a model takes for "
+                "coordinates; make it with fill=float('nan'), by which the models know them"
+            )
 
     def measure(self, model: nn.Module, batch: TensorBatch) -> BatchLoss:
-        """Run the model on a batch; it counts by its samples."""
+        """Run the model on a batch, whose weight is the number of its samples."""
         target = as_pixels(batch["image"])
         output = model(batch["keypoints"]).float()
         if output.shape != target.shape:
             raise InvalidError(
-                f"pictures of {tuple(target.shape[1:])} are wanted of a model that draws "
-                f"{tuple(output.shape[1:])}; give size= of the view and image_size= of the model "
-                "the same value"
+                f"the batch has pictures of {tuple(target.shape[1:])} and the model draws "
+                f"{tuple(output.shape[1:])}; use the same value for size= of the view and "
+                "image_size= of the model"
             )
         errors = (output - target).square()
         mse = errors.mean()
         loss = mse
-        if self.is_weighted:
+        if not self.hands == self.face == self.rest:
             weights = self.weights(batch)
             loss = (errors * weights).sum() / weights.sum()
         drawn, wanted = output.detach() < 0, target < 0
@@ -334,10 +338,9 @@ class SkeletonTraining:
         return BatchLoss(loss, len(target), {"mse": mse.detach(), "ink": ink})
 
     def weights(self, batch: TensorBatch) -> Tensor:
-        """Return what each pixel counts, (batch, 1, size, size) float32."""
-        image = batch["image"]
+        """Return the weights of pixels, (batch, 1, size, size) float32."""
+        image, region = batch["image"], batch.get("region")
         size = image.shape[-1]
-        region = batch.get("region")
         if region is None:
             drawn = draw_regions(batch["keypoints"].float().cpu().numpy(), size, self.style)
             region = torch.from_numpy(drawn[:, None]).to(image.device)
@@ -347,7 +350,7 @@ class SkeletonTraining:
         return table[wide.long()]
 
     def draw(self, model: nn.Module, batch: TensorBatch) -> list[Drawing]:
-        """Return the keypoints of each sample in colours, the picture of them, and the model's."""
+        """Return the keypoints of each sample in colours, their picture, and the model's."""
         target, output = as_pixels(batch["image"]), model(batch["keypoints"]).float()
         keypoints = batch["keypoints"].float().cpu().numpy()
         blank = np.full((*target.shape[-2:], 3), 40, dtype=np.uint8)

@@ -1,12 +1,12 @@
-"""Training from a store in one call: which frames, which model, and the loop over them."""
+"""Training on a store in one call: frames, model and loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Unpack
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,16 +18,16 @@ from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.options import Option
 from kpstore.schema.layout import N_FACE, PART_SLICES, Edge
 from kpstore.store.store import Store
-from kpstore.trainers.board import check_board
 from kpstore.trainers.checkpoint import Checkpoint, load_weights, read_checkpoint
-from kpstore.trainers.fit import check_free, fit
+from kpstore.trainers.fit import fit
+from kpstore.trainers.folder import check_start
 from kpstore.trainers.keypoints import (
     HierarchicalKeypointTransformer,
     KeypointConfig,
     KeypointTraining,
 )
-from kpstore.trainers.report import OnEpoch, OnStep, TrainReport
-from kpstore.trainers.settings import TrainOptions, device_named
+from kpstore.trainers.report import TrainReport
+from kpstore.trainers.settings import check_all, device_named, split_options
 from kpstore.trainers.skeleton import (
     HierarchicalSkeletonTransformer,
     SkeletonConfig,
@@ -42,6 +42,7 @@ from kpstore.views.frames import FrameView
 from kpstore.views.loader import BatchDataset, Loader
 from kpstore.views.ranges import Range
 
+BatchSize = Annotated[int, Option("Frames of a step, in each process.", "N")]
 MissingParts = Literal["error", "allow"]
 _DEV_NAMES = ("dev", "val")
 _READ_ROWS = 4096
@@ -54,12 +55,12 @@ class Frames:
     Parameters
     ----------
     split : to train on.
-    dev_split : to measure after each epoch; None is ``dev`` or else ``val``, if the store has one,
-        ``""`` is none.
-    feature : of keypoints.
-    limit : only so many frames of each split, evenly spread, to try something; None is all.
-    missing_parts : ``"error"`` refuses frames of which none has a certain part; ``"allow"`` trains
-        without it.
+    dev_split : to measure after each epoch; by default ``dev`` or else ``val``, if the store has
+        one. ``""`` measures nothing.
+    feature : keypoints to read.
+    limit : the most frames of each split, evenly spread, for a trial; None is all.
+    missing_parts : ``"error"`` refuses a split in which a part is missing in all frames;
+        ``"allow"`` trains without the part.
     """
 
     split: Annotated[str, Option("Frames to train on.", "SPLIT")] = "train"
@@ -73,28 +74,33 @@ class Frames:
     limit: Annotated[
         int | None,
         Option(
-            "Only so many frames of each split, evenly spread, to try something.",
+            "The most frames of each split, evenly spread, for a trial.",
             "N",
             flag="--limit-frames",
         ),
     ] = None
-    missing_parts: Annotated[MissingParts, Option("When no frame at all has a certain part.")] = (
-        "error"
-    )
+    missing_parts: Annotated[MissingParts, Option("If a part is missing in all frames.")] = "error"
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise InvalidError(f"limit={self.limit}: use 1 frame or more, or none for all")
-        if self.missing_parts not in ("error", "allow"):
-            raise InvalidError(f"missing_parts={self.missing_parts!r}: use 'error' or 'allow'")
-        if self.dev_split == self.split:
-            raise InvalidError(
+        rules = [
+            (
+                self.limit is None or self.limit >= 1,
+                f"limit={self.limit}: use 1 frame or more, or none for all",
+            ),
+            (
+                self.missing_parts in ("error", "allow"),
+                f"missing_parts={self.missing_parts!r}: use 'error' or 'allow'",
+            ),
+            (
+                self.dev_split != self.split,
                 f"dev_split={self.dev_split!r} is the split that is trained on; choose another, or "
-                "'' for none"
-            )
+                "'' for none",
+            ),
+        ]
+        check_all("frames", rules)
 
     def dev_of(self, store: Store) -> str | None:
-        """Return the split to measure on."""
+        """Return the split to measure, or None."""
         if self.dev_split is not None:
             return self.dev_split or None
         there = {split for split in store.splits if split != self.split}
@@ -103,31 +109,18 @@ class Frames:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a training will do.
+    """What a training is about to do.
 
     Parameters
     ----------
-    frames : by split, how many frames of it.
-    parameters : numbers to train.
-    device : where.
+    frames : number of frames by split.
+    parameters : number of parameters to train.
+    device : to train on.
     """
 
     frames: Mapping[str, int]
     parameters: int
     device: str
-
-
-class RunOptions(TrainOptions, total=False):
-    """The keywords of :func:`kpstore.trainers.fit.fit` that both trainings pass on."""
-
-    device: str
-    resume: bool
-    log_steps: int
-    checkpoint_steps: int | None
-    samples: int
-    tensorboard: bool
-    on_step: OnStep | None
-    on_epoch: OnEpoch | None
 
 
 def train_skeleton(
@@ -136,57 +129,64 @@ def train_skeleton(
     *,
     frames: Frames | None = None,
     config: SkeletonConfig | None = None,
-    task: SkeletonTraining | None = None,
-    batch_size: int = 16,
-    on_plan: Callable[[TrainPlan], None] | None = None,
-    **options: Unpack[RunOptions],
+    training: SkeletonTraining | None = None,
+    batch_size: BatchSize = 16,
+    plain_loss: Annotated[
+        bool, Option("Plain mean squared error: all pixels count alike.", flag="--no-weighted-loss")
+    ] = False,
+    **options: Any,
 ) -> TrainReport:
     """Train a :class:`HierarchicalSkeletonTransformer` on the frames of a store.
 
     Parameters
     ----------
-    store, folder : what to read; where everything goes, see :func:`kpstore.trainers.fit.fit`.
-    frames, config, task : which frames, how large a model, and how the regions of a picture count.
+    store, folder : to read; for all results, see :func:`kpstore.trainers.fit.fit`.
+    frames, config, training : which frames, how large a model, and how the regions of a picture
+        count.
     batch_size : frames of a step; under ``torchrun``, of each process.
-    on_plan : told before the first step.
-    **options : of :func:`kpstore.trainers.fit.fit`, and the fields of
-        :class:`kpstore.trainers.settings.TrainSettings`.
+    plain_loss : whether all pixels count alike, whatever ``training`` says.
+    **options : of :func:`train_views`, such as ``on_plan``, and of
+        :func:`kpstore.trainers.fit.fit`, such as ``device`` and ``epochs``.
 
     Raises
     ------
     NotFoundError
         If the store lacks the feature or the split.
     InvalidError
-        If the feature has no 143 points, a split has no frames, or none of them a certain part; and
-        as ``fit``.
+        If the feature does not have 143 points, a split has no frames, or none of them has a
+        certain part; and as ``fit``.
     """
-    store = store.checked()
-    chosen, task, size = (
-        frames or Frames(),
-        task or SkeletonTraining(),
-        (config or SkeletonConfig()).image_size,
-    )
-    style, feature = task.style, chosen.feature
+    store, chosen, training = store.checked(), frames or Frames(), training or SkeletonTraining()
+    if plain_loss:
+        training = replace(training, hands=1.0, face=1.0, rest=1.0)
+    feature, size = chosen.feature, (config or SkeletonConfig()).image_size
 
     def view_of(split: str) -> View:
-        whole = SkeletonTrainingView(
-            store, feature=feature, size=size, style=style, pixels="uint8", fill=np.nan, split=split
+        view = SkeletonTrainingView(
+            store,
+            feature=feature,
+            size=size,
+            style=training.style,
+            pixels="uint8",
+            fill=np.nan,
+            split=split,
         )
-        return _checked(whole, chosen, split, tuple(PART_SLICES))
+        parts = () if chosen.missing_parts == "allow" else tuple(PART_SLICES)
+        _check_frames(
+            view, feature, split, parts, ", or missing_parts='allow' (--missing-parts allow)"
+        )
+        return _limited(view, chosen.limit)
 
-    _check_first(folder, options)
+    check_start(folder, **options)
     views = _views(store, chosen, view_of)
-    model = _seeded(lambda: HierarchicalSkeletonTransformer(config), options.get("seed", 0))
-    inputs = {"feature": feature}
-    return _fit(
-        model,
+    return train_views(
+        lambda: HierarchicalSkeletonTransformer(config),
         views,
-        _with_edges(task, store, feature),
-        inputs,
-        folder,
-        batch_size,
-        on_plan,
-        options,
+        replace(training, edges=training.edges or _edges(store, feature)),
+        folder=folder,
+        batch_size=batch_size,
+        inputs={"feature": feature},
+        **options,
     )
 
 
@@ -196,9 +196,8 @@ def train_keypoints(
     *,
     frames: Frames | None = None,
     config: KeypointConfig | None = None,
-    batch_size: int = 32,
-    on_plan: Callable[[TrainPlan], None] | None = None,
-    **options: Unpack[RunOptions],
+    batch_size: BatchSize = 32,
+    **options: Any,
 ) -> TrainReport:
     """Train a :class:`HierarchicalKeypointTransformer` on the faces of a store.
 
@@ -206,87 +205,95 @@ def train_keypoints(
     frames without a face are left out. The parameters and errors are those of
     :func:`train_skeleton`.
     """
-    store = store.checked()
-    chosen = frames or Frames()
+    store, chosen = store.checked(), frames or Frames()
     feature = chosen.feature
 
     @cache
     def face_range() -> Range:
-        return _face_range(store, feature, chosen.split)
+        # By the split's statistics, which are kept, or else by its extremes.
+        measured = statistics(store, feature, split=chosen.split)
+        by: Statistics | Literal["minmax"] = measured if len(measured.columns) == 3 else "minmax"
+        return FaceKeypointView(store, feature=feature, normalize=by, split=chosen.split).range
 
     def view_of(split: str) -> View:
-        # First without a range: where no frame has a face, there is none to be had.
+        # First without a range, which frames without any face do not have.
         FaceKeypointView(store, feature=feature, normalize=None, split=split)
-        _checked(
-            FrameView(store, feature, split=split, missing="skip"),
-            chosen,
-            split,
-            ("face",),
-            allow=False,
-        )
+        all_frames = FrameView(store, feature, split=split, missing="skip")
+        _check_frames(all_frames, feature, split, ("face",))
         view = FaceKeypointView(store, feature=feature, normalize=face_range(), split=split)
         return _limited(view, chosen.limit)
 
-    _check_first(folder, options)
+    check_start(folder, **options)
     views = _views(store, chosen, view_of)
-    task = KeypointTraining(tuple(edge for edge in _edges(store, feature) if max(edge) < N_FACE))
-    model = _seeded(lambda: HierarchicalKeypointTransformer(config), options.get("seed", 0))
     low, high = face_range()
-    inputs = {"feature": feature, "low": low.tolist(), "high": high.tolist()}
-    return _fit(model, views, task, inputs, folder, batch_size, on_plan, options)
+    return train_views(
+        lambda: HierarchicalKeypointTransformer(config),
+        views,
+        KeypointTraining(tuple(edge for edge in _edges(store, feature) if max(edge) < N_FACE)),
+        folder=folder,
+        batch_size=batch_size,
+        inputs={"feature": feature, "low": low.tolist(), "high": high.tolist()},
+        **options,
+    )
 
 
-def _check_first(folder: Path | str | None, options: RunOptions) -> None:
-    """Raise what needs no look at the frames."""
-    device_named(options.get("device", "cpu"))
-    if options.get("tensorboard"):
-        check_board()
-    if folder is not None:
-        check_free(Path(folder), resume=options.get("resume", False))
+def train_views(
+    make_model: Callable[[], nn.Module],
+    views: Mapping[str, View],
+    training: Training,
+    *,
+    folder: Path | str | None,
+    batch_size: int,
+    device: str = "cpu",
+    on_plan: Callable[[TrainPlan], None] | None = None,
+    **options: Any,
+) -> TrainReport:
+    """Train a new model on views of a store.
 
-
-def _face_range(store: Store, feature: str, split: str) -> Range:
-    """Return what maps a split's faces to [0, 1]: by its statistics, which are kept, or else its extremes."""
-    measured = statistics(store, feature, split=split)
-    normalize: Statistics | Literal["minmax"] = measured if len(measured.columns) == 3 else "minmax"
-    return FaceKeypointView(store, feature=feature, normalize=normalize, split=split).range
+    Parameters
+    ----------
+    make_model : returns the model; its weights follow from the setting ``seed``.
+    views : by split, the frames to train on, then those to measure, if any.
+    training, folder, device : see :func:`kpstore.trainers.fit.fit`.
+    batch_size : samples of a step; under ``torchrun``, of each process.
+    on_plan : called before the first step.
+    **options : of :func:`kpstore.trainers.fit.fit`.
+    """
+    settings, others = split_options(options)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(settings.seed)
+        model = make_model()
+    where = str(device_named(device))
+    if on_plan is not None:
+        n_parameters = sum(p.numel() for p in model.parameters())
+        on_plan(TrainPlan({split: len(view) for split, view in views.items()}, n_parameters, where))
+    train_view, *dev_views = views.values()
+    train_loader = _loader(BatchSampler(train_view, batch_size, seed=settings.seed), where)
+    # Each dev frame is measured once, however many ranks there are.
+    dev_samplers = [BatchSampler(view, batch_size, shuffle=None, pad=False) for view in dev_views]
+    dev_loader = _loader(dev_samplers[0], where) if dev_samplers else None
+    return fit(
+        model,
+        train_loader,
+        dev_loader,
+        training=training,
+        folder=folder,
+        device=device,
+        settings=settings,
+        **others,
+    )
 
 
 def _views(store: Store, frames: Frames, view_of: Callable[[str], View]) -> dict[str, View]:
-    splits = [frames.split, *([dev] if (dev := frames.dev_of(store)) else [])]
+    dev_split = frames.dev_of(store)
+    splits = [frames.split, *([dev_split] if dev_split else [])]
     for split in splits:
         if split not in store.splits:
-            named = ", ".join(repr(name) for name in store.splits)
+            named = ", ".join(map(repr, store.splits))
             raise NotFoundError(
                 f"split {split!r} not found in {store.location}; it has {named or 'no videos'}"
             )
     return {split: view_of(split) for split in splits}
-
-
-def _fit(
-    model: nn.Module,
-    views: Mapping[str, View],
-    task: Training,
-    inputs: Mapping[str, Any],
-    folder: Path | str | None,
-    batch_size: int,
-    on_plan: Callable[[TrainPlan], None] | None,
-    options: RunOptions,
-) -> TrainReport:
-    train_view, *dev_views = views.values()
-    device = str(device_named(options.get("device", "cpu")))
-    if on_plan is not None:
-        n_parameters = sum(p.numel() for p in model.parameters())
-        on_plan(
-            TrainPlan({split: len(view) for split, view in views.items()}, n_parameters, device)
-        )
-    train_loader = _loader(
-        BatchSampler(train_view, batch_size, seed=options.get("seed", 0)), device
-    )
-    # Each dev frame is measured once, however many ranks there are.
-    dev_samplers = [BatchSampler(view, batch_size, shuffle=None, pad=False) for view in dev_views]
-    dev_loader = _loader(dev_samplers[0], device) if dev_samplers else None
-    return fit(model, train_loader, dev_loader, task=task, folder=folder, inputs=inputs, **options)
 
 
 def _loader(sampler: BatchSampler, device: str) -> Loader:
@@ -296,34 +303,22 @@ def _loader(sampler: BatchSampler, device: str) -> Loader:
     return Loader(sampler, dataset, pin_memory=device.startswith("cuda"))
 
 
-def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        return make()
-
-
-def _checked(
-    view: FrameView, frames: Frames, split: str, parts: tuple[str, ...], *, allow: bool = True
-) -> View:
-    """Return a view, limited; an error says that it is empty, or which part no frame has."""
+def _check_frames(
+    view: FrameView, feature: str, split: str, parts: tuple[str, ...], or_else: str = ""
+) -> None:
+    """Raise :class:`InvalidError` if a view is empty, or a part is missing in all of its frames."""
     store = view.store
     if not len(view):
         raise InvalidError(
-            f"split {split!r} has no frames with {frames.feature!r} in {store.location}; extract "
+            f"split {split!r} has no frames with {feature!r} in {store.location}; extract "
             f"them, or choose another of {', '.join(map(repr, store.splits))}"
         )
-    limited = _limited(view, frames.limit)
-    if allow and frames.missing_parts == "allow":
-        return limited
-    missing = [part for part in parts if part not in _parts_there(view, frames.feature, parts)]
-    if missing:
-        hint = ", or allow it (--missing-parts allow)" if allow else ""
+    found = _parts_there(view, feature, parts)
+    if missing := [part.replace("_", " ") for part in parts if part not in found]:
         raise InvalidError(
-            f"{' and '.join(part.replace('_', ' ') for part in missing)}: missing in all "
-            f"{len(view)} frames of split {split!r} in {store.location}; extract again, choose "
-            f"another split{hint}"
+            f"{' and '.join(missing)}: missing in all {len(view)} frames of split {split!r} in "
+            f"{store.location}; extract again, choose another split{or_else}"
         )
-    return limited
 
 
 def _limited(view: View, limit: int | None) -> View:
@@ -333,8 +328,10 @@ def _limited(view: View, limit: int | None) -> View:
 
 
 def _parts_there(view: FrameView, feature: str, parts: tuple[str, ...]) -> set[str]:
-    """Return which parts at least one frame has, by their mask or else by their values."""
+    """Return the parts that at least one frame has, by their mask or else by their values."""
     store, found = view.store, set[str]()
+    if not parts:
+        return found
     names = store.feature(feature).labels.get("part", ())
     if f"{feature}_detected" in store.session.names() and set(parts) <= set(names):
         mask: NDArray[np.bool_] = np.asarray(store[f"{feature}_detected"])[view.rows]
@@ -349,13 +346,6 @@ def _parts_there(view: FrameView, feature: str, parts: tuple[str, ...]) -> set[s
 
 def _edges(store: Store, feature: str) -> tuple[Edge, ...]:
     return tuple((int(a), int(b)) for a, b in store.feature(feature).attrs.get("edges", ()))
-
-
-def _with_edges(task: SkeletonTraining, store: Store, feature: str) -> SkeletonTraining:
-    if task.edges:
-        return task
-    given = {field.name: getattr(task, field.name) for field in fields(task)}
-    return SkeletonTraining(**{**given, "edges": _edges(store, feature)})
 
 
 _MODELS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -374,7 +364,7 @@ def load_model(path: Path | str) -> nn.Module:
     Raises
     ------
     NotFoundError, CorruptError, InvalidError
-        If there is none, it is torn, or it holds another model than the two of kpstore.
+        If it does not exist, is torn, or holds another model than the two of kpstore.
     """
     return model_of(read_checkpoint(Path(path)), path)
 
@@ -397,8 +387,8 @@ def model_of(checkpoint: Checkpoint, path: Path | str) -> nn.Module:
     known = {field.name for field in fields(config_type)}
     if unknown := sorted(config.keys() - known):
         raise InvalidError(
-            f"{path}: its model has {', '.join(unknown)}, unknown here; use the kpstore that wrote "
-            "it"
+            f"{path}: its model has {', '.join(unknown)}, unknown to this kpstore; use the one "
+            "that wrote it"
         )
     model: nn.Module = model_type(config_type(**config))
     load_weights(model, checkpoint, path)

@@ -1,27 +1,29 @@
-"""What :func:`kpstore.trainers.fit.fit` needs to know of a task: how to measure a batch, and how to draw one."""
+"""What a model is trained for: how to measure a batch, and how to draw one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from kpstore.views.base import View
 
 TensorBatch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """What one batch gave.
+    """The loss of one batch.
 
     Parameters
     ----------
-    loss : () float32, to be made smaller; a mean over the batch.
-    count : by how much this batch counts in a mean over batches: samples, or points that are there.
-    figures : by name () float32 each, means over the batch that are reported and not trained.
+    loss : () float32, to minimise; a mean over the batch.
+    count : weight of this batch in means over batches: its samples, or its points that are there.
+    figures : by name () float32 each, means over the batch that are reported, not trained.
     """
 
     loss: Tensor
@@ -31,7 +33,7 @@ class BatchLoss:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Pictures of one sample: what went in, what was wanted, what came out.
+    """Pictures of one sample: input, target and output.
 
     (height, width, 3) uint8 each.
     """
@@ -42,14 +44,22 @@ class Drawing:
 
 
 class Training(Protocol):
-    """What a model is trained for. A frozen dataclass, whose fields go into checkpoints."""
+    """What a model is trained for: a frozen dataclass, whose fields go into checkpoints."""
 
     @property
     def figures(self) -> Sequence[str]:
-        """Names of the figures that :meth:`measure` gives, in order."""
+        """Names of the figures of :meth:`measure`, in order."""
 
     def measure(self, model: nn.Module, batch: TensorBatch) -> BatchLoss:
         """Run the model on a batch of a loader."""
 
     def draw(self, model: nn.Module, batch: TensorBatch) -> list[Drawing]:
         """Return a drawing of each sample of a batch."""
+
+
+@runtime_checkable
+class ChecksViews(Protocol):
+    """A training that not every view suits."""
+
+    def check_view(self, view: View) -> None:
+        """Raise :class:`InvalidError` if a model must not be trained on, or measured by, a view."""

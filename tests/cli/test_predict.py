@@ -43,7 +43,7 @@ def test_what_cannot_be_predicted_is_one_line(
     before = kpstore.open(people).snapshot
     for words, code, expected in (
         ((half, people), 1, "cannot be read as a checkpoint"),
-        ((people, people), 2, "no checkpoint is there"),
+        ((people, people), 2, "no checkpoint found"),
         ((best, people, "--split", "tset"), 2, "split 'tset' not found"),
         ((best, people, "--feature", "hands"), 2, "'hands'"),
         ((best, people, "--as", "keypoints"), 2, "choose another name (--as)"),

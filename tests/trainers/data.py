@@ -29,7 +29,7 @@ VIDEOS: Mapping[str, tuple[str, int]] = {"a": ("train", 30), "b": ("train", 18),
 
 
 def people(n: int, seed: int) -> NDArray[np.float32]:
-    """One figure that moves, grows and turns a little, (n, 143, 3): frames of other seeds are like it."""
+    """One figure that moves and grows a little, (n, 143, 3); other seeds give other frames."""
     shape = np.random.default_rng(0).normal(0, 0.1, (N_POINTS, 3))
     for part, x, y, size in (
         ("face", 0.0, -0.2, 0.5),

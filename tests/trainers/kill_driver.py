@@ -1,4 +1,7 @@
-"""A training in a process of its own, which a test kills: ``python -m tests.trainers.kill_driver STORE FOLDER``."""
+"""A training in a process of its own, which a test kills.
+
+``python -m tests.trainers.kill_driver STORE FOLDER``
+"""
 
 from __future__ import annotations
 

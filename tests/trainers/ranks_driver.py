@@ -1,4 +1,7 @@
-"""Trainings in two processes: ``torchrun --nproc-per-node 2 -m tests.trainers.ranks_driver STORE FOLDER``."""
+"""Trainings in two processes.
+
+``torchrun --nproc-per-node 2 -m tests.trainers.ranks_driver STORE FOLDER``
+"""
 
 from __future__ import annotations
 

@@ -213,26 +213,28 @@ def test_weights_follow_the_regions_and_reach_around_them() -> None:
     keypoints = torch.full((2, 143, 3), NAN)
     keypoints[0, 68:89] = 0.5  # all points of a hand at one place
     keypoints[1, 0:68] = 0.5
-    task = SkeletonTraining(hands=3.0, face=1.5, rest=1.0, reach=2)
-    weights = task.weights(batch_of(keypoints))
+    training = SkeletonTraining(hands=3.0, face=1.5, rest=1.0, reach=2)
+    weights = training.weights(batch_of(keypoints))
     drawn = torch.from_numpy(draw_regions(keypoints.numpy(), 32))
     assert weights.unique().tolist() == [1.0, 1.5, 3.0]
     (rows,) = torch.nonzero((weights[0, 0] == 3.0).any(dim=1), as_tuple=True)
     (drawn_rows,) = torch.nonzero((drawn[0] == 2).any(dim=1), as_tuple=True)
     assert (rows[0], rows[-1]) == (drawn_rows[0] - 2, drawn_rows[-1] + 2)
     batch = {**batch_of(keypoints), "region": drawn[:, None]}
-    assert torch.equal(task.weights(batch), weights)
+    assert torch.equal(training.weights(batch), weights)
 
 
 def test_the_weighted_loss_is_the_mean_by_weights_and_the_plain_one_without(
     skeleton: HierarchicalSkeletonTransformer,
 ) -> None:
     batch = batch_of(torch.from_numpy(people(3, 0)))
-    task = SkeletonTraining()
+    training = SkeletonTraining()
     with torch.no_grad():
         errors = (skeleton(batch["keypoints"]) - (batch["image"].float() / 127.5 - 1)) ** 2
-    weights = task.weights(batch)
-    weighted, plain = (t.measure(skeleton, batch) for t in (task, SkeletonTraining(1.0, 1.0, 1.0)))
+    weights = training.weights(batch)
+    weighted, plain = (
+        t.measure(skeleton, batch) for t in (training, SkeletonTraining(1.0, 1.0, 1.0))
+    )
     assert weighted.loss.item() == pytest.approx(
         ((errors * weights).sum() / weights.sum()).item(), rel=1e-5
     )
@@ -255,7 +257,7 @@ def test_pictures_of_another_size_are_one_line(skeleton: HierarchicalSkeletonTra
     batch = {"keypoints": torch.from_numpy(people(2, 0)), "image": torch.zeros(2, 1, 64, 64)}
     with pytest.raises(
         InvalidError,
-        match=r"pictures of \(1, 64, 64\) are wanted of a model that draws \(1, 32, 32\)",
+        match=r"batch has pictures of \(1, 64, 64\) and the model draws \(1, 32, 32\)",
     ):
         SkeletonTraining().measure(skeleton, batch)
 

@@ -46,7 +46,7 @@ def opened(store: kpstore.Store) -> kpstore.Store:
 
 
 def with_gaps(store: kpstore.Store) -> kpstore.Store:
-    """Add a video that is pending, one that failed, and one with a frame that failed and one without face."""
+    """Add a pending video, a failed one, and one with a failed frame and a frame without face."""
     train_store(store)
     with opened(store).transaction("gaps") as tx:
         tx.add_videos(
@@ -251,20 +251,20 @@ def test_checkpoints_that_are_none_are_one_line(
 ) -> None:
     from safetensors.torch import save_file
 
-    with pytest.raises(NotFoundError, match="no checkpoint is there"):
+    with pytest.raises(NotFoundError, match="no checkpoint found"):
         open_predictor(tmp_path / "none.safetensors")
     half = tmp_path / "half.safetensors"
     half.write_bytes(faces_run.read_bytes()[: faces_run.stat().st_size // 2])
     with pytest.raises(CorruptError, match="cannot be read as a checkpoint"):
         open_predictor(half)
     save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(InvalidError, match="no checkpoint of kpstore train"):
+    with pytest.raises(InvalidError, match="not a checkpoint of kpstore train"):
         open_predictor(tmp_path / "other.safetensors")
     loader = kpstore.loader(train_store(memory_store).face_keypoints(split="train"), batch_size=8)
     fit(
         HierarchicalKeypointTransformer(SMALL_KEYPOINTS),
         loader,
-        task=KeypointTraining(),
+        training=KeypointTraining(),
         epochs=1,
         folder=tmp_path / "own",
     )

@@ -56,7 +56,7 @@ def test_two_processes_step_as_one_with_both_batches(runs: tuple[Path, str]) -> 
         split="train", normalize=store.statistics("keypoints", split="train")
     )
     torch.manual_seed(0)
-    model, task = HierarchicalKeypointTransformer(SMALL_KEYPOINTS), KeypointTraining()
+    model, training = HierarchicalKeypointTransformer(SMALL_KEYPOINTS), KeypointTraining()
     settings = TrainSettings(epochs=2, lr=3e-3)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
@@ -69,7 +69,7 @@ def test_two_processes_step_as_one_with_both_batches(runs: tuple[Path, str]) -> 
         batch = {"keypoints": torch.from_numpy(view.batch(seen[-8:])["keypoints"])}
         optimizer.param_groups[0]["lr"] = settings.lr_at(step, len(found))
         optimizer.zero_grad()
-        loss = task.measure(model, batch).loss
+        loss = training.measure(model, batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

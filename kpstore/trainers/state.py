@@ -1,0 +1,162 @@
+"""Where a run stands and what it follows from: all that a checkpoint holds."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kpstore._version import __version__
+from kpstore.errors import InvalidError
+from kpstore.trainers.checkpoint import (
+    Checkpoint,
+    check_same,
+    load_weights,
+    optimizer_tensors,
+    prefixed,
+    read_checkpoint,
+    restore_optimizer,
+    restore_rng,
+    rng_tensors,
+)
+from kpstore.trainers.ranks import Ranks
+from kpstore.trainers.settings import TrainSettings
+from kpstore.trainers.sums import Sums, over_ranks
+from kpstore.trainers.training import Training
+from kpstore.views.base import View
+from kpstore.views.loader import Loader
+
+
+class RunState:
+    """Model, optimizer and loader of a run, and how far they are.
+
+    Parameters
+    ----------
+    model : on ``device``.
+    loader : of the training frames.
+    figures : names of what is measured, ``"loss"`` first.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        loader: Loader,
+        figures: tuple[str, ...],
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
+        self.model, self.loader, self.figures = model, loader, figures
+        self.ranks, self.device = ranks, device
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        self.epoch, self.step = 0, 0
+        self.best_epoch, self.best_loss = -1, math.inf
+        self.sums: Sums | None = None
+
+    def restore(self, path: Path, here: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Raises
+        ------
+        MismatchError
+            If it was written by another run than ``here`` describes, see :func:`described_run`.
+        InvalidError
+            If it holds weights alone, or those of another model.
+        """
+        found = read_checkpoint(path)
+        about = found.about
+        if "loader" not in about:
+            raise InvalidError(
+                f"{path}: holds weights alone, as best.safetensors does, and a run cannot resume "
+                "from those; start again in another folder"
+            )
+        check_same(path, about, here)
+        load_weights(self.model, found, path)
+        restore_optimizer(self.model, self.optimizer, found.under("optimizer"))
+        self.epoch, self.step, self.best_epoch = about["epoch"], about["step"], about["best_epoch"]
+        self.best_loss = math.inf if about["best_loss"] is None else about["best_loss"]
+        if self.ranks.is_first:
+            self.sums = Sums.from_tensors(found.under("sums"), self.device)
+        self.loader.load_state_dict(about["loader"])
+        restore_rng(self.device, self.ranks.own(found.under("rng")))
+
+    def to_checkpoint(self, about: Mapping[str, Any]) -> Checkpoint:
+        """Return all that resuming needs; every rank has to call it."""
+        rng = self.ranks.gathered(rng_tensors(self.device))
+        sums: dict[str, Tensor] = {}
+        if self.sums is not None:
+            # The first rank continues the sums of all ranks, as it does after a resume.
+            total = over_ranks(self.sums, self.ranks, self.figures, self.device)
+            self.sums, sums = total if self.ranks.is_first else None, total.to_tensors()
+        tensors = {
+            **prefixed("model", self.model.state_dict()),
+            **prefixed("optimizer", optimizer_tensors(self.model, self.optimizer)),
+            **prefixed("sums", sums),
+            **prefixed("rng", rng),
+        }
+        place = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_epoch": self.best_epoch,
+            "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
+            "loader": self.loader.state_dict(),
+        }
+        return Checkpoint(tensors, {**about, **place})
+
+    def to_best(self, about: Mapping[str, Any]) -> Checkpoint:
+        """Return the weights alone."""
+        place = {"epoch": self.best_epoch, "loss": self.best_loss}
+        return Checkpoint(prefixed("model", self.model.state_dict()), {**about, **place})
+
+
+def described_run(
+    state: RunState,
+    training: Training,
+    settings: TrainSettings,
+    views: Mapping[str, View],
+    inputs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what a run follows from, as JSON values; it must not differ when the run resumes."""
+    sampler = state.loader.sampler
+    store = sampler.view.store
+    return {
+        "kpstore": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "model": _described(state.model),
+        "task": _described(training),
+        "inputs": _plain(dict(inputs)),
+        "settings": asdict(settings),
+        "store": {"location": store.location, "snapshot": store.snapshot},
+        "batch_size": sampler.batch_size,
+        "ranks": state.ranks.size,
+        "samples": {name: len(view) for name, view in views.items()},
+        "frames": {name: _digest(view) for name, view in views.items()},
+    }
+
+
+def _digest(view: View) -> str:
+    """Return what tells a view's frames from others of the same store."""
+    return hashlib.blake2b(view.first_rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
+
+
+def _described(part: object) -> dict[str, Any]:
+    """Return the class of a model or a training, and its settings if they are a dataclass."""
+    config = getattr(part, "config", part)
+    fields = asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
+    return {"name": type(part).__name__, "config": _plain(fields)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON gives it back, with lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
