@@ -20,8 +20,7 @@ from kpstore.store import chunked, history
 from kpstore.store.checked import Check
 from kpstore.store.repair import Repair
 from kpstore.store.repair import repair as repair_store
-from kpstore.store.store import Mode, Video
-from kpstore.store.store import Store as _Store
+from kpstore.store.store import BaseStore, Mode, Video
 from kpstore.views.base import Missing, Selection, Transform, View
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.clips import ClipView, Short
@@ -52,7 +51,7 @@ FACES = "faces"
 """Recipe for a store of persons that holds no more than paths."""
 
 
-class Store(_Store):
+class Store(BaseStore):
     """One immutable version of a store, and the views on it. :func:`open` makes one."""
 
     def __repr__(self) -> str:

@@ -18,7 +18,7 @@ from kpstore.sources.lips import LipsSource
 from kpstore.sources.phoenix import PhoenixSource
 from kpstore.sources.videos import VideosSource, is_video
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 
 @dataclass
@@ -105,7 +105,7 @@ def _holds_crops(root: Path) -> bool:
 
 
 def compare_with_source(
-    store: Store, source: Source, *, on_video: Callable[[int], None] | None = None
+    store: BaseStore, source: Source, *, on_video: Callable[[int], None] | None = None
 ) -> SourceComparison:
     """Compare a store with the data set that it was extracted from, video by video.
 
@@ -143,7 +143,7 @@ def compare_with_source(
 
 
 def _count_states(
-    store: Store, name: str, found: SourceComparison, listed: NDArray[np.bool_]
+    store: BaseStore, name: str, found: SourceComparison, listed: NDArray[np.bool_]
 ) -> None:
     states = store.states(name)
     pending = (states == State.PENDING) & listed

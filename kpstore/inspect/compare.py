@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class VersionDiff:
         return any(vars(self).values())
 
 
-def diff(old: Store, new: Store) -> VersionDiff:
+def diff(old: BaseStore, new: BaseStore) -> VersionDiff:
     """Compare two versions, of one store or of two.
 
     Videos are matched by id, wherever they lie. Floats count as equal if they are the same number
@@ -74,7 +74,7 @@ def diff(old: Store, new: Store) -> VersionDiff:
     )
 
 
-def _changed_videos(old: Store, new: Store, common: Sequence[str]) -> tuple[str, ...]:
+def _changed_videos(old: BaseStore, new: BaseStore, common: Sequence[str]) -> tuple[str, ...]:
     if not common:
         return ()
     here, there = old.videos.loc[list(common)], new.videos.loc[list(common)]
@@ -97,7 +97,9 @@ def _changed_videos(old: Store, new: Store, common: Sequence[str]) -> tuple[str,
     return tuple(v for v, equal in zip(common, same, strict=True) if not equal or v in paths)
 
 
-def _diff_feature(old: Store, new: Store, name: str, common: Sequence[str]) -> FeatureChange:
+def _diff_feature(
+    old: BaseStore, new: BaseStore, name: str, common: Sequence[str]
+) -> FeatureChange:
     changed: set[str] = set()
     if old.feature(name).arrays != new.feature(name).arrays:
         changed.update(common)
@@ -121,7 +123,7 @@ _BLOCK_VIDEOS = 256
 """Videos compared at once: some ten thousand frames, so memory stays small and reads stay long."""
 
 
-def _differing(old: Store, new: Store, array: str, videos: Sequence[str]) -> set[str]:
+def _differing(old: BaseStore, new: BaseStore, array: str, videos: Sequence[str]) -> set[str]:
     """Return those of ``videos`` whose part of an array differs."""
     changed: set[str] = set()
     on_frames = old[array].dims[0] == "frame"

@@ -13,7 +13,7 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect.coverage import coverage
 from kpstore.schema.feature import State, part_slices
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 _BLOCK_ROWS = 8192
 """Rows of both stores in memory at once: 14 MB of keypoints each."""
@@ -133,8 +133,8 @@ class ContentDiff:
 
 
 def compare(
-    a: Store,
-    b: Store,
+    a: BaseStore,
+    b: BaseStore,
     *,
     features: tuple[str, ...] | None = None,
     atol: float = 0.0,
@@ -194,7 +194,7 @@ def compare(
     return found
 
 
-def _matched_frames(a: Store, b: Store) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+def _matched_frames(a: BaseStore, b: BaseStore) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Return rows of both that are the same frame, in the order of A, and how many videos were matched by number."""
     of_b = np.full(a.index.total_frames, -1, dtype=np.int64)
     taken = np.zeros(b.index.total_frames, dtype=bool)
@@ -223,7 +223,7 @@ def _matched_frames(a: Store, b: Store) -> tuple[NDArray[np.int64], NDArray[np.i
     return rows_a, of_b[rows_a], n_by_number
 
 
-def _frame_keys(store: Store, *, by_video: bool) -> Iterator[tuple[str, str, int]]:
+def _frame_keys(store: BaseStore, *, by_video: bool) -> Iterator[tuple[str, str, int]]:
     """Yield a frame's video (or none), its path, and how often that came before.
 
     Without a path it is the number.
@@ -241,7 +241,7 @@ def _frame_keys(store: Store, *, by_video: bool) -> Iterator[tuple[str, str, int
             yield *key, seen[key]
 
 
-def _columns(a: Store, b: Store) -> dict[str, int]:
+def _columns(a: BaseStore, b: BaseStore) -> dict[str, int]:
     common = [video_id for video_id in a.index.ids.tolist() if video_id in b.index]
     if not common:
         return {}
@@ -268,7 +268,7 @@ class _FeatureComparison:
     """One feature of two stores."""
 
     def __init__(
-        self, a: Store, b: Store, name: str, atol: float, limit: int, whole: ContentDiff
+        self, a: BaseStore, b: BaseStore, name: str, atol: float, limit: int, whole: ContentDiff
     ) -> None:
         self._a, self._b, self._name, self._atol = a, b, name, atol
         self._limit, self._first = limit, whole.first
@@ -418,7 +418,7 @@ class _FeatureComparison:
         return path or f"{self._a.index.ids[position]}#{row - self._a.index.rows(position).start}"
 
 
-def _has_any(store: Store, name: str) -> bool:
+def _has_any(store: BaseStore, name: str) -> bool:
     """Whether an array holds any number; reads no further than the first."""
     array = store[name]
     if array.dtype.kind != "f":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kpstore.schema.feature import State, part_names
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 _BLOCK_CHUNKS = 16
 """Chunks read at once: a few thousand rows of masks, so memory stays small and reads stay long."""
@@ -66,7 +66,7 @@ class Coverage:
         return {**counts, "detected": dict(self.detected), "share": shares}
 
 
-def coverage(store: Store, feature: str, split: str | None = None) -> Coverage:
+def coverage(store: BaseStore, feature: str, split: str | None = None) -> Coverage:
     """Return the coverage of a feature, over one split or over all.
 
     Raises
@@ -80,7 +80,7 @@ def coverage(store: Store, feature: str, split: str | None = None) -> Coverage:
     return total(by_split.values()) if split is None else by_split[split]
 
 
-def coverage_by_split(store: Store, feature: str) -> dict[str, Coverage]:
+def coverage_by_split(store: BaseStore, feature: str) -> dict[str, Coverage]:
     """Return the coverage of a feature for each split, in storage order.
 
     Masks are read a few chunks at a time.

@@ -14,12 +14,12 @@ import numpy as np
 from kpstore.inspect.summary import disk_usage
 from kpstore.schema.feature import State
 from kpstore.store import html
-from kpstore.store.store import FeatureArray, Store
+from kpstore.store.store import BaseStore, FeatureArray
 
 _COLUMNS = ("feature", "a row", "dtype", "decoded", "videos done", "failed", "pending")
 
 
-def to_text(store: Store) -> str:
+def to_text(store: BaseStore) -> str:
     """Return what ``repr`` shows: place and version, splits, and a line per feature."""
     lines = [
         f"<kpstore.Store {store.name!r}, {_videos(store)}",
@@ -39,7 +39,7 @@ def to_text(store: Store) -> str:
     return "\n".join(lines) + ">"
 
 
-def to_html(store: Store) -> str:
+def to_html(store: BaseStore) -> str:
     """Return the same, and what the store takes on disk, as HTML for a notebook.
 
     All text is escaped.
@@ -54,7 +54,7 @@ def to_html(store: Store) -> str:
     )
 
 
-def _videos(store: Store) -> str:
+def _videos(store: BaseStore) -> str:
     return f"{_count(len(store.index), 'video')}, {_count(store.index.total_frames, 'frame')}"
 
 
@@ -62,12 +62,12 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _version(store: Store) -> str:
+def _version(store: BaseStore) -> str:
     tags = [tag for tag, snapshot in store.tags.items() if snapshot == store.snapshot]
     return f"{store.snapshot} ({', '.join(tags)})" if tags else store.snapshot
 
 
-def _splits(store: Store) -> list[tuple[str, int, int]]:
+def _splits(store: BaseStore) -> list[tuple[str, int, int]]:
     index = store.index
     picked = [(split, index.splits == split) for split in store.splits]
     return [
@@ -76,7 +76,7 @@ def _splits(store: Store) -> list[tuple[str, int, int]]:
     ]
 
 
-def _features(store: Store) -> Iterator[tuple[str, str, str, str, int, int, int]]:
+def _features(store: BaseStore) -> Iterator[tuple[str, str, str, str, int, int, int]]:
     for name, stored in store.features.items():
         counts = np.bincount(store.states(name), minlength=len(State)).tolist()
         states = (counts[State.DONE], counts[State.FAILED], counts[State.PENDING])

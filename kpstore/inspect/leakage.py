@@ -20,7 +20,7 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect.moments import Moments, measure_runs
 from kpstore.schema.feature import State
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 Kind = Literal["name", "paths", "signer", "frames", "near"]
 KINDS: dict[Kind, str] = {
@@ -100,7 +100,7 @@ class SplitCheck:
 
 
 def check_splits(
-    store: Store,
+    store: BaseStore,
     *,
     feature: str | None = None,
     signer: str | None = None,
@@ -137,7 +137,7 @@ def check_splits(
     return SplitCheck(store.snapshot, splits, len(store.index), feature, column, tuple(found))
 
 
-def _frame_feature(store: Store, name: str | None) -> str | None:
+def _frame_feature(store: BaseStore, name: str | None) -> str | None:
     on_frames = [f for f, stored in store.features.items() if stored.spec.axis == "frame"]
     if name is None:
         return "keypoints" if "keypoints" in on_frames else next(iter(on_frames), None)
@@ -148,7 +148,7 @@ def _frame_feature(store: Store, name: str | None) -> str | None:
     return name
 
 
-def _signer_column(store: Store, name: str | None) -> str | None:
+def _signer_column(store: BaseStore, name: str | None) -> str | None:
     if name is None:
         return next((column for column in SIGNER_COLUMNS if column in store.annotation_names), None)
     if name not in store.annotation_names:
@@ -191,7 +191,7 @@ class _Normal:
         )
 
 
-def _same_names(store: Store) -> Iterator[Shared]:
+def _same_names(store: BaseStore) -> Iterator[Shared]:
     normal = _Normal(store.splits)
     keys = np.array(
         [hash(normal.path(video)) for video in store.index.ids.tolist()], dtype=np.int64
@@ -200,7 +200,7 @@ def _same_names(store: Store) -> Iterator[Shared]:
         yield _shared(store, "name", pair, "")
 
 
-def _same_paths(store: Store) -> Iterator[Shared]:
+def _same_paths(store: BaseStore) -> Iterator[Shared]:
     """Yield pairs of videos in two splits that share frames' paths."""
     normal, total = _Normal(store.splits), store.index.total_frames
     keys = np.zeros(total, dtype=np.int64)  # a hash each: a table of all paths would not fit
@@ -217,7 +217,7 @@ def _same_paths(store: Store) -> Iterator[Shared]:
 
 
 def _pairs(
-    store: Store, keys: NDArray[np.int64], owner: NDArray[np.int64]
+    store: BaseStore, keys: NDArray[np.int64], owner: NDArray[np.int64]
 ) -> dict[tuple[int, int], int]:
     """Return pairs of videos in different splits that share keys, and how many.
 
@@ -270,14 +270,14 @@ def _in_another_split(keys: NDArray[np.int64], split: NDArray[np.int64]) -> NDAr
     return np.where(has_before, before, np.where(has_after, after, -1)).astype(np.int64)
 
 
-def _shared(store: Store, kind: Kind, pair: tuple[int, int], detail: str) -> Shared:
+def _shared(store: BaseStore, kind: Kind, pair: tuple[int, int], detail: str) -> Shared:
     ids, splits = store.index.ids, store.index.splits
     return Shared(
         kind, tuple(str(splits[p]) for p in pair), tuple(str(ids[p]) for p in pair), detail
     )
 
 
-def _same_people(store: Store, column: str) -> Iterator[Shared]:
+def _same_people(store: BaseStore, column: str) -> Iterator[Shared]:
     people = np.asarray(store[column][:]) if len(store.index) else np.empty(0, dtype=object)
     splits = store.index.splits
     named = [(str(p).strip(), s) for p, s in zip(people.tolist(), splits.tolist(), strict=True)]
@@ -315,7 +315,7 @@ class _Values:
     done: NDArray[np.bool_]
 
 
-def _same_values(store: Store, feature: str, near: float) -> Iterator[Shared]:
+def _same_values(store: BaseStore, feature: str, near: float) -> Iterator[Shared]:
     values = _read_values(store, feature)
     rows = np.flatnonzero(values.hashes)
     owner = store.index.video_of(rows)
@@ -332,7 +332,7 @@ def _same_values(store: Store, feature: str, near: float) -> Iterator[Shared]:
             yield _shared(store, "near", pair, f"distance {distance:.3f}")
 
 
-def _read_values(store: Store, feature: str) -> _Values:
+def _read_values(store: BaseStore, feature: str) -> _Values:
     """Read a feature once, some rows at a time."""
     spec, index = store.feature(feature), store.index
     array, done = store[feature], store.states(feature) == State.DONE
@@ -382,7 +382,7 @@ def _hash_rows(block: NDArray[Any], weights: NDArray[np.uint64]) -> NDArray[np.i
     return np.where(empty, 0, hashes)
 
 
-def _near_pairs(store: Store, values: _Values, near: float) -> dict[tuple[int, int], float]:
+def _near_pairs(store: BaseStore, values: _Values, near: float) -> dict[tuple[int, int], float]:
     """Return near-copies in two splits; of many copies of one video only the nearest to each.
 
     Videos are sorted along the direction in which they differ most. What lies farther apart along

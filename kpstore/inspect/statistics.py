@@ -23,7 +23,7 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect.moments import Moments, Sketch, measure_runs
 from kpstore.schema.feature import FeatureSpec, State, part_names
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 POLICY = "detected"
 """Which values count: finite ones of done frames, in parts that were detected. Stored results are found by it."""
@@ -224,7 +224,7 @@ class KeptMoments:
 
 
 def statistics(
-    store: Store,
+    store: BaseStore,
     feature: str,
     *,
     split: str | Sequence[str] | None = None,
@@ -283,7 +283,7 @@ def statistics(
 
 
 def statistics_by_split(
-    store: Store,
+    store: BaseStore,
     features: Sequence[str] | None = None,
     *,
     splits: Sequence[str] | None = None,
@@ -322,7 +322,7 @@ def _fill_quantiles(
 
 
 def measure(
-    store: Store, feature: str, *, workers: int | None = None, on_rows: OnRows | None = None
+    store: BaseStore, feature: str, *, workers: int | None = None, on_rows: OnRows | None = None
 ) -> KeptMoments:
     """Return what is kept of a feature, from the local disk if it is there.
 
@@ -355,7 +355,7 @@ class _Block:
     sketches: dict[tuple[str, int, int], Sketch]
 
 
-def _measure(store: Store, feature: str, workers: int | None, on_rows: OnRows) -> KeptMoments:
+def _measure(store: BaseStore, feature: str, workers: int | None, on_rows: OnRows) -> KeptMoments:
     spec, n_videos = store.feature(feature), len(store.index)
     groups = Groups.of(spec)
     moments = Moments.zeros((n_videos, *groups.shape))
@@ -384,7 +384,7 @@ def _runs(spec: FeatureSpec, n_rows: int) -> list[slice]:
 
 
 def _waves(
-    store: Store, feature: str, runs: Sequence[slice], workers: int | None
+    store: BaseStore, feature: str, runs: Sequence[slice], workers: int | None
 ) -> Iterator[tuple[_Block, ...]]:
     """Yield measured blocks, several at a time, in order; no more than a wave is in memory."""
     n_threads = workers or len(os.sched_getaffinity(0))
@@ -410,7 +410,7 @@ def _dask() -> Any:
     return dask
 
 
-def _measure_block(store: Store, feature: str, run: slice) -> _Block:
+def _measure_block(store: BaseStore, feature: str, run: slice) -> _Block:
     spec, index = store.feature(feature), store.index
     groups = Groups.of(spec)
     status = store[fmt.status_name(feature) if spec.axis == "frame" else fmt.state_name(feature)][
@@ -460,7 +460,7 @@ def _split_runs(
 # -- keeping ---------------------------------------------------------------------------------------
 
 
-def _arrays(store: Store, feature: str, kept: KeptMoments) -> dict[str, NDArray[Any]]:
+def _arrays(store: BaseStore, feature: str, kept: KeptMoments) -> dict[str, NDArray[Any]]:
     """Return all that is kept as arrays of numbers and text."""
     sketches = list(kept.sketches.values())
     about = _about(store, feature, kept.groups)
@@ -479,7 +479,7 @@ def _arrays(store: Store, feature: str, kept: KeptMoments) -> dict[str, NDArray[
     }
 
 
-def _about(store: Store, feature: str, groups: Groups) -> dict[str, Any]:
+def _about(store: BaseStore, feature: str, groups: Groups) -> dict[str, Any]:
     """Return what a file has to say of itself to be read: files may change places."""
     parts = {name: [points.start, points.stop] for name, points in groups.parts.items()}
     return {
@@ -493,7 +493,7 @@ def _about(store: Store, feature: str, groups: Groups) -> dict[str, Any]:
     }
 
 
-def _load(path: Path, store: Store, feature: str) -> KeptMoments | None:
+def _load(path: Path, store: BaseStore, feature: str) -> KeptMoments | None:
     """Return what was kept.
 
     None if there is nothing, or nothing that can be read, for this feature.

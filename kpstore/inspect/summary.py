@@ -13,7 +13,7 @@ import numpy as np
 from kpstore.backends.base import Commit
 from kpstore.inspect.coverage import Coverage, coverage_by_split, total
 from kpstore.schema.feature import Provenance, State
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class DiskUsage:
     files: int
 
 
-def disk_usage(store: Store) -> DiskUsage | None:
+def disk_usage(store: BaseStore) -> DiskUsage | None:
     """Return what a store takes on disk; None where it does not lie on a local disk."""
     root = Path(store.location)
     if not root.exists():
@@ -162,7 +162,7 @@ class Summary:
         }
 
 
-def summarize(store: Store) -> Summary:
+def summarize(store: BaseStore) -> Summary:
     """Return one version at a glance; reads the masks of its features, not their values."""
     splits = store.index.splits.astype(str)
     return Summary(
@@ -183,7 +183,7 @@ def summarize(store: Store) -> Summary:
     )
 
 
-def _summarize_feature(store: Store, name: str) -> FeatureSummary:
+def _summarize_feature(store: BaseStore, name: str) -> FeatureSummary:
     spec, states = store.feature(name), store.states(name)
     counts = np.bincount(states, minlength=len(State)).tolist()
     by_split = coverage_by_split(store, name)
@@ -202,7 +202,7 @@ def _summarize_feature(store: Store, name: str) -> FeatureSummary:
     )
 
 
-def read_log(store: Store, *, limit: int | None = None) -> list[LogEntry]:
+def read_log(store: BaseStore, *, limit: int | None = None) -> list[LogEntry]:
     """Return a version and those before it, newest first, with the tags and branches that name them."""
     tags, branches = store.tags, store.branches
     history = store.backend.history(store.snapshot)
@@ -217,7 +217,7 @@ def read_log(store: Store, *, limit: int | None = None) -> list[LogEntry]:
     ]
 
 
-def read_tags(store: Store) -> dict[str, LogEntry]:
+def read_tags(store: BaseStore) -> dict[str, LogEntry]:
     """Return all tags of a store, sorted, with the versions that they name."""
     return {tag: read_log(store.at(tag), limit=1)[0] for tag in store.tags}
 

@@ -16,7 +16,7 @@ from kpstore.schema.feature import MASK, FeatureSpec, State, faults, part_names,
 from kpstore.store import format as fmt
 from kpstore.store.agreement import agrees
 from kpstore.store.chunk_checks import ChunkKey, ChunkReader, Problem, Verification
-from kpstore.store.store import Store, backend_for
+from kpstore.store.store import BaseStore, backend_for
 
 _INDEX = ("video_id", "split", "n_frames")
 """What every other check needs."""
@@ -25,7 +25,7 @@ FAR = 100.0
 """Keypoints further away than so many pictures are told of: real ones reach 84 (a leg far below a close-up)."""
 
 
-def verify(store: Store, *, on_rows: Callable[[int], None] | None = None) -> Verification:
+def verify(store: BaseStore, *, on_rows: Callable[[int], None] | None = None) -> Verification:
     """Read every chunk of one version, each checked, and compare with the format's rules.
 
     Parameters
@@ -62,7 +62,7 @@ def verify_all(location: str, *, on_rows: Callable[[int], None] | None = None) -
     _examine(backend, found)
     for number, snapshot in enumerate(_versions(backend, found)):
         try:
-            store = Store(backend, snapshot, cache="off")
+            store = BaseStore(backend, snapshot, cache="off")
             reader = ChunkReader(store.session, found, on_rows or (lambda n: None), known)
             if number == 0:
                 found.snapshot, found.lacks = snapshot, store.lacks
@@ -116,7 +116,7 @@ def _versions(backend: Backend, found: Verification) -> list[str]:
     return list(snapshots)
 
 
-def _look_at_all(store: Store, reader: ChunkReader) -> None:
+def _look_at_all(store: BaseStore, reader: ChunkReader) -> None:
     with suppress(KpstoreError):  # what is damaged is noted when it is looked at
         reader.index = store.index
     _learn_parts(store, reader)
@@ -124,7 +124,7 @@ def _look_at_all(store: Store, reader: ChunkReader) -> None:
         reader.look_at(name)
 
 
-def _learn_parts(store: Store, reader: ChunkReader) -> None:
+def _learn_parts(store: BaseStore, reader: ChunkReader) -> None:
     for feature, stored in store.features.items():
         arrays = [
             *stored.spec.arrays,
@@ -133,7 +133,7 @@ def _learn_parts(store: Store, reader: ChunkReader) -> None:
         reader.parts_of |= {array: list(part_names(stored.spec)) for array in arrays}
 
 
-def _verify_rules(store: Store, reader: ChunkReader) -> None:
+def _verify_rules(store: BaseStore, reader: ChunkReader) -> None:
     _learn_parts(store, reader)
     try:
         reader.index = store.index
@@ -153,7 +153,7 @@ def _verify_rules(store: Store, reader: ChunkReader) -> None:
 class _Check:
     """Compares one version with the rules of the format."""
 
-    def __init__(self, store: Store, reader: ChunkReader) -> None:
+    def __init__(self, store: BaseStore, reader: ChunkReader) -> None:
         self._store, self._reader = store, reader
         self._session = store.session
         self._seen: set[str] = set()

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from kpstore.errors import InvalidError, MissingExtraError
 
 if TYPE_CHECKING:
-    from kpstore.store.store import FeatureArray, Store
+    from kpstore.store.store import BaseStore, FeatureArray
 
 Rows = int | str | tuple[int, ...]
 """Rows of a piece of a Dask array: a number, -1 for all, sizes in order, ``"auto"``, or bytes (``"64 MiB"``)."""
 
 
-def to_dask(store: Store, name: str, chunks: Rows | Mapping[str, Rows] | None = None) -> Any:
+def to_dask(store: BaseStore, name: str, chunks: Rows | Mapping[str, Rows] | None = None) -> Any:
     """Return an array of a store as a Dask array; nothing is read before it is computed.
 
     It pickles as (location, snapshot, name): workers open the same version themselves.

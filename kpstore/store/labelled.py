@@ -13,7 +13,7 @@ from xarray.core import indexing
 from kpstore.store import format as fmt
 
 if TYPE_CHECKING:
-    from kpstore.store.store import FeatureArray, Store
+    from kpstore.store.store import BaseStore, FeatureArray
 
 
 class _LazyArray(xr.backends.BackendArray):
@@ -46,7 +46,7 @@ class _LazyArray(xr.backends.BackendArray):
 
 
 def to_xarray(
-    store: Store,
+    store: BaseStore,
     *,
     split: str | Sequence[str] | None = None,
     features: str | Sequence[str] | None = None,
@@ -103,7 +103,7 @@ def to_xarray(
     )
 
 
-def _feature_arrays(store: Store, feature: str) -> list[str]:
+def _feature_arrays(store: BaseStore, feature: str) -> list[str]:
     spec = store.feature(feature)
     return [
         name
@@ -112,7 +112,7 @@ def _feature_arrays(store: Store, feature: str) -> list[str]:
     ]
 
 
-def _dims(store: Store) -> dict[str, tuple[str, ...]]:
+def _dims(store: BaseStore) -> dict[str, tuple[str, ...]]:
     """Return the names of the axes of every feature's arrays, one length for each name.
 
     All features have a say, so that an axis has the same name whatever features are asked for.
@@ -136,14 +136,14 @@ def _dims(store: Store) -> dict[str, tuple[str, ...]]:
     return dims
 
 
-def _variable(store: Store, name: str, dims: dict[str, tuple[str, ...]]) -> xr.Variable:
+def _variable(store: BaseStore, name: str, dims: dict[str, tuple[str, ...]]) -> xr.Variable:
     array = store[name]
     lazy = indexing.LazilyIndexedArray(_LazyArray(array))
     return xr.Variable(dims.get(name, array.dims), lazy, dict(array.attrs))
 
 
 def _coordinates(
-    store: Store, features: Iterable[str], videos: NDArray[np.int64]
+    store: BaseStore, features: Iterable[str], videos: NDArray[np.int64]
 ) -> dict[str, Any]:
     labels = dict.fromkeys(dim for feature in features for dim in store.feature(feature).labels)
     found: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.video_fields import known_fps
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 
 class Records:
@@ -14,7 +14,7 @@ class Records:
     Columns about videos are read once, paths when they are asked for.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: BaseStore) -> None:
         self._store = store
         names = ("fps", "width", "height", *store.annotation_names)
         self._columns = {name: store[name][:] for name in names} if len(store.index) else {}

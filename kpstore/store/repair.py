@@ -27,7 +27,7 @@ from kpstore.store import format as fmt
 from kpstore.store import history
 from kpstore.store.chunk_checks import ChunkReader, Problem, Verification
 from kpstore.store.salvage import StateRecords, read_state_records
-from kpstore.store.store import Store, backend_for
+from kpstore.store.store import BaseStore, backend_for
 from kpstore.store.transaction import Transaction
 
 _KEPT_IDS = 1000
@@ -114,9 +114,9 @@ def repair(
         return _Repair(store, on_rows or (lambda n: None)).run(dry_run=dry_run)
 
 
-def _open_newest(backend: Backend) -> Store:
+def _open_newest(backend: Backend) -> BaseStore:
     try:
-        store = Store(backend, history.resolve(backend, None), cache="off")
+        store = BaseStore(backend, history.resolve(backend, None), cache="off")
         store.features  # noqa: B018 - reads what the store says of itself
     except NotFoundError:
         if not backend.exists():
@@ -131,7 +131,7 @@ def _unopened(backend: Backend, reason: str) -> CorruptError:
     what = f"the newest version of {backend.location} cannot be opened ({reason})"
     for snapshot, name in _known_versions(backend):
         try:
-            older = Store(backend, snapshot, cache="off")
+            older = BaseStore(backend, snapshot, cache="off")
             older.features, older.index  # noqa: B018
         except KpstoreError:
             continue
@@ -179,7 +179,7 @@ class _Plan:
 class _Repair:
     """One look at the newest version, and the commit that follows from it."""
 
-    def __init__(self, store: Store, on_rows: Callable[[int], None]) -> None:
+    def __init__(self, store: BaseStore, on_rows: Callable[[int], None]) -> None:
         self._store, self._backend = store, store.backend
         self._found = Verification(store.location, store.snapshot)
         self._reader = ChunkReader(store.session, self._found, on_rows)

@@ -98,10 +98,10 @@ def moved_into_place(location: str) -> Iterator[Backend]:
 
 
 @contextmanager
-def building(location: str, *, name: str, kpstore_version: str) -> Iterator[Store]:
+def building(location: str, *, name: str, kpstore_version: str) -> Iterator[BaseStore]:
     """Give a new store to fill, which gets its place when the block ends without an error."""
     with moved_into_place(location) as aside:
-        yield Store.create(aside.location, name=name, kpstore_version=kpstore_version)
+        yield BaseStore.create(aside.location, name=name, kpstore_version=kpstore_version)
 
 
 class FeatureArray:
@@ -112,11 +112,11 @@ class FeatureArray:
     way share one open store.
     """
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: BaseStore, name: str) -> None:
         self._store, self.name = store, name
         self._meta: ArrayMeta = store.reader.meta(name)
 
-    def __reduce__(self) -> tuple[Any, tuple[Store, str]]:
+    def __reduce__(self) -> tuple[Any, tuple[BaseStore, str]]:
         return _array_of, (self._store, self.name)
 
     def __dask_tokenize__(self) -> tuple[str, ...]:
@@ -187,11 +187,11 @@ class FeatureArray:
 
 
 _KEPT_OPEN = 8
-_kept_open: dict[tuple[Any, ...], Store] = {}
+_kept_open: dict[tuple[Any, ...], BaseStore] = {}
 """Stores that came to this process inside arrays, by version, the newest last."""
 
 
-def _array_of(store: Store, name: str) -> FeatureArray:
+def _array_of(store: BaseStore, name: str) -> FeatureArray:
     """Return an array of a store that was unpickled, or of the one already open for the same version.
 
     A Dask worker gets an array with every task; to open the store for each would cost more than to
@@ -237,7 +237,7 @@ class Video:
         leaves them out, ``"error"`` refuses to read.
     """
 
-    def __init__(self, store: Store, position: int, missing: str = "nan") -> None:
+    def __init__(self, store: BaseStore, position: int, missing: str = "nan") -> None:
         if missing not in ("nan", "skip", "error"):
             raise InvalidError(f"missing={missing!r}: use 'nan' or 'skip' or 'error' or 'compute'")
         self._store, self.position, self._missing = store, position, missing
@@ -357,8 +357,8 @@ class Video:
         return usable
 
 
-class Store:
-    """One immutable version of a store. :func:`kpstore.open` makes one.
+class BaseStore:
+    """One immutable version of a store; :class:`kpstore.Store` adds the views on it.
 
     It pickles as its place and how it is read.
 
@@ -419,7 +419,7 @@ class Store:
         )
         return cls(backend, backend.create(attrs, f"created {name}"), "a")
 
-    def __reduce__(self) -> tuple[type[Store], tuple[Backend, str, Mode, str, Check]]:
+    def __reduce__(self) -> tuple[type[BaseStore], tuple[Backend, str, Mode, str, Check]]:
         return type(self), (self._backend, self.snapshot, self.mode, self._cache, self.check)
 
     def checked(self) -> Self:

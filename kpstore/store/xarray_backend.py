@@ -12,7 +12,7 @@ from kpstore.backends.places import FILE_SUFFIXES
 from kpstore.errors import InvalidError, KpstoreError
 from kpstore.store.history import At
 from kpstore.store.labelled import to_xarray
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 
 class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
@@ -50,7 +50,7 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
                 os.path.isfile(location) and location.endswith(FILE_SUFFIXES)
             ):
                 return False
-            Store.open(location)
+            BaseStore.open(location)
         except (KpstoreError, OSError):
             return False
         return True
@@ -99,7 +99,7 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
             If something else is there.
         """
         dataset = to_xarray(
-            Store.open(_location(filename_or_obj), at), split=split, features=features
+            BaseStore.open(_location(filename_or_obj), at), split=split, features=features
         )
         dropped = (
             [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())

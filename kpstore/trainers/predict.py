@@ -24,7 +24,7 @@ from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import N_FACE, N_POINTS, skeleton_edges
 from kpstore.store.format import state_name, status_name
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.store.transaction import check_same
 from kpstore.trainers.checkpoint import read_checkpoint
 from kpstore.trainers.encoder import points_there
@@ -99,7 +99,7 @@ class Predictor:
         """Whether the model draws skeletons; otherwise it gives face points."""
         return isinstance(self.model, HierarchicalSkeletonTransformer)
 
-    def spec(self, store: Store, feature: str, name: str | None) -> FeatureSpec:
+    def spec(self, store: BaseStore, feature: str, name: str | None) -> FeatureSpec:
         """Return the feature that predictions are written to.
 
         Pictures are (size, size) uint8, 255 for paper and 0 for ink; faces are (68, 3) float32 in
@@ -125,7 +125,7 @@ class Predictor:
             attrs=attrs,
         )
 
-    def view(self, store: Store, feature: str, videos: list[str]) -> FrameView:
+    def view(self, store: BaseStore, feature: str, videos: list[str]) -> FrameView:
         """Return all frames of some videos as the model takes them, NaN where nothing was detected."""
         if not self.makes_pictures:
             spread = (self.inputs["low"], self.inputs["high"])
@@ -223,7 +223,7 @@ def open_predictor(path: Path | str, *, device: str = "cpu", batch_size: int = 3
 
 
 def predict_feature(
-    store: Store,
+    store: BaseStore,
     predictor: Predictor,
     *,
     split: str | None = None,
@@ -293,7 +293,7 @@ def predict_feature(
 
 
 def predict_pictures(
-    store: Store,
+    store: BaseStore,
     predictor: Predictor,
     folder: Path | str,
     *,
@@ -356,7 +356,7 @@ class _Work:
     not_extracted: int
 
 
-def _plan(store: Store, source: str, split: str | None, name: str | None) -> _Work:
+def _plan(store: BaseStore, source: str, split: str | None, name: str | None) -> _Work:
     spec = store.feature(source)
     if spec.axis != "frame":
         raise InvalidError(
@@ -375,7 +375,7 @@ def _plan(store: Store, source: str, split: str | None, name: str | None) -> _Wo
     return _Work(np.sort(chosen[~(pending | done)]), status, *left_out)
 
 
-def _ids(store: Store, positions: NDArray[np.int64]) -> list[str]:
+def _ids(store: BaseStore, positions: NDArray[np.int64]) -> list[str]:
     return [str(video_id) for video_id in store.index.ids[positions]]
 
 
@@ -388,7 +388,7 @@ def _blocks(rows: NDArray[np.int64], chunk_rows: int) -> Iterator[tuple[int, int
     yield from pairwise(edges)
 
 
-def _failures(store: Store, source: str, work: _Work) -> dict[int, Failures]:
+def _failures(store: BaseStore, source: str, work: _Work) -> dict[int, Failures]:
     """Return the failures of the new feature by position of the video: what failed in its source."""
     failures, whole = {}, np.asarray(store[state_name(source)]) == State.FAILED
     for position in work.positions.tolist():
@@ -420,7 +420,7 @@ def _open_folder(folder: Path, about: Mapping[str, Any]) -> None:
     aside.replace(path)
 
 
-def _paths(store: Store, rows: NDArray[np.int64], folder: Path) -> list[Path]:
+def _paths(store: BaseStore, rows: NDArray[np.int64], folder: Path) -> list[Path]:
     """Return the file of each frame; ids of videos may hold what no folder's name may."""
     index = store.index
     videos = np.asarray(index.video_of(rows))

@@ -17,7 +17,7 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.options import Option
 from kpstore.schema.layout import N_FACE, PART_SLICES, Edge
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.trainers.board import check_board
 from kpstore.trainers.checkpoint import Checkpoint, load_weights, read_checkpoint
 from kpstore.trainers.fit import check_free, fit
@@ -93,7 +93,7 @@ class Frames:
                 "'' for none"
             )
 
-    def dev_of(self, store: Store) -> str | None:
+    def dev_of(self, store: BaseStore) -> str | None:
         """Return the split to measure on."""
         if self.dev_split is not None:
             return self.dev_split or None
@@ -131,7 +131,7 @@ class RunOptions(TrainOptions, total=False):
 
 
 def train_skeleton(
-    store: Store,
+    store: BaseStore,
     folder: Path | str | None,
     *,
     frames: Frames | None = None,
@@ -191,7 +191,7 @@ def train_skeleton(
 
 
 def train_keypoints(
-    store: Store,
+    store: BaseStore,
     folder: Path | str | None,
     *,
     frames: Frames | None = None,
@@ -245,14 +245,14 @@ def _check_first(folder: Path | str | None, options: RunOptions) -> None:
         check_free(Path(folder), resume=options.get("resume", False))
 
 
-def _face_range(store: Store, feature: str, split: str) -> Range:
+def _face_range(store: BaseStore, feature: str, split: str) -> Range:
     """Return what maps a split's faces to [0, 1]: by its statistics, which are kept, or else its extremes."""
     measured = statistics(store, feature, split=split)
     normalize: Statistics | Literal["minmax"] = measured if len(measured.columns) == 3 else "minmax"
     return FaceKeypointView(store, feature=feature, normalize=normalize, split=split).range
 
 
-def _views(store: Store, frames: Frames, view_of: Callable[[str], View]) -> dict[str, View]:
+def _views(store: BaseStore, frames: Frames, view_of: Callable[[str], View]) -> dict[str, View]:
     splits = [frames.split, *([dev] if (dev := frames.dev_of(store)) else [])]
     for split in splits:
         if split not in store.splits:
@@ -347,11 +347,11 @@ def _parts_there(view: FrameView, feature: str, parts: tuple[str, ...]) -> set[s
     return found
 
 
-def _edges(store: Store, feature: str) -> tuple[Edge, ...]:
+def _edges(store: BaseStore, feature: str) -> tuple[Edge, ...]:
     return tuple((int(a), int(b)) for a, b in store.feature(feature).attrs.get("edges", ()))
 
 
-def _with_edges(task: SkeletonTraining, store: Store, feature: str) -> SkeletonTraining:
+def _with_edges(task: SkeletonTraining, store: BaseStore, feature: str) -> SkeletonTraining:
     if task.edges:
         return task
     given = {field.name: getattr(task, field.name) for field in fields(task)}

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.views.base import (
     MISSING,
     Batch,
@@ -61,7 +61,7 @@ class FaceKeypointView(FrameView):
 
     def __init__(
         self,
-        store: Store,
+        store: BaseStore,
         *,
         feature: str = "keypoints",
         normalize: Normalize = "minmax",

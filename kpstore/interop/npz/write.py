@@ -20,7 +20,7 @@ from kpstore.interop.splits import UNSPLIT, check_file_names, check_unsplit
 from kpstore.options import Option, check_choice
 from kpstore.schema.feature import State, part_names
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 Missing = Literal["zeros", "nan"]
 Keep = Literal["drop", "keep"]
@@ -62,7 +62,7 @@ class NpzExport:
 
     def export(
         self,
-        store: Store,
+        store: BaseStore,
         path: Path,
         *,
         overwrite: bool = False,
@@ -95,7 +95,7 @@ class NpzExport:
         return ExportReport(exported, _notes(store, self.feature))
 
 
-def _notes(store: Store, feature: str) -> list[str]:
+def _notes(store: BaseStore, feature: str) -> list[str]:
     """Return what npz files have no place for, a line each."""
     others = [name for name in store.features if name != feature]
     companions = [c.name for c in store.feature(feature).companions if c.name != "detected"]
@@ -121,7 +121,7 @@ class _Choice:
     left_out: dict[str, int]
 
 
-def _choose(store: Store, feature: str, split: str, failed: Keep, empty: Keep) -> _Choice:
+def _choose(store: BaseStore, feature: str, split: str, failed: Keep, empty: Keep) -> _Choice:
     rows = store.index.rows_of(store.index.select(split=split))
     has_mask = bool(part_names(store.feature(feature)))
     kept, left_out = [], {"failed": 0, "pending": 0, "empty": 0}
@@ -148,7 +148,7 @@ class _SplitWriter:
 
     def __init__(
         self,
-        store: Store,
+        store: BaseStore,
         feature: str,
         choice: _Choice,
         missing: Missing,

@@ -29,7 +29,7 @@ from kpstore.schema.layout import (
     FaceList,
 )
 from kpstore.store import format as fmt
-from kpstore.store.store import Store, Video
+from kpstore.store.store import BaseStore, Video
 
 _WRITTEN_ORDER = ("pose", "face", "left_hand", "right_hand")
 
@@ -97,7 +97,7 @@ class PoseExport:
 
     def export(
         self,
-        store: Store,
+        store: BaseStore,
         path: Path,
         *,
         overwrite: bool = False,
@@ -139,7 +139,7 @@ def _check_folder(path: Path) -> None:
 class _PoseWriter:
     """Writes the videos of a store, a file at a time."""
 
-    def __init__(self, store: Store, options: PoseExport) -> None:
+    def __init__(self, store: BaseStore, options: PoseExport) -> None:
         self._store, self._options = store, options
         self._feature = options.feature or _imported_feature(store) or "keypoints"
         self._spec = store.feature(self._feature)
@@ -335,7 +335,7 @@ def _confidence(
     return sure
 
 
-def _imported_feature(store: Store) -> str | None:
+def _imported_feature(store: BaseStore) -> str | None:
     """Return the feature that holds points of pose files; None if there is none."""
     found = [
         name for name, stored in store.features.items() if "pose_components" in stored.spec.attrs
