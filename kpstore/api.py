@@ -17,10 +17,12 @@ from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.render.raster import SkeletonStyle, StyleName
 from kpstore.schema.lips import LIP_FEATURE
 from kpstore.store import chunked, history
+from kpstore.store.arrays import Mode
 from kpstore.store.checked import Check
 from kpstore.store.repair import Repair
 from kpstore.store.repair import repair as repair_store
-from kpstore.store.store import BaseStore, Mode, Video
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Video
 from kpstore.views.base import Missing, Selection, Transform, View
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.clips import ClipView, Short

@@ -16,7 +16,8 @@ from kpstore.backends.base import Backend
 from kpstore.backends.locks import is_held
 from kpstore.errors import InvalidError
 from kpstore.schema.feature import State
-from kpstore.store.store import BaseStore, Failure
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Failure
 
 _log = logging.getLogger(__name__)
 

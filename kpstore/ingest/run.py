@@ -32,8 +32,9 @@ from kpstore.schema.feature import State
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
 from kpstore.store import history
-from kpstore.store.store import BaseStore, Failure, backend_for, listed
+from kpstore.store.store import BaseStore, backend_for
 from kpstore.store.transaction import Transaction
+from kpstore.store.video import Failure, listed
 
 
 class Observer(Protocol):

@@ -14,7 +14,8 @@ import numpy as np
 from kpstore.inspect.summary import disk_usage
 from kpstore.schema.feature import State
 from kpstore.store import html
-from kpstore.store.store import BaseStore, FeatureArray
+from kpstore.store.arrays import FeatureArray
+from kpstore.store.store import BaseStore
 
 _COLUMNS = ("feature", "a row", "dtype", "decoded", "videos done", "failed", "pending")
 

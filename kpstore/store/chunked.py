@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from kpstore.errors import InvalidError, MissingExtraError
 
 if TYPE_CHECKING:
-    from kpstore.store.store import BaseStore, FeatureArray
+    from kpstore.store.arrays import FeatureArray
+    from kpstore.store.store import BaseStore
 
 Rows = int | str | tuple[int, ...]
 """Rows of a piece of a Dask array: a number, -1 for all, sizes in order, ``"auto"``, or bytes (``"64 MiB"``)."""

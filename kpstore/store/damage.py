@@ -11,20 +11,10 @@ from numpy.typing import NDArray
 from kpstore.backends.base import ReadSession
 from kpstore.errors import CorruptError, KpstoreError
 from kpstore.schema.index import VideoIndex
+from kpstore.store import format as fmt
 
 _NAMED = 2
 """Videos that a message names; it counts the others."""
-
-
-def read_index(session: ReadSession) -> VideoIndex:
-    """Return the list of videos of a version; of none where there are no videos yet."""
-    n_videos = session.meta("video_id").n_rows if "video_id" in session.names() else 0
-    if n_videos == 0:
-        empty = np.empty(0, dtype=object)
-        return VideoIndex(empty, empty, np.empty(0, dtype=np.int64))
-    return VideoIndex(
-        *(session.read(name, 0, n_videos) for name in ("video_id", "split", "n_frames"))
-    )
 
 
 @dataclass(frozen=True)
@@ -127,7 +117,7 @@ def _of_videos(session: ReadSession, found: Damage) -> str:
     if found.axis not in ("frame", "video"):
         return ""
     try:
-        index = read_index(session)
+        index = fmt.read_index(session)
     except KpstoreError:  # the index may be what is damaged, or out of reach in a forked process
         return ""
     positions = found.positions(index)

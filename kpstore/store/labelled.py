@@ -13,7 +13,8 @@ from xarray.core import indexing
 from kpstore.store import format as fmt
 
 if TYPE_CHECKING:
-    from kpstore.store.store import BaseStore, FeatureArray
+    from kpstore.store.arrays import FeatureArray
+    from kpstore.store.store import BaseStore
 
 
 class _LazyArray(xr.backends.BackendArray):

@@ -19,7 +19,6 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.agreement import agrees, pieces, runs, touched_videos
-from kpstore.store.damage import read_index
 from kpstore.store.salvage import StateRecords
 
 _IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries", fmt.PROCESSORS})
@@ -90,7 +89,7 @@ class Transaction:
     def read_index(self) -> VideoIndex:
         """Return the video index, with what was added here."""
         if self._index is None:
-            self._index = read_index(self._session)
+            self._index = fmt.read_index(self._session)
         return self._index
 
     # -- videos ------------------------------------------------------------------------------------

@@ -336,9 +336,10 @@ def _parts_there(view: FrameView, feature: str, parts: tuple[str, ...]) -> set[s
     """Return which parts at least one frame has, by their mask or else by their values."""
     store, found = view.store, set[str]()
     names = store.feature(feature).labels.get("part", ())
-    if f"{feature}_detected" in store.session.names() and set(parts) <= set(names):
-        mask: NDArray[np.bool_] = np.asarray(store[f"{feature}_detected"])[view.rows]
-        return {name for number, name in enumerate(names) if mask[:, number].any()}
+    mask = store.detected(feature)
+    if mask is not None and set(parts) <= set(names):
+        there = np.asarray(mask)[view.rows]
+        return {name for number, name in enumerate(names) if there[:, number].any()}
     for start in range(0, len(view.rows), _READ_ROWS):
         points: NDArray[Any] = store.read(feature, view.rows[start : start + _READ_ROWS])
         found |= {part for part in parts if np.isfinite(points[:, PART_SLICES[part]]).any()}

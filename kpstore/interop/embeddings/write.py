@@ -23,7 +23,8 @@ from kpstore.options import Option
 from kpstore.schema.feature import State
 from kpstore.schema.lips import EMBEDDING_ENDING, LIP_FEATURE
 from kpstore.store import format as fmt
-from kpstore.store.store import BaseStore, Video
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Video
 
 
 @dataclass(frozen=True)

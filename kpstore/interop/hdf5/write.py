@@ -132,7 +132,7 @@ class _Hdf5Writer:
         session = self._store.session
         wanted = [*fmt.VIDEO_ARRAYS, *self._store.annotation_names, *fmt.FRAME_ARRAYS]
         for feature in self._features.values():
-            wanted += fmt.feature_metas(feature.spec, n_videos=0, n_frames=0)
+            wanted += fmt.feature_arrays(feature.spec)
             wanted += feature.spec.labels
         there = set(session.names())
         return {name: session.meta(name) for name in dict.fromkeys(wanted) if name in there}

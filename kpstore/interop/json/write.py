@@ -23,7 +23,8 @@ from kpstore.options import Option
 from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, Field
 from kpstore.schema.feature import Axis, State
 from kpstore.store import format as fmt
-from kpstore.store.store import BaseStore, Video
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Video
 
 _BLOCK_FRAMES = 256
 

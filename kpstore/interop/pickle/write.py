@@ -224,9 +224,8 @@ def _check_keys(splits: Sequence[str]) -> None:
 
 def _detected(store: BaseStore, feature: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which parts were detected, (rows, parts) bool: by the mask, or by the values where there is none."""
-    if any(c.name == "detected" for c in store.feature(feature).companions):
-        mask: NDArray[np.bool_] = store.read(f"{feature}_detected", rows)
-        return mask
+    if (mask := store.detected(feature)) is not None:
+        return mask[rows]
     values = store.read(feature, rows)
     parts = PART_SLICES.values() if values.shape[1] == N_POINTS else [slice(0, N_FACE)]
     return np.stack([~np.isnan(values[:, part]).all(axis=(1, 2)) for part in parts], axis=1)
@@ -497,6 +496,5 @@ def _has_visibility(store: BaseStore, feature: str, videos: NDArray[np.int64]) -
     if not any(c.name == "visibility" for c in store.feature(feature).companions):
         return False
     every_block = blocks(store.index.rows_of(videos))
-    return any(
-        bool(np.isfinite(store.read(f"{feature}_visibility", block)).any()) for block in every_block
-    )
+    visibility = store.feature(feature).companion("visibility")
+    return any(bool(np.isfinite(store.read(visibility, block)).any()) for block in every_block)

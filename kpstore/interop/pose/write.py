@@ -21,7 +21,7 @@ from kpstore.interop.files import check_free, folder_written_aside, inside, writ
 from kpstore.interop.outputs import check_no_links
 from kpstore.interop.pose.layout import COMPONENTS, HEADER_FIELDS, SUFFIX, face_names, point_names
 from kpstore.options import Option
-from kpstore.schema.feature import FeatureSpec, State
+from kpstore.schema.feature import MASK, FeatureSpec, State
 from kpstore.schema.layout import (
     N_POINTS,
     PART_SLICES,
@@ -29,7 +29,8 @@ from kpstore.schema.layout import (
     FaceList,
 )
 from kpstore.store import format as fmt
-from kpstore.store.store import BaseStore, Video
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Video
 
 _WRITTEN_ORDER = ("pose", "face", "left_hand", "right_hand")
 
@@ -289,8 +290,8 @@ class _PoseWriter:
         _check_keypoints(spec)
         missing = self._missing(video, feature)
         values = video[feature].astype(np.float64)
-        detected = video[f"{feature}_detected"] & ~missing[:, None]
-        visibility = video[f"{feature}_visibility"]
+        detected = video[spec.companion(MASK)] & ~missing[:, None]
+        visibility = video[spec.companion("visibility")]
         width, height = video.width or 1, video.height or 1
         if not video.width or not video.height:
             width = height = 1

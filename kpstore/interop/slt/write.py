@@ -25,7 +25,8 @@ from kpstore.interop.splits import UNSPLIT, check_unsplit
 from kpstore.options import Option
 from kpstore.schema.feature import State
 from kpstore.store import format as fmt
-from kpstore.store.store import BaseStore, Video
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Video
 
 
 @dataclass(frozen=True)
