@@ -170,8 +170,7 @@ def _known_versions(backend: Backend) -> Iterator[tuple[str, str]]:
 class _Plan:
     """What has to be written of one feature."""
 
-    spec: FeatureSpec
-    ledger: StateRecords
+    records: StateRecords
     redo: NDArray[np.bool_]
     damaged: dict[str, set[int]] = field(default_factory=dict)
 
@@ -340,12 +339,8 @@ class _Repair:
         return list(plans.values())
 
     def _plan(self, spec: FeatureSpec, damaged: dict[str, set[int]], index: VideoIndex) -> _Plan:
-        ledger = read_state_records(self._store.session, spec, index, damaged)
-        redo = ledger.derive()
-        for array in spec.arrays:
-            for chunk in damaged.get(array, ()):
-                redo |= ledger.touching(chunk, spec.chunk_rows)
-        return _Plan(spec, ledger, redo, damaged)
+        records = read_state_records(self._store.session, spec, index, damaged)
+        return _Plan(records, records.derive() | records.touched(damaged), damaged)
 
     def _made_together(self) -> Iterator[list[str]]:
         """Yield features that one extractor makes at once."""
@@ -370,11 +365,15 @@ class _Repair:
         yield from recipes.values()
 
     def _said(self, plan: _Plan) -> FeatureRepair:
-        index, again = self._store.index, plan.redo & (plan.ledger.states != State.PENDING)
-        rebuilt = [name for name in plan.damaged if name not in plan.spec.arrays or not again.any()]
-        how = self._again(plan.spec.name) if again.any() else ""
+        index, again = self._store.index, plan.redo & (plan.records.states != State.PENDING)
+        rebuilt = [
+            name for name in plan.damaged if name not in plan.records.spec.arrays or not again.any()
+        ]
+        how = self._again(plan.records.spec.name) if again.any() else ""
         ids, frames = index.ids[again].tolist(), int(index.n_frames[again].sum())
-        return FeatureRepair(plan.spec.name, tuple(ids), frames, tuple(sorted(rebuilt)), how)
+        return FeatureRepair(
+            plan.records.spec.name, tuple(ids), frames, tuple(sorted(rebuilt)), how
+        )
 
     def _again(self, name: str) -> str:
         location, stored = self._store.location, self._store.features[name]
@@ -425,7 +424,7 @@ class _Repair:
         tx = Transaction(self._backend, f"repair: {'; '.join(parts)}", metadata={"repair": about})
         with tx:
             for plan in plans:
-                tx.restore(plan.spec.name, plan.ledger, plan.redo, plan.damaged)
+                plan.records.write(tx.session, plan.redo, plan.damaged)
             for dim, values in labels.items():
                 meta = tx.session.meta(dim)
                 tx.session.delete(dim)
