@@ -248,7 +248,7 @@ def test_what_is_written_nowhere_else_is_left_with_a_way_out(disk: Disk, name: s
     assert done.made is None
     (line,) = done.left
     assert line.startswith(
-        f"'{name}' (memory) is written nowhere else and cannot be mended; no older version"
+        f"'{name}' (memory) is stored nowhere else and cannot be repaired; no older version"
     )
     disk.damaged = {(name, 0), ("points", 0)}
     done = repair(store.location)
@@ -282,7 +282,7 @@ def test_values_whose_checksums_cannot_be_read_are_not_given_up(
     fps, points, status = done.left
     assert fps.startswith("the checksums of 'fps' cannot be read")
     assert points.startswith(
-        "the checksums of 'points' cannot be read, so nothing tells whether its values are sound"
+        "the checksums of 'points' cannot be read, so its values cannot be checked"
     )
     assert (
         "'points_status' (memory) cannot become pending while the checksums of 'points' cannot"
@@ -322,7 +322,7 @@ def test_an_older_version_that_reads_well_is_named(
 
     monkeypatch.setattr(memory._Session, "read", damaged_now)
     (line,) = repair(store.location).left
-    assert f"version {store.snapshot} holds it whole: 'kpstore convert" in line
+    assert f"version {store.snapshot} holds all of it: 'kpstore convert" in line
 
 
 def test_a_newest_version_that_does_not_open_names_one_that_does(
