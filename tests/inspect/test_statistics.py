@@ -16,9 +16,10 @@ from hypothesis.extra import numpy as arrays
 
 import kpstore
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.inspect import statistics as module
+from kpstore.inspect import measuring as module
+from kpstore.inspect.measuring import measure
 from kpstore.inspect.moments import RELATIVE_ERROR, SMALLEST, Moments, Sketch, measure_runs
-from kpstore.inspect.statistics import PROBABILITIES, Statistics, measure, statistics
+from kpstore.inspect.statistics import PROBABILITIES, Statistics, statistics
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec
 from tests.conftest import memory_location
 from tests.fakes import record
