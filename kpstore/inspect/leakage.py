@@ -40,7 +40,7 @@ DECIMALS = 4
 """Frames are the same if all values are, rounded to a ten-thousandth of the picture."""
 
 MIN_SHARED = 0.1
-"""Videos share values if this part of the shorter one's frames is the same; a few blank ones are not."""
+"""Smallest share of the shorter video's frames: a few blank frames in common are no copy."""
 
 NEAR = 0.1
 """Largest difference between the descriptors of near-copies.

@@ -59,8 +59,8 @@ class Statistics:
     probabilities: tuple[float, ...] = PROBABILITIES
 
     def __repr__(self) -> str:
-        groups = f"{self.parts} × {self.columns}"
-        return f"<Statistics of {self.feature} in {', '.join(self.splits)}: {self.frames} frames, {groups}>"
+        held = f"{self.frames} frames, {self.parts} × {self.columns}"
+        return f"<Statistics of {self.feature} in {', '.join(self.splits)}: {held}>"
 
     def range(self, part: str | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return a part's lowest and highest value by column, (columns,) each.
