@@ -232,7 +232,7 @@ class Version:
 
     @property
     def lacks(self) -> str:
-        """The features of newer formats that this store lacks, in one line; empty if none."""
+        """What a store of an older format lacks, in one line; empty for the newest format."""
         return fmt.lacks(self._about)
 
     @property
@@ -279,7 +279,7 @@ class Version:
     def detected(self, feature: str) -> FeatureArray | None:
         """Return the presence mask of a feature, (rows, …) bool; None if it has none."""
         mask = self.feature(feature).companion(MASK)
-        return self[mask] if mask in self else None
+        return FeatureArray(self, mask) if mask in self else None
 
     def __contains__(self, name: object) -> bool:
         return name in self.session.names()

@@ -9,10 +9,7 @@ from kpstore.store.store import BaseStore
 
 
 class Records:
-    """Makes records of a store's videos.
-
-    Columns about videos are read once, paths when they are asked for.
-    """
+    """Records of a store's videos; columns are read once, paths when they are used."""
 
     def __init__(self, store: BaseStore) -> None:
         self._store = store
@@ -32,5 +29,5 @@ class Records:
         )
 
     def all(self) -> tuple[VideoRecord, ...]:
-        """Return all of them, in storage order."""
+        """Return all records, in storage order."""
         return tuple(self[position] for position in range(len(self._store.index)))

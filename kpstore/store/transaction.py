@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -57,12 +57,7 @@ class Transaction:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.commit()
         else:
@@ -97,23 +92,19 @@ class Transaction:
             If an annotation has a name that no array can have; nothing is added then.
         """
         index = self.read_index()
-        ids = [video.id for video in videos]
-        taken = [video_id for video_id in ids if video_id in index]
-        if taken or len(set(ids)) != len(ids):
-            twice = taken or [video_id for video_id in ids if ids.count(video_id) > 1]
+        counts = Counter(video.id for video in videos)
+        twice = [video_id for video_id, n in counts.items() if n > 1 or video_id in index]
+        if twice:
             raise ExistsError(
-                f"video {twice[0]!r} ({len(set(twice))} in all) is already in "
-                f"{self._backend.location}"
+                f"video {twice[0]!r} ({len(twice)} in all) is already in {self._backend.location}"
             )
-        new_columns = self._new_columns(videos)
-        for name, meta in {**fmt.VIDEO_ARRAYS, **fmt.FRAME_ARRAYS}.items():
-            if name not in self._session.names():
-                self._session.create(name, meta)
-        meta = ArrayMeta((len(index),), TEXT, fmt.VIDEO_CHUNK_ROWS, ("video",))
-        for name in new_columns:
-            self._session.create(name, meta)
-        if new_columns:
-            self._about["annotations"] = [*self._about["annotations"], *new_columns]
+        new = self._new_columns(videos)
+        column = ArrayMeta((0,), TEXT, fmt.VIDEO_CHUNK_ROWS, ("video",))
+        wanted = {**fmt.VIDEO_ARRAYS, **fmt.FRAME_ARRAYS, **dict.fromkeys(new, column)}
+        for name in wanted.keys() - set(self._session.names()):
+            self._session.create(name, wanted[name])
+        if new:
+            self._about["annotations"] = [*self._about["annotations"], *new]
             self._write_about()
         n_frames = sum(video.n_frames for video in videos)
         lengths = {"video": len(index) + len(videos), "frame": index.total_frames + n_frames}
@@ -177,9 +168,8 @@ class Transaction:
                     f"split {split!r} of video {video_id!r}: use printable text without spaces "
                     "around it"
                 )
-        positions = [index.position(video_id) for video_id in splits]
         new = index.splits.copy()
-        new[positions] = list(splits.values())
+        new[[index.position(video_id) for video_id in splits]] = list(splits.values())
         changed = int((new != index.splits).sum())
         if changed:
             self._session.write("split", 0, new)
@@ -233,12 +223,9 @@ class Transaction:
             if dim not in self._session.names():
                 self._session.create(dim, meta)
                 self._session.write(dim, 0, labels)
-            elif not np.array_equal(
-                self._session.read(dim, 0, self._session.meta(dim).n_rows), labels
-            ):
+            elif not np.array_equal(self._whole(dim), labels):
                 raise MismatchError(
-                    f"feature {spec.name!r} has other labels for {dim!r} than another feature of "
-                    "this store"
+                    f"feature {spec.name!r} has other labels for {dim!r} than another of this store"
                 )
         self._set_feature(spec, provenance)
 
@@ -277,13 +264,12 @@ class Transaction:
         *,
         failed_frames: Mapping[int, str] | None = None,
     ) -> None:
-        """Write one video's rows of a frame feature, all at once, and mark the video done.
+        """Write all rows of one video of a frame feature, and mark the video done.
 
         Parameters
         ----------
         values : (T, *row shape), NaN where missing; a presence mask (``detected``) follows from
-            them. Or :class:`FeatureRows`, with masks and other companions; a mask that is given
-            has to agree with the values.
+            them. Or :class:`FeatureRows`, with companions; a given mask has to agree with values.
         failed_frames : reason by frame number; such a frame is FAILED and reads as missing,
             whatever its values.
 
@@ -292,14 +278,12 @@ class Transaction:
         NotFoundError
             If the feature or the video is not found.
         InvalidError
-            If the number of rows or their shape does not fit, or they break a rule of the format:
-            infinite values, masks that contradict them, a visibility outside 0 to 1. Nothing is
-            written then.
+            If number or shape of the rows do not fit, or they break a rule of the format (infinite
+            values, contradicting masks, a visibility outside 0 to 1). Nothing is written then.
         """
         spec = self._feature_of("frame", feature)
-        place = self._place(video_id)
         given = values if isinstance(values, FeatureRows) else FeatureRows(values)
-        n_rows, n_frames = given.n_given(spec), place.stop - place.start
+        n_frames, n_rows = self._n_frames(video_id), given.n_given(spec)
         if n_rows != n_frames:
             raise InvalidError(
                 f"video {video_id!r} has {n_frames} frames, {n_rows} rows were given"
@@ -307,15 +291,13 @@ class Transaction:
         failed = _failed_frames(failed_frames or {}, video_id, n_rows)
         states = np.full(n_rows, State.DONE, dtype=np.uint8)
         states[list(failed)] = State.FAILED
-        self._write_video(spec, video_id, place.start, given, states, Failures(frames=failed))
+        self._write_video(spec, video_id, given, states, Failures(frames=failed))
 
     def fail(self, feature: str, video_id: str, reason: str) -> None:
         """Mark a whole video as failed for a feature; its rows read as missing."""
         spec = self._feature_of("frame", feature)
-        place = self._place(video_id)
-        states = np.full(place.stop - place.start, State.FAILED, dtype=np.uint8)
-        rows = spec.empty_rows(len(states))
-        self._write_video(spec, video_id, place.start, rows, states, Failures(reason))
+        states = np.full(self._n_frames(video_id), State.FAILED, dtype=np.uint8)
+        self._write_video(spec, video_id, spec.empty_rows(len(states)), states, Failures(reason))
 
     def write_video_feature(
         self, feature: str, video_id: str, values: NDArray[Any] | FeatureRows
@@ -328,14 +310,13 @@ class Transaction:
             :meth:`write`.
         """
         spec = self._feature_of("video", feature)
-        position = self.read_index().position(video_id)
         given = values if isinstance(values, FeatureRows) else FeatureRows(_one_row(values))
         if (n_rows := given.n_given(spec)) != 1:
             raise InvalidError(
                 f"video {video_id!r} has one row of {feature!r}, {n_rows} were given"
             )
         states = np.full(1, State.DONE, dtype=np.uint8)
-        self._write_video(spec, video_id, position, given, states, NOTHING_FAILED)
+        self._write_video(spec, video_id, given, states, NOTHING_FAILED)
 
     def _feature_of(self, axis: Axis, feature: str) -> FeatureSpec:
         spec = fmt.check_feature(self._features, feature).spec
@@ -344,25 +325,27 @@ class Transaction:
             raise InvalidError(f"feature {feature!r} belongs to {spec.axis}s; use {way}()")
         return spec
 
-    def _place(self, video_id: str) -> slice:
+    def _n_frames(self, video_id: str) -> int:
         index = self.read_index()
-        return index.rows(index.position(video_id))
+        return int(index.n_frames[index.position(video_id)])
 
     def _write_video(
         self,
         spec: FeatureSpec,
         video_id: str,
-        start: int,
         rows: FeatureRows,
         states: NDArray[np.uint8],
         failures: Failures,
     ) -> None:
+        index = self.read_index()
+        position = index.position(video_id)
+        start = index.rows(position).start if spec.axis == "frame" else position
         try:
             checked = rows.check(spec, states == State.DONE)
         except InvalidError as error:
             raise InvalidError(f"video {video_id!r}: {error}") from None
         self._writer.write_rows(spec, start, checked, states)
-        self._writer.set_states(spec.name, {self.read_index().position(video_id): failures})
+        self._writer.set_states(spec.name, {position: failures})
 
     def write_rows(
         self, feature: str, start: int, rows: FeatureRows, states: NDArray[np.uint8]
@@ -386,16 +369,16 @@ class Transaction:
             )
         is_whole = given.shape == (n_rows,) and given.dtype.kind in "iu"
         if not is_whole or not np.isin(given, list(State)).all():
-            raise InvalidError(
-                f"feature {feature!r}: one state of {[int(s) for s in State]} is needed for each "
-                "row"
-            )
+            known = [int(state) for state in State]
+            raise InvalidError(f"feature {feature!r}: one state of {known} is needed for each row")
         checked = rows.check(spec, given == State.DONE)
         self._writer.write_rows(spec, start, checked, given.astype(np.uint8))
 
     def read_states(self, feature: str) -> NDArray[np.uint8]:
         """(videos,) uint8: a :class:`State` for each video."""
-        name = fmt.state_name(fmt.check_feature(self._features, feature).spec.name)
+        return self._whole(fmt.state_name(fmt.check_feature(self._features, feature).spec.name))
+
+    def _whole(self, name: str) -> NDArray[Any]:
         return self._session.read(name, 0, self._session.meta(name).n_rows)
 
     def set_states(self, feature: str, failures: Mapping[int, Failures]) -> None:
@@ -410,11 +393,10 @@ class Transaction:
         InvalidError
             For a position out of range. A commit is refused if states, failures and rows disagree.
         """
-        odd = next((value for value in failures.values() if not isinstance(value, Failures)), None)
-        if odd is not None:
-            raise InvalidError(
-                f"failures of {feature!r}: {odd!r} given, kpstore.schema.failures.Failures needed"
-            )
+        odd = [value for value in failures.values() if not isinstance(value, Failures)]
+        if odd:
+            needed = "kpstore.schema.failures.Failures needed"
+            raise InvalidError(f"failures of {feature!r}: {odd[0]!r} given, {needed}")
         fmt.check_feature(self._features, feature)
         self._writer.set_states(feature, failures)
 
@@ -423,13 +405,8 @@ class Transaction:
         spec = fmt.check_feature(self._features, feature).spec
         self._writer.reset(spec, positions, self.read_index())
 
-    # -- parallel writers, end ---------------------------------------------------------------------
-
     def fork(self) -> Fork:
-        """Return a writer of whole chunks for another process.
-
-        This transaction must not have changes of its own yet.
-        """
+        """Return a writer of whole chunks for another process, before any changes here."""
         return self._session.fork()
 
     def merge(self, forks: Sequence[Fork]) -> None:
@@ -446,8 +423,7 @@ class Transaction:
         Raises
         ------
         InvalidError
-            If :meth:`write_rows` and :meth:`set_states` wrote rows and states that disagree;
-            nothing is committed then.
+            If rows and states were written that disagree; nothing is committed then.
         """
         specs = [self._features[name].spec for name in sorted(self._features)]
         try:
@@ -465,11 +441,9 @@ def _one_row(values: Any) -> Any:
 
 
 def _failed_frames(failed: Mapping[int, str], video_id: str, n_frames: int) -> dict[int, str]:
-    found = {}
-    for frame, reason in failed.items():
+    for frame in failed:
         if whole_number(frame) is None or not 0 <= frame < n_frames:
             raise InvalidError(
                 f"failed frame {frame!r} of video {video_id!r}: it has frames 0 to {n_frames - 1}"
             )
-        found[int(frame)] = reason
-    return found
+    return {int(frame): reason for frame, reason in failed.items()}

@@ -40,7 +40,7 @@ SERIAL = Options(workers=0)
 
 
 class Disk:
-    """Which chunks of a store in memory are damaged: they cannot be read, nor written in part, until they are whole."""
+    """Damaged chunks of a store in memory: only writing all of one makes it readable again."""
 
     def __init__(self) -> None:
         self.damaged: set[tuple[str, int]] = set()
