@@ -17,11 +17,12 @@ from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.render.raster import SkeletonStyle, StyleName
 from kpstore.schema.lips import LIP_FEATURE
 from kpstore.store import chunked, history
+from kpstore.store.arrays import Mode
 from kpstore.store.checked import Check
 from kpstore.store.repair import Repair
 from kpstore.store.repair import repair as repair_store
-from kpstore.store.store import Mode, Video
-from kpstore.store.store import Store as _Store
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Video
 from kpstore.views.base import Missing, Selection, Transform, View
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.clips import ClipView, Short
@@ -52,7 +53,7 @@ FACES = "faces"
 """Recipe for a store of persons that holds no more than paths."""
 
 
-class Store(_Store):
+class Store(BaseStore):
     """One immutable version of a store, and the views on it. :func:`open` makes one."""
 
     def __repr__(self) -> str:

@@ -77,6 +77,27 @@ class ArrayMeta:
         item_bytes = _TEXT_BYTES if self.dtype == TEXT else np.dtype(self.dtype).itemsize
         return item_bytes * int(np.prod(self.shape[1:]))
 
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.n_rows // self.chunk_rows)
+
+    def rows_of(self, chunk: int) -> tuple[int, int]:
+        """Return the first row of a chunk and the row after its last one."""
+        start = chunk * self.chunk_rows
+        return start, min(start + self.chunk_rows, self.n_rows)
+
+    def chunks_of(self, start: int, stop: int) -> range:
+        """Return the numbers of the chunks that hold rows ``start`` to ``stop``."""
+        return range(start // self.chunk_rows, -(-stop // self.chunk_rows))
+
+    def unwritten(self, n_rows: int) -> NDArray[Any]:
+        """Return ``n_rows`` rows as they read before anything is written."""
+        shape = (n_rows, *self.shape[1:])
+        if self.dtype == TEXT:
+            return np.full(shape, "", dtype=object)
+        return np.full(shape, self.fill, dtype=self.dtype)
+
     def check_rows(self, name: str, start: int, n_rows: int) -> None:
         """Raise :class:`InvalidError` if rows ``start`` to ``start + n_rows`` are not all inside the array."""
         if start < 0 or n_rows < 0 or start + n_rows > self.n_rows:

@@ -24,7 +24,7 @@ from kpstore.bench.subjects import (
     filesystem_of,
 )
 from kpstore.errors import InvalidError
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 _MEMORY_SHARE = 0.25
 """Of the machine's memory: what the array that everything is compared with may take."""
@@ -80,7 +80,7 @@ class BenchReport:
 
 
 def bench(
-    store: Store,
+    store: BaseStore,
     feature: str,
     *,
     against: Sequence[str] = (),
@@ -167,7 +167,7 @@ def bench(
     )
 
 
-def _rows_to_read(store: Store, feature: str, asked: int | None) -> int:
+def _rows_to_read(store: BaseStore, feature: str, asked: int | None) -> int:
     total = store[feature].shape[0]
     if asked is not None and asked < 1:
         raise InvalidError(f"{asked} frames asked for: use at least 1")
@@ -180,7 +180,7 @@ def _rows_to_read(store: Store, feature: str, asked: int | None) -> int:
 
 
 def _of_store(
-    store: Store, feature: str, rows: int, cache: str, say: Callable[[str], None]
+    store: BaseStore, feature: str, rows: int, cache: str, say: Callable[[str], None]
 ) -> list[Subject]:
     plain = KpstoreSubject(store.location, store.snapshot, feature, rows, cache="off")
     if cache == "off" or "mapped" in plain.how:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import kpstore.api
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class PeakMemory:
     with_mapped: float
 
 
-def peak_of_epoch(store: Store, feature: str, cache: str, n_rows: int) -> PeakMemory | None:
+def peak_of_epoch(store: BaseStore, feature: str, cache: str, n_rows: int) -> PeakMemory | None:
     """Return the peak of one epoch of the first rows by :func:`kpstore.loader`.
 
     None if it could not be measured.

@@ -27,9 +27,9 @@ from kpstore.ingest.whole_videos import extract_alone
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.sources.listed import ListedSource
 from kpstore.store import format as fmt
+from kpstore.store.provenance import check_same
 from kpstore.store.records import Records
-from kpstore.store.store import Store
-from kpstore.store.transaction import check_same
+from kpstore.store.store import BaseStore
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class LiveBackend:
 
     def session(self, snapshot: str) -> LiveSession:
         """Open a version."""
-        stored = Store(self._stored, snapshot, cache="off")
+        stored = BaseStore(self._stored, snapshot, cache="off")
         return LiveSession(stored, self._job, self._provenance)
 
     def begin(self, branch: str = "main") -> Any:
@@ -93,7 +93,7 @@ class LiveSession:
     See :class:`kpstore.backends.base.ReadSession`.
     """
 
-    def __init__(self, stored: Store, job: Job, provenance: Mapping[str, Provenance]) -> None:
+    def __init__(self, stored: BaseStore, job: Job, provenance: Mapping[str, Provenance]) -> None:
         extractor = job.extractor
         self._base, self._records, self._provenance = stored.session, Records(stored), provenance
         self._index, self._specs = stored.index, {spec.name: spec for spec in extractor.specs}
@@ -268,7 +268,7 @@ def _size(found: VideoRows) -> int:
     )
 
 
-def _waiting(store: Store, extractor: AnyExtractor) -> dict[str, NDArray[np.bool_]]:
+def _waiting(store: BaseStore, extractor: AnyExtractor) -> dict[str, NDArray[np.bool_]]:
     """Return by feature of an extractor which videos lack it, (videos,) bool.
 
     One that failed does not.
@@ -282,7 +282,7 @@ def _waiting(store: Store, extractor: AnyExtractor) -> dict[str, NDArray[np.bool
 
 
 def live_backend(
-    stored: Backend, store: Store, extractor: AnyExtractor, root: Path, device: str
+    stored: Backend, store: BaseStore, extractor: AnyExtractor, root: Path, device: str
 ) -> LiveBackend:
     """Return a backend through which a store looks whole.
 

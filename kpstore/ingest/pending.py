@@ -19,8 +19,8 @@ from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.sources.base import Listing
 from kpstore.store import format as fmt
 from kpstore.store import history
-from kpstore.store.store import Store
-from kpstore.store.transaction import check_same
+from kpstore.store.provenance import check_same
+from kpstore.store.store import BaseStore
 
 TASK_SECONDS = 30.0
 """What a task should take: short enough to lose little, long enough that starting it costs nothing."""
@@ -74,7 +74,7 @@ def make_plan(
     backend: Backend, listing: Listing, extractor: AnyExtractor, options: Options
 ) -> IngestPlan:
     """Compare what a source holds with what a store holds, and cut what is missing into tasks."""
-    store = Store(backend, history.resolve(backend, None)) if backend.exists() else None
+    store = BaseStore(backend, history.resolve(backend, None)) if backend.exists() else None
     videos = listing.videos
     _check_references(extractor, videos)
     known = [] if store is None else [video for video in videos if video.id in store.index]
@@ -128,7 +128,7 @@ def _check_references(extractor: AnyExtractor, videos: Sequence[VideoRecord]) ->
 
 
 def _what_is_there(
-    store: Store | None, extractor: AnyExtractor, options: Options
+    store: BaseStore | None, extractor: AnyExtractor, options: Options
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which videos of a store are done or have failed, and which of these are to be done again, (videos,) bool.
 
@@ -172,7 +172,7 @@ def _task_frames(extractor: AnyExtractor, frames: int, workers: int) -> int:
     return max(1, min(by_time, by_share, MAX_TASK_CHUNKS * largest.chunk_rows))
 
 
-def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> tuple[str, ...]:
+def _check_unchanged(store: BaseStore, videos: Sequence[VideoRecord]) -> tuple[str, ...]:
     """Return what differs and does no harm.
 
     Raise :class:`InvalidError` for what would mix up rows or splits.
@@ -220,7 +220,7 @@ def _check_unchanged(store: Store, videos: Sequence[VideoRecord]) -> tuple[str, 
     return tuple(notes)
 
 
-def _future_index(store: Store | None, new: Sequence[VideoRecord]) -> VideoIndex:
+def _future_index(store: BaseStore | None, new: Sequence[VideoRecord]) -> VideoIndex:
     ids = np.array([video.id for video in new], dtype=object)
     splits = np.array([video.split for video in new], dtype=object)
     lengths = np.array([video.n_frames for video in new], dtype=np.int64)

@@ -16,7 +16,8 @@ from kpstore.backends.base import Backend
 from kpstore.backends.locks import is_held
 from kpstore.errors import InvalidError
 from kpstore.schema.feature import State
-from kpstore.store.store import Failure, Store
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Failure
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ class FeatureProgress:
     pending: int
 
 
-def feature_progress(store: Store) -> list[FeatureProgress]:
+def feature_progress(store: BaseStore) -> list[FeatureProgress]:
     """Return the ledger's totals for every feature of a version."""
     totals = []
     for name in store.features:

@@ -32,8 +32,9 @@ from kpstore.schema.feature import State
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
 from kpstore.store import history
-from kpstore.store.store import Failure, Store, backend_for, listed
+from kpstore.store.store import BaseStore, backend_for
 from kpstore.store.transaction import Transaction
+from kpstore.store.video import Failure, listed
 
 
 class Observer(Protocol):
@@ -112,7 +113,7 @@ def run_ingest(
         # Planned before the store is made, so that a plan that fails leaves nothing behind.
         make_plan(backend, listing, extractor, options)
         try:
-            Store.create(
+            BaseStore.create(
                 backend.location, name=options.name or source.name, kpstore_version=__version__
             )
         except ExistsError:
@@ -408,7 +409,7 @@ class _Run:
         )
 
     def _report(self, interrupted: bool) -> IngestReport:
-        store = Store(self._backend, history.resolve(self._backend, None))
+        store = BaseStore(self._backend, history.resolve(self._backend, None))
         return replace(
             self._draft(interrupted),
             snapshot=store.snapshot,

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.index import VideoRecord
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 OnProgress = Callable[[int], None]
 """Told of frames (or of rows, where a file has no frames) each time some more are done."""
@@ -161,7 +161,7 @@ class Exporter(Protocol):
 
     def export(
         self,
-        store: Store,
+        store: BaseStore,
         path: Path,
         *,
         overwrite: bool = False,

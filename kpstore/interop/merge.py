@@ -19,9 +19,9 @@ from kpstore.interop.transfer import ImportReport, import_document, is_numbered,
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
+from kpstore.store.provenance import check_same, with_processors
 from kpstore.store.records import Records
-from kpstore.store.store import Store, backend_for
-from kpstore.store.transaction import check_same, with_processors
+from kpstore.store.store import BaseStore, backend_for
 
 OnConflict = Literal["error", "first", "last"]
 ON_CONFLICT = ("error", "first", "last")
@@ -90,7 +90,7 @@ def merge(
 class _Place:
     """A video of one source."""
 
-    store: Store
+    store: BaseStore
     source: str
     position: int
 
@@ -100,7 +100,7 @@ class Merged:
 
     def __init__(
         self,
-        stores: Sequence[Store],
+        stores: Sequence[BaseStore],
         names: Sequence[str],
         on_conflict: OnConflict,
         *,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kpstore.errors import InvalidError
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 _ID_COLUMNS = ("video_id", "name", "id", "video")
 """Of these the first that a table has names its videos.
@@ -51,7 +51,7 @@ class SplitChange:
 
 
 def set_splits(
-    store: Store, path: Path, *, keep_others: bool = False, dry_run: bool = False
+    store: BaseStore, path: Path, *, keep_others: bool = False, dry_run: bool = False
 ) -> SplitChange:
     """Put the videos of the newest version into the splits that a file names, in one commit.
 
@@ -87,7 +87,9 @@ def set_splits(
     return SplitChange(**{**change.to_json(), "snapshot": tx.snapshot})
 
 
-def _planned(store: Store, splits: dict[str, str], path: Path, keep_others: bool) -> SplitChange:
+def _planned(
+    store: BaseStore, splits: dict[str, str], path: Path, keep_others: bool
+) -> SplitChange:
     index = store.index
     unknown = [video for video in splits if video not in index]
     missing = [video for video in index.ids.tolist() if video not in splits]

@@ -35,7 +35,7 @@ from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
-from kpstore.store.store import Store, backend_for, building
+from kpstore.store.store import BaseStore, backend_for, building
 from kpstore.store.transaction import Transaction
 
 GROUP = "kpstore.formats"
@@ -149,7 +149,7 @@ def import_file(
 
 
 def export_file(
-    store: Store,
+    store: BaseStore,
     path: str | os.PathLike[str],
     format_name: str,
     *,
@@ -226,7 +226,7 @@ def import_document(
     if backend.exists():
         with backend.exclusive(f"import of {source}"):
             return _import_into(
-                Store.open(location, mode="a"), document, source, own_splits, on_progress
+                BaseStore.open(location, mode="a"), document, source, own_splits, on_progress
             )
     with building(location, name=name or document.name, kpstore_version=__version__) as store:
         report = _import_into(store, document, source, own_splits, on_progress)
@@ -234,7 +234,11 @@ def import_document(
 
 
 def _import_into(
-    store: Store, document: Document, source: str, own_splits: bool, on_progress: OnProgress | None
+    store: BaseStore,
+    document: Document,
+    source: str,
+    own_splits: bool,
+    on_progress: OnProgress | None,
 ) -> ImportReport:
     names = ", ".join(feature.spec.name for feature in document.features) or "videos"
     file = Path(source).resolve().name
@@ -454,16 +458,16 @@ def _rows_of(
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Store]:
+def opened(path: str | os.PathLike[str]) -> Iterator[BaseStore]:
     """Open a store, or anything that can be imported: that is then a store for as long as the block runs.
 
     The store of a foreign file lies in the system's folder for temporary files (``$TMPDIR``).
     """
     location = os.fspath(path)
     if backend_for(location).exists():
-        yield Store.open(location)
+        yield BaseStore.open(location)
         return
     with tempfile.TemporaryDirectory(prefix="kpstore-") as folder:
         found = find_format(Path(location))
         report = import_file(location, Path(folder) / "imported.kps", found.name)
-        yield Store.open(report.location)
+        yield BaseStore.open(report.location)

@@ -11,11 +11,16 @@ from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError, Source
 from kpstore.store.format import status_name
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 
 def keypoint_sheet(
-    store: Store, source: Source, *, feature: str = "keypoints", frames: int = 8, columns: int = 4
+    store: BaseStore,
+    source: Source,
+    *,
+    feature: str = "keypoints",
+    frames: int = 8,
+    columns: int = 4,
 ) -> NDArray[np.uint8]:
     """Return one picture of frames from all over the store, with their keypoints.
 
@@ -45,7 +50,7 @@ def keypoint_sheet(
     return contact_sheet(pictures, columns, captions)
 
 
-def _picture(store: Store, source: Source, row: int) -> tuple[NDArray[np.uint8], str]:
+def _picture(store: BaseStore, source: Source, row: int) -> tuple[NDArray[np.uint8], str]:
     position = int(store.index.video_of(np.array([row]))[0])
     video = store.video(store.index.ids[position])
     number = row - video.rows.start

@@ -106,6 +106,10 @@ class ArraySpec:
         """Return ``n_rows`` rows filled with the missing value, shape (n_rows, *shape)."""
         return np.full((n_rows, *self.shape), self.fill, dtype=self.dtype)
 
+    def are_empty(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which rows hold nothing but the missing value, (rows,) bool."""
+        return _all_in_row(np.isnan(rows) if rows.dtype.kind == "f" else rows == self.fill)
+
 
 @dataclass(frozen=True)
 class FeatureSpec(ArraySpec):
@@ -196,9 +200,13 @@ class FeatureSpec(ArraySpec):
             )
         }
         for companion in self.companions:
-            name = f"{self.name}_{companion.name}"
+            name = self.companion(companion.name)
             stored[name] = replace(companion, name=name)
         return stored
+
+    def companion(self, name: str) -> str:
+        """Return the stored name of a companion."""
+        return f"{self.name}_{name}"
 
     def empty_rows(self, n_rows: int) -> FeatureRows:
         """Return ``n_rows`` rows in which nothing was found: NaN values, False masks.
@@ -325,7 +333,7 @@ class FeatureRows:
                 row = int(np.argmax(bad))
                 told = _torn_point(spec, values[row], what) or f"{array} {what}"
                 if (
-                    told.startswith(f"{spec.name}_{MASK} ")
+                    told.startswith(f"{spec.companion(MASK)} ")
                     and self.companions.get(MASK) is not None
                 ):
                     told += f"; leave {MASK!r} out and it follows from the values"
@@ -415,7 +423,7 @@ def faults(
         return
     yield spec.name, "is infinite (NaN is what is missing)", _any_in_row(np.isinf(values))
     known = ~np.isnan(values)
-    mask = f"{spec.name}_{MASK}"
+    mask = spec.companion(MASK)
     detected = companions.get(MASK)
     slices = part_slices(spec)
     for column, part in enumerate(part_names(spec)):
@@ -432,7 +440,7 @@ def faults(
     visibility = companions.get("visibility")
     if visibility is not None:
         outside = np.asarray((visibility < 0) | (visibility > 1), dtype=np.bool_)
-        yield f"{spec.name}_visibility", "is outside 0 to 1", _any_in_row(outside)
+        yield spec.companion("visibility"), "is outside 0 to 1", _any_in_row(outside)
 
 
 def _any_in_row(block: NDArray[np.bool_]) -> NDArray[np.bool_]:

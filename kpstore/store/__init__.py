@@ -1,1 +1,1 @@
-"""Videos and features on top of a backend: immutable versions to read, transactions to write."""
+"""Videos and features on top of a backend: versions to read, transactions to write."""

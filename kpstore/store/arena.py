@@ -1,6 +1,6 @@
-"""Decoded chunks of one array, side by side in memory, up to a limit.
+"""Decoded chunks of one array in contiguous memory, up to a limit.
 
-The ones used longest ago go first.
+The least recently used ones are replaced first.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from kpstore.backends.base import Chunks
 
 ARENA_BYTES = 64 * 2**20
 _WORTH_SHARING = 8
-"""Chunks: fewer are decoded by who wants them. A loader's threads want some each, and handing those over costs more."""
+"""Fewer chunks are decoded by the calling thread: for a loader's threads, with some chunks each,
+handing them over costs more."""
 _N_THREADS = min(8, os.cpu_count() or 1)
 _PARTS = 4
-"""Of the work, for each thread: to hand over each chunk by itself costs as much as to look at a small one."""
+"""Parts of the work per thread: handing over one chunk costs as much as checking a small one."""
 
 _arenas: weakref.WeakSet[ChunkArena] = weakref.WeakSet()
 
 
 class ChunkArena:
-    """Places for decoded chunks, in one piece of memory: rows out of any of them are a single gather.
+    """Slots for decoded chunks in one piece of memory, so that one gather reads from all of them.
 
-    The memory is used again and again. To touch fresh memory for the first time costs more than to
-    decode into it. Safe to use from several threads, which decode and copy side by side; a chunk
-    that several need is decoded once.
+    The memory is reused: touching fresh memory costs more than decoding into it. Safe to use from
+    several threads, which decode and copy in parallel; a chunk that several need is decoded once.
 
     Parameters
     ----------
     chunks : where chunks come from.
     shape : of the array, rows first.
-    limit_bytes : of all places; one chunk is kept in any case.
-    row_bytes : memory that one row needs.
+    limit_bytes : of all slots; there is always at least one.
+    row_bytes : memory of one row.
     """
 
     def __init__(
@@ -62,27 +62,26 @@ class ChunkArena:
         _arenas.add(self)
 
     def forget(self) -> None:
-        """Start anew, all places free: what a forked child has to do, as its parent's threads do not exist there."""
+        """Free all slots. A forked child has to, as it does not have its parent's threads."""
         self._slot_of = np.full(self._n_chunks, -1, dtype=np.int64)
         self._chunk_in = np.full(self._n_slots, -1, dtype=np.int64)
         self._ready = np.zeros(self._n_slots, dtype=bool)
         self._used = np.zeros(self._n_slots, dtype=np.int64)
         self._seen = np.zeros(self._n_chunks, dtype=bool)
         self._now = 0
-        # Which places each read that is under way needs, and which one of them decodes into a
-        # place. Reads enter and leave these by single steps, so that an interrupt leaves nothing
-        # behind.
+        # The slots that each running read needs, and the read that decodes into a slot. Reads enter
+        # and leave these in single steps, so that an interrupt leaves nothing behind.
         self._claims: dict[object, NDArray[np.int64]] = {}
         self._decoding: dict[int, object] = {}
-        # Places that are being written now, perhaps for a read that was interrupted and is gone.
+        # Slots that are being written, perhaps for a read that was interrupted.
         self._busy: set[int] = set()
-        # Guards all of the above, and is told when places become free or ready.
+        # Guards all of the above, and is notified when slots become free or ready.
         self._changed = threading.Condition()
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> int:
         """Copy rows into ``out`` in the order asked for.
 
-        Return how many chunks were decoded once more than once.
+        Return the number of chunks decoded here that had been decoded before.
         """
         numbers = rows // self._chunk_rows
         needed = np.unique(numbers)
@@ -108,13 +107,12 @@ class ChunkArena:
         out: NDArray[Any],
     ) -> None:
         places = rows + (self._slot_of[numbers] - numbers) * self._chunk_rows
-        # Without mode="clip" numpy gathers into memory of its own first; these places are all
-        # there.
+        # Without mode="clip" numpy gathers into a buffer first; all of these places exist.
         np.take(memory, places, axis=0, out=out, mode="clip")
 
     @contextmanager
     def _held(self, wave: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], int]]:
-        """Have all chunks of a wave decoded, at most as many as there are places, and keep them there meanwhile."""
+        """Decode all chunks of a wave, at most as many as there are slots, and hold them."""
         claim = object()
         try:
             memory = self._claim(claim, wave)
@@ -127,7 +125,7 @@ class ChunkArena:
                 self._changed.notify_all()
 
     def _claim(self, claim: object, wave: NDArray[np.int64]) -> NDArray[Any]:
-        """Give every chunk of a wave a place, and keep those places from others until the claim is given up."""
+        """Give every chunk of a wave a slot, which no other read uses until it is released."""
         with self._changed:
             missing, free = wave[self._slot_of[wave] < 0], np.empty(0, dtype=np.int64)
             while len(missing):
@@ -150,7 +148,7 @@ class ChunkArena:
             return self._memory
 
     def _free_slots(self, wave: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the places that nobody claims and ``wave`` does not need, the ones used longest ago first."""
+        """Return slots that neither a read nor ``wave`` needs, the least recently used first."""
         free = np.ones(self._n_slots, dtype=bool)
         there = self._slot_of[wave]
         free[there[there >= 0]] = False
@@ -161,12 +159,10 @@ class ChunkArena:
         return found[np.argsort(self._used[found], kind="stable")]
 
     def _fill(self, claim: object, memory: NDArray[Any]) -> int:
-        """Decode what of a claim is not there yet, and wait for what others decode.
+        """Decode the missing chunks of a claim, and wait for those that others decode.
 
-        Return how many were seen before.
-
-        Where another read meets an error, this one tries for itself: it may not be this one's chunk
-        that is broken.
+        Return the number of chunks that had been decoded before. If another read fails, this one
+        tries again: its own chunks may be sound.
         """
         slots = self._claims[claim]
         again = 0
@@ -199,7 +195,7 @@ class ChunkArena:
         try:
             with self._changed:
                 if self._decoding.get(slot) is not claim:
-                    return  # the read was interrupted before this came to its turn
+                    return  # the read was interrupted before this chunk was started
                 mine = True
                 self._busy.add(slot)
                 chunk = int(self._chunk_in[slot])
@@ -216,7 +212,7 @@ _threads: ThreadPoolExecutor | None = None
 
 
 def for_each(work: Callable[[int], None], items: list[int]) -> None:
-    """Do work on chunks by number, in several threads if there are many of them."""
+    """Call ``work`` with each of some numbers of chunks, in several threads if there are many."""
     global _threads
     if len(items) < _WORTH_SHARING or _N_THREADS == 1:
         _each(work, items)
@@ -229,14 +225,10 @@ def for_each(work: Callable[[int], None], items: list[int]) -> None:
     try:
         for part in range(n_parts):
             futures.append(pool.submit(_each, work, items[part::n_parts], stop))
-        wait(
-            futures
-            # all of them, also if one fails: they write to places that others get once they are given
-            # up
-        )
+        # All of them, even if one fails: they write to slots that others get afterwards.
+        wait(futures)
     except BaseException:
-        # An interrupt may come in the midst of starting a thread, and what such a pool still takes
-        # nobody works off.
+        # An interrupt while a thread starts may leave a pool that takes work and never does it.
         _threads = None
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,8 +1,8 @@
-"""Memory for the results of reads, used again when nobody has the result any more.
+"""Memory for the results of reads, used again when the result is no longer referenced.
 
-Memory that was never touched costs as much as gathering rows into it, and what is freed in one
-thread and allocated in another is often given back to the system in between: a loader spent half of
-its time on pages of zeros.
+Touching fresh memory costs as much as gathering rows into it, and memory that is freed in one
+thread and allocated in another is often returned to the system in between: without this, a loader
+spent half of its time on zeroing pages.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LEAST_BYTES, _MOST_BYTES = 2**16, 2**24
-"""Of a result: smaller ones lie in memory that malloc keeps anyway, and larger ones are too much to keep."""
+"""Sizes of results: malloc keeps memory of smaller ones anyway, and larger ones are too much."""
 _STEPS = 8
-"""Sizes between two powers of two: batches of nearly the same size use the same memory."""
+"""Sizes between two powers of two: batches of nearly the same size share memory."""
 
 
 def _is_alone(buffer: NDArray[np.uint8]) -> bool:
-    """Whether only the caller has the buffer: arrays and tensors made of it refer to it as their base."""
+    """Whether only the caller refers to the buffer; arrays and tensors on it hold a reference."""
     return sys.getrefcount(buffer) <= _REFERENCES
 
 
 def _references_of_one() -> int:
-    """Return how many references :func:`_is_alone` sees if there is one: newer interpreters count fewer."""
+    """Return the count that :func:`_is_alone` sees for one reference: it depends on the Python."""
     seen: list[int] = []
 
     def count(buffer: NDArray[np.uint8]) -> None:
@@ -41,12 +41,12 @@ _REFERENCES = _references_of_one()
 
 
 class Buffers:
-    """Gives out arrays. Safe to use from several threads and after a fork: nothing is locked.
+    """Allocates arrays. Safe to use from several threads and after a fork: it has no lock.
 
     Parameters
     ----------
-    limit_bytes : of all memory that is remembered; what was given out longest ago is forgotten, and
-        is then freed as any array's memory is.
+    limit_bytes : of all memory that is kept for reuse. The oldest is dropped first, and freed like
+        the memory of any array.
     """
 
     def __init__(self, limit_bytes: int = 2**26) -> None:
@@ -54,7 +54,7 @@ class Buffers:
         self._kept: deque[NDArray[np.uint8]] = deque()
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return an array of whatever the memory holds, as :func:`numpy.empty` does."""
+        """Return an uninitialized array, as :func:`numpy.empty` does."""
         n_bytes = dtype.itemsize
         for length in shape:
             n_bytes *= length
@@ -66,7 +66,7 @@ class Buffers:
         return found
 
     def _buffer(self, n_bytes: int) -> NDArray[np.uint8]:
-        """Return memory that nobody has, taken out of what is kept."""
+        """Return memory that is not in use, taken from the memory that is kept if it fits."""
         step = (1 << (n_bytes.bit_length() - 1)) // _STEPS
         size = -(-n_bytes // step) * step
         passed, found = [], None

@@ -1,8 +1,8 @@
 """Decoded arrays on the local disk, memory-mapped, shared by all processes of a machine.
 
-A version never changes, so a decoded copy is right for ever: it is found by the version's id and
-the array's name, and needs no invalidation. One file per array, in numpy's own format, and behind
-the values what each chunk of them adds up to: the disk under a cache goes bad as any other does.
+A version never changes, so a decoded copy is never outdated: it is found by the version's id and
+the array's name. Each array is one file in numpy's own format, followed by a checksum of each
+chunk, as the disk under a cache may fail too.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,17 +33,17 @@ FOLDER_VARIABLE = "KPSTORE_CACHE"
 LIMIT_VARIABLE = "KPSTORE_CACHE_GB"
 DEFAULT_LIMIT_GB = 100.0
 _SUFFIX = ".kpstore.npy"
-"""Not merely .npy: whoever names a folder with arrays of his own as the cache must not lose them when it is cleared."""
+"""Not only .npy: clearing the cache must not remove arrays of the user's in the same folder."""
 _STATISTICS = ".kpstore.statistics.npz"
 _PART = ".part"
 _LOCK = ".lock"
 _WRITE_BYTES = 64 * 2**20
-"""Written in one go: Linux then keeps the file in large pages, and looks addresses up a third faster."""
+"""Size of one write: Linux then keeps the file in large pages, which speeds lookups by a third."""
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One decoded array, or the statistics of one: of which version, how large, when last opened (s since 1970)."""
+    """One decoded array, or its statistics: version, size, and last use in seconds since 1970."""
 
     snapshot: str
     name: str
@@ -58,13 +58,12 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class DecodedArray:
-    """A decoded array as it lies here, not looked at yet.
+    """A decoded array in the cache, not checked yet.
 
     Parameters
     ----------
     values : (rows, …), read-only, mapped.
-    checksums : (chunks,) uint64, of :func:`kpstore.backends.checksums.checksum`: what each chunk
-        has to add up to.
+    checksums : (chunks,) uint64, of :func:`kpstore.backends.checksums.checksum`.
     """
 
     values: NDArray[Any]
@@ -72,14 +71,14 @@ class DecodedArray:
 
 
 def default_folder() -> Path:
-    """Return where decoded arrays go: ``$KPSTORE_CACHE``, or ``kpstore`` in the user's cache folder."""
+    """Return the folder: ``$KPSTORE_CACHE``, or ``kpstore`` in the user's cache folder."""
     given = os.environ.get(FOLDER_VARIABLE)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(base) / "kpstore"
 
 
 def default_limit() -> int:
-    """Return how many bytes the cache may hold: ``$KPSTORE_CACHE_GB``, 100 GB if unset."""
+    """Return the most bytes that the cache may hold: ``$KPSTORE_CACHE_GB``, 100 GB if unset."""
     given = os.environ.get(LIMIT_VARIABLE, "")
     try:
         return int(float(given or DEFAULT_LIMIT_GB) * 1e9)
@@ -92,8 +91,8 @@ class DecodedCache:
 
     Parameters
     ----------
-    folder : made when the first array is decoded; :func:`default_folder` if not given.
-    limit_bytes : of all arrays together; what was opened longest ago makes room.
+    folder : created when the first array is decoded; :func:`default_folder` if not given.
+    limit_bytes : of all arrays together; the least recently used are removed to make room.
         :func:`default_limit` if not given.
     """
 
@@ -101,7 +100,7 @@ class DecodedCache:
         self.folder = default_folder() if folder is None else folder
         self._limit = limit_bytes
         self.refusal = ""
-        """Why the last array that was to be decoded was not."""
+        """Why the last array could not be decoded; ``""`` if it was."""
 
     @property
     def limit_bytes(self) -> int:
@@ -109,7 +108,7 @@ class DecodedCache:
         return default_limit() if self._limit is None else self._limit
 
     def _path(self, snapshot: str, name: str) -> Path:
-        # Names come from the store's files: none of them may lead out of the folder.
+        # Names come from the store's files, and must not lead out of the folder.
         if not re.fullmatch(r"\w+", snapshot) or not re.fullmatch(r"\w+", name):
             raise InvalidError(
                 f"version {snapshot!r}, array {name!r}: the cache takes letters, digits and "
@@ -118,42 +117,29 @@ class DecodedCache:
         return self.folder / snapshot / f"{name}{_SUFFIX}"
 
     def statistics_path(self, snapshot: str, name: str) -> Path:
-        """Return the place for statistics of a version.
-
-        They are listed, cleared and make room as arrays do.
-        """
+        """Return the path for statistics of a version, which are listed and removed like arrays."""
         return self._path(snapshot, name).with_name(f"{name}{_STATISTICS}")
 
     def keep_statistics(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write statistics aside and give them their name when they are whole.
+        """Write statistics to a temporary file, and rename it when it is complete.
 
-        A folder that cannot be written, or a decoder that clears up meanwhile, only costs measuring
-        again.
+        If the folder cannot be written, or is cleared meanwhile, they are measured again next time.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, aside = _make_aside(path)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
-                os.replace(aside, path)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(aside)
-                raise
+            with _written_aside(path) as file:
+                np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
         except OSError as error:
             _log.warning("statistics are not kept: %s", error)
 
     def open(
         self, snapshot: str, name: str, meta: ArrayMeta, checksums: NDArray[np.uint64] | None = None
     ) -> DecodedArray | None:
-        """Return a decoded array, mapped.
-
-        None if it is not here, or is not the copy of these chunks.
+        """Return a decoded array, mapped; None if there is none, or not of these chunks.
 
         Parameters
         ----------
-        checksums : (chunks,), what the store says of its chunks; None if it says nothing.
+        checksums : (chunks,), as the store has them; None if it has none.
         """
         path = self._path(snapshot, name)
         try:
@@ -161,27 +147,29 @@ class DecodedCache:
             with path.open("rb") as file:
                 file.seek(mapped.offset + mapped.nbytes)
                 kept = np.frombuffer(file.read(), dtype="<u8").astype(np.uint64)
-        except Exception:  # numpy parses headers as Python: torn ones end in errors of every kind
+        except Exception:  # numpy parses headers as Python: damaged ones raise errors of any kind
             return None
         if (
             mapped.shape != meta.shape
             or mapped.dtype != np.dtype(meta.dtype)
-            or len(kept) != _n_chunks(meta)
+            or len(kept) != meta.n_chunks
         ):
             return None
         if checksums is not None and not np.array_equal(kept, checksums):
-            _log.warning("%s is not a copy of %r as the store has it, and is not used", path, name)
+            _log.warning(
+                "%s is not a copy of %r as it is in the store, and is not used", path, name
+            )
             return None
         with suppress(OSError):
             os.utime(path)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError, ValueError):  # a kernel that has no large pages for files
+            with suppress(OSError, ValueError):  # the kernel may not have large pages for files
                 mapped._mmap.madvise(mmap.MADV_HUGEPAGE)
-        # A plain array: numpy's memmap does work of its own in every call.
+        # A plain array: numpy's memmap has overhead in every call.
         return DecodedArray(np.asarray(mapped), kept)
 
     def drop(self, snapshot: str, name: str) -> bool:
-        """Remove one decoded array, which is damaged; return whether it is gone."""
+        """Remove a damaged decoded array; return whether it is gone."""
         path = self._path(snapshot, name)
         with suppress(OSError):
             path.unlink(missing_ok=True)
@@ -197,19 +185,18 @@ class DecodedCache:
         *,
         on_chunk: Callable[[int, int], None] | None = None,
     ) -> DecodedArray | None:
-        """Decode an array, once on this machine however many processes ask, and return it mapped.
+        """Decode an array, once on a machine even if several processes ask, and return it mapped.
 
         Parameters
         ----------
-        chunks : which check what they give: it is written down here.
-        checksums : (chunks,), what the store says of them; None if it says nothing.
-        on_chunk : told of progress, chunks done and chunks in all.
+        chunks : chunks that are checked when they are read.
+        checksums : (chunks,), as the store has them; None if it has none.
+        on_chunk : called with the number of chunks done and the number of all chunks.
 
         Returns
         -------
         DecodedArray or None
-            None if there is no room for it, within the limit or on the disk, or the folder cannot
-            be written.
+            None if it exceeds the limit or the space on the disk, or the folder cannot be written.
 
         Raises
         ------
@@ -220,12 +207,11 @@ class DecodedCache:
         self.refusal = ""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # One lock for the folder, which stays for ever: a lock that is removed while others
-            # wait for it locks nothing, and whoever makes room must not be overtaken.
+            # One lock for the folder, which is never removed: others may be waiting for it.
             with waiting_lock(self.folder / _LOCK):
                 if self.open(snapshot, name, meta, checksums) is None:
                     self._remove_left_overs()
-                    if not self._make_room(_decoded_bytes(meta)):
+                    if not self._make_room(meta.n_rows * meta.row_bytes):
                         return None
                     _decode(path, meta, chunks, checksums, on_chunk)
         except OSError as error:
@@ -235,10 +221,7 @@ class DecodedCache:
         return self.open(snapshot, name, meta, checksums)
 
     def _remove_left_overs(self) -> int:
-        """Remove what killed processes left, under the lock that whoever decodes holds.
-
-        Return its size.
-        """
+        """Remove files that killed processes left, under the lock; return their size."""
         n_bytes = 0
         for left_over in self.folder.glob(f"*/.*{_PART}"):
             n_bytes += left_over.stat().st_size
@@ -246,10 +229,8 @@ class DecodedCache:
         return n_bytes
 
     def _make_room(self, n_bytes: int) -> bool:
-        free = shutil.disk_usage(self.folder).free
-        if n_bytes > self.limit_bytes or n_bytes > free + sum(
-            entry.size_bytes for entry in self.entries()
-        ):
+        free, held = shutil.disk_usage(self.folder).free, self._held()
+        if n_bytes > self.limit_bytes or n_bytes > free + held:
             self.refusal = (
                 f"no room in {self.folder}: it needs {n_bytes / 1e9:.3g} GB, the cache may hold "
                 f"{self.limit_bytes / 1e9:.3g} GB (${LIMIT_VARIABLE}) and the disk has "
@@ -257,17 +238,17 @@ class DecodedCache:
             )
             return False
         for entry in self.entries():
-            held = sum(entry.size_bytes for entry in self.entries())
-            if (
-                held + n_bytes <= self.limit_bytes
-                and n_bytes <= shutil.disk_usage(self.folder).free
-            ):
+            free = shutil.disk_usage(self.folder).free
+            if self._held() + n_bytes <= self.limit_bytes and n_bytes <= free:
                 break
             _remove(entry)
         return n_bytes <= shutil.disk_usage(self.folder).free
 
+    def _held(self) -> int:
+        return sum(entry.size_bytes for entry in self.entries())
+
     def entries(self) -> list[CacheEntry]:
-        """Return what is here, the array that was opened longest ago first."""
+        """Return the entries of the cache, the least recently used first."""
         found = []
         paths = [
             path for suffix in (_SUFFIX, _STATISTICS) for path in self.folder.glob(f"*/*{suffix}")
@@ -280,7 +261,7 @@ class DecodedCache:
         return sorted(found, key=lambda entry: entry.used)
 
     def clear(self, snapshots: Collection[str] | None = None) -> int:
-        """Remove arrays and return how many bytes they took. Those in use stay readable where they are.
+        """Remove arrays and return their size; arrays in use stay readable.
 
         Parameters
         ----------
@@ -298,14 +279,6 @@ class DecodedCache:
         return freed
 
 
-def _decoded_bytes(meta: ArrayMeta) -> int:
-    return int(np.prod(meta.shape)) * np.dtype(meta.dtype).itemsize
-
-
-def _n_chunks(meta: ArrayMeta) -> int:
-    return -(-meta.n_rows // meta.chunk_rows)
-
-
 def _decode(
     path: Path,
     meta: ArrayMeta,
@@ -313,32 +286,39 @@ def _decode(
     checksums: NDArray[np.uint64] | None,
     on_chunk: Callable[[int, int], None] | None,
 ) -> None:
-    """Write all rows, and what they add up to, to a file aside and give it its name when it is whole."""
-    handle, aside = _make_aside(path)
-    n_chunks = _n_chunks(meta)
+    """Write all rows and their checksums."""
+    n_chunks = meta.n_chunks
     kept = np.zeros(n_chunks, dtype="<u8") if checksums is None else checksums.astype("<u8")
+    with _written_aside(path) as file:
+        header = {
+            "descr": np.dtype(meta.dtype).str,
+            "fortran_order": False,
+            "shape": meta.shape,
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        per_write = max(1, _WRITE_BYTES // max(1, meta.chunk_rows * meta.row_bytes))
+        buffer = np.empty((per_write, meta.chunk_rows, *meta.shape[1:]), dtype=meta.dtype)
+        for first in range(0, n_chunks, per_write):
+            stop = min(first + per_write, n_chunks)
+            for number in range(first, stop):
+                chunks.read_into(number, buffer[number - first])
+                if checksums is None:
+                    begin, end = meta.rows_of(number)
+                    kept[number] = checksum(meta, buffer[number - first, : end - begin])
+                if on_chunk is not None:
+                    on_chunk(number + 1, n_chunks)
+            n_rows = min(stop * meta.chunk_rows, meta.n_rows) - first * meta.chunk_rows
+            buffer.reshape(-1, *meta.shape[1:])[:n_rows].tofile(file)
+        kept.tofile(file)
+
+
+@contextmanager
+def _written_aside(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file, which gets its name when it is complete."""
+    handle, aside = _make_aside(path)
     try:
         with os.fdopen(handle, "wb") as file:
-            header = {
-                "descr": np.dtype(meta.dtype).str,
-                "fortran_order": False,
-                "shape": meta.shape,
-            }
-            np.lib.format.write_array_header_1_0(file, header)
-            per_write = max(1, _WRITE_BYTES // max(1, meta.chunk_rows * meta.row_bytes))
-            buffer = np.empty((per_write, meta.chunk_rows, *meta.shape[1:]), dtype=meta.dtype)
-            for first in range(0, n_chunks, per_write):
-                stop = min(first + per_write, n_chunks)
-                for number in range(first, stop):
-                    chunks.read_into(number, buffer[number - first])
-                    if checksums is None:
-                        n_rows = min(meta.chunk_rows, meta.n_rows - number * meta.chunk_rows)
-                        kept[number] = checksum(meta, buffer[number - first, :n_rows])
-                    if on_chunk is not None:
-                        on_chunk(number + 1, n_chunks)
-                n_rows = min(stop * meta.chunk_rows, meta.n_rows) - first * meta.chunk_rows
-                buffer.reshape(-1, *meta.shape[1:])[:n_rows].tofile(file)
-            kept.tofile(file)
+            yield file
         os.replace(aside, path)
     except BaseException:
         with suppress(OSError):
@@ -351,9 +331,7 @@ def _make_aside(path: Path) -> tuple[int, str]:
         path.parent.mkdir(exist_ok=True)
         if path.parent.is_symlink():
             raise NotADirectoryError(f"{path.parent} is a link; the cache does not write elsewhere")
-        with suppress(
-            FileNotFoundError
-        ):  # the folder was still empty, and whoever cleared the cache removed it
+        with suppress(FileNotFoundError):  # the cache was cleared, and the empty folder removed
             return tempfile.mkstemp(prefix=".", suffix=_PART, dir=path.parent)
 
 

@@ -1,4 +1,4 @@
-"""Stored arrays as Dask arrays, whose pieces are made of whole stored chunks."""
+"""Stored arrays as Dask arrays, whose chunks are made of whole stored chunks."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING, Any
 from kpstore.errors import InvalidError, MissingExtraError
 
 if TYPE_CHECKING:
-    from kpstore.store.store import FeatureArray, Store
+    from kpstore.store.arrays import FeatureArray
+    from kpstore.store.store import BaseStore
 
 Rows = int | str | tuple[int, ...]
-"""Rows of a piece of a Dask array: a number, -1 for all, sizes in order, ``"auto"``, or bytes (``"64 MiB"``)."""
+"""Rows of a Dask chunk: a number, -1 for all, sizes in order, ``"auto"``, or ``"64 MiB"``."""
 
 
-def to_dask(store: Store, name: str, chunks: Rows | Mapping[str, Rows] | None = None) -> Any:
+def to_dask(store: BaseStore, name: str, chunks: Rows | Mapping[str, Rows] | None = None) -> Any:
     """Return an array of a store as a Dask array; nothing is read before it is computed.
 
-    It pickles as (location, snapshot, name): workers open the same version themselves.
+    It pickles as (location, snapshot, name), and workers open the same version.
 
     Parameters
     ----------
     name : a feature, a companion such as ``"keypoints_detected"``, or a column of the index.
-    chunks : rows of a piece. None takes the stored chunks (1,024 frames of keypoints, 2 MiB);
-        ``"auto"`` as many of them as Dask likes best (128 MiB); other sizes are best multiples of
-        :attr:`FeatureArray.chunk_rows`. A mapping gives sizes by dimension, ``{"frame": 4096,
-        "keypoint": 11}``; the others stay whole.
+    chunks : rows of a Dask chunk. None takes the stored chunks (1,024 frames of keypoints, 2 MiB);
+        ``"auto"`` combines them to Dask's preferred size (128 MiB); other sizes should be multiples
+        of :attr:`FeatureArray.chunk_rows`. A mapping gives sizes by dimension, ``{"frame": 4096,
+        "keypoint": 11}``; other dimensions are not divided.
 
     Returns
     -------
@@ -35,7 +36,7 @@ def to_dask(store: Store, name: str, chunks: Rows | Mapping[str, Rows] | None = 
     Raises
     ------
     NotFoundError
-        If there is no such array.
+        If the store has no such array.
     InvalidError
         If the sizes do not fit.
     MissingExtraError
@@ -49,8 +50,8 @@ def to_dask(store: Store, name: str, chunks: Rows | Mapping[str, Rows] | None = 
 
     array = store[name]
     pieces = _pieces(array, chunks)
-    # A graph holds the array once per piece, a few hundred bytes, so that a worker needs no other
-    # task's result.
+    # A graph holds the array once per chunk, in a few hundred bytes, so that a worker needs no
+    # other task's result.
     token = f"kpstore-{name}-{tokenize(array, pieces)}"
     from_array: Any = da.from_array
     return from_array(array, chunks=pieces, name=token, inline_array=True, asarray=True)
@@ -62,9 +63,8 @@ def _pieces(
     from dask.array import core
 
     stored = (max(1, min(array.chunk_rows, len(array))), *array.shape[1:])
-    by_dim = (
-        chunks if isinstance(chunks, Mapping) else {} if chunks is None else {array.dims[0]: chunks}
-    )
+    first = {} if chunks is None else {array.dims[0]: chunks}
+    by_dim = chunks if isinstance(chunks, Mapping) else first
     unknown = [dim for dim in by_dim if dim not in array.dims]
     if unknown:
         raise InvalidError(
@@ -77,7 +77,7 @@ def _pieces(
         )
     wanted = [by_dim.get(dim, size) for dim, size in zip(array.dims, stored, strict=True)]
     if array.dtype == object:
-        # Dask cannot tell the size of text; the stored chunks are as good as what it would choose.
+        # Dask cannot tell the size of text, so stored chunks take the place of its own choice.
         wanted = [
             size if isinstance(asked, str) else asked
             for asked, size in zip(wanted, stored, strict=True)

@@ -1,8 +1,8 @@
-"""How videos and features are laid out as arrays: names, attributes, chunks. docs/format.md says the same in prose."""
+"""Names, attributes and chunks of a store's arrays (docs/format.md says the same in prose)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,22 +13,23 @@ from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import TABLE
 from kpstore.errors import CorruptError, InvalidError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
+from kpstore.schema.index import VideoIndex
 
 FORMAT_VERSION = 2
-"""Of new stores; older ones stay what they are until :func:`upgraded` (docs/decisions/008)."""
+"""Format of new stores; older ones keep theirs until :func:`upgraded` (docs/decisions/008)."""
 READABLE_VERSIONS = (1, 2)
 CHECKSUMS = "checksums"
-"""The part of the format that keeps a checksum of every chunk by its place."""
+"""The part of the format that stores a checksum of every chunk by its place."""
 PARTS = (CHECKSUMS,)
 """Parts of format 2 that this kpstore reads and writes."""
 ROOT = "kpstore"
-"""Attribute of the store that holds everything kpstore itself needs to know."""
+"""Attribute of the store that holds kpstore's own description of it."""
 
 OWN_SPLITS = "own_splits"
 """Key in :data:`ROOT` that is true once splits were set by hand."""
 
 PROCESSORS = "processors"
-"""Of a feature's provenance: the kinds of processors that have computed it, on which last bits depend."""
+"""Key of a feature's provenance: kinds of processors that computed it; last bits depend on them."""
 
 VIDEO_CHUNK_ROWS = 65_536
 TEXT_CHUNK_ROWS = 4_096
@@ -87,9 +88,9 @@ FRAME_ARRAYS: dict[str, ArrayMeta] = {
     ),
 }
 FRAME_VIDEO = "frame_video"
-"""Number of each frame's video: not stored, but a coordinate of labelled data sets."""
+"""Position of each frame's video: not stored, but a coordinate of labelled data sets."""
 RESERVED_NAMES = frozenset({*VIDEO_ARRAYS, *FRAME_ARRAYS, "video", "frame", FRAME_VIDEO, TABLE})
-"""Names that no feature may have, whether or not the store holds videos yet."""
+"""Names that no feature may have, even in a store without videos."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,13 @@ def state_name(feature: str) -> str:
 
 
 def failure_name(feature: str) -> str:
-    """Name of the (video,) text array that says what failed, as JSON; empty where nothing did."""
+    """Name of the (video,) text array of failures, as JSON; empty where nothing failed."""
     return f"{feature}_failure"
+
+
+def row_state_name(spec: FeatureSpec) -> str:
+    """Name of the array with a :class:`State` for each row of a feature, frames or videos."""
+    return status_name(spec.name) if spec.axis == "frame" else state_name(spec.name)
 
 
 def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, Any]:
@@ -132,7 +138,12 @@ def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, Any]:
 def read_root(session: ReadSession, location: str) -> dict[str, Any]:
     """Return kpstore's own part of the attributes.
 
-    An error in one line if this is not, or not yet, our format.
+    Raises
+    ------
+    InvalidError
+        If this is not a kpstore store, or one of a format that this kpstore cannot read.
+    CorruptError
+        If the description is incomplete.
     """
     about = session.attrs().get(ROOT)
     if not isinstance(about, dict):
@@ -146,12 +157,8 @@ def read_root(session: ReadSession, location: str) -> dict[str, Any]:
             f"{' and '.join(map(str, READABLE_VERSIONS))}; open it with the kpstore that wrote it, "
             "or upgrade"
         )
-    missing = {
-        "name",
-        "annotations",
-        "features",
-        *(["parts"] if version > 1 else []),
-    } - about.keys()
+    required = {"name", "annotations", "features", *(["parts"] if version > 1 else [])}
+    missing = required - about.keys()
     if missing:
         raise CorruptError(
             f"{location}: its description lacks {', '.join(sorted(missing))}; it is damaged"
@@ -166,9 +173,7 @@ def read_root(session: ReadSession, location: str) -> dict[str, Any]:
 
 
 def lacks(about: Mapping[str, Any]) -> str:
-    """Return what a store of an older format does without, in one line for people.
-
-    Empty if that is nothing.
+    """Return what a store of an older format lacks, in one line; empty for the newest format.
 
     Parameters
     ----------
@@ -184,9 +189,7 @@ def lacks(about: Mapping[str, Any]) -> str:
 
 
 def upgraded(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a store's attributes as the newest format has them.
-
-    Parts of the newest format are kept.
+    """Return a store's attributes in the newest format.
 
     Parameters
     ----------
@@ -209,7 +212,7 @@ def read_features(about: Mapping[str, Any]) -> dict[str, StoredFeature]:
 
 
 def feature_metas(spec: FeatureSpec, *, n_videos: int, n_frames: int) -> dict[str, ArrayMeta]:
-    """Return every array of a feature: values, companions, and where each row and video stands."""
+    """Return every array of a feature: values, companions, states and failures."""
     n_rows = n_frames if spec.axis == "frame" else n_videos
     flags = {
         "flag_values": [int(s) for s in State],
@@ -219,10 +222,8 @@ def feature_metas(spec: FeatureSpec, *, n_videos: int, n_frames: int) -> dict[st
     for name, array in spec.arrays.items():
         attrs: dict[str, Any] = {"units": array.units, "long_name": array.description or name}
         if name == spec.name:
-            linked = [
-                *list(spec.arrays)[1:],
-                *([status_name(spec.name)] if spec.axis == "frame" else []),
-            ]
+            linked = [spec.companion(companion.name) for companion in spec.companions]
+            linked += [status_name(spec.name)] if spec.axis == "frame" else []
             attrs["ancillary_variables"] = " ".join(linked)
         metas[name] = ArrayMeta(
             (n_rows, *array.shape),
@@ -246,6 +247,11 @@ def feature_metas(spec: FeatureSpec, *, n_videos: int, n_frames: int) -> dict[st
     return metas
 
 
+def feature_arrays(spec: FeatureSpec) -> tuple[str, ...]:
+    """Return the names of all arrays of a feature."""
+    return tuple(feature_metas(spec, n_videos=0, n_frames=0))
+
+
 def label_metas(spec: FeatureSpec) -> dict[str, tuple[ArrayMeta, NDArray[np.object_]]]:
     """Return the coordinate arrays of a feature's labels, by dimension, with their values."""
     return {
@@ -257,21 +263,37 @@ def label_metas(spec: FeatureSpec) -> dict[str, tuple[ArrayMeta, NDArray[np.obje
 def row_arrays(
     spec: FeatureSpec, rows: FeatureRows, status: NDArray[np.uint8]
 ) -> dict[str, NDArray[Any]]:
-    """Return what to write into which array for some rows of a feature.
+    """Return the values to write for some rows of a feature, by array.
 
     Parameters
     ----------
     status : (rows,) uint8, a :class:`State` for each row; only features of frames keep it.
     """
-    companions = {f"{spec.name}_{name}": array for name, array in rows.companions.items()}
+    companions = {spec.companion(name): array for name, array in rows.companions.items()}
     states = {status_name(spec.name): status} if spec.axis == "frame" else {}
     return {spec.name: rows.values, **companions, **states}
 
 
 def check_feature(features: Mapping[str, StoredFeature], name: str) -> StoredFeature:
-    """Return a feature by name; :class:`NotFoundError` lists what there is."""
+    """Return a feature by name; :class:`NotFoundError` lists the known ones."""
     if name not in features:
         raise NotFoundError(
             f"feature {name!r} not found; this store has {sorted(features) or 'none yet'}"
         )
     return features[name]
+
+
+def read_index(
+    session: ReadSession, read: Callable[[str], NDArray[Any]] | None = None
+) -> VideoIndex:
+    """Return the list of videos of a version.
+
+    Parameters
+    ----------
+    read : returns all rows of an array; by default through the session.
+    """
+    if "video_id" not in session.names():
+        empty = np.empty(0, dtype=object)
+        return VideoIndex(empty, empty, np.empty(0, dtype=np.int64))
+    whole = read or (lambda name: session.read(name, 0, session.meta(name).n_rows))
+    return VideoIndex(*(whole(name) for name in ("video_id", "split", "n_frames")))

@@ -1,4 +1,4 @@
-"""HTML for notebooks: headings and tables of escaped text, without styles or scripts from elsewhere."""
+"""HTML for notebooks: headings and tables of escaped text, without external styles or scripts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ def heading(title: str, note: str = "") -> str:
 
 
 def table(rows: Iterable[Sequence[Cell]], columns: Sequence[str] = ()) -> str:
-    """Return rows as a table, nothing if there are none.
-
-    Ints are written as 1,234 and to the right.
-    """
+    """Return rows as a table, ``""`` without rows; ints are right-aligned and written as 1,234."""
     body = list(rows)
     if not body:
         return ""
@@ -27,12 +24,12 @@ def table(rows: Iterable[Sequence[Cell]], columns: Sequence[str] = ()) -> str:
 
 
 def block(*parts: str) -> str:
-    """Return parts as one piece."""
+    """Return several parts as one."""
     return f"<div>{''.join(parts)}</div>"
 
 
 def _line(cells: Sequence[Cell], like: Sequence[Cell], tag: str) -> str:
-    # Said for each cell, because notebooks have styles of their own for tables.
+    # For each cell, as notebooks have their own styles for tables.
     sides = ["right" if isinstance(cell, int) else "left" for cell in like]
     texts = [escape(f"{cell:,}" if isinstance(cell, int) else cell) for cell in cells]
     tds = [
@@ -43,7 +40,7 @@ def _line(cells: Sequence[Cell], like: Sequence[Cell], tag: str) -> str:
 
 
 def size(n_bytes: int) -> str:
-    """Return a size as people say it."""
+    """Return a size with its unit, such as 1.2 MB."""
     value = float(n_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:

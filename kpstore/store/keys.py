@@ -1,4 +1,4 @@
-"""Indexing as numpy has it, on arrays that are read when indexed."""
+"""Indexing as in numpy, on arrays that are read when indexed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kpstore.store.reader import RowReader
 def read_key(reader: RowReader, name: str, key: Any) -> NDArray[Any]:
     """Return what numpy would for ``array[key]``: rows by int, slice, list, array or mask.
 
-    Further axes after them.
+    Keys of further axes may follow.
     """
     meta = reader.meta(name)
     n_rows = meta.n_rows
@@ -32,7 +32,7 @@ def read_key(reader: RowReader, name: str, key: Any) -> NDArray[Any]:
     if number is not None:
         row = number + (n_rows if number < 0 else 0)
         if not 0 <= row < n_rows:
-            # IndexError is what ends Python's own iteration protocol and what numpy raises.
+            # An IndexError, as numpy raises it; it also ends Python's iteration protocol.
             raise IndexError(f"row {head} of {name!r} asked for; it has {n_rows} rows")
         block = reader.read_slice(name, row, row + 1)
         value: NDArray[Any] = block[(0, *tail)]
@@ -48,12 +48,12 @@ def read_key(reader: RowReader, name: str, key: Any) -> NDArray[Any]:
         )
     wanted = wanted.astype(np.int64)
     block = reader.read(name, np.where(wanted < 0, wanted + n_rows, wanted))
-    # Not slice(None): numpy pairs a list of rows with a list of columns, it does not cross them.
+    # Not slice(None): numpy pairs a list of rows with a list of columns.
     return block[(np.arange(len(block)), *tail)] if tail else block
 
 
 def _without_ellipsis(key: tuple[Any, ...], n_axes: int) -> tuple[Any, ...]:
-    """Return a key that names the rows first: ``...`` and an empty key written out as full slices."""
+    """Return a key that begins with the rows; ``...`` and an empty key become full slices."""
     at = next((i for i, part in enumerate(key) if part is Ellipsis), None)
     if at is None:
         return key or (slice(None),)

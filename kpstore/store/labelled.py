@@ -1,4 +1,4 @@
-"""A store as an xarray data set: labelled, lazy, nothing read before it is used."""
+"""A store as an xarray data set: labelled and lazy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from xarray.core import indexing
 from kpstore.store import format as fmt
 
 if TYPE_CHECKING:
-    from kpstore.store.store import FeatureArray, Store
+    from kpstore.store.arrays import FeatureArray
+    from kpstore.store.store import BaseStore
 
 
 class _LazyArray(xr.backends.BackendArray):
-    """Rows of one stored array, behind xarray's lazy indexing.
-
-    Pickles, and is read by many threads at once.
-    """
+    """One stored array for xarray's lazy indexing; it pickles, and several threads can read it."""
 
     def __init__(self, array: FeatureArray) -> None:
         self._array = array
@@ -40,21 +38,20 @@ class _LazyArray(xr.backends.BackendArray):
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
         head, tail = key[0], key[1:]
         rows = np.asarray(self._array[head], dtype=self.dtype)
-        # An int for the row took the first axis away; the rest of the key fits what is left of the
-        # axes.
+        # An int for the row removes the first axis.
         return rows[tail] if isinstance(head, int | np.integer) else rows[(slice(None), *tail)]
 
 
 def to_xarray(
-    store: Store,
+    store: BaseStore,
     *,
     split: str | Sequence[str] | None = None,
     features: str | Sequence[str] | None = None,
 ) -> xr.Dataset:
-    """Return a lazy data set with the dimensions of the store (``video``, ``frame``, ``keypoint``, ``space``, …).
+    """Return a lazy data set with the store's dimensions (``video``, ``frame``, ``keypoint``, …).
 
-    Where two features have an axis of the same name and different lengths, the second's is called
-    ``<feature>_<axis>``, as xarray knows one length for each name.
+    If two features have an axis of the same name and different lengths, the second one's becomes
+    ``<feature>_<axis>``, as a dimension has one length in xarray.
 
     Parameters
     ----------
@@ -64,14 +61,11 @@ def to_xarray(
     Returns
     -------
     xarray.Dataset
-        ``video_id`` and the frames' ``video`` number are coordinates; values are read when they are
-        used. Each variable's ``encoding["preferred_chunks"]`` says where its stored chunks end.
+        ``video_id`` and the frames' ``frame_video`` are coordinates; values are read when they are
+        used. Each variable's ``encoding["preferred_chunks"]`` holds its stored chunks.
     """
-    wanted = (
-        [features]
-        if isinstance(features, str)
-        else list(store.features if features is None else features)
-    )
+    given = store.features if features is None else features
+    wanted = [given] if isinstance(given, str) else list(given)
     arrays = [name for feature in wanted for name in _feature_arrays(store, feature)]
     columns = [
         "split",
@@ -103,19 +97,15 @@ def to_xarray(
     )
 
 
-def _feature_arrays(store: Store, feature: str) -> list[str]:
+def _feature_arrays(store: BaseStore, feature: str) -> list[str]:
     spec = store.feature(feature)
-    return [
-        name
-        for name in fmt.feature_metas(spec, n_videos=0, n_frames=0)
-        if name != fmt.failure_name(feature)
-    ]
+    return [name for name in fmt.feature_arrays(spec) if name != fmt.failure_name(feature)]
 
 
-def _dims(store: Store) -> dict[str, tuple[str, ...]]:
-    """Return the names of the axes of every feature's arrays, one length for each name.
+def _dims(store: BaseStore) -> dict[str, tuple[str, ...]]:
+    """Return the names of the axes of every feature's arrays, each name with one length.
 
-    All features have a say, so that an axis has the same name whatever features are asked for.
+    All features count, so that an axis has the same name whatever features are asked for.
     """
     specs = [stored.spec for stored in store.features.values()]
     lengths = {dim: len(names) for spec in specs for dim, names in spec.labels.items()}
@@ -136,14 +126,14 @@ def _dims(store: Store) -> dict[str, tuple[str, ...]]:
     return dims
 
 
-def _variable(store: Store, name: str, dims: dict[str, tuple[str, ...]]) -> xr.Variable:
+def _variable(store: BaseStore, name: str, dims: dict[str, tuple[str, ...]]) -> xr.Variable:
     array = store[name]
     lazy = indexing.LazilyIndexedArray(_LazyArray(array))
     return xr.Variable(dims.get(name, array.dims), lazy, dict(array.attrs))
 
 
 def _coordinates(
-    store: Store, features: Iterable[str], videos: NDArray[np.int64]
+    store: BaseStore, features: Iterable[str], videos: NDArray[np.int64]
 ) -> dict[str, Any]:
     labels = dict.fromkeys(dim for feature in features for dim in store.feature(feature).labels)
     found: dict[str, Any] = {
@@ -159,7 +149,7 @@ def _coordinates(
 def _preferred_chunks(
     array: FeatureArray, variable: xr.Variable, rows: dict[str, NDArray[np.int64]]
 ) -> dict[Any, int | tuple[int, ...]]:
-    """Return lengths along each axis such that no two pieces need the same stored chunk."""
+    """Return lengths along each axis such that no two Dask chunks need the same stored chunk."""
     first, *rest = zip(variable.dims, variable.shape, strict=True)
     dim, length = first
     sizes: int | tuple[int, ...] = max(1, min(array.chunk_rows, length))
@@ -170,7 +160,7 @@ def _preferred_chunks(
 
 
 def _as_slice(rows: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    """Return a slice where the rows are one run, which reads without a gather."""
+    """Return a slice if the rows are consecutive: it is read without a gather."""
     if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
         return slice(int(rows[0]), int(rows[-1]) + 1)
     return rows

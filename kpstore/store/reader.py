@@ -1,10 +1,9 @@
-"""Rows out of the arrays of one version: every read of a store and every view comes through :class:`RowReader`.
+"""Reads rows of the arrays of one version: every read of a store or a view uses :class:`RowReader`.
 
-Where time goes, and what is done about it (docs/decisions/005): a chunk is decoded once, straight
-into the result if all of it is wanted, else into memory that is used again; arrays that lie in
-memory already (raw local chunks, mapped; a decoded copy on the local disk) are gathered from
-without any of this. What is read was checked, at the latest just before
-(:mod:`kpstore.store.checked`).
+How it is fast (docs/decisions/005): a chunk is decoded once, directly into the result if all of it
+is wanted, else into memory that is reused. Arrays that are in memory already (raw local chunks,
+mapped; a decoded copy on the local disk) are gathered from without decoding. Values are checked
+before they are returned (:mod:`kpstore.store.checked`).
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from kpstore.store.checked import Check, CheckedChunks, CheckedMemory
 _log = logging.getLogger(__name__)
 
 _one_at_a_time = threading.Lock()
-"""Who finds a damaged copy makes it anew, while the others wait."""
+"""The thread that finds a damaged copy creates it again, while the others wait."""
 
 
 def _after_fork() -> None:
-    """Make the lock anew: one that another thread holds would never open in a forked process."""
+    """Replace the lock: one that another thread holds would never open in a forked process."""
     global _one_at_a_time
     _one_at_a_time = threading.Lock()
 
@@ -43,7 +42,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Array:
-    """One array: its shape, its chunks, its memory where it has one, and else an arena for decoded chunks."""
+    """One array: its shape, its chunks, its memory if it has some, and an arena if not."""
 
     def __init__(self, chunks: CheckedChunks, arena_bytes: int) -> None:
         self.meta, self.chunks, self.memory = chunks.meta, chunks, chunks.memory()
@@ -53,11 +52,11 @@ class _Array:
 
     @property
     def can_be_copied(self) -> bool:
-        """Whether a decoded copy would be of use."""
+        """Whether a decoded copy would help."""
         return self.memory is None and self.meta.dtype != TEXT
 
     def reserve(self, n_bytes: int) -> None:
-        """Have an arena of so many bytes, empty."""
+        """Start with an empty arena of that size."""
         self.arena_bytes = n_bytes
         self.arena = ChunkArena(
             self.chunks,
@@ -70,14 +69,16 @@ class _Array:
 
 
 class RowReader:
-    """Reads rows of any array of one version. Safe to use from several threads, and after a fork for arrays in use.
+    """Reads rows of any array of one version.
+
+    Safe to use from several threads, and after a fork for arrays that were prepared.
 
     Parameters
     ----------
     session : the version.
-    arena_bytes : of decoded chunks kept in memory, for each array.
-    cache : decoded arrays on the local disk; None to do without.
-    check : when a chunk is compared with what was committed; see :mod:`kpstore.store.checked`.
+    arena_bytes : memory for decoded chunks, for each array.
+    cache : decoded arrays on the local disk; None for no cache.
+    check : when chunks are checked; see :mod:`kpstore.store.checked`.
     location : of the store, for messages.
     """
 
@@ -96,25 +97,22 @@ class RowReader:
         self._buffers = Buffers()
 
     def meta(self, name: str) -> ArrayMeta:
-        """Return shape and type of an array; :class:`NotFoundError` if there is none."""
+        """Return shape and type of an array; :class:`NotFoundError` if it does not exist."""
         return self._arrays[name].meta if name in self._arrays else self._session.meta(name)
 
     def prepare(self, names: Iterable[str]) -> None:
-        """Learn all that reading these arrays needs.
-
-        Local arrays then work in forked processes too.
-        """
+        """Open these arrays, so that forked processes can read them if they are local."""
         for name in names:
             self._array(name)
 
     def reserve(self, name: str, n_bytes: int) -> None:
-        """Keep up to so many bytes of an array's decoded chunks in memory, if that is more than until now."""
+        """Allow an array at least so many bytes of decoded chunks in memory."""
         array = self._array(name)
         if array.memory is None and n_bytes > array.arena_bytes:
             array.reserve(n_bytes)
 
     def how(self, name: str) -> str:
-        """Return the way that reads of an array take, in a few words."""
+        """Return how an array is read, in a few words."""
         array = self._array(name)
         if array.memory is None:
             return (
@@ -137,25 +135,20 @@ class RowReader:
         return array
 
     def _copied(self, array: _Array, found: DecodedArray) -> CheckedMemory:
-        """Return a decoded copy, looked at as the store's own chunks are: its disk may be bad as well."""
-        meta, size = array.meta, array.meta.chunk_rows
+        """Return a decoded copy, checked as the store's own chunks are: its disk may fail too."""
+        meta = array.meta
 
         def look(number: int) -> None:
-            values = found.values[number * size : (number + 1) * size]
-            if not matches(meta, values, int(found.checksums[number])):
-                raise CorruptError(
-                    f"rows {number * size}:{number * size + len(values)} are not what was decoded"
-                )
+            start, stop = meta.rows_of(number)
+            if not matches(meta, found.values[start:stop], int(found.checksums[number])):
+                raise CorruptError(f"rows {start}:{stop} are not what was decoded")
 
         return CheckedMemory(found.values, meta, self._check, look)
 
     def _memory(
         self, name: str, array: _Array, look: Callable[[CheckedMemory], None]
     ) -> NDArray[Any] | None:
-        """Return an array's memory, in which what is about to be read is sound.
-
-        None if it has to be decoded.
-        """
+        """Return an array's memory after checking the part to be read; None if it has none."""
         while (memory := array.memory) is not None:
             try:
                 look(memory)
@@ -170,20 +163,20 @@ class RowReader:
     def _replace(
         self, name: str, array: _Array, damaged: CheckedMemory, error: CorruptError
     ) -> None:
-        """Put a decoded copy that is damaged out of the way, and make another."""
+        """Remove a damaged decoded copy, and create it again."""
         assert self._cache is not None
         with _one_at_a_time:
             if array.memory is not damaged:
                 return  # another thread was first
             array.memory = None
-            _log.warning("the decoded copy of %r is damaged (%s) and is made anew", name, error)
+            _log.warning("the decoded copy of %r is damaged (%s); creating it again", name, error)
             if self._cache.drop(self._session.snapshot, name):
                 self._make_copy(name, array)
 
     def _make_copy(self, name: str, array: _Array, on_chunk: Any = None) -> None:
-        """Decode a whole array to the local disk, if that can be done."""
+        """Decode a whole array to the local disk, if possible."""
         assert self._cache is not None
-        chunks = array.chunks.strictly()  # it is written down
+        chunks = array.chunks.strictly()
         try:
             found = self._cache.build(
                 self._session.snapshot,
@@ -194,8 +187,7 @@ class RowReader:
                 on_chunk=on_chunk,
             )
         except CorruptError as error:
-            # Who reads the damaged chunk is told; to those who read others the copy was a matter of
-            # speed.
+            # Reading the damaged chunk raises the error; other reads are only slower.
             self._cache.refusal = str(error)
             _log.warning("%r is read without a cache: %s", name, error)
             return
@@ -206,14 +198,14 @@ class RowReader:
 
         Parameters
         ----------
-        rows : (rows,) int64, in any order; the same row may come several times.
-        out : where to put them: a C-contiguous numpy array of that shape and type, or a CPU tensor
-            (pinned, say).
+        rows : (rows,) int64, in any order, with repetitions.
+        out : array for the result: a C-contiguous numpy array of that shape and type, or a CPU
+            tensor, which may be pinned.
 
         Raises
         ------
         InvalidError
-            If a row lies outside the array, or ``out`` does not fit; the message names both.
+            If a row is out of range, or ``out`` does not fit; the message names both.
         """
         array = self._array(name)
         n_rows = array.meta.n_rows
@@ -223,8 +215,7 @@ class RowReader:
         found = self._output(name, array, len(rows), out)
         memory = self._memory(name, array, lambda memory: memory.check_rows(rows))
         if memory is not None:
-            # Without mode="clip" numpy gathers into memory of its own first; the rows were checked
-            # above.
+            # Without mode="clip" numpy gathers into a buffer first; the rows were checked above.
             memory.take(rows, axis=0, out=found, mode="clip")
             return found
         again = array.arena.gather(rows, found)
@@ -234,7 +225,7 @@ class RowReader:
         return found
 
     def _output(self, name: str, array: _Array, n_rows: int, out: Any) -> NDArray[Any]:
-        """Return where to put a result: ``out`` if it fits, else memory for it."""
+        """Return the array for a result: ``out`` if it fits, or new memory."""
         shape = (n_rows, *array.meta.shape[1:])
         if out is None:
             return self._buffers.empty(shape, array.dtype)
@@ -258,21 +249,20 @@ class RowReader:
         if memory is not None:
             found[...] = memory[start:stop]
             return found
-        size = array.meta.chunk_rows
-        for number in range(start // size, -(-stop // size) if stop > start else 0):
-            first, last = max(start, number * size), min(stop, (number + 1) * size)
+        for number in array.meta.chunks_of(start, stop) if stop > start else ():
+            begin, end = array.meta.rows_of(number)
+            first, last = max(start, begin), min(stop, end)
             part = found[first - start : last - start]
-            if last - first == size:
+            if last - first == array.meta.chunk_rows:
                 array.chunks.read_into(number, part)
             else:
                 array.arena.gather(np.arange(first, last), part)
         return found
 
     def _consider_cache(self, name: str, array: _Array) -> None:
-        """Decode the whole array to the local disk once as much was decoded that had been decoded before.
+        """Decode the whole array to the local disk once as many rows were decoded a second time.
 
-        So reading here and there never costs more than twice what the better way would have: nobody
-        has to say beforehand whether it will be worth while.
+        Scattered reads thus cost at most twice as much as the better way, without a setting.
         """
         if (
             self._cache is not None
@@ -284,14 +274,11 @@ class RowReader:
 
     @property
     def cache_refusal(self) -> str:
-        """Why the last array that was to be cached was not."""
+        """Why the last array could not be cached."""
         return "the cache is off" if self._cache is None else self._cache.refusal
 
     def cache(self, name: str, on_chunk: Any = None) -> bool:
-        """Have an array decoded on the local disk now.
-
-        Return whether it is in memory's reach then.
-        """
+        """Decode an array to the local disk now; return whether it can be mapped then."""
         array = self._array(name)
         if self._cache is not None and array.can_be_copied:
             self._make_copy(name, array, on_chunk)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.video_fields import known_fps
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 
 class Records:
-    """Makes records of a store's videos.
+    """Records of a store's videos; columns are read once, paths when they are used."""
 
-    Columns about videos are read once, paths when they are asked for.
-    """
-
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: BaseStore) -> None:
         self._store = store
         names = ("fps", "width", "height", *store.annotation_names)
         self._columns = {name: store[name][:] for name in names} if len(store.index) else {}
@@ -32,5 +29,5 @@ class Records:
         )
 
     def all(self) -> tuple[VideoRecord, ...]:
-        """Return all of them, in storage order."""
+        """Return all records, in storage order."""
         return tuple(self[position] for position in range(len(self._store.index)))

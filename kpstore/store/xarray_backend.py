@@ -1,4 +1,4 @@
-"""``xr.open_dataset("phoenix.kps", engine="kpstore")``: stores through xarray's own door."""
+"""Stores as an xarray engine: ``xr.open_dataset("phoenix.kps", engine="kpstore")``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from kpstore.backends.places import FILE_SUFFIXES
 from kpstore.errors import InvalidError, KpstoreError
 from kpstore.store.history import At
 from kpstore.store.labelled import to_xarray
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 
 class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
-    """Opens stores in any of their homes.
+    """Opens stores of any backend.
 
     Xarray finds it by the entry point ``kpstore`` in ``xarray.backends``.
     """
 
     description = "Open kpstore stores of keypoints and features (folders, .h5, .hdf5)"
-    # xarray finds these out by itself, but not for a class that is given as the engine.
+    # xarray cannot find these itself if the class is given as the engine.
     open_dataset_parameters = (
         "filename_or_obj",
         "drop_variables",
@@ -38,19 +38,15 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
     )
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Whether this is a store.
-
-        Other HDF5 files, Icechunk repositories and folders are left to others.
-        """
+        """Whether this is a store, and not another HDF5 file, Icechunk repository or folder."""
         try:
             location = _location(filename_or_obj)
-            # xarray asks about every file that it opens; most are told by their names, without a
-            # backend's library.
-            if not os.path.isdir(location) and not (
-                os.path.isfile(location) and location.endswith(FILE_SUFFIXES)
-            ):
+            # xarray asks about every file that it opens; the names of most show that they are not
+            # stores, without importing a backend's library.
+            is_file = os.path.isfile(location) and location.endswith(FILE_SUFFIXES)
+            if not is_file and not os.path.isdir(location):
                 return False
-            Store.open(location)
+            BaseStore.open(location)
         except (KpstoreError, OSError):
             return False
         return True
@@ -74,8 +70,8 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
 
         See :func:`kpstore.store.labelled.to_xarray`.
 
-        With ``chunks={}`` each stored chunk becomes a Dask chunk, with ``chunks="auto"`` as many
-        together as Dask likes best. Text stays lazy but never becomes a Dask array, as Dask cannot
+        With ``chunks={}`` each stored chunk becomes a Dask chunk; ``chunks="auto"`` combines them
+        to Dask's preferred size. Text stays lazy but never becomes a Dask array, as Dask cannot
         tell its size.
 
         Parameters
@@ -85,8 +81,8 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
             as xarray does.
         decode_times, use_cftime : for features in units such as ``seconds since 2020-01-01``.
         decode_timedelta : for features in units such as ``seconds``; by default they stay numbers.
-        mask_and_scale, concat_characters, decode_coords : no effect; nothing in a store is packed
-            or split into characters, and its coordinates are known.
+        mask_and_scale, concat_characters, decode_coords : without effect, as no values of a store
+            are packed or split into characters, and its coordinates are known.
         at : a tag, a branch, a snapshot id or a time; the newest version by default.
         split : only videos of these splits, and their frames.
         features : only these features, with their companions.
@@ -94,33 +90,32 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
         Raises
         ------
         NotFoundError
-            If there is no store, version, split or feature of that name.
+            If no store, version, split or feature has that name.
         InvalidError
-            If something else is there.
+            If the file or folder is not a kpstore store.
         """
         dataset = to_xarray(
-            Store.open(_location(filename_or_obj), at), split=split, features=features
+            BaseStore.open(_location(filename_or_obj), at), split=split, features=features
         )
         dropped = (
             [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
         )
-        older: dict[str, Any] = (
-            {} if use_cftime is None else {"use_cftime": use_cftime}
-        )  # xarray warns of any value
+        # xarray warns of any value.
+        older: dict[str, Any] = {} if use_cftime is None else {"use_cftime": use_cftime}
         decoded = xr.decode_cf(
             dataset.drop_vars(dropped, errors="ignore"),
             mask_and_scale=False,
             concat_characters=False,
             decode_times=decode_times,
             decode_coords=False,
-            # xarray warns of its own default, which is about to change.
+            # xarray warns of its own default, which will change.
             decode_timedelta=False if decode_timedelta is None else decode_timedelta,
             **older,
         )
         labels = {name: decoded.variables[name].to_base_variable() for name in decoded.xindexes}
         others = {name: _for_dask(v) for name, v in decoded.variables.items() if name not in labels}
-        # Labels come without indexes: xarray makes them, unless it was asked not to. The other
-        # coordinates are set afterwards, because as such they would lose their kind.
+        # Labels come without indexes: xarray creates them unless it was asked not to. The other
+        # coordinates are set afterwards, because otherwise they would lose their class.
         dataset = xr.Dataset(others, xr.Coordinates(labels, indexes={}), decoded.attrs)
         return dataset.set_coords([name for name in decoded.coords if name in others])
 
@@ -136,23 +131,22 @@ def _for_dask(variable: xr.Variable) -> xr.Variable:
 
 
 class _Stored(xr.Variable):
-    """A lazy variable of numbers, which goes into Dask chunks under a name that no other version has.
+    """A lazy variable of numbers, whose Dask name differs from that of other versions.
 
-    xarray makes names from the path and the time of the folder's last change, and no commit changes
-    that. Two versions under one name would be the same data to a scheduler that has one of them
-    already.
+    xarray makes names from the path and the modification time of the folder, which no commit
+    changes. A scheduler takes two versions of one name for the same data.
     """
 
     __slots__ = ()
 
     @classmethod
     def of(cls, variable: xr.Variable) -> Self:
-        """Return a variable as one of this kind."""
+        """Return a variable as one of this class."""
         lazy: Any = variable._data
         return cls(variable.dims, lazy, variable.attrs, variable.encoding, fastpath=True)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Results that were pickled are to be read where kpstore is not installed, too.
+        # Pickled results can also be read where kpstore is not installed.
         return xr.Variable, (self.dims, self._data, self.attrs, self.encoding, True)
 
     def chunk(self, *args: Any, from_array_kwargs: Any = None, **kwargs: Any) -> Any:
@@ -167,10 +161,7 @@ class _Stored(xr.Variable):
 
 
 class _Undivided(_Stored):
-    """A variable that open_dataset leaves alone whatever ``chunks`` says.
-
-    Text, of which Dask cannot tell the size, and coordinates, which are in memory anyway.
-    """
+    """A variable that never becomes a Dask array: text, or a coordinate in memory."""
 
     __slots__ = ()
 

@@ -22,8 +22,8 @@ from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import N_FACE, N_POINTS, skeleton_edges
 from kpstore.store.format import state_name, status_name
-from kpstore.store.store import Store
-from kpstore.store.transaction import check_same
+from kpstore.store.provenance import check_same
+from kpstore.store.store import BaseStore
 from kpstore.trainers.checkpoint import read_checkpoint
 from kpstore.trainers.encoder import points_there
 from kpstore.trainers.keypoints import KeypointTraining
@@ -91,7 +91,7 @@ class Predictor:
     def __repr__(self) -> str:
         return f"<Predictor with a {type(self.model).__name__} on {self.device}>"
 
-    def spec(self, store: Store, feature: str, name: str | None) -> FeatureSpec:
+    def spec(self, store: BaseStore, feature: str, name: str | None) -> FeatureSpec:
         """Return the feature for predictions.
 
         Pictures are (size, size) uint8, 255 for paper and 0 for ink; faces are (68, 3) float32 in
@@ -113,7 +113,7 @@ class Predictor:
             attrs={"edges": [list(edge) for edge in edges if max(edge) < N_FACE]},
         )
 
-    def view(self, store: Store, feature: str, videos: list[str]) -> FrameView:
+    def view(self, store: BaseStore, feature: str, videos: list[str]) -> FrameView:
         """Return all frames of videos as the model reads them, NaN where nothing was detected."""
         if not isinstance(self.model, HierarchicalSkeletonTransformer):
             spread = (self.inputs["low"], self.inputs["high"])
@@ -202,7 +202,7 @@ def open_predictor(path: Path | str, *, device: str = "cpu", batch_size: int = 3
 
 
 def predict_feature(
-    store: Store,
+    store: BaseStore,
     predictor: Predictor,
     *,
     split: str | None = None,
@@ -268,7 +268,7 @@ def predict_feature(
 
 
 def predict_pictures(
-    store: Store,
+    store: BaseStore,
     predictor: Predictor,
     folder: Path | str,
     *,
@@ -333,11 +333,11 @@ class _Work:
     done_before: int
     not_extracted: int
 
-    def ids(self, store: Store) -> list[str]:
+    def ids(self, store: BaseStore) -> list[str]:
         return [str(video_id) for video_id in store.index.ids[self.positions]]
 
 
-def _plan(store: Store, source: str, split: str | None, name: str | None) -> _Work:
+def _plan(store: BaseStore, source: str, split: str | None, name: str | None) -> _Work:
     spec = store.feature(source)
     if spec.axis != "frame":
         raise InvalidError(
@@ -365,7 +365,7 @@ def _blocks(rows: NDArray[np.int64], chunk_rows: int) -> Iterable[tuple[int, int
     return pairwise([0, *cuts.tolist(), len(rows)]) if len(rows) else ()
 
 
-def _failures(store: Store, source: str, work: _Work) -> dict[int, Failures]:
+def _failures(store: BaseStore, source: str, work: _Work) -> dict[int, Failures]:
     """Return failures of the new feature by position of the video: those of its source."""
     whole, reason = np.asarray(store[state_name(source)]) == State.FAILED, f"{source!r} failed"
     failures = {}

@@ -17,7 +17,7 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.options import Option
 from kpstore.schema.layout import N_FACE, PART_SLICES, Edge
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.trainers.checkpoint import Checkpoint, load_weights, read_checkpoint
 from kpstore.trainers.fit import fit
 from kpstore.trainers.folder import check_start
@@ -99,7 +99,7 @@ class Frames:
         ]
         check_all("frames", rules)
 
-    def dev_of(self, store: Store) -> str | None:
+    def dev_of(self, store: BaseStore) -> str | None:
         """Return the split to measure, or None."""
         if self.dev_split is not None:
             return self.dev_split or None
@@ -124,7 +124,7 @@ class TrainPlan:
 
 
 def train_skeleton(
-    store: Store,
+    store: BaseStore,
     folder: Path | str | None,
     *,
     frames: Frames | None = None,
@@ -191,7 +191,7 @@ def train_skeleton(
 
 
 def train_keypoints(
-    store: Store,
+    store: BaseStore,
     folder: Path | str | None,
     *,
     frames: Frames | None = None,
@@ -284,7 +284,7 @@ def train_views(
     )
 
 
-def _views(store: Store, frames: Frames, view_of: Callable[[str], View]) -> dict[str, View]:
+def _views(store: BaseStore, frames: Frames, view_of: Callable[[str], View]) -> dict[str, View]:
     dev_split = frames.dev_of(store)
     splits = [frames.split, *([dev_split] if dev_split else [])]
     for split in splits:
@@ -333,9 +333,10 @@ def _parts_there(view: FrameView, feature: str, parts: tuple[str, ...]) -> set[s
     if not parts:
         return found
     names = store.feature(feature).labels.get("part", ())
-    if f"{feature}_detected" in store.session.names() and set(parts) <= set(names):
-        mask: NDArray[np.bool_] = np.asarray(store[f"{feature}_detected"])[view.rows]
-        return {name for number, name in enumerate(names) if mask[:, number].any()}
+    mask = store.detected(feature)
+    if mask is not None and set(parts) <= set(names):
+        there = np.asarray(mask)[view.rows]
+        return {name for number, name in enumerate(names) if there[:, number].any()}
     for start in range(0, len(view.rows), _READ_ROWS):
         points: NDArray[Any] = store.read(feature, view.rows[start : start + _READ_ROWS])
         found |= {part for part in parts if np.isfinite(points[:, PART_SLICES[part]]).any()}
@@ -344,7 +345,7 @@ def _parts_there(view: FrameView, feature: str, parts: tuple[str, ...]) -> set[s
     return found
 
 
-def _edges(store: Store, feature: str) -> tuple[Edge, ...]:
+def _edges(store: BaseStore, feature: str) -> tuple[Edge, ...]:
     return tuple((int(a), int(b)) for a, b in store.feature(feature).attrs.get("edges", ()))
 
 

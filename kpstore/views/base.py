@@ -19,7 +19,7 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.feature import State
 from kpstore.schema.index import all_within, whole_number
 from kpstore.store.format import status_name
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.views.pool import Pool, plan_pool
 
 Missing = Literal["nan", "skip", "error"]
@@ -67,7 +67,7 @@ class View(_Samples, ABC):
         :func:`kpstore.loader`.
     """
 
-    def __init__(self, store: Store, transform: Transform | None = None) -> None:
+    def __init__(self, store: BaseStore, transform: Transform | None = None) -> None:
         self.store, self.transform = store, transform
 
     def __iter__(self) -> Iterator[Any]:
@@ -228,7 +228,7 @@ def as_indices(indices: Sequence[int] | NDArray[Any], length: int) -> NDArray[np
     return wrapped
 
 
-def feature_names(store: Store, features: str | Sequence[str]) -> list[str]:
+def feature_names(store: BaseStore, features: str | Sequence[str]) -> list[str]:
     """Return names of arrays on the frame axis, ready to be read.
 
     An error names the first that is not one.
@@ -250,7 +250,7 @@ def feature_names(store: Store, features: str | Sequence[str]) -> list[str]:
 
 
 def select_videos(
-    store: Store,
+    store: BaseStore,
     *,
     split: str | Sequence[str] | None = None,
     videos: Sequence[str] | None = None,
@@ -299,7 +299,7 @@ def select_videos(
     return found
 
 
-def usable_frames(store: Store, names: Sequence[str]) -> NDArray[np.bool_]:
+def usable_frames(store: BaseStore, names: Sequence[str]) -> NDArray[np.bool_]:
     """Return whether each frame is done for every feature that ``names`` belong to, (frames,) bool."""
     usable = np.ones(store.index.total_frames, dtype=bool)
     for feature in dict.fromkeys(feature_of(store, name) for name in names):
@@ -308,7 +308,7 @@ def usable_frames(store: Store, names: Sequence[str]) -> NDArray[np.bool_]:
     return usable
 
 
-def feature_of(store: Store, array: str) -> str | None:
+def feature_of(store: BaseStore, array: str) -> str | None:
     """Return the feature that an array is the values or a companion of.
 
     None for columns of the index.
@@ -325,7 +325,7 @@ def check_missing(missing: str, allowed: Sequence[str] = MISSING) -> None:
 
 
 def select_frames(
-    store: Store, names: Sequence[str], rows: NDArray[np.int64], missing: Missing
+    store: BaseStore, names: Sequence[str], rows: NDArray[np.int64], missing: Missing
 ) -> NDArray[np.int64]:
     """Return those of ``rows`` that the policy keeps; with ``"error"`` all must be done.
 
@@ -344,7 +344,7 @@ def select_frames(
     return rows[usable]
 
 
-def refuse_missing(store: Store, rows: NDArray[np.int64], usable: NDArray[np.bool_]) -> None:
+def refuse_missing(store: BaseStore, rows: NDArray[np.int64], usable: NDArray[np.bool_]) -> None:
     """Raise :class:`NotFoundError` unless all of ``rows`` are usable, (rows,) bool.
 
     The message names the first.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.views.base import (
     Batch,
     Missing,
@@ -47,7 +47,7 @@ class ClipView(View):
 
     def __init__(
         self,
-        store: Store,
+        store: BaseStore,
         features: str | Sequence[str],
         length: int,
         stride: int | None = None,

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.views.base import (
     MISSING,
     Batch,
@@ -61,7 +61,7 @@ class FaceKeypointView(FrameView):
 
     def __init__(
         self,
-        store: Store,
+        store: BaseStore,
         *,
         feature: str = "keypoints",
         normalize: Normalize = "minmax",
@@ -105,12 +105,10 @@ class FaceKeypointView(FrameView):
     def _has_face(self) -> NDArray[np.bool_]:
         """Return whether each of the view's frames has a face, (frames,) bool: by its mask, or else by its values."""
         names = self.store.feature(self.feature).labels.get("part", ())
-        if f"{self.feature}_detected" in self.store.session.names() and "face" in names:
+        mask = self.store.detected(self.feature)
+        if mask is not None and "face" in names:
             # The whole mask is a few bytes a frame: one long read beats many rows.
-            mask: NDArray[np.bool_] = np.asarray(self.store[f"{self.feature}_detected"])[
-                :, names.index("face")
-            ]
-            return mask[self.rows]
+            return np.asarray(mask)[:, names.index("face")][self.rows]
         blocks = [np.isfinite(faces).any(axis=(1, 2)) for faces in self._iter_faces()]
         return np.concatenate([np.empty(0, dtype=bool), *blocks])
 

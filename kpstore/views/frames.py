@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.views.base import (
     Batch,
     Missing,
@@ -38,7 +38,7 @@ class FrameView(View):
 
     def __init__(
         self,
-        store: Store,
+        store: BaseStore,
         features: str | Sequence[str],
         *,
         split: str | Sequence[str] | None = None,

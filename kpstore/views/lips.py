@@ -6,7 +6,7 @@ from typing import Unpack
 
 from kpstore.errors import InvalidError
 from kpstore.schema.lips import LIP_FEATURE
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.views.base import Missing, Selection, Transform
 from kpstore.views.whole_videos import VideoView
 
@@ -29,7 +29,7 @@ class LipView(VideoView):
 
     def __init__(
         self,
-        store: Store,
+        store: BaseStore,
         *,
         feature: str = LIP_FEATURE,
         missing: Missing = "error",

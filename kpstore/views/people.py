@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, MismatchError, NotFoundError
 from kpstore.schema.feature import State
 from kpstore.store.format import state_name
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.views.base import (
     Batch,
     Missing,
@@ -58,7 +58,7 @@ class FaceView(View):
 
     def __init__(
         self,
-        store: Store,
+        store: BaseStore,
         *,
         expect_model: str | None = None,
         target: str | None = None,
@@ -154,7 +154,7 @@ class FaceView(View):
         }
 
 
-def find_model(store: Store, expected: str | None = None) -> str:
+def find_model(store: BaseStore, expected: str | None = None) -> str:
     """Return the name of the frames' DINOv2 feature.
 
     Raises
@@ -187,7 +187,7 @@ def find_model(store: Store, expected: str | None = None) -> str:
     return held[0]
 
 
-def find_target(store: Store, model: str, target: str | None = None) -> str:
+def find_target(store: BaseStore, model: str, target: str | None = None) -> str:
     """Return the name of the array to learn, checked to be of the same model and length as the input.
 
     Raises

@@ -18,7 +18,7 @@ from kpstore.render.raster import (
     kpstore_style,
 )
 from kpstore.schema.layout import N_POINTS
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.views.base import Batch, Missing, Selection, Transform, as_indices
 from kpstore.views.frames import FrameView
 from kpstore.views.ranges import Range, as_range, extremes, to_unit
@@ -52,7 +52,7 @@ class SkeletonView(FrameView):
 
     def __init__(
         self,
-        store: Store,
+        store: BaseStore,
         *,
         feature: str = "keypoints",
         size: int = 256,

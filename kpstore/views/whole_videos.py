@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 from kpstore.views.base import (
     Batch,
     Missing,
@@ -41,7 +41,7 @@ class VideoView(View):
 
     def __init__(
         self,
-        store: Store,
+        store: BaseStore,
         features: str | Sequence[str],
         *,
         missing: Missing = "nan",

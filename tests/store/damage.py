@@ -1,4 +1,4 @@
-"""Copies of stores in which chosen chunks are damaged: copies, as HDF5's library keeps what it has read of a file."""
+"""Copies of stores with damaged chunks: copies, as HDF5's library caches what it has read."""
 
 from __future__ import annotations
 

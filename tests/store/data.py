@@ -32,7 +32,7 @@ def fill(
     chunk_rows: int = 4,
     compression: Codec = "raw",
 ) -> kpstore.Store:
-    """Add four videos and the feature ``points``, written for ``done`` and pending for the others."""
+    """Add four videos and the feature ``points``, written for ``done``, else pending."""
     lengths: Mapping[str, int] = LENGTHS
     with store.transaction("fill") as tx:
         tx.add_videos([record(v, n, SPLITS[v], gloss=v.upper()) for v, n in lengths.items()])
@@ -43,10 +43,11 @@ def fill(
 
 
 def format_1(folder: Path, ending: str) -> str:
-    """Return the place of a store of format 1 that a kpstore of that time made (``.kps`` or ``.h5``).
+    """Return the path of a store of format 1, made by an old kpstore (``.kps`` or ``.h5``).
 
     ``fill`` with 16 rows a chunk (tag ``first``), then video ``d`` with a failed frame (tag
-    ``版本1``), then other rows of video ``a``. In Icechunk a branch ``seite-ö`` begins at ``first``.
+    ``版本1``), then other rows of video ``a``. In Icechunk a branch ``seite-ö`` starts at
+    ``first``.
     """
     with tarfile.open(Path(__file__).parents[1] / "data" / "format1.tar.xz") as archive:
         archive.extractall(folder, filter="data")

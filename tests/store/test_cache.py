@@ -1,4 +1,4 @@
-"""Decoded arrays on disk: built once however many want them, whole or not at all, within a limit."""
+"""Decoded arrays on disk: built once even if many ask, whole or not at all, within a limit."""
 
 from __future__ import annotations
 

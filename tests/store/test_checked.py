@@ -1,4 +1,4 @@
-"""What is read was compared with what was committed: when, how often, and what becomes of damage."""
+"""Reads are compared with the committed values: when, how often, and what happens to damage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ N_ROWS, CHUNK_ROWS = 70, 8
 
 
 class StoredSession:
-    """One array in files that may go bad: ``files`` is what lies there now, in memory's reach or to be decoded."""
+    """One array in files that may be damaged: ``files`` holds their values now, mapped or not."""
 
     def __init__(self, *, mapped: bool, knows_places: bool = True) -> None:
         self.values = np.random.default_rng(1).standard_normal((N_ROWS, 3))
@@ -110,7 +110,10 @@ def test_a_damaged_chunk_is_an_error_and_the_others_are_read(
 ) -> None:
     view.files[damaged * CHUNK_ROWS + 2, 1] += 1
     reader = RowReader(view, location="s.kps")
-    wanted = rf"'a' of s.kps is damaged: rows {damaged * 8}:\d+, chunks/{damaged}: .*; 'kpstore verify s.kps' .*repair"
+    wanted = (
+        rf"'a' of s.kps is damaged: rows {damaged * 8}:\d+, chunks/{damaged}: .*; "
+        "'kpstore verify s.kps' .*repair"
+    )
     for _ in range(2):
         with pytest.raises(CorruptError, match=wanted):
             read(reader, 0, N_ROWS)

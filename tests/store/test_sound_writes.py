@@ -1,4 +1,4 @@
-"""No public write leaves a store that ``verify`` calls wrong: it repairs what can only be meant one way, or refuses."""
+"""No public write leaves a store that ``verify`` calls wrong: it repairs rows, or refuses them."""
 
 from __future__ import annotations
 
@@ -110,8 +110,14 @@ def filled_in(rows: FeatureRows) -> FeatureRows:
 
 
 REFUSED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
-    "infinite": (lambda tx: tx.write("parted", "a", np.full((3, 3, 2), np.inf)), "video 'a': .*row 0 .*is infinite"),
-    "too large": (lambda tx: tx.write_video_feature("person", "a", np.array([1, 1e6])), "is infinite"),
+    "infinite": (
+        lambda tx: tx.write("parted", "a", np.full((3, 3, 2), np.inf)),
+        "video 'a': .*row 0 .*is infinite",
+    ),
+    "too large": (
+        lambda tx: tx.write_video_feature("person", "a", np.array([1, 1e6])),
+        "is infinite",
+    ),
     "half a point": (
         lambda tx: tx.write("parted", "a", half_a_point().values),
         "row 1 .*parted, point 0 of head: some .* the coordinates of a point are missing together",
@@ -126,7 +132,9 @@ REFUSED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
         "values",
     ),
     "a mask of what is not there": (
-        lambda tx: tx.write("parted", "a", FeatureRows(np.full((3, 3, 2), np.nan), {"detected": [[1, 1]] * 3})),
+        lambda tx: tx.write(
+            "parted", "a", FeatureRows(np.full((3, 3, 2), np.nan), {"detected": [[1, 1]] * 3})
+        ),
         "says head is there, but values are missing; leave 'detected' out",
     ),
     "a mask of other numbers": (
@@ -137,31 +145,54 @@ REFUSED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
         lambda tx: tx.write("parted", "a", ones(detected=np.zeros((3, 2), bool))),
         "says head is missing, but values are there",
     ),
-    "visibility": (lambda tx: tx.write("parted", "a", ones(visibility=np.full((3, 3), 1.5))), "outside 0 to 1"),
-    "whole numbers too large": (lambda tx: tx.write("count", "a", np.array([1, 2, 70_000])), "int16 holds -32768 to"),
-    "two rows for one": (lambda tx: tx.write_video_feature("person", "a", FeatureRows(np.ones((2, 2)))), "2 were"),
+    "visibility": (
+        lambda tx: tx.write("parted", "a", ones(visibility=np.full((3, 3), 1.5))),
+        "outside 0 to 1",
+    ),
+    "whole numbers too large": (
+        lambda tx: tx.write("count", "a", np.array([1, 2, 70_000])),
+        "int16 holds -32768 to",
+    ),
+    "two rows for one": (
+        lambda tx: tx.write_video_feature("person", "a", FeatureRows(np.ones((2, 2)))),
+        "2 were",
+    ),
     "no rows": (lambda tx: tx.write("count", "a", np.float64(3)), "an array of rows is needed"),
-    "ragged": (lambda tx: tx.write("parted", "a", [[1], [1, 2]]), "no array of numbers can be made"),
+    "ragged": (
+        lambda tx: tx.write("parted", "a", [[1], [1, 2]]),
+        "no array of numbers can be made",
+    ),
     "hidden numbers": (
-        lambda tx: tx.write("count", "a", np.ma.masked_equal([1, 2, 3], 2)), "hides numbers; fill them in",
+        lambda tx: tx.write("count", "a", np.ma.masked_equal([1, 2, 3], 2)),
+        "hides numbers; fill them in",
     ),
     "rows of the next feature": (
-        lambda tx: tx.write_rows("count", 4, FeatureRows(np.ones(3, "i2")), np.ones(3, "u1")), "3 were given for row 4",
+        lambda tx: tx.write_rows("count", 4, FeatureRows(np.ones(3, "i2")), np.ones(3, "u1")),
+        "3 were given for row 4",
     ),
     "a state that there is not": (
-        lambda tx: tx.write_rows("count", 0, FeatureRows(np.ones(3, "i2")), np.full(3, 7)), "one state of",
+        lambda tx: tx.write_rows("count", 0, FeatureRows(np.ones(3, "i2")), np.full(3, 7)),
+        "one state of",
     ),
     "rows without a ledger": (
-        lambda tx: tx.write_rows("count", 0, FeatureRows(np.ones(3, "i2")), np.ones(3, "u1")), "not as the ledger says",
+        lambda tx: tx.write_rows("count", 0, FeatureRows(np.ones(3, "i2")), np.ones(3, "u1")),
+        "do not agree with its state",
     ),
-    "a ledger without rows": (lambda tx: tx.set_states("count", {0: Failures()}), "not as the ledger says"),
-    "a video that there is not": (lambda tx: tx.set_states("count", {3: Failures()}), "no video at position 3"),
+    "a ledger without rows": (
+        lambda tx: tx.set_states("count", {0: Failures()}),
+        "do not agree with its state",
+    ),
+    "a video that there is not": (
+        lambda tx: tx.set_states("count", {3: Failures()}),
+        "no video at position 3",
+    ),
     "one from the end": (lambda tx: tx.reset_states("count", [-1]), "no video at position -1"),
     "no entry": (lambda tx: tx.set_states("count", {1: "oops"}), "'oops' given, .*Failures needed"),
     "a failed frame of another kind": (
-        lambda tx: tx.write("count", "a", np.ones(3, "i2"), failed_frames={1.0: "torn"}), "failed frame 1.0",
+        lambda tx: tx.write("count", "a", np.ones(3, "i2"), failed_frames={1.0: "torn"}),
+        "failed frame 1.0",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -235,19 +266,25 @@ def writes(draw: st.DrawFn) -> Callable[[Transaction], None]:
     failures: Any = draw(st.sampled_from([Failures(), Failures("x"), Failures(frames=frames), "{"]))
     start, place = draw(ROWS), draw(st.integers(-1, 4))
     return draw(
-        st.sampled_from([
-            lambda tx: tx.write(feature, video, values, failed_frames=frames),
-            lambda tx: tx.write_video_feature(feature, video, rows.values[0] if n == 1 else values),
-            lambda tx: tx.fail(feature, video, str(failures)),
-            lambda tx: tx.write_rows(feature, start, rows, status),
-            lambda tx: tx.set_states(feature, {place: failures}),
-            lambda tx: tx.reset_states(feature, [place, place]),
-            lambda tx: tx.add_videos([record("new", n, **{"class": "x"}), record(video, n)][: 1 + n % 2]),
-            lambda tx: tx.set_splits({video: "dev"}),
-            lambda tx: tx.remove_feature("gone"),
-            lambda tx: tx.add_feature(FeatureSpec("gone")),
-        ])
-    )  # fmt: skip
+        st.sampled_from(
+            [
+                lambda tx: tx.write(feature, video, values, failed_frames=frames),
+                lambda tx: tx.write_video_feature(
+                    feature, video, rows.values[0] if n == 1 else values
+                ),
+                lambda tx: tx.fail(feature, video, str(failures)),
+                lambda tx: tx.write_rows(feature, start, rows, status),
+                lambda tx: tx.set_states(feature, {place: failures}),
+                lambda tx: tx.reset_states(feature, [place, place]),
+                lambda tx: tx.add_videos(
+                    [record("new", n, **{"class": "x"}), record(video, n)][: 1 + n % 2]
+                ),
+                lambda tx: tx.set_splits({video: "dev"}),
+                lambda tx: tx.remove_feature("gone"),
+                lambda tx: tx.add_feature(FeatureSpec("gone")),
+            ]
+        )
+    )
 
 
 def check_random_writes(location: str, calls: list[list[Callable[[Transaction], None]]]) -> None:

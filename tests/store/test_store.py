@@ -213,7 +213,10 @@ def test_a_backend_of_somebody_else_gets_the_locations_that_it_claims(tmp_path: 
 
 
 def test_only_the_backend_of_a_location_is_imported(tmp_path: Path) -> None:
-    code = "import sys, kpstore; kpstore.open(sys.argv[1]); print([m for m in ('h5py', 'icechunk') if m in sys.modules])"
+    code = (
+        "import sys, kpstore; kpstore.open(sys.argv[1]); "
+        "print([m for m in ('h5py', 'icechunk') if m in sys.modules])"
+    )
     for name, expected in (("s.kps", ["icechunk"]), ("s.h5", ["h5py"])):
         kpstore.create(tmp_path / name)
         run = finish([sys.executable, "-c", code, tmp_path / name])

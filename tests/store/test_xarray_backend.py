@@ -1,4 +1,4 @@
-"""``xr.open_dataset(store, engine="kpstore")``: equal to the store, lazy, in stored chunks, on every home of stores."""
+"""``xr.open_dataset(store, engine="kpstore")``: equal to the store, lazy, in stored chunks."""
 
 from __future__ import annotations
 
@@ -192,7 +192,10 @@ def test_a_process_started_anew_reads_by_location_and_version(
 ) -> None:
     payload = tmp_path / "lazy.pickle"
     payload.write_bytes(pickle.dumps(open_dataset(filled, chunks={})["points"].data[3:9]))
-    code = f"import pickle; print(pickle.load(open({str(payload)!r}, 'rb')).compute(scheduler='sync').sum())"
+    code = (
+        f"import pickle; lazy = pickle.load(open({str(payload)!r}, 'rb')); "
+        "print(lazy.compute(scheduler='sync').sum())"
+    )
     done = finish([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(float(np.nansum(filled["points"][3:9])), rel=1e-5)

@@ -23,7 +23,8 @@ from kpstore.options import Option
 from kpstore.schema.feature import State
 from kpstore.schema.lips import EMBEDDING_ENDING, LIP_FEATURE
 from kpstore.store import format as fmt
-from kpstore.store.store import Store, Video
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Video
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class EmbeddingsExport:
 
     def export(
         self,
-        store: Store,
+        store: BaseStore,
         path: Path,
         *,
         overwrite: bool = False,
@@ -80,7 +81,7 @@ class EmbeddingsExport:
             [ExportedFile(path, frames, len(chosen), None, left_out)], self._notes(store, left_out)
         )
 
-    def _choose(self, store: Store) -> tuple[list[Video], dict[str, int]]:
+    def _choose(self, store: BaseStore) -> tuple[list[Video], dict[str, int]]:
         """Return the videos to write, and how many frames are not."""
         status, states = store[fmt.status_name(self.feature)], store.states(self.feature)
         chosen, left_out = [], Counter({"failed": 0, "pending": 0})
@@ -95,7 +96,7 @@ class EmbeddingsExport:
                 )
         return chosen, dict(left_out)
 
-    def _layout_for(self, store: Store) -> Layout:
+    def _layout_for(self, store: BaseStore) -> Layout:
         document = store.provenance(self.feature).get("document") or {}
         return self.layout or (
             "time_first" if document.get("layout") == "time_first" else "channels_first"
@@ -107,7 +108,7 @@ class EmbeddingsExport:
             array = values if layout == "time_first" else values.T
             np.savez_compressed(out, **{KEY: np.ascontiguousarray(array)})  # type: ignore[arg-type]
 
-    def _notes(self, store: Store, left_out: Mapping[str, int]) -> list[str]:
+    def _notes(self, store: BaseStore, left_out: Mapping[str, int]) -> list[str]:
         others = [name for name in store.features if name != self.feature]
         lost = {"other features": others, "annotations": store.annotation_names}
         notes = [f"{what}: {', '.join(names)}" for what, names in lost.items() if names]

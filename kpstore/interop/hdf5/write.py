@@ -26,7 +26,7 @@ from kpstore.interop.hdf5.layout import ABOUT, BLOCK_BYTES, MARK, README
 from kpstore.interop.hdf5.read import Compress
 from kpstore.options import Option, check_choice
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 _CHUNK_BYTES = 2**18
 """Bytes of a chunk: a quarter of the cache that h5py has for each dataset."""
@@ -62,7 +62,7 @@ class Hdf5Export:
 
     def export(
         self,
-        store: Store,
+        store: BaseStore,
         path: Path,
         *,
         overwrite: bool = False,
@@ -81,7 +81,9 @@ class Hdf5Export:
 class _Hdf5Writer:
     """Writes the arrays of a store, a block of rows at a time."""
 
-    def __init__(self, store: Store, path: Path, options: Hdf5Export, report: OnProgress) -> None:
+    def __init__(
+        self, store: BaseStore, path: Path, options: Hdf5Export, report: OnProgress
+    ) -> None:
         self._store, self._path, self._report = store, path, report
         names = store.features if options.features is None else dict.fromkeys(options.features)
         self._features = {name: fmt.check_feature(store.features, name) for name in names}
@@ -130,7 +132,7 @@ class _Hdf5Writer:
         session = self._store.session
         wanted = [*fmt.VIDEO_ARRAYS, *self._store.annotation_names, *fmt.FRAME_ARRAYS]
         for feature in self._features.values():
-            wanted += fmt.feature_metas(feature.spec, n_videos=0, n_frames=0)
+            wanted += fmt.feature_arrays(feature.spec)
             wanted += feature.spec.labels
         there = set(session.names())
         return {name: session.meta(name) for name in dict.fromkeys(wanted) if name in there}

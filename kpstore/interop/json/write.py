@@ -23,7 +23,8 @@ from kpstore.options import Option
 from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, Field
 from kpstore.schema.feature import Axis, State
 from kpstore.store import format as fmt
-from kpstore.store.store import Store, Video
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Video
 
 _BLOCK_FRAMES = 256
 
@@ -52,7 +53,7 @@ class FaceJsonExport:
 
     def export(
         self,
-        store: Store,
+        store: BaseStore,
         path: Path,
         *,
         overwrite: bool = False,
@@ -76,7 +77,7 @@ class FaceJsonExport:
         return ExportReport([file], writer.notes())
 
 
-def _find_model(store: Store, model: str) -> str:
+def _find_model(store: BaseStore, model: str) -> str:
     """Return the frames' feature, or ``""`` for a store of paths only."""
     held = sorted(
         n for n, f in store.features.items() if n.startswith("dinov2_") and f.spec.axis == "frame"
@@ -138,7 +139,7 @@ def to_text(value: Any, indent: str = "") -> str:
 class _JsonWriter:
     """Makes the text of one person after the other."""
 
-    def __init__(self, store: Store, model: str, on_progress: OnProgress) -> None:
+    def __init__(self, store: BaseStore, model: str, on_progress: OnProgress) -> None:
         self._store, self._model, self._on_progress = store, model, on_progress
         self._frame = self._present(FRAME_FIELDS, "frame") if model else {}
         self._face = self._present(FACE_FIELDS, "video") if model else {}

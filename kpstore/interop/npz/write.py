@@ -18,9 +18,9 @@ from kpstore.interop.files import check_free, written_aside
 from kpstore.interop.outputs import blocks
 from kpstore.interop.splits import UNSPLIT, check_file_names, check_unsplit
 from kpstore.options import Option, check_choice
-from kpstore.schema.feature import State, part_names
+from kpstore.schema.feature import MASK, State, part_names
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 Missing = Literal["zeros", "nan"]
 Keep = Literal["drop", "keep"]
@@ -62,7 +62,7 @@ class NpzExport:
 
     def export(
         self,
-        store: Store,
+        store: BaseStore,
         path: Path,
         *,
         overwrite: bool = False,
@@ -95,7 +95,7 @@ class NpzExport:
         return ExportReport(exported, _notes(store, self.feature))
 
 
-def _notes(store: Store, feature: str) -> list[str]:
+def _notes(store: BaseStore, feature: str) -> list[str]:
     """Return what npz files have no place for, a line each."""
     others = [name for name in store.features if name != feature]
     companions = [c.name for c in store.feature(feature).companions if c.name != "detected"]
@@ -121,14 +121,15 @@ class _Choice:
     left_out: dict[str, int]
 
 
-def _choose(store: Store, feature: str, split: str, failed: Keep, empty: Keep) -> _Choice:
+def _choose(store: BaseStore, feature: str, split: str, failed: Keep, empty: Keep) -> _Choice:
     rows = store.index.rows_of(store.index.select(split=split))
-    has_mask = bool(part_names(store.feature(feature)))
+    spec = store.feature(feature)
+    has_mask = bool(part_names(spec))
     kept, left_out = [], {"failed": 0, "pending": 0, "empty": 0}
     for block in blocks(rows):
         status = store.read(fmt.status_name(feature), block)
         found = (
-            store.read(f"{feature}_detected", block).any(axis=1)
+            store.read(spec.companion(MASK), block).any(axis=1)
             if has_mask
             else np.ones(len(block), dtype=bool)
         )
@@ -148,7 +149,7 @@ class _SplitWriter:
 
     def __init__(
         self,
-        store: Store,
+        store: BaseStore,
         feature: str,
         choice: _Choice,
         missing: Missing,
@@ -196,7 +197,7 @@ class _SplitWriter:
             if self._missing == "zeros" and block.dtype.kind == "f":
                 block[np.isnan(block)] = 0
             if self._parts:
-                self._detected += self._store.read(f"{self._feature}_detected", rows).sum(axis=0)
+                self._detected += self._store.read(self._spec.companion(MASK), rows).sum(axis=0)
             yield block
             self._report(len(rows))
 

@@ -22,7 +22,7 @@ from kpstore.options import Option
 from kpstore.schema.feature import State
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
 from kpstore.store import format as fmt
-from kpstore.store.store import Store
+from kpstore.store.store import BaseStore
 
 ExportForm = Literal["raw", "split", "face", "model_input"]
 Keep = Literal["drop", "keep"]
@@ -96,7 +96,7 @@ class PickleExport:
 
     def export(
         self,
-        store: Store,
+        store: BaseStore,
         path: Path,
         *,
         overwrite: bool = False,
@@ -131,7 +131,7 @@ class PickleExport:
             exported.append(self._exported(store, target, chosen))
         return ExportReport(exported, _notes(store, feature, self, wanted))
 
-    def _feature(self, store: Store) -> str:
+    def _feature(self, store: BaseStore) -> str:
         faces = self.form == "face"
         default = "face_keypoints" if faces and "keypoints" not in store.features else "keypoints"
         feature = self.feature or default
@@ -165,7 +165,7 @@ class PickleExport:
             case _:
                 return {path: list(splits)}
 
-    def _choose(self, store: Store, feature: str, split: str) -> _Chosen:
+    def _choose(self, store: BaseStore, feature: str, split: str) -> _Chosen:
         rows = store.index.rows_of(store.index.select(split=split))
         keep_failed = self.failed == "keep" or (
             self.failed is None and self.form in ("raw", "split")
@@ -191,7 +191,7 @@ class PickleExport:
         n_success = len(rows) - left_out["pending"] - n_failed - left_out["empty"]
         return _Chosen(split or UNSPLIT, chosen, left_out, n_success, n_failed + left_out["empty"])
 
-    def _exported(self, store: Store, target: Path, chosen: Sequence[_Chosen]) -> ExportedFile:
+    def _exported(self, store: BaseStore, target: Path, chosen: Sequence[_Chosen]) -> ExportedFile:
         rows = np.concatenate([np.empty(0, dtype=np.int64), *(choice.rows for choice in chosen)])
         left_out = {
             reason: sum(choice.left_out[reason] for choice in chosen)
@@ -222,11 +222,10 @@ def _check_keys(splits: Sequence[str]) -> None:
         )
 
 
-def _detected(store: Store, feature: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _detected(store: BaseStore, feature: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which parts were detected, (rows, parts) bool: by the mask, or by the values where there is none."""
-    if any(c.name == "detected" for c in store.feature(feature).companions):
-        mask: NDArray[np.bool_] = store.read(f"{feature}_detected", rows)
-        return mask
+    if (mask := store.detected(feature)) is not None:
+        return mask[rows]
     values = store.read(feature, rows)
     parts = PART_SLICES.values() if values.shape[1] == N_POINTS else [slice(0, N_FACE)]
     return np.stack([~np.isnan(values[:, part]).all(axis=(1, 2)) for part in parts], axis=1)
@@ -236,7 +235,7 @@ class _FileWriter:
     """Writes one file, block by block."""
 
     def __init__(
-        self, store: Store, feature: str, options: PickleExport, report: Callable[[int], None]
+        self, store: BaseStore, feature: str, options: PickleExport, report: Callable[[int], None]
     ) -> None:
         self._store, self._feature, self._options, self._report = store, feature, options, report
         about = store.provenance(feature)
@@ -468,7 +467,9 @@ def _in_order(facts: dict[str, Any], document: Mapping[str, Any]) -> dict[str, A
     return {key: facts[key] for key in (*order, *facts)}
 
 
-def _notes(store: Store, feature: str, options: PickleExport, splits: Sequence[str]) -> list[str]:
+def _notes(
+    store: BaseStore, feature: str, options: PickleExport, splits: Sequence[str]
+) -> list[str]:
     """Return what a pickle has no place for."""
     chosen = store.index.select(split=splits)
     notes = []
@@ -491,10 +492,9 @@ def _notes(store: Store, feature: str, options: PickleExport, splits: Sequence[s
     return notes
 
 
-def _has_visibility(store: Store, feature: str, videos: NDArray[np.int64]) -> bool:
+def _has_visibility(store: BaseStore, feature: str, videos: NDArray[np.int64]) -> bool:
     if not any(c.name == "visibility" for c in store.feature(feature).companions):
         return False
     every_block = blocks(store.index.rows_of(videos))
-    return any(
-        bool(np.isfinite(store.read(f"{feature}_visibility", block)).any()) for block in every_block
-    )
+    visibility = store.feature(feature).companion("visibility")
+    return any(bool(np.isfinite(store.read(visibility, block)).any()) for block in every_block)

@@ -21,7 +21,7 @@ from kpstore.interop.files import check_free, folder_written_aside, inside, writ
 from kpstore.interop.outputs import check_no_links
 from kpstore.interop.pose.layout import COMPONENTS, HEADER_FIELDS, SUFFIX, face_names, point_names
 from kpstore.options import Option
-from kpstore.schema.feature import FeatureSpec, State
+from kpstore.schema.feature import MASK, FeatureSpec, State
 from kpstore.schema.layout import (
     N_POINTS,
     PART_SLICES,
@@ -29,7 +29,8 @@ from kpstore.schema.layout import (
     FaceList,
 )
 from kpstore.store import format as fmt
-from kpstore.store.store import Store, Video
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Video
 
 _WRITTEN_ORDER = ("pose", "face", "left_hand", "right_hand")
 
@@ -97,7 +98,7 @@ class PoseExport:
 
     def export(
         self,
-        store: Store,
+        store: BaseStore,
         path: Path,
         *,
         overwrite: bool = False,
@@ -139,7 +140,7 @@ def _check_folder(path: Path) -> None:
 class _PoseWriter:
     """Writes the videos of a store, a file at a time."""
 
-    def __init__(self, store: Store, options: PoseExport) -> None:
+    def __init__(self, store: BaseStore, options: PoseExport) -> None:
         self._store, self._options = store, options
         self._feature = options.feature or _imported_feature(store) or "keypoints"
         self._spec = store.feature(self._feature)
@@ -289,8 +290,8 @@ class _PoseWriter:
         _check_keypoints(spec)
         missing = self._missing(video, feature)
         values = video[feature].astype(np.float64)
-        detected = video[f"{feature}_detected"] & ~missing[:, None]
-        visibility = video[f"{feature}_visibility"]
+        detected = video[spec.companion(MASK)] & ~missing[:, None]
+        visibility = video[spec.companion("visibility")]
         width, height = video.width or 1, video.height or 1
         if not video.width or not video.height:
             width = height = 1
@@ -335,7 +336,7 @@ def _confidence(
     return sure
 
 
-def _imported_feature(store: Store) -> str | None:
+def _imported_feature(store: BaseStore) -> str | None:
     """Return the feature that holds points of pose files; None if there is none."""
     found = [
         name for name, stored in store.features.items() if "pose_components" in stored.spec.attrs

@@ -25,7 +25,8 @@ from kpstore.interop.splits import UNSPLIT, check_unsplit
 from kpstore.options import Option
 from kpstore.schema.feature import State
 from kpstore.store import format as fmt
-from kpstore.store.store import Store, Video
+from kpstore.store.store import BaseStore
+from kpstore.store.video import Video
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class SltExport:
 
     def export(
         self,
-        store: Store,
+        store: BaseStore,
         path: Path,
         *,
         overwrite: bool = False,
@@ -112,7 +113,7 @@ def _file(folder: Path, name: str, split: str) -> Path:
 class _SltWriter:
     """Writes the files of a store, a video at a time."""
 
-    def __init__(self, store: Store, options: SltExport, report: OnProgress) -> None:
+    def __init__(self, store: BaseStore, options: SltExport, report: OnProgress) -> None:
         self._store, self._report = store, report
         found = [name for name in store.features if store.provenance(name).get("format") == "slt"]
         if not options.feature and len(found) > 1:
@@ -191,7 +192,9 @@ class _SltWriter:
         )
 
 
-def _columns(store: Store, options: SltExport, stored: Mapping[str, str] | None) -> dict[str, str]:
+def _columns(
+    store: BaseStore, options: SltExport, stored: Mapping[str, str] | None
+) -> dict[str, str]:
     """Return the annotation behind each key; ``""`` where there is none."""
     there = store.annotation_names
     columns = {key: column for key, column in (stored or {}).items() if column in there}
