@@ -68,20 +68,20 @@ def backend_for(location: str) -> Backend:
 
 
 @contextmanager
-def moved_into_place(location: str) -> Iterator[Backend]:
-    """Give the backend of a place beside ``location``.
+def moved_into_place(place: Backend) -> Iterator[Backend]:
+    """Give the backend of another place, beside ``place``.
 
-    What is made there gets that place if no error comes.
+    What is made there moves to ``place`` if no error comes.
 
     Raises
     ------
     ExistsError
         If the place is taken.
     """
-    place = backend_for(location)
+    location = place.location
     if place.exists():
         raise ExistsError(f"{location} already exists; choose another place for the store")
-    path = Path(place.location).resolve()
+    path = Path(location).resolve()
     aside = backend_for(str(aside_of(path, "building")))
     if "://" in location or type(aside) is not type(
         place
@@ -92,16 +92,16 @@ def moved_into_place(location: str) -> Iterator[Backend]:
             backend_for(str(left_over)).remove()
     try:
         yield aside
-        aside.move(place.location)
+        aside.move(location)
     finally:
         aside.remove()
 
 
 @contextmanager
-def building(location: str, *, name: str, kpstore_version: str) -> Iterator[BaseStore]:
+def building(place: Backend, *, name: str, kpstore_version: str) -> Iterator[BaseStore]:
     """Give a new store to fill, which gets its place when the block ends without an error."""
-    with moved_into_place(location) as aside:
-        yield BaseStore.create(aside.location, name=name, kpstore_version=kpstore_version)
+    with moved_into_place(place) as aside:
+        yield BaseStore.create(aside, name=name, kpstore_version=kpstore_version)
 
 
 class FeatureArray:
@@ -393,7 +393,7 @@ class BaseStore:
     @classmethod
     def open(
         cls,
-        location: str,
+        location: str | Backend,
         at: At = None,
         mode: Mode = "r",
         cache: str = "auto",
@@ -405,15 +405,15 @@ class BaseStore:
                 f"mode {mode!r}: use 'r' to read or 'a' to add; kpstore.create() makes a new store"
             )
         check_policy(check)
-        backend = backend_for(location)
+        backend = backend_for(location) if isinstance(location, str) else location
         store = cls(backend, resolve(backend, at), mode, cache, check)
         store._about  # noqa: B018 - says now, not at the first read, that this is no store of ours
         return store
 
     @classmethod
-    def create(cls, location: str, *, name: str, kpstore_version: str) -> Self:
+    def create(cls, location: str | Backend, *, name: str, kpstore_version: str) -> Self:
         """Make an empty store; see :func:`kpstore.create`."""
-        backend = backend_for(location)
+        backend = backend_for(location) if isinstance(location, str) else location
         attrs = fmt.root_attrs(
             name, datetime.now(UTC).isoformat(timespec="seconds"), kpstore_version
         )

@@ -19,6 +19,7 @@ from kpstore.interop.json.read import FaceJsonImport
 from kpstore.interop.json.write import FaceJsonExport, to_text
 from kpstore.interop.transfer import ImportReport, import_document
 from kpstore.schema.feature import State
+from kpstore.store.store import backend_for
 from tests.conftest import memory_location
 from tests.interop.test_npz import filled
 
@@ -69,7 +70,9 @@ def write(path: Path, persons: Any) -> Path:
 
 def import_json(path: Path, **options: Any) -> tuple[kpstore.Store, ImportReport]:
     location = memory_location()
-    report = import_document(FaceJsonImport(**options).open(path), location, source=str(path))
+    report = import_document(
+        FaceJsonImport(**options).open(path), backend_for(location), source=str(path)
+    )
     return kpstore.open(location, mode="a"), report
 
 
@@ -259,7 +262,7 @@ BROKEN = {
     "frame['landmarks_3d'][0].pop()": "frame 1: 'landmarks_3d' is lists of different lengths; 5x3",
     "frame['spherical_angles'][0] = 'x'": "frame 1: 'spherical_angles' is .* 5 numbers needed",
     "frame['avg_angle'] = None": "frame 1: 'avg_angle' is null; a number needed",
-    "frame['avg_angle'] = float('nan')": r"'Ada ü', frame 1: no JSON from here on: lexical error.*'NaN",
+    "frame['avg_angle'] = float('nan')": r"'Ada ü', frame 1: not JSON from here on: lexical error.*'NaN",
     "frame['features'] = []": "frame 1: 'features' is ",
     "ada['video_data'][1] = 7": "frame 1: it is 7; a record, {…} is needed",
     "ada['video_data'] = {}": "'video_data' is a record; a list of frames is needed",
@@ -284,11 +287,11 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, change: str, messa
         ('{"a": {}, "a": {}}', "person 'a': no"),
         ("[]", "a list found; persons by name"),
         ("7", "7 found; persons by name"),
-        ("", "no JSON from here on"),
+        ("", "not JSON from here on"),
         ('{"a": ' + "[" * 5000, "person 'a'.*record"),
         ('{"a": {"x": ' + "[" * 5000, "more than 20 deep"),
         ('{"a": {"x": 1, "x": 2}}', "person 'a': 'x' is there twice"),
-        ('{"a": {"face_image_path": "\xff"}}', "no JSON from here on"),
+        ('{"a": {"face_image_path": "\xff"}}', "not JSON from here on"),
     ],
 )
 def test_what_is_no_such_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from kpstore.interop.base import (
-    Format,
-)
+from kpstore.interop.base import Format
 from kpstore.interop.hdf5.layout import recognises
 from kpstore.interop.hdf5.read import Hdf5Import
 from kpstore.interop.hdf5.write import Hdf5Export

@@ -1,7 +1,4 @@
-"""Arrays of npz files that hold text beside numbers.
-
-Never a pickle that could be more than text.
-"""
+"""Arrays of npz files that hold text; of pickled ones, text alone is read."""
 
 from __future__ import annotations
 
@@ -17,13 +14,10 @@ from kpstore.sources.npz_files import BLOCK_BYTES, NpyHeader, NpzFile
 
 
 class NpzTable(NpzFile):
-    """An npz file, open, whose arrays may be text."""
+    """An open npz file whose arrays may be text."""
 
     def objects(self, name: str, member: IO[bytes], header: NpyHeader) -> NDArray[np.object_]:
-        """Return an array of Python objects that are text, all of them.
-
-        Nothing that a pickle names is run.
-        """
+        """Return an array of Python objects, all of them text; runs nothing that a pickle names."""
         texts = loads_pickle(member.read(), f"{self.path}: {name!r}, which holds Python objects,")
         whole = (
             isinstance(texts, np.ndarray)
@@ -66,7 +60,7 @@ class NpzTable(NpzFile):
             if isinstance(error, InvalidError):
                 raise
             raise InvalidError(
-                f"{self.path}: {name!r} holds text that is no Unicode ({one_line(error)})"
+                f"{self.path}: {name!r} holds text that is not Unicode ({one_line(error)})"
             ) from None
         return texts
 

@@ -1,4 +1,4 @@
-"""Rows of listed pictures, read from a pickle part by part."""
+"""Rows of a store made from the frames of a pickle."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.interop.pickle.forms import (
-    NONE,
-    Listed,
-)
+from kpstore.interop.pickle.forms import NONE, Listed
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.layout import N_FACE, PART_SLICES, PARTS
 
@@ -24,7 +21,7 @@ _NUMBER = re.compile(r"(\d+)\D*\Z")
 
 
 class RowReader:
-    """Makes rows of frames, and counts what rows cannot hold."""
+    """Makes rows from frames, and counts what rows cannot hold."""
 
     def __init__(self, spec: FeatureSpec, zeros: Zeros) -> None:
         self._spec, self._zeros = spec, zeros
@@ -36,7 +33,10 @@ class RowReader:
     def read(
         self, listed: Listed, places: Sequence[int]
     ) -> tuple[FeatureRows, dict[int, str], tuple[int, int]]:
-        """Return the rows of some frames, which of them failed, and (height, width) in pixels, 0 where unknown."""
+        """Return the rows of some frames, the reasons of those that failed, and their size.
+
+        The size is (height, width) in pixels, 0 where unknown.
+        """
         rows = self._spec.empty_rows(len(places))
         failed: dict[int, str] = {}
         sizes: set[tuple[int, int] | None] = set()
@@ -111,7 +111,7 @@ class RowReader:
         return known.pop() if len(known) == 1 else (0, 0)
 
     def count_gaps(self, paths: Sequence[str]) -> None:
-        """Count the frames that are not there between a video's first and last, by the numbers in their paths."""
+        """Count the frames missing within a video, by the numbers in the paths."""
         found = [_NUMBER.search(path.rpartition("/")[2]) for path in paths]
         numbers = [int(match[1][-15:]) for match in found if match is not None]
         if len(numbers) != len(paths) or not numbers:
@@ -123,38 +123,40 @@ class RowReader:
 
     def notes(self) -> list[str]:
         """Return what was counted, a line each."""
-        lines = [
-            f"{n} frames also hold {part!r}, which is no part that is known"
+        counted = [
+            (
+                self._gaps,
+                f"{self._gaps} frames of {self._gap_videos} videos are not in the file, by the "
+                "numbers in their paths",
+            ),
+            (
+                self._disordered,
+                f"frames of {self._disordered} videos are not in the order of their numbers; it is "
+                "kept",
+            ),
+            (
+                self._sizes,
+                f"{self._sizes} videos have frames of several image shapes; theirs are not kept",
+            ),
+            (
+                self._sizeless,
+                f"in {self._sizeless} videos some frames have no image shape; they get that of the "
+                "others",
+            ),
+        ]
+        unknown = [
+            f"{n} frames also hold {part!r}, which is an unknown part"
             for part, n in self._unknown.items()
         ]
-        lines += [
+        rounded = [
             f"{n} arrays are {dtype}; they are stored as float32"
             for dtype, n in self._rounded.items()
         ]
-        if self._gaps:
-            lines.append(
-                f"{self._gaps} frames of {self._gap_videos} videos are not in the file, by the "
-                "numbers in their paths"
-            )
-        if self._disordered:
-            lines.append(
-                f"frames of {self._disordered} videos are not in the order of their numbers; it is "
-                "kept"
-            )
-        if self._sizes:
-            lines.append(
-                f"{self._sizes} videos have frames of several image shapes; theirs are not kept"
-            )
-        if self._sizeless:
-            lines.append(
-                f"in {self._sizeless} videos some frames have no image shape; they get that of the "
-                "others"
-            )
-        return lines
+        return [*unknown, *rounded, *(line for count, line in counted if count)]
 
 
 def _size(shape: Any, listed: Listed, place: int) -> tuple[int, int] | None:
-    """Return (height, width) of an image shape: a tuple, a list or an array of two numbers, or three."""
+    """Return (height, width) of an image shape, which has two numbers, or three."""
     if shape is None:
         return None
     numbers = np.asarray(shape)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from kpstore.interop.base import (
-    Format,
-)
+from kpstore.interop.base import Format
 from kpstore.interop.slt.read import SltImport, recognises
 from kpstore.interop.slt.write import SltExport
 

@@ -1,0 +1,9 @@
+"""Names that reading and writing embeddings share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+FORMAT = "embeddings"
+KEY = "embedding"
+Layout = Literal["channels_first", "time_first"]
