@@ -1,4 +1,4 @@
-"""Plain HDF5 files: h5py reads them, they come back as the same store, and others' files are read."""
+"""Plain HDF5 files: h5py reads them, they come back as the same store; other files are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Npz files into stores and back: what kpstore wrote byte for byte, what users' scripts wrote value for value."""
+"""Npz files into stores and back: those of kpstore to the byte, those of scripts to the value."""
 
 from __future__ import annotations
 

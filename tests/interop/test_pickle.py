@@ -43,7 +43,7 @@ def frame(seed: int, missing: Sequence[str] = (), shape: Any = (260, 210)) -> di
 
 
 def split_of(lengths: dict[str, int], first_seed: int = 0) -> dict[str, list[Any]]:
-    """Return a split of a raw pickle: the left hand is missing in every other frame, the second frame failed."""
+    """Return a split of a raw pickle, in which some left hands are missing and frame 1 failed."""
     named = [(video, n) for video, length in lengths.items() for n in range(length)]
     frames = [frame(first_seed + i, ("left_hand",) if i % 2 else ()) for i in range(len(named))]
     return {

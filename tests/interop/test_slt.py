@@ -1,4 +1,4 @@
-"""Files of sign language translation: they come back, memory holds one entry, and no pickle is ever run."""
+"""Files of sign language translation: they come back, and no pickle is ever run."""
 
 from __future__ import annotations
 

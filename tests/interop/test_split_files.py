@@ -20,7 +20,7 @@ NEW = {"a": "test", "b": "train", "c": "train", "d": ""}
     ("name", "text"),
     [
         ("s.csv", 'video_id,split\n"a",test\nb,train\n\nc,train\nd,\n'),
-        ("s.tsv", "Name\tnote\tSplit\r\na\tsaid \"so\ttest\r\nb\t\ttrain\r\nc\t\ttrain\r\nd\t\t\r\n"),
+        ("s.tsv", 'Name\tnote\tSplit\r\na\tsaid "so\ttest\r\nb\t\ttrain\nc\t\ttrain\nd\t\t\r\n'),
         ("s", "name|video|split\na|a/1/*.png|test\nb|b/1/*.png|train\nc|c|train\nd|d|\n"),
         ("s.csv", "\ufeffid;subset\na;test\nb;train\nc;train\nd;\n"),
         ("s.json", json.dumps(NEW)),

@@ -136,7 +136,7 @@ class Planner:
 
 
 def _folder_names(listed: Listed, stem: str, notes: list[str]) -> list[str]:
-    """Return for each frame the name of its image's folder; the whole path if two have that name."""
+    """Return the folder of each frame's image: its name, or its path if two have that name."""
     folders = [slashed(path).rpartition("/")[0] for path in listed.paths or ()]
     short = {folder: PurePosixPath(folder).name for folder in dict.fromkeys(folders)}
     several = {name for name, count in Counter(short.values()).items() if count > 1}

@@ -65,7 +65,7 @@ class _Body:
 
 @dataclass(frozen=True)
 class PoseExport:
-    """Writes a ``.pose`` file (version 0.2) per video, ``OUT/VIDEO.pose``; or one file, ``OUT.pose``.
+    """Writes a ``.pose`` file (version 0.2) per video, ``OUT/VIDEO.pose``; or one, ``OUT.pose``.
 
     Videos that were imported from ``.pose`` files come back as they were; the people of one file go
     into one again. Others are written from ``keypoints``, as MediaPipe's components with pixels for
@@ -94,7 +94,7 @@ class PoseExport:
         on_progress: OnProgress | None = None,
     ) -> ExportReport:
         """Write the files; see :class:`kpstore.interop.base.Exporter`."""
-        writer = _PoseWriter(store, self)
+        writer = _PoseWriter(store, self, on_progress or (lambda n: None))
         groups, pending = writer.plan(path)
         if path.suffix == SUFFIX:
             if len(groups) != 1:
@@ -103,30 +103,30 @@ class PoseExport:
                 )
             check_free([path], overwrite=overwrite)
             with written_aside(path) as (aside,):
-                frames = sum(writer.write(videos, aside, on_progress) for videos in groups.values())
+                writer.write(*groups.values(), aside)
         elif path.is_dir():  # its other files stay
             targets = [inside(path, name) for name in groups]
             check_no_links(path, targets)
             check_free(targets, overwrite=overwrite)
-            frames = writer.write_all(groups, path, on_progress)
+            writer.write_all(groups, path)
         else:
             if path.exists() or path.is_symlink():
                 raise ExistsError(
                     f"{path} exists already and is no folder; choose another place for the files"
                 )
             with folder_written_aside(path) as folder:
-                frames = writer.write_all(groups, folder, on_progress)
-        held = sum(len(videos) for videos in groups.values())
-        return ExportReport(
-            [ExportedFile(path, frames, held, left_out={"pending": pending})], writer.notes()
-        )
+                writer.write_all(groups, folder)
+        held = [video for videos in groups.values() for video in videos]
+        frames = sum(video.n_frames for video in held)
+        file = ExportedFile(path, frames, len(held), left_out={"pending": pending})
+        return ExportReport([file], writer.notes())
 
 
 class _PoseWriter:
     """Writes the videos of a store, a file at a time."""
 
-    def __init__(self, store: BaseStore, options: PoseExport) -> None:
-        self._store, self._options = store, options
+    def __init__(self, store: BaseStore, options: PoseExport, report: OnProgress) -> None:
+        self._store, self._options, self._report = store, options, report
         self._feature = options.feature or _imported_feature(store) or "keypoints"
         self._spec = store.feature(self._feature)
         self._is_points = "pose_components" in self._spec.attrs
@@ -179,12 +179,8 @@ class _PoseWriter:
         return dict(zip(HEADER_FIELDS, video[name].tolist(), strict=True))
 
     def _check_size(self, video: Video) -> None:
-        header = self._header(video)
-        size = (
-            (header["width"], header["height"], header["depth"])
-            if header
-            else (video.width, video.height)
-        )
+        header = self._header(video) or {"width": video.width, "height": video.height}
+        size = [header[side] for side in ("width", "height", "depth") if side in header]
         if max(size) > 0xFFFF:
             shown = " x ".join(f"{number:g}" for number in size)
             raise InvalidError(
@@ -202,26 +198,19 @@ class _PoseWriter:
             return video.id.removesuffix(f"#{int(header['person'])}")
         return video.id
 
-    def write(self, videos: Sequence[Video], path: Path, on_progress: OnProgress | None) -> int:
-        """Write the people of one file; return the number of frames."""
+    def write(self, videos: Sequence[Video], path: Path) -> None:
+        """Write the people of one file."""
         if self._has_points(videos[0]):
             self._points_body(videos).write(path)
         else:
             self._keypoints_body(videos[0]).write(path)
-        frames = sum(video.n_frames for video in videos)
-        if on_progress is not None:
-            on_progress(frames)
-        return frames
+        self._report(sum(video.n_frames for video in videos))
 
-    def write_all(
-        self, groups: Mapping[str, Sequence[Video]], folder: Path, on_progress: OnProgress | None
-    ) -> int:
-        """Write all files into a folder; return the number of frames."""
-        frames = 0
+    def write_all(self, groups: Mapping[str, Sequence[Video]], folder: Path) -> None:
+        """Write all files into a folder."""
         for name, videos in groups.items():
             with written_aside(inside(folder, name)) as (aside,):
-                frames += self.write(videos, aside, on_progress)
-        return frames
+                self.write(videos, aside)
 
     def _fps(self, video: Video, fps: float) -> float:
         if not np.isnan(fps):
