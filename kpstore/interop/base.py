@@ -164,13 +164,9 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            words = [word for part in (kind, *get_args(kind)) for word in _words(part)]
-            if words and getattr(self, name) is not None:
-                check_choice(name, getattr(self, name), words)
-
-
-def _words(kind: Any) -> tuple[str, ...]:
-    return get_args(kind) if get_origin(kind) is Literal else ()
+            known = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
+            if known and getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), get_args(known[0]))
 
 
 class Importer(Protocol):

@@ -114,11 +114,8 @@ class ImportWriter:
                     rows.values[order],
                     {key: array[order] for key, array in rows.companions.items()},
                 )
-                place = {int(frame): new for new, frame in enumerate(order.tolist())}
-                failed = {
-                    place[frame]: reason
-                    for frame, reason in video.failed_frames.get(name, {}).items()
-                }
+                reasons = video.failed_frames.get(name, {})
+                failed = {n: reasons[f] for n, f in enumerate(order.tolist()) if f in reasons}
                 self._tx.write(name, record.id, moved, failed_frames=failed)
             else:
                 self._tx.write_video_feature(name, record.id, video.rows[name])
@@ -137,9 +134,8 @@ class ImportWriter:
             )
         stored = self._tx.session.read(fmt.IMAGE_PATH, rows.start, rows.stop).tolist()
         given = list(record.frame_paths)
-        by_number = np.arange(record.n_frames)
         if given == stored or is_numbered(given) or is_numbered(stored):
-            return by_number
+            return np.arange(record.n_frames)
         for shorten in (str, lambda path: path.replace("\\", "/").rpartition("/")[2]):
             here, there = [shorten(path) for path in stored], [shorten(path) for path in given]
             if len(set(there)) == len(there) and set(here) == set(there):
@@ -153,13 +149,12 @@ class ImportWriter:
 
     def _note_unstored(self, record: VideoRecord, position: int) -> None:
         """Note texts of the file that differ from those of a video that the store holds already."""
-        known = {"split": (str(self._index.splits[position]), record.split)}
-        names = set(self._tx.session.names())
-        for name, text in record.annotations.items():
-            there = self._tx.session.read(name, position, position + 1)[0] if name in names else ""
-            known[name] = (str(there), text)
-        for name, (stored, given) in known.items():
-            if given and given != stored:
+        session = self._tx.session
+        stored = {"split": str(self._index.splits[position])}
+        for name in set(session.names()) & set(record.annotations):
+            stored[name] = str(session.read(name, position, position + 1)[0])
+        for name, given in {"split": record.split, **record.annotations}.items():
+            if given and given != stored.get(name, ""):
                 self._unstored.setdefault(name, []).append(record.id)
 
     @property

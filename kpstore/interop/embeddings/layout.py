@@ -1,7 +1,5 @@
 """Names that reading and writing embeddings share."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 FORMAT = "embeddings"

@@ -105,11 +105,7 @@ class ExportedDocument:
             ImportedFeature(spec, about["features"][n]["provenance"])
             for n, spec in self._specs.items()
         ]
-        self._lengths = (
-            _lengths(dataset_of(file, path, "n_frames"), path)
-            if "n_frames" in file
-            else _NO_LENGTHS
-        )
+        self._lengths = _lengths(file, path)
         self.n_frames = int(self._lengths.sum())
         self._check(file)
 
@@ -117,9 +113,10 @@ class ExportedDocument:
         n_videos = len(self._lengths)
         if not n_videos and "video_id" not in file:
             return
-        shapes: dict[str, tuple[int, ...]] = {}
-        shapes.update(dict.fromkeys((*fmt.VIDEO_ARRAYS, *self._annotations), (n_videos,)))
-        shapes.update(dict.fromkeys(fmt.FRAME_ARRAYS, (self.n_frames,)))
+        shapes: dict[str, tuple[int, ...]] = {
+            **dict.fromkeys((*fmt.VIDEO_ARRAYS, *self._annotations), (n_videos,)),
+            **dict.fromkeys(fmt.FRAME_ARRAYS, (self.n_frames,)),
+        }
         for spec in self._specs.values():
             metas = fmt.feature_metas(spec, n_videos=n_videos, n_frames=self.n_frames)
             shapes |= {name: meta.shape for name, meta in metas.items()}
@@ -144,9 +141,9 @@ class ExportedDocument:
             failures = {
                 name: texts_of(file[fmt.failure_name(name)], self._path) for name in self._specs
             }
-            start = 0
-            for position, length in enumerate(self._lengths.tolist()):
-                rows = slice(start, start + length)
+            stops = np.cumsum(self._lengths).tolist()
+            for position, (length, stop) in enumerate(zip(self._lengths, stops, strict=True)):
+                rows = slice(stop - int(length), stop)
                 record = VideoRecord(
                     columns["video_id"][position],
                     columns["split"][position],
@@ -162,7 +159,6 @@ class ExportedDocument:
                     if states[name][position] != State.PENDING
                 }
                 yield self._video(file, record, position, rows, held)
-                start += length
 
     def _check_states(self, states: Mapping[str, NDArray[Any]]) -> None:
         for name, values in states.items():
@@ -191,15 +187,9 @@ class ExportedDocument:
             if failures.video is not None:
                 failed[name] = failures.video
             where = rows if spec.axis == "frame" else slice(position, position + 1)
-            arrays = {array: file[array][where] for array in spec.arrays}
-            values = arrays.pop(name)
-            blocks[name] = FeatureRows(
-                values, {key.removeprefix(f"{name}_"): a for key, a in arrays.items()}
-            )
+            companions = {c.name: file[f"{name}_{c.name}"][where] for c in spec.companions}
+            blocks[name] = FeatureRows(file[name][where], companions)
         return ImportedVideo(record, blocks, failed_frames, failed)
-
-
-_NO_LENGTHS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 
 def _about(dataset: h5py.Dataset, path: Path) -> dict[str, Any]:
@@ -217,7 +207,11 @@ def _about(dataset: h5py.Dataset, path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _lengths(dataset: h5py.Dataset, path: Path) -> NDArray[np.int64]:
+def _lengths(file: h5py.File, path: Path) -> NDArray[np.int64]:
+    """Return the number of frames of each video; none at all in an export without videos."""
+    if "n_frames" not in file:
+        return np.zeros(0, dtype=np.int64)
+    dataset = dataset_of(file, path, "n_frames")
     if dataset.ndim != 1 or dataset.dtype.kind not in "iu":
         raise InvalidError(
             f"{path}: n_frames is {dataset.dtype} {dataset.shape}, not a count for each video"

@@ -35,6 +35,10 @@ class Person:
         """Whether the person has paths of images and no features."""
         return "video_data" not in self.fields
 
+    def has(self, name: str) -> bool:
+        """Whether the frontal face or any frame has a field."""
+        return name in self.face or any(v is not None for v in self.values.get(name, ()))
+
     def values_of(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
         """(frames, *shape) float64, NaN where a frame lacks an optional field."""
         blank = np.full(shape, np.nan)
@@ -62,9 +66,9 @@ class PersonReader:
     def _checked(self, events: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         try:
             yield from self._with_floats(events) if self._exact else events
+        except InvalidError:
+            raise
         except (ijson.JSONError, UnicodeDecodeError, ValueError) as error:
-            if isinstance(error, InvalidError):
-                raise
             told = _first_line(error)
             if "integer overflow" in told and not self._exact:
                 raise WideIntegerError from None
@@ -104,13 +108,13 @@ class PersonReader:
 
     def _person(self, name: str) -> Person:
         person = Person(name, values={known.name: [] for known in FRAME_FIELDS})
-        self._expect("start_map", "a record, {…}")
+        kind, value = next(self._events)
+        self._need(kind == "start_map", "it", _kind(kind, value), "a record, {…}")
         for key in self._keys(person.fields):
             kind, value = next(self._events)
             if key == "video_data":
-                self._need(
-                    kind == "start_array", "'video_data'", _kind(kind, value), "a list of frames"
-                )
+                found = _kind(kind, value)
+                self._need(kind == "start_array", "'video_data'", found, "a list of frames")
                 self._frames(person)
                 person.fields[key] = None
             else:
@@ -155,11 +159,8 @@ class PersonReader:
                 person.face[known.name] = self._array(known, self._get(person.fields, known.name))
 
     def _array(self, known: Field, value: Any) -> NDArray[np.float64]:
-        shape = (
-            known.shape
-            if known.shape is not None
-            else (len(value) if isinstance(value, list) else 1,)
-        )
+        length = len(value) if isinstance(value, list) else 1
+        shape = (length,) if known.shape is None else known.shape
         wanted = "x".join(map(str, shape)) + " numbers" if shape else "a number"
         try:
             array = np.array(value)
@@ -167,14 +168,11 @@ class PersonReader:
             raise InvalidError(
                 f"{self._place}: {known.name!r} is lists of different lengths; {wanted} needed"
             ) from None
-        right = array.dtype.kind in "iuf" and array.shape == shape and array.size > 0
-        if not right:
-            shown = json.dumps(value, ensure_ascii=False)
-            found = (
-                f"{'x'.join(map(str, array.shape))} numbers"
-                if array.dtype.kind in "iuf" and array.ndim
-                else shown
-            )
+        numeric = array.dtype.kind in "iuf"
+        if not numeric or array.shape != shape or not array.size:
+            found = json.dumps(value, ensure_ascii=False)
+            if numeric and array.ndim:
+                found = f"{'x'.join(map(str, array.shape))} numbers"
             raise InvalidError(f"{self._place}: {known.name!r} is {found[:80]}; {wanted} needed")
         return array.astype(np.float64)
 
@@ -208,18 +206,13 @@ class PersonReader:
             return record
         return value
 
-    def _expect(self, wanted: str, what: str) -> None:
-        kind, value = next(self._events)
-        self._need(kind == wanted, "it", _kind(kind, value), what)
-
     def _need(self, right: bool, name: str, found: str, wanted: str) -> None:
         if not right:
             raise InvalidError(f"{self._place}: {name} is {found}; {wanted} is needed")
 
     def _pop(self, record: dict[str, Any], key: str) -> Any:
-        value = self._get(record, key)
-        del record[key]
-        return value
+        self._get(record, key)
+        return record.pop(key)
 
     def _get(self, record: dict[str, Any], key: str) -> Any:
         if key not in record:

@@ -118,7 +118,8 @@ class FaceDocument(NotedDocument):
         """Return the first persons, up to enough frames with features."""
         sample: list[Person] = []
         for person in self._persons():
-            sample.append(person) if not (person.paths_only and sample) else None
+            if not (person.paths_only and sample):
+                sample.append(person)
             if sum(len(p.paths) for p in sample if not p.paths_only) >= _SAMPLE_FRAMES:
                 break
         return sample
@@ -158,9 +159,7 @@ class FaceDocument(NotedDocument):
             elif spec is not None:
                 if known.name in person.face:
                     rows[spec.name] = self._fit(person.face[known.name][None], spec, place)
-            elif known.name in person.face or any(
-                v is not None for v in person.values.get(known.name, ())
-            ):
+            elif person.has(known.name):
                 self.count(f"persons have {known.name}, which the first persons lack: not stored")
         return rows
 

@@ -182,11 +182,8 @@ class NpzDocument(NotedDocument):
             opened = file.at_random if part.interleaved else file.in_order
             with opened(part.array) as all_values, opened(PATHS) as all_paths:
                 for video_id, pieces in part.videos.items():
-                    paths = [
-                        p
-                        for s in pieces
-                        for p in file.texts(PATHS, all_paths.take(s.start, s.stop))
-                    ]
+                    listed = [all_paths.take(s.start, s.stop) for s in pieces]
+                    paths = file.texts(PATHS, np.concatenate(listed))
                     block = np.concatenate([all_values.take(s.start, s.stop) for s in pieces])
                     rows = self._rows(part, block, video_id)
                     if self._has_parts:
