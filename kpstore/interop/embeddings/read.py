@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -215,26 +215,22 @@ class _Found:
     n_frames: int
     values: NDArray[np.float32] | None = None
     reason: str = ""
-    failed: Mapping[int, str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        failed = dict.fromkeys(range(self.n_frames), self.reason) if self.reason else {}
+    def video(self, utterance: str, split: str) -> ImportedVideo:
+        paths = tuple(f"{utterance}.npz#{n}" for n in range(self.n_frames))
+        record = VideoRecord(utterance, split, paths)
         if self.values is not None:
             odd = np.flatnonzero(~np.isfinite(self.values).all(axis=1))
             self.values[odd] = np.nan
             failed = dict.fromkeys(odd.tolist(), "the file has NaN or infinity")
-        object.__setattr__(self, "failed", failed)
-
-    def video(self, utterance: str, split: str) -> ImportedVideo:
-        name = utterance.rpartition("/")[2]
-        folder = utterance.removesuffix(name)
-        record = VideoRecord(
-            utterance, split, tuple(f"{folder}{name}.npz#{n}" for n in range(self.n_frames))
-        )
-        if self.values is None and not self.failed:
+            return ImportedVideo(
+                record, {LIP_FEATURE: FeatureRows(self.values)}, {LIP_FEATURE: failed}
+            )
+        if not self.reason or not self.n_frames:
             return ImportedVideo(record)
-        rows = SPEC.empty_rows(self.n_frames) if self.values is None else FeatureRows(self.values)
-        return ImportedVideo(record, {LIP_FEATURE: rows}, {LIP_FEATURE: self.failed})
+        failed = dict.fromkeys(range(self.n_frames), self.reason)
+        rows = SPEC.empty_rows(self.n_frames)
+        return ImportedVideo(record, {LIP_FEATURE: rows}, {LIP_FEATURE: failed})
 
 
 def looks_like_embeddings(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -124,20 +125,20 @@ class ForeignDocument(NotedDocument):
         """Yield the videos with their rows."""
         owners = self._ids
         if owners is None and self._paths is not None:
-            owners = [PurePosixPath(path).parent.as_posix() for path in self._paths]
-            owners = [self.name if owner == "." else owner for owner in owners]
+            folders = [PurePosixPath(path).parent.as_posix() for path in self._paths]
+            owners = [self.name if folder == "." else folder for folder in folders]
         if owners is None:
             yield self.name, slice(0, self._n_rows)
             return
         start = 0
-        for row in range(1, self._n_rows + 1):
-            if row == self._n_rows or owners[row] != owners[start]:
-                if not owners[start]:
-                    raise InvalidError(
-                        f"{self._path}: row {start} of {self._dataset} has an empty video id"
-                    )
-                yield owners[start], slice(start, row)
-                start = row
+        for owner, run in groupby(owners):
+            if not owner:
+                raise InvalidError(
+                    f"{self._path}: row {start} of {self._dataset} has an empty video id"
+                )
+            rows = slice(start, start + sum(1 for _ in run))
+            yield owner, rows
+            start = rows.stop
 
     def _rows(self, dataset: h5py.Dataset, rows: slice) -> FeatureRows:
         """Read one video in blocks: a file without ids is one video, which memory holds once."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, one_line
+from kpstore.errors import InvalidError
+from kpstore.interop.files import damage_named
 from kpstore.interop.unpickling import loads_pickle
 from kpstore.sources.npz_files import BLOCK_BYTES, NpyHeader, NpzFile
 
@@ -46,7 +48,9 @@ class NpzTable(NpzFile):
         InvalidError
             If it is not text, or text that cannot be written as UTF-8.
         """
-        try:
+        with damage_named(
+            f"{self.path}: {name!r} holds text that is not Unicode", (UnicodeError, ValueError)
+        ):
             if block.dtype.kind == "S":
                 block = np.char.decode(block, "utf-8")
             if block.ndim != 1 or (block.dtype.kind not in "UO" and block.size):
@@ -56,24 +60,13 @@ class NpzTable(NpzFile):
                 )
             texts: list[str] = block.tolist()
             "".join(texts).encode()
-        except (UnicodeError, ValueError) as error:
-            if isinstance(error, InvalidError):
-                raise
-            raise InvalidError(
-                f"{self.path}: {name!r} holds text that is not Unicode ({one_line(error)})"
-            ) from None
         return texts
 
 
 def runs(texts: Iterable[list[str]]) -> Iterator[tuple[str, int, int]]:
     """Yield runs of equal neighbours of a text array: text, first row, row after the last."""
-    current, first, row = None, 0, 0
-    for block in texts:
-        for text in block:
-            if text != current:
-                if current is not None:
-                    yield current, first, row
-                current, first = text, row
-            row += 1
-    if current is not None:
-        yield current, first, row
+    first = 0
+    for text, run in groupby(chain.from_iterable(texts)):
+        stop = first + sum(1 for _ in run)
+        yield text, first, stop
+        first = stop

@@ -25,7 +25,7 @@ from kpstore.interop.pickle.forms import (
     read_contents,
 )
 from kpstore.interop.pickle.planner import Planner, VideoPlan, slashed
-from kpstore.interop.pickle.rows import RowReader, Zeros
+from kpstore.interop.pickle.rows import RowMaker, Zeros
 from kpstore.interop.plain_values import from_json
 from kpstore.interop.splits import UNSPLIT
 from kpstore.options import Option
@@ -133,19 +133,23 @@ class PickleDocument(NotedDocument):
             self.note(*_missing_results(facts.get("workers", ()), contents.listed))
 
     def _read(self) -> Iterator[ImportedVideo]:
-        reader = RowReader(self._spec, self._zeros)
+        maker = RowMaker(self._spec, self._zeros, self.count)
         for plan in self._plans:
-            yield self._video(plan, reader)
-        self.note(*reader.notes())
+            yield self._video(plan, maker)
+        if maker.gaps:
+            self.note(
+                f"{sum(maker.gaps)} frames of {len(maker.gaps)} videos are not in the file, by the "
+                "numbers in their paths"
+            )
 
-    def _video(self, plan: VideoPlan, reader: RowReader) -> ImportedVideo:
+    def _video(self, plan: VideoPlan, maker: RowMaker) -> ImportedVideo:
         listed = plan.listed
         if listed.paths is None:
             paths = tuple(f"{self._path.name}#{n}" for n in plan.places)
         else:
             paths = tuple(slashed(listed.paths[n]) for n in plan.places)
-            reader.count_gaps(paths)
-        rows, failed, size = reader.read(listed, plan.places)
+            maker.count_gaps(paths)
+        rows, failed, size = maker.make(listed, plan.places)
         record = VideoRecord(plan.video_id, plan.split, paths, width=size[1], height=size[0])
         name = self._spec.name
         return ImportedVideo(record, {name: rows}, {name: failed} if failed else {})

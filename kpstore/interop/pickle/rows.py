@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -20,17 +19,25 @@ Zeros = Literal["missing", "values"]
 _NUMBER = re.compile(r"(\d+)\D*\Z")
 
 
-class RowReader:
-    """Makes rows from frames, and counts what rows cannot hold."""
+class RowMaker:
+    """Makes rows from frames.
 
-    def __init__(self, spec: FeatureSpec, zeros: Zeros) -> None:
-        self._spec, self._zeros = spec, zeros
+    Parameters
+    ----------
+    spec, zeros : the feature, and what parts mean that are all zeros.
+    count : counts what rows cannot hold; see :meth:`NotedDocument.count`.
+
+    Attributes
+    ----------
+    gaps : numbers of frames that are missing within a video, of those videos that lack any.
+    """
+
+    def __init__(self, spec: FeatureSpec, zeros: Zeros, count: Callable[[str, int], None]) -> None:
+        self._spec, self._zeros, self._count = spec, zeros, count
+        self.gaps: list[int] = []
         self._parts = {"face": slice(0, N_FACE)} if spec.shape[0] == N_FACE else PART_SLICES
-        self._unknown: Counter[str] = Counter()
-        self._rounded: Counter[str] = Counter()
-        self._gaps = self._gap_videos = self._disordered = self._sizes = self._sizeless = 0
 
-    def read(
+    def make(
         self, listed: Listed, places: Sequence[int]
     ) -> tuple[FeatureRows, dict[int, str], tuple[int, int]]:
         """Return the rows of some frames, the reasons of those that failed, and their size.
@@ -59,7 +66,7 @@ class RowReader:
                 continue
             where = self._parts.get(part)
             if where is None:
-                self._unknown[str(part)] += 1
+                self._count(f"frames also hold {part!r}, which is an unknown part", 1)
             elif points is not None:
                 shape = (where.stop - where.start, 3)
                 rows.values[number, where] = self._points(
@@ -92,7 +99,7 @@ class RowReader:
                 f"{shape} of numbers are needed"
             )
         if found.dtype != np.float32:
-            self._rounded[str(found.dtype)] += 1
+            self._count(f"arrays are {found.dtype}; they are stored as float32", 1)
             try:
                 with np.errstate(over="raise"):
                     found = found.astype(np.float32)
@@ -105,9 +112,13 @@ class RowReader:
 
     def _agreed(self, sizes: set[tuple[int, int] | None]) -> tuple[int, int]:
         known = {size for size in sizes if size is not None}
-        self._sizeless += len(sizes) > len(known) > 0
-        if len(known) > 1:
-            self._sizes += 1
+        self._count(
+            "videos have some frames without an image shape; they get that of the others",
+            len(sizes) > len(known) > 0,
+        )
+        self._count(
+            "videos have frames of several image shapes; theirs are not kept", len(known) > 1
+        )
         return known.pop() if len(known) == 1 else (0, 0)
 
     def count_gaps(self, paths: Sequence[str]) -> None:
@@ -117,42 +128,12 @@ class RowReader:
         if len(numbers) != len(paths) or not numbers:
             return
         gap = max(numbers) - min(numbers) + 1 - len(set(numbers))
-        self._gaps += gap
-        self._gap_videos += gap > 0
-        self._disordered += any(later < earlier for earlier, later in pairwise(numbers))
-
-    def notes(self) -> list[str]:
-        """Return what was counted, a line each."""
-        counted = [
-            (
-                self._gaps,
-                f"{self._gaps} frames of {self._gap_videos} videos are not in the file, by the "
-                "numbers in their paths",
-            ),
-            (
-                self._disordered,
-                f"frames of {self._disordered} videos are not in the order of their numbers; it is "
-                "kept",
-            ),
-            (
-                self._sizes,
-                f"{self._sizes} videos have frames of several image shapes; theirs are not kept",
-            ),
-            (
-                self._sizeless,
-                f"in {self._sizeless} videos some frames have no image shape; they get that of the "
-                "others",
-            ),
-        ]
-        unknown = [
-            f"{n} frames also hold {part!r}, which is an unknown part"
-            for part, n in self._unknown.items()
-        ]
-        rounded = [
-            f"{n} arrays are {dtype}; they are stored as float32"
-            for dtype, n in self._rounded.items()
-        ]
-        return [*unknown, *rounded, *(line for count, line in counted if count)]
+        if gap:
+            self.gaps.append(gap)
+        self._count(
+            "videos have frames that are not in the order of their numbers; it is kept",
+            any(later < earlier for earlier, later in pairwise(numbers)),
+        )
 
 
 def _size(shape: Any, listed: Listed, place: int) -> tuple[int, int] | None:

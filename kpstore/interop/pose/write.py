@@ -213,13 +213,12 @@ class _PoseWriter:
                 self.write(videos, aside)
 
     def _fps(self, video: Video, fps: float) -> float:
-        if not np.isnan(fps):
-            return fps
-        if self._options.fps is None:
+        known = self._options.fps if np.isnan(fps) else fps
+        if known is None:
             raise InvalidError(
-                f"video {video.id!r} has no frame rate, which a .pose file needs; say one: --fps 25"
+                f"video {video.id!r} has no frame rate, which a .pose file needs; use --fps 25"
             )
-        return self._options.fps
+        return known
 
     def _missing(self, video: Video, feature: str) -> NDArray[np.bool_]:
         """Return which frames have no result, and count them."""
