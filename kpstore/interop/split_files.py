@@ -181,9 +181,10 @@ def _table_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
     header = text.partition("\n")[0]
     sign = max(_SIGNS, key=header.count)
     lines = io.StringIO(text, newline="")
-    # Sentences in other tables hold single quotation marks, which quote nothing.
-    quoting = csv.QUOTE_MINIMAL if sign in ",;" else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=sign, quoting=quoting, strict=sign in ",;")
+    if sign in ",;":
+        reader = csv.reader(lines, delimiter=sign, strict=True)
+    else:  # sentences in such tables hold single quotation marks, which quote nothing
+        reader = csv.reader(lines, delimiter=sign, quoting=csv.QUOTE_NONE)
     try:
         rows = [row for row in reader if row]
     except csv.Error as error:

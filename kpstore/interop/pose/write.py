@@ -103,7 +103,7 @@ class PoseExport:
                 )
             check_free([path], overwrite=overwrite)
             with written_aside(path) as (aside,):
-                writer.write(*groups.values(), aside)
+                writer.write(next(iter(groups.values())), aside)
         elif path.is_dir():  # its other files stay
             targets = [inside(path, name) for name in groups]
             check_no_links(path, targets)
