@@ -74,7 +74,7 @@ def dataset_of(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
 
 
 def own_item(file: h5py.File, path: Path, name: str) -> h5py.Group | h5py.Dataset | None:
-    """Return the item of a name, without following links; None if there is none."""
+    """Return the item of a name, without following links; None if it does not exist."""
     found: h5py.Group | h5py.Dataset = file
     for part in name.split("/"):
         if part in ("", "."):

@@ -97,7 +97,7 @@ class Part:
     columns : all points of the component.
     sources : for each point of the part the file's points whose mean it is; empty where the file
         lacks it.
-    axes : places of x, y and z in the format; z is None where there is none.
+    axes : places of x, y and z in the format; z is None if the format has no z.
     """
 
     columns: slice
