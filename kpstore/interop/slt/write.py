@@ -45,7 +45,7 @@ class SltExport(Options):
     name : of the files; the store's by default.
     splits : only these; videos without a split go to ``NAME.all``.
     gloss_column, text_column, signer_column : annotations; by default ``gloss`` (or ``orth``),
-        ``text`` (or ``translation``), ``speaker`` (or ``signer``); ``""`` for an empty text.
+        ``text`` (or ``translation``), ``speaker`` (or ``signer``); the text is empty without any.
     names : ``"split/id"``, as in the files for PHOENIX-2014-T, or ``"id"``; ``"auto"`` as it was
         imported.
     arrays : ``"torch"`` tensors or ``"numpy"`` arrays; ``"auto"`` as it was imported, else tensors.
