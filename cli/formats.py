@@ -1,10 +1,10 @@
-"""``kpstore import`` and ``kpstore export``: one command per format, with options made from the format's own."""
+"""``kpstore import`` and ``kpstore export``: a command per format, with the format's options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -30,11 +30,11 @@ def add_to(parent: typer.Typer) -> None:
         (
             "import",
             _ImportGroup,
-            "Store what files of other formats hold: one commit, or nothing. The format's name may "
-            "be left out where a file says by itself what it is: `kpstore import phoenix.pkl "
+            "Store the contents of files of other formats: one commit, or nothing. The name of the "
+            "format may be left out where a file can be recognised: `kpstore import phoenix.pkl "
             "phoenix.kps`.",
         ),
-        ("export", _ExportGroup, "Write other formats out of a store."),
+        ("export", _ExportGroup, "Write the contents of a store in other formats."),
     ):
         app = typer.Typer(cls=group, no_args_is_help=True, help=help_text)
         app.callback()(lambda: None)
@@ -42,10 +42,9 @@ def add_to(parent: typer.Typer) -> None:
 
 
 class _FormatGroup(TyperGroup):
-    """Commands that are made when they are asked for: a format's module may need numpy, or an extra."""
+    """Commands that are made when they are used: a format's module may need numpy, or an extra."""
 
-    def make(self, found: Format) -> Callable[..., None] | None:
-        raise NotImplementedError
+    way: Literal["import", "export"]
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the formats that go this way."""
@@ -53,9 +52,12 @@ class _FormatGroup(TyperGroup):
 
     def _can(self, name: str) -> bool:
         try:
-            return self.make(plugins.load(GROUP, name)) is not None
+            return self._options(plugins.load(GROUP, name)) is not None
         except MissingExtraError:
-            return True  # it says what is missing when it is called
+            return True  # the command says what is missing
+
+    def _options(self, found: Format) -> Any:
+        return found.importer if self.way == "import" else found.exporter
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of a format."""
@@ -65,33 +67,29 @@ class _FormatGroup(TyperGroup):
             found: Format = plugins.load(GROUP, cmd_name)
         except MissingExtraError as error:
             return refusing_command(cmd_name, error)
-        run = self.make(found)
-        way = "import " if isinstance(self, _ImportGroup) else "export "
-        examples = [f"kpstore {example}" for example in found.examples if example.startswith(way)]
-        return None if run is None else one_command(cmd_name, run, found.summary, examples)
+        options = self._options(found)
+        if options is None:
+            return None
+        run = takes(options)((_importing if self.way == "import" else _exporting)(found.name))
+        examples = [f"kpstore {line}" for line in found.examples if line.startswith(self.way)]
+        return one_command(cmd_name, run, found.summary, examples)
 
 
 class _ImportGroup(_FormatGroup):
+    way = "import"
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Take a file in place of the format's name: ``kpstore import phoenix.pkl phoenix.kps``."""
-        if (
-            args
-            and args[0] not in plugins.names(GROUP)
-            and not args[0].startswith("-")
-            and Path(args[0]).exists()
-        ):
+        first = args[0] if args else "-"
+        if first not in plugins.names(GROUP) and first[:1] != "-" and Path(first).exists():
             from kpstore.interop.transfer import find_format
 
-            args = [find_format(Path(args[0])).name, *args]
+            args = [find_format(Path(first)).name, *args]
         return super().resolve_command(ctx, args)
-
-    def make(self, found: Format) -> Callable[..., None] | None:
-        return None if found.importer is None else _importing(found)
 
 
 class _ExportGroup(_FormatGroup):
-    def make(self, found: Format) -> Callable[..., None] | None:
-        return None if found.exporter is None else _exporting(found)
+    way = "export"
 
 
 Source = Annotated[
@@ -99,14 +97,18 @@ Source = Annotated[
 ]
 NewStore = Annotated[
     str,
-    typer.Argument(metavar="STORE", help="The store, made if it is not there.", show_default=False),
+    typer.Argument(
+        metavar="STORE", help="The store, created if it does not exist.", show_default=False
+    ),
 ]
-Target = Annotated[Path, typer.Argument(metavar="OUT", help="What to write.", show_default=False)]
+Target = Annotated[
+    Path, typer.Argument(metavar="OUT", help="File or folder to write.", show_default=False)
+]
 Name = Annotated[str, typer.Option(help="Name of the data set, for a new store.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", "--force", help="Replace what is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", "--force", help="Replace existing files.")]
 
 
-def _importing(found: Format) -> Callable[..., None]:
+def _importing(format_name: str) -> Callable[..., None]:
     def run(
         path: Source, store: NewStore, name: Name = "", json: Json = False, **options: Any
     ) -> None:
@@ -114,14 +116,14 @@ def _importing(found: Format) -> Callable[..., None]:
 
         with frames_bar("importing") as on_progress:
             report = import_file(
-                path, store, found.name, name=name, on_progress=on_progress, **_given(options)
+                path, store, format_name, name=name, on_progress=on_progress, **_given(options)
             )
         render.print_json(report.to_json()) if json else print_imported(report)
 
-    return takes(cast("type", found.importer))(run)
+    return run
 
 
-def _exporting(found: Format) -> Callable[..., None]:
+def _exporting(format_name: str) -> Callable[..., None]:
     def run(
         store: StoreArgument,
         out: Target,
@@ -137,14 +139,14 @@ def _exporting(found: Format) -> Callable[..., None]:
             report = export_file(
                 kpstore.open(store, at),
                 out,
-                found.name,
+                format_name,
                 overwrite=overwrite,
                 on_progress=on_progress,
                 **_given(options),
             )
         render.print_json(report.to_json()) if json else print_exported(report)
 
-    return takes(cast("type", found.exporter))(run)
+    return run
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def print_exported(report: ExportReport) -> None:
     _print_notes(report.notes)
 
 
-def _print_notes(notes: Any) -> None:
+def _print_notes(notes: Sequence[str]) -> None:
     if notes:
         typer.echo("notes:")
         for line in notes[: render.SHOWN_FAILURES]:

@@ -1,31 +1,39 @@
-"""The contract of a foreign format: what an importer gives, and what an exporter tells.
+"""The contract of a foreign format: what an importer returns, and what an exporter reports.
 
 A format is one object of :class:`Format`, found by name in the group ``kpstore.formats`` (entry
 points, or :func:`kpstore.plugins.register`). Its importer and exporter are dataclasses. Their
-fields, annotated as :class:`kpstore.options.Option`, are their options; the command line makes its
-own from them.
+fields, annotated with :class:`kpstore.options.Option`, are their options, and become those of the
+command line.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
+from kpstore.options import Option, check_choice
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.index import VideoRecord
 from kpstore.store.store import BaseStore
 
 OnProgress = Callable[[int], None]
-"""Told of frames (or of rows, where a file has no frames) each time some more are done."""
+"""Called with the number of frames that were done (of rows, where a file has no frames)."""
+
+Splits = Annotated[
+    Sequence[str] | None,
+    Option("Only these, as `train dev` or `train,dev`; all by default.", metavar="SPLIT..."),
+]
+"""The option ``splits`` of an exporter."""
 
 
 @dataclass(frozen=True)
 class ImportedFeature:
     """A feature that a file holds.
 
-    ``provenance`` says how its values were made, as far as the file knows; see :func:`imported`.
+    ``provenance`` says how its values were made, as far as the file says; see :func:`imported`.
     """
 
     spec: FeatureSpec
@@ -39,9 +47,9 @@ def imported(
 
     Parameters
     ----------
-    document : what else the file holds and an export should give back (JSON). It does not make two
-        features different: files of one extraction in several parts go into one store.
-    known : what the file says of how the values were made, e.g. ``model="dinov2_vitb14"``.
+    document : what else the file holds and an export should give back (JSON). Features that differ
+        in this alone count as the same, so that the parts of one extraction go into one store.
+    known : what the file says about how the values were made, e.g. ``model="dinov2_vitb14"``.
     """
     return {
         "extractor": "imported",
@@ -49,6 +57,15 @@ def imported(
         **known,
         "document": dict(document or {}),
     }
+
+
+def rows_spec(
+    name: str, shape: tuple[int, ...], dtype: str, *, description: str = ""
+) -> FeatureSpec:
+    """Return a feature of which a file says nothing but the shape and dtype of its rows."""
+    dims = tuple(f"{name}_dim_{axis}" for axis in range(len(shape)))
+    plain = (f"{name}_dim",) if len(shape) == 1 else dims
+    return FeatureSpec(name, shape, plain, dtype, description=description)
 
 
 @dataclass(frozen=True)
@@ -59,8 +76,8 @@ class ImportedVideo:
     ----------
     record : the video.
     rows : by feature; (frames, …) for a feature of frames, one row for a feature of videos. A
-        feature that is not here stays pending.
-    failed_frames : by feature, what failed: reason by frame number.
+        feature that is missing here stays pending.
+    failed_frames : by feature, the reason by number of each frame that failed.
     failed : by feature, why the whole video failed; such a feature has no rows.
     """
 
@@ -71,7 +88,7 @@ class ImportedVideo:
 
 
 class Document(Protocol):
-    """A foreign file (or folder of files), opened by an importer that has checked what can be checked at once."""
+    """A foreign file or folder, opened by an importer, which has checked what it can at once."""
 
     @property
     def name(self) -> str:
@@ -79,18 +96,21 @@ class Document(Protocol):
 
     @property
     def features(self) -> Sequence[ImportedFeature]:
-        """What the file holds."""
+        """Features that the file holds."""
 
     @property
     def n_frames(self) -> int | None:
-        """Frames in all, for the progress bar; None where nobody knows before the end."""
+        """Number of all frames, for the progress bar; None if unknown before the end."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """What cannot be carried over, a line each; complete when all videos were read."""
+        """What cannot be carried over, a line each; complete once all videos were read."""
 
     def videos(self) -> Iterator[ImportedVideo]:
-        """Read the file from its beginning, a video at a time, so that memory does not grow with the file.
+        """Read the file from its beginning, a video at a time.
+
+        Memory does not grow with the file. Each call reads the same videos and leaves the same
+        notes.
 
         Raises
         ------
@@ -98,6 +118,55 @@ class Document(Protocol):
             If the file breaks its own rules; the message names the file, the place in it, what was
             expected and what was found. Nothing of the file is then stored.
         """
+
+
+class NotedDocument:
+    """Base of documents that note what they cannot carry over.
+
+    A subclass reads its videos in ``_read``. What it notes there replaces what an earlier reading
+    noted; what it notes while it is opened stays.
+    """
+
+    n_frames: int | None = None
+
+    def __init__(self) -> None:
+        self._of_opening: list[str] | None = None
+        self._lines: list[str] = []
+        self._counts: Counter[str] = Counter()
+
+    def note(self, *lines: str) -> None:
+        """Add lines to the notes."""
+        self._lines += lines
+
+    def count(self, what: str, n: int = 1) -> None:
+        """Count what is noted in one line: ``"3 paths had backslashes"``."""
+        self._counts[what] += n
+
+    @property
+    def notes(self) -> list[str]:
+        """What cannot be carried over, a line each; complete once all videos were read."""
+        counted = [f"{n} {what}" for what, n in self._counts.items() if n]
+        return [*(self._of_opening or ()), *counted, *self._lines]
+
+    def videos(self) -> Iterator[ImportedVideo]:
+        """Read all videos; see :meth:`Document.videos`."""
+        if self._of_opening is None:
+            self._of_opening = self.notes
+        self._lines, self._counts = [], Counter()
+        yield from self._read()
+
+    def _read(self) -> Iterator[ImportedVideo]:
+        raise NotImplementedError
+
+
+class Options:
+    """Base of options: refuses a word that is not among those of its field's type."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            known = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
+            if known and getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), get_args(known[0]))
 
 
 class Importer(Protocol):
@@ -111,7 +180,7 @@ class Importer(Protocol):
         NotFoundError
             If there is nothing at ``path``.
         InvalidError
-            If it is not of this format.
+            If it is of another format.
         """
 
 
@@ -121,9 +190,9 @@ class ExportedFile:
 
     Parameters
     ----------
-    path : where.
-    frames, videos : what it holds.
-    split : if it holds one.
+    path : where the file is.
+    frames, videos : how many it holds.
+    split : the split that it holds, if it is one.
     left_out : frames left out, by reason: ``"failed"``, ``"pending"``, ``"empty"``.
     """
 
@@ -134,7 +203,7 @@ class ExportedFile:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
+        """Return the report as JSON values."""
         return {**vars(self), "path": str(self.path), "left_out": dict(self.left_out)}
 
 
@@ -152,7 +221,7 @@ class ExportReport:
     notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
+        """Return the report as JSON values."""
         return {"files": [file.to_json() for file in self.files], "notes": list(self.notes)}
 
 
@@ -167,14 +236,16 @@ class Exporter(Protocol):
         overwrite: bool = False,
         on_progress: OnProgress | None = None,
     ) -> ExportReport:
-        """Write a file or the files of a folder: aside, then renamed, so that a kill leaves no half of one.
+        """Write a file, or the files of a folder.
+
+        Files are written under another name and then renamed, so that none is left half written.
 
         Raises
         ------
         ExistsError
-            If something is there already, without ``overwrite``; nothing is written then.
+            If a file exists already, without ``overwrite``; nothing is written then.
         NotFoundError
-            If the store does not hold what is asked for.
+            If the store does not hold what was asked for.
         InvalidError
             If a name in the store would lead out of ``path``, or cannot be part of a file's name.
         """
@@ -188,10 +259,10 @@ class Format:
     ----------
     name : as users type it.
     summary : one line for ``--help``.
-    importer, exporter : classes of options; None where there is no such way.
+    importer, exporter : classes of options; None where the format goes one way only.
     recognises : whether a file or folder is of this format, by its name and its first bytes; must
         be quick, and must not raise.
-    target : what an export writes.
+    target : whether an export writes a file or a folder.
     examples : for ``--help``, without the program's name: ``"import pickle phoenix.pkl
         phoenix.kps"``.
     """

@@ -1,8 +1,8 @@
-"""A store in another backend: the newest version alone, or version by version."""
+"""Copying a store to another backend: one version, or all of its history."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,12 @@ _BLOCK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Converted:
-    """What was made.
+    """What a conversion made.
 
     Parameters
     ----------
     location, snapshot : the new store and its newest version.
-    versions : how many it has.
+    versions : how many versions it has.
     notes : what could not be carried over, a line each.
     """
 
@@ -43,17 +43,17 @@ def convert(
     with_history: bool = False,
     on_version: Callable[[int, int], None] | None = None,
 ) -> Converted:
-    """Copy a store to a new place, in the backend that the place's name says.
+    """Copy a store to a new place, in the backend that the name of the place asks for.
 
-    Every array and attribute is the same in the copy, and so are the numbers; versions get new ids
-    and times, and keep the old ones in their metadata (``converted_from``). The copy is of the
-    newest format: that is how a store of format 1 gets checksums by place.
+    Arrays and attributes are the same in the copy, to the bit. Versions get new ids and times, and
+    keep the old ones in their metadata (``converted_from``). The copy has the newest format: this
+    is how a store of format 1 gets checksums by place.
 
     Parameters
     ----------
     at : the version to convert; the newest by default.
-    with_history : also all versions that it builds upon, with the tags that name them.
-    on_version : told how many versions are done, of how many.
+    with_history : also copy all versions that it builds upon, with the tags that name them.
+    on_version : called with the number of versions done, and of all.
 
     Raises
     ------
@@ -62,12 +62,12 @@ def convert(
     InvalidError
         If the store is of a format, or uses a part of it, that this kpstore does not know.
     """
-    source = backend_for(location)
+    source, place = backend_for(location), backend_for(target)
     commits = list(source.history(history.resolve(source, at)))
-    if backend_for(target).exists():
+    if place.exists():
         raise ExistsError(f"{target} already exists; choose another place for the copy")
     chosen = commits[::-1] if with_history else commits[:1]
-    with moved_into_place(target) as copy:
+    with moved_into_place(place) as copy:
         ids = _copy_versions(source, copy, chosen, on_version or (lambda done, total: None))
         newest = ids[chosen[-1].id]
         versions = sum(1 for _ in copy.history(newest))
@@ -81,15 +81,14 @@ def _copy_versions(
     """Make each version in the copy, with the tags that name it; return new ids by old ones."""
     ids: dict[str, str] = {}
     tags = source.tags()
+    before: ReadSession | None = None
     for number, commit in enumerate(commits, start=1):
         session = source.session(commit.id)
-        attrs = _attrs_of_copy(source, session)
+        fmt.read_root(session, source.location)
+        attrs = fmt.upgraded(session.attrs())
         about = {"id": commit.id, "time": commit.time.isoformat(), "location": source.location}
-        if not ids:
+        if before is None:
             ids[commit.id] = copy.create(attrs, commit.message)
-            before = None
-        else:
-            before = source.session(commits[number - 2].id)
         changes = copy.begin(MAIN)
         if dict(changes.attrs()) != attrs:
             changes.set_attrs(attrs)
@@ -102,15 +101,12 @@ def _copy_versions(
         ids[commit.id] = changes.commit(
             commit.message, {**commit.metadata, "converted_from": about}
         )
-        for tag in [tag for tag, snapshot in tags.items() if snapshot == commit.id]:
-            copy.create_tag(tag, ids[commit.id])
+        for tag, snapshot in tags.items():
+            if snapshot == commit.id:
+                copy.create_tag(tag, ids[commit.id])
+        before = session
         on_version(number, len(commits))
     return ids
-
-
-def _attrs_of_copy(source: Backend, session: ReadSession) -> dict[str, Any]:
-    fmt.read_root(session, source.location)
-    return fmt.upgraded(session.attrs())
 
 
 def _copy_array(
@@ -128,12 +124,18 @@ def _copy_array(
         changes.resize(name, meta.n_rows)
         if dict(there.attrs) != dict(meta.attrs):
             changes.set_array_attrs(name, meta.attrs)
-    for start, stop in _blocks(meta):
+    step = meta.chunk_rows * max(1, _BLOCK_BYTES // max(1, meta.chunk_rows * meta.row_bytes))
+    for start in range(0, meta.n_rows, step):
+        stop = min(start + step, meta.n_rows)
         values = session.read(name, start, stop)
-        known = 0 if before is None else min(max(0, before.meta(name).n_rows - start), stop - start)
-        old = before.read(name, start, start + known) if before is not None and known else None
-        for first, last in _changed(meta, values, old):
-            changes.write(name, start + first, values[first:last])
+        known = values[:0]
+        if before is not None and before.meta(name).n_rows > start:
+            known = before.read(name, start, min(stop, before.meta(name).n_rows))
+        old = np.concatenate([known, _unwritten(meta, len(values) - len(known))])
+        for first in range(0, len(values), meta.chunk_rows):
+            block = slice(first, first + meta.chunk_rows)
+            if not _same_bits(values[block], old[block]):
+                changes.write(name, start + first, values[block])
 
 
 def _same_kind(one: ArrayMeta, other: ArrayMeta) -> bool:
@@ -145,36 +147,15 @@ def _same_kind(one: ArrayMeta, other: ArrayMeta) -> bool:
     )
 
 
-def _blocks(meta: ArrayMeta) -> Iterator[tuple[int, int]]:
-    step = meta.chunk_rows * max(1, _BLOCK_BYTES // max(1, meta.chunk_rows * meta.row_bytes))
-    for start in range(0, meta.n_rows, step):
-        yield start, min(start + step, meta.n_rows)
-
-
-def _changed(
-    meta: ArrayMeta, values: NDArray[Any], old: NDArray[Any] | None
-) -> Iterator[tuple[int, int]]:
-    """Yield runs of rows to write, in whole chunks: those that hold anything new."""
-    for first in range(0, len(values), meta.chunk_rows):
-        last = min(first + meta.chunk_rows, len(values))
-        block = values[first:last]
-        if old is None or len(old) < last:
-            known = old[first:] if old is not None else values[:0]
-            unwritten = np.concatenate([known, _unwritten(meta, len(block) - len(known))])
-        else:
-            unwritten = old[first:last]
-        if not _same_bits(block, unwritten):
-            yield first, last
-
-
 def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether a copy would be the same: 0.0 and -0.0 are not, one NaN and another are only if all their bits are."""
+    """Whether values are the same to the bit: 0.0 and -0.0 differ, and so may two NaN."""
     if one.dtype == object:
         return bool(np.array_equal(one, other))
     return one.tobytes() == other.tobytes()
 
 
 def _unwritten(meta: ArrayMeta, n_rows: int) -> NDArray[Any]:
+    """Return rows as they read in an array before anything is written to them."""
     shape = (n_rows, *meta.shape[1:])
     return (
         np.full(shape, "", dtype=object)

@@ -1,4 +1,4 @@
-"""Files of foreign formats: written aside and renamed, opened with one clear line, named within their folder."""
+"""Files of foreign formats: finding, opening, naming and replacing them."""
 
 from __future__ import annotations
 
@@ -7,38 +7,62 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Literal
 
 from kpstore.backends.asides import aside_of, left_overs
-from kpstore.errors import ExistsError, InvalidError, NotFoundError
+from kpstore.errors import ExistsError, InvalidError, KpstoreError, NotFoundError, one_line
+from kpstore.store.store import backend_for
 
 _MAKING = "making"
-"""How names of files begin that are being written; a dot comes first."""
+"""How names of files begin while they are written; a dot comes first."""
 
 
-def check_there(path: Path, what: str, *, folder: bool = False) -> None:
-    """Raise :class:`NotFoundError` unless ``path`` is a file (or a folder).
+def check_there(path: Path, what: str, kind: Literal["file", "folder", "any"] = "file") -> None:
+    """Raise :class:`NotFoundError` unless ``path`` is a file, a folder, or any of the two.
 
     ``what`` is e.g. ``"pickle"``.
     """
-    if folder and not path.is_dir():
+    if not {"file": path.is_file, "folder": path.is_dir, "any": path.exists}[kind]():
+        found = "is a folder" if path.is_dir() else "is a file"
         raise NotFoundError(
-            f"no folder of {what} at {path}: it "
-            f"{'is a file' if path.exists() else 'does not exist'}"
+            f"no {'folder of ' if kind == 'folder' else ''}{what} at {path}: it "
+            f"{found if path.exists() else 'does not exist'}"
         )
-    if not folder and not path.is_file():
-        raise NotFoundError(
-            f"no {what} at {path}: it {'is a folder' if path.is_dir() else 'does not exist'}"
-        )
+
+
+def is_store(path: Path) -> bool:
+    """Whether a path is a store of kpstore's own."""
+    return path.exists() and backend_for(str(path)).exists()
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """Return paths sorted, without names that begin with a dot.
+
+    Such files are notes of other systems, or were left by an export that was killed.
+    """
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+@contextmanager
+def damage_named(message: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn what a library raises for a damaged file into one line, ``message (error)``.
+
+    Errors of kpstore's own stay as they are.
+    """
+    try:
+        yield
+    except KpstoreError:
+        raise
+    except errors as error:
+        raise InvalidError(f"{message} ({one_line(error)})") from None
 
 
 def check_free(paths: Iterable[Path], *, overwrite: bool) -> None:
     """Raise :class:`ExistsError` if any of ``paths`` exists and may not be replaced."""
     paths = list(paths)
-    for path in paths:
-        if path.is_dir():
-            raise ExistsError(
-                f"{path} is a folder, and a file is to be written; choose another name"
-            )
+    folder = next((path for path in paths if path.is_dir()), None)
+    if folder is not None:
+        raise ExistsError(f"{folder} is a folder, and a file is to be written; choose another name")
     there = [path for path in paths if path.exists() or path.is_symlink()]
     if there and not overwrite:
         several = f" and {len(there) - 1} more exist" if there[1:] else " exists"
@@ -49,14 +73,14 @@ def check_free(paths: Iterable[Path], *, overwrite: bool) -> None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the place of a file of a folder.
+    """Return the path of a file in a folder.
 
     ``name`` comes from data and may hold forward slashes.
 
     Raises
     ------
     InvalidError
-        If it would lead out of the folder, or cannot be a file's name.
+        If it would lead out of the folder, or cannot be the name of a file.
     """
     parts = PurePosixPath(name).parts
     odd = (
@@ -73,14 +97,12 @@ def inside(folder: Path, name: str) -> Path:
 
 @contextmanager
 def written_aside(*paths: Path) -> Iterator[list[Path]]:
-    """Give names to write to.
-
-    The files get the names asked for when the block ends without an error.
+    """Yield other names to write to; the files are renamed if the block ends without an error.
 
     Yields
     ------
     list of Path
-        One for each of ``paths``, in the same folder; folders are made.
+        One for each of ``paths``, in the same folder, which is created.
     """
     asides: list[Path] = []
     try:
@@ -100,7 +122,7 @@ def written_aside(*paths: Path) -> Iterator[list[Path]]:
 
 @contextmanager
 def folder_written_aside(path: Path) -> Iterator[Path]:
-    """Give a folder to write to, which takes the place of ``path`` when the block ends without an error."""
+    """Yield a folder to write to, which replaces ``path`` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in left_overs(path, _MAKING):
         shutil.rmtree(left_over, ignore_errors=True)

@@ -8,14 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from kpstore.errors import ConflictError, ExistsError, InvalidError, MismatchError
-from kpstore.interop.base import ImportedFeature, ImportedVideo, OnProgress
+from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, OnProgress
+from kpstore.interop.import_writer import is_numbered
 from kpstore.interop.splits import split_rank
-from kpstore.interop.transfer import ImportReport, import_document, is_numbered, opened
+from kpstore.interop.transfer import ImportReport, import_document, opened
+from kpstore.options import check_choice
+from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
@@ -24,7 +27,6 @@ from kpstore.store.records import Records
 from kpstore.store.store import BaseStore, backend_for
 
 OnConflict = Literal["error", "first", "last"]
-ON_CONFLICT = ("error", "first", "last")
 
 
 def merge(
@@ -36,11 +38,11 @@ def merge(
     name: str = "",
     on_progress: OnProgress | None = None,
 ) -> ImportReport:
-    """Make a store that holds what several others hold.
+    """Create a store with the contents of several others.
 
-    Videos are put in order by split and id, so the result does not depend on the order of the
-    sources. A video that several hold gets the features of all of them; where two hold the same
-    feature of it, done in both and with other values, that is a conflict.
+    Videos are sorted by split and id, so the result does not depend on the order of the sources. A
+    video that several sources hold gets the features of all of them. It is a conflict if two hold
+    the same feature of it, done in both and with other values.
 
     Parameters
     ----------
@@ -48,10 +50,10 @@ def merge(
     location : the new store.
     on_conflict : ``"first"`` or ``"last"`` takes the rows of the first or last source that holds
         them.
-    mixed : also put together what is called alike and was made in different ways, of one shape and
-        type; the provenance then lists them all.
+    mixed : also merge features of one name, shape and type that were made in different ways; the
+        provenance then lists them all.
     name : of the new store; that of the first source by default.
-    on_progress : told of frames each time some more are stored.
+    on_progress : called with the number of frames each time some more are stored.
 
     Raises
     ------
@@ -60,16 +62,15 @@ def merge(
     ConflictError
         If two sources differ in rows, frames or annotations of one video, with ``"error"``.
     MismatchError
-        If two sources hold a feature of one name that is not the same, or made in another way,
-        unless ``mixed``.
+        If two sources hold features of one name that differ, or were made in different ways, unless
+        ``mixed``.
     """
-    if on_conflict not in ON_CONFLICT:
-        raise InvalidError(f"on_conflict={on_conflict!r}: use 'error', 'first' or 'last'")
+    check_choice("on_conflict", on_conflict, get_args(OnConflict))
     if len(sources) < 2:
         raise InvalidError("merge needs two sources or more")
-    target = os.fspath(location)
-    if backend_for(target).exists():
-        raise ExistsError(f"{target} already exists; choose another place for the merged store")
+    target = backend_for(os.fspath(location))
+    if target.exists():
+        raise ExistsError(f"{location} already exists; choose another place for the merged store")
     with ExitStack() as stack:
         stores = [stack.enter_context(opened(source)) for source in sources]
         names = [PurePath(os.fspath(source)).name for source in sources]
@@ -95,8 +96,20 @@ class _Place:
     position: int
 
 
-class Merged:
-    """What several stores hold, as one document; see :class:`kpstore.interop.base.Document`."""
+@dataclass(frozen=True)
+class _Result:
+    """What one source has of a feature of a video that is not pending there."""
+
+    source: str
+    rows: FeatureRows
+    failures: Failures
+
+
+class Merged(NotedDocument):
+    """The contents of several stores as one document; see :class:`kpstore.interop.base.Document`.
+
+    How many frames they have together is not known before the videos are matched.
+    """
 
     def __init__(
         self,
@@ -106,50 +119,47 @@ class Merged:
         *,
         mixed: bool = False,
     ) -> None:
+        super().__init__()
         self._on_conflict, self._mixed = on_conflict, mixed
-        # Whose word counts comes first.
+        # The source that wins comes first.
         order = reversed(range(len(stores))) if on_conflict == "last" else range(len(stores))
         self._stores = [(stores[n], names[n]) for n in order]
         self.name = stores[0].name
-        self.notes: list[str] = []
         self.features = self._merged_features()
         self._records = {id(store): Records(store) for store, _ in self._stores}
-
-    @property
-    def n_frames(self) -> int | None:
-        """Not known before the videos are matched."""
-        return None
 
     def _merged_features(self) -> tuple[ImportedFeature, ...]:
         found: dict[str, fmt.StoredFeature] = {}
         first: dict[str, str] = {}
+        notes: list[str] = []
         for store, source in self._stores:
             for name, stored in store.features.items():
-                if name in found:
-                    # All rows are written anew: chunks of another size are no obstacle.
-                    spec = replace(stored.spec, chunk_rows=found[name].spec.chunk_rows)
-                    try:
-                        found[name] = self._together(found[name], replace(stored, spec=spec))
-                    except MismatchError as error:
-                        raise MismatchError(
-                            f"{first[name]} and {source} do not go together: {error}"
-                        ) from None
-                    if found[name].provenance.get("document") != stored.provenance.get("document"):
-                        provenance = {**found[name].provenance, "document": {}}
-                        found[name] = replace(found[name], provenance=provenance)
-                        self.notes.append(
-                            f"{name}: what its files held beside the features differs, and is left "
-                            "out"
-                        )
-                else:
+                if name not in found:
                     found[name], first[name] = stored, source
-        self.notes = list(dict.fromkeys(self.notes))
+                    continue
+                # All rows are written again: chunks of another size do not matter.
+                spec = replace(stored.spec, chunk_rows=found[name].spec.chunk_rows)
+                try:
+                    found[name] = self._together(found[name], replace(stored, spec=spec), notes)
+                except MismatchError as error:
+                    raise MismatchError(
+                        f"{first[name]} and {source} do not go together: {error}"
+                    ) from None
+                if found[name].provenance.get("document") != stored.provenance.get("document"):
+                    provenance = {**found[name].provenance, "document": {}}
+                    found[name] = replace(found[name], provenance=provenance)
+                    notes.append(
+                        f"{name}: what its files held beside the features differs, and is left out"
+                    )
+        self.note(*dict.fromkeys(notes))
         return tuple(
             ImportedFeature(found[name].spec, found[name].provenance) for name in sorted(found)
         )
 
-    def _together(self, one: fmt.StoredFeature, other: fmt.StoredFeature) -> fmt.StoredFeature:
-        """Return what two features of one name are together, or raise :class:`MismatchError`."""
+    def _together(
+        self, one: fmt.StoredFeature, other: fmt.StoredFeature, notes: list[str]
+    ) -> fmt.StoredFeature:
+        """Return the feature that two of one name make, or raise :class:`MismatchError`."""
         try:
             check_same(one, other.spec, other.provenance)
         except MismatchError as error:
@@ -161,17 +171,13 @@ class Merged:
                 for stored in (one, other)
                 for way in _ways(stored.provenance)
             }
-            self.notes.append(f"{one.spec.name}: made in {len(ways)} ways, see its provenance")
-            return replace(
-                one, provenance={"extractor": "mixed", "ways": [ways[key] for key in sorted(ways)]}
-            )
-        return replace(
-            one,
-            provenance=with_processors(one.provenance, other.provenance.get(fmt.PROCESSORS, ())),
-        )
+            notes.append(f"{one.spec.name}: made in {len(ways)} ways, see its provenance")
+            made = {"extractor": "mixed", "ways": [ways[key] for key in sorted(ways)]}
+            return replace(one, provenance=made)
+        processors = other.provenance.get(fmt.PROCESSORS, ())
+        return replace(one, provenance=with_processors(one.provenance, processors))
 
-    def videos(self) -> Iterator[ImportedVideo]:
-        """Yield all videos, by split and id."""
+    def _read(self) -> Iterator[ImportedVideo]:
         places: dict[str, list[_Place]] = {}
         for store, source in self._stores:
             for position, video_id in enumerate(store.index.ids.tolist()):
@@ -181,7 +187,7 @@ class Merged:
 
     def _merge_video(self, video_id: str, places: Sequence[_Place]) -> ImportedVideo:
         records = [self._records[id(place.store)][place.position] for place in places]
-        # Where one source has but numbers for its frames, another one's paths say more.
+        # Where one source has only numbers for its frames, the paths of another say more.
         paths = next(
             (r.frame_paths for r in records if not is_numbered(r.frame_paths)),
             records[0].frame_paths,
@@ -189,86 +195,90 @@ class Merged:
         record = replace(records[0], frame_paths=paths)
         for place, other in zip(places[1:], records[1:], strict=True):
             if other.n_frames != record.n_frames:
-                what = f"{record.n_frames} frames in {places[0].source} and {other.n_frames} in {place.source}"
-                raise ConflictError(f"video {video_id!r} has {what}; give one of them another id")
+                raise ConflictError(
+                    f"video {video_id!r} has {record.n_frames} frames in {places[0].source} and "
+                    f"{other.n_frames} in {place.source}; give one of them another id"
+                )
             if other.frame_paths != paths and not is_numbered(other.frame_paths):
                 odd = next(n for n, path in enumerate(paths) if path != other.frame_paths[n])
-                what = f"frame {odd} is {other.frame_paths[odd]!r} in {place.source} and {paths[odd]!r} elsewhere"
-                raise ConflictError(f"video {video_id!r}: {what}; give one of them another id")
-            record = self._merged_record(video_id, record, other, places[0].source, place.source)
-        rows: dict[str, FeatureRows] = {}
-        failed_frames: dict[str, dict[int, str]] = {}
-        failed: dict[str, str] = {}
-        for feature in self.features:
-            self._merge_feature(feature.spec.name, video_id, places, rows, failed_frames, failed)
-        return ImportedVideo(record, rows, failed_frames, failed)
+                raise ConflictError(
+                    f"video {video_id!r}: frame {odd} is {other.frame_paths[odd]!r} in "
+                    f"{place.source} and {paths[odd]!r} elsewhere; give one of them another id"
+                )
+            record = self._merged_record(record, other, places[0].source, place.source)
+        merged = {
+            feature.spec.name: self._merged_result(feature.spec.name, video_id, places)
+            for feature in self.features
+        }
+        held = {name: result for name, result in merged.items() if result is not None}
+        done = {name: result for name, result in held.items() if result.failures.video is None}
+        return ImportedVideo(
+            record,
+            {name: result.rows for name, result in done.items()},
+            {name: result.failures.frames for name, result in done.items()},
+            {n: result.failures.video for n, result in held.items() if result.failures.video},
+        )
 
     def _merged_record(
-        self, video_id: str, one: VideoRecord, other: VideoRecord, first: str, second: str
+        self, one: VideoRecord, other: VideoRecord, first: str, second: str
     ) -> VideoRecord:
-        """Return what both say of a video; where one says nothing, the other's word counts."""
-        known = {"split": one.split or other.split, "width": one.width or other.width}
-        known |= {
-            "height": one.height or other.height,
-            "fps": other.fps if np.isnan(one.fps) else one.fps,
-        }
-        texts = {
-            **other.annotations,
-            **{name: text for name, text in one.annotations.items() if text},
-        }
-        merged = replace(one, **known, annotations=texts)  # type: ignore[arg-type]
-        for name in ("width", "height", "fps"):
-            found = getattr(other, name)
-            if found and found != getattr(merged, name) and not np.isnan(found):
-                self._conflict(f"video {video_id!r} has another {name} in {first} than in {second}")
-        for name, text in other.annotations.items():
-            if text and text != texts[name]:
-                self._conflict(f"video {video_id!r} has another {name} in {first} than in {second}")
+        """Return a video as two sources have it; where they differ, the first one counts."""
+        texts = {**other.annotations, **{k: text for k, text in one.annotations.items() if text}}
+        merged = replace(
+            one,
+            split=one.split or other.split,
+            width=one.width or other.width,
+            height=one.height or other.height,
+            fps=other.fps if np.isnan(one.fps) else one.fps,
+            annotations=texts,
+        )
+        pairs = {n: (getattr(other, n), getattr(merged, n)) for n in ("width", "height", "fps")}
+        pairs |= {name: (text, texts[name]) for name, text in other.annotations.items()}
+        for name, (given, taken) in pairs.items():
+            if given and given != taken and given == given:  # NaN says nothing
+                self._conflict(f"video {one.id!r} has another {name} in {first} than in {second}")
         if other.split and other.split != merged.split:
             self._conflict(
-                f"video {video_id!r} is in {merged.split!r} in {first} and in {other.split!r} in "
+                f"video {one.id!r} is in {merged.split!r} in {first} and in {other.split!r} in "
                 f"{second}"
             )
         return merged
 
-    def _merge_feature(
-        self,
-        name: str,
-        video_id: str,
-        places: Sequence[_Place],
-        rows: dict[str, FeatureRows],
-        failed_frames: dict[str, dict[int, str]],
-        failed: dict[str, str],
-    ) -> None:
-        """Take a feature of a video from the first source where it is done, or else where it has failed."""
-        taken, reasons = "", []
-        for place in places:
-            found = _read_feature(place, name)
-            if isinstance(found, str):
-                reasons += [found] if found else []
-            elif not taken:
-                rows[name], failed_frames[name] = found
-                taken = place.source
-            elif (
-                not _same_rows(rows[name], found[0])
-                or failed_frames[name].keys() != found[1].keys()
-            ):
-                self._conflict(
-                    f"video {video_id!r} has other {name} in {taken} than in {place.source}"
-                )
-            elif failed_frames[name] != found[1]:
-                self._note_reasons(video_id, name)
-                failed_frames[name] = {
-                    n: min(reason, found[1][n]) for n, reason in failed_frames[name].items()
-                }
-        if reasons and not taken:
-            failed[name] = min(reasons)
-            if len(set(reasons)) > 1:
-                self._note_reasons(video_id, name)
+    def _merged_result(self, name: str, video_id: str, places: Sequence[_Place]) -> _Result | None:
+        """Return a feature of a video by the first source where it is done, or else failed.
+
+        None if it is pending in all of them.
+        """
+        taken: _Result | None = None
+        failed: list[_Result] = []
+        for result in filter(None, (_read_result(place, name) for place in places)):
+            if result.failures.video is not None:
+                failed.append(result)
+            else:
+                taken = result if taken is None else self._agreed(name, video_id, taken, result)
+        if taken is not None or not failed:
+            return taken
+        reasons = {result.failures.video or "" for result in failed}
+        if len(reasons) > 1:
+            self._note_reasons(video_id, name)
+        return replace(failed[0], failures=Failures(min(reasons)))
+
+    def _agreed(self, name: str, video_id: str, taken: _Result, other: _Result) -> _Result:
+        """Return what counts where two sources have done the same."""
+        frames, others = taken.failures.frames, other.failures.frames
+        if not _same_rows(taken.rows, other.rows) or frames.keys() != others.keys():
+            self._conflict(
+                f"video {video_id!r} has other {name} in {taken.source} than in {other.source}"
+            )
+        elif frames != others:
+            self._note_reasons(video_id, name)
+            least = {n: min(reason, others[n]) for n, reason in frames.items()}
+            return replace(taken, failures=Failures(frames=least))
+        return taken
 
     def _note_reasons(self, video_id: str, name: str) -> None:
-        # The least, not the first: the order of the sources then makes no difference.
-        self.notes.append(
+        # The least, not the first: the order of the sources must not matter.
+        self.note(
             f"video {video_id!r} failed for several reasons in {name}: the first by alphabet was "
             "kept"
         )
@@ -276,11 +286,11 @@ class Merged:
     def _conflict(self, what: str) -> None:
         if self._on_conflict == "error":
             raise ConflictError(f"{what}; choose one with --on-conflict first or last")
-        self.notes.append(f"{what}: the {self._on_conflict} one was taken")
+        self.note(f"{what}: the {self._on_conflict} one was taken")
 
 
 def _ways(provenance: Mapping[str, Any]) -> list[Any]:
-    """Return in which ways a feature was made; several, if it was merged of such before."""
+    """Return in which ways a feature was made; several if it was merged before."""
     if provenance.get("extractor") == "mixed":
         return list(provenance["ways"])
     return [{key: value for key, value in provenance.items() if key != "document"}]
@@ -292,21 +302,18 @@ def _order(places: Sequence[_Place], video_id: str) -> tuple[int, str, str]:
     return split_rank(split), split, video_id
 
 
-def _read_feature(place: _Place, name: str) -> tuple[FeatureRows, dict[int, str]] | str:
-    """Return rows and failed frames of a feature of a video; why it failed.
-
-    Or ``""`` if it is not there yet.
-    """
+def _read_result(place: _Place, name: str) -> _Result | None:
+    """Return what a source has of a feature of a video; None if it is pending there."""
     store, position = place.store, place.position
     if name not in store.features or store.states(name)[position] == State.PENDING:
-        return ""
+        return None
+    spec = store.feature(name)
     failures = store.failures_of(name, position)
     if failures.video is not None:
-        return failures.video
-    spec = store.feature(name)
+        return _Result(place.source, spec.empty_rows(0), failures)
     rows = store.index.rows(position) if spec.axis == "frame" else slice(position, position + 1)
     companions = {c.name: store[f"{name}_{c.name}"][rows] for c in spec.companions}
-    return FeatureRows(store[name][rows], companions), dict(failures.frames)
+    return _Result(place.source, FeatureRows(store[name][rows], companions), failures)
 
 
 def _same_rows(one: FeatureRows, other: FeatureRows) -> bool:

@@ -1,14 +1,18 @@
-"""What exports share: rows in blocks, and folders that no link leads out of."""
+"""What exports share: choosing rows, reading them in blocks, noting what is lost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
+from kpstore.schema.feature import State
+from kpstore.store import format as fmt
+from kpstore.store.store import BaseStore
 
 BLOCK_FRAMES = 4096
 """Frames in memory at once: 7 MB of keypoints."""
@@ -20,8 +24,79 @@ def blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         yield rows[start : start + BLOCK_FRAMES]
 
 
+def joined(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return row numbers in one array, which is empty if there are no parts."""
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """Rows of one split to write.
+
+    Parameters
+    ----------
+    split : ``""`` for the videos without a split.
+    rows : (n,) row numbers in the store.
+    left_out : frames that are not written, by reason: ``"failed"``, ``"pending"``, ``"empty"``.
+    failed : frames that failed, written or not.
+    """
+
+    split: str
+    rows: NDArray[np.int64]
+    left_out: dict[str, int]
+    failed: int
+
+
+def choose_rows(
+    store: BaseStore,
+    feature: str,
+    split: str,
+    found: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
+    drop: Collection[str],
+) -> ChosenRows:
+    """Choose which frames of a split are written; pending ones never are.
+
+    Parameters
+    ----------
+    found : returns for some rows in which of them anything was detected, (rows,) bool.
+    drop : what else is left out: ``"failed"`` frames, and ``"empty"`` ones in which nothing was
+        detected.
+    """
+    kept, n_failed = [], 0
+    left_out = {"failed": 0, "pending": 0, "empty": 0}
+    for block in blocks(store.index.rows_of(store.index.select(split=split))):
+        status = store.read(fmt.status_name(feature), block)
+        reasons = {"pending": status == State.PENDING, "failed": status == State.FAILED}
+        reasons["empty"] = (status == State.DONE) & ~found(block)
+        n_failed += int(reasons["failed"].sum())
+        keep = np.ones(len(block), dtype=np.bool_)
+        for reason in ("pending", *drop):
+            left_out[reason] += int(reasons[reason].sum())
+            keep &= ~reasons[reason]
+        kept.append(block[keep])
+    return ChosenRows(split, joined(kept), left_out, n_failed)
+
+
+def lost_notes(store: BaseStore, written: Collection[str], **more: Sequence[str]) -> list[str]:
+    """Return what of a store a file has no place for, a line each.
+
+    Parameters
+    ----------
+    written : features and annotations that are in the file.
+    more : names of other things that are not, by what they are.
+    """
+    lost = {
+        "other features": [name for name in store.features if name not in written],
+        **more,
+        "annotations": [name for name in store.annotation_names if name not in written],
+    }
+    return [f"{what}: {', '.join(names)}" for what, names in lost.items() if names]
+
+
 def check_no_links(folder: Path, targets: Iterable[Path]) -> None:
-    """Raise :class:`InvalidError` if a folder between ``folder`` and a target is a link: it may lead anywhere.
+    """Raise :class:`InvalidError` if a link lies between ``folder`` and a target.
+
+    It may lead anywhere.
 
     Parameters
     ----------

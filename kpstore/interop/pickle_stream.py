@@ -1,8 +1,8 @@
 """Pickles of plain values, arrays and torch's tensors, read entry by entry; nothing in them is run.
 
-Beside :mod:`kpstore.interop.unpickling`, which reads a pickle as a whole and with Python's
-own unpickler: a list that is larger than memory needs every item handed out, and forgotten, as soon
-as it is made; and tensors in pickles come with ``torch.load``, which would run what they name.
+:mod:`kpstore.interop.unpickling` reads a pickle as a whole, with Python's own unpickler. A list
+larger than memory needs more: each item is handed out, and forgotten, as soon as it is made. And
+tensors in pickles come with ``torch.load``, which would run what they name.
 """
 
 from __future__ import annotations
@@ -30,19 +30,18 @@ from kpstore.interop.unpickling import (
 )
 
 UNREADABLE = (
-    *(
-        ValueError,
-        TypeError,
-        LookupError,
-        ArithmeticError,
-        EOFError,
-        OSError,
-        zlib.error,
-        AttributeError,
-    ),
-    *(MemoryError, RecursionError),
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    zlib.error,
 )
-"""What a file that is no such pickle, or a damaged one, makes the machine raise."""
+"""What the machine raises for a damaged file, or one that is not such a pickle."""
 _LARGEST = 2**30
 """Bytes of the largest value in a file: a quarter of a million frames of a thousand numbers."""
 _LONGEST_LINE = 2**20
@@ -52,27 +51,21 @@ class Tensor(np.ndarray):
     """An array that was a tensor."""
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
+def _make_bytes(text: str = "", encoding: str = "latin1") -> bytes:
+    """Return bytes as protocol 2 writes them."""
     if encoding != "latin1":
         raise ValueError(f"bytes written as {encoding!r} text")
-    return text.encode("latin1")  # how protocol 2 writes bytes
-
-
-def _no_bytes() -> bytes:
-    return b""  # how protocol 2 writes them
+    return text.encode("latin1")
 
 
 def _rebuild_tensor(
     storage: NDArray[Any], offset: int, size: Any, stride: Any, *rest: Any
 ) -> NDArray[Any]:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    empty = 0 in size
-    if not empty and (
-        min((offset, *stride)) < 0 or min(size, default=1) < 0 or last >= len(storage)
-    ):
-        raise ValueError(f"a tensor of shape {tuple(size)} in {len(storage)} numbers")
-    if empty:
+    if 0 in size:
         return np.empty(tuple(size), storage.dtype).view(Tensor)
+    if min((offset, *stride)) < 0 or min(size, default=1) < 0 or last >= len(storage):
+        raise ValueError(f"a tensor of shape {tuple(size)} in {len(storage)} numbers")
     if math.prod(size) > len(storage):
         raise ValueError(
             f"a tensor of shape {tuple(size)} that repeats {len(storage)} numbers; save a copy of "
@@ -84,10 +77,10 @@ def _rebuild_tensor(
 
 
 def _load_storage(data: bytes) -> NDArray[Any]:
-    """Read what ``torch.save`` writes for one storage in its old format, which tensors in pickles have.
+    """Read one storage as ``torch.save`` wrote it in its old format, which tensors in pickles have.
 
-    Four pickles (magic number, protocol, about the machine, the storage's description), one with
-    the storage's key, the number of its numbers (int64), the numbers.
+    Four pickles (magic number, protocol, about the machine, description of the storage), one with
+    the key of the storage, the count of its numbers (int64), the numbers.
     """
     file = io.BytesIO(data)
     magic, _, machine, described, _ = (DataMachine(file).load() for _ in range(5))
@@ -101,9 +94,16 @@ def _load_storage(data: bytes) -> NDArray[Any]:
 
 
 _STORAGES = {
-    "Float": "f4", "Double": "f8", "Half": "f2", "Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1",
+    "Float": "f4",
+    "Double": "f8",
+    "Half": "f2",
+    "Long": "i8",
+    "Int": "i4",
+    "Short": "i2",
+    "Char": "i1",
+    "Byte": "u1",
     "Bool": "?",
-}  # fmt: skip
+}
 
 _KNOWN: dict[tuple[str, str], Any] = {
     **{(module, "_reconstruct"): make_array for module in MULTIARRAY},
@@ -111,8 +111,8 @@ _KNOWN: dict[tuple[str, str], Any] = {
     **{(module, "_frombuffer"): make_array_from for module in NUMERIC},
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): make_dtype,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _no_bytes,
+    ("_codecs", "encode"): _make_bytes,
+    ("__builtin__", "bytes"): _make_bytes,
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch.storage", "_load_from_bytes"): _load_storage,
@@ -120,7 +120,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 _CALLED = (
     *(make_array, make_scalar, make_array_from, make_dtype),
-    *(_encode, _no_bytes, OrderedDict, _rebuild_tensor, _load_storage),
+    *(_make_bytes, OrderedDict, _rebuild_tensor, _load_storage),
 )
 _PLAIN = frozenset(
     {
@@ -149,7 +149,7 @@ _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET"
 
 
 def fetched(file: Any) -> set[int]:
-    """Return the numbers under which a pickle asks again for something that it has made before."""
+    """Return the numbers by which a pickle fetches what it has made before."""
     return {
         int(arg)
         for code, arg, _ in pickletools.genops(file)
@@ -163,7 +163,7 @@ class DataMachine:
     Parameters
     ----------
     file : the pickle.
-    keep : what :func:`fetched` returned: everything else is forgotten as soon as it is handed out.
+    keep : what :func:`fetched` returned; everything else is forgotten once it is handed out.
     """
 
     def __init__(self, file: Any, keep: set[int] | None = None) -> None:
@@ -184,14 +184,13 @@ class DataMachine:
         for code, arg, _ in pickletools.genops(self._file):
             stack = self._stack
             if code.name == "APPEND" and not self._marks and len(stack) == 2:
-                yield self._pop(1)[0]
+                yield from self._pop(1)
             elif code.name == "APPENDS" and self._marks == [1]:
                 yield from self._pop_mark()
             else:
                 if code.name == "EMPTY_DICT" and self._marks == [1] and len(stack) > 1:
-                    yield from self._pop(
-                        len(stack) - 1
-                    )  # a pickle makes a thousand items before it appends them
+                    # A pickle makes a thousand items before it appends them.
+                    yield from self._pop(len(stack) - 1)
                 self._step(code.name, arg)
         (found,) = self._stack
         if not isinstance(found, list):
@@ -221,66 +220,25 @@ class DataMachine:
             self._put(int(arg))
         elif name in _GETS:
             self._stack.append(self._memo[int(arg)])
+        elif name in _STEPS:
+            _STEPS[name](self, arg)
         else:
-            step = getattr(self, f"_do_{name.lower()}", None)
-            if step is None:
-                raise ValueError(f"it has {name}, which makes more than data")
-            step(arg)
+            raise ValueError(f"it has {name}, which makes more than data")
 
-    def _do_mark(self, arg: Any) -> None:
-        self._marks.append(len(self._stack))
-
-    def _do_proto(self, arg: Any) -> None:
-        pass
-
-    _do_frame = _do_stop = _do_proto
-
-    def _do_memoize(self, arg: Any) -> None:
+    def _memoize(self) -> None:
         self._put(self._memoized)
         self._memoized += 1
-
-    def _do_tuple(self, arg: Any) -> None:
-        self._stack.append(tuple(self._pop_mark()))
-
-    def _do_tuple1(self, arg: Any) -> None:
-        self._stack.append(tuple(self._pop(1)))
-
-    def _do_tuple2(self, arg: Any) -> None:
-        self._stack.append(tuple(self._pop(2)))
-
-    def _do_tuple3(self, arg: Any) -> None:
-        self._stack.append(tuple(self._pop(3)))
-
-    def _do_list(self, arg: Any) -> None:
-        self._stack.append(self._pop_mark())
-
-    def _do_dict(self, arg: Any) -> None:
-        items = self._pop_mark()
-        self._stack.append({})
-        self._set(items)
-
-    def _do_append(self, arg: Any) -> None:
-        (item,) = self._pop(1)
-        self._stack[-1].append(item)
-
-    def _do_appends(self, arg: Any) -> None:
-        items = self._pop_mark()
-        self._stack[-1].extend(items)
-
-    def _do_setitem(self, arg: Any) -> None:
-        self._set(self._pop(2))
-
-    def _do_setitems(self, arg: Any) -> None:
-        self._set(self._pop_mark())
 
     def _set(self, items: list[Any]) -> None:
         self._stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
-    def _do_global(self, arg: str) -> None:
-        self._find(*arg.split(" ", 1))
+    def _make_dict(self) -> None:
+        items = self._pop_mark()
+        self._stack.append({})
+        self._set(items)
 
-    def _do_stack_global(self, arg: Any) -> None:
-        self._find(*self._pop(2))
+    def _extend(self, items: list[Any]) -> None:
+        self._stack[-1].extend(items)
 
     def _find(self, module: str, name: str) -> None:
         if (module, name) not in _KNOWN:
@@ -290,13 +248,13 @@ class DataMachine:
             )
         self._stack.append(_KNOWN[module, name])
 
-    def _do_reduce(self, arg: Any) -> None:
+    def _reduce(self) -> None:
         call, given = self._pop(2)
         if call not in _CALLED or not isinstance(given, tuple):
             raise ValueError("it calls something that makes no data")
         self._stack.append(call(*given))
 
-    def _do_build(self, arg: Any) -> None:
+    def _build(self) -> None:
         (state,) = self._pop(1)
         made = self._stack[-1]
         if not isinstance(made, PlainDtype | PlainArray) or any(
@@ -305,32 +263,48 @@ class DataMachine:
             raise ValueError(f"it sets the state of a {type(made).__name__}")
         made.__setstate__(state)
 
-    def _do_binpersid(self, arg: Any) -> None:
-        """Leave the description of a tensor's storage in the place of the storage."""
+
+_STEPS: dict[str, Callable[[DataMachine, Any], None]] = {
+    # Of BINPERSID the description of a tensor's storage stays, in the place of the storage.
+    **dict.fromkeys(("PROTO", "FRAME", "STOP", "BINPERSID"), lambda machine, arg: None),
+    "MARK": lambda machine, arg: machine._marks.append(len(machine._stack)),
+    "MEMOIZE": lambda machine, arg: machine._memoize(),
+    "TUPLE": lambda machine, arg: machine._stack.append(tuple(machine._pop_mark())),
+    "TUPLE1": lambda machine, arg: machine._stack.append(tuple(machine._pop(1))),
+    "TUPLE2": lambda machine, arg: machine._stack.append(tuple(machine._pop(2))),
+    "TUPLE3": lambda machine, arg: machine._stack.append(tuple(machine._pop(3))),
+    "LIST": lambda machine, arg: machine._stack.append(machine._pop_mark()),
+    "DICT": lambda machine, arg: machine._make_dict(),
+    "APPEND": lambda machine, arg: machine._extend(machine._pop(1)),
+    "APPENDS": lambda machine, arg: machine._extend(machine._pop_mark()),
+    "SETITEM": lambda machine, arg: machine._set(machine._pop(2)),
+    "SETITEMS": lambda machine, arg: machine._set(machine._pop_mark()),
+    "GLOBAL": lambda machine, arg: machine._find(*arg.split(" ", 1)),
+    "STACK_GLOBAL": lambda machine, arg: machine._find(*machine._pop(2)),
+    "REDUCE": lambda machine, arg: machine._reduce(),
+    "BUILD": lambda machine, arg: machine._build(),
+}
 
 
 class BoundedFile:
-    """A file that refuses what no entry needs before it makes room for it: a few packed bytes can claim gigabytes."""
+    """A file that refuses large values before it reads them.
+
+    A few packed bytes can claim gigabytes that no entry needs.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
-    def __enter__(self) -> BoundedFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
     def read(self, n_bytes: int) -> bytes:
-        """Return so many bytes, fewer at the end."""
+        """Return this many bytes, fewer at the end."""
         if n_bytes > _LARGEST:
             raise ValueError(f"one value of {n_bytes} bytes; at most {_LARGEST} can be")
         return self._file.read(n_bytes)
 
     def readline(self) -> bytes:
-        """Return a line, cut where no pickle has one so long."""
+        """Return a line, cut where it is longer than that of any pickle."""
         return self._file.readline(_LONGEST_LINE)
 
     def tell(self) -> int:
-        """Return how many bytes were read."""
+        """Return the number of bytes that were read."""
         return self._file.tell()

@@ -1,4 +1,4 @@
-"""Plain Python values as JSON and back, without loss: what a file holds beside its arrays goes into provenance."""
+"""Plain Python values as JSON and back, without loss, to keep them in a provenance."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from kpstore.errors import InvalidError
 _TAG = "$"
 _DEEPEST = 32
 _MOST_VALUES = 200_000
-"""A document is read with every store that is opened; lists of frames do not belong in it."""
+"""A document is read whenever its store is opened; lists of frames do not belong in it."""
 
 
 def to_json(value: Any, what: str) -> Any:
-    """Return ``value`` as JSON values; what JSON lacks becomes ``{"$tuple": […]}`` and the like.
+    """Return ``value`` as JSON values; types that JSON lacks become ``{"$tuple": […]}`` and so on.
 
     Parameters
     ----------
     value : dicts, lists, tuples, sets, text, bytes, numbers, booleans, None, numpy numbers and
         arrays.
-    what : what it is, for the message.
+    what : its name in messages.
 
     Raises
     ------
     InvalidError
-        If there is anything else in it, it lies deeper than 32 levels (or in itself), or it is too
-        much.
+        If it holds anything else, is nested deeper than 32 levels (or in itself), or is too large.
     """
     return _encode(value, what, _DEEPEST, iter(range(_MOST_VALUES)))
 
@@ -66,7 +65,7 @@ def _encode(value: Any, what: str, depth: int, budget: Iterator[int]) -> Any:
         return {f"{_TAG}{kind}": [_encode(item, what, depth - 1, budget) for item in items]}
     if isinstance(value, dict):
         return _encode_dict(value, what, depth, budget)
-    raise InvalidError(f"{what} holds a {type(value).__name__}, which is no plain value")
+    raise InvalidError(f"{what} holds a {type(value).__name__}, which is not a plain value")
 
 
 def _encode_dict(value: dict[Any, Any], what: str, depth: int, budget: Iterator[int]) -> Any:

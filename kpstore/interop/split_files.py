@@ -1,4 +1,4 @@
-"""Splits from a file: a table of videos and splits, or JSON; and the one commit that sets them."""
+"""Reading splits from a file, a table or JSON, and setting them in one commit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from kpstore.errors import InvalidError
 from kpstore.store.store import BaseStore
 
 _ID_COLUMNS = ("video_id", "name", "id", "video")
-"""Of these the first that a table has names its videos.
+"""The first of these columns that a table has names its videos.
 
-PHOENIX's tables have both ``name`` and ``video``, a path.
+Tables of PHOENIX have both ``name`` and ``video``, a path.
 """
 _SPLIT_COLUMNS = ("split", "subset")
 _SIGNS = "\t|;,"
@@ -26,16 +26,15 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class SplitChange:
-    """What setting splits did, or with a dry run would do.
+    """What setting splits did, or would do in a dry run.
 
     Parameters
     ----------
-    snapshot : id of the version that was made, or of the newest one if nothing changed or nothing
-        was to be written.
-    videos : named by the file.
-    changed : of those, how many get another split.
-    kept : not named by the file, and left in their splits.
-    before, after : videos by split, of the whole store.
+    snapshot : id of the version that was made, or of the newest one if nothing was written.
+    videos : number of videos that the file names.
+    changed : how many of these get another split.
+    kept : number of videos that the file does not name, which keep their splits.
+    before, after : number of videos by split, of the whole store.
     """
 
     snapshot: str
@@ -53,23 +52,22 @@ class SplitChange:
 def set_splits(
     store: BaseStore, path: Path, *, keep_others: bool = False, dry_run: bool = False
 ) -> SplitChange:
-    """Put the videos of the newest version into the splits that a file names, in one commit.
+    """Set the splits of the newest version's videos from a file, in one commit.
 
     Frames are not touched.
 
     Parameters
     ----------
-    store : opened with ``mode="a"``, unless nothing is to be written.
+    store : opened with ``mode="a"``, except for a dry run.
     path : see :func:`read_splits`.
-    keep_others : let videos that the file does not name keep their splits, instead of refusing the
-        file.
+    keep_others : let videos that the file does not name keep their splits; without it, such videos
+        are an error.
     dry_run : write nothing.
 
     Raises
     ------
     InvalidError
-        If the file cannot be read, or names videos that are not there, or does not name all; a line
-        for each.
+        If the file cannot be read, names unknown videos, or does not name all; a line for each.
     BusyError
         If another process is writing the store.
     """
@@ -80,11 +78,12 @@ def set_splits(
         change = _planned(store.at(), splits, path, keep_others)
         if not change.changed:
             return change
-        message = f"splits set from {path.name}: {change.changed} of {sum(change.after.values())} videos changed"
+        changed = f"{change.changed} of {sum(change.after.values())} videos changed"
         metadata = {"splits": {"file": path.name, "before": change.before, "after": change.after}}
+        message = f"splits set from {path.name}: {changed}"
         with store.transaction(message, metadata=metadata) as tx:
             tx.set_splits(splits)
-    return SplitChange(**{**change.to_json(), "snapshot": tx.snapshot})
+    return replace(change, snapshot=str(tx.snapshot))
 
 
 def _planned(
@@ -101,14 +100,13 @@ def _planned(
         )
     _refuse(path, problems)
     old = dict(zip(index.ids.tolist(), index.splits.tolist(), strict=True))
-    new = {**old, **splits}
     return SplitChange(
         store.snapshot,
         len(splits),
         sum(old[video] != split for video, split in splits.items()),
         len(missing),
         dict(Counter(old.values())),
-        dict(Counter(new.values())),
+        dict(Counter({**old, **splits}.values())),
     )
 
 
@@ -131,7 +129,7 @@ def read_splits(path: Path) -> dict[str, str]:
     ----------
     path : JSON ``{video: split}`` or ``{split: [videos]}``; or a table with a header, separated by
         commas, semicolons, tabs or ``|``, with a column ``video_id``, ``name``, ``id`` or ``video``
-        and a column ``split`` or ``subset``; further columns do no harm. UTF-8.
+        and a column ``split`` or ``subset``. Other columns are ignored. UTF-8.
 
     Raises
     ------
@@ -156,7 +154,7 @@ def read_splits(path: Path) -> dict[str, str]:
     ]
     _refuse(
         path,
-        _lines("has no id, or a split that is no printable text without spaces around it", bad),
+        _lines("has no id, or a split that is not printable text without spaces around it", bad),
     )
     if not pairs:
         raise InvalidError(f"{path} names no videos")
@@ -165,10 +163,10 @@ def read_splits(path: Path) -> dict[str, str]:
 
 def _json_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
     try:
-        # As pairs: of a key that comes twice, JSON would drop the first without a word.
+        # As pairs: of a key that comes twice, a dict would silently drop the first.
         entries = json.loads(text, object_pairs_hook=lambda pairs: pairs)
     except (ValueError, RecursionError) as error:
-        raise InvalidError(f"{path} is no JSON that can be read: {error}") from None
+        raise InvalidError(f"{path} is not JSON that can be read: {error}") from None
     if text.lstrip().startswith("{"):
         if all(isinstance(value, str) for _, value in entries):
             return [(video, split) for video, split in entries]
@@ -190,13 +188,12 @@ def _table_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
     try:
         rows = [row for row in reader if row]
     except csv.Error as error:
-        raise InvalidError(f"{path} is no table that can be read: {error}") from None
+        raise InvalidError(f"{path} is not a table that can be read: {error}") from None
     names = [name.strip().casefold() for name in rows[0]] if rows else []
-    columns = [
+    video, split = (
         next((names.index(n) for n in known if n in names), None)
         for known in (_ID_COLUMNS, _SPLIT_COLUMNS)
-    ]
-    video, split = columns
+    )
     if video is None or split is None:
         raise InvalidError(
             f"{path}: a table needs a header with video_id and split, found {header.strip()[:80]!r}"

@@ -1,8 +1,8 @@
 """Pickles of plain values and numpy arrays, read without running anything that they name.
 
-A pickle is a program. This one may build dicts, lists, tuples, sets, text, numbers and arrays, and
-nothing else: every name that it asks for is looked up in a list of a dozen, and what stands there
-are makers of our own, not numpy's, whose ``__setstate__`` takes memory layouts on trust.
+A pickle is a program. Here it may build dicts, lists, tuples, sets, text, numbers and arrays, and
+nothing else. Every name that it asks for is looked up in a short list of kpstore's own makers;
+numpy's are not among them, as their ``__setstate__`` trusts any memory layout.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _BROKEN = (
     TypeError,
     ValueError,
 )
-"""What a file that is no pickle, or a damaged one, makes the unpickler raise."""
+"""What the unpickler raises for a damaged file, or one that is not a pickle."""
 
 
 def load_pickle(path: Path) -> Any:
-    """Return what a pickle holds: plain values and arrays of numbers, text or such values.
+    """Return the contents of a pickle: plain values and arrays of numbers, text or such values.
 
     Parameters
     ----------
@@ -51,8 +51,7 @@ def load_pickle(path: Path) -> Any:
     Raises
     ------
     InvalidError
-        If it is torn, no pickle, more than one, or asks for any other class or function; nothing of
-        that is run.
+        If it is torn, not one pickle, or asks for any other class or function, which is not run.
     """
     with path.open("rb") as file:
         if path.stat().st_size == 0:
@@ -63,10 +62,7 @@ def load_pickle(path: Path) -> Any:
 
 
 def loads_pickle(data: bytes, name: str) -> Any:
-    """Return what the bytes of a pickle hold.
-
-    ``name`` is what messages call it. See :func:`load_pickle`.
-    """
+    """Return the contents of a pickle in memory; ``name`` is its name in messages."""
     check_opcodes(data, name)
     return _load(BytesIO(data), name)
 
@@ -79,15 +75,12 @@ def _load(file: IO[bytes], name: str) -> Any:
     except _BROKEN as error:
         text = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise InvalidError(
-            f"{name} cannot be read as a pickle ({text}); it is torn, or no pickle"
+            f"{name} cannot be read as a pickle ({text}); it is torn, or not a pickle"
         ) from None
 
 
-# -- names -----------------------------------------------------------------------------------------
-
-
 class _PlainUnpickler(pickle.Unpickler):
-    """Finds nothing but what plain data needs."""
+    """Knows only the names that plain data needs."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
@@ -102,16 +95,17 @@ class _PlainUnpickler(pickle.Unpickler):
             **{(module, "_frombuffer"): self._array_from for module in NUMERIC},
         }
         for module in _BUILTINS:
-            # What makes text or lists of anything is not here: of a few nested values it makes
-            # gigabytes.
-            self._known[module, "set"], self._known[module, "frozenset"] = set, frozenset
-            self._known[module, "list"], self._known[module, "dict"] = (
-                self._no_items,
-                self._no_entries,
-            )
-            self._known[module, "int"] = self._zero
-            self._known[module, "bytearray"] = self._make_bytearray
-            self._known[module, "bytes"] = self._make_bytes
+            # The real list and str are not here: of a few nested values they make gigabytes.
+            makers = {
+                "set": set,
+                "frozenset": frozenset,
+                "list": self._no_items,
+                "dict": self._no_entries,
+                "int": self._zero,
+                "bytearray": self._make_bytearray,
+                "bytes": self._make_bytes,
+            }
+            self._known |= {(module, name): maker for name, maker in makers.items()}
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the maker of that name, or refuse it."""
@@ -124,8 +118,7 @@ class _PlainUnpickler(pickle.Unpickler):
                 "dicts, lists and numpy arrays"
             ) from None
 
-    # Bound methods, not functions or classes: a pickle can set attributes of what it has found, but
-    # not of those.
+    # Bound methods, not functions or classes, as a pickle can set attributes of those.
 
     def _make_bytes(self, text: str = "", encoding: str = "latin1") -> bytes:
         if encoding.lower() not in ("latin1", "latin-1"):
@@ -159,11 +152,8 @@ class _PlainUnpickler(pickle.Unpickler):
         return 0
 
 
-# -- arrays, here and in slt's files ---------------------------------------------------------------
-
-
 def make_dtype(code: str, align: bool = False, copy: bool = False) -> PlainDtype:
-    """Return what stands for ``numpy.dtype(code)``: numbers, booleans, text and objects."""
+    """Return a stand-in for ``numpy.dtype(code)`` of numbers, booleans, text or objects."""
     if not isinstance(code, str) or not _DTYPE.match(code):
         raise InvalidError(
             f"it holds an array of dtype {code!r}; numbers, booleans, text and objects can be read"
@@ -184,13 +174,13 @@ def make_scalar(dtype: PlainDtype, data: bytes | str = b"") -> Any:
 def make_array_from(
     data: Any, dtype: PlainDtype, shape: Any, order: str, axes: Any = None
 ) -> NDArray[Any]:
-    """Return what numpy's ``_frombuffer`` makes."""
+    """Return the same array as numpy's ``_frombuffer``."""
     array = _values(dtype, data, shape, "C" if order == "K" else order)
     return array if axes is None or order != "K" else array.transpose(axes)
 
 
 class PlainDtype:
-    """Stands for a numpy dtype while a file is read; only its byte order can be set."""
+    """A stand-in for a numpy dtype while a file is read; only its byte order can be set."""
 
     __slots__ = ("real",)
 
@@ -212,7 +202,7 @@ class PlainArray(np.ndarray[Any, Any]):
 
     def __setstate__(self, state: Any) -> None:
         if self.shape != (0,) or self.base is not None:
-            # A second state would free the memory that parts of the array, taken meanwhile, lie in.
+            # A second state would free memory that views of the array may still use.
             raise InvalidError(
                 "it sets the contents of an array twice; it is damaged, or means harm"
             )
@@ -224,7 +214,7 @@ class PlainArray(np.ndarray[Any, Any]):
         if real.hasobject:
             if not isinstance(data, list) or len(data) != math.prod(lengths):
                 raise InvalidError(
-                    f"it holds an array that claims {shape} objects and has not so many"
+                    f"it holds an array that claims {shape} objects and has another number"
                 )
         else:
             _check_bytes(real, data, lengths)
@@ -264,8 +254,6 @@ def _values(dtype: PlainDtype, data: Any, shape: Any, order: str) -> NDArray[Any
     return np.frombuffer(data, real).reshape(lengths, order=order)  # type: ignore[call-overload, no-any-return]
 
 
-# -- opcodes ---------------------------------------------------------------------------------------
-
 _PLAIN = rb"[(012NQR\x88\x89eb}\]dloast)u\x81\x85-\x87\x8f-\x94\x97\x98]"
 _TAKES = {1: rb"[Khq\x80\x82]", 2: rb"[M\x83]", 4: rb"[Jj\x84]", 8: rb"G"}
 _SIZED = {
@@ -273,19 +261,19 @@ _SIZED = {
     **dict.fromkeys(b"TBX\x8b", 4),
     **dict.fromkeys(b"\x8d\x8e\x96", 8),
 }
-"""Opcodes that say in so many bytes how long what follows is."""
+"""Opcodes followed by the length of their data, in this many bytes."""
 _LINES = {**dict.fromkeys(b"ILFSVpgP", 1), **dict.fromkeys(b"ic", 2)}
-"""Opcodes followed by so many lines."""
+"""Opcodes followed by this many lines."""
 _STOP, _FRAME, _LONG_BINPUT, _PUT = b".\x95rp"
 _LONGEST_LINE = 1 << 20
 _KEEP_MAPPED = 64 * 2**20
 
 
 def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
-    """Go once over a pickle's opcodes and refuse one that is torn, or whose claims are beyond its size.
+    """Refuse a pickle that is torn, or whose opcodes claim more than its size.
 
-    Python's unpickler makes room for what a pickle claims (a text of an exabyte, a memo of four
-    thousand million entries) before it looks whether that is there.
+    Python's unpickler allocates what a pickle claims (a text of an exabyte, a memo of four thousand
+    million entries) before it checks that the data exist.
 
     Raises
     ------
@@ -318,7 +306,7 @@ def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
 
 
 def _runs_of_fixed(most_puts: int) -> re.Pattern[bytes]:
-    """Return what matches opcodes of fixed length: one match passes over all ops between two texts or arrays."""
+    """Return a pattern of opcodes of fixed length, for all those between two texts or arrays."""
     top = most_puts.to_bytes(4, "little")
     if top[3]:
         put = rb"r.{3}[\x00-" + re.escape(bytes([top[3] - 1])) + rb"]"
@@ -331,51 +319,42 @@ def _runs_of_fixed(most_puts: int) -> re.Pattern[bytes]:
 def _after(data: Any, at: int, size: int, most_puts: int, name: str) -> int:
     """Return where the opcode after the one at ``at`` is."""
     opcode = data[at]
-    width = _SIZED.get(opcode, 0)
+    width = 8 if opcode == _FRAME else _SIZED.get(opcode, 0)
     if width:
         start = at + 1 + width
-        length = int.from_bytes(data[at + 1 : start], "little")
-        if start + length > size:
+        claim = int.from_bytes(data[at + 1 : start], "little")
+        if start + claim > size:
             raise InvalidError(
-                f"{name} is torn: byte {at} claims {length} bytes, {max(size - start, 0)} follow; "
+                f"{name} is torn: byte {at} claims {claim} bytes, {max(size - start, 0)} follow; "
                 "copy or make it again"
             )
-        return start + length
-    if opcode == _FRAME:
-        claim, left = int.from_bytes(data[at + 1 : at + 9], "little"), size - at - 9
-        if claim > left:
-            raise InvalidError(
-                f"{name} is torn: byte {at} claims {claim} bytes, {max(left, 0)} follow; copy or "
-                "make it again"
-            )
-        return at + 9
+        return start if opcode == _FRAME else start + claim
+    no_entry = f"{name} is torn: byte {at} names an entry that cannot be; make it again"
     if opcode == _LONG_BINPUT:
         if at + 5 > size or int.from_bytes(data[at + 1 : at + 5], "little") > most_puts:
-            raise InvalidError(
-                f"{name} is torn: byte {at} names an entry that cannot be; make it again"
-            )
+            raise InvalidError(no_entry)
         return at + 5
     lines = _LINES.get(opcode, 0)
     if not lines:
         raise InvalidError(
-            f"{name} is torn, or no pickle: byte {at} of {size} is {bytes([opcode])!r}"
+            f"{name} is torn, or not a pickle: byte {at} of {size} is {bytes([opcode])!r}"
         )
     end = at
     for _ in range(lines):
         end = data.find(b"\n", end + 1, min(size, end + _LONGEST_LINE))
         if end < 0:
-            raise InvalidError(f"{name} is torn, or no pickle: the line at byte {at} does not end")
+            raise InvalidError(
+                f"{name} is torn, or not a pickle: the line at byte {at} does not end"
+            )
     if opcode == _PUT and not (
         data[at + 1 : end].isdigit() and int(data[at + 1 : end][:20]) <= most_puts
     ):
-        raise InvalidError(
-            f"{name} is torn: byte {at} names an entry that cannot be; make it again"
-        )
+        raise InvalidError(no_entry)
     return end + 1
 
 
 def _let_go(data: bytes | mmap.mmap, start: int, stop: int) -> int:
-    """Give back the memory of mapped pages behind ``stop``, so that it is not counted with this process's own."""
+    """Free the memory of mapped pages before ``stop``, which counts as this process's own."""
     page = mmap.PAGESIZE
     first, last = start // page * page, stop // page * page
     if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

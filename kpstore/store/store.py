@@ -56,18 +56,18 @@ def backend_for(location: str) -> Backend:
 
 
 @contextmanager
-def moved_into_place(location: str) -> Iterator[Backend]:
-    """Yield the backend of a temporary place, which moves to ``location`` unless an error occurs.
+def moved_into_place(place: Backend) -> Iterator[Backend]:
+    """Yield the backend of a temporary place, which moves to ``place`` unless an error occurs.
 
     Raises
     ------
     ExistsError
-        If something is at ``location``.
+        If something is at ``place``.
     """
-    place = backend_for(location)
+    location = place.location
     if place.exists():
         raise ExistsError(f"{location} already exists; choose another place for the store")
-    path = Path(place.location).resolve()
+    path = Path(location).resolve()
     aside = backend_for(str(aside_of(path, "building")))
     # A location that is not a path, or that belongs to another backend than a path beside it.
     if "://" in location or type(aside) is not type(place):
@@ -77,16 +77,16 @@ def moved_into_place(location: str) -> Iterator[Backend]:
             backend_for(str(left_over)).remove()
     try:
         yield aside
-        aside.move(place.location)
+        aside.move(location)
     finally:
         aside.remove()
 
 
 @contextmanager
-def building(location: str, *, name: str, kpstore_version: str) -> Iterator[BaseStore]:
-    """Yield a new store, which moves to ``location`` when the block ends without an error."""
-    with moved_into_place(location) as aside:
-        yield BaseStore.create(aside.location, name=name, kpstore_version=kpstore_version)
+def building(place: Backend, *, name: str, kpstore_version: str) -> Iterator[BaseStore]:
+    """Yield a new store, which moves to ``place`` when the block ends without an error."""
+    with moved_into_place(place) as aside:
+        yield BaseStore.create(aside, name=name, kpstore_version=kpstore_version)
 
 
 class BaseStore(Version):
@@ -98,7 +98,7 @@ class BaseStore(Version):
     @classmethod
     def open(
         cls,
-        location: str,
+        location: str | Backend,
         at: At = None,
         mode: Mode = "r",
         cache: str = "auto",
@@ -110,15 +110,15 @@ class BaseStore(Version):
                 f"mode {mode!r}: use 'r' to read or 'a' to add; kpstore.create() makes a new store"
             )
         check_policy(check)
-        backend = backend_for(location)
+        backend = backend_for(location) if isinstance(location, str) else location
         store = cls(backend, resolve(backend, at), mode, cache, check)
         store._about  # noqa: B018 - fails now, not at the first read, if this is not a kpstore store
         return store
 
     @classmethod
-    def create(cls, location: str, *, name: str, kpstore_version: str) -> Self:
+    def create(cls, location: str | Backend, *, name: str, kpstore_version: str) -> Self:
         """Make an empty store; see :func:`kpstore.create`."""
-        backend = backend_for(location)
+        backend = backend_for(location) if isinstance(location, str) else location
         created = datetime.now(UTC).isoformat(timespec="seconds")
         attrs = fmt.root_attrs(name, created, kpstore_version)
         return cls(backend, backend.create(attrs, f"created {name}"), "a")

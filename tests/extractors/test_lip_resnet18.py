@@ -31,6 +31,7 @@ from kpstore.interop.embeddings.write import EmbeddingsExport
 from kpstore.interop.transfer import import_document
 from kpstore.sources.base import FrameError
 from kpstore.sources.lips import LipsSource
+from kpstore.store.store import backend_for
 from tests.conftest import memory_location
 
 torch = pytest.importorskip("torch")
@@ -631,7 +632,7 @@ def test_what_is_extracted_is_exported_as_existing_files_are(
     with np.load(tmp_path / "1_2_embedding.npz") as file:
         np.testing.assert_array_equal(file["embedding"], made.rows["lip_resnet18"].values.T)
     again = memory_location()
-    import_document(EmbeddingsImport().open(tmp_path), again, source="x")
+    import_document(EmbeddingsImport().open(tmp_path), backend_for(again), source="x")
     read = kpstore.open(again)
     assert read.feature("lip_resnet18") == store.at().feature("lip_resnet18")
     assert read.video("1_2").image_paths == store.at().video("1_2").image_paths

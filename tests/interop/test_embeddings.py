@@ -18,6 +18,7 @@ from kpstore.interop.embeddings.read import EmbeddingsImport
 from kpstore.interop.embeddings.write import EmbeddingsExport
 from kpstore.interop.transfer import ImportReport, import_document
 from kpstore.schema.feature import FeatureSpec, State
+from kpstore.store.store import backend_for
 from tests.conftest import memory_location
 
 SPEC = FeatureSpec("lip_resnet18", (512,), ("feature",))
@@ -42,7 +43,9 @@ def write(
 
 def import_folder(path: Path, **options: Any) -> tuple[kpstore.Store, ImportReport]:
     location = memory_location()
-    report = import_document(EmbeddingsImport(**options).open(path), location, source=str(path))
+    report = import_document(
+        EmbeddingsImport(**options).open(path), backend_for(location), source=str(path)
+    )
     return kpstore.open(location, mode="a"), report
 
 
@@ -168,7 +171,7 @@ def test_nothing_but_torn_files_is_an_error(tmp_path: Path) -> None:
         ((5, 256), {}, r"a_embedding.npz: 'embedding' has the shape \(5, 256\), no axis is 512"),
         ((512,), {}, r"has the shape \(512,\), no axis is 512"),
         ((2, 5, 512), {}, r"has the shape \(2, 5, 512\), no axis"),
-        ((512, 512), {}, "both axes of 'embedding' are 512; say --layout"),
+        ((512, 512), {}, "both axes of 'embedding' are 512; give --layout"),
         (
             (512, 5),
             {"layout": "time_first"},

@@ -1,4 +1,4 @@
-"""Plain HDF5 files: h5py reads them, they come back as the same store, and others' files are read."""
+"""Plain HDF5 files: h5py reads them, they come back as the same store; other files are read."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kpstore.interop.transfer import import_document
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import keypoints_spec
+from kpstore.store.store import backend_for
 from tests.conftest import memory_location
 from tests.fakes import record
 from tests.interop.formats import PERSON
@@ -30,7 +31,7 @@ h5py = pytest.importorskip("h5py")
 
 def store_of(path: Path, location: str = "", **options: Any) -> kpstore.Store:
     location = location or memory_location()
-    import_document(Hdf5Import(**options).open(path), location, source=str(path))
+    import_document(Hdf5Import(**options).open(path), backend_for(location), source=str(path))
     return kpstore.open(location)
 
 
@@ -353,7 +354,8 @@ def test_numbers_that_keypoints_cannot_hold_are_said(
     path = foreign(tmp_path / "double.h5", keypoints=values)
     monkeypatch.setattr(foreign_file, "BLOCK_BYTES", 2 * 143 * 3 * 8)
     document = Hdf5Import().open(path)
-    rows = next(document.videos()).rows["keypoints"]
+    (video,) = document.videos()
+    rows = video.rows["keypoints"]
     np.testing.assert_array_equal(rows.values, values.astype(np.float32))
     assert rows.companions["detected"][:, 0].tolist() == [True, True, True, False]
     assert [note for note in document.notes if "rounded" in note] == [

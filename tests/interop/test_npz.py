@@ -35,7 +35,7 @@ def export_npz(
 
 
 def keypoint_rows(n_frames: int, seed: int) -> FeatureRows:
-    """Random keypoints in which every part is missing now and then, and frame 1 has nothing at all."""
+    """Random keypoints in which every part is sometimes missing, and frame 1 has nothing at all."""
     rng = np.random.default_rng(seed)
     values = rng.standard_normal((n_frames, 143, 3)).astype(np.float32)
     detected = rng.random((n_frames, 4)) < 0.7

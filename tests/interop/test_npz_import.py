@@ -1,4 +1,4 @@
-"""Npz files into stores and back: what kpstore wrote byte for byte, what users' scripts wrote value for value."""
+"""Npz files into stores and back: those of kpstore to the byte, those of scripts to the value."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from kpstore.interop.npz.write import NpzExport
 from kpstore.interop.transfer import ImportReport, import_document
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.layout import PART_SLICES, PARTS
+from kpstore.store.store import backend_for
 from tests.conftest import memory_location
 from tests.interop.test_npz import filled, keypoint_rows
 
 
 def import_npz(path: Path, **options: Any) -> tuple[kpstore.Store, ImportReport]:
     location = memory_location()
-    report = import_document(NpzImport(**options).open(path), location, source=str(path))
+    report = import_document(
+        NpzImport(**options).open(path), backend_for(location), source=str(path)
+    )
     return kpstore.open(location), report
 
 
@@ -249,8 +252,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "numbers": ({"video_ids": np.array([1, 2])}, "one text a row"),
     "keypoints": ({"keypoints": np.array(["x", "y"])}, "'keypoints' is of <U1; numbers"),
     "empty id": ({"video_ids": np.array(["", "a"])}, "row 0 has an empty video id"),
-    "surrogate": ({"image_paths": np.array(["\ud800", "a"])}, "no Unicode"),
-    "latin": ({"image_paths": np.array([b"\xff", b"a"])}, "no Unicode"),
+    "surrogate": ({"image_paths": np.array(["\ud800", "a"])}, "not Unicode"),
+    "latin": ({"image_paths": np.array([b"\xff", b"a"])}, "not Unicode"),
 }
 
 

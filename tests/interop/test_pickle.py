@@ -23,6 +23,7 @@ from kpstore.interop.pickle.write import PickleExport
 from kpstore.interop.transfer import import_document
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
+from kpstore.store.store import backend_for
 from tests.conftest import memory_location
 from tests.fakes import record
 from tests.interop.formats import same
@@ -42,7 +43,7 @@ def frame(seed: int, missing: Sequence[str] = (), shape: Any = (260, 210)) -> di
 
 
 def split_of(lengths: dict[str, int], first_seed: int = 0) -> dict[str, list[Any]]:
-    """Return a split of a raw pickle: the left hand is missing in every other frame, the second frame failed."""
+    """Return a split of a raw pickle, in which some left hands are missing and frame 1 failed."""
     named = [(video, n) for video, length in lengths.items() for n in range(length)]
     frames = [frame(first_seed + i, ("left_hand",) if i % 2 else ()) for i in range(len(named))]
     return {
@@ -81,7 +82,9 @@ def write(path: Path, content: Any, protocol: int = 4) -> Path:
 
 def stored(path: Path, notes: list[str] | None = None, **options: Any) -> kpstore.Store:
     location = memory_location()
-    report = import_document(PickleImport(**options).open(path), location, source=str(path))
+    report = import_document(
+        PickleImport(**options).open(path), backend_for(location), source=str(path)
+    )
     if notes is not None:
         notes += report.notes
     return kpstore.open(location)
@@ -411,7 +414,7 @@ def edited(path: tuple[Any, ...], value: Any) -> Any:
             r"\['keypoints'\]\[0\]: 1e\+300 does not fit float32",
         ),
         ({"results": [{}]}, r"\['results'\]\[0\]"),
-        ({"sequences": [1]}, "no list of lists"),
+        ({"sequences": [1]}, "not a list of lists"),
     ],
 )
 def test_what_breaks_the_rules_is_one_line_and_stores_nothing(
@@ -420,7 +423,9 @@ def test_what_breaks_the_rules_is_one_line_and_stores_nothing(
     write(tmp_path / "x.pkl", content)
     location = tmp_path / "s.kps"
     with pytest.raises(InvalidError, match=said) as caught:
-        import_document(PickleImport().open(tmp_path / "x.pkl"), str(location), source="x.pkl")
+        import_document(
+            PickleImport().open(tmp_path / "x.pkl"), backend_for(str(location)), source="x.pkl"
+        )
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == ["x.pkl"]
 
@@ -531,7 +536,7 @@ def test_workers_that_are_missing_are_said(tmp_path: Path) -> None:
     assert [note.partition(":")[0] for note in notes if "count" in note] == [
         "the workers' files count 15 frames and hold 3"
     ]
-    assert sum("of which split" in note for note in notes) == 1
+    assert sum("do not say which split" in note for note in notes) == 1
 
 
 def test_numpy_numbers_of_stats_are_compared_and_shown_as_numbers(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from kpstore.interop.transfer import import_document, import_file
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, PART_SLICES, PARTS, FaceList, keypoints_spec
+from kpstore.store.store import backend_for
 from tests.conftest import memory_location
 from tests.interop.test_npz import keypoint_rows
 
@@ -79,7 +80,7 @@ def random_pose(path: Path, n_frames: int, people: int = 1, seed: int = 0, **mor
 
 def store_of(path: Path, location: str = "", **options: Any) -> kpstore.Store:
     location = location or memory_location()
-    import_document(PoseImport(**options).open(path), location, source=str(path))
+    import_document(PoseImport(**options).open(path), backend_for(location), source=str(path))
     return kpstore.open(location)
 
 

@@ -1,4 +1,4 @@
-"""Files of sign language translation: they come back, memory holds one entry, and no pickle is ever run."""
+"""Files of sign language translation: they come back, and no pickle is ever run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
+from kpstore.interop.base import rows_spec
 from kpstore.interop.slt import SLT
-from kpstore.interop.slt import read as slt
 from kpstore.interop.slt.read import SltImport
 from kpstore.interop.slt.write import SltExport
 from kpstore.interop.transfer import import_document
+from kpstore.store.store import backend_for
 from tests.conftest import memory_location
 from tests.interop.test_npz import filled, keypoint_rows
 
@@ -53,7 +54,7 @@ def read(path: Path) -> Any:
 
 def store_of(path: Path, location: str = "", **options: Any) -> kpstore.Store:
     location = location or memory_location()
-    import_document(SltImport(**options).open(path), location, source=str(path))
+    import_document(SltImport(**options).open(path), backend_for(location), source=str(path))
     return kpstore.open(location)
 
 
@@ -128,7 +129,8 @@ def test_any_store_comes_back(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[tuple[int, str]], arrays: Any
 ) -> None:
     folder = tmp_path_factory.mktemp("slt")
-    spec = slt._sign_spec("sign", np.zeros((0, 5), np.float32))
+    said = "features of sign language translation"
+    spec = rows_spec("sign", (5,), "float32", description=said)
     store = kpstore.create(memory_location())
     rng = np.random.default_rng(len(lengths))
     with store.transaction("fill") as tx:

@@ -20,7 +20,7 @@ NEW = {"a": "test", "b": "train", "c": "train", "d": ""}
     ("name", "text"),
     [
         ("s.csv", 'video_id,split\n"a",test\nb,train\n\nc,train\nd,\n'),
-        ("s.tsv", "Name\tnote\tSplit\r\na\tsaid \"so\ttest\r\nb\t\ttrain\r\nc\t\ttrain\r\nd\t\t\r\n"),
+        ("s.tsv", 'Name\tnote\tSplit\r\na\tsaid "so\ttest\r\nb\t\ttrain\nc\t\ttrain\nd\t\t\r\n'),
         ("s", "name|video|split\na|a/1/*.png|test\nb|b/1/*.png|train\nc|c|train\nd|d|\n"),
         ("s.csv", "\ufeffid;subset\na;test\nb;train\nc;train\nd;\n"),
         ("s.json", json.dumps(NEW)),
@@ -40,7 +40,7 @@ def test_tables_and_json_are_read(tmp_path: Path, name: str, text: str) -> None:
         ("video_id,split\n", "names no videos"),
         ("{}", "names no videos"),
         ("video_id,split\na,test,x\n", "row 2 has 3 cells, the header has 2"),
-        ('video_id,split\n"a,test\n', "is no table that can be read"),
+        ('video_id,split\n"a,test\n', "is not a table that can be read"),
         ("video_id,split\na,x\nb,x\na,y\n", "video 'a' is named twice"),
         ('{"a": "x", "a": "y"}', "video 'a' is named twice"),
         (
@@ -49,8 +49,8 @@ def test_tables_and_json_are_read(tmp_path: Path, name: str, text: str) -> None:
         ),
         ('{"a": 3}', r"JSON of splits is \{video: split\} or"),
         ('["a"]', "JSON of splits is"),
-        ('{"a": "x"', "is no JSON that can be read"),
-        ('{"a": " x"}', "video 'a' has no id, or a split that is no printable text"),
+        ('{"a": "x"', "is not JSON that can be read"),
+        ('{"a": " x"}', "video 'a' has no id, or a split that is not printable text"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import kpstore
 from kpstore.errors import InvalidError
 from kpstore.interop import outputs
-from kpstore.interop.splits import UNSPLIT, check_file_names, check_unsplit, split_rank
+from kpstore.interop.splits import UNSPLIT, check_file_names, chosen_splits, split_rank
+from tests.fakes import record
 
 
 def test_splits_come_in_their_usual_order() -> None:
@@ -23,11 +25,14 @@ def test_splits_come_in_their_usual_order() -> None:
     ]
 
 
-def test_videos_without_a_split_are_not_mixed_with_a_split() -> None:
-    check_unsplit(["", "train"])
-    check_unsplit([UNSPLIT, "train"])
+def test_videos_without_a_split_are_not_mixed_with_a_split(memory_store: kpstore.Store) -> None:
+    with memory_store.transaction("videos") as tx:
+        tx.add_videos([record("a", 1, ""), record("b", 1, "train"), record("c", 1, UNSPLIT)])
+    store = memory_store.at()
+    assert chosen_splits(store, ["", "train", ""]) == ["", "train"]
+    assert chosen_splits(store, [UNSPLIT, "train"]) == [UNSPLIT, "train"]
     with pytest.raises(InvalidError, match="a split named 'all' and videos without one"):
-        check_unsplit(["", "train", UNSPLIT])
+        chosen_splits(store, None)
 
 
 @pytest.mark.parametrize("split", ["../evil", "a\\b", "/abs", ".hidden", "..", "c:", "x\n", "a\0"])

@@ -14,11 +14,12 @@ import pytest
 import kpstore
 from kpstore.backends.asides import aside_of
 from kpstore.errors import ExistsError, InvalidError, MismatchError, NotFoundError, UnsupportedError
-from kpstore.interop import transfer
+from kpstore.interop import import_writer
 from kpstore.interop.base import Format
 from kpstore.interop.files import check_free, folder_written_aside, inside, written_aside
 from kpstore.interop.transfer import find_format, import_document, import_file
 from kpstore.schema.feature import FeatureRows, State
+from kpstore.store.store import backend_for
 from tests.conftest import memory_location
 from tests.fakes import record
 from tests.interop.formats import MadeUp, points
@@ -27,7 +28,7 @@ LENGTHS = {"a": 5, "b": 0, "ü/c": 20, "d": 1}
 
 
 def store_of(document: Any, location: str) -> kpstore.Store:
-    import_document(document, location, source="x.bin")
+    import_document(document, backend_for(location), source="x.bin")
     return kpstore.open(location)
 
 
@@ -35,11 +36,11 @@ def store_of(document: Any, location: str) -> kpstore.Store:
 def test_everything_is_there_however_it_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
-    monkeypatch.setattr(transfer, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(import_writer, "_BLOCK_BYTES", block_bytes)
     seen: list[int] = []
     report = import_document(
         MadeUp(LENGTHS, failed={"a": {3: "torn"}}),
-        str(tmp_path / "s.kps"),
+        backend_for(str(tmp_path / "s.kps")),
         source="x.bin",
         on_progress=seen.append,
     )
@@ -75,7 +76,7 @@ def test_everything_is_there_however_it_is_cut(
 def test_a_file_that_breaks_in_the_middle_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(import_writer, "_BLOCK_BYTES", 1)
     with pytest.raises(ValueError, match="torn"):
         store_of(MadeUp(LENGTHS, error_at="d"), str(tmp_path / "s.kps"))
     assert list(tmp_path.iterdir()) == []
@@ -155,7 +156,9 @@ def test_what_the_file_says_otherwise_of_known_videos_is_told() -> None:
 
     location = memory_location()
     store_of(MadeUp({"a": 3, "b": 2}, without=("points",)), location)
-    report = import_document(Otherwise({"a": 3, "b": 2}, without=("person",)), location, source="x")
+    report = import_document(
+        Otherwise({"a": 3, "b": 2}, without=("person",)), backend_for(location), source="x"
+    )
     assert report.notes[1:] == (
         "split of 2 videos that were in the store already, 'a' the first: the store keeps its own",
         "gloss of 2 videos that were in the store already, 'a' the first: the store keeps its own",

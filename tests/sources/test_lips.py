@@ -19,6 +19,7 @@ from kpstore.interop.transfer import import_document
 from kpstore.sources import lips
 from kpstore.sources.base import FrameError
 from kpstore.sources.lips import LipsSource
+from kpstore.store.store import backend_for
 from tests.conftest import memory_location
 
 pytest.importorskip("yaml")
@@ -190,7 +191,7 @@ def test_lists_give_what_an_import_of_their_embeddings_gives(
     assert {video.id: video.split for video in listing.videos} == first
     assert len(listing.videos) == len(first)
     location = memory_location()
-    import_document(EmbeddingsImport(config=config).open(mouths), location, source="x")
+    import_document(EmbeddingsImport(config=config).open(mouths), backend_for(location), source="x")
     imported = kpstore.open(location)
     assert [video.id for video in listing.videos] == imported.index.ids.tolist()
     assert [video.split for video in listing.videos] == imported.index.splits.tolist()

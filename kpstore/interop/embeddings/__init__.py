@@ -1,11 +1,8 @@
 """Lip embeddings, an npz file for each utterance."""
 
-from __future__ import annotations
-
-from kpstore.interop.base import (
-    Format,
-)
-from kpstore.interop.embeddings.read import FORMAT, EmbeddingsImport, looks_like_embeddings
+from kpstore.interop.base import Format
+from kpstore.interop.embeddings.layout import FORMAT
+from kpstore.interop.embeddings.read import EmbeddingsImport, looks_like_embeddings
 from kpstore.interop.embeddings.write import EmbeddingsExport
 
 EMBEDDINGS = Format(

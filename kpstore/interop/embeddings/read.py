@@ -1,12 +1,11 @@
-"""Lip embeddings as lip-reading scripts keep them: ``xxx_embedding.npz`` beside the mouth crops ``xxx.npz``."""
+"""Importing lip embeddings: ``xxx_embedding.npz`` beside the mouth crops ``xxx.npz``."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,11 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import (
     ImportedFeature,
     ImportedVideo,
+    NotedDocument,
+    Options,
     imported,
 )
+from kpstore.interop.embeddings.layout import FORMAT, KEY, Layout
 from kpstore.interop.files import check_there
 from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows
@@ -26,24 +28,21 @@ from kpstore.sources.lip_lists import read_utterances
 from kpstore.sources.lips import folder_utterances
 from kpstore.sources.npz_files import NpzFile
 
-FORMAT = "embeddings"
-KEY = "embedding"
-Layout = Literal["channels_first", "time_first"]
 SPEC = lip_spec()
 
 
 @dataclass(frozen=True)
-class EmbeddingsImport:
-    """Reads a folder of ``xxx_embedding.npz`` files, and ``xxx.npz`` beside them, folders in it included.
+class EmbeddingsImport(Options):
+    """Reads ``xxx_embedding.npz`` files, and ``xxx.npz`` beside them, of a folder and its folders.
 
     An utterance is a video; its id is its path in the folder without the suffix, its frames are
-    ``xxx.npz#0``, …. One without embedding is a video whose feature is pending. One whose embedding
-    cannot be read has failed frames, with the reason.
+    ``xxx.npz#0``, …. Without an embedding, the feature of the video is pending. Where an embedding
+    cannot be read, the frames have failed, with the reason.
 
     Parameters
     ----------
-    layout : of the arrays, ``"channels_first"`` (512, T) or ``"time_first"`` (T, 512); seen from
-        the axis of 512 by default, so it must be said where both are.
+    layout : of the arrays, ``"channels_first"`` (512, T) or ``"time_first"`` (T, 512); by default
+        told from the axis of 512, so it must be given where both axes are 512.
     config : a YAML configuration; only utterances of the lists that it names, with their splits.
     split : the split of these utterances, without ``config``.
     """
@@ -56,7 +55,7 @@ class EmbeddingsImport:
     split: Annotated[str, Option("The split of these utterances, without --config.")] = ""
 
     def __post_init__(self) -> None:
-        check_layout(self.layout)
+        super().__post_init__()
         if self.split and self.config is not None:
             raise InvalidError(
                 f"split={self.split!r}: a configuration names the splits; leave it out"
@@ -64,12 +63,13 @@ class EmbeddingsImport:
 
     def open(self, path: Path) -> EmbeddingsDocument:
         """List the folder's utterances; see :class:`kpstore.interop.base.Importer`."""
-        check_there(path, "npz files", folder=True)
-        notes: Counter[str] = Counter()
+        check_there(path, "npz files", "folder")
+        n_twice = 0
         if self.config is None:
             utterances = dict.fromkeys(folder_utterances(path, embeddings=True), self.split)
         else:
-            utterances = _listed(self.config, path, notes)
+            listed = read_utterances(self.config, path)
+            utterances, n_twice = listed.splits, len(listed.twice)
         if not utterances:
             raise NotFoundError(f"no npz files in {path}")
         if not any((path / f"{utterance}{EMBEDDING_ENDING}").is_file() for utterance in utterances):
@@ -77,58 +77,23 @@ class EmbeddingsImport:
                 f"no *{EMBEDDING_ENDING} in {path} for any of {len(utterances)} utterances; "
                 "precompute the embeddings first"
             )
-        return EmbeddingsDocument(path, utterances, self.layout, notes)
+        document = EmbeddingsDocument(path, utterances, self.layout)
+        document.count("utterances are listed in two splits; each is stored in the first", n_twice)
+        return document
 
 
-def check_layout(layout: str | None) -> None:
-    """Raise :class:`InvalidError` unless the layout is one of the two, or None."""
-    if layout not in (None, "channels_first", "time_first"):
-        raise InvalidError(f"layout={layout!r}: use 'channels_first' or 'time_first'")
-
-
-def _listed(config: Path, root: Path, notes: Counter[str]) -> dict[str, str]:
-    """Return the split of every utterance that a configuration lists, by id, in the lists' order."""
-    listed = read_utterances(config, root)
-    if listed.twice:
-        notes["utterances are listed in two splits; each is stored in the first"] = len(
-            listed.twice
-        )
-    return listed.splits
-
-
-class EmbeddingsDocument:
+class EmbeddingsDocument(NotedDocument):
     """Utterances of a folder; see :class:`kpstore.interop.base.Document`."""
 
-    n_frames = None
+    def __init__(self, root: Path, utterances: Mapping[str, str], layout: Layout | None) -> None:
+        super().__init__()
+        self._root, self._utterances, self._given = root, utterances, layout
+        self.name = root.resolve().name
+        document = {"layout": layout or self._first_layout()}
+        self.features = (ImportedFeature(SPEC, imported(FORMAT, document)),)
 
-    def __init__(
-        self, root: Path, utterances: Mapping[str, str], layout: Layout | None, notes: Counter[str]
-    ) -> None:
-        self._root, self._utterances, self._given, self._listed = root, utterances, layout, notes
-        self._told: Counter[str] = Counter()
-        self._torn: list[str] = []
-        self._layout = layout or self._first_layout()
-
-    @property
-    def name(self) -> str:
-        """Name of the folder."""
-        return self._root.resolve().name
-
-    @property
-    def features(self) -> tuple[ImportedFeature, ...]:
-        """The one feature."""
-        return (ImportedFeature(SPEC, imported(FORMAT, {"layout": self._layout})),)
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What is not there, or not as it should be."""
-        counted = [
-            f"{n} {what}" for counter in (self._listed, self._told) for what, n in counter.items()
-        ]
-        return tuple([*counted, *self._torn])
-
-    def videos(self) -> Iterator[ImportedVideo]:
-        """Read all files, one after the other; see :meth:`kpstore.interop.base.Document.videos`.
+    def _read(self) -> Iterator[ImportedVideo]:
+        """Read all files, one after another.
 
         Raises
         ------
@@ -136,38 +101,36 @@ class EmbeddingsDocument:
             If an array has no axis of 512, or two and no layout was given; or if no embedding at
             all can be read.
         """
-        self._told.clear()
-        self._torn.clear()
         n_read = 0
+        torn: list[str] = []
         for utterance, split in self._utterances.items():
-            found = self._read(utterance)
+            found = self._found(utterance, torn)
             if found is not None:
                 n_read += found.values is not None
                 yield found.video(utterance, split)
-        if self._torn and not n_read:
-            raise InvalidError(
-                f"none of the embeddings in {self._root} can be read; {self._torn[0]}"
-            )
+        if torn and not n_read:
+            raise InvalidError(f"none of the embeddings in {self._root} can be read; {torn[0]}")
+        self.note(*torn)
 
     def _first_layout(self) -> Layout:
-        """Return how the first file that can be read lies."""
+        """Return the layout of the first file that can be read."""
         for utterance in self._utterances:
             try:
                 with NpzFile(self._path(utterance, EMBEDDING_ENDING)) as file:
                     return _layout_of(file.header(KEY).shape, None, file.path)
             except (NotFoundError, InvalidError):
-                continue  # it is met again, and told, when all are read
+                continue  # it is noted when all are read
         return "channels_first"
 
     def _path(self, utterance: str, ending: str) -> Path:
         return self._root / f"{utterance}{ending}"
 
-    def _read(self, utterance: str) -> _Found | None:
-        """Return what there is of an utterance; None if nothing says how long it is."""
+    def _found(self, utterance: str, torn: list[str]) -> _Found | None:
+        """Return what was found of an utterance; None if its length is unknown."""
         path, n_crops = self._path(utterance, EMBEDDING_ENDING), self._n_crops(utterance)
         if not path.is_file():
             if n_crops is None:
-                self._told["utterances have neither embedding nor readable crops: not stored"] += 1
+                self.count("utterances have neither embedding nor readable crops: not stored")
             return None if n_crops is None else _Found(n_crops)
         try:
             values = self._values(path)
@@ -175,16 +138,15 @@ class EmbeddingsDocument:
             raise
         except InvalidError as error:
             known = (
-                ""
-                if n_crops is not None
-                else " (not stored: without crops nothing says how long it is)"
+                "" if n_crops is not None else " (not stored: without crops its length is unknown)"
             )
-            self._torn.append(f"{utterance!r} failed: {error}{known}")
-            return None if n_crops is None else _Found(n_crops, reason=_shortened(str(error), path))
+            torn.append(f"{utterance!r} failed: {error}{known}")
+            reason = str(error).replace(str(path), path.name)
+            return None if n_crops is None else _Found(n_crops, reason=reason)
         if n_crops is not None and n_crops != len(values):
-            self._told[
+            self.count(
                 "embeddings are not as long as their crops; the embedding's frames are stored"
-            ] += 1
+            )
         return _Found(len(values), values)
 
     def _values(self, path: Path) -> NDArray[np.float32]:
@@ -207,10 +169,7 @@ class EmbeddingsDocument:
         return single
 
     def _n_crops(self, utterance: str) -> int | None:
-        """Return how many mouth crops there are.
-
-        None if their file is not there or cannot be read.
-        """
+        """Return the number of mouth crops; None if their file is missing or cannot be read."""
         path = self._path(utterance, ".npz")
         if not path.is_file():
             return None
@@ -218,12 +177,12 @@ class EmbeddingsDocument:
             with NpzFile(path) as file:
                 return file.header(CROPS_KEY).n_rows
         except InvalidError:
-            self._told[f"crops cannot be read, such as {path.name}"] += 1
+            self.count(f"crops cannot be read, such as {path.name}")
             return None
 
 
 class _LayoutError(InvalidError):
-    """An array of which nobody knows what its axes are: a mistake in how it is read, not a damaged file."""
+    """An array with unknown axes: a mistake in how it is read, not a damaged file."""
 
 
 def _layout_of(shape: tuple[int, ...], given: Layout | None, path: Path) -> Layout:
@@ -234,7 +193,7 @@ def _layout_of(shape: tuple[int, ...], given: Layout | None, path: Path) -> Layo
     ]
     if not fits:
         raise _LayoutError(
-            f"{path}: {KEY!r} has the shape {shape}, no axis is {LIP_LENGTH}; these are no lip "
+            f"{path}: {KEY!r} has the shape {shape}, no axis is {LIP_LENGTH}; these are not lip "
             "embeddings"
         )
     if given is not None and given not in fits:
@@ -243,47 +202,39 @@ def _layout_of(shape: tuple[int, ...], given: Layout | None, path: Path) -> Layo
         )
     if given is None and len(fits) > 1:
         raise _LayoutError(
-            f"{path}: both axes of {KEY!r} are {LIP_LENGTH}; say --layout channels_first or "
+            f"{path}: both axes of {KEY!r} are {LIP_LENGTH}; give --layout channels_first or "
             "time_first"
         )
     return given or fits[0]
 
 
-def _shortened(reason: str, path: Path) -> str:
-    return reason.replace(str(path), path.name)
-
-
 @dataclass(frozen=True)
 class _Found:
-    """What there is of one utterance: frames, and values or why there are none."""
+    """What was found of one utterance: frames, and their values or why they failed."""
 
     n_frames: int
     values: NDArray[np.float32] | None = None
     reason: str = ""
-    failed: Mapping[int, str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        failed = dict.fromkeys(range(self.n_frames), self.reason) if self.reason else {}
+    def video(self, utterance: str, split: str) -> ImportedVideo:
+        paths = tuple(f"{utterance}.npz#{n}" for n in range(self.n_frames))
+        record = VideoRecord(utterance, split, paths)
         if self.values is not None:
             odd = np.flatnonzero(~np.isfinite(self.values).all(axis=1))
             self.values[odd] = np.nan
             failed = dict.fromkeys(odd.tolist(), "the file has NaN or infinity")
-        object.__setattr__(self, "failed", failed)
-
-    def video(self, utterance: str, split: str) -> ImportedVideo:
-        name = utterance.rpartition("/")[2]
-        folder = utterance.removesuffix(name)
-        record = VideoRecord(
-            utterance, split, tuple(f"{folder}{name}.npz#{n}" for n in range(self.n_frames))
-        )
-        if self.values is None and not self.failed:
+            return ImportedVideo(
+                record, {LIP_FEATURE: FeatureRows(self.values)}, {LIP_FEATURE: failed}
+            )
+        if not self.reason or not self.n_frames:
             return ImportedVideo(record)
-        rows = SPEC.empty_rows(self.n_frames) if self.values is None else FeatureRows(self.values)
-        return ImportedVideo(record, {LIP_FEATURE: rows}, {LIP_FEATURE: self.failed})
+        failed = dict.fromkeys(range(self.n_frames), self.reason)
+        rows = SPEC.empty_rows(self.n_frames)
+        return ImportedVideo(record, {LIP_FEATURE: rows}, {LIP_FEATURE: failed})
 
 
 def looks_like_embeddings(path: Path) -> bool:
-    """Whether a folder is of this format: an embedding is in it, not deep down."""
+    """Whether a folder has an embedding in it, at most two folders deep."""
     return path.is_dir() and any(
         next(path.glob(f"{depth}*{EMBEDDING_ENDING}"), None) for depth in ("", "*/", "*/*/")
     )

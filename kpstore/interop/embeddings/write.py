@@ -1,9 +1,9 @@
-"""Embeddings of a store as npz files beside the utterances."""
+"""Exporting embeddings as npz files."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,14 +11,10 @@ from typing import Annotated
 import numpy as np
 
 from kpstore.errors import InvalidError
-from kpstore.interop.base import (
-    ExportedFile,
-    ExportReport,
-    OnProgress,
-)
-from kpstore.interop.embeddings.read import KEY, Layout, check_layout
+from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Options, Splits
+from kpstore.interop.embeddings.layout import KEY, Layout
 from kpstore.interop.files import check_free, inside, written_aside
-from kpstore.interop.outputs import check_no_links
+from kpstore.interop.outputs import check_no_links, lost_notes
 from kpstore.options import Option
 from kpstore.schema.feature import State
 from kpstore.schema.lips import EMBEDDING_ENDING, LIP_FEATURE
@@ -28,7 +24,7 @@ from kpstore.store.video import Video
 
 
 @dataclass(frozen=True)
-class EmbeddingsExport:
+class EmbeddingsExport(Options):
     """Writes ``ID_embedding.npz`` for every utterance that is done, each whole or not at all.
 
     Utterances with a frame that failed or is pending are left out, and their frames counted.
@@ -44,13 +40,7 @@ class EmbeddingsExport:
     layout: Annotated[
         Layout | None, Option("Of the arrays; as imported by default, else channels_first.")
     ] = None
-    splits: Annotated[
-        Sequence[str] | None,
-        Option("Only these, as `train val` or `train,val`; all by default.", metavar="SPLIT..."),
-    ] = None
-
-    def __post_init__(self) -> None:
-        check_layout(self.layout)
+    splits: Splits = None
 
     def export(
         self,
@@ -72,14 +62,21 @@ class EmbeddingsExport:
         check_no_links(path, targets.values())
         check_free(targets.values(), overwrite=overwrite)
         path.mkdir(parents=True, exist_ok=True)
+        document = store.provenance(self.feature).get("document") or {}
+        as_imported = "time_first" if document.get("layout") == "time_first" else "channels_first"
+        layout = self.layout or as_imported
         frames = 0
         for video in chosen:
-            self._write(video, targets[video.id], self._layout_for(store))
+            values = video[self.feature]
+            array = np.ascontiguousarray(values if layout == "time_first" else values.T)
+            with written_aside(targets[video.id]) as (aside,), aside.open("wb") as out:
+                np.savez_compressed(out, **{KEY: array})  # type: ignore[arg-type]
             frames += video.n_frames
             (on_progress or (lambda n: None))(video.n_frames)
-        return ExportReport(
-            [ExportedFile(path, frames, len(chosen), None, left_out)], self._notes(store, left_out)
-        )
+        notes = lost_notes(store, [self.feature])
+        if any(store.splits):
+            notes.append("splits: the folder does not say them")
+        return ExportReport([ExportedFile(path, frames, len(chosen), None, left_out)], notes)
 
     def _choose(self, store: BaseStore) -> tuple[list[Video], dict[str, int]]:
         """Return the videos to write, and how many frames are not."""
@@ -95,24 +92,6 @@ class EmbeddingsExport:
                     video.n_frames
                 )
         return chosen, dict(left_out)
-
-    def _layout_for(self, store: BaseStore) -> Layout:
-        document = store.provenance(self.feature).get("document") or {}
-        return self.layout or (
-            "time_first" if document.get("layout") == "time_first" else "channels_first"
-        )
-
-    def _write(self, video: Video, target: Path, layout: Layout) -> None:
-        values = video[self.feature]
-        with written_aside(target) as (aside,), aside.open("wb") as out:
-            array = values if layout == "time_first" else values.T
-            np.savez_compressed(out, **{KEY: np.ascontiguousarray(array)})  # type: ignore[arg-type]
-
-    def _notes(self, store: BaseStore, left_out: Mapping[str, int]) -> list[str]:
-        others = [name for name in store.features if name != self.feature]
-        lost = {"other features": others, "annotations": store.annotation_names}
-        notes = [f"{what}: {', '.join(names)}" for what, names in lost.items() if names]
-        return notes + (["splits: the folder does not say them"] if any(store.splits) else [])
 
 
 def _targets(folder: Path, videos: Sequence[Video]) -> dict[str, Path]:

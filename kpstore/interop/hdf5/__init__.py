@@ -1,10 +1,6 @@
 """Plain HDF5 files, and simple ones that others made."""
 
-from __future__ import annotations
-
-from kpstore.interop.base import (
-    Format,
-)
+from kpstore.interop.base import Format
 from kpstore.interop.hdf5.layout import recognises
 from kpstore.interop.hdf5.read import Hdf5Import
 from kpstore.interop.hdf5.write import Hdf5Export

@@ -1,10 +1,11 @@
-"""Rows of frames from HDF5 files that others made."""
+"""Importing rows of frames from HDF5 files that kpstore did not write."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ from kpstore.errors import InvalidError
 from kpstore.interop.base import (
     ImportedFeature,
     ImportedVideo,
+    NotedDocument,
     imported,
+    rows_spec,
 )
 from kpstore.interop.hdf5.layout import (
     BLOCK_BYTES,
@@ -36,10 +39,11 @@ if TYPE_CHECKING:
     from kpstore.interop.hdf5.read import Hdf5Import
 
 
-class ForeignDocument:
-    """One dataset of a file that is not ours; see :class:`kpstore.interop.base.Document`."""
+class ForeignDocument(NotedDocument):
+    """One dataset of a file; see :class:`kpstore.interop.base.Document`."""
 
     def __init__(self, options: Hdf5Import, path: Path, file: h5py.File) -> None:
+        super().__init__()
         self._options, self._path = options, path
         self._dataset = options.dataset or only_dataset(path, file)
         dataset = dataset_of(file, path, self._dataset)
@@ -52,31 +56,18 @@ class ForeignDocument:
         self._spec = self._find_spec(dataset)
         if options.face_list and not self._is_keypoints:
             raise InvalidError(
-                f"{path}: {self._dataset} has rows of {dataset.shape[1:]}, which are no keypoints "
+                f"{path}: {self._dataset} has rows of {dataset.shape[1:]}, which are not keypoints "
                 f"({N_POINTS}, 3); leave out --face-list"
             )
-        self.n_frames = len(dataset)
-        faces = (
-            {"face_list": {"name": self._faces.name, "sha256": self._faces.sha256}}
-            if self._is_keypoints
-            else {}
-        )
-        self.features = (
-            ImportedFeature(self._spec, imported("hdf5", dataset=self._dataset, **faces)),
-        )
-        self._notes: list[str] = []
+        self._n_rows = self.n_frames = len(dataset)
+        known: dict[str, Any] = {"dataset": self._dataset}
+        if self._is_keypoints:
+            known["face_list"] = {"name": self._faces.name, "sha256": self._faces.sha256}
+        self.features = (ImportedFeature(self._spec, imported("hdf5", **known)),)
         self._rounded = 0
         self._ids = self._column(file, ("video_ids", "video_id"))
         self._paths = self._column(file, ("image_paths", "image_path"))
-        self._note(file)
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What is not stored, or not exactly."""
-        if not self._rounded:
-            return self._notes
-        how = f"rounded to float32 in {self._rounded} rows; --feature NAME keeps them as they are, without parts"
-        return [*self._notes, f"values of {self._dataset} were {how}"]
+        self._note_others(file)
 
     @property
     def _is_keypoints(self) -> bool:
@@ -89,91 +80,80 @@ class ForeignDocument:
         shape = dataset.shape[1:]
         if shape == (N_POINTS, 3) and self._options.feature in ("", "keypoints"):
             return keypoints_spec(self._faces)
-        dims = tuple(
-            f"{own}_dim" if len(shape) == 1 else f"{own}_dim_{axis}" for axis in range(len(shape))
-        )
-        return FeatureSpec(own, shape, dims, dataset.dtype.newbyteorder("=").name)
+        return rows_spec(own, shape, dataset.dtype.newbyteorder("=").name)
 
     def _column(self, file: h5py.File, names: Sequence[str]) -> list[str] | None:
         folder = self._dataset.rpartition("/")[0]
         for name in (f"{at}/{name}".lstrip("/") for at in (folder, "") for name in names):
             if isinstance(own_item(file, self._path, name), h5py.Dataset):
                 texts = texts_of(dataset_of(file, self._path, name), self._path)
-                if len(texts) != self.n_frames:
+                if len(texts) != self._n_rows:
                     raise InvalidError(
-                        f"{self._path}: {name} has {len(texts)} texts for {self.n_frames} rows of "
+                        f"{self._path}: {name} has {len(texts)} texts for {self._n_rows} rows of "
                         f"{self._dataset}"
                     )
                 if any("\\" in text for text in texts):
-                    self._notes.append(f"backslashes in {name} became forward slashes")
+                    self.note(f"backslashes in {name} became forward slashes")
                 return [text.replace("\\", "/") for text in texts]
         return None
 
-    def _note(self, file: h5py.File) -> None:
+    def _note_others(self, file: h5py.File) -> None:
         known = {"image_paths", "video_ids", "image_path", "video_id"}
-        others = [
-            n
-            for n in sorted(datasets_of(file))
-            if n != self._dataset and n.rpartition("/")[2] not in known
-        ]
+        names = [n for n in sorted(datasets_of(file)) if n.rpartition("/")[2] not in known]
+        others = ", ".join(n for n in names if n != self._dataset)
         if others:
-            self._notes.append(f"datasets {', '.join(others)}: import each with --dataset NAME")
+            self.note(f"datasets {others}: import each with --dataset NAME")
 
-    def videos(self) -> Iterator[ImportedVideo]:
-        """Read the rows of one video after another."""
+    def _read(self) -> Iterator[ImportedVideo]:
         self._rounded = 0
         with opened(self._path) as file:
             dataset = dataset_of(file, self._path, self._dataset)
             for video_id, rows in self._runs():
-                values = self._read(dataset, rows)
-                paths = (
-                    self._paths[rows]
-                    if self._paths
-                    else [f"{video_id}#{n}" for n in range(rows.stop - rows.start)]
-                )
+                values = self._rows(dataset, rows)
+                paths = [f"{video_id}#{n}" for n in range(len(values))]
+                if self._paths:
+                    paths = self._paths[rows]
                 record = VideoRecord(video_id, self._options.split, tuple(paths))
                 yield ImportedVideo(record, {self._spec.name: values})
+        if self._rounded:
+            self.note(
+                f"values of {self._dataset} were rounded to float32 in {self._rounded} rows; "
+                "--feature NAME keeps them as they are, without parts"
+            )
 
     def _runs(self) -> Iterator[tuple[str, slice]]:
         """Yield the videos with their rows."""
         owners = self._ids
         if owners is None and self._paths is not None:
-            owners = [PurePosixPath(path).parent.as_posix() for path in self._paths]
-            owners = [self.name if owner == "." else owner for owner in owners]
+            folders = [PurePosixPath(path).parent.as_posix() for path in self._paths]
+            owners = [self.name if folder == "." else folder for folder in folders]
         if owners is None:
-            yield self.name, slice(0, self.n_frames)
+            yield self.name, slice(0, self._n_rows)
             return
         start = 0
-        for row in range(1, self.n_frames + 1):
-            if row == self.n_frames or owners[row] != owners[start]:
-                if not owners[start]:
-                    raise InvalidError(
-                        f"{self._path}: row {start} of {self._dataset} has an empty video id"
-                    )
-                yield owners[start], slice(start, row)
-                start = row
+        for owner, run in groupby(owners):
+            if not owner:
+                raise InvalidError(
+                    f"{self._path}: row {start} of {self._dataset} has an empty video id"
+                )
+            rows = slice(start, start + sum(1 for _ in run))
+            yield owner, rows
+            start = rows.stop
 
-    def _read(self, dataset: h5py.Dataset, rows: slice) -> FeatureRows:
-        """Read one video, in blocks: a file without ids is one video, which is in memory once, and as it is stored."""
+    def _rows(self, dataset: h5py.Dataset, rows: slice) -> FeatureRows:
+        """Read one video in blocks: a file without ids is one video, which memory holds once."""
         values = np.empty((rows.stop - rows.start, *self._spec.shape), dtype=self._spec.dtype)
         detected = np.ones((len(values), len(PARTS)), dtype=bool)
         size = max(1, BLOCK_BYTES // max(1, math.prod(dataset.shape[1:]) * dataset.dtype.itemsize))
         for start in range(0, len(values), size):
-            block = values[start : start + size]
-            self._fill(
-                block,
-                dataset[rows.start + start : rows.start + start + len(block)],
-                rows.start + start,
-            )
+            block, first = values[start : start + size], rows.start + start
+            self._fill(block, dataset[first : first + len(block)], first)
             if self._is_keypoints:
                 detected[start : start + size] = self._detect(block)
         return FeatureRows(values, {"detected": detected} if self._is_keypoints else {})
 
     def _fill(self, block: NDArray[Any], found: NDArray[Any], first: int) -> None:
-        """Put numbers of a file into rows.
-
-        Those that change are counted, and those that overflow are an error.
-        """
+        """Copy numbers of a file into rows; count those that change, refuse those that overflow."""
         with np.errstate(all="ignore"):
             block[...] = found
             if not self._is_keypoints or np.can_cast(found.dtype, block.dtype, "safe"):
@@ -189,15 +169,13 @@ class ForeignDocument:
         self._rounded += int((~exact).any(axis=(1, 2)).sum())
 
     def _detect(self, values: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return which parts were detected, (rows, parts); the others become NaN."""
+        """Return which parts were detected, (rows, parts), and set the others to NaN."""
         detected = np.empty((len(values), len(PARTS)), dtype=bool)
         for column, part in enumerate(PARTS):
             block = values[:, PART_SLICES[part]]
-            gone = (
-                np.isnan(block) | (block == 0)
-                if self._options.missing == "zeros"
-                else np.isnan(block)
-            )
+            gone = np.isnan(block)
+            if self._options.missing == "zeros":
+                gone |= block == 0
             detected[:, column] = ~gone.all(axis=(1, 2))
             block[~detected[:, column]] = np.nan
         return detected

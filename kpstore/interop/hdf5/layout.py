@@ -1,4 +1,4 @@
-"""What both directions know of HDF5 files that kpstore exports."""
+"""HDF5 files: what import and export share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 
 import h5py
 
-from kpstore.errors import InvalidError, NotFoundError, one_line
+from kpstore.errors import InvalidError
+from kpstore.interop.files import damage_named
 
 MARK = "kpstore_export"
-"""Root attribute of the files written here; its value is the version of their layout, 1."""
+"""Root attribute of exported files; its value is the version of their layout, 1."""
 ABOUT = "_kpstore_export_about"
-"""Scalar text (JSON): name, annotations, and spec and provenance of every feature. Attributes end at 64 KiB.
+"""Scalar text (JSON): name, annotations, and spec and provenance of every feature.
 
-Not ``_kpstore``: that group tells kpstore's own HDF5 stores from all other files.
+An attribute could not hold more than 64 KiB. The name is not ``_kpstore``, the group by which
+kpstore's own HDF5 stores are recognised.
 """
 README = (
     "All videos lie one after another on the first axis of every dataset whose dimension is "
@@ -29,7 +31,7 @@ UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, Overflo
 
 
 def recognises(path: Path) -> bool:
-    """Whether a file is one of ours: other HDF5 files can be so many things that they must be named."""
+    """Whether a file is an export of kpstore's; other HDF5 files can be too many things."""
     try:
         if not path.is_file():
             return False
@@ -44,20 +46,19 @@ def recognises(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """Open a file; whatever h5py then raises becomes one line."""
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except UNREADABLE as error:
-        if isinstance(error, InvalidError | NotFoundError):
-            raise
-        raise InvalidError(
-            f"{path}: it is no HDF5 file, or a damaged one ({one_line(error)})"
-        ) from None
+    """Open a file; errors of h5py become one line."""
+    with (
+        damage_named(f"{path}: it is no HDF5 file, or a damaged one", UNREADABLE),
+        h5py.File(path, "r") as file,
+    ):
+        yield file
 
 
 def dataset_of(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
-    """Return a dataset whose values are all in this file: a stranger's file must not choose what else is read."""
+    """Return a dataset whose values are all in this file.
+
+    A file must not choose which other files are read.
+    """
     found = own_item(file, path, name)
     if not isinstance(found, h5py.Dataset):
         raise InvalidError(
@@ -73,7 +74,7 @@ def dataset_of(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
 
 
 def own_item(file: h5py.File, path: Path, name: str) -> h5py.Group | h5py.Dataset | None:
-    """Return what has a name in a file, without following links; None if there is nothing."""
+    """Return the item of a name, without following links; None if it does not exist."""
     found: h5py.Group | h5py.Dataset = file
     for part in name.split("/"):
         if part in ("", "."):
@@ -113,20 +114,14 @@ def texts_of(dataset: h5py.Dataset, path: Path, rows: slice = slice(None)) -> li
 
 def only_dataset(path: Path, file: h5py.File) -> str:
     """Return the name of the one dataset that holds rows of numbers; of several, ``keypoints``."""
-    found = {
-        n: d
-        for n, d in datasets_of(file).items()
-        if d.ndim >= 2 and len(d) and d.dtype.kind in "fiu"
-    }
+    every = datasets_of(file)
+    found = [n for n, d in every.items() if d.ndim >= 2 and len(d) and d.dtype.kind in "fiu"]
     if "keypoints" in found:
         return "keypoints"
     if len(found) != 1:
-        there = (
-            ", ".join(f"{n} {d.dtype} {d.shape}" for n, d in sorted(datasets_of(file).items()))
-            or "none"
-        )
+        listed = ", ".join(f"{n} {d.dtype} {d.shape}" for n, d in sorted(every.items()))
         raise InvalidError(
             f"{path}: choose the rows of frames with --dataset NAME; its datasets are (links not "
-            f"counted): {there}"
+            f"counted): {listed or 'none'}"
         )
-    return next(iter(found))
+    return found[0]

@@ -1,7 +1,4 @@
-"""A plain HDF5 file of a store's arrays, for h5py users without kpstore.
-
-And simple HDF5 files of others.
-"""
+"""Importing HDF5 files: exports of kpstore, and rows of frames from other files."""
 
 from __future__ import annotations
 
@@ -9,19 +6,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.interop.base import (
-    Document,
-    ImportedFeature,
-    ImportedVideo,
-)
-from kpstore.interop.files import check_there
+from kpstore.interop.base import Document, ImportedFeature, ImportedVideo, Options
+from kpstore.interop.files import check_there, is_store
 from kpstore.interop.hdf5.foreign import ForeignDocument
 from kpstore.interop.hdf5.layout import (
     ABOUT,
@@ -31,33 +24,28 @@ from kpstore.interop.hdf5.layout import (
     opened,
     texts_of,
 )
-from kpstore.options import Option, check_choice
+from kpstore.options import Option
 from kpstore.schema.failures import FORM, Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.video_fields import known_fps
 from kpstore.store import format as fmt
-from kpstore.store.store import backend_for
 
-Compress = Literal["none", "gzip", "lzf"]
 Missing = Literal["zeros", "nan"]
 
 
 @dataclass(frozen=True)
-class Hdf5Import:
-    """Reads what ``kpstore export hdf5`` wrote.
+class Hdf5Import(Options):
+    """Reads an export of kpstore's, or one dataset with a row per frame of another file.
 
-    Or one dataset, rows by frame, of a simple file of somebody else's.
-
-    Of another file, ``image_paths`` and ``video_ids`` (one text per row) are read if they are
-    there, beside the dataset or at the root. Without ids a video is the folder of its images;
-    without images too the file is one video. Rows of a video must follow each other.
+    Of another file, ``image_paths`` and ``video_ids`` (one text per row) are read if they exist,
+    beside the dataset or at the root. Without ids, a video is the folder of its images; without
+    images too, the file is one video. Rows of a video must follow each other.
 
     Parameters
     ----------
-    dataset : which, as ``group/name``; ``keypoints``, or the only one with rows of numbers, by
-        default.
-    feature : what it is called; its own name by default. Rows (143, 3) are ``keypoints``.
+    dataset : ``group/name``; by default ``keypoints``, or the only dataset with rows of numbers.
+    feature : name in the store; that of the dataset by default. Rows (143, 3) are ``keypoints``.
     split : of all videos.
     missing : what stands for a part of ``keypoints`` that was not detected; NaN always does.
     face_list : which mesh points the face of ``keypoints`` is: a known name, or a file; phoenix by
@@ -67,18 +55,14 @@ class Hdf5Import:
     dataset: Annotated[
         str, Option("Which one, of a file that kpstore did not write.", metavar="NAME")
     ] = ""
-    feature: Annotated[str, Option("What it is called in the store.", metavar="NAME")] = ""
+    feature: Annotated[str, Option("Its name in the store.", metavar="NAME")] = ""
     split: Annotated[str, Option("The split that its videos belong to.")] = ""
     missing: Annotated[
         Missing, Option("What stands for a part of keypoints that was not detected.")
     ] = "zeros"
-
     face_list: Annotated[
         str, Option("The face of keypoints: phoenix, ibug, or a file.", metavar="NAME")
     ] = ""
-
-    def __post_init__(self) -> None:
-        check_choice("missing", self.missing, get_args(Missing))
 
     def open(self, path: Path) -> Document:
         """Open the file; see :class:`kpstore.interop.base.Importer`."""
@@ -86,21 +70,19 @@ class Hdf5Import:
             _refuse_store(path)
         check_there(path, "HDF5 file")
         with opened(path) as file:
-            _refuse_store(
-                path
-            )  # once it is open: of a file that cannot be, nobody knows what it is
+            _refuse_store(path)  # not before: a damaged file is reported as such
             if MARK not in file.attrs:
                 return ForeignDocument(self, path, file)
             if self != Hdf5Import():
                 raise InvalidError(
-                    f"{path} was written by kpstore export: it says itself what it holds; leave "
+                    f"{path} was written by kpstore export and says itself what it holds; leave "
                     "out options"
                 )
             return ExportedDocument(path, file)
 
 
 def _refuse_store(path: Path) -> None:
-    if backend_for(str(path)).exists():
+    if is_store(path):
         raise InvalidError(f"{path} is a kpstore store itself, nothing to import; open it as it is")
 
 
@@ -123,11 +105,7 @@ class ExportedDocument:
             ImportedFeature(spec, about["features"][n]["provenance"])
             for n, spec in self._specs.items()
         ]
-        self._lengths = (
-            _lengths(dataset_of(file, path, "n_frames"), path)
-            if "n_frames" in file
-            else _NO_LENGTHS
-        )
+        self._lengths = _lengths(file, path)
         self.n_frames = int(self._lengths.sum())
         self._check(file)
 
@@ -135,9 +113,10 @@ class ExportedDocument:
         n_videos = len(self._lengths)
         if not n_videos and "video_id" not in file:
             return
-        shapes: dict[str, tuple[int, ...]] = {}
-        shapes.update(dict.fromkeys((*fmt.VIDEO_ARRAYS, *self._annotations), (n_videos,)))
-        shapes.update(dict.fromkeys(fmt.FRAME_ARRAYS, (self.n_frames,)))
+        shapes: dict[str, tuple[int, ...]] = {
+            **dict.fromkeys((*fmt.VIDEO_ARRAYS, *self._annotations), (n_videos,)),
+            **dict.fromkeys(fmt.FRAME_ARRAYS, (self.n_frames,)),
+        }
         for spec in self._specs.values():
             metas = fmt.feature_metas(spec, n_videos=n_videos, n_frames=self.n_frames)
             shapes |= {name: meta.shape for name, meta in metas.items()}
@@ -154,22 +133,17 @@ class ExportedDocument:
         if not len(self._lengths):
             return
         with opened(self._path) as file:
-            columns = {
-                name: texts_of(file[name], self._path)
-                for name in ("video_id", "split", *self._annotations)
-            }
+            named = ("video_id", "split", *self._annotations)
+            columns = {name: texts_of(file[name], self._path) for name in named}
             numbers = {name: file[name][()] for name in ("fps", "width", "height")}
-            ledgers = {
-                name: (
-                    file[fmt.state_name(name)][()],
-                    texts_of(file[fmt.failure_name(name)], self._path),
-                )
-                for name in self._specs
+            states = {name: file[fmt.state_name(name)][()] for name in self._specs}
+            self._check_states(states)
+            failures = {
+                name: texts_of(file[fmt.failure_name(name)], self._path) for name in self._specs
             }
-            self._check_states({name: states for name, (states, _) in ledgers.items()})
-            start = 0
-            for position, length in enumerate(self._lengths.tolist()):
-                rows = slice(start, start + length)
+            stops = np.cumsum(self._lengths).tolist()
+            for position, (length, stop) in enumerate(zip(self._lengths, stops, strict=True)):
+                rows = slice(stop - int(length), stop)
                 record = VideoRecord(
                     columns["video_id"][position],
                     columns["split"][position],
@@ -179,8 +153,12 @@ class ExportedDocument:
                     int(numbers["height"][position]),
                     {name: columns[name][position] for name in self._annotations},
                 )
-                yield self._video(file, record, position, rows, ledgers)
-                start += length
+                held = {
+                    name: failures[name][position]
+                    for name in self._specs
+                    if states[name][position] != State.PENDING
+                }
+                yield self._video(file, record, position, rows, held)
 
     def _check_states(self, states: Mapping[str, NDArray[Any]]) -> None:
         for name, values in states.items():
@@ -197,44 +175,31 @@ class ExportedDocument:
         record: VideoRecord,
         position: int,
         rows: slice,
-        ledgers: Mapping[str, Any],
+        texts: Mapping[str, str],
     ) -> ImportedVideo:
+        """Return a video with the features in ``texts``, which says what of each failed."""
         blocks, failed_frames, failed = {}, {}, {}
-        for name, spec in self._specs.items():
-            states, texts = ledgers[name]
-            if states[position] == State.PENDING:
-                continue
+        for name, text in texts.items():
+            spec = self._specs[name]
             place = f"{self._path}: {fmt.failure_name(name)}[{position}]"
-            failures = _failures(texts[position], rows.stop - rows.start, place)
+            failures = _failures(text, rows.stop - rows.start, place)
             failed_frames[name] = failures.frames
             if failures.video is not None:
                 failed[name] = failures.video
             where = rows if spec.axis == "frame" else slice(position, position + 1)
-            arrays = {array: file[array][where] for array in spec.arrays}
-            values = arrays.pop(name)
-            blocks[name] = FeatureRows(
-                values, {key.removeprefix(f"{name}_"): a for key, a in arrays.items()}
-            )
+            companions = {c.name: file[f"{name}_{c.name}"][where] for c in spec.companions}
+            blocks[name] = FeatureRows(file[name][where], companions)
         return ImportedVideo(record, blocks, failed_frames, failed)
 
 
-_NO_LENGTHS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-
-
 def _about(dataset: h5py.Dataset, path: Path) -> dict[str, Any]:
-    """Return what an export says of itself; with ``specs``, the features' specs by name."""
+    """Return what an export says about itself, and in ``specs`` the specs of features by name."""
     try:
         about = json.loads(dataset.asstr()[()])
-        specs = {
-            name: FeatureSpec.from_json(feature["spec"])
-            for name, feature in about["features"].items()
-        }
-        return {
-            "name": about["name"],
-            "annotations": list(about["annotations"]),
-            **about,
-            "specs": specs,
-        }
+        features = about["features"].items()
+        specs = {name: FeatureSpec.from_json(feature["spec"]) for name, feature in features}
+        named = {"name": about["name"], "annotations": list(about["annotations"])}
+        return {**about, **named, "specs": specs}
     except (*UNREADABLE, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InvalidError(
@@ -242,7 +207,11 @@ def _about(dataset: h5py.Dataset, path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _lengths(dataset: h5py.Dataset, path: Path) -> NDArray[np.int64]:
+def _lengths(file: h5py.File, path: Path) -> NDArray[np.int64]:
+    """Return the number of frames of each video; none at all in an export without videos."""
+    if "n_frames" not in file:
+        return np.zeros(0, dtype=np.int64)
+    dataset = dataset_of(file, path, "n_frames")
     if dataset.ndim != 1 or dataset.dtype.kind not in "iu":
         raise InvalidError(
             f"{path}: n_frames is {dataset.dtype} {dataset.shape}, not a count for each video"

@@ -1,13 +1,12 @@
-"""HDF5 files for h5py users: every array of a version by its name."""
+"""Exporting HDF5 files: every array of a version by its name."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
@@ -16,15 +15,10 @@ from numpy.typing import NDArray
 from kpstore.backends.asides import check_room
 from kpstore.backends.base import TEXT, ArrayMeta
 from kpstore.errors import InvalidError
-from kpstore.interop.base import (
-    ExportedFile,
-    ExportReport,
-    OnProgress,
-)
+from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Options, Splits
 from kpstore.interop.files import check_free, written_aside
 from kpstore.interop.hdf5.layout import ABOUT, BLOCK_BYTES, MARK, README
-from kpstore.interop.hdf5.read import Compress
-from kpstore.options import Option, check_choice
+from kpstore.options import Option
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 
@@ -34,7 +28,7 @@ _TEXT_ROW_BYTES = 2**10
 
 
 @dataclass(frozen=True)
-class Hdf5Export:
+class Hdf5Export(Options):
     """Writes one HDF5 file with the store's arrays under their names (docs/format.md).
 
     Numbers keep their types, text is of variable length in UTF-8, dimensions have names, labels are
@@ -47,18 +41,13 @@ class Hdf5Export:
     compression : of every dataset; ``"lzf"`` only h5py reads.
     """
 
-    splits: Annotated[
-        Sequence[str] | None, Option("Only these; all by default.", metavar="SPLIT...")
-    ] = None
+    splits: Splits = None
     features: Annotated[
         list[str] | None, Option("Only this feature; may be given again.", metavar="NAME")
     ] = None
-    compression: Annotated[Compress, Option("How chunks are stored; lzf is for h5py alone.")] = (
-        "none"
-    )
-
-    def __post_init__(self) -> None:
-        check_choice("compression", self.compression, get_args(Compress))
+    compression: Annotated[
+        Literal["none", "gzip", "lzf"], Option("How chunks are stored; lzf is for h5py alone.")
+    ] = "none"
 
     def export(
         self,

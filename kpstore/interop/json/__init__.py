@@ -1,9 +1,8 @@
 """Face features of persons as JSON."""
 
-from __future__ import annotations
-
 from kpstore.interop.base import Format
-from kpstore.interop.json.read import FORMAT, FaceJsonImport, looks_like_faces
+from kpstore.interop.json.layout import FORMAT
+from kpstore.interop.json.read import FaceJsonImport, looks_like_faces
 from kpstore.interop.json.write import FaceJsonExport
 
 JSON = Format(

@@ -1,7 +1,4 @@
-"""Face features of persons as JSON: writing them as their scripts do.
-
-:mod:`.face_json_import` reads them.
-"""
+"""Exporting face features of persons as JSON."""
 
 from __future__ import annotations
 
@@ -11,14 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import ExportedFile, ExportReport, OnProgress
+from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Splits
 from kpstore.interop.files import check_free, written_aside
-from kpstore.interop.json.read import REST
+from kpstore.interop.json.layout import REST
+from kpstore.interop.outputs import lost_notes
 from kpstore.options import Option
 from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, Field
 from kpstore.schema.feature import Axis, State
@@ -31,25 +29,22 @@ _BLOCK_FRAMES = 256
 
 @dataclass(frozen=True)
 class FaceJsonExport:
-    """Writes the same JSON, as ``json.dump(…, indent=2, ensure_ascii=False)`` does, a person at a time.
+    """Writes such JSON, to the byte as ``json.dump(…, indent=2, ensure_ascii=False)`` does.
 
-    Frames that failed or are pending, and frames with a number that is not finite, are left out and
-    counted; so are persons without a frontal face. Persons that were imported as paths only are
-    written so.
+    Memory holds one person at a time. Frames that failed or are pending, and frames with a number
+    that is not finite, are left out and counted; so are persons without a frontal face. Persons
+    that were imported as paths only are written as such.
 
     Parameters
     ----------
-    model : the frames' feature, where the store holds several ``dinov2_*``.
+    model : the feature of frames, where the store holds several ``dinov2_*``.
     splits : only these.
     """
 
     model: Annotated[
         str, Option("Which feature, e.g. dinov2_vitb14, if there are several.", metavar="NAME")
     ] = ""
-    splits: Annotated[
-        Sequence[str] | None,
-        Option("Only these, as `train dev` or `train,dev`; all by default.", metavar="SPLIT..."),
-    ] = None
+    splits: Splits = None
 
     def export(
         self,
@@ -67,12 +62,14 @@ class FaceJsonExport:
             written_aside(path) as (aside,),
             aside.open("w", encoding="utf-8", newline="\n") as out,
         ):
-            _write_items(
-                out,
-                "{}",
-                "",
-                (writer.person(Video(store, int(position))) for position in positions),
-            )
+            persons = (writer.person(Video(store, int(position))) for position in positions)
+            count = 0
+            out.write("{")
+            for pieces in filter(None, persons):
+                out.write(f"{',' if count else ''}\n  ")
+                out.writelines(pieces)
+                count += 1
+            out.write("\n}" if count else "}")
         file = ExportedFile(path, writer.n_frames, writer.n_persons, left_out=dict(writer.left_out))
         return ExportReport([file], writer.notes())
 
@@ -102,26 +99,8 @@ def _find_model(store: BaseStore, model: str) -> str:
     return held[0] if held else ""
 
 
-def _write_items(
-    out: IO[str], signs: str, indent: str, items: Iterator[Iterator[str] | None]
-) -> int:
-    """Write the items of a list or record between two signs, each in pieces.
-
-    None is left out. Returns how many.
-    """
-    count = 0
-    out.write(signs[0])
-    for item in items:
-        if item is not None:
-            out.write(f"{',' if count else ''}\n{indent}  ")
-            out.writelines(item)
-            count += 1
-    out.write(f"\n{indent}{signs[1]}" if count else signs[1])
-    return count
-
-
 def to_text(value: Any, indent: str = "") -> str:
-    """Return what ``json.dumps(value, indent=2, ensure_ascii=False)`` does, for numbers several times as fast."""
+    """Return ``json.dumps(value, indent=2, ensure_ascii=False)``, but several times as fast."""
     if not isinstance(value, (list, dict)) or not value:
         return json.dumps(value, ensure_ascii=False)
     inner = f"{indent}  "
@@ -137,7 +116,7 @@ def to_text(value: Any, indent: str = "") -> str:
 
 
 class _JsonWriter:
-    """Makes the text of one person after the other."""
+    """Makes the text of one person after another."""
 
     def __init__(self, store: BaseStore, model: str, on_progress: OnProgress) -> None:
         self._store, self._model, self._on_progress = store, model, on_progress
@@ -166,17 +145,10 @@ class _JsonWriter:
         return {name: feature for name, feature in names.items() if feature in self._store.features}
 
     def notes(self) -> list[str]:
-        """Return what was not written."""
-        written = {*self._frame.values(), *self._face.values()}
-        others = [name for name in self._store.features if name not in written]
-        texts = [name for name in self._store.annotation_names if name not in (FACE_PATH, REST)]
-        lost = {"other features": others, "annotations": texts}
-        notes = [f"{what}: {', '.join(names)}" for what, names in lost.items() if names]
-        return notes + (
-            [f"persons without a frontal face or any frame: {self._faceless}"]
-            if self._faceless
-            else []
-        )
+        """Return what was not written, a line each."""
+        written = {FACE_PATH, REST, *self._frame.values(), *self._face.values()}
+        faceless = [f"persons without a frontal face or any frame: {self._faceless}"]
+        return lost_notes(self._store, written) + (faceless if self._faceless else [])
 
     def person(self, video: Video) -> Iterator[str] | None:
         """Return a person's text in pieces; None if there is nothing to write."""
@@ -232,7 +204,7 @@ class _JsonWriter:
         self._on_progress(n_frames)
 
     def _face_values(self, position: int) -> dict[str, Any] | None:
-        """Return the frontal face's numbers; None unless all that are needed are there."""
+        """Return the numbers of the frontal face; None if one that is needed is missing."""
         values = {}
         for known in FACE_FIELDS:
             feature = self._face.get(known.name)
@@ -244,7 +216,7 @@ class _JsonWriter:
         return values
 
     def _frames(self, video: Video, rest: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the text of each frame that is whole; counts the others."""
+        """Yield the text of each complete frame; counts the others."""
         read = self._store.read
         for start in range(video.rows.start, video.rows.stop, _BLOCK_FRAMES):
             rows = np.arange(start, min(start + _BLOCK_FRAMES, video.rows.stop))

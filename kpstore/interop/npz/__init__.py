@@ -1,7 +1,5 @@
 """Arrays per split in npz files, as keypoint trainers read them."""
 
-from __future__ import annotations
-
 from kpstore.interop.base import Format
 from kpstore.interop.npz.read import NpzImport, looks_like_npz
 from kpstore.interop.npz.write import NpzExport

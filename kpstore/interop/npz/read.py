@@ -1,11 +1,10 @@
-"""Reading the npz files that keypoint trainers read, as :mod:`kpstore.interop.npz.write` writes them."""
+"""Reading the npz files of keypoint trainers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,36 +12,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import ImportedFeature, ImportedVideo, imported
+from kpstore.interop.base import (
+    ImportedFeature,
+    ImportedVideo,
+    NotedDocument,
+    Options,
+    imported,
+)
+from kpstore.interop.files import visible
+from kpstore.interop.npz.layout import IDS, KEYPOINTS, PATHS, stats_name
 from kpstore.interop.npz.rows import NpzTable, runs
 from kpstore.interop.splits import UNSPLIT, split_rank
 from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, N_POINTS, PART_SLICES, PARTS, keypoints_spec
-from kpstore.sources.npz_files import NpyHeader, Rows
-
-KEYPOINTS = "keypoints"
-PATHS, IDS = "image_paths", "video_ids"
+from kpstore.sources.npz_files import NpyHeader
 
 Zeros = Literal["missing", "values"]
 
 
 @dataclass(frozen=True)
-class NpzImport:
+class NpzImport(Options):
     """Reads ``{split}_keypoints.npz`` files of a folder, or one npz file.
 
-    Equal ``video_ids`` are one video, in the file's order. Where the rows of a video do not follow
-    each other they are put together, through a temporary file. Rows of (143, 3) become the feature
+    Equal ``video_ids`` are one video, in the file's order. Rows of a video that do not follow each
+    other are brought together, through a temporary file. Rows of (143, 3) become the feature
     ``keypoints``.
 
     Parameters
     ----------
     feature : another array than ``keypoints``, which gives the feature (and the files of a folder)
         its name; also lets ``keypoints`` have rows of another shape than (143, 3).
-    zeros : ``"missing"`` takes a part of keypoints that is all zeros for one that was not detected,
-        which is how such parts are written; ``"values"`` takes zeros as they are. All NaN is never
-        detected.
+    zeros : ``"missing"`` takes a part of keypoints that is all zeros as not detected, as such parts
+        are written; ``"values"`` keeps zeros. A part that is all NaN is never detected.
     face_list : which points of MediaPipe's mesh the 68 face points are; the file does not say.
     """
 
@@ -50,14 +53,13 @@ class NpzImport:
         str | None,
         Option("An array of another name, or `keypoints` of another shape.", metavar="NAME"),
     ] = None
-    zeros: Annotated[Zeros, Option("What a part is that is all zeros.")] = "missing"
+    zeros: Annotated[Zeros, Option("What a part that is all zeros means.")] = "missing"
     face_list: Annotated[str, Option("Which face points: phoenix or ibug.", metavar="NAME")] = (
         "phoenix"
     )
 
     def __post_init__(self) -> None:
-        if self.zeros not in ("missing", "values"):
-            raise InvalidError(f"zeros={self.zeros!r}: use 'missing' or 'values'")
+        super().__post_init__()
         if self.face_list not in FACE_LISTS:
             raise InvalidError(f"face_list={self.face_list!r}: use one of {', '.join(FACE_LISTS)}")
 
@@ -101,24 +103,20 @@ def _kind(header: NpyHeader) -> str:
     return f"{header.shape[1:]} {header.dtype.newbyteorder('=').name}"
 
 
-def _visible(folder: Path, array: str) -> list[Path]:
-    """Return a folder's files by name.
-
-    Not those that begin with a dot, which other systems leave beside the real.
-    """
-    return sorted(path for path in folder.glob(f"*_{array}.npz") if not path.name.startswith("."))
-
-
 def npz_files(path: Path, array: str) -> list[Path]:
-    """Return the npz files of a folder that hold an array by their name, or the one that ``path`` is."""
+    """Return the npz files of a folder that are named after an array; ``path`` itself if a file."""
     if not path.is_dir():
         return [path]
-    found = _visible(path, array)
+    found = _named(path, array)
     if not found:
         raise NotFoundError(
-            f"no file *_{array}.npz in the folder {path}; name one file, or say --feature"
+            f"no file *_{array}.npz in the folder {path}; name one file, or use --feature"
         )
     return sorted(found, key=lambda file: (split_rank(_split_of(file, array)), file.name))
+
+
+def _named(folder: Path, array: str) -> list[Path]:
+    return visible(folder.glob(f"*_{array}.npz"))
 
 
 def _split_of(path: Path, array: str) -> str:
@@ -128,7 +126,7 @@ def _split_of(path: Path, array: str) -> str:
 
 @dataclass(frozen=True)
 class _Part:
-    """One npz file: where each video's rows lie in it."""
+    """One npz file, and where the rows of each video lie in it."""
 
     path: Path
     array: str
@@ -137,16 +135,8 @@ class _Part:
     videos: Mapping[str, Sequence[slice]]
 
     @property
-    def stats_path(self) -> Path:
-        name = self.split or UNSPLIT
-        stats = (
-            f"{name}_stats.json" if self.array == KEYPOINTS else f"{name}_{self.array}_stats.json"
-        )
-        return self.path.with_name(stats)
-
-    @property
     def interleaved(self) -> int:
-        """Videos whose rows do not follow each other."""
+        """Number of videos whose rows do not follow each other."""
         return sum(len(pieces) > 1 for pieces in self.videos.values())
 
 
@@ -169,72 +159,39 @@ def _open_part(path: Path, array: str) -> _Part:
     return _Part(path, array, _split_of(path, array), headers[array], videos)
 
 
-@dataclass
-class _Found:
-    """What a pass over a file found, to be compared with its stats."""
-
-    detected: NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(len(PARTS), dtype=np.int64)
-    )
-
-
-class NpzDocument:
+class NpzDocument(NotedDocument):
     """Opened npz files; see :class:`kpstore.interop.base.Document`."""
 
     def __init__(self, path: Path, parts: Sequence[_Part], spec: FeatureSpec, zeros: Zeros) -> None:
-        self._path, self._parts, self._spec, self._zeros = path, parts, spec, zeros
-        self._notes: list[str] = []
+        super().__init__()
+        self._parts, self._spec, self._zeros = parts, spec, zeros
+        self._has_parts = bool(spec.companions)
+        self.name = path.resolve().name if path.is_dir() else path.stem
+        known: dict[str, Any] = {"zeros": zeros} if self._has_parts else {}
+        self.features = (ImportedFeature(spec, imported("npz", **known)),)
+        self.n_frames = sum(part.values.n_rows for part in parts)
 
-    @property
-    def name(self) -> str:
-        """Name of the folder or file."""
-        return self._path.resolve().name if self._path.is_dir() else self._path.stem
-
-    @property
-    def features(self) -> tuple[ImportedFeature, ...]:
-        """The one feature."""
-        known: dict[str, Any] = {"zeros": self._zeros} if self._has_parts else {}
-        return (ImportedFeature(self._spec, imported("npz", **known)),)
-
-    @property
-    def n_frames(self) -> int:
-        """Rows of all files."""
-        return sum(part.values.n_rows for part in self._parts)
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What is not stored, and where stats differ from what was found."""
-        return tuple(self._notes)
-
-    @property
-    def _has_parts(self) -> bool:
-        return bool(self._spec.companions)
-
-    def videos(self) -> Iterator[ImportedVideo]:
-        """Read all files, a video at a time; see :meth:`kpstore.interop.base.Document.videos`."""
-        self._notes = []
+    def _read(self) -> Iterator[ImportedVideo]:
         for part in self._parts:
-            found = _Found()
-            yield from self._videos_of(part, found)
-            self._note(part, found)
+            detected = np.zeros(len(PARTS), dtype=np.int64)
+            yield from self._videos_of(part, detected)
+            self._note_part(part, detected)
 
-    def _videos_of(self, part: _Part, found: _Found) -> Iterator[ImportedVideo]:
+    def _videos_of(self, part: _Part, counts: NDArray[np.int64]) -> Iterator[ImportedVideo]:
         with NpzTable(part.path) as file:
             opened = file.at_random if part.interleaved else file.in_order
-            values: AbstractContextManager[Rows] = opened(part.array)
-            with values as all_values, opened(PATHS) as all_paths:
+            with opened(part.array) as all_values, opened(PATHS) as all_paths:
                 for video_id, pieces in part.videos.items():
-                    paths = [
-                        p
-                        for s in pieces
-                        for p in file.texts(PATHS, all_paths.take(s.start, s.stop))
-                    ]
+                    listed = [all_paths.take(s.start, s.stop) for s in pieces]
+                    paths = file.texts(PATHS, np.concatenate(listed))
                     block = np.concatenate([all_values.take(s.start, s.stop) for s in pieces])
-                    rows = self._rows(part, block, video_id, found)
+                    rows = self._rows(part, block, video_id)
+                    if self._has_parts:
+                        counts += rows.companions["detected"].sum(axis=0)
                     record = VideoRecord(video_id, part.split, tuple(paths))
                     yield ImportedVideo(record, {self._spec.name: rows})
 
-    def _rows(self, part: _Part, values: NDArray[Any], video_id: str, found: _Found) -> FeatureRows:
+    def _rows(self, part: _Part, values: NDArray[Any], video_id: str) -> FeatureRows:
         if not self._has_parts:
             return FeatureRows(values)
         detected = np.ones((len(values), len(PARTS)), dtype=bool)
@@ -253,26 +210,23 @@ class NpzDocument:
                 missing |= (of_part == 0).all(axis=1)
             values[missing, points] = np.nan
             detected[:, column] = ~missing
-        found.detected += detected.sum(axis=0)
         return FeatureRows(values, {"detected": detected})
 
-    def _note(self, part: _Part, found: _Found) -> None:
+    def _note_part(self, part: _Part, detected: NDArray[np.int64]) -> None:
         if part.interleaved:
-            self._notes.append(
+            self.note(
                 f"{part.path.name}: the rows of {part.interleaved} videos do not follow each "
-                "other; they were put together, so that an export has another order"
+                "other; they were brought together, so that an export has another order"
             )
         if not part.videos and part.split:
-            self._notes.append(
-                f"{part.path.name}: has no rows; a store has no split without videos"
-            )
-        counts = dict(zip(PARTS, found.detected.tolist(), strict=True)) if self._has_parts else {}
-        self._notes += _compare_stats(part, counts)
+            self.note(f"{part.path.name}: has no rows; a store has no split without videos")
+        counts = dict(zip(PARTS, detected.tolist(), strict=True)) if self._has_parts else {}
+        self.note(*_compare_stats(part, counts))
 
 
 def _compare_stats(part: _Part, detected: Mapping[str, int]) -> list[str]:
     """Return how a stats file differs from what was found, a line each."""
-    path = part.stats_path
+    path = part.path.with_name(stats_name(part.split, part.array))
     if not path.is_file():
         return []
     try:
@@ -308,7 +262,7 @@ def _same(told: Any, found: Any) -> bool:
 def looks_like_npz(path: Path) -> bool:
     """Whether a file or folder is of this format, by names alone."""
     if path.is_dir():
-        return bool(_visible(path, KEYPOINTS))
+        return bool(_named(path, KEYPOINTS))
     if path.suffix != ".npz":
         return False
     try:

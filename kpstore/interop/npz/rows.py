@@ -1,29 +1,25 @@
-"""Arrays of npz files that hold text beside numbers.
-
-Never a pickle that could be more than text.
-"""
+"""Arrays of npz files that hold text; of pickled ones, text alone is read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, one_line
+from kpstore.errors import InvalidError
+from kpstore.interop.files import damage_named
 from kpstore.interop.unpickling import loads_pickle
 from kpstore.sources.npz_files import BLOCK_BYTES, NpyHeader, NpzFile
 
 
 class NpzTable(NpzFile):
-    """An npz file, open, whose arrays may be text."""
+    """An open npz file whose arrays may be text."""
 
     def objects(self, name: str, member: IO[bytes], header: NpyHeader) -> NDArray[np.object_]:
-        """Return an array of Python objects that are text, all of them.
-
-        Nothing that a pickle names is run.
-        """
+        """Return an array of Python objects, all of them text; runs nothing that a pickle names."""
         texts = loads_pickle(member.read(), f"{self.path}: {name!r}, which holds Python objects,")
         whole = (
             isinstance(texts, np.ndarray)
@@ -52,7 +48,9 @@ class NpzTable(NpzFile):
         InvalidError
             If it is not text, or text that cannot be written as UTF-8.
         """
-        try:
+        with damage_named(
+            f"{self.path}: {name!r} holds text that is not Unicode", (UnicodeError, ValueError)
+        ):
             if block.dtype.kind == "S":
                 block = np.char.decode(block, "utf-8")
             if block.ndim != 1 or (block.dtype.kind not in "UO" and block.size):
@@ -62,24 +60,13 @@ class NpzTable(NpzFile):
                 )
             texts: list[str] = block.tolist()
             "".join(texts).encode()
-        except (UnicodeError, ValueError) as error:
-            if isinstance(error, InvalidError):
-                raise
-            raise InvalidError(
-                f"{self.path}: {name!r} holds text that is no Unicode ({one_line(error)})"
-            ) from None
         return texts
 
 
 def runs(texts: Iterable[list[str]]) -> Iterator[tuple[str, int, int]]:
     """Yield runs of equal neighbours of a text array: text, first row, row after the last."""
-    current, first, row = None, 0, 0
-    for block in texts:
-        for text in block:
-            if text != current:
-                if current is not None:
-                    yield current, first, row
-                current, first = text, row
-            row += 1
-    if current is not None:
-        yield current, first, row
+    first = 0
+    for text, run in groupby(chain.from_iterable(texts)):
+        stop = first + sum(1 for _ in run)
+        yield text, first, stop
+        first = stop

@@ -1,10 +1,10 @@
-"""The npz files that keypoint trainers read: ``{split}_keypoints.npz`` and ``{split}_stats.json``."""
+"""Writing npz files and statistics per split, as keypoint trainers read them."""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.interop.base import ExportedFile, ExportReport, OnProgress
+from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Options, Splits
 from kpstore.interop.files import check_free, written_aside
-from kpstore.interop.outputs import blocks
-from kpstore.interop.splits import UNSPLIT, check_file_names, check_unsplit
-from kpstore.options import Option, check_choice
-from kpstore.schema.feature import MASK, State, part_names
+from kpstore.interop.npz.layout import IDS, KEYPOINTS, PATHS, npz_name, stats_name
+from kpstore.interop.outputs import ChosenRows, blocks, choose_rows, lost_notes
+from kpstore.interop.splits import UNSPLIT, check_file_names, chosen_splits
+from kpstore.options import Option
+from kpstore.schema.feature import part_names
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 
@@ -27,7 +28,7 @@ Keep = Literal["drop", "keep"]
 
 
 @dataclass(frozen=True)
-class NpzExport:
+class NpzExport(Options):
     """Writes one npz file and one stats file per split, as ``prepare_model_input`` makes them.
 
     The npz file holds ``keypoints`` (N, 143, 3) float32, ``image_paths`` (N) and ``video_ids`` (N)
@@ -46,19 +47,11 @@ class NpzExport:
     empty : ``"keep"`` writes frames in which nothing was detected, as missing.
     """
 
-    feature: Annotated[str, Option("Which feature.")] = "keypoints"
-    splits: Annotated[
-        Sequence[str] | None,
-        Option("Only these, as `train dev` or `train,dev`; all by default.", metavar="SPLIT..."),
-    ] = None
+    feature: Annotated[str, Option("Which feature.")] = KEYPOINTS
+    splits: Splits = None
     missing: Annotated[Missing, Option("What a part that was not detected becomes.")] = "zeros"
     failed: Annotated[Keep, Option("Frames that failed.")] = "drop"
     empty: Annotated[Keep, Option("Frames in which nothing was detected.")] = "drop"
-
-    def __post_init__(self) -> None:
-        check_choice("missing", self.missing, ("zeros", "nan"))
-        check_choice("failed", self.failed, ("drop", "keep"))
-        check_choice("empty", self.empty, ("drop", "keep"))
 
     def export(
         self,
@@ -69,79 +62,42 @@ class NpzExport:
         on_progress: OnProgress | None = None,
     ) -> ExportReport:
         """Write the files into the folder ``path``; see :class:`kpstore.interop.base.Exporter`."""
-        if store.feature(self.feature).axis != "frame":
+        spec = store.feature(self.feature)
+        if spec.axis != "frame":
             raise InvalidError(
                 f"feature {self.feature!r} belongs to videos; npz files hold features of frames"
             )
-        wanted = store.splits if self.splits is None else list(dict.fromkeys(self.splits))
-        store.index.select(split=wanted)
-        check_unsplit(wanted)
+        wanted = chosen_splits(store, self.splits)
         check_file_names(wanted)
-        paths = {split: _paths(path, split, self.feature) for split in wanted}
+        paths = {
+            split: (path / npz_name(split, self.feature), path / stats_name(split, self.feature))
+            for split in wanted
+        }
         check_free([file for pair in paths.values() for file in pair], overwrite=overwrite)
+        drop = [reason for reason in ("failed", "empty") if getattr(self, reason) == "drop"]
+        has_mask = bool(part_names(spec))
+
+        def found(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+            if not has_mask:
+                return np.ones(len(rows), dtype=bool)
+            return np.asarray(store.read(f"{self.feature}_detected", rows).any(axis=1))
+
         exported = []
         for split, (npz_path, stats_path) in paths.items():
-            choice = _choose(store, self.feature, split, self.failed, self.empty)
+            chosen = choose_rows(store, self.feature, split, found, drop)
             writer = _SplitWriter(
-                store, self.feature, choice, self.missing, on_progress or (lambda n: None)
+                store, self.feature, chosen, self.missing, on_progress or (lambda n: None)
             )
             with written_aside(npz_path, stats_path) as (npz_aside, stats_aside):
                 writer.write_npz(npz_aside)
-                stats = json.dumps(writer.stats(split), indent=2, ensure_ascii=False)
+                stats = json.dumps(writer.stats(), indent=2, ensure_ascii=False)
                 stats_aside.write_text(stats + "\n", encoding="utf-8")
             exported.append(
-                ExportedFile(npz_path, len(choice.rows), writer.n_videos, split, choice.left_out)
+                ExportedFile(npz_path, len(chosen.rows), writer.n_videos, split, chosen.left_out)
             )
-        return ExportReport(exported, _notes(store, self.feature))
-
-
-def _notes(store: BaseStore, feature: str) -> list[str]:
-    """Return what npz files have no place for, a line each."""
-    others = [name for name in store.features if name != feature]
-    companions = [c.name for c in store.feature(feature).companions if c.name != "detected"]
-    lost = {
-        "other features": others,
-        f"companions of {feature}": companions,
-        "annotations": store.annotation_names,
-    }
-    return [f"{what}: {', '.join(names)}" for what, names in lost.items() if names]
-
-
-def _paths(out_dir: Path, split: str, feature: str) -> tuple[Path, Path]:
-    name = split or UNSPLIT
-    stats = f"{name}_stats.json" if feature == "keypoints" else f"{name}_{feature}_stats.json"
-    return out_dir / f"{name}_{feature}.npz", out_dir / stats
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """Rows of one split to write, and what was left out."""
-
-    rows: NDArray[np.int64]
-    left_out: dict[str, int]
-
-
-def _choose(store: BaseStore, feature: str, split: str, failed: Keep, empty: Keep) -> _Choice:
-    rows = store.index.rows_of(store.index.select(split=split))
-    spec = store.feature(feature)
-    has_mask = bool(part_names(spec))
-    kept, left_out = [], {"failed": 0, "pending": 0, "empty": 0}
-    for block in blocks(rows):
-        status = store.read(fmt.status_name(feature), block)
-        found = (
-            store.read(spec.companion(MASK), block).any(axis=1)
-            if has_mask
-            else np.ones(len(block), dtype=bool)
-        )
-        drop = {
-            "pending": status == State.PENDING,
-            "failed": (status == State.FAILED) & (failed == "drop"),
-            "empty": (status == State.DONE) & ~found & (empty == "drop"),
-        }
-        for reason, mask in drop.items():
-            left_out[reason] += int(mask.sum())
-        kept.append(block[~np.logical_or.reduce(list(drop.values()))])
-    return _Choice(np.concatenate([np.empty(0, dtype=np.int64), *kept]), left_out)
+        companions = [c.name for c in spec.companions if c.name != "detected"]
+        more = {f"companions of {self.feature}": companions}
+        return ExportReport(exported, lost_notes(store, [self.feature], **more))
 
 
 class _SplitWriter:
@@ -151,22 +107,24 @@ class _SplitWriter:
         self,
         store: BaseStore,
         feature: str,
-        choice: _Choice,
+        chosen: ChosenRows,
         missing: Missing,
-        report: Callable[[int], None],
+        report: OnProgress,
     ) -> None:
-        self._store, self._feature, self._rows = store, feature, choice.rows
+        self._store, self._feature = store, feature
+        self._split, self._rows = chosen.split, chosen.rows
         self._missing, self._report = missing, report
         self._spec = store.feature(feature)
         self._parts = part_names(self._spec)
         self._detected = np.zeros(len(self._parts), dtype=np.int64)
-        self.n_videos = len(np.unique(store.index.video_of(choice.rows)))
+        self.n_videos = len(np.unique(store.index.video_of(chosen.rows)))
 
     def write_npz(self, path: Path) -> None:
         """Write the npz file; counts detections on the way."""
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
-            _write_array(archive, self._feature, self._spec.dtype, self._shape, self._values())
-            for name, read in (("image_paths", self._image_paths), ("video_ids", self._video_ids)):
+            shape = (len(self._rows), *self._spec.shape)
+            _write_array(archive, self._feature, self._spec.dtype, shape, self._values())
+            for name, read in ((PATHS, self._image_paths), (IDS, self._video_ids)):
                 longest = max(
                     (len(text) for block in blocks(self._rows) for text in read(block)), default=1
                 )
@@ -174,10 +132,10 @@ class _SplitWriter:
                 texts = (read(block).astype(dtype) for block in blocks(self._rows))
                 _write_array(archive, name, dtype, (len(self._rows),), texts)
 
-    def stats(self, split: str) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """Return what the stats file holds; after :meth:`write_npz`."""
         return {
-            "split": split or UNSPLIT,
+            "split": self._split or UNSPLIT,
             "num_samples": len(self._rows),
             "num_videos": self.n_videos,
             "keypoint_shape": list(self._spec.shape),
@@ -186,10 +144,6 @@ class _SplitWriter:
                 for part, n in zip(self._parts, self._detected, strict=True)
             },
         }
-
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        return (len(self._rows), *self._spec.shape)
 
     def _values(self) -> Iterator[NDArray[Any]]:
         for rows in blocks(self._rows):

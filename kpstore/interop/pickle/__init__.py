@@ -1,11 +1,7 @@
 """Pickles of keypoints in all the forms that people have."""
 
-from __future__ import annotations
-
 from kpstore.interop.base import Format
-from kpstore.interop.pickle.forms import (
-    is_pickle,
-)
+from kpstore.interop.pickle.forms import is_pickle
 from kpstore.interop.pickle.read import PickleImport
 from kpstore.interop.pickle.write import PickleExport
 

@@ -1,4 +1,4 @@
-"""The forms of pickle that keypoint scripts leave behind, told apart and brought to one: lists of frames by split."""
+"""The forms of pickle that keypoint scripts write, all read as lists of frames by split."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.interop.files import check_there
+from kpstore.interop.files import check_there, visible
 from kpstore.interop.plain_values import to_json
 from kpstore.interop.splits import UNSPLIT, split_rank
 from kpstore.interop.unpickling import load_pickle
@@ -32,13 +32,13 @@ FORMS: Mapping[Form, str] = {
 NONE = "the file holds None for this frame"
 """The reason of failed frames that come from a pickle."""
 SPLIT_FILE = "mediaPipe_Phoenix."
-_NO_SPLIT = "workers' files do not say of which split they are; see --split"
+_NO_SPLIT = "workers' files do not say which split they belong to; see --split"
 MOST_WORKERS = 10_000
-"""Up to which number a missing worker's file is looked for."""
+"""The highest number up to which the file of a missing worker is looked for."""
 WORKER_FILE = re.compile(r"temp_split_(\d+)_gpu(\d+)\.(?:pkl|pickle)\Z")
 _ABOUT = ("stats", "keypoint_info", "dataset_info")
 OTHER_KEYS = (*_ABOUT, "keypoints", "results", "sequences")
-"""What beside splits stands at the top of a file, so that no split can be called so."""
+"""Keys at the top of a file that are not splits, so that no split can have such a name."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Listed:
     Parameters
     ----------
     place : where in the file, for messages.
-    split : ``""`` where there is none.
+    split : ``""`` for none.
     frames : dicts of parts, None where a frame failed; or rows of points, an array (N, points, 3)
         or a list.
     paths : of the images; None where the file has none.
@@ -85,8 +85,8 @@ class Contents:
     ----------
     form : see :data:`FORMS`.
     listed : frames by split.
-    points : 143, or 68 where there are only faces.
-    document : what else is there (JSON).
+    points : 143, or 68 if there are only faces.
+    document : what else the file holds (JSON).
     notes : what cannot be carried over.
     """
 
@@ -98,7 +98,7 @@ class Contents:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file's name or first bytes, or a folder's names, are those of such a pickle."""
+    """Whether the first bytes of a file, or the names in a folder, are those of such a pickle."""
     try:
         if path.is_dir():
             return any(
@@ -112,20 +112,18 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_contents(path: Path) -> Contents:
-    """Return what a pickle, or a folder of workers' or of splits' pickles, holds.
+    """Return the contents of a pickle, or of a folder with a pickle per worker or per split.
 
-    :class:`InvalidError` if neither.
+    :class:`InvalidError` if it is neither.
     """
     if not path.is_dir():
         check_there(path, "pickle")
         return _read_file(path)
-    files = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+    files = [p for p in visible(path.iterdir()) if p.is_file()]
     numbered = [(tuple(map(int, m.groups())), p) for p in files if (m := WORKER_FILE.match(p.name))]
     if numbered:
         return _merge([_read_file(p) for _, p in sorted(numbered)], "workers", path)
-    splits = sorted(
-        p for p in files if p.name.startswith(SPLIT_FILE) or p.suffix in (".pkl", ".pickle")
-    )
+    splits = [p for p in files if p.name.startswith(SPLIT_FILE) or p.suffix in (".pkl", ".pickle")]
     if not splits:
         raise InvalidError(
             f"{path} holds neither workers' files (temp_split_0_gpu0.pkl, …) nor files of splits "
@@ -137,14 +135,8 @@ def read_contents(path: Path) -> Contents:
 
 
 def _merge(found: Sequence[Contents], form: Form, path: Path) -> Contents:
-    odd = next(
-        (
-            c
-            for c in found
-            if c.form not in ({"workers"} if form == "workers" else {"raw", "split"})
-        ),
-        None,
-    )
+    allowed = {"workers"} if form == "workers" else {"raw", "split"}
+    odd = next((contents for contents in found if contents.form not in allowed), None)
     if odd is not None:
         raise InvalidError(
             f"{path} holds a pickle of {FORMS[odd.form]} ({odd.form}) among others; import it by "
@@ -166,20 +158,12 @@ def _merge(found: Sequence[Contents], form: Form, path: Path) -> Contents:
     if len(set(splits)) != len(splits):
         twice = next(split for split in splits if splits.count(split) > 1)
         raise InvalidError(f"{path} holds split {twice!r} in two files; import them by themselves")
-    return Contents(
-        form,
-        listed,
-        N_POINTS,
-        document,
-        list(dict.fromkeys(note for contents in found for note in contents.notes)),
-    )
+    notes = list(dict.fromkeys(note for contents in found for note in contents.notes))
+    return Contents(form, listed, N_POINTS, document, notes)
 
 
 def _joined(listed: Sequence[Listed], path: Path) -> Listed:
-    """Return the workers' frames in one list, as merging scripts joined them.
-
-    The frames themselves are not copied.
-    """
+    """Return the frames of all workers in one list, as merging scripts joined them."""
     return Listed(
         str(path),
         "",
@@ -197,25 +181,23 @@ def _read_file(path: Path) -> Contents:
         raise InvalidError(
             f"{path} holds a {type(content).__name__}; a dict with keypoints is needed"
         )
-    if "results" in content:
-        return _read_worker(path, content)
-    if "sequences" in content:
-        return _read_sequences(path, content)
-    if "keypoints" in content:
-        return _read_single(path, content)
+    readers = {"results": _read_worker, "sequences": _read_sequences, "keypoints": _read_single}
+    for key, read in readers.items():
+        if key in content:
+            return read(path, content)
     if any(isinstance(value, dict) and "keypoints" in value for value in content.values()):
         return _read_raw(path, content)
     keys = ", ".join(map(repr, list(content)[:8])) or "nothing"
     raise InvalidError(
         f"{path} holds {keys}; there is no 'keypoints', no split with 'keypoints', no 'results' "
-        "and no 'sequences' in it, so it is no pickle of keypoints"
+        "and no 'sequences' in it, so it is not a pickle of keypoints"
     )
 
 
 def _about(
     path: Path, content: Mapping[str, Any], known: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return what goes into the document, and a note for every key that nobody knows."""
+    """Return what goes into the document, and a note for every unknown key."""
     document = {key: to_json(content[key], f"{path}[{key!r}]") for key in _ABOUT if key in content}
     unknown = [key for key in content if key not in (*_ABOUT, *known)]
     return document, [f"{path.name}: {key!r}, which no script is known to write" for key in unknown]
@@ -272,12 +254,8 @@ def _read_worker(path: Path, content: Mapping[str, Any]) -> Contents:
     results = content["results"]
     if not isinstance(results, list):
         raise InvalidError(f"{path}['results'] is a {type(results).__name__}; a list is needed")
-    wanted = ("keypoints", "image_path", "video_id")
     for number, result in enumerate(results):
-        lacks = not isinstance(result, dict) or next(
-            (key for key in wanted[:2] if key not in result), None
-        )
-        if lacks:
+        if not isinstance(result, dict) or not {"keypoints", "image_path"} <= set(result):
             raise InvalidError(
                 f"{path}['results'][{number}] is a {type(result).__name__} without 'keypoints' or "
                 "'image_path'"
@@ -290,14 +268,10 @@ def _read_worker(path: Path, content: Mapping[str, Any]) -> Contents:
         [result["image_path"] for result in results],
         [result["video_id"] for result in results] if with_ids else None,
     )
-    facts = {
-        key: to_json(value, f"{path}[{key!r}]")
-        for key, value in content.items()
-        if key != "results"
-    }
-    return Contents(
-        "workers", [listed], N_POINTS, {"form": "workers", "workers": [facts]}, [_NO_SPLIT]
-    )
+    others = {key: value for key, value in content.items() if key != "results"}
+    facts = {key: to_json(value, f"{path}[{key!r}]") for key, value in others.items()}
+    document = {"form": "workers", "workers": [facts]}
+    return Contents("workers", [listed], N_POINTS, document, [_NO_SPLIT])
 
 
 def _read_sequences(path: Path, content: Mapping[str, Any]) -> Contents:
@@ -306,7 +280,7 @@ def _read_sequences(path: Path, content: Mapping[str, Any]) -> Contents:
         isinstance(s, (list, np.ndarray)) for s in sequences
     )
     if not good:
-        raise InvalidError(f"{path}['sequences'] is no list of lists of frames")
+        raise InvalidError(f"{path}['sequences'] is not a list of lists of frames")
     ids = [
         f"sequence_{number:05d}"
         for number, frames in enumerate(sequences)
@@ -320,13 +294,9 @@ def _read_sequences(path: Path, content: Mapping[str, Any]) -> Contents:
     empty = sum(len(sequence) == 0 for sequence in sequences)
     if empty:
         notes.append(f"{path.name}: {empty} sequences without frames")
-    return Contents(
-        "sequences",
-        [Listed(f"{path}['sequences']", "", frames, None, ids)],
-        _points_of(frames, str(path)),
-        {"form": "sequences", **document},
-        notes,
-    )
+    listed = Listed(f"{path}['sequences']", "", frames, None, ids)
+    points = _points_of(frames, str(path))
+    return Contents("sequences", [listed], points, {"form": "sequences", **document}, notes)
 
 
 def _read_single(path: Path, content: Mapping[str, Any]) -> Contents:
@@ -366,7 +336,7 @@ def _read_single(path: Path, content: Mapping[str, Any]) -> Contents:
 
 
 def _check_repeated(path: Path, given: Any, frames: Any) -> list[str]:
-    """Return notes on a ``keypoints_dict`` that is not what the array says already."""
+    """Return notes on a ``keypoints_dict`` that differs from the array."""
     same = isinstance(given, dict) and set(given) == set(PART_SLICES)
     for part, rows in PART_SLICES.items():
         same = same and np.array_equal(
@@ -376,7 +346,7 @@ def _check_repeated(path: Path, given: Any, frames: Any) -> list[str]:
 
 
 def _points_of(frames: Any, place: str) -> int:
-    """Return 68 or 143: points of a frame, by the array's shape or the first frame that is there."""
+    """Return 68 or 143: points per frame, by the array or the first frame that is not None."""
     if isinstance(frames, np.ndarray) and frames.dtype != object:
         shape = frames.shape[1:]
     else:

@@ -36,10 +36,7 @@ def _dtype(dtype: np.dtype[Any]) -> bytes:
 
 
 def plain(value: Any) -> bytes:
-    """Return opcodes that make a plain value.
-
-    It shares nothing with others, so it may stand anywhere.
-    """
+    """Return opcodes that make a plain value, and may stand anywhere in a file."""
     out = BytesIO()
     pickler = pickle.Pickler(out, 3)
     pickler.fast = True  # no memo, whose numbers would clash with ours
@@ -48,7 +45,10 @@ def plain(value: Any) -> bytes:
 
 
 def array_opcodes(shape: tuple[int, ...]) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the bytes of a float32 array of a :class:`PickleWriter`'s file."""
+    """Return the opcodes before and after the bytes of a float32 array.
+
+    For files of :class:`PickleWriter`.
+    """
     size = int(np.prod(shape, dtype=object)) * 4
     width = (
         b"B" + size.to_bytes(4, "little") if size < 2**32 else b"\x8e" + size.to_bytes(8, "little")
@@ -71,11 +71,11 @@ class PickleWriter:
     Parameters
     ----------
     file : open for binary writing.
-    texts : that come again and again, such as names of parts: see :attr:`texts`. At most 200.
+    texts : texts that come often, such as names of parts; at most 200.
 
     Attributes
     ----------
-    texts : opcodes by text, that name it by two bytes.
+    texts : opcodes of two bytes by text.
     """
 
     def __init__(self, file: IO[bytes], texts: Iterable[str] = ()) -> None:

@@ -1,10 +1,9 @@
-"""Rows of listed pictures, read from a pickle part by part."""
+"""Rows of a store made from the frames of a pickle."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -12,10 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.interop.pickle.forms import (
-    NONE,
-    Listed,
-)
+from kpstore.interop.pickle.forms import NONE, Listed
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.layout import N_FACE, PART_SLICES, PARTS
 
@@ -23,20 +19,31 @@ Zeros = Literal["missing", "values"]
 _NUMBER = re.compile(r"(\d+)\D*\Z")
 
 
-class RowReader:
-    """Makes rows of frames, and counts what rows cannot hold."""
+class RowMaker:
+    """Makes rows from frames.
 
-    def __init__(self, spec: FeatureSpec, zeros: Zeros) -> None:
-        self._spec, self._zeros = spec, zeros
+    Parameters
+    ----------
+    spec, zeros : the feature, and what parts mean that are all zeros.
+    count : counts what rows cannot hold; see :meth:`NotedDocument.count`.
+
+    Attributes
+    ----------
+    gaps : numbers of frames that are missing within a video, of those videos that lack any.
+    """
+
+    def __init__(self, spec: FeatureSpec, zeros: Zeros, count: Callable[[str, int], None]) -> None:
+        self._spec, self._zeros, self._count = spec, zeros, count
+        self.gaps: list[int] = []
         self._parts = {"face": slice(0, N_FACE)} if spec.shape[0] == N_FACE else PART_SLICES
-        self._unknown: Counter[str] = Counter()
-        self._rounded: Counter[str] = Counter()
-        self._gaps = self._gap_videos = self._disordered = self._sizes = self._sizeless = 0
 
-    def read(
+    def make(
         self, listed: Listed, places: Sequence[int]
     ) -> tuple[FeatureRows, dict[int, str], tuple[int, int]]:
-        """Return the rows of some frames, which of them failed, and (height, width) in pixels, 0 where unknown."""
+        """Return the rows of some frames, the reasons of those that failed, and their size.
+
+        The size is (height, width) in pixels, 0 where unknown.
+        """
         rows = self._spec.empty_rows(len(places))
         failed: dict[int, str] = {}
         sizes: set[tuple[int, int] | None] = set()
@@ -59,7 +66,7 @@ class RowReader:
                 continue
             where = self._parts.get(part)
             if where is None:
-                self._unknown[str(part)] += 1
+                self._count(f"frames also hold {part!r}, which is an unknown part", 1)
             elif points is not None:
                 shape = (where.stop - where.start, 3)
                 rows.values[number, where] = self._points(
@@ -92,7 +99,7 @@ class RowReader:
                 f"{shape} of numbers are needed"
             )
         if found.dtype != np.float32:
-            self._rounded[str(found.dtype)] += 1
+            self._count(f"arrays are {found.dtype}; they are stored as float32", 1)
             try:
                 with np.errstate(over="raise"):
                     found = found.astype(np.float32)
@@ -105,56 +112,32 @@ class RowReader:
 
     def _agreed(self, sizes: set[tuple[int, int] | None]) -> tuple[int, int]:
         known = {size for size in sizes if size is not None}
-        self._sizeless += len(sizes) > len(known) > 0
-        if len(known) > 1:
-            self._sizes += 1
+        self._count(
+            "videos have some frames without an image shape; they get that of the others",
+            len(sizes) > len(known) > 0,
+        )
+        self._count(
+            "videos have frames of several image shapes; theirs are not kept", len(known) > 1
+        )
         return known.pop() if len(known) == 1 else (0, 0)
 
     def count_gaps(self, paths: Sequence[str]) -> None:
-        """Count the frames that are not there between a video's first and last, by the numbers in their paths."""
+        """Count the frames missing within a video, by the numbers in the paths."""
         found = [_NUMBER.search(path.rpartition("/")[2]) for path in paths]
         numbers = [int(match[1][-15:]) for match in found if match is not None]
         if len(numbers) != len(paths) or not numbers:
             return
         gap = max(numbers) - min(numbers) + 1 - len(set(numbers))
-        self._gaps += gap
-        self._gap_videos += gap > 0
-        self._disordered += any(later < earlier for earlier, later in pairwise(numbers))
-
-    def notes(self) -> list[str]:
-        """Return what was counted, a line each."""
-        lines = [
-            f"{n} frames also hold {part!r}, which is no part that is known"
-            for part, n in self._unknown.items()
-        ]
-        lines += [
-            f"{n} arrays are {dtype}; they are stored as float32"
-            for dtype, n in self._rounded.items()
-        ]
-        if self._gaps:
-            lines.append(
-                f"{self._gaps} frames of {self._gap_videos} videos are not in the file, by the "
-                "numbers in their paths"
-            )
-        if self._disordered:
-            lines.append(
-                f"frames of {self._disordered} videos are not in the order of their numbers; it is "
-                "kept"
-            )
-        if self._sizes:
-            lines.append(
-                f"{self._sizes} videos have frames of several image shapes; theirs are not kept"
-            )
-        if self._sizeless:
-            lines.append(
-                f"in {self._sizeless} videos some frames have no image shape; they get that of the "
-                "others"
-            )
-        return lines
+        if gap:
+            self.gaps.append(gap)
+        self._count(
+            "videos have frames that are not in the order of their numbers; it is kept",
+            any(later < earlier for earlier, later in pairwise(numbers)),
+        )
 
 
 def _size(shape: Any, listed: Listed, place: int) -> tuple[int, int] | None:
-    """Return (height, width) of an image shape: a tuple, a list or an array of two numbers, or three."""
+    """Return (height, width) of an image shape, which has two numbers, or three."""
     if shape is None:
         return None
     numbers = np.asarray(shape)

@@ -1,7 +1,5 @@
 """Files of pose-format."""
 
-from __future__ import annotations
-
 from kpstore.interop.base import Format
 from kpstore.interop.pose.read import PoseImport, recognises
 from kpstore.interop.pose.write import PoseExport

@@ -1,4 +1,4 @@
-"""What points of ``.pose`` files are called, which of them are ours, and as what they are stored."""
+"""The points of ``.pose`` files: their names, their features, and those of ``keypoints``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from pose_format.pose_header import PoseHeaderComponent
 
 from kpstore.errors import InvalidError
 from kpstore.schema.feature import ArraySpec, FeatureSpec
-from kpstore.schema.layout import (
-    HAND_POINT_NAMES,
-    POSE_POINT_NAMES,
-    FaceList,
-)
+from kpstore.schema.layout import HAND_POINT_NAMES, POSE_POINT_NAMES, FaceList
 
 SUFFIX = ".pose"
 COMPONENTS = {
@@ -24,13 +20,16 @@ COMPONENTS = {
     "right_hand": "RIGHT_HAND_LANDMARKS",
     "pose": "POSE_LANDMARKS",
 }
-"""What pose-format calls the parts (``pose_format.utils.holistic.holistic_components``)."""
+"""Names of the parts in pose-format (``pose_format.utils.holistic.holistic_components``)."""
 HEADER_FIELDS = ("version", "width", "height", "depth", "fps", "person", "people")
-"""What ``pose_points_header`` holds of a file; ``person`` counts from 1."""
+"""The fields of ``pose_points_header``; ``person`` counts from 1."""
 
 
 def describe(components: Sequence[PoseHeaderComponent]) -> list[dict[str, Any]]:
-    """Return the components of a header as JSON: name, point names, format (``XYZC``), limbs and their colours."""
+    """Return the components of a header as JSON.
+
+    Each has a name, names of points, a format (``XYZC``), limbs and their colours.
+    """
     return [
         {
             "name": component.name,
@@ -44,11 +43,11 @@ def describe(components: Sequence[PoseHeaderComponent]) -> list[dict[str, Any]]:
 
 
 def points_spec(name: str, components: Sequence[Mapping[str, Any]]) -> FeatureSpec:
-    """Return the feature that holds all points of a pose file: (points, dims) float32, pixels as a rule.
+    """Return the feature that holds all points of a pose file: (points, dims) float32, in pixels.
 
-    Its companion ``confidence`` (points,) float32 is the file's, 0 where a point is missing; the
-    values of such a point are NaN if the file has zeros there, else the file's. The components are
-    in ``attrs["pose_components"]``.
+    Its companion ``confidence`` (points,) float32 is that of the file, 0 where a point is missing.
+    The values of a missing point are NaN if the file has zeros there, else those of the file. The
+    components are in ``attrs["pose_components"]``.
     """
     labels = tuple(
         f"{component['name']}.{point}" for component in components for point in component["points"]
@@ -76,10 +75,7 @@ def points_spec(name: str, components: Sequence[Mapping[str, Any]]) -> FeatureSp
 
 
 def header_spec(name: str) -> FeatureSpec:
-    """Return the feature of videos that holds what the header of each one's file says.
-
-    See :data:`HEADER_FIELDS`.
-    """
+    """Return the feature of videos with the header of each file; see :data:`HEADER_FIELDS`."""
     dim = f"{name}_header_field"
     return FeatureSpec(
         f"{name}_header",
@@ -101,7 +97,7 @@ class Part:
     columns : all points of the component.
     sources : for each point of the part the file's points whose mean it is; empty where the file
         lacks it.
-    axes : places of x, y and z in the format; z is None where there is none.
+    axes : places of x, y and z in the format; z is None if the format has no z.
     """
 
     columns: slice
@@ -110,7 +106,7 @@ class Part:
 
 
 def find_parts(components: Sequence[Mapping[str, Any]], face_list: FaceList) -> dict[str, Part]:
-    """Return the parts that a file holds at least one point of, found by the names of components and points."""
+    """Return the parts of which a file has a point, by the names of components and points."""
     parts, start = {}, 0
     for component in components:
         columns = slice(start, start + len(component["points"]))
@@ -122,11 +118,10 @@ def find_parts(components: Sequence[Mapping[str, Any]], face_list: FaceList) -> 
         places: dict[str, list[int]] = {}
         for place, name in enumerate(component["points"], start=columns.start):
             places.setdefault(name, []).append(place)
-        sources = (
-            _face_sources(places, face_list)
-            if part == "face"
-            else _sources(places, point_names(part))
-        )
+        if part == "face":
+            sources = _face_sources(places, face_list)
+        else:
+            sources = tuple(tuple(places[n][:1]) if n in places else () for n in point_names(part))
         if any(sources):
             z = form.index("Z") if "Z" in form else None
             parts[part] = Part(columns, sources, (form.index("X"), form.index("Y"), z))
@@ -134,25 +129,20 @@ def find_parts(components: Sequence[Mapping[str, Any]], face_list: FaceList) -> 
 
 
 def point_names(part: str) -> list[str]:
-    """Return what pose-format calls the points of a hand or of the pose, in our order."""
+    """Return the names of the points of a hand or of the pose in pose-format, in our order."""
     return [name.upper() for name in (POSE_POINT_NAMES if part == "pose" else HAND_POINT_NAMES)]
 
 
-def _sources(places: Mapping[str, list[int]], names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    return tuple((places[name][0],) if name in places else () for name in names)
-
-
 def face_names(face_list: FaceList) -> list[str]:
-    """Names of the 68 points: the mesh index; of a mean the indices joined, as ``127+234``."""
+    """Return names of the 68 points: the mesh index, or those of a mean, as ``127+234``."""
     return ["+".join(map(str, indices)) for indices in face_list.indices]
 
 
 def _face_sources(
     places: Mapping[str, list[int]], face_list: FaceList
 ) -> tuple[tuple[int, ...], ...]:
-    used: Counter[str] = (
-        Counter()
-    )  # a list may name a mesh point twice; so does a file that we wrote with it
+    # A list may name a mesh point twice, and then a file that was exported with it does too.
+    used: Counter[str] = Counter()
     sources: list[tuple[int, ...]] = []
     for name, indices in zip(face_names(face_list), face_list.indices, strict=True):
         single = [str(index) for index in indices]

@@ -1,4 +1,4 @@
-"""The ``.pose`` files of pose-format: components of named points, one or more people, a confidence for each point."""
+"""Importing the ``.pose`` files of pose-format."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from pose_format import Pose, PoseHeader
 from pose_format.pose_header import PoseHeaderCache
 from pose_format.utils.reader import BytesIOReader
 
-from kpstore.errors import InvalidError, NotFoundError, one_line
-from kpstore.interop.base import ImportedFeature, ImportedVideo, imported
+from kpstore.errors import InvalidError, NotFoundError
+from kpstore.interop.base import (
+    ImportedFeature,
+    ImportedVideo,
+    NotedDocument,
+    Options,
+    imported,
+)
+from kpstore.interop.files import check_there, damage_named, visible
 from kpstore.interop.pose.layout import (
     COMPONENTS,
     SUFFIX,
@@ -30,13 +37,7 @@ from kpstore.interop.pose.layout import (
 from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
-from kpstore.schema.layout import (
-    FACE_LISTS,
-    PART_SLICES,
-    PARTS,
-    FaceList,
-    keypoints_spec,
-)
+from kpstore.schema.layout import FACE_LISTS, PART_SLICES, PARTS, FaceList, keypoints_spec
 from kpstore.schema.video_fields import known_fps
 
 Keep = Literal["all", "keypoints"]
@@ -49,12 +50,12 @@ _UNREADABLE = (
     NotImplementedError,
     EOFError,
 )
-"""What pose-format raises for bytes that are no pose file: it checks nothing itself."""
+"""What pose-format raises for bytes that are not a pose file: it checks nothing itself."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """A pose file whose header was read and whose length fits it."""
+    """A pose file whose header was read, and whose length agrees with it."""
 
     path: Path
     id: str
@@ -71,35 +72,28 @@ class _File:
         return describe(self.header.components)
 
     def read(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return points (frames, people, points, dims) and confidence (frames, people, points), float32."""
-        try:
+        """Return points and confidence, float32.
+
+        (frames, people, points, dims) and (frames, people, points).
+        """
+        with damage_named(f"{self.path}: pose-format cannot read it", _UNREADABLE):
             body = Pose.read(self.path.read_bytes()).body
-        except _UNREADABLE as error:
-            raise InvalidError(
-                f"{self.path}: pose-format cannot read it ({one_line(error)})"
-            ) from None
-        return np.asarray(body.data.data, dtype=np.float32), np.asarray(
-            body.confidence, dtype=np.float32
-        )
+        points = np.asarray(body.data.data, dtype=np.float32)
+        return points, np.asarray(body.confidence, dtype=np.float32)
 
 
 def _look(path: Path, root: Path) -> _File:
-    """Read a file's header, and check its length, which pose-format does not."""
+    """Read the header of a file, and check its length, which pose-format does not."""
     name = path.relative_to(root).as_posix()
     try:
         name.encode()
-        with path.open("rb") as file:
-            return _look_at(path, name, file)
     except UnicodeEncodeError:
         raise InvalidError(
-            f"{os.fsencode(path)!r}: the name is no UTF-8; rename the file"
+            f"{os.fsencode(path)!r}: the name is not UTF-8; rename the file"
         ) from None
-    except _UNREADABLE as error:
-        if isinstance(error, InvalidError):
-            raise
-        raise InvalidError(
-            f"{path}: it is no .pose file, or only a part of one ({one_line(error)})"
-        ) from None
+    damaged = f"{path}: it is no .pose file, or only a part of one"
+    with damage_named(damaged, _UNREADABLE), path.open("rb") as file:
+        return _look_at(path, name, file)
 
 
 def _look_at(path: Path, name: str, file: BinaryIO) -> _File:
@@ -117,7 +111,7 @@ def _look_at(path: Path, name: str, file: BinaryIO) -> _File:
         wanted += 4
     elif version == 0.1:
         fps, said, people = struct.unpack("<HHH", file.read(6))
-        # The count has 16 bits; longer files are told by their length.
+        # The count has 16 bits; of longer files the length says it.
         n_frames = said if rest - 6 <= 0xFFFF * people * row else (rest - 6) // max(people * row, 1)
         wanted = 6 + n_frames * people * row
     elif version == 0.2:
@@ -136,7 +130,7 @@ def _look_at(path: Path, name: str, file: BinaryIO) -> _File:
 
 
 def _walk(file: BinaryIO, n_frames: int, header: PoseHeader) -> tuple[int, bool]:
-    """Return the bytes of a version 0.0 body, and whether a frame has more than the one person that is read."""
+    """Return the bytes of a body of version 0.0, and whether a frame has more than one person."""
     person = 2 + sum(4 * len(c.points) * len(c.format) for c in header.components)
     start, more = file.tell(), False
     for _ in range(n_frames):
@@ -147,11 +141,11 @@ def _walk(file: BinaryIO, n_frames: int, header: PoseHeader) -> tuple[int, bool]
 
 
 @dataclass(frozen=True)
-class PoseImport:
-    """Reads a ``.pose`` file, or all of a folder and its folders: each is a video, or one video per person.
+class PoseImport(Options):
+    """Reads a ``.pose`` file, or all of a folder and its folders, each as a video per person.
 
-    A video is called as its file, without ``.pose``; with its folders, where a folder is read.
-    Where a file holds several people, person 1 is the video ``NAME#1``, and so on.
+    A video is named after its file, without ``.pose`` and, where a folder is read, with its
+    folders. Where a file holds several people, person 1 is the video ``NAME#1``, and so on.
 
     Parameters
     ----------
@@ -159,7 +153,7 @@ class PoseImport:
         components are there; ``"keypoints"`` stores those alone.
     face_list : which mesh points make the face: a name in :data:`kpstore.schema.layout.FACE_LISTS`,
         or a list.
-    feature : name of the feature that holds all points; files of other components need another one.
+    feature : name of the feature with all points; files of other components need another one.
     split : of all videos.
     """
 
@@ -167,14 +161,13 @@ class PoseImport:
     face_list: Annotated[str, Option("Which mesh points make the face.", metavar="NAME")] = (
         "phoenix"
     )
-    feature: Annotated[
-        str, Option("What the feature with all points is called.", metavar="NAME")
-    ] = "pose_points"
+    feature: Annotated[str, Option("Name of the feature with all points.", metavar="NAME")] = (
+        "pose_points"
+    )
     split: Annotated[str, Option("The split that the videos belong to.")] = ""
 
     def __post_init__(self) -> None:
-        if self.keep not in ("all", "keypoints"):
-            raise InvalidError(f"keep={self.keep!r}: use 'all' or 'keypoints'")
+        super().__post_init__()
         if not isinstance(self.face_list, FaceList) and self.face_list not in FACE_LISTS:
             raise NotFoundError(
                 f"face list {self.face_list!r} not found; there are: "
@@ -190,41 +183,30 @@ class PoseImport:
 
     def open(self, path: Path) -> PoseDocument:
         """Read the headers of all files; see :class:`kpstore.interop.base.Importer`."""
-        if not path.exists():
-            raise NotFoundError(
-                f"no .pose file, nor a folder of them, at {path}: it does not exist"
-            )
-        root = path if path.is_dir() else path.parent
-        found = (
-            sorted(p for p in path.rglob(f"*{SUFFIX}") if p.is_file()) if path.is_dir() else [path]
-        )
-        paths = [p for p in found if p == path or not p.name.startswith(".")]
+        check_there(path, ".pose file, nor a folder of them,", "any")
+        if not path.is_dir():
+            return PoseDocument(self, path, (_look(path, path.parent),))
+        found = [p for p in path.rglob(f"*{SUFFIX}") if p.is_file()]
+        paths = visible(found)
         if not paths:
             raise NotFoundError(f"no .pose file in {path} or in its folders")
-        return PoseDocument(
-            self, path, tuple(_look(p, root) for p in paths), n_hidden=len(found) - len(paths)
-        )
+        document = PoseDocument(self, path, tuple(_look(p, path) for p in paths))
+        n_hidden = len(found) - len(paths)
+        document.count("files whose names begin with a dot were left out", n_hidden)
+        return document
 
 
-class PoseDocument:
-    """Pose files whose headers fit each other; see :class:`kpstore.interop.base.Document`."""
+class PoseDocument(NotedDocument):
+    """Pose files whose headers agree; see :class:`kpstore.interop.base.Document`."""
 
-    def __init__(
-        self, options: PoseImport, path: Path, files: tuple[_File, ...], *, n_hidden: int = 0
-    ) -> None:
+    def __init__(self, options: PoseImport, path: Path, files: tuple[_File, ...]) -> None:
+        super().__init__()
         self._options, self._files = options, files
         self.name = path.name.removesuffix(SUFFIX)
-        self.notes: list[str] = []
-        if n_hidden:
-            self.notes.append(f"{n_hidden} files whose names begin with a dot were left out")
+        self.n_frames = sum(file.n_frames * max(file.people, 1) for file in files)
         self._parts = {file.path: find_parts(file.components, options.faces) for file in files}
         self._note_files()
         self.features = self._features()
-
-    @property
-    def n_frames(self) -> int:
-        """Frames in all; those of each person count."""
-        return sum(file.n_frames * max(file.people, 1) for file in self._files)
 
     def _features(self) -> tuple[ImportedFeature, ...]:
         found = []
@@ -248,40 +230,35 @@ class PoseDocument:
         return bool(self._parts[file.path]) and size.width > 0 and size.height > 0
 
     def _note_files(self) -> None:
+        lacking: Counter[str] = Counter()
         for file in self._files:
             parts = self._parts[file.path]
             if file.more_people:
-                self.notes.append(
+                self.note(
                     f"{file.path}: version 0.0 with several people; pose-format reads the first "
                     "only"
                 )
             if not parts and self._options.keep == "keypoints":
-                self.notes.append(
-                    f"{file.path}: no keypoints, as it has {_summary(file.components)}"
-                )
+                self.note(f"{file.path}: no keypoints, as it has {_summary(file.components)}")
             if parts and not self._has_keypoints(file):
-                self.notes.append(
+                self.note(
                     f"{file.path}: no keypoints, as the header has no width and height to divide by"
                 )
-        lacking: Counter[str] = Counter()
-        for parts in self._parts.values():
             for name, part in parts.items():
-                lacking[
-                    f"{sum(not s for s in part.sources)} of {len(part.sources)} points of {name}"
-                ] += 1
+                missing = sum(not columns for columns in part.sources)
+                lacking[f"{missing} of {len(part.sources)} points of {name}"] += missing > 0
         for what, files in lacking.items():
-            if not what.startswith("0 "):
-                self.notes.append(
+            if files:
+                self.note(
                     f"{what} are not in {files} of {len(self._files)} files, and NaN in keypoints"
                 )
 
-    def videos(self) -> Iterator[ImportedVideo]:
-        """Read the files one by one."""
+    def _read(self) -> Iterator[ImportedVideo]:
         for file in self._files:
             values, confidence = file.read()
             hidden = int((np.isnan(values).any(axis=-1) & (confidence == 0)).sum())
             if hidden and self._options.keep == "all":
-                self.notes.append(
+                self.note(
                     f"{file.path}: {hidden} points of confidence 0 are NaN; an export has zeros "
                     "there"
                 )
@@ -289,9 +266,7 @@ class PoseDocument:
                 shape = (file.n_frames, 1, *values.shape[2:])
                 values, confidence = np.zeros(shape, np.float32), np.zeros(shape[:3], np.float32)
             if known_fps(file.fps) != file.fps:
-                self.notes.append(
-                    f"{file.path}: {file.fps:g} frames a second is no rate; none is stored"
-                )
+                self.note(f"{file.path}: {file.fps:g} frames a second is no rate; none is stored")
             n_outside = 0
             for person in range(max(file.people, 1)):
                 video = self._video(file, person, values[:, person], confidence[:, person])
@@ -299,10 +274,9 @@ class PoseDocument:
                     n_outside += _without_odd(video.rows["keypoints"].companions["visibility"])
                 yield video
             if n_outside:
-                kept = (
-                    f"; {self._options.feature} keeps them" if self._options.keep == "all" else ""
-                )
-                self.notes.append(
+                keeps = self._options.keep == "all"
+                kept = f"; {self._options.feature} keeps them" if keeps else ""
+                self.note(
                     f"{file.path}: {n_outside} confidences of the pose are not between 0 and 1, so "
                     f"the visibility of these points is NaN in keypoints{kept}"
                 )
@@ -324,15 +298,8 @@ class PoseDocument:
             rows["keypoints"] = _keypoints(values, confidence, self._parts[file.path], scale)
         if self._options.keep == "all":
             name = self._options.feature
-            header = [
-                file.header.version,
-                size.width,
-                size.height,
-                size.depth,
-                file.fps,
-                person + 1,
-                file.people,
-            ]
+            pixels = size.width, size.height, size.depth
+            header = [file.header.version, *pixels, file.fps, person + 1, file.people]
             rows[name] = FeatureRows(values, {"confidence": confidence})
             rows[f"{name}_header"] = FeatureRows(np.array([header], dtype=np.float64))
         return ImportedVideo(record, rows)
@@ -361,7 +328,7 @@ def _keypoints(
     parts: Mapping[str, Part],
     scale: tuple[float, float, float],
 ) -> FeatureRows:
-    """Return the 143 points of one person, from (frames, points, dims) with NaN where a point is missing.
+    """Return the 143 points of one person, from (frames, points, dims), NaN where missing.
 
     pose-format multiplies x and y with width and height, and leaves z alone
     (``holistic.component_points``).
@@ -391,10 +358,9 @@ def _keypoints(
 
 
 def _without_odd(visibility: NDArray[np.float32]) -> int:
-    """Make NaN of what is no visibility from 0 to 1, in place; return how many there were.
+    """Set to NaN, in place, visibility outside of 0 to 1; return how many values there were.
 
-    What other scale they are on nobody knows, so clipping them would make numbers up; but for the
-    last bits.
+    They are on an unknown scale, so that clipping would invent numbers; but for the last bits.
     """
     near = np.clip(visibility, 0.0, 1.0)
     odd = np.abs(visibility - near) > 1e-4
@@ -406,7 +372,7 @@ def recognises(path: Path) -> bool:
     """Whether a file begins as .pose files do, or a folder holds some."""
     try:
         if path.is_dir():
-            return any(not found.name.startswith(".") for found in path.rglob(f"*{SUFFIX}"))
+            return bool(visible(path.rglob(f"*{SUFFIX}")))
         if path.suffix != SUFFIX:
             return False
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Writing ``.pose`` files of pose-format, a file for each video."""
+"""Exporting ``.pose`` files of pose-format, one for each video."""
 
 from __future__ import annotations
 
@@ -16,18 +16,13 @@ from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeaderComponent, PoseHeaderDimensions
 
 from kpstore.errors import ExistsError, InvalidError
-from kpstore.interop.base import ExportedFile, ExportReport, OnProgress
+from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Splits
 from kpstore.interop.files import check_free, folder_written_aside, inside, written_aside
 from kpstore.interop.outputs import check_no_links
 from kpstore.interop.pose.layout import COMPONENTS, HEADER_FIELDS, SUFFIX, face_names, point_names
 from kpstore.options import Option
-from kpstore.schema.feature import MASK, FeatureSpec, State
-from kpstore.schema.layout import (
-    N_POINTS,
-    PART_SLICES,
-    PARTS,
-    FaceList,
-)
+from kpstore.schema.feature import FeatureSpec, State
+from kpstore.schema.layout import N_POINTS, PART_SLICES, PARTS, FaceList
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Video
@@ -36,7 +31,7 @@ _WRITTEN_ORDER = ("pose", "face", "left_hand", "right_hand")
 
 
 class _Component(PoseHeaderComponent):  # type: ignore[misc]
-    """A component that writes names by their bytes: pose-format counts characters, and cuts other than ASCII."""
+    """A component that counts the bytes of names: pose-format counts characters and cuts them."""
 
     def _write_str(self, buffer: BinaryIO, s: str) -> None:
         text = s.encode()
@@ -45,7 +40,10 @@ class _Component(PoseHeaderComponent):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Body:
-    """What one file will hold: points (frames, people, points, dims) and confidence (frames, people, points)."""
+    """The contents of one file.
+
+    ``values`` (frames, people, points, dims) and ``confidence`` (frames, people, points).
+    """
 
     components: Sequence[Mapping[str, Any]]
     size: tuple[int, int, int]
@@ -56,11 +54,7 @@ class _Body:
     def write(self, path: Path) -> None:
         components = [
             _Component(
-                c["name"],
-                c["points"],
-                [tuple(limb) for limb in c["limbs"]],
-                c["colors"],
-                c["format"],
+                c["name"], c["points"], list(map(tuple, c["limbs"])), c["colors"], c["format"]
             )
             for c in self.components
         ]
@@ -72,9 +66,7 @@ class _Body:
 
 @dataclass(frozen=True)
 class PoseExport:
-    """Writes a ``.pose`` file (version 0.2) per video, ``OUT/VIDEO.pose``.
-
-    Or one file, if ``OUT`` ends in ``.pose``.
+    """Writes a ``.pose`` file (version 0.2) per video, ``OUT/VIDEO.pose``; or one, ``OUT.pose``.
 
     Videos that were imported from ``.pose`` files come back as they were; the people of one file go
     into one again. Others are written from ``keypoints``, as MediaPipe's components with pixels for
@@ -85,15 +77,13 @@ class PoseExport:
     feature : ``"keypoints"`` or one that was imported from ``.pose`` files; by default each video's
         imported points, where it has them, else its keypoints.
     splits : only these.
-    fps : for videos whose frame rate nobody knows.
+    fps : for videos whose frame rate is unknown.
     """
 
     feature: Annotated[
         str, Option("Which feature; what was imported from .pose, or else `keypoints`, by default.")
     ] = ""
-    splits: Annotated[
-        Sequence[str] | None, Option("Only these; all by default.", metavar="SPLIT...")
-    ] = None
+    splits: Splits = None
     fps: Annotated[float | None, Option("Frame rate of videos that have none.")] = None
 
     def export(
@@ -105,7 +95,7 @@ class PoseExport:
         on_progress: OnProgress | None = None,
     ) -> ExportReport:
         """Write the files; see :class:`kpstore.interop.base.Exporter`."""
-        writer = _PoseWriter(store, self)
+        writer = _PoseWriter(store, self, on_progress or (lambda n: None))
         groups, pending = writer.plan(path)
         if path.suffix == SUFFIX:
             if len(groups) != 1:
@@ -114,34 +104,30 @@ class PoseExport:
                 )
             check_free([path], overwrite=overwrite)
             with written_aside(path) as (aside,):
-                frames = sum(writer.write(videos, aside, on_progress) for videos in groups.values())
+                writer.write(next(iter(groups.values())), aside)
         elif path.is_dir():  # its other files stay
             targets = [inside(path, name) for name in groups]
             check_no_links(path, targets)
             check_free(targets, overwrite=overwrite)
-            frames = writer.write_all(groups, path, on_progress)
+            writer.write_all(groups, path)
         else:
-            _check_folder(path)
+            if path.exists() or path.is_symlink():
+                raise ExistsError(
+                    f"{path} exists already and is no folder; choose another place for the files"
+                )
             with folder_written_aside(path) as folder:
-                frames = writer.write_all(groups, folder, on_progress)
-        held = sum(len(videos) for videos in groups.values())
-        return ExportReport(
-            [ExportedFile(path, frames, held, left_out={"pending": pending})], writer.notes()
-        )
-
-
-def _check_folder(path: Path) -> None:
-    if path.exists() or path.is_symlink():
-        raise ExistsError(
-            f"{path} exists already and is no folder; choose another place for the files"
-        )
+                writer.write_all(groups, folder)
+        held = [video for videos in groups.values() for video in videos]
+        frames = sum(video.n_frames for video in held)
+        file = ExportedFile(path, frames, len(held), left_out={"pending": pending})
+        return ExportReport([file], writer.notes())
 
 
 class _PoseWriter:
     """Writes the videos of a store, a file at a time."""
 
-    def __init__(self, store: BaseStore, options: PoseExport) -> None:
-        self._store, self._options = store, options
+    def __init__(self, store: BaseStore, options: PoseExport, report: OnProgress) -> None:
+        self._store, self._options, self._report = store, options, report
         self._feature = options.feature or _imported_feature(store) or "keypoints"
         self._spec = store.feature(self._feature)
         self._is_points = "pose_components" in self._spec.attrs
@@ -153,11 +139,11 @@ class _PoseWriter:
         self._counts: Counter[str] = Counter()
 
     def notes(self) -> list[str]:
-        """Return what could not be carried over."""
+        """Return what could not be carried over, a line each."""
         return [f"{count} {what}" for what, count in self._counts.items() if count]
 
     def plan(self, path: Path) -> tuple[dict[str, list[Video]], int]:
-        """Return the videos of each file, by the file's name, and the number of frames that are still pending."""
+        """Return the videos of each file by its name, and the number of pending frames."""
         index = self._store.index
         wanted = self._options.splits
         chosen = index.select(split=None if wanted is None else list(dict.fromkeys(wanted)))
@@ -179,30 +165,23 @@ class _PoseWriter:
         return groups, pending
 
     def _feature_of(self, video: Video) -> str | None:
-        for name in (self._feature, self._fallback):
-            if video.state(name) != State.PENDING:
-                return name
-        return None
+        names = (self._feature, self._fallback)
+        return next((name for name in names if video.state(name) != State.PENDING), None)
+
+    def _has_points(self, video: Video) -> bool:
+        return self._is_points and self._feature_of(video) == self._feature
 
     def _header(self, video: Video) -> dict[str, float] | None:
         name = f"{self._feature}_header"
-        if (
-            not self._is_points
-            or self._feature_of(video) != self._feature
-            or name not in self._store.features
-        ):
+        if not self._has_points(video) or name not in self._store.features:
             return None
         if video.state(name) == State.PENDING:
             return None
         return dict(zip(HEADER_FIELDS, video[name].tolist(), strict=True))
 
     def _check_size(self, video: Video) -> None:
-        header = self._header(video)
-        size = (
-            (header["width"], header["height"], header["depth"])
-            if header
-            else (video.width, video.height)
-        )
+        header = self._header(video) or {"width": video.width, "height": video.height}
+        size = [header[side] for side in ("width", "height", "depth") if side in header]
         if max(size) > 0xFFFF:
             shown = " x ".join(f"{number:g}" for number in size)
             raise InvalidError(
@@ -220,37 +199,27 @@ class _PoseWriter:
             return video.id.removesuffix(f"#{int(header['person'])}")
         return video.id
 
-    def write(self, videos: Sequence[Video], path: Path, on_progress: OnProgress | None) -> int:
-        """Write the people of one file; return the number of frames."""
-        body = (
-            self._points_body(videos)
-            if self._feature_of(videos[0]) == self._feature and self._is_points
-            else None
-        )
-        (body or self._keypoints_body(videos[0])).write(path)
-        frames = sum(video.n_frames for video in videos)
-        if on_progress is not None:
-            on_progress(frames)
-        return frames
+    def write(self, videos: Sequence[Video], path: Path) -> None:
+        """Write the people of one file."""
+        if self._has_points(videos[0]):
+            self._points_body(videos).write(path)
+        else:
+            self._keypoints_body(videos[0]).write(path)
+        self._report(sum(video.n_frames for video in videos))
 
-    def write_all(
-        self, groups: Mapping[str, Sequence[Video]], folder: Path, on_progress: OnProgress | None
-    ) -> int:
-        """Write all files into a folder; return the number of frames."""
-        frames = 0
+    def write_all(self, groups: Mapping[str, Sequence[Video]], folder: Path) -> None:
+        """Write all files into a folder."""
         for name, videos in groups.items():
             with written_aside(inside(folder, name)) as (aside,):
-                frames += self.write(videos, aside, on_progress)
-        return frames
+                self.write(videos, aside)
 
     def _fps(self, video: Video, fps: float) -> float:
-        if not np.isnan(fps):
-            return fps
-        if self._options.fps is None:
+        known = self._options.fps if np.isnan(fps) else fps
+        if known is None:
             raise InvalidError(
-                f"video {video.id!r} has no frame rate, which a .pose file needs; say one: --fps 25"
+                f"video {video.id!r} has no frame rate, which a .pose file needs; use --fps 25"
             )
-        return self._options.fps
+        return known
 
     def _missing(self, video: Video, feature: str) -> NDArray[np.bool_]:
         """Return which frames have no result, and count them."""
@@ -262,7 +231,7 @@ class _PoseWriter:
 
     def _points_body(self, videos: Sequence[Video]) -> _Body:
         header = self._header(videos[0])
-        if header is None:  # rows that no import of ours wrote: what the index knows has to do
+        if header is None:  # the rows were not imported, so that only the index knows the video
             video = videos[0]
             size, fps, people = (video.width, video.height, 0), self._fps(video, video.fps), 1
         else:
@@ -326,10 +295,7 @@ def _hidden(detected: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _confidence(
     values: NDArray[np.float64], detected: NDArray[np.bool_], visibility: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the confidence of the 143 points: 1, the pose's visibility, 0 where there is none.
-
-    (frames, 143).
-    """
+    """Return the confidence of points, (frames, 143): 1 or the visibility; 0 where missing."""
     sure = np.ones(values.shape[:2], dtype=np.float32)
     sure[:, PART_SLICES["pose"]] = np.where(np.isnan(visibility), 1, visibility)
     sure[_hidden(detected) | np.isnan(values).any(axis=-1)] = 0
@@ -337,7 +303,7 @@ def _confidence(
 
 
 def _imported_feature(store: BaseStore) -> str | None:
-    """Return the feature that holds points of pose files; None if there is none."""
+    """Return the feature that holds points of pose files, if there is one."""
     found = [
         name for name, stored in store.features.items() if "pose_components" in stored.spec.attrs
     ]
@@ -370,22 +336,17 @@ def _keypoint_components(spec: FeatureSpec) -> list[dict[str, Any]]:
         "left_hand": [0, 255, 0],
         "right_hand": [255, 128, 0],
     }
-    components = []
-    for part in _WRITTEN_ORDER:
-        rows = PART_SLICES[part]
-        inner = [
-            [a - rows.start, b - rows.start]
-            for a, b in spec.attrs["edges"]
-            if rows.start <= a < rows.stop
-        ]
-        names = face_names(faces) if part == "face" else point_names(part)
-        components.append(
-            {
-                "name": COMPONENTS[part],
-                "format": "XYZC",
-                "points": names,
-                "limbs": inner,
-                "colors": [colors[part]],
-            }
-        )
-    return components
+    starts = {part: PART_SLICES[part].start for part in _WRITTEN_ORDER}
+    stops = {part: PART_SLICES[part].stop for part in _WRITTEN_ORDER}
+    return [
+        {
+            "name": COMPONENTS[part],
+            "format": "XYZC",
+            "points": face_names(faces) if part == "face" else point_names(part),
+            "limbs": [
+                [a - start, b - start] for a, b in spec.attrs["edges"] if start <= a < stops[part]
+            ],
+            "colors": [colors[part]],
+        }
+        for part, start in starts.items()
+    ]

@@ -1,10 +1,6 @@
 """Files of sign language translation: gzip, a pickled list of samples."""
 
-from __future__ import annotations
-
-from kpstore.interop.base import (
-    Format,
-)
+from kpstore.interop.base import Format
 from kpstore.interop.slt.read import SltImport, recognises
 from kpstore.interop.slt.write import SltExport
 

@@ -1,90 +1,78 @@
-"""The files that sign language translation code reads: gzip, pickle, a list of {name, signer, gloss, text, sign}.
+"""Importing the files of sign language translation: gzip, a pickled list of dicts.
 
-The layout is that of ``phoenix14t.pami0.{train,dev,test}`` of neccam/slt and what grew from it.
-Nothing of a pickle is ever run: it is read by a machine of our own that knows lists, dicts, text,
-numbers, arrays and tensors, and no more.
+The layout is that of ``phoenix14t.pami0.{train,dev,test}`` of neccam/slt and of what grew from it.
+Nothing of a pickle is ever run: kpstore's own machine reads it, which knows lists, dicts, text,
+numbers, arrays and tensors only.
 """
 
 from __future__ import annotations
 
 import gzip
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, NotFoundError, one_line
+from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import (
     ImportedFeature,
     ImportedVideo,
+    NotedDocument,
+    Options,
     imported,
+    rows_spec,
 )
+from kpstore.interop.files import check_there, damage_named, visible
 from kpstore.interop.pickle_stream import UNREADABLE, BoundedFile, DataMachine, Tensor, fetched
 from kpstore.interop.splits import split_rank
 from kpstore.options import Option
-from kpstore.schema.feature import FeatureRows, FeatureSpec
+from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 
-Missing = Literal["zeros", "nan"]
-Names = Literal["auto", "split/id", "id"]
-Arrays = Literal["auto", "torch", "numpy"]
 _GZIP = b"\x1f\x8b"
 _NO_SPLIT = frozenset({"", "gz", "pkl", "pickle", "gzip"})
-COLUMNS = {
-    "gloss": ("gloss", "orth"),
-    "text": ("text", "translation"),
-    "signer": ("speaker", "signer"),
-}
-"""Where an export looks for what each key holds."""
+_TEXTS = ("signer", "gloss", "text")
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file that was looked through once: which of its parts are used again, and its first entry."""
+    """A file that was read once.
+
+    ``keep`` are the parts that its pickle uses again; ``first`` is the first entry.
+    """
 
     path: Path
     split: str
     keep: set[int]
-    first: Mapping[str, Any] | None
+    first: Mapping[str, Any] | None = None
 
     def entries(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Yield the entries with their numbers, from 0."""
-        try:
-            with _unpacked(self.path) as file:
-                for number, entry in enumerate(DataMachine(file, self.keep).items()):
-                    yield number, _check_entry(entry, self.path, number)
-        except UNREADABLE as error:
-            raise _unreadable(self.path, error) from None
+        with _unpacked(self.path) as file:
+            for number, entry in enumerate(DataMachine(file, self.keep).items()):
+                yield number, _check_entry(entry, self.path, number)
 
 
-def _unpacked(path: Path) -> BoundedFile:
-    return BoundedFile(cast("IO[bytes]", gzip.open(path, "rb")))
-
-
-def _unreadable(path: Path, error: BaseException) -> Exception:
-    if isinstance(error, InvalidError):
-        return error
-    return InvalidError(
+@contextmanager
+def _unpacked(path: Path) -> Iterator[BoundedFile]:
+    damaged = (
         f"{path}: it is no gzip file of a pickled list of {{name, signer, gloss, text, sign}}, or "
-        f"only a part of one ({one_line(error)})"
+        "only a part of one"
     )
+    with damage_named(damaged, UNREADABLE), gzip.open(path, "rb") as file:
+        yield BoundedFile(cast("IO[bytes]", file))
 
 
 def _look(path: Path, split: str | None) -> _File:
     ending = path.suffix.removeprefix(".")
     split = ("" if ending.lower() in _NO_SPLIT else ending) if split is None else split
-    try:
-        with _unpacked(path) as file:
-            keep = fetched(file)
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from None
-    first = next((entry for _, entry in _File(path, split, keep, None).entries()), None)
-    return _File(path, split, keep, first)
+    with _unpacked(path) as file:
+        found = _File(path, split, fetched(file))
+    return replace(found, first=next((entry for _, entry in found.entries()), None))
 
 
 def _check_entry(entry: Any, path: Path, number: int) -> Mapping[str, Any]:
@@ -104,7 +92,7 @@ def _check_entry(entry: Any, path: Path, number: int) -> Mapping[str, Any]:
             f"{where} ({name[:100]!r}): sign is {found}; it needs an array or tensor (frames, "
             "numbers)"
         )
-    for key in ("signer", "gloss", "text"):
+    for key in _TEXTS:
         if not isinstance(entry.get(key), str | None):
             raise InvalidError(
                 f"{where} ({name[:100]!r}): {key} is a {type(entry[key]).__name__}; it needs a text"
@@ -113,7 +101,7 @@ def _check_entry(entry: Any, path: Path, number: int) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class SltImport:
+class SltImport(Options):
     """Reads one file, or all files of a folder; each entry is a video, and ``sign`` its feature.
 
     The split is the file's ending (``phoenix14t.pami0.train``) unless that is ``gz`` or ``pkl``. A
@@ -122,28 +110,21 @@ class SltImport:
 
     Parameters
     ----------
-    feature : what the feature is called.
-    split : of all videos, whatever the files end in.
+    feature : name of the feature.
+    split : of all videos, whatever the endings of the files.
     names : ``"whole"`` keeps the split in the ids, for data whose splits share names.
     """
 
-    feature: Annotated[str, Option("What the feature is called.", metavar="NAME")] = "sign"
+    feature: Annotated[str, Option("Name of the feature.", metavar="NAME")] = "sign"
     split: Annotated[str | None, Option("Of all videos; the file's ending by default.")] = None
     names: Annotated[
         Literal["auto", "whole"], Option("Names without their split, or whole, as ids.")
     ] = "auto"
 
     def open(self, path: Path) -> SltDocument:
-        """Look through the files once; see :class:`kpstore.interop.base.Importer`."""
-        if not path.exists():
-            raise NotFoundError(
-                f"no file of entries, nor a folder of them, at {path}: it does not exist"
-            )
-        # Names that begin with a dot are other systems' notes, or what a killed export left.
-        inside_it = (
-            (p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else ()
-        )
-        paths = sorted(p for p in inside_it if recognises(p)) if path.is_dir() else [path]
+        """Read the files once; see :class:`kpstore.interop.base.Importer`."""
+        check_there(path, "file of entries, nor a folder of them,", "any")
+        paths = [p for p in visible(path.iterdir()) if recognises(p)] if path.is_dir() else [path]
         if not paths:
             raise NotFoundError(f"no gzip pickle in {path}")
         files = sorted(
@@ -152,12 +133,11 @@ class SltImport:
         return SltDocument(self, path, files)
 
 
-class SltDocument:
+class SltDocument(NotedDocument):
     """Files of one kind of entries; see :class:`kpstore.interop.base.Document`."""
 
-    n_frames = None
-
     def __init__(self, options: SltImport, path: Path, files: Sequence[_File]) -> None:
+        super().__init__()
         self._files = files
         first = next((file for file in files if file.first is not None), None)
         if first is None or first.first is None:
@@ -166,23 +146,25 @@ class SltDocument:
         entry = first.first
         sign = entry["sign"]
         self._keys = sorted(entry)
-        self._texts = [
-            key for key in self._keys if isinstance(entry[key], str | None) and key != "name"
-        ]
-        self._columns = {
-            key: "speaker" if key == "signer" and "speaker" not in entry else key
-            for key in self._texts
-        }
+        texts = [key for key in self._keys if isinstance(entry[key], str | None) and key != "name"]
+        self._columns = {key: key for key in texts}
+        if "signer" in texts and "speaker" not in entry:
+            self._columns["signer"] = "speaker"
         self._prefixed = (
             options.names == "auto"
             and bool(first.split)
             and entry["name"].startswith(f"{first.split}/")
         )
-        self._spec = _sign_spec(options.feature, sign)
-        others = [key for key in self._keys if key not in (*self._texts, "name", "sign")]
-        self.notes = [
-            f"{key!r} of every entry: {type(entry[key]).__name__}, not a text" for key in others
-        ]
+        self._spec = rows_spec(
+            options.feature,
+            sign.shape[1:],
+            sign.dtype.name,
+            description="features of sign language translation",
+        )
+        for key in self._keys:
+            if key not in (*texts, "name", "sign"):
+                kind = type(entry[key]).__name__
+                self.note(f"{key!r} of every entry: {kind}, not a text")
         document = {
             "columns": self._columns,
             "prefixed": self._prefixed,
@@ -190,17 +172,12 @@ class SltDocument:
         }
         self.features = (ImportedFeature(self._spec, imported("slt", document)),)
 
-    def videos(self) -> Iterator[ImportedVideo]:
-        """Read the files entry by entry."""
-        odd: Counter[str] = Counter()
+    def _read(self) -> Iterator[ImportedVideo]:
         for file in self._files:
             for number, entry in file.entries():
-                yield self._video(file, number, entry, odd)
-        self.notes += [f"{count} {what}" for what, count in odd.items()]
+                yield self._video(file, number, entry)
 
-    def _video(
-        self, file: _File, number: int, entry: Mapping[str, Any], odd: Counter[str]
-    ) -> ImportedVideo:
+    def _video(self, file: _File, number: int, entry: Mapping[str, Any]) -> ImportedVideo:
         where = f"{file.path}, entry {number} ({entry['name']!r})"
         sign = entry["sign"]
         if sorted(entry) != self._keys:
@@ -215,10 +192,8 @@ class SltDocument:
         if self._prefixed and len(video_id) > len(prefix) and video_id.startswith(prefix):
             video_id = video_id[len(prefix) :]
         elif self._prefixed:
-            odd[f"names do not start with {prefix!r}, as others do; an export puts it there"] += 1
-        texts = {
-            column: self._text(entry, key, where, odd) for key, column in self._columns.items()
-        }
+            self.count(f"names do not start with {prefix!r}, as others do; an export puts it there")
+        texts = {column: self._text(entry, key, where) for key, column in self._columns.items()}
         paths = tuple(f"{video_id}#{frame}" for frame in range(len(sign)))
         record = VideoRecord(video_id, file.split, paths, annotations=texts)
         rows = FeatureRows(
@@ -226,11 +201,10 @@ class SltDocument:
         )
         return ImportedVideo(record, {self._spec.name: rows})
 
-    @staticmethod
-    def _text(entry: Mapping[str, Any], key: str, where: str, odd: Counter[str]) -> str:
+    def _text(self, entry: Mapping[str, Any], key: str, where: str) -> str:
         text = entry[key]
         if text is None:
-            odd[f"entries have no {key} (None); an export has an empty one"] += 1
+            self.count(f"entries have no {key} (None); an export has an empty one")
             return ""
         if not isinstance(text, str):
             raise InvalidError(
@@ -239,20 +213,8 @@ class SltDocument:
         return text
 
 
-def _sign_spec(name: str, sign: NDArray[Any]) -> FeatureSpec:
-    shape = sign.shape[1:]
-    dims = (
-        (f"{name}_dim",)
-        if len(shape) == 1
-        else tuple(f"{name}_dim_{axis}" for axis in range(len(shape)))
-    )
-    return FeatureSpec(
-        name, shape, dims, sign.dtype.name, description="features of sign language translation"
-    )
-
-
 def recognises(path: Path) -> bool:
-    """Whether a file is gzip, and holds a pickled list of dicts with a name."""
+    """Whether a file is gzip of a pickled list of dicts with a name."""
     try:
         if path.is_dir():
             return any(recognises(p) for p in sorted(path.iterdir())[:20] if p.is_file())

@@ -1,36 +1,38 @@
-"""Files of sign language translation out of a store."""
+"""Exporting the files of sign language translation."""
 
 from __future__ import annotations
 
 import gzip
 import math
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
-from kpstore.interop.base import (
-    ExportedFile,
-    ExportReport,
-    OnProgress,
-)
+from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Options, Splits
 from kpstore.interop.files import check_free, inside, written_aside
-from kpstore.interop.slt.read import COLUMNS, Arrays, Missing, Names
-from kpstore.interop.splits import UNSPLIT, check_unsplit
+from kpstore.interop.splits import UNSPLIT, chosen_splits
 from kpstore.options import Option
 from kpstore.schema.feature import State
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Video
 
+_COLUMNS = {
+    "signer": ("speaker", "signer"),
+    "gloss": ("gloss", "orth"),
+    "text": ("text", "translation"),
+}
+"""The annotations that may hold the text of each key, the first that exists by default."""
+
 
 @dataclass(frozen=True)
-class SltExport:
+class SltExport(Options):
     """Writes one file per split into a folder, ``NAME.SPLIT``: a gzip pickle of a list of dicts.
 
     ``sign`` is a torch tensor (frames, numbers): each frame's feature in one row. What was not
@@ -44,7 +46,7 @@ class SltExport:
     name : of the files; the store's by default.
     splits : only these; videos without a split go to ``NAME.all``.
     gloss_column, text_column, signer_column : annotations; by default ``gloss`` (or ``orth``),
-        ``text`` (or ``translation``), ``speaker`` (or ``signer``); ``""`` where there is none.
+        ``text`` (or ``translation``), ``speaker`` (or ``signer``); the text is empty without any.
     names : ``"split/id"``, as in the files for PHOENIX-2014-T, or ``"id"``; ``"auto"`` as it was
         imported.
     arrays : ``"torch"`` tensors or ``"numpy"`` arrays; ``"auto"`` as it was imported, else tensors.
@@ -55,9 +57,7 @@ class SltExport:
         str, Option("Which feature; what was imported from slt files, or `keypoints`, by default.")
     ] = ""
     name: Annotated[str, Option("Name of the files; the store's by default.")] = ""
-    splits: Annotated[
-        Sequence[str] | None, Option("Only these; all by default.", metavar="SPLIT...")
-    ] = None
+    splits: Splits = None
     gloss_column: Annotated[str, Option("Column with the glosses; gloss or orth by default.")] = ""
     text_column: Annotated[str, Option("Column with the text; text or translation by default.")] = (
         ""
@@ -65,18 +65,16 @@ class SltExport:
     signer_column: Annotated[
         str, Option("Column with the signer; speaker or signer by default.")
     ] = ""
-    names: Annotated[Names, Option("How videos are named; auto is as imported, else split/id.")] = (
-        "auto"
-    )
-    arrays: Annotated[Arrays, Option("What sign is; auto is as imported, else torch.")] = "auto"
-    missing: Annotated[Missing, Option("What a part that was not detected becomes.")] = "zeros"
-
-    def __post_init__(self) -> None:
-        for name, known in (("names", Names), ("arrays", Arrays), ("missing", Missing)):
-            if getattr(self, name) not in get_args(known):
-                raise InvalidError(
-                    f"{name}={getattr(self, name)!r}: use {' or '.join(map(repr, get_args(known)))}"
-                )
+    names: Annotated[
+        Literal["auto", "split/id", "id"],
+        Option("How videos are named; auto is as imported, else split/id."),
+    ] = "auto"
+    arrays: Annotated[
+        Literal["auto", "torch", "numpy"], Option("What sign is; auto is as imported, else torch.")
+    ] = "auto"
+    missing: Annotated[
+        Literal["zeros", "nan"], Option("What a part that was not detected becomes.")
+    ] = "zeros"
 
     def export(
         self,
@@ -88,15 +86,11 @@ class SltExport:
     ) -> ExportReport:
         """Write the files into the folder ``path``; see :class:`kpstore.interop.base.Exporter`."""
         writer = _SltWriter(store, self, on_progress or (lambda n: None))
-        wanted = store.splits if self.splits is None else list(dict.fromkeys(self.splits))
-        store.index.select(split=wanted)
-        paths = {split: _file(path, self.name or store.name, split) for split in wanted}
-        check_unsplit(wanted)
-        check_free(paths.values(), overwrite=overwrite)
-        with written_aside(*paths.values()) as asides:
-            files = [
-                writer.write(*given) for given in zip(paths, asides, paths.values(), strict=True)
-            ]
+        wanted = chosen_splits(store, self.splits)
+        paths = [_file(path, self.name or store.name, split) for split in wanted]
+        check_free(paths, overwrite=overwrite)
+        with written_aside(*paths) as asides:
+            files = [writer.write(*given) for given in zip(wanted, asides, paths, strict=True)]
         return ExportReport(files, writer.notes())
 
 
@@ -137,14 +131,12 @@ class _SltWriter:
         arrays = document.get("arrays", "torch") if options.arrays == "auto" else options.arrays
         self._make = _to_tensor() if arrays == "torch" else np.ascontiguousarray
         self._texts = {
-            c: np.asarray(store[c])
-            for c in dict.fromkeys(self._columns.values())
-            if c and len(store.index)
+            c: np.asarray(store[c]) for c in set(self._columns.values()) if c and len(store.index)
         }
         self._failed = 0
 
     def notes(self) -> list[str]:
-        """Return what could not be carried over."""
+        """Return what could not be carried over, a line each."""
         notes = [
             f"{key}: the store has no such text; it is empty"
             for key, column in self._columns.items()
@@ -160,8 +152,8 @@ class _SltWriter:
         """Write one file."""
         videos = frames = pending = 0
         with aside.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
-            # A list that grows item by item, each a pickle of its own without head and end: memory
-            # holds one at a time.
+            # A list that grows item by item, each a pickle of its own without head and end, so that
+            # memory holds one at a time.
             packed.write(b"\x80\x03]")
             for position in self._store.index.select(split=split).tolist():
                 video = Video(self._store, position)
@@ -195,14 +187,14 @@ class _SltWriter:
 def _columns(
     store: BaseStore, options: SltExport, stored: Mapping[str, str] | None
 ) -> dict[str, str]:
-    """Return the annotation behind each key; ``""`` where there is none."""
+    """Return the annotation that holds the text of each key; ``""`` if none does."""
     there = store.annotation_names
     columns = {key: column for key, column in (stored or {}).items() if column in there}
-    for key in ("signer", "gloss", "text"):
+    for key, defaults in _COLUMNS.items():
         asked = getattr(options, f"{key}_column")
         if asked and asked not in there:
             raise NotFoundError(f"annotation {asked!r} not found; this store has {there or 'none'}")
-        default = columns.get(key, next((c for c in COLUMNS[key] if c in there), ""))
+        default = columns.get(key, next((c for c in defaults if c in there), ""))
         if asked or stored is None:
             columns[key] = asked or default
     return columns

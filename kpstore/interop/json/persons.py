@@ -1,0 +1,237 @@
+"""Reading the records of persons event by event, so that memory does not grow with the file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import IO, Any
+
+import ijson  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, Field
+
+_MAX_DEPTH = 20
+
+
+@dataclass
+class Person:
+    """A person as in the file, but with ``video_data`` as arrays."""
+
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    paths: list[str] = field(default_factory=list)
+    values: dict[str, list[NDArray[np.float64] | None]] = field(default_factory=dict)
+    rest: dict[int, dict[str, Any]] = field(default_factory=dict)
+    face: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    @property
+    def paths_only(self) -> bool:
+        """Whether the person has paths of images and no features."""
+        return "video_data" not in self.fields
+
+    def has(self, name: str) -> bool:
+        """Whether the frontal face or any frame has a field."""
+        return name in self.face or any(v is not None for v in self.values.get(name, ()))
+
+    def values_of(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """(frames, *shape) float64, NaN where a frame lacks an optional field."""
+        blank = np.full(shape, np.nan)
+        given = [blank if value is None else value for value in self.values[name]]
+        return np.array(given, dtype=np.float64).reshape(len(given), *shape)
+
+
+class WideIntegerError(Exception):
+    """An integer of more than 64 bits, which the fast way of reading numbers cannot hold."""
+
+
+class PersonReader:
+    """Reads persons event by event; errors name the person and the frame.
+
+    With ``exact``, integers may have any number of digits, and reading takes longer.
+    """
+
+    def __init__(self, file: IO[bytes], path: str, *, exact: bool) -> None:
+        self._place = self._path = path
+        self._exact = exact
+        self._events: Iterator[tuple[str, Any]] = self._checked(
+            ijson.basic_parse(file, use_float=not exact)
+        )
+
+    def _checked(self, events: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        try:
+            yield from self._with_floats(events) if self._exact else events
+        except InvalidError:
+            raise
+        except (ijson.JSONError, UnicodeDecodeError, ValueError) as error:
+            told = _first_line(error)
+            if "integer overflow" in told and not self._exact:
+                raise WideIntegerError from None
+            if "overflow" in told:
+                raise InvalidError(
+                    f"{self._place}: a number is larger than a float can be: {told}"
+                ) from None
+            raise InvalidError(f"{self._place}: not JSON from here on: {told}") from None
+
+    def _with_floats(self, events: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        for kind, value in events:
+            number = float(value) if isinstance(value, Decimal) else value
+            if isinstance(number, float) and not math.isfinite(number):
+                raise InvalidError(
+                    f"{self._place}: a number is larger than a float can be: {value}"
+                )
+            yield kind, number
+
+    def persons(self) -> Iterator[Person]:
+        """Yield persons; each name once."""
+        kind, value = next(self._events)
+        if kind != "start_map":
+            raise InvalidError(
+                f"{self._path}: {_kind(kind, value)} found; persons by name are needed, {{…}}"
+            )
+        seen: set[str] = set()
+        for kind, name in self._events:
+            if kind == "map_key":
+                self._place = f"{self._path}: person {name!r}"
+                if name in seen or not name:
+                    raise InvalidError(
+                        f"{self._place} {'is in the file twice' if name else 'has no name'}"
+                    )
+                seen.add(name)
+                yield self._person(name)
+                self._place = f"{self._path}: after person {name!r}"
+
+    def _person(self, name: str) -> Person:
+        person = Person(name, values={known.name: [] for known in FRAME_FIELDS})
+        kind, value = next(self._events)
+        self._need(kind == "start_map", "it", _kind(kind, value), "a record, {…}")
+        for key in self._keys(person.fields):
+            kind, value = next(self._events)
+            if key == "video_data":
+                found = _kind(kind, value)
+                self._need(kind == "start_array", "'video_data'", found, "a list of frames")
+                self._frames(person)
+                person.fields[key] = None
+            else:
+                person.fields[key] = self._build(kind, value)
+        self._check(person)
+        return person
+
+    def _frames(self, person: Person) -> None:
+        place = self._place
+        for number, (kind, value) in enumerate(self._events):
+            if kind == "end_array":
+                break
+            self._place = f"{place}, frame {number}"
+            self._need(kind == "start_map", "it", _kind(kind, value), "a record, {…}")
+            record = self._build(kind, value)
+            path = self._pop(record, "image_path")
+            self._need(isinstance(path, str), "'image_path'", repr(path), "text")
+            person.paths.append(path)
+            for known in FRAME_FIELDS:
+                there = known.needed or known.name in record
+                person.values[known.name].append(
+                    self._array(known, self._pop(record, known.name)) if there else None
+                )
+            if record:
+                person.rest[number] = record
+        self._place = place
+
+    def _check(self, person: Person) -> None:
+        """Check a complete record, and read the frontal face."""
+        path = self._get(person.fields, FACE_PATH)
+        self._need(isinstance(path, str), f"{FACE_PATH!r}", repr(path), "text")
+        if person.paths_only:
+            if "face_features" in person.fields or "video_images" not in person.fields:
+                self._get(person.fields, "video_data")
+            images = person.fields["video_images"]
+            right = isinstance(images, list) and all(isinstance(image, str) for image in images)
+            self._need(right, "'video_images'", "something else", "a list of paths")
+            person.paths = images
+            return
+        for known in FACE_FIELDS:
+            if known.needed or known.name in person.fields:
+                person.face[known.name] = self._array(known, self._get(person.fields, known.name))
+
+    def _array(self, known: Field, value: Any) -> NDArray[np.float64]:
+        length = len(value) if isinstance(value, list) else 1
+        shape = (length,) if known.shape is None else known.shape
+        wanted = "x".join(map(str, shape)) + " numbers" if shape else "a number"
+        try:
+            array = np.array(value)
+        except ValueError:
+            raise InvalidError(
+                f"{self._place}: {known.name!r} is lists of different lengths; {wanted} needed"
+            ) from None
+        numeric = array.dtype.kind in "iuf"
+        if not numeric or array.shape != shape or not array.size:
+            found = json.dumps(value, ensure_ascii=False)
+            if numeric and array.ndim:
+                found = f"{'x'.join(map(str, array.shape))} numbers"
+            raise InvalidError(f"{self._place}: {known.name!r} is {found[:80]}; {wanted} needed")
+        return array.astype(np.float64)
+
+    def _keys(self, record: dict[str, Any]) -> Iterator[str]:
+        for kind, value in self._events:
+            if kind == "end_map":
+                return
+            if value in record:
+                raise InvalidError(f"{self._place}: {value!r} is there twice")
+            yield value
+
+    def _build(self, kind: str, value: Any, depth: int = 0) -> Any:
+        """Return the value that an event begins."""
+        if depth > _MAX_DEPTH:
+            raise InvalidError(
+                f"{self._place}: lists in lists in lists, more than {_MAX_DEPTH} deep"
+            )
+        if kind == "start_array":
+            items: list[Any] = []
+            for inner, item in self._events:
+                if inner == "number":
+                    items.append(item)
+                elif inner == "end_array":
+                    return items
+                else:
+                    items.append(self._build(inner, item, depth + 1))
+        if kind == "start_map":
+            record: dict[str, Any] = {}
+            for key in self._keys(record):
+                record[key] = self._build(*next(self._events), depth + 1)
+            return record
+        return value
+
+    def _need(self, right: bool, name: str, found: str, wanted: str) -> None:
+        if not right:
+            raise InvalidError(f"{self._place}: {name} is {found}; {wanted} is needed")
+
+    def _pop(self, record: dict[str, Any], key: str) -> Any:
+        self._get(record, key)
+        return record.pop(key)
+
+    def _get(self, record: dict[str, Any], key: str) -> Any:
+        if key not in record:
+            raise InvalidError(f"{self._place}: no {key!r}")
+        return record[key]
+
+
+def _kind(kind: str, value: Any) -> str:
+    return {"start_map": "a record", "start_array": "a list"}.get(
+        kind, json.dumps(value, ensure_ascii=False)[:80]
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the message of the parser, and the text that its arrow points to."""
+    argument = error.args[0] if error.args else ""
+    text = argument.decode(errors="replace") if isinstance(argument, bytes) else str(argument)
+    first, *rest = text.split("\n")
+    stopped = (
+        rest[0][max(rest[1].index("^") - 1, 0) :][:20] if len(rest) > 1 and "^" in rest[1] else ""
+    )
+    return " ".join(first.split()) + (f" ({stopped.strip()!r})" if stopped.strip() else "")
