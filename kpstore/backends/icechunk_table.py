@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from kpstore.backends.checksums import TABLE, UNWRITTEN
-from kpstore.backends.icechunk_chunks import ChunkDecoder, ChunkPlace
+from kpstore.backends.icechunk_chunks import ChunkDecoder
+from kpstore.backends.icechunk_manifests import ChunkPlace
 
 COLUMNS = 2_048
 """Chunks of an array whose checksums are stored together: a small commit writes 16 KiB for each of its arrays."""
