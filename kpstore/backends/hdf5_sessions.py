@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Commit
-from kpstore.backends.hdf5_layout import n_chunks
+from kpstore.backends.base import TEXT, ArrayMeta, Chunks
+from kpstore.backends.hdf5_file import StoreFile
 from kpstore.backends.hdf5_records import DAMAGE, damage_told, format_of, read_record
 from kpstore.backends.hdf5_tree import Piece, StoredArray, Tree, WrongChunkError, read_tree
 from kpstore.backends.mapping import FilePiece, map_pieces
@@ -23,38 +21,15 @@ from kpstore.errors import CorruptError, KpstoreError, NotFoundError
 Found = TypeVar("Found")
 
 
-class Place(Protocol):
-    """What a session needs to know of the file that it shows, and changes of the file that they will replace."""
-
-    @property
-    def location(self) -> str:
-        """Path of the file, as it was given."""
-
-    def file(self) -> h5py.File:
-        """Return the file as it is now, open for reading."""
-
-    def history(self, snapshot: str) -> Iterator[Commit]:
-        """Yield a version and all that it builds upon."""
-
-    def commit_lock(self) -> AbstractContextManager[None]:
-        """Hold off other commits."""
-
-    def copy_aside(self, file: h5py.File) -> Path:
-        """Return a copy of an open file beside it."""
-
-    def replace_by(self, work: Path) -> None:
-        """Give a whole and closed file the store's name."""
-
-
 class Session:
     """All arrays at one version."""
 
-    def __init__(self, backend: Place, file: h5py.File, snapshot: str) -> None:
-        self._backend, self._file, self._snapshot = backend, file, snapshot
+    def __init__(self, home: StoreFile, file: h5py.File, snapshot: str) -> None:
+        self._home, self._file, self._snapshot = home, file, snapshot
         self._tree = self._read_tree(file)
 
     def _read_tree(self, file: h5py.File) -> Tree:
-        with damage_told(self._backend.location, f"version {self._snapshot}"):
+        with damage_told(self._home.location, f"version {self._snapshot}"):
             return read_tree(file, self._snapshot)
 
     @property
@@ -81,7 +56,7 @@ class Session:
 
     def digest(self, name: str) -> str | None:
         """Return the digest of an array of text in a file of format 1, where no chunk of text has a checksum."""
-        with damage_told(self._backend.location, f"version {self._snapshot}"):
+        with damage_told(self._home.location, f"version {self._snapshot}"):
             if format_of(self._file) > 1:
                 return None
             found: str | None = read_record(self._file, self._snapshot).get("text", {}).get(name)
@@ -121,15 +96,15 @@ class Session:
                 what = f"rows {error.start}:{error.stop} of "
             reason = " ".join(str(error).split())
             raise CorruptError(
-                f"{what}{name!r} in {self._backend.location} cannot be read: {reason}"
+                f"{what}{name!r} in {self._home.location} cannot be read: {reason}"
             ) from error
 
 
 class HDF5ReadSession(Session):
     """A version that never changes."""
 
-    def __init__(self, backend: Place, file: h5py.File, snapshot: str) -> None:
-        super().__init__(backend, file, snapshot)
+    def __init__(self, home: StoreFile, file: h5py.File, snapshot: str) -> None:
+        super().__init__(home, file, snapshot)
         self._chunks: dict[str, Chunks] = {}
 
     def chunks(self, name: str) -> Chunks:
@@ -175,7 +150,7 @@ class _RawChunks:
         self._handle = int(np.asarray(file.id.get_vfd_handle()).item())
         offsets: dict[str, dict[int, int]] = {}
         self._places = [
-            _offset(array.piece(chunk), offsets) for chunk in range(n_chunks(array.meta))
+            _offset(array.piece(chunk), offsets) for chunk in range(array.meta.n_chunks)
         ]
         pieces = [None if at is None else FilePiece(self._handle, at) for at in self._places]
         mapped = map_pieces(
