@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta, WriteSession, check_short_end
+from kpstore.backends.base import ArrayMeta, check_short_end
 from kpstore.errors import NotFoundError
 
 
@@ -35,10 +35,10 @@ class GatheredRows:
     def check(self) -> None:
         """Do nothing: the rows themselves come with the fork."""
 
-    def write_to(self, session: WriteSession) -> None:
-        """Write the gathered rows to a session."""
+    def rows(self, meta_now: Callable[[str], ArrayMeta]) -> Iterator[tuple[str, int, NDArray[Any]]]:
+        """Yield what was gathered, for a session in which an array is ``meta_now(name)``."""
         for name, start, values in self._written:
             meta = self._metas[name]
             if meta.has_short_chunk(start, len(values)):
-                check_short_end(session.meta(name), name, meta.n_rows)
-            session.write(name, start, values)
+                check_short_end(meta_now(name), name, meta.n_rows)
+            yield name, start, values

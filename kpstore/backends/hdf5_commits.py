@@ -50,7 +50,8 @@ class HDF5WriteSession(Changes):
         """Write the rows that forks have gathered."""
         self._copy()
         for fork in forks:
-            fork.write_to(self)
+            for name, start, values in fork.rows(self.meta):
+                self.write(name, start, values)
 
     # -- commit ------------------------------------------------------------------------------------
 
@@ -112,16 +113,11 @@ class HDF5WriteSession(Changes):
                     f"{name!r} in {self._home.location} is not the text that was committed: the "
                     "file is damaged, and nothing is added to it; restore it from a copy"
                 )
-        kept = {name: known[name] for name in known.keys() & self._tree.arrays.keys() - touched}
-        texts = {
-            name: a.meta.n_rows for name, a in self._tree.arrays.items() if a.meta.dtype == TEXT
-        }
-        new = {
-            name: text_digest(self.read(name, 0, n))
-            for name, n in texts.items()
-            if name not in kept
-        }
-        return {**kept, **new}
+        texts = {name for name, array in self._tree.arrays.items() if array.meta.dtype == TEXT}
+        found = {name: known[name] for name in texts & known.keys() - touched}
+        for name in texts - found.keys():
+            found[name] = text_digest(self.read(name, 0, self.meta(name).n_rows))
+        return found
 
     def _become(self, snapshot: str) -> None:
         """Make the copy the file, with ``snapshot`` as its newest version, under the lock."""
