@@ -149,11 +149,7 @@ class SessionChunks:
     session: ReadSession
     name: str
     mapped: NDArray[Any] | None = None
-
-    @property
-    def how(self) -> str:
-        """Where chunks are read from."""
-        return "by the backend's own library"
+    how = "by the backend's own library"
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk; see :class:`Chunks`."""

@@ -1,9 +1,9 @@
 """A store in one HDF5 file, every version of it, readable with plain h5py.
 
-HDF5 files do not survive a process that dies while it writes into them. So nobody ever does: a
-commit changes a copy of the file, and the copy takes the file's place when it is whole
-(docs/decisions/006). A reader keeps the file that it has opened. The price is one copy for each
-commit; file systems that can share blocks (XFS, Btrfs) make it for nothing.
+An HDF5 file does not survive a process that dies while it writes. So a commit changes a copy of the
+file, which takes the file's place when it is complete (docs/decisions/006). A reader keeps the file
+that it has opened. The price is one copy for each commit, which file systems that share blocks
+(XFS, Btrfs) make for free.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class HDF5Backend(StoreFile):
         return HDF5Backend, (str(self._path),)
 
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
-        """Make the file."""
+        """Create the file."""
         self.check_free()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         aside = self._aside()
@@ -50,8 +50,8 @@ class HDF5Backend(StoreFile):
         try:
             with h5py.File(aside, "x", **OPEN) as file:
                 file.create_group(HOME).attrs.update(
-                    # A kpstore that knows format 1 alone takes `head` for the newest version, and
-                    # gets with it as far as the root's format_version, which it refuses.
+                    # A kpstore that knows only format 1 reads `head`, opens that version, and
+                    # refuses the format_version of its root.
                     {"format": records.FORMAT, "head": snapshot, "tags": "{}", "used_tags": "[]"}
                 )
                 write_names(file, Names(snapshot, {}, ()))
@@ -68,7 +68,7 @@ class HDF5Backend(StoreFile):
         return snapshot
 
     def check_free(self) -> None:
-        """Raise :class:`ExistsError` if anything is at this place."""
+        """Raise :class:`ExistsError` unless this place is free."""
         if self._path.exists() or self._path.is_symlink():
             raise ExistsError(f"{self.location} already exists; choose another path for the store")
 
@@ -83,7 +83,7 @@ class HDF5Backend(StoreFile):
         shutil.rmtree(self.sidecar_dir, ignore_errors=True)
 
     def remove(self) -> None:
-        """Remove the file, and what killed writers of it left."""
+        """Remove the file, and what killed writers left beside it."""
         if self.exists():
             self._path.unlink()
         self._remove_left_overs()
@@ -98,7 +98,7 @@ class HDF5Backend(StoreFile):
         return HDF5ReadSession(self, file, snapshot)
 
     def begin(self, branch: str = MAIN) -> HDF5WriteSession:
-        """Start changes on top of the newest version."""
+        """Start changes to the newest version."""
         self._check_branch(branch)
         file = self.file()
         return HDF5WriteSession(self, file, self.names(file).head)
@@ -110,11 +110,11 @@ class HDF5Backend(StoreFile):
             )
 
     def branches(self) -> dict[str, str]:
-        """Return the one branch that there is."""
+        """Return the only branch."""
         return {MAIN: self.names(self.file()).head}
 
     def create_branch(self, name: str, snapshot: str) -> None:
-        """Refuse: there is one line of versions in a file."""
+        """Raise :class:`UnsupportedError`: a file has no branches."""
         self.check_version(self.file(), snapshot)
         raise UnsupportedError(
             f"{self.location} is an HDF5 store, which has no branches; name the version with a "
@@ -122,7 +122,7 @@ class HDF5Backend(StoreFile):
         )
 
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
-        """Make an earlier version the newest again; the versions after it stay readable."""
+        """Make an earlier version the newest again; later versions stay readable."""
         self._check_branch(name)
         self.check_version(self.file(), snapshot)
         with self.commit_lock():
@@ -142,11 +142,11 @@ class HDF5Backend(StoreFile):
     # -- tags --------------------------------------------------------------------------------------
 
     def tags(self) -> dict[str, str]:
-        """Return tags and the ids that they name."""
+        """Return tags and the ids of their versions."""
         return dict(sorted(self.names(self.file()).tags.items()))
 
     def create_tag(self, name: str, snapshot: str) -> None:
-        """Name a version for good."""
+        """Tag a version for good."""
         self.check_version(self.file(), snapshot)
         with self.commit_lock(), self._changed_copy() as file:
             names = self.names(file)
@@ -171,15 +171,12 @@ class HDF5Backend(StoreFile):
             write_names(file, Names(names.head, tags, names.used_tags))
 
     def examine(self) -> Iterator[str]:
-        """Yield what is wrong with names, records and tables of versions.
-
-        See :mod:`kpstore.backends.hdf5_examine`.
-        """
+        """Yield what is wrong (:mod:`kpstore.backends.hdf5_examine`)."""
         yield from examine(self.file(), self.location)
 
     @contextmanager
     def _changed_copy(self) -> Iterator[h5py.File]:
-        """Give a copy of the file to change, which takes the file's place if the block ends without an error."""
+        """Yield a copy of the file; it takes the file's place unless the block raises an error."""
         work = self.copy_aside(self.file())
         try:
             with h5py.File(work, "r+", **OPEN) as file:
@@ -197,7 +194,7 @@ class HDF5Backend(StoreFile):
 
 
 def _place(file: Path, backend: HDF5Backend) -> None:
-    """Give a file a second name; unlike a rename, that refuses a place that was taken meanwhile."""
+    """Move a file by a second name: unlike a rename, that fails if the place is taken."""
     try:
         os.link(file, backend._path)
     except FileExistsError:
@@ -206,7 +203,6 @@ def _place(file: Path, backend: HDF5Backend) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
-        # A file system without second names (exFAT, some network drives): all that is left is to
-        # look first.
+        # On a file system without second names (exFAT, some network drives), look first.
         backend.check_free()
         os.replace(file, backend._path)

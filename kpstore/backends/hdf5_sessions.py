@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Chunks
 from kpstore.backends.hdf5_file import StoreFile
-from kpstore.backends.hdf5_records import DAMAGE, damage_told, format_of, read_record
+from kpstore.backends.hdf5_records import DAMAGE, damage_told, format_of, read_record, reason_of
 from kpstore.backends.hdf5_tree import Piece, StoredArray, Tree, WrongChunkError, read_tree
 from kpstore.backends.mapping import FilePiece, map_pieces
 from kpstore.errors import CorruptError, KpstoreError, NotFoundError
@@ -34,7 +34,7 @@ class Session:
 
     @property
     def snapshot(self) -> str:
-        """Id of the version that this session shows, or builds upon."""
+        """Id of the version that this session reads or changes."""
         return self._snapshot
 
     def attrs(self) -> Mapping[str, Any]:
@@ -55,7 +55,7 @@ class Session:
         return self._array(name).meta
 
     def digest(self, name: str) -> str | None:
-        """Return the digest of an array of text in a file of format 1, where no chunk of text has a checksum."""
+        """Return the digest of text in a file of format 1, where its chunks have no checksums."""
         with damage_told(self._home.location, f"version {self._snapshot}"):
             if format_of(self._file) > 1:
                 return None
@@ -72,21 +72,18 @@ class Session:
         """Return where a chunk begins in the file."""
         try:
             at = self._array(name).piece(chunk).byte()
-        except DAMAGE:  # this is asked for damaged chunks: then their index may be damaged, too
+        except DAMAGE:  # the chunk is damaged, and its index may be too
             return "at no known byte of the file"
         return "not in the file" if at is None else f"byte {at} of the file"
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return rows; every chunk that they lie in is checked (format 1: of text only whether it can be read)."""
+        """Return rows, after checking their chunks (format 1: not those of text)."""
         array = self._array(name)
         array.meta.check_rows(name, start, stop - start)
         return self._told(f"rows {start}:{stop} of ", name, lambda: array.read(start, stop))
 
     def _told(self, what: str, name: str, read: Callable[[], Found]) -> Found:
-        """Return what ``read`` gives of an array.
-
-        Its errors become one that names the array, and rows as ``what``.
-        """
+        """Return what ``read`` returns; its errors become one that names the array and ``what``."""
         try:
             return read()
         except KpstoreError:
@@ -94,9 +91,8 @@ class Session:
         except DAMAGE as error:
             if isinstance(error, WrongChunkError):
                 what = f"rows {error.start}:{error.stop} of "
-            reason = " ".join(str(error).split())
             raise CorruptError(
-                f"{what}{name!r} in {self._home.location} cannot be read: {reason}"
+                f"{what}{name!r} in {self._home.location} cannot be read: {reason_of(error)}"
             ) from error
 
 
@@ -108,7 +104,7 @@ class HDF5ReadSession(Session):
         self._chunks: dict[str, Chunks] = {}
 
     def chunks(self, name: str) -> Chunks:
-        """Return chunks as they lie in the file, where they are stored without a filter."""
+        """Return the chunks of an array, from their place in the file if they have no filter."""
         if name not in self._chunks:
             array = self._array(name)
 
@@ -131,8 +127,7 @@ class _LibraryChunks:
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
-        rows = self._array.meta.chunk_rows
-        start, stop = number * rows, min((number + 1) * rows, self._array.meta.n_rows)
+        start, stop = self._array.meta.rows_of(number)
         what = f"rows {start}:{stop} of "
         out[: stop - start] = self._session._told(
             what, self._name, lambda: self._array.read_unchecked(start, stop)
@@ -140,10 +135,9 @@ class _LibraryChunks:
 
 
 class _RawChunks:
-    """Chunks without filters, read from where they lie in the file, or mapped.
+    """Chunks without filters, mapped or read from their places, which HDF5's library tells."""
 
-    HDF5's library is asked only where.
-    """
+    how = "from their place in the file"
 
     def __init__(self, file: h5py.File, array: StoredArray) -> None:
         self._file, self._meta = file, array.meta  # the file stays open for as long as this does
@@ -160,11 +154,6 @@ class _RawChunks:
             self._meta.fill,
         )
         self.mapped: NDArray[Any] | None = None if mapped is None else mapped[: self._meta.n_rows]
-
-    @property
-    def how(self) -> str:
-        """Where chunks are read from."""
-        return "from their place in the file"
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Read a chunk; see :class:`kpstore.backends.base.Chunks`."""
@@ -185,7 +174,7 @@ class _RawChunks:
 
 
 def _offset(piece: Piece, known: dict[str, dict[int, int]]) -> int | None:
-    """Return where in the file a chunk begins; None if nobody wrote it."""
+    """Return where in the file a chunk begins; None if it was never written."""
     if piece.source is None:
         return None
     array = piece.source.array

@@ -105,7 +105,7 @@ class IcechunkBackend(IcechunkDirectory):
             return IcechunkWriteSession(repo.writable_session(given), self, branch)
 
     def history(self, snapshot: str) -> Iterator[Commit]:
-        """Yield a version and its ancestors, but for the empty first one, which is Icechunk's own."""
+        """Yield a version and its ancestors, without Icechunk's own empty first one."""
         self.session(snapshot)
         with translated(self.location):
             versions = itertools.pairwise(self._repo().ancestry(snapshot_id=snapshot))
@@ -223,9 +223,7 @@ class IcechunkBackend(IcechunkDirectory):
         except CorruptError as error:
             yield str(error)
             return
-        with self._quiet():
-            seen = self._records.look()
-        yield from self._records.examine(seen)
+        yield from self._records.examine(self._quiet())
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Hold the store for one long write."""

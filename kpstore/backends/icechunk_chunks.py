@@ -101,6 +101,8 @@ class LocalChunks:
     decode : decodes chunks; their CRC-32C is not compared here (:class:`Chunks`).
     """
 
+    how = "from their files"
+
     def __init__(
         self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: ChunkDecoder
     ) -> None:
@@ -115,11 +117,6 @@ class LocalChunks:
             piece = (meta.chunk_rows, *meta.shape[1:])
             mapped = map_pieces(pieces, piece, np.dtype(meta.dtype), meta.fill)
             self.mapped = None if mapped is None else mapped[: meta.n_rows]
-
-    @property
-    def how(self) -> str:
-        """Where chunks are read from."""
-        return "from their files"
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""

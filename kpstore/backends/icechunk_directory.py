@@ -1,4 +1,4 @@
-"""The local directory of an Icechunk store: its repository, its lock, and the files of its chunks."""
+"""The local directory of an Icechunk store: repository, lock, and the files of chunks."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class IcechunkDirectory:
         return locate_chunks(self._nodes(snapshot), self._path, TABLE)
 
     def places(self, snapshot: str, name: str, n_chunks: int) -> Sequence[str] | None:
-        """Return the file of each chunk of an array, relative to this directory; None if unknown."""
+        """Return the file of each chunk, relative to this directory; None if unknown."""
         places = locate_rows(self._nodes(snapshot), self._path, name, n_chunks)
         if places is None:
             return None

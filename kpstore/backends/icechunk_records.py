@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,26 +33,9 @@ class _Version:
     manifests: frozenset[str]
 
     def files(self, version: str) -> frozenset[str]:
-        """Return the paths of all files that describe it; the empty first one has no transaction."""
+        """Return the paths of all files that describe it; the first one has no transaction."""
         transaction = [] if self.parent is None else [f"transactions/{version}"]
         return frozenset([f"snapshots/{version}", *transaction, *self.manifests])
-
-
-@dataclass(frozen=True)
-class Sight:
-    """Names and the ledger as they were at one moment.
-
-    Parameters
-    ----------
-    has_ledger, records : the ledger.
-    refs : of each kind, by name.
-    wrong_names : a line for each name that is damaged or gone.
-    """
-
-    has_ledger: bool
-    records: LedgerRecords
-    refs: Mapping[Kind, Mapping[str, Ref]]
-    wrong_names: tuple[str, ...]
 
 
 class VersionRecords:
@@ -147,7 +131,7 @@ class VersionRecords:
     # -- reading -----------------------------------------------------------------------------------
 
     def damage_of(self, version: str) -> str:
-        """Return what is wrong with the snapshot of a version, in one line; empty if it is sound."""
+        """Return what is wrong with the snapshot of a version; empty if it is sound."""
         file = f"snapshots/{version}"
         expected = self._ledger.read().sum_of(file)
         if expected is None or (found := file_sum(self._root / file)) == expected:
@@ -221,16 +205,17 @@ class VersionRecords:
 
     # -- all of it ---------------------------------------------------------------------------------
 
-    def look(self) -> Sight:
-        """Return the names and the ledger, under the commit lock."""
-        records = self._ledger.read().records()
-        refs = {kind: read_refs(self._root, kind) for kind in _KINDS}
-        return Sight(self._ledger.exists(), records, refs, tuple(self._wrong_names(records, refs)))
+    def examine(self, quiet: AbstractContextManager[None]) -> Iterator[str]:
+        """Yield what is wrong with names and with the files that describe versions.
 
-    def examine(self, seen: Sight) -> Iterator[str]:
-        """Yield what is wrong with names and with the files that describe versions."""
-        records, versions = seen.records, self._reachable(seen)
-        if not seen.has_ledger:
+        ``quiet`` holds off commits while names and the ledger are read.
+        """
+        with quiet:
+            has_ledger, records = self._ledger.exists(), self._ledger.read().records()
+            refs = {kind: read_refs(self._root, kind) for kind in _KINDS}
+            wrong_names = list(self._wrong_names(records, refs))
+        versions = self._reachable(records, refs)
+        if not has_ledger:
             sound = (version for version, found in versions.items() if found is not None)
             if any(TABLE in (nodes_of(self._repository(), version) or ()) for version in sound):
                 _log.warning(
@@ -242,7 +227,7 @@ class VersionRecords:
             yield f"{LEDGER} is damaged: it says nothing of any version"
         for number in records.damaged:
             yield f"{LEDGER} is damaged: line {number} is not what was written"
-        yield from seen.wrong_names
+        yield from wrong_names
         yield from self._wrong_files(records, versions)
 
     def _wrong_names(
@@ -261,11 +246,12 @@ class VersionRecords:
                         kind, name, Ref(name, file_of(kind, name), None), recorded[name], ledger
                     )
 
-    def _reachable(self, seen: Sight) -> dict[str, _Version | None]:
+    def _reachable(
+        self, records: LedgerRecords, refs: Mapping[Kind, Mapping[str, Ref]]
+    ) -> dict[str, _Version | None]:
         """Return all versions that names lead to, or led to; None for one that cannot be read."""
-        records = seen.records
-        refs = [ref for found in seen.refs.values() for ref in found.values()]
-        named = [[ref.version] for ref in refs if not ref.is_deleted]
+        all_refs = [ref for found in refs.values() for ref in found.values()]
+        named = [[ref.version] for ref in all_refs if not ref.is_deleted]
         recorded = [*records.branches.values(), *records.tags.values()]
         versions: dict[str, _Version | None] = {}
         for start in itertools.chain(*named, *recorded):

@@ -270,10 +270,8 @@ class _WriteSession(_Session):
     def create(self, name: str, meta: ArrayMeta) -> None:
         if name in self._tree.arrays:
             raise ExistsError(f"array {name!r} exists already")
-        self._apply(
-            lambda tree: tree.arrays.update({name: (meta, meta.unwritten(meta.n_rows))}),
-            {(name, "meta")},
-        )
+        rows = meta.unwritten(meta.n_rows)
+        self._apply(lambda tree: tree.arrays.update({name: (meta, rows)}), {(name, "meta")})
 
     def resize(self, name: str, n_rows: int) -> None:
         old = self.meta(name)

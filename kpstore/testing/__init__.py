@@ -1,4 +1,4 @@
-"""Tests for what others add to kpstore, with pytest: :class:`kpstore.testing.backends.BackendContract`."""
+"""Pytest suites for plug-ins: :class:`kpstore.testing.backends.BackendContract`."""
 
 import pytest
 

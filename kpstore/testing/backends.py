@@ -79,7 +79,7 @@ def another(backend: Backend, location: str) -> Backend:
 
 
 class BackendContract:
-    """Subclass it, give it a fixture ``backend`` that returns a backend at a place where nothing is yet."""
+    """Tests for a subclass whose fixture ``backend`` returns a backend at a free place."""
 
     @pytest.fixture
     def backend(self) -> Backend:

@@ -1,4 +1,4 @@
-"""What becomes of an Icechunk store whose files are no longer what was written: nothing is read as something else."""
+"""Files of an Icechunk store that are no longer what was written are never read as data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def values(n_rows: int = ROWS, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def backend(tmp_path: Path) -> IcechunkBackend:
-    """Two versions after the first: in the newest, rows 0 to 4 of ``a`` are other ones than at the tag ``old``."""
+    """Two versions after the first; rows 0 to 4 of ``a`` changed since the tag ``old``."""
     backend = IcechunkBackend(str(tmp_path / "s.kps"))
     backend.create({}, "created")
     changes = backend.begin()
@@ -120,7 +120,10 @@ def test_what_a_worker_wrote_is_looked_at_as_others_will_read_it(
 def test_chunks_that_have_changed_places_are_said(backend: IcechunkBackend) -> None:
     one, other = (file_of(backend, "a", chunk) for chunk in (0, 1))
     swap(one, other)
-    said = rf"rows 0:4 of 'a' in .*s.kps cannot be read: it is not what was committed there \(chunks/{one.name}\)"
+    said = (
+        r"rows 0:4 of 'a' in .*s.kps cannot be read: it is not what was committed there "
+        rf"\(chunks/{one.name}\)"
+    )
     with pytest.raises(CorruptError, match=said):
         read(backend)
     session = IcechunkBackend(backend.location).begin()
@@ -339,7 +342,7 @@ def test_arrays_of_other_software_are_read_as_they_are(backend: IcechunkBackend)
 
 
 def wrote(backend: IcechunkBackend) -> tuple[bytes, Path]:
-    """A fork that has written chunks 1 and 2 of ``a``, as a worker sends it, and the file of chunk 1."""
+    """A fork with chunks 1 and 2 of ``a``, as a worker sends it, and the file of chunk 1."""
     folder = Path(backend.location) / "chunks"
     before = set(folder.iterdir())
     fork = pickle.loads(pickle.dumps(backend.begin().fork()))
@@ -460,7 +463,10 @@ def test_a_damaged_name_is_said_when_it_is_asked_for(backend: IcechunkBackend, d
         ("版本1", "refs/tag.xn--1-756b314a/ref.json"),
         ("side", "refs/branch.side/ref.json"),
     ):
-        said = f"{name}' of .* cannot be read: {file} is (damaged|gone); it named version {store.snapshot}"
+        said = (
+            f"{name}' of .* cannot be read: {file} is (damaged|gone); it named version "
+            f"{store.snapshot}"
+        )
         with pytest.raises(CorruptError, match=said):
             again.at(name)
         assert any(file in line for line in again.backend.examine())
