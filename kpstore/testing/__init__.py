@@ -2,4 +2,6 @@
 
 import pytest
 
-pytest.register_assert_rewrite("kpstore.testing.backends")
+pytest.register_assert_rewrite(
+    *(f"kpstore.testing.{module}" for module in ("store_data", "arrays", "versions", "writers"))
+)
