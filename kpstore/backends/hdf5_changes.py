@@ -279,8 +279,9 @@ class Changes(Session):
         version before; in this one, a damaged chunk has to be overwritten as a whole.
         """
         meta, delta = self.meta(name), self._array_delta(name)
-        keep = delta is not None and delta.lacks(chunk, meta.chunk_rows)
-        if not keep and (whole or not self._has_tables):
+        if delta is not None and not delta.lacks(chunk, meta.chunk_rows):
+            delta = None
+        if delta is None and (whole or not self._has_tables):
             return None
         kept = self._kept()["chunks"]
         first, last = meta.rows_of(chunk)
@@ -294,15 +295,13 @@ class Changes(Session):
                     "use 'kpstore repair'"
                 ) from error
             with self._writing():
-                if keep:
-                    assert delta is not None
+                if delta is not None:
                     layout.keep_damaged_chunk(
                         kept, name, meta, delta, chunk, has_table=self._has_tables
                     )
                 layout.empty_chunk(self._array(name).source.array, chunk)
             return None
-        if keep:
-            assert delta is not None
+        if delta is not None:
             with self._writing():
                 layout.keep_chunk(kept, name, meta, delta, chunk, rows)
         return rows

@@ -78,13 +78,10 @@ def set_attrs(
 
 def get_attrs(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     """Return what :func:`set_attrs` stored, without numbers and the like from other programs."""
-    found = {
-        name: item.attrs[name] for name in item.attrs if name not in (_META, "DIMENSION_LABELS")
-    }
-    found = {name: value for name, value in found.items() if isinstance(value, str)}
     return {
         name: json.loads(value[5:]) if value.startswith("json:") else value
-        for name, value in found.items()
+        for name, value in item.attrs.items()
+        if isinstance(value, str) and name not in (_META, "DIMENSION_LABELS")
     }
 
 
@@ -259,11 +256,6 @@ def empty_chunk(array: h5py.Dataset, chunk: int) -> None:
         array.resize(n_rows, axis=0)
 
 
-def spoil_chunk(array: h5py.Dataset, chunk: int) -> None:
-    """Make a chunk unreadable: it stands for one that could not be read before."""
-    array.id.write_direct_chunk(_corner(array, chunk), b"damaged!", 0)
-
-
 # -- what differs ----------------------------------------------------------------------------------
 
 
@@ -360,7 +352,7 @@ def keep_damaged_chunk(
         delta.chunks[str(chunk)] = ABSENT
         return
     copies, at = _room_for_chunk(kept, name, meta)
-    spoil_chunk(copies, at)
+    copies.id.write_direct_chunk(_corner(copies, at), b"damaged!", 0)
     delta.chunks[str(chunk)] = at
 
 

@@ -40,7 +40,7 @@ class IcechunkBackend(IcechunkDirectory):
         self._told: set[str] = set()
 
     def __reduce__(self) -> tuple[type[IcechunkBackend], tuple[str]]:
-        return IcechunkBackend, (str(self._path),)
+        return IcechunkBackend, (str(self.path),)
 
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
         """Create the directory and an empty store in it."""
@@ -63,17 +63,17 @@ class IcechunkBackend(IcechunkDirectory):
 
     def move(self, location: str) -> None:
         """Rename the directory."""
-        _rename(self._path, _free_place(location), location)
+        _rename(self.path, _free_place(location), location)
 
     def remove(self) -> None:
         """Remove the directory."""
         if self.exists():
-            shutil.rmtree(self._path)
+            shutil.rmtree(self.path)
 
     def session(self, snapshot: str) -> IcechunkReadSession:
         """Open a version by its id."""
         repo = self._repo()
-        self._check_description(snapshot)
+        self._records.check_snapshot(snapshot)
         try:
             session = repo.readonly_session(snapshot_id=snapshot)
         except icechunk.IcechunkError as error:
@@ -90,17 +90,12 @@ class IcechunkBackend(IcechunkDirectory):
                 f"{self.location} is an Icechunk repository but not a kpstore store (no root group)"
             ) from None
 
-    def _check_description(self, version: str) -> None:
-        damage = self._records.damage_of(version)
-        if damage:
-            raise CorruptError(damage)
-
     def begin(self, branch: str = MAIN) -> IcechunkWriteSession:
         """Start changes to a branch's newest version."""
         repo, branches = self._repo(), self.branches()
         self.check_branch(branch, branches)
-        self._check_description(branches[branch])
-        given = read_refs(self._path, "branch")[branch].given
+        self._records.check_snapshot(branches[branch])
+        given = read_refs(self.path, "branch")[branch].given
         with translated(self.location):
             return IcechunkWriteSession(repo.writable_session(given), self, branch)
 
@@ -174,14 +169,14 @@ class IcechunkBackend(IcechunkDirectory):
             target = self.session(snapshot).snapshot
             # After a kill at this point, either version is right.
             self._records.named("branch", name, expected, target)
-            self._repo().reset_branch(read_refs(self._path, "branch")[name].given, target)
+            self._repo().reset_branch(read_refs(self.path, "branch")[name].given, target)
             self._note_name("branch", name, target)
 
     def create_tag(self, name: str, snapshot: str) -> None:
         """Tag a version for good: the name of a deleted tag is never used again."""
         given = encode("tag", name)
         with self.commit_lock():
-            if name in self._records.names("tag") or name in read_refs(self._path, "tag"):
+            if name in self._records.names("tag") or name in read_refs(self.path, "tag"):
                 raise ExistsError(
                     f"tag {name!r} of {self.location} exists, or did, and tags never move; choose "
                     "another name"
@@ -197,7 +192,7 @@ class IcechunkBackend(IcechunkDirectory):
 
     def _note_name(self, kind: Kind, name: str, version: str) -> None:
         """Put a new name into the ledger, after reading it back."""
-        ref = read_refs(self._path, kind).get(name)
+        ref = read_refs(self.path, kind).get(name)
         if ref is None or ref.version != version:
             raise CorruptError(
                 f"{kind} {name!r} of {self.location} was created but cannot be read back"
@@ -213,7 +208,7 @@ class IcechunkBackend(IcechunkDirectory):
                     f"tag {name!r} of {self.location} not found; it has {list(tags)}"
                 )
             with translated(self.location):
-                self._repo().delete_tag(read_refs(self._path, "tag")[name].given)
+                self._repo().delete_tag(read_refs(self.path, "tag")[name].given)
             self._records.named("tag", name)
 
     def examine(self) -> Iterator[str]:

@@ -6,9 +6,8 @@ Icechunk writes every chunk to a file of its own, exactly as Zarr encoded it, an
 
 from __future__ import annotations
 
-import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,34 @@ _CRC_BYTES = 4
 _BLOSC_SIZE_AT = 4
 """Offset of the decoded size in Blosc's header."""
 
+_Size = Callable[[memoryview], int]
 _Decode = Callable[[memoryview, NDArray[Any]], object]
+
+
+def _copy(encoded: memoryview, out: NDArray[Any]) -> None:
+    out.reshape(-1).view(np.uint8)[:] = np.frombuffer(encoded, dtype=np.uint8)
+
+
+def _blosc_size(encoded: memoryview) -> int:
+    return int.from_bytes(encoded[_BLOSC_SIZE_AT : _BLOSC_SIZE_AT + 4], "little")
+
+
+def _zstd_size(encoded: memoryview) -> int:
+    """Return the decoded size in the header of a Zstandard frame (RFC 8878, 3.1.1.1)."""
+    descriptor = encoded[4]
+    single_segment = bool(descriptor & 0x20)
+    size_bytes = (int(single_segment), 2, 4, 8)[descriptor >> 6]
+    at = 5 + (not single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    size = int.from_bytes(encoded[at : at + size_bytes], "little")
+    return size + 256 if size_bytes == 2 else size
+
+
+_FORMS: Mapping[tuple[type, ...], tuple[_Size, _Decode]] = {
+    (): (len, _copy),
+    (ZstdCodec,): (_zstd_size, numcodecs.zstd.decompress),
+    (BloscCodec,): (_blosc_size, numcodecs.blosc.decompress),
+}
+"""By compressors: the decoded size of a chunk, and the decoder."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +64,11 @@ class ChunkDecoder:
 
     Parameters
     ----------
-    decode : decodes the compressor's bytes.
+    size_of, decode : the entry of the compressors in ``_FORMS``.
     n_check : number of bytes of the CRC-32C at the end of each chunk.
     """
 
+    size_of: _Size
     decode: _Decode
     n_check: int
 
@@ -52,17 +79,15 @@ class ChunkDecoder:
         None if its chunks are cut along other axes, or encoded in a way that only Zarr knows.
         """
         serializer, codecs = array.serializer, tuple(array.compressors)
-        if (
-            array.filters
-            or not isinstance(serializer, BytesCodec)
-            or array.chunks[1:] != array.shape[1:]
+        if array.filters or array.chunks[1:] != array.shape[1:]:
+            return None
+        if not isinstance(serializer, BytesCodec) or (
+            serializer.endian is not None and serializer.endian.value != sys.byteorder
         ):
             return None
-        if serializer.endian is not None and serializer.endian.value != sys.byteorder:
-            return None
         n_check = _CRC_BYTES if codecs and isinstance(codecs[-1], Crc32cCodec) else 0
-        decode = _decode_of(codecs[:-1] if n_check else codecs)
-        return None if decode is None else cls(decode, n_check)
+        form = _FORMS.get(tuple(type(codec) for codec in (codecs[:-1] if n_check else codecs)))
+        return None if form is None else cls(*form, n_check)
 
     def __call__(self, encoded: bytes, out: NDArray[Any], *, with_crc: bool = False) -> None:
         """Decode a chunk.
@@ -86,8 +111,12 @@ class ChunkDecoder:
         ):
             raise ValueError("it does not have the CRC-32C that stands at its end")
         try:
+            size = self.size_of(body)
+            # The decoders would silently leave the rest of a larger buffer as it is.
+            if size != out.nbytes:
+                raise ValueError(f"it holds {size} bytes, {out.nbytes} were expected")
             self.decode(body, out)
-        except (ValueError, RuntimeError, LookupError, struct.error) as error:
+        except (RuntimeError, LookupError) as error:
             raise ValueError(str(error)) from error
 
 
@@ -108,11 +137,10 @@ class LocalChunks:
     ) -> None:
         self._places, self._meta, self._decode = places, meta, decode
         self.mapped: NDArray[Any] | None = None
-        whole = all(place is None or (place.path and place.offset == 0) for place in places)
-        if meta.codec == "raw" and whole:
+        in_files = all(not place or (place.inline is None and not place.offset) for place in places)
+        if meta.codec == "raw" and in_files:
             pieces = [
-                FilePiece(place.path, n_more=decode.n_check) if place and place.path else None
-                for place in places
+                FilePiece(place.file, n_more=decode.n_check) if place else None for place in places
             ]
             piece = (meta.chunk_rows, *meta.shape[1:])
             mapped = map_pieces(pieces, piece, np.dtype(meta.dtype), meta.fill)
@@ -139,46 +167,3 @@ def local_chunks(
         return None
     places = locate_rows(nodes, root, array.basename, meta.n_chunks)
     return None if places is None else LocalChunks(places, meta, decode)
-
-
-def _decode_of(compressors: tuple[Any, ...]) -> _Decode | None:
-    match compressors:
-        case ():
-            return _copy
-        case (ZstdCodec(),):
-            return _unpack_zstd
-        case (BloscCodec(),):
-            return _unpack_blosc
-        case _:
-            return None
-
-
-def _copy(encoded: memoryview, out: NDArray[Any]) -> None:
-    _check_size(len(encoded), out)
-    out.reshape(-1).view(np.uint8)[:] = np.frombuffer(encoded, dtype=np.uint8)
-
-
-def _unpack_blosc(encoded: memoryview, out: NDArray[Any]) -> None:
-    # The decoder would silently leave the rest of a larger buffer as it is.
-    _check_size(struct.unpack_from("<I", encoded, _BLOSC_SIZE_AT)[0], out)
-    numcodecs.blosc.decompress(encoded, out)
-
-
-def _unpack_zstd(encoded: memoryview, out: NDArray[Any]) -> None:
-    _check_size(_zstd_size(encoded), out)
-    numcodecs.zstd.decompress(encoded, out)
-
-
-def _zstd_size(encoded: memoryview) -> int:
-    """Return the decoded size in the header of a Zstandard frame (RFC 8878, 3.1.1.1)."""
-    descriptor = encoded[4]
-    single_segment = bool(descriptor & 0x20)
-    size_bytes = (int(single_segment), 2, 4, 8)[descriptor >> 6]
-    at = 5 + (not single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    size = int.from_bytes(encoded[at : at + size_bytes], "little")
-    return size + 256 if size_bytes == 2 else size
-
-
-def _check_size(n_bytes: int, out: NDArray[Any]) -> None:
-    if n_bytes != out.nbytes:
-        raise ValueError(f"it holds {n_bytes} bytes, {out.nbytes} were expected")

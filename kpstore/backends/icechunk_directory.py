@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import icechunk
 import zarr
 
-from kpstore.backends.base import MAIN, ArrayMeta, Chunks
-from kpstore.backends.checksums import TABLE
-from kpstore.backends.icechunk_chunks import local_chunks
+from kpstore.backends.base import MAIN
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
 from kpstore.backends.icechunk_manifests import (
-    ChunkPlace,
     Nodes,
-    locate_chunks,
-    locate_rows,
     nodes_of,
 )
 from kpstore.backends.icechunk_names import Names
@@ -39,7 +32,6 @@ _CONFIG = icechunk.RepositoryConfig(
     manifest=icechunk.ManifestConfig(preload=icechunk.ManifestPreloadConfig(max_total_refs=0))
 )
 
-SIDECAR = "kpstore"
 _N_VERSIONS = 4
 """Number of versions whose descriptions of arrays are kept in memory."""
 
@@ -55,18 +47,18 @@ class IcechunkDirectory:
     def __init__(self, location: str) -> None:
         self.location = str(Path(location))
         """Path of the directory, as it was given."""
-        # Forks and pickles go to processes that may work in another folder.
-        self._path = Path(location).absolute()
+        # Absolute, as forks and pickles go to processes that may work in another folder.
+        self.path = Path(location).absolute()
         self._nodes_of: dict[str, Nodes | None] = {}
 
     @property
     def sidecar_dir(self) -> Path:
         """Directory for locks and live progress."""
-        return self._path / SIDECAR
+        return self.path / "kpstore"
 
     def exists(self) -> bool:
         """Whether the directory holds an Icechunk repository."""
-        return (self._path / "refs").is_dir() and (self._path / "snapshots").is_dir()
+        return (self.path / "refs").is_dir() and (self.path / "snapshots").is_dir()
 
     def close(self) -> None:
         """Close the repository."""
@@ -77,13 +69,13 @@ class IcechunkDirectory:
     def _repository(self) -> icechunk.Repository:
         # Icechunk creates the directory of any path that it is given, so look before asking it.
         if not self.exists():
-            what = "is not a kpstore store" if self._path.exists() else "does not exist"
+            what = "is not a kpstore store" if self.path.exists() else "does not exist"
             raise NotFoundError(
                 f"{self.location} {what}; 'kpstore ingest' and 'kpstore import' make one"
             )
         try:
             return icechunk.Repository.open(
-                icechunk.local_filesystem_storage(str(self._path)), config=_CONFIG
+                icechunk.local_filesystem_storage(str(self.path)), config=_CONFIG
             )
         except icechunk.IcechunkError as error:
             # Icechunk opens nothing without its main branch, and does not say which file is at
@@ -100,19 +92,19 @@ class IcechunkDirectory:
 
     @cached_property
     def _records(self) -> VersionRecords:
-        return VersionRecords(self._path, self.location, self._repo)
+        return VersionRecords(self.path, self.location, self._repo)
 
     # -- arrays of a version -----------------------------------------------------------------------
 
     def array_names(self, snapshot: str) -> frozenset[str]:
         """Return the names of all arrays of a version, the table of checksums included."""
-        nodes = self._nodes(snapshot)
+        nodes = self.nodes(snapshot)
         if nodes is not None:
             return frozenset(nodes)
         store = self._repo().readonly_session(snapshot_id=snapshot).store
         return frozenset(name for name, _ in zarr.open_group(store, mode="r").arrays())
 
-    def _nodes(self, snapshot: str) -> Nodes | None:
+    def nodes(self, snapshot: str) -> Nodes | None:
         """Return :func:`nodes_of` a version, kept because each session asks several times."""
         repo = self._repo()
         if snapshot in self._nodes_of:
@@ -124,24 +116,6 @@ class IcechunkDirectory:
         for old in list(self._nodes_of)[:-_N_VERSIONS]:
             self._nodes_of.pop(old, None)
         return found
-
-    def local_chunks(self, snapshot: str, array: zarr.Array[Any], meta: ArrayMeta) -> Chunks | None:
-        """Return an array's chunks as files of this directory, or None where they are not."""
-        return local_chunks(self._nodes(snapshot), self._path, array, meta)
-
-    def table_chunks(self, snapshot: str) -> Mapping[tuple[int, ...], ChunkPlace] | None:
-        """Return the places of the chunks of a version's table of checksums, or None."""
-        return locate_chunks(self._nodes(snapshot), self._path, TABLE)
-
-    def places(self, snapshot: str, name: str, n_chunks: int) -> Sequence[str] | None:
-        """Return the file of each chunk, relative to this directory; None if unknown."""
-        places = locate_rows(self._nodes(snapshot), self._path, name, n_chunks)
-        if places is None:
-            return None
-        return [
-            "no file" if place is None else str(place.file.relative_to(self._path))
-            for place in places
-        ]
 
     # -- commits -----------------------------------------------------------------------------------
 

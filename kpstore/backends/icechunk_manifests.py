@@ -79,11 +79,6 @@ class ChunkPlace:
     length: int = 0
     inline: bytes | None = None
 
-    @property
-    def path(self) -> Path | None:
-        """The chunk's own file; None if it has none."""
-        return self.file if self.inline is None else None
-
     def read(self) -> bytes:
         """Return the encoded bytes; :class:`ValueError` if the file does not have them."""
         if self.inline is not None:

@@ -17,6 +17,7 @@ from kpstore.backends.checksums import TABLE
 from kpstore.backends.icechunk_manifests import nodes_of
 from kpstore.backends.icechunk_names import Kind, Names, Ref, file_of, read_refs
 from kpstore.backends.ledger import Ledger, LedgerRecords, LedgerText, file_sum
+from kpstore.errors import CorruptError
 
 _log = logging.getLogger(__name__)
 
@@ -130,13 +131,12 @@ class VersionRecords:
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def damage_of(self, version: str) -> str:
-        """Return what is wrong with the snapshot of a version; empty if it is sound."""
+    def check_snapshot(self, version: str) -> None:
+        """Raise :class:`CorruptError` if the snapshot of a version is not what was written."""
         file = f"snapshots/{version}"
-        expected = self._ledger.read().sum_of(file)
-        if expected is None or (found := file_sum(self._root / file)) == expected:
-            return ""
-        return _wrong_file(file, found, f"version {version} of {self._location}")
+        expected, found = self._ledger.read().sum_of(file), file_sum(self._root / file)
+        if expected is not None and found != expected:
+            raise CorruptError(_wrong_file(file, found, f"version {version} of {self._location}"))
 
     def names(self, kind: Kind) -> Names:
         """Return all branches or tags, and the problems of those that are damaged.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from kpstore.backends.base import ArrayMeta, Chunks, SessionChunks
 from kpstore.backends.checksums import TABLE
 from kpstore.backends.icechunk_arrays import BadChunkError, meta_of, read_chunks
+from kpstore.backends.icechunk_chunks import local_chunks
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line, guard_fork
+from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, locate_rows
 from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.errors import CorruptError, NotFoundError
 
@@ -31,7 +33,7 @@ class Session:
         self._metas: dict[str, ArrayMeta] = {}
         self._table: ChecksumTable | None = None
         self._sums: dict[str, NDArray[np.uint64] | None] = {}
-        self._places: dict[str, Sequence[str] | None] = {}
+        self._places: dict[str, list[ChunkPlace | None] | None] = {}
 
     @property
     def snapshot(self) -> str:
@@ -94,7 +96,8 @@ class Session:
         return self._sums[name]
 
     def _open_table(self) -> ChecksumTable:
-        return ChecksumTable.open(self._group, self._home.table_chunks(self.snapshot))
+        places = locate_chunks(self._home.nodes(self.snapshot), self._home.path, TABLE)
+        return ChecksumTable.open(self._group, places)
 
     def _expected(self, name: str, chunks: range) -> list[int] | None:
         """Return the checksums of some chunks; None in a store of format 1."""
@@ -126,9 +129,13 @@ class Session:
     def place(self, name: str, chunk: int) -> str:
         """Return the file that holds a chunk, relative to the store."""
         if name not in self._places:
-            self._places[name] = self._home.places(self.snapshot, name, self.meta(name).n_chunks)
+            nodes, n_chunks = self._home.nodes(self.snapshot), self.meta(name).n_chunks
+            self._places[name] = locate_rows(nodes, self._home.path, name, n_chunks)
         places = self._places[name]
-        return f"chunk {chunk}" if places is None or chunk >= len(places) else places[chunk]
+        if places is None or chunk >= len(places):
+            return f"chunk {chunk}"
+        place = places[chunk]
+        return "no file" if place is None else str(place.file.relative_to(self._home.path))
 
 
 class IcechunkReadSession(Session):
@@ -141,6 +148,7 @@ class IcechunkReadSession(Session):
     def chunks(self, name: str) -> Chunks:
         """Return the chunks of an array: its files where possible."""
         if name not in self._chunks:
-            found = self._home.local_chunks(self.snapshot, self._array(name), self.meta(name))
+            nodes = self._home.nodes(self.snapshot)
+            found = local_chunks(nodes, self._home.path, self._array(name), self.meta(name))
             self._chunks[name] = found or SessionChunks(self, name)
         return self._chunks[name]

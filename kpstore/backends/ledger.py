@@ -54,16 +54,6 @@ class LedgerRecords:
     tags: dict[str, list[str]] = field(default_factory=dict)
     damaged: list[int] = field(default_factory=list)
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Add a line."""
-        self.files.update(record.get("files", {}))
-        if "version" in record:
-            self.parents[record["version"]] = record["parent"]
-        if "branch" in record:
-            self.branches[record["branch"]] = record["is"]
-        if "tag" in record:
-            self.tags[record["tag"]] = record["is"]
-
 
 @dataclass(frozen=True)
 class LedgerText:
@@ -79,8 +69,14 @@ class LedgerText:
             record = _parse(line)
             if record is None:
                 found.damaged.append(number)
-            else:
-                found.add(record)
+                continue
+            found.files.update(record.get("files", {}))
+            if "version" in record:
+                found.parents[record["version"]] = record["parent"]
+            if "branch" in record:
+                found.branches[record["branch"]] = record["is"]
+            if "tag" in record:
+                found.tags[record["tag"]] = record["is"]
         return found
 
     def named(self, kind: str, name: str) -> list[str] | None:

@@ -74,8 +74,10 @@ def map_pieces(
         return None
     memory = _Memory(len(pieces) * piece_bytes, len(pieces))
     fill_bytes = np.full(piece, fill, dtype=dtype).tobytes() if None in pieces else b""
-    fill_file = _memory_file(fill_bytes) if any(fill_bytes) else None
+    fill_file = os.memfd_create("kpstore-fill", os.MFD_CLOEXEC) if any(fill_bytes) else None
     try:
+        if fill_file is not None:
+            os.write(fill_file, fill_bytes)
         for number, found in enumerate(pieces):
             if found is None:
                 if fill_file is not None:
@@ -106,12 +108,6 @@ def _place(memory: _Memory, piece: FilePiece, at: int, size: int) -> bool:
         return True
     finally:
         os.close(file)
-
-
-def _memory_file(content: bytes) -> int:
-    file = os.memfd_create("kpstore-fill", os.MFD_CLOEXEC)
-    os.write(file, content)
-    return file
 
 
 def _give_back(libc: Any, address: int, size: int, n_pieces: int) -> None:
