@@ -42,7 +42,7 @@ The array ``""`` stands for the root.
 
 
 class Changes(Session):
-    """Changes in a copy of the file, made when the first change comes."""
+    """Changes in a copy of the file, which the first change creates."""
 
     def __init__(self, home: StoreFile, file: h5py.File, snapshot: str) -> None:
         super().__init__(home, file, snapshot)
@@ -227,7 +227,7 @@ class Changes(Session):
         self._note("delete", name, touched={(name, "meta")})
 
     def write(self, name: str, start: int, values: NDArray[Any]) -> None:
-        """Write any run of rows; what it overwrites is kept for the version before.
+        """Write any run of rows; overwritten chunks are kept for the version before.
 
         Raises
         ------

@@ -58,7 +58,7 @@ class HDF5WriteSession(Changes):
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
         """Make the copy the file, as the next version.
 
-        The changes go on top of commits that others have made since of other data.
+        Commits that other writers have made to other data since are kept.
         """
         if not self._steps and not self._spent:
             self.discard()
@@ -217,7 +217,9 @@ class HDF5WriteSession(Changes):
         try:
             rows = self._told(what, name, lambda: wanted.read_chunk(chunk))
         except CorruptError as error:
-            raise CorruptError(f"{error}; so nobody can go back to that version") from error
+            raise CorruptError(
+                f"{error}; so that version cannot become the newest one again"
+            ) from error
         start, stop = wanted.meta.rows_of(chunk)
         if rows is None:
             if self._told(what, name, self._array(name).piece(chunk).byte) is None:

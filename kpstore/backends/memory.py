@@ -39,7 +39,7 @@ _Key = tuple[str, int | str]
 
 @dataclass
 class _Tree:
-    """All arrays at one version, and what the commit that made it touched."""
+    """All arrays at one version, and what its commit touched."""
 
     attrs: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, tuple[ArrayMeta, NDArray[Any]]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class MemoryBackend:
         self.location = location
 
     def exists(self) -> bool:
-        """Whether a store of that name was made in this process."""
+        """Whether this process has created a store of that name."""
         return self.location in _repositories
 
     def _repo(self) -> _Repository:

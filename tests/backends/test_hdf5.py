@@ -626,7 +626,7 @@ def test_damage_that_is_overwritten_stays_damage_in_older_versions(
             old.read(name, start, stop)
         old.read(name, 128, 192)
     assert not list(backend.examine())
-    with pytest.raises(CorruptError, match="so nobody can go back to that version"):
+    with pytest.raises(CorruptError, match="so that version cannot become the newest one again"):
         backend.reset_branch(MAIN, versions[-1], expected=repaired)
 
 

@@ -66,7 +66,7 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk, read, write = Disk(), memory._View.read, memory._WriteSession.write
+    disk, read, write = Disk(), memory._Session.read, memory._WriteSession.write
 
     def checked_read(view: Any, name: str, start: int, stop: int) -> NDArray[Any]:
         disk.check(view, name, start, stop)
@@ -76,7 +76,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
         disk.write(view, name, start, len(values))
         write(view, name, start, values)
 
-    monkeypatch.setattr(memory._View, "read", checked_read)
+    monkeypatch.setattr(memory._Session, "read", checked_read)
     monkeypatch.setattr(memory._WriteSession, "write", checked_write)
     return disk
 
@@ -262,7 +262,7 @@ def unreadable_checksums(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         if name in names:
             raise CorruptError(f"the checksums of {name!r} cannot be read: damaged")
 
-    monkeypatch.setattr(memory._View, "checksums", checksums)
+    monkeypatch.setattr(memory._Session, "checksums", checksums)
 
 
 def test_values_whose_checksums_cannot_be_read_are_not_given_up(
@@ -313,14 +313,14 @@ def test_an_older_version_that_reads_well_is_named(
     store = fill(kpstore.create(memory_location()), done=("a",))
     with store.transaction("more") as tx:
         tx.write("points", "b", rows_of("b", 9))
-    newest, read = store.at().snapshot, memory._View.read
+    newest, read = store.at().snapshot, memory._Session.read
 
     def damaged_now(view: Any, name: str, start: int, stop: int) -> NDArray[Any]:
         if view.snapshot == newest and name == "n_frames":
             raise CorruptError("rows 0:4 of 'n_frames' cannot be read: wrong checksum")
         return read(view, name, start, stop)
 
-    monkeypatch.setattr(memory._View, "read", damaged_now)
+    monkeypatch.setattr(memory._Session, "read", damaged_now)
     (line,) = repair(store.location).left
     assert f"version {store.snapshot} holds it whole: 'kpstore convert" in line
 
@@ -332,14 +332,14 @@ def test_a_newest_version_that_does_not_open_names_one_that_does(
     store.tag("good")
     with store.transaction("more") as tx:
         tx.write("points", "b", rows_of("b", 9))
-    newest, attrs = store.at().snapshot, memory._View.attrs
+    newest, attrs = store.at().snapshot, memory._Session.attrs
 
     def damaged_now(view: Any) -> Any:
         if view.snapshot == newest:
             raise CorruptError("its attributes cannot be read")
         return attrs(view)
 
-    monkeypatch.setattr(memory._View, "attrs", damaged_now)
+    monkeypatch.setattr(memory._Session, "attrs", damaged_now)
     with pytest.raises(
         CorruptError,
         match=r"cannot be opened \(its attr.*version good can: 'kpstore convert .*--to good",
