@@ -25,7 +25,7 @@ from benchmarks.cases import (
     summary,
 )
 from kpstore.backends import icechunk
-from kpstore.backends.icechunk_sessions import IcechunkFork
+from kpstore.backends.icechunk_fork import IcechunkFork
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
 from kpstore.store.transaction import Transaction

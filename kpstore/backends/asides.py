@@ -1,4 +1,4 @@
-"""Files that are made beside the place that they will take: their names, what is left of them, the room they need."""
+"""Files that are written beside the place that they will take: names, remains, and room."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ import uuid
 from pathlib import Path
 
 _SPARE_BYTES = 32 * 2**20
-"""Left free on the disk: for what HDF5 writes of its own."""
+"""Left free on the disk, for HDF5's own metadata."""
 _FICLONE = 0x40049409
-"""Linux: let a file share another one's blocks until one of them is changed."""
+"""Linux's ioctl that lets a file share another one's blocks until either is changed."""
 
 
 def aside_of(path: Path, what: str) -> Path:
-    """Return a new name beside ``path`` for what is being made; it says which process makes it.
+    """Return a new path beside ``path``, with the writing process in its name.
 
-    It ends like ``path`` does: what becomes of a store hangs on that.
+    It has the suffix of ``path``, which decides the backend of a store.
     """
     host, number = _host(), uuid.uuid4().hex[:8]
     return path.with_name(f".{what}-{host}-{os.getpid()}-{number}.{path.name}")
 
 
 def left_overs(path: Path, what: str) -> list[Path]:
-    """Return what processes that are gone have left of making ``path``: names of :func:`aside_of`.
+    """Return the paths of :func:`aside_of` whose processes no longer run.
 
-    One of which nothing is left but files that were being made beside it in turn is named as well.
+    A path is also returned if only files that were written beside it in turn are left.
     """
     start, end = f".{what}-", f".{path.name}"
     found: dict[Path, None] = {}
     for entry in os.listdir(path.parent) if path.parent.is_dir() else ():
-        # ".writing-….building-….s.h5" was to become ".building-….s.h5".
+        # ".writing-….building-….s.h5" would have become ".building-….s.h5".
         name = entry[max(0, entry.rfind(start)) :]
         parts = name[len(start) : -len(end)].split("-")
         ours = (
             name.startswith(start) and name.endswith(end) and len(parts) == 3 and parts[1].isdigit()
         )
-        # A process of another machine cannot be looked up from here, and may still be at work.
+        # A process of another machine cannot be checked from here, and may still be at work.
         if ours and parts[0] == _host() and not _runs(int(parts[1])):
             found[path.with_name(name)] = None
     return list(found)
@@ -54,22 +54,19 @@ def _runs(process: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # it runs, for another user
     return True
 
 
 def check_room(path: Path, n_bytes: int) -> None:
-    """Raise :class:`OSError` if a disk has no room for so much more: HDF5 itself does not survive to find that out."""
+    """Raise :class:`OSError` if a disk has no room for ``n_bytes``; a full disk breaks HDF5."""
     about = os.statvfs(path.parent)
     if about.f_bavail * about.f_frsize < n_bytes + _SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def copy_blocks(source: int, target: int) -> None:
-    """Copy an open file into another, given by their numbers.
-
-    For nothing where the file system shares blocks.
-    """
+    """Copy an open file to another, by their numbers; free where the file system shares blocks."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:
@@ -79,7 +76,7 @@ def copy_blocks(source: int, target: int) -> None:
 
 
 def make_durable(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would survive a power cut."""
+    """Wait until a file, or the names in a folder, are safe from a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -3,12 +3,12 @@
 A backend knows arrays, rows, chunks and commits; it knows nothing of videos or keypoints. Three
 kinds of object:
 
-- a :class:`Backend` is one place (a directory, a file, a bucket): it resolves versions and hands
-  out sessions;
+- a :class:`Backend` is one place (a directory, a file, a bucket): it finds versions and opens
+  sessions;
 - a :class:`ReadSession` is one version of all arrays; it never changes;
-- a :class:`WriteSession` is a set of changes on top of a version, which becomes the next version or
-  vanishes. Its :class:`Fork` is the part that other processes get: they write whole chunks, and the
-  session merges what they wrote.
+- a :class:`WriteSession` is a set of changes to a version. They become the next version or are
+  discarded. Other processes get a :class:`Fork` of it: they write whole chunks, and the session
+  merges them.
 
 All arrays are chunked along their first axis alone, so a chunk is a run of rows.
 """
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from kpstore.errors import ConflictError, InvalidError
 
 MAIN = "main"
-"""The branch that a new store has, and that everything reads and writes unless told otherwise."""
+"""The branch of a new store, and the default for reading and writing."""
 
 Codec = Literal["raw", "lz4", "zstd"]
 TEXT = "str"
@@ -73,7 +73,7 @@ class ArrayMeta:
 
     @property
     def row_bytes(self) -> int:
-        """Memory that one row takes; text is taken to need a hundred bytes a value."""
+        """Memory of one row; for text, an estimate of a hundred bytes a value."""
         item_bytes = _TEXT_BYTES if self.dtype == TEXT else np.dtype(self.dtype).itemsize
         return item_bytes * int(np.prod(self.shape[1:]))
 
@@ -99,16 +99,16 @@ class ArrayMeta:
         return np.full(shape, self.fill, dtype=self.dtype)
 
     def check_rows(self, name: str, start: int, n_rows: int) -> None:
-        """Raise :class:`InvalidError` if rows ``start`` to ``start + n_rows`` are not all inside the array."""
+        """Raise :class:`InvalidError` unless the array has rows ``start`` to ``start + n_rows``."""
         if start < 0 or n_rows < 0 or start + n_rows > self.n_rows:
             raise InvalidError(
                 f"rows {start}:{start + n_rows} of {name!r} asked for; it has {self.n_rows}"
             )
 
     def check_values(self, name: str, start: int, values: NDArray[Any]) -> None:
-        """Raise :class:`InvalidError` unless ``values`` are whole rows that fit in at ``start``.
+        """Raise :class:`InvalidError` unless ``values`` are whole rows that fit at ``start``.
 
-        Zarr takes values that are too wide without a word, and numpy would repeat one row over
+        Zarr silently accepts values that are too wide, and numpy would broadcast one row over
         many.
         """
         if values.ndim != len(self.shape) or values.shape[1:] != self.shape[1:]:
@@ -119,14 +119,14 @@ class ArrayMeta:
         self.check_rows(name, start, len(values))
 
     def has_short_chunk(self, start: int, n_rows: int) -> bool:
-        """Whether rows from ``start`` on reach into a last chunk that is shorter than the others."""
+        """Whether these rows reach into a last chunk that is shorter than the others."""
         return n_rows > 0 and start + n_rows == self.n_rows and self.n_rows % self.chunk_rows > 0
 
     def check_whole_chunks(self, name: str, start: int, n_rows: int) -> None:
-        """Raise :class:`InvalidError` unless the rows are whole chunks (the last chunk may end with the array).
+        """Raise :class:`InvalidError` unless the rows are whole chunks.
 
-        Two forks that each write a part of one chunk lose one part without a word, on every storage
-        system that knows only whole objects; so a fork refuses parts of chunks.
+        The last chunk may end with the array. A fork refuses parts of chunks because storage keeps
+        whole objects: of two forks that each write a part of one chunk, one would silently lose.
         """
         self.check_rows(name, start, n_rows)
         stop = start + n_rows
@@ -139,34 +139,29 @@ class ArrayMeta:
 
 @dataclass(frozen=True)
 class SessionChunks:
-    """Chunks read through their session, which always works.
+    """Chunks read through their session; works for every array of numbers.
 
     Parameters
     ----------
-    session : the session.
-    name : array of numbers.
-    mapped : its memory, if the session has it.
+    mapped : the array's rows, if the session has them in memory.
     """
 
     session: ReadSession
     name: str
     mapped: NDArray[Any] | None = None
-
-    @property
-    def how(self) -> str:
-        """Where chunks are read from."""
-        return "by the backend's own library"
+    how = "by the backend's own library"
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk; see :class:`Chunks`."""
-        meta = self.session.meta(self.name)
-        start = number * meta.chunk_rows
-        stop = min(start + meta.chunk_rows, meta.n_rows)
+        start, stop = self.session.meta(self.name).rows_of(number)
         out[: stop - start] = self.session.read(self.name, start, stop)
 
 
 def check_short_end(meta: ArrayMeta, name: str, n_rows: int) -> None:
-    """Raise :class:`ConflictError` if an array has grown since a fork wrote its short last chunk at ``n_rows``."""
+    """Raise :class:`ConflictError` if an array has grown since a fork wrote its short last chunk.
+
+    ``n_rows`` is the length that the fork saw.
+    """
     if meta.n_rows != n_rows:
         raise ConflictError(
             f"{name!r} has grown from {n_rows} to {meta.n_rows} rows since a fork wrote its last "
@@ -176,7 +171,7 @@ def check_short_end(meta: ArrayMeta, name: str, n_rows: int) -> None:
 
 @dataclass(frozen=True)
 class Commit:
-    """One version: who it follows, when and why it was made.
+    """One version: its parent, and when and why it was committed.
 
     ``metadata`` holds JSON values; ``time`` is in UTC.
     """
@@ -190,10 +185,10 @@ class Commit:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend can do; asked before work starts.
+    """What a backend can do; checked before work starts.
 
-    ``parallel_writers`` tells whether forks may write at the same time in several processes;
-    without it the driver writes every row itself.
+    ``parallel_writers`` tells whether forks in several processes may write at the same time;
+    otherwise the driver writes every row itself.
     """
 
     branches: bool = True
@@ -201,22 +196,19 @@ class Capabilities:
 
 
 class Chunks(Protocol):
-    """The chunks of one array of numbers, for a reader that plans by chunk. Safe to use from several threads.
+    """The chunks of one array of numbers, for a reader that plans by chunk.
 
-    Nothing is checked here against the session's checksums: who reads decides when to
-    (:mod:`kpstore.store.reader`).
+    Safe to use from several threads. Chunks are not compared with the session's checksums here:
+    the reader decides when to do that (:mod:`kpstore.store.reader`).
     """
 
     @property
     def mapped(self) -> NDArray[Any] | None:
-        """All rows as read-only memory that nobody has to read first.
-
-        None where there is no such thing.
-        """
+        """All rows as read-only mapped memory; None where chunks have to be read."""
 
     @property
     def how(self) -> str:
-        """Where chunks are read from, in a few words, for people who measure."""
+        """Where chunks are read from, in a few words, for benchmarks."""
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk into ``out`` (chunk_rows, *row shape), in C order.
@@ -240,7 +232,7 @@ class ReadSession(Protocol):
 
     @property
     def snapshot(self) -> str:
-        """Id of the version that this session shows (a write session: the version that it builds upon)."""
+        """Id of the version that this session reads, or that a write session changes."""
 
     def attrs(self) -> Mapping[str, Any]:
         """JSON attributes of the whole store."""
@@ -249,40 +241,38 @@ class ReadSession(Protocol):
         """Names of all arrays, sorted."""
 
     def meta(self, name: str) -> ArrayMeta:
-        """Return shape and type of an array; :class:`NotFoundError` if there is none."""
+        """Return shape and type of an array; :class:`NotFoundError` for an unknown name."""
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return rows ``start`` to ``stop`` as a new array.
-
-        Every chunk that they lie in is checked.
+        """Return rows ``start`` to ``stop`` as a new array, after checking their chunks.
 
         Raises
         ------
         CorruptError
-            If a chunk cannot be read, or is not what was committed at its place; the message names
-            rows, array and file.
+            If a chunk cannot be read, or is not what was committed there; the message names rows,
+            array and file.
         """
 
     def checksums(self, name: str) -> NDArray[np.uint64] | None:
-        """Return what each chunk's values add up to (:func:`kpstore.backends.checksums.checksum`), (chunks,).
+        """Return the checksum of each chunk (:mod:`kpstore.backends.checksums`), (chunks,).
 
-        0 for a chunk that nobody wrote. None where the store keeps none (format 1), or nothing can
-        be damaged.
+        0 for a chunk that was never written. None where the store keeps no checksums: in format 1
+        and in memory.
         """
 
     def place(self, name: str, chunk: int) -> str:
-        """Return where a chunk lies, for people: a file relative to the store, or a byte of the store's one file."""
+        """Return where a chunk is stored, for messages: a file of the store, or a byte of it."""
 
     def chunks(self, name: str) -> Chunks:
         """Return the chunks of an array of numbers.
 
-        What it needs to know of the store is read now, not later.
+        All metadata is read now, not when a chunk is.
         """
 
     def digest(self, name: str) -> str | None:
         """Return :func:`text_digest` of an array of text as it was committed.
 
-        None for numbers, and where the backend checks text whenever it is read.
+        None for numbers, and where every chunk of text has a checksum.
         """
 
 
@@ -293,16 +283,16 @@ class Fork(Protocol):
         """Write whole chunks; anything else is an :class:`InvalidError`."""
 
     def check(self) -> None:
-        """Read every chunk that was written through this fork, from where this process sees the store.
+        """Read every chunk that was written through this fork, as this process sees the store.
 
-        The driver asks it before it takes over what another process claims to have written, perhaps
+        The driver calls this before it merges the fork of another process, which may have written
         to another disk.
 
         Raises
         ------
         CorruptError
-            If a chunk is not there, or holds other values than were written; the message names
-            array and rows.
+            If a chunk is missing or holds other values than were written; the message names array
+            and rows.
         """
 
 
@@ -320,10 +310,10 @@ class WriteSession(ReadSession, Protocol):
         """Replace the attributes of one array."""
 
     def create(self, name: str, meta: ArrayMeta) -> None:
-        """Make an array of unwritten rows; :class:`ExistsError` if the name is taken."""
+        """Create an array of unwritten rows; :class:`ExistsError` if the name is taken."""
 
     def resize(self, name: str, n_rows: int) -> None:
-        """Make an array longer by unwritten rows; :class:`InvalidError` for a smaller number."""
+        """Append unwritten rows up to ``n_rows``; :class:`InvalidError` for a smaller number."""
 
     def delete(self, name: str) -> None:
         """Remove an array from this version on."""
@@ -332,13 +322,12 @@ class WriteSession(ReadSession, Protocol):
         """Write any run of rows."""
 
     def fork(self) -> Fork:
-        """Return a writer for another process.
-
-        Only while nothing was changed through this session.
-        """
+        """Return a writer for another process, while this session has no changes of its own."""
 
     def merge(self, forks: Sequence[Fork]) -> None:
-        """Take over what forks of this session, or of a session on an earlier version of the branch, have written.
+        """Take over what forks have written.
+
+        They are forks of this session, or of a session on an earlier version of the branch.
 
         Raises
         ------
@@ -348,10 +337,10 @@ class WriteSession(ReadSession, Protocol):
         """
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
-        """Make the changes the branch's next version and return its id; the session is then spent.
+        """Commit the changes as the branch's next version and return its id.
 
-        Without changes there is no new version: the id of the one that the session builds upon
-        comes back.
+        The session is then spent. Without changes there is no new version: the id of the session's
+        own version is returned.
 
         Raises
         ------
@@ -361,15 +350,15 @@ class WriteSession(ReadSession, Protocol):
         """
 
     def discard(self) -> None:
-        """Forget all changes; the session is then spent."""
+        """Discard all changes; the session is then spent."""
 
 
 class Backend(Protocol):
-    """One store's place. Cheap to make (of a location alone), picklable, opened when first used.
+    """The place of one store. Cheap to create from a location, picklable, opened at first use.
 
-    What is registered as a backend (``kpstore.backends``) makes one when it is called, and says
-    which locations are its own by ``claims(location)``: a class with a classmethod of that name, or
-    an object like those of :mod:`kpstore.backends.places`.
+    An entry point of the group ``kpstore.backends`` is called with a location and returns a
+    backend; its ``claims(location)`` says which locations it handles. It is a class with a
+    classmethod of that name, or an object like those of :mod:`kpstore.backends.places`.
     """
 
     @property
@@ -382,24 +371,21 @@ class Backend(Protocol):
 
     @property
     def sidecar_dir(self) -> Path | None:
-        """A local directory for locks and live progress, not part of any version.
-
-        None where there is none.
-        """
+        """Local directory for locks and live progress, outside all versions; None in memory."""
 
     def exists(self) -> bool:
-        """Whether there is a store at this place; touches nothing."""
+        """Whether there is a store at this place; changes nothing."""
 
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
-        """Make an empty store with one version and return its id.
+        """Create an empty store with one version and return its id.
 
         :class:`ExistsError` if the place is taken.
         """
 
     def move(self, location: str) -> None:
-        """Give the store, with all its versions, another place of the same kind, in one step.
+        """Move the store with all its versions to another place of the same kind, in one step.
 
-        This object, and what was opened through it, is then spent.
+        This object, and everything opened through it, is then spent.
 
         Raises
         ------
@@ -408,61 +394,54 @@ class Backend(Protocol):
         """
 
     def remove(self) -> None:
-        """Remove the store with all its versions; nothing happens if there is none."""
+        """Remove the store with all its versions, if it exists."""
 
     def close(self) -> None:
-        """Let go of open files. Views stay as they are.
-
-        Whatever is asked of the backend later opens it again.
-        """
+        """Close open files; open sessions stay usable, and later calls open the store again."""
 
     def session(self, snapshot: str) -> ReadSession:
-        """Open a version by its id; :class:`NotFoundError` if there is none."""
+        """Open a version by its id; :class:`NotFoundError` for an unknown id."""
 
     def begin(self, branch: str = MAIN) -> WriteSession:
-        """Start changes on top of a branch's newest version.
-
-        :class:`NotFoundError` if there is no such branch.
-        """
+        """Start changes to a branch's newest version; :class:`NotFoundError` without the branch."""
 
     def history(self, snapshot: str) -> Iterator[Commit]:
-        """Yield a version and all that it builds upon, newest first.
+        """Yield a version and its ancestors, newest first; the oldest has no parent.
 
-        :class:`NotFoundError` if there is none.
-
-        The oldest has no parent.
+        :class:`NotFoundError` for an unknown id.
         """
 
     def branches(self) -> dict[str, str]:
         """Return branches and the ids of their newest versions."""
 
     def tags(self) -> dict[str, str]:
-        """Return tags and the ids that they name."""
+        """Return tags and the ids of their versions."""
 
     def create_branch(self, name: str, snapshot: str) -> None:
-        """Make a branch that starts at a version; :class:`ExistsError` if the name is taken."""
+        """Create a branch at a version; :class:`ExistsError` if the name is taken."""
 
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make a version the newest one of a branch; :class:`NotFoundError` if either is unknown.
 
-        ``expected`` is what the caller takes for the newest one now: :class:`ConflictError` if it
-        no longer is.
+        ``expected`` is the newest one as the caller knows it: :class:`ConflictError` if another one
+        is newest by now.
         """
 
     def create_tag(self, name: str, snapshot: str) -> None:
-        """Name a version for good; :class:`ExistsError` if the name is, or ever was, taken."""
+        """Tag a version for good; :class:`ExistsError` if the name is, or ever was, taken."""
 
     def delete_tag(self, name: str) -> None:
-        """Remove a tag; :class:`NotFoundError` if there is none."""
+        """Remove a tag; :class:`NotFoundError` for an unknown name."""
 
     def examine(self) -> Iterator[str]:
-        """Yield what is wrong with names and records of versions, one line each: what no chunk's checksum covers.
+        """Yield what is wrong with names and records of versions, one line each.
 
-        All tags, branches and every version that they lead to are looked at, but no values.
+        Checks all tags, branches and every version that they lead to, but no values: those have
+        their checksums.
         """
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
-        """Hold the store for one long write.
+        """Hold the store for one long write; readers go on.
 
-        :class:`BusyError` names who holds it. Does not disturb readers.
+        :class:`BusyError` names the holder.
         """

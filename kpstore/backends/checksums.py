@@ -1,7 +1,7 @@
-"""What a chunk's values add up to: kept for every chunk by its place, so that damage shows when it is read.
+"""Checksums of chunks, kept by the chunk's place so that damage is noticed when it is read.
 
-docs/decisions/008 says why these and not a codec's own: a checksum inside a chunk knows no place,
-and one of decoded values serves every way in which a chunk is kept.
+docs/decisions/008 says why a codec's own checksum is not enough: it does not know the chunk's
+place. One of decoded values serves every way in which a chunk is stored.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from kpstore.backends.base import TEXT, ArrayMeta
 
 TABLE = "chunk_checksums"
-"""Name of the array that a backend may keep checksums in; no array of a store may be called so."""
+"""Array in which a backend may keep checksums; no other array of a store may have this name."""
 
 UNWRITTEN = 0
-"""Of a chunk that nobody wrote, and that has to read as fill."""
+"""Checksum of a chunk that was never written and must read as fill."""
 
 
 def checksum(meta: ArrayMeta, values: NDArray[Any]) -> int:
@@ -27,8 +27,7 @@ def checksum(meta: ArrayMeta, values: NDArray[Any]) -> int:
 
     Parameters
     ----------
-    values : (rows, *row shape), the chunk's rows from its first one on; those that are not given
-        count as fill.
+    values : (rows, *row shape), the first rows of the chunk; the others count as fill.
     """
     if meta.dtype == TEXT:
         texts = values.tolist()
@@ -49,7 +48,7 @@ def _bytes_of(rows: NDArray[Any]) -> memoryview:
 
 
 def matches(meta: ArrayMeta, values: NDArray[Any], expected: int) -> bool:
-    """Whether one chunk's values are those that ``expected`` was made of; see :func:`checksum`."""
+    """Whether one chunk's values have the checksum ``expected``."""
     if expected == UNWRITTEN:
         return checksum(meta, values) == checksum(meta, values[:0])
     return checksum(meta, values) == expected

@@ -1,4 +1,4 @@
-"""Whether names, records and tables of an HDF5 store are sound: all that decides what is read, but not the chunks."""
+"""Checks of an HDF5 store's names, records and tables of checksums, but not of its chunks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import h5py
 
-from kpstore.backends.hdf5_layout import Table
 from kpstore.backends.hdf5_records import (
     DAMAGE,
     HOME,
@@ -16,24 +15,25 @@ from kpstore.backends.hdf5_records import (
     read_json,
     read_names,
     read_record,
+    reason_of,
 )
 from kpstore.backends.hdf5_tree import Tree, newest_tree, older_tree, read_tree
 
 
 def examine(file: h5py.File, location: str) -> Iterator[str]:
-    """Yield what is wrong, one line each, with the version that it concerns."""
+    """Yield what is wrong, one line each, with the version concerned."""
     try:
         names, versions = read_names(file), sorted(file[HOME]["versions"])
         has_tables = format_of(file) > 1
     except DAMAGE as error:
-        yield f"names of versions cannot be read: {_reason(error)}"
+        yield f"names of versions cannot be read: {reason_of(error)}"
         return
     records: dict[str, dict[str, Any]] = {}
     for snapshot in versions:
         try:
             records[snapshot] = read_record(file, snapshot)
         except DAMAGE as error:
-            yield f"version {snapshot}: its record cannot be read: {_reason(error)}"
+            yield f"version {snapshot}: its record cannot be read: {reason_of(error)}"
     yield from _references(names, set(versions), records)
     yield from _trees(file, names.head, versions, records, has_tables=has_tables)
 
@@ -50,22 +50,20 @@ def _references(
         parent = record.get("parent")
         if parent is not None and parent not in versions:
             yield f"version {snapshot}: it follows version {parent}, which is missing"
-    yield from _circles(
-        "follows", {snapshot: record.get("parent") for snapshot, record in records.items()}
-    )
+    yield from _circles({snapshot: record.get("parent") for snapshot, record in records.items()})
 
 
-def _circles(verb: str, links: dict[str, Any]) -> Iterator[str]:
-    """Yield versions from which no end is reached."""
-    sound: set[Any] = set()
-    for start in sorted(links):
-        at: Any = start
-        way: set[Any] = set()
-        while at in links and at not in sound and at not in way:
+def _circles(parents: dict[str, str | None]) -> Iterator[str]:
+    """Yield versions whose ancestors have no end."""
+    sound: set[str | None] = set()
+    for start in sorted(parents):
+        at: str | None = start
+        way: set[str | None] = set()
+        while at in parents and at not in sound and at not in way:
             way.add(at)
-            at = links[at]
+            at = parents[at]
         if at in way:
-            yield f"version {start}: it {verb} itself"
+            yield f"version {start}: it follows itself"
         else:
             sound.update(way)
 
@@ -78,7 +76,7 @@ def _trees(
     *,
     has_tables: bool,
 ) -> Iterator[str]:
-    """Put every version together, from the newest to those that are described by it, and so on."""
+    """Read every version, from the newest to those that are described by it, and so on."""
     described_by: dict[str, list[str]] = {}
     abouts: dict[str, dict[str, Any]] = {}
     for snapshot in versions:
@@ -90,11 +88,11 @@ def _trees(
             )
             described_by.setdefault(abouts[snapshot]["base"], []).append(snapshot)
         except DAMAGE as error:
-            yield f"version {snapshot}: what differs in it cannot be read: {_reason(error)}"
+            yield f"version {snapshot}: what differs in it cannot be read: {reason_of(error)}"
     try:
         newest = newest_tree(file) if has_tables else read_tree(file, head)
     except DAMAGE as error:
-        yield f"version {head}: its description cannot be read: {_reason(error)}"
+        yield f"version {head}: its description cannot be read: {reason_of(error)}"
         return
     reached, left = set(), [(head, newest)]
     while left:
@@ -108,7 +106,7 @@ def _trees(
                 left.append((other, older_tree(tree, group, abouts[other], has_tables=has_tables)))
             except DAMAGE as error:
                 reached.add(other)
-                yield f"version {other}: it cannot be put together: {_reason(error)}"
+                yield f"version {other}: it cannot be put together: {reason_of(error)}"
     for snapshot in sorted(abouts.keys() - reached):
         yield (
             f"version {snapshot}: it is described by version {abouts[snapshot].get('base')}, which "
@@ -120,15 +118,11 @@ def _compare(snapshot: str, tree: Tree, record: dict[str, Any]) -> Iterator[str]
     try:
         tree.compare(record)
     except DAMAGE as error:
-        yield f"version {snapshot}: {_reason(error)}"
+        yield f"version {snapshot}: {reason_of(error)}"
         return
     for name, array in sorted(tree.arrays.items()):
         try:
-            found: Table | None = array.table
-            assert found is not None
+            if array.table is None:
+                raise ValueError("it has no checksums")
         except DAMAGE as error:
-            yield f"version {snapshot}: {name!r}: {_reason(error)}"
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).strip("'").split()) or type(error).__name__
+            yield f"version {snapshot}: {name!r}: {reason_of(error)}"

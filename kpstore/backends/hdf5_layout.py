@@ -1,27 +1,30 @@
-"""How versions lie in one HDF5 file: the newest as plain data sets, the others as what differs.
+"""How versions are stored in one HDF5 file: the newest as data sets, the others as differences.
 
-The arrays of the newest version are data sets of the root group, so that anything that reads HDF5
-reads them. Every other version is written down as its differences from another one, its *base*:
-chunks with other values, other lengths and attributes, arrays that only one of the two has. From
-base to base one gets to the newest version. Most versions are the base of the version before them,
-so a commit costs what it overwrites, and reading the newest costs nothing.
+The arrays of the newest version are data sets of the root group, which any program that reads HDF5
+can read. Every other version is stored as its differences from another version, its *base*: chunks
+with other values, other lengths and attributes, arrays that only one of the two has. Following the
+bases leads to the newest version. Most versions are the base of the version before them, so a
+commit costs what it overwrites, and reading the newest version costs nothing extra.
 
 ::
 
-    /keypoints, /split, …            the newest version /_kpstore            attributes  format
+    /keypoints, /split, …            the newest version
+    /_kpstore                        attribute format
     /_kpstore/names                  JSON: head (id of the newest version), tags, used_tags
-    /_kpstore/tree                   JSON of the newest version: attrs, arrays {name: shape, dtype,
-    …, attrs} /_kpstore/checksums              of the newest version's chunks, array by array,
-    uint64 /_kpstore/versions/ID/record     JSON: parent, message, time, metadata, touched, digests
-    of tree and checksums /_kpstore/versions/ID/delta      for all but the newest
-        about                        JSON: base, attrs, arrays {name: None if absent here | {n_rows,
-        attrs, chunks}} checksums                    of the chunks that differ, uint64 chunks/NAME
-        the chunks that differ, one behind the other arrays/NAME                  arrays that the
-        base does not have
+    /_kpstore/tree                   JSON of the newest version: attrs,
+                                     arrays {name: shape, dtype, …, attrs}
+    /_kpstore/checksums              uint64, of the newest version's chunks, array by array
+    /_kpstore/versions/ID/record     JSON: parent, message, time, metadata, touched,
+                                     digests of tree and checksums
+    /_kpstore/versions/ID/delta      for all versions but the newest:
+        about                        JSON: base, attrs,
+                                     arrays {name: None if absent here | {n_rows, attrs, chunks}}
+        checksums                    uint64, of the chunks that differ
+        chunks/NAME                  the chunks that differ, one after another
+        arrays/NAME                  arrays that the base does not have
 
-Files of format 1 have no ``tree`` and no ``checksums``, and their names are attributes: arrays are
-described by attributes of the data sets alone. Those of format 2 have these as well, for other
-programs.
+Files of format 1 have no ``tree`` and no ``checksums``, and their names are attributes. Their
+arrays are described by attributes of the data sets alone, which format 2 keeps for other programs.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import h5py
@@ -41,18 +44,18 @@ from kpstore.backends.hdf5_text import can_read, no_texts, read_text
 from kpstore.errors import CorruptError, InvalidError
 
 _META = "kpstore_meta"
-"""Attribute of a data set that holds what HDF5 itself does not say of an array, as JSON."""
+"""Attribute of a data set: JSON of everything about the array that HDF5 itself does not hold."""
 
 _FILTERS: Mapping[Codec, Mapping[str, Any]] = {
-    # with a checksum, as all of them: HDF5 puts it behind the values, which stay as they are
+    # All have a checksum too, which HDF5 appends to the values and which leaves them as they are.
     "raw": {},
-    # Filters that every HDF5 library has, or that h5py brings along.
+    # Filters that every HDF5 library or h5py itself has.
     "lz4": {"compression": "lzf", "shuffle": True},
     "zstd": {"compression": "gzip", "compression_opts": 4, "shuffle": True},
 }
 
 ABSENT = -1
-"""In a delta: a chunk that nobody has written in this version."""
+"""In a delta: a chunk that was never written in this version."""
 
 Table = NDArray[np.uint64]
 """The checksum of each chunk of one array, by number."""
@@ -64,7 +67,7 @@ Table = NDArray[np.uint64]
 def set_attrs(
     item: h5py.Group | h5py.Dataset, attrs: Mapping[str, Any], before: Iterable[str]
 ) -> None:
-    """Replace the attributes ``before`` of an array or of the root: text as it is, everything else as JSON text."""
+    """Replace the attributes ``before``: text as it is, everything else as JSON text."""
     for name in set(before) & set(item.attrs):
         del item.attrs[name]
     for name, value in attrs.items():
@@ -74,17 +77,11 @@ def set_attrs(
 
 
 def get_attrs(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    """Return what :func:`set_attrs` stored.
-
-    Numbers and the like are somebody else's, who added them by h5py.
-    """
-    found = {
-        name: item.attrs[name] for name in item.attrs if name not in (_META, "DIMENSION_LABELS")
-    }
-    found = {name: value for name, value in found.items() if isinstance(value, str)}
+    """Return what :func:`set_attrs` stored, without numbers and the like from other programs."""
     return {
         name: json.loads(value[5:]) if value.startswith("json:") else value
-        for name, value in found.items()
+        for name, value in item.attrs.items()
+        if isinstance(value, str) and name not in (_META, "DIMENSION_LABELS")
     }
 
 
@@ -93,7 +90,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return attributes as they come back from JSON: a version's digest is of these."""
+    """Return attributes as JSON returns them; a version's digest is of these."""
     return dict(json.loads(json.dumps(dict(attrs))))
 
 
@@ -101,7 +98,7 @@ def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def create_array(group: h5py.Group, name: str, meta: ArrayMeta) -> h5py.Dataset:
-    """Make a data set of unwritten rows."""
+    """Create a data set of unwritten rows."""
     text = meta.dtype == TEXT
     made = group.create_dataset(
         name,
@@ -121,7 +118,7 @@ def create_array(group: h5py.Group, name: str, meta: ArrayMeta) -> h5py.Dataset:
 
 
 def meta_of(array: h5py.Dataset) -> ArrayMeta:
-    """Return shape and type of a data set that :func:`create_array` made."""
+    """Return shape and type of a data set of :func:`create_array`."""
     about = json.loads(array.attrs[_META])
     return ArrayMeta(
         tuple(array.shape),
@@ -135,10 +132,7 @@ def meta_of(array: h5py.Dataset) -> ArrayMeta:
 
 
 def meta_to_json(meta: ArrayMeta) -> dict[str, Any]:
-    """Return a description of an array as JSON values.
-
-    A fill that JSON has no number for is text, ``"NaN"``.
-    """
+    """Return shape and type as JSON values; a fill that is no JSON number becomes ``"NaN"``."""
     named = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
     fill = meta.fill if np.isfinite(meta.fill) else named[str(meta.fill)]
     return {
@@ -153,7 +147,7 @@ def meta_to_json(meta: ArrayMeta) -> dict[str, Any]:
 
 
 def meta_from_json(found: Mapping[str, Any]) -> ArrayMeta:
-    """Return what :func:`meta_to_json` described."""
+    """Return shape and type from :func:`meta_to_json`."""
     fill = float(found["fill"]) if isinstance(found["fill"], str) else found["fill"]
     shape, dims = tuple(found["shape"]), tuple(found["dims"])
     return ArrayMeta(
@@ -162,38 +156,24 @@ def meta_from_json(found: Mapping[str, Any]) -> ArrayMeta:
 
 
 def stored_meta(meta: ArrayMeta) -> ArrayMeta:
-    """Return a new array's description as it will come back: fill in the array's own type, attributes from JSON."""
+    """Return a new array's shape and type as they will be read: the fill in the array's type."""
     fill = 0 if meta.dtype == TEXT else np.asarray(meta.fill, dtype=meta.dtype).item()
-    chunk_rows = max(1, meta.chunk_rows)
-    return ArrayMeta(
-        tuple(meta.shape),
-        meta.dtype,
-        chunk_rows,
-        tuple(meta.dims),
-        fill,
-        plain(meta.attrs),
-        meta.codec,
-    )
+    chunk_rows, attrs = max(1, meta.chunk_rows), plain(meta.attrs)
+    return replace(meta, chunk_rows=chunk_rows, fill=fill, attrs=attrs)
 
 
 def with_rows(meta: ArrayMeta, n_rows: int, attrs: Mapping[str, Any]) -> ArrayMeta:
     """Return the same array with another length and other attributes."""
-    shape = (n_rows, *meta.shape[1:])
-    return ArrayMeta(shape, meta.dtype, meta.chunk_rows, meta.dims, meta.fill, attrs, meta.codec)
-
-
-def n_chunks(meta: ArrayMeta) -> int:
-    """Return how many chunks an array has."""
-    return -(-meta.n_rows // meta.chunk_rows)
+    return replace(meta, shape=(n_rows, *meta.shape[1:]), attrs=attrs)
 
 
 def is_array(item: Any) -> bool:
-    """Whether something in the file is an array of a store."""
+    """Whether an item of the file is an array of a store."""
     return isinstance(item, h5py.Dataset) and _META in item.attrs
 
 
 def open_array(group: h5py.Group, name: str) -> h5py.Dataset:
-    """Return a data set of this file; :class:`CorruptError` for a way into another one."""
+    """Return a data set of this file; :class:`CorruptError` for a link to another file."""
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
         raise CorruptError(
             f"{group.file.filename}: array {name!r} is missing, or lies in another file"
@@ -216,17 +196,17 @@ def read_dataset(array: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:
 
 
 _LEAST_BYTES = 4
-"""Of a chunk: its Fletcher-32 alone takes so many."""
+"""Size of the smallest possible chunk: its Fletcher-32 alone."""
 
 
 def check_index(array: h5py.Dataset) -> None:
-    """Raise :class:`CorruptError` unless the index of a data set's chunks can be as it is.
+    """Raise :class:`CorruptError` if the index of a data set's chunks contradicts itself.
 
-    HDF5's library trusts it: an entry that gives a chunk no bytes, or another one's place, ends the
+    HDF5's library trusts it: an entry with no bytes, or with the place of another chunk, ends the
     process.
     """
     rows, n_bytes = array.chunks[0], sys.maxsize
-    if array.file.mode == "r":  # while a file is written, its end is not where its chunks end
+    if array.file.mode == "r":  # in a file that is being written, chunks may lie behind its end
         n_bytes = array.file.id.get_filesize()
     seen: set[int] = set()
 
@@ -244,18 +224,13 @@ def check_index(array: h5py.Dataset) -> None:
 
 
 def check_text(name: str, values: NDArray[Any]) -> None:
-    """Raise :class:`InvalidError` for a zero character: HDF5's text ends there."""
+    """Raise :class:`InvalidError` for a zero character, at which text in HDF5 ends."""
     if any("\0" in word for word in values.tolist()):
         raise InvalidError(f"{name!r}: HDF5 cannot hold text with a zero character")
 
 
-def is_written(array: h5py.Dataset, chunk: int) -> bool:
-    """Whether a chunk is in the file; what nobody wrote is not."""
-    return byte_of(array, chunk) is not None
-
-
 def byte_of(array: h5py.Dataset, chunk: int) -> int | None:
-    """Return where in the file a chunk begins; None if nobody wrote it."""
+    """Return where in the file a chunk begins; None if it was never written."""
     offset = array.id.get_chunk_info_by_coord(_corner(array, chunk)).byte_offset
     return None if offset is None else int(offset)
 
@@ -265,14 +240,14 @@ def _corner(array: h5py.Dataset, chunk: int) -> tuple[int, ...]:
 
 
 def empty_chunk(array: h5py.Dataset, chunk: int) -> None:
-    """Put fill (text: nothing) in the place of a chunk that cannot be read: HDF5 may look at it when it is overwritten.
+    """Replace a chunk that cannot be read by fill, because HDF5 may read it to overwrite it.
 
-    Of damaged text it would even give up the place of whatever the damage points at.
+    If the chunk is damaged text, HDF5 would even release the space that the damage points to.
     """
     if h5py.check_string_dtype(array.dtype) is not None:
         array.id.write_direct_chunk(_corner(array, chunk), no_texts(array.chunks[0]), 0)
         return
-    # A whole chunk is written without a look at the old one, but only inside of the array.
+    # HDF5 writes a whole chunk without reading the old one, but only inside of the array.
     n_rows, first, last = array.shape[0], chunk * array.chunks[0], (chunk + 1) * array.chunks[0]
     if last > n_rows:
         array.resize(last, axis=0)
@@ -281,23 +256,18 @@ def empty_chunk(array: h5py.Dataset, chunk: int) -> None:
         array.resize(n_rows, axis=0)
 
 
-def spoil_chunk(array: h5py.Dataset, chunk: int) -> None:
-    """Make a chunk one that cannot be read: it stands for one that could not be read before either."""
-    array.id.write_direct_chunk(_corner(array, chunk), b"damaged!", 0)
-
-
 # -- what differs ----------------------------------------------------------------------------------
 
 
 @dataclass
 class Delta:
-    """What differs between a version and its base, while the base is being made from it.
+    """How a version differs from its base, collected while the base is made from it.
 
     Parameters
     ----------
-    attrs : of the root, if they differ.
+    attrs : attributes of the root, if they differ.
     arrays : by name; None for an array that only the base has.
-    metas : of arrays that are in the delta as a whole.
+    metas : shape and type of the arrays that only the version has.
     """
 
     attrs: dict[str, Any] | None = None
@@ -305,7 +275,7 @@ class Delta:
     metas: dict[str, ArrayMeta] = field(default_factory=dict)
 
     def to_json(self, base: str, fmt: int) -> dict[str, Any]:
-        """Return what is stored beside the chunks."""
+        """Return the JSON that is stored beside the chunks."""
         arrays = {
             name: None if array is None else vars(array) for name, array in self.arrays.items()
         }
@@ -315,7 +285,7 @@ class Delta:
         return about
 
     def checksums(self, tables: Callable[[str], Table]) -> Table:
-        """Return what is stored of this version's ``tables``: those of the chunks in the delta, array by array."""
+        """Return the checksums of the chunks in the delta, array by array."""
         parts = [
             tables(name)[numbers_of(array)]
             for name, array in sorted(self.arrays.items())
@@ -326,12 +296,12 @@ class Delta:
 
 @dataclass
 class ArrayDelta:
-    """What differs in one array.
+    """How one array differs.
 
     Parameters
     ----------
-    n_rows, attrs : as they are in this version.
-    chunks : by number (as text, for JSON), which chunk of the delta holds it, or :data:`ABSENT`.
+    n_rows, attrs : length and attributes in this version.
+    chunks : by number (as text, for JSON), the chunk of the delta that holds it, or :data:`ABSENT`.
     whole : whether the base has no such array, so that all of it is in the delta.
     """
 
@@ -341,12 +311,12 @@ class ArrayDelta:
     whole: bool = False
 
     def lacks(self, chunk: int, chunk_rows: int) -> bool:
-        """Whether a chunk is to be kept before it is overwritten: this version reaches it, and it is not there yet."""
+        """Whether a chunk of this version must be kept before it is overwritten."""
         return str(chunk) not in self.chunks and chunk * chunk_rows < self.n_rows
 
 
 def numbers_of(array: ArrayDelta) -> Any:
-    """Return whose checksums a delta holds: of the chunks in it in their order, or of all."""
+    """Return the chunks whose checksums a delta holds: those in it in order, or all."""
     return (
         slice(None)
         if array.whole
@@ -362,7 +332,7 @@ def keep_chunk(
     chunk: int,
     rows: NDArray[Any] | None,
 ) -> None:
-    """Copy a chunk to the delta before it is overwritten; ``rows`` are None if nobody wrote it."""
+    """Copy a chunk to the delta before it is overwritten; ``rows`` is None if never written."""
     if rows is None:
         delta.chunks[str(chunk)] = ABSENT
         return
@@ -374,29 +344,24 @@ def keep_chunk(
 def keep_damaged_chunk(
     kept: h5py.Group, name: str, meta: ArrayMeta, delta: ArrayDelta, chunk: int, *, has_table: bool
 ) -> None:
-    """Note in the delta that a chunk could not be read, so that it never can be in this version.
+    """Record in the delta that a chunk of this version cannot be read.
 
-    Where its checksum stays known that is enough: what reads as fill does not match it.
+    Where its checksum stays known it is called absent: fill does not match the checksum.
     """
     if has_table:
         delta.chunks[str(chunk)] = ABSENT
         return
     copies, at = _room_for_chunk(kept, name, meta)
-    spoil_chunk(copies, at)
+    copies.id.write_direct_chunk(_corner(copies, at), b"damaged!", 0)
     delta.chunks[str(chunk)] = at
 
 
 def _room_for_chunk(kept: h5py.Group, name: str, meta: ArrayMeta) -> tuple[h5py.Dataset, int]:
     if name not in kept:
-        # Compressed, as a chunk of a small store is nearly empty, and a commit must not cost two
+        # Compressed: a chunk of a small store is nearly empty, and a commit must not cost two
         # megabytes.
         codec: Codec = "lz4" if meta.codec == "raw" else meta.codec
-        shape = (0, *meta.shape[1:])
-        create_array(
-            kept,
-            name,
-            ArrayMeta(shape, meta.dtype, meta.chunk_rows, meta.dims, meta.fill, {}, codec),
-        )
+        create_array(kept, name, replace(with_rows(meta, 0, {}), codec=codec))
     copies = kept[name]
     at = copies.shape[0] // meta.chunk_rows
     copies.resize((at + 1) * meta.chunk_rows, axis=0)

@@ -1,9 +1,8 @@
-"""What an HDF5 store says of its versions: JSON and names, with checksums that are compared when they are read.
+"""Records and names of an HDF5 store's versions, with checksums that are compared at each read.
 
 HDF5 checks the headers of groups and data sets, but neither the bytes of a data set without
-filters, nor text of variable length. So what is read here carries a checksum of its own (files of
-format 2), and that is of the *place* as well: of the name under which the bytes lie. Two records
-that have changed places are damage like any other.
+filters nor text of variable length. So these records have checksums of their own (files of format
+2), which include the name of the data set: two records that were swapped are damage too.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from kpstore.errors import CorruptError, InvalidError, KpstoreError
 
 HOME = "_kpstore"
 FORMAT = 2
-"""Of new files. In those of format 1 nothing that is read here has a checksum."""
+"""Format of new files. In format 1, records and names have no checksums."""
 
 DAMAGE = (
     ArithmeticError,
@@ -37,24 +36,30 @@ DAMAGE = (
     TypeError,
     ValueError,
 )
-"""What HDF5's library, h5py and JSON raise over damaged bytes."""
+"""Errors that HDF5's library, h5py and JSON raise for damaged bytes."""
 
 _SEAL = ', "checksum": "'
 _SEAL_BYTES = len(_SEAL) + 16 + 2
 _STEP_BYTES = 4096
 
 
+def reason_of(error: BaseException) -> str:
+    """Return an error's message in one line, or its type if it has none."""
+    # The text of a KeyError would be quoted.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
 @contextmanager
-def damage_told(location: str, of: str = "its arrays and versions") -> Iterator[None]:
-    """Turn what reading a damaged file runs into, in HDF5's library or in its JSON, into :class:`CorruptError`."""
+def damage_told(location: str, of: str = "arrays and versions") -> Iterator[None]:
+    """Turn the errors of reading a damaged file into :class:`CorruptError`."""
     try:
         yield
     except KpstoreError:
         raise
     except DAMAGE as error:
-        what = " ".join(str(error).strip("'").split())
         raise CorruptError(
-            f"{location}: what it says of {of} cannot be read ({what}); it is damaged"
+            f"{location}: its record of {of} cannot be read ({reason_of(error)}); it is damaged"
         ) from error
 
 
@@ -70,7 +75,7 @@ def format_of(file: h5py.File) -> int:
 
 
 def digest(data: bytes | NDArray[np.uint64]) -> str:
-    """Return the checksum of bytes, or of numbers in little-endian order: XXH3-64 as 16 hexadecimal digits."""
+    """Return the XXH3-64 of bytes, or of little-endian numbers, as 16 hexadecimal digits."""
     content = data if isinstance(data, bytes) else np.ascontiguousarray(data, dtype="<u8").tobytes()
     return xxhash.xxh3_64_hexdigest(content)
 
@@ -79,10 +84,10 @@ def digest(data: bytes | NDArray[np.uint64]) -> str:
 
 
 def write_json(group: h5py.Group, name: str, value: Mapping[str, Any], fmt: int) -> None:
-    """Store a JSON object of any length as a data set of bytes; attributes end at 64 KiB.
+    """Store a JSON object of any length as a data set of bytes; attributes are limited to 64 KiB.
 
-    In files of format 2 its last entry, ``checksum``, is of the data set's name in the file and of
-    all bytes before ``, "checksum"``.
+    In files of format 2 its last entry, ``checksum``, covers the name of the data set in the file
+    and all bytes before ``, "checksum"``.
     """
     text = json.dumps(value, ensure_ascii=False)
     if fmt > 1:
@@ -93,10 +98,7 @@ def write_json(group: h5py.Group, name: str, value: Mapping[str, Any], fmt: int)
 
 
 def read_json(group: h5py.Group, name: str, fmt: int) -> Any:
-    """Return what :func:`write_json` stored.
-
-    :class:`ValueError` if it is not what was stored there.
-    """
+    """Return what :func:`write_json` stored; :class:`ValueError` if its checksum differs."""
     stored = group[name][()].tobytes()
     if fmt == 1:
         return json.loads(stored)
@@ -111,10 +113,10 @@ def _seal(group: h5py.Group, name: str, body: bytes) -> str:
 
 
 def write_bytes(group: h5py.Group, name: str, data: bytes, pad: bytes) -> None:
-    """Store bytes that change with most versions: in their old place where they fit, with ``pad`` up to its end.
+    """Store bytes that change with most versions in their old place, filled up with ``pad``.
 
-    HDF5 forgets what is free in a file when it is closed, so a new place each time would make it
-    grow.
+    HDF5 forgets the free space of a file when it is closed, so that a new place each time would
+    make the file grow.
     """
     if name in group and group[name].shape[0] < len(data):
         del group[name]
@@ -127,7 +129,7 @@ def write_bytes(group: h5py.Group, name: str, data: bytes, pad: bytes) -> None:
 
 
 def read_bytes(group: h5py.Group, name: str) -> bytes:
-    """Return what :func:`write_bytes` stored, with what fills it up."""
+    """Return what :func:`write_bytes` stored, padding included."""
     return bytes(group[name][()].tobytes())
 
 
@@ -136,13 +138,13 @@ def read_bytes(group: h5py.Group, name: str) -> bytes:
 
 @dataclass(frozen=True)
 class Names:
-    """Which versions have names.
+    """Names of versions.
 
     Parameters
     ----------
     head : id of the newest version.
     tags : ids by tag.
-    used_tags : all tags that there are or were.
+    used_tags : all present and deleted tags.
     """
 
     head: str
@@ -151,7 +153,7 @@ class Names:
 
 
 def read_names(file: h5py.File) -> Names:
-    """Return the names; :class:`ValueError` if they are not those that were written."""
+    """Return the names; :class:`ValueError` if they are damaged."""
     home, fmt = file[HOME], format_of(file)
     if fmt == 1:
         found = {key: str(home.attrs[key]) for key in ("head", "tags", "used_tags")}
@@ -178,16 +180,13 @@ def write_names(file: h5py.File, names: Names) -> None:
 
 
 def version_group(file: h5py.File, snapshot: str) -> h5py.Group | None:
-    """Return what is kept of a version; None if there is no such version."""
+    """Return the group of a version; None for an unknown version."""
     versions = file[HOME]["versions"]
     return versions[snapshot] if snapshot.isalnum() and snapshot in versions else None
 
 
 def write_record(file: h5py.File, snapshot: str, commit: Commit, about: Mapping[str, Any]) -> None:
-    """Write down who a version follows, when and why it was made.
-
-    ``about`` is what else is to be known of it.
-    """
+    """Store a commit and further JSON ``about`` it."""
     group = file[HOME].require_group("versions").create_group(snapshot)
     record = {
         "parent": commit.parent,
@@ -200,12 +199,12 @@ def write_record(file: h5py.File, snapshot: str, commit: Commit, about: Mapping[
 
 
 def read_record(file: h5py.File, snapshot: str) -> dict[str, Any]:
-    """Return all that :func:`write_record` stored."""
+    """Return what :func:`write_record` stored."""
     return dict(read_json(file[HOME]["versions"][snapshot], "record", format_of(file)))
 
 
 def read_commit(file: h5py.File, snapshot: str) -> Commit:
-    """Return who a version follows, and when and why it was made."""
+    """Return the commit of a version."""
     record = read_record(file, snapshot)
     time = datetime.fromisoformat(record["time"])
     return Commit(snapshot, record["parent"], record["message"], time, record["metadata"])
@@ -214,17 +213,17 @@ def read_commit(file: h5py.File, snapshot: str) -> Commit:
 def commit_now(
     snapshot: str, parent: str | None, message: str, metadata: Mapping[str, Any] | None
 ) -> Commit:
-    """Return a commit that is made at this moment."""
+    """Return a commit with the present time."""
     return Commit(snapshot, parent, message, datetime.now(UTC), dict(metadata or {}))
 
 
 def deltas(
     file: h5py.File, snapshot: str, head: str
 ) -> Iterator[tuple[h5py.Group, dict[str, Any]]]:
-    """Yield how a version differs from its base, that one from its own, … up to the newest, which has none.
+    """Yield the deltas on the way from a version over its bases to the newest version.
 
-    Each is the group that holds the chunks, and what is said about them. :class:`ValueError` if
-    that never ends.
+    Each is the group that holds the chunks, and the JSON about it. :class:`ValueError` if the way
+    has no end.
     """
     seen, fmt = set(), format_of(file)
     while snapshot != head:

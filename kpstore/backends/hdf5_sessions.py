@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Commit
-from kpstore.backends.hdf5_layout import n_chunks
-from kpstore.backends.hdf5_records import DAMAGE, damage_told, format_of, read_record
+from kpstore.backends.base import TEXT, ArrayMeta, Chunks
+from kpstore.backends.hdf5_file import StoreFile
+from kpstore.backends.hdf5_records import DAMAGE, damage_told, format_of, read_record, reason_of
 from kpstore.backends.hdf5_tree import Piece, StoredArray, Tree, WrongChunkError, read_tree
 from kpstore.backends.mapping import FilePiece, map_pieces
 from kpstore.errors import CorruptError, KpstoreError, NotFoundError
@@ -23,43 +21,20 @@ from kpstore.errors import CorruptError, KpstoreError, NotFoundError
 Found = TypeVar("Found")
 
 
-class Place(Protocol):
-    """What a session needs to know of the file that it shows, and changes of the file that they will replace."""
-
-    @property
-    def location(self) -> str:
-        """Path of the file, as it was given."""
-
-    def file(self) -> h5py.File:
-        """Return the file as it is now, open for reading."""
-
-    def history(self, snapshot: str) -> Iterator[Commit]:
-        """Yield a version and all that it builds upon."""
-
-    def commit_lock(self) -> AbstractContextManager[None]:
-        """Hold off other commits."""
-
-    def copy_aside(self, file: h5py.File) -> Path:
-        """Return a copy of an open file beside it."""
-
-    def replace_by(self, work: Path) -> None:
-        """Give a whole and closed file the store's name."""
-
-
 class Session:
     """All arrays at one version."""
 
-    def __init__(self, backend: Place, file: h5py.File, snapshot: str) -> None:
-        self._backend, self._file, self._snapshot = backend, file, snapshot
+    def __init__(self, home: StoreFile, file: h5py.File, snapshot: str) -> None:
+        self._home, self._file, self._snapshot = home, file, snapshot
         self._tree = self._read_tree(file)
 
     def _read_tree(self, file: h5py.File) -> Tree:
-        with damage_told(self._backend.location, f"version {self._snapshot}"):
+        with damage_told(self._home.location, f"version {self._snapshot}"):
             return read_tree(file, self._snapshot)
 
     @property
     def snapshot(self) -> str:
-        """Id of the version that this session shows, or builds upon."""
+        """Id of the version that this session reads or changes."""
         return self._snapshot
 
     def attrs(self) -> Mapping[str, Any]:
@@ -80,8 +55,8 @@ class Session:
         return self._array(name).meta
 
     def digest(self, name: str) -> str | None:
-        """Return the digest of an array of text in a file of format 1, where no chunk of text has a checksum."""
-        with damage_told(self._backend.location, f"version {self._snapshot}"):
+        """Return the digest of text in a file of format 1, where its chunks have no checksums."""
+        with damage_told(self._home.location, f"version {self._snapshot}"):
             if format_of(self._file) > 1:
                 return None
             found: str | None = read_record(self._file, self._snapshot).get("text", {}).get(name)
@@ -97,21 +72,18 @@ class Session:
         """Return where a chunk begins in the file."""
         try:
             at = self._array(name).piece(chunk).byte()
-        except DAMAGE:  # this is asked for damaged chunks: then their index may be damaged, too
+        except DAMAGE:  # the chunk is damaged, and its index may be too
             return "at no known byte of the file"
         return "not in the file" if at is None else f"byte {at} of the file"
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return rows; every chunk that they lie in is checked (format 1: of text only whether it can be read)."""
+        """Return rows, after checking their chunks (format 1: not those of text)."""
         array = self._array(name)
         array.meta.check_rows(name, start, stop - start)
         return self._told(f"rows {start}:{stop} of ", name, lambda: array.read(start, stop))
 
     def _told(self, what: str, name: str, read: Callable[[], Found]) -> Found:
-        """Return what ``read`` gives of an array.
-
-        Its errors become one that names the array, and rows as ``what``.
-        """
+        """Return what ``read`` returns; its errors become one that names the array and ``what``."""
         try:
             return read()
         except KpstoreError:
@@ -119,21 +91,20 @@ class Session:
         except DAMAGE as error:
             if isinstance(error, WrongChunkError):
                 what = f"rows {error.start}:{error.stop} of "
-            reason = " ".join(str(error).split())
             raise CorruptError(
-                f"{what}{name!r} in {self._backend.location} cannot be read: {reason}"
+                f"{what}{name!r} in {self._home.location} cannot be read: {reason_of(error)}"
             ) from error
 
 
 class HDF5ReadSession(Session):
     """A version that never changes."""
 
-    def __init__(self, backend: Place, file: h5py.File, snapshot: str) -> None:
-        super().__init__(backend, file, snapshot)
+    def __init__(self, home: StoreFile, file: h5py.File, snapshot: str) -> None:
+        super().__init__(home, file, snapshot)
         self._chunks: dict[str, Chunks] = {}
 
     def chunks(self, name: str) -> Chunks:
-        """Return chunks as they lie in the file, where they are stored without a filter."""
+        """Return the chunks of an array, from their place in the file if they have no filter."""
         if name not in self._chunks:
             array = self._array(name)
 
@@ -156,8 +127,7 @@ class _LibraryChunks:
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
-        rows = self._array.meta.chunk_rows
-        start, stop = number * rows, min((number + 1) * rows, self._array.meta.n_rows)
+        start, stop = self._array.meta.rows_of(number)
         what = f"rows {start}:{stop} of "
         out[: stop - start] = self._session._told(
             what, self._name, lambda: self._array.read_unchecked(start, stop)
@@ -165,17 +135,16 @@ class _LibraryChunks:
 
 
 class _RawChunks:
-    """Chunks without filters, read from where they lie in the file, or mapped.
+    """Chunks without filters, mapped or read from their places, which HDF5's library tells."""
 
-    HDF5's library is asked only where.
-    """
+    how = "from their place in the file"
 
     def __init__(self, file: h5py.File, array: StoredArray) -> None:
         self._file, self._meta = file, array.meta  # the file stays open for as long as this does
         self._handle = int(np.asarray(file.id.get_vfd_handle()).item())
         offsets: dict[str, dict[int, int]] = {}
         self._places = [
-            _offset(array.piece(chunk), offsets) for chunk in range(n_chunks(array.meta))
+            _offset(array.piece(chunk), offsets) for chunk in range(array.meta.n_chunks)
         ]
         pieces = [None if at is None else FilePiece(self._handle, at) for at in self._places]
         mapped = map_pieces(
@@ -185,11 +154,6 @@ class _RawChunks:
             self._meta.fill,
         )
         self.mapped: NDArray[Any] | None = None if mapped is None else mapped[: self._meta.n_rows]
-
-    @property
-    def how(self) -> str:
-        """Where chunks are read from."""
-        return "from their place in the file"
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Read a chunk; see :class:`kpstore.backends.base.Chunks`."""
@@ -210,7 +174,7 @@ class _RawChunks:
 
 
 def _offset(piece: Piece, known: dict[str, dict[int, int]]) -> int | None:
-    """Return where in the file a chunk begins; None if nobody wrote it."""
+    """Return where in the file a chunk begins; None if it was never written."""
     if piece.source is None:
         return None
     array = piece.source.array

@@ -1,9 +1,8 @@
-"""Text of variable length, read past HDF5's library.
+"""Text of variable length, read without HDF5's library.
 
 HDF5 keeps such text in *global heap collections*, which have no checksum, and its library (2.0)
-does not come back from one whose sizes are damaged. So what is read here is what the file format
-says of them, with every size compared with what there is (HDF5 file format specification, III.E
-"Disk Format: Level 1E - Global Heap").
+never returns from one whose sizes are damaged. So they are read here by the file format (HDF5 file
+format specification, III.E "Disk Format: Level 1E - Global Heap"), and every size is checked.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
-"""What stands in a chunk for each text."""
+"""A chunk of text holds one reference for each text."""
 
 _NOWHERE = 2**64 - 1
 _FILTERS = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE]
@@ -28,20 +27,19 @@ _USUAL_BYTES = 4096
 
 
 def can_read(array: h5py.Dataset) -> bool:
-    """Whether text lies as kpstore writes it: shuffled and deflated."""
+    """Whether text is stored as kpstore writes it: shuffled and deflated."""
     plist = array.id.get_create_plist()
     filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
     return filters == _FILTERS
 
 
 def read_text(array: h5py.Dataset, start: int, stop: int) -> NDArray[np.object_]:
-    """Return rows of a data set of text as ``str``; what nobody wrote is empty.
+    """Return rows of a data set of text as ``str``; those never written are empty.
 
     Raises
     ------
     ValueError
-        If what the file says of the text is contradictory. Damage also shows as
-        :class:`UnicodeDecodeError`.
+        If the text is damaged; :class:`UnicodeDecodeError` is one too.
     """
     if array.file.mode != "r":
         array.file.flush()
@@ -59,15 +57,12 @@ def read_text(array: h5py.Dataset, start: int, stop: int) -> NDArray[np.object_]
 
 
 def no_texts(n_rows: int) -> bytes:
-    """Return a chunk in which all texts are empty, as it is stored."""
+    """Return the stored bytes of a chunk in which all texts are empty."""
     return zlib.compress(bytes(n_rows * REFERENCE.itemsize))
 
 
 def _references(array: h5py.Dataset, chunk: int) -> NDArray[Any] | None:
-    """Return where the texts of a chunk are, decoded as HDF5's filters do it.
-
-    None if nobody wrote it.
-    """
+    """Return the decoded references of a chunk; None if it was never written."""
     corner = (chunk * array.chunks[0],)
     if array.id.get_chunk_info_by_coord(corner).byte_offset is None:
         return None
@@ -93,7 +88,7 @@ class _Heaps:
         self._known: dict[int, dict[int, bytes]] = {}
 
     def texts(self, references: NDArray[Any]) -> list[str]:
-        """Return the texts that are referred to."""
+        """Return the texts of some references."""
         found: list[str] = []
         heap: dict[int, bytes] = {}
         at = _NOWHERE
@@ -115,7 +110,7 @@ class _Heaps:
         return self._known[address]
 
     def _read(self, address: int) -> dict[int, bytes]:
-        """Return what is in a collection, by index."""
+        """Return the objects of a collection, by index."""
         damage = ValueError(f"the text heap at byte {address} is damaged")
         if address + _HEADER.size > self._size:
             raise damage
@@ -129,7 +124,7 @@ class _Heaps:
         at, unpack, head = _HEADER.size, _OBJECT.unpack_from, _OBJECT.size
         while size - at >= head:
             index, _, length = unpack(heap, at)
-            # What is free has the index 0, and counts its own head.
+            # Free space has the index 0, and its length includes its own head.
             needed = head + (length + 7) // 8 * 8 if index else length
             if needed < head or at + needed > size or index in found:
                 raise damage

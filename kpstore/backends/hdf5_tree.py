@@ -1,4 +1,4 @@
-"""One version of an HDF5 store, put together: its arrays, where their chunks lie, and what these add up to."""
+"""One version of an HDF5 store: its arrays, and where their chunks and checksums are."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends import hdf5_layout as layout
-from kpstore.backends.base import TEXT, ArrayMeta
+from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import matches
-from kpstore.backends.hdf5_layout import Table, n_chunks
+from kpstore.backends.hdf5_layout import Table
 from kpstore.backends.hdf5_records import (
     HOME,
     deltas,
@@ -30,7 +30,7 @@ from kpstore.errors import CorruptError
 
 
 class WrongChunkError(ValueError):
-    """A chunk, of rows ``start`` to ``stop``, that is not what was committed at its place."""
+    """A chunk, of rows ``start`` to ``stop``, that is not what was committed there."""
 
     def __init__(self, start: int, stop: int) -> None:
         super().__init__("they do not match their checksum")
@@ -38,13 +38,13 @@ class WrongChunkError(ValueError):
 
 
 class DataSet:
-    """A data set that holds chunks; looked at when it is first read.
+    """A data set that holds chunks; opened and checked at its first use.
 
     Parameters
     ----------
     group, name : where it is.
-    meta : what it has to be; its length may be another in a version that is not the newest.
-    n_rows : its length, if it is known.
+    meta : shape and type that it must have, but for its length.
+    n_rows : length that it must have, if known.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class DataSet:
 
     @cached_property
     def array(self) -> h5py.Dataset:
-        """The data set; :class:`CorruptError` if it is not what it has to be."""
+        """The data set; :class:`CorruptError` if it has another shape or type."""
         array, meta = layout.open_array(self._group, self._name), self._meta
         rows = array.shape[0] if self._n_rows is None else self._n_rows
         if array.shape != (rows, *meta.shape[1:]) or array.chunks != (
@@ -70,15 +70,14 @@ class DataSet:
 
 
 class Checksums:
-    """Where the checksums of an array's chunks are: together, or those that differ from another version's.
+    """The checksums of an array's chunks: all of them, or those that differ from another version.
 
     Parameters
     ----------
-    kept : gives them.
-    base : of the version that this one is described by; None if ``kept`` gives all, or all that
-        there are.
-    length, numbers : how many chunks the array has, and whose checksums ``kept`` gives, (kept,); if
-        there is a base.
+    kept : reads them.
+    base : checksums of the version that this one differs from; None if ``kept`` reads all.
+    length, numbers : with a base, the number of chunks of the array, and the chunks that ``kept``
+        reads, (kept,).
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class Checksums:
             way.append(at)
             at = at._base
         table = np.empty(0, np.uint64) if at is None or at._found is None else at._found
-        for step in reversed(way):  # not each by the one below it: there may be thousands
+        for step in reversed(way):  # a loop, as a history may be too long for recursion
             table = step._on(table)
         self._found = table
         return table
@@ -115,13 +114,13 @@ class Checksums:
 
 @dataclass(frozen=True)
 class Piece:
-    """A chunk's place: which chunk of which data set; ``source`` is None where nobody wrote it."""
+    """A chunk's place: a chunk of a data set; ``source`` is None if it was never written."""
 
     source: DataSet | None
     chunk: int
 
     def byte(self) -> int | None:
-        """Return where in the file it begins; None if nobody wrote it."""
+        """Return where in the file it begins; None if it was never written."""
         return None if self.source is None else layout.byte_of(self.source.array, self.chunk)
 
 
@@ -131,10 +130,10 @@ class StoredArray:
     Parameters
     ----------
     source : the data set that holds all other chunks.
-    meta : of the array at this version.
-    elsewhere : by chunk.
-    checksums : where the checksums of all chunks are; None in files of format 1.
-    table_digest : what they have to add up to; None if nothing is known of that.
+    meta : shape and type of the array at this version.
+    elsewhere : places of the chunks that are elsewhere, by number.
+    checksums : checksums of all chunks; None in files of format 1.
+    table_digest : digest of the checksums; None if unknown.
     """
 
     def __init__(
@@ -150,9 +149,9 @@ class StoredArray:
 
     @cached_property
     def table(self) -> Table | None:
-        """The checksums of all chunks.
+        """The checksums of all chunks; :class:`ValueError` if they are damaged.
 
-        None in files of format 1. :class:`ValueError` if they are damaged.
+        None in files of format 1.
         """
         if self.checksums is None:
             return None
@@ -162,10 +161,7 @@ class StoredArray:
         return found
 
     def stored_table(self) -> Table:
-        """Return the checksums of all chunks as they are stored, damaged or not.
-
-        Only in files of format 2.
-        """
+        """Return the checksums of all chunks as they are stored, damaged or not (format 2)."""
         assert self.checksums is not None
         return self.checksums.read()
 
@@ -173,78 +169,66 @@ class StoredArray:
         """Return where a chunk is."""
         return self.elsewhere.get(chunk, Piece(self.source, chunk))
 
-    def pieces(self) -> list[Piece]:
-        """Return where each chunk is."""
-        return [self.piece(chunk) for chunk in range(n_chunks(self.meta))]
-
     @property
     def is_raw(self) -> bool:
-        """Whether all chunks lie in the file as they are in memory."""
+        """Whether all chunks lie in the file as they do in memory."""
         sources = [self.source, *(piece.source for piece in self.elsewhere.values())]
         return all(source is None or source.array.compression is None for source in sources)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return rows; every chunk that they lie in is compared with its checksum (format 2).
+        """Return rows, after comparing their chunks with their checksums (format 2).
 
         Raises
         ------
         WrongChunkError
-            If a chunk is not what was committed at its place. Damage also shows as whatever HDF5's
-            library raises.
+            If a chunk is not what was committed there. HDF5's library raises errors of its own for
+            other damage.
         """
         table = self.table
         if table is None or stop == start:
             return self.read_unchecked(start, stop)
-        size = self.meta.chunk_rows
-        first, last = start // size, -(-stop // size)
-        rows = self.read_unchecked(first * size, min(last * size, self.meta.n_rows))
-        for chunk in range(first, last):
-            at = (chunk - first) * size
-            if not matches(self.meta, rows[at : at + size], int(table[chunk])):
-                raise WrongChunkError(chunk * size, min((chunk + 1) * size, self.meta.n_rows))
-        wanted = rows[start - first * size : stop - first * size]
+        chunks = self.meta.chunks_of(start, stop)
+        begin, end = self.meta.rows_of(chunks[0])[0], self.meta.rows_of(chunks[-1])[1]
+        rows = self.read_unchecked(begin, end)
+        for chunk in chunks:
+            first, last = self.meta.rows_of(chunk)
+            if not matches(self.meta, rows[first - begin : last - begin], int(table[chunk])):
+                raise WrongChunkError(first, last)
+        wanted = rows[start - begin : stop - begin]
         return wanted if len(wanted) == len(rows) else wanted.copy()
 
     def read_unchecked(self, start: int, stop: int) -> NDArray[Any]:
-        """Return rows as HDF5 gives them."""
+        """Return rows as HDF5's library reads them."""
         if not self.elsewhere:
             rows = layout.read_dataset(self.source.array, start, stop)
         else:
-            text = self.meta.dtype == TEXT
-            rows = np.empty(
-                (stop - start, *self.meta.shape[1:]), dtype=object if text else self.meta.dtype
-            )
-            for chunk in range(start // self.meta.chunk_rows, -(-stop // self.meta.chunk_rows)):
-                first, last = (
-                    max(start, chunk * self.meta.chunk_rows),
-                    min(stop, (chunk + 1) * self.meta.chunk_rows),
-                )
-                rows[first - start : last - start] = self._part(chunk, first, last)
+            rows = self.meta.unwritten(stop - start)
+            for chunk in self.meta.chunks_of(start, stop):
+                begin, end = self.meta.rows_of(chunk)
+                first, last = max(start, begin), min(stop, end)
+                piece = self.piece(chunk)
+                if piece.source is not None:
+                    shift = (piece.chunk - chunk) * self.meta.chunk_rows
+                    rows[first - start : last - start] = layout.read_dataset(
+                        piece.source.array, first + shift, last + shift
+                    )
         if rows.shape != (stop - start, *self.meta.shape[1:]):
             raise ValueError(f"it holds rows of shape {rows.shape}")
         return rows
 
-    def _part(self, chunk: int, first: int, last: int) -> Any:
-        piece = self.piece(chunk)
-        if piece.source is None:
-            return "" if self.meta.dtype == TEXT else self.meta.fill
-        shift = (piece.chunk - chunk) * self.meta.chunk_rows
-        return layout.read_dataset(piece.source.array, first + shift, last + shift)
-
     def read_chunk(self, chunk: int) -> NDArray[Any] | None:
-        """Return the rows of one chunk, compared with its checksum; None if nobody wrote it."""
+        """Return the rows of one chunk, after checking it; None if it was never written."""
         if self.piece(chunk).byte() is None and (self.table is None or not self.table[chunk]):
             return None
-        size = self.meta.chunk_rows
-        return self.read(chunk * size, min((chunk + 1) * size, self.meta.n_rows))
+        return self.read(*self.meta.rows_of(chunk))
 
 
 class Tree:
-    """All arrays at one version, put together from the newest and the differences on the way to this one.
+    """All arrays at one version: those of the newest version, and the differences from there.
 
     Parameters
     ----------
-    attrs : of the root.
+    attrs : attributes of the root.
     arrays : by name.
     """
 
@@ -252,16 +236,16 @@ class Tree:
         self.attrs, self.arrays = attrs, arrays
 
     def to_json(self) -> bytes:
-        """Return the description that a version's record holds the digest of."""
+        """Return the version's description; its record holds the digest of it."""
         arrays = {
             name: layout.meta_to_json(array.meta) for name, array in sorted(self.arrays.items())
         }
         return json.dumps({"attrs": self.attrs, "arrays": arrays}, ensure_ascii=False).encode()
 
     def compare(self, record: Mapping[str, Any]) -> None:
-        """Raise :class:`ValueError` unless this is what a version's record says.
+        """Raise :class:`ValueError` unless this matches the version's record.
 
-        Tables are compared when read.
+        Checksums are compared when they are read.
         """
         if digest(self.to_json()) != record["tree"]:
             raise ValueError("the description of its arrays does not match its checksum")
@@ -270,12 +254,12 @@ class Tree:
 
 
 def read_tree(file: h5py.File, snapshot: str) -> Tree:
-    """Return a version; in files of format 2 it is compared with its record.
+    """Return a version, after comparing it with its record (format 2).
 
     Raises
     ------
     ValueError
-        If it is not what was committed. Damage also shows as whatever HDF5's library raises.
+        If it is not what was committed. HDF5's library raises errors of its own for other damage.
     """
     steps = list(deltas(file, snapshot, read_names(file).head))
     has_tables = format_of(file) > 1
@@ -288,17 +272,14 @@ def read_tree(file: h5py.File, snapshot: str) -> Tree:
 
 
 def write_tree(file: h5py.File, tree: Tree) -> dict[str, Any]:
-    """Store the newest version's description and tables.
-
-    Return what its record has to hold of them.
-    """
+    """Store the newest version's description and checksums; return the digests of both."""
     described = tree.to_json()
     write_bytes(file[HOME], "tree", described, b" ")
     tables: dict[str, Table] = {}
     digests: dict[str, str] = {}
     for name, array in sorted(tree.arrays.items()):
         tables[name] = array.stored_table()
-        # Of a table that nobody touched the digest stays, also if it is damaged.
+        # Checksums that were not changed keep their digest, even if they are damaged.
         digests[name] = array.table_digest or digest(tables[name])
     numbers = np.concatenate([np.empty(0, "<u8"), *tables.values()]).astype("<u8")
     write_bytes(file[HOME], "checksums", numbers.tobytes(), b"\0")
@@ -312,11 +293,9 @@ def newest_tree(file: h5py.File) -> Tree:
     arrays, at = {}, 0
     for name, described in found["arrays"].items():
         meta = layout.meta_from_json(described)
-        stored = partial(tables.part, at, n_chunks(meta))
-        arrays[name] = StoredArray(
-            DataSet(file, name, meta, meta.n_rows), meta, {}, Checksums(stored)
-        )
-        at += n_chunks(meta)
+        stored = Checksums(partial(tables.part, at, meta.n_chunks))
+        arrays[name] = StoredArray(DataSet(file, name, meta, meta.n_rows), meta, {}, stored)
+        at += meta.n_chunks
     return Tree(found["attrs"], arrays)
 
 
@@ -341,30 +320,24 @@ def older_tree(
         delta = layout.ArrayDelta(**found)
         if delta.whole:
             meta = _whole_meta(group, about, name, has_tables=has_tables)
-            source, elsewhere, under = (
-                DataSet(group["arrays"], name, meta),
-                dict[int, Piece](),
-                None,
-            )
+            under = StoredArray(DataSet(group["arrays"], name, meta), meta, {}, None)
         else:
             under = arrays[name]
-            source, meta, elsewhere = under.source, under.meta, dict(under.elsewhere)
-        meta = layout.with_rows(meta, delta.n_rows, delta.attrs)
+        meta = layout.with_rows(under.meta, delta.n_rows, delta.attrs)
         copies = DataSet(group["chunks"], name, meta)
-        for chunk, place in delta.chunks.items():
-            elsewhere[int(chunk)] = (
-                Piece(None, 0) if place == layout.ABSENT else Piece(copies, place)
-            )
-        elsewhere = {chunk: piece for chunk, piece in elsewhere.items() if chunk < n_chunks(meta)}
+        placed = {
+            int(chunk): Piece(None, 0) if place == layout.ABSENT else Piece(copies, place)
+            for chunk, place in delta.chunks.items()
+        }
+        elsewhere = {**under.elsewhere, **placed}
+        elsewhere = {chunk: piece for chunk, piece in elsewhere.items() if chunk < meta.n_chunks}
         checksums = None
         if has_tables:
-            numbers = np.arange(n_chunks(meta))[layout.numbers_of(delta)]
+            numbers = np.arange(meta.n_chunks)[layout.numbers_of(delta)]
             kept = partial(tables.part, at, len(numbers))
-            checksums = Checksums(
-                kept, None if under is None else under.checksums, n_chunks(meta), numbers
-            )
+            checksums = Checksums(kept, under.checksums, meta.n_chunks, numbers)
             at += len(numbers)
-        arrays[name] = StoredArray(source, meta, elsewhere, checksums)
+        arrays[name] = StoredArray(under.source, meta, elsewhere, checksums)
     return Tree(base.attrs if about["attrs"] is None else about["attrs"], arrays)
 
 
@@ -377,7 +350,7 @@ def _whole_meta(
 
 
 class _Tables:
-    """Checksums of several arrays, one behind the other, read when the first is asked for."""
+    """Checksums of several arrays, one after another, read at the first use."""
 
     def __init__(self, group: h5py.Group) -> None:
         self._group = group
@@ -387,7 +360,7 @@ class _Tables:
         return np.frombuffer(read_bytes(self._group, "checksums"), dtype="<u8").astype(np.uint64)
 
     def part(self, start: int, length: int) -> Table:
-        """Return those from one on."""
+        """Return ``length`` checksums from ``start`` on."""
         found = self._numbers[start : start + length] if length else np.empty(0, np.uint64)
         if len(found) != length:
             raise ValueError("the table of its checksums ends early")

@@ -1,10 +1,9 @@
 """Names of tags and branches, and the files of an Icechunk repository that hold them.
 
 Icechunk keeps a name in a folder, ``refs/tag.NAME/ref.json``. It writes a letter beyond ASCII as
-``%E7…`` there, and when it lists names it does not read that back: such a tag is left out, and such
-a branch makes listing, and Icechunk's own garbage collection, fail. So kpstore gives Icechunk plain
-ASCII (Punycode behind ``xn--``), and lists the folders itself; names that are there in Icechunk's
-own writing are found as well.
+``%E7…`` there, but does not decode it when it lists names: it leaves out such a tag, and for such a
+branch listing and garbage collection fail. So kpstore gives Icechunk plain ASCII (Punycode after
+``xn--``) and lists the folders itself; it also finds names that Icechunk has encoded.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ _PLAIN = re.compile(r"[A-Za-z0-9._+-]+")
 """What Icechunk writes and lists unchanged."""
 _VERSION = re.compile(r"[0-9A-HJKMNP-TV-Z]{20}")
 _NAME_BYTES = 255
-"""Of a file or folder, on every file system in use."""
+"""Longest name of a file or folder on common file systems."""
 _FILE, _DELETED = "ref.json", "ref.json.deleted"
 
 
 def encode(kind: Kind, name: str) -> str:
-    """Return a name as it is given to Icechunk: plain ASCII, from which :func:`decode` makes the name again.
+    """Return a name in the plain ASCII that Icechunk is given; :func:`decode` reverses it.
 
     Raises
     ------
     InvalidError
-        If no file can be called so.
+        If no file can have that name.
     """
     given = _given(name)
     if not _PLAIN.fullmatch(given) or decode(given) != name:
@@ -63,7 +62,7 @@ def decode(given: str) -> str:
         try:
             return given.removeprefix(_MARK).encode("ascii").decode("punycode")
         except (UnicodeError, OverflowError):
-            pass  # no name of ours
+            pass  # other software has chosen this name
     return given
 
 
@@ -73,11 +72,10 @@ class Ref:
 
     Parameters
     ----------
-    given : the name as Icechunk takes it.
-    file : where it is kept, relative to the store.
-    version : the version that it names; None if the file is damaged or gone.
-    is_deleted : whether it was taken away on purpose: Icechunk never gives such a tag's name out
-        again.
+    given : the name in Icechunk.
+    file : its file, relative to the store.
+    version : the version that it names; None if the file is damaged or missing.
+    is_deleted : whether it was deleted; Icechunk never uses the name of a deleted tag again.
     """
 
     given: str
@@ -87,13 +85,14 @@ class Ref:
 
 
 class Names(dict[str, str]):
-    """Tags or branches with the versions that they name. One whose file is damaged is in it too, but cannot be read.
+    """Tags or branches with the versions that they name.
+
+    A damaged one is contained too, but looking it up raises :class:`CorruptError`.
 
     Parameters
     ----------
     versions : by name.
-    damaged : what is wrong, by name: the message of the :class:`CorruptError` that asking for it
-        raises.
+    damaged : message of the error, by name.
     """
 
     def __init__(self, versions: Mapping[str, str], damaged: Mapping[str, str]) -> None:
@@ -110,7 +109,7 @@ class Names(dict[str, str]):
 
 
 def read_refs(root: Path, kind: Kind) -> dict[str, Ref]:
-    """Return all tags or branches of a repository by name, also those that were deleted."""
+    """Return all tags or branches of a repository by name, including deleted ones."""
     found: dict[str, Ref] = {}
     for folder in sorted((root / "refs").glob(f"{kind}.*")):
         given = unquote(folder.name.removeprefix(f"{kind}."))

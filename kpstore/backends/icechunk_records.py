@@ -1,10 +1,11 @@
-"""The ledger of an Icechunk repository: what it says of versions and names, and what is no longer so."""
+"""The ledger of an Icechunk repository: writing it, and comparing the repository with it."""
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import icechunk
 
 from kpstore.backends.base import MAIN
 from kpstore.backends.checksums import TABLE
+from kpstore.backends.icechunk_manifests import nodes_of
 from kpstore.backends.icechunk_names import Kind, Names, Ref, file_of, read_refs
 from kpstore.backends.ledger import Ledger, LedgerRecords, LedgerText, file_sum
+from kpstore.errors import CorruptError
 
 _log = logging.getLogger(__name__)
 
@@ -25,45 +28,24 @@ _KINDS: tuple[Kind, Kind] = ("branch", "tag")
 
 @dataclass(frozen=True)
 class _Version:
-    """What Icechunk says of a version: what it builds upon, and the files that describe it."""
+    """A version as Icechunk describes it: its parent and its manifests."""
 
     parent: str | None
     manifests: frozenset[str]
-    arrays: frozenset[str]
 
     def files(self, version: str) -> frozenset[str]:
-        """Paths of all files that describe it.
-
-        Icechunk's own empty first version has no transaction.
-        """
+        """Return the paths of all files that describe it; the first one has no transaction."""
         transaction = [] if self.parent is None else [f"transactions/{version}"]
         return frozenset([f"snapshots/{version}", *transaction, *self.manifests])
 
 
-@dataclass(frozen=True)
-class Sight:
-    """Names and the ledger as they were at one moment.
-
-    Parameters
-    ----------
-    has_ledger, records : the ledger.
-    refs : of each kind, by name.
-    wrong_names : a line for each name that is damaged or gone.
-    """
-
-    has_ledger: bool
-    records: LedgerRecords
-    refs: Mapping[Kind, Mapping[str, Ref]]
-    wrong_names: tuple[str, ...]
-
-
 class VersionRecords:
-    """Keeps the ledger of a repository, and compares.
+    """Writes the ledger of a repository, and compares the repository with it.
 
     Parameters
     ----------
     root : directory of the repository.
-    location : the same, as people call it.
+    location : the directory as the user gave it, for messages.
     repository : opens it.
     """
 
@@ -76,19 +58,19 @@ class VersionRecords:
     # -- writing, under the commit lock ------------------------------------------------------------
 
     def committed(self, branch: str, version: str) -> None:
-        """Note a commit, and whatever it builds upon that is not in the ledger yet."""
+        """Record a commit, and those of its ancestors that are not in the ledger yet."""
         ledger = self._ledger.read()
         records = self._unrecorded(
             version, lambda known: ledger.sum_of(f"snapshots/{known}") is not None
         )
         *older, newest = records or [{}]
-        # Other branches that are ahead of the ledger by these older ones would look like branches
-        # of other versions.
+        # Once these ancestors are in the ledger, another branch that they put ahead of it would
+        # look like a branch of other versions.
         others = self._ahead(ledger, but=branch) if older else ()
         self._write([*others, *older, {"branch": branch, "is": [version], **newest}])
 
     def _ahead(self, ledger: LedgerText, but: str) -> Iterator[dict[str, Any]]:
-        """Yield lines for branches that lead to versions of which the ledger knows nothing yet."""
+        """Yield lines for branches that lead to versions that are not in the ledger yet."""
         for name, ref in read_refs(self._root, "branch").items():
             recorded = ledger.named("branch", name)
             if name == but or ref.version is None or not recorded or ref.version in recorded:
@@ -97,14 +79,14 @@ class VersionRecords:
                 yield {"branch": name, "is": [ref.version]}
 
     def named(self, kind: Kind, name: str, *versions: str) -> None:
-        """Note that a name leads to one of some versions, or, without any, that it was taken away."""
+        """Record that a name leads to one of some versions or, without any, that it was deleted."""
         self._write([{kind: name, "is": list(versions)}])
 
     def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
         self._ledger.write([*([] if self._ledger.exists() else self._all_of_now()), *records])
 
     def _all_of_now(self) -> Iterator[dict[str, Any]]:
-        """Yield lines for a store that has no ledger: it is taken as it is."""
+        """Yield lines for a store that has no ledger: its present state is trusted."""
         seen: set[str] = set()
         for kind in _KINDS:
             for name, ref in read_refs(self._root, kind).items():
@@ -117,7 +99,7 @@ class VersionRecords:
     def _unrecorded(
         self, version: str | None, known: Callable[[str], bool]
     ) -> list[dict[str, Any]]:
-        """Return lines for a version and what it builds upon, back to the first that is known, oldest first."""
+        """Return lines for a version and its ancestors up to the first known one, oldest first."""
         records: list[dict[str, Any]] = []
         while version is not None and not known(version):
             found = self._inspect(version)
@@ -137,39 +119,30 @@ class VersionRecords:
         return records[::-1]
 
     def _inspect(self, version: str) -> _Version | None:
-        """Return what Icechunk says of a version.
-
-        None if its snapshot is damaged, gone, or another one's.
-        """
+        """Return a version; None if its snapshot is damaged, gone, or of another version."""
         try:
-            found = json.loads(self._repository().inspect_snapshot(version, pretty=False))
+            found = next(self._repository().ancestry(snapshot_id=version))
         except (icechunk.IcechunkError, ValueError):
             return None
-        if found["id"] != version:
+        if found.id != version:
             return None
-        manifests = frozenset(f"manifests/{manifest['id']}" for manifest in found["manifests"])
-        return _Version(
-            found.get("parent_id"), manifests, frozenset(node["path"] for node in found["nodes"])
-        )
+        manifests = frozenset(f"manifests/{manifest.id}" for manifest in found.manifests)
+        return _Version(found.parent_id, manifests)
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def damage_of(self, version: str) -> str:
-        """Return what is wrong with the description of a version, in one line.
-
-        Empty if it is as it was written.
-        """
+    def check_snapshot(self, version: str) -> None:
+        """Raise :class:`CorruptError` if the snapshot of a version is not what was written."""
         file = f"snapshots/{version}"
-        expected = self._ledger.read().sum_of(file)
-        if expected is None or (found := file_sum(self._root / file)) == expected:
-            return ""
-        return _wrong_file(file, found, f"version {version} of {self._location}")
+        expected, found = self._ledger.read().sum_of(file), file_sum(self._root / file)
+        if expected is not None and found != expected:
+            raise CorruptError(_wrong_file(file, found, f"version {version} of {self._location}"))
 
     def names(self, kind: Kind) -> Names:
-        """Return all branches or tags, with what is wrong with those that cannot be read.
+        """Return all branches or tags, and the problems of those that are damaged.
 
-        While others write, what looks wrong may be a change that is half done: ask again under the
-        commit lock.
+        While another process writes, a problem may be a change that is half done: call this again
+        under the commit lock.
         """
         versions, damaged = {}, {}
         ledger = self._ledger.read()  # before the files: a branch that is ahead of it is in order
@@ -187,7 +160,7 @@ class VersionRecords:
                 and name != MAIN
                 and not (self._root / ref.file).exists()
             ):
-                continue  # being made, or its making was killed
+                continue  # it is being created, or a kill came in between
             if problem or ref.version is None:
                 damaged[name] = problem
             else:
@@ -201,7 +174,7 @@ class VersionRecords:
         was = f"; it named version {' or '.join(recorded)}" if recorded else ""
         if ref.version is None:
             state = "is damaged" if (self._root / ref.file).exists() else "is gone"
-            mend = f': {{"snapshot":"{recorded[-1]}"}} is what belongs into it' if recorded else ""
+            mend = f'; it should hold {{"snapshot":"{recorded[-1]}"}}' if recorded else ""
             return f"{what} cannot be read: {ref.file} {state}{was}{mend}"
         if kind == "tag" and recorded == []:
             return (
@@ -216,7 +189,7 @@ class VersionRecords:
             if version in recorded:
                 return ""
             if ledger.sum_of(f"snapshots/{version}") is not None:
-                # a branch may be ahead by what a kill kept out of the ledger, not by what is in it
+                # After a kill a branch is ahead of the ledger by versions that are not in it.
                 break
         return (
             f"{what} is damaged: {ref.file} leads to version {ref.version}, but "
@@ -232,22 +205,21 @@ class VersionRecords:
 
     # -- all of it ---------------------------------------------------------------------------------
 
-    def look(self) -> Sight:
-        """Return names as they are, under the commit lock."""
-        records = self._ledger.read().records()
-        refs = {kind: read_refs(self._root, kind) for kind in _KINDS}
-        return Sight(self._ledger.exists(), records, refs, tuple(self._wrong_names(records, refs)))
+    def examine(self, quiet: AbstractContextManager[None]) -> Iterator[str]:
+        """Yield what is wrong with names and with the files that describe versions.
 
-    def examine(self, seen: Sight) -> Iterator[str]:
-        """Yield what is wrong with names, and with the files that describe versions, one line each."""
-        records, versions = seen.records, self._reachable(seen)
-        if not seen.has_ledger:
-            if any(
-                found is not None and f"/{TABLE}" in found.arrays for found in versions.values()
-            ):
+        ``quiet`` holds off commits while names and the ledger are read.
+        """
+        with quiet:
+            has_ledger, records = self._ledger.exists(), self._ledger.read().records()
+            refs = {kind: read_refs(self._root, kind) for kind in _KINDS}
+            wrong_names = list(self._wrong_names(records, refs))
+        versions = self._reachable(records, refs)
+        if not has_ledger:
+            sound = (version for version, found in versions.items() if found is not None)
+            if any(TABLE in (nodes_of(self._repository(), version) or ()) for version in sound):
                 _log.warning(
-                    "%s has no %s: names and descriptions of versions are not compared with what "
-                    "was written",
+                    "%s has no %s: names and descriptions of versions cannot be checked",
                     self._location,
                     LEDGER,
                 )
@@ -255,7 +227,7 @@ class VersionRecords:
             yield f"{LEDGER} is damaged: it says nothing of any version"
         for number in records.damaged:
             yield f"{LEDGER} is damaged: line {number} is not what was written"
-        yield from seen.wrong_names
+        yield from wrong_names
         yield from self._wrong_files(records, versions)
 
     def _wrong_names(
@@ -274,23 +246,15 @@ class VersionRecords:
                         kind, name, Ref(name, file_of(kind, name), None), recorded[name], ledger
                     )
 
-    def _reachable(self, seen: Sight) -> dict[str, _Version | None]:
+    def _reachable(
+        self, records: LedgerRecords, refs: Mapping[Kind, Mapping[str, Ref]]
+    ) -> dict[str, _Version | None]:
         """Return all versions that names lead to, or led to; None for one that cannot be read."""
-        records = seen.records
-        named = [
-            ref.version
-            for found in seen.refs.values()
-            for ref in found.values()
-            if not ref.is_deleted
-        ]
-        recorded = [
-            version
-            for names in (records.branches, records.tags)
-            for are in names.values()
-            for version in are
-        ]
+        all_refs = [ref for found in refs.values() for ref in found.values()]
+        named = [[ref.version] for ref in all_refs if not ref.is_deleted]
+        recorded = [*records.branches.values(), *records.tags.values()]
         versions: dict[str, _Version | None] = {}
-        for start in (*named, *recorded):
+        for start in itertools.chain(*named, *recorded):
             version = start
             while version is not None and version not in versions:
                 found = versions[version] = self._inspect(version)
@@ -309,19 +273,12 @@ class VersionRecords:
                     whose,
                     LEDGER,
                 )
-            if found is None:
-                done.add(f"snapshots/{version}")
-                yield _wrong_file(
-                    f"snapshots/{version}", file_sum(self._root / f"snapshots/{version}"), whose
-                )
-            for file in sorted((found or _NOTHING).files(version) - done):
+            files = found.files(version) if found else {f"snapshots/{version}"}
+            for file in sorted(files - done):
                 done.add(file)
                 value = file_sum(self._root / file)
-                if value is None or value != records.files.get(file, value):
+                if found is None or value is None or value != records.files.get(file, value):
                     yield _wrong_file(file, value, whose)
-
-
-_NOTHING = _Version(None, frozenset(), frozenset())
 
 
 def _wrong_file(file: str, found: str | None, whose: str) -> str:

@@ -1,12 +1,11 @@
-"""The array in which an Icechunk store keeps checksums by place: a row for each array, a column for each chunk.
+"""The array of an Icechunk store that holds the checksums of all chunks.
 
-It is part of each version, as the chunks are that it speaks of, so going back to a version needs
-nothing. Its attribute ``arrays`` names its rows; a row whose array was deleted has the name ``""``
-and goes to the next new array.
+It has a row for each array and a column for each chunk. Like the chunks themselves it is part of
+each version, so that going back to a version needs no extra work. Its attribute ``arrays`` names
+its rows; the row of a deleted array is named ``""`` and is used for the next new array.
 
-Its attribute ``seals`` says what each of its own chunks adds up to. Attributes lie in the version's
-description, so a chunk of the table that is another one's is never taken for damage of what it
-speaks of.
+Its attribute ``seals`` holds checksums of its own chunks. Attributes are part of the version's
+snapshot, so a wrong chunk of the table is never taken for damage of the arrays.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from kpstore.backends.checksums import TABLE, UNWRITTEN
-from kpstore.backends.icechunk_chunks import ChunkDecoder, ChunkPlace
+from kpstore.backends.icechunk_chunks import ChunkDecoder
+from kpstore.backends.icechunk_manifests import ChunkPlace
 
 COLUMNS = 2_048
-"""Chunks of an array whose checksums are stored together: a small commit writes 16 KiB for each of its arrays."""
+"""Checksums that are stored together: a small commit writes 16 KiB for each of its arrays."""
 UNREADABLE = (icechunk.IcechunkError, ValueError, RuntimeError, LookupError, OSError)
 """What Icechunk, Zarr and the codecs raise on damaged files."""
 _ROWS = "arrays"
@@ -37,20 +37,20 @@ _Cells = tuple[NDArray[np.int64], NDArray[np.uint64]]
 
 
 class ChecksumTable:
-    """The table as a session sees it; what was read stays read, as long as nobody else writes.
+    """The table as a session sees it.
 
     Parameters
     ----------
-    array : of Zarr.
-    chunks : where its chunks are, by row and column, as they were committed; None to ask Zarr,
-        which takes a millisecond and more each time.
+    array : the table.
+    chunks : places of its committed chunks, by row and column; None to read them by Zarr, which
+        takes a millisecond and more for each.
     """
 
     def __init__(
         self, array: zarr.Array[Any], chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None
     ) -> None:
         self._array = array
-        # Other software may have written the table anew in a way of its own.
+        # Other software may have written the table again in another form.
         self._decode = ChunkDecoder.of(array) if array.chunks == (1, COLUMNS) else None
         self._chunks = None if self._decode is None else chunks
         rows: Any = array.attrs[_ROWS]
@@ -65,7 +65,7 @@ class ChecksumTable:
 
     @staticmethod
     def create(group: zarr.Group) -> None:
-        """Make an empty table."""
+        """Create an empty table."""
         group.create_array(
             TABLE,
             shape=(0, COLUMNS),
@@ -86,16 +86,16 @@ class ChecksumTable:
     def open(
         cls, group: zarr.Group, chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None
     ) -> ChecksumTable:
-        """Return the table of a store that has one: stores of format 1 have not."""
+        """Return the table of a store; those of format 1 have none."""
         array = group[TABLE]
         if not isinstance(array, zarr.Array):
             raise ValueError(f"{TABLE!r} is a group, an array was expected")
         return cls(array, chunks)
 
     def read(self, name: str, n_chunks: int) -> NDArray[np.uint64] | None:
-        """Return the checksums of an array's chunks, (n_chunks,).
+        """Return the checksums of an array's chunks, (n_chunks,); None for an array that has none.
 
-        None for an array that other software made.
+        Other software creates such arrays.
         """
         if name not in self._rows:
             return None
@@ -105,7 +105,7 @@ class ChecksumTable:
         return found
 
     def _sealed(self, row: int, begin: int, end: int) -> NDArray[np.uint64]:
-        """Return whole chunks of a row, each compared with its seal."""
+        """Return whole chunks of a row, after comparing each with its seal."""
         cells, seals = self._block(row, begin, end), self._seals[row]
         for at in range(begin, end, COLUMNS):
             column = at // COLUMNS
@@ -135,17 +135,15 @@ class ChecksumTable:
         created: Collection[str],
         deleted: Collection[str],
     ) -> None:
-        """Take in what a transaction has done.
+        """Add the changes of a transaction.
 
         Parameters
         ----------
-        written : checksum by array and number of the chunk.
-        created, deleted : arrays; one that was deleted and made again is in both.
+        written : checksums by array and number of the chunk.
+        created, deleted : arrays; one that was deleted and created again is in both.
         """
-        gone = {
-            *created,
-            *deleted,
-        }  # a new array's name may be left from one that other software deleted
+        # A new array may have the name of one that other software has deleted.
+        gone = {*created, *deleted}
         rows = [_FREE if name in gone else name for name in self._rows]
         fresh = set()
         for name in sorted(created):
@@ -154,7 +152,7 @@ class ChecksumTable:
                 fresh.add(name)
             else:
                 rows.append(name)
-        # What other software made has chunks of which nothing is known.
+        # Nothing is known of the chunks of arrays that other software has created.
         known = {name: sums for name, sums in written.items() if name in rows and sums}
         n_columns = max([0, *(max(sums) + 1 for sums in known.values())])
         n_columns = max(self._array.shape[1], -(-n_columns // COLUMNS) * COLUMNS)
@@ -179,7 +177,7 @@ class ChecksumTable:
         self._rows = rows
 
     def _by_column(self, written: Mapping[str, Mapping[int, int]]) -> dict[int, dict[int, _Cells]]:
-        """Return which cells are new, by column of chunks and row."""
+        """Return the new cells, by column of chunks and by row."""
         changes: dict[int, dict[int, _Cells]] = {}
         for name, sums in written.items():
             chunks = np.fromiter(sums, dtype=np.int64, count=len(sums))
@@ -214,12 +212,12 @@ class ChecksumTable:
 
 
 def _seal(cells: NDArray[np.uint64]) -> str:
-    """Return what a chunk of the table adds up to, in hex; nothing for one that nobody wrote."""
+    """Return the checksum of a chunk of the table in hex; empty if it was never written."""
     return xxhash.xxh3_64_hexdigest(cells.astype("<u8").tobytes()) if cells.any() else ""
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield numbers that follow each other as (first, one behind the last)."""
+    """Yield runs of consecutive numbers as (first, last + 1)."""
     for _, run in itertools.groupby(enumerate(rows), key=lambda item: item[1] - item[0]):
         numbers = [row for _, row in run]
         yield numbers[0], numbers[-1] + 1

@@ -1,19 +1,18 @@
-"""What the files that describe versions held when they were written, and what each name named: one line a change.
+"""The ledger of versions: checksums of the files that describe them, and the names they had.
 
-Chunks have checksums by place, inside the version that they belong to. Nothing inside a version can
-vouch for the version's own description, or for the names that lead to it; so that is written down
-beside them, in a text file to which lines are added under the store's commit lock. Each line is the
-XXH3-64 of its JSON, in hex, a space, and that JSON:
+Chunks have checksums inside the version that they belong to. Nothing inside a version can prove
+the version's own description or the names that lead to it, so a text file beside them does. Each
+change appends a line under the store's commit lock: the XXH3-64 of the line's JSON in hex, a space,
+and that JSON:
 
 - ``{"version": ID, "parent": ID, "files": {"snapshots/ID": XXH3-64 of the file, …}}``: a version,
-  the one that it builds upon, and the files that it brought;
+  its parent, and the files that it added;
 - ``{"branch": NAME, "is": [ID, …]}`` and ``{"tag": NAME, "is": [ID, …]}``: the name leads to one of
-  these versions or, if it is a branch, to one that builds upon it; no version: the name was taken
-  away.
+  these versions or, for a branch, to a descendant of one; without a version, the name was deleted.
 
-A line may say both. A commit writes its line after the commit itself. If a kill falls between, the
-branch is ahead of the ledger, which is no damage, and the next commit adds what is missing. A
-branch that is behind it has lost versions.
+A line may hold both. A commit writes its line after the commit itself. After a kill in between, the
+branch is ahead of the ledger, which is not damage: the next commit adds the missing lines. A branch
+that is behind the ledger has lost versions.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ _log = logging.getLogger(__name__)
 
 _SUM_CHARS = 16
 _NAMED = re.compile(rb'^[0-9a-f]{16} \{("(?:branch|tag)": "(?:[^"\\]|\\.)*"), "is": ', re.MULTILINE)
-"""A line that says where a name leads, which it says first."""
+"""A line that begins with a name and the versions it leads to."""
 
 
 @dataclass
 class LedgerRecords:
-    """All that a ledger says.
+    """The whole contents of a ledger.
 
     Parameters
     ----------
     files : XXH3-64 in hex by path relative to the store.
-    parents : the version that each version builds upon.
-    branches, tags : versions that a name may lead to; none for a name that was taken away.
-    damaged : numbers of lines, from 1, that are not what was written.
+    parents : parent of each version.
+    branches, tags : versions that a name may lead to; none for a deleted name.
+    damaged : numbers of damaged lines, from 1.
     """
 
     files: dict[str, str] = field(default_factory=dict)
@@ -55,64 +54,55 @@ class LedgerRecords:
     tags: dict[str, list[str]] = field(default_factory=dict)
     damaged: list[int] = field(default_factory=list)
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Take in a line."""
-        self.files.update(record.get("files", {}))
-        if "version" in record:
-            self.parents[record["version"]] = record["parent"]
-        if "branch" in record:
-            self.branches[record["branch"]] = record["is"]
-        if "tag" in record:
-            self.tags[record["tag"]] = record["is"]
-
 
 @dataclass(frozen=True)
 class LedgerText:
-    """A ledger as it was at one moment; empty where there is none."""
+    """A ledger as it was at one moment; empty if there is no ledger."""
 
     content: bytes
 
     def records(self) -> LedgerRecords:
-        """Return all that it says."""
+        """Return its whole contents."""
         found = LedgerRecords()
-        # What is behind the last line's end was being written when its writer died.
+        # A last line without an end was being written when its writer died.
         for number, line in enumerate(self.content.split(b"\n")[:-1], start=1):
             record = _parse(line)
             if record is None:
                 found.damaged.append(number)
-            else:
-                found.add(record)
+                continue
+            found.files.update(record.get("files", {}))
+            if "version" in record:
+                found.parents[record["version"]] = record["parent"]
+            if "branch" in record:
+                found.branches[record["branch"]] = record["is"]
+            if "tag" in record:
+                found.tags[record["tag"]] = record["is"]
         return found
 
     def named(self, kind: str, name: str) -> list[str] | None:
         """Return the versions that a branch or tag may lead to.
 
-        An empty list if it was taken away, None if unknown.
+        An empty list if it was deleted, None if unknown.
         """
         record = self._line_at(self._newest.get(f'"{kind}": {json.dumps(name)}'.encode(), -1))
         versions: list[str] | None = None if record is None else record["is"]
         return versions
 
     def sum_of(self, file: str) -> str | None:
-        """Return the checksum of a file; None if the ledger does not have it."""
-        # In JSON, what stands within a text cannot look like a key.
+        """Return the checksum of a file; None if it is not in the ledger."""
+        # In JSON, the inside of a string cannot look like a key.
         record = self._line_at(self.content.rfind(f'"{file}": "'.encode()))
         return None if record is None else record["files"][file]
 
     @cached_property
     def _newest(self) -> dict[bytes, int]:
-        """Where the last line of each branch and tag is: there may be hundreds of them, and ten thousand lines."""
+        """Offset of the newest line of each branch and tag, found in one search of all lines."""
         return {found[1]: found.start() for found in _NAMED.finditer(self.content)}
 
     def _line_at(self, at: int) -> dict[str, Any] | None:
-        """Return what the line around a place says, without reading all others.
-
-        None if it is damaged, or not there.
-        """
-        begin, end = (
-            self.content.rfind(b"\n", 0, max(at, 0)) + 1,
-            self.content.find(b"\n", max(at, 0)),
-        )
+        """Parse the line around an offset; None if it is damaged, or the offset negative."""
+        begin = self.content.rfind(b"\n", 0, max(at, 0)) + 1
+        end = self.content.find(b"\n", max(at, 0))
         return None if at < 0 or end < 0 else _parse(self.content[begin:end])
 
 
@@ -121,7 +111,7 @@ class Ledger:
 
     Parameters
     ----------
-    path : the file; it need not be there.
+    path : the file, which may be missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -129,21 +119,15 @@ class Ledger:
         self._known: tuple[tuple[int, ...], LedgerText] = (), LedgerText(b"")
 
     def exists(self) -> bool:
-        """Whether there is one."""
+        """Whether the file exists."""
         return self._path.exists()
 
     def read(self) -> LedgerText:
-        """Return what it says now; the same object as long as nothing changes."""
+        """Return the present ledger; the same object as long as the file stays the same."""
         try:
             with self._path.open("rb") as file:
-                found = os.fstat(file.fileno())
-                state = (
-                    found.st_dev,
-                    found.st_ino,
-                    found.st_size,
-                    found.st_mtime_ns,
-                    found.st_ctime_ns,
-                )
+                s = os.fstat(file.fileno())
+                state = (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
                 if state != self._known[0]:
                     self._known = state, LedgerText(file.read())
         except OSError:
@@ -151,7 +135,7 @@ class Ledger:
         return self._known[1]
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines, under the store's commit lock. What cannot be written is logged: the store is as good without."""
+        """Append lines, under the commit lock; a failure is logged, as the store works without."""
         lines = b"".join(_line(record) for record in records)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

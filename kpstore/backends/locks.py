@@ -1,4 +1,4 @@
-"""Locks between processes on one machine or one shared file system, released by the kernel when their holder dies."""
+"""Locks between processes, which the kernel releases when their holder dies (decisions/009)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ from kpstore.errors import BusyError
 
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold ``path`` exclusively, waiting for others.
-
-    For work that takes milliseconds, such as a commit.
-    """
+    """Hold ``path`` exclusively, after waiting for others: for milliseconds, such as a commit."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -57,16 +54,12 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
 
 
 def _release(file: IO[Any]) -> None:
-    # Not by closing alone: a process that was forked meanwhile has the file open too, and would
-    # keep it locked.
+    # Closing would not be enough: a process that was forked in the meantime has the file open too.
     fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _take(file: IO[Any], *, tries: int = 5) -> bool:
-    """Try to lock a file.
-
-    More than once, since :func:`is_held` of another process holds it for a moment.
-    """
+    """Try to lock a file, several times because another process's :func:`is_held` locks it too."""
     for left in reversed(range(tries)):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,7 +71,7 @@ def _take(file: IO[Any], *, tries: int = 5) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds ``path``; opens no file that is not there."""
+    """Whether any process holds ``path``; creates no file."""
     if not path.exists():
         return False
     with path.open("r+b") as file:
@@ -97,4 +90,4 @@ def _holder(path: Path) -> str:
             f"{holder['since']}"
         )
     except (OSError, ValueError, KeyError):
-        return "it has not said who it is"
+        return "its lock file does not say which"

@@ -1,4 +1,4 @@
-"""Files that follow each other in memory: an array whose chunks are raw files, seen as one piece without reading it."""
+"""Files mapped into memory one after another: raw chunks become one array without reading."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_PIECES = 30_000
-"""Linux allows a process 65,530 mappings by default.
-
-Half of them are left for everything else than all our arrays.
-"""
+"""Most mappings for all arrays of this process; Linux allows a process 65,530 by default."""
 
 _MAP_FIXED = 0x10
 _FAILED = ctypes.c_void_p(-1).value
@@ -31,10 +28,9 @@ class FilePiece:
 
     Parameters
     ----------
-    file : a path, for a file that holds nothing else; or the number of an open file.
-    offset : where in it they begin.
-    n_more : bytes of something else at the end of a file that is given by its path, such as a
-        checksum.
+    file : path of a file that holds only these values, or the number of an open file.
+    offset : where the values begin in an open file.
+    n_more : for a path, number of bytes after the values, such as a checksum.
     """
 
     file: Path | int
@@ -48,22 +44,22 @@ def map_pieces(
     dtype: np.dtype[Any],
     fill: float | int | bool,
 ) -> NDArray[Any] | None:
-    """Return raw values in files, mapped one behind the other, as one read-only array.
+    """Map raw values in files one after another, as one read-only array.
 
-    Nothing is read or copied: the operating system brings in the pages that are touched, and all
-    processes share them. A file that is deleted meanwhile stays readable until the array is gone.
+    Nothing is read or copied: the operating system loads pages when they are used, and all
+    processes share them. The array stays readable if a file is deleted.
 
     Parameters
     ----------
-    pieces : one for each piece along the first axis; None for a piece that was never written.
+    pieces : pieces along the first axis; None for one that was never written.
     piece : shape of each piece, rows first.
-    fill : what pieces that were never written read as.
+    fill : value of pieces that were never written.
 
     Returns
     -------
     (len(pieces) * piece[0], *piece[1:]) array or None
-        None where it cannot be done: another system than Linux, pieces that are not whole pages,
-        too many of them, a file of another size.
+        None where mapping is impossible: on other systems than Linux, for pieces that are not whole
+        pages, for too many pieces, and for files of another size.
     """
     piece_bytes = int(np.prod(piece)) * dtype.itemsize
     if (
@@ -78,8 +74,10 @@ def map_pieces(
         return None
     memory = _Memory(len(pieces) * piece_bytes, len(pieces))
     fill_bytes = np.full(piece, fill, dtype=dtype).tobytes() if None in pieces else b""
-    fill_file = _memory_file(fill_bytes) if any(fill_bytes) else None
+    fill_file = os.memfd_create("kpstore-fill", os.MFD_CLOEXEC) if any(fill_bytes) else None
     try:
+        if fill_file is not None:
+            os.write(fill_file, fill_bytes)
         for number, found in enumerate(pieces):
             if found is None:
                 if fill_file is not None:
@@ -112,25 +110,16 @@ def _place(memory: _Memory, piece: FilePiece, at: int, size: int) -> bool:
         os.close(file)
 
 
-def _memory_file(content: bytes) -> int:
-    file = os.memfd_create("kpstore-fill", os.MFD_CLOEXEC)
-    os.write(file, content)
-    return file
-
-
 def _give_back(libc: Any, address: int, size: int, n_pieces: int) -> None:
     libc.munmap(address, size)
     _Memory.n_pieces -= n_pieces
 
 
 class _Memory:
-    """A run of addresses, all zeros until files are placed in it.
-
-    Given back with the last array on it.
-    """
+    """A range of addresses, zero until files are placed in it; freed with its last array."""
 
     n_pieces = 0
-    """Of all arrays of this process."""
+    """Number of pieces of all arrays of this process."""
 
     def __init__(self, size: int, n_pieces: int) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -144,8 +133,7 @@ class _Memory:
         self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._address = self._map(None, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         self._buffer = (ctypes.c_char * size).from_address(self._address)
-        # Not at exit: other threads may still be reading then, and the process gives everything
-        # back anyway.
+        # Not at exit, when other threads may still be reading and everything is freed anyway.
         weakref.finalize(
             self._buffer, _give_back, self._libc, self._address, size, n_pieces
         ).atexit = False

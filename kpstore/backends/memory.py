@@ -1,4 +1,4 @@
-"""A store in the memory of one process: the shortest backend that keeps the contract, for tests and examples."""
+"""A store in the memory of one process: the shortest backend, for tests and examples."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from kpstore.backends.base import (
     Chunks,
     Commit,
     SessionChunks,
-    check_short_end,
 )
+from kpstore.backends.gathered import GatheredRows
 from kpstore.errors import (
     BusyError,
     ConflictError,
@@ -39,7 +39,7 @@ _Key = tuple[str, int | str]
 
 @dataclass
 class _Tree:
-    """All arrays at one version, and what the commit that made it touched."""
+    """All arrays at one version, and what its commit touched."""
 
     attrs: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, tuple[ArrayMeta, NDArray[Any]]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ _repositories: dict[str, _Repository] = {}
 
 
 class MemoryBackend:
-    """A store named ``memory://NAME``, shared by all that name it in this process, gone when the process ends."""
+    """A store named ``memory://NAME``; it lives in this process and ends with it."""
 
     capabilities = Capabilities(branches=True, parallel_writers=False)
     sidecar_dir = None
@@ -74,7 +74,7 @@ class MemoryBackend:
         self.location = location
 
     def exists(self) -> bool:
-        """Whether a store of that name was made in this process."""
+        """Whether this process has created a store of that name."""
         return self.location in _repositories
 
     def _repo(self) -> _Repository:
@@ -85,7 +85,7 @@ class MemoryBackend:
         return _repositories[self.location]
 
     def create(self, attrs: Mapping[str, Any], message: str) -> str:
-        """Make an empty store."""
+        """Create an empty store."""
         if self.exists():
             raise ExistsError(f"{self.location} already exists; choose another name for the store")
         repo = _repositories[self.location] = _Repository()
@@ -103,11 +103,11 @@ class MemoryBackend:
         _repositories[location] = _repositories.pop(self.location)
 
     def remove(self) -> None:
-        """Forget the store."""
+        """Remove the store."""
         _repositories.pop(self.location, None)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no files are open."""
 
     def session(self, snapshot: str) -> _Session:
         """Open a version by its id."""
@@ -116,7 +116,7 @@ class MemoryBackend:
         return _Session(snapshot, self._repo().trees[snapshot])
 
     def begin(self, branch: str = MAIN) -> _WriteSession:
-        """Start changes on top of a branch's newest version."""
+        """Start changes to a branch's newest version."""
         repo = self._repo()
         if branch not in repo.branches:
             raise NotFoundError(
@@ -125,7 +125,7 @@ class MemoryBackend:
         return _WriteSession(self, repo, branch)
 
     def history(self, snapshot: str) -> Iterator[Commit]:
-        """Yield a version and all that it builds upon."""
+        """Yield a version and its ancestors, newest first."""
         at: str | None = self.session(snapshot).snapshot
         while at:
             yield self._repo().commits[at]
@@ -136,11 +136,11 @@ class MemoryBackend:
         return dict(sorted(self._repo().branches.items()))
 
     def tags(self) -> dict[str, str]:
-        """Return tags and the ids that they name."""
+        """Return tags and the ids of their versions."""
         return dict(sorted(self._repo().tags.items()))
 
     def create_branch(self, name: str, snapshot: str) -> None:
-        """Make a branch that starts at a version."""
+        """Create a branch at a version."""
         if name in self._repo().branches:
             raise ExistsError(f"branch {name!r} of {self.location} exists already")
         self._repo().branches[name] = self.session(snapshot).snapshot
@@ -160,7 +160,7 @@ class MemoryBackend:
             self._repo().branches[name] = self.session(snapshot).snapshot
 
     def create_tag(self, name: str, snapshot: str) -> None:
-        """Name a version for good."""
+        """Tag a version for good."""
         repo = self._repo()
         if name in repo.used_tags:
             raise ExistsError(
@@ -178,7 +178,7 @@ class MemoryBackend:
             )
 
     def examine(self) -> Iterator[str]:
-        """Yield nothing: what lies in memory is not damaged."""
+        """Yield nothing: arrays in memory are not damaged."""
         yield from ()
 
     @contextmanager
@@ -219,10 +219,10 @@ class _Session:
         return self._tree.arrays[name][1][start:stop].copy()
 
     def digest(self, name: str) -> None:
-        """Return none: what lies in memory is not damaged."""
+        """Return None: arrays in memory are not damaged."""
 
     def checksums(self, name: str) -> None:
-        """Return none: what lies in memory is not damaged."""
+        """Return None: arrays in memory are not damaged."""
 
     def place(self, name: str, chunk: int) -> str:
         return "memory"
@@ -232,28 +232,6 @@ class _Session:
         rows = self._tree.arrays[name][1].view()
         rows.flags.writeable = False
         return SessionChunks(self, name, mapped=rows)
-
-
-@dataclass(frozen=True)
-class _Write:
-    """One write, replayed where it takes effect."""
-
-    name: str
-    start: int
-    values: NDArray[Any]
-
-    def __call__(self, tree: _Tree) -> None:
-        meta, array = tree.arrays[self.name]
-        array = array.copy()
-        array[self.start : self.start + len(self.values)] = self.values
-        tree.arrays[self.name] = meta, array
-
-    def keys(self, meta: ArrayMeta) -> set[_Key]:
-        first, last = (
-            self.start // meta.chunk_rows,
-            (self.start + len(self.values) - 1) // meta.chunk_rows,
-        )
-        return {(self.name, chunk) for chunk in range(first, last + 1)}
 
 
 class _WriteSession(_Session):
@@ -292,9 +270,8 @@ class _WriteSession(_Session):
     def create(self, name: str, meta: ArrayMeta) -> None:
         if name in self._tree.arrays:
             raise ExistsError(f"array {name!r} exists already")
-        self._apply(
-            lambda tree: tree.arrays.update({name: (meta, _unwritten(meta))}), {(name, "meta")}
-        )
+        rows = meta.unwritten(meta.n_rows)
+        self._apply(lambda tree: tree.arrays.update({name: (meta, rows)}), {(name, "meta")})
 
     def resize(self, name: str, n_rows: int) -> None:
         old = self.meta(name)
@@ -303,7 +280,7 @@ class _WriteSession(_Session):
         if n_rows == old.n_rows:
             return
         longer = replace(old, shape=(n_rows, *old.shape[1:]))
-        added = _unwritten(replace(old, shape=(n_rows - old.n_rows, *old.shape[1:])))
+        added = old.unwritten(n_rows - old.n_rows)
 
         def change(tree: _Tree) -> None:
             tree.arrays[name] = longer, np.concatenate([tree.arrays[name][1], added])
@@ -315,29 +292,29 @@ class _WriteSession(_Session):
         self._apply(lambda tree: tree.arrays.__delitem__(name), {(name, "meta")})
 
     def write(self, name: str, start: int, values: NDArray[Any]) -> None:
-        meta = self.meta(name)
+        meta, stop = self.meta(name), start + len(values)
         meta.check_values(name, start, values)
-        if len(values):
-            change = _Write(
-                name, start, np.array(values, dtype=object if meta.dtype == TEXT else meta.dtype)
-            )
-            self._apply(change, change.keys(meta))
+        kept = np.array(values, dtype=object if meta.dtype == TEXT else meta.dtype)
 
-    def fork(self) -> _Fork:
+        def change(tree: _Tree) -> None:
+            meta, rows = tree.arrays[name]
+            tree.arrays[name] = meta, np.concatenate([rows[:start], kept, rows[stop:]])
+
+        if len(values):
+            self._apply(change, {(name, chunk) for chunk in meta.chunks_of(start, stop)})
+
+    def fork(self) -> GatheredRows:
         if self._changes:
             raise InvalidError(
                 "a session can be forked only before it has changes of its own; commit first"
             )
-        return _Fork({name: meta for name, (meta, _) in self._tree.arrays.items()})
+        return GatheredRows({name: meta for name, (meta, _) in self._tree.arrays.items()})
 
-    def merge(self, forks: Sequence[_Fork]) -> None:
+    def merge(self, forks: Sequence[GatheredRows]) -> None:
         self._check_open()
         for fork in forks:
-            for change in fork.changes:
-                meta = fork.metas[change.name]
-                if meta.has_short_chunk(change.start, len(change.values)):
-                    check_short_end(self.meta(change.name), change.name, meta.n_rows)
-                self._apply(change, change.keys(self.meta(change.name)))
+            for name, start, values in fork.rows(self.meta):
+                self.write(name, start, values)
 
     def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
         self._check_open()
@@ -377,25 +354,3 @@ class _WriteSession(_Session):
         self._spent = True
         self._changes.clear()
         self._tree = self._repo.trees[self.snapshot].child()
-
-
-@dataclass
-class _Fork:
-    metas: dict[str, ArrayMeta]
-    changes: list[_Write] = field(default_factory=list)
-
-    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
-        if name not in self.metas:
-            raise NotFoundError(f"array {name!r} not found; there are {sorted(self.metas)}")
-        self.metas[name].check_values(name, start, values)
-        self.metas[name].check_whole_chunks(name, start, len(values))
-        self.changes.append(_Write(name, start, np.array(values)))
-
-    def check(self) -> None:
-        """Pass: what was written is here."""
-
-
-def _unwritten(meta: ArrayMeta) -> NDArray[Any]:
-    if meta.dtype == TEXT:
-        return np.full(meta.shape, "", dtype=object)
-    return np.full(meta.shape, meta.fill, dtype=meta.dtype)

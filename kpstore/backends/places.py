@@ -1,9 +1,6 @@
-"""Which locations kpstore's own backends claim.
+"""The locations of kpstore's own backends, whose libraries are imported when one is used.
 
-None of their libraries is imported before a location is theirs.
-
-A backend of somebody else is a class with a classmethod ``claims(location)``, which is asked before
-these.
+Another package's backend is a class with a classmethod ``claims(location)``, which is asked first.
 """
 
 from __future__ import annotations
@@ -19,12 +16,12 @@ FILE_SUFFIXES = (".h5", ".hdf5")
 
 @dataclass(frozen=True)
 class Place:
-    """A kind of location, and the backend that is made for it.
+    """A kind of location and its backend.
 
     Parameters
     ----------
-    name : of the backend.
-    home : module and class of the backend, as entry points name them.
+    name : name of the backend.
+    home : module and class of the backend, as in an entry point.
     claims : whether a location is of this kind.
     """
 
@@ -33,10 +30,7 @@ class Place:
     claims: Callable[[str], bool]
 
     def __call__(self, location: str) -> Backend:
-        """Make the backend of a location.
-
-        :class:`MissingExtraError` if its library is not installed.
-        """
+        """Create a backend; :class:`MissingExtraError` if its library is not installed."""
         backend: Backend = plugins.imported(self.name, self.home)(location)
         return backend
 
@@ -62,4 +56,4 @@ ICECHUNK = Place(
 )
 
 OWN = (MEMORY, HDF5, ICECHUNK)
-"""All of them: not looked up among entry points, which are those of what was installed, not of what is running."""
+"""All of them; entry points may belong to another installed kpstore than the running one."""

@@ -1,5 +1,7 @@
-"""Tests for what others add to kpstore, with pytest: :class:`kpstore.testing.backends.BackendContract`."""
+"""Pytest suites for plug-ins: :class:`kpstore.testing.backends.BackendContract`."""
 
 import pytest
 
-pytest.register_assert_rewrite("kpstore.testing.backends")
+pytest.register_assert_rewrite(
+    *(f"kpstore.testing.{module}" for module in ("store_data", "arrays", "versions", "writers"))
+)

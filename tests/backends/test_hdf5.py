@@ -1,4 +1,4 @@
-"""What is particular to HDF5: one file that is always whole, and that h5py reads without kpstore."""
+"""What only HDF5 has: one file that is always complete and that h5py reads without kpstore."""
 
 from __future__ import annotations
 
@@ -118,7 +118,10 @@ def test_what_is_no_store_is_named(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_file_that_another_program_writes_is_busy(backend: HDF5Backend) -> None:
-    script = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.readline()"
+    script = (
+        "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); "
+        "sys.stdin.readline()"
+    )
     command = [sys.executable, "-c", script, backend.location]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -183,9 +186,9 @@ def test_damage_outside_of_the_chunks_is_said_to_be_damage(tmp_path: Path, where
             del home["versions"][old]["delta"]["about"]
         else:
             home["names"][10] ^= 1
-    version = {"tree": new, "record": new, "delta": old, "tags": "its arrays and versions"}[where]
+    version = {"tree": new, "record": new, "delta": old, "tags": "arrays and versions"}[where]
     with pytest.raises(
-        CorruptError, match=rf"s.h5: what it says of .*{version} cannot be read .* it is damaged"
+        CorruptError, match=rf"s.h5: its record of .*{version} cannot be read .* it is damaged"
     ):
         _read_versions(tmp_path / "s.h5", old)
     assert any(
@@ -300,7 +303,7 @@ def test_history_costs_what_was_overwritten(tmp_path: Path) -> None:
 def test_all_versions_equal_those_of_the_memory_backend(
     tmp_path: Path, seed: int, codec: Codec
 ) -> None:
-    """Any mixture of changes, commits and steps back, and every version reads as it did when it was made."""
+    """After any mixture of changes, commits and steps back, every version reads as committed."""
     rng = random.Random(seed)
     numbers = np.random.default_rng(seed)
     one, other = HDF5Backend(str(tmp_path / "s.h5")), MemoryBackend(memory_location())
@@ -508,7 +511,7 @@ WORDS = np.array([f"clips/{number}.mp4" for number in range(300)], dtype=object)
 
 @pytest.fixture
 def three(tmp_path: Path) -> tuple[HDF5Backend, list[str]]:
-    """Give a store with numbers and text in chunks of 64 rows, and its versions: empty, all rows, some rows changed."""
+    """A store in chunks of 64 rows, and its versions: empty, all rows, some rows changed."""
     backend = HDF5Backend(str(tmp_path / "t.h5"))
     versions = [backend.create({"title": "t"}, "made")]
     changes = backend.begin()
@@ -623,7 +626,7 @@ def test_damage_that_is_overwritten_stays_damage_in_older_versions(
             old.read(name, start, stop)
         old.read(name, 128, 192)
     assert not list(backend.examine())
-    with pytest.raises(CorruptError, match="so nobody can go back to that version"):
+    with pytest.raises(CorruptError, match="so that version cannot become the newest one again"):
         backend.reset_branch(MAIN, versions[-1], expected=repaired)
 
 
@@ -669,7 +672,10 @@ def test_examine_names_what_no_chunk_shows(three: tuple[HDF5Backend, list[str]],
         elif what == "base":
             about = read_json(older, "about", 2)
             write_json(older, "about", {**about, "base": versions[1]}, 2)
-            wanted = f"version {versions[1]}: it is described by version {versions[1]}, which leads nowhere"
+            wanted = (
+                f"version {versions[1]}: it is described by version {versions[1]}, which leads "
+                "nowhere"
+            )
         elif what == "parent":
             record = read_json(version, "record", 2)
             write_json(version, "record", {**record, "parent": versions[2]}, 2)

@@ -16,7 +16,7 @@ import pytest
 import zarr
 
 import kpstore
-from kpstore.backends import icechunk_chunks
+from kpstore.backends import icechunk_manifests
 from kpstore.backends.base import ArrayMeta, Codec, SessionChunks
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.backends.icechunk_chunks import LocalChunks
@@ -319,7 +319,7 @@ def test_where_the_metadata_is_not_understood_reading_goes_through_icechunk(
     changes.create("a", ArrayMeta((2500, 4), "float32", 1024, ("frame", "x"), codec="raw"))
     changes.write("a", 0, values)
     snapshot = changes.commit("values")
-    monkeypatch.setattr(icechunk_chunks, "_FORMAT_1", 2)
+    monkeypatch.setattr(icechunk_manifests, "_FORMAT_1", 2)
     chunks = backend.session(snapshot).chunks("a")
     assert isinstance(chunks, SessionChunks)
     out = np.empty((1024, 4), np.float32)

@@ -1,0 +1,234 @@
+"""Icechunk's own metadata, read directly: which file of a local repository holds which chunk.
+
+Snapshots list a version's arrays, and manifests list the places of their chunks (a published
+format: https://icechunk.io/en/stable/spec/). Only version 1 of the format is read here. For
+anything else the functions return None, and kpstore asks Icechunk instead (docs/decisions/010).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import icechunk
+import numcodecs
+
+_MAGIC = "ICE🧊CHUNK".encode()
+_HEADER_BYTES = 39
+"""Magic 12, name of the writer 24, version of the format, type of the file, compression."""
+_FORMAT_1, _MANIFEST, _ZSTD = 1, 2, 1
+
+# Places of fields in their FlatBuffers tables, in the order of Icechunk's schema (manifest.fbs).
+_MANIFEST_ARRAYS = 1
+_ARRAY_NODE, _ARRAY_REFS = 0, 1
+_REF_INDEX, _REF_INLINE, _REF_OFFSET, _REF_LENGTH, _REF_CHUNK, _REF_LOCATION = range(6)
+
+_CROCKFORD = bytes.maketrans(
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+)
+"""From the digits of RFC 4648's base 32."""
+
+
+class Node(TypedDict, total=False):
+    """An array of a version, as Icechunk describes it."""
+
+    id: str
+    path: str
+    node_type: str
+    manifest_refs: list[dict[str, str]]
+
+
+Nodes = Mapping[str, Node]
+"""The arrays of a version by name."""
+_NODE_TYPES = {"array", "group"}
+
+
+def nodes_of(repository: icechunk.Repository, snapshot: str) -> Nodes | None:
+    """Return the arrays of a version, or None if Icechunk describes them in an unknown way.
+
+    Icechunk raises its own error if it cannot read the version.
+    """
+    try:
+        nodes: list[Node] = json.loads(repository.inspect_snapshot(snapshot, pretty=False))["nodes"]
+        if not _NODE_TYPES.issuperset(node["node_type"] for node in nodes):
+            return None
+        return {node["path"][1:]: node for node in nodes if node["node_type"] == "array"}
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class ChunkPlace:
+    """Where the encoded bytes of one chunk are: in a file of its own, or in the manifest.
+
+    Parameters
+    ----------
+    file : the chunk's file, or the manifest.
+    offset, length : which bytes of the file.
+    inline : the bytes, if they are in the manifest.
+    """
+
+    file: Path
+    offset: int = 0
+    length: int = 0
+    inline: bytes | None = None
+
+    def read(self) -> bytes:
+        """Return the encoded bytes; :class:`ValueError` if the file does not have them."""
+        if self.inline is not None:
+            return self.inline
+        with self.file.open("rb", buffering=0) as file:
+            # The numbers come from a file that may be damaged, so check them before reading.
+            size = os.fstat(file.fileno()).st_size
+            if self.offset + self.length > size:
+                raise ValueError(
+                    f"{self.file} has {size} bytes, those up to {self.offset + self.length} were "
+                    "expected"
+                )
+            file.seek(self.offset)
+            content = file.read(self.length)
+        if len(content) != self.length:
+            raise ValueError(f"{len(content)} of {self.length} bytes of {self.file} could be read")
+        return content
+
+
+def locate_chunks(
+    nodes: Nodes | None, root: Path, array: str
+) -> dict[tuple[int, ...], ChunkPlace] | None:
+    """Return the places of an array's written chunks, by their index in the chunk grid.
+
+    Parameters
+    ----------
+    nodes : of the version; see :func:`nodes_of`.
+    root : directory of the repository.
+    array : name of an array in the root group.
+
+    Returns
+    -------
+    dict or None
+        None if the metadata are in an unknown format, or damaged.
+    """
+    found: dict[tuple[int, ...], ChunkPlace] = {}
+    try:
+        node = (nodes or {})[array]
+        for manifest in node["manifest_refs"]:
+            found.update(
+                _array_chunks(root / "manifests" / manifest["id"], node["id"], root / "chunks")
+            )
+    except (AttributeError, LookupError, TypeError, ValueError, struct.error):
+        return None
+    except (OSError, RuntimeError):  # a damaged file: Icechunk will say which one
+        return None
+    return found
+
+
+def locate_rows(
+    nodes: Nodes | None, root: Path, array: str, n_chunks: int
+) -> list[ChunkPlace | None] | None:
+    """Return the place of each chunk of an array with ``n_chunks`` chunks along its first axis.
+
+    None for a chunk that was never written. None instead of a list where :func:`locate_chunks`
+    returns None, and if chunks lie outside that grid.
+    """
+    found = locate_chunks(nodes, root, array)
+    if found is None or any(any(index[1:]) or index[0] >= n_chunks for index in found):
+        return None
+    places: list[ChunkPlace | None] = [None] * n_chunks
+    for index, place in found.items():
+        places[index[0]] = place
+    return places
+
+
+def _read_manifest(path: Path) -> bytes:
+    content = path.read_bytes()
+    if len(content) < _HEADER_BYTES or not content.startswith(_MAGIC):
+        raise ValueError("no manifest")
+    version, kind, compression = content[36:_HEADER_BYTES]
+    if version != _FORMAT_1 or kind != _MANIFEST or compression not in (0, _ZSTD):
+        raise ValueError("a manifest of an unknown format")
+    body = content[_HEADER_BYTES:]
+    return bytes(numcodecs.Zstd().decode(body)) if compression == _ZSTD else body
+
+
+def _array_chunks(
+    manifest: Path, node: str, folder: Path
+) -> Iterator[tuple[tuple[int, ...], ChunkPlace]]:
+    root = _Table.root(_read_manifest(manifest))
+    for array in root.tables(_MANIFEST_ARRAYS):
+        if _base32(array.struct(_ARRAY_NODE, 8)) != node:
+            continue
+        for ref in array.tables(_ARRAY_REFS):
+            index = ref.uint32s(_REF_INDEX)
+            if not index or ref.has(_REF_LOCATION):
+                raise ValueError("damage, or a reference into another program's file")
+            if ref.has(_REF_INLINE):
+                yield index, ChunkPlace(manifest, inline=ref.raw(_REF_INLINE))
+            else:
+                path = folder / _base32(ref.struct(_REF_CHUNK, 12))
+                yield index, ChunkPlace(path, ref.uint64(_REF_OFFSET), ref.uint64(_REF_LENGTH))
+
+
+def _base32(raw: bytes) -> str:
+    """Return bytes in Crockford's base 32, as Icechunk names its files."""
+    return base64.b32encode(raw).rstrip(b"=").translate(_CROCKFORD).decode("ascii")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A FlatBuffers table: a list of offsets leads to its fields, and any of them may be absent."""
+
+    content: bytes
+    at: int
+
+    @classmethod
+    def root(cls, content: bytes) -> _Table:
+        return cls(content, struct.unpack_from("<I", content, 0)[0])
+
+    def _field(self, number: int) -> int:
+        """Return where a field is, 0 if it is absent."""
+        fields = self.at - struct.unpack_from("<i", self.content, self.at)[0]
+        size = struct.unpack_from("<H", self.content, fields)[0]
+        entry = 4 + 2 * number
+        if entry >= size:
+            return 0
+        offset: int = struct.unpack_from("<H", self.content, fields + entry)[0]
+        return self.at + offset if offset else 0
+
+    def _vector(self, number: int) -> tuple[int, int]:
+        """Return where a vector's items begin, and how many there are."""
+        at = self._field(number)
+        if not at:
+            return 0, 0
+        begin = at + struct.unpack_from("<I", self.content, at)[0]
+        return begin + 4, struct.unpack_from("<I", self.content, begin)[0]
+
+    def has(self, number: int) -> bool:
+        return self._field(number) != 0
+
+    def struct(self, number: int, size: int) -> bytes:
+        at = self._field(number)
+        return self.content[at : at + size]
+
+    def uint64(self, number: int) -> int:
+        at = self._field(number)
+        value: int = struct.unpack_from("<Q", self.content, at)[0] if at else 0
+        return value
+
+    def uint32s(self, number: int) -> tuple[int, ...]:
+        begin, count = self._vector(number)
+        return struct.unpack_from(f"<{count}I", self.content, begin)
+
+    def raw(self, number: int) -> bytes:
+        begin, count = self._vector(number)
+        return self.content[begin : begin + count]
+
+    def tables(self, number: int) -> Iterator[_Table]:
+        begin, count = self._vector(number)
+        for item in range(begin, begin + 4 * count, 4):
+            yield _Table(self.content, item + struct.unpack_from("<I", self.content, item)[0])
