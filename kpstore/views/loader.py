@@ -13,8 +13,8 @@ import numpy as np
 
 from kpstore.errors import InvalidError
 from kpstore.views.base import Batch, View
-from kpstore.views.batch_sampler import BatchSampler
-from kpstore.views.sampling import Batches, Ints
+from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
+from kpstore.views.sampling import Batches, Ints, Shuffle
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -295,6 +295,94 @@ class Loader:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_processes": None}
+
+
+def loader(
+    view: View,
+    batch_size: int | None = None,
+    *,
+    shuffle: Shuffle = "block",
+    seed: int = 0,
+    epoch: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+    drop_last: bool = False,
+    pad: bool = True,
+    batch_frames: int | None = None,
+    workers: int = 0,
+    threads: int = 2,
+    prefetch: int = 64,
+    pin_memory: bool = False,
+    tensors: bool = True,
+    collate: Collate | None = None,
+    pool_mib: float = POOL_MIB,
+) -> Loader:
+    """Return batches of a view, read ahead: what a training loop iterates over.
+
+    The order follows from ``seed``, the epoch, ``shuffle``, ``pool_mib`` and the view alone: it is
+    the same with any number of threads and workers, with and without a cache. Every ``iter()``
+    starts the next epoch.
+
+    Parameters
+    ----------
+    batch_size : samples per batch; with ``batch_frames`` a limit, and not needed.
+    shuffle : ``"block"`` reads storage block by block and mixes as many blocks as fit into
+        ``pool_mib``, which hardly differs from a full shuffle; see
+        :class:`kpstore.views.sampling.BlockShuffle`. ``"full"`` draws from all samples: slow from a
+        compressed store without a cache. None keeps the view's order.
+    seed, epoch : what the order follows from; ``epoch`` is the first one.
+    rank, world_size : this process among those that train together; by default taken from
+        ``torch.distributed``, or else from ``torchrun`` (``RANK``, ``WORLD_SIZE``), when an epoch
+        begins. So a loader may be made before a trainer starts its processes.
+    drop_last : leave out the last samples, so that all batches on all ranks are full.
+    pad : give all ranks equally many samples by giving the first few twice; see
+        :attr:`Loader.padding`. Otherwise each sample comes exactly once, and some ranks have one
+        more than others.
+    batch_frames : for samples of different lengths: most frames of a batch of similar samples,
+        padded to the longest. A longer sample is a batch of its own. See
+        :attr:`Loader.padding_share`.
+    workers : processes that read, transform and collate; useful for slow transforms. They are
+        started with ``forkserver``, so a script needs ``if __name__ == "__main__":``. The arrays
+        are then decoded to the local disk first, unless the store was opened with ``cache="off"``.
+    threads : threads that do so when ``workers=0``; 0 reads a batch when it is requested.
+    prefetch : most batches to make ahead.
+    pin_memory : put batches into pinned memory, if there is a GPU.
+    tensors : return tensors (text as lists of str) instead of numpy arrays.
+    collate : makes a batch of a list of samples. By default, samples of a view with a transform are
+        stacked by PyTorch's ``default_collate``; without a transform, batches are read as a whole.
+    pool_mib : memory for decoded chunks, in MiB, in each process.
+
+    Raises
+    ------
+    InvalidError
+        If a number is out of its range; the message names it.
+
+    Examples
+    --------
+    >>> loader = kpstore.loader(store.frames("keypoints", split="train"), 256)  # doctest: +SKIP
+    >>> for batch in loader:  # doctest: +SKIP
+    ...     batch["keypoints"]  # (256, 143, 3) float32
+
+    With PyTorch's own loader: ``DataLoader(loader.dataset, sampler=loader.sampler, batch_size=None,
+    num_workers=2, multiprocessing_context="forkserver")``.
+    """
+    sampler = BatchSampler(
+        view,
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        epoch=epoch,
+        rank=rank,
+        world_size=world_size,
+        drop_last=drop_last,
+        pad=pad,
+        batch_frames=batch_frames,
+        pool_mib=pool_mib,
+    )
+    dataset = BatchDataset(view, tensors=tensors, collate=collate, pool_bytes=int(pool_mib * 2**20))
+    return Loader(
+        sampler, dataset, workers=workers, threads=threads, prefetch=prefetch, pin_memory=pin_memory
+    )
 
 
 class _Parts:

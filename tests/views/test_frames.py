@@ -222,5 +222,5 @@ def test_a_feature_may_not_hide_what_samples_have_of_their_own(memory_store: kps
     with memory_store.transaction("x") as tx:
         tx.add_videos([record("a", 3)])
         tx.add_feature(FeatureSpec("row", (2,), ("x",)))
-    with pytest.raises(InvalidError, match="'row' is what views call something of their own"):
+    with pytest.raises(InvalidError, match="views use the key 'row' for their own data"):
         memory_store.at().frames("row")
