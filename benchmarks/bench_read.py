@@ -25,7 +25,7 @@ import kpstore
 from benchmarks.cases import SyntheticExtractor, SyntheticSource, phoenix_lengths, summary
 from kpstore.bench.comparison import BenchReport, bench
 from kpstore.bench.measure import SCAN_ROWS, BenchSettings
-from kpstore.bench.subjects import installed_peers
+from kpstore.bench.peers import installed_peers
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
 

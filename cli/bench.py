@@ -74,7 +74,7 @@ def bench(
     import kpstore
     from kpstore.bench.comparison import bench as run_bench
     from kpstore.bench.measure import BenchSettings
-    from kpstore.bench.subjects import installed_peers
+    from kpstore.bench.peers import installed_peers
     from kpstore.errors import InvalidError
 
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):

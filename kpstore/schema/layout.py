@@ -10,7 +10,8 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from kpstore.errors import InvalidError
-from kpstore.schema.feature import ArraySpec, FeatureSpec
+from kpstore.schema.array import ArraySpec
+from kpstore.schema.feature import FeatureSpec
 
 Edge = tuple[int, int]
 MeshPoint = int | tuple[int, ...]

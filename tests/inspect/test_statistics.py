@@ -19,7 +19,8 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect import statistics as module
 from kpstore.inspect.moments import RELATIVE_ERROR, SMALLEST, Moments, Sketch, measure_runs
 from kpstore.inspect.statistics import PROBABILITIES, Statistics, measure, statistics
-from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec
+from kpstore.schema.array import ArraySpec
+from kpstore.schema.feature import FeatureRows, FeatureSpec
 from tests.conftest import memory_location
 from tests.fakes import record
 from tests.store.data import fill
