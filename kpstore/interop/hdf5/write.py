@@ -51,7 +51,8 @@ class Hdf5Export:
         Sequence[str] | None, Option("Only these; all by default.", metavar="SPLIT...")
     ] = None
     features: Annotated[
-        list[str] | None, Option("Only this feature; may be given again.", metavar="NAME")
+        list[str] | None,
+        Option("Only this feature; may be given again.", metavar="NAME", flag="--feature"),
     ] = None
     compression: Annotated[Compress, Option("How chunks are stored; lzf is for h5py alone.")] = (
         "none"
