@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from kpstore.api import Store
 
 StoreArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="Directory of the store.", show_default=False)
@@ -37,6 +40,11 @@ def split_names(given: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return the splits of all ``--split``, with commas resolved; None if none were given."""
     names = [name for text in given or () for name in (text.split(",") if text else [""])]
     return tuple(dict.fromkeys(names)) or None
+
+
+def frame_features(store: Store) -> list[str]:
+    """Return the names of a store's features of frames."""
+    return [name for name, stored in store.features.items() if stored.spec.axis == "frame"]
 
 
 class ListCommand(TyperCommand):

@@ -1,4 +1,4 @@
-"""``kpstore demo``: the whole way once, on real photographs with the real model."""
+"""``kpstore demo``: every step once, on real photographs with the real model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def demo(
     ] = Path("kpstore-demo"),
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 runs in this one.")] = 2,
 ) -> None:
-    """Extract keypoints from real photographs, and show what one can do with the result."""
+    """Extract keypoints from real photographs, and show what can be done with them."""
     import kpstore
     from kpstore.sources.demo import write_demo_dataset
     from kpstore.sources.phoenix import PhoenixSource
@@ -88,7 +88,7 @@ def _batch(store: Store) -> None:
         "train", 'DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)'
     )
     if find_spec("torch") is None:
-        typer.echo('torch is not installed; pip install "kpstore[torch]" brings it')
+        typer.echo('torch is not installed; run pip install "kpstore[torch]"')
         return
     from torch.utils.data import DataLoader
 
