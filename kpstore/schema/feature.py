@@ -200,7 +200,7 @@ class FeatureRows:
         )
 
     def n_given(self, spec: FeatureSpec) -> int:
-        """Return the number of rows; :class:`InvalidError` if the values are not an array of rows."""
+        """Return the number of rows; :class:`InvalidError` if ``values`` has no rows."""
         return len(as_rows(f"feature {spec.name!r}, values", self.values))
 
     def check(self, spec: FeatureSpec, done: NDArray[np.bool_] | None = None) -> FeatureRows:
@@ -368,7 +368,7 @@ def _flat(block: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _torn(missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which points lack a coordinate that others have, (rows, points) of (rows, points, …)."""
+    """(rows, points) bool of (rows, points, …): which points lack a coordinate that others have."""
     missing = missing.reshape(*missing.shape[:2], int(np.prod(missing.shape[2:])))
     of_none: NDArray[np.bool_] = np.all(missing, axis=1, keepdims=True)
     whole: NDArray[np.bool_] = np.all(missing | of_none, axis=2, keepdims=True)

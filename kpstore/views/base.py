@@ -225,7 +225,7 @@ def as_indices(indices: Sequence[int] | NDArray[Any], length: int) -> NDArray[np
 
 
 def feature_names(store: Store, features: str | Sequence[str]) -> list[str]:
-    """Return names of arrays on the frame axis, ready to be read; an error names the first other."""
+    """Return names of arrays on the frame axis, ready to be read; other names are an error."""
     names = [features] if isinstance(features, str) else list(features)
     for name in names:
         if store[name].dims[0] != "frame":

@@ -156,6 +156,6 @@ def _is_positive(number: object) -> bool:
 def clip_rows(
     starts: NDArray[np.int64], n_valid: NDArray[np.int64], length: int
 ) -> NDArray[np.int64]:
-    """Return the rows of clips, (clips, length) int64; the last valid row repeats after its place."""
+    """Return the rows of clips, (clips, length) int64; the last valid row fills a short clip."""
     rows: NDArray[np.int64] = starts[:, None] + np.minimum(np.arange(length), n_valid[:, None] - 1)
     return rows

@@ -92,7 +92,7 @@ class FaceKeypointView(PointView):
             self.rows = self.rows[there]
 
     def _has_face(self) -> NDArray[np.bool_]:
-        """Return which frames have a face by their mask, or else by their values, (frames,) bool."""
+        """Return which frames have a face, by mask or else by values, (frames,) bool."""
         names = self.store.feature(self.feature).labels.get("part", ())
         if f"{self.feature}_detected" in self.store.session.names() and "face" in names:
             # The whole mask is a few bytes a frame: one long read beats many rows.

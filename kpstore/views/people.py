@@ -102,7 +102,7 @@ class FaceView(RowView):
     ) -> NDArray[np.int64]:
         if lowest is None and highest is None:
             return rows
-        # The stored mean, not one computed from the five angles: users filter by what they imported.
+        # The stored mean, not one computed from the five angles: users filter by imported values.
         size = np.abs(self.store.read(MEAN_ANGLE, rows))
         above = size >= (0.0 if lowest is None else lowest)
         kept: NDArray[np.int64] = rows[above & (size <= (np.inf if highest is None else highest))]

@@ -96,7 +96,7 @@ class VideoView(View):
         }
 
     def key(self, name: str) -> str:
-        """Return what samples call an array."""
+        """Return the key of an array in samples."""
         return name
 
     def read_videos(self, name: str, positions: NDArray[np.int64]) -> NDArray[Any]:

@@ -34,7 +34,7 @@ def features_of(person: str) -> np.ndarray:
 def fill_faces(
     store: kpstore.Store, target: str = "face_dinov2_vits14", target_model: str = "vits14"
 ) -> kpstore.Store:
-    """Ada and Ben are done (Ada's frame 1 failed, Ben's frame 2 has no angles), Cem has no frontal face."""
+    """Ada's frame 1 failed, Ben's frame 2 has no angles, Cem no frontal face; others are done."""
     with store.transaction("fill") as tx:
         tx.add_videos(
             [

@@ -123,8 +123,13 @@ def load(location, workers, method, feature):
     store["points"][:], store.video("a")["points"], store.videos
     view = store.frames(["points", feature], missing="skip")
     view[0], view.batch(range(14))
-    loader = DataLoader(view, batch_size=4, num_workers=workers, multiprocessing_context=method, shuffle=False,
-                        persistent_workers=method == "spawn")
+    loader = DataLoader(
+        view,
+        batch_size=4,
+        num_workers=workers,
+        multiprocessing_context=method,
+        persistent_workers=method == "spawn",
+    )
     for epoch in range(2):
         values = np.concatenate([batch["points"].numpy() for batch in loader])
         assert np.array_equal(values, store["points"][:14]), values.shape
