@@ -1,4 +1,4 @@
-"""How long the checks of a whole store take, and how much memory: stats, splits check, verify, diff, convert, merge.
+"""Time and memory of commands that read a whole store: stats, verify, diff, convert, merge, ….
 
 ``python -m benchmarks.bench_checks [--frames 100000] [--runs 1] [--folder DIR] [--out FILE.json]``
 

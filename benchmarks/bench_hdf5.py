@@ -55,7 +55,7 @@ class Subject(Protocol):
         """Make a file with one version."""
 
     def change(self, path: Path, works: list[Callable[[Put], None]]) -> list[float]:
-        """Open the file, make a version by each of the works, and return the seconds that each took."""
+        """Open the file, make a version by each work, and return the seconds of each."""
 
     def read(self, path: Path, n_rows: int) -> NDArray[np.float32]:
         """Return the first keypoints of the newest version."""

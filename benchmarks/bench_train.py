@@ -1,4 +1,4 @@
-"""How training from a store goes: time spent waiting for frames, and whether 64 frames are learnt by heart.
+"""Training from a store: time spent waiting for frames, and whether 64 frames are memorised.
 
 ``python -m benchmarks.bench_train [--image-size 64] [--steps 600] [--store phoenix.kps] [--device
 cpu]``

@@ -1,4 +1,4 @@
-"""Ingests on clusters that others started, and on which something is wrong: ``python -m benchmarks.faults.cluster``.
+"""Ingests on faulty clusters that others started: ``python -m benchmarks.faults.cluster``.
 
 Each attempt ingests made-up videos whose rows say which video and frame they are
 (:mod:`benchmarks.faults.numbered`) with the workers of a hand-started scheduler: of 1 to 8 threads,
@@ -77,7 +77,8 @@ class Crowd:
         mount = {
             "fit": "true" if self.mounts else "",
             "another store": f"mount --bind {copies} {stores}",
-            "writes elsewhere": f"mkdir {above} {below} && mount -t overlay overlay -o {overlay} {stores}",
+            "writes elsewhere": f"mkdir {above} {below} && "
+            f"mount -t overlay overlay -o {overlay} {stores}",
         }.get(kind, "")
         path = {
             "other kpstore": lambda: self.hands.other_code("kpstore"),

@@ -1,4 +1,4 @@
-"""Damage stores at random and read them as people do: equal, an error in one line, or found by ``verify --all``.
+"""Damage stores at random: reads are equal or an error in one line, or verify finds it.
 
 ``python -m benchmarks.faults.corruption --backend icechunk --attempts 1000 --seed 0 --folder DIR``
 
@@ -379,7 +379,7 @@ def _mended(location: str, wanted: Mapping[str, str], before: str) -> dict[str, 
 def run(
     backend: str, attempts: int, seed: int, folder: Path, *, workers: int = 1
 ) -> dict[str, int]:
-    """Make so many attempts, those before included that the folder's journal holds, and return what came of them.
+    """Make attempts, counting those in the folder's journal, and return their outcomes.
 
     Returns
     -------
