@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 if TYPE_CHECKING:
     from kpstore.api import Store
@@ -55,7 +55,7 @@ class ListCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat ``--split`` before each of its words, as click needs it."""
-        options = [param for param in self.params if param.param_type_name == "option"]
+        options = [param for param in self.params if isinstance(param, TyperOption)]
         several = {name for option in options if option.multiple for name in option.opts}
         args = renamed(args, several)
         if LIST_OPTION in several:

@@ -62,16 +62,18 @@ def list_entries(folder: Folder = None, json: Json = False) -> None:
         return
     held = render.size(sum(entry.size_bytes for entry in entries))
     typer.echo(f"{cache.folder}: {held} of at most {render.size(cache.limit_bytes)}")
+    now = time.time()
     rows = [
-        (entry.name, entry.snapshot, render.size(entry.size_bytes), _ago(time.time() - entry.used))
+        (
+            entry.name,
+            entry.snapshot,
+            render.size(entry.size_bytes),
+            f"{render.duration(max(0.0, now - entry.used))} ago",
+        )
         for entry in entries
     ]
     if rows:
         render.print_table(("array", "version", ">size", ">opened"), rows)
-
-
-def _ago(seconds: float) -> str:
-    return f"{render.duration(max(0.0, seconds))} ago"
 
 
 def build(

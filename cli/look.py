@@ -130,7 +130,7 @@ def _print_features(alike: Sequence[FeatureSummary]) -> None:
         f">{feature.axis}s done",
         ">failed",
         ">pending",
-        *(f">{_words(part)}" for part in parts),
+        *(f">{part.replace('_', ' ')}" for part in parts),
     )
     render.print_table(columns, rows)
     if parts:
@@ -149,10 +149,6 @@ def _maker(feature: FeatureSummary) -> str:
     faces = made.get("face_list")
     named = [f"face list {faces['name']}"] if isinstance(faces, dict) and "name" in faces else []
     return ", ".join([*names, *named, *versions])
-
-
-def _words(part: str) -> str:
-    return part.replace("_", " ")
 
 
 def _details(store: Store, limit: int) -> dict[str, Any]:

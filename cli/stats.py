@@ -66,12 +66,8 @@ def stats(
 def _print_feature(name: str, splits: dict[str, Statistics]) -> None:
     render.heading(name)
     rows = [row for split, one in splits.items() for row in _rows(render.split_name(split), one)]
-    columns = ("split", "part", "", ">count", ">missing", *(f">{_title(key)}" for key in _SHOWN))
-    render.print_table(columns, rows)
-
-
-def _title(key: str) -> str:
-    return f"{key} %" if key.isdecimal() else key
+    titles = (f">{key} %" if key.isdecimal() else f">{key}" for key in _SHOWN)
+    render.print_table(("split", "part", "", ">count", ">missing", *titles), rows)
 
 
 def _rows(split: str, one: Statistics) -> list[tuple[str, ...]]:

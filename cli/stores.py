@@ -18,7 +18,7 @@ from .watcher import frames_bar
 if TYPE_CHECKING:
     from kpstore.api import Store
     from kpstore.inspect.against_source import SourceComparison
-    from kpstore.interop.merge import MergeReport
+    from kpstore.interop.transfer import ImportReport
     from kpstore.store.chunk_checks import Problem, Verification
     from kpstore.store.repair import Repair
 
@@ -86,7 +86,7 @@ def merge(
     render.show(report, json, _print_merged)
 
 
-def _print_merged(report: MergeReport) -> None:
+def _print_merged(report: ImportReport) -> None:
     typer.echo(
         f"{report.location}: {', '.join(report.features) or 'no features'}; "
         f"{render.count(report.videos, 'video')}, {render.count(report.frames, 'frame')}"

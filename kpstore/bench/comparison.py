@@ -73,7 +73,7 @@ class BenchReport:
     def to_json(self) -> dict[str, Any]:
         """Return plain values, with each figure's ratio to an array in memory."""
         figures = [
-            {**figure.to_json(), "ratio_to_memory": self.ratio(figure)} for figure in self.figures
+            {**asdict(figure), "ratio_to_memory": self.ratio(figure)} for figure in self.figures
         ]
         return {**asdict(self), "figures": figures}
 

@@ -308,6 +308,13 @@ def feature_of(store: Store, array: str) -> str | None:
     )
 
 
+def check_whole(name: str, number: object, least: int = 0) -> None:
+    """Raise :class:`InvalidError` unless a parameter is a whole number of at least ``least``."""
+    found = whole_number(number)
+    if found is None or found < least:
+        raise InvalidError(f"{name}={number!r}: use a whole number, {least} or more")
+
+
 def check_missing(missing: str, allowed: Sequence[str] = MISSING) -> None:
     """Raise :class:`InvalidError` for a policy that a view does not have."""
     if missing not in allowed:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kpstore.errors import InvalidError, MismatchError
-from kpstore.views.base import View
+from kpstore.views.base import View, check_whole
 from kpstore.views.sampling import (
     SHUFFLES,
     Batches,
@@ -61,9 +61,8 @@ class BatchSampler:
                 f"a loader needs a view, such as store.frames(...), found {type(view).__name__}"
             )
         _check_sizes(batch_size, batch_frames, pool_mib)
-        for name, number in (("seed", seed), ("epoch", epoch)):
-            if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
-                raise InvalidError(f"{name}={number!r}: use a whole number, 0 or more")
+        check_whole("seed", seed)
+        check_whole("epoch", epoch)
         if shuffle not in SHUFFLES:
             raise InvalidError(f"shuffle={shuffle!r}: use 'block', 'full' or None")
         self.view, self.batch_size, self.batch_frames = view, batch_size, batch_frames
@@ -272,10 +271,8 @@ def rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 def _check_sizes(batch_size: int | None, batch_frames: int | None, pool_mib: float) -> None:
     for name, size in (("batch_size", batch_size), ("batch_frames", batch_frames)):
-        if size is not None and (
-            not isinstance(size, int | np.integer) or isinstance(size, bool) or size <= 0
-        ):
-            raise InvalidError(f"{name}={size!r}: use a whole number greater than 0")
+        if size is not None:
+            check_whole(name, size, 1)
     if not isinstance(pool_mib, int | float | np.number) or not 0 < pool_mib < 2**30:
         raise InvalidError(f"pool_mib={pool_mib!r}: use a number of MiB greater than 0")
     if batch_size is None and batch_frames is None:

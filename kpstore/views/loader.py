@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpstore.errors import InvalidError
-from kpstore.views.base import Batch, View
+from kpstore.views.base import Batch, View, check_whole
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.sampling import Batches, Ints, Shuffle
 
@@ -125,8 +125,7 @@ class Loader:
         pin_memory: bool = False,
     ) -> None:
         for name, number in (("workers", workers), ("threads", threads), ("prefetch", prefetch)):
-            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-                raise InvalidError(f"{name}={number!r}: use a whole number, 0 or more")
+            check_whole(name, number)
         self.sampler, self.dataset = sampler, dataset
         self.workers, self.threads, self.prefetch = workers, threads, prefetch
         self.pin_memory = pin_memory and _can_pin()

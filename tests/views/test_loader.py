@@ -479,7 +479,7 @@ def test_an_error_arrives_where_it_happened(filled: kpstore.Store) -> None:
     ("how", "message"),
     [
         ({}, "needs batch_size="),
-        ({"batch_size": 0}, "batch_size=0: use a whole number greater than 0"),
+        ({"batch_size": 0}, "batch_size=0: use a whole number, 1 or more"),
         ({"batch_size": 8, "shuffle": "pool"}, "shuffle='pool': use 'block', 'full' or None"),
         ({"batch_size": 8, "threads": -1}, "threads=-1: use a whole number, 0 or more"),
         ({"batch_frames": -5}, "batch_frames=-5"),
