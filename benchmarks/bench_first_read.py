@@ -81,7 +81,7 @@ def _read(location: str, check: Literal["never", "first"]) -> dict[str, float]:
         for epoch in ("first", "second"):
             measure(f"{epoch} epoch of {name}", lambda: deque(batches(), maxlen=0))
 
-    # Each with an open of its own, so that each meets chunks that nobody has looked at.
+    # Each with an open of its own, so that each meets unchecked chunks.
     _forget_pages(Path(location))
     cold = kpstore.loader(_view(location, check), BATCH)
     measure("epoch from the disk", lambda: deque(cold, maxlen=0))

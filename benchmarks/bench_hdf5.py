@@ -186,7 +186,7 @@ class _Rows:
             self._write(put, start, min(BLOCK_ROWS, self.frames - start), start)
 
     def write_chunk(self, number: int) -> Callable[[Put], None]:
-        """Return what writes a chunk anew; each number another one."""
+        """Return what rewrites a chunk; each number is another chunk."""
         start = number * CHUNK_ROWS % (self.frames - CHUNK_ROWS + 1) // CHUNK_ROWS * CHUNK_ROWS
         return lambda put: self._write(put, start, CHUNK_ROWS, -1 - number)
 

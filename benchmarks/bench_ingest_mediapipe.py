@@ -70,7 +70,7 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class _Case:
-    """One way to extract everything: ``at_once`` processes of a script, on so many cores."""
+    """One way to extract everything: ``at_once`` processes of a script, on as many cores."""
 
     code: str
     workers: int = 0

@@ -5,7 +5,7 @@
 
 The old way: the whole pickle in memory, each frame flattened with zeros for None, one range over
 all points of the data set, for skeletons every picture drawn before the first step; a
-``DataLoader`` over single samples. It is written anew here from a description of those scripts;
+``DataLoader`` over single samples. It is rewritten here from a description of those scripts;
 pictures are drawn by kpstore's own renderer, in their style. The new way:
 ``store.face_keypoints(missing="zeros")`` and ``store.skeletons(style="phoenix",
 normalize="minmax")``, which give the same numbers, through ``kpstore.loader``. Both get the frames

@@ -111,7 +111,7 @@ class Crowd:
 
 
 class AtFrame(SilentObserver):
-    """Does something once, as soon as so many frames are done."""
+    """Does something once, as soon as this many frames are done."""
 
     def __init__(self, frames: int, do: Callable[[], object]) -> None:
         self._frames, self._do, self._done = frames, do, False
