@@ -1,4 +1,4 @@
-"""How long the checks of a whole store take, and how much memory: stats, splits check, verify, diff, convert, merge.
+"""Time and memory of commands that read a whole store: stats, verify, diff, convert, merge, ….
 
 ``python -m benchmarks.bench_checks [--frames 100000] [--runs 1] [--folder DIR] [--out FILE.json]``
 
@@ -79,7 +79,7 @@ def _walks(
 ) -> Iterator[tuple[int, FeatureRows]]:
     """Yield rows and where they begin, some chunks at a time.
 
-    Walks start anew in each block, as they stay in sight.
+    Walks start again in each block, as they stay in sight.
     """
     hand = PART_SLICES["left_hand"]
     for start in range(0, n_frames, _BLOCK_ROWS):
@@ -247,7 +247,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--frames", type=int, default=100_000, help=f"about so many; {FRAMES} are all"
+        "--frames", type=int, default=100_000, help=f"about this many; {FRAMES} are all"
     )
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument(

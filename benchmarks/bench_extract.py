@@ -1,4 +1,4 @@
-"""Extraction by DINOv2 and by the lip encoder, beside a loop over single images and beside the model alone.
+"""Extraction by DINOv2 and the lip encoder, compared with single images and the model alone.
 
 ``python -m benchmarks.bench_extract [--frames 96] [--runs 3] [--device cpu] [--workers-per-gpu 4]``
 
@@ -70,7 +70,7 @@ def run(*, frames: int, runs: int, device: str, workers_per_gpu: int) -> dict[st
 
 
 def make_data(folder: Path, frames: int) -> None:
-    """Write pictures of PHOENIX's size in videos of 32, utterances of 50 crops, and weights for both models."""
+    """Write videos of 32 pictures of PHOENIX's size, utterances of 50 crops, and weights."""
     import torch
     from transformers import Dinov2Config, Dinov2Model
 

@@ -1,4 +1,4 @@
-"""What it costs that chunks are checked when they are first read: the first row, the first epoch, and all later reads.
+"""The cost of checking chunks when they are first read: first row, first epoch, later reads.
 
 ``python -m benchmarks.bench_first_read [--scale 0.25] [--runs 5] [--folder DIR] [--out FILE.json]``
 
@@ -81,7 +81,7 @@ def _read(location: str, check: Literal["never", "first"]) -> dict[str, float]:
         for epoch in ("first", "second"):
             measure(f"{epoch} epoch of {name}", lambda: deque(batches(), maxlen=0))
 
-    # Each with an open of its own, so that each meets chunks that nobody has looked at.
+    # Each with an open of its own, so that each meets unchecked chunks.
     _forget_pages(Path(location))
     cold = kpstore.loader(_view(location, check), BATCH)
     measure("epoch from the disk", lambda: deque(cold, maxlen=0))
@@ -106,7 +106,7 @@ def _read(location: str, check: Literal["never", "first"]) -> dict[str, float]:
 
 
 def _ratios(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Return medians of each figure for both policies, in ms, and of the ratios of neighbouring runs."""
+    """Return medians of each figure for both policies, in ms, and of ratios of adjacent runs."""
     found = {}
     for name in runs["first"][0]:
         never, first = ([run[name] for run in runs[check]] for check in CHECKS)

@@ -55,7 +55,7 @@ class Subject(Protocol):
         """Make a file with one version."""
 
     def change(self, path: Path, works: list[Callable[[Put], None]]) -> list[float]:
-        """Open the file, make a version by each of the works, and return the seconds that each took."""
+        """Open the file, make a version by each work, and return the seconds of each."""
 
     def read(self, path: Path, n_rows: int) -> NDArray[np.float32]:
         """Return the first keypoints of the newest version."""
@@ -186,7 +186,7 @@ class _Rows:
             self._write(put, start, min(BLOCK_ROWS, self.frames - start), start)
 
     def write_chunk(self, number: int) -> Callable[[Put], None]:
-        """Return what writes a chunk anew; each number another one."""
+        """Return what rewrites a chunk; each number is another chunk."""
         start = number * CHUNK_ROWS % (self.frames - CHUNK_ROWS + 1) // CHUNK_ROWS * CHUNK_ROWS
         return lambda put: self._write(put, start, CHUNK_ROWS, -1 - number)
 

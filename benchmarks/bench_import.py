@@ -1,4 +1,4 @@
-"""What it takes to load users' present files, and to import them: time and memory, each in a process of its own.
+"""Time and memory of loading and of importing users' files, each in a separate process.
 
 ``python -m benchmarks.bench_import [--scale 1.0] [--lengths LIST.csv …] [--folder DIR]``
 

@@ -39,7 +39,8 @@ for folder in sorted(p for p in pathlib.Path(sys.argv[1]).glob("features/*/*/*")
     holistic.reset()
     for path in sorted(folder.glob("*.png")):
         found = holistic.process(np.asarray(Image.open(path).convert("RGB")))
-        rows.append([found.face_landmarks, found.left_hand_landmarks, found.right_hand_landmarks, found.pose_landmarks])
+        hands = [found.left_hand_landmarks, found.right_hand_landmarks]
+        rows.append([found.face_landmarks, *hands, found.pose_landmarks])
         first = first or time.perf_counter()
 print(len(rows), time.perf_counter() - first)
 """
@@ -69,7 +70,7 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class _Case:
-    """One way to extract everything: ``at_once`` processes of a script, on so many cores."""
+    """One way to extract everything: ``at_once`` processes of a script, on as many cores."""
 
     code: str
     workers: int = 0
@@ -116,7 +117,7 @@ def run(data: Path, *, runs: int) -> dict[str, Any]:
 
 
 def _measure(case: _Case, data: Path) -> tuple[int, float, float]:
-    """Return the frames of one process, and frames/s of all processes together, steady and whole."""
+    """Return the frames of one process, and frames/s of all processes, steady and whole."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "run.py"
         script.write_text(case.code)

@@ -1,4 +1,4 @@
-"""How long a full-size PHOENIX ingest takes beside the extraction itself, and what it leaves on disk.
+"""Overhead of a full-size PHOENIX ingest over the extraction, and its size on disk.
 
 ``python -m benchmarks.bench_ingest_scale [--scale 0.01] [--workers 2] [--lengths LIST.csv …]
 [--json]``

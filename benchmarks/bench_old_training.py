@@ -1,11 +1,11 @@
-"""The same training from users' pickle, as their scripts read it, and from a store: losses, time, memory, speed.
+"""The same training from users' pickle and from a store: losses, time, memory, speed.
 
 ``python -m benchmarks.bench_old_training [--frames 20000] [--image-size 256] [--steps 20] [--runs
 1] [--store DIR]``
 
 The old way: the whole pickle in memory, each frame flattened with zeros for None, one range over
 all points of the data set, for skeletons every picture drawn before the first step; a
-``DataLoader`` over single samples. It is written anew here from a description of those scripts;
+``DataLoader`` over single samples. It is rewritten here from a description of those scripts;
 pictures are drawn by kpstore's own renderer, in their style. The new way:
 ``store.face_keypoints(missing="zeros")`` and ``store.skeletons(style="phoenix",
 normalize="minmax")``, which give the same numbers, through ``kpstore.loader``. Both get the frames
@@ -114,7 +114,7 @@ def flattened(frame: Mapping[str, Any], fill: float = 0.0) -> NDArray[np.float32
 
 
 def to_unit(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Map each coordinate to [0, 1] by its range over everything, zeros of missing parts included."""
+    """Map each coordinate to [0, 1] by its range over all values, missing parts as zeros."""
     low, high = points.min(axis=(0, 1)), points.max(axis=(0, 1))
     unit: NDArray[np.float32] = (points - low) / np.where(
         high - low < 1e-8, np.float32(1), high - low

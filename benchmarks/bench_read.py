@@ -1,4 +1,4 @@
-"""How fast stores of full PHOENIX size read, compressed and not, beside memory and beside other formats.
+"""Read speed of full-size PHOENIX stores, compressed and not, compared with other formats.
 
 ``python -m benchmarks.bench_read [--scale 0.05] [--against h5py tensorstore …] [--runs 5]
 [--lengths LIST.csv …]``
@@ -25,7 +25,7 @@ import kpstore
 from benchmarks.cases import SyntheticExtractor, SyntheticSource, phoenix_lengths, summary
 from kpstore.bench.comparison import BenchReport, bench
 from kpstore.bench.measure import SCAN_ROWS, BenchSettings
-from kpstore.bench.subjects import installed_peers
+from kpstore.bench.peers import installed_peers
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
 
@@ -37,7 +37,7 @@ LOADED_WHOLE = ("npz", "pickle")
 Several of them fill the memory.
 """
 MAPPED_WHOLE = ("npy",)
-"""Peers that leave reading to the system: they cannot be extended, compressed or versioned, and set no mark."""
+"""Formats that the system reads: neither extensible, compressed nor versioned, so no benchmark."""
 
 
 def make_store(folder: Path, compression: Any, *, scale: float, lists: Sequence[Path]) -> str:
@@ -49,7 +49,7 @@ def make_store(folder: Path, compression: Any, *, scale: float, lists: Sequence[
 
 
 def decoder_gb_per_s(store: kpstore.Store, runs: int) -> list[float]:
-    """Return how fast the codec decodes chunks that are in memory, into one buffer, one after the other."""
+    """Return how fast the codec decodes chunks in memory into one buffer, one after the other."""
     values = store[FEATURE][: 64 * SCAN_ROWS]
     pieces = [
         np.ascontiguousarray(values[i : i + SCAN_ROWS]) for i in range(0, len(values), SCAN_ROWS)

@@ -1,4 +1,4 @@
-"""How training from a store goes: time spent waiting for frames, and whether 64 frames are learnt by heart.
+"""Training from a store: time spent waiting for frames, and whether 64 frames are memorised.
 
 ``python -m benchmarks.bench_train [--image-size 64] [--steps 600] [--store phoenix.kps] [--device
 cpu]``
@@ -106,7 +106,7 @@ def run(
     steps: int = 600,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Train both models on 64 frames for about so many steps."""
+    """Train both models on 64 frames for about this many steps."""
     with tempfile.TemporaryDirectory() as folder:
         opened = store or make_store(Path(folder) / "people.kps")
         frames = Frames(limit=_N_FRAMES, dev_split="", missing_parts="allow")

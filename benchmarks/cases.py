@@ -32,7 +32,7 @@ _LOOK_S = 0.01
 
 
 def phoenix_lengths(lists: Sequence[Path] = (), *, scale: float = 1.0) -> dict[str, list[int]]:
-    """Return frames per video by split: from lists with ``split`` and ``num_frames``, else drawn to the totals."""
+    """Return frames per video by split: from lists, or drawn to match the totals."""
     lengths: dict[str, list[int]] = {split: [] for split in PHOENIX}
     for path in lists:
         with path.open(encoding="utf-8") as file:
@@ -51,7 +51,7 @@ def phoenix_lengths(lists: Sequence[Path] = (), *, scale: float = 1.0) -> dict[s
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """Videos without pictures: every frame is the same small array, so that only the store is measured."""
+    """Videos whose frames are all the same small array, so that only the store is measured."""
 
     lengths: Mapping[str, Sequence[int]]
     name: str = "synthetic PHOENIX-2014-T"
@@ -215,7 +215,7 @@ def in_own_process(module: str, *args: str, env: Mapping[str, str] | None = None
 
 
 def report(found: Mapping[str, Any]) -> None:
-    """Print what :func:`in_own_process` returns, and stay long enough for its last look at this process's memory."""
+    """Print what :func:`in_own_process` returns, and wait for it to read this process's memory."""
     print(json.dumps(found), flush=True)
     time.sleep(5 * _LOOK_S)
 

@@ -1,12 +1,15 @@
-"""Arguments and options that several commands share, and how lists are read."""
+"""Arguments and options that several commands share, and how lists of words are parsed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
+
+if TYPE_CHECKING:
+    from kpstore.api import Store
 
 StoreArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="Directory of the store.", show_default=False)
@@ -20,46 +23,65 @@ At = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+LIST_OPTION = "--split"
+FORMER_NAMES = {"--splits": LIST_OPTION, "--features": "--feature"}
+"""Former names of options, which commands accept but do not show."""
 Splits = Annotated[
     list[str] | None,
     typer.Option(
-        "--splits",
+        LIST_OPTION,
         metavar="SPLIT...",
-        help="Only these, as `train dev` or `train,dev`; all by default.",
+        help="Only these splits, as `train dev` or `train,dev`; all by default.",
     ),
 ]
 
-LIST_OPTION = "--splits"
-
 
 def split_names(given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return the splits of all ``--splits``, commas resolved; None if there were none."""
+    """Return the splits of all ``--split``, with commas resolved; None if none were given."""
     names = [name for text in given or () for name in (text.split(",") if text else [""])]
     return tuple(dict.fromkeys(names)) or None
 
 
+def frame_features(store: Store) -> list[str]:
+    """Return the names of a store's features of frames."""
+    return [name for name, stored in store.features.items() if stored.spec.axis == "frame"]
+
+
 class ListCommand(TyperCommand):
-    """A command whose ``--splits`` takes all words that follow it, as argparse users know it."""
+    """A command whose ``--split`` takes all words that follow it, as in argparse.
+
+    It also accepts :data:`FORMER_NAMES` of options that take several values.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat ``--splits`` before each of its words, which is how click wants it."""
-        n_arguments = sum(param.param_type_name == "argument" for param in self.params)
-        with_value = {
-            name
-            for param in self.params
-            if not getattr(param, "is_flag", True)
-            for name in param.opts
-        }
-        return list(super().parse_args(ctx, spread_list(args, n_arguments, with_value)))
+        """Repeat ``--split`` before each of its words, as click needs it."""
+        options = [param for param in self.params if isinstance(param, TyperOption)]
+        several = {name for option in options if option.multiple for name in option.opts}
+        args = renamed(args, several)
+        if LIST_OPTION in several:
+            with_value = {name for option in options if not option.is_flag for name in option.opts}
+            args = spread_list(args, len(self.params) - len(options), with_value)
+        return list(super().parse_args(ctx, args))
+
+
+def renamed(args: Sequence[str], known: Collection[str]) -> list[str]:
+    """Return words with former names of known options replaced, up to ``--``."""
+    end = args.index("--") if "--" in args else len(args)
+    words = []
+    for word in args[:end]:
+        name, sign, value = word.partition("=")
+        now = FORMER_NAMES.get(name)
+        words.append(f"{now}{sign}{value}" if now in known else word)
+    return [*words, *args[end:]]
 
 
 def spread_list(args: Sequence[str], n_arguments: int, with_value: set[str]) -> list[str]:
-    """Return ``--splits a b`` as ``--splits a --splits b``.
+    """Return ``--split a b`` as ``--split a --split b``.
 
     Parameters
     ----------
-    n_arguments : arguments that the command needs; those that stand nowhere else are taken from the
-        end of the list.
+    n_arguments : arguments that the command needs; those not found elsewhere are taken from the end
+        of the list.
     with_value : options that take a value.
     """
     runs = list(_runs(args, with_value))

@@ -1,4 +1,4 @@
-"""``kpstore bench``: how fast a store reads, on this machine."""
+"""``kpstore bench``: how fast a store reads on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import render
-from .arguments import At, Json, StoreArgument
+from .arguments import At, Json, StoreArgument, frame_features
 
 if TYPE_CHECKING:
     from kpstore.api import Store
@@ -35,18 +35,19 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME,…",
-            help="Formats to compare with, on copies of the same rows: npy, npz, pickle, h5py, h5py-lzf, zarr, "
-            "zarr-lz4, tensorstore, tensorstore-lz4, lance; `all` for those that are installed.",
+            help="Formats to compare with, on copies of the same rows: npy, npz, pickle, h5py, "
+            "h5py-lzf, zarr, zarr-lz4, tensorstore, tensorstore-lz4, lance; `all` for those that "
+            "are installed.",
         ),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Only so many of the first frames.")
+        int | None, typer.Option(min=1, help="Number of frames to read, from the first.")
     ] = None,
     runs: Annotated[
-        int, typer.Option(min=1, help="Runs of each workload; shown is the median.")
+        int, typer.Option(min=1, help="Runs of each workload; the median is shown.")
     ] = 5,
     seconds: Annotated[
-        float, typer.Option(min=0.01, help="Longest time of a workload and run.")
+        float, typer.Option(min=0.01, help="Longest time of a workload in a run.")
     ] = 1.0,
     cache: Annotated[
         str,
@@ -57,7 +58,7 @@ def bench(
     scratch: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where copies for --against go; they are removed at the end."
+            metavar="DIR", help="Folder for copies of --against; they are removed at the end."
         ),
     ] = None,
     plot: Annotated[
@@ -66,15 +67,15 @@ def bench(
     at: At = None,
     json: Json = False,
 ) -> None:
-    """Measure how fast this store reads, beside an array in memory and beside other formats.
+    """Measure how fast a store reads, compared with an array in memory and with other formats.
 
-    Opening, random frames, clips, one video by id, a scan and a shuffled epoch: medians of several
-    runs in which all take turns on the same rows, with the files in the system's cache.
+    Measures opening, random frames, clips, one video by id, a scan and a shuffled epoch: medians of
+    several runs on the same rows, with the files in the system's cache.
     """
     import kpstore
     from kpstore.bench.comparison import bench as run_bench
     from kpstore.bench.measure import BenchSettings
-    from kpstore.bench.subjects import installed_peers
+    from kpstore.bench.peers import installed_peers
     from kpstore.errors import InvalidError
 
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
@@ -102,10 +103,7 @@ def bench(
         from kpstore.bench.plot import plot as draw
 
         draw(report, plot)
-    if json:
-        render.print_json(report.to_json())
-    else:
-        _print(report)
+    render.show(report, json, _print)
     if plot is not None:
         typer.echo(f"picture: {plot}", err=True)
     sys.stdout.flush()
@@ -114,9 +112,9 @@ def bench(
 def _widest(store: Store) -> str:
     from kpstore.errors import NotFoundError
 
-    names = [name for name, stored in store.features.items() if stored.spec.axis == "frame"]
+    names = frame_features(store)
     if not names:
-        raise NotFoundError("this store has no feature of frames to read")
+        raise NotFoundError(f"{store.location} has no feature of frames to read")
     return max(names, key=lambda name: store.reader.meta(name).row_bytes)
 
 
@@ -137,14 +135,8 @@ def _print(report: BenchReport) -> None:
             if figure is not None:
                 ratio = report.ratio(figure)
                 spread = f"{_short(figure.lowest)} to {_short(figure.highest)}"
-                rows.append(
-                    (
-                        subject,
-                        _short(figure.median),
-                        spread,
-                        "" if ratio is None else f"{ratio:.2f}",
-                    )
-                )
+                shown = "" if ratio is None else f"{ratio:.2f}"
+                rows.append((subject, _short(figure.median), spread, shown))
         render.print_table(("", ">median", ">lowest to highest", ">of memory's speed"), rows)
     render.heading("how each reads")
     render.print_table(("", ""), list(report.how.items()))
@@ -156,7 +148,7 @@ def _print(report: BenchReport) -> None:
 
 
 def _short(value: float) -> str:
-    """Return a number with three digits that count."""
+    """Return a number with three significant digits."""
     if value >= 1000:
         return f"{value:,.0f}" if value < 100_000 else f"{value / 1000:,.0f} k"
     return f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""``kpstore cache``: decoded copies on the local disk, which make random reads of compressed stores fast."""
+"""``kpstore cache``: decoded copies on the local disk, for random reads of compressed stores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import render
-from .arguments import At, Json, StoreArgument
+from .arguments import At, Json, StoreArgument, frame_features
 
 if TYPE_CHECKING:
     from kpstore.api import Store
@@ -28,13 +28,14 @@ def add_to(parent: typer.Typer) -> None:
     """Add these commands."""
     app = typer.Typer(
         no_args_is_help=True,
-        help="Decoded copies on the local disk. They make random reads of compressed stores as fast as memory; "
-        "`kpstore.open(…, cache=…)` makes them when they pay, and the oldest go when "
-        "$KPSTORE_CACHE_GB (100) are full.",
+        help="Decoded copies on the local disk, which make random reads of compressed stores as "
+        "fast as memory. `kpstore.open(…, cache=…)` makes them when they pay off; the oldest are "
+        "removed when $KPSTORE_CACHE_GB (100) are full.",
     )
     app.command("list", epilog="Example:\n\nkpstore cache list --json")(list_entries)
     app.command(
-        epilog="Examples:\n\nkpstore cache build phoenix.kps\n\nkpstore cache build phoenix.kps --feature keypoints"
+        epilog="Examples:\n\nkpstore cache build phoenix.kps\n\n"
+        "kpstore cache build phoenix.kps --feature keypoints"
     )(build)
     app.command(epilog="Examples:\n\nkpstore cache clear\n\nkpstore cache clear phoenix.kps")(clear)
     parent.add_typer(app, name="cache")
@@ -46,14 +47,14 @@ def _cache(folder: Path | None) -> DecodedCache:
 
     if folder is not None and str(folder) in ("off", "auto"):
         raise InvalidError(
-            f"--cache {folder}: give a folder; without it, $KPSTORE_CACHE or ~/.cache/kpstore is "
-            "taken"
+            f"--cache {folder}: give a folder, or leave it out for $KPSTORE_CACHE or "
+            "~/.cache/kpstore"
         )
     return DecodedCache(folder)
 
 
 def list_entries(folder: Folder = None, json: Json = False) -> None:
-    """Show what is in the cache, what was opened longest ago first: that goes first when room is needed."""
+    """List the cache's arrays, in the order in which they are removed when space is needed."""
     cache = _cache(folder)
     entries = cache.entries()
     if json:
@@ -61,16 +62,18 @@ def list_entries(folder: Folder = None, json: Json = False) -> None:
         return
     held = render.size(sum(entry.size_bytes for entry in entries))
     typer.echo(f"{cache.folder}: {held} of at most {render.size(cache.limit_bytes)}")
+    now = time.time()
     rows = [
-        (entry.name, entry.snapshot, render.size(entry.size_bytes), _ago(time.time() - entry.used))
+        (
+            entry.name,
+            entry.snapshot,
+            render.size(entry.size_bytes),
+            f"{render.duration(max(0.0, now - entry.used))} ago",
+        )
         for entry in entries
     ]
     if rows:
         render.print_table(("array", "version", ">size", ">opened"), rows)
-
-
-def _ago(seconds: float) -> str:
-    return f"{render.duration(max(0.0, seconds))} ago"
 
 
 def build(
@@ -79,13 +82,13 @@ def build(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Only this array; may be given several times. All features by default.",
+            help="Only this array; may be given several times. All features of frames by default.",
         ),
     ] = None,
     folder: Folder = None,
     at: At = None,
 ) -> None:
-    """Decode features of a store to the cache now, instead of when training has begun."""
+    """Decode features of a store to the cache before training needs them."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -98,9 +101,9 @@ def build(
     from kpstore.errors import InvalidError
 
     opened = kpstore.open(store, at, cache="auto" if folder is None else _cache(folder).folder)
-    wanted, refused = feature or _frame_features(opened), 0
+    wanted, refused = feature or frame_features(opened), 0
     if not wanted:
-        typer.echo(f"{opened.location} holds no features of frames; there is nothing to cache")
+        typer.echo(f"{opened.location} has no features of frames; nothing to cache")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -120,31 +123,24 @@ def build(
             cached = opened.reader.cache(
                 name, lambda done, total, task=task: bars.update(task, completed=done, total=total)
             )
-            typer.echo(
-                f"{name}: {opened.reader.how(name) if cached else 'not cached: ' + opened.reader.cache_refusal}"
-            )
+            reader = opened.reader
+            why = reader.how(name) if cached else f"not cached: {reader.cache_refusal}"
+            typer.echo(f"{name}: {why}")
             refused += not cached
     if refused:
         raise typer.Exit(1)
-
-
-def _frame_features(store: Store) -> list[str]:
-    return [name for name, stored in store.features.items() if stored.spec.axis == "frame"]
 
 
 def clear(
     store: Annotated[
         str | None,
         typer.Argument(
-            metavar="[STORE]", help="Only what belongs to this store.", show_default=False
+            metavar="[STORE]", help="Only copies of this store's arrays.", show_default=False
         ),
     ] = None,
     folder: Folder = None,
 ) -> None:
-    """Remove decoded copies.
-
-    The stores themselves stay, and programs that read from a copy go on doing so.
-    """
+    """Remove decoded copies; stores stay, and running programs keep the copies they read."""
     import kpstore
 
     cache = _cache(folder)

@@ -12,7 +12,7 @@ import typer
 from kpstore.errors import MissingExtraError
 from kpstore.options import Option
 
-from .arguments import ListCommand
+from .arguments import LIST_OPTION, ListCommand
 
 SPLITS = "splits"
 
@@ -91,10 +91,12 @@ def _annotation(field: Field[Any], hint: Any) -> Any:
     if about is None:
         return hint
     plain = about.kind or (list[str] | None if field.name == SPLITS else plain)
-    flag = about.flag or f"--{field.name.replace('_', '-')}"
+    named = LIST_OPTION if field.name == SPLITS else f"--{field.name.replace('_', '-')}"
+    flag = about.flag or named
     # A switch that is off needs no opposite; one that is on has --no-NAME, which Typer adds where
     # no name is given.
-    flags = (flag,) if about.flag or (plain is bool and field.default is False) else ()
+    shown = about.flag or field.name == SPLITS or (plain is bool and field.default is False)
+    flags = (flag,) if shown else ()
     return Annotated[
         plain, typer.Option(*flags, help=about.help, metavar=about.metavar, min=about.least)
     ]

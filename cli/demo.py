@@ -1,4 +1,4 @@
-"""``kpstore demo``: the whole way once, on real photographs with the real model."""
+"""``kpstore demo``: every step once, on real photographs with the real model."""
 
 from __future__ import annotations
 
@@ -30,8 +30,13 @@ def demo(
     ] = Path("kpstore-demo"),
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 runs in this one.")] = 2,
 ) -> None:
-    """Extract keypoints from real photographs, and show what one can do with the result."""
+    """Extract keypoints from real photographs, and show what can be done with them."""
+    from PIL import Image
+
     import kpstore
+    from kpstore.inspect.summary import read_log, summarize
+    from kpstore.interop.transfer import export_file
+    from kpstore.render.sheet import keypoint_sheet
     from kpstore.sources.demo import write_demo_dataset
     from kpstore.sources.phoenix import PhoenixSource
 
@@ -40,11 +45,18 @@ def demo(
     source = PhoenixSource(write_demo_dataset(dataset))
     failed = _ingest(source, location, workers)
     store = kpstore.open(location)
-    _log(store)
-    _export(store, target / "npz")
+    _say("history", f"kpstore log {location}")
+    print_log(read_log(store))
+    npz = target / "npz"
+    _say("export", f"kpstore export npz {location} {npz} --overwrite")
+    print_exported(export_file(store, npz, "npz", overwrite=True))
     _batch(store)
-    _picture(store, source, target / "keypoints.png")
-    _info(store)
+    picture = target / "keypoints.png"
+    _say("picture", str(picture))
+    Image.fromarray(keypoint_sheet(store, source)).save(picture)
+    typer.echo(f"keypoints drawn on photographs: {picture}")
+    _say("result", f"kpstore info {location}")
+    print_summary(summarize(store))
     if failed:
         raise typer.Exit(1)
 
@@ -69,26 +81,12 @@ def _ingest(source: Source, location: Path, workers: int) -> bool:
     return bool(report.failures)
 
 
-def _log(store: Store) -> None:
-    from kpstore.inspect.summary import read_log
-
-    _say("history", f"kpstore log {store.location}")
-    print_log(read_log(store))
-
-
-def _export(store: Store, out_dir: Path) -> None:
-    from kpstore.interop.transfer import export_file
-
-    _say("export", f"kpstore export npz {store.location} {out_dir} --overwrite")
-    print_exported(export_file(store, out_dir, "npz", overwrite=True))
-
-
 def _batch(store: Store) -> None:
     _say(
         "train", 'DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)'
     )
     if find_spec("torch") is None:
-        typer.echo('torch is not installed; pip install "kpstore[torch]" brings it')
+        typer.echo('torch is not installed; run pip install "kpstore[torch]"')
         return
     from torch.utils.data import DataLoader
 
@@ -100,20 +98,3 @@ def _batch(store: Store) -> None:
         f"one batch: keypoints {tuple(keypoints.shape)} {keypoints.dtype}, rows "
         f"{batch['row'].tolist()}"
     )
-
-
-def _picture(store: Store, source: Source, path: Path) -> None:
-    from PIL import Image
-
-    from kpstore.render.sheet import keypoint_sheet
-
-    _say("picture", str(path))
-    Image.fromarray(keypoint_sheet(store, source)).save(path)
-    typer.echo(f"keypoints drawn on photographs: {path}")
-
-
-def _info(store: Store) -> None:
-    from kpstore.inspect.summary import summarize
-
-    _say("result", f"kpstore info {store.location}")
-    print_summary(summarize(store))

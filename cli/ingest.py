@@ -11,7 +11,7 @@ import typer
 from kpstore.errors import InvalidError
 
 from . import render
-from .arguments import ListCommand, StoreArgument, split_names
+from .arguments import ListCommand, Splits, StoreArgument, split_names
 from .commands import takes
 from .ingest_settings import FaceSettings, LipSettings, RecipeSettings, RunSettings, Settings
 
@@ -43,7 +43,7 @@ NewStore = Annotated[
     cls=ListCommand,
     epilog="""Examples:\n
 kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --workers 4\n
-kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --splits train dev --max-videos-per-split 100\n
+kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --split train dev --max-videos-per-split 100\n
 kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --dry-run""",
 )
 @takes(settings=Settings)
@@ -130,6 +130,7 @@ def faces(
 
 
 @app.command(
+    cls=ListCommand,
     epilog="""Examples:\n
 kpstore ingest lips --conf configs/LRS2-IIANet.yml --split all --weights resnet18.pth.tar lips.kps --device cuda:0\n
 kpstore ingest lips --npz-dir mouths --weights resnet18.pth.tar lips.kps""",
@@ -153,7 +154,7 @@ def lips(
             help="The folder that holds all listed files; by default the deepest that does.",
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
+    split: Splits = None,
 ) -> None:
     """Extract embeddings of mouth crops, npz files that a lip-reading configuration lists, by its ResNet18."""
     from kpstore.sources.lips import LipsSource
@@ -161,7 +162,7 @@ def lips(
     source = LipsSource(
         _lists(conf, npz_dir),
         root,
-        None if split == "all" else (split,),
+        None if split == ["all"] else split_names(split),
         settings.max_videos_per_split,
     )
     ingest(source, store, settings, settings.extractor())

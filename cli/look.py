@@ -1,4 +1,4 @@
-"""Commands that look at a store: ``info``, ``progress``, ``log``."""
+"""Commands that describe a store: ``info``, ``progress``, ``log``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ Item = TypeVar("Item")
 def add_to(parent: typer.Typer) -> None:
     """Add these commands."""
     parent.command(
-        epilog="Examples:\n\nkpstore info phoenix.kps\n\nkpstore info phoenix.kps --detailed --at v1.0 --json"
+        epilog="Examples:\n\nkpstore info phoenix.kps\n\n"
+        "kpstore info phoenix.kps --detailed --at v1.0 --json"
     )(info)
     parent.command(epilog="Example:\n\nkpstore progress phoenix.kps --watch")(progress)
     parent.command(
@@ -39,7 +40,7 @@ def add_to(parent: typer.Typer) -> None:
 def info(
     store: StoreArgument,
     detailed: Annotated[
-        bool, typer.Option("--detailed", help="Every video, all failures, full provenance.")
+        bool, typer.Option("--detailed", help="Show every video, all failures, full provenance.")
     ] = False,
     limit: Annotated[
         int, typer.Option(min=0, help="Videos in the table of --detailed; 0 for all.")
@@ -47,7 +48,7 @@ def info(
     at: At = None,
     json: Json = False,
 ) -> None:
-    """Show videos, frames, splits, features, how much of each part was detected, sizes and provenance."""
+    """Show videos, frames, splits, features, detection rates, sizes and provenance."""
     import kpstore
     from kpstore.inspect.summary import summarize
 
@@ -63,7 +64,7 @@ def info(
 
 
 def print_summary(summary: Summary) -> None:
-    """Print a version at a glance."""
+    """Print a summary of a version."""
     disk = summary.disk
     on_disk = (
         f", {render.size(disk.size_bytes)} in {render.number(disk.files)} files" if disk else ""
@@ -90,7 +91,7 @@ def print_summary(summary: Summary) -> None:
 
 
 def _grouped(items: Iterable[Item], key: Callable[[Item], object]) -> list[list[Item]]:
-    """Return items of one key together, keys in the order in which they first come."""
+    """Return items with equal keys together, in order of first appearance."""
     groups: dict[object, list[Item]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -98,10 +99,7 @@ def _grouped(items: Iterable[Item], key: Callable[[Item], object]) -> list[list[
 
 
 def _all_but_shape(feature: FeatureSummary) -> tuple[object, ...]:
-    """Return what is printed about a feature below its heading.
-
-    Features of one extraction have it in common.
-    """
+    """Return what is printed below the heading of a feature; one extraction's are equal."""
     counts = (feature.videos_done, feature.videos_failed, feature.videos_pending)
     return (_maker(feature), feature.axis, counts, repr(feature.coverage))
 
@@ -132,7 +130,7 @@ def _print_features(alike: Sequence[FeatureSummary]) -> None:
         f">{feature.axis}s done",
         ">failed",
         ">pending",
-        *(f">{_words(part)}" for part in parts),
+        *(f">{part.replace('_', ' ')}" for part in parts),
     )
     render.print_table(columns, rows)
     if parts:
@@ -151,10 +149,6 @@ def _maker(feature: FeatureSummary) -> str:
     faces = made.get("face_list")
     named = [f"face list {faces['name']}"] if isinstance(faces, dict) and "name" in faces else []
     return ", ".join([*names, *named, *versions])
-
-
-def _words(part: str) -> str:
-    return part.replace("_", " ")
 
 
 def _details(store: Store, limit: int) -> dict[str, Any]:
@@ -205,13 +199,13 @@ def _print_details(store: Store, limit: int) -> None:
 
 def progress(
     store: StoreArgument,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until the run ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until the run ends.")] = False,
     interval: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="How often --watch looks.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Time between updates of --watch.")
     ] = 2.0,
     json: Json = False,
 ) -> None:
-    """Show how far an ingest is, while it runs and after; it is not disturbed."""
+    """Show the progress of an ingest, during and after the run, without disturbing it."""
     while True:
         run, totals = _look(store)
         if json:
@@ -242,9 +236,7 @@ def _print_progress_json(run: Progress | None, totals: list[FeatureProgress], wa
         },
     }
     if watch:
-        typer.echo(
-            json.dumps(value)
-        )  # a line per look, so that a script can read them as they come
+        typer.echo(json.dumps(value))  # one line per update, for scripts that read along
     else:
         render.print_json(value)
 
@@ -260,7 +252,7 @@ def _print_moving(run: Progress) -> None:
 
 
 def print_progress(store: str, run: Progress | None, totals: list[FeatureProgress]) -> None:
-    """Print the state of the run that writes a store, or of the last one, and the ledger."""
+    """Print the state of the current or last run, and of the videos of each feature."""
     from .watcher import progress_line
 
     if sys.stdout.isatty() and run is not None:
@@ -294,7 +286,7 @@ def print_progress(store: str, run: Progress | None, totals: list[FeatureProgres
 def log(
     store: StoreArgument,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="Only the newest ones.")
+        int | None, typer.Option("--limit", "-n", min=1, help="Show only the newest.")
     ] = None,
     at: At = None,
     json: Json = False,
@@ -311,7 +303,7 @@ def log(
 
 
 def print_log(entries: list[LogEntry]) -> None:
-    """Print versions, one a line and what an ingest reported below it."""
+    """Print a line per version, and below it what the ingest reported."""
     for entry in entries:
         names = [*(f"tag {tag}" for tag in entry.tags), *entry.branches]
         decoration = f" ({', '.join(names)})" if names else ""

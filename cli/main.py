@@ -1,4 +1,4 @@
-"""``kpstore`` itself: all commands, and what becomes of errors."""
+"""The command ``kpstore``: its subcommands, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WRONG_USE = (
     ReadOnlyError,
     UnsupportedError,
 )
-"""Errors that end with exit code 2; all others are 1."""
+"""Errors that end with exit code 2; all others end with 1."""
 
 WRONG_PATH = (
     FileExistsError,
@@ -55,7 +55,7 @@ WRONG_PATH = (
     NotADirectoryError,
     PermissionError,
 )
-"""What the system says of paths that a user gave."""
+"""Errors of the system about paths that a user gave."""
 
 INTERRUPTED = 130
 
@@ -64,7 +64,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="One versioned store for keypoints and features: extracted once in parallel, read thousands of times.",
+    help="Versioned stores of keypoints and features: extract once in parallel, read thousands of "
+    "times.",
     epilog="Exit codes: 0 done, 1 something failed or differs, 2 wrong use, 130 interrupted.",
 )
 for module in (
@@ -96,35 +97,35 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Show the version and end.", callback=_show_version, is_eager=True
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
         ),
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks and log messages.")
     ] = False,
 ) -> None:
-    """Take options that stand before any command; ``--debug`` was acted upon in :func:`run`."""
+    """Declare options that come before a command; :func:`run` handles ``--debug``."""
 
 
 def main() -> None:
     """Run the command line of this process and end it."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # File names need not be text; a name that cannot be printed must not end a run.
+            # A file name that is not valid text must not end a run.
             stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
 @functools.cache
 def _command() -> Any:
-    """Return all commands, which take some time to be made of their signatures."""
+    """Return the command with all subcommands; building it from signatures takes a while."""
     return typer.main.get_command(app)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; errors go to standard error as one line."""
+    """Run one command and return its exit code; errors are one line on standard error."""
     debug = "--debug" in arguments
-    # Failures are in every report; without --debug the log would only say them twice.
+    # Reports list all failures; without --debug the log would repeat them.
     logging.basicConfig(
         level=logging.INFO if debug else logging.CRITICAL, format="%(name)s: %(message)s"
     )
@@ -136,7 +137,7 @@ def run(arguments: Sequence[str]) -> int:
         )
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except Exception as error:  # the border: whatever comes becomes one line and an exit code
+    except Exception as error:  # any error becomes one line and an exit code
         if debug:
             traceback.print_exc()
         return _explain(error)
@@ -151,9 +152,8 @@ def _explain(error: Exception) -> int:
         where = f": {error.filename}" if error.filename else ""
         typer.echo(f"error: {error.strerror or error}{where}", err=True)
         return 2 if isinstance(error, WRONG_PATH) else 1
-    if hasattr(
-        error, "format_message"
-    ):  # a usage error; Typer carries its own copy of click since 0.2x
+    # A usage error; Typer has had its own copy of click since 0.2x.
+    if hasattr(error, "format_message"):
         message = error.format_message().strip().replace("Value error, ", "")
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(message)

@@ -1,11 +1,11 @@
-"""What all commands print with: tables, JSON, numbers for people."""
+"""How all commands print: tables, JSON, readable numbers."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _WIDE = 200
-"""Width of output that goes into a file or another program: nothing should be cut there."""
+"""Width of output that is not a terminal: nothing should be cut there."""
 
 SHOWN_FAILURES = 20
 
@@ -31,8 +31,24 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON on standard output; numbers that JSON does not know become null."""
+    """Print JSON on standard output; NaN and infinity become null."""
     typer.echo(json.dumps(_plain(value), indent=2))
+
+
+def show(found: Any, as_json: bool, print_found: Callable[[Any], None]) -> None:
+    """Print what a command found, as JSON or for people."""
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_found(found)
+
+
+def print_some(lines: Sequence[str], limit: int = SHOWN_FAILURES, more: str = "--json") -> None:
+    """Print the first lines, and how many more there are; ``more`` names options that show them."""
+    for line in lines[:limit]:
+        typer.echo(f"  {line}")
+    if len(lines) > limit:
+        typer.echo(f"  … and {number(len(lines) - limit)} more ({more})")
 
 
 def _plain(value: Any) -> Any:
@@ -84,7 +100,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def size(size_bytes: int) -> str:
-    """Return a size as people say it."""
+    """Return 1234567 bytes as ``1.2 MB``."""
     value, unit = float(size_bytes), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":
@@ -94,7 +110,7 @@ def size(size_bytes: int) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a duration as people say it."""
+    """Return 90 seconds as ``1 min 30 s``; ``?`` for None."""
     if seconds is None:
         return "?"
     if seconds < 60:
@@ -105,7 +121,7 @@ def duration(seconds: float | None) -> str:
 
 
 def local_time(time: datetime) -> str:
-    """Return a time in this machine's zone."""
+    """Return a time in the local time zone."""
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -115,12 +131,12 @@ def share(value: float | None) -> str:
 
 
 def split_name(name: str) -> str:
-    """Return how to call a split; videos need not have one."""
+    """Return the name of a split for people; videos need not have one."""
     return name or "(none)"
 
 
 def failure_lines(failures: Sequence[Any], more: str, *, limit: int = SHOWN_FAILURES) -> list[str]:
-    """Return a line per failure; ``more`` says where the rest is."""
+    """Return a line per failure; ``more`` says where the others are."""
     lines = [
         f"  {failure.image_path or failure.video_id}: {failure.reason}"
         if failure.frame is not None

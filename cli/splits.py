@@ -1,4 +1,4 @@
-"""``kpstore splits``: what splits share, and other splits."""
+"""``kpstore splits``: what splits have in common, and how to set them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 def add_to(parent: typer.Typer) -> None:
     """Add these commands."""
-    app = typer.Typer(no_args_is_help=True, help="What splits have in common, and how to set them.")
+    app = typer.Typer(no_args_is_help=True, help="Check what splits have in common, or set them.")
     app.command(
-        epilog="Examples:\n\nkpstore splits check phoenix.kps\n\nkpstore splits check phoenix.kps --ignore-signers "
-        "--json"
+        epilog="Examples:\n\nkpstore splits check phoenix.kps\n\n"
+        "kpstore splits check phoenix.kps --ignore-signers --json"
     )(check)
     app.command(
-        "set", epilog="Example:\n\nkpstore splits set phoenix.kps signer_independent.csv --dry-run\n\nkpstore splits "
-        "set phoenix.kps signer_independent.csv"
-    )(set_)  # fmt: skip
+        "set",
+        epilog="Examples:\n\nkpstore splits set phoenix.kps signer_independent.csv --dry-run\n\n"
+        "kpstore splits set phoenix.kps signer_independent.csv",
+    )(set_)
     parent.add_typer(app, name="splits")
 
 
@@ -33,13 +34,13 @@ def check(
     store: StoreArgument,
     feature: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="Whose values to compare; keypoints, or the first there is."
-        ),
+        typer.Option(metavar="NAME", help="Feature to compare; keypoints, or else the first one."),
     ] = None,
     signer: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Annotation that names a person; signer or speaker."),
+        typer.Option(
+            metavar="COLUMN", help="Annotation that names the person; signer or speaker by default."
+        ),
     ] = None,
     ignore_signers: Annotated[
         bool, typer.Option("--ignore-signers", help="People may be in several splits.")
@@ -53,7 +54,7 @@ def check(
     at: At = None,
     json: Json = False,
 ) -> None:
-    """Look for videos, frames and people that are in two splits; exit code 1 if there are any."""
+    """Find videos, frames and people that are in two splits; exit code 1 if there are any."""
     import kpstore
     from kpstore.inspect.leakage import NEAR, check_splits
 
@@ -65,13 +66,13 @@ def check(
         signers=not ignore_signers,
         near=NEAR if near is None else near,
     )
-    render.print_json(found.to_json()) if json else print_check(found)
+    render.show(found, json, print_check)
     if found:
         raise typer.Exit(1)
 
 
 def print_check(found: SplitCheck) -> None:
-    """Print how much of each kind is shared, and the first of each."""
+    """Print how many videos of each kind two splits share, and the first of them."""
     from kpstore.inspect.leakage import KINDS
 
     compared = [f"values of {found.feature}"] if found.feature else []
@@ -101,14 +102,14 @@ def set_(
     ],
     keep_others: Annotated[
         bool,
-        typer.Option("--keep-others", help="Videos that the file does not name keep their splits."),
+        typer.Option("--keep-others", help="Keep the splits of videos that the file omits."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would change; write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would change, and write nothing.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Put videos into the splits that a file names, in one commit; no frame is written again.
+    """Set the splits of videos from a file, in one commit; no frame is written again.
 
     The file is a table with the columns video_id (or name) and split, separated by commas, tabs or
     |, or JSON: {video: split} or {split: [videos]}.
@@ -122,7 +123,7 @@ def set_(
         keep_others=keep_others,
         dry_run=dry_run,
     )
-    render.print_json(change.to_json()) if json else _print_change(change, dry_run)
+    render.show(change, json, lambda found: _print_change(found, dry_run))
 
 
 def _print_change(change: SplitChange, dry_run: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import render
-from .arguments import At, Json, StoreArgument, split_names
+from .arguments import At, Json, ListCommand, Splits, StoreArgument, split_names
 from .watcher import frames_bar
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ _SHOWN = ("min", "1", "5", "25", "50", "75", "95", "99", "max", "mean", "std")
 def add_to(parent: typer.Typer) -> None:
     """Add this command."""
     parent.command(
-        epilog="Examples:\n\nkpstore stats phoenix.kps\n\nkpstore stats phoenix.kps --feature keypoints --split train "
-        "--json"
+        cls=ListCommand,
+        epilog="Examples:\n\nkpstore stats phoenix.kps\n\n"
+        "kpstore stats phoenix.kps --feature keypoints --split train --json",
     )(stats)
 
 
@@ -28,24 +29,19 @@ def stats(
     store: StoreArgument,
     feature: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only this one; may be given several times."),
+        typer.Option(metavar="NAME", help="Only this feature; may be given several times."),
     ] = None,
-    split: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SPLIT", help="Only this one; may be given several times, or as `train,dev`."
-        ),
-    ] = None,
+    split: Splits = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Threads that measure; as many as cores by default."),
+        typer.Option(min=1, metavar="N", help="Number of threads; one per core by default."),
     ] = None,
     at: At = None,
     json: Json = False,
 ) -> None:
-    """Show what values a feature has, by split, part and coordinate: read once, then kept for that version.
+    """Show statistics of a feature by split, part and coordinate, measured once per version.
 
-    Only done frames count, and of them only parts that were detected; quantiles are right to 0.1 %.
+    Only detected parts of done frames count; quantiles are exact to 0.1 %.
     """
     import kpstore
     from kpstore.inspect.statistics import statistics_by_split
@@ -70,12 +66,8 @@ def stats(
 def _print_feature(name: str, splits: dict[str, Statistics]) -> None:
     render.heading(name)
     rows = [row for split, one in splits.items() for row in _rows(render.split_name(split), one)]
-    columns = ("split", "part", "", ">count", ">missing", *(f">{_title(key)}" for key in _SHOWN))
-    render.print_table(columns, rows)
-
-
-def _title(key: str) -> str:
-    return f"{key} %" if key.isdecimal() else key
+    titles = (f">{key} %" if key.isdecimal() else f">{key}" for key in _SHOWN)
+    render.print_table(("split", "part", "", ">count", ">missing", *titles), rows)
 
 
 def _rows(split: str, one: Statistics) -> list[tuple[str, ...]]:

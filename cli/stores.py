@@ -1,7 +1,4 @@
-"""Commands about whole stores: ``merge`` and ``convert`` make one of others, ``verify`` looks whether one is sound.
-
-``repair`` has what is damaged made again.
-"""
+"""Commands about whole stores: ``merge``, ``convert``, ``verify`` and ``repair``."""
 
 from __future__ import annotations
 
@@ -21,8 +18,11 @@ from .watcher import frames_bar
 if TYPE_CHECKING:
     from kpstore.api import Store
     from kpstore.inspect.against_source import SourceComparison
+    from kpstore.interop.transfer import ImportReport
     from kpstore.store.chunk_checks import Problem, Verification
     from kpstore.store.repair import Repair
+
+_MORE = "--limit, --json"
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -32,7 +32,8 @@ def add_to(parent: typer.Typer) -> None:
         "kpstore merge train.pkl dev.pkl phoenix.kps --on-conflict first"
     )(merge)
     parent.command(
-        epilog="Examples:\n\nkpstore convert phoenix.kps phoenix.h5\n\nkpstore convert phoenix.h5 phoenix.kps --history"
+        epilog="Examples:\n\nkpstore convert phoenix.kps phoenix.h5\n\n"
+        "kpstore convert phoenix.h5 phoenix.kps --history"
     )(convert)
     parent.command(
         "verify",
@@ -48,24 +49,25 @@ def add_to(parent: typer.Typer) -> None:
 def merge(
     places: Annotated[
         list[str],
-        typer.Argument(
-            metavar="A B … OUT", help="Stores, or files that can be imported; last the new store."
-        ),
+        typer.Argument(metavar="A B … OUT", help="Stores or files to import, then the new store."),
     ],
     on_conflict: Annotated[
         Literal["error", "first", "last"],
         typer.Option(
-            help="Where two hold other rows of one video: stop, or take the first or the last."
+            help="If rows of a video differ: stop, or take those of the first or the last."
         ),
     ] = "error",
     mixed: Annotated[
         bool,
-        typer.Option("--mixed", help="Also features of one name that were made in different ways."),
+        typer.Option("--mixed", help="Merge features even if they were made in different ways."),
     ] = False,
     name: Annotated[str, typer.Option(help="Name of the data set; that of A by default.")] = "",
     json: Json = False,
 ) -> None:
-    """Put several stores together into a new one. Videos that several hold get the features of all of them."""
+    """Merge several stores into a new one.
+
+    A video that is in several stores gets the features of all of them.
+    """
     from kpstore.interop.merge import merge as merge_stores
 
     if len(places) < 3:
@@ -81,17 +83,15 @@ def merge(
             name=name,
             on_progress=on_progress,
         )
-    if json:
-        render.print_json(report.to_json())
-        return
+    render.show(report, json, _print_merged)
+
+
+def _print_merged(report: ImportReport) -> None:
     typer.echo(
         f"{report.location}: {', '.join(report.features) or 'no features'}; "
         f"{render.count(report.videos, 'video')}, {render.count(report.frames, 'frame')}"
     )
-    for note in report.notes[: render.SHOWN_FAILURES]:
-        typer.echo(f"  {note}")
-    if len(report.notes) > render.SHOWN_FAILURES:
-        typer.echo(f"  … and {len(report.notes) - render.SHOWN_FAILURES} more (--json lists all)")
+    render.print_some(report.notes)
 
 
 def convert(
@@ -105,13 +105,11 @@ def convert(
     at: At = None,
     history: Annotated[
         bool,
-        typer.Option(
-            "--history", help="All versions and their tags; without it, one version alone."
-        ),
+        typer.Option("--history", help="Copy all versions and their tags, not only one version."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Copy a store to another backend, or in the same one to leave its old versions behind."""
+    """Copy a store to another backend, or to the same one without its old versions."""
     from dataclasses import asdict
 
     from rich.progress import Progress
@@ -137,8 +135,7 @@ def convert(
     )
     if made.notes:
         typer.echo("notes:")
-        for note in made.notes:
-            typer.echo(f"  {note}")
+        render.print_some(made.notes, len(made.notes))
 
 
 def verify_store(
@@ -147,7 +144,8 @@ def verify_store(
         Path | None,
         typer.Option(
             metavar="DATASET",
-            help="The data set: a folder of PHOENIX-2014-T, videos or mouth crops, or lists (.yml).",
+            help="Compare with this data set: a folder of PHOENIX-2014-T, videos or mouth crops, "
+            "or lists (.yml).",
             show_default=False,
         ),
     ] = None,
@@ -156,24 +154,22 @@ def verify_store(
         bool,
         typer.Option(
             "--all",
-            help="Look at every version, tag and branch, and at what the store says of them.",
+            help="Check every version, tag and branch, and the store's records of them.",
         ),
     ] = False,
     limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many problems to list.")] = 20,
     json: Json = False,
 ) -> None:
-    """Read all of a version and check that it is sound.
+    """Read a whole version and check that it is sound.
 
-    With --source, compare it with what the data set holds.
-
-    Exit code 1 if anything is wrong, missing or extra. 'kpstore repair' has what is damaged made
-    again.
+    With --source, also compare it with the data set. Exit code 1 if anything is damaged, missing or
+    extra; use 'kpstore repair' to extract damaged rows again.
     """
     import kpstore
     from kpstore.inspect.verify import verify, verify_all
 
     if every and at is not None:
-        raise InvalidError(f"--all looks at every version, --at {at} at one; choose one of them")
+        raise InvalidError(f"--all checks every version, --at {at} only one; choose one of them")
     with frames_bar("checking") as on_progress:
         if every:
             found = verify_all(store, on_rows=on_progress)
@@ -196,48 +192,44 @@ def verify_store(
 def repair_store(
     store: StoreArgument,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
+        bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")
     ] = False,
     limit: Annotated[
         int, typer.Option(min=0, metavar="N", help="How many ids and problems to list.")
     ] = 20,
     json: Json = False,
 ) -> None:
-    """Make pending again what is damaged in the newest version, so that an ingest makes just that anew.
+    """Make damaged videos of the newest version pending, so that an ingest extracts them again.
 
-    Exit code 1 if something is damaged that cannot be mended.
+    Exit code 1 if anything is damaged beyond repair.
     """
     from kpstore.store.repair import repair
 
     with frames_bar("reading") as on_progress:
         done = repair(store, dry_run=dry_run, on_rows=on_progress)
-    if json:
-        render.print_json(done.to_json())
-    else:
-        print_repair(done, limit)
+    render.show(done, json, lambda found: print_repair(found, limit))
     if done.left:
         raise typer.Exit(1)
 
 
 def print_repair(done: Repair, limit: int) -> None:
-    """Print what was damaged, what became of it, and how to go on."""
+    """Print what was damaged, what was done about it, and what to do next."""
     if not done.problems:
         typer.echo(f"{done.location} at {done.snapshot}: nothing is damaged, nothing to repair")
         return
     render.heading("damaged")
-    for problem in done.problems[:limit]:
-        typer.echo(f"{problem.array}: {problem.where}: {problem.what}")
-    if len(done.problems) > limit:
-        typer.echo(f"… and {len(done.problems) - limit} more (--limit, --json)")
+    problems = [f"{one.array}: {one.where}: {one.what}" for one in done.problems]
+    render.print_some(problems, limit, _MORE)
     for feature in done.features:
         if feature.videos:
             verb = "would be" if done.dry_run else "are"
-            held = f"{render.count(len(feature.videos), 'video')}, {render.count(feature.frames, 'frame')}"
+            videos, frames = len(feature.videos), feature.frames
+            held = f"{render.count(videos, 'video')}, {render.count(frames, 'frame')}"
             typer.echo(f"{feature.feature}: {held} {verb} pending again; {feature.again}")
-            _print_some(feature.videos, limit)
+            render.print_some(feature.videos, limit, _MORE)
         if feature.rebuilt:
             typer.echo(
-                f"{feature.feature}: {', '.join(feature.rebuilt)} {_done(done)} from what is sound"
+                f"{feature.feature}: {', '.join(feature.rebuilt)} {_done(done)} from sound rows"
             )
     if done.labels:
         typer.echo(f"labels: {', '.join(done.labels)} {_done(done)}")
@@ -245,8 +237,8 @@ def print_repair(done: Repair, limit: int) -> None:
         typer.echo(f"left: {line}")
     if done.made:
         typer.echo(
-            f"version {done.made} holds no damage{' but what is left' if done.left else ''}; "
-            "earlier ones keep it"
+            f"version {done.made} holds no damage{' except what is left' if done.left else ''}; "
+            "earlier versions keep theirs"
         )
 
 
@@ -261,7 +253,7 @@ def _compared_with(store: Store, root: Path) -> SourceComparison:
 
 
 def print_verification(found: Verification, limit: int) -> None:
-    """Print what was checked and found."""
+    """Print what was checked, and the problems."""
     versions = "" if found.versions == 1 else f"{render.count(found.versions, 'version')}, "
     typer.echo(
         f"{found.location} at {found.snapshot}: {versions}{render.count(found.arrays, 'array')}, "
@@ -277,7 +269,7 @@ def print_verification(found: Verification, limit: int) -> None:
             ]
             render.print_table(("array", "what", ">how often", "where, or first at"), rows)
             if len(problems) > limit:
-                typer.echo(f"… and {len(problems) - limit} more (--limit, --json)")
+                typer.echo(f"… and {len(problems) - limit} more ({_MORE})")
     if found.lacks:
         typer.echo(f"note: {found.lacks}")
 
@@ -291,7 +283,7 @@ def _place(found: Verification, problem: Problem) -> str:
 
 
 def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
-    """Print a store beside its data set."""
+    """Print how a store differs from its data set."""
     render.heading(f"beside {found.source}")
     rows = [
         (
@@ -337,11 +329,4 @@ def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
 def _print_ids(what: str, ids: Sequence[str], limit: int) -> None:
     if ids:
         typer.echo(f"{what}: {render.number(len(ids))}")
-        _print_some(ids, limit)
-
-
-def _print_some(ids: Sequence[str], limit: int) -> None:
-    for video_id in ids[:limit]:
-        typer.echo(f"  {video_id}")
-    if len(ids) > limit:
-        typer.echo(f"  … and {render.number(len(ids) - limit)} more (--limit, --json)")
+        render.print_some(ids, limit, _MORE)

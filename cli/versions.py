@@ -29,20 +29,21 @@ def add_to(parent: typer.Typer) -> None:
     )(tag)
     parent.command(epilog="Example:\n\nkpstore rollback phoenix.kps --to v1.0")(rollback)
     parent.command(
-        epilog="Examples:\n\nkpstore diff single.pkl distributed.kps --atol 1e-6\n\nkpstore diff phoenix.kps v1.0 main"
+        epilog="Examples:\n\nkpstore diff single.pkl distributed.kps --atol 1e-6\n\n"
+        "kpstore diff phoenix.kps v1.0 main"
     )(diff)
 
 
 def tag(
     store: StoreArgument,
-    name: Annotated[str | None, typer.Argument(help="The tag; without it, all are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The tag; without it, list all tags.")] = None,
     at: At = None,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Remove the tag; its name is not given out again.")
+        bool, typer.Option("--delete", help="Remove the tag; its name cannot be used again.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Name a version for good, or list the names."""
+    """Give a version a permanent name, or list the names."""
     import kpstore
 
     if name is None and (delete or at is not None):
@@ -82,14 +83,13 @@ def rollback(
         typer.Option("--to", metavar="VERSION", help="A tag, snapshot id or time to go back to."),
     ],
 ) -> None:
-    """Make an earlier version the newest; what came after it stays on a branch."""
+    """Make an earlier version the newest; later versions stay on a branch."""
     import kpstore
 
     opened = kpstore.open(store, mode="a")
     kept = opened.rollback(to)
     typer.echo(
-        f"version {opened.at().snapshot} is the newest again; what was there until now is kept as "
-        f"{kept}"
+        f"version {opened.at().snapshot} is the newest again; the former newest is kept as {kept}"
     )
     typer.echo(f"to undo: kpstore rollback {store} --to {kept}")
 
@@ -109,20 +109,16 @@ def diff(
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this feature; may be given several times."),
     ] = None,
-    atol: Annotated[
-        float, typer.Option(min=0.0, help="Values that differ by no more count as equal.")
-    ] = 0.0,
+    atol: Annotated[float, typer.Option(min=0.0, help="Largest difference of equal values.")] = 0.0,
     limit: Annotated[
-        int, typer.Option(min=0, metavar="N", help="How many differences to list.")
+        int, typer.Option(min=0, metavar="N", help="Number of differences to list.")
     ] = 20,
     json: Json = False,
 ) -> None:
-    """Show what differs between two stores or files, frame by frame, or between two versions.
+    """Show differences between two stores or files, frame by frame, or between two versions.
 
-    Exit code 1 if anything.
-
-    Frames are matched by their image paths, not by their place. Versions are named as everywhere: a
-    tag, a branch, a snapshot id or a time; with one version, it is compared with the newest.
+    Exit code 1 if there are any. Frames are matched by their image paths. A version is a tag, a
+    branch, a snapshot id or a time; a single one is compared with the newest.
     """
     import kpstore
 
@@ -136,7 +132,7 @@ def diff(
     except NotFoundError as error:
         if third is not None or not os.path.exists(first):
             raise
-        raise NotFoundError(f"there is no file {second!r}, and {error}") from None
+        raise NotFoundError(f"file {second!r} does not exist, and {error}") from None
     new = kpstore.open(first, third)
     changes = kpstore.diff(old, new)
     render.print_json(asdict(changes)) if json else print_diff(changes)
@@ -152,13 +148,13 @@ def _diff_contents(
 
     with opened(first) as a, opened(second) as b, frames_bar("comparing") as on_progress:
         found = compare(a, b, features=features, atol=atol, limit=limit, on_progress=on_progress)
-    render.print_json(found.to_json()) if json else print_contents(found)
+    render.show(found, json, print_contents)
     if found:
         raise typer.Exit(1)
 
 
 def print_contents(found: ContentDiff) -> None:
-    """Print how two stores differ: a table, then the first differences."""
+    """Print how two stores differ: counts, then the first differences."""
     rows: list[Sequence[object]] = [
         ("videos", *map(render.number, found.videos)),
         ("frames", *map(render.number, found.frames)),
@@ -178,13 +174,10 @@ def print_contents(found: ContentDiff) -> None:
             (f"{name} {state}", *(render.number(one[state]) for one in both))
             for state in ("done", "failed", "pending")
         ]
-        for part in both[0]["detected"]:
-            rows.append(
-                (
-                    f"{name} {part} detected",
-                    *(render.number(one["detected"].get(part, 0)) for one in both),
-                )
-            )
+        rows += [
+            (f"{name} {part} detected", *(render.number(c["detected"].get(part, 0)) for c in both))
+            for part in both[0]["detected"]
+        ]
     render.print_table(("", ">A", ">B"), rows)
     for name, count in found.columns.items():
         typer.echo(f"{name} differs in {render.count(count, 'video')}")
@@ -205,19 +198,11 @@ def print_contents(found: ContentDiff) -> None:
         _print_names(f"videos {what}", ids)
     if found.first:
         render.heading("first differences")
-        render.print_table(
-            ("where", "feature", "part", "what", ">by"),
-            [
-                (
-                    d.where,
-                    d.feature,
-                    d.part,
-                    d.what,
-                    "" if d.largest is None else f"{d.largest:.3g}",
-                )
-                for d in found.first
-            ],
-        )
+        listed = [
+            (d.where, d.feature, d.part, d.what, "" if d.largest is None else f"{d.largest:.3g}")
+            for d in found.first
+        ]
+        render.print_table(("where", "feature", "part", "what", ">by"), listed)
     for note in found.notes:
         typer.echo(note)
     if not found:
@@ -225,7 +210,7 @@ def print_contents(found: ContentDiff) -> None:
 
 
 def print_diff(changes: VersionDiff) -> None:
-    """Print what differs, video by video."""
+    """Print how two versions differ, video by video."""
     if not changes:
         typer.echo("no difference")
     for what, names in (
@@ -245,7 +230,4 @@ def print_diff(changes: VersionDiff) -> None:
 def _print_names(what: str, names: tuple[str, ...]) -> None:
     if names:
         typer.echo(f"{what}: {len(names)}")
-        for name in names[: render.SHOWN_FAILURES]:
-            typer.echo(f"  {name}")
-        if len(names) > render.SHOWN_FAILURES:
-            typer.echo(f"  … and {len(names) - render.SHOWN_FAILURES} more: --json lists them all")
+        render.print_some(names)

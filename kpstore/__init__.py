@@ -1,4 +1,4 @@
-"""One versioned, chunked store for keypoints and features: extracted once in parallel, read thousands of times."""
+"""Versioned, chunked stores of keypoints and features: extract once, read thousands of times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from kpstore.api import Loader, Store, create, diff, loader, open, repair
     from kpstore.ingest.run import run_ingest
     from kpstore.interop.transfer import export_file, import_file
-    from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
+    from kpstore.schema.array import ArraySpec
+    from kpstore.schema.feature import FeatureRows, FeatureSpec, State
     from kpstore.schema.index import VideoRecord
 
 # Imported when first used (PEP 562), so that `import kpstore` and `kpstore --help` need neither
@@ -28,7 +29,7 @@ _HOMES = {
     "open": "kpstore.api",
     "repair": "kpstore.api",
     "run_ingest": "kpstore.ingest.run",
-    "ArraySpec": "kpstore.schema.feature",
+    "ArraySpec": "kpstore.schema.array",
     "FeatureRows": "kpstore.schema.feature",
     "FeatureSpec": "kpstore.schema.feature",
     "State": "kpstore.schema.feature",

@@ -1,11 +1,11 @@
-"""What users call: open a store, make one, look at it through views."""
+"""What users call: open or create a store, make views of it, and loaders of views."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 from numpy.typing import ArrayLike
 
@@ -23,15 +23,13 @@ from kpstore.store.repair import Repair
 from kpstore.store.repair import repair as repair_store
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Video
-from kpstore.views.base import Missing, Selection, Transform, View
-from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
+from kpstore.views.base import Missing, Selection, Transform
 from kpstore.views.clips import ClipView, Short
 from kpstore.views.face_keypoints import FaceKeypointView, MissingFace, Normalize
 from kpstore.views.frames import FrameView
 from kpstore.views.lips import LipView
-from kpstore.views.loader import BatchDataset, Collate, Loader
+from kpstore.views.loader import Loader, loader
 from kpstore.views.people import FaceView
-from kpstore.views.sampling import Shuffle
 from kpstore.views.skeletons import Pixels, SkeletonView
 from kpstore.views.whole_videos import VideoView
 
@@ -43,18 +41,28 @@ if TYPE_CHECKING:
 
 
 Policy = Missing | Literal["compute"]
-"""What becomes of rows that are missing.
-
-``"compute"`` makes those that are not extracted yet as they are read.
-"""
+"""What to do with missing rows; ``"compute"`` computes those not extracted yet when read."""
 Compute = Mapping[str, Any]
 """Keyword arguments of :meth:`Store.computed`, such as ``root=`` and ``weights=``."""
 FACES = "faces"
-"""Recipe for a store of persons that holds no more than paths."""
+"""Recipe for a store of persons that holds paths only."""
+V = TypeVar("V")
+
+
+class ViewOptions(Selection, total=False):
+    """What every view of a store takes besides parameters of its own.
+
+    ``split``, ``videos`` and ``where`` choose videos, see
+    :func:`kpstore.views.base.select_videos`; ``compute`` are keyword arguments of
+    :meth:`Store.computed` for ``missing="compute"``; ``transform`` is applied to each sample.
+    """
+
+    compute: Compute | None
+    transform: Transform | None
 
 
 class Store(BaseStore):
-    """One immutable version of a store, and the views on it. :func:`open` makes one."""
+    """One immutable version of a store, and views of it for training; :func:`open` makes one."""
 
     def __repr__(self) -> str:
         return super().__repr__() if self.is_closed else display.to_text(self)
@@ -71,36 +79,34 @@ class Store(BaseStore):
         device: str = "cpu",
         **options: Any,
     ) -> Self:
-        """Return the same version, in which what is missing is computed when it is read.
+        """Return the same version with missing rows computed when they are read.
 
-        Nothing is stored.
-
-        For a look: each read runs the model. ``kpstore ingest features`` does it once and for all.
+        Every read runs the model and nothing is stored; ``kpstore ingest features`` computes and
+        stores them once.
 
         Parameters
         ----------
-        extractor : a recipe, or an extractor that is not open; by default that with which
-            ``features`` were made, in the way that the store has on record.
-        features : names, for the default.
-        root : what the store's paths are relative to; by default the folder in which it lies.
+        extractor : a recipe, or an extractor that is not open; by default the recorded one that
+            made ``features``.
+        features : names of features, for the default extractor.
+        root : folder that the store's paths are relative to; by default the folder of the store.
         device : where the model runs, ``"cpu"`` or ``"cuda:0"``.
-        options : of the recipe, such as ``weights=``.
+        options : options of the recipe, such as ``weights=``.
 
         Returns
         -------
         Store
-            Read-only. A video that cannot be computed (no such file, no face) reads as failed, with
-            the reason in the log.
+            Read-only. A video that cannot be computed (no such file, no face) reads as failed; the
+            reason is logged.
 
         Raises
         ------
         InvalidError
-            If the store has no record of how to make ``features``.
+            If the store does not record how ``features`` were made.
         MismatchError
-            If the extractor makes other numbers than those that the store holds of the same
-            features.
+            If the extractor would make other values than the store holds of the same features.
         NotFoundError
-            If the frames are not there.
+            If the frames do not exist.
         """
         from kpstore.extractors.registry import make_extractor, recorded
         from kpstore.ingest.live import live_backend
@@ -116,7 +122,7 @@ class Store(BaseStore):
             extractor = make_extractor(recipe, **{**made_with, **options})
         elif options:
             raise InvalidError(
-                f"options {sorted(options)} are for a recipe; this extractor is made already"
+                f"options {sorted(options)} are for a recipe; this extractor exists already"
             )
         place = Path(self.location).absolute().parent if root is None else Path(root)
         backend = live_backend(self._backend, self, extractor, place, device)
@@ -124,12 +130,17 @@ class Store(BaseStore):
 
     def _complete(
         self,
-        missing: Any,
+        missing: str,
         compute: Compute | None,
         features: str | Sequence[str],
         recipe: str | None = None,
     ) -> tuple[Self, Any]:
-        """Return the store that a view reads, and its policy: with ``"compute"`` nothing is missing but what fails."""
+        """Return the store to read and what it does about missing rows, without ``"compute"``.
+
+        Parameters
+        ----------
+        recipe : what makes ``features`` that the store has never had.
+        """
         if missing != "compute":
             if compute is not None:
                 raise InvalidError(f"compute= is for missing='compute', found missing={missing!r}")
@@ -139,6 +150,20 @@ class Store(BaseStore):
             given.setdefault("extractor", recipe)
         return self.computed(features=features, **given), "nan"
 
+    def _view(
+        self,
+        kind: Callable[..., V],
+        features: str | Sequence[str],
+        missing: str,
+        options: ViewOptions,
+        recipe: str | None = None,
+        /,
+        **own: Any,
+    ) -> V:
+        """Return a view of features; ``own`` are the parameters that only this kind has."""
+        store, policy = self._complete(missing, options.pop("compute", None), features, recipe)
+        return kind(store, missing=policy, **own, **options)
+
     def video(
         self, video_id: str, *, missing: Policy = "nan", compute: Compute | None = None
     ) -> Video:
@@ -146,15 +171,15 @@ class Store(BaseStore):
 
         Parameters
         ----------
-        missing : what becomes of rows that failed or are not extracted yet: ``"nan"`` keeps them as
+        missing : what to do with rows that failed or are not extracted yet: ``"nan"`` keeps them as
             missing values, ``"skip"`` leaves them out, ``"error"`` refuses to read the array,
-            ``"compute"`` makes what is not extracted yet when it is read (see :meth:`computed`).
+            ``"compute"`` computes those not extracted yet when they are read (:meth:`computed`).
         compute : for ``"compute"``, keyword arguments of :meth:`computed`.
 
         Raises
         ------
         NotFoundError
-            If there is no such video; the message has the nearest ids.
+            If the store has no such video; the message names similar ids.
         """
         store, policy = self._complete(missing, compute, tuple(self.features))
         return Video(store, store.index.position(video_id), policy)
@@ -163,27 +188,14 @@ class Store(BaseStore):
         self,
         features: str | Sequence[str],
         *,
-        split: str | Sequence[str] | None = None,
-        videos: Sequence[str] | None = None,
-        where: str | Mapping[str, Any] | None = None,
         missing: Policy = "nan",
-        compute: Compute | None = None,
-        transform: Transform | None = None,
+        **options: Unpack[ViewOptions],
     ) -> FrameView:
         """Return single frames as a data set for PyTorch.
 
-        See :class:`kpstore.views.frames.FrameView`.
+        See :class:`kpstore.views.frames.FrameView`; ``options`` are those of :class:`ViewOptions`.
         """
-        store, policy = self._complete(missing, compute, features)
-        return FrameView(
-            store,
-            features,
-            split=split,
-            videos=videos,
-            where=where,
-            missing=policy,
-            transform=transform,
-        )
+        return self._view(FrameView, features, missing, options, features=features)
 
     def clips(
         self,
@@ -193,41 +205,28 @@ class Store(BaseStore):
         *,
         short: Short = "skip",
         missing: Policy = "nan",
-        compute: Compute | None = None,
-        transform: Transform | None = None,
-        **selection: Unpack[Selection],
+        **options: Unpack[ViewOptions],
     ) -> ClipView:
         """Return windows of ``length`` consecutive frames.
 
-        See :class:`kpstore.views.clips.ClipView`.
+        See :class:`kpstore.views.clips.ClipView`; ``options`` are those of :class:`ViewOptions`.
         """
-        store, policy = self._complete(missing, compute, features)
-        return ClipView(
-            store,
-            features,
-            length,
-            stride,
-            short=short,
-            missing=policy,
-            transform=transform,
-            **selection,
-        )
+        own = {"length": length, "stride": stride, "short": short}
+        return self._view(ClipView, features, missing, options, features=features, **own)
 
     def whole_videos(
         self,
         features: str | Sequence[str],
         *,
         missing: Policy = "nan",
-        compute: Compute | None = None,
-        transform: Transform | None = None,
-        **selection: Unpack[Selection],
+        **options: Unpack[ViewOptions],
     ) -> VideoView:
         """Return whole videos, padded in batches.
 
-        See :class:`kpstore.views.whole_videos.VideoView`.
+        See :class:`kpstore.views.whole_videos.VideoView`; ``options`` are those of
+        :class:`ViewOptions`.
         """
-        store, policy = self._complete(missing, compute, features)
-        return VideoView(store, features, missing=policy, transform=transform, **selection)
+        return self._view(VideoView, features, missing, options, features=features)
 
     def face_keypoints(
         self,
@@ -235,23 +234,15 @@ class Store(BaseStore):
         feature: str = "keypoints",
         normalize: Normalize = "minmax",
         missing: MissingFace | Literal["compute"] = "skip",
-        compute: Compute | None = None,
-        transform: Transform | None = None,
-        **selection: Unpack[Selection],
+        **options: Unpack[ViewOptions],
     ) -> FaceKeypointView:
-        """Return the 68 face points, normalised.
+        """Return the normalised 68 face points.
 
-        See :class:`kpstore.views.face_keypoints.FaceKeypointView`.
+        See :class:`kpstore.views.face_keypoints.FaceKeypointView`; ``options`` are those of
+        :class:`ViewOptions`.
         """
-        store, policy = self._complete(missing, compute, feature)
-        return FaceKeypointView(
-            store,
-            feature=feature,
-            normalize=normalize,
-            missing=policy,
-            transform=transform,
-            **selection,
-        )
+        own = {"feature": feature, "normalize": normalize}
+        return self._view(FaceKeypointView, feature, missing, options, **own)
 
     def skeletons(
         self,
@@ -263,27 +254,16 @@ class Store(BaseStore):
         fill: float = 0.0,
         normalize: Literal["minmax"] | tuple[ArrayLike, ArrayLike] | None = None,
         missing: Policy = "skip",
-        compute: Compute | None = None,
-        transform: Transform | None = None,
-        **selection: Unpack[Selection],
+        **options: Unpack[ViewOptions],
     ) -> SkeletonView:
-        """Return keypoints and the pictures that they draw.
+        """Return keypoints and pictures of their skeletons.
 
-        See :class:`kpstore.views.skeletons.SkeletonView`.
+        See :class:`kpstore.views.skeletons.SkeletonView`; ``options`` are those of
+        :class:`ViewOptions`.
         """
-        store, policy = self._complete(missing, compute, feature)
-        return SkeletonView(
-            store,
-            feature=feature,
-            size=size,
-            style=style,
-            pixels=pixels,
-            fill=fill,
-            normalize=normalize,
-            missing=policy,
-            transform=transform,
-            **selection,
-        )
+        drawn = {"size": size, "style": style, "pixels": pixels}
+        own = {"feature": feature, "fill": fill, "normalize": normalize, **drawn}
+        return self._view(SkeletonView, feature, missing, options, **own)
 
     def faces(
         self,
@@ -293,38 +273,28 @@ class Store(BaseStore):
         min_angle: float | None = None,
         max_angle: float | None = None,
         missing: Policy = "skip",
-        compute: Compute | None = None,
-        transform: Transform | None = None,
-        **selection: Unpack[Selection],
+        **options: Unpack[ViewOptions],
     ) -> FaceView:
-        """Return frames of persons beside their frontal faces.
+        """Return frames of persons paired with their frontal faces.
 
-        See :class:`kpstore.views.people.FaceView`.
+        See :class:`kpstore.views.people.FaceView`; ``options`` are those of :class:`ViewOptions`.
         """
-        store, policy = self._complete(missing, compute, "landmarks_2d", FACES)
-        return FaceView(
-            store,
-            expect_model=expect_model,
-            target=target,
-            min_angle=min_angle,
-            max_angle=max_angle,
-            missing=policy,
-            transform=transform,
-            **selection,
-        )
+        own = {"expect_model": expect_model, "target": target}
+        angles = {"min_angle": min_angle, "max_angle": max_angle}
+        return self._view(FaceView, "landmarks_2d", missing, options, FACES, **own, **angles)
 
     def lips(
         self,
         *,
-        feature: str = "lip_resnet18",
+        feature: str = LIP_FEATURE,
         missing: Policy = "error",
-        compute: Compute | None = None,
-        transform: Transform | None = None,
-        **selection: Unpack[Selection],
+        **options: Unpack[ViewOptions],
     ) -> LipView:
-        """Return lip embeddings of whole utterances; see :class:`kpstore.views.lips.LipView`."""
-        store, policy = self._complete(missing, compute, feature, LIP_FEATURE)
-        return LipView(store, feature=feature, missing=policy, transform=transform, **selection)
+        """Return lip embeddings of whole utterances.
+
+        See :class:`kpstore.views.lips.LipView`; ``options`` are those of :class:`ViewOptions`.
+        """
+        return self._view(LipView, feature, missing, options, LIP_FEATURE, feature=feature)
 
     def to_dask(
         self, name: str, chunks: chunked.Rows | Mapping[str, chunked.Rows] | None = None
@@ -346,14 +316,14 @@ class Store(BaseStore):
     ) -> Statistics:
         """Return count, extremes, mean, deviation and quantiles by part and coordinate.
 
-        Read once, then kept for this version; see :func:`kpstore.inspect.statistics.statistics`.
+        Measured once and kept; see :func:`kpstore.inspect.statistics.statistics`.
         """
         return statistics(self, feature, split=split, videos=videos, workers=workers)
 
     def check_splits(
         self, *, feature: str | None = None, signer: str | None = None, signers: bool = True
     ) -> SplitCheck:
-        """Return what two splits have in common.
+        """Return what splits have in common.
 
         See :func:`kpstore.inspect.leakage.check_splits`.
         """
@@ -365,13 +335,12 @@ class Store(BaseStore):
         split: str | Sequence[str] | None = None,
         features: str | Sequence[str] | None = None,
     ) -> xr.Dataset:
-        """Return a lazy, labelled data set of splits and features.
+        """Return splits and features as a lazy xarray data set.
 
         See :func:`kpstore.store.labelled.to_xarray`.
         """
-        from kpstore.store.labelled import (
-            to_xarray,
-        )  # xarray takes as long to import as all the rest
+        # Imported here, as xarray takes as long to import as everything else.
+        from kpstore.store.labelled import to_xarray
 
         return to_xarray(self, split=split, features=features)
 
@@ -383,7 +352,7 @@ def open(
     cache: str | os.PathLike[str] = "auto",
     check: Check = "first",
 ) -> Store:
-    """Open a version of a store; it never changes, whatever others write meanwhile.
+    """Open a version of a store; it never changes, whatever other processes write.
 
     Parameters
     ----------
@@ -391,25 +360,24 @@ def open(
     at : a tag, a branch, a snapshot id or a time (``datetime`` or ISO text); the newest version by
         default.
     mode : ``"r"`` to read, ``"a"`` to allow transactions and tags as well.
-    cache : folder for decoded copies of arrays that are read in random order and are not in
-        memory's reach already (uncompressed local stores are: their chunks are mapped as they lie).
-        ``"auto"`` is ``$KPSTORE_CACHE`` or ``~/.cache/kpstore``, held to ``$KPSTORE_CACHE_GB``
-        (100); ``"off"`` is none.
-    check : when chunks are compared with what was committed at their place, so that damage on the
-        disk is an error instead of a wrong number. ``"first"`` checks each chunk when this process
-        first maps or decodes it. ``"always"`` checks whenever a chunk is decoded, and mapped chunks
-        before every read. ``"never"`` does not check; what is copied, kept or trained on (merge,
-        export, statistics, …) is checked all the same. Stores of format 1 hold checksums inside of
-        their chunks alone: two chunks that changed places are not noticed there.
+    cache : folder for decoded copies of compressed arrays that are read in random order. Chunks of
+        uncompressed local stores are mapped and need none. ``"auto"`` is ``$KPSTORE_CACHE`` or
+        ``~/.cache/kpstore``, of at most ``$KPSTORE_CACHE_GB`` (100); ``"off"`` disables it.
+    check : when chunks are compared with their checksums, so that damage on the disk is an error
+        and not a wrong number. ``"first"`` checks each chunk when this process first maps or
+        decodes it; ``"always"`` also before every read of a mapped chunk and whenever a chunk is
+        decoded; ``"never"`` does not check, except what is copied, kept or trained on (merge,
+        export, statistics, …). Stores of format 1 have checksums only inside their chunks: two
+        chunks that changed places go unnoticed there.
 
     Raises
     ------
     NotFoundError
-        If there is no store, or no such version.
+        If the path or the version does not exist.
     InvalidError
-        If something else is there.
+        If the path is not a store.
     CorruptError
-        If what the store says of its versions is damaged; and at any later read of a chunk that is.
+        If the store's versions are damaged; later, when a damaged chunk is read.
     """
     if not os.fspath(cache):
         raise InvalidError("cache='': use 'auto', 'off' or a folder")
@@ -417,7 +385,7 @@ def open(
 
 
 def create(path: str | os.PathLike[str], *, name: str = "") -> Store:
-    """Make an empty store and open it for writing.
+    """Create an empty store and open it for writing.
 
     Parameters
     ----------
@@ -426,7 +394,7 @@ def create(path: str | os.PathLike[str], *, name: str = "") -> Store:
     Raises
     ------
     ExistsError
-        If the path is taken.
+        If the path exists.
     """
     location = os.fspath(path)
     return Store.create(
@@ -443,122 +411,31 @@ def diff(old: Store, new: Store) -> compare.VersionDiff:
 
 
 def repair(path: str | os.PathLike[str], *, dry_run: bool = False) -> Repair:
-    """Make pending again what is damaged in the newest version of a store.
+    """Make damaged videos of the newest version pending, so that an ingest extracts them again.
 
-    See :mod:`kpstore.store.repair`.
-
-    The ordinary ingest then makes just that anew, with the same bits as an undisturbed run. Older
-    versions keep their damage.
+    The extracted rows equal those of an undisturbed run, bit by bit. Older versions keep their
+    damage. See :mod:`kpstore.store.repair`.
 
     Parameters
     ----------
-    dry_run : only say what would be done.
+    dry_run : report what would be done, and write nothing.
 
     Returns
     -------
     Repair
-        What is damaged, which videos of which features are pending now, and what cannot be mended.
+        What is damaged, which videos of which features are now pending, and what cannot be
+        repaired.
 
     Raises
     ------
     NotFoundError
-        If there is no store.
+        If the path is not a store.
     CorruptError
-        If the newest version cannot be opened at all; the message names one that can.
+        If the newest version cannot be opened; the message names one that can.
     BusyError
         If another process is writing the store.
     """
     return repair_store(os.fspath(path), dry_run=dry_run)
-
-
-def loader(
-    view: View,
-    batch_size: int | None = None,
-    *,
-    shuffle: Shuffle = "block",
-    seed: int = 0,
-    epoch: int = 0,
-    rank: int | None = None,
-    world_size: int | None = None,
-    drop_last: bool = False,
-    pad: bool = True,
-    batch_frames: int | None = None,
-    workers: int = 0,
-    threads: int = 2,
-    prefetch: int = 64,
-    pin_memory: bool = False,
-    tensors: bool = True,
-    collate: Collate | None = None,
-    pool_mib: float = POOL_MIB,
-) -> Loader:
-    """Return what a training loop iterates over: batches of a view, read ahead, an epoch each time.
-
-    The order follows from ``seed``, the epoch, ``shuffle``, ``pool_mib`` and the view alone: it is
-    the same with any number of threads and workers, with and without a cache. Every ``iter()``
-    starts the next epoch.
-
-    Parameters
-    ----------
-    batch_size : samples per batch; with ``batch_frames`` a limit, and not needed.
-    shuffle : ``"block"`` reads storage block by block and mixes as many blocks as ``pool_mib``
-        holds, which hardly differs from a full shuffle; see
-        :class:`kpstore.views.sampling.BlockShuffle`. ``"full"`` draws from all samples: slow from a
-        compressed store without a cache. None keeps the view's order.
-    seed, epoch : of the order; ``epoch`` is the first.
-    rank, world_size : this process among those that train together; by default as
-        ``torch.distributed`` or else ``torchrun`` (``RANK``, ``WORLD_SIZE``) have it when an epoch
-        begins. A loader may so be made before a trainer starts its processes.
-    drop_last : leaves out the last samples, so that all batches, on all ranks, are full.
-    pad : whether ranks get equally many samples, by giving the first few twice;
-        :attr:`Loader.padding` says how many. Without it each sample comes exactly once, and some
-        ranks have one more than others.
-    batch_frames : for samples of different lengths: puts similar ones together, as many as fill so
-        many frames when padded to the longest. One that is longer is a batch of its own.
-        :attr:`Loader.padding_share` says how much of all batches is padding.
-    workers : processes that read, transform and collate; worth while for slow transforms. They are
-        started with ``forkserver``, so a script needs ``if __name__ == "__main__":``. The arrays
-        are then decoded to the local disk first, unless the store was opened with ``cache="off"``.
-    threads : that do so, without ``workers``. 0 reads when a batch is asked for.
-    prefetch : batches made ahead, at most.
-    pin_memory : whether batches are put where a GPU fetches them faster; nothing without a GPU.
-    tensors : whether batches hold tensors; otherwise numpy arrays. Text is a list of str in
-        tensors' place.
-    collate : makes a batch of a list of samples. Without it, samples of a view with a transform are
-        stacked by PyTorch's ``default_collate``, and those of a view without one are never taken
-        apart.
-    pool_mib : memory for decoded chunks, in MiB, in each process.
-
-    Raises
-    ------
-    InvalidError
-        If a number makes no sense; the message names it.
-
-    Examples
-    --------
-    >>> loader = kpstore.loader(store.frames("keypoints", split="train"), 256)  # doctest: +SKIP
-    >>> for batch in loader:  # doctest: +SKIP
-    ...     batch["keypoints"]  # (256, 143, 3) float32
-
-    In PyTorch's own: ``DataLoader(loader.dataset, sampler=loader.sampler, batch_size=None,
-    num_workers=2, multiprocessing_context="forkserver")``.
-    """
-    sampler = BatchSampler(
-        view,
-        batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        epoch=epoch,
-        rank=rank,
-        world_size=world_size,
-        drop_last=drop_last,
-        pad=pad,
-        batch_frames=batch_frames,
-        pool_mib=pool_mib,
-    )
-    dataset = BatchDataset(view, tensors=tensors, collate=collate, pool_bytes=int(pool_mib * 2**20))
-    return Loader(
-        sampler, dataset, workers=workers, threads=threads, prefetch=prefetch, pin_memory=pin_memory
-    )
 
 
 __all__ = ["Loader", "Store", "create", "diff", "loader", "open", "repair"]

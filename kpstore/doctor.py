@@ -1,7 +1,4 @@
-"""What this machine has for kpstore, what it lacks and how to get it.
-
-And whether stores and data sets can be used.
-"""
+"""Checks of the installation, this machine, its models, and of stores and data sets."""
 
 from __future__ import annotations
 
@@ -37,10 +34,10 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "pose": ("pose-format",),
     "bench": ("torch", "h5py", "matplotlib", "pylance", "tensorstore"),
 }
-"""The optional parts of kpstore, and the distributions that make each."""
+"""The optional parts of kpstore, and the distributions that each needs."""
 
 SAME_AS = {"onnxruntime": "onnxruntime-gpu"}
-"""Distributions that stand in for others."""
+"""Distributions that can replace others."""
 EXTRA_ADVICE = {extra: f'pip install "kpstore[{extra}]"' for extra in EXTRAS}
 SHOWN_PROBLEMS = 20
 CHECKPOINT_ENDINGS = (".pth", ".pth.tar", ".pt", ".safetensors")
@@ -55,11 +52,11 @@ class Finding:
     Parameters
     ----------
     area : ``"kpstore"``, ``"extra"``, ``"machine"``, ``"model"`` or ``"path"``.
-    name : what was looked for.
-    state : ``"ok"``; ``"absent"`` for what is optional and not there; ``"problem"`` for what is
-        needed and missing.
-    found : what is there, in words.
-    advice : what to do; empty if there is nothing.
+    name : what was checked.
+    state : ``"ok"``; ``"absent"`` if something optional is missing; ``"problem"`` if something
+        needed is missing or damaged.
+    found : a description of what was found.
+    advice : what to do; may be empty.
     """
 
     area: str
@@ -71,22 +68,22 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checkup:
-    """All findings, in the order in which to show them."""
+    """All findings, in the order to show them."""
 
     findings: tuple[Finding, ...]
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing that is needed is missing."""
+        """Whether there are no problems."""
         return all(finding.state != "problem" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
+        """Return the findings as JSON values."""
         return {"sound": self.is_sound, "findings": [asdict(finding) for finding in self.findings]}
 
 
 def check_up(paths: Iterable[str | os.PathLike[str]] = ()) -> Checkup:
-    """Look at this installation, this machine, the models on it, and at the given paths.
+    """Check this installation, this machine, the models on it, and the given paths.
 
     Parameters
     ----------
@@ -104,6 +101,10 @@ def _installation() -> Iterator[Finding]:
     yield Finding("kpstore", "kpstore", "ok", f"{__version__}, in {Path(__file__).parent}")
 
 
+def _absent(area: str, name: str, found: str, advice: str) -> Finding:
+    return Finding(area, name, "absent", found, advice)
+
+
 def _version(distribution: str) -> str | None:
     try:
         return version(distribution)
@@ -112,7 +113,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _installed(distribution: str) -> tuple[str, str | None]:
-    """Return name and version of a distribution, or of what stands in for it."""
+    """Return name and version of a distribution, or of one that replaces it."""
     other = SAME_AS.get(distribution, distribution)
     found = _version(distribution)
     return (distribution, found) if found or not _version(other) else (other, _version(other))
@@ -129,7 +130,7 @@ def _extras() -> Iterator[Finding]:
             yield Finding("extra", extra, "ok", there)
             continue
         found = f"{there + '; ' if there else ''}{', '.join(missing)} not installed"
-        yield Finding("extra", extra, "absent", found, EXTRA_ADVICE[extra])
+        yield _absent("extra", extra, found, EXTRA_ADVICE[extra])
 
 
 # -- the machine -----------------------------------------------------------------------------------
@@ -148,31 +149,18 @@ def _gpus() -> Finding:
 
     visible = count_gpus()
     if visible == 0:  # then torch, which takes a second to import, cannot see one either
-        return Finding(
-            "machine", "gpus", "absent", "none found", "extraction and training run on the CPU"
-        )
+        return _absent("machine", "gpus", "none found", "extraction and training run on the CPU")
     if _version("torch") is None:
-        return Finding(
-            "machine",
-            "gpus",
-            "absent",
-            f"{visible}, but torch is not installed",
-            EXTRA_ADVICE["torch"],
-        )
+        found = f"{visible}, but torch is not installed"
+        return _absent("machine", "gpus", found, EXTRA_ADVICE["torch"])
     import torch
 
     names = Counter(
         torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())
     )
     if not names:
-        build = f"torch {torch.__version__}"
-        return Finding(
-            "machine",
-            "gpus",
-            "absent",
-            f"{visible}, but {build} sees none",
-            "install torch built for CUDA",
-        )
+        found = f"{visible}, but torch {torch.__version__} sees none"
+        return _absent("machine", "gpus", found, "install torch built for CUDA")
     return Finding(
         "machine", "gpus", "ok", ", ".join(f"{count} x {name}" for name, count in names.items())
     )
@@ -191,9 +179,8 @@ def _mediapipe_models() -> Finding:
     from kpstore.extractors.mediapipe import POSE_MODELS, bundled_models
 
     if find_spec("mediapipe") is None:
-        return Finding(
-            "model", "mediapipe", "absent", "none", f"{EXTRA_ADVICE['mediapipe']} brings them along"
-        )
+        advice = f"{EXTRA_ADVICE['mediapipe']} includes them"
+        return _absent("model", "mediapipe", "not installed", advice)
     names = bundled_models()
     pose = [
         f"{number} ({kind})"
@@ -201,9 +188,8 @@ def _mediapipe_models() -> Finding:
         if f"pose_landmark/pose_landmark_{kind}.tflite" in names
     ]
     if not pose:
-        return Finding(
-            "model", "mediapipe", "absent", "this version holds none", EXTRA_ADVICE["mediapipe"]
-        )
+        found = "not included in this version of MediaPipe"
+        return _absent("model", "mediapipe", found, EXTRA_ADVICE["mediapipe"])
     return Finding(
         "model", "mediapipe", "ok", f"{len(names)} bundled; model_complexity {', '.join(pose)}"
     )
@@ -220,7 +206,7 @@ def _dinov2_models() -> Finding:
     if there:
         return Finding("model", "dinov2", "ok", f"{', '.join(there)} in {hub_cache()}")
     advice = "an ingest loads them from the Hugging Face hub, or --weights PATH"
-    return Finding("model", "dinov2", "absent", f"none in {hub_cache()}", advice)
+    return _absent("model", "dinov2", f"none in {hub_cache()}", advice)
 
 
 def _face_models() -> Finding:
@@ -231,17 +217,17 @@ def _face_models() -> Finding:
         packs = ", ".join(f"{name} ({n} files)" for name, n in sorted(counts.items()))
         return Finding("model", "insightface", "ok", f"{packs} in {pack_home()}")
     advice = "an ingest of faces loads buffalo_l from InsightFace's releases, or --model-pack PATH"
-    return Finding("model", "insightface", "absent", f"no model pack in {pack_home()}", advice)
+    return _absent("model", "insightface", f"no model pack in {pack_home()}", advice)
 
 
 # -- paths -----------------------------------------------------------------------------------------
 
 
 def _path(path: Path) -> list[Finding]:
-    """Return what there is to say of a path; any error of ours becomes a line."""
+    """Return the findings about a path; an error becomes a finding."""
     try:
         if not path.exists():
-            return [_problem(path, "nothing is there", "check the name")]
+            return [_problem(path, "does not exist", "check the name")]
         return _check_of(path)(path)
     except KpstoreError as error:
         return [_problem(path, str(error))]
@@ -269,12 +255,13 @@ def _problem(path: Path, found: str, advice: str = "") -> Finding:
     return Finding("path", str(path), "problem", found, advice)
 
 
+def _sound(path: Path, found: str) -> Finding:
+    return Finding("path", str(path), "ok", found)
+
+
 def _unknown(path: Path) -> list[Finding]:
-    return [
-        _problem(
-            path, "no store, folder or .yml file", "kpstore import reads files of other formats"
-        )
-    ]
+    advice = "kpstore import reads files of other formats"
+    return [_problem(path, "not a store, a folder or a .yml file", advice)]
 
 
 def _store(path: Path) -> list[Finding]:
@@ -291,31 +278,24 @@ def _store(path: Path) -> list[Finding]:
             or "no videos"
         )
         alike.setdefault(told, []).append(name)
-    features = [f"; {', '.join(names)}: {told}" for told, names in alike.items()]
-    text = f"store of {len(index)} videos, {index.total_frames} frames{''.join(features) or '; no features yet'}"
-    return [Finding("path", str(path), "ok", text)]
+    features = "".join(f"; {', '.join(names)}: {told}" for told, names in alike.items())
+    size = f"store of {len(index)} videos, {index.total_frames} frames"
+    return [_sound(path, size + (features or "; no features yet"))]
 
 
 def _weights(path: Path) -> list[Finding]:
     from kpstore.extractors.dinov2_weights import describe_weights
     from kpstore.extractors.lip_weights import is_lip_checkpoint, read_lip_checkpoint
 
-    if path.is_file() and is_lip_checkpoint(path):
-        return [Finding("path", str(path), "ok", f"weights of {read_lip_checkpoint(path)}")]
-    return [Finding("path", str(path), "ok", f"weights of {describe_weights(path)}")]
+    is_lips = path.is_file() and is_lip_checkpoint(path)
+    model = read_lip_checkpoint(path) if is_lips else describe_weights(path)
+    return [_sound(path, f"weights of {model}")]
 
 
 def _model_pack(path: Path) -> list[Finding]:
     from kpstore.extractors.insightface_models import find_detector
 
-    return [
-        Finding(
-            "path",
-            str(path),
-            "ok",
-            f"model pack of InsightFace, detector {find_detector(path).name}",
-        )
-    ]
+    return [_sound(path, f"model pack of InsightFace, detector {find_detector(path).name}")]
 
 
 def _data_set(path: Path) -> list[Finding]:
@@ -329,12 +309,8 @@ def _data_set(path: Path) -> list[Finding]:
             _problem(path, f"and {len(listing.problems) - SHOWN_PROBLEMS} more problems")
         )
     if not listing.videos:
-        return [
-            *problems,
-            _problem(
-                path, "no store, no videos, no pictures in folders", "give a data set's own folder"
-            ),
-        ]
+        found = "no store, no videos, no pictures in folders"
+        return [*problems, _problem(path, found, "give a data set's own folder")]
     state: State = "problem" if problems else "ok"
     return [Finding("path", str(path), state, _describe(source.name, listing)), *problems]
 
@@ -348,7 +324,7 @@ def _describe(name: str, listing: Listing) -> str:
 
 def _configuration(path: Path) -> list[Finding]:
     if find_spec("yaml") is None:
-        return [_problem(path, "a configuration needs PyYAML to be read", EXTRA_ADVICE["lips"])]
+        return [_problem(path, "reading a configuration needs PyYAML", EXTRA_ADVICE["lips"])]
     from kpstore.sources.lip_lists import read_lists
 
     files: dict[str, set[Path]] = {}
@@ -362,8 +338,8 @@ def _configuration(path: Path) -> list[Finding]:
 def _listed(path: Path, split: str, files: set[Path]) -> Finding:
     missing = sorted(file for file in files if not file.is_file())
     if missing:
-        return _problem(
-            path,
-            f"{split}: {len(missing)} of {len(files)} npz files are not there, first {missing[0]}",
+        found = (
+            f"{split}: {len(missing)} of {len(files)} npz files do not exist, first {missing[0]}"
         )
-    return Finding("path", str(path), "ok", f"{split}: {len(files)} npz files, all there")
+        return _problem(path, found)
+    return _sound(path, f"{split}: {len(files)} npz files, all found")

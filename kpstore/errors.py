@@ -2,17 +2,20 @@
 
 ::
 
-    KpstoreError ├── NotFoundError      (LookupError)   a store, version, video, feature, split or
-    file that is not there ├── ExistsError        (ValueError)    a name that is already taken ├──
-    InvalidError       (ValueError)    an argument, data set or file that does not fit │   └──
-    MismatchError                  data made with other settings than what is stored ├──
-    ConflictError      (RuntimeError)  another writer changed the same data first │   └── BusyError
-    another process is writing this store right now ├── ReadOnlyError      (RuntimeError)  a write
-    to something opened for reading ├── CorruptError       (RuntimeError)  stored data that breaks
-    its own rules ├── UnsupportedError   (RuntimeError)  something that this backend or machine
-    cannot do │   └── WorkersError                   no worker that can do the work, or no scheduler
-    any more ├── ExtractorError     (RuntimeError)  a model that does not start └──
-    MissingExtraError  (ImportError)   an optional dependency that is not installed
+    KpstoreError
+    ├── NotFoundError      (LookupError)   a store, version, video, feature, split or file that does
+    │                                      not exist
+    ├── ExistsError        (ValueError)    a name that is already taken
+    ├── InvalidError       (ValueError)    an argument, data set or file that does not fit
+    │   └── MismatchError                  data made with other settings than the stored data
+    ├── ConflictError      (RuntimeError)  another writer changed the same data first
+    │   └── BusyError                      another process is writing this store
+    ├── ReadOnlyError      (RuntimeError)  writing to something opened for reading
+    ├── CorruptError       (RuntimeError)  stored data that breaks the rules of the format
+    ├── UnsupportedError   (RuntimeError)  something that this backend or machine cannot do
+    │   └── WorkersError                   no worker that can do the work, or no scheduler left
+    ├── ExtractorError     (RuntimeError)  a model that does not start
+    └── MissingExtraError  (ImportError)   an optional dependency that is not installed
 
 A message says what was asked, what was found, and what to do.
 """
@@ -23,7 +26,7 @@ class KpstoreError(Exception):
 
 
 class NotFoundError(KpstoreError, LookupError):
-    """A store, version, video, feature, split or file that is not there."""
+    """A store, version, video, feature, split or file that does not exist."""
 
 
 class ExistsError(KpstoreError, ValueError):
@@ -35,7 +38,7 @@ class InvalidError(KpstoreError, ValueError):
 
 
 class MismatchError(InvalidError):
-    """Data made with other settings than what is stored."""
+    """Data made with other settings than the stored data."""
 
 
 class ConflictError(KpstoreError, RuntimeError):
@@ -43,15 +46,15 @@ class ConflictError(KpstoreError, RuntimeError):
 
 
 class BusyError(ConflictError):
-    """Another process is writing this store right now."""
+    """Another process is writing this store."""
 
 
 class ReadOnlyError(KpstoreError, RuntimeError):
-    """A write to something that was opened for reading."""
+    """Writing to something that was opened for reading."""
 
 
 class CorruptError(KpstoreError, RuntimeError):
-    """Stored data that breaks its own rules."""
+    """Stored data that breaks the rules of the format."""
 
 
 class UnsupportedError(KpstoreError, RuntimeError):
@@ -59,11 +62,11 @@ class UnsupportedError(KpstoreError, RuntimeError):
 
 
 class WorkersError(UnsupportedError):
-    """No worker that can do the work, or no scheduler any more."""
+    """No worker that can do the work, or no scheduler left."""
 
 
 class ExtractorError(KpstoreError, RuntimeError):
-    """A model that does not start: no fault of the data, so it ends a run instead of being recorded."""
+    """A model that does not start: it ends a run, and is not recorded as a failure of the data."""
 
 
 class MissingExtraError(KpstoreError, ImportError):
@@ -71,8 +74,8 @@ class MissingExtraError(KpstoreError, ImportError):
 
     Parameters
     ----------
-    what : what was asked for, as the user would say it.
-    extra : the extra of ``pip install "kpstore[extra]"`` that brings it.
+    what : what the user asked for, in their words.
+    extra : the extra in ``pip install "kpstore[extra]"`` that installs the dependency.
     """
 
     def __init__(self, what: str, *, extra: str) -> None:

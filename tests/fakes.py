@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.extractors.base import OneFeature
-from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec
+from kpstore.schema.array import ArraySpec
+from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError, Listing
 

@@ -161,9 +161,9 @@ def test_stores_and_data_sets_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda path: None, "nothing is there"),
+        (lambda path: None, "does not exist"),
         (lambda path: path.mkdir(), "no videos"),
-        (lambda path: path.write_text("x"), "no store, folder or .yml file"),
+        (lambda path: path.write_text("x"), "not a store, a folder or a .yml file"),
         (
             lambda path: (path.mkdir(), (path / "config.json").write_text("{}")),
             "needs config.json and model.safetensors",
@@ -203,7 +203,7 @@ def test_lists_of_a_configuration_are_followed(
     (tmp_path / "a.npz").write_bytes(b"")
     train, val = of_path(config)
     assert (train.state, val.state) == ("problem", "ok")
-    assert "train: 1 of 2 npz files are not there, first " in train.found
+    assert "train: 1 of 2 npz files do not exist, first " in train.found
     monkeypatch.setattr(
         doctor, "find_spec", lambda name: None if name == "yaml" else SimpleNamespace()
     )

@@ -1,4 +1,4 @@
-"""Stores, exports and a checkpoint of an earlier kpstore, kept as files: they open, and hold what they held.
+"""Stores, exports and a checkpoint of an earlier kpstore open, and hold what they held.
 
 ``format2.tar.xz`` was made before the code was rearranged (November 2026): three videos of
 keypoints, one with a failed frame, one that failed; a tag; the store as HDF5; exports; the

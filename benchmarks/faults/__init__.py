@@ -1,1 +1,1 @@
-"""What becomes of a store when things go wrong: many random faults, each of which has to end in an allowed way."""
+"""Random faults of many kinds, each of which has to end in an allowed way."""

@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="a few of each, in about a minute")
     given = parser.parse_args()
     if given.videos is not None and not given.videos.is_dir():
-        parser.error(f"--videos {given.videos}: there is no such folder")
+        parser.error(f"--videos {given.videos}: the folder does not exist")
     damages, runs = (12, 4) if given.short else (given.damages, given.runs)
     logging.getLogger("kpstore").setLevel(logging.ERROR)
     given.folder.mkdir(parents=True, exist_ok=True)

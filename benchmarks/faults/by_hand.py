@@ -1,4 +1,4 @@
-"""A Dask scheduler and workers started as people start them, on this machine, and what can be wrong with a worker."""
+"""A Dask scheduler and workers on this machine, started by hand, and faults of workers."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class ByHand:
         self.workers.pop(name).kill()
 
     def other_code(self, what: str) -> Path:
-        """Return a folder with a copy of the code in which something (of :data:`OTHER`) is changed."""
+        """Return a folder with a copy of the code, changed as :data:`OTHER` says."""
         file, addition = OTHER[what]
         copy = self._folder / f"other-{what}"
         if not copy.exists():

@@ -1,4 +1,4 @@
-"""Ingests on clusters that others started, and on which something is wrong: ``python -m benchmarks.faults.cluster``.
+"""Ingests on faulty clusters that others started: ``python -m benchmarks.faults.cluster``.
 
 Each attempt ingests made-up videos whose rows say which video and frame they are
 (:mod:`benchmarks.faults.numbered`) with the workers of a hand-started scheduler: of 1 to 8 threads,
@@ -77,7 +77,8 @@ class Crowd:
         mount = {
             "fit": "true" if self.mounts else "",
             "another store": f"mount --bind {copies} {stores}",
-            "writes elsewhere": f"mkdir {above} {below} && mount -t overlay overlay -o {overlay} {stores}",
+            "writes elsewhere": f"mkdir {above} {below} && "
+            f"mount -t overlay overlay -o {overlay} {stores}",
         }.get(kind, "")
         path = {
             "other kpstore": lambda: self.hands.other_code("kpstore"),
@@ -110,7 +111,7 @@ class Crowd:
 
 
 class AtFrame(SilentObserver):
-    """Does something once, as soon as so many frames are done."""
+    """Does something once, as soon as this many frames are done."""
 
     def __init__(self, frames: int, do: Callable[[], object]) -> None:
         self._frames, self._do, self._done = frames, do, False

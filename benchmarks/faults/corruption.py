@@ -1,4 +1,4 @@
-"""Damage stores at random and read them as people do: equal, an error in one line, or found by ``verify --all``.
+"""Damage stores at random: reads are equal or an error in one line, or verify finds it.
 
 ``python -m benchmarks.faults.corruption --backend icechunk --attempts 1000 --seed 0 --folder DIR``
 
@@ -47,7 +47,7 @@ from kpstore.store.repair import repair
 SUFFIXES = {"icechunk": ".kps", "hdf5": ".h5"}
 SURVIVED = ("equal", "error", "found")
 _REPAIRED = 4
-"""Of so many attempts one is repaired."""
+"""One in this many attempts is repaired."""
 _LIMIT_S = 120.0
 """After which an attempt counts as one that never ends."""
 _SERIAL = Options(workers=0, checkpoint_frames=60)
@@ -272,7 +272,7 @@ def read_store(location: str, versions: Sequence[str | None]) -> Reading:
 
 @dataclass(frozen=True)
 class _Said:
-    """An error, and whether it is none of kpstore's, or longer than a line."""
+    """An error, and whether it is not kpstore's, or longer than a line."""
 
     text: str
     unclear: bool
@@ -379,13 +379,13 @@ def _mended(location: str, wanted: Mapping[str, str], before: str) -> dict[str, 
 def run(
     backend: str, attempts: int, seed: int, folder: Path, *, workers: int = 1
 ) -> dict[str, int]:
-    """Make so many attempts, those before included that the folder's journal holds, and return what came of them.
+    """Make attempts, counting those in the folder's journal, and return their outcomes.
 
     Returns
     -------
     dict
         ``attempts``, ``survived`` (read equal, an error, or found by ``verify --all``),
-        ``lost_or_wrong`` and ``unclear_message`` (an error that is none of kpstore's or longer than
+        ``lost_or_wrong`` and ``unclear_message`` (an error that is not kpstore's or longer than
         a line, a crash, or no end).
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Random damage to the files of a store: bits that flip, files cut short, zeroed, gone, or exchanged."""
+"""Random damage to a store's files: flipped bits; files cut, zeroed, removed or exchanged."""
 
 from __future__ import annotations
 

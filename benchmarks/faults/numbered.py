@@ -1,4 +1,4 @@
-"""Videos and an extractor whose every row says which video and frame it is, and whether anything came in between."""
+"""Videos and an extractor whose rows name their video and frame, and reveal interference."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from kpstore.sources.base import FrameError, Listing
 
 FEATURE = "numbered"
 SCALE = 1
-"""In a worker with other code of the user's own, another number."""
+"""Differs in a worker that has other code of the user."""
 
 WIDTH = 64
-"""Numbers of a row, four of them again and again: the few bytes of four alone would be kept beside the chunk's name,
-and travel with it, where no disk can lose them."""
+"""Numbers of a row, four of them repeated.
+
+Four alone would be so few bytes that they are stored inside the manifest, where no disk loses them.
+"""
 
 DISLIKED = 251
 """Third pixel of a frame at which the model raises, everywhere."""
@@ -31,7 +33,7 @@ DISLIKED = 251
 
 @dataclass(frozen=True)
 class NumberedSource:
-    """Made-up videos; a process that finds ``blind-PID`` in a folder, or the folder not there, can read none of them.
+    """Made-up videos, unreadable for a process if ``blind-PID`` exists or the folder does not.
 
     Parameters
     ----------
@@ -78,7 +80,9 @@ class NumberedSource:
 
 @dataclass
 class NumberedExtractor(OneFeature):
-    """Gives (video, frame, frames since the video began, video at its beginning), and minds whoever comes in between.
+    """Gives (video, frame, frames since the video began, video at its beginning).
+
+    Its state is not safe for threads, so that interference shows.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The real MediaPipe on workers that others started, beside one process: ``python -m benchmarks.faults.real_model``.
+"""The real MediaPipe on workers by hand and serially: ``python -m benchmarks.faults.real_model``.
 
 Of three workers one has four threads, one joins late, one is killed in the middle. What they make
 has to be what one process makes, bit for bit.
@@ -27,7 +27,7 @@ ARRAYS = ("keypoints", "keypoints_detected", "keypoints_visibility", "keypoints_
 
 
 def source_of(videos: Path | None, folder: Path) -> Source:
-    """Return a folder of video files as a source, or pictures that scikit-image brings, written to a folder."""
+    """Return a folder of video files as a source, or pictures of scikit-image as a folder."""
     return (
         VideosSource(videos)
         if videos

@@ -1,4 +1,4 @@
-"""A whole benchmark of one store: what is compared, measured, and written down with it."""
+"""A whole benchmark of one store: its subjects, figures and circumstances."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from typing import Any
 from kpstore._version import __version__
 from kpstore.bench.measure import BenchSettings, Figure, measure, workloads_for
 from kpstore.bench.peak import PeakMemory, peak_of_epoch
+from kpstore.bench.peers import PeerSubject, check_peers
 from kpstore.bench.subjects import (
-    PEERS,
     KpstoreSubject,
     MemorySubject,
     Subject,
     TorchSubject,
-    check_peers,
     filesystem_of,
 )
 from kpstore.errors import InvalidError
 from kpstore.store.store import BaseStore
 
 _MEMORY_SHARE = 0.25
-"""Of the machine's memory: what the array that everything is compared with may take."""
+"""Part of the machine's memory that the array to compare with may take."""
 _VERSIONS = ("numpy", "zarr", "icechunk", "torch", "h5py", "tensorstore", "pylance")
 
 
@@ -39,7 +38,7 @@ class BenchReport:
     ----------
     n_rows : how many of the store's frames were read.
     how : the way that reads take, by subject.
-    peak : memory of a whole epoch; None without torch, or where the system does not tell.
+    peak : memory of a whole epoch; None without torch, or where it cannot be measured.
     """
 
     location: str
@@ -74,7 +73,7 @@ class BenchReport:
     def to_json(self) -> dict[str, Any]:
         """Return plain values, with each figure's ratio to an array in memory."""
         figures = [
-            {**figure.to_json(), "ratio_to_memory": self.ratio(figure)} for figure in self.figures
+            {**asdict(figure), "ratio_to_memory": self.ratio(figure)} for figure in self.figures
         ]
         return {**asdict(self), "figures": figures}
 
@@ -100,13 +99,12 @@ def bench(
     ----------
     feature : an array of numbers on the frame axis.
     against : other formats, which get copies of the same rows; see
-        :data:`kpstore.bench.subjects.PEERS`.
+        :data:`kpstore.bench.peers.PEERS`.
     cache : as for :func:`kpstore.open`; ``"off"`` leaves the cache out.
-    n_rows : only so many of the first frames; all by default, as far as they fit in a quarter of
-        the memory.
-    scratch : folder for the copies, removed at the end; the system's folder for temporary files by
-        default.
-    on_step : told what is about to be done.
+    n_rows : number of frames to read, from the first; by default all that fit into a quarter of the
+        memory.
+    scratch : folder for the copies, removed at the end; the system's temporary folder by default.
+    on_step : called with the name of each step before it begins.
 
     Raises
     ------
@@ -134,7 +132,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="kpstore-bench-", dir=scratch) as folder:
         for name in against:
             say(f"writing a copy for {name}")
-            subjects.append(PEERS[name][0](in_memory.array, Path(folder)))
+            subjects.append(PeerSubject(name, in_memory.array, Path(folder)))
         workloads = workloads_for(
             store.index, rows, in_memory.array.shape[1:], in_memory.array.dtype
         )
@@ -142,7 +140,7 @@ def bench(
         rest = [w for w in workloads if w not in epoch]
         figures = list(measure(subjects, rest, settings or BenchSettings(), say))
         if torch_is_there:
-            import torch.utils.data  # noqa: F401 - not in the first epoch that is measured
+            import torch.utils.data  # noqa: F401 - outside of the first epoch measured
 
             subjects.append(TorchSubject(in_memory.array))
         else:
@@ -159,7 +157,8 @@ def bench(
         figures=figures,
         peak=peak_of_epoch(store, feature, cache, rows) if torch_is_there else None,
         settings=settings or BenchSettings(),
-        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}",
         versions={
             "kpstore": __version__,
             **{name: version(name) for name in _VERSIONS if _installed(name)},

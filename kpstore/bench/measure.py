@@ -1,11 +1,11 @@
-"""Workloads, and how they are measured: all subjects in turn, several times, on the same rows."""
+"""Workloads, and how they are measured: all subjects take turns on the same rows."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ class BenchSettings:
     Parameters
     ----------
     runs : how often each subject does each workload.
-    seconds : after which a workload ends, at most, per run.
-    seed : of the rows that are read.
+    seconds : longest time of a workload and run.
+    seed : random seed for the rows to read.
     """
 
     runs: int = 5
@@ -56,10 +56,6 @@ class Figure:
         """Whether this is a rate and not a time."""
         return self.unit != "ms"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -81,11 +77,11 @@ def measure(
     settings: BenchSettings,
     on_step: Callable[[str], None] | None = None,
 ) -> Iterator[Figure]:
-    """Yield figures, workload by workload: subjects take turns, and read the same rows in the same run.
+    """Yield figures, workload by workload; in each run all subjects read the same rows.
 
     Parameters
     ----------
-    on_step : told what is about to be measured.
+    on_step : called with what is measured next.
     """
     for workload in workloads:
         values: dict[tuple[str, str], list[float]] = {}
@@ -189,7 +185,7 @@ def workloads_for(
 
 
 def _rate(work: Callable[[Any], None], parts: Iterator[Any], seconds: float) -> float:
-    """Return how many parts are done in a second, after a first that does not count."""
+    """Return how many parts are done per second, after a first one that does not count."""
     work(next(parts))
     n_done, began = 0, time.perf_counter()
     ends = began + seconds

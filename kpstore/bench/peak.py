@@ -1,4 +1,4 @@
-"""Memory that an epoch takes, measured in a process of its own: ``python -m kpstore.bench.peak``."""
+"""Memory of an epoch, measured in a separate process: ``python -m kpstore.bench.peak``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 _BATCH = 256
 _EVERY = 0.01
-"""Seconds between two looks."""
+"""Seconds between two measurements."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class PeakMemory:
     Parameters
     ----------
     own : of the process alone.
-    with_mapped : with the pages of mapped files. Those are the system's cache: shared by all
-        processes that map the same files, and gone when memory is needed otherwise.
+    with_mapped : with the pages of mapped files. They are the system's cache: shared by all
+        processes that map the same files, and freed when memory is needed.
     """
 
     own: float
@@ -42,16 +42,8 @@ def peak_of_epoch(store: BaseStore, feature: str, cache: str, n_rows: int) -> Pe
     """
     if not Path("/proc/self/status").exists():
         return None
-    command = [
-        sys.executable,
-        "-m",
-        __name__,
-        store.location,
-        store.snapshot,
-        feature,
-        cache,
-        str(n_rows),
-    ]
+    given = [store.location, store.snapshot, feature, cache, str(n_rows)]
+    command = [sys.executable, "-m", __name__, *given]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         _log.warning(

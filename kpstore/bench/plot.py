@@ -1,4 +1,4 @@
-"""A benchmark as a picture."""
+"""Plot of a benchmark."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Pictures of keypoints; knows arrays, not stores."""
+"""Pictures of keypoints."""

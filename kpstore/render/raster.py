@@ -1,7 +1,7 @@
-"""Skeletons of many frames at once as small black and white pictures, fast enough to draw while training.
+"""Skeletons of many frames as small black and white pictures, drawn fast enough for training.
 
-All lines and all dots of a batch become pixel numbers together, and a few assignments ink them: two
-to four times as fast as a loop over OpenCV's calls, of which a skeleton takes some 280.
+All lines and dots of a batch become pixel numbers together, which a few assignments ink: two to
+four times as fast as a loop over OpenCV, which takes some 280 calls per skeleton.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ StyleName = Literal["kpstore", "phoenix"]
 PAPER, INK = 255, 0
 
 _BLOCK = 16
-"""Frames drawn at once: their pixel numbers stay in the processor's cache."""
+"""Frames drawn together: their pixel numbers fit into the processor's cache."""
 _FAR = 4
-"""A line with an end more than so many pictures away is left out: it says nothing, and would be thousands of pixels."""
+"""A line with an end further away than this many pictures is left out."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class SkeletonStyle:
     Parameters
     ----------
     edges : pairs of points to join.
-    widths : of each edge's line, from 1. As wide as OpenCV draws them upright: 1, 3, 5, 5, 7, 7, …
-        pixels.
-    cut : for each edge, whether it is drawn as far as it lies in the picture; otherwise only if
-        both its ends do.
-    radii : of each point's dot; 0 is one pixel.
+    widths : width of each edge's line, from 1; drawn like OpenCV's upright lines, 1, 3, 5, 5, 7, 7,
+        … pixels wide.
+    cut : for each edge, whether to draw the part inside the picture; otherwise the edge is drawn
+        only if both its ends are inside.
+    radii : radius of each point's dot; 0 is one pixel.
     """
 
     edges: tuple[Edge, ...]
@@ -49,13 +49,11 @@ class SkeletonStyle:
 
 @lru_cache
 def kpstore_style(size: int = 256, edges: tuple[Edge, ...] | None = None) -> SkeletonStyle:
-    """Return lines and dots that grow with the picture, finer in the face.
-
-    What crosses the border is cut off there.
+    """Return lines and dots that grow with the picture, finer in the face, cut at its border.
 
     Parameters
     ----------
-    edges : pairs of points to join; the skeleton of the default face list if not given.
+    edges : pairs of points to join; the skeleton of the default face list by default.
     """
     joined = skeleton_edges() if edges is None else edges
     fine, bold = max(1, round(size / 256)), max(1, round(size / 128))
@@ -68,11 +66,11 @@ def kpstore_style(size: int = 256, edges: tuple[Edge, ...] | None = None) -> Ske
 
 @lru_cache
 def phoenix_style() -> SkeletonStyle:
-    """Return the lines and dots of the script that users' skeleton pictures were made with, made for 256 pixels.
+    """Return the style of the script that made users' skeleton pictures, for 256 pixels.
 
-    Dots are the script's to the pixel. The edge of a line may differ from OpenCV's by one pixel: in
-    recordings of signers that is about one pixel in a thousand. What the script does not know is
-    left out: points that are missing, and lines to points more than four pictures away.
+    Dots equal the script's. The edge of a line may differ from OpenCV's by one pixel, which is
+    about one pixel in a thousand in recordings of signers. Unlike in the script, missing points,
+    and lines to points more than four pictures away, are left out.
     """
     edges: list[Edge] = []
     widths: list[int] = []
@@ -131,9 +129,8 @@ def draw_skeletons(
 ) -> NDArray[np.uint8]:
     """Return pictures of skeletons, black (0) on white (255), without anti-aliasing.
 
-    The picture is stretched to a square: x times ``size`` is a column and y times ``size`` a row,
-    in either style, so that a point's place follows from its coordinates alone and areas around it
-    can be weighted by a loss.
+    The picture is stretched to a square: x times ``size`` is a column, y times ``size`` a row. So a
+    point's place follows from its coordinates, and a loss can weight the area around it.
 
     Parameters
     ----------
@@ -180,7 +177,7 @@ def disc(radius: int) -> NDArray[np.int32]:
 
 
 class _Pen:
-    """Draws on paper with a margin as wide as the ink reaches, so that ink near the border needs no care."""
+    """Draws on paper with a margin as wide as ink reaches, so that borders need no special case."""
 
     def __init__(self, style: SkeletonStyle, size: int) -> None:
         self._size, self._margin = size, max((*style.radii, *style.widths))
@@ -199,14 +196,14 @@ class _Pen:
         return disc(radius) @ np.array([1, self._pitch], dtype=np.int32)
 
     def draw(self, keypoints: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """Return (frames, size, size) uint8, a view of something larger."""
+        """Return (frames, size, size) uint8, a slice of a larger array."""
         n_frames, pitch, margin, size = len(keypoints), self._pitch, self._margin, self._size
         paper = np.full(n_frames * pitch * pitch, PAPER, dtype=np.uint8)
         with np.errstate(invalid="ignore", over="ignore"):
             points = keypoints[:, :, :2] * np.float32(size)
             near = (np.abs(points) <= _FAR * size).all(axis=2)  # False for NaN
-        # Towards zero, as the script did: what is up to a pixel left of or above the picture counts
-        # as inside.
+        # Rounds towards zero, as the script did: less than a pixel left of or above the picture is
+        # inside.
         xy = np.where(near[..., None], points, 0).astype(np.int32)
         inside = near & ((xy >= 0) & (xy < size)).all(axis=2)
         first = np.arange(n_frames, dtype=np.int32) * (pitch * pitch) + margin * pitch + margin
@@ -232,14 +229,14 @@ _pen = lru_cache(_Pen)
 def line_pixels(
     starts: NDArray[np.int32], ends: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """Return the pixels of lines: which line each is of, its x and its y, (pixels,) int32 each.
+    """Return the pixels of lines: the number of the line, x and y, (pixels,) int32 each.
 
-    One pixel for each step along the longer side, the nearest to the line (a digital differential
-    analyser).
+    A digital differential analyser: for each step along the longer side, the pixel nearest to the
+    line.
 
     Parameters
     ----------
-    starts, ends : (lines, 2) int32, x and y of both ends, which are pixels of the line.
+    starts, ends : (lines, 2) int32, x and y of both ends, which belong to the line.
     """
     run = ends - starts
     n_steps = np.abs(run).max(axis=1, initial=0)

@@ -1,4 +1,4 @@
-"""Keypoints of some frames of a store, drawn on the pictures that they come from."""
+"""Keypoints of some frames of a store, drawn on the frames."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def keypoint_sheet(
     frames: int = 8,
     columns: int = 4,
 ) -> NDArray[np.uint8]:
-    """Return one picture of frames from all over the store, with their keypoints.
+    """Return a sheet of frames from all over the store, with their keypoints.
 
     Parameters
     ----------
-    source : what the store was extracted from; it gives the pictures.
-    frames : how many, spread evenly over what is done.
+    source : the data set that the store was extracted from.
+    frames : number of frames, spread evenly over all done frames.
 
     Returns
     -------

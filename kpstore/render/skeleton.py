@@ -14,7 +14,7 @@ from kpstore.schema.layout import N_POINTS, PART_SLICES, Edge, skeleton_edges
 
 Color = tuple[int, int, int]
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
+# Okabe and Ito's colours, which are distinct with any kind of colour vision.
 PART_COLORS: Mapping[str, Color] = MappingProxyType(
     {
         "face": (240, 228, 66),
@@ -50,8 +50,8 @@ def draw_keypoints(
     edges : pairs of points to join; the default face list's skeleton if not given. A stored
         feature's attributes hold its own as ``edges``.
     point_radius, line_width : in pixels; chosen by the image's size if not given.
-    legend : name the parts that are there, in their colours, in the top left corner.
-    smooth : draw this many times larger and shrink, against jagged lines; 1 for none.
+    legend : name the detected parts in their colours in the top left corner.
+    smooth : draw this many times larger, then shrink, against jagged lines; 1 disables it.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def draw_keypoints(
     joined = skeleton_edges() if edges is None else edges
     for part in _DRAWN_FIRST:
         rows = PART_SLICES[part]
-        # The face has many points close to each other: thinner, or it becomes one blot.
+        # The face has many points close to each other, which need thinner lines.
         thin = 0.6 if part == "face" else 1.0
         pen.lines(
             [(a, b) for a, b in joined if rows.start <= a < rows.stop],
@@ -98,10 +98,7 @@ def draw_keypoints(
 
 
 class _Pen:
-    """Draws points that are finite and near enough to the picture.
-
-    Pillow is slow or wrong with far ones.
-    """
+    """Draws points that are finite and near the picture; Pillow is slow or wrong with others."""
 
     def __init__(
         self, draw: ImageDraw.ImageDraw, xy: NDArray[np.float64], size: tuple[int, int]
@@ -142,13 +139,13 @@ def _draw_legend(picture: Image.Image, parts: Sequence[str]) -> None:
 def contact_sheet(
     images: Sequence[NDArray[np.uint8]], columns: int, captions: Sequence[str] | None = None
 ) -> NDArray[np.uint8]:
-    """Return one picture of several, row by row, each in a cell as large as the largest needs.
+    """Return several images as one, row by row, in cells as wide as the widest.
 
     Parameters
     ----------
     images : at least one, each (height, width, 3) uint8 RGB; sizes may differ.
-    columns : how many stand beside each other.
-    captions : a line under each image, cut where it is too long for its cell.
+    columns : number of images in a row.
+    captions : a line under each image, cut to the width of its cell.
 
     Returns
     -------
@@ -202,6 +199,5 @@ def _cut(
 def _check_image(image: NDArray[np.uint8]) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise InvalidError(
-            f"an image is (height, width, 3) uint8 RGB, found {image.shape} {image.dtype}; convert "
-            "it"
+            f"an image needs to be (height, width, 3) uint8 RGB, found {image.shape} {image.dtype}"
         )

@@ -1,1 +1,1 @@
-"""What a store holds, described without files or arrays on disk: features, keypoint layouts, the video index."""
+"""Features, keypoint layouts and the video index, described without files or arrays on disk."""

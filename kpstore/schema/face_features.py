@@ -1,9 +1,9 @@
-"""What is known of a face: the fields of a frame and of a person's frontal face, and the features that keep them."""
+"""Fields of a frame and of a person's frontal face, and the features that store them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kpstore.schema.feature import Axis, FeatureSpec
 
@@ -15,19 +15,19 @@ MODEL_DIMS = {
 }
 """Length of a feature by the model that made it."""
 CLS_TOKEN = "CLS token of the whole image, L2-normalised"
-"""What DINOv2's features are, whoever made them: extracted with faces or alone, or imported."""
+"""Description of DINOv2 features, extracted with faces or alone, or imported."""
 FACE_PATH = "face_image_path"
-"""Annotation of a person, and field of its JSON: where the frontal picture is."""
+"""Annotation of a person, and field of its JSON: the path of the frontal picture."""
 LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
-"""InsightFace's five points, in its order; left and right as one sees them in the picture."""
+"""InsightFace's five points, in its order; left and right as seen in the picture."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of numbers: of a frame, or with ``face_`` before its name of a person's frontal face.
+    """A field of numbers of a frame, or, named ``face_…``, of a person's frontal face.
 
-    ``shape`` is None for the features, whose length the model says; a field that is not ``needed``
-    may be missing.
+    ``shape`` is None for features, whose length depends on the model; a field that is not
+    ``needed`` may be missing.
     """
 
     name: str
@@ -40,31 +40,47 @@ class Field:
 
     def of_face(self) -> Field:
         """Return the same field of the frontal face."""
-        about = f"{self.about}, of the frontal face"
-        return Field(
-            f"face_{self.name}", self.shape, self.dims, self.units, about, self.labels, self.needed
-        )
+        return replace(self, name=f"face_{self.name}", about=f"{self.about}, of the frontal face")
 
     def spec(self, model: str, dim: int, dtype: str, axis: Axis) -> FeatureSpec:
-        """Return the feature that keeps this field."""
-        name = (
-            self.name if self.shape is not None else model if axis == "frame" else f"face_{model}"
-        )
+        """Return the feature that stores this field; ``dim`` is the length of model features."""
+        of_model = model if axis == "frame" else f"face_{model}"
         return FeatureSpec(
-            name, self.shape or ((dim,) if self.shape is None else ()), self.dims, dtype, self.units, self.about,
-            axis=axis, labels=self.labels,
-        )  # fmt: skip
+            of_model if self.shape is None else self.name,
+            (dim,) if self.shape is None else self.shape,
+            self.dims,
+            dtype,
+            self.units,
+            self.about,
+            axis=axis,
+            labels=self.labels,
+        )
 
 
 _POINTS = {"landmark": LANDMARKS}
 _IN_IMAGE = {**_POINTS, "image_axis": ("x", "y")}
 _IN_SPACE = {**_POINTS, "space": ("x", "y", "z")}
+_BOX_EDGES = ("x1", "y1", "x2", "y2")
 _SHARED = (
     Field("features", None, ("feature",), about=CLS_TOKEN),
-    Field("landmarks_2d", (5, 2), ("landmark", "image_axis"), "pixel", "five points in the image", _IN_IMAGE),
-    Field("landmarks_3d", (5, 3), ("landmark", "space"), "1", "five points on the unit sphere", _IN_SPACE),
-    Field("box", (4,), ("box_edge",), "pixel", "the face's box", {"box_edge": ("x1", "y1", "x2", "y2")}),
-)  # fmt: skip
+    Field(
+        "landmarks_2d",
+        (5, 2),
+        ("landmark", "image_axis"),
+        "pixel",
+        "five points in the image",
+        _IN_IMAGE,
+    ),
+    Field(
+        "landmarks_3d",
+        (5, 3),
+        ("landmark", "space"),
+        "1",
+        "five points on the unit sphere",
+        _IN_SPACE,
+    ),
+    Field("box", (4,), ("box_edge",), "pixel", "the face's box", {"box_edge": _BOX_EDGES}),
+)
 _ADDED_3D = (
     Field(
         "euler_angles",
@@ -94,10 +110,10 @@ _ANGLES = (
 )
 
 FRAME_FIELDS = (*_SHARED, *_ANGLES, *_ADDED_3D)
-"""Of a frame, as the JSON has them."""
+"""Fields of a frame in users' JSON."""
 FACE_FIELDS = tuple(shared.of_face() for shared in (*_SHARED, *_ADDED_3D))
-"""Of a frontal face, as the JSON has them."""
+"""Fields of a frontal face in users' JSON."""
 EXTRACTED_FRAME_FIELDS = (*_SHARED, _SCORE, *_ANGLES)
-"""Of a frame, as an extraction makes them."""
+"""Fields of a frame that an extraction makes."""
 EXTRACTED_FACE_FIELDS = tuple(shared.of_face() for shared in (*_SHARED, _SCORE))
-"""Of a frontal face, as an extraction makes them."""
+"""Fields of a frontal face that an extraction makes."""

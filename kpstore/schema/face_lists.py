@@ -17,8 +17,8 @@ def load_face_list(face_list: str | os.PathLike[str] | FaceList) -> FaceList:
     Parameters
     ----------
     face_list : a name in :data:`~kpstore.schema.layout.FACE_LISTS`, or a file with 68 mesh indices:
-        a JSON list, where an entry may be a list of indices to average, or numbers between white
-        space and commas. The file's name without its ending becomes the list's name.
+        a JSON list, where an entry may be a list of indices to average, or numbers separated by
+        white space or commas. The file's name without its ending becomes the list's name.
 
     Raises
     ------
@@ -51,6 +51,6 @@ def _read_points(path: Path) -> tuple[MeshPoint, ...]:
     except (OSError, ValueError) as error:
         raise InvalidError(
             f"face list {str(path)!r} could not be read ({error}); "
-            "give a JSON list of 68 entries, or 68 numbers between white space and commas"
+            "give a JSON list of 68 entries, or 68 numbers separated by white space or commas"
         ) from error
     return tuple(tuple(point) if isinstance(point, list) else point for point in points)

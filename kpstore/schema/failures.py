@@ -1,4 +1,4 @@
-"""What of a video failed for a feature, and why: one value, which a store keeps as JSON (docs/format.md)."""
+"""Failures of one video for one feature, which a store keeps as JSON (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -14,39 +14,34 @@ FORM = '{"video": reason} or {"frames": {number: reason}}'
 
 @dataclass(frozen=True)
 class Failures:
-    """What of one video failed for one feature. False if nothing did.
-
-    Of a video that failed as a whole, no frames are kept.
+    """Why one video, or some of its frames, failed for one feature; false if nothing failed.
 
     Parameters
     ----------
     video : why the whole video failed; None if it did not.
-    frames : why some of its frames failed, by frame number.
+    frames : reasons by frame number; dropped if the whole video failed.
     """
 
     video: str | None = None
     frames: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        frames = (
-            {}
-            if self.video is not None
-            else {int(n): _storable(self.frames[n]) for n in sorted(self.frames)}
-        )
-        object.__setattr__(self, "frames", frames)
         if self.video is not None:
             object.__setattr__(self, "video", _storable(self.video))
+        frames = self.frames if self.video is None else {}
+        kept = {int(n): _storable(frames[n]) for n in sorted(frames)}
+        object.__setattr__(self, "frames", kept)
 
     def __bool__(self) -> bool:
         return self.video is not None or bool(self.frames)
 
     @property
     def state(self) -> State:
-        """State of a finished video that these are the failures of."""
+        """State of a finished video with these failures."""
         return State.DONE if self.video is None else State.FAILED
 
     def of_video(self) -> Failures:
-        """Return the failure of the whole video alone: to a feature of videos, a failed frame is none."""
+        """Return the failure of the whole video only, as it counts for a feature of videos."""
         return Failures(self.video)
 
     def to_text(self) -> str:
@@ -62,10 +57,7 @@ class Failures:
 
     @classmethod
     def from_text(cls, text: str) -> Failures:
-        """Return the value of a text that :meth:`to_text` made.
-
-        :class:`InvalidError` for any other text.
-        """
+        """Return the failures that :meth:`to_text` wrote; :class:`InvalidError` for other text."""
         if not text:
             return NOTHING_FAILED
         try:
@@ -79,7 +71,7 @@ class Failures:
 
 
 def _storable(reason: object) -> str:
-    """Return a reason as text that can be stored: file names may hold halves of characters, which are written out."""
+    """Return a reason as UTF-8 text; invalid characters of file names are escaped."""
     return str(reason).encode("utf-8", "backslashreplace").decode("utf-8") or "no reason was given"
 
 

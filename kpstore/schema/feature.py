@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
+from kpstore.schema.array import ArraySpec, as_rows
 
 Axis = Literal["frame", "video"]
 Compression = Literal["raw", "lz4", "zstd"]
@@ -21,7 +21,6 @@ COMPRESSIONS: tuple[Compression, ...] = ("raw", "lz4", "zstd")
 Provenance = Mapping[str, Any]
 """How a feature was made: JSON values only, the same keys for the same extractor."""
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 CHUNK_BYTES = 2 * 2**20
 """Upper bound of one decoded chunk; docs/decisions/003 has the measurement behind it."""
 MAX_CHUNK_ROWS = 4096
@@ -30,85 +29,13 @@ MAX_CHUNK_ROWS = 4096
 class State(enum.IntEnum):
     """How far a video (for one feature), or one of its frames, has come.
 
-    ``PENDING`` is also what unwritten storage reads as, so that a row nobody wrote can never pass
-    for a result. A frame that was looked at and in which nothing was found is ``DONE``: its values
-    are NaN and its mask is False.
+    Unwritten storage reads as ``PENDING``, so that a row that was never written cannot pass for a
+    result. A frame in which nothing was detected is ``DONE``: its values are NaN, its mask False.
     """
 
     PENDING = 0
     DONE = 1
     FAILED = 2
-
-
-def _is_number(dtype: str) -> bool:
-    try:
-        return np.dtype(dtype).kind in "fbiu"
-    except TypeError:
-        return False
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """One array that hangs on the frame or video axis.
-
-    Parameters
-    ----------
-    name : the array's name; companions are stored as ``<feature>_<name>``.
-    shape : shape of one row, without the frame or video axis; ``()`` for one number a row.
-    dims : a name for every axis of ``shape``.
-    dtype : a numpy dtype name (``"float32"``, ``"bool"``, …).
-    units : CF units; ``"1"`` for dimensionless numbers.
-    description : one line for people (CF ``long_name``).
-    """
-
-    name: str
-    shape: tuple[int, ...] = ()
-    dims: tuple[str, ...] = ()
-    dtype: str = "float32"
-    units: str = "1"
-    description: str = ""
-
-    def __post_init__(self) -> None:
-        if not _NAME.match(self.name):
-            raise InvalidError(
-                f"array name {self.name!r}: use lower-case letters, digits and underscores, "
-                "starting with a letter"
-            )
-        if len(self.shape) != len(self.dims):
-            raise InvalidError(
-                f"{self.name!r}: shape {self.shape} needs {len(self.shape)} dims, found {self.dims}"
-            )
-        if {"frame", "video"} & set(self.dims):
-            raise InvalidError(
-                f"{self.name!r}: 'frame' and 'video' are axes of the store; call the row's axes "
-                "otherwise"
-            )
-        if any(length < 1 for length in self.shape):
-            raise InvalidError(
-                f"{self.name!r}: every axis of a row needs a length of at least 1, found "
-                f"{self.shape}"
-            )
-        if not _is_number(self.dtype):
-            raise InvalidError(f"{self.name!r}: dtype {self.dtype!r} is not a number or bool")
-
-    @property
-    def fill(self) -> float | int | bool:
-        """Value of a row that nobody wrote: NaN, 0 or False."""
-        kind = np.dtype(self.dtype).kind
-        return math.nan if kind == "f" else False if kind == "b" else 0
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of one decoded row in bytes."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-    def empty(self, n_rows: int) -> NDArray[Any]:
-        """Return ``n_rows`` rows filled with the missing value, shape (n_rows, *shape)."""
-        return np.full((n_rows, *self.shape), self.fill, dtype=self.dtype)
-
-    def are_empty(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        """Return which rows hold nothing but the missing value, (rows,) bool."""
-        return _all_in_row(np.isnan(rows) if rows.dtype.kind == "f" else rows == self.fill)
 
 
 @dataclass(frozen=True)
@@ -121,12 +48,11 @@ class FeatureSpec(ArraySpec):
     labels : names along an axis of a row, by dimension, e.g. ``{"space": ("x", "y", "z")}``.
     companions : arrays with the same rows, such as a presence mask (``detected``) or a confidence
         (``visibility``).
-    chunk_rows : rows per chunk; 0 picks the largest power of two that stays within 2 MiB decoded,
-        and within 4,096 rows: a chunk of a few numbers a frame would hold more frames than a small
-        store has.
-    compression : of the values: ``"raw"`` is none, and reads fastest; ``"lz4"`` saves a fifth to
-        two fifths of the space of keypoints, ``"zstd"`` a little more; neither saves anything on
-        network features.
+    chunk_rows : rows per chunk; 0 picks the largest power of two within 2 MiB decoded and 4,096
+        rows (chunks of a few numbers per frame would hold more frames than a small store has).
+    compression : of the values. ``"raw"`` is uncompressed and reads fastest; ``"lz4"`` saves 20 to
+        40 % of the space of keypoints, ``"zstd"`` a little more; neither saves any on network
+        features.
     attrs : further facts about the layout (JSON), such as a list of mesh points.
     """
 
@@ -172,8 +98,7 @@ class FeatureSpec(ArraySpec):
                 f"feature {self.name!r}: chunk_rows is {self.chunk_rows}; use 0 or more"
             )
         try:
-            # As it will come back from a store: a tuple that returns as a list would make the same
-            # spec another one.
+            # As a store returns it: a tuple that comes back as a list would make specs unequal.
             object.__setattr__(self, "attrs", json.loads(json.dumps(dict(self.attrs))))
         except TypeError as error:
             raise InvalidError(
@@ -211,8 +136,7 @@ class FeatureSpec(ArraySpec):
     def empty_rows(self, n_rows: int) -> FeatureRows:
         """Return ``n_rows`` rows in which nothing was found: NaN values, False masks.
 
-        To fill in values alone, make ``FeatureRows(values)`` instead: masks then follow from the
-        values.
+        ``FeatureRows(values)`` instead derives masks from the values.
         """
         return FeatureRows(self.empty(n_rows), {c.name: c.empty(n_rows) for c in self.companions})
 
@@ -227,17 +151,7 @@ class FeatureSpec(ArraySpec):
             "units": self.units,
             "description": self.description,
             "labels": {dim: list(names) for dim, names in self.labels.items()},
-            "companions": [
-                {
-                    "name": c.name,
-                    "shape": list(c.shape),
-                    "dims": list(c.dims),
-                    "dtype": c.dtype,
-                    "units": c.units,
-                    "description": c.description,
-                }
-                for c in self.companions
-            ],
+            "companions": [companion.to_json() for companion in self.companions],
             "chunk_rows": self.chunk_rows,
             "compression": self.compression,
             "attrs": dict(self.attrs),
@@ -290,15 +204,15 @@ class FeatureRows:
         )
 
     def n_given(self, spec: FeatureSpec) -> int:
-        """Return how many rows were given; :class:`InvalidError` if they are no array of rows."""
-        return len(_array(spec, "values", self.values))
+        """Return the number of rows; :class:`InvalidError` if ``values`` has no rows."""
+        return len(as_rows(f"feature {spec.name!r}, values", self.values))
 
     def check(self, spec: FeatureSpec, done: NDArray[np.bool_] | None = None) -> FeatureRows:
         """Return the same rows as a store may hold them.
 
         Arrays get the spec's dtypes. A presence mask (``detected``) that is not given follows from
-        the values, see :func:`presence`; other companions that are not given read as missing. For
-        bool arrays, whole numbers 0 and 1 will do.
+        the values, see :func:`presence`; other companions that are not given read as missing. Bool
+        arrays may be given as whole numbers 0 and 1.
 
         Parameters
         ----------
@@ -308,26 +222,30 @@ class FeatureRows:
         Raises
         ------
         InvalidError
-            If an array does not fit, or breaks a rule of the format (:func:`faults`); one line that
+            If an array does not fit, or breaks a rule of the format (:func:`faults`); the message
             names it and the first row.
         """
-        values = _array(spec, "values", self.values)
+
+        def where(name: str) -> str:
+            return f"feature {spec.name!r}, {name}"
+
+        values = as_rows(where("values"), self.values)
         n_rows = len(values)
         unknown = set(self.companions) - {c.name for c in spec.companions}
         if unknown:
             raise InvalidError(f"feature {spec.name!r} has no companion {sorted(unknown)[0]!r}")
         gone = None if done is None or done.all() else ~done
-        values = _fitted(spec, "values", values, spec, n_rows, gone)
+        values = spec.fitted(where("values"), values, n_rows, gone)
         companions: dict[str, NDArray[Any]] = {}
         for wanted in spec.companions:
             given = self.companions.get(wanted.name)
             if given is not None:
-                given = _array(spec, wanted.name, given)
+                given = as_rows(where(wanted.name), given)
             elif wanted.name == MASK and wanted.dtype == "bool":
                 given = presence(spec, values)
             else:
                 given = wanted.empty(n_rows)
-            companions[wanted.name] = _fitted(spec, wanted.name, given, wanted, n_rows, gone)
+            companions[wanted.name] = wanted.fitted(where(wanted.name), given, n_rows, gone)
         for array, what, bad in faults(spec, values, companions):
             if bad.any():
                 row = int(np.argmax(bad))
@@ -357,7 +275,7 @@ MASK = "detected"
 
 
 def part_names(spec: FeatureSpec) -> tuple[str, ...]:
-    """Return what the columns of a feature's presence mask stand for; empty if it has none."""
+    """Return the parts that the columns of a feature's presence mask stand for; () without one."""
     mask = next((c for c in spec.companions if c.name == MASK and len(c.shape) == 1), None)
     if mask is None:
         return ()
@@ -366,10 +284,7 @@ def part_names(spec: FeatureSpec) -> tuple[str, ...]:
 
 
 def part_slices(spec: FeatureSpec) -> Mapping[str, slice | None]:
-    """Return which points of a row belong to which part.
-
-    ``{"": None}`` for a feature without parts.
-    """
+    """Return the points of each part; ``{"": None}`` for a feature without parts."""
     parts = spec.attrs.get("parts")
     if not parts or not spec.shape:
         return {"": None}
@@ -377,11 +292,11 @@ def part_slices(spec: FeatureSpec) -> Mapping[str, slice | None]:
 
 
 def presence(spec: FeatureSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return the presence mask that follows from values: what is NaN as a whole is not there, everything else is.
+    """Return the presence mask that follows from values: absent is what is NaN as a whole.
 
-    A column of the mask that stands for a part looks at the points of that part; an axis that mask
-    and values share, at each place along it; any other column at the whole row. In features of
-    whole numbers all is there.
+    A column of the mask that stands for a part is about the points of that part; an axis that mask
+    and values share, about each place along it; any other column, about the whole row. In features
+    of whole numbers everything is present.
 
     Parameters
     ----------
@@ -414,14 +329,14 @@ def presence(spec: FeatureSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
 def faults(
     spec: FeatureSpec, values: NDArray[Any], companions: Mapping[str, NDArray[Any]]
 ) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
-    """Yield each rule that done rows of a feature have to keep: the array, what is wrong, and (rows,) bool, where.
+    """Yield for each rule of done rows: the array, what is wrong, and the rows, (rows,) bool.
 
-    Values are finite or NaN; a presence mask says what the values say; ``visibility`` lies between
-    0 and 1.
+    Values are finite or NaN; a presence mask agrees with the values; ``visibility`` lies between 0
+    and 1.
     """
     if values.dtype.kind != "f":
         return
-    yield spec.name, "is infinite (NaN is what is missing)", _any_in_row(np.isinf(values))
+    yield spec.name, "is infinite (missing values are NaN)", _any_in_row(np.isinf(values))
     known = ~np.isnan(values)
     mask = spec.companion(MASK)
     detected = companions.get(MASK)
@@ -433,7 +348,7 @@ def faults(
         here, there = known[:, rows], detected[:, column]
         gone = ~_any_in_row(here)
         wrong = there & gone
-        partial = np.flatnonzero(there & ~gone & ~_all_in_row(here))  # few, and slow to look at
+        partial = np.flatnonzero(there & ~gone & ~_all_in_row(here))  # few, and slow to check
         wrong[partial] = _torn(~here[partial]).any(axis=1)
         yield mask, _says_there(part), wrong
         yield mask, f"says {part} is missing, but values are there", ~there & ~gone
@@ -452,12 +367,12 @@ def _all_in_row(block: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _flat(block: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return rows as one axis: numpy goes over several short ones many times slower."""
+    """Return rows with one axis: numpy is many times slower on several short ones."""
     return block.reshape(len(block), math.prod(block.shape[1:]))
 
 
 def _torn(missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(rows, points) bool of (rows, points, …): which points lack a coordinate that another point has."""
+    """(rows, points) bool of (rows, points, …): which points lack a coordinate that others have."""
     missing = missing.reshape(*missing.shape[:2], int(np.prod(missing.shape[2:])))
     of_none: NDArray[np.bool_] = np.all(missing, axis=1, keepdims=True)
     whole: NDArray[np.bool_] = np.all(missing | of_none, axis=2, keepdims=True)
@@ -469,7 +384,7 @@ def _says_there(part: str) -> str:
 
 
 def _torn_point(spec: FeatureSpec, row: NDArray[Any], what: str) -> str | None:
-    """Return a line about the first torn point of one row if that is what is wrong with it, else None."""
+    """Return a line about the first torn point of a row; None if ``what`` is another fault."""
     for part, points in part_slices(spec).items():
         if points is None or what != _says_there(part):
             continue
@@ -483,70 +398,3 @@ def _torn_point(spec: FeatureSpec, row: NDArray[Any], what: str) -> str | None:
                 "coordinates of a point are missing together (NaN in all of them)"
             )
     return None
-
-
-def _array(spec: FeatureSpec, name: str, given: Any) -> NDArray[Any]:
-    """Return rows as an array; what a masked array hides is missing."""
-    try:
-        masked = isinstance(given, np.ma.MaskedArray)
-        array = np.asarray(given.filled(np.nan) if masked and given.dtype.kind == "f" else given)
-    except (TypeError, ValueError) as error:
-        raise InvalidError(
-            f"feature {spec.name!r}, {name}: no array of numbers can be made of it ({error})"
-        ) from None
-    if masked and given.dtype.kind != "f" and np.ma.getmaskarray(given).any():
-        raise InvalidError(
-            f"feature {spec.name!r}, {name}: a masked array of {given.dtype} hides numbers; fill "
-            "them in"
-        )
-    if not array.ndim:
-        raise InvalidError(
-            f"feature {spec.name!r}, {name}: one {array.dtype} was given, an array of rows is "
-            "needed"
-        )
-    return array
-
-
-def _fitted(
-    spec: FeatureSpec,
-    name: str,
-    array: NDArray[Any],
-    wanted: ArraySpec,
-    n_rows: int,
-    gone: NDArray[np.bool_] | None,
-) -> NDArray[Any]:
-    """Return an array in the spec's dtype, its rows ``gone`` missing.
-
-    :class:`InvalidError` if it does not fit.
-    """
-    if array.shape != (n_rows, *wanted.shape):
-        raise InvalidError(
-            f"feature {spec.name!r}, {name}: shape {array.shape} given, ({n_rows}, "
-            f"*{wanted.shape}) needed"
-        )
-    if wanted.dtype == "bool" and array.dtype.kind in "iu":
-        kept = array if gone is None else array[~gone]
-        if kept.size and (kept.min() < 0 or kept.max() > 1):
-            raise InvalidError(
-                f"feature {spec.name!r}, {name}: {kept.min()} to {kept.max()} given, bool (or 0 "
-                "and 1) needed"
-            )
-        array = array.astype(np.bool_)
-    if not np.can_cast(array.dtype, wanted.dtype, casting="same_kind"):
-        raise InvalidError(
-            f"feature {spec.name!r}, {name}: dtype {array.dtype} given, {wanted.dtype} needed"
-        )
-    if np.dtype(wanted.dtype).kind in "iu" and not np.can_cast(array.dtype, wanted.dtype):
-        limits, kept = np.iinfo(wanted.dtype), array if gone is None else array[~gone]
-        if kept.size and (kept.min() < limits.min or kept.max() > limits.max):
-            raise InvalidError(
-                f"feature {spec.name!r}, {name}: {kept.min()} to {kept.max()} given, "
-                f"{wanted.dtype} holds {limits.min} to {limits.max}"
-            )
-    with np.errstate(
-        over="ignore"
-    ):  # too large a number becomes infinite, which is told of as such
-        fitted = array.astype(wanted.dtype, copy=gone is not None)
-    if gone is not None:
-        fitted[gone] = wanted.fill
-    return fitted

@@ -1,4 +1,4 @@
-"""The list of videos and where each one's frames lie: a CF contiguous ragged array."""
+"""The videos of a store and the rows of their frames: a CF contiguous ragged array."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _FIT: Mapping[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """One video before it is stored: what a source lists and a store's index keeps.
+    """One video as a source lists it and a store's index keeps it.
 
-    Rows of a table may be given as they are: numbers and dates in a column of text are written out,
-    None, NaN and pandas' NA are ``""`` there, and unknown elsewhere.
+    Cells of a table may be given unchanged: in text columns, numbers and dates become text, and
+    None, NaN and pandas' NA become ``""``; in other columns the latter mean unknown.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class VideoRecord:
     Raises
     ------
     InvalidError
-        For a value that is none of these; one line that names the video and the column.
+        For any other value; the message names the video and the column.
     """
 
     id: str
@@ -124,10 +124,7 @@ class VideoIndex:
         return video_id in self._positions
 
     def position(self, video_id: str) -> int:
-        """Return a video's place in storage order.
-
-        :class:`NotFoundError` with the nearest ids if there is none.
-        """
+        """Return a video's place in storage order; :class:`NotFoundError` names similar ids."""
         try:
             return self._positions[video_id]
         except KeyError:
@@ -155,7 +152,7 @@ class VideoIndex:
         Raises
         ------
         NotFoundError
-            If a split or a video is not there; the message lists the splits or near ids.
+            If a split or a video does not exist; the message lists the splits or similar ids.
         """
         chosen = (
             np.arange(len(self))
@@ -181,23 +178,19 @@ class VideoIndex:
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
-    """Return a question that names the most similar of some names; ``""`` if none is similar."""
+    """Return a question that suggests similar names; ``""`` if no name is similar."""
     near = get_close_matches(str(name), list(names), n=3)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def all_within(numbers: NDArray[np.int64], length: int) -> bool:
-    """Whether all of some numbers, (numbers,) int64, are places on an axis of that length, from 0."""
-    # Below 0 they are the greatest of all when read without a sign: one pass instead of two, before
-    # every read.
+    """Return whether all numbers, (numbers,) int64, are from 0 to ``length - 1``."""
+    # Read as unsigned, negative numbers are the greatest: one pass instead of two before each read.
     return numbers.size == 0 or int(np.maximum.reduce(numbers.view(np.uint64))) < length
 
 
 def whole_number(value: object) -> int | None:
-    """Return one whole number of any kind (int, numpy, torch) as an int.
-
-    None for anything else, bools included.
-    """
+    """Return a whole number of any kind (int, numpy, torch) as int; None for bool and the rest."""
     is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
     if is_bool or getattr(value, "ndim", 0) != 0:
         return None

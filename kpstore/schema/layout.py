@@ -1,4 +1,4 @@
-"""The 143-point layout of keypoints: parts, names, skeleton, and which mesh points make the face."""
+"""The layout of 143 keypoints: parts, names, skeleton, and the mesh points of the face."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from kpstore.errors import InvalidError
-from kpstore.schema.feature import ArraySpec, FeatureSpec
+from kpstore.schema.array import ArraySpec
+from kpstore.schema.feature import FeatureSpec
 
 Edge = tuple[int, int]
 MeshPoint = int | tuple[int, ...]
@@ -44,10 +45,7 @@ FACE_REGIONS = MappingProxyType(
         "mouth_inner": slice(60, 68),
     }
 )
-"""The eight groups of face points, in iBUG's order.
-
-Every face list has them, though not the same points in them.
-"""
+"""The eight groups of face points, in iBUG's order; their points depend on the face list."""
 
 HAND_POINT_NAMES: tuple[str, ...] = (
     "wrist",
@@ -125,8 +123,8 @@ class FaceList:
     Raises
     ------
     InvalidError
-        If there are not 68 entries, or an entry is no mesh point; the message lists every wrong
-        entry.
+        If there are not 68 entries, or an entry is not a mesh point; the message lists all wrong
+        entries.
     """
 
     name: str
@@ -158,7 +156,7 @@ class FaceList:
 
     @property
     def sha256(self) -> str:
-        """Hex SHA-256 of the points as compact JSON: equal for equal lists, whatever they are called."""
+        """Hex SHA-256 of the points as compact JSON: equal for equal lists of any name."""
         return hashlib.sha256(json.dumps(self.points, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -198,10 +196,8 @@ FACE_LISTS = MappingProxyType({face_list.name: face_list for face_list in (_PHOE
 def skeleton_edges(face_list: FaceList = _PHOENIX) -> tuple[Edge, ...]:
     """Return the pairs of points that a drawing joins, as indices into the 143.
 
-    Each pair within one part.
-
-    The regions of the face are joined alike for every list, except the nose, whose points the lists
-    order differently.
+    Each pair is within one part. All face lists join the regions of the face alike, except for the
+    nose, whose points they order differently.
     """
     regions = FACE_REGIONS
     nose = (
@@ -238,7 +234,7 @@ CONVENTION = (
 
 
 def keypoints_spec(face_list: FaceList = _PHOENIX) -> FeatureSpec:
-    """Return the feature ``keypoints``: (143, 3) float32 a frame, NaN where a part was not detected.
+    """Return the feature ``keypoints``: (143, 3) float32, NaN where a part was not detected.
 
     Its companions are ``detected`` (4,) bool, by part, False where missing, and ``visibility``
     (33,) float32 in 0..1, by pose point, NaN where no pose was detected. The attributes hold the

@@ -1,4 +1,4 @@
-"""Lip-reading's feature: what imported files and extracted stores have in common."""
+"""The lip-reading feature, common to imported files and extracted stores."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ LIP_LENGTH = 512
 CROP_SIDE = 96
 """Pixels of a mouth crop's width and height, as data sets hold them."""
 CROPS_KEY = "data"
-"""What mouth crops are called in their npz files."""
+"""Name of mouth crops in their npz files."""
 EMBEDDING_ENDING = "_embedding.npz"
-"""How names of files end that hold embeddings.
-
-``x_embedding.npz`` lies beside the crops ``x.npz``.
-"""
+"""Ending of files of embeddings: ``x_embedding.npz`` lies beside the crops ``x.npz``."""
 
 
 def lip_spec(dtype: str = "float32") -> FeatureSpec:

@@ -1,4 +1,4 @@
-"""The columns of a video, from whatever a table or another library gives, as a store keeps them.
+"""Conversion of a video's columns from any table or library to the types that a store keeps.
 
 Each function returns a value of one type, or raises :class:`InvalidError` that says what was found
 and what to give.
@@ -20,19 +20,17 @@ import numpy as np
 from kpstore.errors import InvalidError
 
 MAX_FPS = 100_000.0
-"""The highest rate that is taken for one: what is above it is a time base, or a mistake."""
+"""Highest plausible rate: anything above is a time base, or a mistake."""
 MAX_PIXELS = 2**31 - 1
 
 
 def text_of(value: Any) -> str:
-    """Return a cell of a table as text: ``""`` for None, NaN and pandas' NA and NaT.
-
-    Numbers and dates written out.
+    """Return a cell of a table as text; None, NaN, pandas' NA and NaT become ``""``.
 
     Raises
     ------
     InvalidError
-        For bytes, lists and other things that are no text.
+        For bytes, lists and anything else but text, numbers and dates.
     """
     if isinstance(value, str):
         return _storable(str(value))
@@ -42,13 +40,11 @@ def text_of(value: Any) -> str:
         return value.isoformat()
     if isinstance(value, numbers.Number | np.bool_ | np.datetime64):
         return str(value)
-    raise InvalidError(f"{_shown(value)} is no text; give text, a number, a date, or nothing")
+    raise InvalidError(f"{_shown(value)} is not text; give text, a number, a date, or nothing")
 
 
 def id_of(value: Any) -> str:
-    """Return a video's id: text exactly as it is, as files of other tools hold any.
-
-    A whole number as text.
+    """Return a video's id: text unchanged, or a whole number as text.
 
     Raises
     ------
@@ -57,7 +53,7 @@ def id_of(value: Any) -> str:
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not isinstance(value, str) and not whole:
-        raise InvalidError(f"{_shown(value)} is no id; give text")
+        raise InvalidError(f"{_shown(value)} is not an id; give text")
     found = _storable(str(value))
     if not found:
         raise InvalidError("a video needs an id; found an empty one")
@@ -74,64 +70,57 @@ def paths_of(value: Any) -> tuple[str, ...]:
     """
     if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):
         raise InvalidError(
-            f"{_shown(value)} is no sequence; give one path for each frame, such as ('clip.mp4#0', "
-            "…)"
+            f"{_shown(value)} is not a sequence; give one path for each frame, such as "
+            "('clip.mp4#0', …)"
         )
     found = tuple(value)
     if set(map(type, found)) - {str}:
         found = tuple(_path(number, path) for number, path in enumerate(found))
     if not (joined := "".join(found)).isascii() and not _has_utf8(joined):
         number, path = next((n, path) for n, path in enumerate(found) if not _has_utf8(path))
-        raise InvalidError(
-            f"frame {number}: {_shown(path)} is no text that can be stored; rename the file"
-        )
+        raise InvalidError(f"frame {number}: {_shown(path)} is not valid text; rename the file")
     return found
 
 
 def fps_of(value: Any) -> float:
-    """Return frames per second; NaN for None, NaN and pandas' NA, which all say that nobody knows.
+    """Return frames per second; NaN (unknown) for None, NaN and pandas' NA.
 
     Raises
     ------
     InvalidError
-        For anything that is no number, or no rate: 0 and below, infinity, and what is above
-        :data:`MAX_FPS`.
+        For anything but a number above 0 and up to :data:`MAX_FPS`.
     """
     if _is_missing(value):
         return math.nan
     number = _number(value)
     if not 0 < number <= MAX_FPS:
         raise InvalidError(
-            f"{_shown(value)} is no rate; give frames per second, above 0 and up to "
+            f"{_shown(value)} is not a rate; give frames per second, above 0 and up to "
             f"{MAX_FPS:,.0f}, or NaN if unknown"
         )
     return number
 
 
 def known_fps(value: float) -> float:
-    """Return a rate that another file or an older store holds.
-
-    NaN if it is none, as 0 often stands for unknown.
-    """
+    """Return a rate from another file or an older store; NaN if invalid: 0 often means unknown."""
     return float(value) if 0 < value <= MAX_FPS else math.nan
 
 
 def pixels_of(value: Any) -> int:
-    """Return a width or height.
-
-    0 for None, NaN and pandas' NA. Floats count where they are whole, as in tables.
+    """Return a width or height; 0 (unknown) for None, NaN and pandas' NA.
 
     Raises
     ------
     InvalidError
-        For anything that is no whole number from 0 to 2,147,483,647.
+        For anything but a whole number, or a whole float, from 0 to 2,147,483,647.
     """
     if _is_missing(value):
         return 0
     number = _number(value)
     if not 0 <= number <= MAX_PIXELS or number != int(number):
         raise InvalidError(
-            f"{_shown(value)} is no size; give whole pixels, up to {MAX_PIXELS:,}, or 0 if unknown"
+            f"{_shown(value)} is not a size; give whole pixels up to {MAX_PIXELS:,}, or 0 if "
+            "unknown"
         )
     return int(number)
 
@@ -142,19 +131,19 @@ def annotations_of(value: Any) -> dict[str, str]:
     Raises
     ------
     InvalidError
-        For what is no mapping, for names that are no text, and for cells that are none; it names
-        the column.
+        For anything but a mapping, for names that are not text, and for invalid cells; the message
+        names the column.
     """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise InvalidError(
-            f"{_shown(value)} is no mapping; give text by column, such as {{'gloss': 'RAIN'}}"
+            f"{_shown(value)} is not a mapping; give text by column, such as {{'gloss': 'RAIN'}}"
         )
     found: dict[str, str] = {}
     for name, cell in value.items():
         if not isinstance(name, str):
-            raise InvalidError(f"{_shown(name)} is no name of a column; give text")
+            raise InvalidError(f"{_shown(name)} is not a column's name; give text")
         try:
             found[str(name)] = text_of(cell)
         except InvalidError as error:
@@ -168,14 +157,14 @@ def _path(number: int, value: Any) -> str:
     found = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(found, str):
         raise InvalidError(
-            f"frame {number}: {_shown(value)} is no path; give text or a pathlib.Path"
+            f"frame {number}: {_shown(value)} is not a path; give text or a pathlib.Path"
         )
     return str(found)
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | decimal.Decimal):
-        raise InvalidError(f"{_shown(value)} is no number")
+        raise InvalidError(f"{_shown(value)} is not a number")
     try:
         return float(value)
     except OverflowError:
@@ -183,23 +172,17 @@ def _number(value: Any) -> float:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a cell is empty: None, NaN, NaT, pandas' NA. All but None differ from themselves, or will not say."""
-    if value is None:
+    """Return whether a cell is None, NaN, NaT or pandas' NA."""
+    if value is None or type(value).__name__ == "NAType":
         return True
-    if (
-        not isinstance(value, numbers.Number | np.generic | datetime.date)
-        and type(value).__name__ != "NAType"
-    ):
-        return False
-    try:
-        return bool(value != value)
-    except TypeError:  # pandas.NA has no truth value
-        return True
+    # NaN and NaT differ from themselves.
+    kinds = numbers.Number | np.generic | datetime.date
+    return isinstance(value, kinds) and bool(value != value)
 
 
 def _storable(text: str) -> str:
     if not text.isascii() and not _has_utf8(text):
-        raise InvalidError(f"{_shown(text)} is no text that can be stored")
+        raise InvalidError(f"{_shown(text)} is not valid text")
     return text
 
 

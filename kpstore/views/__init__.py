@@ -1,1 +1,1 @@
-"""Parts of a store, shaped for training; nothing is read before it is asked for."""
+"""Views: data sets for training, which read a store when samples are requested."""

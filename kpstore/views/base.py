@@ -1,8 +1,7 @@
-"""What every view has: a length, samples, ready batches, a place in storage for each sample, and lazy subsets.
+"""What all views have in common: length, samples, batches, rows in storage, and lazy subsets.
 
-A view is map-style: ``view[i]`` is one sample, a dict of arrays. ``view.batch(indices)`` is the
-same for many at once, stacked along a new first axis, in one planned read; everything fast goes
-through it.
+A view is map-style: ``view[i]`` is one sample, a dict of arrays. ``view.batch(indices)`` reads many
+samples at once and stacks them along a new first axis; iterators and loaders are built on it.
 """
 
 from __future__ import annotations
@@ -48,27 +47,34 @@ if TYPE_CHECKING:
 else:
 
     class _Samples:
-        """To torch, whatever has a length and items is a data set.
-
-        Reading without torch does not import it.
-        """
+        """PyTorch accepts any class with a length and items, so reading need not import torch."""
 
 
 class View(_Samples, ABC):
     """Samples of one version of a store: a data set for PyTorch, and a sequence without it.
 
-    It pickles as the store, which is (location, snapshot), and the rows chosen; every process opens
-    the store anew.
+    It pickles as the store, which is (location, snapshot), and the rows chosen; each process opens
+    the store again.
 
     Parameters
     ----------
     store : the version to read from.
+    reads : names of the arrays that batches are made from.
     transform : applied to each sample, in ``view[i]``, in a DataLoader and in
         :func:`kpstore.loader`.
     """
 
-    def __init__(self, store: BaseStore, transform: Transform | None = None) -> None:
-        self.store, self.transform = store, transform
+    samples_are = "frames"
+    """What the view counts, for its ``repr``."""
+
+    def __init__(
+        self, store: BaseStore, reads: Sequence[str], transform: Transform | None = None
+    ) -> None:
+        self.store, self.reads, self.transform = store, list(reads), transform
+
+    def __repr__(self) -> str:
+        what = f"{len(self)} {self.samples_are}, {self.reads}"
+        return f"<{type(self).__name__} of {self.store.location}: {what}>"
 
     def __iter__(self) -> Iterator[Any]:
         """Yield all samples in order, many of them read at a time."""
@@ -89,20 +95,15 @@ class View(_Samples, ABC):
     @property
     @abstractmethod
     def first_rows(self) -> NDArray[np.int64]:
-        """(samples,) int64: the row of the frame axis at which each sample begins, by which a shuffle groups reads."""
+        """(samples,) int64: first row of each sample on the frame axis; a shuffle groups by it."""
 
     @property
-    @abstractmethod
     def lengths(self) -> NDArray[np.int64]:
         """(samples,) int64: frames of each sample."""
-
-    @property
-    @abstractmethod
-    def reads(self) -> list[str]:
-        """Names of the arrays that batches are made from."""
+        return np.ones(len(self), dtype=np.int64)
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
-        """Return several batches, :meth:`batch` of each part, in one planned read: they lie in the same memory."""
+        """Return :meth:`batch` of each part, all in one read; the batches share memory."""
         if len(parts) == 1:
             return [self.batch(parts[0])]
         together = self.batch(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
@@ -116,7 +117,7 @@ class View(_Samples, ABC):
         return plan_pool(framewise, n_bytes, long_samples=bool((self.lengths > 1).any()))
 
     def cache(self) -> None:
-        """Have what the view reads decoded on the local disk, where it is not in memory's reach and a cache is on."""
+        """Decode the view's arrays to the local cache, unless they can be mapped as stored."""
         for name in self.reads:
             self.store.reader.cache(name)
 
@@ -132,7 +133,7 @@ class View(_Samples, ABC):
         return self.__getitems__([number % len(self)])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Return samples; a DataLoader asks for a whole batch in this way, so that a batch costs one read."""
+        """Return samples in one read; a DataLoader asks for a whole batch in this way."""
         samples = self.samples(indices)
         return samples if self.transform is None else [self.transform(sample) for sample in samples]
 
@@ -168,14 +169,9 @@ class Subset(View):
     """
 
     def __init__(self, view: View, indices: Sequence[int] | NDArray[Any]) -> None:
-        super().__init__(view.store, view.transform)
+        super().__init__(view.store, view.reads, view.transform)
         self.view = view
         self.indices = as_indices(indices, len(view))
-
-    @property
-    def reads(self) -> list[str]:
-        """Names of the arrays that batches are made from."""
-        return self.view.reads
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
         """Return several batches; see :meth:`View.batches`."""
@@ -229,10 +225,7 @@ def as_indices(indices: Sequence[int] | NDArray[Any], length: int) -> NDArray[np
 
 
 def feature_names(store: BaseStore, features: str | Sequence[str]) -> list[str]:
-    """Return names of arrays on the frame axis, ready to be read.
-
-    An error names the first that is not one.
-    """
+    """Return names of arrays on the frame axis, ready to be read; other names are an error."""
     names = [features] if isinstance(features, str) else list(features)
     for name in names:
         if store[name].dims[0] != "frame":
@@ -241,10 +234,10 @@ def feature_names(store: BaseStore, features: str | Sequence[str]) -> list[str]:
             )
         if name in _OWN_KEYS:
             raise InvalidError(
-                f"{name!r} is what views call something of their own; store the feature by another "
+                f"views use the key {name!r} for their own data; store the feature under another "
                 "name"
             )
-    # Now, not at the first read, which may come in a forked worker, where Icechunk cannot be asked.
+    # Not at the first read: that may happen in a forked worker, where Icechunk does not work.
     store.reader.prepare(names)
     return names
 
@@ -268,7 +261,7 @@ def select_videos(
     Raises
     ------
     NotFoundError
-        If a split, a video or a column is not there.
+        If a split, a video or a column does not exist.
     InvalidError
         If the query cannot be read.
     """
@@ -292,7 +285,7 @@ def select_videos(
         return chosen[keep]
     try:
         kept = table.reset_index().query(where, engine="python").index
-    except Exception as error:  # pandas raises half a dozen kinds for a query that it cannot read
+    except Exception as error:  # pandas raises many kinds of errors for a query it cannot parse
         first = str(error).partition("\n")[0]
         raise InvalidError(f"where={where!r}: {first}; columns are {list(table.columns)}") from None
     found: NDArray[np.int64] = chosen[kept.to_numpy()]
@@ -300,7 +293,7 @@ def select_videos(
 
 
 def usable_frames(store: BaseStore, names: Sequence[str]) -> NDArray[np.bool_]:
-    """Return whether each frame is done for every feature that ``names`` belong to, (frames,) bool."""
+    """Return whether each frame is done for all features of ``names``, (frames,) bool."""
     usable = np.ones(store.index.total_frames, dtype=bool)
     for feature in dict.fromkeys(feature_of(store, name) for name in names):
         if feature is not None:
@@ -309,13 +302,17 @@ def usable_frames(store: BaseStore, names: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def feature_of(store: BaseStore, array: str) -> str | None:
-    """Return the feature that an array is the values or a companion of.
-
-    None for columns of the index.
-    """
+    """Return the feature that an array belongs to; None for columns of the index."""
     return next(
         (name for name, stored in store.features.items() if array in stored.spec.arrays), None
     )
+
+
+def check_whole(name: str, number: object, least: int = 0) -> None:
+    """Raise :class:`InvalidError` unless a parameter is a whole number of at least ``least``."""
+    found = whole_number(number)
+    if found is None or found < least:
+        raise InvalidError(f"{name}={number!r}: use a whole number, {least} or more")
 
 
 def check_missing(missing: str, allowed: Sequence[str] = MISSING) -> None:
@@ -324,10 +321,18 @@ def check_missing(missing: str, allowed: Sequence[str] = MISSING) -> None:
         raise InvalidError(f"missing={missing!r}: use {' or '.join(map(repr, allowed))}")
 
 
-def select_frames(
-    store: BaseStore, names: Sequence[str], rows: NDArray[np.int64], missing: Missing
-) -> NDArray[np.int64]:
-    """Return those of ``rows`` that the policy keeps; with ``"error"`` all must be done.
+def keeps_runs(
+    store: BaseStore,
+    names: Sequence[str],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    missing: Missing,
+) -> NDArray[np.bool_]:
+    """Return which runs of frames the policy keeps, (runs,) bool; with ``"error"`` all or none.
+
+    Parameters
+    ----------
+    starts, lengths : (runs,) int64, the first row of each run and how many follow each other.
 
     Raises
     ------
@@ -337,25 +342,38 @@ def select_frames(
     """
     check_missing(missing)
     if missing == "nan":
-        return rows
-    usable = usable_frames(store, names)[rows]
+        return np.ones(len(starts), dtype=bool)
+    usable = usable_frames(store, names)
     if missing == "error":
-        refuse_missing(store, rows, usable)
-    return rows[usable]
+        rows = covered_rows(starts, lengths, len(usable))
+        refuse_missing(store, rows, usable[rows])
+    return runs_usable(usable, starts, lengths)
 
 
-def refuse_missing(store: BaseStore, rows: NDArray[np.int64], usable: NDArray[np.bool_]) -> None:
+def covered_rows(
+    starts: NDArray[np.int64], lengths: NDArray[np.int64], n_rows: int
+) -> NDArray[np.int64]:
+    """Return the rows, of ``n_rows``, that at least one run covers, (rows,) int64 ascending."""
+    ends = np.bincount(starts + lengths, minlength=n_rows + 1)
+    n_open = np.cumsum(np.bincount(starts, minlength=n_rows + 1) - ends)
+    return np.flatnonzero(n_open > 0).astype(np.int64)
+
+
+def refuse_missing(
+    store: BaseStore,
+    rows: NDArray[np.int64],
+    usable: NDArray[np.bool_],
+    what: str = "failed or are not extracted yet",
+) -> None:
     """Raise :class:`NotFoundError` unless all of ``rows`` are usable, (rows,) bool.
 
     The message names the first.
     """
     if not usable.all():
-        row = int(rows[np.argmin(usable)])
-        video = store.index.ids[int(store.index.video_of(np.array([row]))[0])]
+        video = store.index.ids[int(store.index.video_of(rows[np.argmin(usable)]))]
         raise NotFoundError(
-            f"{int((~usable).sum())} of {len(rows)} frames failed or are not extracted yet, the "
-            f"first in video {video!r}; use missing='skip' to leave them out or missing='nan' to "
-            "keep them"
+            f"{int((~usable).sum())} of {len(rows)} frames {what}, the first in video {video!r}; "
+            "use missing='skip' to leave them out or missing='nan' to keep them"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which samples each batch of an epoch holds, for one rank, from where it was left: the order behind the loader."""
+"""Which samples each batch of an epoch holds, for one rank, resumable: the loader's order."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from kpstore.errors import InvalidError, MismatchError
-from kpstore.views.base import View
+from kpstore.views.base import View, check_whole
 from kpstore.views.sampling import (
     SHUFFLES,
     Batches,
     BlockShuffle,
     Done,
     Ints,
-    Share,
     Shuffle,
     batches_by_length,
     batches_of,
@@ -31,16 +30,14 @@ from kpstore.views.sampling import (
 
 POOL_MIB = 256
 _ORDER, _LENGTHS = 0, 1
-"""What random numbers of an epoch are for: each use has its own."""
+"""Uses of an epoch's random numbers; each has its own generator."""
 
 
 class BatchSampler:
-    """Which samples each batch of an epoch holds.
-
-    Iterating yields (batch,) int64 indices of the view.
+    """Iterates over the batches of an epoch: (samples,) int64 indices of the view for each.
 
     Each ``iter()`` starts the next epoch, beginning with ``epoch``; after :meth:`load_state_dict`,
-    the first goes on where that state was taken. The parameters are those of
+    the first one continues where that state was taken. The parameters are those of
     :func:`kpstore.loader`.
     """
 
@@ -64,9 +61,8 @@ class BatchSampler:
                 f"a loader needs a view, such as store.frames(...), found {type(view).__name__}"
             )
         _check_sizes(batch_size, batch_frames, pool_mib)
-        for name, number in (("seed", seed), ("epoch", epoch)):
-            if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
-                raise InvalidError(f"{name}={number!r}: use a whole number, 0 or more")
+        check_whole("seed", seed)
+        check_whole("epoch", epoch)
         if shuffle not in SHUFFLES:
             raise InvalidError(f"shuffle={shuffle!r}: use 'block', 'full' or None")
         self.view, self.batch_size, self.batch_frames = view, batch_size, batch_frames
@@ -78,21 +74,11 @@ class BatchSampler:
     # -- ranks -------------------------------------------------------------------------------------
 
     @property
-    def rank(self) -> int:
-        """Number of this process among those that train together: as given, else as it is now.
+    def ranks(self) -> tuple[int, int]:
+        """Rank of this process and number of ranks: as given, or else as they are now.
 
-        See :func:`rank_of`.
+        Determined when an epoch begins: trainers start processes long after a loader is made.
         """
-        return self._ranks_now()[0]
-
-    @property
-    def world_size(self) -> int:
-        """How many processes train together."""
-        return self._ranks_now()[1]
-
-    def _ranks_now(self) -> tuple[int, int]:
-        # Asked for when an epoch begins: trainers start their processes long after the script has
-        # made its loader.
         return self._given or rank_of(None, None)
 
     # -- the order ---------------------------------------------------------------------------------
@@ -115,44 +101,40 @@ class BatchSampler:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process has other ranks; it makes the plan of an epoch that has not begun for
-        # itself.
+        # Another process has another rank: it plans an epoch that has not begun for itself.
         return self.__dict__ if self._started else {**self.__dict__, "_plan": None}
 
     def plan(self, epoch: int, done: Sequence[Done] = ()) -> tuple[Batches, int]:
-        """Return this rank's batches of an epoch, and how many units the ranks do twice to have equally many.
+        """Return this rank's batches of an epoch, and how many units come twice over all ranks.
 
         A unit is a sample, or with ``batch_frames`` a batch.
 
         Parameters
         ----------
-        done : what was done of the epoch before, for each time it was left.
+        done : what was already done of the epoch, for each time it was interrupted.
         """
         order = self._order(epoch)
         if self.batch_frames is None:
             assert self.batch_size is not None
-            share = self._share(order, done)
-            return batches_of(share.units, self.batch_size, drop_last=self.drop_last), share.padding
+            units, padding = self._share(order, done)
+            return batches_of(units, self.batch_size, drop_last=self.drop_last), padding
         rng = None if self.shuffle is None else np.random.default_rng((self.seed, epoch, _LENGTHS))
         batches = batches_by_length(
             order, self.view.lengths, self.batch_frames, self.batch_size, rng
         )
-        share = self._share(np.arange(len(batches), dtype=np.int64), done)
-        return batches.take(share.units), share.padding
+        units, padding = self._share(np.arange(len(batches), dtype=np.int64), done)
+        return batches.take(units), padding
 
-    def _share(self, units: Ints, done: Sequence[Done]) -> Share:
+    def _share(self, units: Ints, done: Sequence[Done]) -> tuple[Ints, int]:
         left = left_to_do(units, done)
-        rank, world_size = self._ranks_now()
-        return share_out(left, rank, world_size, pad=self.pad, drop=self.drop_last, pad_from=units)
+        return share_out(left, *self.ranks, pad=self.pad, drop=self.drop_last, pad_from=units)
 
     # -- where it stands ---------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Have the next ``iter()`` start this epoch.
+        """Make the next ``iter()`` start this epoch, or continue it if its state was loaded.
 
-        If it is the one that was loaded, go on where that was left.
-
-        Trainers call this at the beginning of every epoch, also of the one that they resume.
+        Trainers call this at the beginning of every epoch, including one that they resume.
         """
         if self._done and epoch == self.epoch and not self._started:
             return
@@ -167,7 +149,7 @@ class BatchSampler:
         self._ranks = (0, 1)  # those that the plan is for
 
     def start(self) -> Batches:
-        """Start the next epoch, or go on with the one that was loaded; return its batches."""
+        """Start the next epoch, or continue the one that was loaded; return its batches."""
         if self._started:
             self._begin(self.epoch + 1, [])
         plan = self._planned()[0]
@@ -184,24 +166,21 @@ class BatchSampler:
             yield batch
 
     def _planned(self) -> tuple[Batches, int]:
-        """Return the plan of the epoch; one that runs keeps the ranks that it began with."""
-        ranks = self._ranks_now()
+        """Return the plan of the epoch; a running epoch keeps the ranks that it began with."""
+        ranks = self.ranks
         if self._plan is None or (ranks != self._ranks and not self._started):
             self._plan, self._ranks = self.plan(self.epoch, self._done), ranks
         return self._plan
 
     def _shown(self) -> tuple[Batches, int]:
-        """Return the plan of the epoch that runs.
-
-        Of the next one if processes have joined since that began.
-        """
+        """Return the plan of the running epoch, or of the next if the ranks have changed."""
         plan = self._planned()
-        return plan if self._ranks == self._ranks_now() else self.plan(self.epoch + 1)
+        return plan if self._ranks == self.ranks else self.plan(self.epoch + 1)
 
     def __len__(self) -> int:
-        """Return the number of batches of this rank's epoch: of the one that runs, or else of the one that comes next.
+        """Return the number of batches of this rank in the running epoch, or else in the next.
 
-        Of an epoch that was loaded it is how many were left.
+        Of an epoch that was loaded, only the remaining batches count.
         """
         n_batches = len(self._shown()[0])
         if self._done and self._started and self._n_given >= n_batches:
@@ -210,16 +189,16 @@ class BatchSampler:
 
     @property
     def padding(self) -> int:
-        """How many samples (with ``batch_frames``, batches) come twice in the epoch, over all ranks together."""
+        """Samples (with ``batch_frames``, batches) that come twice in the epoch, over all ranks."""
         return self._shown()[1]
 
     @property
     def padding_share(self) -> float:
-        """Which part of all frames of the epoch's batches, each padded to its longest sample, is padding."""
+        """Padded frames as a share of all frames in the epoch's batches."""
         return padding_share(self._shown()[0], self.view.lengths)
 
     def _settings(self) -> dict[str, Any]:
-        """Return what the order depends on."""
+        """Return the values that the order depends on."""
         settings: dict[str, Any] = {
             "samples": len(self.view),
             "shuffle": self.shuffle,
@@ -232,12 +211,12 @@ class BatchSampler:
         return settings
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the epoch stands, as plain values: the batches given so far count as done on every rank.
+        """Return the position in the epoch as plain values.
 
-        It may be taken up with another number of ranks and, but for ``batch_frames``, in batches of
-        another size. Under a ``DataLoader`` with workers this sampler runs ahead of the batches
-        that have arrived by as many as that prefetches; :class:`kpstore.Loader` and torchdata's
-        ``StatefulDataLoader`` count what has arrived.
+        The batches given so far count as done on every rank. An epoch may be continued with another
+        number of ranks and, without ``batch_frames``, with another batch size. Under a
+        ``DataLoader`` with workers this sampler is ahead by the prefetched batches;
+        :class:`kpstore.Loader` and torchdata's ``StatefulDataLoader`` count arrived batches.
         """
         epoch, done = self.epoch, list(self._done)
         if self._started:
@@ -248,39 +227,35 @@ class BatchSampler:
         return {"epoch": epoch, "done": [asdict(part) for part in done], **self._settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Have the next ``iter()`` go on where a state was taken.
+        """Make the next ``iter()`` continue where a state was taken.
 
         Raises
         ------
         MismatchError
-            If it was taken from another order: other samples, seed or shuffle; the message names
-            the first.
+            If it was taken with other samples, seed or shuffle; the message names the first.
         """
         for name, value in self._settings().items():
             if name not in state or state[name] != value:
                 raise MismatchError(
                     f"the state was taken with {name}={state.get(name)!r}, this loader has "
-                    f"{name}={value!r}; make the loader as it was then"
+                    f"{name}={value!r}; make the loader with the same settings"
                 )
         try:
             epoch, done = int(state["epoch"]), [Done(**part) for part in state["done"]]
         except (KeyError, TypeError, ValueError) as error:
             raise MismatchError(
-                f"this is no state of a loader: {error!r}; see state_dict()"
+                f"not a state of a loader: {error!r}; use one from state_dict()"
             ) from None
         self._begin(epoch, done)
 
 
 def rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return rank and number of ranks: as given, else of ``torch.distributed``, else of ``torchrun``, else 0 of 1."""
+    """Return rank and number of ranks: as given, by torch.distributed, by torchrun, or 0 of 1."""
     if rank is None and world_size is None:
         torch = sys.modules.get("torch")
-        if (
-            torch is not None
-            and torch.distributed.is_available()
-            and torch.distributed.is_initialized()
-        ):
-            return int(torch.distributed.get_rank()), int(torch.distributed.get_world_size())
+        group = torch.distributed if torch is not None else None
+        if group is not None and group.is_available() and group.is_initialized():
+            return int(group.get_rank()), int(group.get_world_size())
         given = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
         rank, world_size = (
             int(number) if number and number.isdigit() else None for number in given
@@ -296,10 +271,8 @@ def rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 def _check_sizes(batch_size: int | None, batch_frames: int | None, pool_mib: float) -> None:
     for name, size in (("batch_size", batch_size), ("batch_frames", batch_frames)):
-        if size is not None and (
-            not isinstance(size, int | np.integer) or isinstance(size, bool) or size <= 0
-        ):
-            raise InvalidError(f"{name}={size!r}: use a whole number greater than 0")
+        if size is not None:
+            check_whole(name, size, 1)
     if not isinstance(pool_mib, int | float | np.number) or not 0 < pool_mib < 2**30:
         raise InvalidError(f"pool_mib={pool_mib!r}: use a number of MiB greater than 0")
     if batch_size is None and batch_frames is None:

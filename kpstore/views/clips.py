@@ -17,19 +17,18 @@ from kpstore.views.base import (
     Transform,
     View,
     as_indices,
-    check_missing,
     feature_names,
-    refuse_missing,
-    runs_usable,
+    keeps_runs,
     select_videos,
-    usable_frames,
 )
 
 Short = Literal["skip", "pad"]
 
 
 class ClipView(View):
-    """Clips: a sample is ``length`` rows of each feature, ``"row"``, the first of them, and ``"video"``, its position.
+    """Clips: a sample is ``length`` consecutive rows of each feature.
+
+    It also holds ``"row"``, the first of them, and ``"video"``, the position of its video.
 
     Parameters
     ----------
@@ -37,9 +36,9 @@ class ClipView(View):
     length : frames per clip.
     stride : frames from the start of one clip to the start of the next in the same video;
         ``length`` by default, so that clips follow each other.
-    short : what becomes of frames at the end of a video that fill no clip, and of videos shorter
-        than one. ``"skip"`` leaves them out; ``"pad"`` repeats the last frame, and every sample has
-        ``"valid"`` (length,) bool, False there.
+    short : what to do with frames at the end of a video that do not fill a clip, and with videos
+        shorter than a clip. ``"skip"`` leaves them out; ``"pad"`` repeats the last frame, and every
+        sample has ``"valid"`` (length,) bool, False for repeated frames.
     split, videos, where : only clips of these; see :func:`kpstore.views.base.select_videos`.
     missing : ``"nan"`` keeps every clip; ``"skip"`` leaves out those with a frame that failed or is
         not extracted yet; ``"error"`` refuses them.
@@ -57,37 +56,19 @@ class ClipView(View):
         transform: Transform | None = None,
         **selection: Unpack[Selection],
     ) -> None:
-        super().__init__(store, transform)
-        self.features = feature_names(store, features)
+        super().__init__(store, feature_names(store, features), transform)
+        self.features = self.reads
         self.length, self.stride, self.short = length, length if stride is None else stride, short
-        check_missing(missing)
+        self.samples_are = f"clips of {self.length} frames every {self.stride}"
         positions = select_videos(store, **selection)
         first, n_frames = store.index.offsets[positions], store.index.n_frames[positions]
-        self.starts: NDArray[np.int64] = plan_clips(
-            first, n_frames, self.length, self.stride, short
-        )
+        starts = plan_clips(first, n_frames, self.length, self.stride, short)
+        kept = keeps_runs(store, self.reads, starts, self._valid_lengths(starts), missing)
+        self.starts: NDArray[np.int64] = starts[kept]
         """(clips,) int64: the row of each clip's first frame."""
-        if missing != "nan":
-            self._leave_out_missing(missing)
-
-    def _leave_out_missing(self, missing: Missing) -> None:
-        usable = usable_frames(self.store, self.features)
-        if missing == "error":
-            rows = covered_rows(self.starts, self.lengths, len(usable))
-            refuse_missing(self.store, rows, usable[rows])
-        self.starts = self.starts[runs_usable(usable, self.starts, self.lengths)]
-
-    @property
-    def reads(self) -> list[str]:
-        """Names of the arrays that batches are made from."""
-        return self.features
 
     def __len__(self) -> int:
         return len(self.starts)
-
-    def __repr__(self) -> str:
-        what = f"{len(self)} clips of {self.length} frames every {self.stride}, {self.features}"
-        return f"<{type(self).__name__} of {self.store.location}: {what}>"
 
     @property
     def first_rows(self) -> NDArray[np.int64]:
@@ -143,7 +124,7 @@ def plan_clips(
     Raises
     ------
     InvalidError
-        If ``length`` or ``stride`` is no positive int, or ``short`` is another word.
+        If ``length`` or ``stride`` is not a positive int, or ``short`` is another word.
     """
     problems = [
         f"{what}={n!r}"
@@ -175,19 +156,6 @@ def _is_positive(number: object) -> bool:
 def clip_rows(
     starts: NDArray[np.int64], n_valid: NDArray[np.int64], length: int
 ) -> NDArray[np.int64]:
-    """Return the rows of clips, (clips, length) int64.
-
-    From ``n_valid`` on, the last valid row again.
-    """
+    """Return the rows of clips, (clips, length) int64; the last valid row fills a short clip."""
     rows: NDArray[np.int64] = starts[:, None] + np.minimum(np.arange(length), n_valid[:, None] - 1)
     return rows
-
-
-def covered_rows(
-    starts: NDArray[np.int64], lengths: NDArray[np.int64], n_rows: int
-) -> NDArray[np.int64]:
-    """Return the rows, of ``n_rows``, that lie in at least one run, ascending and each once, (rows,) int64."""
-    opened = np.bincount(starts, minlength=n_rows + 1) - np.bincount(
-        starts + lengths, minlength=n_rows + 1
-    )
-    return np.flatnonzero(np.cumsum(opened) > 0).astype(np.int64)

@@ -1,14 +1,14 @@
-"""The 68 face points of frames, normalised: input and target of an auto-encoder."""
+"""The normalised 68 face points of frames, as an auto-encoder takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kpstore.errors import InvalidError, NotFoundError
+from kpstore.errors import InvalidError
 from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
 from kpstore.store.store import BaseStore
@@ -20,9 +20,10 @@ from kpstore.views.base import (
     Transform,
     as_indices,
     check_missing,
+    refuse_missing,
 )
-from kpstore.views.frames import FrameView
-from kpstore.views.ranges import Range, as_range, extremes, span, to_unit
+from kpstore.views.points import PointView
+from kpstore.views.ranges import Normalizer, Range, as_range, span, to_unit
 
 MissingFace = Missing | Literal["zeros"]
 Normalize = (
@@ -32,13 +33,11 @@ Normalize = (
     | None
 )
 _TRAIN = "train"
-
-_MEASURED = ("minmax", "train_minmax", "train_standard")
-_BLOCK_CHUNKS = 16
+_WORDS = ("minmax", "frame", "train_minmax", "train_standard")
 
 
-class FaceKeypointView(FrameView):
-    """Faces: a sample is ``"keypoints"`` (68, 3) float32, x, y and z, and ``"row"``, the frame's place.
+class FaceKeypointView(PointView):
+    """Faces: a sample is ``"keypoints"`` (68, 3) float32, x, y and z, and ``"row"``, its frame.
 
     Parameters
     ----------
@@ -55,9 +54,12 @@ class FaceKeypointView(FrameView):
     split, videos, where : only frames of these; see :func:`kpstore.views.base.select_videos`.
     missing : ``"skip"`` leaves out frames without a face, and those that failed or are not
         extracted yet; ``"nan"`` keeps them, all NaN, which never becomes a number; ``"error"``
-        refuses them; ``"zeros"`` keeps them as points at 0, 0, 0, which count for the range: so did
+        refuses them; ``"zeros"`` keeps them as points at 0, 0, 0, which count for the range, as in
         the scripts that users' face models were trained with.
     """
+
+    points = PART_SLICES["face"]
+    what = "face"
 
     def __init__(
         self,
@@ -71,89 +73,39 @@ class FaceKeypointView(FrameView):
     ) -> None:
         check_missing(missing, (*MISSING, "zeros"))
         stored: Missing = "nan" if missing == "zeros" else missing
-        super().__init__(store, feature, missing=stored, transform=transform, **selection)
-        self.fill = 0.0 if missing == "zeros" else None
+        if isinstance(normalize, Statistics):
+            normalize = _face_range(normalize)
+        normalizer = Normalizer.of(normalize, _WORDS, "statistics of a store, (low, high)")
+        fill = 0.0 if missing == "zeros" else np.nan
+        super().__init__(
+            store, feature, normalizer, fill, missing=stored, transform=transform, **selection
+        )
         shape = store[feature].shape[1:]
         if shape not in ((N_POINTS, 3), (N_FACE, 3)):
             raise InvalidError(
                 f"{feature!r} has rows of {shape}; face points need rows of (143, 3) or (68, 3)"
             )
-        self.feature = feature
-        self.normalize = normalize if normalize is None or isinstance(normalize, str) else "given"
-        if isinstance(normalize, Statistics):
-            normalize = _face_range(normalize)
-        self._range: Range | None = as_range(normalize) if self.normalize == "given" else None
-        if self.normalize not in (*_MEASURED, "frame", "given", None):
-            raise InvalidError(
-                f"normalize={normalize!r}: use 'minmax', 'frame', 'train_minmax', "
-                "'train_standard', statistics of a store, (low, high) or None"
-            )
         if stored != "nan":
-            self._leave_out_faceless(stored)
-
-    def _leave_out_faceless(self, missing: Missing) -> None:
-        there = self._has_face()
-        if missing == "error" and not there.all():
-            row = self.rows[np.argmin(there)]
-            video = self.store.index.ids[int(self.store.index.video_of(row))]
-            raise NotFoundError(
-                f"{int((~there).sum())} of {len(there)} frames have no face, the first in video "
-                f"{video!r}; use missing='skip' to leave them out or missing='nan' to keep them"
-            )
-        self.rows = self.rows[there]
+            there = self._has_face()
+            if stored == "error":
+                refuse_missing(store, self.rows, there, "have no face")
+            self.rows = self.rows[there]
 
     def _has_face(self) -> NDArray[np.bool_]:
-        """Return whether each of the view's frames has a face, (frames,) bool: by its mask, or else by its values."""
+        """Return which frames have a face, by mask or else by values, (frames,) bool."""
         names = self.store.feature(self.feature).labels.get("part", ())
         mask = self.store.detected(self.feature)
         if mask is not None and "face" in names:
             # The whole mask is a few bytes a frame: one long read beats many rows.
             return np.asarray(mask)[:, names.index("face")][self.rows]
-        blocks = [np.isfinite(faces).any(axis=(1, 2)) for faces in self._iter_faces()]
+        blocks = [np.isfinite(faces).any(axis=(1, 2)) for faces in self._iter_points()]
         return np.concatenate([np.empty(0, dtype=bool), *blocks])
 
-    def _iter_faces(self) -> Iterator[NDArray[np.float32]]:
-        step = self.store[self.feature].chunk_rows * _BLOCK_CHUNKS
-        for start in range(0, len(self.rows), step):
-            yield self._read_faces(self.rows[start : start + step])
-
-    def _read_faces(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        points = self.store.read(self.feature, rows)[:, PART_SLICES["face"]]
-        faces = points.astype(
-            np.float32
-        )  # a copy without the other parts, which would be kept alive otherwise
-        return faces if self.fill is None else np.nan_to_num(faces, copy=False, nan=self.fill)
-
-    @property
-    def range(self) -> Range:
-        """What is mapped to 0 and to 1, of x, y and z, (3,) float32 each: the lowest and highest values.
-
-        With ``"train_standard"`` they are the mean, and the mean and one deviation. For
-        ``"minmax"`` the first use reads all the view's frames once; the result is kept, and pickled
-        with the view.
-        """
-        if self._range is None:
-            if self.normalize not in _MEASURED:
-                raise InvalidError(
-                    f"a view with normalize={self.normalize!r} has no range over all frames"
-                )
-            self._range = self._measure()
-        return self._range
-
     def _measure(self) -> Range:
-        if self.normalize != "minmax":
-            return _face_range(
-                statistics(self.store, self.feature, split=_TRAIN),
-                standard=self.normalize == "train_standard",
-            )
-        return extremes(self._iter_faces(), f"none of the {len(self)} frames has a face to measure")
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Measured before it travels: otherwise each worker process would read everything for
-        # itself.
-        if self.normalize in _MEASURED and len(self):
-            self.range  # noqa: B018
-        return dict(self.__dict__)
+        if self.normalize == "minmax":
+            return super()._measure()
+        measured = statistics(self.store, self.feature, split=_TRAIN)
+        return _face_range(measured, standard=self.normalize == "train_standard")
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return frames stacked.
@@ -165,17 +117,13 @@ class FaceKeypointView(FrameView):
             int64; with ``normalize="frame"`` also ``"low"`` and ``"high"`` (frames, 3) float32.
         """
         rows = self.rows[as_indices(indices, len(self))]
-        points = self._read_faces(rows)
-        if self.normalize is None:
+        points = self.filled(self.read_points(rows))
+        # Of no rows there is nothing to map, and perhaps nothing to measure.
+        if self.normalize is None or (self.normalize != "frame" and len(rows) == 0):
             return {"keypoints": points, "row": rows}
         if self.normalize == "frame":
             low, high = np.fmin.reduce(points, axis=1), np.fmax.reduce(points, axis=1)
             return {"keypoints": to_unit(points, low, high), "row": rows, "low": low, "high": high}
-        if len(rows) == 0:
-            return {
-                "keypoints": points,
-                "row": rows,
-            }  # not worth measuring, and there may be nothing to measure
         return {"keypoints": to_unit(points, *self.range), "row": rows}
 
     def denormalize(

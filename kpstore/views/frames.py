@@ -1,12 +1,9 @@
-"""Single frames of some features, for ``torch.utils.data.DataLoader`` or any other loop.
-
-Needs no torch itself.
-"""
+"""Single frames of some features, for a PyTorch ``DataLoader`` or any other loop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +12,32 @@ from kpstore.store.store import BaseStore
 from kpstore.views.base import (
     Batch,
     Missing,
+    Selection,
     Transform,
     View,
     as_indices,
     feature_names,
-    select_frames,
+    keeps_runs,
     select_videos,
 )
 
 
-class FrameView(View):
+class RowView(View):
+    """A view in which each sample is one frame: a row of the store's frame axis."""
+
+    rows: NDArray[np.int64]
+    """(frames,) int64: the row of each sample on the store's frame axis."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def first_rows(self) -> NDArray[np.int64]:
+        """(samples,) int64: the row of each sample."""
+        return self.rows
+
+
+class FrameView(RowView):
     """Frames: a sample is one row of each feature, and ``"row"``, its place on the frame axis.
 
     Parameters
@@ -41,42 +54,22 @@ class FrameView(View):
         store: BaseStore,
         features: str | Sequence[str],
         *,
-        split: str | Sequence[str] | None = None,
-        videos: Sequence[str] | None = None,
-        where: str | Mapping[str, Any] | None = None,
         missing: Missing = "nan",
         transform: Transform | None = None,
+        **selection: Unpack[Selection],
     ) -> None:
-        super().__init__(store, transform)
-        self.features = feature_names(store, features)
-        rows = store.index.rows_of(select_videos(store, split=split, videos=videos, where=where))
-        self.rows: NDArray[np.int64] = select_frames(store, self.features, rows, missing)
-        """(frames,) int64: the row of each sample on the store's frame axis."""
-
-    @property
-    def reads(self) -> list[str]:
-        """Names of the arrays that batches are made from."""
-        return self.features
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        return (
-            f"<{type(self).__name__} of {self.store.location}: {len(self)} frames, {self.features}>"
-        )
-
-    @property
-    def first_rows(self) -> NDArray[np.int64]:
-        """(samples,) int64: the row of each sample."""
-        return self.rows
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(samples,) int64: one frame each."""
-        return np.ones(len(self), dtype=np.int64)
+        super().__init__(store, feature_names(store, features), transform)
+        self.features = self.reads
+        rows = store.index.rows_of(select_videos(store, **selection))
+        self.rows = rows[keeps_runs(store, self.reads, rows, np.ones_like(rows), missing)]
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """Return frames stacked: by feature (len(indices), *row shape), and ``"row"`` (len(indices),) int64."""
+        """Return frames stacked.
+
+        Returns
+        -------
+        dict
+            By feature (frames, *row shape), NaN where missing; ``"row"`` (frames,) int64.
+        """
         rows = self.rows[as_indices(indices, len(self))]
         return {**{name: self.store.read(name, rows) for name in self.features}, "row": rows}

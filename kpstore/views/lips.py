@@ -12,18 +12,17 @@ from kpstore.views.whole_videos import VideoView
 
 
 class LipView(VideoView):
-    """Utterances: a sample is ``"embedding"`` (T, 512) float32, ``"video_id"`` and ``"n_frames"``, which is T.
+    """Utterances: a sample is ``"embedding"`` (T, 512) float32, ``"video_id"``, ``"n_frames"``, T.
 
-    A batch is padded as :class:`kpstore.views.whole_videos.VideoView` does.
-
-    Rows are frames; a model that takes (512, T), as IIANet does, transposes them in ``transform``.
-    Utterances without frames are left out.
+    Batches are padded as in :class:`kpstore.views.whole_videos.VideoView`. Rows are frames; for a
+    model that takes (512, T), such as IIANet, transpose them in ``transform``. Utterances without
+    frames are left out.
 
     Parameters
     ----------
     feature : an array on the frame axis, a vector per frame.
     split, videos, where : only these; see :func:`kpstore.views.base.select_videos`.
-    missing : what becomes of utterances with a frame that failed or is not extracted yet.
+    missing : what to do with utterances with a frame that failed or is not extracted yet.
         ``"error"`` refuses them; ``"skip"`` leaves them out; ``"nan"`` keeps them, with NaN.
     """
 
@@ -39,11 +38,11 @@ class LipView(VideoView):
         super().__init__(store, feature, missing=missing, transform=transform, **selection)
         if len(store[feature].shape) != 2:
             raise InvalidError(
-                f"{feature!r} has rows of {store[feature].shape[1:]}; embeddings are a vector per "
+                f"{feature!r} has rows of {store[feature].shape[1:]}; embeddings need a vector per "
                 "frame"
             )
         self.feature = feature
 
     def key(self, name: str) -> str:
-        """Return what samples call the feature: ``"embedding"``, whatever encoder it is from."""
+        """Return ``"embedding"``, the key of every encoder's feature in samples."""
         return "embedding"

@@ -1,4 +1,4 @@
-"""Batches of a view, read ahead by threads or processes: what a training loop iterates over."""
+"""Batches of a view, read ahead by threads or processes, for a training loop."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpstore.errors import InvalidError
-from kpstore.views.base import Batch, View
-from kpstore.views.batch_sampler import BatchSampler
-from kpstore.views.sampling import Batches, Ints
+from kpstore.views.base import Batch, View, check_whole
+from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
+from kpstore.views.sampling import Batches, Ints, Shuffle
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 _RUN_ROWS = 4096
-"""Rows that a thread reads in one go: with fewer, handing batches over takes longer than reading them."""
+"""Rows that a thread reads together: with fewer, handing over batches costs more than reading."""
 _RUN_BYTES = 16 * 2**20
-"""Batches of one run may take so much memory, as they arrive: pictures drawn from rows take more than the rows."""
+"""Most memory of one run's batches: pictures drawn from rows take more than the rows."""
 _AHEAD_BYTES = 256 * 2**20
-"""Batches that worker processes make ahead may take so much."""
+"""Most memory of the batches that worker processes make ahead."""
 
 Collate = Callable[[list[Any]], Any]
 
 
 class BatchDataset:
-    """A view as a data set whose samples are ready batches: ``dataset[indices]`` is one.
+    """A view as a data set of batches: ``dataset[indices]`` is one batch.
 
-    ``DataLoader(loader.dataset, sampler=loader.sampler, batch_size=None)`` gives what the loader
-    gives.
+    ``DataLoader(loader.dataset, sampler=loader.sampler, batch_size=None)`` yields the same batches
+    as the loader.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class BatchDataset:
         return self.batches([indices])[0]
 
     def prepare(self) -> None:
-        """Set memory aside for decoded chunks, once in each process."""
+        """Reserve memory for decoded chunks, once in each process."""
         if not self._ready:
             for name, n_bytes in self.view.plan_pool(self.pool_bytes).n_bytes.items():
                 self.view.store.reader.reserve(name, n_bytes)
@@ -88,14 +88,14 @@ def _tensors(batch: Batch) -> dict[str, Any]:
 
 
 def as_tensor(array: Any) -> Any:
-    """Return an array as a tensor on the same memory; text as a list of str."""
+    """Return an array as a tensor that shares its memory; text as a list of str."""
     import torch
 
     return array.tolist() if array.dtype == object else torch.from_numpy(array)
 
 
 def bytes_of(batch: Any) -> int:
-    """Return what the arrays and tensors of a batch take, however it is made up."""
+    """Return the size of all arrays and tensors of a batch, however nested."""
     if isinstance(batch, Mapping):
         return sum(bytes_of(item) for item in batch.values())
     if isinstance(batch, list | tuple):
@@ -104,7 +104,7 @@ def bytes_of(batch: Any) -> int:
 
 
 class Loader:
-    """Iterates over batches of a view, an epoch each time. :func:`kpstore.loader` makes one.
+    """Iterates over the batches of a view, an epoch each time; :func:`kpstore.loader` makes one.
 
     Parameters
     ----------
@@ -125,8 +125,7 @@ class Loader:
         pin_memory: bool = False,
     ) -> None:
         for name, number in (("workers", workers), ("threads", threads), ("prefetch", prefetch)):
-            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-                raise InvalidError(f"{name}={number!r}: use a whole number, 0 or more")
+            check_whole(name, number)
         self.sampler, self.dataset = sampler, dataset
         self.workers, self.threads, self.prefetch = workers, threads, prefetch
         self.pin_memory = pin_memory and _can_pin()
@@ -144,43 +143,34 @@ class Loader:
         return f"<Loader of {sampler.view!r}: {size}, shuffle={sampler.shuffle!r}, {how}>"
 
     def __len__(self) -> int:
-        """Return the number of batches of this rank's epoch.
-
-        Of one that was loaded, how many are left.
-        """
+        """Return the number of batches of this rank's epoch; after loading a state, of the rest."""
         return len(self.sampler)
 
     @property
     def epoch(self) -> int:
-        """The epoch that runs, or will run next."""
+        """The running epoch, or else the next."""
         return self.sampler.epoch
 
     @property
     def padding(self) -> int:
-        """How many samples (with ``batch_frames``, batches) come twice in the epoch, over all ranks together."""
+        """Samples (with ``batch_frames``, batches) that come twice in the epoch, over all ranks."""
         return self.sampler.padding
 
     @property
     def padding_share(self) -> float:
-        """Which part of all frames of the epoch's batches, each padded to its longest sample, is padding."""
+        """Padded frames as a share of all frames in the epoch's batches."""
         return self.sampler.padding_share
 
     def set_epoch(self, epoch: int) -> None:
-        """Have the next ``iter()`` start this epoch."""
+        """Make the next ``iter()`` start this epoch."""
         self.sampler.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the epoch stands, after the batch that was given last.
-
-        See :meth:`BatchSampler.state_dict`.
-        """
+        """Return the position after the last batch; see :meth:`BatchSampler.state_dict`."""
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Have the next ``iter()`` go on where a state was taken.
-
-        See :meth:`BatchSampler.load_state_dict`.
-        """
+        """Continue where a state was taken; see :meth:`BatchSampler.load_state_dict`."""
         self.sampler.load_state_dict(state)
 
     def __iter__(self) -> Iterator[Any]:
@@ -200,14 +190,14 @@ class Loader:
     def _from_threads(self, plan: Batches) -> Iterator[Any]:
         if not len(plan):
             return
-        # The first batch by itself: it shows how much memory batches take.
+        # The first batch alone shows how much memory batches take.
         first = self._read([plan[0]])
         runs = self._runs(plan, bytes_of(first[0]))
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="kpstore-loader")
         coming: deque[tuple[int, Future[list[Any]]]] = deque()
         n_ahead = 0
         try:
-            # Under way before the first batch is given out.
+            # Start reading before the first batch is yielded.
             for start, stop in runs:
                 coming.append(
                     (stop - start, pool.submit(self._read, [plan[i] for i in range(start, stop)]))
@@ -226,7 +216,7 @@ class Loader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _runs(self, plan: Batches, batch_bytes: int) -> Iterator[tuple[int, int]]:
-        """Yield which batches after the first a thread reads in one go, first and stop."""
+        """Yield runs of batches after the first that a thread reads together: first and stop."""
         n_rows = int(self.dataset.view.lengths[plan.samples].sum())
         per_run = _RUN_ROWS * len(plan) // max(1, n_rows)
         step = max(
@@ -251,16 +241,14 @@ class Loader:
             if mine != self._n_started:
                 raise InvalidError(
                     "another iteration over this loader has begun; its worker processes serve one "
-                    "at a time: make a second loader, or use threads"
+                    "at a time: make a second loader, or use workers=0"
                 )
             try:
                 yield next(batches)
             except StopIteration:
                 return
             except Exception:
-                self._processes = (
-                    None  # a worker that died, say: the next iteration starts new ones
-                )
+                self._processes = None  # e.g. a worker died: the next iteration starts new ones
                 raise
 
     def _start_processes(self, plan: Batches) -> tuple[DataLoader[Any], _Parts]:
@@ -269,9 +257,9 @@ class Loader:
         n_ahead = self.prefetch
         if len(plan):
             n_ahead = min(n_ahead, _AHEAD_BYTES // max(1, bytes_of(self.dataset[plan[0]])))
-        # Each process would decode every chunk for itself; a decoded copy on disk is shared by all.
+        # Processes share a decoded copy on disk; otherwise each would decode every chunk itself.
         self.dataset.view.cache()
-        # Not fork: threads of this process, Icechunk's among them, would be missing in the child.
+        # Not fork: a child lacks the threads of this process, including Icechunk's.
         methods = multiprocessing.get_all_start_methods()
         parts = _Parts()
         data_loader: DataLoader[Any] = DataLoader(
@@ -287,18 +275,103 @@ class Loader:
         return data_loader, parts
 
     def close(self) -> None:
-        """Stop worker processes.
-
-        The next ``iter()`` starts new ones. Threads stop by themselves with each epoch.
-        """
+        """Stop worker processes; the next ``iter()`` starts new ones."""
         self._processes = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_processes": None}
 
 
+def loader(
+    view: View,
+    batch_size: int | None = None,
+    *,
+    shuffle: Shuffle = "block",
+    seed: int = 0,
+    epoch: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+    drop_last: bool = False,
+    pad: bool = True,
+    batch_frames: int | None = None,
+    workers: int = 0,
+    threads: int = 2,
+    prefetch: int = 64,
+    pin_memory: bool = False,
+    tensors: bool = True,
+    collate: Collate | None = None,
+    pool_mib: float = POOL_MIB,
+) -> Loader:
+    """Return batches of a view, read ahead: what a training loop iterates over.
+
+    The order follows from ``seed``, the epoch, ``shuffle``, ``pool_mib`` and the view alone: it is
+    the same with any number of threads and workers, with and without a cache. Every ``iter()``
+    starts the next epoch.
+
+    Parameters
+    ----------
+    batch_size : samples per batch; with ``batch_frames`` a limit, and not needed.
+    shuffle : ``"block"`` reads storage block by block and mixes as many blocks as fit into
+        ``pool_mib``, which hardly differs from a full shuffle; see
+        :class:`kpstore.views.sampling.BlockShuffle`. ``"full"`` draws from all samples: slow from a
+        compressed store without a cache. None keeps the view's order.
+    seed, epoch : what the order follows from; ``epoch`` is the first one.
+    rank, world_size : this process among those that train together; by default taken from
+        ``torch.distributed``, or else from ``torchrun`` (``RANK``, ``WORLD_SIZE``), when an epoch
+        begins. So a loader may be made before a trainer starts its processes.
+    drop_last : leave out the last samples, so that all batches on all ranks are full.
+    pad : give all ranks equally many samples by giving the first few twice; see
+        :attr:`Loader.padding`. Otherwise each sample comes exactly once, and some ranks have one
+        more than others.
+    batch_frames : for samples of different lengths: most frames of a batch of similar samples,
+        padded to the longest. A longer sample is a batch of its own. See
+        :attr:`Loader.padding_share`.
+    workers : processes that read, transform and collate; useful for slow transforms. They are
+        started with ``forkserver``, so a script needs ``if __name__ == "__main__":``. The arrays
+        are then decoded to the local disk first, unless the store was opened with ``cache="off"``.
+    threads : threads that do so when ``workers=0``; 0 reads a batch when it is requested.
+    prefetch : most batches to make ahead.
+    pin_memory : put batches into pinned memory, if there is a GPU.
+    tensors : return tensors (text as lists of str) instead of numpy arrays.
+    collate : makes a batch of a list of samples. By default, samples of a view with a transform are
+        stacked by PyTorch's ``default_collate``; without a transform, batches are read as a whole.
+    pool_mib : memory for decoded chunks, in MiB, in each process.
+
+    Raises
+    ------
+    InvalidError
+        If a number is out of its range; the message names it.
+
+    Examples
+    --------
+    >>> loader = kpstore.loader(store.frames("keypoints", split="train"), 256)  # doctest: +SKIP
+    >>> for batch in loader:  # doctest: +SKIP
+    ...     batch["keypoints"]  # (256, 143, 3) float32
+
+    With PyTorch's own loader: ``DataLoader(loader.dataset, sampler=loader.sampler, batch_size=None,
+    num_workers=2, multiprocessing_context="forkserver")``.
+    """
+    sampler = BatchSampler(
+        view,
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        epoch=epoch,
+        rank=rank,
+        world_size=world_size,
+        drop_last=drop_last,
+        pad=pad,
+        batch_frames=batch_frames,
+        pool_mib=pool_mib,
+    )
+    dataset = BatchDataset(view, tensors=tensors, collate=collate, pool_bytes=int(pool_mib * 2**20))
+    return Loader(
+        sampler, dataset, workers=workers, threads=threads, prefetch=prefetch, pin_memory=pin_memory
+    )
+
+
 class _Parts:
-    """Hands the batches of a plan to PyTorch's DataLoader, another plan for each epoch."""
+    """Passes the batches of a plan to PyTorch's DataLoader; each epoch sets another plan."""
 
     plan: Batches
 

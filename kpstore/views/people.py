@@ -1,4 +1,4 @@
-"""Frames of a person beside that person's frontal face: what a face model learns from."""
+"""Frames of a person paired with that person's frontal face, for training a face model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from kpstore.views.base import (
     Missing,
     Selection,
     Transform,
-    View,
     as_indices,
     check_missing,
     feature_of,
@@ -25,13 +24,14 @@ from kpstore.views.base import (
     select_videos,
     usable_frames,
 )
+from kpstore.views.frames import RowView
 
 ANGLES = "spherical_angles"
 MEAN_ANGLE = "avg_angle"
 
 
-class FaceView(View):
-    """Faces of persons, a video each: a sample is one frame, and what to make of it.
+class FaceView(RowView):
+    """Faces of persons, one video per person: a sample is one frame and its target.
 
     A sample holds ``"input_features"`` (D,), the frame's DINOv2; ``"position_encoding"`` (5,), its
     signed angles in degrees from the frontal face; ``"target_features"`` (D,), the person's frontal
@@ -68,10 +68,11 @@ class FaceView(View):
         transform: Transform | None = None,
         **selection: Unpack[Selection],
     ) -> None:
-        super().__init__(store, transform)
         check_missing(missing)
         self.input = find_model(store, expect_model)
         self.target = find_target(store, self.input, target)
+        super().__init__(store, [self.input, ANGLES, self.target], transform)
+        self.samples_are = f"frames, {self.input} to {self.target}"
         store.reader.prepare(self.reads)
         rows = store.index.rows_of(select_videos(store, **selection))
         if missing != "nan":
@@ -79,8 +80,7 @@ class FaceView(View):
             if missing == "error":
                 refuse_missing(store, rows, usable)
             rows = rows[usable]
-        self.rows: NDArray[np.int64] = self._within(rows, min_angle, max_angle)
-        """(frames,) int64: the row of each sample on the store's frame axis."""
+        self.rows = self._within(rows, min_angle, max_angle)
 
     def _usable(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether each row has input, angles and target, (rows,) bool."""
@@ -102,34 +102,11 @@ class FaceView(View):
     ) -> NDArray[np.int64]:
         if lowest is None and highest is None:
             return rows
-        # Not the mean of the five angles: imported values are kept as they are, and so is what
-        # users filter by.
+        # The stored mean, not one computed from the five angles: users filter by imported values.
         size = np.abs(self.store.read(MEAN_ANGLE, rows))
-        bounds = (0.0 if lowest is None else lowest, np.inf if highest is None else highest)
-        kept: NDArray[np.int64] = rows[(size >= bounds[0]) & (size <= bounds[1])]
+        above = size >= (0.0 if lowest is None else lowest)
+        kept: NDArray[np.int64] = rows[above & (size <= (np.inf if highest is None else highest))]
         return kept
-
-    @property
-    def reads(self) -> list[str]:
-        """Names of the arrays that batches are made from."""
-        return [self.input, ANGLES, self.target]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        what = f"{len(self)} frames, {self.input} to {self.target}"
-        return f"<{type(self).__name__} of {self.store.location}: {what}>"
-
-    @property
-    def first_rows(self) -> NDArray[np.int64]:
-        """(samples,) int64: the row of each sample."""
-        return self.rows
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(samples,) int64: one frame each."""
-        return np.ones(len(self), dtype=np.int64)
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return frames stacked.
@@ -162,9 +139,9 @@ def find_model(store: BaseStore, expected: str | None = None) -> str:
     MismatchError
         If it is not the one expected; the message names both.
     NotFoundError
-        If there is none.
+        If the store has no such feature.
     InvalidError
-        If there are several and none is named.
+        If it has several and ``expected`` is None.
     """
     held = [
         n for n, f in store.features.items() if n.startswith("dinov2_") and f.spec.axis == "frame"
@@ -181,14 +158,12 @@ def find_model(store: BaseStore, expected: str | None = None) -> str:
             f"{' and '.join(map(repr, sorted(held)))}; train with that model, or extract again"
         )
     if len(held) > 1:
-        raise InvalidError(
-            f"{store.location} holds {sorted(held)}; say expect_model= which one to take"
-        )
+        raise InvalidError(f"{store.location} holds {sorted(held)}; choose one with expect_model=")
     return held[0]
 
 
 def find_target(store: BaseStore, model: str, target: str | None = None) -> str:
-    """Return the name of the array to learn, checked to be of the same model and length as the input.
+    """Return the name of the array to learn; its model and row shape are those of the input.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""How memory for decoded chunks is shared out, and how many stored blocks a shuffle may so mix at a time."""
+"""How memory for decoded chunks is divided, and how many blocks a shuffle may mix within it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from kpstore.backends.base import ArrayMeta
 
 _SPARE = 1 / 8
-"""Of the pool: for chunks on their way in, and for those that ought to have gone."""
+"""Share of the pool for chunks that are being decoded or about to be dropped."""
 _NARROW = 1 / 8
-"""An array that takes no more of the pool stays in it whole, and does not matter to the shuffle."""
+"""An array of at most this share of the pool stays in it whole and does not limit the shuffle."""
 _BORDER = 8
-"""Chunks per block where samples reach over borders: each border has one chunk decoded twice."""
+"""Chunks per block where samples cross borders: at each border a chunk is decoded twice."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A use of memory for decoded chunks.
+    """How to use memory for decoded chunks.
 
     Parameters
     ----------
-    block_rows : rows that a shuffle takes as one block.
-    window : blocks that it may have in use at a time.
-    n_bytes : by array, what to set aside for its chunks.
+    block_rows : rows of a block of the shuffle.
+    window : most blocks of the shuffle in use at a time.
+    n_bytes : bytes to reserve for the chunks of each array.
     """
 
     block_rows: int
@@ -32,12 +32,12 @@ class Pool:
 
 
 def plan_pool(arrays: Mapping[str, ArrayMeta], n_bytes: int, *, long_samples: bool) -> Pool:
-    """Return how to use ``n_bytes`` for reading some arrays row for row together.
+    """Return how to use ``n_bytes`` for reading the same rows of several arrays.
 
     Parameters
     ----------
-    arrays : on the same axis.
-    long_samples : whether samples are runs of rows, which may reach over the border of a chunk.
+    arrays : arrays on the same axis.
+    long_samples : whether samples are runs of rows, which may cross chunk borders.
     """
     sizes = {name: meta.n_rows * meta.row_bytes for name, meta in arrays.items()}
     wide = {name: meta for name, meta in arrays.items() if sizes[name] > n_bytes * _NARROW}

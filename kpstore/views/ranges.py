@@ -1,8 +1,9 @@
-"""Ranges of coordinates, and points mapped to [0, 1] by them."""
+"""Ranges of coordinates, and how views map points to [0, 1] by them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,50 @@ from kpstore.errors import InvalidError
 Range = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Lowest and highest x, y, z: two (3,) float32."""
 _SMALLEST_SPAN = 1e-8
-"""A coordinate that varies less is only shifted: dividing by its span would blow up rounding errors."""
+"""A coordinate that varies less is only shifted: a division would blow up rounding errors."""
+GIVEN = "given"
+MEASURED = ("minmax", "train_minmax", "train_standard")
+
+
+@dataclass(frozen=True, eq=False)
+class Normalizer:
+    """How a view maps its points to [0, 1].
+
+    Parameters
+    ----------
+    how : ``"given"`` for a range that the user gave; a word of :data:`MEASURED` for one that the
+        view measures; ``"frame"`` for that of each frame; None to leave points as they are.
+    range : the range of all frames, as far as it is known.
+    """
+
+    how: str | None
+    range: Range | None = None
+
+    @classmethod
+    def of(cls, normalize: Any, words: Sequence[str], others: str) -> Normalizer:
+        """Return the value of an argument ``normalize=``.
+
+        Parameters
+        ----------
+        normalize : one of ``words``, a range or None.
+        others : what else the argument may be, for the error message.
+
+        Raises
+        ------
+        InvalidError
+            For any other word, and for anything that is not a range.
+        """
+        if normalize is None or (isinstance(normalize, str) and normalize in words):
+            return cls(normalize)
+        if isinstance(normalize, str):
+            known = ", ".join(map(repr, words))
+            raise InvalidError(f"normalize={normalize!r}: use {known}, {others} or None")
+        return cls(GIVEN, as_range(normalize))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the view finds the range in its own or in the training frames."""
+        return self.how in MEASURED
 
 
 def extremes(blocks: Iterable[NDArray[np.float32]], nothing: str) -> Range:
@@ -24,7 +68,7 @@ def extremes(blocks: Iterable[NDArray[np.float32]], nothing: str) -> Range:
     Raises
     ------
     InvalidError
-        If there is no value at all; the message begins with ``nothing``.
+        If all values are NaN; the message begins with ``nothing``.
     """
     low, high = np.full(3, np.inf, dtype=np.float32), np.full(3, -np.inf, dtype=np.float32)
     for points in blocks:
@@ -50,7 +94,7 @@ def to_unit(
 
 
 def as_range(given: Any) -> Range:
-    """Return a range that a user gave; :class:`InvalidError` if it is none."""
+    """Return a range that a user gave; :class:`InvalidError` for anything else."""
     try:
         low, high = (np.asarray(values, dtype=np.float32) for values in given)
         fits = low.shape == high.shape == (3,) and bool((low <= high).all())
@@ -58,6 +102,6 @@ def as_range(given: Any) -> Range:
         fits = False
     if not fits:
         raise InvalidError(
-            f"normalize={given!r}: a range is (low, high), three numbers each, none lower in high"
+            f"normalize={given!r}: a range is (low, high), three numbers each, with low <= high"
         )
     return low, high

@@ -1,7 +1,6 @@
-"""In which order an epoch visits samples: shuffled near storage order, in batches, shared out to ranks, resumed.
+"""The order in which an epoch visits samples: shuffles, batches, shares of ranks, resuming.
 
-All of it follows from the seed, the epoch and what is stored: never from workers, threads or what
-is cached.
+It depends on the seed, the epoch and the stored data only, never on workers, threads or caches.
 """
 
 from __future__ import annotations
@@ -19,20 +18,19 @@ SHUFFLES: tuple[Shuffle, ...] = ("block", "full", None)
 Ints = NDArray[np.int64]
 _GOLDEN = (5**0.5 - 1) / 2
 _BUCKET_BATCHES = 32
-"""Videos of so many batches are sorted by length together: enough to be alike, few enough to stay shuffled."""
+"""Batches whose videos are sorted by length together: similar lengths, yet still shuffled."""
 
 
 @dataclass(frozen=True)
 class BlockShuffle:
-    """A shuffle that reads storage block by block and holds few blocks at a time.
+    """A shuffle that reads storage block by block and keeps few blocks in memory.
 
-    Blocks come in random order, and the samples of each are spread over a window of the epoch that
-    is as long as ``window`` blocks, its middle where the block comes. So ``window`` blocks at most
-    are in use at any time, a block is needed during one stretch only, and every stretch of the
-    epoch mixes that many. Within its window the samples of one group (a video) keep apart from each
-    other: from a random start they step by the golden ratio, which spreads any number of them
-    evenly and out of order. A batch so holds more different videos than one drawn at random from
-    the same blocks.
+    Blocks come in random order. The samples of a block are spread over a window of the epoch, as
+    long as ``window`` blocks and centred at the block's turn. At most ``window`` blocks are in use
+    at any time, each during one stretch, and every stretch mixes that many. Within its window, the
+    samples of a group (a video) keep apart: from a random start they step by the golden ratio,
+    which spreads any number of them evenly and out of order. So a batch holds more different videos
+    than a random draw from the same blocks.
 
     At the beginning and the end of the epoch, windows that reach beyond it are folded back, which
     leaves half as many blocks to mix there.
@@ -40,7 +38,7 @@ class BlockShuffle:
     Parameters
     ----------
     blocks, groups : (samples,) int64, the block and the group of each sample, from 0.
-    window : blocks in use at a time.
+    window : most blocks in use at a time.
     """
 
     blocks: Ints
@@ -53,7 +51,7 @@ class BlockShuffle:
 
     @cached_property
     def _runs(self) -> tuple[Ints, NDArray[np.float64]]:
-        """Which run (samples of one group in one block) each sample is of, and where its steps lead, from 0 to 1."""
+        """Run of each sample (one group in one block), and its golden-ratio step, from 0 to 1."""
         run = numbered(self.groups * self._n_blocks + self.blocks)
         size = np.bincount(run)
         steps = np.empty(len(run))
@@ -66,7 +64,7 @@ class BlockShuffle:
         """Return all samples in the order of an epoch, (samples,) int64."""
         n_samples, n_blocks = len(self.blocks), self._n_blocks
         if self.window >= n_blocks:
-            # All blocks are in use at all times, so nothing needs to keep near its block.
+            # All blocks are in use all the time: no sample has to stay near its block.
             return rng.permutation(n_samples).astype(np.int64)
         run, steps = self._runs
         at = rng.random(int(run.max()) + 1)[run]
@@ -81,15 +79,15 @@ class BlockShuffle:
 
 
 def numbered(keys: Ints) -> Ints:
-    """Return for each key the place of its value among all values that there are, (keys,) int64 from 0."""
+    """Return for each key the rank of its value among the distinct values, (keys,) int64 from 0."""
     steps = np.diff(keys)
-    if (steps >= 0).all():  # as in a view of whole splits: no need to sort
+    if (steps >= 0).all():  # sorted already, as in a view of whole splits
         return np.concatenate([np.zeros(min(1, len(keys)), dtype=np.int64), np.cumsum(steps > 0)])
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
 def _sorted_order(keys: NDArray[np.float64]) -> Ints:
-    """Return the order that sorts keys in [0, 1), by one sort of plain integers: argsort takes some times longer."""
+    """Return the order that sorts keys in [0, 1): packed integers sort faster than argsort."""
     bits = max(1, (len(keys) - 1).bit_length())
     packed = (keys * 2.0 ** (62 - bits)).astype(np.int64)
     packed <<= bits
@@ -147,14 +145,14 @@ def batches_by_length(
     max_samples: int | None,
     rng: np.random.Generator | None,
 ) -> Batches:
-    """Return samples in batches of similar lengths that hold, padded to the longest, ``max_frames`` at most.
+    """Return batches of samples of similar lengths, of at most ``max_frames`` when padded.
 
     Parameters
     ----------
     samples : in the order of the epoch.
-    lengths : (all samples,) int64, frames. One longer than ``max_frames`` is a batch of its own.
+    lengths : (all samples,) int64, frames. A sample longer than ``max_frames`` is its own batch.
     max_samples : per batch; None for no limit.
-    rng : shuffles batches, among those nearby; None leaves them from short to long.
+    rng : shuffles nearby batches; None keeps them sorted by length.
     """
     per_batch = max(1, int(max_frames // max(1.0, lengths[samples].mean()))) if len(samples) else 1
     window = _BUCKET_BATCHES * min(per_batch, max_samples or per_batch)
@@ -180,36 +178,20 @@ def _cuts(lengths: Sequence[int], max_frames: int, max_samples: int | None) -> l
 
 
 def padding_share(batches: Batches, lengths: Ints) -> float:
-    """Return which part of all frames of batches, each padded to its longest sample, is padding."""
+    """Return padded frames as a share of all frames, each batch padded to its longest sample."""
     padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches if len(batch))
     return 1.0 - float(lengths[batches.samples].sum()) / padded if padded else 0.0
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one rank does of an epoch: whole units (samples, or batches) that follow each other in its order.
-
-    Neighbours stay together, so that each rank reads its own part of storage.
-
-    Parameters
-    ----------
-    units : (units,) int64, what this rank does.
-    padding : how many units, over all ranks, are done twice.
-    """
-
-    units: Ints
-    padding: int
-
-
-@dataclass(frozen=True)
 class Done:
-    """What was done of an epoch before it was left.
+    """What was done of an epoch before it was interrupted.
 
     Parameters
     ----------
-    world_size : how many ranks there were.
-    n_units : how many units each of them had done.
-    drop : whether the last few units had been left out, see :func:`share_out`.
+    world_size : number of ranks at that time.
+    n_units : units (samples, or batches) that each rank had done.
+    drop : whether the last few units were left out, see :func:`share_out`.
     """
 
     world_size: int
@@ -225,24 +207,27 @@ def share_out(
     pad: bool,
     drop: bool = False,
     pad_from: Ints | None = None,
-) -> Share:
-    """Return the part of one rank; the parts of all ranks together are ``units``.
+) -> tuple[Ints, int]:
+    """Return the consecutive units of one rank, and how many units come twice over all ranks.
+
+    Neighbours stay together, so that each rank reads its own part of storage. The units of all
+    ranks together are ``units``.
 
     Parameters
     ----------
-    pad : gives every rank equally many, by doing some units twice: ranks that train together wait
-        for each other, and for ever if one has less to do.
-    drop : gives every rank equally many by leaving out the last few.
+    pad : give every rank equally many by doing some units twice: ranks that train together wait for
+        each other, and would wait for ever for one that has fewer.
+    drop : give every rank equally many by leaving out the last few.
     pad_from : the units to do twice, from the first on; ``units`` by default.
     """
     first, stop = _bounds(len(units), rank, world_size, drop=drop)
     n_more = len(units) % world_size
     if drop or not pad or n_more == 0:
-        return Share(units[first:stop], 0)
+        return units[first:stop], 0
     mine, spare = units[first:stop], units if pad_from is None else pad_from
     if rank >= n_more:
         mine = np.append(mine, spare[(rank - n_more) % len(spare)])
-    return Share(mine, world_size - n_more)
+    return mine, world_size - n_more
 
 
 def _bounds(n_units: int, rank: int, world_size: int, *, drop: bool) -> tuple[int, int]:
@@ -254,7 +239,7 @@ def _bounds(n_units: int, rank: int, world_size: int, *, drop: bool) -> tuple[in
 
 
 def left_to_do(units: Ints, done: Sequence[Done]) -> Ints:
-    """Return what nobody has done yet of an epoch that was interrupted, perhaps several times."""
+    """Return the units that no rank has done in an epoch that was interrupted, maybe repeatedly."""
     for before in done:
         bounds = [
             _bounds(len(units), rank, before.world_size, drop=before.drop)

@@ -1,4 +1,4 @@
-"""Whole videos, of as many frames as they have; batches are padded to the longest."""
+"""Whole videos of any length; batches are padded to the longest."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ from kpstore.views.base import (
     Transform,
     View,
     as_indices,
-    check_missing,
     feature_names,
-    refuse_missing,
-    runs_usable,
+    keeps_runs,
     select_videos,
-    usable_frames,
 )
 
 
 class VideoView(View):
-    """Videos: a sample is all T rows of each feature, ``"video_id"`` and ``"n_frames"``, which is T.
+    """Videos: a sample is all T rows of each feature, ``"video_id"``, and ``"n_frames"``, T.
 
     Videos without frames are left out.
 
@@ -39,6 +36,8 @@ class VideoView(View):
         is not extracted yet; ``"error"`` refuses them.
     """
 
+    samples_are = "videos"
+
     def __init__(
         self,
         store: BaseStore,
@@ -48,27 +47,13 @@ class VideoView(View):
         transform: Transform | None = None,
         **selection: Unpack[Selection],
     ) -> None:
-        super().__init__(store, transform)
-        self.features = feature_names(store, features)
-        check_missing(missing)
+        super().__init__(store, feature_names(store, features), transform)
+        self.features = self.reads
         chosen = select_videos(store, **selection)
-        positions = chosen[store.index.n_frames[chosen] > 0]
-        if missing != "nan":
-            usable = usable_frames(store, self.features)
-            if missing == "error":
-                rows = store.index.rows_of(positions)
-                refuse_missing(store, rows, usable[rows])
-            whole = runs_usable(
-                usable, store.index.offsets[positions], store.index.n_frames[positions]
-            )
-            positions = positions[whole]
-        self.positions: NDArray[np.int64] = positions
+        self.positions: NDArray[np.int64] = chosen[store.index.n_frames[chosen] > 0]
         """(videos,) int64: the place of each sample among the store's videos."""
-
-    @property
-    def reads(self) -> list[str]:
-        """Names of the arrays that batches are made from."""
-        return self.features
+        kept = keeps_runs(store, self.reads, self.first_rows, self.lengths, missing)
+        self.positions = self.positions[kept]
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
         """Return several batches, each padded to its own longest video."""
@@ -76,11 +61,6 @@ class VideoView(View):
 
     def __len__(self) -> int:
         return len(self.positions)
-
-    def __repr__(self) -> str:
-        return (
-            f"<{type(self).__name__} of {self.store.location}: {len(self)} videos, {self.features}>"
-        )
 
     @property
     def first_rows(self) -> NDArray[np.int64]:
@@ -116,7 +96,7 @@ class VideoView(View):
         }
 
     def key(self, name: str) -> str:
-        """Return what samples call an array."""
+        """Return the key of an array in samples."""
         return name
 
     def read_videos(self, name: str, positions: NDArray[np.int64]) -> NDArray[Any]:

@@ -13,14 +13,13 @@ import torch
 import kpstore
 from kpstore.bench.comparison import bench
 from kpstore.bench.measure import BenchSettings, Workload, measure
+from kpstore.bench.peers import PEERS, PeerSubject, installed_peers
 from kpstore.bench.plot import plot
 from kpstore.bench.subjects import (
-    PEERS,
     KpstoreSubject,
     MemorySubject,
     TorchSubject,
     filesystem_of,
-    installed_peers,
 )
 from kpstore.errors import InvalidError, MissingExtraError
 from tests.conftest import memory_location
@@ -57,7 +56,7 @@ def test_peers_hold_the_same_rows(name: str, tmp_path: Path) -> None:
         with pytest.raises(MissingExtraError, match=name):
             bench(kpstore.create(memory_location()), "points", against=[name])
         return
-    check_reads(PEERS[name][0](ROWS, tmp_path), ROWS)
+    check_reads(PeerSubject(name, ROWS, tmp_path), ROWS)
 
 
 def test_memory_and_torch_read_the_array() -> None:
@@ -164,7 +163,7 @@ def test_only_numbers_of_frames_can_be_measured(memory_store: kpstore.Store) -> 
     filled = fill(memory_store)
     with pytest.raises(InvalidError, match="'image_path' cannot be measured"):
         bench(filled, "image_path")
-    with pytest.raises(InvalidError, match="nothing is known of 'floppy'"):
+    with pytest.raises(InvalidError, match="format 'floppy' is unknown"):
         bench(filled, "points", against=["floppy"])
     with pytest.raises(InvalidError, match="0 frames asked for"):
         bench(filled, "points", n_rows=0)

@@ -40,7 +40,7 @@ def test_bench_prints_json(disk_store: kpstore.Store, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--against", "floppy"], "nothing is known of 'floppy'; kpstore compares with npy, npz,"),
+        (["--against", "floppy"], "format 'floppy' is unknown; kpstore compares with npy, npz,"),
         (["--feature", "pose"], "feature 'pose' not found"),
         (["--plot", "bench.doc"], "use a name that ends in .png, .svg or .pdf"),
         (["--scratch", "nowhere"], "--scratch nowhere is not a folder"),

@@ -1,4 +1,4 @@
-"""One changed byte in a store: no command makes numbers of it, and repair leads back to the ones that were."""
+"""One changed byte in a store: no command reads it as a value, and repair restores the value."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_unknown_versions_are_one_line(kpstore_: Kpstore, ingested: Path) -> Non
         result = kpstore_(*arguments)
         assert (result.code, len(result.lines)) == (2, 1)
         assert "version 'v9'" in result.err
-    assert "there is no file 'other.pkl'" in kpstore_("diff", ingested, "other.pkl").err
+    assert "file 'other.pkl' does not exist" in kpstore_("diff", ingested, "other.pkl").err
 
 
 def test_progress_after_a_run(kpstore_: Kpstore, ingested: Path) -> None:

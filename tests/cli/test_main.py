@@ -7,7 +7,7 @@ import pytest
 
 from kpstore import __version__
 from kpstore.cli import look
-from kpstore.cli.arguments import spread_list
+from kpstore.cli.arguments import renamed, spread_list
 from tests.cli.conftest import Kpstore
 from tests.processes import finish
 
@@ -55,7 +55,7 @@ def test_version_and_help(kpstore_: Kpstore) -> None:
         "demo",
     ):
         assert command in shown.out
-    assert "phoenix.kps --splits train dev" in " ".join(
+    assert "phoenix.kps --split train dev" in " ".join(
         kpstore_("ingest", "phoenix", "--help").out.split()
     )
 
@@ -123,18 +123,31 @@ def test_an_interrupt_is_quiet(
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        ("R S --splits a b", "R S --splits a --splits b"),
-        ("R S --splits a b --json", "R S --splits a --splits b --json"),
-        ("--splits a R S", "--splits a R S"),
-        ("--splits a b R S", "--splits a --splits b R S"),
-        ("R --splits a b S", "R --splits a --splits b S"),
-        ("R S --splits a --splits b", "R S --splits a --splits b"),
-        ("R S --workers 4 --splits a b", "R S --workers 4 --splits a --splits b"),
-        ("--workers 4 --splits a b R S", "--workers 4 --splits a --splits b R S"),
-        ("R S --splits=a,b", "R S --splits=a,b"),
-        ("R S --splits", "R S --splits"),
+        ("R S --split a b", "R S --split a --split b"),
+        ("R S --split a b --json", "R S --split a --split b --json"),
+        ("--split a R S", "--split a R S"),
+        ("--split a b R S", "--split a --split b R S"),
+        ("R --split a b S", "R --split a --split b S"),
+        ("R S --split a --split b", "R S --split a --split b"),
+        ("R S --workers 4 --split a b", "R S --workers 4 --split a --split b"),
+        ("--workers 4 --split a b R S", "--workers 4 --split a --split b R S"),
+        ("R S --split=a,b", "R S --split=a,b"),
+        ("R S --split", "R S --split"),
         ("R S", "R S"),
     ],
 )
 def test_a_list_takes_the_words_after_it(given: str, wanted: str) -> None:
-    assert spread_list(given.split(), 2, {"--workers", "--splits"}) == wanted.split()
+    assert spread_list(given.split(), 2, {"--workers", "--split"}) == wanted.split()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("S --splits a b", "S --split a b"),
+        ("S --splits=a,b --json", "S --split=a,b --json"),
+        ("S --features a", "S --features a"),
+        ("S -- --splits", "S -- --splits"),
+    ],
+)
+def test_former_names_of_options_still_work(given: str, wanted: str) -> None:
+    assert renamed(given.split(), {"--split"}) == wanted.split()

@@ -20,7 +20,8 @@ from kpstore.inspect import measuring as module
 from kpstore.inspect.measuring import measure
 from kpstore.inspect.moments import RELATIVE_ERROR, SMALLEST, Moments, Sketch, measure_runs
 from kpstore.inspect.statistics import PROBABILITIES, Statistics, statistics
-from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec
+from kpstore.schema.array import ArraySpec
+from kpstore.schema.feature import FeatureRows, FeatureSpec
 from tests.conftest import memory_location
 from tests.fakes import record
 from tests.store.data import fill

@@ -207,7 +207,7 @@ def test_what_a_killed_import_or_export_left_is_removed_by_the_next(tmp_path: Pa
 def test_text_that_cannot_be_stored_is_one_line(memory_store: kpstore.Store) -> None:
     with memory_store.transaction("x") as tx:
         for video_id, gloss in (("\ud800", ""), ("a", "\ud800")):
-            with pytest.raises(InvalidError, match="is no text that can be stored"):
+            with pytest.raises(InvalidError, match="is not valid text"):
                 tx.add_videos([record(video_id, 1, gloss=gloss)])
 
 

@@ -80,7 +80,10 @@ def test_lines_are_as_wide_as_opencvs(width: int) -> None:
 
 def test_the_phoenix_style_joins_what_the_script_joined() -> None:
     # Written out from the description of the script, not from the code.
-    pose = "11-12 11-23 12-24 23-24 11-13 13-15 12-14 14-16 23-25 25-27 24-26 26-28 0-1 1-2 2-3 3-7 0-4 4-5 5-6 6-8"
+    pose = (
+        "11-12 11-23 12-24 23-24 11-13 13-15 12-14 14-16 23-25 25-27 24-26 26-28 "
+        "0-1 1-2 2-3 3-7 0-4 4-5 5-6 6-8"
+    )
     hand = (
         "0-1 1-2 2-3 3-4 0-5 5-6 6-7 7-8 0-9 9-10 10-11 11-12 0-13 13-14 14-15 15-16 0-17 17-18 "
         "18-19 19-20 5-9 9-13 13-17"

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpstore.errors import InvalidError
+from kpstore.schema.array import ArraySpec
 from kpstore.schema.feature import (
     CHUNK_BYTES,
     MAX_CHUNK_ROWS,
-    ArraySpec,
     FeatureRows,
     FeatureSpec,
     State,

@@ -1,4 +1,4 @@
-"""Every field of a record: what tables and other libraries give is stored as it is meant, or refused in one line."""
+"""Fields of a record: values of tables and other libraries are stored, or refused in one line."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ def record(**given: Any) -> VideoRecord:
 @pytest.mark.parametrize(
     ("cell", "text"),
     [
-        (None, ""), (math.nan, ""), (np.float32("nan"), ""), (pd.NA, ""), (pd.NaT, ""), (Decimal("nan"), ""),
-        (3, "3"), (np.int64(3), "3"), (2.5, "2.5"), (np.float64(2.5), "2.5"), (True, "True"), (np.bool_(0), "False"),
-        (np.str_("x"), "x"), ("Grüße\n👩‍🦰", "Grüße\n👩‍🦰"), (datetime.date(2024, 2, 29), "2024-02-29"),
-        (pd.Timestamp("2024-02-29 12:30"), "2024-02-29T12:30:00"), (np.datetime64("2024-02-29"), "2024-02-29"),
+        (None, ""), (math.nan, ""), (np.float32("nan"), ""), (pd.NA, ""), (pd.NaT, ""),
+        (Decimal("nan"), ""),
+        (3, "3"), (np.int64(3), "3"), (2.5, "2.5"), (np.float64(2.5), "2.5"), (True, "True"),
+        (np.bool_(0), "False"),
+        (np.str_("x"), "x"),
+        ("Grüße\n👩‍🦰", "Grüße\n👩‍🦰"), (datetime.date(2024, 2, 29), "2024-02-29"),
+        (pd.Timestamp("2024-02-29 12:30"), "2024-02-29T12:30:00"),
+        (np.datetime64("2024-02-29"), "2024-02-29"),
     ],
 )  # fmt: skip
 def test_cells_of_a_table_become_text(cell: Any, text: str) -> None:
@@ -77,15 +81,30 @@ def test_numbers_become_what_a_store_keeps() -> None:
     [
         ({"id": ""}, "needs an id"),
         *(({"id": odd}, "video id: ") for odd in (None, math.nan, 5.0, True, b"a")),
-        ({"id": "\ud800"}, "no text that can be stored"),
+        ({"id": "\ud800"}, "is not valid text"),
         *(({"split": odd}, "video 'a', split: ") for odd in (b"train", ["train"], "\ud800")),
-        ({"frame_paths": "clip.mp4"}, "video 'a', frame_paths: 'clip.mp4' is no sequence; give one path for each"),
+        (
+            {"frame_paths": "clip.mp4"},
+            "video 'a', frame_paths: 'clip.mp4' is not a sequence; give one path for each",
+        ),
         *(({"frame_paths": odd}, "video 'a', frame_paths: ") for odd in (Path("a"), b"a", None, 7)),
-        *(({"frame_paths": ("ok", odd)}, "frame_paths: frame 1: ") for odd in (None, 7, b"a", math.nan, "\ud800")),
-        *(({"fps": odd}, "video 'a', fps: ") for odd in (-1, 0, math.inf, 1e9, 10**400, "25", True, [25], 1j)),
-        *(({"width": odd}, "video 'a', width: ") for odd in (-1, 2**40, 210.5, math.inf, "210", True)),
+        *(
+            ({"frame_paths": ("ok", odd)}, "frame_paths: frame 1: ")
+            for odd in (None, 7, b"a", math.nan, "\ud800")
+        ),
+        *(
+            ({"fps": odd}, "video 'a', fps: ")
+            for odd in (-1, 0, math.inf, 1e9, 10**400, "25", True, [25], 1j)
+        ),
+        *(
+            ({"width": odd}, "video 'a', width: ")
+            for odd in (-1, 2**40, 210.5, math.inf, "210", True)
+        ),
         *(({"height": odd}, "video 'a', height: ") for odd in (-1, 2**40, b"1")),
-        *(({"annotations": odd}, "video 'a', annotations: ") for odd in ("x", [("gloss", "x")], {5: "x"}, {None: "x"})),
+        *(
+            ({"annotations": odd}, "video 'a', annotations: ")
+            for odd in ("x", [("gloss", "x")], {5: "x"}, {None: "x"})
+        ),
         *(
             ({"annotations": {"gloss": odd}}, "video 'a', annotations: 'gloss': ")
             for odd in (b"x", ["x"], {}, object(), "\udfff", np.zeros(2))

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import kpstore
 from kpstore.errors import InvalidError, KpstoreError
 from kpstore.inspect.verify import verify
+from kpstore.schema.array import ArraySpec
 from kpstore.schema.failures import Failures
-from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
+from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
 from kpstore.store.transaction import Transaction
 from tests.conftest import location_of, memory_location
@@ -160,7 +161,7 @@ REFUSED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
     "no rows": (lambda tx: tx.write("count", "a", np.float64(3)), "an array of rows is needed"),
     "ragged": (
         lambda tx: tx.write("parted", "a", [[1], [1, 2]]),
-        "no array of numbers can be made",
+        "cannot be made an array of numbers",
     ),
     "hidden numbers": (
         lambda tx: tx.write("count", "a", np.ma.masked_equal([1, 2, 3], 2)),

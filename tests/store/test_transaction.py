@@ -12,8 +12,9 @@ import kpstore
 from kpstore import plugins
 from kpstore.errors import ConflictError, ExistsError, InvalidError, MismatchError, NotFoundError
 from kpstore.inspect.verify import verify
+from kpstore.schema.array import ArraySpec
 from kpstore.schema.failures import NOTHING_FAILED
-from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec, State
+from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import keypoints_spec
 from tests.fakes import fake_spec, record
 from tests.store.data import LENGTHS, PROVENANCE, fill, rows_of

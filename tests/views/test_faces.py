@@ -34,7 +34,7 @@ def features_of(person: str) -> np.ndarray:
 def fill_faces(
     store: kpstore.Store, target: str = "face_dinov2_vits14", target_model: str = "vits14"
 ) -> kpstore.Store:
-    """Ada and Ben are done (Ada's frame 1 failed, Ben's frame 2 has no angles), Cem has no frontal face."""
+    """Ada's frame 1 failed, Ben's frame 2 has no angles, Cem no frontal face; others are done."""
     with store.transaction("fill") as tx:
         tx.add_videos(
             [
@@ -113,7 +113,7 @@ def test_another_model_than_expected_is_named(memory_store: kpstore.Store) -> No
     with memory_store.transaction("second model") as tx:
         tx.add_feature(FeatureSpec("dinov2_vitb14", (16,), ("other",)), {})
     both = memory_store.at()
-    with pytest.raises(InvalidError, match="say expect_model= which one"):
+    with pytest.raises(InvalidError, match="choose one with expect_model="):
         both.faces()
     assert both.faces(expect_model="dinov2_vits14").input == "dinov2_vits14"
     with pytest.raises(NotFoundError, match="no 'face_dinov2_vitb14' or 'face_features'"):

@@ -123,8 +123,13 @@ def load(location, workers, method, feature):
     store["points"][:], store.video("a")["points"], store.videos
     view = store.frames(["points", feature], missing="skip")
     view[0], view.batch(range(14))
-    loader = DataLoader(view, batch_size=4, num_workers=workers, multiprocessing_context=method, shuffle=False,
-                        persistent_workers=method == "spawn")
+    loader = DataLoader(
+        view,
+        batch_size=4,
+        num_workers=workers,
+        multiprocessing_context=method,
+        persistent_workers=method == "spawn",
+    )
     for epoch in range(2):
         values = np.concatenate([batch["points"].numpy() for batch in loader])
         assert np.array_equal(values, store["points"][:14]), values.shape
@@ -222,5 +227,5 @@ def test_a_feature_may_not_hide_what_samples_have_of_their_own(memory_store: kps
     with memory_store.transaction("x") as tx:
         tx.add_videos([record("a", 3)])
         tx.add_feature(FeatureSpec("row", (2,), ("x",)))
-    with pytest.raises(InvalidError, match="'row' is what views call something of their own"):
+    with pytest.raises(InvalidError, match="views use the key 'row' for their own data"):
         memory_store.at().frames("row")

@@ -60,7 +60,7 @@ def test_options_that_do_not_fit_are_refused(memory_store: kpstore.Store) -> Non
         filled.lips(missing="skip", compute={"root": "."})
     with pytest.raises(InvalidError, match="missing='drop': use 'nan' or 'skip' or 'error'"):
         filled.lips(missing="drop")  # type: ignore[arg-type]
-    with pytest.raises(InvalidError, match="embeddings are a vector per frame"):
+    with pytest.raises(InvalidError, match="embeddings need a vector per frame"):
         filled.lips(feature="lip_resnet18_status", missing="nan")
     with pytest.raises(NotFoundError, match="feature 'lips' not found"):
         filled.lips(feature="lips")

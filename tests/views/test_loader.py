@@ -30,7 +30,7 @@ from tests.processes import finish
 from tests.store.data import fill
 
 POOL = 0.001
-"""MiB: 1,048 bytes, of which seven eighths are 15 rows of 60 bytes: the window is 3 chunks of 4 rows."""
+"""1,048 bytes in MiB: seven eighths hold 15 rows of 60 bytes, a window of 3 chunks of 4 rows."""
 
 
 def long_store(
@@ -284,7 +284,7 @@ def test_what_is_no_state_is_refused(filled: kpstore.Store, state: Any) -> None:
     settings = {
         name: value for name, value in loader.state_dict().items() if name not in ("epoch", "done")
     }
-    with pytest.raises(MismatchError, match="no state of a loader"):
+    with pytest.raises(MismatchError, match="not a state of a loader"):
         loader.load_state_dict({**settings, **state})
 
 
@@ -365,7 +365,7 @@ def test_ranks_are_those_of_the_launcher(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
     loader = kpstore.loader(filled.frames("points"), 8)
-    assert (loader.sampler.rank, loader.sampler.world_size) == (1, 3)
+    assert loader.sampler.ranks == (1, 3)
     with pytest.raises(InvalidError, match="rank=3, world_size=3"):
         kpstore.loader(filled.frames("points"), 8, rank=3, world_size=3)
     with pytest.raises(InvalidError, match="rank=1, world_size=None: give both"):
@@ -479,7 +479,7 @@ def test_an_error_arrives_where_it_happened(filled: kpstore.Store) -> None:
     ("how", "message"),
     [
         ({}, "needs batch_size="),
-        ({"batch_size": 0}, "batch_size=0: use a whole number greater than 0"),
+        ({"batch_size": 0}, "batch_size=0: use a whole number, 1 or more"),
         ({"batch_size": 8, "shuffle": "pool"}, "shuffle='pool': use 'block', 'full' or None"),
         ({"batch_size": 8, "threads": -1}, "threads=-1: use a whole number, 0 or more"),
         ({"batch_frames": -5}, "batch_frames=-5"),
@@ -609,8 +609,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 def make(workers):
     loader = kpstore.loader(kpstore.open(sys.argv[1]).frames("points"), 8, pool_mib=0.001)
-    return StatefulDataLoader(loader.dataset, sampler=loader.sampler, batch_size=None, num_workers=workers,
-                              multiprocessing_context="forkserver" if workers else None)
+    return StatefulDataLoader(
+        loader.dataset,
+        sampler=loader.sampler,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="forkserver" if workers else None,
+    )
 
 def rows(batches):
     return [batch["row"].tolist() for batch in batches]
@@ -708,7 +713,8 @@ loader = kpstore.loader(kpstore.open(sys.argv[1]).frames("points"), 7, threads=0
 assert len(loader) == 5
 context = multiprocessing.get_context("fork")
 found = context.SimpleQueue()
-ranks = [context.Process(target=train, args=(loader, rank, sys.argv[2], found)) for rank in range(2)]
+given = [(loader, rank, sys.argv[2], found) for rank in range(2)]
+ranks = [context.Process(target=train, args=one) for one in given]
 for process in ranks:
     process.start()
 (n, first), (m, second) = found.get(), found.get()

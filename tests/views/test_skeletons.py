@@ -81,7 +81,7 @@ def test_the_loader_gives_tensors(drawn: kpstore.Store) -> None:
 
 def test_what_cannot_be_drawn_is_refused(drawn: kpstore.Store, disk_store: kpstore.Store) -> None:
     with pytest.raises(
-        InvalidError, match=r"'points' has rows of \(5, 3\); skeletons need \(143, 3\)"
+        InvalidError, match=r"'points' has rows of \(5, 3\); skeletons need rows of \(143, 3\)"
     ):
         fill(disk_store).skeletons(feature="points")
     with pytest.raises(InvalidError, match="pixels='int8': use 'float32' or 'uint8'"):

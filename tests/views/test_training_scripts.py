@@ -131,7 +131,7 @@ def test_other_ranges_are_refused(store: kpstore.Store) -> None:
 
 
 def test_sequences_are_one_line(people: dict[str, list[FrameDict]], store: kpstore.Store) -> None:
-    """30 frames: shorter videos repeat their last frame, longer ones give a window from every frame on."""
+    """30 frames: shorter videos repeat their last frame, longer ones give a window per frame."""
     expected = []
     for video in people.values():
         flat = np.stack([flatten(frame) for frame in video])

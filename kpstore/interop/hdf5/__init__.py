@@ -14,7 +14,7 @@ HDF5 = Format(
     target="file",
     examples=(
         "export hdf5 phoenix.kps phoenix.h5",
-        "export hdf5 phoenix.kps dev.h5 --splits dev --compression gzip",
+        "export hdf5 phoenix.kps dev.h5 --split dev --compression gzip",
         "import hdf5 phoenix.h5 phoenix.kps",
         "import hdf5 features.h5 features.kps --dataset group/features",
     ),

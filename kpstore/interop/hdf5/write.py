@@ -43,7 +43,8 @@ class Hdf5Export(Options):
 
     splits: Splits = None
     features: Annotated[
-        list[str] | None, Option("Only this feature; may be given again.", metavar="NAME")
+        list[str] | None,
+        Option("Only this feature; may be given again.", metavar="NAME", flag="--feature"),
     ] = None
     compression: Annotated[
         Literal["none", "gzip", "lzf"], Option("How chunks are stored; lzf is for h5py alone.")

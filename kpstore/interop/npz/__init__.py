@@ -15,6 +15,6 @@ NPZ = Format(
     examples=(
         "import npz OUT phoenix.kps",
         "export npz phoenix.kps OUT",
-        "export npz phoenix.kps OUT --splits train dev",
+        "export npz phoenix.kps OUT --split train dev",
     ),
 )

@@ -19,7 +19,7 @@ from kpstore.interop.npz.layout import IDS, KEYPOINTS, PATHS, npz_name, stats_na
 from kpstore.interop.outputs import ChosenRows, blocks, choose_rows, lost_notes
 from kpstore.interop.splits import UNSPLIT, check_file_names, chosen_splits
 from kpstore.options import Option
-from kpstore.schema.feature import part_names
+from kpstore.schema.feature import MASK, part_names
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 

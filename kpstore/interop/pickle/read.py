@@ -29,8 +29,9 @@ from kpstore.interop.pickle.rows import RowMaker, Zeros
 from kpstore.interop.plain_values import from_json
 from kpstore.interop.splits import UNSPLIT
 from kpstore.options import Option
+from kpstore.schema.array import ArraySpec
 from kpstore.schema.face_lists import load_face_list
-from kpstore.schema.feature import ArraySpec, FeatureSpec
+from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_FACE, POINT_NAMES, FaceList, keypoints_spec
 

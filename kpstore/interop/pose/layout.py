@@ -10,8 +10,13 @@ from typing import Any
 from pose_format.pose_header import PoseHeaderComponent
 
 from kpstore.errors import InvalidError
-from kpstore.schema.feature import ArraySpec, FeatureSpec
-from kpstore.schema.layout import HAND_POINT_NAMES, POSE_POINT_NAMES, FaceList
+from kpstore.schema.array import ArraySpec
+from kpstore.schema.feature import FeatureSpec
+from kpstore.schema.layout import (
+    HAND_POINT_NAMES,
+    POSE_POINT_NAMES,
+    FaceList,
+)
 
 SUFFIX = ".pose"
 COMPONENTS = {

@@ -21,7 +21,7 @@ from kpstore.interop.files import check_free, folder_written_aside, inside, writ
 from kpstore.interop.outputs import check_no_links
 from kpstore.interop.pose.layout import COMPONENTS, HEADER_FIELDS, SUFFIX, face_names, point_names
 from kpstore.options import Option
-from kpstore.schema.feature import FeatureSpec, State
+from kpstore.schema.feature import MASK, FeatureSpec, State
 from kpstore.schema.layout import N_POINTS, PART_SLICES, PARTS, FaceList
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore

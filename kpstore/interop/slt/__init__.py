@@ -15,6 +15,6 @@ SLT = Format(
     examples=(
         "import slt phoenix14t.pami0.train phoenix.kps",
         "export slt phoenix.kps OUT --name phoenix14t.keypoints",
-        "export slt phoenix.kps OUT --feature dinov2 --splits dev test",
+        "export slt phoenix.kps OUT --feature dinov2 --split dev test",
     ),
 )

@@ -1,0 +1,157 @@
+"""One array on the frame or video axis: what a row of it is, and how rows are made to fit."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import InvalidError
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+def _is_number(dtype: str) -> bool:
+    try:
+        return np.dtype(dtype).kind in "fbiu"
+    except TypeError:
+        return False
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array on the frame or video axis.
+
+    Parameters
+    ----------
+    name : the array's name; companions are stored as ``<feature>_<name>``.
+    shape : shape of one row, without the frame or video axis; ``()`` for one number a row.
+    dims : a name for every axis of ``shape``.
+    dtype : a numpy dtype name (``"float32"``, ``"bool"``, …).
+    units : CF units; ``"1"`` for dimensionless numbers.
+    description : one line for readers (CF ``long_name``).
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dims: tuple[str, ...] = ()
+    dtype: str = "float32"
+    units: str = "1"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not _NAME.match(self.name):
+            raise InvalidError(
+                f"array name {self.name!r}: use lower-case letters, digits and underscores, "
+                "starting with a letter"
+            )
+        if len(self.shape) != len(self.dims):
+            raise InvalidError(
+                f"{self.name!r}: shape {self.shape} needs {len(self.shape)} dims, found {self.dims}"
+            )
+        if {"frame", "video"} & set(self.dims):
+            raise InvalidError(
+                f"{self.name!r}: 'frame' and 'video' are axes of the store; give the row's axes "
+                "other names"
+            )
+        if any(length < 1 for length in self.shape):
+            raise InvalidError(
+                f"{self.name!r}: every axis of a row needs a length of at least 1, found "
+                f"{self.shape}"
+            )
+        if not _is_number(self.dtype):
+            raise InvalidError(f"{self.name!r}: dtype {self.dtype!r} is not a number or bool")
+
+    @property
+    def fill(self) -> float | int | bool:
+        """Value of a row that was never written: NaN, 0 or False."""
+        kind = np.dtype(self.dtype).kind
+        return math.nan if kind == "f" else False if kind == "b" else 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one decoded row in bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def empty(self, n_rows: int) -> NDArray[Any]:
+        """Return ``n_rows`` rows filled with the missing value, shape (n_rows, *shape)."""
+        return np.full((n_rows, *self.shape), self.fill, dtype=self.dtype)
+
+    def are_empty(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which rows hold nothing but the missing value, (rows,) bool."""
+        empty = np.isnan(rows) if rows.dtype.kind == "f" else rows == self.fill
+        # One axis a row: numpy is many times slower on several short ones.
+        return np.asarray(empty.reshape(len(rows), math.prod(self.shape)).all(axis=1), dtype=np.bool_)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this spec as JSON values; :meth:`from_json` is the inverse."""
+        return {**asdict(self), "shape": list(self.shape), "dims": list(self.dims)}
+
+    def fitted(
+        self, where: str, array: NDArray[Any], n_rows: int, gone: NDArray[np.bool_] | None
+    ) -> NDArray[Any]:
+        """Return ``n_rows`` rows in this spec's dtype.
+
+        Parameters
+        ----------
+        where : begins error messages.
+        gone : (rows,) bool; these rows come back as missing, whatever they hold.
+
+        Raises
+        ------
+        InvalidError
+            If shape, dtype or values do not fit.
+        """
+        if array.shape != (n_rows, *self.shape):
+            raise InvalidError(
+                f"{where}: shape {array.shape} given, ({n_rows}, *{self.shape}) needed"
+            )
+        if self.dtype == "bool" and array.dtype.kind in "iu":
+            kept = array if gone is None else array[~gone]
+            if kept.size and (kept.min() < 0 or kept.max() > 1):
+                raise InvalidError(
+                    f"{where}: {kept.min()} to {kept.max()} given, bool (or 0 and 1) needed"
+                )
+            array = array.astype(np.bool_)
+        if not np.can_cast(array.dtype, self.dtype, casting="same_kind"):
+            raise InvalidError(f"{where}: dtype {array.dtype} given, {self.dtype} needed")
+        if np.dtype(self.dtype).kind in "iu" and not np.can_cast(array.dtype, self.dtype):
+            limits, kept = np.iinfo(self.dtype), array if gone is None else array[~gone]
+            if kept.size and (kept.min() < limits.min or kept.max() > limits.max):
+                raise InvalidError(
+                    f"{where}: {kept.min()} to {kept.max()} given, {self.dtype} holds "
+                    f"{limits.min} to {limits.max}"
+                )
+        with np.errstate(over="ignore"):  # becomes infinite, which is an error of its own
+            fitted = array.astype(self.dtype, copy=gone is not None)
+        if gone is not None:
+            fitted[gone] = self.fill
+        return fitted
+
+
+def as_rows(where: str, given: Any) -> NDArray[Any]:
+    """Return rows as an array; values that a masked array hides are missing.
+
+    Parameters
+    ----------
+    where : begins error messages.
+
+    Raises
+    ------
+    InvalidError
+        If they do not make an array of rows.
+    """
+    try:
+        masked = isinstance(given, np.ma.MaskedArray)
+        array = np.asarray(given.filled(np.nan) if masked and given.dtype.kind == "f" else given)
+    except (TypeError, ValueError) as error:
+        raise InvalidError(f"{where}: cannot be made an array of numbers ({error})") from None
+    if masked and given.dtype.kind != "f" and np.ma.getmaskarray(given).any():
+        raise InvalidError(f"{where}: a masked array of {given.dtype} hides numbers; fill them in")
+    if not array.ndim:
+        raise InvalidError(f"{where}: one {array.dtype} was given, an array of rows is needed")
+    return array
