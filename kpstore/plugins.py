@@ -16,7 +16,13 @@ from typing import Any, Literal
 
 from kpstore.errors import ExistsError, MissingExtraError, NotFoundError
 
-Group = Literal["kpstore.backends", "kpstore.extractors", "kpstore.features", "kpstore.formats"]
+Group = Literal[
+    "kpstore.backends",
+    "kpstore.extractors",
+    "kpstore.features",
+    "kpstore.formats",
+    "kpstore.sources",
+]
 
 _registered: dict[tuple[str, str], Any] = {}
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from kpstore.extractors.dinov2_weights import (
 )
 from kpstore.extractors.dinov2_weights import register_model as register_model
 from kpstore.extractors.torch_model import TorchModel
+from kpstore.options import WHAT, Option
 from kpstore.schema.face_features import CLS_TOKEN
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 
@@ -79,8 +80,13 @@ class Dinov2Extractor(OneFeature, TorchModel):
     extractor_name: ClassVar[str] = "dinov2"
     default_at_once: ClassVar[Mapping[str, int]] = {"cpu": 1, "cuda": 32}
 
-    model: str = "dinov2_vitb14"
-    weights: str | os.PathLike[str] | None = None
+    model: Annotated[
+        str, Option("dinov2_vits14, _vitb14, _vitl14 or _vitg14, with or without _reg.", panel=WHAT)
+    ] = "dinov2_vitb14"
+    weights: Annotated[
+        str | os.PathLike[str] | None,
+        Option("The model's weights, a file or folder.", "PATH", kind=Path, panel=WHAT),
+    ] = None
     precision: Precision = "fp32"
     dtype: StoredType = "float32"
     positions: Positions = "hub"

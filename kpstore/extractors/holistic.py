@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.extractors.mediapipe import FoundParts, MediapipeExtractor, check_options, pose_model
+from kpstore.options import WHAT, Option
 from kpstore.schema.feature import FeatureRows
 
 
@@ -32,8 +33,13 @@ class HolisticExtractor(MediapipeExtractor):
     face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`.
     """
 
-    mode: Literal["image", "video"] = "image"
-    independent_frames: bool = False
+    mode: Annotated[
+        Literal["image", "video"],
+        Option("Look for the person in each image, or track from image to image.", panel=WHAT),
+    ] = "image"
+    independent_frames: Annotated[
+        bool, Option("No frame depends on those before it.", panel=WHAT)
+    ] = False
     min_tracking_confidence: float = 0.5
 
     n_mesh_points = 468

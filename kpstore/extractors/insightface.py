@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from kpstore.extractors.face_geometry import (
     spherical_angles,
 )
 from kpstore.extractors.insightface_models import Pack, find_pack, library_versions, open_detector
+from kpstore.options import WHAT, Option
 from kpstore.schema.face_features import EXTRACTED_FACE_FIELDS, EXTRACTED_FRAME_FIELDS, Field
 from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance
 
@@ -112,13 +114,31 @@ class FacesExtractor:
 
     needs_reference: ClassVar[bool] = True
 
-    model_pack: str | os.PathLike[str] = "buffalo_l"
-    face: FaceChoice | None = None
+    model_pack: Annotated[
+        str | os.PathLike[str],
+        Option("Detector: a pack of InsightFace, or a folder.", "NAME|DIR", kind=str, panel=WHAT),
+    ] = "buffalo_l"
+    face: Annotated[
+        FaceChoice | None,
+        Option("Which face of several; by default the largest.", panel=WHAT),
+    ] = None
     det_size: int = 640
     det_thresh: float = 0.5
-    formula: Formula = "corrected"
-    model: str = "dinov2_vitb14"
-    weights: str | os.PathLike[str] | None = None
+    formula: Annotated[
+        Formula, Option("Of angles; json makes what users' JSON files hold.", panel=WHAT)
+    ] = "corrected"
+    model: Annotated[
+        str,
+        Option(
+            "dinov2_vits14, _vitb14, _vitl14 or _vitg14, with or without _reg.",
+            flag=("--dinov2-model", "--model"),
+            panel=WHAT,
+        ),
+    ] = "dinov2_vitb14"
+    weights: Annotated[
+        str | os.PathLike[str] | None,
+        Option("The model's weights, a file or folder.", "PATH", kind=Path, panel=WHAT),
+    ] = None
     precision: Precision = "fp32"
     dtype: StoredType = "float32"
     positions: Positions = "hub"

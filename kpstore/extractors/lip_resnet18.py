@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from kpstore.extractors.base import Extracted
 from kpstore.extractors.devices import TORCH_TYPES, Precision, StoredType, find_device, reproducible
 from kpstore.extractors.lip_weights import LipCheckpoint, load_network, read_lip_checkpoint
 from kpstore.extractors.torch_model import TorchModel
+from kpstore.options import WHAT, Option
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.lips import CROP_SIDE, LIP_FEATURE, LIP_LENGTH, lip_spec
 
@@ -69,7 +70,10 @@ class LipResnet18Extractor(TorchModel):
     default_at_once: ClassVar[Mapping[str, int]] = {"cpu": 10, "cuda": 64 * PIECE}
     any_length: ClassVar[bool] = True
 
-    weights: str | os.PathLike[str] | None = None
+    weights: Annotated[
+        str | os.PathLike[str] | None,
+        Option("The model's weights, a file or folder.", "PATH", kind=Path, panel=WHAT),
+    ] = None
     crop: int = 88
     quirk: Quirk = "none"
     precision: Precision = "fp32"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, MissingExtraError, UnsupportedError
 from kpstore.extractors.base import OneFeature
 from kpstore.extractors.base import check_image as check_image
+from kpstore.options import WHAT, Option
 from kpstore.schema.face_lists import load_face_list as load_face_list
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.layout import PART_SLICES, PARTS, FaceList, keypoints_spec
@@ -238,7 +239,10 @@ class MediapipeExtractor(OneFeature):
     model_complexity : 0, 1 or 2, the pose model; MediaPipe's wheel holds that of 1 only.
     """
 
-    face_list: str | os.PathLike[str] | FaceList = "phoenix"
+    face_list: Annotated[
+        str | os.PathLike[str] | FaceList,
+        Option("The 68 face points: phoenix, ibug, or a file.", kind=str, panel=WHAT),
+    ] = "phoenix"
     min_detection_confidence: float = 0.5
     model_complexity: int = 1
     _solutions: tuple[Any, ...] = field(default=(), init=False, repr=False, compare=False)

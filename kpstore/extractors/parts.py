@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.extractors.mediapipe import FoundParts, MediapipeExtractor, check_options, pose_model
+from kpstore.options import WHAT, Option
 
 Handedness = Literal["subject", "legacy"]
 
@@ -69,7 +70,9 @@ class PartsExtractor(MediapipeExtractor):
         hold.
     """
 
-    handedness: Handedness = "subject"
+    handedness: Annotated[Handedness, Option("How left and right are told apart.", panel=WHAT)] = (
+        "subject"
+    )
 
     def _check(self) -> None:
         check_options(

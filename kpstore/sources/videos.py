@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
+from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError, Listing
 from kpstore.sources.images import image_size, is_image, natural_key, read_image
 from kpstore.sources.orientation import Orientation, from_display_matrix, read_display_matrix
 from kpstore.sources.rates import rate_of
+from kpstore.sources.selection import MaxVideos, Splits, part_of, selected, settle_source
 
 if TYPE_CHECKING:
     import av
@@ -46,20 +47,20 @@ class VideosSource:
     max_videos_per_split : only the first ones of each split, in the order of their ids.
     """
 
-    root: Path
-    splits: tuple[str, ...] | None = None
-    max_videos_per_split: int | None = None
+    summary: ClassVar[str] = (
+        "Extract from video files and folders of pictures.\n\nFolders called train, dev, test and the like are splits."
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "kpstore ingest videos CLIPS clips.kps",
+        "kpstore ingest videos CLIPS clips.kps --mode video --workers 8",
+    )
+
+    root: Annotated[Path, Option("Folder of videos.", "DIR", argument=True)]
+    splits: Splits = None
+    max_videos_per_split: MaxVideos = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "root", Path(self.root).absolute()
-        )  # workers may work in another folder
-        if self.splits is not None:
-            object.__setattr__(self, "splits", tuple(self.splits))
-        if self.max_videos_per_split is not None and self.max_videos_per_split < 1:
-            raise InvalidError(
-                f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1"
-            )
+        settle_source(self, "root")
 
     @property
     def name(self) -> str:
@@ -69,12 +70,7 @@ class VideosSource:
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Which folder, and which part of it."""
-        splits = None if self.splits is None else list(self.splits)
-        return {
-            "kind": "videos",
-            "splits": splits,
-            "max_videos_per_split": self.max_videos_per_split,
-        }
+        return {"kind": "videos", **part_of(self)}
 
     def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
         """List the videos; a file that cannot be opened is a problem."""
@@ -105,15 +101,7 @@ class VideosSource:
             raise NotFoundError(
                 f"split {unknown[0]!r} not found in {self.root}; there are {sorted(there)}"
             )
-        count: Counter[str] = Counter()
-        chosen = []
-        for entry in found:
-            if self.splits is not None and entry.split not in self.splits:
-                continue
-            count[entry.split] += 1
-            if self.max_videos_per_split is None or count[entry.split] <= self.max_videos_per_split:
-                chosen.append(entry)
-        return chosen
+        return list(selected(self, found, lambda entry: entry.split))
 
     def read_frames(
         self, video: VideoRecord, *, skip: Collection[int] = ()

@@ -412,7 +412,7 @@ MISTAKES = {
         ("--gpus", "1"),
         "1 GPU asked for, none found on this machine; leave out --gpus",
     ),
-    "no device at all": (("--device", "tpu"), "device 'tpu' is none; use cpu, cuda or cuda:0"),
+    "no device at all": (("--device", "tpu"), "device 'tpu' is unknown; use cpu, cuda or cuda:0"),
     "size": (("--set", "det_size=100"), "det_size=100 is no multiple of 32"),
     "option": (("--set", "colour=red"), "recipe 'faces' has no option 'colour'"),
 }
