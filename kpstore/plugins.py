@@ -71,7 +71,7 @@ def load(group: Group, name: str) -> Any:
 
 
 def of_others(group: Group) -> Iterator[Any]:
-    """Yield what was registered in this process, and what packages other than kpstore have installed.
+    """Yield the items registered in this process and those of other installed packages.
 
     What cannot be imported is left out with a warning: one broken plug-in must not stop everything
     else.
@@ -96,7 +96,7 @@ def _points_of_others(group: str) -> tuple[EntryPoint, ...]:
 
 
 def imported(name: str, home: str) -> Any:
-    """Return what stands at ``module:attribute``, with an error that names the extra if a library is not installed."""
+    """Return ``module:attribute``; the error for a missing library names the extra."""
     return _loaded(EntryPoint(name, home, ""))
 
 

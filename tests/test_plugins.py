@@ -36,7 +36,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def kpstore(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
-    """Run a command in the environment, and return what it prints or, with ``code=2``, its error."""
+    """Run a command there; return its output, or its error output for ``code=2``."""
 
     def run(*words: object, code: int = 0) -> str:
         command = [sys.executable, "-m", "kpstore.cli.main", *words]

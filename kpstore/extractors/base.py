@@ -42,9 +42,9 @@ class Model(Protocol):
 
     @property
     def provenance(self) -> Mapping[str, Provenance]:
-        """By feature, everything that changes the numbers: extractor, version, parameters, model, SHA-256 (JSON).
+        """By feature, everything that changes the numbers, as JSON; known before ``open``.
 
-        May be asked before ``open``.
+        Extractor, version, parameters, model and the SHA-256 of its weights.
         """
 
     @property
@@ -65,7 +65,7 @@ class Model(Protocol):
 
 
 class Settling(Protocol):
-    """What an extractor has beside :class:`Model` if the last bits of a row depend on how many its model takes at once.
+    """What an extractor has beside :class:`Model` if its batch size affects the last bits.
 
     Their number belongs to a feature: it is chosen before anything is committed, stands in the
     provenance and is kept by whoever goes on. :class:`kpstore.extractors.torch_model.TorchModel`
@@ -239,7 +239,7 @@ class OneFeature(ABC):
 
 
 def check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the frame in C order, or raise :class:`InvalidError` unless it is (height, width, 3) uint8."""
+    """Return a frame in C order; :class:`InvalidError` unless it is (height, width, 3) uint8."""
     if not isinstance(image, np.ndarray):
         raise InvalidError(
             f"a frame is a NumPy array (height, width, 3) uint8 RGB, found {type(image).__name__}"

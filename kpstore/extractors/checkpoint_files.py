@@ -1,4 +1,4 @@
-"""Files of weights: known by their SHA-256, read without running what is in them, their names told in short."""
+"""Files of weights: hashed, and read without running code that is in them."""
 
 from __future__ import annotations
 

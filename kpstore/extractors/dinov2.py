@@ -15,15 +15,9 @@ from PIL import Image
 from kpstore.errors import InvalidError
 from kpstore.extractors.base import Extracted, OneFeature, check_image
 from kpstore.extractors.devices import TORCH_TYPES, Precision, StoredType, find_device, reproducible
-from kpstore.extractors.dinov2_weights import (
-    PATCH,
-    Weights,
-    find_model,
-    find_weights,
-    library_versions,
-    load_model,
-)
-from kpstore.extractors.dinov2_weights import register_model as register_model
+from kpstore.extractors.dinov2_models import PATCH, find_model
+from kpstore.extractors.dinov2_models import register_model as register_model
+from kpstore.extractors.dinov2_weights import Weights, find_weights, library_versions, load_model
 from kpstore.extractors.torch_model import TorchModel
 from kpstore.options import WHAT, Option
 from kpstore.schema.face_features import CLS_TOKEN
@@ -34,13 +28,13 @@ SIDE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, of red, green and blue from 0 to 1."""
 HUB_OFFSET = 0.1
-"""What facebookresearch's models add to the grid's side before they scale positions (``interpolate_offset``)."""
+"""Added to the grid's side by facebookresearch's models (``interpolate_offset``)."""
 
 Positions = Literal["hub", "transformers"]
 
 
 def whole_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a frame at 224 x 224, (224, 224, 3) uint8: the whole of it, its aspect lost, nothing cut away.
+    """Return the whole frame resized to (224, 224, 3) uint8; its aspect ratio is lost.
 
     As ``torchvision.transforms.Resize((224, 224))`` does with a PIL image: bilinear, and smoothed
     where it shrinks.
@@ -275,7 +269,7 @@ class Dinov2Extractor(OneFeature, TorchModel):
 
 
 def _set_positions(model: Any) -> None:
-    """Bring the positions to the 16 x 16 patches of a frame as facebookresearch's models do, once and for all.
+    """Resize the positions to a frame's 16 x 16 patches as facebookresearch's models do.
 
     They scale by (16 + 0.1) / 37 where transformers scales to a size of 16, so samples lie up to
     0.2 patches apart (facebookresearch/dinov2, ``interpolate_pos_encoding``; models with registers

@@ -1,4 +1,4 @@
-"""MediaPipe Holistic: looks for the person, then for the face and the hands where the pose has them."""
+"""MediaPipe Holistic: finds the person, then the face and the hands by the pose."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kpstore.schema.feature import FeatureRows
 
 @dataclass(kw_only=True)
 class HolisticExtractor(MediapipeExtractor):
-    """Keypoints by MediaPipe Holistic: finds more faces and hands than the separate solutions, but carries state.
+    """Keypoints by MediaPipe Holistic, which finds more faces and hands but carries state.
 
     In both modes a frame's numbers depend on the frames before it: in ``"image"`` mode too
     MediaPipe keeps the last face's region (and a frame's face moves by up to 1.6 pixels of 210 with
@@ -102,7 +102,7 @@ class HolisticExtractor(MediapipeExtractor):
         return 4.0 if self.independent_frames else 10.0
 
     def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
-        """Forget all frames seen so far: what follows equals a new extractor's results bit for bit."""
+        """Forget all frames: results are bit for bit those of a new extractor."""
         self._require_open()
         self._restart()
         return {}

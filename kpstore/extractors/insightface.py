@@ -1,4 +1,4 @@
-"""Faces: InsightFace's landmarks, DINOv2 of the whole frame, and how far the face is turned from a frontal one."""
+"""Faces: InsightFace's landmarks, DINOv2 of the frame, angles to a frontal face."""
 
 from __future__ import annotations
 

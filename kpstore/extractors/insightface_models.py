@@ -1,4 +1,4 @@
-"""InsightFace's model packs: found, loaded from its releases if asked for by name, hashed, opened without a word."""
+"""InsightFace's model packs: found or downloaded, hashed, opened quietly."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def pack_home() -> Path:
 
 
 def find_pack(name: str) -> Pack:
-    """Return a pack, loaded from InsightFace's releases if it is asked for by name and not here yet.
+    """Return a pack; one asked for by name is downloaded if it is not on this machine.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def find_pack(name: str) -> Pack:
 
 
 def find_detector(folder: Path) -> Path:
-    """Return the file of a folder that InsightFace takes for its detector: the first, by name, that looks like one.
+    """Return the file that InsightFace uses as its detector: the first that looks like one.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def _count_outputs(file: Path) -> int:
 
 
 def _load_pack(name: str, folder: Path) -> None:
-    """Let InsightFace load a pack, aside: a folder that is there counts as whole, for InsightFace too."""
+    """Download a pack beside its folder: InsightFace takes any folder for a whole pack."""
     _log.info("loading model pack %s from InsightFace's releases to %s", name, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def _load_pack(name: str, folder: Path) -> None:
 
 
 def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> Any:
-    """Return InsightFace's own ``FaceAnalysis`` with nothing but the detector, ready for one picture size.
+    """Return InsightFace's ``FaceAnalysis`` with the detector alone, for one picture size.
 
     Raises
     ------

@@ -29,7 +29,7 @@ QUIRK_ROWS = 50
 REACH = 2
 """Frames on either side that an embedding depends on."""
 PIECE = 25
-"""Frames of a video that are computed together, at most: one second. A video's last piece is filled up."""
+"""Most frames of a video that are computed together: one second. The last piece is padded."""
 SMALLEST_CROP = 32
 
 Quirk = Literal["none", "height_slice"]
@@ -277,7 +277,7 @@ class LipResnet18Extractor(TorchModel):
         return self._forward(np.stack([crops] * many), np.stack([there] * many))
 
     def _forward(self, crops: NDArray[np.uint8], there: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return (pieces, frames, 512) for crops (pieces, frames + 4, height, width) and which of them are there."""
+        """Return (pieces, frames, 512) for crops (pieces, frames + 4, height, width)."""
         import torch
 
         batch, known = torch.from_numpy(crops), torch.from_numpy(there)

@@ -1,4 +1,4 @@
-"""Weights of the lip-reading encoder: a checkpoint of one's own, loaded with nothing missing and nothing left over."""
+"""Weights of the lip-reading encoder: a user's checkpoint, checked tensor by tensor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 WRAPPERS = ("model_state_dict", "state_dict")
 """Names under which training scripts keep a model's tensors."""
 HEAD = "tcn"
-"""What names of the temporal head hold, which reads words out of the features and is not needed for them."""
+"""Part of the names of the temporal head, which features do not need."""
 COUNTER = "num_batches_tracked"
 """Of batch norm, while it is trained; checkpoints of old versions of torch are without."""
 FIRST = "frontend3D.0.weight"
@@ -190,7 +190,10 @@ def _check(tensors: Mapping[str, Any], path: Path) -> None:
         name for name in tensors if name in wanted and tuple(tensors[name].shape) != wanted[name]
     ]
     if missing:
-        fault = f"lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]!r}; it has {some_of(tensors)}"
+        fault = (
+            f"lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]!r}; it has "
+            f"{some_of(tensors)}"
+        )
     elif odd:
         fault = f"has {len(odd)} tensors too many, first {odd[0]!r}"
     elif shapes:

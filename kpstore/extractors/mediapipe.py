@@ -1,4 +1,4 @@
-"""What the MediaPipe extractors share: loading it quietly, its models' hashes, face lists, and rows from landmarks."""
+"""The base of the MediaPipe extractors: quiet loading, model hashes, rows from landmarks."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
 
 
 def bundled_models() -> list[str]:
-    """Return the names of the model files that the installed MediaPipe holds, without importing it."""
+    """Return the names of the installed MediaPipe's model files without importing it."""
     return sorted(
         path.relative_to(_models_folder()).as_posix() for path in _models_folder().rglob("*.tflite")
     )
@@ -163,7 +163,7 @@ def quiet_start() -> Iterator[None]:
 
 
 def check_options(*, model_complexity: int, **confidences: float) -> None:
-    """Raise :class:`InvalidError`, naming all of them at once, for options that MediaPipe does not have."""
+    """Raise :class:`InvalidError`, naming all of them, for options that MediaPipe lacks."""
     problems = [
         f"{name}={value!r} is not a number from 0 to 1"
         for name, value in confidences.items()
@@ -198,7 +198,7 @@ class FoundParts:
 
 
 def landmark_array(landmarks: Any) -> NDArray[np.float32]:
-    """Return a landmark list as (points, 3) float32: x, y as fractions of width and height, z relative."""
+    """Return landmarks as (points, 3) float32: x, y as fractions of the frame, z relative."""
     return np.array([(point.x, point.y, point.z) for point in landmarks.landmark], dtype=np.float32)
 
 
@@ -316,7 +316,7 @@ class MediapipeExtractor(OneFeature):
         return 10.0
 
     def open(self, device: str = "cpu") -> None:
-        """Build the solutions, on the CPU: MediaPipe's have no other way, so another device is logged and ignored."""
+        """Build the solutions; they run on the CPU, so another device is logged and ignored."""
         model_hashes(self._recipe()[3])  # before MediaPipe looks for a missing model on the network
         if device != "cpu":
             _log.info("MediaPipe's solutions run on the CPU only; device %r is ignored", device)
@@ -386,6 +386,6 @@ class MediapipeExtractor(OneFeature):
         self._started = True
 
     def _wait_until_started(self) -> None:
-        """Wait for the threads in which graphs open their models: until then they write to standard error."""
+        """Wait until the graphs' threads have opened their models and stop writing to stderr."""
         for solution in self._solutions:
             solution._graph.wait_until_idle()

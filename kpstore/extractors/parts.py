@@ -1,4 +1,4 @@
-"""MediaPipe's FaceMesh, Hands and Pose, each on single images: the recipe of users' present files."""
+"""MediaPipe's FaceMesh, Hands and Pose on single images: the recipe of users' files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kind of processor computes: libraries choose their ways by it, so the last bits of a number depend on it."""
+"""The kind of processor that computes, on which the last bits of numbers depend."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _LIMITS = (
 
 
 def cpu_name() -> str:
-    """Return the kind of this machine's CPU by what decides its numbers: ``"x86_64 Intel, avx512 vnni bf16 amx"``.
+    """Return the kind of this machine's CPU: ``"x86_64 Intel, avx512 vnni bf16 amx"``.
 
     The architecture, the vendor, the instruction sets that numerical libraries look for, and
     whatever the environment forbids them. Two CPUs of one kind may still be of different speed.
@@ -61,7 +61,7 @@ def _kind() -> str:
 
 
 def kind_of(machine: str, system: str, cpuinfo: str) -> str:
-    """Return the kind of a CPU, of its architecture, its operating system and Linux's ``/proc/cpuinfo``, if any."""
+    """Return the kind of a CPU; ``cpuinfo`` is Linux's ``/proc/cpuinfo``, or empty."""
     facts = {}
     for line in cpuinfo.split("\n\n")[0].splitlines():
         name, _, value = line.partition(":")
@@ -75,7 +75,7 @@ def kind_of(machine: str, system: str, cpuinfo: str) -> str:
 
 
 def device_name(device: Any) -> str:
-    """Return the kind of processor behind a device of torch: :func:`cpu_name`, or a GPU's name and capability."""
+    """Return the kind of processor behind a torch device, a CPU or a GPU."""
     if device.type != "cuda":
         return cpu_name()
     import torch

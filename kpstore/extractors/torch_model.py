@@ -1,4 +1,4 @@
-"""What extractors of torch have in common: their model is always called with one number of rows, which is on record.
+"""The base of torch extractors: each call of the model has the same number of rows.
 
 For another number of rows libraries compute in another way, and the last bits of a row then depend
 on what is beside it: on how videos were cut into tasks, on how many workers there are. With one
@@ -129,7 +129,7 @@ class TorchModel(ABC):
         return "" if self._device is None else device_name(self._device)
 
     def _opened(self, device: str) -> None:
-        """Take the device's default if nothing else is settled, and try one call where that may fail.
+        """Take the device's default if no number is settled, and try one call where it may fail.
 
         Raises
         ------
@@ -225,7 +225,7 @@ class TorchModel(ABC):
         )
 
     def _not_finite(self, stored: str = "float32") -> str:
-        """Return what to say of a frame of which the model, or the type in which it is stored, makes no number."""
+        """Return why a frame has no finite numbers in this precision and storage type."""
         advice = "are the weights whole, and those of this model?"
         if self.precision != "fp32":
             advice = "use --set precision=fp32"

@@ -168,5 +168,5 @@ class FacesSource:
         return VideosSource(self._base).read_frames(video, skip=skip)
 
     def read_reference(self, video: VideoRecord) -> NDArray[np.uint8] | FrameError:
-        """Return a person's frontal picture, (height, width, 3) uint8 RGB, or why it cannot be read."""
+        """Return a person's frontal picture, (height, width, 3) uint8 RGB, or an error."""
         return read_image(self._base / video.annotations[FACE_PATH])

@@ -100,7 +100,7 @@ def _tiff_tag(image: Image.Image, tag: int) -> tuple[int, ...]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return a picture as its camera says it stands: phones store what they took as their sensor saw it."""
+    """Return a picture upright, turned as its EXIF orientation says."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)

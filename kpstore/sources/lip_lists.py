@@ -1,4 +1,4 @@
-"""The file lists of a lip-reading configuration: YAML that names folders, JSON that lists utterances."""
+"""Lists of a lip-reading configuration: YAML that names folders, JSON with utterances."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_utterances(config: Path, root: Path) -> Utterances:
 
 
 def utterance_id(path: Path, root: Path, config: Path) -> str:
-    """Return the id of a listed file: its path in ``root`` without ``.npz``, with forward slashes."""
+    """Return the id of a listed file: its path in ``root`` without ``.npz``, with slashes."""
     for whole, base in ((path, root), (path.resolve(), root.resolve())):
         if whole.is_relative_to(base) and ".." not in whole.parts:
             return whole.relative_to(base).as_posix().removesuffix(".npz")
@@ -94,7 +94,7 @@ def read_split(config: Path, split: str, folder: str, root: Path | None = None) 
 
 
 def list_folders(config: Path) -> dict[str, str]:
-    """Return the folder of each split's lists as a configuration names it, in the order train, val, test.
+    """Return the folder of each split's lists, in the order train, val, test.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Mouth crops of lip-reading data sets: an npz file per utterance, listed by a configuration or lying in a folder."""
+"""Mouth crops of lip-reading data sets: an npz file per utterance, listed or in a folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Root = Annotated[
 
 @dataclass(frozen=True)
 class LipsSource:
-    """Utterances of a lip-reading data set: npz files with ``data``, (T, 96, 96) uint8 grey mouth crops.
+    """Utterances of a lip-reading data set: npz files with ``data``, (T, 96, 96) uint8 grey.
 
     A video's id is its file's path in ``root`` without ``.npz``; its frames are ``x.npz#0``,
     ``x.npz#1``, …: the ids and paths that an import of embeddings of the same files has. A file

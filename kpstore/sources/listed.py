@@ -21,7 +21,7 @@ from kpstore.sources.videos import VideosSource
 
 @dataclass(frozen=True)
 class ListedSource:
-    """The frames of a list of videos: pictures, frames of video files (``clip.mp4#7``), or mouth crops (``x.npz#7``).
+    """A list of videos: pictures, frames of files (``clip.mp4#7``) or crops (``x.npz#7``).
 
     Parameters
     ----------

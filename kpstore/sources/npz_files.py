@@ -26,7 +26,7 @@ BLOCK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What an array is: ``dtype`` in this machine's byte order once read, ``shape`` with rows first."""
+    """An array's ``dtype``, native once read, and its ``shape`` with rows first."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]

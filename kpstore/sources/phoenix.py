@@ -1,4 +1,4 @@
-"""RWTH-PHOENIX-Weather 2014 T as it is released: folders of PNG frames and one list of annotations per split."""
+"""RWTH-PHOENIX-Weather 2014 T as released: folders of PNG frames, a list per split."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class PhoenixSource:
     )
     examples: ClassVar[tuple[str, ...]] = (
         "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --workers 4",
-        "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --splits train dev --max-videos-per-split 100",
+        "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --splits train dev "
+        "--max-videos-per-split 100",
         "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --dry-run",
     )
 
@@ -180,7 +181,7 @@ def _read_rows(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _video(base: Path, split: str, name: str, annotations: dict[str, str]) -> VideoRecord | None:
-    """Return a video from its folder, or from the folder ``1`` in it that the lists name and releases do not have."""
+    """Return a video from its folder, or from the folder ``1`` in it that the lists name."""
     for folder in (f"{FRAMES}/{split}/{name}", f"{FRAMES}/{split}/{name}/1"):
         if not (base / folder).is_dir():
             continue

@@ -48,7 +48,8 @@ class VideosSource:
     """
 
     summary: ClassVar[str] = (
-        "Extract from video files and folders of pictures.\n\nFolders called train, dev, test and the like are splits."
+        "Extract from video files and folders of pictures.\n\n"
+        "Folders called train, dev, test and the like are splits."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "kpstore ingest videos CLIPS clips.kps",
@@ -232,7 +233,7 @@ def _describe(root: Path, entry: _Entry, problems: list[str], notes: list[str]) 
 def _upright_size(
     path: str, container: av.container.InputContainer, stream: VideoStream, notes: list[str]
 ) -> tuple[int, int]:
-    """Return width and height of a video's pictures as they will be read, from the first that can be decoded."""
+    """Return width and height of a video's frames as they are read."""
     first = next(
         (frame for frame in _decoded(container, stream) if not isinstance(frame, FrameError)), None
     )

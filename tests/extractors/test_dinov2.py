@@ -29,7 +29,8 @@ from kpstore.errors import (
     UnsupportedError,
 )
 from kpstore.extractors.dinov2 import Dinov2Extractor, whole_image
-from kpstore.extractors.dinov2_weights import MODELS, Architecture, hub_cache, register_model
+from kpstore.extractors.dinov2_models import MODELS, Architecture, register_model
+from kpstore.extractors.dinov2_weights import hub_cache
 from kpstore.extractors.registry import make_extractor
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
@@ -52,7 +53,7 @@ if "dinov2" not in plugins.names(
 
 
 def make_model(name: str, image_size: int = 518) -> Any:
-    """A model with random weights that are large enough for positions and layer scales to matter."""
+    """A model whose random weights are large enough for positions and scales to matter."""
     architecture = TINY[name]
     values = {
         "hidden_size": architecture.width,
@@ -188,7 +189,7 @@ def test_models_of_224_pixels_and_those_with_registers_have_one_kind_of_position
 def test_positions_are_those_of_torch_hub_by_default(
     models: dict[str, Any], images: list[np.ndarray]
 ) -> None:
-    """Bicubic samples (a = -0.75, edges repeated) at the places that a scale of 16.1 / 37 gives, written out anew."""
+    """Bicubic samples (a = -0.75, edges repeated) at a scale of 16.1 / 37, written out."""
     at = (np.arange(16) + 0.5) * 37 / 16.1 - 0.5
     taps = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
     d = np.abs(at[:, None] - taps)

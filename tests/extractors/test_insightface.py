@@ -1,4 +1,4 @@
-"""Faces through InsightFace's own FaceAnalysis and transformers' own DINOv2, with tiny models that the tests make."""
+"""Faces through InsightFace's FaceAnalysis and transformers' DINOv2, with tiny models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kpstore.errors import (
 )
 from kpstore.extractors import insightface_models
 from kpstore.extractors.dinov2 import Dinov2Extractor
-from kpstore.extractors.dinov2_weights import Architecture, register_model
+from kpstore.extractors.dinov2_models import Architecture, register_model
 from kpstore.extractors.face_geometry import FacePoints, landmarks_to_3d, spherical_angles
 from kpstore.extractors.insightface import Face, FacesExtractor, choose_face
 from kpstore.extractors.registry import make_extractor
@@ -88,7 +88,7 @@ def shared(home: Path) -> FacesExtractor:
 
 
 def picture(*squares: tuple[int, int, int, int], size: int = SIZE) -> np.ndarray:
-    """A picture, black but for cells (row, column) whose colour is (red, green): the size and score of a face."""
+    """A black picture with cells (row, column) of (red, green): a face's size and score."""
     image = np.zeros((size, size, 3), dtype=np.uint8)
     image[..., 2] = 77  # blue changes nothing, unless it is taken for red
     cell = size * 32 // SIZE

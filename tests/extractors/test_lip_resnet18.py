@@ -145,7 +145,7 @@ def crops(seed: int, n_frames: int) -> np.ndarray:
 
 
 def opened(weights: Path, **options: Any) -> LipResnet18Extractor:
-    """Return an extractor of small crops, unless told otherwise: they take an eighth of the time."""
+    """Return an extractor of small crops by default: they take an eighth of the time."""
     extractor = LipResnet18Extractor(weights=weights, **{"crop": 32, **options})
     extractor.open()
     return extractor
@@ -614,7 +614,7 @@ def test_the_feature_is_the_one_of_imported_files() -> None:
 def test_what_is_extracted_is_exported_as_existing_files_are(
     shared: LipResnet18Extractor, tmp_path: Path
 ) -> None:
-    """From crops to a file (512, T) beside them, with the names that an import of such files gives."""
+    """From crops to a file (512, T) beside them, named as an import of such files expects."""
     np.savez_compressed(tmp_path / "1_2.npz", data=crops(0, 3))
     source = LipsSource(tmp_path)
     (video,) = source.scan().videos

@@ -1,4 +1,4 @@
-"""One number of rows for every call: shown with models of torch's own, of another kind than kpstore's extractors."""
+"""One number of rows for every call, shown with small models of torch's own."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ MODELS: dict[str, Callable[[], Any]] = {"resnet": small_resnet, "vit": SmallVit}
 
 @dataclass(kw_only=True)
 class Embedding(OneFeature, TorchModel):
-    """What an extractor of somebody else's would be, with a memory of its own size on a "GPU" that is the CPU."""
+    """Another package's extractor, with a memory of its own size on a "GPU" on the CPU."""
 
     kind: str = "resnet"
     batch_size: int = 0

@@ -16,7 +16,7 @@ import pytest
 
 import kpstore
 from kpstore.cli.main import run
-from kpstore.extractors.dinov2_weights import Architecture, register_model
+from kpstore.extractors.dinov2_models import Architecture, register_model
 from kpstore.extractors.insightface import FacesExtractor
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest

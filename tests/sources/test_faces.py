@@ -1,4 +1,4 @@
-"""Persons with frontal pictures: who belongs to whom, what paths are relative to, what is told as a problem."""
+"""Persons with frontal pictures: how they are paired, paths, and problems."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_workers_elsewhere_read_the_same(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_stand_upright_as_their_camera_says(tmp_path: Path, orientation: int) -> None:
-    """A picture that is stored turned reads as the upright one (EXIF 2.3: what row 0 and column 0 are)."""
+    """A picture that is stored turned reads as the upright one (EXIF 2.3, row and column 0)."""
     upright = np.zeros((24, 40, 3), dtype=np.uint8)
     upright[:8, :8] = 255  # a bright corner at the upper left
     stored = {
