@@ -70,6 +70,14 @@ def load(group: Group, name: str) -> Any:
     return _loaded(point)
 
 
+def name_of(group: Group, item: type[Any]) -> str:
+    """Return the name of a registered class, empty if it has none; nothing is imported."""
+    home = f"{item.__module__}:{item.__qualname__}"
+    found = [name for (kind, name), known in _registered.items() if kind == group and known is item]
+    found += [name for name, point in _entry_points(group).items() if point.value == home]
+    return found[0] if found else ""
+
+
 def of_others(group: Group) -> Iterator[Any]:
     """Yield the items registered in this process and those of other installed packages.
 

@@ -48,7 +48,7 @@ def kpstore(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
 
 
 def test_an_extractor_a_format_and_a_backend_of_somebody_else(
-    tmp_path: Path, kpstore: Callable[..., str]
+    tmp_path: Path, environment: dict[str, str], kpstore: Callable[..., str]
 ) -> None:
     for name, grey in (("a", 10), ("b", 20)):
         (tmp_path / "clips" / name).mkdir(parents=True)
@@ -71,6 +71,9 @@ def test_an_extractor_a_format_and_a_backend_of_somebody_else(
     assert {path.name for path in tmp_path.glob("*.kps")} == {"clips.kps", "copy.kps"}
     assert "brightness" in kpstore("info", "lab:copy.kps")
     assert "scale" in kpstore("ingest", "videos", "clips", "lab:clips.kps", *recipe[:2], code=2)
+    again = "import kpstore; print(kpstore.open('lab:clips.kps').computed(root='clips').features)"
+    made = finish([sys.executable, "-c", again], env=environment, cwd=tmp_path)
+    assert "brightness" in made.stdout, made.stderr  # with another scale it would be refused
 
 
 def test_a_source_of_somebody_else_and_a_recipe_with_options(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.schema.feature import MADE_BY
 from kpstore.store import format as fmt
 from kpstore.store.store import Store
 
@@ -113,7 +114,9 @@ def _diff_feature(old: Store, new: Store, name: str, common: Sequence[str]) -> F
         ]
         for array in arrays:
             changed |= _differing(old, new, array, [v for v in common if v not in changed])
-    before, after = ({**store.provenance(name), fmt.PROCESSORS: None} for store in (old, new))
+    before, after = (
+        {**store.provenance(name), MADE_BY: None, fmt.PROCESSORS: None} for store in (old, new)
+    )
     return FeatureChange(tuple(v for v in common if v in changed), before != after)
 
 

@@ -16,7 +16,7 @@ from kpstore.errors import ConflictError, ExistsError, InvalidError, MismatchErr
 from kpstore.interop.base import ImportedFeature, ImportedVideo, OnProgress
 from kpstore.interop.splits import split_rank
 from kpstore.interop.transfer import ImportReport, import_document, is_numbered, opened
-from kpstore.schema.feature import FeatureRows, State
+from kpstore.schema.feature import MADE_BY, FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.records import Records
@@ -283,7 +283,7 @@ def _ways(provenance: Mapping[str, Any]) -> list[Any]:
     """Return in which ways a feature was made; several, if it was merged of such before."""
     if provenance.get("extractor") == "mixed":
         return list(provenance["ways"])
-    return [{key: value for key, value in provenance.items() if key != "document"}]
+    return [{key: value for key, value in provenance.items() if key not in ("document", MADE_BY)}]
 
 
 def _order(places: Sequence[_Place], video_id: str) -> tuple[int, str, str]:

@@ -20,6 +20,8 @@ Compression = Literal["raw", "lz4", "zstd"]
 COMPRESSIONS: tuple[Compression, ...] = ("raw", "lz4", "zstd")
 Provenance = Mapping[str, Any]
 """How a feature was made: JSON values only, the same keys for the same extractor."""
+MADE_BY = "made_by"
+"""Key of a provenance: the recipe and its options, ``{"recipe": …, "options": {…}}``."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 CHUNK_BYTES = 2 * 2**20

@@ -15,14 +15,14 @@ from kpstore import plugins
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Fork, WriteSession
 from kpstore.errors import ExistsError, InvalidError, MismatchError
 from kpstore.schema.failures import NOTHING_FAILED, Failures
-from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
+from kpstore.schema.feature import MADE_BY, FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.agreement import agrees, pieces, runs, touched_videos
 from kpstore.store.damage import read_index
 from kpstore.store.salvage import StateRecords
 
-_IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries", fmt.PROCESSORS})
+_IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries", MADE_BY, fmt.PROCESSORS})
 """Keys that may differ between two runs whose numbers are the same, but for the last bits."""
 _OF_THE_FILE = frozenset({"format", "dataset"})
 """Keys that say what kind of file imported rows came from, not how they were made."""
