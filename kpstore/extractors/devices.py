@@ -29,7 +29,7 @@ def find_device(name: str, recipe: str) -> Any:
         device = torch.device(name)
     except RuntimeError:
         raise UnsupportedError(
-            f"device {name!r} is none that torch knows; use cpu, cuda or cuda:0"
+            f"device {name!r} is unknown to torch; use cpu, cuda or cuda:0"
         ) from None
     if device.type not in ("cpu", "cuda"):
         raise UnsupportedError(f"device {name!r}: the recipe {recipe!r} runs on cpu and cuda")

@@ -12,26 +12,13 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from kpstore.errors import ExtractorError, InvalidError, MissingExtraError, NotFoundError
-from kpstore.extractors.checkpoint_files import file_sha256, load_tensors, some_of
+from kpstore.errors import ExtractorError, InvalidError, NotFoundError
+from kpstore.extractors.checkpoint_files import brief, file_sha256, load_tensors, some_of
 from kpstore.extractors.dinov2_models import MODELS, PATCH, Architecture, find_model
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of what computes, without importing it; builds (``+cpu``) left out."""
-    try:
-        return {
-            name: version(name).partition("+")[0] for name in ("torch", "transformers", "pillow")
-        }
-    except PackageNotFoundError as error:
-        raise MissingExtraError(
-            f"the recipe 'dinov2' ({error.name} is not installed)", extra="dinov2"
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -158,7 +145,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InvalidError(f"{path} is no JSON: {error}") from None
+        raise InvalidError(f"{path} is not JSON: {error}") from None
     return value if isinstance(value, dict) else {}
 
 
@@ -254,11 +241,10 @@ def _from_hub(name: str, architecture: Architecture) -> Weights:
     try:
         return _in_folder(_download(architecture.repository))
     except OSError as error:
-        reason = " ".join(str(error).split())[:160]
         raise ExtractorError(
             f"the weights of {name!r} are not in {hub_cache()}, and {architecture.repository} "
-            f"cannot be loaded from the Hugging Face hub ({reason}); run this where the network "
-            "is, or say where they are: --weights PATH, a folder of save_pretrained or "
+            f"cannot be loaded from the Hugging Face hub ({brief(error)}); run this where the "
+            "network is, or say where they are: --weights PATH, a folder of save_pretrained or "
             "facebookresearch's .pth file"
         ) from None
 
@@ -315,14 +301,11 @@ def load_model(weights: Weights, architecture: Architecture) -> Any:
                 **source, dtype=torch.float32, output_loading_info=True
             )
         except (RuntimeError, ValueError, OSError, KeyError) as error:
-            reason = " ".join(str(error).split())[:160]
             raise InvalidError(
-                f"{weights.place} does not load as a DINOv2 of {architecture}: {reason}"
+                f"{weights.place} does not load as a DINOv2 of {architecture}: {brief(error)}"
             ) from None
         except Exception as error:  # safetensors has an error class of its own
-            raise InvalidError(
-                f"{weights.place}: {' '.join(str(error).split())[:160]}; load the file again"
-            ) from None
+            raise InvalidError(f"{weights.place}: {brief(error)}; load the file again") from None
     for problem, what in (
         ("missing_keys", "lacks"),
         ("unexpected_keys", "has too many:"),
@@ -390,7 +373,7 @@ def published_names(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
         unknown += [] if new else [name]
     if unknown:
         raise InvalidError(
-            f"{path} is no DINOv2 checkpoint of facebookresearch: it has {some_of(unknown)}"
+            f"{path} is not a DINOv2 checkpoint of facebookresearch: it has {some_of(unknown)}"
         )
     return renamed
 

@@ -67,9 +67,9 @@ class FacePoints:
 
 
 def check_formula(formula: object) -> None:
-    """Raise :class:`InvalidError` unless there is such a formula."""
+    """Raise :class:`InvalidError` for an unknown formula."""
     if formula not in get_args(Formula):
-        raise InvalidError(f"formula={formula!r} is none of {', '.join(get_args(Formula))}")
+        raise InvalidError(f"formula={formula!r} is not one of {', '.join(get_args(Formula))}")
 
 
 def landmarks_to_3d(face: FacePoints, formula: Formula = "corrected") -> Floats:

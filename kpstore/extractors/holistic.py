@@ -26,9 +26,9 @@ class HolisticExtractor(MediapipeExtractor):
 
     Parameters
     ----------
-    mode : ``"image"`` looks for the person anew in every frame, ``"video"`` tracks and smooths.
-    independent_frames : start anew before every frame, so that frames do not depend on each other;
-        about half the speed, and only with ``mode="image"``.
+    mode : ``"image"`` detects the person again in every frame, ``"video"`` tracks and smooths.
+    independent_frames : restart the model before every frame, so that frames do not depend on
+        each other; about half the speed, and only with ``mode="image"``.
     min_tracking_confidence : 0 to 1; poses below it are dropped.
     face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`.
     """
@@ -98,7 +98,7 @@ class HolisticExtractor(MediapipeExtractor):
 
     @property
     def typical_fps(self) -> float:
-        """About ten frames a second and core, four where every frame starts anew."""
+        """About ten frames a second and core, four if the model restarts for every frame."""
         return 4.0 if self.independent_frames else 10.0
 
     def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:

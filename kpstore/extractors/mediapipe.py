@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import logging
@@ -15,7 +14,6 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, MissingExtraError, UnsupportedError
 from kpstore.extractors.base import OneFeature
 from kpstore.extractors.base import check_image as check_image
+from kpstore.extractors.checkpoint_files import file_sha256
 from kpstore.options import WHAT, Option
 from kpstore.schema.face_lists import load_face_list as load_face_list
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
@@ -75,7 +74,7 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
             "put the file there "
             '(pip install "kpstore[mediapipe]" brings a version that holds all other models)'
         )
-    return {Path(name).name: _file_sha256(folder / name) for name in names}
+    return {Path(name).name: file_sha256(folder / name) for name in names}
 
 
 def bundled_models() -> list[str]:
@@ -90,12 +89,6 @@ def _models_folder() -> Path:
     if found is None or found.origin is None:
         raise MissingExtraError("the MediaPipe extractors", extra="mediapipe")
     return Path(found.origin).parent / "modules"
-
-
-@cache
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_solutions() -> Any:

@@ -33,7 +33,7 @@ class Hand:
 
 
 def assign_hands(hands: Sequence[Hand], handedness: Handedness) -> tuple[Any, Any]:
-    """Return the landmarks of the left and of the right hand, ``None`` where there is none.
+    """Return the landmarks of the left and of the right hand, ``None`` if it was not found.
 
     Parameters
     ----------

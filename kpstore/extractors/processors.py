@@ -17,9 +17,9 @@ _STEPS = (
     ("sve", "sve"),
     ("asimd", "neon"),
 )
-"""What a kernel of Linux calls instruction sets, and what people do.
+"""Instruction sets by Linux's name and by the usual one.
 
-The widest that is there is named.
+The widest available one is named.
 """
 _EXTRAS = {
     "avx512_vnni": "vnni",
@@ -30,7 +30,7 @@ _EXTRAS = {
     "sve2": "sve2",
     "bf16": "bf16",
 }
-"""Instruction sets for which libraries have ways of their own, beside the widest."""
+"""Further instruction sets for which libraries have special code."""
 _LIMITS = (
     "ONEDNN_MAX_CPU_ISA",
     "DNNL_MAX_CPU_ISA",
@@ -38,7 +38,7 @@ _LIMITS = (
     "MKL_ENABLE_INSTRUCTIONS",
     "MKL_CBWR",
 )
-"""Variables by which somebody tells the libraries to use less than there is."""
+"""Variables that make libraries use fewer instruction sets than available."""
 
 
 def cpu_name() -> str:

@@ -27,7 +27,7 @@ def make_extractor(recipe: str, /, **options: Any) -> AnyExtractor:
     Raises
     ------
     NotFoundError
-        If there is no such recipe; the message lists what there is.
+        If the recipe is unknown; the message lists the known ones.
     InvalidError
         If the recipe has no such option, or refuses its value.
     """

@@ -14,15 +14,15 @@ from kpstore.schema.index import VideoRecord
 
 @dataclass(frozen=True)
 class Listing:
-    """What a scan found.
+    """The result of a scan.
 
     Parameters
     ----------
     videos : in the order in which the store will hold them.
-    problems : one line each, for what is missing, extra or unreadable; a video with a problem is
+    problems : one line each, for missing, extra or unreadable videos; a video with a problem is
         left out of ``videos`` if it cannot be extracted at all.
-    notes : one line each, for what is worth knowing and stops nobody, such as a rate that a header
-        gives wrongly.
+    notes : one line each, for facts worth knowing that do not stop a run, such as a wrong rate in
+        a header.
     """
 
     videos: tuple[VideoRecord, ...]

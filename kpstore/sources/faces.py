@@ -35,7 +35,7 @@ class FacesSource:
     video_dir, face_dir : the folders.
     base_dir : what stored paths are relative to, a folder that holds both; by default the deepest
         one that does.
-    splits, max_videos_per_split : only these, only so many.
+    splits, max_videos_per_split : only these splits, only the first videos of each.
     """
 
     summary: ClassVar[str] = (
@@ -127,8 +127,7 @@ class FacesSource:
         if self.splits is None and self.max_videos_per_split is None:
             spare = [pictures[key] for key in pictures if key not in used]
             problems += [
-                f"{picture}: there is no video of this person in {self.video_dir}"
-                for picture in spare
+                f"{picture}: no video of this person is in {self.video_dir}" for picture in spare
             ]
         return Listing(tuple(videos), (*listing.problems, *problems), listing.notes)
 

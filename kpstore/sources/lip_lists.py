@@ -101,7 +101,7 @@ def list_folders(config: Path) -> dict[str, str]:
     MissingExtraError
         If PyYAML is not installed.
     NotFoundError, InvalidError
-        If there is no such file, it is no YAML, or it names no folders.
+        If the file does not exist, is not YAML, or it names no folders.
     """
     try:
         import yaml  # type: ignore[import-untyped]
@@ -115,7 +115,7 @@ def list_folders(config: Path) -> dict[str, str]:
     try:
         document = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidError(f"{config} is no YAML: {' '.join(str(error).split())}") from None
+        raise InvalidError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
     named: Any = document
     for key in ("datamodule", "data_config"):
         named = named.get(key) if isinstance(named, dict) else None
@@ -143,7 +143,7 @@ def _entries(path: Path) -> Iterator[str]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InvalidError(f"{path} is no JSON: {error}") from None
+        raise InvalidError(f"{path} is not JSON: {error}") from None
     if not isinstance(entries, list):
         raise InvalidError(
             f"{path}: a list of [wav, npz, samples] is needed, found {type(entries).__name__}"

@@ -92,7 +92,7 @@ class PhoenixSource:
     def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
         """List videos and annotations.
 
-        What is in a list but not on disk, or the reverse, is a problem.
+        A video in a list but not on disk, or the reverse, is a problem.
         """
         base = self._base()
         there = {path.name for path in (base / FRAMES).iterdir() if path.is_dir()}
@@ -158,7 +158,7 @@ def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[st
         return _read_rows(path)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidError(
-            f"{path}: is no UTF-8 text of columns separated by '|' ({error})"
+            f"{path}: is not UTF-8 text of columns separated by '|' ({error})"
         ) from None
 
 

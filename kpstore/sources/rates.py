@@ -22,8 +22,8 @@ class Rate:
 
     Parameters
     ----------
-    fps : NaN where no one number is right.
-    note : what is odd about it, for people; ``""`` if nothing is.
+    fps : NaN if no single number is right.
+    note : a remark on the rate for users; ``""`` if there is none to make.
     """
 
     fps: float
@@ -39,7 +39,7 @@ def rate_of(header: float, times_s: NDArray[np.float64] | None, tick_s: float = 
 
     Parameters
     ----------
-    header : what the file says; NaN or 0 if nothing.
+    header : the file's rate; NaN or 0 if it has none.
     times_s : (frames,) float64, seconds, in any order; None for a file without times.
     tick_s : seconds, the unit in which times are kept: they are right within one.
     """

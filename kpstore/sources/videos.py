@@ -190,7 +190,7 @@ def _walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 def is_video(name: str) -> bool:
     """Whether a file's name says that it is a video."""
-    # Names that begin with a dot are other systems' notes beside the files: ._clip.mp4 is none.
+    # Names that begin with a dot are other systems' notes, such as ._clip.mp4, and not videos.
     return Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
 
 

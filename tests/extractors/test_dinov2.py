@@ -425,10 +425,10 @@ def test_names_stand_for_the_published_models() -> None:
     [
         ({"model": "dinov3"}, "'dinov3' not found; there are: dinov2_vits14"),
         ({"model": 14}, "14 not found"),
-        ({"precision": "fp8"}, "precision='fp8' is none of fp32, bf16, fp16"),
+        ({"precision": "fp8"}, "precision='fp8' is not one of fp32, bf16, fp16"),
         ({"dtype": "int8", "positions": "x"}, "dtype='int8' .*positions='x'"),
         ({"batch_size": -1}, "batch_size=-1"),
-        ({"weights": 3}, "weights=3 is no path"),
+        ({"weights": 3}, "weights=3 is not a path"),
         ({"mode": "image"}, "has no option 'mode'"),
     ],
 )
@@ -507,7 +507,7 @@ def _rewrite(path: Path, **changes: Any) -> None:
     [
         (lambda f: (f / "model.safetensors").unlink(), "needs config.json and model.safetensors"),
         (lambda f: _truncate(f / "model.safetensors"), "load the file again"),
-        (lambda f: (f / "config.json").write_text("{"), "is no JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
         (lambda f: _rewrite(f / "config.json", model_type="vit"), "is of a 'vit'"),
         (lambda f: _rewrite(f / "config.json", patch_size=16), "patches of 16 pixels"),
         (

@@ -250,5 +250,5 @@ def test_json_divides_by_no_size_that_is_zero() -> None:
 
 
 def test_unknown_formula() -> None:
-    with pytest.raises(InvalidError, match="formula='other' is none of corrected, json"):
+    with pytest.raises(InvalidError, match="formula='other' is not one of corrected, json"):
         spherical_angles(face(), face(), "other")  # type: ignore[arg-type]

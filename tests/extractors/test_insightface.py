@@ -7,6 +7,7 @@ import shutil
 import socket
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -427,9 +428,9 @@ def test_nothing_is_printed(home: Path, capfd: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"face": "biggest"}, "face='biggest' is none of largest, best, first"),
-        ({"formula": "old"}, "formula='old' is none of corrected, json"),
-        ({"det_size": 0}, "det_size=0 is no multiple of 32"),
+        ({"face": "biggest"}, "face='biggest' is not one of largest, best, first"),
+        ({"formula": "old"}, "formula='old' is not one of corrected, json"),
+        ({"det_size": 0}, "det_size=0 is not a multiple of 32"),
         ({"det_size": 650}, "det_size=650"),
         ({"det_size": None}, "det_size=None"),
         ({"det_size": (640, 640)}, r"det_size=\(640, 640\)"),
@@ -533,7 +534,7 @@ def empty(pack: Path) -> None:
     ("damage", "words"),
     [
         (remove_detector, "holds a_recognition.onnx, and none of them is one.*remove the folder"),
-        (cut_detector, "det_tiny.onnx is no whole ONNX file.*run again"),
+        (cut_detector, "det_tiny.onnx is not a complete ONNX file.*run again"),
         (empty, "holds no ONNX file"),
         (shutil.rmtree, "no model pack at .*give a folder of ONNX files"),
     ],
@@ -594,9 +595,9 @@ def test_a_gpu_that_onnxruntime_cannot_use_after_all_is_no_cpu(
 
 def test_a_library_that_is_missing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
-        raise insightface_models.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(insightface_models, "version", missing)
+    monkeypatch.setattr("kpstore.extractors.libraries.version", missing)
     with pytest.raises(
         MissingExtraError,
         match=r'insightface is not installed.*pip install "kpstore\[insightface\]"',

@@ -35,9 +35,13 @@ def test_an_extractor_made_again_leaves_the_same_on_record(extractor: Any) -> No
         assert make_extractor(recipe, **options).provenance == extractor.provenance
 
 
+class Mine(FakeExtractor):
+    """Another package's."""
+
+
 def test_recipe_and_options_of_somebody_else_are_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(plugins._registered, ("kpstore.extractors", "mine"), FakeExtractor)
-    extractor = FakeExtractor(scale=3.0, stop_file="/home/me/file")
+    monkeypatch.setitem(plugins._registered, ("kpstore.extractors", "mine"), Mine)
+    extractor = Mine(scale=3.0, stop_file="/home/me/file")
     made = provenance_of(extractor)["points"]
     assert made["made_by"]["recipe"] == "mine"
     assert made["made_by"]["options"]["scale"] == 3.0

@@ -168,7 +168,7 @@ LENGTHS = {"a": 5, "b": 9, "c": 1}
 def test_all_workers_try_and_keep_what_the_least_can_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One number for workers in other processes, with a GPU that is none of this machine's."""
+    """One number for workers in other processes, with a GPU that is not one of this machine's."""
     pytest.importorskip("distributed")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     store = tmp_path / "a.kps"

@@ -84,7 +84,7 @@ def test_what_is_missing_spare_or_double_is_a_problem(tmp_path: Path) -> None:
     assert (
         f"person 'bert' has no frontal picture {root / 'fronts' / 'bert'}.jpg (or .png, …)" in told
     )
-    assert f"{root / 'fronts' / 'dora.jpg'}: there is no video of this person" in told
+    assert f"{root / 'fronts' / 'dora.jpg'}: no video of this person" in told
     assert (
         f"{root / 'fronts' / 'carl.png'} and carl.jpg are both of person 'carl'; remove one" in told
     )
