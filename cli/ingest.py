@@ -1,35 +1,35 @@
-"""``kpstore ingest``: extract features from a data set into a store."""
+"""``kpstore ingest``: a command for each source, which extracts from it into a store."""
 
 from __future__ import annotations
 
-import os
+import argparse
+import inspect
+import json as json_text
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
+from typer.core import TyperGroup
 
-from kpstore.errors import InvalidError
+from kpstore import plugins
+from kpstore.errors import InvalidError, MissingExtraError
+from kpstore.options import WHAT, Option
 
 from . import render
-from .arguments import ListCommand, Splits, StoreArgument, split_names
-from .commands import takes
-from .ingest_settings import FaceSettings, LipSettings, RecipeSettings, RunSettings, Settings
+from .arguments import Json, StoreArgument
+from .commands import one_command, option_parameters, optional, refusing_command, takes
 
 if TYPE_CHECKING:
     from kpstore.extractors.base import AnyExtractor
     from kpstore.ingest.estimate import Estimate
+    from kpstore.ingest.options import Options
     from kpstore.ingest.report import IngestReport
     from kpstore.sources.base import Source
 
-app = typer.Typer(
-    no_args_is_help=True, help="Extract features from a data set into a store; again to go on."
-)
-
-
-def add_to(parent: typer.Typer) -> None:
-    """Add these commands."""
-    parent.add_typer(app, name="ingest")
-
+SOURCES: plugins.Group = "kpstore.sources"
+RECIPES: plugins.Group = "kpstore.extractors"
 
 NewStore = Annotated[
     str,
@@ -37,205 +37,192 @@ NewStore = Annotated[
         metavar="STORE", help="Directory of the store, made if it is not there.", show_default=False
     ),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any other option of the recipe.", rich_help_panel=WHAT
+    ),
+]
 
 
-@app.command(
-    cls=ListCommand,
-    epilog="""Examples:\n
-kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --workers 4\n
-kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --split train dev --max-videos-per-split 100\n
-kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --dry-run""",
-)
-@takes(settings=Settings)
-def phoenix(
+def add_to(parent: typer.Typer) -> None:
+    """Add these commands."""
+    app = typer.Typer(
+        cls=_IngestGroup,
+        no_args_is_help=True,
+        help="Extract features from a data set into a store; again to go on.",
+    )
+    app.callback()(lambda: None)
+    parent.add_typer(app, name="ingest")
+
+
+class _IngestGroup(TyperGroup):
+    """Commands that are made when they are needed: sources and recipes may belong to others."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the sources, and ``features``."""
+        return sorted({*plugins.names(SOURCES), "features"})
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Keep the words of the command: which options there are depends on its recipe."""
+        ctx.meta[SOURCES] = args
+        return super().resolve_command(ctx, args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of a source."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        try:
+            kind = _StoredVideos if cmd_name == "features" else plugins.load(SOURCES, cmd_name)
+        except MissingExtraError as error:
+            return refusing_command(cmd_name, error)
+        summary = getattr(kind, "summary", None) or (inspect.getdoc(kind) or "").split("\n\n")[0]
+        run = _ingesting(kind, ctx.meta.get(SOURCES, ()))
+        return one_command(cmd_name, run, summary, getattr(kind, "examples", ()))
+
+
+@dataclass(frozen=True)
+class _StoredVideos:
+    """The videos that a store holds already."""
+
+    summary: ClassVar[str] = "Extract further features from the videos that a store holds already."
+    examples: ClassVar[tuple[str, ...]] = (
+        "kpstore ingest features phoenix.kps --extractor dinov2 --root PHOENIX-2014-T "
+        "--weights VITB14",
+        "kpstore ingest features clips.kps --extractor holistic --root clips",
+    )
+
     root: Annotated[
-        Path, typer.Argument(metavar="ROOT", help="Folder of PHOENIX-2014-T.", show_default=False)
-    ],
-    store: NewStore,
-    settings: Settings,
-) -> None:
-    """Extract from RWTH-PHOENIX-Weather 2014 T. Stop it at any time; the same command goes on."""
-    from kpstore.sources.phoenix import PhoenixSource
+        Path | None,
+        Option("What the store's paths are relative to; by default the store's own folder.", "DIR"),
+    ] = None
 
-    source = PhoenixSource(root, split_names(settings.splits), settings.max_videos_per_split)
-    ingest(source, store, settings, settings.extractor())
+    def for_store(self, location: str) -> Source:
+        import kpstore
+        from kpstore.sources.listed import ListedSource
+        from kpstore.store.records import Records
+
+        opened = kpstore.open(location)
+        place = Path(location).absolute().parent if self.root is None else self.root
+        return ListedSource(place, Records(opened).all(), opened.name)
 
 
-@app.command(
-    cls=ListCommand,
-    epilog="""Examples:\n
-kpstore ingest videos CLIPS clips.kps\n
-kpstore ingest videos CLIPS clips.kps --mode video --workers 8""",
-)
-@takes(settings=Settings)
-def videos(
-    root: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of videos.", show_default=False)
-    ],
-    store: NewStore,
-    settings: Settings,
-) -> None:
-    """Extract from video files and folders of pictures.
+def _ingesting(kind: type[Any], words: Sequence[str]) -> Callable[..., None]:
+    """Return the command of a source.
 
-    Folders called train, dev, test and the like are splits.
+    A source that names its recipe has the options of that one, with their defaults.
     """
-    from kpstore.sources.videos import VideosSource
+    from kpstore.extractors.registry import make_extractor
+    from kpstore.ingest.options import Options
 
-    source = VideosSource(root, split_names(settings.splits), settings.max_videos_per_split)
-    ingest(source, store, settings, settings.extractor())
-
-
-@app.command(
-    cls=ListCommand,
-    epilog="""Examples:\n
-kpstore ingest faces --video-dir persons --face-dir fronts faces.kps\n
-kpstore ingest faces --video-dir persons --face-dir fronts faces.kps --dinov2-model dinov2_vits14 --weights VITS14\n
-kpstore ingest faces --video-dir persons --face-dir fronts faces.kps --formula json --gpus 2""",
-)
-@takes(settings=FaceSettings)
-def faces(
-    store: NewStore,
-    video_dir: Annotated[
-        Path,
-        typer.Option(
-            "--video-dir", metavar="DIR", help="A folder of pictures, or a video, of each person."
-        ),
-    ],
-    face_dir: Annotated[
-        Path,
-        typer.Option("--face-dir", metavar="DIR", help="A frontal picture PERSON.jpg of each."),
-    ],
-    settings: FaceSettings,
-    base_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--base-dir",
-            metavar="DIR",
-            help="What stored paths are relative to; by default the store's folder, if it holds all pictures.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Extract faces of persons: landmarks, angles from a frontal picture, DINOv2."""
-    from kpstore.sources.faces import FacesSource
-
-    base = Path(store).absolute().parent if base_dir is None else base_dir
-    folders = [Path(os.path.abspath(folder)) for folder in (video_dir, face_dir)]
-    if base_dir is None and not all(folder.is_relative_to(base) for folder in folders):
-        base = Path(os.path.commonpath(folders))
-    source = FacesSource(
-        video_dir, face_dir, base, split_names(settings.splits), settings.max_videos_per_split
+    fixed = getattr(kind, "recipe", None)
+    options = (
+        option_parameters(plugins.load(RECIPES, fixed)) if fixed else _recipe_options(_named(words))
     )
-    ingest(source, store, settings, settings.extractor())
+
+    def run(
+        store: NewStore,
+        source: Any,
+        options: Options,
+        given: Set = None,
+        dry_run: DryRun = False,
+        json: Json = False,
+        **chosen: Any,
+    ) -> None:
+        recipe = chosen.pop("recipe", fixed)
+        opened = source.for_store(store) if hasattr(source, "for_store") else source
+        extractor = make_extractor(recipe, **{**chosen, **dict(map(_pair, given or ()))})
+        if dry_run:
+            _plan(opened, store, extractor, options, json)
+        else:
+            _ingest(opened, store, extractor, options, json)
+
+    if kind is _StoredVideos:
+        run.__annotations__["store"] = StoreArgument
+    return takes(options, source=kind, options=Options)(run)
 
 
-@app.command(
-    cls=ListCommand,
-    epilog="""Examples:\n
-kpstore ingest lips --conf configs/LRS2-IIANet.yml --split all --weights resnet18.pth.tar lips.kps --device cuda:0\n
-kpstore ingest lips --npz-dir mouths --weights resnet18.pth.tar lips.kps""",
-)
-@takes(settings=LipSettings)
-def lips(
-    store: NewStore,
-    settings: LipSettings,
-    conf: Annotated[
-        Path | None,
-        typer.Option(metavar="YAML", help="Configuration that names the lists of utterances."),
-    ] = None,
-    npz_dir: Annotated[
-        Path | None,
-        typer.Option("--npz-dir", metavar="DIR", help="A folder of npz files, instead of lists."),
-    ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="The folder that holds all listed files; by default the deepest that does.",
-        ),
-    ] = None,
-    split: Splits = None,
-) -> None:
-    """Extract embeddings of mouth crops, npz files that a lip-reading configuration lists, by its ResNet18."""
-    from kpstore.sources.lips import LipsSource
+def _recipe_options(chosen: str) -> list[inspect.Parameter]:
+    """Return the option that names the recipe, and those of all recipes, the chosen one's first.
 
-    source = LipsSource(
-        _lists(conf, npz_dir),
-        root,
-        None if split == ["all"] else split_names(split),
-        settings.max_videos_per_split,
+    Those of a recipe that needs a reference picture are there only if it is the chosen one.
+    """
+    names = plugins.names(RECIPES)
+    note = typer.Option(
+        "--recipe",
+        "--extractor",
+        help=f"How to extract: {', '.join(names)}.",
+        rich_help_panel=WHAT,
     )
-    ingest(source, store, settings, settings.extractor())
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    recipe = inspect.Parameter(
+        "recipe", keyword, default="holistic", annotation=Annotated[str, note]
+    )
+    found: dict[str, list[tuple[str, inspect.Parameter]]] = {}
+    for name in sorted(names, key=lambda name: name != chosen):
+        try:
+            kind = plugins.load(RECIPES, name)
+            offered = option_parameters(kind)
+        except Exception:  # whatever an outsider's module raises; it is said when it is asked for
+            continue
+        if name == chosen or not getattr(kind, "needs_reference", False):
+            for parameter in offered:
+                found.setdefault(parameter.name, []).append((name, parameter))
+    parameters = [recipe]
+    for made in found.values():
+        owners = sorted(name for name, _ in made)
+        label = f"Recipe{'s' if len(owners) > 1 else ''} {', '.join(owners)}: "
+        parameters.append(optional(made[0][1], label))
+    return parameters
 
 
-def _lists(conf: Path | None, npz_dir: Path | None) -> Path:
-    """Return the configuration or the folder of npz files, whichever was given."""
-    lists = conf or npz_dir
-    if lists is None or (conf and npz_dir):
-        raise InvalidError(
-            "name the utterances, in one of two ways: --conf CONFIG.yml, or --npz-dir DIR"
-        )
-    if conf and conf.is_dir():
-        raise InvalidError(
-            f"--conf {conf} is a folder; give a configuration (.yml), or all of its npz files: "
-            "--npz-dir"
-        )
-    if npz_dir and not npz_dir.is_dir():
-        found = "is a file; is it meant for --conf?" if npz_dir.exists() else "does not exist"
-        raise InvalidError(f"no folder of npz files at {npz_dir}: it {found}")
-    return lists
+def _named(words: Sequence[str]) -> str:
+    """Return the recipe that a command line names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", "--extractor", dest="recipe", nargs="?")
+    return str(parser.parse_known_args(list(words))[0].recipe)
 
 
-@app.command(
-    epilog="""Examples:\n
-kpstore ingest features phoenix.kps --extractor dinov2 --root PHOENIX-2014-T --weights VITB14\n
-kpstore ingest features clips.kps --extractor holistic --root clips""",
-)
-@takes(settings=RecipeSettings)
-def features(
-    store: StoreArgument,
-    settings: RecipeSettings,
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="What the store's paths are relative to; by default the store's own folder.",
-            show_default=False,
-        ),
-    ] = None,
+def _pair(text: str) -> tuple[str, Any]:
+    """Return ``"model_complexity=2"`` as name and value; what is not JSON is text."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise InvalidError(f"--set {text!r}: use NAME=VALUE, for example --set model_complexity=1")
+    try:
+        return name, json_text.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _plan(
+    source: Source, store: str, extractor: AnyExtractor, options: Options, json: bool
 ) -> None:
-    """Extract further features from the videos that a store holds already."""
-    import kpstore
-    from kpstore.sources.listed import ListedSource
-    from kpstore.store.records import Records
-
-    opened = kpstore.open(store)
-    place = Path(store).absolute().parent if root is None else root
-    source = ListedSource(place, Records(opened).all(), opened.name)
-    ingest(source, store, settings, settings.extractor())
-
-
-def ingest(source: Source, store: str, settings: RunSettings, extractor: AnyExtractor) -> None:
-    """Run an ingest, or say what it would do, and render how it went."""
+    """Print what an ingest would do."""
     from kpstore.ingest.estimate import estimate
-    from kpstore.ingest.run import plan_ingest, run_ingest
+    from kpstore.ingest.run import plan_ingest
+
+    plan = plan_ingest(source, store, extractor, options)
+    expected = estimate(plan, extractor, workers=options.n_workers)
+    render.print_json(expected.to_json()) if json else print_estimate(expected)
+
+
+def _ingest(
+    source: Source, store: str, extractor: AnyExtractor, options: Options, json: bool
+) -> None:
+    """Run an ingest, and print how it went."""
+    from kpstore.ingest.run import run_ingest
 
     from .watcher import make_watcher
 
-    options = settings.options()
-    if settings.dry_run:
-        plan = plan_ingest(source, store, extractor, options)
-        expected = estimate(plan, extractor, workers=options.n_workers)
-        render.print_json(expected.to_json()) if settings.json else print_estimate(expected)
-        return
     with make_watcher() as watcher:
         report = run_ingest(source, store, extractor, options, observer=watcher)
-    render.print_json(report.to_json()) if settings.json else print_report(report, store)
+    render.print_json(report.to_json()) if json else print_report(report, store)
     if report.interrupted:
         committed = report.videos_done + report.videos_failed + report.videos_before
         again = (
             "run it again without --overwrite"
-            if settings.overwrite
+            if options.overwrite
             else "run the same command again"
         )
         typer.echo(

@@ -196,7 +196,8 @@ def _mediapipe_models() -> Finding:
 
 
 def _dinov2_models() -> Finding:
-    from kpstore.extractors.dinov2_weights import MODELS, cached_snapshot, hub_cache
+    from kpstore.extractors.dinov2_models import MODELS
+    from kpstore.extractors.dinov2_weights import cached_snapshot, hub_cache
 
     there = [
         name

@@ -21,6 +21,7 @@ Group = Literal[
     "kpstore.extractors",
     "kpstore.features",
     "kpstore.formats",
+    "kpstore.sources",
     "kpstore.trainings",
 ]
 
@@ -70,8 +71,16 @@ def load(group: Group, name: str) -> Any:
     return _loaded(point)
 
 
+def name_of(group: Group, item: type[Any]) -> str:
+    """Return the name of a registered class, empty if it has none; nothing is imported."""
+    home = f"{item.__module__}:{item.__qualname__}"
+    found = [name for (kind, name), known in _registered.items() if kind == group and known is item]
+    found += [name for name, point in _entry_points(group).items() if point.value == home]
+    return found[0] if found else ""
+
+
 def of_others(group: Group) -> Iterator[Any]:
-    """Yield what was registered in this process, and what packages other than kpstore have installed.
+    """Yield the items registered in this process and those of other installed packages.
 
     What cannot be imported is left out with a warning: one broken plug-in must not stop everything
     else.
@@ -96,7 +105,7 @@ def _points_of_others(group: str) -> tuple[EntryPoint, ...]:
 
 
 def imported(name: str, home: str) -> Any:
-    """Return what stands at ``module:attribute``, with an error that names the extra if a library is not installed."""
+    """Return ``module:attribute``; the error for a missing library names the extra."""
     return _loaded(EntryPoint(name, home, ""))
 
 

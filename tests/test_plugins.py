@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,22 +34,27 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(site), "LAB_STORES": str(tmp_path)}
 
 
+@pytest.fixture
+def kpstore(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
+    """Run a command there; return its output, or its error output for ``code=2``."""
+
+    def run(*words: object, code: int = 0) -> str:
+        command = [sys.executable, "-m", "kpstore.cli.main", *words]
+        done = finish(command, env=environment, cwd=tmp_path)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr if code else done.stdout
+
+    return run
+
+
 def test_an_extractor_a_format_and_a_backend_of_somebody_else(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, environment: dict[str, str], kpstore: Callable[..., str]
 ) -> None:
     for name, grey in (("a", 10), ("b", 20)):
         (tmp_path / "clips" / name).mkdir(parents=True)
         for number in range(3):
             pixels = np.full((4, 6, 3), grey + number, dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "clips" / name / f"{number}.png")
-
-    def kpstore(*words: object) -> str:
-        run = finish(
-            [sys.executable, "-m", "kpstore.cli.main", *words], env=environment, cwd=tmp_path
-        )
-        assert run.returncode == 0, run.stdout + run.stderr
-        return run.stdout
-
     recipe = ("--recipe", "brightness", "--set", "scale=2", "--workers", 1)
     kpstore("ingest", "videos", "clips", "lab:clips.kps", *recipe)
     assert (tmp_path / "clips.kps" / "refs").is_dir()
@@ -66,19 +72,26 @@ def test_an_extractor_a_format_and_a_backend_of_somebody_else(
     kpstore("convert", "lab:clips.kps", "lab:copy.kps")
     assert {path.name for path in tmp_path.glob("*.kps")} == {"clips.kps", "copy.kps"}
     assert "brightness" in kpstore("info", "lab:copy.kps")
-    other = finish(
-        [
-            sys.executable,
-            "-m",
-            "kpstore.cli.main",
-            "ingest",
-            "videos",
-            "clips",
-            "lab:clips.kps",
-            *recipe[:2],
-        ],
-        env=environment,
-        cwd=tmp_path,
-    )
-    assert other.returncode == 2, other.stdout + other.stderr
-    assert "scale" in other.stderr
+    assert "scale" in kpstore("ingest", "videos", "clips", "lab:clips.kps", *recipe[:2], code=2)
+    again = "import kpstore; print(kpstore.open('lab:clips.kps').computed(root='clips').features)"
+    made = finish([sys.executable, "-c", again], env=environment, cwd=tmp_path)
+    assert "brightness" in made.stdout, made.stderr  # with another scale it would be refused
+
+
+def test_a_source_of_somebody_else_and_a_recipe_with_options(
+    tmp_path: Path, kpstore: Callable[..., str]
+) -> None:
+    (tmp_path / "arrays").mkdir()
+    frames = np.arange(5, dtype=np.uint8)[:, None, None, None]
+    np.save(tmp_path / "arrays" / "a.npy", np.broadcast_to(frames, (5, 4, 6, 3)))
+    said = kpstore("ingest", "arrays", "--recipe", "brightness", "--help")
+    assert {"--every", "--scale", "--workers", "--mode"} <= set(re.findall(r"--[a-z]+", said))
+    assert "Extract from arrays NAME.npy" in kpstore("ingest", "--help")
+    recipe = ("--extractor=brightness", "--scale", 3, "--workers", 0)
+    kpstore("ingest", "arrays", "arrays", "a.kps", "--every", 2, *recipe)
+    kpstore("export", "csv", "a.kps", "means.csv")
+    lines = (tmp_path / "means.csv").read_text().splitlines()
+    assert lines == ["a,0.0,0.0,0.0", "a,6.0,6.0,6.0", "a,12.0,12.0,12.0"]
+    odd = kpstore("ingest", "arrays", "arrays", "a.kps", "--every", 0, code=2)
+    assert "invalid value for '--every'" in odd
+    assert "no arrays in" in kpstore("ingest", "arrays", "a.kps", "b.kps", *recipe, code=2)

@@ -16,13 +16,13 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 
 @dataclass(frozen=True)
 class Extracted:
-    """What was made of some images.
+    """Features of some images.
 
     Parameters
     ----------
     rows : by name of each feature of frames, one row per image.
-    failed : reason by number of each image of which nothing could be made (one line, without its
-        path); whatever its rows hold, they will read as missing.
+    failed : reason by number of each image that could not be processed (one line, without its
+        path); its rows read as missing, whatever they hold.
     """
 
     rows: Mapping[str, FeatureRows]
@@ -30,7 +30,7 @@ class Extracted:
 
 
 class Model(Protocol):
-    """What all extractors have in common: what they make, how, and a model to be opened and closed.
+    """What all extractors share: their features and a model that is opened and closed.
 
     Constructing one is cheap and checks its options; ``open`` builds the model. An extractor that
     was not opened can be pickled: the ingest sends it to workers, and each opens it once.
@@ -42,9 +42,9 @@ class Model(Protocol):
 
     @property
     def provenance(self) -> Mapping[str, Provenance]:
-        """By feature, everything that changes the numbers: extractor, version, parameters, model, SHA-256 (JSON).
+        """By feature, everything that changes the numbers, as JSON; known before ``open``.
 
-        May be asked before ``open``.
+        Extractor, version, parameters, model and the SHA-256 of its weights.
         """
 
     @property
@@ -65,10 +65,10 @@ class Model(Protocol):
 
 
 class Settling(Protocol):
-    """What an extractor has beside :class:`Model` if the last bits of a row depend on how many its model takes at once.
+    """What an extractor has beside :class:`Model` if its batch size affects the last bits.
 
     Their number belongs to a feature: it is chosen before anything is committed, stands in the
-    provenance and is kept by whoever goes on. :class:`kpstore.extractors.torch_model.TorchModel`
+    provenance and every later run keeps it. :class:`kpstore.extractors.torch_model.TorchModel`
     does all of it for models of torch.
     """
 
@@ -96,11 +96,11 @@ class Settling(Protocol):
         Returns
         -------
         tuple of str
-            What the user should know, for features that were begun without a number on record.
+            Notes for the user about features that were begun without a number on record.
         """
 
     def keep(self, number: int) -> None:
-        """Settle for a number; from now on it stays."""
+        """Fix the number; from now on it stays."""
 
 
 class Extractor(Model, Protocol):
@@ -239,7 +239,7 @@ class OneFeature(ABC):
 
 
 def check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the frame in C order, or raise :class:`InvalidError` unless it is (height, width, 3) uint8."""
+    """Return a frame in C order; :class:`InvalidError` unless it is (height, width, 3) uint8."""
     if not isinstance(image, np.ndarray):
         raise InvalidError(
             f"a frame is a NumPy array (height, width, 3) uint8 RGB, found {type(image).__name__}"

@@ -1,4 +1,4 @@
-"""Files of weights: known by their SHA-256, read without running what is in them, their names told in short."""
+"""Files of weights: hashed, and read without running code that is in them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _UNREADABLE = (
     TypeError,
     ValueError,
 )
-"""What torch raises over files that it did not write."""
+"""What torch raises for files that it did not write."""
 
 
 def file_sha256(path: Path) -> str:
@@ -45,6 +45,18 @@ def file_sha256(path: Path) -> str:
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differs(file: Path) -> InvalidError:
+    """Return the error for a file that changed after a run began, or differs on a worker."""
+    return InvalidError(
+        f"{file} is not the same here as where the run began; give all workers one copy"
+    )
+
+
+def brief(error: BaseException) -> str:
+    """Return what a library says of an error, on one line of at most 160 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:160]
 
 
 def some_of(names: Iterable[object]) -> str:
@@ -62,14 +74,14 @@ def load_tensors(path: Path) -> Any:
     Raises
     ------
     InvalidError
-        If it is no such file, is cut short, or holds more than tensors and plain values.
+        If it is not such a file, is cut short, or holds more than tensors and plain values.
     """
     import torch
 
     try:
         # Checkpoints of before 2020 are no zip files, and cannot be mapped into memory.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of a file that is no checkpoint
+            warnings.simplefilter("ignore")  # torch warns of files that are not checkpoints
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
@@ -80,10 +92,9 @@ def load_tensors(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    told = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in told:
+    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
         return (
-            "is no checkpoint, or holds more than tensors and numbers, which is not run; save its "
-            "state dict alone"
+            "is not a checkpoint, or holds more than tensors and numbers, which is not run; save "
+            "its state dict alone"
         )
-    return f"is no checkpoint that torch can read, or is cut short: {told[:160]}"
+    return f"is not a checkpoint that torch can read, or is cut short: {brief(error)}"

@@ -29,7 +29,7 @@ def find_device(name: str, recipe: str) -> Any:
         device = torch.device(name)
     except RuntimeError:
         raise UnsupportedError(
-            f"device {name!r} is none that torch knows; use cpu, cuda or cuda:0"
+            f"device {name!r} is unknown to torch; use cpu, cuda or cuda:0"
         ) from None
     if device.type not in ("cpu", "cuda"):
         raise UnsupportedError(f"device {name!r}: the recipe {recipe!r} runs on cpu and cuda")
@@ -49,7 +49,7 @@ def find_device(name: str, recipe: str) -> Any:
 
 @contextmanager
 def reproducible(device: Any) -> Iterator[None]:
-    """Compute as every process does that makes rows of a feature, whatever this one is set to otherwise.
+    """Compute with the same settings in every process that makes rows of a feature.
 
     In full float32, of which GPUs and CPUs with AMX may be told to keep ten bits or seven; on a CPU
     in one thread, for sums in another number of threads are other sums; on a GPU by algorithms that
@@ -76,7 +76,7 @@ def reproducible(device: Any) -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's memory did not suffice: torch's own allocator says so, or a library of CUDA's."""
+    """Whether torch's allocator or a CUDA library reports that a GPU's memory is full."""
     import torch
 
     said = str(error)

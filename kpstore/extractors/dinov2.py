@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +14,14 @@ from PIL import Image
 
 from kpstore.errors import InvalidError
 from kpstore.extractors.base import Extracted, OneFeature, check_image
+from kpstore.extractors.checkpoint_files import differs
 from kpstore.extractors.devices import TORCH_TYPES, Precision, StoredType, find_device, reproducible
-from kpstore.extractors.dinov2_weights import (
-    PATCH,
-    Weights,
-    find_model,
-    find_weights,
-    library_versions,
-    load_model,
-)
-from kpstore.extractors.dinov2_weights import register_model as register_model
+from kpstore.extractors.dinov2_models import PATCH, find_model
+from kpstore.extractors.dinov2_models import register_model as register_model
+from kpstore.extractors.dinov2_weights import Weights, find_weights, load_model
+from kpstore.extractors.libraries import library_versions
 from kpstore.extractors.torch_model import TorchModel
+from kpstore.options import WHAT, Option
 from kpstore.schema.face_features import CLS_TOKEN
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 
@@ -33,13 +30,16 @@ SIDE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, of red, green and blue from 0 to 1."""
 HUB_OFFSET = 0.1
-"""What facebookresearch's models add to the grid's side before they scale positions (``interpolate_offset``)."""
+"""Added to the grid's side by facebookresearch's models (``interpolate_offset``)."""
+
+LIBRARIES = ("dinov2", "dinov2", "torch", "transformers", "pillow")
+"""Recipe, extra, and what computes."""
 
 Positions = Literal["hub", "transformers"]
 
 
 def whole_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a frame at 224 x 224, (224, 224, 3) uint8: the whole of it, its aspect lost, nothing cut away.
+    """Return the whole frame resized to (224, 224, 3) uint8; its aspect ratio is lost.
 
     As ``torchvision.transforms.Resize((224, 224))`` does with a PIL image: bilinear, and smoothed
     where it shrinks.
@@ -65,8 +65,8 @@ class Dinov2Extractor(OneFeature, TorchModel):
     weights : a folder of ``save_pretrained``, or facebookresearch's ``.pth`` file; by default
         the Hugging Face hub's (``facebook/dinov2-base``, …), from its cache or the network.
     precision : of the model: ``"fp32"``, ``"bf16"`` (off by 2e-3 of a value) or ``"fp16"`` (by
-        3e-4; both measured with a ViT-S of random weights). What follows the model is float32.
-    dtype : as which values are stored: ``"float16"`` halves the space at an error of 2e-4 of a
+        3e-4; both measured with a ViT-S of random weights). Later steps are float32.
+    dtype : type of the stored values: ``"float16"`` halves the space at an error of 2e-4 of a
         value at most.
     positions : how the positions of 518-pixel models are brought to 224: ``"hub"`` as torch.hub's
         models do, with which users' present files were made; ``"transformers"`` as ``Dinov2Model``
@@ -79,8 +79,13 @@ class Dinov2Extractor(OneFeature, TorchModel):
     extractor_name: ClassVar[str] = "dinov2"
     default_at_once: ClassVar[Mapping[str, int]] = {"cpu": 1, "cuda": 32}
 
-    model: str = "dinov2_vitb14"
-    weights: str | os.PathLike[str] | None = None
+    model: Annotated[
+        str, Option("dinov2_vits14, _vitb14, _vitl14 or _vitg14, with or without _reg.", panel=WHAT)
+    ] = "dinov2_vitb14"
+    weights: Annotated[
+        str | os.PathLike[str] | None,
+        Option("The model's weights, a file or folder.", "PATH", kind=Path, panel=WHAT),
+    ] = None
     precision: Precision = "fp32"
     dtype: StoredType = "float32"
     positions: Positions = "hub"
@@ -92,7 +97,7 @@ class Dinov2Extractor(OneFeature, TorchModel):
     def __post_init__(self) -> None:
         self._architecture = find_model(self.model)
         problems = [
-            f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(kind))}"
+            f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}"
             for name, kind in (
                 ("precision", Precision),
                 ("dtype", StoredType),
@@ -106,11 +111,11 @@ class Dinov2Extractor(OneFeature, TorchModel):
             or self.batch_size < 0
         ):
             problems.append(
-                f"batch_size={self.batch_size!r} is no number of frames; 0 is automatic"
+                f"batch_size={self.batch_size!r} is not a number of frames; 0 is automatic"
             )
         given: object = self.weights  # whatever came from the command line
         if given is not None and not isinstance(given, (str, os.PathLike)):
-            problems.append(f"weights={self.weights!r} is no path")
+            problems.append(f"weights={self.weights!r} is not a path")
         if problems:
             raise InvalidError(f"DINOv2 options: {'; '.join(problems)}")
         self._path = None if self.weights is None else Path(self.weights).expanduser().absolute()
@@ -122,9 +127,6 @@ class Dinov2Extractor(OneFeature, TorchModel):
             self.dtype,
             description=CLS_TOKEN,
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None, "_device": None}
 
     @property
     def spec(self) -> FeatureSpec:
@@ -140,7 +142,6 @@ class Dinov2Extractor(OneFeature, TorchModel):
         NotFoundError, InvalidError, ExtractorError
             If the weights are not there, are another model's, or cannot be loaded from the hub.
         """
-        versions = library_versions()
         if self._sha256 is None:
             self._sha256 = self._weights().sha256()
         return {
@@ -159,7 +160,7 @@ class Dinov2Extractor(OneFeature, TorchModel):
                 "precision": self.precision,
                 **self._on_record,
             },
-            "libraries": versions,
+            "libraries": library_versions(*LIBRARIES),
         }
 
     def _weights(self) -> Weights:
@@ -185,14 +186,11 @@ class Dinov2Extractor(OneFeature, TorchModel):
         """
         import torch
 
-        library_versions()
+        library_versions(*LIBRARIES)
         self._device = find_device(device, "dinov2")
         weights = self._weights()
         if self._sha256 is not None and weights.sha256() != self._sha256:
-            raise InvalidError(
-                f"{weights.place} is not the same here as where the run began; give all workers "
-                "one copy"
-            )
+            raise differs(weights.place)
         model = load_model(weights, self._architecture)
         if self.positions == "hub":
             _set_positions(model)
@@ -211,14 +209,11 @@ class Dinov2Extractor(OneFeature, TorchModel):
         Raises
         ------
         InvalidError
-            If an image is none.
+            If an image is not one.
         ExtractorError
             If the model fails, or a GPU's memory does not suffice.
         """
-        if self._model is None:
-            raise InvalidError(
-                f"{type(self).__name__} is not open; call open() before it gets frames"
-            )
+        self._require_open()
         if not len(images):
             return Extracted({self.model: self._spec.empty_rows(0)})
         pixels = np.stack([whole_image(check_image(image)) for image in images])
@@ -238,10 +233,6 @@ class Dinov2Extractor(OneFeature, TorchModel):
         for reason in found.failed.values():
             raise InvalidError(reason)
         return found.rows[self.model]
-
-    def close(self) -> None:
-        """Free the model; the extractor can be opened again."""
-        self._model = self._device = None
 
     @property
     def _rows_per_call(self) -> int:
@@ -269,7 +260,7 @@ class Dinov2Extractor(OneFeature, TorchModel):
 
 
 def _set_positions(model: Any) -> None:
-    """Bring the positions to the 16 x 16 patches of a frame as facebookresearch's models do, once and for all.
+    """Resize the positions to a frame's 16 x 16 patches as facebookresearch's models do.
 
     They scale by (16 + 0.1) / 37 where transformers scales to a size of 16, so samples lie up to
     0.2 patches apart (facebookresearch/dinov2, ``interpolate_pos_encoding``; models with registers

@@ -1,4 +1,4 @@
-"""DINOv2's models by name, and their weights: found, hashed, compared with the name, loaded with nothing left over."""
+"""DINOv2's weights: found, hashed, compared with the model's name, loaded completely."""
 
 from __future__ import annotations
 
@@ -11,122 +11,14 @@ import socket
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from kpstore.errors import (
-    ExistsError,
-    ExtractorError,
-    InvalidError,
-    MissingExtraError,
-    NotFoundError,
-)
-from kpstore.extractors.checkpoint_files import file_sha256, load_tensors, some_of
-
-PATCH = 14
-"""Side of a patch in pixels, of all models."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What is behind a model's name.
-
-    Parameters
-    ----------
-    width : length of a token, and of the feature.
-    depth, heads : layers, and attention heads of each.
-    registers : register tokens; 0 in the models without.
-    swiglu : whether the layers' second half is gated, as in the giant ones.
-    repository : on the Hugging Face hub; empty if it is not there.
-    cpu_fps : rough images per second of one core.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    registers: int = 0
-    swiglu: bool = False
-    repository: str = ""
-    cpu_fps: float = 1.0
-
-    def __str__(self) -> str:
-        kind = f", {self.registers} registers" if self.registers else ""
-        return (
-            f"width {self.width}, {self.depth} layers, {self.heads} "
-            f"heads{kind}{', gated' if self.swiglu else ''}"
-        )
-
-    def same_model(self, other: Architecture) -> bool:
-        """Whether both are one model, wherever it may be had."""
-        return replace(self, repository="", cpu_fps=0.0) == replace(
-            other, repository="", cpu_fps=0.0
-        )
-
-
-def _family(registers: int, suffix: str, repository: str) -> dict[str, Architecture]:
-    # Widths, depths and heads: facebookresearch/dinov2, models/vision_transformer.py. Speeds of S
-    # and B: measured.
-    sizes = {
-        "s": Architecture(384, 12, 6, cpu_fps=5.0, repository="small"),
-        "b": Architecture(768, 12, 12, cpu_fps=1.7, repository="base"),
-        "l": Architecture(1024, 24, 16, cpu_fps=0.5, repository="large"),
-        "g": Architecture(1536, 40, 24, swiglu=True, cpu_fps=0.15, repository="giant"),
-    }
-    return {
-        f"dinov2_vit{letter}14{suffix}": replace(
-            size, registers=registers, repository=repository + size.repository
-        )
-        for letter, size in sizes.items()
-    }
-
-
-MODELS: dict[str, Architecture] = {
-    **_family(0, "", "facebook/dinov2-"),
-    **_family(4, "_reg", "facebook/dinov2-with-registers-"),
-}
-"""Every model by the name that torch.hub has for it; :func:`register_model` adds one."""
-
-
-def register_model(name: str, architecture: Architecture) -> None:
-    """Make a model of one's own known in this process: one that was trained further, or a tiny one for a test.
-
-    The ingest sends its architecture along to workers, so that only the process that starts a run
-    needs to call this.
-
-    Raises
-    ------
-    ExistsError
-        If the name already stands for something else.
-    """
-    if MODELS.setdefault(name, architecture) != architecture:
-        raise ExistsError(
-            f"DINOv2 model {name!r} is already known as {MODELS[name]}; choose another name"
-        )
-
-
-def find_model(name: object) -> Architecture:
-    """Return what is behind a name; :class:`NotFoundError` lists the names that there are."""
-    if not isinstance(name, str) or name not in MODELS:
-        raise NotFoundError(f"DINOv2 model {name!r} not found; there are: {', '.join(MODELS)}")
-    return MODELS[name]
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of what computes, without importing it; builds (``+cpu``) left out."""
-    try:
-        return {
-            name: version(name).partition("+")[0] for name in ("torch", "transformers", "pillow")
-        }
-    except PackageNotFoundError as error:
-        raise MissingExtraError(
-            f"the recipe 'dinov2' ({error.name} is not installed)", extra="dinov2"
-        ) from None
-
-
-# -- where weights are -----------------------------------------------------------------------------
+from kpstore.errors import ExtractorError, InvalidError, NotFoundError
+from kpstore.extractors.checkpoint_files import brief, file_sha256, load_tensors, some_of
+from kpstore.extractors.dinov2_models import MODELS, PATCH, Architecture, find_model
 
 
 @dataclass(frozen=True)
@@ -144,7 +36,7 @@ class Weights:
 
     @property
     def is_folder(self) -> bool:
-        """Whether this is a folder of ``save_pretrained``, and no checkpoint of facebookresearch."""
+        """Whether this is a folder of ``save_pretrained`` instead of a checkpoint."""
         return self.files != (self.place,)
 
     def sha256(self) -> dict[str, str]:
@@ -253,7 +145,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InvalidError(f"{path} is no JSON: {error}") from None
+        raise InvalidError(f"{path} is not JSON: {error}") from None
     return value if isinstance(value, dict) else {}
 
 
@@ -318,11 +210,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
-# -- the hub ---------------------------------------------------------------------------------------
-
-
 def hub_cache() -> Path:
-    """Return the folder in which the Hugging Face hub keeps what it loaded (its own rules, without importing it)."""
+    """Return the Hugging Face hub's cache by its own rules, without importing it."""
     home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME") or f"{home}/huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
@@ -352,11 +241,10 @@ def _from_hub(name: str, architecture: Architecture) -> Weights:
     try:
         return _in_folder(_download(architecture.repository))
     except OSError as error:
-        reason = " ".join(str(error).split())[:160]
         raise ExtractorError(
             f"the weights of {name!r} are not in {hub_cache()}, and {architecture.repository} "
-            f"cannot be loaded from the Hugging Face hub ({reason}); run this where the network "
-            "is, or say where they are: --weights PATH, a folder of save_pretrained or "
+            f"cannot be loaded from the Hugging Face hub ({brief(error)}); run this where the "
+            "network is, or say where they are: --weights PATH, a folder of save_pretrained or "
             "facebookresearch's .pth file"
         ) from None
 
@@ -373,9 +261,6 @@ def _download(repository: str) -> Path:
         )  # fails at once where there is no network; the hub itself tries for half a minute
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
     return Path(hub.snapshot_download(repository, allow_patterns=patterns))
-
-
-# -- loading ---------------------------------------------------------------------------------------
 
 
 def load_model(weights: Weights, architecture: Architecture) -> Any:
@@ -416,14 +301,11 @@ def load_model(weights: Weights, architecture: Architecture) -> Any:
                 **source, dtype=torch.float32, output_loading_info=True
             )
         except (RuntimeError, ValueError, OSError, KeyError) as error:
-            reason = " ".join(str(error).split())[:160]
             raise InvalidError(
-                f"{weights.place} does not load as a DINOv2 of {architecture}: {reason}"
+                f"{weights.place} does not load as a DINOv2 of {architecture}: {brief(error)}"
             ) from None
         except Exception as error:  # safetensors has an error class of its own
-            raise InvalidError(
-                f"{weights.place}: {' '.join(str(error).split())[:160]}; load the file again"
-            ) from None
+            raise InvalidError(f"{weights.place}: {brief(error)}; load the file again") from None
     for problem, what in (
         ("missing_keys", "lacks"),
         ("unexpected_keys", "has too many:"),
@@ -476,7 +358,7 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 def published_names(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return tensors of facebookresearch's checkpoint by the names that the hub's files have for them.
+    """Return the tensors of a facebookresearch checkpoint by the hub's names.
 
     Raises
     ------
@@ -491,7 +373,7 @@ def published_names(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
         unknown += [] if new else [name]
     if unknown:
         raise InvalidError(
-            f"{path} is no DINOv2 checkpoint of facebookresearch: it has {some_of(unknown)}"
+            f"{path} is not a DINOv2 checkpoint of facebookresearch: it has {some_of(unknown)}"
         )
     return renamed
 
@@ -522,7 +404,7 @@ def _split_ending(name: str) -> tuple[str, str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back transformers' progress bar and its table of what was missing, which becomes one line of ours."""
+    """Suppress transformers' progress bar and its table of missing tensors."""
     log = importlib.import_module("transformers.utils.logging")
     level, bar = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(log.CRITICAL)

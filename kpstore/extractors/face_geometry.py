@@ -1,4 +1,4 @@
-"""Where a face's five landmarks lie on a unit sphere, and how far each is turned from those of a frontal face.
+"""A face's five landmarks on a unit sphere, and their angles to those of a frontal face.
 
 ``docs/faces.md`` has the picture, and what is wrong with the formula of users' present files.
 """
@@ -17,7 +17,7 @@ Formula = Literal["corrected", "json"]
 Floats = NDArray[np.float64]
 
 DEAD_ZONE = 0.01
-"""``corrected``: heights within this much of each other, in halves of the box's height, count as equal."""
+"""``corrected``: heights this close, in halves of the box's height, count as equal."""
 JSON_DEAD_ZONE = 0.1
 """``json``: at equal heights an angle of no more degrees than this is 0."""
 _JSON_TINY = 1e-8
@@ -40,7 +40,7 @@ class FacePoints:
     box: NDArray[np.floating]
 
     def scaled(self) -> Floats:
-        """(..., 5, 2) float64: each coordinate from the box's middle, in halves of its width or height.
+        """Return coordinates from the box's middle in halves of its size, (..., 5, 2) float64.
 
         The middle of the box is 0, its edges are -1 and 1; y downwards. Where a box has no width or
         height the coordinate is not divided and stays in pixels, as in the scripts that made users'
@@ -67,13 +67,13 @@ class FacePoints:
 
 
 def check_formula(formula: object) -> None:
-    """Raise :class:`InvalidError` unless there is such a formula."""
+    """Raise :class:`InvalidError` for an unknown formula."""
     if formula not in get_args(Formula):
-        raise InvalidError(f"formula={formula!r} is none of {', '.join(get_args(Formula))}")
+        raise InvalidError(f"formula={formula!r} is not one of {', '.join(get_args(Formula))}")
 
 
 def landmarks_to_3d(face: FacePoints, formula: Formula = "corrected") -> Floats:
-    """Return each landmark as a point of the unit sphere that bulges out of the picture where the face is.
+    """Return each landmark as a point of a unit sphere that bulges out of the picture.
 
     With ``x, y`` of :meth:`FacePoints.scaled`: ``r = min(1, hypot(x, y))``, ``theta = acos(1 - r)``
     away from the sphere's foremost point, ``phi = atan2(y, x)`` around it, and then ``(sin theta
@@ -113,7 +113,7 @@ def landmarks_to_3d(face: FacePoints, formula: Formula = "corrected") -> Floats:
 def spherical_angles(
     reference: FacePoints, current: FacePoints, formula: Formula = "corrected"
 ) -> Floats:
-    """Return by how much each landmark is turned from where the reference has it, on the sphere, with a sign.
+    """Return by how much each landmark is turned from the reference's, with a sign.
 
     The size is the angle between the two points as seen from the sphere's middle, 0 to 180.
     Positive: the landmark is higher up than the reference's (the head looks up); negative: lower

@@ -1,22 +1,23 @@
-"""MediaPipe Holistic: looks for the person, then for the face and the hands where the pose has them."""
+"""MediaPipe Holistic: finds the person, then the face and the hands by the pose."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.extractors.mediapipe import FoundParts, MediapipeExtractor, check_options, pose_model
+from kpstore.options import WHAT, Option
 from kpstore.schema.feature import FeatureRows
 
 
 @dataclass(kw_only=True)
 class HolisticExtractor(MediapipeExtractor):
-    """Keypoints by MediaPipe Holistic: finds more faces and hands than the separate solutions, but carries state.
+    """Keypoints by MediaPipe Holistic, which finds more faces and hands but carries state.
 
     In both modes a frame's numbers depend on the frames before it: in ``"image"`` mode too
     MediaPipe keeps the last face's region (and a frame's face moves by up to 1.6 pixels of 210 with
@@ -25,15 +26,20 @@ class HolisticExtractor(MediapipeExtractor):
 
     Parameters
     ----------
-    mode : ``"image"`` looks for the person anew in every frame, ``"video"`` tracks and smooths.
-    independent_frames : start anew before every frame, so that frames do not depend on each other;
-        about half the speed, and only with ``mode="image"``.
+    mode : ``"image"`` detects the person again in every frame, ``"video"`` tracks and smooths.
+    independent_frames : restart the model before every frame, so that frames do not depend on
+        each other; about half the speed, and only with ``mode="image"``.
     min_tracking_confidence : 0 to 1; poses below it are dropped.
     face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`.
     """
 
-    mode: Literal["image", "video"] = "image"
-    independent_frames: bool = False
+    mode: Annotated[
+        Literal["image", "video"],
+        Option("Look for the person in each image, or track from image to image.", panel=WHAT),
+    ] = "image"
+    independent_frames: Annotated[
+        bool, Option("No frame depends on those before it.", panel=WHAT)
+    ] = False
     min_tracking_confidence: float = 0.5
 
     n_mesh_points = 468
@@ -92,11 +98,11 @@ class HolisticExtractor(MediapipeExtractor):
 
     @property
     def typical_fps(self) -> float:
-        """About ten frames a second and core, four where every frame starts anew."""
+        """About ten frames a second and core, four if the model restarts for every frame."""
         return 4.0 if self.independent_frames else 10.0
 
     def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
-        """Forget all frames seen so far: what follows equals a new extractor's results bit for bit."""
+        """Forget all frames: results are bit for bit those of a new extractor."""
         self._require_open()
         self._restart()
         return {}

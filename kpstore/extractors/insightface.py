@@ -1,17 +1,19 @@
-"""Faces: InsightFace's landmarks, DINOv2 of the whole frame, and how far the face is turned from a frontal one."""
+"""Faces: InsightFace's landmarks, DINOv2 of the frame, angles to a frontal face."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import ExtractorError, InvalidError, one_line
 from kpstore.extractors.base import Extracted, check_image
+from kpstore.extractors.checkpoint_files import differs
 from kpstore.extractors.devices import Precision, StoredType
 from kpstore.extractors.dinov2 import Dinov2Extractor, Positions
 from kpstore.extractors.face_geometry import (
@@ -21,7 +23,9 @@ from kpstore.extractors.face_geometry import (
     mean_angle,
     spherical_angles,
 )
-from kpstore.extractors.insightface_models import Pack, find_pack, library_versions, open_detector
+from kpstore.extractors.insightface_models import LIBRARIES, Pack, find_pack, open_detector
+from kpstore.extractors.libraries import library_versions
+from kpstore.options import WHAT, Option
 from kpstore.schema.face_features import EXTRACTED_FACE_FIELDS, EXTRACTED_FRAME_FIELDS, Field
 from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance
 
@@ -69,7 +73,7 @@ def choose_face(faces: Sequence[Face], choice: FaceChoice) -> Face:
     Raises
     ------
     NoFaceError
-        If there is none.
+        If no face is usable.
     """
     usable = [face for face in faces if not face.points.problem()]
     if not usable:
@@ -112,13 +116,31 @@ class FacesExtractor:
 
     needs_reference: ClassVar[bool] = True
 
-    model_pack: str | os.PathLike[str] = "buffalo_l"
-    face: FaceChoice | None = None
+    model_pack: Annotated[
+        str | os.PathLike[str],
+        Option("Detector: a pack of InsightFace, or a folder.", "NAME|DIR", kind=str, panel=WHAT),
+    ] = "buffalo_l"
+    face: Annotated[
+        FaceChoice | None,
+        Option("Which face of several; by default the largest.", panel=WHAT),
+    ] = None
     det_size: int = 640
     det_thresh: float = 0.5
-    formula: Formula = "corrected"
-    model: str = "dinov2_vitb14"
-    weights: str | os.PathLike[str] | None = None
+    formula: Annotated[
+        Formula, Option("Of angles; json makes what users' JSON files hold.", panel=WHAT)
+    ] = "corrected"
+    model: Annotated[
+        str,
+        Option(
+            "dinov2_vits14, _vitb14, _vitl14 or _vitg14, with or without _reg.",
+            flag=("--dinov2-model", "--model"),
+            panel=WHAT,
+        ),
+    ] = "dinov2_vitb14"
+    weights: Annotated[
+        str | os.PathLike[str] | None,
+        Option("The model's weights, a file or folder.", "PATH", kind=Path, panel=WHAT),
+    ] = None
     precision: Precision = "fp32"
     dtype: StoredType = "float32"
     positions: Positions = "hub"
@@ -163,7 +185,7 @@ class FacesExtractor:
     def _problems(self) -> list[str]:
         kinds = {"face": FaceChoice, "formula": Formula}
         found = [
-            f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(kind))}"
+            f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}"
             for name, kind in kinds.items()
             if getattr(self, name) not in (*get_args(kind), *([None] if name == "face" else []))
         ]
@@ -172,7 +194,7 @@ class FacesExtractor:
             found.append(f"model_pack={given!r} is neither a name nor a path")
         size, threshold = self.det_size, self.det_thresh
         if isinstance(size, bool) or not isinstance(size, int) or size < STRIDE or size % STRIDE:
-            found.append(f"det_size={size!r} is no multiple of {STRIDE} pixels; 640 is usual")
+            found.append(f"det_size={size!r} is not a multiple of {STRIDE} pixels; 640 is usual")
         if (
             isinstance(threshold, bool)
             or not isinstance(threshold, (int, float))
@@ -206,7 +228,7 @@ class FacesExtractor:
         return {spec.name: features if spec.dims == ("feature",) else found for spec in self.specs}
 
     def _detection(self) -> Provenance:
-        versions = library_versions()
+        versions = library_versions(*LIBRARIES)
         if self._sha256 is None:
             self._sha256 = self._found_pack().sha256()
         pack = os.path.basename(os.path.normpath(self.model_pack))
@@ -273,13 +295,10 @@ class FacesExtractor:
         InvalidError
             If a model is not whole, or not the one that the run began with.
         """
-        library_versions()
+        library_versions(*LIBRARIES)
         pack = self._found_pack()
         if self._sha256 is not None and pack.sha256() != self._sha256:
-            raise InvalidError(
-                f"{pack.detector} is not the same here as where the run began; give all workers "
-                "one copy"
-            )
+            raise differs(pack.detector)
         self._app = open_detector(pack, device, self.det_size, self.det_thresh)
         try:
             self._dinov2.open(device)
@@ -299,7 +318,7 @@ class FacesExtractor:
         Raises
         ------
         InvalidError
-            If there is no reference, no usable face in it, or DINOv2's numbers of it are not
+            If the video has no reference, no usable face in it, or DINOv2's numbers of it are not
             finite.
         """
         self._reference = None
@@ -337,7 +356,7 @@ class FacesExtractor:
         Raises
         ------
         InvalidError
-            If an image is none.
+            If an image is not one.
         ExtractorError
             If a model fails.
         """

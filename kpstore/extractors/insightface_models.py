@@ -1,9 +1,8 @@
-"""InsightFace's model packs: found, loaded from its releases if asked for by name, hashed, opened without a word."""
+"""InsightFace's model packs: found or downloaded, hashed, opened quietly."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import io
 import logging
@@ -15,7 +14,6 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +24,22 @@ from kpstore.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from kpstore.extractors.checkpoint_files import brief, file_sha256
 
 _log = logging.getLogger(__name__)
 
 DETECTOR_OUTPUTS = 5
-"""A file with at least so many outputs is a detector: InsightFace's own rule."""
+"""A file with at least this many outputs is a detector: InsightFace's own rule."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
-_OTHER_NAMES = {
-    "onnxruntime": ("onnxruntime-gpu",),
-    "opencv-python": ("opencv-python-headless", "opencv-contrib-python"),
-}
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of what finds faces, without importing it.
-
-    Onnxruntime's by one name for CPU and GPU.
-    """
-    return {name: _version(name) for name in ("insightface", "onnxruntime", "opencv-python")}
-
-
-def _version(name: str) -> str:
-    for distribution in (name, *_OTHER_NAMES.get(name, ())):
-        with contextlib.suppress(PackageNotFoundError):
-            return version(distribution)
-    raise MissingExtraError(f"the recipe 'faces' ({name} is not installed)", extra="insightface")
+LIBRARIES = (
+    "faces",
+    "insightface",
+    "insightface",
+    "onnxruntime|onnxruntime-gpu",
+    "opencv-python|opencv-python-headless|opencv-contrib-python",
+)
+"""Recipe, extra, and what finds faces."""
 
 
 # -- where packs are -------------------------------------------------------------------------------
@@ -72,14 +60,7 @@ class Pack:
 
     def sha256(self) -> dict[str, str]:
         """Return the SHA-256 of the file that is used, by its name."""
-        stat = self.detector.stat()
-        return {self.detector.name: _file_sha256(self.detector, stat.st_size, stat.st_mtime_ns)}
-
-
-@cache
-def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return {self.detector.name: file_sha256(self.detector)}
 
 
 def pack_home() -> Path:
@@ -88,7 +69,7 @@ def pack_home() -> Path:
 
 
 def find_pack(name: str) -> Pack:
-    """Return a pack, loaded from InsightFace's releases if it is asked for by name and not here yet.
+    """Return a pack; one asked for by name is downloaded if it is not on this machine.
 
     Parameters
     ----------
@@ -97,7 +78,8 @@ def find_pack(name: str) -> Pack:
     Raises
     ------
     NotFoundError
-        If there is no such folder, or a pack is neither here nor to be had.
+        If the folder does not exist, or a pack is neither on this machine nor available for
+        download.
     InvalidError
         If the folder holds no detector.
     """
@@ -115,12 +97,12 @@ def find_pack(name: str) -> Pack:
 
 
 def find_detector(folder: Path) -> Path:
-    """Return the file of a folder that InsightFace takes for its detector: the first, by name, that looks like one.
+    """Return the file that InsightFace uses as its detector: the first that looks like one.
 
     Raises
     ------
     InvalidError
-        If there is none, or a file on the way cannot be read.
+        If no file is one, or a file before it cannot be read.
     """
     files = sorted(folder.glob("*.onnx"))
     for file in files:
@@ -154,13 +136,13 @@ def _count_outputs(file: Path) -> int:
         raise
     except Exception as error:  # protobuf has an error class of its own
         raise InvalidError(
-            f"{file} is no whole ONNX file ({_short(error)}); remove its folder and run again, or "
-            "give another pack"
+            f"{file} is not a complete ONNX file ({brief(error)}); remove its folder and run "
+            "again, or give another pack"
         ) from None
 
 
 def _load_pack(name: str, folder: Path) -> None:
-    """Let InsightFace load a pack, aside: a folder that is there counts as whole, for InsightFace too."""
+    """Download a pack beside its folder: InsightFace takes any folder for a whole pack."""
     _log.info("loading model pack %s from InsightFace's releases to %s", name, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +169,7 @@ def _load_pack(name: str, folder: Path) -> None:
     ) as error:  # requests' errors are OSErrors
         raise NotFoundError(
             f"model pack {name!r} is not in {folder.parent}, and InsightFace's releases do not "
-            f"give it ({_short(error)}); run this where the network is, or give a folder of ONNX "
+            f"give it ({brief(error)}); run this where the network is, or give a folder of ONNX "
             "files: --set model_pack=PATH"
         ) from None
     finally:
@@ -198,7 +180,7 @@ def _load_pack(name: str, folder: Path) -> None:
 
 
 def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> Any:
-    """Return InsightFace's own ``FaceAnalysis`` with nothing but the detector, ready for one picture size.
+    """Return InsightFace's ``FaceAnalysis`` with the detector alone, for one picture size.
 
     Raises
     ------
@@ -231,7 +213,7 @@ def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> 
             )
         except Exception as error:  # onnxruntime has error classes of its own, InsightFace asserts
             raise InvalidError(
-                f"{pack.folder} does not load as a pack of InsightFace: {_short(error)}"
+                f"{pack.folder} does not load as a pack of InsightFace: {brief(error)}"
             ) from None
     _check_detector(app.det_model, pack, det_size)
     if number is not None and app.det_model.session.get_providers()[:1] != [
@@ -296,8 +278,3 @@ def silenced() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return (text or type(error).__name__)[:160]

@@ -1,4 +1,4 @@
-"""The lip-reading encoder: a ResNet18 of 2-D convolutions behind a front end that sees five frames at a time."""
+"""The lip-reading encoder: a 2-D ResNet18 behind a front end that sees five frames."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 WIDTHS = (64, 128, 256, 512)
 """Channels of the four stages; the last one's are the feature."""
 REACH = 2
-"""Frames on either side that an embedding depends on: the front end's kernel is five frames long."""
+"""Frames on either side that an embedding depends on (the front end's kernel has five)."""
 
 
 class LipNetwork(nn.Module):
-    """The encoder of IIANet and of mpc001's lip reading, with their names of parameters: 137, of ``"prelu"`` networks.
+    """The encoder of IIANet and of mpc001's lip reading, with their 137 parameter names.
 
     The front end halves height and width twice; the trunk has no stem of its own, two blocks a
     stage, and averages what is left of each frame. Time is never strided, and there is no padding
@@ -32,7 +32,7 @@ class LipNetwork(nn.Module):
         self.trunk = Trunk()
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Return (pieces, T, 512) for crops (pieces, T + 4, height, width), scaled as the encoder was trained."""
+        """Return (pieces, T, 512) for scaled crops (pieces, T + 4, height, width)."""
         maps = self.frontend3D(crops.unsqueeze(1))
         rows = self.trunk(maps.transpose(1, 2).flatten(0, 1))
         return cast("Tensor", rows).view(len(crops), -1, WIDTHS[-1])
@@ -62,7 +62,7 @@ def _stage(width_in: int, width: int, *, stride: int) -> nn.Sequential:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and a way past them, which is a 1 x 1 convolution where the shape changes."""
+    """Two 3 x 3 convolutions with a shortcut, a 1 x 1 convolution where the shape changes."""
 
     def __init__(self, width_in: int, width: int, *, stride: int) -> None:
         super().__init__()

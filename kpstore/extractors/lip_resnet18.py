@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, MissingExtraError
+from kpstore.errors import InvalidError
 from kpstore.extractors.base import Extracted
+from kpstore.extractors.checkpoint_files import differs
 from kpstore.extractors.devices import TORCH_TYPES, Precision, StoredType, find_device, reproducible
+from kpstore.extractors.libraries import library_versions
 from kpstore.extractors.lip_weights import LipCheckpoint, load_network, read_lip_checkpoint
 from kpstore.extractors.torch_model import TorchModel
+from kpstore.options import WHAT, Option
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.lips import CROP_SIDE, LIP_FEATURE, LIP_LENGTH, lip_spec
 
@@ -28,7 +30,7 @@ QUIRK_ROWS = 50
 REACH = 2
 """Frames on either side that an embedding depends on."""
 PIECE = 25
-"""Frames of a video that are computed together, at most: one second. A video's last piece is filled up."""
+"""Most frames of a video that are computed together: one second. The last piece is padded."""
 SMALLEST_CROP = 32
 
 Quirk = Literal["none", "height_slice"]
@@ -57,7 +59,7 @@ class LipResnet18Extractor(TorchModel):
         ``"none"``.
     precision : of convolutions: ``"fp32"``, ``"bf16"`` (off by 3e-3) or ``"fp16"`` (by 5e-4; both
         measured with random weights that give numbers up to 0.7); batch norm is float32.
-    dtype : as which values are stored.
+    dtype : type of the stored values.
     batch_frames : frames at once, in pieces of 25 (rounded down), or one piece of fewer; on record
         and kept once the feature is begun. 0 takes what is on record, and for a new feature 1,600
         on a GPU (fewer if its memory does not suffice) and 10 on a CPU, which is as fast as 50
@@ -69,13 +71,16 @@ class LipResnet18Extractor(TorchModel):
     default_at_once: ClassVar[Mapping[str, int]] = {"cpu": 10, "cuda": 64 * PIECE}
     any_length: ClassVar[bool] = True
 
-    weights: str | os.PathLike[str] | None = None
+    weights: Annotated[
+        str | os.PathLike[str] | None,
+        Option("The model's weights, a file or folder.", "PATH", kind=Path, panel=WHAT),
+    ] = None
     crop: int = 88
     quirk: Quirk = "none"
     precision: Precision = "fp32"
     dtype: StoredType = "float32"
     batch_frames: int = 0
-    _network: Any = field(default=None, init=False, repr=False, compare=False)
+    _model: Any = field(default=None, init=False, repr=False, compare=False)
     _device: Any = field(default=None, init=False, repr=False, compare=False)
     _hashed: tuple[str, int] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -83,7 +88,7 @@ class LipResnet18Extractor(TorchModel):
         problems = [*self._unknown_words(), *self._odd_numbers()]
         given: object = self.weights  # whatever came from the command line
         if given is not None and not isinstance(given, (str, os.PathLike)):
-            problems.append(f"weights={self.weights!r} is no path")
+            problems.append(f"weights={self.weights!r} is not a path")
         if problems:
             raise InvalidError(f"options of {RECIPE}: {'; '.join(problems)}")
         self._path = None if self.weights is None else Path(self.weights).expanduser().absolute()
@@ -92,16 +97,13 @@ class LipResnet18Extractor(TorchModel):
     def _unknown_words(self) -> Iterator[str]:
         for name, kind in (("quirk", Quirk), ("precision", Precision), ("dtype", StoredType)):
             if getattr(self, name) not in get_args(kind):
-                yield f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(kind))}"
+                yield f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}"
 
     def _odd_numbers(self) -> Iterator[str]:
         if not _is_whole(self.crop) or not SMALLEST_CROP <= self.crop <= CROP_SIDE:
             yield f"crop={self.crop!r}: use {SMALLEST_CROP} to {CROP_SIDE} pixels"
         if not _is_whole(self.batch_frames) or self.batch_frames < 0:
-            yield f"batch_frames={self.batch_frames!r} is no number of frames; 0 is automatic"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_network": None, "_device": None}
+            yield f"batch_frames={self.batch_frames!r} is not a number of frames; 0 is automatic"
 
     @property
     def specs(self) -> tuple[FeatureSpec, ...]:
@@ -117,7 +119,6 @@ class LipResnet18Extractor(TorchModel):
         NotFoundError, InvalidError
             If the weights are not given, not there, or not this network's.
         """
-        libraries = _library_versions()
         if self._hashed is None:
             checkpoint = self._checkpoint()
             self._hashed = checkpoint.sha256, checkpoint.head
@@ -138,7 +139,7 @@ class LipResnet18Extractor(TorchModel):
             "model": RECIPE,
             "weights": {self._path.name: sha256},
             "parameters": parameters,
-            "libraries": libraries,
+            "libraries": library_versions(RECIPE, "torch", "torch"),
         }
         return {LIP_FEATURE: made}
 
@@ -172,15 +173,12 @@ class LipResnet18Extractor(TorchModel):
             If a GPU's memory does not suffice, or the network gives no finite numbers in this
             precision here.
         """
-        _library_versions()
+        library_versions(RECIPE, "torch", "torch")
         self._device = find_device(device, RECIPE)
         checkpoint = self._checkpoint()
         if self._hashed is not None and checkpoint.sha256 != self._hashed[0]:
-            raise InvalidError(
-                f"{checkpoint.path} is not the same here as where the run began; give all workers "
-                "one copy"
-            )
-        self._network = _in_precision(load_network(checkpoint), self.precision).to(self._device)
+            raise differs(checkpoint.path)
+        self._model = _in_precision(load_network(checkpoint), self.precision).to(self._device)
         self._opened(device)
 
     def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
@@ -203,10 +201,7 @@ class LipResnet18Extractor(TorchModel):
         ExtractorError
             If the network fails, or a GPU's memory does not suffice.
         """
-        if self._network is None:
-            raise InvalidError(
-                f"{type(self).__name__} is not open; call open() before it gets videos"
-            )
+        self._require_open()
         if not len(videos):
             return []
         for video in videos:
@@ -227,10 +222,6 @@ class LipResnet18Extractor(TorchModel):
             for (n, at), values in zip(now, rows, strict=True):
                 made[n][at : at + self._piece] = values[: len(crops[n]) - at]
         return [self._extracted(values) for values in made]
-
-    def close(self) -> None:
-        """Free the network; the extractor can be opened again."""
-        self._network = self._device = None
 
     def _middle_of(self, video: NDArray[np.uint8]) -> NDArray[np.uint8]:
         start = (CROP_SIDE - self.crop) // 2
@@ -273,7 +264,7 @@ class LipResnet18Extractor(TorchModel):
         return self._forward(np.stack([crops] * many), np.stack([there] * many))
 
     def _forward(self, crops: NDArray[np.uint8], there: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return (pieces, frames, 512) for crops (pieces, frames + 4, height, width) and which of them are there."""
+        """Return (pieces, frames, 512) for crops (pieces, frames + 4, height, width)."""
         import torch
 
         batch, known = torch.from_numpy(crops), torch.from_numpy(there)
@@ -285,7 +276,7 @@ class LipResnet18Extractor(TorchModel):
             inputs = (
                 scaled * known[:, :, None, None]
             )  # what is not there is 0 as the encoder sees it, not black
-            rows = self._network(inputs.to(getattr(torch, TORCH_TYPES[self.precision]))).float()
+            rows = self._model(inputs.to(getattr(torch, TORCH_TYPES[self.precision]))).float()
             result: NDArray[np.float32] = rows.cpu().numpy()
         return result
 
@@ -307,15 +298,6 @@ def _window(
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _library_versions() -> dict[str, str]:
-    try:
-        return {"torch": version("torch").partition("+")[0]}
-    except PackageNotFoundError:
-        raise MissingExtraError(
-            f"the recipe {RECIPE!r} (torch is not installed)", extra="torch"
-        ) from None
 
 
 def _check_crops(video: object) -> None:

@@ -1,4 +1,4 @@
-"""Weights of the lip-reading encoder: a checkpoint of one's own, loaded with nothing missing and nothing left over."""
+"""Weights of the lip-reading encoder: a user's checkpoint, checked tensor by tensor."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
-from kpstore.extractors.checkpoint_files import file_sha256, load_tensors, some_of
+from kpstore.extractors.checkpoint_files import brief, file_sha256, load_tensors, some_of
 
 _log = logging.getLogger(__name__)
 
 WRAPPERS = ("model_state_dict", "state_dict")
 """Names under which training scripts keep a model's tensors."""
 HEAD = "tcn"
-"""What names of the temporal head hold, which reads words out of the features and is not needed for them."""
+"""Part of the names of the temporal head, which features do not need."""
 COUNTER = "num_batches_tracked"
 """Of batch norm, while it is trained; checkpoints of old versions of torch are without."""
 FIRST = "frontend3D.0.weight"
@@ -25,13 +25,13 @@ FIRST = "frontend3D.0.weight"
 
 @dataclass(frozen=True)
 class LipCheckpoint:
-    """What a file holds, compared with the encoder.
+    """The contents of a checkpoint, compared with the encoder.
 
     Parameters
     ----------
     path : the file.
     tensors : by the encoder's own names.
-    prefix : what stood before each name in the file, e.g. ``"module."``.
+    prefix : prefix of each name in the file, e.g. ``"module."``.
     head : how many tensors of a temporal head were left out.
     """
 
@@ -64,10 +64,10 @@ def read_lip_checkpoint(path: Path) -> LipCheckpoint:
     Raises
     ------
     NotFoundError
-        If there is no such file.
+        If the file does not exist.
     InvalidError
-        If it is no checkpoint, or another network's; the message names the first tensor that does
-        not fit.
+        If it is not a checkpoint, or is another network's; the message names the first tensor
+        that does not fit.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -129,9 +129,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return reader.load_file(path)
     except files.SafetensorError as error:
-        raise InvalidError(
-            f"{path} is no safetensors file: {' '.join(str(error).split())[:160]}"
-        ) from None
+        raise InvalidError(f"{path} is not a safetensors file: {brief(error)}") from None
 
 
 def _unwrapped(loaded: Any, path: Path) -> dict[str, Any]:
@@ -190,7 +188,10 @@ def _check(tensors: Mapping[str, Any], path: Path) -> None:
         name for name in tensors if name in wanted and tuple(tensors[name].shape) != wanted[name]
     ]
     if missing:
-        fault = f"lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]!r}; it has {some_of(tensors)}"
+        fault = (
+            f"lacks {len(missing)} of {len(wanted)} tensors, first {missing[0]!r}; it has "
+            f"{some_of(tensors)}"
+        )
     elif odd:
         fault = f"has {len(odd)} tensors too many, first {odd[0]!r}"
     elif shapes:

@@ -1,8 +1,7 @@
-"""What the MediaPipe extractors share: loading it quietly, its models' hashes, face lists, and rows from landmarks."""
+"""The base of the MediaPipe extractors: quiet loading, model hashes, rows from landmarks."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import logging
@@ -15,10 +14,9 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +24,8 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, MissingExtraError, UnsupportedError
 from kpstore.extractors.base import OneFeature
 from kpstore.extractors.base import check_image as check_image
+from kpstore.extractors.checkpoint_files import file_sha256
+from kpstore.options import WHAT, Option
 from kpstore.schema.face_lists import load_face_list as load_face_list
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.layout import PART_SLICES, PARTS, FaceList, keypoints_spec
@@ -74,11 +74,11 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
             "put the file there "
             '(pip install "kpstore[mediapipe]" brings a version that holds all other models)'
         )
-    return {Path(name).name: _file_sha256(folder / name) for name in names}
+    return {Path(name).name: file_sha256(folder / name) for name in names}
 
 
 def bundled_models() -> list[str]:
-    """Return the names of the model files that the installed MediaPipe holds, without importing it."""
+    """Return the names of the installed MediaPipe's model files without importing it."""
     return sorted(
         path.relative_to(_models_folder()).as_posix() for path in _models_folder().rglob("*.tflite")
     )
@@ -89,12 +89,6 @@ def _models_folder() -> Path:
     if found is None or found.origin is None:
         raise MissingExtraError("the MediaPipe extractors", extra="mediapipe")
     return Path(found.origin).parent / "modules"
-
-
-@cache
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_solutions() -> Any:
@@ -162,7 +156,7 @@ def quiet_start() -> Iterator[None]:
 
 
 def check_options(*, model_complexity: int, **confidences: float) -> None:
-    """Raise :class:`InvalidError`, naming all of them at once, for options that MediaPipe does not have."""
+    """Raise :class:`InvalidError`, naming all of them, for options that MediaPipe lacks."""
     problems = [
         f"{name}={value!r} is not a number from 0 to 1"
         for name, value in confidences.items()
@@ -197,7 +191,7 @@ class FoundParts:
 
 
 def landmark_array(landmarks: Any) -> NDArray[np.float32]:
-    """Return a landmark list as (points, 3) float32: x, y as fractions of width and height, z relative."""
+    """Return landmarks as (points, 3) float32: x, y as fractions of the frame, z relative."""
     return np.array([(point.x, point.y, point.z) for point in landmarks.landmark], dtype=np.float32)
 
 
@@ -238,7 +232,10 @@ class MediapipeExtractor(OneFeature):
     model_complexity : 0, 1 or 2, the pose model; MediaPipe's wheel holds that of 1 only.
     """
 
-    face_list: str | os.PathLike[str] | FaceList = "phoenix"
+    face_list: Annotated[
+        str | os.PathLike[str] | FaceList,
+        Option("The 68 face points: phoenix, ibug, or a file.", kind=str, panel=WHAT),
+    ] = "phoenix"
     min_detection_confidence: float = 0.5
     model_complexity: int = 1
     _solutions: tuple[Any, ...] = field(default=(), init=False, repr=False, compare=False)
@@ -312,7 +309,7 @@ class MediapipeExtractor(OneFeature):
         return 10.0
 
     def open(self, device: str = "cpu") -> None:
-        """Build the solutions, on the CPU: MediaPipe's have no other way, so another device is logged and ignored."""
+        """Build the solutions; they run on the CPU, so another device is logged and ignored."""
         model_hashes(self._recipe()[3])  # before MediaPipe looks for a missing model on the network
         if device != "cpu":
             _log.info("MediaPipe's solutions run on the CPU only; device %r is ignored", device)
@@ -382,6 +379,6 @@ class MediapipeExtractor(OneFeature):
         self._started = True
 
     def _wait_until_started(self) -> None:
-        """Wait for the threads in which graphs open their models: until then they write to standard error."""
+        """Wait until the graphs' threads have opened their models and stop writing to stderr."""
         for solution in self._solutions:
             solution._graph.wait_until_idle()

@@ -1,16 +1,17 @@
-"""MediaPipe's FaceMesh, Hands and Pose, each on single images: the recipe of users' present files."""
+"""MediaPipe's FaceMesh, Hands and Pose on single images: the recipe of users' files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.extractors.mediapipe import FoundParts, MediapipeExtractor, check_options, pose_model
+from kpstore.options import WHAT, Option
 
 Handedness = Literal["subject", "legacy"]
 
@@ -32,7 +33,7 @@ class Hand:
 
 
 def assign_hands(hands: Sequence[Hand], handedness: Handedness) -> tuple[Any, Any]:
-    """Return the landmarks of the left and of the right hand, ``None`` where there is none.
+    """Return the landmarks of the left and of the right hand, ``None`` if it was not found.
 
     Parameters
     ----------
@@ -69,7 +70,9 @@ class PartsExtractor(MediapipeExtractor):
         hold.
     """
 
-    handedness: Handedness = "subject"
+    handedness: Annotated[Handedness, Option("How left and right are told apart.", panel=WHAT)] = (
+        "subject"
+    )
 
     def _check(self) -> None:
         check_options(

@@ -1,4 +1,4 @@
-"""What kind of processor computes: libraries choose their ways by it, so the last bits of a number depend on it."""
+"""The kind of processor that computes, on which the last bits of numbers depend."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _STEPS = (
     ("sve", "sve"),
     ("asimd", "neon"),
 )
-"""What a kernel of Linux calls instruction sets, and what people do.
+"""Instruction sets by Linux's name and by the usual one.
 
-The widest that is there is named.
+The widest available one is named.
 """
 _EXTRAS = {
     "avx512_vnni": "vnni",
@@ -30,7 +30,7 @@ _EXTRAS = {
     "sve2": "sve2",
     "bf16": "bf16",
 }
-"""Instruction sets for which libraries have ways of their own, beside the widest."""
+"""Further instruction sets for which libraries have special code."""
 _LIMITS = (
     "ONEDNN_MAX_CPU_ISA",
     "DNNL_MAX_CPU_ISA",
@@ -38,11 +38,11 @@ _LIMITS = (
     "MKL_ENABLE_INSTRUCTIONS",
     "MKL_CBWR",
 )
-"""Variables by which somebody tells the libraries to use less than there is."""
+"""Variables that make libraries use fewer instruction sets than available."""
 
 
 def cpu_name() -> str:
-    """Return the kind of this machine's CPU by what decides its numbers: ``"x86_64 Intel, avx512 vnni bf16 amx"``.
+    """Return the kind of this machine's CPU: ``"x86_64 Intel, avx512 vnni bf16 amx"``.
 
     The architecture, the vendor, the instruction sets that numerical libraries look for, and
     whatever the environment forbids them. Two CPUs of one kind may still be of different speed.
@@ -61,7 +61,7 @@ def _kind() -> str:
 
 
 def kind_of(machine: str, system: str, cpuinfo: str) -> str:
-    """Return the kind of a CPU, of its architecture, its operating system and Linux's ``/proc/cpuinfo``, if any."""
+    """Return the kind of a CPU; ``cpuinfo`` is Linux's ``/proc/cpuinfo``, or empty."""
     facts = {}
     for line in cpuinfo.split("\n\n")[0].splitlines():
         name, _, value = line.partition(":")
@@ -75,7 +75,7 @@ def kind_of(machine: str, system: str, cpuinfo: str) -> str:
 
 
 def device_name(device: Any) -> str:
-    """Return the kind of processor behind a device of torch: :func:`cpu_name`, or a GPU's name and capability."""
+    """Return the kind of processor behind a torch device, a CPU or a GPU."""
     if device.type != "cuda":
         return cpu_name()
     import torch

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from kpstore import plugins
 from kpstore.errors import InvalidError
 from kpstore.extractors.base import AnyExtractor
-from kpstore.schema.feature import FeatureSpec, Provenance
+from kpstore.schema.feature import MADE_BY, FeatureSpec, Provenance
+from kpstore.schema.layout import FaceList
 
 
 def make_extractor(recipe: str, /, **options: Any) -> AnyExtractor:
@@ -23,7 +27,7 @@ def make_extractor(recipe: str, /, **options: Any) -> AnyExtractor:
     Raises
     ------
     NotFoundError
-        If there is no such recipe; the message lists what there is.
+        If the recipe is unknown; the message lists the known ones.
     InvalidError
         If the recipe has no such option, or refuses its value.
     """
@@ -52,12 +56,39 @@ def option_names(recipe: str) -> list[str] | None:
     return [parameter.name for parameter in parameters if parameter.kind in by_name]
 
 
-_RECIPE_OF = {"insightface": "faces", "lip_resnet18": "lip_resnet18"}
-"""Recipes that call themselves otherwise in what they leave on record."""
-_PARTS_OF = {"faces": ("faces", "dinov2")}
-"""Recipes in what a recipe leaves on record, where that is not just itself."""
-_SIDES = {"insightface": "det_size", "lip_resnet18": "crop"}
-"""Options of which both sides, which are equal, are on record."""
+def provenance_of(extractor: AnyExtractor) -> dict[str, Provenance]:
+    """Return by feature how an extractor makes it, with the recipe and options that make it again.
+
+    A recipe is on record if the extractor's class is registered under its name. Weights are known
+    by their hash, and the frames of a call are among the parameters, so neither is an option here;
+    of paths only the last name is kept.
+    """
+    recipe = plugins.name_of("kpstore.extractors", type(extractor))
+    made: dict[str, Any] = {}
+    if recipe:
+        values = {
+            name: _plain(getattr(extractor, name, None))
+            for name in option_names(recipe) or ()
+            if name not in _KNOWN_OTHERWISE
+        }
+        options = {name: value for name, value in values.items() if value is not None}
+        made[MADE_BY] = {"recipe": recipe, "options": options}
+    return {name: {**one, **made} for name, one in extractor.provenance.items()}
+
+
+_KNOWN_OTHERWISE = ("weights", "batch_size", "batch_frames")
+
+
+def _plain(value: object) -> Any:
+    """Return an option as JSON; None if it cannot be."""
+    if isinstance(value, FaceList):
+        return value.name
+    if isinstance(value, str | os.PathLike) and os.path.isabs(value):
+        return Path(value).name
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return None
 
 
 def recorded(
@@ -67,8 +98,6 @@ def recorded(
 ) -> tuple[str, dict[str, Any]]:
     """Return a recipe and its options that make some features as they were made.
 
-    Weights are known by their hash alone, so they are no option here.
-
     Parameters
     ----------
     specs, provenance : of the features.
@@ -77,41 +106,43 @@ def recorded(
     Raises
     ------
     InvalidError
-        If they were not extracted, but imported, say, or by several recipes.
+        If they were imported, for example, or extracted by several recipes.
     """
-    recipes = {
-        name: _RECIPE_OF.get(made.get("extractor", ""), made.get("extractor", ""))
-        for name, made in provenance.items()
-        if made.get("extractor") != "imported"
+    made = {
+        name: one.get(MADE_BY) or _made_by(specs[name], one)
+        for name, one in provenance.items()
+        if one.get("extractor") != "imported"
     }
-    names = set(recipes.values())
+    names = {one["recipe"] for one in made.values()}
     if "faces" in names:
         names -= {"dinov2"}  # which is a part of it
     if recipe is None and len(names) != 1:
-        what = f"{', '.join(provenance) or 'what is asked for'} was not extracted by one recipe"
+        what = (
+            f"{', '.join(provenance) or 'the features asked for'} was not extracted by one recipe"
+        )
         raise InvalidError(
             f"{what}, so say which one to compute with: extractor='dinov2', for example"
         )
     chosen: str = recipe or str(names.pop())
     options: dict[str, Any] = {}
-    for name, made_by in recipes.items():
-        if made_by in _PARTS_OF.get(
-            chosen, (chosen,)
-        ):  # options of another recipe may be called alike
-            options |= _options(specs[name], provenance[name])
+    # Options of another recipe may be called alike; those of DINOv2 are options of faces too.
+    for part in (*(["dinov2"] if chosen == "faces" else []), chosen):
+        for one in made.values():
+            options |= one["options"] if one["recipe"] == part else {}
     known = option_names(chosen)
     return chosen, {key: value for key, value in options.items() if known is None or key in known}
 
 
-def _options(spec: FeatureSpec, made: Provenance) -> dict[str, Any]:
-    """Return what a feature has on record of how it was made, as a recipe's options are called."""
+def _made_by(spec: FeatureSpec, made: Provenance) -> dict[str, Any]:
+    """Return recipe and options from a record of before December 2026, which has no ``made_by``."""
+    extractor = made.get("extractor", "")
     options: dict[str, Any] = dict(made.get("parameters", {}))
-    if side := _SIDES.get(made.get("extractor", "")):
-        options[side] = options[side][0]
-    if made.get("extractor") == "insightface":
+    if side := {"insightface": "det_size", "lip_resnet18": "crop"}.get(extractor):
+        options[side] = options[side][0]  # both sides, which are equal, are on record
+    if extractor == "insightface":
         options["model_pack"] = made["model"]
     elif spec.axis == "frame":
         options |= {"model": made.get("model"), "dtype": spec.dtype}
     if "face_list" in made:
         options["face_list"] = made["face_list"]["name"]
-    return options
+    return {"recipe": "faces" if extractor == "insightface" else extractor, "options": options}

@@ -1,4 +1,4 @@
-"""What extractors of torch have in common: their model is always called with one number of rows, which is on record.
+"""The base of torch extractors: each call of the model has the same number of rows.
 
 For another number of rows libraries compute in another way, and the last bits of a row then depend
 on what is beside it: on how videos were cut into tasks, on how many workers there are. With one
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import ExtractorError
+from kpstore.errors import ExtractorError, InvalidError
 from kpstore.extractors.devices import Precision, is_out_of_memory
 from kpstore.extractors.processors import device_name
 from kpstore.schema.feature import FeatureSpec, Provenance
@@ -44,16 +44,24 @@ class TorchModel(ABC):
     """As it stands in the provenance."""
     precision: Precision
     _device: Any
-    """Of torch; None unless open."""
+    """Of torch; None unless open, as the model."""
+    _model: Any
 
     @property
     @abstractmethod
     def specs(self) -> tuple[FeatureSpec, ...]:
         """All features; messages call the extractor by the first."""
 
-    @abstractmethod
     def close(self) -> None:
-        """Free the model."""
+        """Free the model; the extractor can be opened again."""
+        self._model = self._device = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None, "_device": None}
+
+    def _require_open(self) -> None:
+        if self._model is None:
+            raise InvalidError(f"{type(self).__name__} is not open; call open() first")
 
     @abstractmethod
     def _trial(self) -> NDArray[np.float32]:
@@ -98,7 +106,7 @@ class TorchModel(ABC):
         )
 
     def keep(self, number: int) -> None:
-        """Settle for a number; from now on it stays."""
+        """Fix the number; from now on it stays."""
         self._set_at_once(number)
         self._settled = True
 
@@ -129,7 +137,7 @@ class TorchModel(ABC):
         return "" if self._device is None else device_name(self._device)
 
     def _opened(self, device: str) -> None:
-        """Take the device's default if nothing else is settled, and try one call where that may fail.
+        """Take the device's default if no number is settled, and try one call where it may fail.
 
         Raises
         ------
@@ -216,7 +224,7 @@ class TorchModel(ABC):
         if number > 1:
             what = f"{option}={number}, which its feature was given and keeps"
             remedy = (
-                f"or make the feature anew with fewer: --overwrite --set {option}={number // 2}"
+                f"or make the feature again with fewer: --overwrite --set {option}={number // 2}"
             )
         return ExtractorError(
             f"{self._name} needs more GPU memory than is free for {what}; use fewer "
@@ -225,7 +233,7 @@ class TorchModel(ABC):
         )
 
     def _not_finite(self, stored: str = "float32") -> str:
-        """Return what to say of a frame of which the model, or the type in which it is stored, makes no number."""
+        """Return why a frame has no finite numbers in this precision and storage type."""
         advice = "are the weights whole, and those of this model?"
         if self.precision != "fp32":
             advice = "use --set precision=fp32"

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from kpstore.backends.base import TEXT, ArrayMeta, Backend, Chunks, SessionChunks
 from kpstore.errors import ExtractorError, MismatchError, UnsupportedError, one_line
 from kpstore.extractors.base import AnyExtractor, settle, takes_videos
+from kpstore.extractors.registry import provenance_of
 from kpstore.ingest.frames import extract_frames, read_reference
 from kpstore.ingest.job import Job, UnreadableVideoError, VideoRows, failed_video, opened_extractor
 from kpstore.ingest.whole_videos import extract_alone
@@ -304,7 +305,7 @@ def live_backend(
         extractor, {name: stored.provenance for name, stored in made.items()}, device
     ):
         _log.warning("%s", note)
-    provenance = extractor.provenance
+    provenance = provenance_of(extractor)
     for spec in extractor.specs:
         if spec.name in store.features:
             _check_same(store.features[spec.name], spec, provenance[spec.name])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Annotated
 
 from kpstore.errors import InvalidError
 from kpstore.ingest.gpus import count_gpus
+from kpstore.options import AGAIN, WHERE, Option
 from kpstore.schema.feature import Compression
+
+MAX_DEFAULT_WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -15,36 +20,73 @@ class Options:
 
     Parameters
     ----------
-    workers : Dask worker processes on this machine; 0 runs in this process.
-    scheduler : address of a Dask scheduler to use instead.
-    device : where all models run, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``; by default on the CPU, or
-        the GPUs asked for.
+    name : name of the data set in a new store; by default the source's.
+    compression : of the values of a new feature; an existing one keeps its own.
+    workers : Dask worker processes on this machine; 0 runs in this process, None starts one per
+        core, at most four, or a single one for ``device="cuda"``.
     gpus, workers_per_gpu : pin ``gpus * workers_per_gpu`` workers to GPUs; ``workers`` is then
         ignored.
-    overwrite : extract again what is there already.
+    device : where all models run, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``; by default on the CPU, or
+        on the GPUs asked for.
+    scheduler : address of a Dask scheduler to use instead.
+    overwrite : extract again what is stored already.
     retry_failed : extract again videos in which something failed.
     ignore_problems : go on although the source lists missing or unreadable videos.
-    checkpoint_s, checkpoint_frames : commit when either has gone by.
+    checkpoint_s, checkpoint_frames : commit after this many seconds or frames, whichever is first.
     task_frames : frames per task; 0 sizes tasks to take about half a minute.
-    name : name of the data set in a store that is made; the source's by default.
-    compression : of the values of a feature that is made; one that is there keeps its own.
     """
 
-    workers: int = 1
-    scheduler: str | None = None
-    gpus: int = 0
-    workers_per_gpu: int = 1
-    device: str = ""
-    overwrite: bool = False
-    retry_failed: bool = False
-    ignore_problems: bool = False
-    checkpoint_s: float = 300.0
-    checkpoint_frames: int = 100_000
+    name: Annotated[str, Option("Name of the data set, for a new store.")] = ""
+    compression: Annotated[
+        Compression,
+        Option("Of the values: raw reads fastest, lz4 saves a fifth. For a new feature."),
+    ] = "raw"
+    workers: Annotated[
+        int | None,
+        Option(
+            "Worker processes; 0 runs in this one. By default one per core, at most "
+            f"{MAX_DEFAULT_WORKERS}.",
+            least=0,
+            default=None,
+            panel=WHERE,
+        ),
+    ] = 1
+    gpus: Annotated[int, Option("GPUs of this machine to use.", least=0, panel=WHERE)] = 0
+    device: Annotated[
+        str,
+        Option("cpu, cuda or cuda:0 for all workers, instead of --gpus.", "DEVICE", panel=WHERE),
+    ] = ""
+    workers_per_gpu: Annotated[
+        int, Option("Worker processes that share one GPU.", least=1, panel=WHERE)
+    ] = 1
+    scheduler: Annotated[
+        str | None, Option("Use this Dask scheduler's workers.", "ADDRESS", panel=WHERE)
+    ] = None
+    overwrite: Annotated[bool, Option("Extract again what is there.", panel=AGAIN)] = False
+    retry_failed: Annotated[bool, Option("Try videos with failures again.", panel=AGAIN)] = False
+    ignore_problems: Annotated[
+        bool, Option("Go on although videos are missing or extra.", panel=AGAIN)
+    ] = False
+    checkpoint_s: Annotated[
+        float,
+        Option(
+            "Commit at least this often.",
+            flag="--checkpoint-minutes",
+            above=0,
+            factor=60.0,
+            panel=AGAIN,
+        ),
+    ] = 300.0
+    checkpoint_frames: Annotated[
+        int, Option("Commit at the latest after this many frames.", least=1, panel=AGAIN)
+    ] = 100_000
     task_frames: int = 0
-    name: str = ""
-    compression: Compression = "raw"
 
     def __post_init__(self) -> None:
+        if self.workers is None:
+            on_gpu = self.device.startswith("cuda")
+            found = 1 if on_gpu else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_WORKERS)
+            object.__setattr__(self, "workers", found)
         for name, least in (
             ("workers", 0),
             ("gpus", 0),
@@ -62,7 +104,7 @@ class Options:
         if kind not in ("", "cpu", "cuda") or (
             number and not (kind == "cuda" and number.isdecimal())
         ):
-            raise InvalidError(f"device {self.device!r} is none; use cpu, cuda or cuda:0")
+            raise InvalidError(f"device {self.device!r} is unknown; use cpu, cuda or cuda:0")
         if self.gpus and self.device:
             raise InvalidError(
                 f"device {self.device!r} and {self.gpus} GPUs were asked for; choose one of them"
@@ -89,4 +131,4 @@ class Options:
     @property
     def n_workers(self) -> int:
         """Worker processes to start on this machine."""
-        return self.gpus * self.workers_per_gpu if self.gpus else self.workers
+        return self.gpus * self.workers_per_gpu if self.gpus else self.workers or 0

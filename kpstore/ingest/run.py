@@ -18,6 +18,7 @@ from kpstore._version import __version__
 from kpstore.backends.base import Backend, Fork
 from kpstore.errors import CorruptError, ExistsError, InvalidError, WorkersError
 from kpstore.extractors.base import AnyExtractor, frame_specs
+from kpstore.extractors.registry import provenance_of
 from kpstore.ingest.blocks import join_adjacent
 from kpstore.ingest.executors import Executor, make_executor
 from kpstore.ingest.interrupts import interrupts_held_back, sigterm_as_interrupt
@@ -246,7 +247,7 @@ class _Run:
             f"ingest {self._title}: {len(plan.pending)} videos to do",
             metadata=self._about(),
         )
-        specs, provenance = self._extractor.specs, self._extractor.provenance
+        specs, provenance = self._extractor.specs, provenance_of(self._extractor)
         known = [spec.name for spec in specs if spec.name in tx.features]
         if len(known) == len(specs) and not (
             plan.new_videos or plan.restart or len(plan.overwritten)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.inspect.matching import column, column_names, common_videos, only_in
+from kpstore.schema.feature import MADE_BY
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 
@@ -99,7 +100,8 @@ class _CommonVideos:
         for array in reversed(fmt.feature_arrays(spec)):  # the values last: they are the largest
             changed = self._or_differing(changed, array)
         before, after = (
-            {**store.provenance(name), fmt.PROCESSORS: None} for store in (self._old, self._new)
+            {**store.provenance(name), MADE_BY: None, fmt.PROCESSORS: None}
+            for store in (self._old, self._new)
         )
         return FeatureChange(self._ids(changed), before != after)
 

@@ -19,7 +19,7 @@ from kpstore.interop.splits import split_rank
 from kpstore.interop.transfer import ImportReport, import_document, opened
 from kpstore.options import check_choice
 from kpstore.schema.failures import Failures
-from kpstore.schema.feature import FeatureRows, State
+from kpstore.schema.feature import MADE_BY, FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.provenance import check_same, with_processors
@@ -293,7 +293,7 @@ def _ways(provenance: Mapping[str, Any]) -> list[Any]:
     """Return in which ways a feature was made; several if it was merged before."""
     if provenance.get("extractor") == "mixed":
         return list(provenance["ways"])
-    return [{key: value for key, value in provenance.items() if key != "document"}]
+    return [{key: value for key, value in provenance.items() if key not in ("document", MADE_BY)}]
 
 
 def _order(places: Sequence[_Place], video_id: str) -> tuple[int, str, str]:

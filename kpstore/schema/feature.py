@@ -20,6 +20,8 @@ Compression = Literal["raw", "lz4", "zstd"]
 COMPRESSIONS: tuple[Compression, ...] = ("raw", "lz4", "zstd")
 Provenance = Mapping[str, Any]
 """How a feature was made: JSON values only, the same keys for the same extractor."""
+MADE_BY = "made_by"
+"""Key of a provenance: the recipe and its options, ``{"recipe": …, "options": {…}}``."""
 
 CHUNK_BYTES = 2 * 2**20
 """Upper bound of one decoded chunk; docs/decisions/003 has the measurement behind it."""

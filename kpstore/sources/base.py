@@ -14,15 +14,15 @@ from kpstore.schema.index import VideoRecord
 
 @dataclass(frozen=True)
 class Listing:
-    """What a scan found.
+    """The result of a scan.
 
     Parameters
     ----------
     videos : in the order in which the store will hold them.
-    problems : one line each, for what is missing, extra or unreadable; a video with a problem is
+    problems : one line each, for missing, extra or unreadable videos; a video with a problem is
         left out of ``videos`` if it cannot be extracted at all.
-    notes : one line each, for what is worth knowing and stops nobody, such as a rate that a header
-        gives wrongly.
+    notes : one line each, for facts worth knowing that do not stop a run, such as a wrong rate in
+        a header.
     """
 
     videos: tuple[VideoRecord, ...]
@@ -32,13 +32,13 @@ class Listing:
 
 @dataclass(frozen=True)
 class FrameError:
-    """A frame that could not be read, and why: one line, without its path, which whoever shows it knows."""
+    """Why a frame could not be read: one line, without the frame's path."""
 
     reason: str
 
 
 class Source(Protocol):
-    """A data set to extract from. Instances are small and picklable: workers get a copy and read frames themselves."""
+    """A data set to extract from; small and picklable, for workers read frames themselves."""
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Source(Protocol):
     def read_frames(
         self, video: VideoRecord, *, skip: Collection[int] = ()
     ) -> Iterator[NDArray[np.uint8] | FrameError]:
-        """Yield exactly ``video.n_frames`` items, in order: (height, width, 3) uint8 RGB, or why a frame failed.
+        """Yield ``video.n_frames`` frames in order, (height, width, 3) uint8 RGB, or errors.
 
         Frames in ``skip`` are yielded as a :class:`FrameError` and not touched. A frame is decoded
         when it is asked for and no sooner, so that a decoder that crashes does so on the frame that

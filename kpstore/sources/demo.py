@@ -1,4 +1,4 @@
-"""A small data set in PHOENIX-2014-T's layout, made of photographs that ship inside scikit-image and matplotlib."""
+"""A small data set in PHOENIX-2014-T's layout, made of photographs of other packages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PHOTOGRAPHS = {
 
 
 def write_demo_dataset(target: Path, *, videos: int = 3, frames: int = 10) -> Path:
-    """Lay out a data set: ``videos`` in train, one each in dev and test, all from the same few photographs.
+    """Write a data set: ``videos`` in train, one each in dev and test, of a few photographs.
 
     The camera pans and zooms over a photograph from frame to frame; every other video is mirrored.
     The same call always writes the same pictures.

@@ -6,16 +6,18 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
+from kpstore.options import Option
 from kpstore.schema.face_features import FACE_PATH
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError, Listing
 from kpstore.sources.images import IMAGE_SUFFIXES, is_image, read_image
+from kpstore.sources.selection import MaxVideos, Splits
 from kpstore.sources.videos import VideosSource
 
 
@@ -33,23 +35,38 @@ class FacesSource:
     video_dir, face_dir : the folders.
     base_dir : what stored paths are relative to, a folder that holds both; by default the deepest
         one that does.
-    splits, max_videos_per_split : only these, only so many.
+    splits, max_videos_per_split : only these splits, only the first videos of each.
     """
 
-    video_dir: Path
-    face_dir: Path
-    base_dir: Path | None = None
-    splits: tuple[str, ...] | None = None
-    max_videos_per_split: int | None = None
+    summary: ClassVar[str] = (
+        "Extract faces of persons: landmarks, angles from a frontal picture, DINOv2."
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "kpstore ingest faces --video-dir persons --face-dir fronts faces.kps",
+        "kpstore ingest faces --video-dir persons --face-dir fronts faces.kps "
+        "--dinov2-model dinov2_vits14 --weights VITS14",
+        "kpstore ingest faces --video-dir persons --face-dir fronts faces.kps "
+        "--formula json --gpus 2",
+    )
+    recipe: ClassVar[str] = "faces"
+
+    video_dir: Annotated[Path, Option("A folder of pictures, or a video, of each person.", "DIR")]
+    face_dir: Annotated[Path, Option("A frontal picture PERSON.jpg of each.", "DIR")]
+    base_dir: Annotated[
+        Path | None,
+        Option(
+            "What stored paths are relative to; by default the store's folder, if it holds all "
+            "pictures.",
+            "DIR",
+        ),
+    ] = None
+    splits: Splits = None
+    max_videos_per_split: MaxVideos = None
 
     def __post_init__(self) -> None:
         for name in ("video_dir", "face_dir", "base_dir"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(os.path.abspath(getattr(self, name))))
-        if self.base_dir is None:
-            object.__setattr__(
-                self, "base_dir", Path(os.path.commonpath([self.video_dir, self.face_dir]))
-            )
         for folder in (self.video_dir, self.face_dir):
             if not folder.is_relative_to(self._base):
                 raise InvalidError(
@@ -59,8 +76,16 @@ class FacesSource:
 
     @property
     def _base(self) -> Path:
-        assert self.base_dir is not None
-        return self.base_dir
+        return self.base_dir or Path(os.path.commonpath([self.video_dir, self.face_dir]))
+
+    def for_store(self, location: str) -> FacesSource:
+        """Return this source, its paths relative to a store's folder if that holds all pictures.
+
+        If ``base_dir`` was given, it stays.
+        """
+        folder = Path(location).absolute().parent
+        held = all(place.is_relative_to(folder) for place in (self.video_dir, self.face_dir))
+        return replace(self, base_dir=folder) if held and self.base_dir is None else self
 
     @property
     def _videos(self) -> VideosSource:
@@ -102,8 +127,7 @@ class FacesSource:
         if self.splits is None and self.max_videos_per_split is None:
             spare = [pictures[key] for key in pictures if key not in used]
             problems += [
-                f"{picture}: there is no video of this person in {self.video_dir}"
-                for picture in spare
+                f"{picture}: no video of this person is in {self.video_dir}" for picture in spare
             ]
         return Listing(tuple(videos), (*listing.problems, *problems), listing.notes)
 
@@ -143,5 +167,5 @@ class FacesSource:
         return VideosSource(self._base).read_frames(video, skip=skip)
 
     def read_reference(self, video: VideoRecord) -> NDArray[np.uint8] | FrameError:
-        """Return a person's frontal picture, (height, width, 3) uint8 RGB, or why it cannot be read."""
+        """Return a person's frontal picture, (height, width, 3) uint8 RGB, or an error."""
         return read_image(self._base / video.annotations[FACE_PATH])

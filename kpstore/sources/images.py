@@ -62,9 +62,9 @@ def read_image(path: Path) -> NDArray[np.uint8] | FrameError:
 
 
 def _unscaled(image: Image.Image) -> str:
-    """Return why nobody can know which of a picture's numbers are black and white.
+    """Return why the values of black and white in a picture are unknown.
 
-    ``""`` if it is known.
+    ``""`` if they are known.
     """
     what = {"I": "32-bit integers", "F": "floating-point numbers"}.get(image.mode, "")
     if image.mode == "I" and image.format in _FULL_RANGE:
@@ -100,7 +100,7 @@ def _tiff_tag(image: Image.Image, tag: int) -> tuple[int, ...]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return a picture as its camera says it stands: phones store what they took as their sensor saw it."""
+    """Return a picture upright, turned as its EXIF orientation says."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)

@@ -1,4 +1,4 @@
-"""The file lists of a lip-reading configuration: YAML that names folders, JSON that lists utterances."""
+"""Lists of a lip-reading configuration: YAML that names folders, JSON with utterances."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_utterances(config: Path, root: Path) -> Utterances:
 
 
 def utterance_id(path: Path, root: Path, config: Path) -> str:
-    """Return the id of a listed file: its path in ``root`` without ``.npz``, with forward slashes."""
+    """Return the id of a listed file: its path in ``root`` without ``.npz``, with slashes."""
     for whole, base in ((path, root), (path.resolve(), root.resolve())):
         if whole.is_relative_to(base) and ".." not in whole.parts:
             return whole.relative_to(base).as_posix().removesuffix(".npz")
@@ -94,14 +94,14 @@ def read_split(config: Path, split: str, folder: str, root: Path | None = None) 
 
 
 def list_folders(config: Path) -> dict[str, str]:
-    """Return the folder of each split's lists as a configuration names it, in the order train, val, test.
+    """Return the folder of each split's lists, in the order train, val, test.
 
     Raises
     ------
     MissingExtraError
         If PyYAML is not installed.
     NotFoundError, InvalidError
-        If there is no such file, it is no YAML, or it names no folders.
+        If the file does not exist, is not YAML, or it names no folders.
     """
     try:
         import yaml  # type: ignore[import-untyped]
@@ -115,7 +115,7 @@ def list_folders(config: Path) -> dict[str, str]:
     try:
         document = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidError(f"{config} is no YAML: {' '.join(str(error).split())}") from None
+        raise InvalidError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
     named: Any = document
     for key in ("datamodule", "data_config"):
         named = named.get(key) if isinstance(named, dict) else None
@@ -143,7 +143,7 @@ def _entries(path: Path) -> Iterator[str]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InvalidError(f"{path} is no JSON: {error}") from None
+        raise InvalidError(f"{path} is not JSON: {error}") from None
     if not isinstance(entries, list):
         raise InvalidError(
             f"{path}: a list of [wav, npz, samples] is needed, found {type(entries).__name__}"

@@ -1,32 +1,38 @@
-"""Mouth crops of lip-reading data sets: an npz file per utterance, listed by a configuration or lying in a folder."""
+"""Mouth crops of lip-reading data sets: an npz file per utterance, listed or in a folder."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, KpstoreError, NotFoundError, one_line
+from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.lips import CROP_SIDE, CROPS_KEY, EMBEDDING_ENDING
 from kpstore.sources.base import FrameError, Listing
 from kpstore.sources.lip_lists import Utterances, list_folders, read_split, utterance_id
 from kpstore.sources.npz_files import NpyHeader, NpzFile
+from kpstore.sources.selection import MaxVideos, Splits, part_of, selected, settle_source
 
 _log = logging.getLogger(__name__)
+
+Root = Annotated[
+    Path | None,
+    Option("The folder that holds all listed files; by default the deepest that does.", "DIR"),
+]
 
 
 @dataclass(frozen=True)
 class LipsSource:
-    """Utterances of a lip-reading data set: npz files with ``data``, (T, 96, 96) uint8 grey mouth crops.
+    """Utterances of a lip-reading data set: npz files with ``data``, (T, 96, 96) uint8 grey.
 
     A video's id is its file's path in ``root`` without ``.npz``; its frames are ``x.npz#0``,
     ``x.npz#1``, …: the ids and paths that an import of embeddings of the same files has. A file
@@ -47,22 +53,12 @@ class LipsSource:
     """
 
     lists: Path
-    root: Path | None = None
+    root: Root = None
     splits: tuple[str, ...] | None = None
-    max_videos_per_split: int | None = None
+    max_videos_per_split: MaxVideos = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "lists", Path(self.lists).absolute()
-        )  # workers may work in another folder
-        if self.root is not None:
-            object.__setattr__(self, "root", Path(self.root).absolute())
-        if self.splits is not None:
-            object.__setattr__(self, "splits", tuple(self.splits))
-        if self.max_videos_per_split is not None and self.max_videos_per_split < 1:
-            raise InvalidError(
-                f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1"
-            )
+        settle_source(self, "lists", "root")
 
     @property
     def name(self) -> str:
@@ -84,8 +80,7 @@ class LipsSource:
             "kind": "lips",
             "configuration": None if self.is_folder else self.lists.name,
             "lists": None if self.is_folder else list_folders(self.lists),
-            "splits": None if self.splits is None else list(self.splits),
-            "max_videos_per_split": self.max_videos_per_split,
+            **part_of(self),
         }
 
     def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
@@ -99,7 +94,8 @@ class LipsSource:
         if not base.is_dir():
             raise NotFoundError(f"no folder of mouth crops at {base}: it {_what_is(base)}")
         videos: list[VideoRecord] = []
-        for utterance, split in self._chosen(self._utterances(base, problems)):
+        found = self._utterances(base, problems).splits.items()
+        for utterance, split in selected(self, found, lambda pair: pair[1]):
             try:
                 videos.append(_video(base, utterance, split))
             except KpstoreError as error:
@@ -148,15 +144,6 @@ class LipsSource:
             raise NotFoundError(f"no npz files of mouth crops in {self.lists}")
         return Utterances(dict.fromkeys(names, ""))
 
-    def _chosen(self, found: Utterances) -> Iterator[tuple[str, str]]:
-        count: Counter[str] = Counter()
-        for utterance, split in found.splits.items():
-            if self.splits is not None and split not in self.splits:
-                continue
-            count[split] += 1
-            if self.max_videos_per_split is None or count[split] <= self.max_videos_per_split:
-                yield utterance, split
-
     def read_frames(
         self, video: VideoRecord, *, skip: Collection[int] = ()
     ) -> Iterator[NDArray[np.uint8] | FrameError]:
@@ -173,6 +160,57 @@ class LipsSource:
             If the file holds more or fewer frames than it had when it was listed.
         """
         return read_utterance(self._base() / f"{video.id}.npz", video.n_frames, skip)
+
+
+@dataclass(frozen=True)
+class LipsChoice:
+    """What ``kpstore ingest lips`` is told, and the source that this stands for.
+
+    Parameters
+    ----------
+    conf, npz_dir : one of the two, for :attr:`LipsSource.lists`.
+    splits : None, or ``"all"`` alone, for all of them.
+    root, max_videos_per_split : see :class:`LipsSource`.
+    """
+
+    summary: ClassVar[str] = (
+        "Extract embeddings of mouth crops, npz files that a lip-reading configuration lists, by "
+        "its ResNet18."
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "kpstore ingest lips --conf configs/LRS2-IIANet.yml --split all "
+        "--weights resnet18.pth.tar lips.kps --device cuda:0",
+        "kpstore ingest lips --npz-dir mouths --weights resnet18.pth.tar lips.kps",
+    )
+    recipe: ClassVar[str] = "lip_resnet18"
+
+    conf: Annotated[
+        Path | None, Option("Configuration that names the lists of utterances.", "YAML")
+    ] = None
+    npz_dir: Annotated[Path | None, Option("A folder of npz files, instead of lists.", "DIR")] = (
+        None
+    )
+    root: Root = None
+    splits: Splits = None
+    max_videos_per_split: MaxVideos = None
+
+    def for_store(self, location: str) -> LipsSource:
+        """Return the source; :class:`InvalidError` unless one place is named that can be it."""
+        lists, conf, folder = self.conf or self.npz_dir, self.conf, self.npz_dir
+        if lists is None or (conf and folder):
+            raise InvalidError(
+                "name the utterances, in one of two ways: --conf CONFIG.yml, or --npz-dir DIR"
+            )
+        if conf and conf.is_dir():
+            raise InvalidError(
+                f"--conf {conf} is a folder; give a configuration (.yml), or all of its npz "
+                "files: --npz-dir"
+            )
+        if folder and not folder.is_dir():
+            found = "is a file; is it meant for --conf?" if folder.exists() else "does not exist"
+            raise InvalidError(f"no folder of npz files at {folder}: it {found}")
+        splits = None if self.splits == ("all",) else self.splits
+        return LipsSource(lists, self.root, splits, self.max_videos_per_split)
 
 
 def read_utterance(

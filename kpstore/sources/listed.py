@@ -1,4 +1,4 @@
-"""Videos that are known already, as those of a store are: only their frames are looked for."""
+"""Videos that are already listed, as in a store; only their frames are searched for."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from kpstore.sources.videos import VideosSource
 
 @dataclass(frozen=True)
 class ListedSource:
-    """The frames of a list of videos: pictures, frames of video files (``clip.mp4#7``), or mouth crops (``x.npz#7``).
+    """A list of videos: pictures, frames of files (``clip.mp4#7``) or crops (``x.npz#7``).
 
     Parameters
     ----------
     root : what their paths are relative to; absolute ones are used as they are.
-    videos : what to list; workers, which are told of each video when they get it, do without.
+    videos : what to list; empty on workers, which get each video with its task.
     name : of the data set.
     """
 
@@ -48,16 +48,16 @@ class ListedSource:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """What kind of source this is."""
+        """The kind of source."""
         return {"kind": "listed"}
 
     def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
-        """List the videos; one whose first frame is nowhere is a problem.
+        """List the videos; one whose first frame does not exist is a problem.
 
         Raises
         ------
         NotFoundError
-            If no video is there: the paths are relative to another folder, then.
+            If no video exists in ``root``: its paths are relative to another folder.
         """
         there = [video for video in self.videos if self._is_there(video)]
         if self.videos and not there:

@@ -26,7 +26,7 @@ BLOCK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What an array is: ``dtype`` in this machine's byte order once read, ``shape`` with rows first."""
+    """An array's ``dtype``, native once read, and its ``shape`` with rows first."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -56,9 +56,9 @@ class NpzFile:
     Raises
     ------
     NotFoundError
-        If there is no such file.
+        If the file does not exist.
     InvalidError
-        If it is no zip file or is damaged; every method raises it, with the file's name, when it
+        If it is not a zip file or is damaged; every method raises it, with the file's name, when it
         meets damage.
     """
 
@@ -98,7 +98,7 @@ class NpzFile:
             RuntimeError,
         ) as error:
             raise InvalidError(
-                f"{self.path} is no npz file, or is cut short or damaged: {one_line(error)}"
+                f"{self.path} is not an npz file, or is cut short or damaged: {one_line(error)}"
             ) from None
         except OSError as error:
             if error.errno != errno.EINVAL:
@@ -143,7 +143,7 @@ class NpzFile:
             shape, fortran_order, dtype = readers[np.lib.format.read_magic(member)](member)
         except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
             raise InvalidError(
-                f"{self.path}: {name!r} is no array that numpy wrote ({one_line(error)})"
+                f"{self.path}: {name!r} is not an array that numpy wrote ({one_line(error)})"
             ) from None
         if (
             not shape

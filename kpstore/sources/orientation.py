@@ -1,4 +1,4 @@
-"""How a stored picture has to be turned or mirrored to be seen as it was filmed: one of eight orientations."""
+"""The eight orientations: how a stored picture is turned or mirrored to be upright."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Orientation:
 
 
 def from_display_matrix(matrix: Sequence[int]) -> tuple[Orientation, bool]:
-    """Return the orientation that a video's display matrix asks for, and whether it is exactly that.
+    """Return the orientation that a display matrix asks for, and whether it is exact.
 
     A picture that is to be turned by less than a quarter, or sheared, gets the nearest of the
     eight.
@@ -60,5 +60,5 @@ def from_display_matrix(matrix: Sequence[int]) -> tuple[Orientation, bool]:
 
 
 def read_display_matrix(packed: bytes) -> tuple[int, ...]:
-    """Return the nine numbers of a display matrix as FFmpeg hands it over, 32-bit integers of this machine."""
+    """Return a display matrix from FFmpeg's packed form, nine native 32-bit integers."""
     return struct.unpack("=9i", packed[:36])

@@ -1,4 +1,4 @@
-"""RWTH-PHOENIX-Weather 2014 T as it is released: folders of PNG frames and one list of annotations per split."""
+"""RWTH-PHOENIX-Weather 2014 T as released: folders of PNG frames, a list per split."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
+from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError, Listing
 from kpstore.sources.images import image_size, is_image, natural_key, read_image
+from kpstore.sources.selection import MaxVideos, Splits, part_of, settle_source
 
 FRAMES = "features/fullFrame-210x260px"
 COLUMNS = {"speaker": "speaker", "orth": "gloss", "translation": "text"}
@@ -42,31 +44,28 @@ class PhoenixSource:
     max_videos_per_split : only the first ones of each split.
     """
 
-    root: Path
-    splits: tuple[str, ...] | None = None
-    max_videos_per_split: int | None = None
+    summary: ClassVar[str] = (
+        "Extract from RWTH-PHOENIX-Weather 2014 T. Stop it at any time; the same command goes on."
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --workers 4",
+        "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --splits train dev "
+        "--max-videos-per-split 100",
+        "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --dry-run",
+    )
+
+    root: Annotated[Path, Option("Folder of PHOENIX-2014-T.", "ROOT", argument=True)]
+    splits: Splits = None
+    max_videos_per_split: MaxVideos = None
     name: str = field(default="PHOENIX-2014-T", repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "root", Path(self.root).absolute()
-        )  # workers may work in another folder
-        if self.splits is not None:
-            object.__setattr__(self, "splits", tuple(self.splits))
-        if self.max_videos_per_split is not None and self.max_videos_per_split < 1:
-            raise InvalidError(
-                f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1"
-            )
+        settle_source(self, "root")
 
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Which data set, and which part of it."""
-        splits = None if self.splits is None else list(self.splits)
-        return {
-            "kind": "phoenix",
-            "splits": splits,
-            "max_videos_per_split": self.max_videos_per_split,
-        }
+        return {"kind": "phoenix", **part_of(self)}
 
     def is_there(self) -> bool:
         """Whether the folder is laid out as this data set.
@@ -93,7 +92,7 @@ class PhoenixSource:
     def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
         """List videos and annotations.
 
-        What is in a list but not on disk, or the reverse, is a problem.
+        A video in a list but not on disk, or the reverse, is a problem.
         """
         base = self._base()
         there = {path.name for path in (base / FRAMES).iterdir() if path.is_dir()}
@@ -159,7 +158,7 @@ def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[st
         return _read_rows(path)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidError(
-            f"{path}: is no UTF-8 text of columns separated by '|' ({error})"
+            f"{path}: is not UTF-8 text of columns separated by '|' ({error})"
         ) from None
 
 
@@ -182,7 +181,7 @@ def _read_rows(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _video(base: Path, split: str, name: str, annotations: dict[str, str]) -> VideoRecord | None:
-    """Return a video from its folder, or from the folder ``1`` in it that the lists name and releases do not have."""
+    """Return a video from its folder, or from the folder ``1`` in it that the lists name."""
     for folder in (f"{FRAMES}/{split}/{name}", f"{FRAMES}/{split}/{name}/1"):
         if not (base / folder).is_dir():
             continue

@@ -1,4 +1,4 @@
-"""How many frames a second a video has: what its header says, compared with the times of the frames themselves."""
+"""Frame rates of videos: the header's value, checked against the frames' times."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from kpstore.schema.video_fields import MAX_FPS, known_fps
 
 _TIME_BASE = 1000.0
-"""Headers without a rate repeat the unit of their clock, 1,000 or 90,000 a second: not believed without times."""
+"""Clock units that headers without a rate repeat; not believed without times."""
 _SLACK_FRAMES = 1.0
-"""So far may a frame come from where an even rate puts it: a time then still finds it, or the one beside it."""
+"""How far a frame may be from its place at an even rate, in frames."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Rate:
 
     Parameters
     ----------
-    fps : NaN where no one number is right.
-    note : what is odd about it, for people; ``""`` if nothing is.
+    fps : NaN if no single number is right.
+    note : a remark on the rate for users; ``""`` if there is none to make.
     """
 
     fps: float
@@ -39,7 +39,7 @@ def rate_of(header: float, times_s: NDArray[np.float64] | None, tick_s: float = 
 
     Parameters
     ----------
-    header : what the file says; NaN or 0 if nothing.
+    header : the file's rate; NaN or 0 if it has none.
     times_s : (frames,) float64, seconds, in any order; None for a file without times.
     tick_s : seconds, the unit in which times are kept: they are right within one.
     """
@@ -73,7 +73,7 @@ def rate_of(header: float, times_s: NDArray[np.float64] | None, tick_s: float = 
 
 
 def _unevenness(shown: NDArray[np.float64], mean: float, tick_s: float) -> str:
-    """Return a note if frames are much nearer to each other here than there, although none is far from its place."""
+    """Return a note if frames are spaced unevenly although none is far from its place."""
     apart = np.diff(shown)
     if np.abs(apart - 1 / mean).max() <= 0.5 / mean + tick_s:
         return ""

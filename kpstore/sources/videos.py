@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
+from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError, Listing
 from kpstore.sources.images import image_size, is_image, natural_key, read_image
 from kpstore.sources.orientation import Orientation, from_display_matrix, read_display_matrix
 from kpstore.sources.rates import rate_of
+from kpstore.sources.selection import MaxVideos, Splits, part_of, selected, settle_source
 
 if TYPE_CHECKING:
     import av
@@ -46,20 +47,21 @@ class VideosSource:
     max_videos_per_split : only the first ones of each split, in the order of their ids.
     """
 
-    root: Path
-    splits: tuple[str, ...] | None = None
-    max_videos_per_split: int | None = None
+    summary: ClassVar[str] = (
+        "Extract from video files and folders of pictures.\n\n"
+        "Folders called train, dev, test and the like are splits."
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "kpstore ingest videos CLIPS clips.kps",
+        "kpstore ingest videos CLIPS clips.kps --mode video --workers 8",
+    )
+
+    root: Annotated[Path, Option("Folder of videos.", "DIR", argument=True)]
+    splits: Splits = None
+    max_videos_per_split: MaxVideos = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "root", Path(self.root).absolute()
-        )  # workers may work in another folder
-        if self.splits is not None:
-            object.__setattr__(self, "splits", tuple(self.splits))
-        if self.max_videos_per_split is not None and self.max_videos_per_split < 1:
-            raise InvalidError(
-                f"max_videos_per_split is {self.max_videos_per_split}; it must be at least 1"
-            )
+        settle_source(self, "root")
 
     @property
     def name(self) -> str:
@@ -69,12 +71,7 @@ class VideosSource:
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Which folder, and which part of it."""
-        splits = None if self.splits is None else list(self.splits)
-        return {
-            "kind": "videos",
-            "splits": splits,
-            "max_videos_per_split": self.max_videos_per_split,
-        }
+        return {"kind": "videos", **part_of(self)}
 
     def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
         """List the videos; a file that cannot be opened is a problem."""
@@ -105,15 +102,7 @@ class VideosSource:
             raise NotFoundError(
                 f"split {unknown[0]!r} not found in {self.root}; there are {sorted(there)}"
             )
-        count: Counter[str] = Counter()
-        chosen = []
-        for entry in found:
-            if self.splits is not None and entry.split not in self.splits:
-                continue
-            count[entry.split] += 1
-            if self.max_videos_per_split is None or count[entry.split] <= self.max_videos_per_split:
-                chosen.append(entry)
-        return chosen
+        return list(selected(self, found, lambda entry: entry.split))
 
     def read_frames(
         self, video: VideoRecord, *, skip: Collection[int] = ()
@@ -201,7 +190,7 @@ def _walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 def is_video(name: str) -> bool:
     """Whether a file's name says that it is a video."""
-    # Names that begin with a dot are other systems' notes beside the files: ._clip.mp4 is none.
+    # Names that begin with a dot are other systems' notes, such as ._clip.mp4, and not videos.
     return Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".")
 
 
@@ -244,7 +233,7 @@ def _describe(root: Path, entry: _Entry, problems: list[str], notes: list[str]) 
 def _upright_size(
     path: str, container: av.container.InputContainer, stream: VideoStream, notes: list[str]
 ) -> tuple[int, int]:
-    """Return width and height of a video's pictures as they will be read, from the first that can be decoded."""
+    """Return width and height of a video's frames as they are read."""
     first = next(
         (frame for frame in _decoded(container, stream) if not isinstance(frame, FrameError)), None
     )

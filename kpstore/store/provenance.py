@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from kpstore.errors import MismatchError
-from kpstore.schema.feature import FeatureSpec, Provenance
+from kpstore.schema.feature import MADE_BY, FeatureSpec, Provenance
 from kpstore.store import format as fmt
 
-_IGNORED = frozenset({"document", "kpstore", "libraries", fmt.PROCESSORS})
+_IGNORED = frozenset({"document", "kpstore", "libraries", MADE_BY, fmt.PROCESSORS})
 """Keys that may differ between two runs whose numbers agree to all but the last bits."""
 _OF_THE_FILE = frozenset({"format", "dataset"})
 """Keys that describe the file that rows were imported from, not how they were made."""

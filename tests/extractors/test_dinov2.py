@@ -29,7 +29,8 @@ from kpstore.errors import (
     UnsupportedError,
 )
 from kpstore.extractors.dinov2 import Dinov2Extractor, whole_image
-from kpstore.extractors.dinov2_weights import MODELS, Architecture, hub_cache, register_model
+from kpstore.extractors.dinov2_models import MODELS, Architecture, register_model
+from kpstore.extractors.dinov2_weights import hub_cache
 from kpstore.extractors.registry import make_extractor
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
@@ -52,7 +53,7 @@ if "dinov2" not in plugins.names(
 
 
 def make_model(name: str, image_size: int = 518) -> Any:
-    """A model with random weights that are large enough for positions and layer scales to matter."""
+    """A model whose random weights are large enough for positions and scales to matter."""
     architecture = TINY[name]
     values = {
         "hidden_size": architecture.width,
@@ -188,7 +189,7 @@ def test_models_of_224_pixels_and_those_with_registers_have_one_kind_of_position
 def test_positions_are_those_of_torch_hub_by_default(
     models: dict[str, Any], images: list[np.ndarray]
 ) -> None:
-    """Bicubic samples (a = -0.75, edges repeated) at the places that a scale of 16.1 / 37 gives, written out anew."""
+    """Bicubic samples (a = -0.75, edges repeated) at a scale of 16.1 / 37, written out."""
     at = (np.arange(16) + 0.5) * 37 / 16.1 - 0.5
     taps = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
     d = np.abs(at[:, None] - taps)
@@ -424,10 +425,10 @@ def test_names_stand_for_the_published_models() -> None:
     [
         ({"model": "dinov3"}, "'dinov3' not found; there are: dinov2_vits14"),
         ({"model": 14}, "14 not found"),
-        ({"precision": "fp8"}, "precision='fp8' is none of fp32, bf16, fp16"),
+        ({"precision": "fp8"}, "precision='fp8' is not one of fp32, bf16, fp16"),
         ({"dtype": "int8", "positions": "x"}, "dtype='int8' .*positions='x'"),
         ({"batch_size": -1}, "batch_size=-1"),
-        ({"weights": 3}, "weights=3 is no path"),
+        ({"weights": 3}, "weights=3 is not a path"),
         ({"mode": "image"}, "has no option 'mode'"),
     ],
 )
@@ -506,7 +507,7 @@ def _rewrite(path: Path, **changes: Any) -> None:
     [
         (lambda f: (f / "model.safetensors").unlink(), "needs config.json and model.safetensors"),
         (lambda f: _truncate(f / "model.safetensors"), "load the file again"),
-        (lambda f: (f / "config.json").write_text("{"), "is no JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
         (lambda f: _rewrite(f / "config.json", model_type="vit"), "is of a 'vit'"),
         (lambda f: _rewrite(f / "config.json", patch_size=16), "patches of 16 pixels"),
         (
@@ -577,7 +578,7 @@ def test_the_hubs_cache_is_used_without_the_network(
 
 @pytest.mark.parametrize(
     ("device", "words"),
-    [("cuda:0", "'cuda:0' was asked for"), ("tpu?", "none that"), ("meta", "cpu")],
+    [("cuda:0", "'cuda:0' was asked for"), ("tpu?", "unknown to torch"), ("meta", "cpu")],
 )
 def test_devices_that_are_not_there_are_refused(
     folder: Path, device: str, words: str, monkeypatch: pytest.MonkeyPatch

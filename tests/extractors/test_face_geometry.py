@@ -1,4 +1,4 @@
-"""Landmarks on the sphere and signed angles, against their properties and formulas written out number by number."""
+"""Landmarks on the sphere and signed angles, against formulas written out in numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMULAS: tuple[Formula, ...] = ("corrected", "json")
 
 
 def face(*scaled: tuple[float, float], box: np.ndarray = BOX) -> FacePoints:
-    """A face whose landmarks are given from the middle of its box, in halves of its width and height."""
+    """A face with landmarks given from its box's middle, in halves of width and height."""
     middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
     return FacePoints(np.array([*scaled, *[(0.0, 0.0)] * (5 - len(scaled))]) * half + middle, box)
 
@@ -161,7 +161,7 @@ def test_a_shift_sideways_has_a_known_angle(x: float, degrees: float, formula: F
 
 @pytest.mark.parametrize("turn", [10.0, 45.0, 90.0])
 def test_a_turn_in_the_picture_has_a_known_angle(turn: float) -> None:
-    """Two points ``theta`` from the foremost one and ``turn`` apart around it: the spherical law of cosines."""
+    """Two points ``theta`` from the foremost, ``turn`` apart: spherical law of cosines."""
     around = math.radians(turn)
     got = spherical_angles(
         face((0.5, 0.0)), face((0.5 * math.cos(around), -0.5 * math.sin(around)))
@@ -250,5 +250,5 @@ def test_json_divides_by_no_size_that_is_zero() -> None:
 
 
 def test_unknown_formula() -> None:
-    with pytest.raises(InvalidError, match="formula='other' is none of corrected, json"):
+    with pytest.raises(InvalidError, match="formula='other' is not one of corrected, json"):
         spherical_angles(face(), face(), "other")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Faces through InsightFace's own FaceAnalysis and transformers' own DINOv2, with tiny models that the tests make."""
+"""Faces through InsightFace's FaceAnalysis and transformers' DINOv2, with tiny models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import socket
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from kpstore.errors import (
 )
 from kpstore.extractors import insightface_models
 from kpstore.extractors.dinov2 import Dinov2Extractor
-from kpstore.extractors.dinov2_weights import Architecture, register_model
+from kpstore.extractors.dinov2_models import Architecture, register_model
 from kpstore.extractors.face_geometry import FacePoints, landmarks_to_3d, spherical_angles
 from kpstore.extractors.insightface import Face, FacesExtractor, choose_face
 from kpstore.extractors.registry import make_extractor
@@ -88,7 +89,7 @@ def shared(home: Path) -> FacesExtractor:
 
 
 def picture(*squares: tuple[int, int, int, int], size: int = SIZE) -> np.ndarray:
-    """A picture, black but for cells (row, column) whose colour is (red, green): the size and score of a face."""
+    """A black picture with cells (row, column) of (red, green): a face's size and score."""
     image = np.zeros((size, size, 3), dtype=np.uint8)
     image[..., 2] = 77  # blue changes nothing, unless it is taken for red
     cell = size * 32 // SIZE
@@ -427,9 +428,9 @@ def test_nothing_is_printed(home: Path, capfd: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"face": "biggest"}, "face='biggest' is none of largest, best, first"),
-        ({"formula": "old"}, "formula='old' is none of corrected, json"),
-        ({"det_size": 0}, "det_size=0 is no multiple of 32"),
+        ({"face": "biggest"}, "face='biggest' is not one of largest, best, first"),
+        ({"formula": "old"}, "formula='old' is not one of corrected, json"),
+        ({"det_size": 0}, "det_size=0 is not a multiple of 32"),
         ({"det_size": 650}, "det_size=650"),
         ({"det_size": None}, "det_size=None"),
         ({"det_size": (640, 640)}, r"det_size=\(640, 640\)"),
@@ -533,7 +534,7 @@ def empty(pack: Path) -> None:
     ("damage", "words"),
     [
         (remove_detector, "holds a_recognition.onnx, and none of them is one.*remove the folder"),
-        (cut_detector, "det_tiny.onnx is no whole ONNX file.*run again"),
+        (cut_detector, "det_tiny.onnx is not a complete ONNX file.*run again"),
         (empty, "holds no ONNX file"),
         (shutil.rmtree, "no model pack at .*give a folder of ONNX files"),
     ],
@@ -594,9 +595,9 @@ def test_a_gpu_that_onnxruntime_cannot_use_after_all_is_no_cpu(
 
 def test_a_library_that_is_missing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
-        raise insightface_models.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(insightface_models, "version", missing)
+    monkeypatch.setattr("kpstore.extractors.libraries.version", missing)
     with pytest.raises(
         MissingExtraError,
         match=r'insightface is not installed.*pip install "kpstore\[insightface\]"',

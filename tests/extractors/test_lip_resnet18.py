@@ -146,7 +146,7 @@ def crops(seed: int, n_frames: int) -> np.ndarray:
 
 
 def opened(weights: Path, **options: Any) -> LipResnet18Extractor:
-    """Return an extractor of small crops, unless told otherwise: they take an eighth of the time."""
+    """Return an extractor of small crops by default: they take an eighth of the time."""
     extractor = LipResnet18Extractor(weights=weights, **{"crop": 32, **options})
     extractor.open()
     return extractor
@@ -204,8 +204,8 @@ def test_a_row_has_the_same_bits_in_any_company(
     monkeypatch.setattr("kpstore.extractors.lip_resnet18.PIECE", 2 if pieces > 1 else 25)
     videos, sizes = [crops(5, 7), crops(6, 3), crops(7, 1)], []
     extractor = opened(weights, batch_frames=at_once)
-    forward = extractor._network.forward
-    extractor._network.forward = lambda x: (sizes.append(tuple(x.shape[:2])), forward(x))[1]
+    forward = extractor._model.forward
+    extractor._model.forward = lambda x: (sizes.append(tuple(x.shape[:2])), forward(x))[1]
     together = rows_of(extractor, *videos)
     assert sizes == [(pieces, piece + 4)] * calls
     alone = [rows_of(extractor, video)[0] for video in videos]
@@ -288,21 +288,21 @@ def test_a_network_that_fails_is_no_fault_of_the_video(
     def fail(x: Any) -> Any:
         raise error
 
-    extractor._network.forward = fail
+    extractor._model.forward = fail
     with pytest.raises(ExtractorError, match=words):
         extractor.extract_videos([crops(0, 3)])
 
 
 def test_numbers_that_are_not_finite_fail_their_frame(weights: Path) -> None:
     extractor = opened(weights, dtype="float16")
-    forward, odd = extractor._network.forward, [0.0]
+    forward, odd = extractor._model.forward, [0.0]
 
     def large(x: Any) -> Any:
         rows = forward(x).clone()
         rows[:, 1] = odd[0]
         return rows
 
-    extractor._network.forward = large
+    extractor._model.forward = large
     for odd[0], dtype, words in (
         (1e6, "float16", "use --set dtype=float32"),
         (np.nan, "float32", "are the weights wh"),
@@ -407,7 +407,7 @@ def test_safetensors_load_too(
     video = crops(0, 2)
     np.testing.assert_array_equal(rows_of(opened(path), video), rows_of(shared, video))
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InvalidError, match=r"a\.safetensors is no safetensors file"):
+    with pytest.raises(InvalidError, match=r"a\.safetensors is not a safetensors file"):
         LipResnet18Extractor(weights=path).open()
 
 
@@ -504,7 +504,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path, content: byte
     path = tmp_path / "a.pth"
     path.write_bytes(content)
     with pytest.raises(
-        InvalidError, match=r"a\.pth is no checkpoint that torch can read|more than tensors"
+        InvalidError, match=r"a\.pth is not a checkpoint that torch can read|more than tensors"
     ) as caught:
         LipResnet18Extractor(weights=path).open()
     assert "\n" not in str(caught.value)
@@ -519,7 +519,7 @@ def test_checkpoints_that_are_damaged_are_refused_in_one_line(
     whole = path.read_bytes()
     for cut in [len(whole) - 1000, *rng.integers(0, len(whole) - 1000, 60)]:
         path.write_bytes(whole[:cut])
-        with pytest.raises(InvalidError, match=r"a\.pth (is no checkpoint|holds)") as caught:
+        with pytest.raises(InvalidError, match=r"a\.pth (is not a checkpoint|holds)") as caught:
             read_lip_checkpoint(path)
         assert "\n" not in str(caught.value)
     for _ in range(60):
@@ -585,11 +585,11 @@ def test_it_is_pickled_unopened_and_opens_only_the_same_weights(
         ({"crop": 3.5}, "crop=3.5"),
         (
             {"precision": "fp8", "dtype": "int8"},
-            "precision='fp8' is none of fp32, bf16, fp16; dtype='int8'",
+            "precision='fp8' is not one of fp32, bf16, fp16; dtype='int8'",
         ),
-        ({"quirk": "flip"}, "quirk='flip' is none of none, height_slice"),
+        ({"quirk": "flip"}, "quirk='flip' is not one of none, height_slice"),
         ({"batch_frames": -1}, "batch_frames=-1"),
-        ({"weights": 3}, "weights=3 is no path"),
+        ({"weights": 3}, "weights=3 is not a path"),
         ({"model": "x"}, "has no option 'model'"),
     ],
 )
@@ -615,7 +615,7 @@ def test_the_feature_is_the_one_of_imported_files() -> None:
 def test_what_is_extracted_is_exported_as_existing_files_are(
     shared: LipResnet18Extractor, tmp_path: Path
 ) -> None:
-    """From crops to a file (512, T) beside them, with the names that an import of such files gives."""
+    """From crops to a file (512, T) beside them, named as an import of such files expects."""
     np.savez_compressed(tmp_path / "1_2.npz", data=crops(0, 3))
     source = LipsSource(tmp_path)
     (video,) = source.scan().videos

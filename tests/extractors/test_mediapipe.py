@@ -39,7 +39,7 @@ def panned(portrait):
 
 @pytest.fixture(scope="module")
 def opened():
-    """One opened extractor for each set of options, which starts a video each time it is asked for."""
+    """One opened extractor for each set of options, which starts a video at each request."""
     extractors = {}
 
     def get(recipe, **options):
@@ -355,9 +355,15 @@ def test_face_list_files(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"[1, 2", "could not be read"), (b"1 2 x", "could not be read"), (b"1 2", "has 2 entries"), (b"", "could not"),
-     (b"\xff\xfe", "could not be read"), (b'[{"a": 1}]', "entry 0")],
-)  # fmt: skip
+    [
+        (b"[1, 2", "could not be read"),
+        (b"1 2 x", "could not be read"),
+        (b"1 2", "has 2 entries"),
+        (b"", "could not"),
+        (b"\xff\xfe", "could not be read"),
+        (b'[{"a": 1}]', "entry 0"),
+    ],
+)
 def test_face_list_files_that_do_not_fit_are_refused(tmp_path, content, message):
     path = tmp_path / "mine.txt"
     path.write_bytes(content)

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from kpstore.errors import InvalidError
+import kpstore
+from kpstore import plugins
+from kpstore.errors import InvalidError, MismatchError
 from kpstore.extractors.holistic import HolisticExtractor
 from kpstore.extractors.lip_resnet18 import LipResnet18Extractor
 from kpstore.extractors.parts import PartsExtractor
-from kpstore.extractors.registry import make_extractor, recorded
+from kpstore.extractors.registry import make_extractor, provenance_of, recorded
 from kpstore.schema.feature import FeatureSpec
+from tests.fakes import FakeExtractor
 
 FRAMES = FeatureSpec("points", (2,), ("x",), "float16")
 WIDE = FeatureSpec("points", (2,), ("x",))
@@ -25,10 +28,42 @@ WIDE = FeatureSpec("points", (2,), ("x",))
         PartsExtractor(handedness="legacy", min_detection_confidence=0.25),
     ],
 )
-def test_an_extractor_made_anew_leaves_the_same_on_record(extractor: Any) -> None:
+def test_an_extractor_made_again_leaves_the_same_on_record(extractor: Any) -> None:
     specs = {spec.name: spec for spec in extractor.specs}
-    recipe, options = recorded(specs, extractor.provenance)
-    assert make_extractor(recipe, **options).provenance == extractor.provenance
+    for provenance in (extractor.provenance, provenance_of(extractor)):  # before made_by, and now
+        recipe, options = recorded(specs, provenance)
+        assert make_extractor(recipe, **options).provenance == extractor.provenance
+
+
+class Mine(FakeExtractor):
+    """Another package's."""
+
+
+def test_recipe_and_options_of_somebody_else_are_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plugins._registered, ("kpstore.extractors", "mine"), Mine)
+    extractor = Mine(scale=3.0, stop_file="/home/me/file")
+    made = provenance_of(extractor)["points"]
+    assert made["made_by"]["recipe"] == "mine"
+    assert made["made_by"]["options"]["scale"] == 3.0
+    assert made["made_by"]["options"]["stop_file"] == "file"  # nobody's folders
+    assert "batch_size" not in made["made_by"]["options"]
+    assert {key: made[key] for key in made if key != "made_by"} == extractor.recipe
+    recipe, options = recorded({"points": extractor.spec}, {"points": made})
+    assert make_extractor(recipe, **options).scale == 3.0  # type: ignore[union-attr]
+
+
+def test_a_record_with_made_by_is_that_of_the_same_feature_without(
+    memory_store: kpstore.Store,
+) -> None:
+    before, spec = {"extractor": "fake", "parameters": {"scale": 1.0}}, FRAMES
+    now = {**before, "made_by": {"recipe": "mine", "options": {"scale": 1.0}}}
+    with memory_store.transaction("old") as tx:
+        tx.add_feature(spec, before)
+    with memory_store.at().transaction("new") as tx:
+        tx.add_feature(spec, now)
+    assert memory_store.at().provenance("points") == before
+    with pytest.raises(MismatchError, match="parameters"), memory_store.at().transaction("x") as tx:
+        tx.add_feature(spec, {**now, "parameters": {"scale": 2.0}})
 
 
 def test_faces_are_one_recipe_with_dinov2_in_it() -> None:

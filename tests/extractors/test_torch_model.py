@@ -1,4 +1,4 @@
-"""One number of rows for every call: shown with models of torch's own, of another kind than kpstore's extractors."""
+"""One number of rows for every call, shown with small models of torch's own."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ MODELS: dict[str, Callable[[], Any]] = {"resnet": small_resnet, "vit": SmallVit}
 
 @dataclass(kw_only=True)
 class Embedding(OneFeature, TorchModel):
-    """What an extractor of somebody else's would be, with a memory of its own size on a "GPU" that is the CPU."""
+    """Another package's extractor, with a memory of its own size on a "GPU" on the CPU."""
 
     kind: str = "resnet"
     batch_size: int = 0
@@ -168,7 +168,7 @@ LENGTHS = {"a": 5, "b": 9, "c": 1}
 def test_all_workers_try_and_keep_what_the_least_can_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One number for workers in other processes, with a GPU that is none of this machine's."""
+    """One number for workers in other processes, with a GPU that is not one of this machine's."""
     pytest.importorskip("distributed")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     store = tmp_path / "a.kps"

@@ -1,4 +1,4 @@
-"""Tiny ONNX files that InsightFace takes for its own: a detector of coloured squares, and a file that is none.
+"""Tiny ONNX files that InsightFace accepts: a detector of coloured squares, and others.
 
 The detector has SCRFD's outputs. Every cell of 32 x 32 pixels of the detector's picture is a face
 at the cell's upper left corner: its mean green is the score, its mean red the size. So a picture

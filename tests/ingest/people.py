@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kpstore.extractors.dinov2_weights import Architecture, register_model
+from kpstore.extractors.dinov2_models import Architecture, register_model
 from kpstore.extractors.insightface import FacesExtractor
 from kpstore.ingest.options import Options
 from kpstore.ingest.report import Progress

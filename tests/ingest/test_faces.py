@@ -16,7 +16,7 @@ import pytest
 
 import kpstore
 from kpstore.cli.main import run
-from kpstore.extractors.dinov2_weights import Architecture, register_model
+from kpstore.extractors.dinov2_models import Architecture, register_model
 from kpstore.extractors.insightface import FacesExtractor
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
@@ -385,7 +385,7 @@ MISTAKES = {
         "holds a DINOv2 of width 32, .*has width 384",
     ),
     "no such weights": (("--weights", "nowhere"), "no weights at .*nowhere: give a folder"),
-    "weights of none": (("--weights", __file__), "is no checkpoint"),
+    "weights of none": (("--weights", __file__), "is not a checkpoint"),
     "no such pack": (
         ("--model-pack", "buffalo_l"),
         "model pack 'buffalo_l' is not in .*model_pack=PATH",
@@ -412,8 +412,8 @@ MISTAKES = {
         ("--gpus", "1"),
         "1 GPU asked for, none found on this machine; leave out --gpus",
     ),
-    "no device at all": (("--device", "tpu"), "device 'tpu' is none; use cpu, cuda or cuda:0"),
-    "size": (("--set", "det_size=100"), "det_size=100 is no multiple of 32"),
+    "no device at all": (("--device", "tpu"), "device 'tpu' is unknown; use cpu, cuda or cuda:0"),
+    "size": (("--set", "det_size=100"), "det_size=100 is not a multiple of 32"),
     "option": (("--set", "colour=red"), "recipe 'faces' has no option 'colour'"),
 }
 

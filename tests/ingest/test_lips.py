@@ -232,7 +232,7 @@ def test_a_file_that_is_torn_after_the_scan_fails_alone_and_is_tried_again(
     assert result.code == 1
     (failure,) = kpstore.open(store).failures("lip_resnet18")
     assert failure.video_id == "b"
-    assert "b.npz is no npz file, or is cut short or damaged" in failure.reason
+    assert "b.npz is not an npz file, or is cut short or damaged" in failure.reason
     path.write_bytes(whole)
     told = json.loads(kpstore_(*command(data, weights, store, "--retry-failed", "--json")).out)
     assert (told["videos_done"], told["videos_before"], told["failures"]) == (1, 4, [])
@@ -286,7 +286,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
         (),
         r"LRS2\.yml: no train_dir, valid_dir, test_dir in datamodule\.data_config",
     ),
-    "no YAML": (broken_yaml, (), r"LRS2\.yml is no YAML: "),
+    "no YAML": (broken_yaml, (), r"LRS2\.yml is not YAML: "),
     "list gone": (list_gone, (), r"split 'val' has no s1\.json or s2\.json in .*lists/cv"),
     "other list": (
         other_list,
@@ -321,7 +321,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
     "no checkpoint": (
         nothing,
         ("--weights", "configs/LRS2.yml"),
-        r"LRS2\.yml (is no checkpoint|holds more than)",
+        r"LRS2\.yml (is not a checkpoint|holds more than)",
     ),
     "no device": (
         nothing,
@@ -383,7 +383,7 @@ def test_files_that_are_no_crops_are_listed_a_line_each(
         (
             "a.npz: no array 'data' in it; it has other",
             "b.npz: 'data' is (3, 88, 88) uint8; grey mouth crops are (T, 96, 96) uint8",
-            "c.npz is no npz file, or is cut short or damaged",
+            "c.npz is not an npz file, or is cut short or damaged",
             "d.npz",
         ),
         strict=True,

@@ -256,7 +256,7 @@ def test_lists_choose_utterances_and_their_splits(tmp_path: Path) -> None:
     ("entries", "error", "message"),
     [
         ({"tr/mix.json": []}, NotFoundError, "split 'train' has no s1.json or s2.json in"),
-        ({"tr/s1.json": "[["}, InvalidError, "s1.json is no JSON"),
+        ({"tr/s1.json": "[["}, InvalidError, "s1.json is not JSON"),
         (
             {"tr/s1.json": "{}"},
             InvalidError,
@@ -282,7 +282,7 @@ def test_lists_that_are_wrong_are_named(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "is no YAML"),
+        ("a: [", "is not YAML"),
         ("7", "no train_dir"),
         ("datamodule: {data_config: {train_dir: 3}}", "no train_dir"),
     ],

@@ -273,7 +273,7 @@ def test_bad_arrays_are_one_line(
 def test_torn_files_are_one_line(tmp_path: Path, cut: int) -> None:
     path = write_npz(tmp_path / "x.npz", ["a", "a"])
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(InvalidError, match=r"x.npz is no npz file, or is cut short"):
+    with pytest.raises(InvalidError, match=r"x.npz is not an npz file, or is cut short"):
         import_npz(path)
 
 
@@ -299,7 +299,7 @@ def test_damage_is_said_or_harmless(
     ("header", "message"),
     [
         (b"(9999, 1,3)", r"says it has the shape \(9999, 1, 3\) of float32, but holds 3432 bytes"),
-        (b"(2, 143, (3", "'keypoints' is no array that numpy wrote"),
+        (b"(2, 143, (3", "'keypoints' is not an array that numpy wrote"),
         (b"(-2, 143,3)", r"'keypoints' is \(-2, 143, 3\) of float32; rows"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Persons with frontal pictures: who belongs to whom, what paths are relative to, what is told as a problem."""
+"""Persons with frontal pictures: how they are paired, paths, and problems."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_what_is_missing_spare_or_double_is_a_problem(tmp_path: Path) -> None:
     assert (
         f"person 'bert' has no frontal picture {root / 'fronts' / 'bert'}.jpg (or .png, …)" in told
     )
-    assert f"{root / 'fronts' / 'dora.jpg'}: there is no video of this person" in told
+    assert f"{root / 'fronts' / 'dora.jpg'}: no video of this person" in told
     assert (
         f"{root / 'fronts' / 'carl.png'} and carl.jpg are both of person 'carl'; remove one" in told
     )
@@ -158,7 +158,7 @@ def test_workers_elsewhere_read_the_same(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_stand_upright_as_their_camera_says(tmp_path: Path, orientation: int) -> None:
-    """A picture that is stored turned reads as the upright one (EXIF 2.3: what row 0 and column 0 are)."""
+    """A picture that is stored turned reads as the upright one (EXIF 2.3, row and column 0)."""
     upright = np.zeros((24, 40, 3), dtype=np.uint8)
     upright[:8, :8] = 255  # a bright corner at the upper left
     stored = {

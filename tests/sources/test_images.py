@@ -53,7 +53,7 @@ GREY = np.linspace(0, 255, 48 * 64).reshape(48, 64)
 
 
 def tiff(levels: bytes, bits: int, *, sense: int = 1, sample_format: int = 1) -> bytes:
-    """Make an uncompressed grey TIFF of 64 x 48 by hand: Pillow writes few of the kinds that it reads."""
+    """Make an uncompressed grey TIFF of 64 x 48 by hand: Pillow writes few of its kinds."""
     tags = {
         256: 64,
         257: 48,
@@ -165,9 +165,15 @@ def test_pictures_are_upright_in_every_orientation(
     exif[0x0112] = orientation
     picture.save(path, **{"tiffinfo": {0x0112: orientation}} if kind == "tif" else {"exif": exif})
     upright = {
-        1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.swapaxes(0, 1),
-        6: np.rot90(stored, -1), 7: np.rot90(stored, 2).swapaxes(0, 1), 8: np.rot90(stored),
-    }[orientation]  # fmt: skip
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.swapaxes(0, 1),
+        6: np.rot90(stored, -1),
+        7: np.rot90(stored, 2).swapaxes(0, 1),
+        8: np.rot90(stored),
+    }[orientation]
     image = read_image(path)
     assert isinstance(image, np.ndarray)
     assert image.shape == upright.shape

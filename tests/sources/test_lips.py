@@ -249,8 +249,8 @@ def test_files_without_crops_are_problems_of_one_line(tmp_path: Path) -> None:
         "type.npz: 'data' is (2, 96, 96) float32",
         "empty.npz: 'data' has no frames",
         "objects.npz: 'data' is (2,) object",
-        "torn.npz is no npz file, or is cut short",
-        "text.npz is no npz file",
+        "torn.npz is not an npz file, or is cut short",
+        "text.npz is not an npz file",
         "'a\\nb': rename it",
     ):
         assert words in told
@@ -288,7 +288,7 @@ def test_damage_inside_fails_all_frames(data_set: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
-        ("a: [", InvalidError, "is no YAML"),
+        ("a: [", InvalidError, "is not YAML"),
         (
             "datamodule: {data_config: {n_src: 1}}",
             InvalidError,

@@ -116,7 +116,7 @@ def test_a_list_that_is_no_utf8_is_one_line(root: Path) -> None:
     (root / "annotations" / "manual" / "PHOENIX-2014-T.dev.corpus.csv").write_bytes(
         HEADER.encode() + b"\nd|\xfc|\n"
     )
-    with pytest.raises(InvalidError, match=r"dev\.corpus\.csv: is no UTF-8 text"):
+    with pytest.raises(InvalidError, match=r"dev\.corpus\.csv: is not UTF-8 text"):
         PhoenixSource(root).scan()
 
 

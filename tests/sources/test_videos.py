@@ -169,7 +169,7 @@ def grey_of(frame: object) -> int:
 
 
 def write_levels(path: Path, n_frames: int = 60) -> list[int]:
-    """Write frames of grey levels 0, 4, 8, …, with small changing squares so that every frame is some kB to damage."""
+    """Write frames of grey levels 0, 4, 8, … with changing squares: each is some kB to damage."""
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"bf": "2", "g": "12"})
@@ -215,7 +215,7 @@ def test_damage_never_puts_a_frame_in_anothers_place(tmp_path: Path, seed: int) 
 
 
 def test_a_trimmed_copy_has_the_frames_that_it_shows(tmp_path: Path) -> None:
-    """An edit list, as stream copies leave it, hides frames at the start that are still in the file."""
+    """An edit list, as stream copies leave it, hides frames at the start of the file."""
     write_levels(tmp_path / "whole.mp4")
     (tmp_path / "cut").mkdir()
     with (

@@ -1,0 +1,63 @@
+"""Which part of a data set a source lists: some of its splits, the first videos of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar
+
+from kpstore.errors import InvalidError
+from kpstore.options import Option
+
+T = TypeVar("T")
+Splits = Annotated[
+    tuple[str, ...] | None,
+    Option("Only these, as `train dev` or `train,dev`; all by default.", "SPLIT..."),
+]
+MaxVideos = Annotated[int | None, Option("Only the first N videos of each split.", "N", least=1)]
+
+
+class Selecting(Protocol):
+    """A source that can list a part of its data set."""
+
+    @property
+    def splits(self) -> tuple[str, ...] | None:
+        """Only these splits; None for all."""
+
+    @property
+    def max_videos_per_split(self) -> int | None:
+        """Only the first videos of each split."""
+
+
+def settle_source(source: Selecting, *paths: str) -> None:
+    """Check and complete a frozen source: paths become absolute, splits a tuple."""
+    for name in paths:
+        if getattr(source, name) is not None:  # workers may run in another folder
+            object.__setattr__(source, name, Path(getattr(source, name)).absolute())
+    if source.splits is not None:
+        object.__setattr__(source, "splits", tuple(source.splits))
+    if source.max_videos_per_split is not None and source.max_videos_per_split < 1:
+        raise InvalidError(
+            f"max_videos_per_split is {source.max_videos_per_split}; it must be at least 1"
+        )
+
+
+def part_of(source: Selecting) -> dict[str, Any]:
+    """Return which part of its data set a source lists, as its provenance says it."""
+    return {
+        "splits": None if source.splits is None else list(source.splits),
+        "max_videos_per_split": source.max_videos_per_split,
+    }
+
+
+def selected(source: Selecting, items: Iterable[T], split_of: Callable[[T], str]) -> Iterator[T]:
+    """Yield those items that are in the part of its data set that a source lists."""
+    count: Counter[str] = Counter()
+    for item in items:
+        split = split_of(item)
+        count[split] += 1
+        if source.splits is not None and split not in source.splits:
+            continue
+        if source.max_videos_per_split is None or count[split] <= source.max_videos_per_split:
+            yield item
