@@ -24,9 +24,9 @@ from kpstore.errors import (
     WorkersError,
     one_line,
 )
-from kpstore.ingest.crew import Crew, MakeFork, OnFrames
+from kpstore.ingest.crew import Crew, MakeFork
 from kpstore.ingest.gpus import gpu_of_worker, own_gpus
-from kpstore.ingest.job import Job, try_out
+from kpstore.ingest.job import Job, OnFrames, try_out
 from kpstore.ingest.plan import Task
 from kpstore.ingest.worker import TaskResult, run_task
 
@@ -313,13 +313,14 @@ class DaskExecutor:
             self._client,
             self._scheduler or self._cluster.scheduler_address,
             job,
+            tasks,
             make_fork,
             gpus=self._shared_gpus,
             pinned=self._gpus if self._by_dask_cuda else (),
             ours=self._scheduler is None,
             notes=self._left_out,
         )
-        yield from crew.run(tasks, on_frames)
+        yield from crew.run(on_frames)
 
 
 @contextmanager
