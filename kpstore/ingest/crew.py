@@ -101,7 +101,8 @@ class Crew:
                     self._poll()
                     self._roster.hand_out()
                     self._carry_out()
-                    self._wait()
+                    if not self._roster.taken:
+                        self._wait()
                     remaining -= len(self._roster.taken)
                     while self._roster.taken:
                         yield self._roster.taken.pop(0)

@@ -96,12 +96,14 @@ class Claim:
 
     Parameters
     ----------
+    waits : whether the driver or another worker is trying what failed.
     asked : addresses of workers that were asked for an opinion.
     """
 
     worker: Worker
     work: Work
     result: TaskResult
+    waits: bool
     asked: set[str] = field(default_factory=set)
 
 
@@ -143,7 +145,6 @@ class Roster:
         self.taken: list[TaskResult] = []
         self._job, self._notes = job, notes
         self._waiting = deque(Work(task) for task in tasks)
-        self._to_consult: deque[Claim] = deque()
         self._numbers = itertools.count()
         self._alone_since = math.inf
         self._has_lost = False
@@ -254,12 +255,12 @@ class Roster:
     # -- orders ------------------------------------------------------------------------------------
 
     def hand_out(self) -> None:
-        """Give every fit worker a task.
+        """Give every fit worker a task, and have failures confirmed.
 
-        While there are many, it gets one ahead, which would only be lost if the worker dies.
+        While there are many tasks, a worker gets one ahead, which is only lost if it dies.
         """
-        for _ in range(len(self._to_consult)):
-            self.consult(self._to_consult.popleft())
+        for claim in [claim for claim in self.claims if not claim.waits]:
+            self._consult(claim)
         fit = [w for w in self.workers.values() if w.state == "fit" and w.held < MAX_HELD]
         for ahead in (0, 1):
             for worker in fit:
@@ -301,7 +302,7 @@ class Roster:
                     f"{self._deaths_in_proof} workers died while they proved that they can work"
                 )
         elif isinstance(about, Claim):
-            self.consult(about)
+            about.waits = False
         else:
             about.losses += 1
             # An order that only waited on its worker did not kill it.
@@ -320,7 +321,7 @@ class Roster:
     def redo(self, order: Order) -> None:
         """Have an order done elsewhere that its worker could not do."""
         if isinstance(order.about, Claim):
-            self.consult(order.about)
+            order.about.waits = False
         elif order.about is not None:
             order.about.avoid.add(order.worker.address)
             self._waiting.appendleft(order.about)
@@ -362,11 +363,9 @@ class Roster:
         if not has_unread and not doubted_videos(result):
             self.taken.append(result)
             return None
-        claim = Claim(order.worker, order.about, result)
+        claim = Claim(order.worker, order.about, result, waits=has_unread)
         self.claims.append(claim)
         order.worker.held += 1
-        if not has_unread:
-            self.consult(claim)
         return claim
 
     def compare(self, claim: Claim, looks: Mapping[int, Look]) -> None:
@@ -376,19 +375,16 @@ class Roster:
         ----------
         looks : the driver's, by position of each video.
         """
+        claim.waits = False
         reason = blindness(claim.result, looks)
         if reason:
             self._discredit(claim, reason)
-        else:
-            self.consult(claim)
 
-    def consult(self, claim: Claim) -> None:
-        """Ask another worker about frames at which the model failed.
+    def _consult(self, claim: Claim) -> None:
+        """Ask another worker about frames at which the model failed, as soon as one is fit.
 
         If there is no other worker, the result is taken as it is.
         """
-        if claim not in self.claims:
-            return
         host = _host(claim.worker)
         doubted = doubted_videos(claim.result)
         others = [worker for worker in self.workers.values() if worker is not claim.worker]
@@ -396,10 +392,9 @@ class Roster:
         if doubted and able:
             other = min(able, key=lambda worker: (_host(worker) == host, self._busy(worker)))
             claim.asked.add(other.address)
+            claim.waits = True
             self._order(other, claim)
-        elif doubted and any(worker.state in ("new", "asked") for worker in others):
-            self._to_consult.append(claim)
-        else:
+        elif not doubted or all(worker.state in ("fit", "out") for worker in others):
             self._accept(claim)
 
     def settle(self, order: Order, opinion: Opinion) -> None:
@@ -413,7 +408,7 @@ class Roster:
             self._discredit(claim, reason)
         elif is_blind(doubted, opinion):
             self._strike(order.worker, "it could not read what another worker could")
-            self.consult(claim)
+            claim.waits = False
         else:
             self._accept(claim)
 

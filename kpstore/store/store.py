@@ -98,7 +98,7 @@ class BaseStore(Version):
     @classmethod
     def open(
         cls,
-        location: str,
+        location: str | Backend,
         at: At = None,
         mode: Mode = "r",
         cache: str = "auto",
@@ -110,15 +110,15 @@ class BaseStore(Version):
                 f"mode {mode!r}: use 'r' to read or 'a' to add; kpstore.create() makes a new store"
             )
         check_policy(check)
-        backend = backend_for(location)
+        backend = backend_for(location) if isinstance(location, str) else location
         store = cls(backend, resolve(backend, at), mode, cache, check)
         store._about  # noqa: B018 - fails now, not at the first read, if this is not a kpstore store
         return store
 
     @classmethod
-    def create(cls, location: str, *, name: str, kpstore_version: str) -> Self:
+    def create(cls, location: str | Backend, *, name: str, kpstore_version: str) -> Self:
         """Make an empty store; see :func:`kpstore.create`."""
-        backend = backend_for(location)
+        backend = backend_for(location) if isinstance(location, str) else location
         created = datetime.now(UTC).isoformat(timespec="seconds")
         attrs = fmt.root_attrs(name, created, kpstore_version)
         return cls(backend, backend.create(attrs, f"created {name}"), "a")

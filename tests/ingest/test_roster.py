@@ -49,12 +49,16 @@ def result(task: Task, doubts: Doubts) -> TaskResult:
 
 
 def claimed(found: Roster, doubts: Doubts, *, has_unread: bool = False) -> Claim:
-    """Have the first worker answer its task with a result in which something failed."""
+    """Have the first worker answer its task with a result in which something failed.
+
+    Another worker is asked about it with the next orders.
+    """
     found.hand_out()
     order = answered(found, "a")
     assert isinstance(order.about, Work)
     claim = found.take(order, result(order.about.task, doubts), has_unread=has_unread)
     assert claim is not None
+    found.hand_out()
     return claim
 
 
@@ -170,6 +174,7 @@ def test_what_a_worker_could_not_read_is_its_own_fault_if_the_driver_can(
     claim = claimed(found, UNREAD, has_unread=True)
     assert found.orders == {}
     found.compare(claim, {0: Look("", frozenset(driver))})
+    found.hand_out()
     assert len(found.taken) == is_taken
     assert claim.worker.strikes == (not is_taken)
 
@@ -198,6 +203,7 @@ def test_who_does_not_answer_in_time_is_not_waited_for() -> None:
     assert len(orders_of(found, "b")) == 1
     found.expire(late, ())
     assert orders_of(found, "b") == []
+    found.hand_out()
     assert len(found.taken) == 1
 
 
