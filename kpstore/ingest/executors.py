@@ -48,7 +48,7 @@ _SETTINGS = {
     # faulting them in again for every frame cost MediaPipe a fifth of its speed.
     "distributed.nanny.pre-spawn-environ": dict.fromkeys(_ONE_THREAD, "1"),
     "distributed.admin.log-format": "%(message)s",
-    # Dask measures itself in every process, 50 to 100 times a second, for pages that nobody opens
+    # Dask measures itself in every process, 50 to 100 times a second, for pages that no one opens
     # here. Tasks take seconds: measuring rarely gave 6 % of a busy core back to the model.
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "500ms",
@@ -302,7 +302,7 @@ def dask_setup(worker: Any) -> None:
 
 
 def _trial(future: Any) -> int | KpstoreError:
-    """Return a worker's answer, or why there is none."""
+    """Return a worker's answer, or an error that says why it gave none."""
     if not future.done():
         future.cancel()
         return WorkersError(f"a worker did not try the model within {TRY_S:g} s")

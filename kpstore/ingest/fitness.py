@@ -74,7 +74,7 @@ def fingerprint() -> Fingerprint:
     )
 
 
-# What this process has loaded, which may have run for weeks and not what is installed now
+# What this process has loaded; other versions may have been installed since
 _when_loaded = fingerprint()
 
 
