@@ -27,9 +27,9 @@ from kpstore.ingest.whole_videos import extract_alone
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.sources.listed import ListedSource
 from kpstore.store import format as fmt
+from kpstore.store.provenance import check_same
 from kpstore.store.records import Records
 from kpstore.store.store import BaseStore
-from kpstore.store.transaction import check_same
 
 _log = logging.getLogger(__name__)
 

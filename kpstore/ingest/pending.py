@@ -18,8 +18,8 @@ from kpstore.schema.feature import State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.sources.base import Listing
 from kpstore.store import format as fmt
+from kpstore.store.provenance import check_same
 from kpstore.store.store import BaseStore
-from kpstore.store.transaction import check_same
 
 TASK_SECONDS = 30.0
 """How long a task should take: short enough to lose little, long enough to hide its start."""

@@ -1,1 +1,1 @@
-"""Questions asked of a store: is it sound, what is in it, what has changed, what are its values like."""
+"""Questions asked of a store: whether it is sound, what it holds, and what has changed."""

@@ -1,4 +1,4 @@
-"""What the data set on disk holds, against what the store holds: missing, extra, of another length, failed, pending."""
+"""Comparison of a store with its data set on disk, by split."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from kpstore.store.store import BaseStore
 
 @dataclass
 class SplitComparison:
-    """One split.
+    """Comparison of one split.
 
     Parameters
     ----------
-    source_videos, source_frames, store_videos, store_frames : how many each holds.
+    source_videos, source_frames, store_videos, store_frames : numbers of videos and frames.
     missing, extra : ids of videos that the store lacks, and that only the store has.
     other_length : by id, frames in the data set and in the store.
-    pending, failed : by feature, videos (pending) and rows (failed: frames, or videos for a feature
-        of videos), of the videos that both hold.
+    pending : by feature, number of pending videos that both hold.
+    failed : by feature, number of failed rows (frames, or videos for a feature of videos) of these.
     """
 
     source_videos: int = 0
@@ -46,21 +46,21 @@ class SplitComparison:
 
     @property
     def differs(self) -> bool:
-        """Whether anything is not there as it should be."""
+        """Whether the store differs from its data set, or is not finished."""
         return bool(self.missing or self.extra or self.other_length or self.pending or self.failed)
 
 
 @dataclass
 class SourceComparison:
-    """A store beside its data set.
+    """Comparison of a store with its data set.
 
     Parameters
     ----------
     source : name of the data set.
     splits : by name.
-    other_split : ids of videos that the store has in another split, unless it was split anew on
-        purpose.
-    problems : what is wrong with the data set itself, a line each.
+    other_split : ids of videos that the store has in another split; empty if its splits were set
+        by hand.
+    problems : problems of the data set itself, a line each.
     """
 
     source: str
@@ -70,7 +70,7 @@ class SourceComparison:
 
     @property
     def differs(self) -> bool:
-        """Whether anything is not there as it should be."""
+        """Whether the store differs from its data set, or is not finished."""
         return bool(self.other_split or any(split.differs for split in self.splits.values()))
 
     def to_json(self) -> dict[str, Any]:
@@ -79,10 +79,9 @@ class SourceComparison:
 
 
 def find_source(root: Path) -> Source:
-    """Return the data set in a folder: PHOENIX-2014-T if it is laid out as such, mouth crops, or a folder of videos.
+    """Return the data set in a folder: PHOENIX-2014-T by its layout, mouth crops, or videos.
 
-    A configuration (``.yml``) stands for the mouth crops that it lists; so does a folder of npz
-    files.
+    A configuration (``.yml``) or a folder of npz files is read as mouth crops.
     """
     phoenix = PhoenixSource(root)
     if phoenix.is_there():
@@ -92,15 +91,11 @@ def find_source(root: Path) -> Source:
 
 
 def _holds_crops(root: Path) -> bool:
-    """Whether npz files come first in a folder, before any video or picture.
-
-    Looks no further than that.
-    """
+    """Whether the first folder with data holds npz files and neither videos nor pictures."""
     for _, _, names in os.walk(root):
-        if any(name.endswith(".npz") and not name.startswith(".") for name in names):
-            return not any(is_image(name) or is_video(name) for name in names)
-        if any(is_image(name) or is_video(name) for name in names):
-            return False
+        others = any(is_image(name) or is_video(name) for name in names)
+        if others or any(n.endswith(".npz") and not n.startswith(".") for n in names):
+            return not others
     return False
 
 
@@ -111,7 +106,7 @@ def compare_with_source(
 
     Parameters
     ----------
-    on_video : told how many videos the scan has found so far.
+    on_video : called with the number of videos that the scan has found so far.
     """
     listing = source.scan(on_video)
     found = SourceComparison(source.name, problems=listing.problems)
@@ -150,17 +145,13 @@ def _count_states(
     n_failed = (states == State.FAILED).astype(np.int64)
     if store.feature(name).axis == "frame" and len(states):
         failed = np.asarray(store[fmt.status_name(name)][:]) == State.FAILED
-        of_video = np.add.reduceat(
-            np.append(failed, False), store.index.offsets[:-1], dtype=np.int64
-        )
-        # A video without frames that failed counts as one.
+        offsets = store.index.offsets[:-1]
+        of_video = np.add.reduceat(np.append(failed, False), offsets, dtype=np.int64)
+        # A failed video without frames counts as one.
         n_failed = np.where(store.index.n_frames > 0, of_video, n_failed)
     n_failed = n_failed * listed
     for split_name, split in found.splits.items():
         here = store.index.splits == split_name
-        for counts, number in (
-            (split.pending, int(pending[here].sum())),
-            (split.failed, int(n_failed[here].sum())),
-        ):
-            if number:
+        for counts, numbers in ((split.pending, pending), (split.failed, n_failed)):
+            if number := int(numbers[here].sum()):
                 counts[name] = number

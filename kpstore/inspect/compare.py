@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.inspect.matching import column, column_names, common_videos, only_in
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 
@@ -21,7 +21,7 @@ class FeatureChange:
     Parameters
     ----------
     videos : ids of videos whose rows, masks or states differ.
-    provenance_changed : whether it is said to be made in another way.
+    provenance_changed : whether the record of how it was made differs.
     """
 
     videos: tuple[str, ...] = ()
@@ -52,20 +52,23 @@ class VersionDiff:
         return any(vars(self).values())
 
 
+_BLOCK_VIDEOS = 256
+"""Videos compared at once: some ten thousand frames, so memory stays small and reads stay long."""
+
+
 def diff(old: BaseStore, new: BaseStore) -> VersionDiff:
     """Compare two versions, of one store or of two.
 
-    Videos are matched by id, wherever they lie. Floats count as equal if they are the same number
-    or both NaN.
+    Videos are matched by id, whatever their order. Floats count as equal if they are the same
+    number or both NaN.
     """
     old, new = old.checked(), new.checked()
-    common = [video_id for video_id in old.index.ids.tolist() if video_id in new.index]
-    both = [name for name in old.features if name in new.features]
-    changes = {name: _diff_feature(old, new, name, common) for name in both}
+    common = _CommonVideos(old, new)
+    changes = {name: common.change_of(name) for name in old.features if name in new.features}
     return VersionDiff(
-        videos_added=tuple(v for v in new.index.ids.tolist() if v not in old.index),
-        videos_removed=tuple(v for v in old.index.ids.tolist() if v not in new.index),
-        videos_changed=_changed_videos(old, new, common),
+        videos_added=only_in(new, old),
+        videos_removed=only_in(old, new),
+        videos_changed=common.described_otherwise(),
         features_added=tuple(name for name in new.features if name not in old.features),
         features_removed=tuple(name for name in old.features if name not in new.features),
         features_changed={
@@ -74,77 +77,52 @@ def diff(old: BaseStore, new: BaseStore) -> VersionDiff:
     )
 
 
-def _changed_videos(old: BaseStore, new: BaseStore, common: Sequence[str]) -> tuple[str, ...]:
-    if not common:
-        return ()
-    here, there = old.videos.loc[list(common)], new.videos.loc[list(common)]
-    states = [fmt.state_name(name) for name in (*old.features, *new.features)]
-    here, there = (
-        here.drop(columns=states, errors="ignore"),
-        there.drop(columns=states, errors="ignore"),
-    )
-    # An annotation that only one of them has is empty in the other.
-    texts = dict.fromkeys((*old.annotation_names, *new.annotation_names), "")
-    here, there = (
-        table.assign(**{n: "" for n in texts if n not in table}) for table in (here, there)
-    )
-    columns = here.columns.union(there.columns)
-    here, there = here.reindex(columns=columns), there.reindex(columns=columns)
-    same = ((here == there) | (here.isna() & there.isna())).all(axis=1).to_numpy()
-    paths = _differing(
-        old, new, fmt.IMAGE_PATH, [v for v, equal in zip(common, same, strict=True) if equal]
-    )
-    return tuple(v for v, equal in zip(common, same, strict=True) if not equal or v in paths)
+class _CommonVideos:
+    """Compares the videos that two versions have in common; masks are (videos,) bool."""
 
+    def __init__(self, old: BaseStore, new: BaseStore) -> None:
+        self._old, self._new = old, new
+        self._here, self._there = common_videos(old, new)
 
-def _diff_feature(
-    old: BaseStore, new: BaseStore, name: str, common: Sequence[str]
-) -> FeatureChange:
-    changed: set[str] = set()
-    if old.feature(name).arrays != new.feature(name).arrays:
-        changed.update(common)
-    else:
-        here, there = old.states(name), new.states(name)
-        changed.update(
-            v for v in common if here[old.index.position(v)] != there[new.index.position(v)]
+    def described_otherwise(self) -> tuple[str, ...]:
+        """Return the ids of videos whose columns or paths differ."""
+        changed = np.zeros(len(self._here), dtype=bool)
+        for name in column_names(self._old, self._new):
+            before = column(self._old, name, self._here)
+            changed |= ~_equal_rows(before, column(self._new, name, self._there))
+        return self._ids(self._or_differing(changed, fmt.IMAGE_PATH))
+
+    def change_of(self, name: str) -> FeatureChange:
+        """Return what changed in a feature that both versions hold."""
+        spec = self._old.feature(name)
+        changed = np.full(len(self._here), spec.arrays != self._new.feature(name).arrays)
+        for array in reversed(fmt.feature_arrays(spec)):  # the values last: they are the largest
+            changed = self._or_differing(changed, array)
+        before, after = (
+            {**store.provenance(name), fmt.PROCESSORS: None} for store in (self._old, self._new)
         )
-        arrays = [
-            a
-            for a in fmt.feature_metas(old.feature(name), n_videos=0, n_frames=0)
-            if a != fmt.state_name(name)
-        ]
-        for array in arrays:
-            changed |= _differing(old, new, array, [v for v in common if v not in changed])
-    before, after = ({**store.provenance(name), fmt.PROCESSORS: None} for store in (old, new))
-    return FeatureChange(tuple(v for v in common if v in changed), before != after)
+        return FeatureChange(self._ids(changed), before != after)
 
+    def _ids(self, mask: NDArray[np.bool_]) -> tuple[str, ...]:
+        return tuple(self._old.index.ids[self._here[mask]].tolist())
 
-_BLOCK_VIDEOS = 256
-"""Videos compared at once: some ten thousand frames, so memory stays small and reads stay long."""
-
-
-def _differing(old: BaseStore, new: BaseStore, array: str, videos: Sequence[str]) -> set[str]:
-    """Return those of ``videos`` whose part of an array differs."""
-    changed: set[str] = set()
-    on_frames = old[array].dims[0] == "frame"
-    for first in range(0, len(videos), _BLOCK_VIDEOS):
-        block = videos[first : first + _BLOCK_VIDEOS]
-        here, there = (
-            np.array([s.index.position(v) for v in block], dtype=np.int64) for s in (old, new)
-        )
-        lengths = old.index.n_frames[here] if on_frames else np.ones(len(block), dtype=np.int64)
-        longer = (
-            new.index.n_frames[there] != old.index.n_frames[here]
-            if on_frames
-            else np.zeros(len(block), dtype=bool)
-        )
-        changed.update(v for v, other in zip(block, longer, strict=True) if other)
-        here, there, lengths = here[~longer], there[~longer], lengths[~longer]
-        a = old.read(array, old.index.rows_of(here) if on_frames else here)
-        b = new.read(array, new.index.rows_of(there) if on_frames else there)
-        owners = np.repeat(np.flatnonzero(~longer), lengths)
-        changed.update(block[owner] for owner in np.unique(owners[~_equal_rows(a, b)]).tolist())
-    return changed
+    def _or_differing(self, changed: NDArray[np.bool_], array: str) -> NDArray[np.bool_]:
+        """Return a mask of changed videos together with those whose part of an array differs."""
+        if changed.all():
+            return changed
+        old, new = self._old.index, self._new.index
+        framewise = self._old[array].dims[0] == "frame"
+        if framewise:
+            changed = changed | (old.n_frames[self._here] != new.n_frames[self._there])
+        left = np.flatnonzero(~changed)
+        for first in range(0, len(left), _BLOCK_VIDEOS):
+            block = left[first : first + _BLOCK_VIDEOS]
+            here, there = self._here[block], self._there[block]
+            a = self._old.read(array, old.rows_of(here) if framewise else here)
+            b = self._new.read(array, new.rows_of(there) if framewise else there)
+            owners = np.repeat(block, old.n_frames[here] if framewise else 1)
+            changed[owners[~_equal_rows(a, b)]] = True
+        return changed
 
 
 def _equal_rows(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:

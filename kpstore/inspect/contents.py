@@ -1,4 +1,4 @@
-"""Two stores, frame by frame, whatever order they are in: the comparison that users made with a script of their own."""
+"""Differences between two stores, frame by frame, whatever order their frames are in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect.coverage import coverage
-from kpstore.schema.feature import State, part_slices
+from kpstore.inspect.matching import column, column_names, common_videos, only_in
+from kpstore.schema.feature import MASK, State, part_slices
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 
@@ -29,8 +30,7 @@ class Difference:
     ----------
     where : the frame's path, or the video's id.
     feature, part : what of it; part is ``""`` for a feature without parts.
-    what : ``"values"``, ``"only in A"``, ``"only in B"`` (there, and missing in the other) or
-        ``"state"``.
+    what : ``"values"``, ``"only in A"``, ``"only in B"`` (missing in the other) or ``"state"``.
     largest : largest absolute difference; None unless ``what`` is ``"values"``.
     """
 
@@ -67,9 +67,9 @@ class FeatureDiff:
 
     Parameters
     ----------
-    rows : compared.
-    differing : rows in which anything differs, and videos without frames that are in another state.
-    states : those that are done in one and failed or pending in the other.
+    rows : number of rows compared.
+    differing : rows in which anything differs, and videos without frames whose state differs.
+    states : those of them whose state differs.
     parts : by name.
     """
 
@@ -88,13 +88,12 @@ class ContentDiff:
     videos, frames : how many each holds, A then B.
     videos_only_a, videos_only_b : ids.
     frames_only_a, frames_only_b : frames whose path the other does not have.
-    columns : by name of a split, annotation or the like, how many videos that both have differ in
-        it.
+    columns : number of common videos that differ in a column (split, annotation, …), by its name.
     features_only_a, features_only_b : names.
-    features : by name, what both have.
+    features : by name, the features that both have.
     coverage : by feature, rows done, failed and pending and parts detected, A then B.
-    first : the first differences, at most as many as asked for.
-    notes : how the comparison was made, where that is not as usual.
+    first : the first differences, up to the limit asked for.
+    notes : exceptions to how the comparison is usually made.
     """
 
     videos: tuple[int, int]
@@ -113,19 +112,16 @@ class ContentDiff:
 
     def __bool__(self) -> bool:
         """Whether anything differs."""
-        lists = (
+        found = (
+            self.frames_only_a,
+            self.frames_only_b,
             self.videos_only_a,
             self.videos_only_b,
             self.features_only_a,
             self.features_only_b,
             self.columns,
         )
-        return bool(
-            self.frames_only_a
-            or self.frames_only_b
-            or any(lists)
-            or any(found.differing for found in self.features.values())
-        )
+        return any(found) or any(feature.differing for feature in self.features.values())
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as JSON values."""
@@ -141,23 +137,25 @@ def compare(
     limit: int = 20,
     on_progress: OnProgress | None = None,
 ) -> ContentDiff:
-    """Compare what two stores hold; frames are matched by their paths, videos by their ids.
+    """Compare the contents of two stores; frames are matched by path, videos by id.
 
-    Videos of one id and length whose paths have nothing in common are matched frame by frame: some
-    formats hold no paths. A companion that one of the two does not have at all, such as the
-    visibility in files of keypoints, is not compared. Both are said in the notes.
+    Videos of the same id and length whose paths have nothing in common are matched by frame
+    number, as some formats hold no paths. A companion without any value in one of the stores, such
+    as the visibility in files of keypoints, is not compared. The notes mention both.
 
     Parameters
     ----------
-    features : only these; all that either has by default.
-    atol : largest absolute difference of two values that still counts as none.
+    features : only these; by default all features of either store.
+    atol : largest absolute difference of two values that count as equal.
     limit : how many differences to list.
-    on_progress : told of rows each time some more are compared.
+    on_progress : called with the number of rows just compared.
 
     Raises
     ------
     NotFoundError
-        If one of ``features`` is in neither.
+        If one of ``features`` is in neither store.
+    InvalidError
+        If ``atol`` is negative, or a feature's rows have another shape in each store.
     """
     if not atol >= 0:
         raise InvalidError(f"atol is {atol}; a tolerance is 0 or more")
@@ -170,12 +168,11 @@ def compare(
                 f"{sorted(b.features)}"
             )
     rows_a, rows_b, n_by_number = _matched_frames(a, b)
-    ids_a, ids_b = set(a.index.ids.tolist()), set(b.index.ids.tolist())
     found = ContentDiff(
-        videos=(len(ids_a), len(ids_b)),
+        videos=(len(a.index), len(b.index)),
         frames=(a.index.total_frames, b.index.total_frames),
-        videos_only_a=tuple(v for v in a.index.ids.tolist() if v not in ids_b),
-        videos_only_b=tuple(v for v in b.index.ids.tolist() if v not in ids_a),
+        videos_only_a=only_in(a, b),
+        videos_only_b=only_in(b, a),
         frames_only_a=a.index.total_frames - len(rows_a),
         frames_only_b=b.index.total_frames - len(rows_b),
         columns=_columns(a, b),
@@ -195,11 +192,14 @@ def compare(
 
 
 def _matched_frames(a: BaseStore, b: BaseStore) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Return rows of both that are the same frame, in the order of A, and how many videos were matched by number."""
+    """Return the rows of common frames in A and in B, and the number of videos matched by number.
+
+    The rows are in the order of A.
+    """
     of_b = np.full(a.index.total_frames, -1, dtype=np.int64)
     taken = np.zeros(b.index.total_frames, dtype=bool)
-    # First within videos of one id, as several videos may call their frames alike; then wherever a
-    # path is.
+    # First within videos of one id, as frames of several videos may have the same path; then
+    # anywhere.
     for by_video in (True, False):
         places = {
             key: row for row, key in enumerate(_frame_keys(b, by_video=by_video)) if not taken[row]
@@ -224,10 +224,7 @@ def _matched_frames(a: BaseStore, b: BaseStore) -> tuple[NDArray[np.int64], NDAr
 
 
 def _frame_keys(store: BaseStore, *, by_video: bool) -> Iterator[tuple[str, str, int]]:
-    """Yield a frame's video (or none), its path, and how often that came before.
-
-    Without a path it is the number.
-    """
+    """Yield each frame's video (or ``""``), path (or number), and how often that came before."""
     seen: dict[tuple[str, str], int] = {}
     if not len(store.index):
         return
@@ -242,25 +239,16 @@ def _frame_keys(store: BaseStore, *, by_video: bool) -> Iterator[tuple[str, str,
 
 
 def _columns(a: BaseStore, b: BaseStore) -> dict[str, int]:
-    common = [video_id for video_id in a.index.ids.tolist() if video_id in b.index]
-    if not common:
-        return {}
-    here, there = a.videos.loc[common], b.videos.loc[common]
-    kept = ["split", *dict.fromkeys((*a.annotation_names, *b.annotation_names))]
-    counts = {"frames": int((here["n_frames"] != there["n_frames"]).sum())}
-    for name, unknown in (("fps", np.nan), ("width", 0), ("height", 0)):
-        # What one of them does not know is no difference: most formats hold none of this.
-        both = (
-            (here[name] != unknown)
-            & (there[name] != unknown)
-            & here[name].notna()
-            & there[name].notna()
-        )
-        counts[name] = int((both & (here[name] != there[name])).sum())
-    for name in kept:
-        one = here[name].fillna("") if name in here else ""
-        other = there[name].fillna("") if name in there else ""
-        counts[name] = int(np.sum(np.asarray(one, dtype=object) != np.asarray(other, dtype=object)))
+    """Return in how many common videos each column differs, for those that do."""
+    here, there = common_videos(a, b)
+    counts = {}
+    for name in column_names(a, b):
+        one, other = column(a, name, here), column(b, name, there)
+        differing = one != other
+        if name in ("fps", "width", "height"):
+            # An unknown value (0 or NaN) is no difference: most formats lack these.
+            differing &= (one > 0) & (other > 0)
+        counts["frames" if name == "n_frames" else name] = int(differing.sum())
     return {name: count for name, count in counts.items() if count}
 
 
@@ -274,28 +262,23 @@ class _FeatureComparison:
         self._limit, self._first = limit, whole.first
         self._spec = a.feature(name)
         other = b.feature(name)
-        if (self._spec.shape, self._spec.axis, part_slices(self._spec)) != (
-            other.shape,
-            other.axis,
-            part_slices(other),
-        ):
+        layouts = [(spec.shape, spec.axis, part_slices(spec)) for spec in (self._spec, other)]
+        if layouts[0] != layouts[1]:
             raise InvalidError(
                 f"feature {name!r} has rows of {self._spec.shape} per {self._spec.axis} in A and "
                 f"of {other.shape} per {other.axis} in B; they cannot be compared"
             )
         shared = {c.name for c in other.companions}
         self._companions = []
-        for companion in self._spec.companions:
-            masks_nan = companion.name == "detected" and np.dtype(self._spec.dtype).kind == "f"
-            if companion.name not in shared or masks_nan:
-                continue
-            here, there = (_has_any(store, f"{name}_{companion.name}") for store in (a, b))
+        for companion in (c.name for c in self._spec.companions if c.name in shared):
+            if companion == MASK and np.dtype(self._spec.dtype).kind == "f":
+                continue  # it says which values are NaN
+            here, there = (_has_any(store, self._spec.companion(companion)) for store in (a, b))
             if here == there:
                 self._companions.append(companion)
             else:
                 whole.notes.append(
-                    f"{name}: {companion.name} is in {'A' if here else 'B'} only, and is not "
-                    "compared"
+                    f"{name}: {companion} is in {'A' if here else 'B'} only, and is not compared"
                 )
         self._found = FeatureDiff()
 
@@ -307,7 +290,7 @@ class _FeatureComparison:
     ) -> FeatureDiff:
         """Compare all pairs of rows, a block at a time."""
         if self._spec.axis == "video":
-            rows_a, rows_b = self._videos()
+            rows_a, rows_b = common_videos(self._a, self._b)
         else:
             self._compare_empty_videos()
         for start in range(0, len(rows_a), _BLOCK_ROWS):
@@ -317,25 +300,21 @@ class _FeatureComparison:
         self._found.parts = {name: part for name, part in self._found.parts.items() if part}
         return self._found
 
-    def _videos(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        ids = [video_id for video_id in self._a.index.ids.tolist() if video_id in self._b.index]
-        places = [
-            [store.index.position(video_id) for video_id in ids] for store in (self._a, self._b)
-        ]
-        return np.array(places[0], dtype=np.int64), np.array(places[1], dtype=np.int64)
-
     def _compare_empty_videos(self) -> None:
-        """Compare the states of videos without frames: one may have failed, and no frame says so."""
-        here, there = self._videos()
+        """Compare the states of videos without frames, in which no frame shows a failure."""
+        here, there = common_videos(self._a, self._b)
         empty = (self._a.index.n_frames[here] == 0) & (self._b.index.n_frames[there] == 0)
         here, there = here[empty], there[empty]
         differing = here[self._a.states(self._name)[here] != self._b.states(self._name)[there]]
         self._found.states += len(differing)
         self._found.differing += len(differing)
-        for position in differing[: max(0, self._limit - len(self._first))].tolist():
-            self._first.append(
-                Difference(str(self._a.index.ids[position]), self._name, "", "state")
-            )
+        ids = self._a.index.ids[differing[: self._n_left]].tolist()
+        self._first += [Difference(video_id, self._name, "", "state") for video_id in ids]
+
+    @property
+    def _n_left(self) -> int:
+        """Number of differences that may still be listed."""
+        return max(0, self._limit - len(self._first))
 
     def _read(
         self, array: str, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]
@@ -343,8 +322,7 @@ class _FeatureComparison:
         return self._a.read(array, rows_a), self._b.read(array, rows_b)
 
     def _compare(self, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]) -> None:
-        state_name = fmt.status_name if self._spec.axis == "frame" else fmt.state_name
-        here, there = self._read(state_name(self._name), rows_a, rows_b)
+        here, there = self._read(fmt.row_state_name(self._spec), rows_a, rows_b)
         states = here != there
         self._found.states += int(states.sum())
         differing = states.copy()
@@ -355,11 +333,8 @@ class _FeatureComparison:
             one, other = (_flat(array[:, rows] if rows else array) for array in values)
             differing |= self._compare_part(part, one, other, both, rows_a)
         for companion in self._companions:
-            one, other = (
-                _flat(array)
-                for array in self._read(f"{self._name}_{companion.name}", rows_a, rows_b)
-            )
-            differing |= self._compare_part(companion.name, one, other, both, rows_a)
+            one, other = map(_flat, self._read(self._spec.companion(companion), rows_a, rows_b))
+            differing |= self._compare_part(companion, one, other, both, rows_a)
         self._found.rows += len(rows_a)
         self._found.differing += int(differing.sum())
 
@@ -371,14 +346,14 @@ class _FeatureComparison:
         both: NDArray[np.bool_],
         rows_a: NDArray[np.int64],
     ) -> NDArray[np.bool_]:
-        """Note rows that differ in one part, (rows, numbers) each, and return which."""
+        """Record the rows of one part, (rows, numbers), that differ; return which, (rows,) bool."""
         found = self._found.parts.setdefault(part, PartDiff())
         here, there = (~np.isnan(array) for array in (one, other))
         only_a = both & (here & ~there).any(axis=1) & ~(there & ~here).any(axis=1)
         only_b = both & (there & ~here).any(axis=1)
         with np.errstate(invalid="ignore"):
             apart_by = np.where(here & there, _apart_by(one, other), 0)
-        # Infinities of one sign are the same value, and their difference is no number.
+        # Infinities of the same sign are equal, although their difference is NaN.
         distance = np.where(np.isnan(apart_by), 0, apart_by).max(axis=1, initial=0)
         apart = both & (distance > self._atol) & ~only_a & ~only_b
         found.only_a += int(only_a.sum())
@@ -403,7 +378,7 @@ class _FeatureComparison:
         what: Callable[[int], str],
         distance: NDArray[np.float64] | None = None,
     ) -> None:
-        for row in np.flatnonzero(differing)[: max(0, self._limit - len(self._first))].tolist():
+        for row in np.flatnonzero(differing)[: self._n_left].tolist():
             kind = what(row)
             largest = float(distance[row]) if distance is not None and kind == "values" else None
             self._first.append(
@@ -419,7 +394,7 @@ class _FeatureComparison:
 
 
 def _has_any(store: BaseStore, name: str) -> bool:
-    """Whether an array holds any number; reads no further than the first."""
+    """Whether an array holds any number; reads no further than the first block with one."""
     array = store[name]
     if array.dtype.kind != "f":
         return True
@@ -434,15 +409,12 @@ def _flat(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def _apart_by(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
-    """Return absolute differences.
-
-    Of whole numbers they are 0 only if the numbers are equal, however large.
-    """
+    """Return absolute differences; of integers they are 0 only if the numbers are equal."""
     common = np.result_type(one, other)
     if common.kind not in "iu":
         return np.abs(one.astype(np.float64) - other.astype(np.float64))
     one, other = one.astype(common), other.astype(common)
-    # Without a sign no difference is too large: what is taken modulo 2**64 comes out right.
+    # Unsigned integers hold every difference: arithmetic modulo 2**64 gives the right result.
     unsigned = np.dtype(f"u{common.itemsize}")
     high, low = np.maximum(one, other).astype(unsigned), np.minimum(one, other).astype(unsigned)
     return np.asarray(high - low, dtype=np.float64)

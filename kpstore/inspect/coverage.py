@@ -1,4 +1,4 @@
-"""How much of a feature is there: rows by state, and how often each part was detected."""
+"""Rows of a feature by state, and how often each part was detected."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kpstore.schema.feature import State, part_names
 from kpstore.store import format as fmt
@@ -19,7 +18,7 @@ _BLOCK_CHUNKS = 16
 
 @dataclass(frozen=True)
 class Coverage:
-    """Rows of a feature by state, and in how many of the done ones each part was detected.
+    """Rows of a feature by state, and in how many done rows each part was detected.
 
     Parameters
     ----------
@@ -39,10 +38,7 @@ class Coverage:
         return self.done + self.failed + self.pending
 
     def share(self, part: str) -> float | None:
-        """Return the share of done rows in which a part was detected, 0 to 1.
-
-        None if none is done.
-        """
+        """Return the share of done rows with a part detected, 0 to 1; None if no row is done."""
         return self.detected[part] / self.done if self.done else None
 
     def __add__(self, other: Coverage) -> Coverage:
@@ -56,13 +52,13 @@ class Coverage:
 
     def to_json(self) -> dict[str, Any]:
         """Return counts and shares as JSON values."""
-        shares = {part: self.share(part) for part in self.detected}
         counts = {
             "rows": self.rows,
             "done": self.done,
             "failed": self.failed,
             "pending": self.pending,
         }
+        shares = {part: self.share(part) for part in self.detected}
         return {**counts, "detected": dict(self.detected), "share": shares}
 
 
@@ -72,7 +68,7 @@ def coverage(store: BaseStore, feature: str, split: str | None = None) -> Covera
     Raises
     ------
     NotFoundError
-        If there is no such feature or split.
+        If the store has no such feature or split.
     """
     if split is not None:
         store.index.select(split=split)
@@ -92,16 +88,17 @@ def coverage_by_split(store: BaseStore, feature: str) -> dict[str, Coverage]:
     parts = part_names(spec)
     states = np.zeros((len(splits), len(State)), dtype=np.int64)
     found = np.zeros((len(splits), len(parts)), dtype=np.int64)
-    status = store[fmt.status_name(feature) if spec.axis == "frame" else fmt.state_name(feature)]
+    state_of, mask = store[fmt.row_state_name(spec)], store.detected(feature)
     step = spec.chunk_rows * _BLOCK_CHUNKS
-    for start in range(0, len(status), step):
-        rows = np.arange(start, min(start + step, len(status)))
+    for start in range(0, len(state_of), step):
+        rows = np.arange(start, min(start + step, len(state_of)))
         owner = split_of[store.index.video_of(rows) if spec.axis == "frame" else rows]
-        state = status[start : start + step]
+        state = state_of[start : start + step]
         np.add.at(states, (owner, state), 1)
-        if parts:
+        if parts and mask is not None:
             done = state == State.DONE
-            _add_rows(found, owner[done], store[f"{feature}_detected"][start : start + step][done])
+            for part, there in enumerate(mask[start : start + step][done].T):
+                found[:, part] += np.bincount(owner[done][there], minlength=len(splits))
     return {
         split: Coverage(
             done=int(states[n, State.DONE]),
@@ -116,8 +113,3 @@ def coverage_by_split(store: BaseStore, feature: str) -> dict[str, Coverage]:
 def total(parts: Iterable[Coverage]) -> Coverage:
     """Return the sum of several coverages."""
     return sum(parts, Coverage())
-
-
-def _add_rows(sums: NDArray[np.int64], owner: NDArray[np.int64], mask: NDArray[np.bool_]) -> None:
-    for column in range(mask.shape[1]):
-        sums[:, column] += np.bincount(owner[mask[:, column]], minlength=len(sums))

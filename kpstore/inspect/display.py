@@ -1,7 +1,7 @@
-"""How a store shows itself: a few lines in a terminal, a compact table in a notebook.
+"""How a store is shown: a few lines in a terminal, a compact table in a notebook.
 
-Both are made at every look, so they read the list of videos and the ledgers, and neither masks nor
-values.
+Both are made each time they are shown, so they read the list of videos and the states, but neither
+masks nor values.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kpstore.inspect.summary import disk_usage
+from kpstore.inspect.summary import disk_usage, summarize_splits
 from kpstore.schema.feature import State
 from kpstore.store import html
 from kpstore.store.arrays import FeatureArray
@@ -21,18 +21,14 @@ _COLUMNS = ("feature", "a row", "dtype", "decoded", "videos done", "failed", "pe
 
 
 def to_text(store: BaseStore) -> str:
-    """Return what ``repr`` shows: place and version, splits, and a line per feature."""
+    """Return the text of ``repr``: location and version, splits, and a line per feature."""
     lines = [
         f"<kpstore.Store {store.name!r}, {_videos(store)}",
         f"  {store.location} at {_version(store)}",
     ]
-    if len(store.splits) > 1:
-        lines.append(
-            "  "
-            + ", ".join(
-                f"{split} {videos:,}/{frames:,}" for split, videos, frames in _splits(store)
-            )
-        )
+    splits = [f"{split} {videos:,}/{frames:,}" for split, videos, frames in _splits(store)]
+    if len(splits) > 1:
+        lines.append(f"  {', '.join(splits)}")
     for name, row, dtype, _, done, failed, pending in _features(store):
         lines.append(
             f"  {name} {row} {dtype}: videos {done:,} done, {failed:,} failed, {pending:,} pending"
@@ -41,10 +37,7 @@ def to_text(store: BaseStore) -> str:
 
 
 def to_html(store: BaseStore) -> str:
-    """Return the same, and what the store takes on disk, as HTML for a notebook.
-
-    All text is escaped.
-    """
+    """Return the same with the size on disk, as HTML for a notebook; all text is escaped."""
     disk = disk_usage(store)
     on_disk = f", {html.size(disk.size_bytes)} on disk with all versions" if disk else ""
     return html.block(
@@ -69,35 +62,24 @@ def _version(store: BaseStore) -> str:
 
 
 def _splits(store: BaseStore) -> list[tuple[str, int, int]]:
-    index = store.index
-    picked = [(split, index.splits == split) for split in store.splits]
-    return [
-        (name or "(none)", int(mine.sum()), int(index.n_frames[mine].sum()))
-        for name, mine in picked
-    ]
+    return [(one.name or "(none)", one.videos, one.frames) for one in summarize_splits(store)]
 
 
 def _features(store: BaseStore) -> Iterator[tuple[str, str, str, str, int, int, int]]:
     for name, stored in store.features.items():
         counts = np.bincount(store.states(name), minlength=len(State)).tolist()
-        states = (counts[State.DONE], counts[State.FAILED], counts[State.PENDING])
+        array = store[name]
         yield (
             name,
-            f"{_row(store[name])} per {stored.spec.axis}",
+            f"{_row(array)} per {stored.spec.axis}",
             stored.spec.dtype,
-            _decoded(store[name]),
-            *states,
+            html.size(math.prod(array.shape) * array.dtype.itemsize),
+            counts[State.DONE],
+            counts[State.FAILED],
+            counts[State.PENDING],
         )
 
 
 def _row(array: FeatureArray) -> str:
-    return (
-        " × ".join(
-            f"{length} {dim}" for dim, length in zip(array.dims[1:], array.shape[1:], strict=True)
-        )
-        or "one"
-    )
-
-
-def _decoded(array: FeatureArray) -> str:
-    return html.size(math.prod(array.shape) * array.dtype.itemsize)
+    axes = list(zip(array.dims, array.shape, strict=True))[1:]
+    return " × ".join(f"{length} {dim}" for dim, length in axes) or "one"

@@ -1,15 +1,17 @@
-"""What two splits have in common: names, frames, people, values, near-copies. A test set should share none of it.
+"""What splits have in common: names, frames, people, values, near-copies.
 
-Videos without a split, and pairs within one split, are no finding. All searches take memory for the
-videos (a few kB each) and 12 bytes a frame, whatever the size of a row.
+A test set should share none of these with the training set. Videos without a split, and pairs
+within one split, are not reported. All searches take memory for the videos (a few kB each) and 12
+bytes a frame, whatever the size of a row.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, Literal
 
@@ -32,35 +34,42 @@ KINDS: dict[Kind, str] = {
 }
 
 SIGNER_COLUMNS = ("signer", "speaker")
-"""Annotations that name a person, unless another is asked for."""
+"""Annotations that name a person, by default."""
+
 DECIMALS = 4
-"""Frames count as the same if all their values are, rounded to so many decimals: a ten-thousandth of the picture."""
+"""Frames are the same if all values are, rounded to a ten-thousandth of the picture."""
+
 MIN_SHARED = 0.1
-"""Videos count as sharing values if so much of the shorter one's frames is the same: a blank frame is no copy."""
+"""Smallest share of the shorter video's frames: a few blank frames in common are no copy."""
+
 NEAR = 0.1
-"""Two videos are near-copies if their descriptors (mean and deviation over time of each value) differ by no more than
-this, as a root mean square in units of that value's deviation over all videos. Clips whose points
-were shaken by 0.002 of the picture, or that lost a twentieth of their frames, came to 0.06 to 0.09;
-other clips lay above 0.3."""
+"""Largest difference between the descriptors of near-copies.
+
+A descriptor is the mean and the standard deviation over time of each value. The difference is a
+root mean square in units of that value's deviation over all videos. Clips whose points were shaken
+by 0.002 of the picture, or that lost a twentieth of their frames, came to 0.06 to 0.09; other clips
+lay above 0.3.
+"""
+
 NEAR_LENGTHS = 1.25
-"""… and if the longer one has at most so many times the frames."""
+"""Largest ratio of the lengths of near-copies."""
 
 _MAX_VALUES = 1024
-"""Values of a row that descriptors are made of; evenly chosen ones of longer rows."""
+"""Values of a row in a descriptor; longer rows are sampled evenly."""
 _BLOCK_BYTES = 8 * 2**20
 _PAIR_ROWS = 512
 
 
 @dataclass(frozen=True)
 class Shared:
-    """One thing that two splits, or more, have in common.
+    """One thing that two or more splits have in common.
 
     Parameters
     ----------
     kind : see :data:`KINDS`.
     splits : their names.
-    videos : ids, one of each split, or all of a person's first ones.
-    detail : how much, for people.
+    videos : ids, one of each split; of a person, the first one.
+    detail : how much is shared, as text.
     """
 
     kind: Kind
@@ -71,12 +80,12 @@ class Shared:
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """What :func:`check_splits` found.
+    """Result of :func:`check_splits`.
 
     Parameters
     ----------
-    feature : whose values were compared; None if the store has none to compare.
-    signer : annotation that was compared; None if there is none.
+    feature : the feature whose values were compared; None if the store has none on frames.
+    signer : the annotation that was compared; None if people were not compared.
     """
 
     snapshot: str
@@ -107,21 +116,20 @@ def check_splits(
     signers: bool = True,
     near: float = NEAR,
 ) -> SplitCheck:
-    """Return what is in two splits at once.
+    """Return everything that several splits have in common.
 
     Parameters
     ----------
-    feature : feature of frames whose values are compared; by default ``keypoints`` or the first
-        there is.
-    signer : annotation that names a person; by default ``signer`` or ``speaker``, if videos have
-        one.
-    signers : whether people are compared at all: many data sets share them on purpose.
+    feature : feature of frames whose values are compared; by default ``keypoints``, or else the
+        first one.
+    signer : annotation that names a person; by default ``signer`` or ``speaker``.
+    signers : whether to compare people; many data sets share them on purpose.
     near : largest difference of near-copies; see :data:`NEAR`.
 
     Raises
     ------
     NotFoundError
-        If there is no such feature or annotation.
+        If the store has no such feature or annotation.
     InvalidError
         If the feature belongs to videos, or ``near`` is negative.
     """
@@ -161,53 +169,44 @@ def _signer_column(store: BaseStore, name: str | None) -> str | None:
 # -- names and paths -------------------------------------------------------------------------------
 
 
-class _Normal:
-    """Text without what copies of a data set differ in: case, endings, folders named after a split, kinds of slash."""
+def _normalizer(splits: Sequence[str]) -> Callable[[str], str]:
+    """Return a function that removes from a path what often differs between copies of a data set.
 
-    def __init__(self, splits: Sequence[str]) -> None:
-        self._splits = {split.casefold() for split in splits if split} | {
-            "train",
-            "dev",
-            "val",
-            "valid",
-            "test",
-        }
-        self._folder, self._normal = "", ""
+    These are case, endings, folders named after a split, and kinds of slash. A frame number
+    (``#3``) stays, and so does ``""``.
+    """
+    usual = {"train", "dev", "val", "valid", "test", "", "."}
+    dropped = {split.casefold() for split in splits} | usual
 
-    def path(self, text: str) -> str:
-        """Return a path, frame number included; ``""`` stays empty."""
-        folder, _, name = text.replace("\\", "/").rpartition("/")
-        if folder != self._folder:  # frames of a video follow each other
-            parts = unicodedata.normalize("NFC", folder).casefold().split("/")
-            self._normal = "/".join(
-                part for part in parts if part not in self._splits and part not in ("", ".")
-            )
-            self._folder = folder
-        name, _, number = name.casefold().partition("#")
-        return (
-            f"{self._normal}/{re.sub(r'[.](?=[a-z0-9]*[a-z])[a-z0-9]{1,5}$', '', name)}#{number}"
-            if text
-            else ""
-        )
+    @lru_cache(maxsize=1)  # the frames of a video follow each other
+    def normal_folder(folder: str) -> str:
+        parts = unicodedata.normalize("NFC", folder).casefold().split("/")
+        return "/".join(part for part in parts if part not in dropped)
+
+    def normal(path: str) -> str:
+        folder, _, file = path.replace("\\", "/").rpartition("/")
+        name, _, number = file.casefold().partition("#")
+        stem = re.sub(r"[.](?=[a-z0-9]*[a-z])[a-z0-9]{1,5}$", "", name)
+        return f"{normal_folder(folder)}/{stem}#{number}" if path else ""
+
+    return normal
 
 
 def _same_names(store: BaseStore) -> Iterator[Shared]:
-    normal = _Normal(store.splits)
-    keys = np.array(
-        [hash(normal.path(video)) for video in store.index.ids.tolist()], dtype=np.int64
-    )
+    normal, ids = _normalizer(store.splits), store.index.ids.tolist()
+    keys = np.array([hash(normal(video_id)) for video_id in ids], dtype=np.int64)
     for pair in _pairs(store, keys, np.arange(len(keys))):
         yield _shared(store, "name", pair, "")
 
 
 def _same_paths(store: BaseStore) -> Iterator[Shared]:
-    """Yield pairs of videos in two splits that share frames' paths."""
-    normal, total = _Normal(store.splits), store.index.total_frames
-    keys = np.zeros(total, dtype=np.int64)  # a hash each: a table of all paths would not fit
+    """Yield pairs of videos in two splits that share paths of frames."""
+    normal, total = _normalizer(store.splits), store.index.total_frames
+    keys = np.zeros(total, dtype=np.int64)  # hashes: all paths might not fit into memory
     if total:
         paths = store[fmt.IMAGE_PATH]
         for start in range(0, total, paths.chunk_rows):
-            block = [normal.path(path) for path in paths[start : start + paths.chunk_rows]]
+            block = [normal(path) for path in paths[start : start + paths.chunk_rows]]
             keys[start : start + len(block)] = [hash(path) if path else 0 for path in block]
     rows = np.flatnonzero(keys)
     owner = store.index.video_of(rows)
@@ -219,22 +218,21 @@ def _same_paths(store: BaseStore) -> Iterator[Shared]:
 def _pairs(
     store: BaseStore, keys: NDArray[np.int64], owner: NDArray[np.int64]
 ) -> dict[tuple[int, int], int]:
-    """Return pairs of videos in different splits that share keys, and how many.
+    """Return pairs of videos in different splits that share keys, and the number of these keys.
 
-    Of many videos with one key, each is in a pair with one of each other split, but not all pairs
-    are given.
+    If many videos share a key, each is paired with one video of each other split, not with all.
     """
     splits = store.index.splits.astype(str)
     order = np.lexsort((owner, keys))
     order = order[splits[owner[order]] != ""]
     keys, owner = keys[order], owner[order]
-    # A key that a video holds several times, as a still picture does, is shared as often as the
-    # other one holds it.
+    # A key that a video holds several times, such as a still picture, is shared as often as both
+    # videos hold it.
     first = np.flatnonzero((np.diff(keys, prepend=0) != 0) | (np.diff(owner, prepend=-1) != 0))
     times = np.diff(np.append(first, len(keys)))
     keys, owner = keys[first], owner[first]
     code = np.unique(splits, return_inverse=True)[1][owner]
-    # Two splits at a time: a third one between them would hide how much they share.
+    # Two splits at a time: a third split between them would hide what they share.
     found_pairs = [np.empty((0, 2), dtype=np.int64)]
     for two in combinations(np.unique(code).tolist(), 2):
         places = np.flatnonzero(np.isin(code, two))
@@ -250,10 +248,7 @@ def _pairs(
 
 
 def _in_another_split(keys: NDArray[np.int64], split: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each of sorted keys the place of an equal one with another split, each pair once.
-
-    -1 for none.
-    """
+    """Return for each sorted key the place of an equal one in another split, or -1; pairs once."""
     if len(keys) == 0:
         return np.empty(0, dtype=np.int64)
     begins = np.flatnonzero((np.diff(keys, prepend=0) != 0) | (np.diff(split, prepend=-1) != 0))
@@ -261,7 +256,7 @@ def _in_another_split(keys: NDArray[np.int64], split: NDArray[np.int64]) -> NDAr
     before = begins[run] - 1
     after = np.append(begins[1:], len(keys))[run]
     has_before = (before >= 0) & (keys[before] == keys)
-    # The last of a first run is the one before for all of the next run, so it has its pairs.
+    # The last key of a first run is left out: all of the next run are paired with it.
     has_after = (
         (after < len(keys))
         & (keys[after % len(keys)] == keys)
@@ -278,18 +273,16 @@ def _shared(store: BaseStore, kind: Kind, pair: tuple[int, int], detail: str) ->
 
 
 def _same_people(store: BaseStore, column: str) -> Iterator[Shared]:
-    people = np.asarray(store[column][:]) if len(store.index) else np.empty(0, dtype=object)
-    splits = store.index.splits
-    named = [(str(p).strip(), s) for p, s in zip(people.tolist(), splits.tolist(), strict=True)]
-    for person in sorted({person for person, split in named if person and split}):
-        where: dict[str, list[int]] = {}
-        for position, (other, split) in enumerate(named):
-            if other == person and split:
-                where.setdefault(split, []).append(position)
-        if len(where) > 1:
-            counts = ", ".join(f"{len(videos)} in {split}" for split, videos in where.items())
-            first = tuple(str(store.index.ids[videos[0]]) for videos in where.values())
-            yield Shared("signer", tuple(where), first, f"{column} {person}: {counts}")
+    people = np.asarray(store[column]).tolist() if len(store.index) else []
+    where: dict[str, dict[str, list[int]]] = {}
+    for position, (name, split) in enumerate(zip(people, store.index.splits, strict=True)):
+        if (person := str(name).strip()) and split:
+            where.setdefault(person, {}).setdefault(split, []).append(position)
+    for person, by_split in sorted(where.items()):
+        if len(by_split) > 1:
+            counts = ", ".join(f"{len(videos)} in {split}" for split, videos in by_split.items())
+            first = tuple(str(store.index.ids[videos[0]]) for videos in by_split.values())
+            yield Shared("signer", tuple(by_split), first, f"{column} {person}: {counts}")
 
 
 # -- values ----------------------------------------------------------------------------------------
@@ -297,15 +290,14 @@ def _same_people(store: BaseStore, column: str) -> Iterator[Shared]:
 
 @dataclass(frozen=True)
 class _Values:
-    """What values are compared by.
+    """Hashes of frames and descriptors of videos, by which values are compared.
 
     Parameters
     ----------
-    hashes : (frames,) int64, of each rounded row; 0 where nothing was found or the video is not
-        done.
-    descriptors : (videos, 2, values) float32, mean and deviation over time; NaN where a value never
-        was there.
-    scale : (values,) float64, deviation of each value over all videos.
+    hashes : (frames,) int64, of each rounded row; 0 if it is empty or the video is not done.
+    descriptors : (videos, 2, values) float32, mean and standard deviation over time; NaN where a
+        value is always missing.
+    scale : (values,) float64, standard deviation of each value over all videos.
     done : (videos,) bool.
     """
 
@@ -328,7 +320,7 @@ def _same_values(store: BaseStore, feature: str, near: float) -> Iterator[Shared
             yield _shared(store, "frames", pair, f"{min(n_frames, shorter)} of {shorter} frames")
     copied = {position for pair in copies for position in pair}
     for pair, distance in _near_pairs(store, values, near).items():
-        if not copied.issuperset(pair):  # both were named already; of many copies not all pairs are
+        if not copied.issuperset(pair):  # else both are reported as copies already
             yield _shared(store, "near", pair, f"distance {distance:.3f}")
 
 
@@ -338,8 +330,8 @@ def _read_values(store: BaseStore, feature: str) -> _Values:
     array, done = store[feature], store.states(feature) == State.DONE
     size = int(np.prod(spec.shape, dtype=np.int64))
     chosen = np.linspace(0, size - 1, min(size, _MAX_VALUES)).astype(np.int64)
-    # Multilinear hashing (Lemire and Kaser, "Strongly universal string hashing is fast", 2014), of
-    # 64 bits.
+    # 64-bit multilinear hashing (Lemire and Kaser, "Strongly universal string hashing is fast",
+    # 2014).
     weights = np.random.default_rng(0).integers(0, 2**64, size, dtype=np.uint64) | np.uint64(1)
     hashes = np.zeros(index.total_frames, dtype=np.int64)
     descriptors = np.full((len(index), 2, len(chosen)), np.nan, dtype=np.float32)
@@ -366,16 +358,13 @@ def _read_values(store: BaseStore, feature: str) -> _Values:
 
 
 def _hash_rows(block: NDArray[Any], weights: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """(rows,) int64: equal for rows that are equal when rounded.
-
-    0 for rows without any value but zero.
-    """
+    """Return hashes of rounded rows, (rows,) int64; 0 for rows that hold only zeros and NaN."""
     values = block.astype(np.float64)
     values = np.clip(np.round(values * 10.0**DECIMALS), -(2.0**62), 2.0**62)
     there = np.isfinite(values)
     whole = np.where(there, values, 0).astype(np.int64)
     empty = ~whole.any(axis=1)
-    whole = np.where(there, whole, 2**62 + 1)  # nothing found is not the same as zero
+    whole = np.where(there, whole, 2**62 + 1)  # a missing value differs from zero
     hashes: NDArray[np.int64] = (
         (whole.view(np.uint64) * weights).sum(axis=1, dtype=np.uint64).view(np.int64)
     )
@@ -383,11 +372,10 @@ def _hash_rows(block: NDArray[Any], weights: NDArray[np.uint64]) -> NDArray[np.i
 
 
 def _near_pairs(store: BaseStore, values: _Values, near: float) -> dict[tuple[int, int], float]:
-    """Return near-copies in two splits; of many copies of one video only the nearest to each.
+    """Return pairs of near-copies in two splits; of many copies of a video only the nearest.
 
-    Videos are sorted along the direction in which they differ most. What lies farther apart along
-    it than ``near`` is farther apart altogether, so only neighbours are compared, and none that is
-    near is missed.
+    Videos are sorted along the direction in which they differ most. Videos that are farther apart
+    than ``near`` along it are farther apart altogether, so only neighbours need be compared.
     """
     varies = values.scale > 0
     splits = store.index.splits.astype(str)
@@ -418,7 +406,7 @@ def _near_pairs(store: BaseStore, values: _Values, near: float) -> dict[tuple[in
             longer = np.maximum(lengths[here, None], lengths[there]) <= NEAR_LENGTHS * np.minimum(
                 lengths[here, None], lengths[there]
             )
-            # A little more than near: sums of float32.
+            # A little more than near, to allow for float32 sums.
             fits = (squared <= (near + 1e-3) ** 2) & longer & (code[here, None] != code[there])
             for a, b in _nearest(squared, fits):
                 distance = float(np.linalg.norm(points[here[a]] - points[there[b]]))
@@ -429,7 +417,7 @@ def _near_pairs(store: BaseStore, values: _Values, near: float) -> dict[tuple[in
 
 
 def _nearest(squared: NDArray[np.float32], fits: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Yield the nearest fitting pair of each row and of each column, which are no more than rows and columns."""
+    """Yield the nearest fitting pair of each row, and of each column."""
     distance = np.where(fits, squared, np.inf)
     for a in np.flatnonzero(fits.any(axis=1)).tolist():
         yield a, int(distance[a].argmin())
@@ -438,10 +426,7 @@ def _nearest(squared: NDArray[np.float32], fits: NDArray[np.bool_]) -> Iterator[
 
 
 def _main_direction(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return about the direction of largest variance, of length 1.
-
-    Any direction would do, this one sorts best.
-    """
+    """Return an estimate of the direction of largest variance, of length 1; it sorts best."""
     direction: NDArray[np.float32] = np.random.default_rng(0).standard_normal(
         (points.shape[1],), dtype=np.float32
     )

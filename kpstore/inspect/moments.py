@@ -1,8 +1,8 @@
-"""Counts, extremes, means and deviations that merge, and a histogram for quantiles that merges too.
+"""Counts, extremes, means and deviations that can be merged, and a histogram for quantiles.
 
-Moments of parts of the data are put together as in Chan, Golub and LeVeque, "Updating formulae and
-a pairwise algorithm for computing sample variances" (1979): deviations are taken from the mean of
-the part at hand, so nothing cancels, however far from zero the values lie.
+Moments of parts of the data are merged as in Chan, Golub and LeVeque, "Updating formulae and a
+pairwise algorithm for computing sample variances" (1979): deviations are taken from the mean of
+each part, so that nothing cancels, however far from zero the values are.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _KEPT_BITS = 18
 """Of a float32: sign, exponent and 9 of 23 bits after the point."""
 _DROPPED_BITS = 32 - _KEPT_BITS
 RELATIVE_ERROR = 2.0**-10
-"""Most by which a quantile is off, as a share of its size (0.1 %)."""
+"""Largest relative error of a quantile (0.1 %)."""
 SMALLEST = float(np.finfo(np.float32).tiny)
-"""Quantiles nearer to zero than this, 1.2e-38, are said to be zero."""
+"""Quantiles nearer to zero than this, 1.2e-38, are given as zero."""
 LARGEST = float(np.finfo(np.float32).max)
 """Values farther from zero than this, 3.4e38, count as this for quantiles."""
 
 _HUGE = np.errstate(over="ignore", invalid="ignore")
-"""Squares of float64 values beyond 1e154 overflow: such a deviation is said to be infinite."""
+"""Squares of float64 values beyond 1e154 overflow: such a deviation is given as infinite."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Moments:
 
     Parameters
     ----------
-    count, missing : int64, values that are there and that are not.
+    count, missing : int64, numbers of present and of missing values.
     low, high : float64, the extremes; inf and -inf for a group without values.
     mean, m2 : float64, the mean, and the sum of squared deviations from it; 0 for a group without
         values.
@@ -93,7 +93,7 @@ class Moments:
 
     @_HUGE
     def total(self) -> Moments:
-        """Return the moments of all groups along the first axis together."""
+        """Return the moments of all groups along the first axis, merged."""
         count = self.count.sum(axis=0)
         mean = (self.mean * (self.count / np.maximum(count, 1))).sum(axis=0)
         spread = self.count * (self.mean - mean) ** 2
@@ -104,10 +104,7 @@ class Moments:
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """Standard deviation of the values at hand (divided by n).
-
-        NaN for a group without values.
-        """
+        """Standard deviation (divided by n); NaN for a group without values."""
         return np.where(self.count > 0, np.sqrt(self.m2 / np.maximum(self.count, 1)), np.nan)
 
 
@@ -119,8 +116,8 @@ def measure_runs(
 
     Parameters
     ----------
-    values : (rows, columns, points) float64, points side by side in memory; whatever stands where
-        ``present`` is False.
+    values : (rows, columns, points) float64, points contiguous in memory; values where ``present``
+        is False do not matter.
     present : the same shape, bool.
     starts : (runs,) int64, the first row of each run, rising from 0; a run ends where the next
         begins.
@@ -136,20 +133,18 @@ def measure_runs(
     left_over = np.add.reduceat(away.sum(axis=2), starts, axis=0)
     away *= away
     m2 = np.add.reduceat(away.sum(axis=2), starts, axis=0)
-    # The mean itself was rounded; what that adds to the deviations is taken out, and put right in
-    # the mean.
+    # The mean was rounded: the effect on the deviations is removed, and the mean corrected.
     m2 = np.maximum(m2 - left_over**2 / there, 0.0)
     return Moments(count, missing, low, high, mean + left_over / there, m2)
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """How many values lie in each of 2^18 bins whose width grows with their distance from zero.
+    """A histogram of 2^18 bins whose width grows with their distance from zero.
 
     A bin holds the values that agree in the first 18 bits of their float32 (sign, exponent, 9 bits
-    of the rest): a histogram of fixed relative precision, as DDSketch is (Masson, Rim and Lee, VLDB
-    2019), found without a logarithm. Only bins with values are kept, so it takes at most a few MB,
-    and usually kB.
+    of the rest), so its relative precision is fixed, as in DDSketch (Masson, Rim and Lee, VLDB
+    2019), and no logarithm is needed. Only bins with values are kept: kB usually, a few MB at most.
 
     Parameters
     ----------
@@ -176,7 +171,7 @@ class Sketch:
 
     @classmethod
     def merge(cls, sketches: Sequence[Sketch]) -> Self:
-        """Return the sketch of the values of all of them."""
+        """Return the sketch of the values of all sketches."""
         if not sketches:
             return cls.of(np.empty(0))
         bins, where = np.unique(

@@ -1,10 +1,11 @@
-"""One version of a store at a glance, and its history with the names that lead into it."""
+"""Summary of one version of a store, and its history with tags and branches."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from kpstore.store.store import BaseStore
 
 @dataclass(frozen=True)
 class DiskUsage:
-    """What a store takes on disk, all versions together."""
+    """Size of a store on disk, all versions together."""
 
     size_bytes: int
     files: int
 
 
 def disk_usage(store: BaseStore) -> DiskUsage | None:
-    """Return what a store takes on disk; None where it does not lie on a local disk."""
+    """Return the size of a store on disk; None if it is not on a local disk."""
     root = Path(store.location)
     if not root.exists():
         return None
@@ -55,12 +56,12 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class FeatureSummary:
-    """What a feature is, how it was made, and how much of it is there.
+    """What a feature is, how it was made, and how much of it is done.
 
     Parameters
     ----------
     shape : of the whole array, rows first.
-    videos_done, videos_failed, videos_pending : by the ledger; a done video may hold failed frames.
+    videos_done, videos_failed, videos_pending : by state; a done video may hold failed frames.
     coverage : by split, and ``total`` over all of them.
     """
 
@@ -79,13 +80,14 @@ class FeatureSummary:
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
         by_split = {split: cover.to_json() for split, cover in self.coverage.items()}
-        coverage = {"coverage": self.total.to_json(), "coverage_by_split": by_split}
-        plain = {
-            key: value
-            for key, value in vars(self).items()
-            if key not in ("coverage", "total", "provenance")
+        others = ("coverage", "total", "provenance")
+        return {
+            **{key: value for key, value in vars(self).items() if key not in others},
+            "shape": list(self.shape),
+            "coverage": self.total.to_json(),
+            "coverage_by_split": by_split,
+            "provenance": dict(self.provenance),
         }
-        return {**plain, "shape": list(self.shape), **coverage, "provenance": dict(self.provenance)}
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,14 @@ class LogEntry:
 
     @property
     def report(self) -> Mapping[str, Any] | None:
-        """What an ingest had to say at its end; None for any other version."""
+        """Report that an ingest stored with the version; None for other versions."""
         return self.commit.metadata.get("report")
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry as JSON values."""
-        time = self.commit.time.isoformat()
         return {
             **asdict(self.commit),
-            "time": time,
+            "time": self.commit.time.isoformat(),
             "tags": list(self.tags),
             "branches": list(self.branches),
         }
@@ -119,8 +120,8 @@ class Summary:
     Parameters
     ----------
     newest : the commit of this version.
-    disk : what the store takes on disk, all versions together.
-    lacks : what a store of an older format does without, in one line; empty if that is nothing.
+    disk : size of the store on disk, all versions together.
+    lacks : what a store of an older format lacks, in one line; empty for the newest format.
     """
 
     location: str
@@ -163,23 +164,27 @@ class Summary:
 
 
 def summarize(store: BaseStore) -> Summary:
-    """Return one version at a glance; reads the masks of its features, not their values."""
-    splits = store.index.splits.astype(str)
+    """Return a summary of one version; reads the masks of its features, not their values."""
     return Summary(
         location=store.location,
         name=store.name,
         newest=read_log(store, limit=1)[0],
-        splits=tuple(
-            SplitSummary(
-                name, int((splits == name).sum()), int(store.index.n_frames[splits == name].sum())
-            )
-            for name in store.splits
-        ),
+        splits=summarize_splits(store),
         features=tuple(_summarize_feature(store, name) for name in store.features),
         tags=store.tags,
         branches=store.branches,
         disk=disk_usage(store),
         lacks=store.lacks,
+    )
+
+
+def summarize_splits(store: BaseStore) -> tuple[SplitSummary, ...]:
+    """Return the number of videos and frames of each split, in storage order."""
+    index = store.index
+    picked = [(split, index.splits == split) for split in store.splits]
+    return tuple(
+        SplitSummary(name, int(mine.sum()), int(index.n_frames[mine].sum()))
+        for name, mine in picked
     )
 
 
@@ -203,22 +208,16 @@ def _summarize_feature(store: BaseStore, name: str) -> FeatureSummary:
 
 
 def read_log(store: BaseStore, *, limit: int | None = None) -> list[LogEntry]:
-    """Return a version and those before it, newest first, with the tags and branches that name them."""
+    """Return a version and its ancestors, newest first, with their tags and branches."""
     tags, branches = store.tags, store.branches
-    history = store.backend.history(store.snapshot)
-    commits = (
-        list(history)
-        if limit is None
-        else [commit for _, commit in zip(range(limit), history, strict=False)]
-    )
     return [
         LogEntry(commit, _names_of(commit.id, tags), _names_of(commit.id, branches))
-        for commit in commits
+        for commit in islice(store.backend.history(store.snapshot), limit)
     ]
 
 
 def read_tags(store: BaseStore) -> dict[str, LogEntry]:
-    """Return all tags of a store, sorted, with the versions that they name."""
+    """Return all tags of a store with the versions that they name."""
     return {tag: read_log(store.at(tag), limit=1)[0] for tag in store.tags}
 
 

@@ -19,9 +19,9 @@ from kpstore.interop.transfer import ImportReport, import_document, is_numbered,
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
+from kpstore.store.provenance import check_same, with_processors
 from kpstore.store.records import Records
 from kpstore.store.store import BaseStore, backend_for
-from kpstore.store.transaction import check_same, with_processors
 
 OnConflict = Literal["error", "first", "last"]
 ON_CONFLICT = ("error", "first", "last")

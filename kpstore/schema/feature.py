@@ -106,6 +106,10 @@ class ArraySpec:
         """Return ``n_rows`` rows filled with the missing value, shape (n_rows, *shape)."""
         return np.full((n_rows, *self.shape), self.fill, dtype=self.dtype)
 
+    def are_empty(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which rows hold nothing but the missing value, (rows,) bool."""
+        return _all_in_row(np.isnan(rows) if rows.dtype.kind == "f" else rows == self.fill)
+
 
 @dataclass(frozen=True)
 class FeatureSpec(ArraySpec):

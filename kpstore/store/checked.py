@@ -1,14 +1,14 @@
-"""When a chunk is checked: what a read meets is compared with what was committed before anything is made of it.
+"""When a chunk is checked: values that are read are compared with those that were committed.
 
-Backends know what each chunk adds up to by its place (:mod:`kpstore.backends.checksums`). Here is
-the decision when to look: ``"first"`` looks at each chunk when this process first maps or decodes
-it, ``"always"`` each time that happens (of mapped chunks: before every read), ``"never"`` does not
-look.
+Backends know a checksum of each chunk by its place (:mod:`kpstore.backends.checksums`). The policy
+says when it is compared: ``"first"`` when this process first maps or decodes the chunk,
+``"always"`` each time that happens (for mapped chunks: before every read), ``"never"`` not at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -30,10 +30,9 @@ def check_policy(check: str) -> None:
 
 
 class UncheckedChunks:
-    """Which chunks of one array were looked at.
+    """Records which chunks of one array were checked.
 
-    Nothing is locked, as a lock would have to survive forks: two threads that meet at one chunk may
-    both look at it.
+    It is not locked, as a lock would have to survive forks: two threads may check the same chunk.
 
     Parameters
     ----------
@@ -47,59 +46,58 @@ class UncheckedChunks:
 
     @property
     def done(self) -> bool:
-        """Whether no chunk has to be looked at any more."""
+        """Whether no chunk has to be checked any more."""
         return self._unseen is None
 
     def to_check(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return which of these chunks have to be looked at, each once."""
+        """Return which of these chunks have to be checked, each once."""
         unseen = self._unseen
         wanted = numbers[:0] if unseen is None else numbers[unseen[numbers]]
         if unseen is None or len(wanted) < 2:
             return wanted
-        # numpy.unique would do, but the first call of it takes 15 ms: it loads numpy.ma.
+        # Not numpy.unique: its first call takes 15 ms, as it loads numpy.ma.
         each = np.zeros(len(unseen), dtype=bool)
         each[wanted] = True
         return np.flatnonzero(each)
 
     def is_due(self, number: int) -> bool:
-        """Whether one chunk has to be looked at."""
+        """Whether one chunk has to be checked."""
         unseen = self._unseen
         return unseen is not None and bool(unseen[number])
 
     def seen(self, number: int) -> None:
-        """Note that a chunk was looked at and is sound."""
+        """Record that a chunk was checked and is sound."""
         unseen = self._unseen
-        if unseen is None or self.always:
-            return
-        unseen[number] = False
-        if not unseen.any():
-            self._unseen = None
+        if unseen is not None and not self.always:
+            unseen[number] = False
+            if not unseen.any():
+                self._unseen = None
 
 
 class CheckedMemory:
-    """All rows of an array in memory that nobody has read yet: mapped from the store, or from a decoded copy.
+    """All rows of an array in memory, mapped from the store or a decoded copy, checked when read.
 
     Parameters
     ----------
     values : (rows, *row shape), read-only.
-    look : told a chunk's number; raises :class:`CorruptError` if the chunk in memory is damaged.
+    look : called with a chunk's number; raises :class:`CorruptError` if it is damaged in memory.
     """
 
     def __init__(
         self, values: NDArray[Any], meta: ArrayMeta, check: Check, look: Callable[[int], None]
     ) -> None:
-        self.values, self._chunk_rows, self._look = values, meta.chunk_rows, look
-        self._unchecked = UncheckedChunks(check, n_chunks(meta))
+        self.values, self._meta, self._look = values, meta, look
+        self._unchecked = UncheckedChunks(check, meta.n_chunks)
 
     def check_rows(self, rows: NDArray[np.int64]) -> None:
-        """Look at the chunks that hold some rows, if need be."""
+        """Check the chunks that hold some rows, if they have to be."""
         if not self._unchecked.done:
-            self._check(rows // self._chunk_rows)
+            self._check(rows // self._meta.chunk_rows)
 
     def check_slice(self, start: int, stop: int) -> None:
-        """Look at the chunks that hold a run of rows, if need be."""
+        """Check the chunks that hold a run of rows, if they have to be."""
         if not self._unchecked.done and stop > start:
-            self._check(np.arange(start // self._chunk_rows, -(-stop // self._chunk_rows)))
+            self._check(np.array(self._meta.chunks_of(start, stop), dtype=np.int64))
 
     def _check(self, numbers: NDArray[np.int64]) -> None:
         wanted = self._unchecked.to_check(numbers)
@@ -107,16 +105,14 @@ class CheckedMemory:
             for_each(self._look_if_due, wanted.tolist())
 
     def _look_if_due(self, number: int) -> None:
-        """Look at a chunk, unless another thread has done so since: at first all threads want nearly all chunks."""
+        # Another thread may have checked it since: at first all threads want nearly all chunks.
         if self._unchecked.is_due(number):
             self._look(number)
             self._unchecked.seen(number)
 
 
 class CheckedChunks:
-    """The chunks of one array, of which none that is damaged comes out.
-
-    See :class:`kpstore.backends.base.Chunks`.
+    """The chunks of one array, checked; see :class:`kpstore.backends.base.Chunks`.
 
     Parameters
     ----------
@@ -130,35 +126,31 @@ class CheckedChunks:
         self._session, self.name, self._check, self._location = session, name, check, location
         self.meta = session.meta(name)
         self._chunks: Chunks = session.chunks(name)
-        # What comes through the session was checked there, and what it has in memory cannot be
-        # damaged.
+        # Chunks read through the session were checked there, and its memory cannot be damaged.
         self._trusted = check == "never" or isinstance(self._chunks, SessionChunks)
         self.checksums = None if check == "never" else session.checksums(name)
-        self._unchecked = UncheckedChunks("never" if self._trusted else check, n_chunks(self.meta))
+        self._unchecked = UncheckedChunks("never" if self._trusted else check, self.meta.n_chunks)
         self.how, self.is_mapped = self._chunks.how, self._chunks.mapped is not None
 
     @property
     def mapped(self) -> NDArray[Any] | None:
-        """The memory that the session has, which nobody has looked at yet."""
+        """The session's memory, not checked; None if it has none."""
         return self._chunks.mapped
 
     def strictly(self) -> CheckedChunks:
-        """Return the same chunks, each looked at whenever it is decoded: for what is written down of them."""
+        """Return the same chunks, each checked whenever it is decoded, for copies of them."""
         return CheckedChunks(self._session, self.name, "always", location=self._location)
 
     def memory(self) -> CheckedMemory | None:
-        """Return the session's memory, if it has some; it is looked at before it is read."""
-        mapped = self.mapped
+        """Return the session's memory, checked when it is read; None if it has none."""
+        if self.mapped is None:
+            return None
         check: Check = "never" if self._trusted else self._check
-        return (
-            None
-            if mapped is None
-            else CheckedMemory(mapped, self.meta, check, self._look_at_mapped)
-        )
+        return CheckedMemory(self.mapped, self.meta, check, self._check_mapped)
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
-        """Decode a chunk and look at it, if need be."""
-        try:
+        """Decode a chunk, and check it if it has to be."""
+        with self._damage_named(number):
             if not self._unchecked.is_due(number):
                 self._chunks.read_into(number, out)
                 return
@@ -166,15 +158,27 @@ class CheckedChunks:
                 self._read_through_session(number, out)
             else:
                 self._chunks.read_into(number, out)
-                self._compare(number, out[: self._n_rows(number)])
-        except CorruptError as error:
-            raise damaged(
-                self._session, self._location, self.name, number, reason_of(error)
-            ) from error
+                start, stop = self.meta.rows_of(number)
+                self._compare(number, out[: stop - start])
         self._unchecked.seen(number)
 
-    def _n_rows(self, number: int) -> int:
-        return min(self.meta.chunk_rows, self.meta.n_rows - number * self.meta.chunk_rows)
+    def _check_mapped(self, number: int) -> None:
+        mapped = self.mapped
+        assert mapped is not None
+        with self._damage_named(number):
+            if self.checksums is None:
+                self._read_through_session(number)
+            else:
+                self._compare(number, mapped[slice(*self.meta.rows_of(number))])
+
+    @contextmanager
+    def _damage_named(self, number: int) -> Iterator[None]:
+        """Name array, rows, videos and file in the error of a damaged chunk."""
+        try:
+            yield
+        except CorruptError as error:
+            reason = reason_of(error)
+            raise damaged(self._session, self._location, self.name, number, reason) from error
 
     def _compare(self, number: int, values: NDArray[Any]) -> None:
         assert self.checksums is not None
@@ -182,34 +186,13 @@ class CheckedChunks:
             raise CorruptError("it holds other values than were committed")
 
     def _read_through_session(self, number: int, out: NDArray[Any] | None = None) -> None:
-        """Have the backend's own library read a chunk, which checks what the chunk says of itself: format 1's all."""
-        start = number * self.meta.chunk_rows
+        """Read a chunk of format 1 by the backend's own library, which checks what it can."""
         try:
-            values = self._session.read(self.name, start, start + self._n_rows(number))
+            values = self._session.read(self.name, *self.meta.rows_of(number))
         except UnsupportedError:
-            # In a forked process Icechunk's library is out of reach: there format 1 is read as it
-            # always was.
+            # In a forked process Icechunk's library cannot be used: format 1 is not checked there.
             if out is not None:
                 self._chunks.read_into(number, out)
             return
         if out is not None:
             out[: len(values)] = values
-
-    def _look_at_mapped(self, number: int) -> None:
-        mapped = self.mapped
-        assert mapped is not None
-        start = number * self.meta.chunk_rows
-        try:
-            if self.checksums is None:
-                self._read_through_session(number)
-            else:
-                self._compare(number, mapped[start : start + self.meta.chunk_rows])
-        except CorruptError as error:
-            raise damaged(
-                self._session, self._location, self.name, number, reason_of(error)
-            ) from error
-
-
-def n_chunks(meta: ArrayMeta) -> int:
-    """Return how many chunks an array has."""
-    return -(-meta.n_rows // meta.chunk_rows)

@@ -1,4 +1,4 @@
-"""What a look at a store found: broken rules and damaged chunks, each with its place."""
+"""Findings of a check of a store: broken rules and damaged chunks, each with its place."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from kpstore.store.damage import Damage, named, reason_of
 
 @dataclass
 class Problem:
-    """A rule that is broken, or a chunk that is damaged.
+    """A broken rule, or a damaged chunk.
 
     Parameters
     ----------
-    array : where; empty for what is no array's.
-    what : the rule, or the error that reading met.
-    count : how many rows (or videos, or chunks) break it.
+    array : name; ``""`` for a problem of no array.
+    what : the rule, or the error of the read.
+    count : number of rows (or videos, or chunks) that break it.
     first : the first of them.
-    chunk, rows : of a damaged chunk, its number and the rows in it, first and last + 1; None for a
-        rule.
+    chunk, rows : number and rows (first and last + 1) of a damaged chunk; None for a rule.
     videos : ids of the videos concerned.
-    frames : of a damaged chunk on the frame axis, which frames of each of these videos, first and
+    frames : of a damaged chunk on the frame axis, the frames of each of these videos, first and
         last + 1.
-    parts : of a damaged chunk, the parts (face, left_hand, …) of the feature that it belongs to.
-    files : where it lies.
-    versions : ids of the versions that have it, where several were looked at.
+    parts : of a damaged chunk, the parts (face, left_hand, …) of its feature.
+    files : where the damaged chunk is stored.
+    versions : ids of the checked versions that have the problem.
     """
 
     array: str
@@ -49,7 +48,7 @@ class Problem:
 
     @property
     def where(self) -> str:
-        """Where it is, for people: the first place, or all that a damaged chunk holds."""
+        """The place as text: the first one, or all that a damaged chunk holds."""
         if self.chunk is None or self.rows is None:
             return self.first
         held = named(self.videos)
@@ -62,16 +61,16 @@ class Problem:
 
 @dataclass
 class Verification:
-    """What was checked and found.
+    """Result of a check.
 
     Parameters
     ----------
     location, snapshot : the version.
-    arrays, rows, size_bytes : what was read, as it is decoded.
-    problems : rules that are broken, and damage.
-    notes : what is allowed, and may be worth a look.
-    versions : how many versions were looked at.
-    lacks : what a store of an earlier format cannot show; empty if it is of today's.
+    arrays, rows, size_bytes : amount of data read, decoded.
+    problems : broken rules, and damage.
+    notes : findings that are allowed, and may be worth a look.
+    versions : number of versions checked.
+    lacks : what a store of an older format lacks; empty for the newest format.
     """
 
     location: str
@@ -90,19 +89,19 @@ class Verification:
 
 
 ChunkKey = tuple[Any, ...]
-"""Equal for two chunks only if they lie at one place and have to be the same."""
+"""Equal for two chunks only if they are stored in one place and must hold the same values."""
 
 
 class ChunkReader:
-    """Reads arrays of one version chunk by chunk, through the backend's own library, and notes what is damaged.
+    """Reads arrays of one version chunk by chunk, and records damage.
 
     Parameters
     ----------
     session : the version.
-    found : where damage is noted.
-    on_rows : told of rows each time some more were checked.
-    known : chunks that other versions share, by key: None if they are sound, else their problem.
-        Filled here.
+    found : where damage is recorded.
+    on_rows : called with the number of rows just checked.
+    known : chunks that versions share, by key: None if they are sound, else their problem. Filled
+        here.
     """
 
     def __init__(
@@ -116,23 +115,22 @@ class ChunkReader:
         self._known: dict[ChunkKey, Problem | None] = {} if known is None else known
         self._sums: dict[str, NDArray[np.uint64] | None] = {}
         self.unchecked: set[str] = set()
-        """Arrays whose checksums cannot be read, so that nothing can be told of their chunks: noted as one problem."""
+        """Arrays whose checksums cannot be read, so that their chunks cannot be checked."""
         self.index: VideoIndex | None = None
-        """Videos by row, for what damage concerns; None while, or where, it cannot be read."""
+        """Used to name the videos with damage; None if it is not read, or cannot be."""
         self.parts_of: dict[str, list[str]] = {}
         """Parts of the feature that an array belongs to."""
 
     def chunks(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield the rows of each chunk of an array, first and last + 1."""
         meta = self.session.meta(name)
-        for start in range(0, meta.n_rows, max(1, meta.chunk_rows)):
-            stop = min(start + meta.chunk_rows, meta.n_rows)
+        for start, stop in map(meta.rows_of, range(meta.n_chunks)):
             yield start, stop
             self.found.rows += stop - start
             self._on_rows(stop - start)
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any] | None:
-        """Return the rows of one chunk; None, and a problem is noted, if it is damaged."""
+        """Return the rows of one chunk; None, and a recorded problem, if it is damaged."""
         if not self.can_check(name):
             return None
         meta = self.session.meta(name)
@@ -152,22 +150,17 @@ class ChunkReader:
         return values
 
     def look_at(self, name: str) -> None:
-        """Read what of an array no other version has shown to be sound, and note what is damaged."""
+        """Check the chunks of an array that are not known to be sound from other versions."""
         if self.session.digest(name) is not None:
             self.whole(name)  # all of it has one digest
-            return
-        if not self.can_check(name):
-            return
-        for start, stop in self.chunks(name):
-            key = self._key(name, start // self.session.meta(name).chunk_rows)
-            if key not in self._known or self._known[key] is not None:
-                self.read(name, start, stop)
+        elif self.can_check(name):
+            for start, stop in self.chunks(name):
+                key = self._key(name, start // self.session.meta(name).chunk_rows)
+                if key not in self._known or self._known[key] is not None:
+                    self.read(name, start, stop)
 
     def whole(self, name: str) -> NDArray[Any] | None:
-        """Return a whole array, chunk by chunk.
-
-        None if it is not there, or any of it cannot be read.
-        """
+        """Return a whole array; None if it does not exist, or cannot be read completely."""
         if name not in self.session.names():
             return None
         self.found.arrays += 1
@@ -178,27 +171,20 @@ class ChunkReader:
         values = np.concatenate(whole)
         digest = self.session.digest(name)
         if digest is not None and digest != text_digest(values):
-            self.found.problems.append(
-                Problem(
-                    name,
-                    "is not the text that was committed",
-                    first="the array",
-                    versions=[self.session.snapshot],
-                )
-            )
+            self._note_array(name, "is not the text that was committed")
         return values
 
     def can_check(self, name: str) -> bool:
-        """Return whether the checksums of an array can be read; if not, a problem is noted."""
+        """Return whether the checksums of an array can be read; if not, record a problem."""
         if name not in self._sums and name not in self.unchecked:
             try:
                 self._sums[name] = self.session.checksums(name)
             except CorruptError as error:
                 self.unchecked.add(name)
-                self._note_unchecked(name, f"its checksums cannot be read: {reason_of(error)}")
+                self._note_array(name, f"its checksums cannot be read: {reason_of(error)}")
         return name in self._sums
 
-    def _note_unchecked(self, name: str, what: str) -> None:
+    def _note_array(self, name: str, what: str) -> None:
         for problem in self.found.problems:
             if (problem.array, problem.what) == (name, what):
                 self._seen_again(problem)
@@ -210,18 +196,14 @@ class ChunkReader:
 
     def _key(self, name: str, chunk: int) -> ChunkKey:
         sums, meta = self._sums[name], self.session.meta(name)
-        # A checksum counts rows behind the array's end as fill, so it says the same of a chunk that
-        # has grown since.
-        n_rows = (
-            None
-            if sums is not None
-            else min(meta.chunk_rows, meta.n_rows - chunk * meta.chunk_rows)
-        )
         try:
             place = self.session.place(name, chunk)
-        except KpstoreError:  # what says where chunks lie may be damaged as well
+        except KpstoreError:  # the record of where chunks are stored may be damaged as well
             place = self.session.snapshot
-        return name, chunk, n_rows, place, None if sums is None else int(sums[chunk])
+        # A checksum counts rows beyond the array's end as fill, so it stays the same when the array
+        # grows. Without one the chunk's length tells the versions apart.
+        content = meta.rows_of(chunk) if sums is None else int(sums[chunk])
+        return name, chunk, place, content
 
     def _note(self, name: str, chunk: int, error: CorruptError) -> Problem:
         damage = Damage.of(self.session, name, chunk, reason_of(error))

@@ -1,7 +1,8 @@
-"""Damaged chunks in the words of people: which array, rows, videos and file, and what to do about them."""
+"""Describes damaged chunks: which array, rows, videos and file, and what to do about them."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
 
 _NAMED = 2
-"""Videos that a message names; it counts the others."""
+"""Number of videos that a message names; it counts the others."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Damage:
     ----------
     array : name.
     chunk : number of the chunk in the array.
-    start, stop : the rows that lie in it.
-    file : where it lies, for people.
-    reason : why it is called damaged.
+    start, stop : its rows.
+    file : where it is stored, as text; ``""`` if unknown.
+    reason : why it counts as damaged.
     axis : ``"frame"``, ``"video"``, or the axis of labels.
     """
 
@@ -41,49 +42,38 @@ class Damage:
 
     @classmethod
     def of(cls, session: ReadSession, name: str, chunk: int, reason: str) -> Damage:
-        """Say where a chunk is."""
-        meta = session.meta(name)
-        start = chunk * meta.chunk_rows
-        try:
+        """Return the description of a chunk."""
+        meta, place = session.meta(name), ""
+        with suppress(KpstoreError):  # the record of where chunks are stored may be damaged too
             place = session.place(name, chunk)
-        except KpstoreError:  # what says where chunks lie may be damaged too
-            place = ""
-        stop = min(start + meta.chunk_rows, meta.n_rows)
-        return cls(name, chunk, start, stop, place, reason, (meta.dims or ("",))[0])
+        return cls(name, chunk, *meta.rows_of(chunk), place, reason, (meta.dims or ("",))[0])
 
     @property
     def rows(self) -> str:
-        """Which rows, and where they lie."""
+        """The rows, and where they are stored."""
         return f"rows {self.start}:{self.stop}" + (f"; {self.file}" if self.file else "")
 
     def positions(self, index: VideoIndex) -> NDArray[np.int64]:
-        """Return the videos that have rows in the chunk, by position.
-
-        None for axes of other things.
-        """
+        """Return the positions of videos with rows in the chunk; none for an axis of labels."""
         if self.axis == "video":
             return np.arange(self.start, min(self.stop, len(index)), dtype=np.int64)
         if self.axis != "frame" or self.start >= index.total_frames:
             return np.empty(0, dtype=np.int64)
-        first, last = index.video_of(np.array([self.start, min(self.stop, index.total_frames) - 1]))
-        # Videos without frames lie between others and have no rows.
-        return np.flatnonzero((index.n_frames > 0) & _between(len(index), int(first), int(last)))
+        ends = np.array([self.start, min(self.stop, index.total_frames) - 1])
+        first, last = index.video_of(ends).tolist()
+        positions = np.arange(first, last + 1)
+        return positions[index.n_frames[positions] > 0]  # videos between may have no frames
 
     def frames(self, index: VideoIndex, position: int) -> slice:
-        """Return which frames of a video lie in the chunk."""
+        """Return the frames of a video that are in the chunk."""
         rows = index.rows(position)
         return slice(
             max(self.start, rows.start) - rows.start, min(self.stop, rows.stop) - rows.start
         )
 
 
-def _between(n: int, first: int, last: int) -> NDArray[np.bool_]:
-    positions = np.arange(n)
-    return np.asarray((first <= positions) & (positions <= last), dtype=np.bool_)
-
-
 def named(ids: list[str], *, most: int = _NAMED) -> str:
-    """Return ids for a message: the first few, and how many more there are."""
+    """Return ids for a message: the first few, and the number of others."""
     if not ids:
         return ""
     if len(ids) == 1:
@@ -93,7 +83,7 @@ def named(ids: list[str], *, most: int = _NAMED) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what is wrong with a chunk, of an error that names its place as well."""
+    """Return the reason in an error's message, without the place."""
     text = " ".join(str(error).split())
     return text.partition(" cannot be read: ")[2] or text
 
@@ -101,24 +91,22 @@ def reason_of(error: Exception) -> str:
 def damaged(
     session: ReadSession, location: str, name: str, chunk: int, reason: str
 ) -> CorruptError:
-    """Return the error of a read that met a damaged chunk: one line that names what is lost and what to do."""
+    """Return the error for a read of a damaged chunk: what is lost and what to do, in one line."""
     found = Damage.of(session, name, chunk, reason)
     store = location or "STORE"
     return CorruptError(
         f"{name!r} of {store} is damaged: rows "
         f"{found.start}:{found.stop}{_of_videos(session, found)}"
         f"{f', {found.file}' if found.file else ''}: {reason}; "
-        f"'kpstore verify {store}' tells all of it, 'kpstore repair {store}' has such videos made "
+        f"'kpstore verify {store}' lists all damage, 'kpstore repair {store}' has such videos made "
         "again"
     )
 
 
 def _of_videos(session: ReadSession, found: Damage) -> str:
-    if found.axis not in ("frame", "video"):
-        return ""
     try:
         index = fmt.read_index(session)
-    except KpstoreError:  # the index may be what is damaged, or out of reach in a forked process
+    except KpstoreError:  # the index may be damaged too, or out of reach in a forked process
         return ""
     positions = found.positions(index)
     if len(positions) == 0:

@@ -1,15 +1,16 @@
-"""Versions by name: what ``at=`` means, tags, branches, going back."""
+"""Versions by name: what ``at=`` means, tags, branches, and rollback."""
 
 from __future__ import annotations
 
 import itertools
 import re
 import unicodedata
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
 from kpstore.backends.base import MAIN, Backend, Commit
-from kpstore.errors import ExistsError, InvalidError, NotFoundError
+from kpstore.errors import ExistsError, InvalidError, KpstoreError, NotFoundError
 
 At = str | datetime | None
 """A version: a tag, a branch, a snapshot id, a time (``datetime`` or ISO text).
@@ -21,13 +22,13 @@ None is the newest on ``main``.
 def resolve(backend: Backend, at: At) -> str:
     """Return the id of the version that ``at`` names.
 
-    Text is looked up as a tag, then a branch, then a snapshot id, then read as a time: the newest
-    version of ``main`` at or before it. A time without a zone is local time.
+    Text is looked up as a tag, a branch and a snapshot id, and then read as a time: the newest
+    version of ``main`` at or before it. A time without a time zone is local time.
 
     Raises
     ------
     NotFoundError
-        If nothing has that name, or the store is younger than that time.
+        If nothing has that name, or the store is newer than that time.
     """
     branches = backend.branches()
     if at is None:
@@ -38,10 +39,8 @@ def resolve(backend: Backend, at: At) -> str:
     for names in (backend.tags(), branches):
         if at in names:
             return names[at]
-    try:
+    with suppress(NotFoundError):
         return backend.session(at).snapshot
-    except NotFoundError:
-        pass
     try:
         return _at_time(backend, datetime.fromisoformat(at), branches[MAIN])
     except ValueError:
@@ -67,19 +66,16 @@ def _at_time(backend: Backend, time: datetime, tip: str) -> str:
 
 
 def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[str, str]:
-    """Make an earlier version the newest of ``main`` and keep the old one on a branch.
-
-    That branch leads back again.
+    """Make an earlier version the newest of ``main``, and keep the old one on a branch.
 
     A backend without branches keeps it by a tag.
 
     Returns
     -------
     snapshot : id of the version that is now the newest.
-    kept : name of the branch, or tag, that still leads to what was the newest before.
+    kept : name of the branch, or tag, of the version that was the newest before.
     """
-    # Looked up under the lock: what an ingest commits meanwhile must not fall between the two
-    # branches.
+    # Looked up under the lock: a commit made meanwhile would be on neither branch.
     with backend.exclusive("rollback"):
         target, tip = resolve(backend, to), backend.branches()[MAIN]
         if target == tip:
@@ -97,57 +93,91 @@ def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[
 
 
 _KEPT = "before-rollback-"
-"""How the branches (or tags) are called that keep what was the newest version."""
+"""Prefix of the branches (or tags) that keep the version that was the newest."""
 
 
 def _reachable(backend: Backend, tip: str) -> set[str]:
-    """Return the versions that ``main`` holds or held before a rollback."""
+    """Return the versions that ``main`` holds, or held before a rollback."""
     names = {**backend.tags(), **backend.branches()}
     kept = [snapshot for name, snapshot in names.items() if name.startswith(_KEPT)]
     return {commit.id for start in (tip, *kept) for commit in backend.history(start)}
 
 
 def _keep(backend: Backend, snapshot: str, name: str) -> str:
-    """Give a version a branch, or a tag where there are no branches.
-
-    Return its name, numbered if it was taken.
-    """
+    """Give a version a branch, or else a tag; return its name, numbered if it was taken."""
     keep = backend.create_branch if backend.capabilities.branches else backend.create_tag
     for candidate in itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2))):
-        with suppress(
-            ExistsError
-        ):  # by a rollback of the same second, or by a tag that was deleted
+        with suppress(ExistsError):  # taken in the same second, or by a tag that was deleted
             keep(candidate, snapshot)
             return candidate
     raise AssertionError("numbers do not end")
 
 
 def composed(name: str) -> str:
-    """Return a name as it is kept: some keyboards and file systems give ``ö`` as two characters, others as one."""
+    """Return a name in the form that is stored: ``ö`` may be typed as one character or two."""
     return unicodedata.normalize("NFC", name)
 
 
 def check_name(kind: str, name: str) -> str:
-    """Return a tag's or branch's name as it is kept.
+    """Return a tag's or branch's name in the form that is stored.
 
     Raises
     ------
     InvalidError
-        If it could be taken for something else.
+        If it holds other characters than letters, digits and a few signs.
     """
     name = composed(name)
-    # Marks make letters of some scripts, Devanagari for one, together with others.
+    # In some scripts, such as Devanagari, letters are written with combining marks.
     letters = "".join(
         "a" if unicodedata.category(letter).startswith("M") else letter for letter in name
     )
     if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", letters):
         raise InvalidError(
-            f"{kind} name {name!r}: use letters, digits, '.', '-', '+' and '_', at least one of "
-            "them no sign"
+            f"{kind} name {name!r}: use letters, digits, '.', '-', '+' and '_', with at least one "
+            "letter or digit"
         )
     return name
 
 
 def commits(backend: Backend, at: At = None) -> list[Commit]:
-    """Return a version and all that it builds upon, newest first."""
+    """Return a version and its ancestors, newest first."""
     return list(backend.history(resolve(backend, at)))
+
+
+def known_versions(
+    backend: Backend, on_error: Callable[[str, KpstoreError, str], None] = lambda *_: None
+) -> dict[str, str]:
+    """Return the versions that branches and tags lead to, by id, with a name for each.
+
+    The newest of ``main`` comes first. A version without a branch or tag of its own, and the
+    newest of ``main``, are named by their ids.
+
+    Parameters
+    ----------
+    on_error : called for what cannot be read: where, the error, and the id of the version whose
+        history it is, or ``""``.
+    """
+    tips: dict[str, tuple[str, str]] = {}
+    for kind, list_names in (("branch", backend.branches), ("tag", backend.tags)):
+        try:
+            names = list_names()
+        except KpstoreError as error:
+            on_error(f"each {kind}", error, "")
+            continue
+        if kind == "branch" and MAIN not in names:
+            on_error("branches", NotFoundError(f"there is no branch {MAIN!r}"), "")
+        for name in sorted(names, key=lambda name: name != MAIN):
+            try:
+                tips[f"{kind} {name!r}"] = (name, names[name])
+            except KpstoreError as error:
+                on_error(f"{kind} {name!r}", error, "")
+    named = {tip: name for name, tip in tips.values() if name != MAIN}
+    found: dict[str, str] = {}
+    for where, (_, tip) in tips.items():
+        found.setdefault(tip, named.get(tip, tip))
+        try:
+            for commit in backend.history(tip):
+                found.setdefault(commit.id, named.get(commit.id, commit.id))
+        except KpstoreError as error:
+            on_error(where, error, tip)
+    return found

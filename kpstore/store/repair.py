@@ -1,9 +1,9 @@
-"""What is damaged becomes pending again, in one commit, so that the ordinary ingest makes just that anew.
+"""Damaged videos become pending again, in one commit, so that the next ingest makes them again.
 
-A damaged chunk is overwritten whole: every video that has rows in it goes back to pending. What
-says how far videos are (status, state, failures) is worked out from what is sound, where that is
-exact; labels come from the feature's spec. The list of videos, their splits, paths and annotations
-are written nowhere else: what is damaged of them is told, with the version that still holds it.
+A damaged chunk is overwritten as a whole: every video with rows in it becomes pending. The records
+of states and failures are derived from those that are sound, where that is exact; labels come from
+the feature's spec. The list of videos, their splits, paths and annotations are stored nowhere else:
+their damage is reported, with the version that still holds them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import MAIN, Backend
+from kpstore.backends.base import Backend, Commit
 from kpstore.errors import CorruptError, KpstoreError, NotFoundError, one_line
 from kpstore.extractors.registry import recorded
 from kpstore.schema.feature import FeatureSpec, State
@@ -31,22 +31,22 @@ from kpstore.store.store import BaseStore, backend_for
 from kpstore.store.transaction import Transaction
 
 _KEPT_IDS = 1000
-"""Videos that a commit names."""
+"""Number of videos that a commit names."""
 _NOT_EXTRACTED = ("", "imported", "predict")
-"""Makers of features of which each stands alone."""
+"""Extractors of features that are made independently of others."""
 
 
 @dataclass(frozen=True)
 class FeatureRepair:
-    """What becomes of one feature.
+    """The repair of one feature.
 
     Parameters
     ----------
     feature : its name.
-    videos : ids that go back to pending.
-    frames : how many frames these have.
-    rebuilt : arrays that were damaged and are worked out from others.
-    again : how the pending videos are made again.
+    videos : ids of videos that become pending.
+    frames : number of their frames.
+    rebuilt : arrays that were damaged and are derived from others.
+    again : how to make the pending videos again.
     """
 
     feature: str
@@ -58,17 +58,17 @@ class FeatureRepair:
 
 @dataclass(frozen=True)
 class Repair:
-    """What was damaged in the newest version, and what was done.
+    """The damage in the newest version, and its repair.
 
     Parameters
     ----------
-    location, snapshot : the version that was looked at.
-    made : the version that was made; None if nothing was to be written, or with ``dry_run``.
+    location, snapshot : the version that was checked.
+    made : the new version; None if there was nothing to write, or with ``dry_run``.
     problems : damaged chunks.
-    features : what becomes of each feature that is concerned.
+    features : the repair of each feature concerned.
     labels : names of axes whose labels are written again.
-    left : what cannot be mended here, a line each, with a way out.
-    dry_run : whether this is only what would be done.
+    left : damage that cannot be repaired, a line each, with a way out.
+    dry_run : whether nothing was written.
     """
 
     location: str
@@ -88,15 +88,15 @@ class Repair:
 def repair(
     location: str, *, dry_run: bool = False, on_rows: Callable[[int], None] | None = None
 ) -> Repair:
-    """Read all of the newest version and make pending what is damaged in it.
+    """Read all of the newest version, and make videos pending that are damaged in it.
 
     Older versions keep their damage.
 
     Parameters
     ----------
     location : the store.
-    dry_run : only say what would be done.
-    on_rows : told of rows each time some more were read.
+    dry_run : report the repair without writing it.
+    on_rows : called with the number of rows just read.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def repair(
 def _open_newest(backend: Backend) -> BaseStore:
     try:
         store = BaseStore(backend, history.resolve(backend, None), cache="off")
-        store.features  # noqa: B018 - reads what the store says of itself
+        store.features  # noqa: B018 - reads the store's description
     except NotFoundError:
         if not backend.exists():
             raise
@@ -129,7 +129,7 @@ def _open_newest(backend: Backend) -> BaseStore:
 
 def _unopened(backend: Backend, reason: str) -> CorruptError:
     what = f"the newest version of {backend.location} cannot be opened ({reason})"
-    for snapshot, name in _known_versions(backend):
+    for snapshot, name in list(history.known_versions(backend).items()):
         try:
             older = BaseStore(backend, snapshot, cache="off")
             older.features, older.index  # noqa: B018
@@ -145,92 +145,55 @@ def _unopened(backend: Backend, reason: str) -> CorruptError:
     )
 
 
-def _known_versions(backend: Backend) -> Iterator[tuple[str, str]]:
-    """Yield versions by id, with the name to call each by, for as far as they can be found: the newest first."""
-    tips: dict[str, str] = {}
-    for list_names in (backend.branches, backend.tags):
-        with suppress(KpstoreError):  # as little as is left may be enough
-            names = list_names()
-            for name in names:
-                with suppress(KpstoreError):
-                    tips[names[name]] = name
-    seen: set[str] = set()
-    for tip in tips:
-        try:
-            for commit in backend.history(tip):
-                name = tips.get(commit.id, MAIN)
-                if commit.id not in seen:
-                    yield commit.id, commit.id if name == MAIN else name
-                seen.add(commit.id)
-        except KpstoreError:
-            continue
-
-
 @dataclass
 class _Plan:
-    """What has to be written of one feature."""
+    """The changes to one feature."""
 
-    spec: FeatureSpec
-    ledger: StateRecords
+    records: StateRecords
     redo: NDArray[np.bool_]
     damaged: dict[str, set[int]] = field(default_factory=dict)
 
 
 class _Repair:
-    """One look at the newest version, and the commit that follows from it."""
+    """Checks the newest version, and makes the commit that repairs it."""
 
     def __init__(self, store: BaseStore, on_rows: Callable[[int], None]) -> None:
         self._store, self._backend = store, store.backend
         self._found = Verification(store.location, store.snapshot)
         self._reader = ChunkReader(store.session, self._found, on_rows)
         self._damaged: dict[str, set[int]] = {}
-        """Numbers of damaged chunks by array: all of one whose checksums cannot be read."""
+        """Numbers of damaged chunks by array; all of an array whose checksums cannot be read."""
 
     def run(self, *, dry_run: bool) -> Repair:
         """Find damage, decide, and commit."""
-        store = self._store
-        try:
-            self._reader.index = store.index
-        except KpstoreError:
-            self._reader.index = None
-        self._look()
+        store, reader = self._store, self._reader
+        with suppress(KpstoreError):
+            reader.index = store.index
+        self._find_damage()
         done = Repair(
             store.location, store.snapshot, problems=tuple(self._found.problems), dry_run=dry_run
         )
-        if not self._damaged:
-            return done
-        if self._reader.index is None:
-            return Repair(**{**vars(done), "left": tuple(self._lost(self._damaged))})
-        plans = self._plans(self._reader.index)
+        if reader.index is None:
+            return replace(done, left=tuple(self._lost(self._damaged)))
+        plans = self._plans(reader.index)
         labels = {dim: values for dim, values in self._labels().items() if dim in self._damaged}
         mended = {*labels, *(name for plan in plans for name in plan.damaged)}
-        features = tuple(self._said(plan) for plan in plans)
-        lost = tuple(self._lost(name for name in self._damaged if name not in mended))
-        made = None
-        if (plans or labels) and not dry_run:
-            made = self._commit(plans, labels, features)
-        return Repair(
-            **{
-                **vars(done),
-                "made": made,
-                "features": features,
-                "labels": tuple(sorted(labels)),
-                "left": lost,
-            }
-        )
+        features = tuple(self._described(plan) for plan in plans)
+        left = tuple(self._lost(self._damaged.keys() - mended))
+        has_changes = bool(plans or labels) and not dry_run
+        made = self._commit(plans, labels, features) if has_changes else None
+        return replace(done, made=made, features=features, labels=tuple(sorted(labels)), left=left)
 
-    # -- what is damaged ---------------------------------------------------------------------------
+    # -- finding damage ----------------------------------------------------------------------------
 
-    def _look(self) -> None:
-        """Read every chunk."""
+    def _find_damage(self) -> None:
         for name in self._store.session.names():
             before = len(self._found.problems)
             self._reader.look_at(name)
             for problem in self._found.problems[before:]:
-                meta = self._store.session.meta(name)
-                n_chunks = -(-meta.n_rows // meta.chunk_rows)
                 # Text whose digest is wrong may be wrong anywhere.
-                numbers = range(n_chunks) if problem.chunk is None else [problem.chunk]
+                every = range(self._store.session.meta(name).n_chunks)
+                numbers = every if problem.chunk is None else [problem.chunk]
                 self._damaged.setdefault(name, set()).update(numbers)
 
     def _labels(self) -> dict[str, NDArray[np.object_]]:
@@ -239,21 +202,18 @@ class _Repair:
 
     def _lost(self, names: Iterable[str]) -> Iterator[str]:
         for name in sorted(names):
-            files = sorted(
-                {file for p in self._found.problems if p.array == name for file in p.files}
-            )
-            where = (
-                f" ({', '.join(files[:2])}{' and more' if len(files) > 2 else ''})" if files else ""
-            )
+            files = sorted({f for p in self._found.problems if p.array == name for f in p.files})
+            more = " and more" if len(files) > 2 else ""
+            where = f" ({', '.join(files[:2])}{more})" if files else ""
             n_rows = self._store.session.meta(name).n_rows
             older = self._older_with(name)
             if older is None:
-                way = "no older version holds it whole: restore the file from a copy of the store"
+                way = "no older version holds all of it: restore the file from a copy of the store"
             else:
                 snapshot, held = older
                 fewer = "" if held == n_rows else f", with {held} of {n_rows} rows"
                 way = (
-                    f"version {snapshot} holds it whole{fewer}: 'kpstore convert "
+                    f"version {snapshot} holds all of it{fewer}: 'kpstore convert "
                     f"{self._store.location} COPY --at {snapshot}' copies that version, 'kpstore "
                     f"rollback {self._store.location} --to {snapshot}' goes back to it"
                 )
@@ -261,50 +221,41 @@ class _Repair:
 
     def _why_left(self, name: str, where: str) -> str:
         if name in self._reader.unchecked:
-            return (
-                f"the checksums of {name!r} cannot be read, so nothing tells whether its values "
-                "are sound"
-            )
+            return f"the checksums of {name!r} cannot be read, so its values cannot be checked"
         for feature, unread in self._stuck.items():
-            if name in fmt.feature_metas(self._store.feature(feature), n_videos=0, n_frames=0):
+            if name in fmt.feature_arrays(self._store.feature(feature)):
                 return (
                     f"{name!r}{where} cannot become pending while the checksums of {unread!r} "
                     "cannot be read"
                 )
-        return f"{name!r}{where} is written nowhere else and cannot be mended"
+        return f"{name!r}{where} is stored nowhere else and cannot be repaired"
 
     def _older_with(self, name: str) -> tuple[str, int] | None:
-        """Return the newest older version in which an array can be read whole, and its rows."""
-        try:
-            older = [commit.id for commit in self._backend.history(self._store.snapshot)][1:]
-        except KpstoreError:
-            return None
-        for snapshot in older:
-            try:
-                session = self._backend.session(snapshot)
-                if name not in session.names():
-                    continue
-                found = Verification(self._store.location, snapshot)
-                whole = ChunkReader(session, found, lambda n: None).whole(name)
+        """Return the newest older version that holds all of an array, and its number of rows."""
+        older: list[Commit] = []
+        with suppress(KpstoreError):
+            older = list(self._backend.history(self._store.snapshot))[1:]
+        for commit in older:
+            with suppress(KpstoreError):
+                found = Verification(self._store.location, commit.id)
+                reader = ChunkReader(self._backend.session(commit.id), found, lambda n: None)
+                whole = reader.whole(name)
                 if whole is not None and not found.problems and len(whole):
-                    return snapshot, len(whole)
-            except KpstoreError:
-                continue
+                    return commit.id, len(whole)
         return None
 
-    # -- what to do --------------------------------------------------------------------------------
+    # -- planning ----------------------------------------------------------------------------------
 
     @cached_property
     def _stuck(self) -> dict[str, str]:
-        """Features that cannot be written, each with an array whose checksums cannot be read: its own, or another's.
+        """Features that cannot be written, each with the array whose checksums cannot be read.
 
-        Nothing says that the values of such an array are damaged, so they are not given up either.
+        It is an array of the feature or of one made together with it. Its values may be sound, so
+        they are not overwritten.
         """
         stuck = {}
         for name, stored in self._store.features.items():
-            unread = self._reader.unchecked.intersection(
-                fmt.feature_metas(stored.spec, n_videos=0, n_frames=0)
-            )
+            unread = self._reader.unchecked.intersection(fmt.feature_arrays(stored.spec))
             if unread:
                 stuck[name] = min(unread)
         for names in self._made_together():
@@ -318,20 +269,15 @@ class _Repair:
         for name, stored in self._store.features.items():
             if name in self._stuck:
                 continue
-            arrays = fmt.feature_metas(
-                stored.spec, n_videos=len(index), n_frames=index.total_frames
-            )
+            arrays = fmt.feature_arrays(stored.spec)
             damaged = {array: self._damaged[array] for array in arrays if array in self._damaged}
             if damaged:
                 plans[name] = self._plan(stored.spec, damaged, index)
         for names in self._made_together():
-            if not self._stuck.keys().isdisjoint(names):
-                continue
             concerned = [plans[name].redo for name in names if name in plans]
-            if not concerned or not np.any(concerned):
+            if not self._stuck.keys().isdisjoint(names) or not np.any(concerned):
                 continue
-            # An extractor makes all its features of a video at once, and refuses to replace some of
-            # them.
+            # An extractor makes all its features of a video at once; it cannot replace only some.
             redo = np.any(concerned, axis=0)
             for name in names:
                 if name not in plans:
@@ -340,41 +286,30 @@ class _Repair:
         return list(plans.values())
 
     def _plan(self, spec: FeatureSpec, damaged: dict[str, set[int]], index: VideoIndex) -> _Plan:
-        ledger = read_state_records(self._store.session, spec, index, damaged)
-        redo = ledger.derive()
-        for array in spec.arrays:
-            for chunk in damaged.get(array, ()):
-                redo |= ledger.touching(chunk, spec.chunk_rows)
-        return _Plan(spec, ledger, redo, damaged)
+        records = read_state_records(self._store.session, spec, index, damaged)
+        return _Plan(records, records.derive() | records.touched(damaged), damaged)
 
     def _made_together(self) -> Iterator[list[str]]:
-        """Yield features that one extractor makes at once."""
-        features = self._store.features
+        """Yield the names of features that one extractor makes at once."""
         recipes: dict[str, list[str]] = {}
-        for name, stored in features.items():
-            if stored.provenance.get("extractor", "") not in _NOT_EXTRACTED:
+        by: dict[str, list[str]] = {}
+        for name, stored in self._store.features.items():
+            extractor = stored.provenance.get("extractor", "")
+            by.setdefault(extractor, []).append(name)
+            if extractor not in _NOT_EXTRACTED:
                 recipes.setdefault(json.dumps(stored.provenance, sort_keys=True), []).append(name)
-        by_face = [
-            name
-            for name, stored in features.items()
-            if stored.provenance.get("extractor") == "insightface"
-        ]
-        if by_face:
-            # The recipe for faces takes DINOv2's features along, which are on record as that
-            # model's own.
-            yield by_face + [
-                n
-                for n, stored in features.items()
-                if stored.provenance.get("extractor") == "dinov2"
-            ]
+        if "insightface" in by:
+            # The recipe for faces also makes DINOv2's features, which are recorded as that model's.
+            yield by["insightface"] + by.get("dinov2", [])
         yield from recipes.values()
 
-    def _said(self, plan: _Plan) -> FeatureRepair:
-        index, again = self._store.index, plan.redo & (plan.ledger.states != State.PENDING)
-        rebuilt = [name for name in plan.damaged if name not in plan.spec.arrays or not again.any()]
-        how = self._again(plan.spec.name) if again.any() else ""
+    def _described(self, plan: _Plan) -> FeatureRepair:
+        spec, index = plan.records.spec, self._store.index
+        again = plan.redo & (plan.records.states != State.PENDING)
+        rebuilt = [name for name in plan.damaged if name not in spec.arrays or not again.any()]
+        how = self._again(spec.name) if again.any() else ""
         ids, frames = index.ids[again].tolist(), int(index.n_frames[again].sum())
-        return FeatureRepair(plan.spec.name, tuple(ids), frames, tuple(sorted(rebuilt)), how)
+        return FeatureRepair(spec.name, tuple(ids), frames, tuple(sorted(rebuilt)), how)
 
     def _again(self, name: str) -> str:
         location, stored = self._store.location, self._store.features[name]
@@ -382,8 +317,7 @@ class _Repair:
         if made_by == "imported":
             return (
                 "it was imported, so no ingest makes it again: import its file into a new store, "
-                f"then 'kpstore merge {location} NEW OUT' takes the videos that are pending here "
-                "from there"
+                f"then 'kpstore merge {location} NEW OUT' takes the pending videos from there"
             )
         if made_by == "predict":
             return f"'kpstore predict' with the same checkpoint and {location} makes it again"
@@ -392,13 +326,13 @@ class _Repair:
         except KpstoreError:
             recipe = ""
         if not recipe:
-            return "nothing says how it was made: write these videos again as they were written"
+            return "how it was made is not on record: write these videos again as they were written"
         return (
             f"'kpstore ingest' of the same data set into {location}, recipe {recipe!r}, makes it "
             "again"
         )
 
-    # -- doing it ----------------------------------------------------------------------------------
+    # -- committing --------------------------------------------------------------------------------
 
     def _commit(
         self,
@@ -425,7 +359,7 @@ class _Repair:
         tx = Transaction(self._backend, f"repair: {'; '.join(parts)}", metadata={"repair": about})
         with tx:
             for plan in plans:
-                tx.restore(plan.spec.name, plan.ledger, plan.redo, plan.damaged)
+                plan.records.write(tx.session, plan.redo, plan.damaged)
             for dim, values in labels.items():
                 meta = tx.session.meta(dim)
                 tx.session.delete(dim)

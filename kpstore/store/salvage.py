@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ReadSession
+from kpstore.backends.base import TEXT, ReadSession, WriteSession
 from kpstore.errors import InvalidError
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureSpec, State
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
+from kpstore.store.agreement import pieces
 
 _UNKNOWN = -1
 
@@ -25,19 +26,24 @@ class StateRecords:
 
     Parameters
     ----------
+    spec : the feature.
     index : the videos.
     states : (videos,) int16 of :class:`State`; -1 where unknown.
     texts : (videos,) object: JSON of failures, ``""`` for none; None where unknown.
     status : (frames,) int16; -1 where unknown. Of a feature of videos, (videos,): 1 where a row
         holds values, else 0.
-    framewise : whether ``status`` is kept by the store.
     """
 
+    spec: FeatureSpec
     index: VideoIndex
     states: NDArray[np.int16]
     texts: NDArray[np.object_]
     status: NDArray[np.int16]
-    framewise: bool
+
+    @property
+    def framewise(self) -> bool:
+        """Whether rows are frames, so that the store keeps ``status``."""
+        return self.spec.axis == "frame"
 
     def derive(self) -> NDArray[np.bool_]:
         """Fill in what follows exactly from the rest.
@@ -60,16 +66,62 @@ class StateRecords:
         """Return the rows of a video in the feature's arrays."""
         return self.index.rows(position) if self.framewise else slice(position, position + 1)
 
-    def touching(self, chunk: int, chunk_rows: int) -> NDArray[np.bool_]:
-        """Return which videos have rows in a chunk of the feature's values, (videos,) bool."""
-        start, stop = chunk * chunk_rows, (chunk + 1) * chunk_rows
+    def touched(self, damaged: Mapping[str, Collection[int]]) -> NDArray[np.bool_]:
+        """Return which videos have rows in a damaged chunk of values or companions, (videos,) bool.
+
+        Parameters
+        ----------
+        damaged : numbers of damaged chunks, by array.
+        """
+        n_rows = self.index.total_frames if self.framewise else len(self.index)
+        rows = np.zeros(n_rows, dtype=np.int64)
+        for chunk in {chunk for array in self.spec.arrays for chunk in damaged.get(array, ())}:
+            rows[chunk * self.spec.chunk_rows : (chunk + 1) * self.spec.chunk_rows] = 1
+        if not self.framewise:
+            return rows > 0
+        return np.diff(np.append(0, np.cumsum(rows))[self.index.offsets]) > 0
+
+    def write(
+        self,
+        session: WriteSession,
+        redo: NDArray[np.bool_],
+        damaged: Mapping[str, Collection[int]],
+    ) -> None:
+        """Write these records, and make videos pending again; nothing damaged is read.
+
+        Parameters
+        ----------
+        redo : (videos,) bool, videos to make pending: all that have rows in a damaged chunk of
+            values or companions. The records of the others are complete.
+        damaged : numbers of damaged chunks, by array; each of them is written whole.
+        """
+        spec, name = self.spec, self.spec.name
+        positions = np.flatnonzero((redo & (self.states != State.PENDING)) | self.touched(damaged))
+        for array, chunks in damaged.items():
+            meta = session.meta(array)
+            if len(chunks) == meta.n_chunks:  # the record of where they lie may be damaged too
+                session.delete(array)
+                session.create(array, meta)
+        states, texts, status = self.states.copy(), self.texts.copy(), self.status.copy()
+        states[redo], texts[redo] = State.PENDING, ""
+        rows = np.zeros(len(status), dtype=bool)
+        for position in positions.tolist():
+            rows[self.rows(position)] = True
+        status[rows] = State.PENDING
+        for start, stop in pieces(rows, spec.chunk_rows):
+            for array, kind in spec.arrays.items():
+                session.write(array, start, kind.empty(stop - start))
+        whole: list[tuple[str, NDArray[Any], NDArray[np.int64]]] = [
+            (fmt.state_name(name), states.astype(np.uint8), positions),
+            (fmt.failure_name(name), texts, positions),
+        ]
         if self.framewise:
-            offsets = self.index.offsets
-            return np.asarray(
-                (self.index.n_frames > 0) & (offsets[:-1] < stop) & (offsets[1:] > start)
-            )
-        positions = np.arange(len(self.index))
-        return np.asarray((start <= positions) & (positions < stop))
+            whole.append((fmt.status_name(name), status.astype(np.uint8), np.flatnonzero(rows)))
+        for array, values, changed in whole:
+            meta = session.meta(array)
+            numbers = {*(changed // meta.chunk_rows).tolist(), *damaged.get(array, ())}
+            for start, stop in map(meta.rows_of, sorted(numbers)):
+                session.write(array, start, values[start:stop])
 
     def _derive_video(self, position: int) -> bool:
         rows = self.rows(position)
@@ -123,14 +175,9 @@ def read_state_records(
     if spec.axis == "frame":
         status, known = read_around(session, fmt.status_name(spec.name), damaged)
     else:
-        status, known = read_around(session, spec.name, damaged, _hold_values)
+        status, known = read_around(session, spec.name, damaged, lambda rows: ~spec.are_empty(rows))
     status = np.where(known, status.astype(np.int16), _UNKNOWN)
-    return StateRecords(index, states, texts, status, spec.axis == "frame")
-
-
-def _hold_values(values: NDArray[Any]) -> NDArray[np.bool_]:
-    missing = np.isnan(values) if values.dtype.kind == "f" else values == 0
-    return np.asarray(~missing.all(axis=tuple(range(1, missing.ndim))), dtype=np.bool_)
+    return StateRecords(spec, index, states, texts, status)
 
 
 def read_around(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,29 +14,23 @@ from kpstore import plugins
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Fork, WriteSession
 from kpstore.errors import ExistsError, InvalidError, MismatchError
 from kpstore.schema.failures import NOTHING_FAILED, Failures
-from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
-from kpstore.schema.index import VideoIndex, VideoRecord
+from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance, State
+from kpstore.schema.index import VideoIndex, VideoRecord, whole_number
 from kpstore.store import format as fmt
-from kpstore.store.agreement import agrees, pieces, runs, touched_videos
-from kpstore.store.salvage import StateRecords
-
-_IGNORED_PROVENANCE = frozenset({"document", "kpstore", "libraries", fmt.PROCESSORS})
-"""Keys that may differ between two runs whose numbers are the same, but for the last bits."""
-_OF_THE_FILE = frozenset({"format", "dataset"})
-"""Keys that say what kind of file imported rows came from, not how they were made."""
-_BLOCK_CHUNKS = 16  # chunks of a feature that are read or written at once
+from kpstore.store.feature_writer import FeatureWriter
+from kpstore.store.provenance import check_same, with_processors
 
 
 class Transaction:
     """Changes on top of a branch's newest version.
 
-    A context manager that commits at its end or, on an error, not.
+    A context manager that commits at its end, and discards the changes on an error.
 
     Parameters
     ----------
     backend : where the store is.
-    message : what the commit will say.
-    metadata : JSON that the commit will carry; :attr:`metadata` may be added to until it ends.
+    message : of the commit.
+    metadata : JSON stored with the commit; entries can be added to :attr:`metadata` until then.
     branch : the branch to add to.
     """
 
@@ -52,15 +45,14 @@ class Transaction:
         self.message = message
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.snapshot: str | None = None
-        """Id of the version that was made; None before the commit."""
+        """Id of the new version; None before the commit."""
         self._backend = backend
         self._session: WriteSession = backend.begin(branch)
         self._about = dict(fmt.read_root(self._session, backend.location))
         self._features = fmt.read_features(self._about)
         self._index: VideoIndex | None = None
         """Read once, until videos or splits change: 20 ms of each :meth:`write` otherwise."""
-        self._touched: dict[str, list[tuple[int, int]]] = {}
-        self._entered: dict[str, set[int]] = {}
+        self._writer = FeatureWriter(self._session)
 
     def __enter__(self) -> Self:
         return self
@@ -83,11 +75,11 @@ class Transaction:
 
     @property
     def features(self) -> Mapping[str, fmt.StoredFeature]:
-        """Features by name, those added here included."""
+        """Features by name, including those added here."""
         return self._features
 
     def read_index(self) -> VideoIndex:
-        """Return the video index, with what was added here."""
+        """Return the video index, including videos added here."""
         if self._index is None:
             self._index = fmt.read_index(self._session)
         return self._index
@@ -95,12 +87,12 @@ class Transaction:
     # -- videos ------------------------------------------------------------------------------------
 
     def add_videos(self, videos: Sequence[VideoRecord]) -> None:
-        """Append videos; for every feature they start as pending.
+        """Append videos; they start as pending for every feature.
 
         Raises
         ------
         ExistsError
-            If a video of that id is there already.
+            If a video of that id is already in the store.
         InvalidError
             If an annotation has a name that no array can have; nothing is added then.
         """
@@ -117,83 +109,64 @@ class Transaction:
         for name, meta in {**fmt.VIDEO_ARRAYS, **fmt.FRAME_ARRAYS}.items():
             if name not in self._session.names():
                 self._session.create(name, meta)
-        n_old, n_new = len(index), len(index) + len(videos)
-        old_frames, new_frames = (
-            index.total_frames,
-            index.total_frames + sum(video.n_frames for video in videos),
-        )
-        self._add_annotation_columns(new_columns, n_old)
+        meta = ArrayMeta((len(index),), TEXT, fmt.VIDEO_CHUNK_ROWS, ("video",))
+        for name in new_columns:
+            self._session.create(name, meta)
+        if new_columns:
+            self._about["annotations"] = [*self._about["annotations"], *new_columns]
+            self._write_about()
+        n_frames = sum(video.n_frames for video in videos)
+        lengths = {"video": len(index) + len(videos), "frame": index.total_frames + n_frames}
         for name in self._session.names():
             axis = (self._session.meta(name).dims or ("",))[0]
-            if axis in ("video", "frame"):
-                self._session.resize(name, n_new if axis == "video" else new_frames)
+            if axis in lengths:
+                self._session.resize(name, lengths[axis])
         self._index = None
-        self._append_rows(videos, n_old, old_frames)
+        self._append_rows(videos, len(index), index.total_frames)
 
     def _new_columns(self, videos: Sequence[VideoRecord]) -> list[str]:
-        """Return the annotations that the store does not have yet.
-
-        An error for a name that it cannot have.
-        """
-        known = self._about["annotations"]
-        new = [
-            c
-            for c in dict.fromkeys(name for video in videos for name in video.annotations)
-            if c not in known
-        ]
+        """Return the annotations that the store does not have yet, after checking their names."""
+        names = dict.fromkeys(name for video in videos for name in video.annotations)
+        new = [name for name in names if name not in self._about["annotations"]]
+        taken = fmt.RESERVED_NAMES | set(self._session.names())
         for name in new:
-            if (
-                not name.isidentifier()
-                or name in self._session.names()
-                or name in fmt.RESERVED_NAMES
-            ):
+            if not name.isidentifier() or name in taken:
                 raise InvalidError(
                     f"annotation {name!r}: use a name of letters, digits and underscores that is "
                     "not taken"
                 )
         return new
 
-    def _add_annotation_columns(self, new: list[str], n_old: int) -> None:
-        for name in new:
-            self._session.create(name, ArrayMeta((n_old,), TEXT, fmt.VIDEO_CHUNK_ROWS, ("video",)))
-        if new:
-            self._about["annotations"] = [*self._about["annotations"], *new]
-            self._write_about()
-
     def _append_rows(self, videos: Sequence[VideoRecord], n_old: int, old_frames: int) -> None:
-        columns: dict[str, NDArray[Any]] = {
-            "video_id": np.array([v.id for v in videos], dtype=object),
-            "split": np.array([v.split for v in videos], dtype=object),
-            "n_frames": np.array([v.n_frames for v in videos], dtype=np.int64),
-            "fps": np.array([v.fps for v in videos], dtype=np.float64),
-            "width": np.array([v.width for v in videos], dtype=np.int32),
-            "height": np.array([v.height for v in videos], dtype=np.int32),
-        }
-        for name in self._about["annotations"]:
-            columns[name] = np.array([v.annotations.get(name, "") for v in videos], dtype=object)
-        for name, values in columns.items():
+        for name, meta in fmt.VIDEO_ARRAYS.items():
+            field = "id" if name == "video_id" else name
+            dtype = object if meta.dtype == TEXT else meta.dtype
+            values = np.array([getattr(video, field) for video in videos], dtype=dtype)
             self._session.write(name, n_old, values)
+        for name in self._about["annotations"]:
+            texts = np.array([v.annotations.get(name, "") for v in videos], dtype=object)
+            self._session.write(name, n_old, texts)
         paths = np.array([path for video in videos for path in video.frame_paths], dtype=object)
         self._session.write(fmt.IMAGE_PATH, old_frames, paths)
 
     def set_splits(self, splits: Mapping[str, str]) -> int:
         """Put videos into other splits; frames and features stay as they are.
 
-        The store remembers that its splits are its own, so that an ingest goes on with them.
+        The store records that its splits are its own, so that later ingests keep them.
 
         Parameters
         ----------
-        splits : by video id; videos that are not in it keep theirs. ``""`` is no split.
+        splits : by video id; the other videos keep theirs. ``""`` is no split.
 
         Returns
         -------
         int
-            How many videos changed; with none, nothing is written.
+            Number of videos whose split changed; if 0, nothing is written.
 
         Raises
         ------
         NotFoundError
-            If a video is not there; the message has the nearest ids.
+            If a video is not found; the message names the nearest ids.
         InvalidError
             If a split's name is not printable text without spaces around it.
         """
@@ -215,7 +188,7 @@ class Transaction:
         return changed
 
     def keep_own_splits(self) -> None:
-        """Remember that the splits are the store's own, whatever the data set says."""
+        """Record that the splits are the store's own, and not those of the data set."""
         if not self._about.get(fmt.OWN_SPLITS):
             self._about[fmt.OWN_SPLITS] = True
             self._write_about()
@@ -225,7 +198,7 @@ class Transaction:
     def add_feature(self, spec: FeatureSpec | str, provenance: Provenance | None = None) -> None:
         """Add a feature, pending for every video.
 
-        Nothing happens if the same feature, made the same way, is there.
+        Nothing happens if the store has the same feature, made in the same way.
 
         Parameters
         ----------
@@ -237,8 +210,8 @@ class Transaction:
         NotFoundError
             If no feature is registered under that name.
         MismatchError
-            If a feature of that name is there with another shape or made with other settings; the
-            message names both.
+            If the store has a feature of that name with another shape or made with other settings;
+            the message names both.
         """
         if isinstance(spec, str):
             registered = plugins.load("kpstore.features", spec)
@@ -257,11 +230,20 @@ class Transaction:
         for name, meta in metas.items():
             self._session.create(name, meta)
         for dim, (meta, labels) in fmt.label_metas(spec).items():
-            self._add_labels(spec, dim, meta, labels)
+            if dim not in self._session.names():
+                self._session.create(dim, meta)
+                self._session.write(dim, 0, labels)
+            elif not np.array_equal(
+                self._session.read(dim, 0, self._session.meta(dim).n_rows), labels
+            ):
+                raise MismatchError(
+                    f"feature {spec.name!r} has other labels for {dim!r} than another feature of "
+                    "this store"
+                )
         self._set_feature(spec, provenance)
 
     def add_processors(self, name: str, kinds: Collection[str]) -> None:
-        """Add kinds of processors to those that have computed a feature, which its provenance names."""
+        """Add kinds of processors to those that a feature's provenance names."""
         stored = fmt.check_feature(self._features, name)
         provenance = with_processors(stored.provenance, kinds)
         if provenance != stored.provenance:
@@ -273,33 +255,18 @@ class Transaction:
         self._about["features"] = {**self._about["features"], spec.name: about}
         self._write_about()
 
-    def _add_labels(
-        self, spec: FeatureSpec, dim: str, meta: ArrayMeta, labels: NDArray[np.object_]
-    ) -> None:
-        if dim not in self._session.names():
-            self._session.create(dim, meta)
-            self._session.write(dim, 0, labels)
-        elif self._session.read(dim, 0, self._session.meta(dim).n_rows).tolist() != labels.tolist():
-            raise MismatchError(
-                f"feature {spec.name!r} names {dim!r} otherwise than another feature of this store "
-                "does"
-            )
-
     def remove_feature(self, name: str) -> None:
         """Remove a feature from this version on; earlier versions keep it."""
         stored = fmt.check_feature(self._features, name)
-        for array in fmt.feature_metas(stored.spec, n_videos=0, n_frames=0):
+        for array in fmt.feature_arrays(stored.spec):
             self._session.delete(array)
         del self._features[name]
-        self._touched.pop(name, None)
-        self._entered.pop(name, None)
+        self._writer.forget(name)
         in_use = {dim for other in self._features.values() for dim in other.spec.labels}
-        for dim in stored.spec.labels:
-            if dim not in in_use:
-                self._session.delete(dim)
-        self._about["features"] = {
-            key: value for key, value in self._about["features"].items() if key != name
-        }
+        for dim in stored.spec.labels.keys() - in_use:
+            self._session.delete(dim)
+        about = self._about["features"]
+        self._about["features"] = {key: about[key] for key in about if key != name}
         self._write_about()
 
     def write(
@@ -314,115 +281,117 @@ class Transaction:
 
         Parameters
         ----------
-        values : (T, *row shape); what is NaN is missing, and a presence mask (``detected``) follows
-            from it. Or :class:`FeatureRows`, to give masks and other companions with them; a mask
-            that is given has to agree with the values.
+        values : (T, *row shape), NaN where missing; a presence mask (``detected``) follows from
+            them. Or :class:`FeatureRows`, with masks and other companions; a mask that is given
+            has to agree with the values.
         failed_frames : reason by frame number; such a frame is FAILED and reads as missing,
             whatever its values.
 
         Raises
         ------
         NotFoundError
-            If there is no such feature or video.
+            If the feature or the video is not found.
         InvalidError
-            If the rows are not as many or not as the feature has them, or break a rule of the
-            format: infinite values, masks that contradict them, a visibility outside 0 to 1.
-            Nothing is written then.
+            If the number of rows or their shape does not fit, or they break a rule of the format:
+            infinite values, masks that contradict them, a visibility outside 0 to 1. Nothing is
+            written then.
         """
-        spec = self._frame_feature(feature)
-        index = self.read_index()
-        position = index.position(video_id)
-        rows = index.rows(position)
+        spec = self._feature_of("frame", feature)
+        place = self._place(video_id)
         given = values if isinstance(values, FeatureRows) else FeatureRows(values)
-        n_rows = given.n_given(spec)
-        if n_rows != rows.stop - rows.start:
+        n_rows, n_frames = given.n_given(spec), place.stop - place.start
+        if n_rows != n_frames:
             raise InvalidError(
-                f"video {video_id!r} has {rows.stop - rows.start} frames, {n_rows} rows were given"
+                f"video {video_id!r} has {n_frames} frames, {n_rows} rows were given"
             )
         failed = _failed_frames(failed_frames or {}, video_id, n_rows)
-        status = np.full(n_rows, State.DONE, dtype=np.uint8)
-        status[list(failed)] = State.FAILED
-        self._write_checked(spec, rows.start, _checked(spec, video_id, given, status), status)
-        self.set_states(feature, {position: Failures(frames=failed)})
+        states = np.full(n_rows, State.DONE, dtype=np.uint8)
+        states[list(failed)] = State.FAILED
+        self._write_video(spec, video_id, place.start, given, states, Failures(frames=failed))
 
     def fail(self, feature: str, video_id: str, reason: str) -> None:
         """Mark a whole video as failed for a feature; its rows read as missing."""
-        spec = self._frame_feature(feature)
-        index = self.read_index()
-        position = index.position(video_id)
-        rows = index.rows(position)
-        n_rows = rows.stop - rows.start
-        status = np.full(n_rows, State.FAILED, dtype=np.uint8)
-        self._write_checked(spec, rows.start, spec.empty_rows(n_rows), status)
-        self.set_states(feature, {position: Failures(reason)})
+        spec = self._feature_of("frame", feature)
+        place = self._place(video_id)
+        states = np.full(place.stop - place.start, State.FAILED, dtype=np.uint8)
+        rows = spec.empty_rows(len(states))
+        self._write_video(spec, video_id, place.start, rows, states, Failures(reason))
 
     def write_video_feature(
         self, feature: str, video_id: str, values: NDArray[Any] | FeatureRows
     ) -> None:
-        """Write one video's row of a feature on the video axis, shape of one row, and mark it done.
+        """Write one video's row of a feature on the video axis, and mark it done.
 
-        ``values`` may be :class:`FeatureRows` of one row; masks and errors are those of
-        :meth:`write`.
+        Parameters
+        ----------
+        values : (*row shape), or :class:`FeatureRows` of one row; masks and errors are those of
+            :meth:`write`.
         """
-        spec = fmt.check_feature(self._features, feature).spec
-        if spec.axis != "video":
-            raise InvalidError(f"feature {feature!r} belongs to frames; use write()")
+        spec = self._feature_of("video", feature)
         position = self.read_index().position(video_id)
         given = values if isinstance(values, FeatureRows) else FeatureRows(_one_row(values))
         if (n_rows := given.n_given(spec)) != 1:
             raise InvalidError(
                 f"video {video_id!r} has one row of {feature!r}, {n_rows} were given"
             )
-        status = np.full(1, State.DONE, dtype=np.uint8)
-        self._write_checked(spec, position, _checked(spec, video_id, given, status), status)
-        self.set_states(feature, {position: NOTHING_FAILED})
+        states = np.full(1, State.DONE, dtype=np.uint8)
+        self._write_video(spec, video_id, position, given, states, NOTHING_FAILED)
 
-    def _frame_feature(self, feature: str) -> FeatureSpec:
+    def _feature_of(self, axis: Axis, feature: str) -> FeatureSpec:
         spec = fmt.check_feature(self._features, feature).spec
-        if spec.axis != "frame":
-            raise InvalidError(f"feature {feature!r} belongs to videos; use write_video_feature()")
+        if spec.axis != axis:
+            way = "write" if spec.axis == "frame" else "write_video_feature"
+            raise InvalidError(f"feature {feature!r} belongs to {spec.axis}s; use {way}()")
         return spec
 
-    def write_rows(
-        self, feature: str, start: int, rows: FeatureRows, status: NDArray[np.uint8]
+    def _place(self, video_id: str) -> slice:
+        index = self.read_index()
+        return index.rows(index.position(video_id))
+
+    def _write_video(
+        self,
+        spec: FeatureSpec,
+        video_id: str,
+        start: int,
+        rows: FeatureRows,
+        states: NDArray[np.uint8],
+        failures: Failures,
     ) -> None:
-        """Write any run of rows of a feature, with their states.
+        try:
+            checked = rows.check(spec, states == State.DONE)
+        except InvalidError as error:
+            raise InvalidError(f"video {video_id!r}: {error}") from None
+        self._writer.write_rows(spec, start, checked, states)
+        self._writer.set_states(spec.name, {self.read_index().position(video_id): failures})
 
-        The ledger is :meth:`set_states`' business.
+    def write_rows(
+        self, feature: str, start: int, rows: FeatureRows, states: NDArray[np.uint8]
+    ) -> None:
+        """Write any run of rows of a feature, with a :class:`State` for each, (rows,) uint8.
 
-        Rows whose state is not DONE are written as missing. A commit is refused where rows and
-        ledger disagree.
+        Rows that are not DONE are written as missing. States and failures of the videos are for
+        :meth:`set_states` to write: a commit is refused if they disagree with the rows.
 
         Raises
         ------
         InvalidError
-            As :meth:`write` does; also for rows beyond the end, and for states that there are not.
+            As in :meth:`write`; also for rows beyond the end, and for unknown states.
         """
         spec = fmt.check_feature(self._features, feature).spec
-        states = np.asarray(status)
+        given = np.asarray(states)
         n_rows, n_all = rows.n_given(spec), self._session.meta(spec.name).n_rows
         if not 0 <= start <= n_all - n_rows:
             raise InvalidError(
                 f"feature {feature!r} has rows 0 to {n_all}, {n_rows} were given for row {start} on"
             )
-        if (
-            states.shape != (n_rows,)
-            or states.dtype.kind not in "iu"
-            or not np.isin(states, list(State)).all()
-        ):
+        is_whole = given.shape == (n_rows,) and given.dtype.kind in "iu"
+        if not is_whole or not np.isin(given, list(State)).all():
             raise InvalidError(
                 f"feature {feature!r}: one state of {[int(s) for s in State]} is needed for each "
                 "row"
             )
-        states = states.astype(np.uint8)
-        self._write_checked(spec, start, rows.check(spec, states == State.DONE), states)
-
-    def _write_checked(
-        self, spec: FeatureSpec, start: int, rows: FeatureRows, status: NDArray[np.uint8]
-    ) -> None:
-        for name, array in fmt.row_arrays(spec, rows, status).items():
-            self._session.write(name, start, array)
-        self._touched.setdefault(spec.name, []).append((start, start + len(rows)))
+        checked = rows.check(spec, given == State.DONE)
+        self._writer.write_rows(spec, start, checked, given.astype(np.uint8))
 
     def read_states(self, feature: str) -> NDArray[np.uint8]:
         """(videos,) uint8: a :class:`State` for each video."""
@@ -430,7 +399,7 @@ class Transaction:
         return self._session.read(name, 0, self._session.meta(name).n_rows)
 
     def set_states(self, feature: str, failures: Mapping[int, Failures]) -> None:
-        """Mark videos as finished for a feature: as failed where the whole video failed, else as done.
+        """Mark videos as done for a feature, or as failed where the whole video failed.
 
         Parameters
         ----------
@@ -439,186 +408,34 @@ class Transaction:
         Raises
         ------
         InvalidError
-            If there is no video at a position. A commit is refused where states, failures and rows
-            disagree.
+            For a position out of range. A commit is refused if states, failures and rows disagree.
         """
-        if not failures:
-            return
         odd = next((value for value in failures.values() if not isinstance(value, Failures)), None)
         if odd is not None:
             raise InvalidError(
                 f"failures of {feature!r}: {odd!r} given, kpstore.schema.failures.Failures needed"
             )
         fmt.check_feature(self._features, feature)
-        n_videos = self._session.meta(fmt.state_name(feature)).n_rows
-        positions = _positions(failures, n_videos)
-        states = self._session.read(fmt.state_name(feature), 0, n_videos)
-        texts = self._session.read(fmt.failure_name(feature), 0, n_videos)
-        for position in positions.tolist():
-            texts[position] = failures[position].to_text()
-            states[position] = failures[position].state
-        self._session.write(fmt.state_name(feature), 0, states)
-        self._entered.setdefault(feature, set()).update(positions.tolist())
-        # Text is stored in shorter chunks; write only those that change.
-        for chunk in np.unique(positions // fmt.TEXT_CHUNK_ROWS).tolist():
-            rows = slice(
-                chunk * fmt.TEXT_CHUNK_ROWS, min((chunk + 1) * fmt.TEXT_CHUNK_ROWS, n_videos)
-            )
-            self._session.write(fmt.failure_name(feature), rows.start, texts[rows])
+        self._writer.set_states(feature, failures)
 
     def reset_states(self, feature: str, positions: Iterable[int]) -> None:
-        """Make videos pending again for a feature, rows and ledger; for a run that redoes them."""
+        """Make videos pending again for a feature, with their rows, so that they are redone."""
         spec = fmt.check_feature(self._features, feature).spec
-        index = self.read_index()
-        n_videos = len(index)
-        states = self._session.read(fmt.state_name(feature), 0, n_videos)
-        texts = self._session.read(fmt.failure_name(feature), 0, n_videos)
-        chosen = np.zeros(n_videos, dtype=np.bool_)
-        chosen[_positions(positions, n_videos)] = True
-        states[chosen], texts[chosen] = State.PENDING, ""
-        rows = np.repeat(chosen, np.diff(index.offsets)) if spec.axis == "frame" else chosen
-        for start, stop in pieces(rows, _BLOCK_CHUNKS * spec.chunk_rows):
-            self._write_checked(
-                spec, start, spec.empty_rows(stop - start), np.zeros(stop - start, dtype=np.uint8)
-            )
-        self._session.write(fmt.state_name(feature), 0, states)
-        self._session.write(fmt.failure_name(feature), 0, texts)
-
-    def restore(
-        self,
-        feature: str,
-        ledger: StateRecords,
-        redo: NDArray[np.bool_],
-        damaged: Mapping[str, Collection[int]],
-    ) -> None:
-        """Write a feature's ledger as it was put together, and make videos pending again.
-
-        Reads nothing damaged.
-
-        Parameters
-        ----------
-        ledger : complete but for the videos of ``redo``.
-        redo : (videos,) bool, videos to make pending: all that have rows in a damaged chunk of
-            values or companions.
-        damaged : numbers of damaged chunks, by array; each of them is written whole.
-        """
-        spec = fmt.check_feature(self._features, feature).spec
-        blank = redo & (ledger.states != State.PENDING)
-        for array in spec.arrays:
-            for chunk in damaged.get(array, ()):
-                blank |= ledger.touching(chunk, spec.chunk_rows)
-        positions = np.flatnonzero(blank)
-        for name in damaged:
-            self._renew(name, damaged)
-        states, texts, status = ledger.states.copy(), ledger.texts.copy(), ledger.status.copy()
-        states[redo], texts[redo] = State.PENDING, ""
-        rows = np.zeros(len(status), dtype=bool)
-        for position in positions.tolist():
-            rows[ledger.rows(position)] = True
-        status[rows] = State.PENDING
-        for start, stop in pieces(rows, spec.chunk_rows):
-            empty = spec.empty_rows(stop - start)
-            for name, values in fmt.row_arrays(spec, empty, np.empty(0, dtype=np.uint8)).items():
-                if name in spec.arrays:
-                    self._session.write(name, start, values)
-        if spec.axis == "frame":
-            self._write_whole(
-                fmt.status_name(feature), status.astype(np.uint8), np.flatnonzero(rows), damaged
-            )
-        self._write_whole(fmt.state_name(feature), states.astype(np.uint8), positions, damaged)
-        self._write_whole(fmt.failure_name(feature), texts, positions, damaged)
-
-    def _renew(self, name: str, damaged: Mapping[str, Collection[int]]) -> None:
-        """Make an array anew of which no chunk can be read: what says where its chunks lie may be what is damaged."""
-        meta = self._session.meta(name)
-        if len(damaged[name]) == -(-meta.n_rows // meta.chunk_rows):
-            self._session.delete(name)
-            self._session.create(name, meta)
-
-    def _write_whole(
-        self,
-        name: str,
-        values: NDArray[Any],
-        changed: NDArray[np.int64],
-        damaged: Mapping[str, Collection[int]],
-    ) -> None:
-        """Write those chunks of an array that hold changed rows or are damaged."""
-        size = self._session.meta(name).chunk_rows
-        for chunk in sorted({*np.unique(changed // size).tolist(), *damaged.get(name, ())}):
-            self._session.write(name, chunk * size, values[chunk * size : (chunk + 1) * size])
+        self._writer.reset(spec, positions, self.read_index())
 
     # -- parallel writers, end ---------------------------------------------------------------------
 
     def fork(self) -> Fork:
         """Return a writer of whole chunks for another process.
 
-        Only before this transaction has changes of its own.
+        This transaction must not have changes of its own yet.
         """
         return self._session.fork()
 
     def merge(self, forks: Sequence[Fork]) -> None:
-        """Take over what forks have written."""
+        """Take over the rows that forks have written."""
         if forks:
             self._session.merge(forks)
-
-    def _check_ledgers(self) -> None:
-        """Raise :class:`InvalidError` if the ledger and the rows of a video disagree that were written here."""
-        index = self.read_index()
-        for name in sorted(self._touched.keys() | self._entered.keys()):
-            spec = self._features[name].spec
-            positions = touched_videos(
-                index, spec.axis, self._touched.get(name, ()), self._entered.get(name, ())
-            )
-            states, texts = (
-                self.read_states(name),
-                self._session.read(fmt.failure_name(name), 0, len(index)),
-            )
-            empty = (
-                self._empty(spec, positions[states[positions] != State.DONE])
-                if spec.axis == "video"
-                else set()
-            )
-            for first, last in runs(positions):
-                rows = slice(index.rows(first).start, index.rows(last).stop)
-                status = (
-                    None
-                    if spec.axis == "video"
-                    else self._session.read(fmt.status_name(name), rows.start, rows.stop)
-                )
-                for position in range(first, last + 1):
-                    here = slice(
-                        *(
-                            edge - rows.start
-                            for edge in index.offsets[position : position + 2].tolist()
-                        )
-                    )
-                    if status is None:
-                        fits = states[position] == State.DONE or position in empty
-                    else:
-                        fits = agrees(
-                            int(states[position]), Failures.from_text(texts[position]), status[here]
-                        )
-                    if not fits:
-                        raise InvalidError(
-                            f"feature {name!r}: the rows of video {index.ids[position]!r} are not "
-                            "as the ledger says; write_rows() needs a set_states() that fits, so "
-                            "nothing was committed"
-                        )
-
-    def _empty(self, spec: FeatureSpec, positions: NDArray[np.int64]) -> set[int]:
-        """Return which of these rows of a feature of videos, in ascending order, hold nothing."""
-        empty = np.ones(len(positions), dtype=np.bool_)
-        for block in np.unique(positions // (size := _BLOCK_CHUNKS * spec.chunk_rows)).tolist():
-            here = slice(*np.searchsorted(positions, [block * size, (block + 1) * size]).tolist())
-            start, stop = int(positions[here][0]), int(positions[here][-1]) + 1
-            for name, array in spec.arrays.items():
-                rows = self._session.read(name, start, stop)[positions[here] - start].reshape(
-                    here.stop - here.start, -1
-                )
-                empty[here] &= (
-                    np.isnan(rows) if rows.dtype.kind == "f" else rows == array.fill
-                ).all(axis=1)
-        return set(positions[empty].tolist())
 
     def _write_about(self) -> None:
         self._session.set_attrs({**self._session.attrs(), fmt.ROOT: self._about})
@@ -629,11 +446,12 @@ class Transaction:
         Raises
         ------
         InvalidError
-            If what :meth:`write_rows` and :meth:`set_states` wrote does not agree; nothing is
-            committed then.
+            If :meth:`write_rows` and :meth:`set_states` wrote rows and states that disagree;
+            nothing is committed then.
         """
+        specs = [self._features[name].spec for name in sorted(self._features)]
         try:
-            self._check_ledgers()
+            self._writer.check(specs, self.read_index())
         except InvalidError:
             self._session.discard()
             raise
@@ -642,98 +460,16 @@ class Transaction:
 
 
 def _one_row(values: Any) -> Any:
-    """Return one row as rows; arrays and tensors keep their kind, and masked arrays their masks."""
+    """Return one row as rows; arrays and tensors keep their type, masked arrays their masks."""
     return [values] if isinstance(values, list | tuple | int | float) else values[None]
-
-
-def _checked(
-    spec: FeatureSpec, video_id: str, rows: FeatureRows, status: NDArray[np.uint8]
-) -> FeatureRows:
-    try:
-        return rows.check(spec, status == State.DONE)
-    except InvalidError as error:
-        raise InvalidError(f"video {video_id!r}: {error}") from None
 
 
 def _failed_frames(failed: Mapping[int, str], video_id: str, n_frames: int) -> dict[int, str]:
     found = {}
     for frame, reason in failed.items():
-        if (
-            not isinstance(frame, int | np.integer)
-            or isinstance(frame, bool)
-            or not 0 <= frame < n_frames
-        ):
+        if whole_number(frame) is None or not 0 <= frame < n_frames:
             raise InvalidError(
                 f"failed frame {frame!r} of video {video_id!r}: it has frames 0 to {n_frames - 1}"
             )
         found[int(frame)] = reason
     return found
-
-
-def _positions(positions: Iterable[int], n_videos: int) -> NDArray[np.int64]:
-    """Return positions of videos, sorted, each once.
-
-    :class:`InvalidError` for one that there is not.
-    """
-    found = np.unique(np.array(list(positions), dtype=np.int64))
-    if len(found) and not (found[0] >= 0 and found[-1] < n_videos):
-        odd = int(found[0] if found[0] < 0 else found[-1])
-        raise InvalidError(f"there is no video at position {odd}; the store has {n_videos}")
-    return found
-
-
-def check_same(stored: fmt.StoredFeature, spec: FeatureSpec, provenance: Provenance) -> None:
-    """Raise :class:`MismatchError` unless new rows would mean the same as the stored ones.
-
-    The message names both.
-    """
-    spec = replace(
-        spec, compression=stored.spec.compression
-    )  # how rows are stored changes nothing about them
-    if stored.spec != spec:
-        old, new = stored.spec.to_json(), spec.to_json()
-        key = next(key for key in old if old[key] != new[key])
-        raise MismatchError(
-            f"feature {spec.name!r} is stored with {key} {_short(old[key])}, this run would write "
-            f"{_short(new[key])}; use the same settings, another feature name, or another store"
-        )
-    keys = (set(stored.provenance) | set(provenance)) - _IGNORED_PROVENANCE
-    if stored.provenance.get("extractor") == provenance.get("extractor") == "imported":
-        # Files say more or less of how their numbers were made; only what two say differently tells
-        # them apart.
-        keys = (set(stored.provenance) & set(provenance)) - _IGNORED_PROVENANCE - _OF_THE_FILE
-    for key in sorted(keys):
-        ours, theirs = stored.provenance.get(key), provenance.get(key)
-        if ours != theirs and not (key == "weights" and _same_hashes(ours, theirs)):
-            made, wanted = _differing_part(ours, theirs)
-            raise MismatchError(
-                f"feature {spec.name!r} was made with {key} {_short(made)}, this run has "
-                f"{_short(wanted)}; use the same settings, or another store"
-            )
-
-
-def with_processors(provenance: Provenance, kinds: Collection[str]) -> Provenance:
-    """Return a provenance that names further kinds of processors beside those that it names."""
-    known = {*provenance.get(fmt.PROCESSORS, ()), *kinds}
-    return {**provenance, fmt.PROCESSORS: sorted(known)} if known else provenance
-
-
-def _same_hashes(ours: Any, theirs: Any) -> bool:
-    """Whether two sets of files are the same, whatever they are called."""
-    both = isinstance(ours, dict) and isinstance(theirs, dict)
-    return both and sorted(ours.values()) == sorted(theirs.values())
-
-
-def _differing_part(ours: Any, theirs: Any) -> tuple[Any, Any]:
-    """Return two values, or of two dicts only the entries that differ."""
-    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
-        return ours, theirs
-    keys = [key for key in (*ours, *theirs) if ours.get(key) != theirs.get(key)]
-    return {key: ours[key] for key in keys if key in ours}, {
-        key: theirs[key] for key in keys if key in theirs
-    }
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return text if len(text) <= 160 else text[:157] + "…"

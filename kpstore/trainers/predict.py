@@ -24,8 +24,8 @@ from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import N_FACE, N_POINTS, skeleton_edges
 from kpstore.store.format import state_name, status_name
+from kpstore.store.provenance import check_same
 from kpstore.store.store import BaseStore
-from kpstore.store.transaction import check_same
 from kpstore.trainers.checkpoint import read_checkpoint
 from kpstore.trainers.encoder import points_there
 from kpstore.trainers.keypoints import KeypointTraining

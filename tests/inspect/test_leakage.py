@@ -44,7 +44,7 @@ def store_of(videos: list[VideoRecord], values: dict[str, np.ndarray]) -> kpstor
 
 
 def with_copy(copy: np.ndarray, split: str = "test", **changes: Any) -> list[Shared]:
-    """Findings for ten clips, half in train and half in test, and one more that was made of the first."""
+    """Findings for ten clips, half in train and half in test, and a copy of the first."""
     values = {f"v{n}": clip(n) for n in range(10)} | {"copy": copy}
     videos = [
         record(v, len(x), "train" if v < "v5" else "test", **changes) for v, x in values.items()

@@ -16,9 +16,10 @@ from hypothesis.extra import numpy as arrays
 
 import kpstore
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.inspect import statistics as module
+from kpstore.inspect import measuring as module
+from kpstore.inspect.measuring import measure
 from kpstore.inspect.moments import RELATIVE_ERROR, SMALLEST, Moments, Sketch, measure_runs
-from kpstore.inspect.statistics import PROBABILITIES, Statistics, measure, statistics
+from kpstore.inspect.statistics import PROBABILITIES, Statistics, statistics
 from kpstore.schema.feature import ArraySpec, FeatureRows, FeatureSpec
 from tests.conftest import memory_location
 from tests.fakes import record
@@ -39,7 +40,7 @@ Values = dict[str, tuple[str, np.ndarray, np.ndarray, set[int]]]
 
 
 def sound(values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return values and mask that say the same: a part is NaN where it is not there, and the other way round."""
+    """Return values and a mask that agree: a part is NaN exactly where it was not detected."""
     for part, points in enumerate(PARTS.values()):
         values[~mask[:, part], points] = np.nan
         mask[:, part] = ~np.isnan(values[:, points]).all(axis=(1, 2))
@@ -191,8 +192,10 @@ def test_threads_and_blocks_change_no_bit(tmp_path: Path, monkeypatch: pytest.Mo
 
 def small(seed: int = 0) -> Values:
     rng = np.random.default_rng(seed)
-    return {v: (s, rng.random((6, 5, 3)).astype("f4"), np.ones((6, 2), dtype=bool), set()) for v, s in
-            {"a": "train", "b": "test", "c": "train"}.items()}  # fmt: skip
+    return {
+        video: (split, rng.random((6, 5, 3)).astype("f4"), np.ones((6, 2), dtype=bool), set())
+        for video, split in (("a", "train"), ("b", "test"), ("c", "train"))
+    }
 
 
 @pytest.fixture(params=["s.kps", "s.h5"])

@@ -117,7 +117,7 @@ BROKEN: dict[str, tuple[Callable[[WriteSession], Any], str, str, str]] = {
     "a state that is none": (
         lambda v: v.write("keypoints_status", 1, np.array([9], np.uint8)),
         "keypoints",
-        "has a state that there is not",
+        "has an unknown state",
         "video 'a', frame 1",
     ),
     "a frame that did not fail": (

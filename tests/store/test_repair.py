@@ -45,45 +45,45 @@ class Disk:
     def __init__(self) -> None:
         self.damaged: set[tuple[str, int]] = set()
 
-    def check(self, view: ReadSession, name: str, start: int, stop: int) -> None:
-        rows = view.meta(name).chunk_rows
+    def check(self, session: ReadSession, name: str, start: int, stop: int) -> None:
+        rows = session.meta(name).chunk_rows
         for chunk in range(start // rows, -(-stop // rows)):
             if (name, chunk) in self.damaged:
                 raise CorruptError(
                     f"rows {start}:{stop} of {name!r} in memory cannot be read: wrong checksum"
                 )
 
-    def write(self, view: WriteSession, name: str, start: int, n_rows: int) -> None:
-        meta = view.meta(name)
+    def write(self, session: WriteSession, name: str, start: int, n_rows: int) -> None:
+        meta = session.meta(name)
         stop = start + n_rows
         for chunk in range(start // meta.chunk_rows, -(-stop // meta.chunk_rows)):
             first, last = chunk * meta.chunk_rows, min((chunk + 1) * meta.chunk_rows, meta.n_rows)
             if start <= first and last <= stop:
                 self.damaged.discard((name, chunk))
             else:
-                self.check(view, name, max(start, first), min(stop, last))
+                self.check(session, name, max(start, first), min(stop, last))
 
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk, read, write = Disk(), memory._View.read, memory._WriteSession.write
+    disk, read, write = Disk(), memory._Session.read, memory._WriteSession.write
 
-    def checked_read(view: Any, name: str, start: int, stop: int) -> NDArray[Any]:
-        disk.check(view, name, start, stop)
-        return read(view, name, start, stop)
+    def checked_read(session: Any, name: str, start: int, stop: int) -> NDArray[Any]:
+        disk.check(session, name, start, stop)
+        return read(session, name, start, stop)
 
-    def checked_write(view: Any, name: str, start: int, values: NDArray[Any]) -> None:
-        disk.write(view, name, start, len(values))
-        write(view, name, start, values)
+    def checked_write(session: Any, name: str, start: int, values: NDArray[Any]) -> None:
+        disk.write(session, name, start, len(values))
+        write(session, name, start, values)
 
-    monkeypatch.setattr(memory._View, "read", checked_read)
+    monkeypatch.setattr(memory._Session, "read", checked_read)
     monkeypatch.setattr(memory._WriteSession, "write", checked_write)
     return disk
 
 
 def contents(location: str) -> dict[str, Any]:
-    view = kpstore.open(location).session
-    blocks = {name: view.read(name, 0, view.meta(name).n_rows) for name in view.names()}
+    session = kpstore.open(location).session
+    blocks = {name: session.read(name, 0, session.meta(name).n_rows) for name in session.names()}
     return {
         name: block.tolist() if block.dtype == object else block.tobytes()
         for name, block in blocks.items()
@@ -248,7 +248,7 @@ def test_what_is_written_nowhere_else_is_left_with_a_way_out(disk: Disk, name: s
     assert done.made is None
     (line,) = done.left
     assert line.startswith(
-        f"'{name}' (memory) is written nowhere else and cannot be mended; no older version"
+        f"'{name}' (memory) is stored nowhere else and cannot be repaired; no older version"
     )
     disk.damaged = {(name, 0), ("points", 0)}
     done = repair(store.location)
@@ -258,11 +258,11 @@ def test_what_is_written_nowhere_else_is_left_with_a_way_out(disk: Disk, name: s
 
 
 def unreadable_checksums(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    def checksums(view: Any, name: str) -> None:
+    def checksums(session: Any, name: str) -> None:
         if name in names:
             raise CorruptError(f"the checksums of {name!r} cannot be read: damaged")
 
-    monkeypatch.setattr(memory._View, "checksums", checksums)
+    monkeypatch.setattr(memory._Session, "checksums", checksums)
 
 
 def test_values_whose_checksums_cannot_be_read_are_not_given_up(
@@ -282,7 +282,7 @@ def test_values_whose_checksums_cannot_be_read_are_not_given_up(
     fps, points, status = done.left
     assert fps.startswith("the checksums of 'fps' cannot be read")
     assert points.startswith(
-        "the checksums of 'points' cannot be read, so nothing tells whether its values are sound"
+        "the checksums of 'points' cannot be read, so its values cannot be checked"
     )
     assert (
         "'points_status' (memory) cannot become pending while the checksums of 'points' cannot"
@@ -313,16 +313,16 @@ def test_an_older_version_that_reads_well_is_named(
     store = fill(kpstore.create(memory_location()), done=("a",))
     with store.transaction("more") as tx:
         tx.write("points", "b", rows_of("b", 9))
-    newest, read = store.at().snapshot, memory._View.read
+    newest, read = store.at().snapshot, memory._Session.read
 
-    def damaged_now(view: Any, name: str, start: int, stop: int) -> NDArray[Any]:
-        if view.snapshot == newest and name == "n_frames":
+    def damaged_now(session: Any, name: str, start: int, stop: int) -> NDArray[Any]:
+        if session.snapshot == newest and name == "n_frames":
             raise CorruptError("rows 0:4 of 'n_frames' cannot be read: wrong checksum")
-        return read(view, name, start, stop)
+        return read(session, name, start, stop)
 
-    monkeypatch.setattr(memory._View, "read", damaged_now)
+    monkeypatch.setattr(memory._Session, "read", damaged_now)
     (line,) = repair(store.location).left
-    assert f"version {store.snapshot} holds it whole: 'kpstore convert" in line
+    assert f"version {store.snapshot} holds all of it: 'kpstore convert" in line
 
 
 def test_a_newest_version_that_does_not_open_names_one_that_does(
@@ -332,14 +332,14 @@ def test_a_newest_version_that_does_not_open_names_one_that_does(
     store.tag("good")
     with store.transaction("more") as tx:
         tx.write("points", "b", rows_of("b", 9))
-    newest, attrs = store.at().snapshot, memory._View.attrs
+    newest, attrs = store.at().snapshot, memory._Session.attrs
 
-    def damaged_now(view: Any) -> Any:
-        if view.snapshot == newest:
+    def damaged_now(session: Any) -> Any:
+        if session.snapshot == newest:
             raise CorruptError("its attributes cannot be read")
-        return attrs(view)
+        return attrs(session)
 
-    monkeypatch.setattr(memory._View, "attrs", damaged_now)
+    monkeypatch.setattr(memory._Session, "attrs", damaged_now)
     with pytest.raises(
         CorruptError,
         match=r"cannot be opened \(its attr.*version good can: 'kpstore convert .*--to good",

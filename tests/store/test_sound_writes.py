@@ -152,9 +152,9 @@ REFUSED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
         lambda tx: tx.write_rows("count", 0, FeatureRows(np.ones(3, "i2")), np.full(3, 7)), "one state of",
     ),
     "rows without a ledger": (
-        lambda tx: tx.write_rows("count", 0, FeatureRows(np.ones(3, "i2")), np.ones(3, "u1")), "not as the ledger says",
+        lambda tx: tx.write_rows("count", 0, FeatureRows(np.ones(3, "i2")), np.ones(3, "u1")), "do not agree with its state",
     ),
-    "a ledger without rows": (lambda tx: tx.set_states("count", {0: Failures()}), "not as the ledger says"),
+    "a ledger without rows": (lambda tx: tx.set_states("count", {0: Failures()}), "do not agree with its state"),
     "a video that there is not": (lambda tx: tx.set_states("count", {3: Failures()}), "no video at position 3"),
     "one from the end": (lambda tx: tx.reset_states("count", [-1]), "no video at position -1"),
     "no entry": (lambda tx: tx.set_states("count", {1: "oops"}), "'oops' given, .*Failures needed"),

@@ -188,7 +188,7 @@ def test_one_row_that_its_ledger_does_not_know_is_named(store: kpstore.Store, od
     (rows.values if odd == "values" else rows.companions["seen"])[17] = 1
     done = np.where(np.arange(20) == 17, State.DONE, State.PENDING)
     with (
-        pytest.raises(InvalidError, match="the rows of video 'v37' are not"),
+        pytest.raises(InvalidError, match="the rows of video 'v37' do not agree"),
         store.transaction("odd") as tx,
     ):
         tx.write_rows("person", 20, rows, done)
@@ -287,7 +287,7 @@ def test_labels_of_one_dimension_must_agree(memory_store: kpstore.Store) -> None
     filled = fill(memory_store)
     other = FeatureSpec("boxes", (2, 3), ("corner", "space"), labels={"space": ("h", "w", "z")})
     with (
-        pytest.raises(MismatchError, match="names 'space' otherwise"),
+        pytest.raises(MismatchError, match="other labels for 'space'"),
         filled.transaction("add") as tx,
     ):
         tx.add_feature(other)
