@@ -1,4 +1,4 @@
-"""Runs of finished rows, cut at chunk borders: whole chunks are written on the spot, the rest is handed back."""
+"""Finished rows, cut at chunk borders: a worker writes whole chunks and sends back the rest."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class RowBlock:
 
 
 class ChunkWriter:
-    """Takes rows of one feature in order, writes whole chunks as they fill, keeps the rows before and after them.
+    """Takes rows of one feature in order, writes whole chunks, and keeps the rows around them.
 
     Parameters
     ----------
-    whole : first and last row of the chunks that may be written; equal if there are none.
-    fork : writes them.
+    whole : rows ``(first, last)`` of the chunks that may be written; equal if there are none.
+    fork : writes them; None keeps all rows.
     """
 
     def __init__(self, spec: FeatureSpec, whole: tuple[int, int], fork: Fork | None) -> None:
@@ -55,19 +55,17 @@ class ChunkWriter:
 
     def _write_full(self) -> None:
         start, stop = self._waiting[0].start, self._waiting[-1].stop
-        whole = (stop - start) // self._spec.chunk_rows * self._spec.chunk_rows
-        if stop == self._last:
-            whole = stop - start
+        rest = 0 if stop == self._last else (stop - start) % self._spec.chunk_rows
+        whole = stop - start - rest
         if whole == 0 or self._fork is None:
             return
-        joined = join_blocks(self._waiting)
-        for name, array in row_arrays(
-            self._spec, joined.rows[:whole], joined.status[:whole]
-        ).items():
-            self._fork.write(name, joined.start, array)
+        joined = _joined(self._waiting)
+        arrays = row_arrays(self._spec, joined.rows[:whole], joined.status[:whole])
+        for name, array in arrays.items():
+            self._fork.write(name, start, array)
         self.has_written = True
-        rest = RowBlock(joined.start + whole, joined.rows[whole:], joined.status[whole:])
-        self._waiting = [rest] if len(rest.rows) else []
+        left = RowBlock(start + whole, joined.rows[whole:], joined.status[whole:])
+        self._waiting = [left] if rest else []
 
     def finish(self) -> tuple[RowBlock, ...]:
         """Return the rows that were not written."""
@@ -77,18 +75,14 @@ class ChunkWriter:
 
 
 def _cut(block: RowBlock, rows: Iterable[int]) -> Iterator[RowBlock]:
-    edges = [
-        block.start,
-        *sorted(row for row in set(rows) if block.start < row < block.stop),
-        block.stop,
-    ]
+    inside = sorted(row for row in set(rows) if block.start < row < block.stop)
+    edges = [block.start, *inside, block.stop]
     for start, stop in itertools.pairwise(edges):
         part = slice(start - block.start, stop - block.start)
         yield RowBlock(start, block.rows[part], block.status[part])
 
 
-def join_blocks(blocks: list[RowBlock]) -> RowBlock:
-    """Return adjacent blocks as one."""
+def _joined(blocks: list[RowBlock]) -> RowBlock:
     if len(blocks) == 1:
         return blocks[0]
     rows = FeatureRows.concatenate([block.rows for block in blocks])
@@ -96,11 +90,11 @@ def join_blocks(blocks: list[RowBlock]) -> RowBlock:
 
 
 def join_adjacent(blocks: Iterable[RowBlock]) -> list[RowBlock]:
-    """Return blocks in row order, neighbours joined."""
+    """Return blocks in row order, adjacent ones joined."""
     runs: list[list[RowBlock]] = []
     for block in sorted(blocks, key=lambda block: block.start):
         if runs and runs[-1][-1].stop == block.start:
             runs[-1].append(block)
         else:
             runs.append([block])
-    return [join_blocks(run) for run in runs]
+    return [_joined(run) for run in runs]

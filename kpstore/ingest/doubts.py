@@ -1,8 +1,8 @@
-"""Whether a failure is the video's own fault, or that of the worker that met it.
+"""Decides whether a failure is the fault of the video, or of the worker that reported it.
 
-What a worker could not read, the driver tries to read, in a process of its own. What made the model
-raise, another worker tries, and so it does a video most of whose frames the model could not do.
-Only what fails there as well is taken for the video's own fault.
+What a worker could not read, the driver tries to read, in another process. Frames at which the
+model raised, another worker tries, as well as videos most of whose frames the model could not do.
+Only what fails there as well counts as the fault of the video.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kpstore.schema.feature import State
 Doubted = Sequence[tuple[PlannedVideo, Doubts]]
 
 MIN_REPORTED = 5
-"""Fewer frames of a task, of which the model says that it could not do them, are in no doubt."""
+"""Fewer frames of a task that the model itself reports as failed are not in doubt."""
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """What another worker made of videos in which the model failed.
+    """Another worker's results for videos in which the model failed.
 
     Parameters
     ----------
@@ -40,19 +40,21 @@ class Opinion:
 
 
 def second_opinion(job: Job, doubted: Doubted, *, isolated: bool) -> Opinion:
-    """Try videos once more, up to the first in which something can be done here that failed there.
+    """Extract videos once more, up to the first in which something works that failed elsewhere.
 
-    Nothing is kept.
+    The rows are discarded.
+
+    Parameters
+    ----------
+    isolated : extract in child processes.
     """
     failed: dict[int, frozenset[int]] = {}
     unread: dict[int, frozenset[int]] = {}
+    extract = extract_isolated if isolated else None
     for video, doubts in doubted:
-        for _, result in extract_videos(
-            job, [video], extract=extract_isolated if isolated else None
-        ):
-            failed[video.position] = frozenset(
-                np.flatnonzero(result.status == State.FAILED).tolist()
-            )
+        for _, result in extract_videos(job, [video], extract=extract):
+            frames = np.flatnonzero(result.status == State.FAILED)
+            failed[video.position] = frozenset(frames.tolist())
             unread[video.position] = result.doubts.unread
         if _could(doubts, failed[video.position]):
             break
@@ -61,27 +63,24 @@ def second_opinion(job: Job, doubted: Doubted, *, isolated: bool) -> Opinion:
 
 def unread_videos(result: TaskResult) -> list[PlannedVideo]:
     """Return the videos of a task of which something could not be read."""
-    return [
-        video for video in result.task.videos if result.doubts.get(video.position, Doubts()).unread
-    ]
+    return [video for video, doubts in _doubts(result) if doubts.unread]
+
+
+def _doubts(result: TaskResult) -> Doubted:
+    videos = result.task.videos
+    return [(video, result.doubts.get(video.position, Doubts())) for video in videos]
 
 
 def doubted_videos(result: TaskResult) -> Doubted:
-    """Return the videos of a task in which the model raised, or could not do at least half of the frames, and where."""
-    found = [(video, result.doubts.get(video.position, Doubts())) for video in result.task.videos]
-    most = {
-        video.position
-        for video, doubts in found
-        if 2 * len(doubts.reported) >= video.record.n_frames
-    }
-    if (
-        sum(len(doubts.reported) for video, doubts in found if video.position in most)
-        < MIN_REPORTED
-    ):
-        most = set()
+    """Return videos in which the model raised or could not do half of the frames, and where."""
+    found = _doubts(result)
+    most = [one for one in found if 2 * len(one[1].reported) >= one[0].record.n_frames]
+    if sum(len(doubts.reported) for _, doubts in most) < MIN_REPORTED:
+        most = []
+    in_doubt = {video.position for video, _ in most}
     found = [
-        (v, doubts if v.position in most else replace(doubts, reported=frozenset()))
-        for v, doubts in found
+        (video, doubts if video.position in in_doubt else replace(doubts, reported=frozenset()))
+        for video, doubts in found
     ]
     return [(video, doubts) for video, doubts in found if doubts.raised or doubts.reported]
 
@@ -89,17 +88,17 @@ def doubted_videos(result: TaskResult) -> Doubted:
 def _could(doubts: Doubts, failed: frozenset[int]) -> frozenset[int]:
     """Return frames in doubt that another worker could do.
 
-    Whether there is a face in a picture may be close, and another processor decide otherwise: what
-    the model reported counts if another worker could do at least half of it.
+    Whether a picture shows a face may be a close call that another processor decides otherwise: the
+    frames that the model reported count if another worker could do at least half of them.
     """
     reported = doubts.reported - failed
-    return (doubts.raised - failed) | (
-        reported if 2 * len(reported) >= len(doubts.reported) else frozenset()
-    )
+    if 2 * len(reported) < len(doubts.reported):
+        reported = frozenset()
+    return (doubts.raised - failed) | reported
 
 
 def blindness(result: TaskResult, looks: Mapping[int, Look]) -> str:
-    """Return what the driver can read that a worker could not, for people; ``""`` if there is none.
+    """Return a line on what the driver can read and a worker could not, or ``""``.
 
     Parameters
     ----------
@@ -116,10 +115,7 @@ def blindness(result: TaskResult, looks: Mapping[int, Look]) -> str:
 
 
 def weakness(doubted: Doubted, opinion: Opinion) -> str:
-    """Return what another worker could do that one could not, for people.
-
-    ``""`` if there is none.
-    """
+    """Return a line on what another worker could do and the first could not, or ``""``."""
     for video, doubts in doubted:
         could = _could(doubts, opinion.failed.get(video.position, doubts.raised | doubts.reported))
         if could:
@@ -131,7 +127,7 @@ def weakness(doubted: Doubted, opinion: Opinion) -> str:
 
 
 def is_blind(doubted: Doubted, opinion: Opinion) -> bool:
-    """Whether whoever was asked for an opinion could not read what the one who asked could."""
+    """Whether the worker that gave an opinion could not read what the first one could."""
     return any(
         opinion.unread.get(video.position, frozenset()) & (doubts.raised | doubts.reported)
         for video, doubts in doubted

@@ -1,4 +1,4 @@
-"""What a plan means for people: videos per split, and roughly how long and how big."""
+"""Estimates of an ingest from its plan: videos per split, time and size."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Estimate:
     Parameters
     ----------
     splits : by name.
-    tasks : pieces of work for the workers.
+    tasks : number of pieces of work for the workers.
     overwritten : videos whose results would be replaced.
     size_bytes : of the new rows, before compression.
-    seconds : at the extractor's typical speed; the machine decides.
-    problems : what the source had to say about the data set.
+    seconds : at the extractor's typical speed, which depends on the machine.
+    problems : the source's problems and notes about the data set.
     """
 
     feature: str
@@ -59,7 +59,7 @@ class Estimate:
 
 
 def estimate(plan: IngestPlan, extractor: AnyExtractor, *, workers: int) -> Estimate:
-    """Return what a plan means; nothing runs.
+    """Return the estimate for a plan; nothing runs.
 
     Parameters
     ----------
@@ -71,10 +71,9 @@ def estimate(plan: IngestPlan, extractor: AnyExtractor, *, workers: int) -> Esti
     )
     new = {video.id for video in plan.new_videos}
     to_do = {video.record.id for task in plan.tasks for video in task.videos}
-    names = dict.fromkeys(video.split for video in plan.listing.videos)
-    by_split = {
-        name: [video for video in plan.listing.videos if video.split == name] for name in names
-    }
+    by_split: dict[str, list[VideoRecord]] = {}
+    for video in plan.listing.videos:
+        by_split.setdefault(video.split, []).append(video)
     # More workers than tasks have nothing to do.
     busy = max(1, min(workers, len(plan.tasks)))
     return Estimate(

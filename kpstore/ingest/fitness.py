@@ -1,7 +1,7 @@
-"""How a worker proves, before its first task, that it would make the numbers that the driver would make.
+"""How a worker proves, before its first task, that it computes the same numbers as the driver.
 
-The driver sends a :class:`Question`; the worker answers with what is wrong with it, which is
-nothing for a fit one. docs/decisions/004 says what is compared, and why.
+The driver sends a :class:`Question`; the worker answers with its flaws, of which a fit worker has
+none. docs/decisions/004 says what is compared, and why.
 """
 
 from __future__ import annotations
@@ -22,31 +22,24 @@ from kpstore._version import __version__
 from kpstore.errors import UnsupportedError, one_line
 from kpstore.ingest import own_code
 from kpstore.ingest.gpus import VISIBLE
-from kpstore.ingest.job import Job
+from kpstore.ingest.job import Job, by_value
 from kpstore.ingest.own_code import hash_of, versions
 from kpstore.ingest.sight import look
 from kpstore.schema.index import VideoRecord
 
 DECIDING = (
     *("numpy", "pillow", "av", "zarr", "numcodecs", "icechunk", "xxhash"),
-    *(
-        "opencv-python",
-        "opencv-python-headless",
-        "opencv-contrib-python",
-        "opencv-contrib-python-headless",
-    ),
+    *("opencv-python", "opencv-python-headless"),
+    *("opencv-contrib-python", "opencv-contrib-python-headless"),
 )
-"""Distributions that read pictures or write numbers.
+"""Distributions that read pictures or write numbers; those of a model are in its provenance."""
 
-Those that a model needs are in its provenance.
-"""
-
+# Keys of a provenance that may differ within a cluster, or are compared elsewhere
 _MAY_DIFFER = frozenset({"document", "kpstore", "processor"})
-"""Of a provenance: what has nothing to do with the numbers, is compared elsewhere, or may differ within a cluster."""
 
 _PACKAGE = Path(__file__).parents[1]
+# How long a file from another machine may take to appear on a network file system
 _APPEARS_S = 3.0
-"""How long a file that another machine has just written may take to appear here, on a network's file system."""
 
 
 @dataclass(frozen=True)
@@ -81,28 +74,26 @@ def fingerprint() -> Fingerprint:
     )
 
 
+# What this process has loaded; other versions may have been installed since
 _when_loaded = fingerprint()
-"""Of a process that has run for weeks: what it loaded, whatever was installed since."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a worker is asked before its first task.
+    """Everything that a worker has to agree with before its first task.
 
     Parameters
     ----------
-    job : the run's :class:`~kpstore.ingest.job.Job`, pickled: what it needs is imported after a
-        look at what is loaded.
+    job : the run's :class:`~kpstore.ingest.job.Job`, pickled: the worker compares its code before
+        it imports what the job needs.
     fingerprint : the driver's.
-    provenance : what the driver's extractor says of how it makes its features; ``""`` is not
-        compared.
-    modules : a hash of each file with code of the user's own that extractor and source need, by the
-        module's name.
-    libraries : version of each distribution that this code imports.
-    pictures : videos, and a hash of the pixels that the driver sees in each; none for workers on
-        the driver's machine.
-    nonce : what the worker finds in the job's meeting folder, if there is one.
-    gpus : the GPUs of which the worker has to see one before all others; none if it may see any.
+    provenance : of the driver's extractor, as JSON; ``""`` is not compared.
+    modules : a hash of each file of the user's own that extractor and source need, by module.
+    libraries : version of each distribution that these modules import.
+    pictures : videos, and a hash of the driver's pixels of each; empty for workers on the driver's
+        machine.
+    nonce : content of a file in the job's meeting folder, if there is one.
+    gpus : GPUs of which the worker must see one first; empty if it may see any.
     """
 
     job: bytes
@@ -116,7 +107,7 @@ class Question:
 
 
 def question(job: Job, *, nonce: str, pictures: tuple[tuple[VideoRecord, str], ...]) -> Question:
-    """Return what workers that others have started are asked.
+    """Return the question for workers that this process has not started.
 
     Raises
     ------
@@ -127,7 +118,7 @@ def question(job: Job, *, nonce: str, pictures: tuple[tuple[VideoRecord, str], .
     for name in own_code.changed_libraries(libraries):
         raise UnsupportedError(f"{name} was changed since this process started; start again")
     return Question(
-        _pickled(job),
+        by_value(job),
         _own_fingerprint(),
         _provenance(job),
         own_code.modules(job),
@@ -138,24 +129,17 @@ def question(job: Job, *, nonce: str, pictures: tuple[tuple[VideoRecord, str], .
 
 
 def short_question(job: Job, *, nonce: str, gpus: tuple[str, ...]) -> Question:
-    """Return what workers are asked that this process has started on its own machine: they share what it has."""
-    return Question(_pickled(job), _own_fingerprint(), nonce=nonce, gpus=gpus)
+    """Return the question for workers that this process has started on its own machine."""
+    return Question(by_value(job), _own_fingerprint(), nonce=nonce, gpus=gpus)
 
 
 def _own_fingerprint() -> Fingerprint:
-    """Return the driver's: of what it has loaded, with which new workers could not agree if it has changed since."""
+    """Return the fingerprint of what the driver has loaded, which must not have changed since."""
     if fingerprint() != _when_loaded:
         raise UnsupportedError(
             "kpstore or a library was changed since this process started; start again"
         )
     return _when_loaded
-
-
-def _pickled(job: Job) -> bytes:
-    import cloudpickle
-
-    payload: bytes = cloudpickle.dumps(job)
-    return payload
 
 
 def _provenance(job: Job) -> str:
@@ -171,7 +155,7 @@ def flaws(asked: Question, answer: str) -> list[str]:
 
     Parameters
     ----------
-    answer : name of a file that is to be left in the meeting folder, if there is one.
+    answer : name of a file to leave in the meeting folder, if there is one.
     """
     changed = own_code.changed_libraries(asked.libraries)
     found = [f"{name} was changed after it started; start it again" for name in changed]
@@ -181,12 +165,8 @@ def flaws(asked: Question, answer: str) -> list[str]:
     try:
         job: Job = pickle.loads(asked.job)
     except Exception as error:  # whatever its parts raise when they are imported
-        return [
-            one_line(
-                f"the extractor or the source cannot be imported there: {type(error).__name__}: "
-                f"{error}"
-            )
-        ]
+        what = "the extractor or the source cannot be imported there"
+        return [one_line(f"{what}: {type(error).__name__}: {error}")]
     if job.meeting is not None:
         found += _meeting_flaws(job.meeting, asked.nonce, answer)
     if asked.gpus:
@@ -203,12 +183,10 @@ def _code_flaws(asked: Question) -> list[str]:
     if ours != _when_loaded:
         return ["kpstore or a library was changed after it started; start it again"]
     found = []
-    for what, here, there in (
-        ("kpstore", ours.kpstore, theirs.kpstore),
-        ("Python", ours.python, theirs.python),
-    ):
-        if here != there:
-            found.append(f"{what} is {here} there and {there} at the driver")
+    if ours.kpstore != theirs.kpstore:
+        found.append(_differs("kpstore", ours.kpstore, theirs.kpstore))
+    if ours.python != theirs.python:
+        found.append(_differs("Python", ours.python, theirs.python))
     different = sorted(
         name for name in {*ours.code, *theirs.code} if ours.code.get(name) != theirs.code.get(name)
     )
@@ -217,14 +195,14 @@ def _code_flaws(asked: Question) -> list[str]:
         found.append(
             f"kpstore is {ours.kpstore} as at the driver, but other code: {different[0]}{more}"
         )
-    mine, drivers = (
-        {**versions(asked.libraries), **ours.libraries},
-        {**asked.libraries, **theirs.libraries},
-    )
-    for name in sorted({*mine} & {*drivers}):
-        if mine[name] != drivers[name]:
-            found.append(f"{name} is {mine[name]} there and {drivers[name]} at the driver")
-    return found
+    here = {**versions(asked.libraries), **ours.libraries}
+    there = {**asked.libraries, **theirs.libraries}
+    names = sorted(name for name in here.keys() & there.keys() if here[name] != there[name])
+    return found + [_differs(name, here[name], there[name]) for name in names]
+
+
+def _differs(what: str, here: str, there: str) -> str:
+    return f"{what} is {here} there and {there} at the driver"
 
 
 def _meeting_flaws(meeting: Path, nonce: str, answer: str) -> list[str]:
@@ -239,7 +217,7 @@ def _meeting_flaws(meeting: Path, nonce: str, answer: str) -> list[str]:
 
 
 def _appears(path: Path) -> bool:
-    """Whether a file is there, or comes soon: network file systems keep what they know of a folder for a while."""
+    """Whether a file exists or appears soon: network file systems cache the contents of folders."""
     until = time.monotonic() + _APPEARS_S
     while not path.exists():
         if time.monotonic() > until or not path.parent.parent.exists():
@@ -253,14 +231,12 @@ def _provenance_flaws(job: Job, expected: str) -> list[str]:
         return []
     try:
         ours = _provenance(job)
-    except (
-        Exception
-    ) as error:  # whatever stands in its way here, the driver's extractor could answer
+    except Exception as error:  # whatever it raises, the driver's extractor could answer
         return [f"the extractor does not work there: {one_line(str(error))}"]
     if ours == expected:
         return []
     what, here, there = _difference(json.loads(ours), json.loads(expected))
-    return [one_line(f"{what} is {json.dumps(here)} there and {json.dumps(there)} at the driver")]
+    return [one_line(_differs(what, json.dumps(here), json.dumps(there)))]
 
 
 def _difference(here: Any, there: Any, at: str = "") -> tuple[str, Any, Any]:
@@ -276,13 +252,11 @@ def _picture_flaws(job: Job, pictures: Iterable[tuple[VideoRecord, str]]) -> lis
     for record, pixels in pictures:
         seen = look(job.source, record, whole=False)
         if not seen.pixels:
-            return [
-                one_line(f"it cannot read video {record.id!r}, which the driver can: {seen.reason}")
-            ]
+            reason = f"it cannot read video {record.id!r}, which the driver can: {seen.reason}"
+            return [one_line(reason)]
         if seen.pixels != pixels:
-            return [
-                f"it reads other pixels than the driver from the first frame of video {record.id!r}"
-            ]
+            what = f"the first frame of video {record.id!r}"
+            return [f"it reads other pixels than the driver from {what}"]
     return []
 
 
@@ -293,11 +267,12 @@ _NONCE = "nonce"
 
 @dataclass
 class Meeting:
-    """A folder beside the store in which driver and workers show each other that they see one store.
+    """A folder beside the store, in which driver and workers show that they see the same store.
 
     Parameters
     ----------
-    folder : made at the start, removed at the end; None if workers need not see the store.
+    folder : created at the start, removed at the end; None if workers need not see the store.
+    nonce : written to a file in it.
     """
 
     folder: Path | None
@@ -315,7 +290,9 @@ class Meeting:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def flaws(self, answer: str) -> list[str]:
-        """Return what is wrong if a worker's answer is not here: it may see what is below its folder, and write above.
+        """Return what is wrong if a worker's answer does not arrive here.
+
+        It may see the folder of the store and yet write elsewhere, on a layer above it.
 
         Parameters
         ----------

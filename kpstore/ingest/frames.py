@@ -1,7 +1,4 @@
-"""One video, frame by frame: decoded ahead, in batches.
-
-A frame that fails is named and left out.
-"""
+"""Extracts one video frame by frame, decoded ahead and in batches; failed frames are left out."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import ExtractorError, InvalidError, one_line
-from kpstore.extractors.base import Extracted, Extractor, frame_specs
-from kpstore.ingest.ahead import Ahead
+from kpstore.extractors.base import Extractor, frame_specs
+from kpstore.ingest.ahead import read_ahead
 from kpstore.ingest.job import (
     Doubts,
     Job,
@@ -31,8 +28,8 @@ from kpstore.sources.base import FrameError
 Announce = Callable[[int], None]
 """Called with the number of a frame before anything touches it."""
 
+# Least number of frames to decode ahead: hides a slow read, and takes 2.6 MB at 210 x 260
 _AHEAD_FRAMES = 16
-"""Frames decoded ahead of the extractor, or two batches: enough to hide a slow read, 2.6 MB at 210 x 260."""
 
 
 def extract_frames(
@@ -55,7 +52,7 @@ def extract_frames(
     frames = _read(job, record, frozenset(collector.failed))
     collector.start(read_reference(job, record))
     if announce is None:
-        with Ahead(frames, max(_AHEAD_FRAMES, 2 * extractor.batch_size)) as ahead:
+        with read_ahead(frames, max(_AHEAD_FRAMES, 2 * extractor.batch_size)) as ahead:
             collector.consume(ahead)
     else:
         collector.consume(_announced(frames, announce))
@@ -63,10 +60,7 @@ def extract_frames(
 
 
 def _read(job: Job, record: VideoRecord, skip: frozenset[int]) -> Iterator[Any]:
-    """Yield the frames of a video.
-
-    What its source raises is told apart from what the model raises.
-    """
+    """Yield the frames of a video, and raise the errors of its source as its own."""
     count = 0
     try:
         for frame in job.source.read_frames(record, skip=skip):
@@ -74,14 +68,19 @@ def _read(job: Job, record: VideoRecord, skip: frozenset[int]) -> Iterator[Any]:
             yield frame
     except Exception as error:  # whatever a reader raises
         raise UnreadableVideoError(error) from error
-    if count != record.n_frames:
+    check_count(record, count)
+
+
+def check_count(record: VideoRecord, n_frames: int) -> None:
+    """Raise :class:`UnreadableVideoError` unless a source gave as many frames as it announced."""
+    if n_frames != record.n_frames:
         raise UnreadableVideoError(
-            ValueError(f"the source gave {count} frames, it had announced {record.n_frames}")
+            ValueError(f"the source gave {n_frames} frames, it had announced {record.n_frames}")
         )
 
 
 def read_reference(job: Job, record: VideoRecord) -> NDArray[np.uint8] | None:
-    """Return the picture that belongs to a whole video; None if its source has none."""
+    """Return the picture that belongs to a whole video; None if its source has no such pictures."""
     read = getattr(job.source, "read_reference", None)
     try:
         found: NDArray[np.uint8] | FrameError | None = None if read is None else read(record)
@@ -107,11 +106,18 @@ def check_rows(
     n_rows: int,
     failed: Collection[int] = (),
 ) -> dict[str, FeatureRows]:
-    """Return the rows of some features.
+    """Return the rows that an extractor made, with those that failed as missing.
 
-    :class:`InvalidError` unless there are so many of each, as specified.
+    Parameters
+    ----------
+    rows : by feature; others than those of ``specs`` are ignored.
+    n_rows : expected number of rows of each feature.
+    failed : numbers of rows to return as missing, whatever they hold.
 
-    Rows whose numbers are in ``failed`` come back as missing, whatever they hold.
+    Raises
+    ------
+    InvalidError
+        If a feature is missing, or its rows are not as specified.
     """
     odd = [number for number in failed if not 0 <= number < n_rows]
     if odd:
@@ -137,7 +143,7 @@ def put_rows(
     rows: Mapping[str, FeatureRows],
     kept: list[int],
 ) -> None:
-    """Copy rows ``kept`` into rows ``numbers`` of the features of a video."""
+    """Copy rows ``kept`` of some features into rows ``numbers`` of the same features in ``to``."""
     for name, target in to.items():
         if name in rows:
             target.values[numbers] = rows[name].values[kept]
@@ -146,7 +152,7 @@ def put_rows(
 
 
 class _Collector:
-    """Batches frames for the extractor and puts rows, states and failures where they belong."""
+    """Gives frames to the extractor in batches, and collects rows, states and failures."""
 
     def __init__(
         self,
@@ -154,17 +160,18 @@ class _Collector:
         record: VideoRecord,
         failed: dict[int, str],
         announce: Announce | None,
-        report: Callable[[int], None] | None,
+        report: OnFrames | None,
     ) -> None:
         self.failed = failed
         self._unread: set[int] = set()
         self._raised = set(failed)
         self._reported: set[int] = set()
-        self._extractor, self._announce, self._report = extractor, announce, report
+        self._extractor, self._announce = extractor, announce
+        self._report = report or (lambda n_frames: None)
         self._specs = frame_specs(extractor)
         self._rows = {spec.name: spec.empty_rows(record.n_frames) for spec in self._specs}
-        self._n_frames = record.n_frames
-        self._sizes = _Sizes(record)
+        self._record = record
+        self._sizes: dict[int, tuple[int, int]] = {}
 
     def start(self, reference: NDArray[np.uint8] | None) -> None:
         of_video = self._extractor.start_video(reference)
@@ -178,9 +185,9 @@ class _Collector:
                 if number not in self.failed:
                     self.failed[number] = one_line(frame.reason)
                     self._unread.add(number)
-                self._done(1)
+                self._report(1)
                 continue
-            self._sizes.see(number, frame)
+            self._sizes[number] = (frame.shape[1], frame.shape[0])
             batch.append((number, frame))
             if len(batch) >= self._extractor.batch_size:
                 self._extract(batch)
@@ -196,29 +203,22 @@ class _Collector:
         try:
             found = self._extractor.extract([image for _, image in batch])
             rows = check_rows(self._specs, found.rows, len(batch), found.failed)
-        except ExtractorError:  # the model is at fault, and would be for every frame after this one
+        except ExtractorError:  # the model is at fault, and would fail for every later frame
             raise
-        except (
-            Exception
-        ) as error:  # whatever a model raises, the frame is at fault and the video goes on
+        except Exception as error:  # whatever a model raises, the frame is at fault
             if len(batch) > 1:
                 self._one_by_one(batch)
                 return
             self.failed[batch[0][0]] = one_line(f"{type(error).__name__}: {error}")
             self._raised.add(batch[0][0])
-            self._done(1)
+            self._report(1)
             return
-        self._put(batch, rows, found)
-        self._done(len(batch))
-
-    def _put(
-        self, batch: list[tuple[int, Any]], rows: Mapping[str, FeatureRows], found: Extracted
-    ) -> None:
         kept = [n for n in range(len(batch)) if n not in found.failed]
         put_rows(self._rows, [batch[n][0] for n in kept], rows, kept)
         reported = {batch[n][0]: one_line(reason) for n, reason in found.failed.items()}
         self.failed |= reported
         self._reported |= reported.keys()
+        self._report(len(batch))
 
     def _one_by_one(self, batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
         for number, image in batch:
@@ -226,43 +226,29 @@ class _Collector:
                 self._announce(number)
             self._extract([(number, image)])
 
-    def _done(self, n_frames: int) -> None:
-        if self._report is not None:
-            self._report(n_frames)
-
     def finish(self) -> VideoRows:
-        status = np.full(self._n_frames, State.DONE, dtype=np.uint8)
+        status = np.full(self._record.n_frames, State.DONE, dtype=np.uint8)
         status[list(self.failed)] = State.FAILED
         doubts = Doubts(frozenset(self._unread), frozenset(self._raised), frozenset(self._reported))
-        return VideoRows(
-            self._rows, status, Failures(frames=self.failed), doubts, self._sizes.notes()
-        )
+        notes = _size_notes(self._record, self._sizes)
+        return VideoRows(self._rows, status, Failures(frames=self.failed), doubts, notes)
 
 
-class _Sizes:
-    """Looks whether all pictures of a video have the size that the store keeps for it."""
+def _size_notes(record: VideoRecord, sizes: dict[int, tuple[int, int]]) -> tuple[str, ...]:
+    """Return one line if some pictures have another size than the store keeps for their video.
 
-    def __init__(self, record: VideoRecord) -> None:
-        self._id = record.id
-        self._usual = (record.width, record.height) if record.width and record.height else None
-        self._other: tuple[int, tuple[int, int]] | None = None
-        self._n_other = 0
-
-    def see(self, number: int, image: NDArray[np.uint8]) -> None:
-        """Take note of a picture's size."""
-        size = (image.shape[1], image.shape[0])
-        self._usual = self._usual or size
-        if size != self._usual:
-            self._n_other += 1
-            self._other = self._other or (number, size)
-
-    def notes(self) -> tuple[str, ...]:
-        """Return a line if some pictures have another size, else nothing."""
-        if self._other is None or self._usual is None:
-            return ()
-        number, size = self._other
-        return (
-            f"video {self._id!r}: {self._n_other} frames, the first {number}, are {size[0]} x "
-            f"{size[1]} pixels, not the {self._usual[0]} x {self._usual[1]} that the store keeps "
-            "for it",
-        )
+    Parameters
+    ----------
+    sizes : (width, height) by number of each frame that was read.
+    """
+    usual = (record.width, record.height)
+    if not all(usual):
+        usual = next(iter(sizes.values()), usual)
+    others = [number for number, size in sizes.items() if size != usual]
+    if not others:
+        return ()
+    width, height = sizes[others[0]]
+    return (
+        f"video {record.id!r}: {len(others)} frames, the first {others[0]}, are {width} x {height} "
+        f"pixels, not the {usual[0]} x {usual[1]} that the store keeps for it",
+    )

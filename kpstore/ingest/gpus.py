@@ -11,20 +11,18 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def gpu_identities(visible: str | None, wanted: int, on_machine: int | None) -> tuple[str, ...]:
-    """Return the first GPUs of those that the user lets a process use.
+    """Return the first GPUs of those that the user lets a process use, at most as many as wanted.
 
-    Fewer than wanted if there are fewer.
-
-    A worker that is given one of these as its ``CUDA_VISIBLE_DEVICES`` uses the GPU that the user
-    meant, whatever number it has among those that the user can see.
+    A worker that gets one of these as its ``CUDA_VISIBLE_DEVICES`` uses the GPU that the user
+    meant, whatever number it has among the visible ones.
 
     Parameters
     ----------
     visible : value of ``CUDA_VISIBLE_DEVICES``: ``"2,3"``, ``"GPU-8932f937-…"``, ``"MIG-…"``;
-        ``""`` for no GPU; None if it is not set, which means all of them. As CUDA does, what
-        follows a name that cannot be one is left out.
-    wanted : how many.
-    on_machine : GPUs on this machine; None if nobody counted them.
+        ``""`` for no GPU; None if it is not set, which means all of them. As in CUDA, an invalid
+        name and all that follow it are ignored.
+    wanted : number of GPUs.
+    on_machine : number of GPUs of this machine; None if they were not counted.
     """
     if visible is None:
         return tuple(str(number) for number in range(min(wanted, on_machine or 0)))
@@ -43,12 +41,9 @@ def _is_identity(name: str, on_machine: int | None) -> bool:
 
 
 def gpu_of_worker(gpus: Sequence[str], name: str) -> str:
-    """Return which of some GPUs a worker of a local cluster gets.
+    """Return which of some GPUs a worker of a local cluster gets; ``""`` if ``gpus`` is empty.
 
-    ``""`` if there are none to be shared out.
-
-    A local cluster numbers its workers, and a worker that was restarted keeps its number and so its
-    GPU.
+    A local cluster numbers its workers, and a restarted worker keeps its number and so its GPU.
     """
     return gpus[int(name) % len(gpus)] if gpus else ""
 

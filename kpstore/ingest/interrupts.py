@@ -4,46 +4,41 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from typing import Any
 
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM, which batch systems send before they kill, end a run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with _handled_by(interrupt, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 @contextmanager
 def interrupts_held_back(*, for_good: bool = False) -> Iterator[None]:
-    """Finish a commit before Ctrl-C or SIGTERM takes effect.
+    """Finish a block before Ctrl-C or SIGTERM takes effect; with ``for_good``, ignore them."""
+    came: list[int] = []
+    with _handled_by(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
+        yield
+    if came and not for_good:
+        raise KeyboardInterrupt
 
-    ``for_good`` drops what came meanwhile.
-    """
+
+@contextmanager
+def _handled_by(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Handle some signals; does nothing outside of the main thread, which alone receives them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    old = {
-        n: signal.signal(n, lambda number, _: came.append(number))
-        for n in (signal.SIGINT, signal.SIGTERM)
-    }
+    old = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-    if came and not for_good:
-        raise KeyboardInterrupt
+        for number, before in old.items():
+            signal.signal(number, before)

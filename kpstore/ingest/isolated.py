@@ -1,8 +1,8 @@
-"""One video in a process of its own, so that a frame that kills the process can be named, recorded and left out.
+"""Extracts one video in a child process, to record and leave out frames that kill the process.
 
-Slow to start (a process and a model per attempt), so it is used only for tasks whose worker died
-once. The driver also looks at videos in such a process: one that kills whoever decodes it must not
-kill the driver.
+Slow to start (a process and a model per attempt), so it is used only for tasks whose worker has
+died. The driver also reads videos in such a process: a video that kills its reader must not kill
+the driver.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import IO, Any
 
 from kpstore.errors import ExtractorError, KpstoreError
 from kpstore.extractors.base import takes_videos
 from kpstore.ingest.frames import extract_frames
-from kpstore.ingest.job import Job, VideoRows, failed_video, opened_extractor
+from kpstore.ingest.job import Job, VideoRows, by_value, failed_video, opened_extractor
 from kpstore.ingest.sight import Look, look, unreadable
 from kpstore.ingest.whole_videos import extract_alone
 from kpstore.schema.index import VideoRecord
@@ -80,7 +79,7 @@ def _attempt(
 
 
 def _talk(request: tuple[Any, ...]) -> tuple[list[Any], int]:
-    """Return all that one child says to a request, and its exit code."""
+    """Return all messages that one child answers to a request, and its exit code."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     child = subprocess.Popen(
         [sys.executable, "-m", "kpstore.ingest.isolated"],
@@ -93,7 +92,7 @@ def _talk(request: tuple[Any, ...]) -> tuple[list[Any], int]:
     messages: list[Any] = []
     with child:
         try:
-            _send(child.stdin, request, dumps=_by_value)
+            child.stdin.write(by_value(request))
             child.stdin.close()
         except BrokenPipeError:
             pass  # it died at once; its exit code says how
@@ -111,34 +110,23 @@ def _death(code: int) -> str:
     return f"exit code {code}"
 
 
-def _by_value(message: Any) -> bytes:
-    """Pickle as Dask does: an extractor of the user's own script or notebook can be imported nowhere else."""
-    import cloudpickle
-
-    payload: bytes = cloudpickle.dumps(message)
-    return payload
-
-
-def _send(pipe: IO[bytes], message: Any, *, dumps: Callable[[Any], bytes] = pickle.dumps) -> None:
-    payload = dumps(message)
-    pipe.write(struct.pack("<Q", len(payload)) + payload)
+def _send(pipe: IO[bytes], message: Any) -> None:
+    pipe.write(pickle.dumps(message))
     pipe.flush()
 
 
 def _receive(pipe: IO[bytes]) -> Any:
-    """Return the next message of our own child or parent, or None at the end of the pipe."""
-    head = pipe.read(8)
-    if len(head) < 8:
+    """Return the next message of our own child or parent, or None if it ended."""
+    try:
+        return pickle.load(pipe)
+    except (EOFError, pickle.UnpicklingError):  # it ended between two messages, or within one
         return None
-    (length,) = struct.unpack("<Q", head)
-    payload = pipe.read(length)
-    return pickle.loads(payload) if len(payload) == length else None
 
 
 def main() -> None:
     """Serve one request; run as ``python -m kpstore.ingest.isolated`` with a pipe at either end."""
     pipe = os.fdopen(os.dup(1), "wb")
-    # Models write to standard output as they like; the pipe must carry nothing but messages.
+    # Models write to standard output; the pipe must carry nothing but messages.
     os.dup2(2, 1)
     request = _receive(sys.stdin.buffer)
     if request is None:
@@ -177,6 +165,5 @@ if __name__ == "__main__":
     try:
         main()
     except BrokenPipeError:
-        # The worker that wanted this is dead; skip Python's own flush of the broken pipe and its
-        # complaint.
+        # The worker that asked is dead; skip Python's own flush of the broken pipe and its message.
         os._exit(1)

@@ -1,4 +1,4 @@
-"""What the tasks of one run share, what comes out of a video, and the extractor that this process has opened for it."""
+"""The job that all tasks of a run share, the rows of a video, and this process's extractor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,21 +24,21 @@ from kpstore.sources.base import Source
 _log = logging.getLogger(__name__)
 
 OnFrames = Callable[[int], None]
-"""Called with the number of frames each time some more are done."""
+"""Called with a number of frames each time some more are done."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all tasks of one run share; picklable.
+    """Source, extractor and device, which all tasks of one run share; picklable.
 
     Parameters
     ----------
     run_id : unique; a worker opens the extractor once per run.
     device : ``"cpu"``, ``"cuda"`` for one GPU per worker, or a device by number.
-    gpu : the only GPU that this process may use, as ``CUDA_VISIBLE_DEVICES`` calls it; ``""``
-        leaves that alone.
+    gpu : the only GPU that this process may use, as ``CUDA_VISIBLE_DEVICES`` calls it; ``""`` does
+        not restrict it.
     meeting : a folder beside the store, in which workers show that they see the same store as the
-        driver; None where they need not see it, because the driver alone writes.
+        driver; None if only the driver writes.
     """
 
     run_id: str
@@ -50,14 +51,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Doubts:
-    """Frames of a video that failed in a way that may be the fault of the worker, not of the video.
+    """Frames of a video whose failure may be the fault of the worker, not of the video.
 
     Parameters
     ----------
     unread : frames that could not be read.
     raised : frames at which the model raised an exception, or that killed its process.
-    reported : frames of which the model itself says that it could not do them (no face in it, say).
-        Few of them are in no doubt (:func:`kpstore.ingest.doubts.doubted_videos`).
+    reported : frames that the model itself reports as failed (they show no face, say). A few of
+        them are not in doubt (:func:`kpstore.ingest.doubts.doubted_videos`).
     """
 
     unread: frozenset[int] = frozenset()
@@ -70,16 +71,16 @@ class Doubts:
 
 @dataclass(frozen=True)
 class VideoRows:
-    """What came out of one video.
+    """Rows extracted from one video.
 
     Parameters
     ----------
     rows : by feature: one row per frame, missing where a frame failed; or one row, for a feature of
         videos.
     status : (frames,) uint8 of :class:`State`.
-    failures : what of the video failed.
-    doubts : which of its failures another worker might not have.
-    notes : a line each, for what is odd about the video and no failure.
+    failures : of the video and its frames.
+    doubts : failures that another worker might not have.
+    notes : one line for each oddity of the video that is not a failure.
     """
 
     rows: Mapping[str, FeatureRows]
@@ -87,6 +88,14 @@ class VideoRows:
     failures: Failures = NOTHING_FAILED
     doubts: Doubts = Doubts()
     notes: tuple[str, ...] = ()
+
+
+def by_value(message: Any) -> bytes:
+    """Pickle as Dask does: other processes cannot import classes of a user's script or notebook."""
+    import cloudpickle
+
+    payload: bytes = cloudpickle.dumps(message)
+    return payload
 
 
 class UnreadableVideoError(Exception):
@@ -105,54 +114,41 @@ class UnreadableVideoError(Exception):
 def failed_video(job: Job, record: VideoRecord, reason: str | Exception) -> VideoRows:
     """Return the rows of a video that failed as a whole."""
     every = frozenset(range(record.n_frames))
-    doubts = (
-        Doubts(unread=every) if isinstance(reason, UnreadableVideoError) else Doubts(raised=every)
-    )
+    doubts = Doubts(raised=every)
     if isinstance(reason, UnreadableVideoError):
-        reason = reason.cause
-    text = one_line(
-        f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else reason
-    )
+        doubts, reason = Doubts(unread=every), reason.cause
+    text = one_line(reason)
     _log.warning("video %r failed: %s", record.id, text)
     rows = {
         spec.name: spec.empty_rows(record.n_frames if spec.axis == "frame" else 1)
         for spec in job.extractor.specs
     }
-    return VideoRows(
-        rows, np.full(record.n_frames, State.FAILED, dtype=np.uint8), Failures(text), doubts
-    )
+    status = np.full(record.n_frames, State.FAILED, dtype=np.uint8)
+    return VideoRows(rows, status, Failures(text), doubts)
 
 
-@dataclass
-class Opened:
-    """The extractor of the run that this process works for; models are big, so one at a time."""
-
-    run_id: str = ""
-    extractor: AnyExtractor | None = None
-
-
-_opened = Opened()
+# By run, the extractor that this process has opened: one at most, because models are big
+_opened: dict[str, AnyExtractor] = {}
 
 
 def opened_extractor(job: Job) -> AnyExtractor:
     """Return this process's extractor for a run, opening it the first time.
 
-    A model has one state, so whoever uses it is the only one in its process that does: the serial
-    run, an isolated process, and a worker's one thread for tasks
+    A model has one state, so only one thread of a process may use it: that of a serial run or of an
+    isolated process, or a worker's thread for tasks
     (:func:`kpstore.ingest.on_worker.run_on_worker`).
     """
-    if _opened.run_id != job.run_id or _opened.extractor is None:
-        if _opened.extractor is not None:
-            _opened.extractor.close()
-        _opened.extractor = None
+    if job.run_id not in _opened:
+        while _opened:
+            _opened.popitem()[1].close()
         _open(job)
-        _opened.run_id, _opened.extractor = job.run_id, job.extractor
-    return _opened.extractor
+        _opened[job.run_id] = job.extractor
+    return _opened[job.run_id]
 
 
 def _open(job: Job) -> None:
     if job.gpu:
-        os.environ[VISIBLE] = job.gpu  # before the model asks CUDA what there is
+        os.environ[VISIBLE] = job.gpu  # before the model asks CUDA for its devices
     try:
         job.extractor.open(job.device)
     except KpstoreError:
@@ -165,9 +161,9 @@ def _open(job: Job) -> None:
 
 
 def try_out(job: Job) -> int:
-    """Return how many frames at once the model takes here, on this process's device, with what memory is free now."""
+    """Return how many frames the model takes at once on this process's device, as it is now."""
     extractor = job.extractor
-    assert is_settling(extractor)  # who asks knows
+    assert is_settling(extractor)
     _open(job)
     try:
         return extractor.at_once
@@ -176,8 +172,5 @@ def try_out(job: Job) -> int:
 
 
 def processor(job: Job) -> str:
-    """Return the kind of processor on which this process's extractor computes.
-
-    MediaPipe's is the CPU.
-    """
+    """Return the kind of processor on which this process's extractor computes."""
     return getattr(opened_extractor(job), "processor", "") or cpu_name()

@@ -1,7 +1,7 @@
-"""A store in which what is missing is computed when it is read; nothing is stored.
+"""A store in which missing rows are computed when they are read; nothing is stored.
 
-For a look at videos that nobody extracted yet, and for data sets of paths alone: ``kpstore ingest
-features`` does the same once and for all.
+For a look at videos that are not extracted yet, and for data sets of paths alone; ``kpstore ingest
+features`` stores the rows.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ from kpstore.store.store import BaseStore
 
 _log = logging.getLogger(__name__)
 
+# Readers decode in several threads, but a model runs in one
 _one_at_a_time = threading.RLock()
-"""Readers decode in several threads, models run in one."""
 
 
 def _after_fork() -> None:
-    """Make a lock anew: one that another thread holds would never open in a forked process."""
+    """Replace the lock: one that another thread holds would never open in a forked process."""
     global _one_at_a_time
     _one_at_a_time = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
+# Number of videos whose files are checked before anything is computed
 _LOOKED_FOR = 16
-"""Videos whose files are looked for before anything is computed."""
 KEPT_BYTES = 256 * 2**20
-"""Computed rows kept in memory, so that a video which lies in two chunks is computed once."""
+"""Size of the computed rows to keep, so that a video in two chunks is computed once."""
 
 
 class LiveBackend:
-    """Another backend, some features of which are made as they are read; for reading only.
+    """A read-only backend that adds computed features to another one.
 
     Parameters
     ----------
-    stored : the backend that holds what there is.
-    job : makes the rest; its extractor is opened in each process when it is first needed.
-    provenance : of what the extractor makes.
+    stored : the backend that holds the stored rows.
+    job : computes the others; each process opens its extractor when it is first needed.
+    provenance : of the extractor's features.
     """
 
     def __init__(self, stored: Backend, job: Job, provenance: Mapping[str, Provenance]) -> None:
@@ -72,7 +72,7 @@ class LiveBackend:
 
     @property
     def location(self) -> str:
-        """The store's, and that more than what is there is shown."""
+        """The store's, and a note that some rows are computed."""
         return f"{self._stored.location} (and what is computed, {self._job.run_id})"
 
     def session(self, snapshot: str) -> LiveSession:
@@ -81,7 +81,7 @@ class LiveBackend:
         return LiveSession(stored, self._job, self._provenance)
 
     def begin(self, branch: str = "main") -> Any:
-        """Refuse it: what is computed is not written."""
+        """Refuse to write: computed rows are not stored."""
         stored = self._stored.location
         raise UnsupportedError(
             f"{self.location} can only be read; 'kpstore ingest features {stored}' stores the rest"
@@ -89,7 +89,7 @@ class LiveBackend:
 
 
 class LiveSession:
-    """A version with further features, or with rows of videos that wait for theirs.
+    """A version in which rows of videos that wait for their features are computed.
 
     See :class:`kpstore.backends.base.ReadSession`.
     """
@@ -110,7 +110,10 @@ class LiveSession:
             self._metas |= metas | {array: self._base.meta(array) for array in known}
             self._feature_of |= dict.fromkeys(metas, name)
         self._labels = {
-            dim: pair for spec in extractor.specs for dim, pair in fmt.label_metas(spec).items()
+            dim: pair
+            for spec in extractor.specs
+            for dim, pair in fmt.label_metas(spec).items()
+            if dim not in self._base.names()
         }
         self._kept: OrderedDict[int, VideoRows] = OrderedDict()
         self._references: dict[int, Mapping[str, FeatureRows]] = {}
@@ -138,26 +141,22 @@ class LiveSession:
         """Return shape and type of an array."""
         if name in self._metas:
             return self._metas[name]
-        is_new = name in self._labels and name not in self._base.names()
-        return self._labels[name][0] if is_new else self._base.meta(name)
+        return self._labels[name][0] if name in self._labels else self._base.meta(name)
 
     def digest(self, name: str) -> str | None:
-        """Return none: some of it was never committed."""
+        """Return None: some of the rows were never committed."""
         return None
 
     def checksums(self, name: str) -> NDArray[np.uint64] | None:
-        """Return what the stored chunks of an array add up to.
-
-        None for one of which some is computed.
-        """
+        """Return the checksums of an array's chunks; None if some of its rows are computed."""
         return self._base.checksums(name) if self._is_stored(name) else None
 
     def place(self, name: str, chunk: int) -> str:
-        """Return where a stored chunk lies."""
+        """Return the location of a stored chunk."""
         return self._base.place(name, chunk) if name in self._base.names() else "computed"
 
     def chunks(self, name: str) -> Chunks:
-        """Return chunks that are read through this session, if anything in them is computed."""
+        """Return the chunks of an array; through this session if some of its rows are computed."""
         return self._base.chunks(name) if self._is_stored(name) else SessionChunks(self, name)
 
     def _is_stored(self, name: str) -> bool:
@@ -165,30 +164,21 @@ class LiveSession:
         return name in self._base.names() and not computed
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return rows ``start`` to ``stop`` as a new array.
-
-        Those of videos that wait are computed.
-        """
+        """Return rows ``start`` to ``stop`` as a new array, computed where videos wait for them."""
+        if name in self._labels:
+            return self._labels[name][1][start:stop].copy()
         if name not in self._metas:
-            is_new = name in self._labels and name not in self._base.names()
-            return (
-                self._labels[name][1][start:stop].copy()
-                if is_new
-                else self._base.read(name, start, stop)
-            )
+            return self._base.read(name, start, stop)
         rows = self._stored_rows(name, start, stop)
         feature = self._feature_of[name]
         waiting = self._waiting[feature]
         if name == fmt.state_name(feature):
             rows[waiting[start:stop]] = State.DONE
-        elif name == fmt.failure_name(feature):
-            pass
-        elif self._specs[feature].axis == "video":
-            for position in start + np.flatnonzero(waiting[start:stop]):
-                rows[position - start] = _part(
-                    self._reference_rows(int(position))[feature], feature, name
-                )[0]
-        else:
+        elif self._specs[feature].axis == "video" and name != fmt.failure_name(feature):
+            for position in (start + np.flatnonzero(waiting[start:stop])).tolist():
+                found = self._reference_rows(position)[feature]
+                rows[position - start] = _part(found, feature, name)[0]
+        elif name != fmt.failure_name(feature):
             self._fill(name, feature, start, rows)
         return rows
 
@@ -196,16 +186,11 @@ class LiveSession:
         if name in self._base.names():
             return self._base.read(name, start, stop)
         meta = self._metas[name]
-        shape = (stop - start, *meta.shape[1:])
-        is_text = meta.dtype == TEXT
-        return (
-            np.full(shape, "", dtype=object)
-            if is_text
-            else np.full(shape, meta.fill, dtype=meta.dtype)
-        )
+        fill, dtype = ("", object) if meta.dtype == TEXT else (meta.fill, meta.dtype)
+        return np.full((stop - start, *meta.shape[1:]), fill, dtype=dtype)
 
     def _fill(self, name: str, feature: str, start: int, rows: NDArray[Any]) -> None:
-        """Put what is computed into rows from ``start`` on, of an array of a feature of frames."""
+        """Put computed rows into those from ``start`` on, of an array along the frame axis."""
         if not len(rows):
             return
         owners = self._index.video_of(np.arange(start, start + len(rows)))
@@ -227,7 +212,7 @@ class LiveSession:
             return self._kept[position]
 
     def _reference_rows(self, position: int) -> Mapping[str, FeatureRows]:
-        """Return the features of a video, for which none of its frames is read."""
+        """Return the features of a whole video, without reading its frames."""
         with _one_at_a_time:
             if position not in self._references:
                 self._references[position] = self._tried(position, self._compute_reference).rows
@@ -248,9 +233,7 @@ class LiveSession:
             return compute(position)
         except ExtractorError:
             raise
-        except (
-            Exception
-        ) as error:  # as in an ingest: what is wrong with one video is said, and costs no other
+        except Exception as error:  # as in an ingest, a bad video costs no other one
             shown = error.cause if isinstance(error, UnreadableVideoError) else error
             _log.warning(
                 "video %r cannot be computed: %s", self._index.ids[position], one_line(shown)
@@ -270,24 +253,22 @@ def _size(found: VideoRows) -> int:
 
 
 def _waiting(store: BaseStore, extractor: AnyExtractor) -> dict[str, NDArray[np.bool_]]:
-    """Return by feature of an extractor which videos lack it, (videos,) bool.
-
-    One that failed does not.
-    """
+    """Return by feature which videos are pending, (videos,) bool; failed videos are not."""
     every = np.ones(len(store.index), dtype=bool)
-    names = [spec.name for spec in extractor.specs]
     return {
-        name: store.states(name) == State.PENDING if name in store.features else every
-        for name in names
+        spec.name: store.states(spec.name) == State.PENDING
+        if spec.name in store.features
+        else every
+        for spec in extractor.specs
     }
 
 
 def live_backend(
     stored: Backend, store: BaseStore, extractor: AnyExtractor, root: Path, device: str
 ) -> LiveBackend:
-    """Return a backend through which a store looks whole.
+    """Return a backend through which a store looks complete.
 
-    Says in the log, once, how much of it is computed.
+    Logs, once, how much of it is computed.
 
     Raises
     ------
@@ -296,22 +277,16 @@ def live_backend(
     NotFoundError
         If the frames are not where ``root`` says.
     """
-    made = {
-        spec.name: store.features[spec.name]
-        for spec in extractor.specs
-        if spec.name in store.features
-    }
-    for note in settle(
-        extractor, {name: stored.provenance for name, stored in made.items()}, device
-    ):
+    specs = {spec.name: spec for spec in extractor.specs}
+    made = {name: store.features[name] for name in specs if name in store.features}
+    for note in settle(extractor, {name: one.provenance for name, one in made.items()}, device):
         _log.warning("%s", note)
     provenance = provenance_of(extractor)
-    for spec in extractor.specs:
-        if spec.name in store.features:
-            _check_same(store.features[spec.name], spec, provenance[spec.name])
+    for name, one in made.items():
+        _check_same(one, specs[name], provenance[name])
     waiting = np.flatnonzero(np.any(list(_waiting(store, extractor).values()), axis=0))
     if len(waiting):
-        records, names = Records(store), ", ".join(spec.name for spec in extractor.specs)
+        records, names = Records(store), ", ".join(specs)
         ListedSource(root, tuple(records[p] for p in waiting[:_LOOKED_FOR].tolist())).scan()
         what = f"{names} of {len(waiting)} videos of {store.location}"
         _log.warning(

@@ -1,10 +1,11 @@
-"""What the driver calls in a Dask worker: prove yourself, do a task, say what you make of a video."""
+"""Functions that the driver calls in a Dask worker: the proof, a task, an opinion."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from kpstore.errors import KpstoreError, one_line
 from kpstore.ingest.doubts import Doubted, Opinion, second_opinion
 from kpstore.ingest.fitness import Question, flaws
 from kpstore.ingest.isolated import extract_isolated
-from kpstore.ingest.job import Job
+from kpstore.ingest.job import Job, OnFrames
 from kpstore.ingest.plan import Task
 from kpstore.ingest.worker import TaskResult, run_task
 
@@ -29,13 +30,13 @@ A model has one state, and may be bound to the thread that made it.
 
 _REPORT_EVERY_S = 0.5
 
+# Runs for which this process has proved itself
 _proved: set[str] = set()
-"""Runs for which this process has proved itself."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a worker answers that cannot do its tasks: its GPU is gone, say."""
+    """The answer of a worker that cannot do its tasks: its GPU is gone, say."""
 
     reason: str
     error: KpstoreError | None = None
@@ -43,19 +44,17 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Stranger:
-    """What a process answers that has proved nothing yet."""
+    """The answer of a process that has not proved itself."""
 
 
 def prove(asked: Question, run_id: str, answer: str) -> list[str]:
-    """Return what makes this worker unfit; with nothing, it may do tasks of the run."""
+    """Return what makes this worker unfit; if nothing does, it may do tasks of the run."""
     from distributed import get_worker
     from distributed.threadpoolexecutor import ThreadPoolExecutor
 
     try:
         found = flaws(asked, answer)
-    except (
-        Exception
-    ) as error:  # a disk that does not answer, say: this worker's own trouble, and nobody else's
+    except Exception as error:  # a disk that does not answer, say: this worker's own trouble
         _log.info("this worker cannot prove itself", exc_info=True)
         found = [one_line(error)]
     if not found:
@@ -73,7 +72,7 @@ def run_on_worker(
 
     Parameters
     ----------
-    topic : where progress is told.
+    topic : of Dask, where progress is reported.
     after_death : whether a worker has died at this task.
     """
     from distributed import get_worker
@@ -81,12 +80,12 @@ def run_on_worker(
     worker = get_worker()
     worker.log_event(topic, worker.get_current_task())
     extract = extract_isolated if after_death else None
-    with _Throttled(lambda n_frames: worker.log_event(topic, n_frames)) as report:
+    with _throttled(lambda n_frames: worker.log_event(topic, n_frames)) as report:
         return _tried(job, lambda: run_task(job, task, fork, extract=extract, report=report))
 
 
 def give_opinion(job: Job, doubted: Doubted, isolated: bool) -> Opinion | Refusal | Stranger:
-    """Try what has failed elsewhere."""
+    """Try videos that have failed elsewhere."""
     return _tried(job, lambda: second_opinion(job, doubted, isolated=isolated))
 
 
@@ -97,30 +96,25 @@ def _tried(job: Job, do: Callable[[], T]) -> T | Refusal | Stranger:
         return do()
     except KpstoreError as error:
         return Refusal(one_line(str(error)), error)
-    except (
-        Exception
-    ) as error:  # videos' own faults are caught below: this is the machine's, a full disk say
+    except Exception as error:  # the machine's, a full disk say: those of videos are caught below
         _log.info("this worker cannot do its task", exc_info=True)
         return Refusal(one_line(error))
 
 
-class _Throttled:
-    """Adds up small reports, so that a fast extractor does not spend its time telling of its progress."""
+@contextmanager
+def _throttled(send: OnFrames) -> Iterator[OnFrames]:
+    """Add up small reports, so that a fast extractor does not spend its time on reporting."""
+    waiting, sent = 0, time.monotonic()
 
-    def __init__(self, send: Callable[[int], None]) -> None:
-        self._send = send
-        self._waiting = 0
-        self._sent = time.monotonic()
+    def report(n_frames: int) -> None:
+        nonlocal waiting, sent
+        waiting += n_frames
+        if time.monotonic() - sent >= _REPORT_EVERY_S:
+            send(waiting)
+            waiting, sent = 0, time.monotonic()
 
-    def __enter__(self) -> Callable[[int], None]:
-        return self._add
-
-    def __exit__(self, *_: object) -> None:
-        if self._waiting:
-            self._send(self._waiting)
-
-    def _add(self, n_frames: int) -> None:
-        self._waiting += n_frames
-        if time.monotonic() - self._sent >= _REPORT_EVERY_S:
-            self._send(self._waiting)
-            self._waiting, self._sent = 0, time.monotonic()
+    try:
+        yield report
+    finally:
+        if waiting:
+            send(waiting)

@@ -1,4 +1,4 @@
-"""Code that a user's own extractor or source needs on a worker: its modules, and the libraries that they import."""
+"""The modules and libraries that a user's own extractor or source needs on a worker."""
 
 from __future__ import annotations
 
@@ -20,32 +20,21 @@ from kpstore.ingest.job import Job
 
 NO_NUMBERS = frozenset(
     {
-        *(
-            "cloudpickle",
-            "dask",
-            "distributed",
-            "click",
-            "hydra-core",
-            "matplotlib",
-            "psutil",
-            "pytest",
-            "rich",
-            "tqdm",
-        ),
-        *("tensorboard", "typer", "typing-extensions", "wandb"),
+        *("click", "cloudpickle", "dask", "distributed", "hydra-core", "matplotlib", "psutil"),
+        *("pytest", "rich", "tensorboard", "tqdm", "typer", "typing-extensions", "wandb"),
     }
 )
-"""Distributions that start, draw or report, and decide no numbers: a cluster may have several versions of them."""
+"""Distributions that do not affect numbers; their versions may differ within a cluster."""
 
 _PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
+# The clock of process start times is coarser than that of files
 _CLOCK_S = 2.0
-"""The clock by which a process knows when it began is coarser than that of files."""
 
 
 def modules(job: Job) -> dict[str, str]:
-    """Return a hash of the file of each module that a worker imports for a job, outside of installed packages.
+    """Return a hash of the file of each module that a worker imports for a job.
 
-    Of an installed package that is no library of ours it is the module with the class alone.
+    Of installed packages, only the modules with the classes of extractor and source count.
     """
     needed = {name: file for name in _needed_by(job) if (file := _file_of(name))}
     found = {name: file for name, file in needed.items() if _is_installed(file)}
@@ -59,8 +48,7 @@ def modules(job: Job) -> dict[str, str]:
 def libraries(job: Job) -> dict[str, str]:
     """Return the version of each distribution that this code imports, in functions as well.
 
-    Looked through are the modules of extractor and source, and those of the user's own that they
-    import in turn.
+    Searched are the modules of extractor and source, and the user's own modules that they import.
     """
     needed = _needed_by(job)
     waiting = list(needed)
@@ -78,27 +66,26 @@ def libraries(job: Job) -> dict[str, str]:
             waiting += _imports(name, file)
     own = {_top(name) for name in seen if (file := _file_of(name)) and not _is_installed(file)}
     known = _distributions_of()
-    # A folder that several distributions share, such as google, does not tell which of them is
-    # meant.
+    # A folder that several distributions share, such as google, does not tell which one is meant.
     names = {name for top in imported - own for name in known.get(top, ()) if len(known[top]) == 1}
     return versions(sorted(names - NO_NUMBERS - {"kpstore"}))
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
-    """Return the version of each distribution that is installed, without what is behind a ``+``: the kind of build."""
+    """Return the versions of installed distributions, without the build number after a ``+``."""
     found = {}
     for name in names:
         try:
             version: str | None = distribution(name).version
         except PackageNotFoundError:
             continue
-        if version:  # half an installation may say none
+        if version:  # a broken installation may have none
             found[name] = version.partition("+")[0]
     return found
 
 
 def changed_libraries(names: Iterable[str]) -> list[str]:
-    """Return the distributions that were installed after this process started: it may have loaded others."""
+    """Return the distributions that were installed after this process started."""
     began, found = _process_began(), []
     for name in names:
         try:
@@ -114,10 +101,7 @@ def changed_libraries(names: Iterable[str]) -> list[str]:
 
 @cache
 def _distributions_of() -> dict[str, set[str]]:
-    """Return the distributions that install each top-level module.
-
-    What is damaged of an environment is left out.
-    """
+    """Return the distributions that install each top-level module; damaged ones are left out."""
     found: dict[str, set[str]] = {}
     for one in distributions():
         try:
@@ -137,7 +121,7 @@ def _distributions_of() -> dict[str, set[str]]:
 
 
 def _needed_by(job: Job) -> set[str]:
-    """Return the modules of the classes that extractor and source are made of, and that those speak of that travel."""
+    """Return the modules of the classes of extractor and source, and those that they refer to."""
     found: set[str] = set()
     for thing in (job.extractor, job.source):
         for value in (thing, *getattr(thing, "__dict__", {}).values()):
@@ -149,7 +133,7 @@ def _needed_by(job: Job) -> set[str]:
 
 
 def _used_by(kind: type) -> set[str]:
-    """Return the modules of what a class that travels by value speaks of: those do not travel with it."""
+    """Return the modules that a class refers to which is sent by value: they are not sent."""
     found: set[str] = set()
     functions = [
         getattr(method, "__func__", getattr(method, "fget", getattr(method, "func", method)))
@@ -179,7 +163,7 @@ def _used_by(kind: type) -> set[str]:
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield code, and that of the functions within it."""
+    """Yield a code object, and those of the functions within it."""
     yield code
     for part in code.co_consts:
         if isinstance(part, CodeType):
@@ -187,12 +171,10 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _imports(module: str, file: str) -> Iterator[str]:
-    """Yield the modules that a file imports, but for those that only type checkers read."""
+    """Yield the modules that a file imports, except those for type checkers only."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of odd text in it, which the user heard of when it was imported
+            warnings.simplefilter("ignore")  # the user saw them when the module was imported
             tree = ast.parse(Path(file).read_bytes(), file)
     except (OSError, SyntaxError, ValueError):
         return
@@ -221,19 +203,16 @@ def _top(module: str) -> str:
 
 
 def _file_of(module: str) -> str:
-    """Return a module's Python file; ``""`` for one that is no matter here."""
-    if (
-        _top(module) in ("kpstore", "numpy", "")
-        or _top(module) in sys.stdlib_module_names
-        or _travels(module)
-    ):
+    """Return the Python file of a module; ``""`` if it need not be compared."""
+    top = _top(module)
+    if top in ("kpstore", "numpy", "") or top in sys.stdlib_module_names or _travels(module):
         return ""
     file = getattr(sys.modules.get(module), "__file__", None) or ""
     return file if file.endswith(".py") else ""
 
 
 def _travels(module: str) -> bool:
-    """Whether what a module defines goes to workers by value."""
+    """Whether the classes of a module are sent to workers by value."""
     import cloudpickle
 
     by_value = cloudpickle.list_registry_pickle_by_value()
@@ -252,12 +231,12 @@ def _is_installed(file: str) -> bool:
     return file.startswith(_installed()) or not _PACKAGE_FOLDERS.isdisjoint(Path(file).parts)
 
 
+# A hash of each of the user's modules when this process imported it, as far as known
 _loaded: dict[str, str] = {}
-"""A hash of each of the user's modules as it was when this process imported it, so far as that is known."""
 
 
 def module_flaws(expected: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with the user's own modules in this process, as soon as something is.
+    """Return the first thing that is wrong with the user's own modules in this process.
 
     Parameters
     ----------
@@ -276,18 +255,16 @@ def module_flaws(expected: Mapping[str, str]) -> list[str]:
             return [f"module {name!r}, which the driver uses, cannot be found there"]
         if name not in _loaded and was_loaded and _changed_at(Path(file)) > _process_began():
             return [f"module {name!r} was changed after it started; start it again"]
-        if was_loaded:
-            found = _loaded.setdefault(name, hash_of(Path(file)))
-        else:
-            found = _loaded[name] = hash_of(Path(file))
+        now = hash_of(Path(file))
+        found = _loaded[name] = _loaded.get(name, now) if was_loaded else now
         if found != wanted:
-            again = "; start it again" if hash_of(Path(file)) == wanted else ""
+            again = "; start it again" if now == wanted else ""
             return [f"module {name!r} is other code there than at the driver{again}"]
     return []
 
 
 def hash_of(path: Path) -> str:
-    """Return a hash of a file, or that it cannot be read."""
+    """Return a hash of a file, or the reason why it cannot be read."""
     try:
         return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What an ingest has to do: what a source holds beside what a store holds already."""
+"""Plans an ingest: compares what a source holds with what a store holds already."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from kpstore.schema.feature import State
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.sources.base import Listing
 from kpstore.store import format as fmt
-from kpstore.store import history
 from kpstore.store.provenance import check_same
 from kpstore.store.store import BaseStore
 
 TASK_SECONDS = 30.0
-"""What a task should take: short enough to lose little, long enough that starting it costs nothing."""
+"""How long a task should take: short enough to lose little, long enough to hide its start."""
 
 MAX_TASK_CHUNKS = 16
 TASKS_PER_WORKER = 4
@@ -38,11 +37,11 @@ class IngestPlan:
     listing : what the source holds.
     new_videos : videos that the store does not have yet.
     pending : positions that the videos to extract have, or will have, in the store.
-    tasks : who does what.
+    tasks : pieces of work for the workers.
     overwritten : positions of videos that are done and would be done again.
-    restart : whether the feature is made anew, with the extractor's settings instead of those it
-        was made with.
-    notes : what differs between the data set and the store, and is left as the store has it.
+    restart : whether the feature is created again, with the extractor's settings instead of those
+        it was made with.
+    notes : differences between the data set and the store, which keeps its own.
     """
 
     listing: Listing
@@ -60,21 +59,17 @@ class IngestPlan:
 
 
 def title(extractor: AnyExtractor) -> str:
-    """Return what people call the features that an extractor makes."""
-    first, *others = frame_specs(extractor)
+    """Return a name for all features of an extractor, for messages."""
+    names = [spec.name for spec in frame_specs(extractor)]
     more = len(extractor.specs) - 1
-    return (
-        f"{first.name} and {more} more"
-        if more > 1
-        else " and ".join(spec.name for spec in (first, *others))
-    )
+    return f"{names[0]} and {more} more" if more > 1 else " and ".join(names)
 
 
 def make_plan(
     backend: Backend, listing: Listing, extractor: AnyExtractor, options: Options
 ) -> IngestPlan:
     """Compare what a source holds with what a store holds, and cut what is missing into tasks."""
-    store = BaseStore(backend, history.resolve(backend, None)) if backend.exists() else None
+    store = BaseStore.open(backend) if backend.exists() else None
     videos = listing.videos
     _check_references(extractor, videos)
     known = [] if store is None else [video for video in videos if video.id in store.index]
@@ -85,7 +80,7 @@ def make_plan(
     there, redo = _what_is_there(store, extractor, options)
     pending = sorted(p for p in by_position if p >= len(there) or not there[p] or redo[p])
     wanted = np.array(pending, dtype=np.int64)
-    # Only features of which nothing is kept may be made anew with other settings.
+    # Only features of which nothing is kept may be created again with other settings.
     restart = (
         options.overwrite
         and bool(there.any())
@@ -95,9 +90,8 @@ def make_plan(
     begun = settle(
         extractor, {name: one.provenance for name, one in stored.items()}, options.runs_on
     )
-    provenance = (
-        extractor.provenance
-    )  # of a new feature too: weights that are not there should show before anything
+    # Asked for a new feature too: missing weights should show before anything runs.
+    provenance = extractor.provenance
     for spec in extractor.specs:
         if spec.name in stored:
             check_same(stored[spec.name], spec, provenance[spec.name])
@@ -117,10 +111,9 @@ def make_plan(
 
 
 def _check_references(extractor: AnyExtractor, videos: Sequence[VideoRecord]) -> None:
-    """Raise :class:`InvalidError` if every video would fail for want of a reference picture."""
-    if getattr(extractor, "needs_reference", False) and not any(
-        v.annotations.get(FACE_PATH) for v in videos
-    ):
+    """Raise :class:`InvalidError` if every video would fail because it has no reference picture."""
+    is_needed = getattr(extractor, "needs_reference", False)
+    if is_needed and not any(video.annotations.get(FACE_PATH) for video in videos):
         raise InvalidError(
             f"{title(extractor)} need a frontal picture of each video ({FACE_PATH!r}), and none of "
             f"these {len(videos)} videos has one; 'kpstore ingest faces' takes a folder of them"
@@ -130,21 +123,20 @@ def _check_references(extractor: AnyExtractor, videos: Sequence[VideoRecord]) ->
 def _what_is_there(
     store: BaseStore | None, extractor: AnyExtractor, options: Options
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which videos of a store are done or have failed, and which of these are to be done again, (videos,) bool.
+    """Return which videos are done or have failed, and which of these to do again, (videos,) bool.
 
     Raises
     ------
     InvalidError
-        If a video has some of the extractor's features and lacks others: doing it would replace
-        what is there.
+        If a video has some of the extractor's features and lacks others: extracting it would
+        replace those that it has.
     """
     if store is None:
         return np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
-    n_videos, names = len(store.index), [spec.name for spec in extractor.specs]
+    names = [spec.name for spec in extractor.specs]
     known = [name for name in names if name in store.features]
-    states = np.array(
-        [store.states(name) if name in known else np.zeros(n_videos, np.uint8) for name in names]
-    )
+    none = np.full(len(store.index), State.PENDING, dtype=np.uint8)
+    states = np.array([store.states(name) if name in known else none for name in names])
     there = (states != State.PENDING).any(axis=0)
     redo = there & options.overwrite
     if options.retry_failed:
@@ -152,20 +144,17 @@ def _what_is_there(
             redo |= np.asarray(store[fmt.failure_name(name)][:]) != ""
     partly = np.flatnonzero(there & (states == State.PENDING).any(axis=0) & ~redo)
     if len(partly):
-        lacking = [
-            name
-            for name, state in zip(names, states, strict=True)
-            if state[partly[0]] == State.PENDING
-        ]
+        is_lacking = states[:, partly[0]] == State.PENDING
+        lacking = [name for name, lacks in zip(names, is_lacking, strict=True) if lacks]
         raise InvalidError(
             f"video {store.index.ids[partly[0]]!r} has some features in {store.location} already, "
-            f"but no {', '.join(lacking)}; --overwrite makes all of them anew"
+            f"but no {', '.join(lacking)}; overwrite=True (--overwrite) extracts all of them again"
         )
     return there, redo
 
 
 def _task_frames(extractor: AnyExtractor, frames: int, workers: int) -> int:
-    """Return how many frames make a task: half a minute of work, or a share of a small data set for every worker."""
+    """Return the frames of a task: half a minute of work, or less if there is little to share."""
     by_time = int(max(extractor.typical_fps, 0.1) * TASK_SECONDS) + 1
     by_share = -(-frames // (TASKS_PER_WORKER * max(workers, 1)))
     largest = max(frame_specs(extractor), key=lambda spec: spec.row_bytes)
@@ -173,13 +162,15 @@ def _task_frames(extractor: AnyExtractor, frames: int, workers: int) -> int:
 
 
 def _check_unchanged(store: BaseStore, videos: Sequence[VideoRecord]) -> tuple[str, ...]:
-    """Return what differs and does no harm.
+    """Return notes on harmless differences between a data set and a store.
 
-    Raise :class:`InvalidError` for what would mix up rows or splits.
+    Raises
+    ------
+    InvalidError
+        If a difference would mix up rows or splits.
     """
     texts = {name: store[name][:] for name in store.annotation_names} if videos else {}
-    notes = []
-    resplit = []
+    notes, resplit = list[str](), list[str]()
     for video in videos:
         position = store.index.position(video.id)
         stored, now = store.index.n_frames[position], video.n_frames
@@ -195,7 +186,8 @@ def _check_unchanged(store: BaseStore, videos: Sequence[VideoRecord]) -> tuple[s
                 f"{video.split!r} in the data set now; restore the data set, set the store's "
                 "splits (kpstore splits set), or ingest into a new store"
             )
-        resplit += [video.id] if split != video.split else []
+        if split != video.split:
+            resplit.append(video.id)
         if FACE_PATH in video.annotations and FACE_PATH not in texts:
             raise InvalidError(
                 f"{store.location} holds video {video.id!r}, but no frontal pictures "

@@ -1,8 +1,8 @@
-"""Which worker does what: runs of whole videos, and the whole chunks that a worker may write. Pure functions."""
+"""Cuts an ingest into tasks: runs of whole videos, and the chunks that each worker may write."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from kpstore.schema.index import VideoIndex, VideoRecord
 
 @dataclass(frozen=True)
 class PlannedVideo:
-    """One video of a task: its place in the index, and its rows ``start`` to ``stop`` on the frame axis."""
+    """One video of a task: its position in the index, and its rows on the frame axis."""
 
     position: int
     start: int
@@ -27,7 +27,7 @@ class Task:
 
     Parameters
     ----------
-    number : place in the plan.
+    number : position in the plan.
     videos : at least one, each following the one before.
     n_rows : rows of the whole frame axis.
     """
@@ -52,7 +52,7 @@ class Task:
         return self.stop - self.start
 
     def whole(self, chunk_rows: int) -> tuple[int, int]:
-        """Return the rows ``(first, last)`` of the chunks that lie wholly inside this task, of so many rows each.
+        """Return the rows ``(first, last)`` of the chunks that lie wholly inside this task.
 
         Its worker writes these itself; all other rows go back to the driver. ``first == last`` if
         there are none.
@@ -78,35 +78,19 @@ def plan_tasks(
     chunk_rows : rows per chunk, of each array.
     task_frames : a task ends with the video that brings it to this many frames.
     """
-    tasks: list[Task] = []
-    for run in _consecutive_runs(_planned(index, records, pending), task_frames):
-        tasks.append(Task(len(tasks), tuple(run), index.total_frames))
-    for rows in set(chunk_rows):
-        check_disjoint(tasks, rows)
-    return tasks
-
-
-def _planned(
-    index: VideoIndex, records: Sequence[VideoRecord], pending: NDArray[np.int64]
-) -> Iterator[PlannedVideo]:
+    runs: list[list[PlannedVideo]] = []
     for position, record in zip(pending.tolist(), records, strict=True):
         rows = index.rows(position)
-        yield PlannedVideo(position, rows.start, rows.stop, record)
-
-
-def _consecutive_runs(
-    videos: Iterable[PlannedVideo], task_frames: int
-) -> Iterator[list[PlannedVideo]]:
-    run: list[PlannedVideo] = []
-    for video in videos:
-        if run and (
-            video.position != run[-1].position + 1 or run[-1].stop - run[0].start >= task_frames
-        ):
-            yield run
+        run = runs[-1] if runs else []
+        is_next = bool(run) and run[-1].position + 1 == position
+        if not is_next or run[-1].stop - run[0].start >= task_frames:
             run = []
-        run.append(video)
-    if run:
-        yield run
+            runs.append(run)
+        run.append(PlannedVideo(position, rows.start, rows.stop, record))
+    tasks = [Task(number, tuple(run), index.total_frames) for number, run in enumerate(runs)]
+    for n_rows in set(chunk_rows):
+        check_disjoint(tasks, n_rows)
+    return tasks
 
 
 def whole_chunks(start: int, stop: int, chunk_rows: int, n_rows: int) -> tuple[int, int]:
@@ -120,10 +104,10 @@ def whole_chunks(start: int, stop: int, chunk_rows: int, n_rows: int) -> tuple[i
 
 
 def check_disjoint(tasks: Iterable[Task], chunk_rows: int) -> None:
-    """Fail if two tasks share a video's rows, or may both write one chunk.
+    """Fail if two tasks share rows of a video, or may both write one chunk.
 
-    Two writers of one chunk lose rows without a word on every backend, so this is checked before
-    anything runs.
+    Two writers of one chunk silently lose rows on every backend, so this is checked before anything
+    runs.
     """
     rows_end, owner = 0, dict[int, int]()
     for task in sorted(tasks, key=lambda task: (task.start, task.stop)):

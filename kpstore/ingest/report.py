@@ -1,4 +1,4 @@
-"""What an ingest tells: live progress beside the store, and the report at its end."""
+"""Progress of an ingest, in a file beside the store, and the report at its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,20 @@ MAX_FAILURES = 50
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What a run has done.
+    """Result of a run.
 
     Parameters
     ----------
     feature : name of the feature.
     snapshot : the version that holds the result.
     videos : videos of the source; ``videos_done`` and ``videos_failed`` were extracted by this run.
-    videos_before : videos that were there already.
+    videos_before : videos that were extracted before.
     frames : frames extracted by this run, failed ones included.
     frames_failed : frames that could not be read or extracted.
-    failures : what failed and why, over the whole feature.
+    failures : of the whole feature, with their reasons.
     seconds : wall time of the run.
     interrupted : whether it was stopped before the end.
-    notes : what the source had to say about the data set, and where the store differs from it.
+    notes : oddities of the data set, differences from the store, and workers that were left out.
     """
 
     feature: str
@@ -76,7 +76,7 @@ class IngestReport:
 
 @dataclass
 class Progress:
-    """How far a run has come, as ``kpstore progress`` shows it.
+    """Progress of a run, as ``kpstore progress`` shows it.
 
     ``frames_done`` runs ahead of ``frames_committed``: the difference is what a kill would cost.
     """
@@ -105,7 +105,7 @@ class Progress:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds that remain at the present rate; None before there is one."""
+        """Seconds that remain at the present rate; None before the first frame."""
         rate = self.frames_per_second
         return (self.frames - self.frames_done) / rate if rate > 0 else None
 
@@ -119,15 +119,15 @@ class Progress:
 
 
 class ProgressFile:
-    """Keeps a run's progress beside the store, where other processes can read it without disturbing the run."""
+    """Keeps a run's progress in a file beside the store, for other processes to read."""
 
     def __init__(self, directory: Path | None) -> None:
         self._path = None if directory is None else directory / PROGRESS_FILE
         self._written = 0.0
-        self._lock = threading.Lock()  # Dask tells of frames in a thread of its own
+        self._lock = threading.Lock()  # Dask reports frames in a thread of its own
 
     def write(self, progress: Progress, *, now: bool = False) -> None:
-        """Write at most once a second, aside and renamed, so that a reader never sees half of it."""
+        """Write at most once a second; by renaming, so that a reader never sees half of it."""
         if self._path is None:
             return
         with self._lock:
@@ -139,38 +139,29 @@ class ProgressFile:
             try:
                 aside.write_text(json.dumps(asdict(progress)), encoding="utf-8")
                 aside.replace(self._path)
-            except (
-                OSError
-            ) as error:  # a full disk, say: the run itself meets it when it commits, and says so
+            except OSError as error:  # a full disk, say, which fails the next commit too
                 _log.warning("%s: %s", self._path, error)
 
 
 def read_progress(backend: Backend) -> Progress | None:
     """Return the progress of the run that is writing a store, or of the last one.
 
-    None if there was none.
-
-    ``running`` is False if no process holds the store any more, whatever the file says.
+    None if the store has had no run. ``running`` is False if no process holds the store any more.
     """
-    directory = backend.sidecar_dir
-    if directory is None or not (directory / PROGRESS_FILE).exists():
+    path = backend.sidecar_dir and backend.sidecar_dir / PROGRESS_FILE
+    if path is None or not path.exists():
         return None
     try:
-        stored: Mapping[str, Any] = json.loads(
-            (directory / PROGRESS_FILE).read_text(encoding="utf-8")
-        )
-        progress = Progress(**stored)
+        progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise InvalidError(
-            f"{directory / PROGRESS_FILE} cannot be read ({error}); delete it"
-        ) from None
-    progress.running = progress.running and is_held(directory / "writer.lock")
+        raise InvalidError(f"{path} cannot be read ({error}); delete it") from None
+    progress.running = progress.running and is_held(path.with_name("writer.lock"))
     return progress
 
 
 @dataclass(frozen=True)
 class FeatureProgress:
-    """How many videos of a store stand where, for one feature."""
+    """Numbers of videos by state, for one feature."""
 
     feature: str
     done: int
@@ -179,12 +170,10 @@ class FeatureProgress:
 
 
 def feature_progress(store: BaseStore) -> list[FeatureProgress]:
-    """Return the ledger's totals for every feature of a version."""
-    totals = []
-    for name in store.features:
-        states = store.states(name)
-        count = {state: int((states == state).sum()) for state in State}
-        totals.append(
-            FeatureProgress(name, count[State.DONE], count[State.FAILED], count[State.PENDING])
-        )
-    return totals
+    """Return the numbers of videos by state, for every feature of a version."""
+
+    def count(name: str, state: State) -> int:
+        return int((store.states(name) == state).sum())
+
+    order = (State.DONE, State.FAILED, State.PENDING)
+    return [FeatureProgress(f, *(count(f, state) for state in order)) for f in store.features]

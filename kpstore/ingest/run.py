@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Protocol
 
 from kpstore._version import __version__
@@ -26,36 +27,35 @@ from kpstore.ingest.job import Job
 from kpstore.ingest.options import Options
 from kpstore.ingest.pending import IngestPlan, make_plan, title
 from kpstore.ingest.plan import Task
+from kpstore.ingest.processors import Processors
 from kpstore.ingest.report import MAX_FAILURES, IngestReport, Progress, ProgressFile
-from kpstore.ingest.settling import Processors, settle_by_trial
 from kpstore.ingest.worker import TaskResult
 from kpstore.schema.feature import State
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
-from kpstore.store import history
 from kpstore.store.store import BaseStore, backend_for
 from kpstore.store.transaction import Transaction
 from kpstore.store.video import Failure, listed
 
 
 class Observer(Protocol):
-    """Somebody who watches a run."""
+    """Receives what a run tells about itself."""
 
     def on_scan(self, n_videos: int) -> None:
-        """Told while the source is scanned."""
+        """Receive the number of videos found so far, while the source is scanned."""
 
     def on_plan(self, plan: IngestPlan) -> None:
-        """Told what will be done."""
+        """Receive what will be done."""
 
     def on_progress(self, progress: Progress) -> None:
-        """Told often, from any thread."""
+        """Receive the progress, often and from any thread."""
 
     def on_commit(self, snapshot: str, progress: Progress) -> None:
-        """Told after each checkpoint."""
+        """Receive the version that a checkpoint has committed."""
 
 
 class SilentObserver:
-    """Watches and says nothing."""
+    """An observer that does nothing."""
 
     def on_scan(self, n_videos: int) -> None:
         """Ignore it."""
@@ -80,15 +80,16 @@ def run_ingest(
 ) -> IngestReport:
     """Extract features from all videos of a source into a store.
 
-    Run it again to go on where it stopped.
+    Run it again to continue where it stopped.
 
     Parameters
     ----------
     source : what to extract from.
-    location : the store, made if it is not there.
+    location : the store; it is created if it does not exist.
     extractor : not opened. Every worker process opens a copy; without worker processes, this one is
         opened and stays open.
     options : how to run; one worker process by default.
+    observer : is told of the scan, the plan, progress and commits.
 
     Returns
     -------
@@ -108,22 +109,22 @@ def run_ingest(
     """
     options, observer = options or Options(), observer or SilentObserver()
     backend = backend_for(os.fspath(location))
-    _check_free(backend)
+    if backend.exists():
+        with backend.exclusive("a check before an ingest"):
+            pass  # another writer should be reported before a long scan, not after it
     listing = _scan(source, options, observer)
     if not backend.exists():
-        # Planned before the store is made, so that a plan that fails leaves nothing behind.
+        # Planned before the store is created, so that a plan that fails leaves nothing behind.
         make_plan(backend, listing, extractor, options)
         try:
-            BaseStore.create(
-                backend.location, name=options.name or source.name, kpstore_version=__version__
-            )
+            BaseStore.create(backend, name=options.name or source.name, kpstore_version=__version__)
         except ExistsError:
+            # Another ingest may have created it first; the one that gets the lock continues.
             if not backend.exists():
-                # something else is there; otherwise another ingest was faster, and whoever gets the
-                # lock goes on
                 raise
     with backend.exclusive(f"ingest of {title(extractor)}"):
-        return _Run(backend, source, extractor, options, observer).run(listing)
+        plan = make_plan(backend, listing, extractor, options)
+        return _Run(backend, source, extractor, options, observer, plan).run()
 
 
 def plan_ingest(
@@ -133,26 +134,18 @@ def plan_ingest(
     options: Options | None = None,
 ) -> IngestPlan:
     """Return what :func:`run_ingest` would do with the same arguments; writes nothing."""
-    options = options or Options()
-    backend = backend_for(os.fspath(location))
+    options, backend = options or Options(), backend_for(os.fspath(location))
     return make_plan(backend, _scan(source, options, SilentObserver()), extractor, options)
-
-
-def _check_free(backend: Backend) -> None:
-    """Raise :class:`BusyError` before a long scan, not after it."""
-    if backend.exists():
-        with backend.exclusive("a look before an ingest"):
-            pass
 
 
 def _scan(source: Source, options: Options, observer: Observer) -> Listing:
     listing = source.scan(observer.on_scan)
-    if listing.problems and not options.ignore_problems:
+    n_problems = len(listing.problems)
+    if n_problems and not options.ignore_problems:
         raise InvalidError(
-            f"{source.name}: {len(listing.problems)} "
-            f"problem{'' if len(listing.problems) == 1 else 's'} with the data set; mend what is "
-            "wrong, or ingest what is sound "
-            "with --ignore-problems:\n  " + "\n  ".join(listing.problems)
+            f"{source.name}: {n_problems} problem{'' if n_problems == 1 else 's'} with the data "
+            "set; repair it, or ingest the rest with ignore_problems=True (--ignore-problems):\n  "
+            + "\n  ".join(listing.problems)
         )
     if not listing.videos:
         raise InvalidError(f"{source.name}: no videos to ingest were found")
@@ -160,7 +153,7 @@ def _scan(source: Source, options: Options, observer: Observer) -> Listing:
 
 
 class _Run:
-    """One ingest under way."""
+    """One ingest in progress."""
 
     def __init__(
         self,
@@ -169,82 +162,76 @@ class _Run:
         extractor: AnyExtractor,
         options: Options,
         observer: Observer,
+        plan: IngestPlan,
     ) -> None:
         self._backend, self._source, self._extractor = backend, source, extractor
-        self._options, self._observer = options, observer
-        self._title = title(extractor)
-        self._began = time.monotonic()
+        self._options, self._observer, self._plan = options, observer, plan
+        self._began = self._last_commit = time.monotonic()
         self._results: list[TaskResult] = []
-        self._last_commit = time.monotonic()
-        self._progress = Progress(run_id=uuid.uuid4().hex[:12], feature=self._title)
+        """Results that are not committed yet."""
+        self._progress = Progress(
+            run_id=uuid.uuid4().hex[:12],
+            feature=title(extractor),
+            videos=len(plan.pending),
+            videos_before=len(plan.listing.videos) - len(plan.pending),
+            frames=plan.n_frames,
+        )
         self._file = ProgressFile(backend.sidecar_dir)
         self._lock = threading.Lock()
-        self._finished_frames = 0
         self._videos_failed = 0
-        self._videos_committed = 0
         self._failures: list[Failure] = []
         self._video_notes: list[str] = []
         self._worker_notes: tuple[str, ...] = ()
         self._processors = Processors(extractor)
 
-    def run(self, listing: Listing) -> IngestReport:
-        plan = make_plan(self._backend, listing, self._extractor, self._options)
-        self._begin(plan)
+    def run(self) -> IngestReport:
+        self._observer.on_plan(self._plan)
+        self._file.write(self._progress, now=True)
         interrupted = False
-        if not plan.tasks:
-            self._prepare(plan)
+        if not self._plan.tasks:
+            self._prepare()
         try:
             with sigterm_as_interrupt():
-                if plan.tasks:
-                    self._execute(plan)
+                if self._plan.tasks:
+                    self._execute()
         except KeyboardInterrupt:
             interrupted = True
-        except WorkersError as error:
-            self._save_what_is_whole()
-            raise WorkersError(f"{error}; {self._how_to_go_on()}") from error
-        except Exception:
-            self._save_what_is_whole()
+        except Exception as error:
+            # This error, not one of the commit, is what the user should see.
+            with interrupts_held_back(for_good=True), suppress(Exception):
+                self._commit_rest(interrupted=True)
+            self._end()
+            if isinstance(error, WorkersError):
+                raise WorkersError(f"{error}; {self._how_to_continue()}") from error
             raise
         with interrupts_held_back(for_good=True):
-            if self._results:
-                self._checkpoint(final=True, interrupted=interrupted)
+            self._commit_rest(interrupted)
             report = self._report(interrupted)
-            self._progress.running = False
-            self._file.write(self._progress, now=True)
+            self._end()
         return report
 
-    def _save_what_is_whole(self) -> None:
-        """Commit what came in before an error that ends the run.
+    def _commit_rest(self, interrupted: bool) -> None:
+        if self._results:
+            self._checkpoint(final=True, interrupted=interrupted)
 
-        That error is what the user should hear of.
-        """
-        with interrupts_held_back(for_good=True), suppress(Exception):
-            if self._results:
-                self._checkpoint(final=True, interrupted=True)
+    def _end(self) -> None:
         self._progress.running = False
         self._file.write(self._progress, now=True)
 
-    def _how_to_go_on(self) -> str:
-        before = self._progress.videos_before
-        done, everything = before + self._videos_committed, before + self._progress.videos
+    def _how_to_continue(self) -> str:
+        progress = self._progress
+        done = progress.videos_before + progress.videos_done - self._videos_waiting
         return (
-            f"{done} of {everything} videos are in {self._backend.location}; the same command goes "
-            "on from there"
+            f"{done} of {progress.videos_before + progress.videos} videos are in "
+            f"{self._backend.location}; the same command continues from there"
         )
 
-    def _begin(self, plan: IngestPlan) -> None:
-        self._plan = plan
-        progress = self._progress
-        progress.videos, progress.frames = len(plan.pending), plan.n_frames
-        progress.videos_before = len(plan.listing.videos) - len(plan.pending)
-        self._observer.on_plan(plan)
-        self._file.write(progress, now=True)
-
-    def _prepare(self, plan: IngestPlan) -> None:
-        """Commit the videos and the feature as pending, so that every later commit only fills in."""
+    def _prepare(self) -> None:
+        """Commit videos and features as pending, so that later commits only fill them in."""
+        plan = self._plan
         tx = Transaction(
             self._backend,
-            f"ingest {self._title}: {len(plan.pending)} videos to do",
+            f"ingest {self._progress.feature}: {len(plan.pending)} videos to do",
             metadata=self._about(),
         )
         specs, provenance = self._extractor.specs, provenance_of(self._extractor)
@@ -267,18 +254,16 @@ class _Run:
 
     def _about(self) -> dict[str, Any]:
         """Return what every commit of this run says about it."""
-        source = {"name": self._source.name, **self._source.provenance}
-        features = [spec.name for spec in self._extractor.specs]
         return {
             "run": self._progress.run_id,
-            "features": features,
-            "source": source,
+            "features": [spec.name for spec in self._extractor.specs],
+            "source": {"name": self._source.name, **self._source.provenance},
             "kpstore": __version__,
         }
 
     # -- running -----------------------------------------------------------------------------------
 
-    def _execute(self, plan: IngestPlan) -> None:
+    def _execute(self) -> None:
         options = self._options
         made = make_executor(options.n_workers, scheduler=options.scheduler, gpus=options.gpus)
         sidecar = self._backend.sidecar_dir if self._backend.capabilities.parallel_writers else None
@@ -292,19 +277,19 @@ class _Run:
                 executor = stack.enter_context(made)
             self._progress.workers = executor.n_workers
             try:
-                settle_by_trial(executor, job)
+                executor.settle(job)
                 with interrupts_held_back():
-                    self._prepare(plan)
-                self._drive(executor, job, plan.tasks)
+                    self._prepare()
+                self._drive(executor, job)
             finally:
                 self._worker_notes = tuple(executor.notes)
 
-    def _drive(self, executor: Executor, job: Job, tasks: Sequence[Task]) -> None:
-        remaining = len(tasks)
-        for result in executor.run(job, tasks, self._make_fork, self._on_frames):
-            remaining -= 1
+    def _drive(self, executor: Executor, job: Job) -> None:
+        tasks = self._plan.tasks
+        results = executor.run(job, tasks, self._make_fork, self._on_frames)
+        for n_done, result in enumerate(results, start=1):
             self._take(result)
-            if remaining and self._is_due():
+            if n_done < len(tasks) and self._is_due():
                 with interrupts_held_back():
                     self._checkpoint(final=False)
 
@@ -318,70 +303,77 @@ class _Run:
         return self._backend.begin().fork()
 
     def _on_frames(self, n_frames: int) -> None:
+        progress = self._progress
         with self._lock:
-            self._progress.frames_done = min(
-                self._progress.frames_done + n_frames, self._progress.frames
-            )
-            self._progress.updated = time.time()
-        self._observer.on_progress(self._progress)
-        self._file.write(self._progress)
+            progress.frames_done = min(progress.frames_done + n_frames, progress.frames)
+            progress.updated = time.time()
+        self._observer.on_progress(progress)
+        self._file.write(progress)
 
     def _take(self, result: TaskResult) -> None:
         self._results.append(result)
-        self._failures += _failures(result)[: MAX_FAILURES - len(self._failures)]
+        for video in result.task.videos:
+            failed = result.failures[video.position]
+            found = listed(video.record.id, failed, video.record.frame_paths.__getitem__)
+            self._failures += islice(found, MAX_FAILURES - len(self._failures))
+            self._videos_failed += failed.video is not None
         self._video_notes += result.notes
-        self._finished_frames += result.task.n_frames
-        self._videos_failed += sum(
-            1 for failures in result.failures.values() if failures.video is not None
-        )
         with self._lock:
             progress = self._progress
-            progress.frames_done = max(progress.frames_done, self._finished_frames)
+            progress.frames_done = max(progress.frames_done, self._frames_finished)
             progress.videos_done += len(result.task.videos)
             progress.frames_failed += result.failed_frames
         self._on_frames(0)
 
+    @property
+    def _videos_waiting(self) -> int:
+        """Videos of results that are not committed yet."""
+        return sum(len(result.task.videos) for result in self._results)
+
+    @property
+    def _frames_waiting(self) -> int:
+        """Frames of results that are not committed yet."""
+        return sum(result.task.n_frames for result in self._results)
+
+    @property
+    def _frames_finished(self) -> int:
+        return self._progress.frames_committed + self._frames_waiting
+
     def _is_due(self) -> bool:
-        waiting = sum(result.task.n_frames for result in self._results)
         return (
             time.monotonic() - self._last_commit >= self._options.checkpoint_s
-            or waiting >= self._options.checkpoint_frames
+            or self._frames_waiting >= self._options.checkpoint_frames
         )
 
     # -- committing --------------------------------------------------------------------------------
 
     def _checkpoint(self, *, final: bool, interrupted: bool = False) -> None:
-        """Merge what has come in, count it, commit it."""
+        """Merge the results that came in, count their rows, and commit them."""
         results, progress = self._results, self._progress
-        frames = sum(result.task.n_frames for result in results)
         done = progress.videos_before + progress.videos_done
         tx = Transaction(
             self._backend,
-            f"{self._title}: {done} of {progress.videos_before + progress.videos} videos",
+            f"{progress.feature}: {done} of {progress.videos_before + progress.videos} videos",
             metadata=self._about(),
         )
         tx.merge([result.fork for result in results if result.fork is not None])
+        failures = {p: failed for result in results for p, failed in result.failures.items()}
         for spec in self._extractor.specs:
-            for block in join_adjacent(
-                [block for result in results for block in result.blocks[spec.name]]
-            ):
+            blocks = [block for result in results for block in result.blocks[spec.name]]
+            for block in join_adjacent(blocks):
                 tx.write_rows(spec.name, block.start, block.rows, block.status)
-            failures = {p: failed for result in results for p, failed in result.failures.items()}
             if spec.axis == "video":
-                failures = {p: failed.of_video() for p, failed in failures.items()}
-            tx.set_states(spec.name, failures)
-        for spec in frame_specs(self._extractor):
-            count_rows(tx, spec.name, [result.task for result in results])
+                tx.set_states(spec.name, {p: failed.of_video() for p, failed in failures.items()})
+            else:
+                tx.set_states(spec.name, failures)
+                count_rows(tx, spec.name, [result.task for result in results])
         self._processors.record(tx, results)
-        tx.metadata["checkpoint"] = {
-            "videos": sum(len(r.task.videos) for r in results),
-            "frames": frames,
-        }
+        frames = self._frames_waiting
+        tx.metadata["checkpoint"] = {"videos": self._videos_waiting, "frames": frames}
         if final:
             tx.metadata["report"] = self._draft(interrupted).to_json()
         snapshot = tx.commit()
         self._results = []
-        self._videos_committed += sum(len(result.task.videos) for result in results)
         self._last_commit = time.monotonic()
         progress.checkpoints += 1
         progress.frames_committed += frames
@@ -391,13 +383,13 @@ class _Run:
     def _draft(self, interrupted: bool) -> IngestReport:
         progress, listing = self._progress, self._plan.listing
         return IngestReport(
-            feature=self._title,
+            feature=progress.feature,
             snapshot="",
             videos=len(listing.videos),
             videos_done=progress.videos_done - self._videos_failed,
             videos_failed=self._videos_failed,
             videos_before=progress.videos_before,
-            frames=self._finished_frames,
+            frames=self._frames_finished,
             frames_failed=progress.frames_failed,
             failures=tuple(self._failures),
             seconds=time.monotonic() - self._began,
@@ -410,24 +402,12 @@ class _Run:
         )
 
     def _report(self, interrupted: bool) -> IngestReport:
-        store = BaseStore(self._backend, history.resolve(self._backend, None))
+        store, name = BaseStore.open(self._backend), frame_specs(self._extractor)[0].name
         return replace(
             self._draft(interrupted),
             snapshot=store.snapshot,
-            failures=store.failures(first)
-            if (first := frame_specs(self._extractor)[0].name) in store.features
-            else (),
+            failures=store.failures(name) if name in store.features else (),
         )
-
-
-def _failures(result: TaskResult) -> list[Failure]:
-    return [
-        failure
-        for video in result.task.videos
-        for failure in listed(
-            video.record.id, result.failures[video.position], video.record.frame_paths.__getitem__
-        )
-    ]
 
 
 def count_rows(tx: Transaction, feature: str, tasks: Sequence[Task]) -> None:

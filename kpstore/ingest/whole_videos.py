@@ -1,17 +1,17 @@
-"""Whole videos, several at once: read ahead, put together by size, and by length if the extractor asks for it."""
+"""Extracts whole videos, several at once: read ahead, and grouped by size and length."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import ExtractorError, InvalidError, one_line
 from kpstore.extractors.base import Extracted, VideoExtractor
-from kpstore.ingest.ahead import Ahead
-from kpstore.ingest.frames import check_rows, put_rows
+from kpstore.ingest.ahead import read_ahead
+from kpstore.ingest.frames import check_count, check_rows, put_rows
 from kpstore.ingest.job import (
     Doubts,
     Job,
@@ -28,8 +28,8 @@ from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError
 
 _AHEAD_VIDEOS = 4
+# Number of full calls whose videos are sorted together, to find some of one length
 _WINDOW_CALLS = 4
-"""Videos of so many full calls are looked at together to find some of one length."""
 _WINDOW_BYTES = 256 * 2**20
 
 Read = NDArray[np.uint8] | Exception
@@ -40,36 +40,27 @@ def extract_whole(
 ) -> Iterator[tuple[PlannedVideo, VideoRows]]:
     """Extract videos in this process, in their order."""
     extractor = cast("VideoExtractor", opened_extractor(job))
-    with Ahead(
-        ((video, read_video(job, video.record)) for video in videos), _AHEAD_VIDEOS
-    ) as ahead:
+    reads = ((video, _read_video(job, video.record)) for video in videos)
+    with read_ahead(reads, _AHEAD_VIDEOS) as ahead:
         for window in _windows(ahead, extractor):
-            found = _extract_window(job, window, report or (lambda n: None))
+            found = _extract_window(job, window, report or (lambda n_frames: None))
             for number, (video, _) in enumerate(window):
                 yield video, found[number]
 
 
-def read_video(job: Job, record: VideoRecord) -> Read:
-    """Return all frames of a video as one array, or what is wrong with it: a gap in it is not left out."""
+def _read_video(job: Job, record: VideoRecord) -> Read:
+    """Return all frames of a video as one array, or the error if one of them cannot be read."""
     try:
-        frames = list(job.source.read_frames(record))
-        for number, frame in enumerate(frames):
+        frames: list[NDArray[np.uint8]] = []
+        for frame in job.source.read_frames(record):
             if isinstance(frame, FrameError):
-                return UnreadableVideoError(InvalidError(f"frame {number}: {frame.reason}"))
-        if len(frames) != record.n_frames:
-            return UnreadableVideoError(
-                ValueError(
-                    f"the source gave {len(frames)} frames, it had announced {record.n_frames}"
-                )
-            )
-        return (
-            np.stack(cast("list[NDArray[np.uint8]]", frames))
-            if frames
-            else np.empty((0, 0, 0), dtype=np.uint8)
-        )
-    except (
-        Exception
-    ) as error:  # whatever a reader raises, this video is at fault and the run goes on
+                raise InvalidError(f"frame {len(frames)}: {frame.reason}")
+            frames.append(frame)
+        check_count(record, len(frames))
+        return np.stack(frames) if frames else np.empty((0, 0, 0), dtype=np.uint8)
+    except UnreadableVideoError as error:
+        return error
+    except Exception as error:  # whatever a reader raises, this video is at fault
         return UnreadableVideoError(error)
 
 
@@ -125,21 +116,20 @@ def _extract_alike(
                 f"the extractor gave results for {len(made)} of {len(videos)} videos"
             )
         return [_rows_of(job, record, one) for (record, _), one in zip(videos, made, strict=True)]
-    except ExtractorError:  # the model is at fault, and would be for every video after these
+    except ExtractorError:  # the model is at fault, and would fail for every later video
         raise
-    except Exception as error:  # whatever a model raises, a video is at fault and the others go on
+    except Exception as error:  # whatever a model raises, a video is at fault
         if len(videos) == 1:
             return [failed_video(job, videos[0][0], error)]
     return [rows for video in videos for rows in _extract_alike(job, extractor, [video])]
 
 
 def _rows_of(job: Job, record: VideoRecord, made: Extracted | None) -> VideoRows:
-    specs: Any = job.extractor.specs
+    specs = job.extractor.specs
     rows = {spec.name: spec.empty_rows(record.n_frames) for spec in specs}
-    failed = (
-        {} if made is None else {number: one_line(reason) for number, reason in made.failed.items()}
-    )
+    failed: dict[int, str] = {}
     if made is not None:
+        failed = {number: one_line(reason) for number, reason in made.failed.items()}
         kept = [number for number in range(record.n_frames) if number not in failed]
         put_rows(rows, kept, check_rows(specs, made.rows, record.n_frames, failed), kept)
     status = np.full(record.n_frames, State.DONE, dtype=np.uint8)
@@ -149,12 +139,5 @@ def _rows_of(job: Job, record: VideoRecord, made: Extracted | None) -> VideoRows
 
 def extract_alone(job: Job, record: VideoRecord) -> VideoRows:
     """Extract one video in this process, with no other beside it."""
-    extractor = cast("VideoExtractor", opened_extractor(job))
-    read = read_video(job, record)
-    if isinstance(read, Exception):
-        return failed_video(job, record, read)
-    return (
-        _extract_alike(job, extractor, [(record, read)])[0]
-        if len(read)
-        else _rows_of(job, record, None)
-    )
+    alone = PlannedVideo(0, 0, record.n_frames, record)
+    return _extract_window(job, [(alone, _read_video(job, record))], lambda n_frames: None)[0]

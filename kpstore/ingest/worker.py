@@ -1,4 +1,4 @@
-"""What a worker does: run the extractor over whole videos, write its own chunks, hand back the rest."""
+"""Runs a task: extracts whole videos, writes the chunks of its own, and returns the other rows."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from kpstore.schema.index import VideoRecord
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a worker sends back.
+    """What a worker returns for a task.
 
     Parameters
     ----------
-    fork : the whole chunks that it wrote; None if there were none.
+    fork : the whole chunks that it wrote; None if it wrote none.
     blocks : by feature, the rows that it did not write itself.
     failures : by position of each video.
-    failed_frames : how many frames failed.
+    failed_frames : number of frames that failed.
     seconds : time spent.
     doubts : by position of each video in which something failed that another worker might be able
         to do.
-    notes : what is odd about its videos, a line each.
-    processor : the kind that computed; empty where that is not known.
+    notes : one line for each oddity of its videos.
+    processor : the kind of processor that computed; ``""`` if unknown.
     """
 
     task: Task
@@ -69,9 +69,9 @@ def run_task(
 
     Parameters
     ----------
-    fork : writer for the whole chunks; None sends all rows back.
-    extract : how to do one video; in this process by default.
-    report : called with the number of frames each time some more are done.
+    fork : writer for the whole chunks; None returns all rows.
+    extract : extracts one video; in this process by default.
+    report : called with a number of frames each time some more are done.
     """
     began = time.perf_counter()
     results = extract_videos(job, task.videos, extract=extract, report=report)
@@ -87,7 +87,7 @@ def collect(
     results: Iterator[tuple[PlannedVideo, VideoRows]],
     began: float,
 ) -> TaskResult:
-    """Write what came out of a task's videos, in their order, as far as that may be done here."""
+    """Write the whole chunks of a task's videos, which come in their order; return the rest."""
     chunks = {
         spec.name: ChunkWriter(
             spec, task.whole(spec.chunk_rows), fork if spec.axis == "frame" else None
@@ -116,32 +116,30 @@ def collect(
 
 
 def check_result(job: Job, result: TaskResult) -> None:
-    """Raise :class:`CorruptError` unless the rows of a result, and those of its whole chunks, are all rows of its task.
+    """Raise :class:`CorruptError` unless a result has all rows of its task, in blocks or chunks.
 
-    Which chunks a fork has written, and what is in them, it says itself
-    (:meth:`~kpstore.backends.base.Fork.check`).
+    Whether the chunks are written, :meth:`~kpstore.backends.base.Fork.check` says.
     """
     task = result.task
     if sorted(result.failures) != [video.position for video in task.videos]:
         raise CorruptError(
-            f"the result of task {task.number} is not of the videos that it was given"
+            f"the result of task {task.number} is not about the videos that it was given"
         )
     for spec in job.extractor.specs:
-        rows, end = (task.start, task.stop), task.videos[0].position + len(task.videos)
-        if spec.axis == "video":
-            rows = (task.videos[0].position, end)
         spans = [(block.start, block.stop) for block in result.blocks[spec.name]]
-        if result.fork is not None and spec.axis == "frame":
-            spans.append(task.whole(spec.chunk_rows))
-        here = rows[0]
+        if spec.axis == "video":
+            here, end = task.videos[0].position, task.videos[-1].position + 1
+        else:
+            here, end = task.start, task.stop
+            if result.fork is not None:
+                spans.append(task.whole(spec.chunk_rows))
         for start, stop in sorted(span for span in spans if span[0] < span[1]):
             if start != here:
                 break
             here = stop
-        if here != rows[1]:
+        if here != end:
             raise CorruptError(
-                f"rows {here}:{rows[1]} of {spec.name!r} are not in the result of task "
-                f"{task.number}"
+                f"rows {here}:{end} of {spec.name!r} are not in the result of task {task.number}"
             )
         for block in result.blocks[spec.name]:
             block.rows.check(spec)
@@ -159,36 +157,21 @@ def extract_videos(
     extract: Callable[[Job, VideoRecord], VideoRows] | None = None,
     report: OnFrames | None = None,
 ) -> Iterator[tuple[PlannedVideo, VideoRows]]:
-    """Yield what comes out of some videos, in their order; see :func:`run_task`."""
-    if extract is not None:
-        yield from _one_by_one(job, videos, extract, report)
-        return
-    extractor = opened_extractor(
-        job
-    )  # here, where an error ends the run: it is not the first video's fault
-    if takes_videos(extractor):
+    """Yield the rows of some videos, in their order; see :func:`run_task`."""
+    # Opened here, where an error ends the run: it is not the first video's fault.
+    if extract is None and takes_videos(opened_extractor(job)):
         yield from extract_whole(job, videos, report)
         return
-    yield from _one_by_one(
-        job, videos, lambda job, record: extract_frames(job, record, report=report), None
-    )
-
-
-def _one_by_one(
-    job: Job,
-    videos: Sequence[PlannedVideo],
-    extract: Callable[[Job, VideoRecord], VideoRows],
-    report: OnFrames | None,
-) -> Iterator[tuple[PlannedVideo, VideoRows]]:
     for video in videos:
         try:
-            result = extract(job, video.record)
+            if extract is None:
+                result = extract_frames(job, video.record, report=report)
+            else:
+                result = extract(job, video.record)
         except ExtractorError:
             raise
-        except (
-            Exception
-        ) as error:  # a broken video must not end the run, whatever its reader or the model raises
+        except Exception as error:  # whatever its reader or the model raises, the video is at fault
             result = failed_video(job, video.record, error)
-        if report is not None:
+        if report is not None and extract is not None:
             report(video.record.n_frames)
         yield video, result

@@ -85,7 +85,9 @@ class ArraySpec:
         """Return which rows hold nothing but the missing value, (rows,) bool."""
         empty = np.isnan(rows) if rows.dtype.kind == "f" else rows == self.fill
         # One axis a row: numpy is many times slower on several short ones.
-        return np.asarray(empty.reshape(len(rows), math.prod(self.shape)).all(axis=1), dtype=np.bool_)
+        return np.asarray(
+            empty.reshape(len(rows), math.prod(self.shape)).all(axis=1), dtype=np.bool_
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return this spec as JSON values; :meth:`from_json` is the inverse."""

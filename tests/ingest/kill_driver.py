@@ -1,4 +1,4 @@
-"""The ingest that test_kill.py kills: run as a script, it logs every commit that was acknowledged to it."""
+"""The ingest that test_kill.py kills; run as a script, it logs every acknowledged commit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CommitLog(SilentObserver):
 if __name__ == "__main__":
     store, log = sys.argv[1:3]
     options = Options(workers=2, checkpoint_s=0.2, task_frames=100)
-    # Workers are forked from one process that has imported Dask, not each started anew: half of the
-    # test's CPU time.
+    # Workers are forked from one process that has imported Dask, which saves half of the test's CPU
+    # time.
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
         run_ingest(source(), store, extractor(0.006), options, observer=CommitLog(log))

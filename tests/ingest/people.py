@@ -1,4 +1,4 @@
-"""Persons whose faces tiny models find, and an ingest of them that kills itself: run as a script."""
+"""Persons whose faces tiny models find; as a script, an ingest of them that kills itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FRONTAL: Cell = (2, 2, 40, 240)
 
 
 def picture(*cells: Cell) -> NDArray[np.uint8]:
-    """Cells (row, column) of 32 pixels whose colour is (red, green): the size and score of a face there."""
+    """Cells (row, column) of 32 pixels, coloured (red, green) as a face's size and score."""
     image = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
     image[..., 2] = 77
     for row, column, red, green in cells:
@@ -65,7 +65,7 @@ def models(home: Path) -> dict[str, object]:
 
 
 class KillsItself(SilentObserver):
-    """Ends the process, as the power does, when two commits are on the disk and more has been extracted."""
+    """Kills the process once two commits are on the disk and more has been extracted."""
 
     def on_progress(self, progress: Progress) -> None:
         if progress.checkpoints == 2 and progress.frames_done > progress.frames_committed:

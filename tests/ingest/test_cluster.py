@@ -1,4 +1,4 @@
-"""Workers that others have started: only those that prove themselves are used, and what they claim is looked at."""
+"""Workers of another scheduler: only those that prove themselves are used, and all is checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which failures another worker has to confirm, and when it shows that they were the first worker's."""
+"""Which failures another worker has to confirm, and when they are the first worker's fault."""
 
 from __future__ import annotations
 

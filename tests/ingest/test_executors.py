@@ -18,7 +18,7 @@ import pytest
 import kpstore
 from kpstore.errors import ExtractorError, UnsupportedError, WorkersError
 from kpstore.extractors.base import Extracted
-from kpstore.ingest import crew, executors
+from kpstore.ingest import crew, executors, roster
 from kpstore.ingest.gpus import gpu_identities
 from kpstore.ingest.job import Job
 from kpstore.ingest.on_worker import Stranger
@@ -218,7 +218,7 @@ def test_a_worker_that_dies_while_another_is_left_out_is_waited_for(tmp_path: Pa
 def test_a_worker_that_does_not_answer_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "PROOF_S", 0.0)
+    monkeypatch.setattr(roster, "PROOF_S", 0.0)
     before = FakeSource({name: 4 for name in list(SOURCE.lengths)[:5]})
     run_ingest(before, tmp_path / "s.kps", FakeExtractor(), Options(workers=0))
     with pytest.raises(
@@ -278,23 +278,18 @@ def test_a_trial_that_nobody_answers_ends_in_one_line(
         executor.try_out(Job("run", SOURCE, FakeExtractor()))
 
 
-def a_crew() -> crew.Crew:
-    """A crew with one worker, which is fit."""
-    scheduler = types.SimpleNamespace(ncores=None)
+def answer(future: Any) -> Any:
+    """What the driver makes of a future that has ended."""
     client = types.SimpleNamespace(
-        status="running", scheduler=scheduler, sync=lambda *_, **__: {"tcp://0": 1}
+        status="running",
+        scheduler=types.SimpleNamespace(ncores=None),
+        sync=lambda *_, **__: {"tcp://0": 1},
     )
     job = Job("run", SOURCE, FakeExtractor())
     found = crew.Crew(
-        client, "tcp://", job, lambda _: None, gpus=(), pinned=(), ours=True, notes={}
+        client, "tcp://", job, (), lambda _: None, gpus=(), pinned=(), ours=True, notes={}
     )
-    found._workers["tcp://0"] = crew._Worker("tcp://0", "0", state="fit")
-    return found
-
-
-def answer(future: Any) -> Any:
-    """What the driver makes of a future that has ended."""
-    return a_crew()._answer(crew._Order("task", "key", crew._Worker("tcp://0", "0"), future))
+    return found._answer(roster.Order("key", roster.Worker("tcp://0", "0")), future)
 
 
 @dataclass
@@ -316,17 +311,3 @@ def test_a_timeout_on_a_worker_is_its_answer_and_no_thread_for_tasks_makes_it_a_
     )
     assert isinstance(answer(Ended(error_of_dask)), Stranger)
     assert isinstance(answer(Ended(ValueError("another"))), ValueError)
-
-
-def test_deaths_in_proof_end_a_run_only_without_a_fit_worker() -> None:
-    found = a_crew()
-    for number in range(2 * crew.MAX_TRIES):
-        found._lost(crew._Order("proof", f"{number}", crew._Worker(f"tcp://1:{number}", "1"), None))
-    found._workers["tcp://2"] = crew._Worker("tcp://2", "1")
-    found._client.sync = lambda *_, **__: dict.fromkeys(found._workers, 1)
-    found._look_around()
-    assert found._notes == {"1": "it died 3 times while it proved that it can work"}
-    assert [worker.state for worker in found._workers.values()] == ["fit", "out"]
-    found._workers.clear()
-    with pytest.raises(WorkersError, match="workers died while they proved"):
-        found._lost(crew._Order("proof", "last", crew._Worker("tcp://3", "3"), None))

@@ -1,4 +1,4 @@
-"""``kpstore ingest faces`` and ``features`` from pictures to views, with tiny models that the tests make."""
+"""``kpstore ingest faces`` and ``features`` from pictures to views, with tiny models."""
 
 from __future__ import annotations
 
@@ -464,8 +464,8 @@ def test_a_person_without_a_picture_is_named_and_may_be_passed_over(
     refused = kpstore_(*command(home, sound, store))
     assert refused.code == 2
     assert (
-        "persons: 1 problem with the data set; mend what is wrong, or ingest what is sound with "
-        "--ignore-p" in refused.err
+        "persons: 1 problem with the data set; repair it, or ingest the rest with "
+        "ignore_problems=True (--ignore-p" in refused.err
     )
     assert "person 'bert' has no frontal picture" in refused.lines[-1]
     assert not store.exists()

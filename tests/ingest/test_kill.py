@@ -40,16 +40,14 @@ def workers_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def wait_for_a_moment(driver: subprocess.Popen[str], log: Path, rng: random.Random) -> None:
-    """Wait until the driver is somewhere in its start-up, by the CPU time that it used, or near one of its commits."""
+    """Wait until the driver is in its start-up, by its CPU time, or near one of its commits."""
     if rng.random() < 0.5:
         process, cpu_s = psutil.Process(driver.pid), rng.uniform(0.0, 1.0)
         until(lambda: sum(process.cpu_times()[:2]) >= cpu_s, driver)
     else:
         n_commits = acknowledged(log) + rng.randint(1, 3)
         until(lambda: acknowledged(log) >= n_commits, driver)
-        time.sleep(
-            rng.uniform(0.0, 0.2)
-        )  # how far it gets is a matter of luck, and any moment will do
+        time.sleep(rng.uniform(0.0, 0.2))  # any moment will do
 
 
 def acknowledged(log: Path) -> int:

@@ -1,4 +1,4 @@
-"""``kpstore ingest lips`` from mouth crops to views and files, with an encoder of random weights."""
+"""``kpstore ingest lips`` from mouth crops to views and files, with a random encoder."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_two_workers_give_the_same_bits(
 def test_however_it_is_cut_it_gives_the_same_bits(
     finished: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By tasks of one frame and of all, one utterance at a time and many, and pieces of several in one call."""
+    """By tasks of any size, one utterance at a time and many, and pieces of several in one call."""
     monkeypatch.setattr("kpstore.extractors.lip_resnet18.PIECE", 2)
     source = LipsSource(finished / "configs" / "LRS2.yml")
     stores = []

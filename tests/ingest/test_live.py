@@ -1,4 +1,4 @@
-"""What is missing is computed when it is read: the same numbers as an ingest would store, and nothing is stored."""
+"""Missing rows are computed when they are read, as an ingest would, and nothing is stored."""
 
 from __future__ import annotations
 

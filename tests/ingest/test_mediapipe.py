@@ -1,4 +1,4 @@
-"""The real MediaPipe through the real ingest: the numbers of a plain loop, whatever number of workers made them."""
+"""MediaPipe in an ingest: the numbers of a plain loop, whatever the number of workers."""
 
 from __future__ import annotations
 

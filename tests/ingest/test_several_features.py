@@ -1,4 +1,4 @@
-"""Extractors of several features, of frames and of videos, and extractors that take whole videos."""
+"""Extractors of several features, of frames and videos, and those that take whole videos."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_features_that_are_there_in_part_are_not_replaced_unasked(tmp_path: Path
     with kpstore.open(path, mode="a").transaction("drop") as tx:
         tx.remove_feature("from_reference")
     with pytest.raises(
-        InvalidError, match=r"'v0' has some features in .* but no from_reference; --overwrite"
+        InvalidError, match=r"'v0' has some features in .* but no from_reference; overwrite=True"
     ):
         ingested(path, Portraits(LENGTHS), Faces())
     again = ingested(path, Portraits(LENGTHS), Faces(), overwrite=True)
