@@ -61,13 +61,14 @@ def draw_picture(axes: Any, colours: list[str]) -> None:
             color=colour,
         )
     axes.set_title(
-        "in the picture: x, y from the box's middle,\nin halves of its width and height; y downwards",
+        "in the picture: x, y from the box's middle,\n"
+        "in halves of its width and height; y downwards",
         fontsize=8,
     )
 
 
 def draw_sphere(axes: Any, colours: list[str], angles: NDArray[np.float64]) -> None:
-    """Draw the sphere, seen from its left and from above, with the arc of each landmark and its angle."""
+    """Draw the sphere, seen from its left and from above, with each landmark's arc and angle."""
     turn = np.linspace(0, 2 * np.pi, 200)
     axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="black"))
     around, zero = np.stack([np.cos(turn), np.sin(turn)]), np.zeros_like(turn)
@@ -95,7 +96,8 @@ def draw_sphere(axes: Any, colours: list[str], angles: NDArray[np.float64]) -> N
     front = seen(np.array([0.0, 0.0, 1.0]))
     axes.plot(*front[:2], "+", color="black")
     axes.set_title(
-        "on the unit sphere: angle of each arc;\n+ higher up than in the frontal face, − lower down",
+        "on the unit sphere: angle of each arc;\n"
+        "+ higher up than in the frontal face, − lower down",
         fontsize=8,
     )
 

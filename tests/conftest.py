@@ -12,6 +12,10 @@ from hypothesis import HealthCheck, settings
 
 import kpstore
 
+# Two test processes share the cores already, and threads that wait for each other by spinning are
+# slow on a busy machine. Processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 settings.register_profile(
     "fast", max_examples=40, deadline=None, derandomize=True, suppress_health_check=_QUIET
@@ -55,7 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the files that a quick run does without: importing them costs as much as many tests."""
+    """Leave out files that a quick run skips; importing them takes as long as many tests."""
     place = collection_path.relative_to(Path(__file__).parent).as_posix()
     return (
         True

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def start(command: Sequence[object], **how: Any) -> subprocess.Popen[str]:
-    """Start a process with a limit of its CPU time, in a group of its own, as text with pipes for what it says."""
+    """Start a process in a group of its own, with a limit of CPU time and pipes for its text."""
     pipes = {
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
