@@ -49,7 +49,7 @@ class PhoenixSource:
     )
     examples: ClassVar[tuple[str, ...]] = (
         "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --workers 4",
-        "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --splits train dev "
+        "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --split train dev "
         "--max-videos-per-split 100",
         "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --dry-run",
     )

@@ -29,9 +29,14 @@ class _LazyArray(xr.backends.BackendArray):
         return self._array.__dask_tokenize__()
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray[Any]:
+        # xarray takes the last item of a slice that runs backwards, also of one without items.
+        parts = (
+            slice(0, 0) if isinstance(part, slice) and not range(*part.indices(length)) else part
+            for part, length in zip(key.tuple, self.shape, strict=True)
+        )
         support = indexing.IndexingSupport.OUTER_1VECTOR
         values: NDArray[Any] = indexing.explicit_indexing_adapter(
-            key, self.shape, support, self._read
+            type(key)(tuple(parts)), self.shape, support, self._read
         )
         return values
 

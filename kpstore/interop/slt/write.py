@@ -98,8 +98,8 @@ def _file(folder: Path, name: str, split: str) -> Path:
     full = f"{name}.{split or UNSPLIT}"
     if "/" in full or not name or name.startswith("."):
         raise InvalidError(
-            f"{full!r} cannot be a file's name; choose the first part with --name, splits with "
-            "--splits"
+            f"{full!r} cannot be a file's name; choose the first part with name= (--name), "
+            "splits with splits= (--split)"
         )
     return inside(folder, full)
 
