@@ -16,6 +16,32 @@ if TYPE_CHECKING:
     from kpstore.bench.comparison import BenchReport
 
 
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,…",
+        help="Formats to compare with, on copies of the same rows: npy, npz, pickle, h5py, "
+        "h5py-lzf, zarr, zarr-lz4, tensorstore, tensorstore-lz4, lance; `all` for those that "
+        "are installed.",
+    ),
+]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder for copies of --against; they are removed at the end."
+    ),
+]
+Cache = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|off|PATH", help="Decoded copies on the local disk, for compressed stores."
+    ),
+]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Save a picture, .png, .svg or .pdf.")
+]
+
+
 def add_to(parent: typer.Typer) -> None:
     """Add this command."""
     parent.command(
@@ -31,15 +57,7 @@ def bench(
         str | None,
         typer.Option(metavar="NAME", help="What to read; the widest feature of frames by default."),
     ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,…",
-            help="Formats to compare with, on copies of the same rows: npy, npz, pickle, h5py, "
-            "h5py-lzf, zarr, zarr-lz4, tensorstore, tensorstore-lz4, lance; `all` for those that "
-            "are installed.",
-        ),
-    ] = None,
+    against: Against = None,
     frames: Annotated[
         int | None, typer.Option(min=1, help="Number of frames to read, from the first.")
     ] = None,
@@ -49,21 +67,9 @@ def bench(
     seconds: Annotated[
         float, typer.Option(min=0.01, help="Longest time of a workload in a run.")
     ] = 1.0,
-    cache: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|off|PATH", help="Decoded copies on the local disk, for compressed stores."
-        ),
-    ] = "auto",
-    scratch: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder for copies of --against; they are removed at the end."
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save a picture, .png, .svg or .pdf.")
-    ] = None,
+    cache: Cache = "auto",
+    scratch: Scratch = None,
+    plot: Plot = None,
     at: At = None,
     json: Json = False,
 ) -> None:

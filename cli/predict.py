@@ -29,13 +29,28 @@ def add_to(app: typer.Typer) -> None:
     app.command("reconstruct", epilog=_EPILOG, help="The same as `predict`.")(predict)
 
 
+CheckpointArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", help="best.safetensors of a training.", show_default=False
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="With --png: the most frames, evenly spread."),
+]
+NewFeature = Annotated[
+    str | None,
+    typer.Option(
+        "--as",
+        metavar="NAME",
+        help="Feature to write; FEATURE_predicted or FEATURE_drawn by default.",
+    ),
+]
+
+
 def predict(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CHECKPOINT", help="best.safetensors of a training.", show_default=False
-        ),
-    ],
+    checkpoint: CheckpointArgument,
     store: StoreArgument,
     split: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="Whose frames; all by default.")
@@ -44,23 +59,13 @@ def predict(
         str | None,
         typer.Option(metavar="NAME", help="Keypoints to read; those it was trained on by default."),
     ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--as",
-            metavar="NAME",
-            help="Feature to write; FEATURE_predicted or FEATURE_drawn by default.",
-        ),
-    ] = None,
+    name: NewFeature = None,
     png: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write pictures there instead of a feature."),
     ] = None,
     at: At = None,
-    limit_frames: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="With --png: the most frames, evenly spread."),
-    ] = None,
+    limit_frames: Limit = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Frames at a time.")] = 32,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="A GPU if there is one.")

@@ -114,15 +114,7 @@ def bench(
         If a format is not installed.
     """
     check_peers(against)
-    array = store[feature]
-    if array.dims[0] != "frame" or array.dtype.kind == "O":
-        known = sorted(
-            name for name, stored in store.features.items() if stored.spec.axis == "frame"
-        )
-        raise InvalidError(
-            f"{feature!r} cannot be measured; choose numbers on the frame axis: "
-            f"{known or 'none here'}"
-        )
+    _check_feature(store, feature)
     rows = _rows_to_read(store, feature, n_rows)
     say = on_step or (lambda _: None)
     say("reading everything once")
@@ -151,7 +143,7 @@ def bench(
         location=store.location,
         feature=feature,
         n_rows=rows,
-        total_rows=array.shape[0],
+        total_rows=store[feature].shape[0],
         filesystem=filesystem_of(store.location),
         how={subject.name: subject.how for subject in subjects},
         figures=figures,
@@ -164,6 +156,18 @@ def bench(
             **{name: version(name) for name in _VERSIONS if _installed(name)},
         },
     )
+
+
+def _check_feature(store: BaseStore, feature: str) -> None:
+    array = store[feature]
+    if array.dims[0] != "frame" or array.dtype.kind == "O":
+        known = sorted(
+            name for name, stored in store.features.items() if stored.spec.axis == "frame"
+        )
+        raise InvalidError(
+            f"{feature!r} cannot be measured; choose numbers on the frame axis: "
+            f"{known or 'none here'}"
+        )
 
 
 def _rows_to_read(store: BaseStore, feature: str, asked: int | None) -> int:

@@ -101,36 +101,56 @@ def workloads_for(
     index: VideoIndex, n_rows: int, row_shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> list[Workload]:
     """Return the workloads for arrays of ``n_rows`` rows of videos."""
-    row_bytes = int(np.prod(row_shape)) * dtype.itemsize
+    runs = _Workloads(index, n_rows, row_shape, dtype)
+    found = [
+        Workload({"open to the first row": "ms"}, runs.opening),
+        Workload({"random frames": "frames/s"}, runs.random_frames),
+        Workload({"clips": "frames/s"}, runs.clips),
+    ]
+    if len(runs.whole):
+        found.append(Workload({"one video, median": "ms", "one video, 99 %": "ms"}, runs.videos))
+    if n_rows >= 2 * SCAN_ROWS:
+        found.append(Workload({"scan": "GB/s"}, runs.scan))
+    return [*found, Workload({"shuffled epoch": "frames/s"}, runs.epoch)]
 
-    def buffer(*shape: int) -> NDArray[Any]:
-        return np.zeros((*shape, *row_shape), dtype=dtype)
+
+class _Workloads:
+    """Reads the same rows of any subject; each method returns figures by name."""
+
+    def __init__(
+        self, index: VideoIndex, n_rows: int, row_shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self._index, self._n_rows, self._row_shape, self._dtype = index, n_rows, row_shape, dtype
+        self.whole = np.flatnonzero((index.n_frames > 0) & (index.offsets[1:] <= n_rows))
+
+    def _buffer(self, *shape: int) -> NDArray[Any]:
+        return np.zeros((*shape, *self._row_shape), dtype=self._dtype)
 
     def opening(
-        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+        self, subject: Subject, settings: BenchSettings, rng: np.random.Generator
     ) -> dict[str, float]:
-        row, out = int(rng.integers(n_rows)), buffer(1)
+        row, out = int(rng.integers(self._n_rows)), self._buffer(1)
         began = time.perf_counter()
         subject.reopen()
         subject.read(row, row + 1, out)
         return {"open to the first row": (time.perf_counter() - began) * 1e3}
 
     def random_frames(
-        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+        self, subject: Subject, settings: BenchSettings, rng: np.random.Generator
     ) -> dict[str, float]:
-        out = buffer(BATCH)
-        parts = (rng.integers(n_rows, size=BATCH) for _ in range(1_000_000))
+        out = self._buffer(BATCH)
+        parts = (rng.integers(self._n_rows, size=BATCH) for _ in range(1_000_000))
         return {
             "random frames": BATCH
             * _rate(lambda rows: subject.gather(rows, out), parts, settings.seconds)
         }
 
     def clips(
-        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+        self, subject: Subject, settings: BenchSettings, rng: np.random.Generator
     ) -> dict[str, float]:
-        length = min(CLIP_FRAMES, n_rows)
-        out = buffer(CLIPS, length)
-        parts = (rng.integers(n_rows - length + 1, size=CLIPS) for _ in range(1_000_000))
+        length = min(CLIP_FRAMES, self._n_rows)
+        out = self._buffer(CLIPS, length)
+        parts = (rng.integers(self._n_rows - length + 1, size=CLIPS) for _ in range(1_000_000))
         per_part = CLIPS * length
         return {
             "clips": per_part
@@ -138,15 +158,15 @@ def workloads_for(
         }
 
     def videos(
-        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+        self, subject: Subject, settings: BenchSettings, rng: np.random.Generator
     ) -> dict[str, float]:
-        out = buffer(int(index.n_frames[whole].max()))
+        out = self._buffer(int(self._index.n_frames[self.whole].max()))
         times: list[float] = []
         ends = time.perf_counter() + settings.seconds
         while not times or (time.perf_counter() < ends and len(times) < 5000):
-            position = int(rng.choice(whole))
+            position = int(rng.choice(self.whole))
             began = time.perf_counter()
-            subject.video(index, position, out)
+            subject.video(self._index, position, out)
             times.append((time.perf_counter() - began) * 1e3)
         return {
             "one video, median": float(np.median(times)),
@@ -154,15 +174,15 @@ def workloads_for(
         }
 
     def scan(
-        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+        self, subject: Subject, settings: BenchSettings, rng: np.random.Generator
     ) -> dict[str, float]:
-        out = buffer(SCAN_ROWS)
-        starts = iter(range(0, n_rows - SCAN_ROWS + 1, SCAN_ROWS))
+        out = self._buffer(SCAN_ROWS)
+        starts = iter(range(0, self._n_rows - SCAN_ROWS + 1, SCAN_ROWS))
         rate = _rate(lambda at: subject.read(at, at + SCAN_ROWS, out), starts, settings.seconds)
-        return {"scan": rate * SCAN_ROWS * row_bytes / 1e9}
+        return {"scan": rate * SCAN_ROWS * self._buffer(1).nbytes / 1e9}
 
     def epoch(
-        subject: Subject, settings: BenchSettings, rng: np.random.Generator
+        self, subject: Subject, settings: BenchSettings, rng: np.random.Generator
     ) -> dict[str, float]:
         seen, began = 0, time.perf_counter()
         for batch in subject.epoch(BATCH, rng):
@@ -170,18 +190,6 @@ def workloads_for(
             if time.perf_counter() - began > 3 * settings.seconds:
                 break
         return {"shuffled epoch": seen / (time.perf_counter() - began)}
-
-    whole = np.flatnonzero((index.n_frames > 0) & (index.offsets[1:] <= n_rows))
-    found = [
-        Workload({"open to the first row": "ms"}, opening),
-        Workload({"random frames": "frames/s"}, random_frames),
-        Workload({"clips": "frames/s"}, clips),
-    ]
-    if len(whole):
-        found.append(Workload({"one video, median": "ms", "one video, 99 %": "ms"}, videos))
-    if n_rows >= 2 * SCAN_ROWS:
-        found.append(Workload({"scan": "GB/s"}, scan))
-    return [*found, Workload({"shuffled epoch": "frames/s"}, epoch)]
 
 
 def _rate(work: Callable[[Any], None], parts: Iterator[Any], seconds: float) -> float:

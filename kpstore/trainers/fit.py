@@ -102,8 +102,7 @@ def fit(
     chosen = replace(settings or TrainSettings(), **numbers)
     where = check_start(folder, device=device, resume=resume, tensorboard=tensorboard)
     loaders = {"train": train_loader} | ({} if dev_loader is None else {"dev": dev_loader})
-    for name, loader in loaders.items():
-        _check_loader(name, loader, training)
+    _check_loaders(loaders, training)
     path = None if folder is None else Path(folder)
     own_random_numbers = torch.random.fork_rng([where] if where.type == "cuda" else [])
     with own_random_numbers, joined(where) as ranks, ExitStack() as files:
@@ -114,7 +113,6 @@ def fit(
         state = RunState(model.to(where), chosen, train_loader, names, ranks, where)
         views = {name: loader.sampler.view for name, loader in loaders.items()}
         about = described_run(state, training, chosen, views, inputs or {})
-        n_steps = len(train_loader) * chosen.epochs
         resumed_at = None
         if path is not None and (path / CHECKPOINT).exists():
             state.restore(path / CHECKPOINT, about)
@@ -130,7 +128,7 @@ def fit(
             training=training,
             settings=chosen,
             about=about,
-            n_steps=n_steps,
+            n_steps=len(train_loader) * chosen.epochs,
             resumed_at=resumed_at,
             path=path,
             folder=opened,
@@ -335,6 +333,11 @@ def _diverged(what: str) -> InvalidError:
         f"{what}; nothing was written since the last checkpoint: try a lower lr= (--lr) or "
         "clip_norm= (--clip-norm)"
     )
+
+
+def _check_loaders(loaders: Mapping[str, Loader], training: Training) -> None:
+    for name, loader in loaders.items():
+        _check_loader(name, loader, training)
 
 
 def _check_loader(name: str, loader: Loader, training: Training) -> None:
