@@ -18,6 +18,7 @@ from benchmarks import (
     bench_ingest_scale,
     bench_old_training,
     bench_read,
+    bench_render,
     bench_shuffle,
     bench_train,
 )
@@ -46,6 +47,7 @@ def main() -> None:
     results["extract"] = bench_extract.run(
         frames=16 if quick else 96, runs=1 if quick else 3, device="cpu", workers_per_gpu=1
     )
+    results["render"] = bench_render.run(frames=32 if quick else 256, runs=1 if quick else 9)
     results["shuffle"] = bench_shuffle.run(lists=[], scale=0.01 if quick else 1.0)
     results["read"] = bench_read.run(scale=0.01 if quick else 1.0, runs=1 if quick else 5)
     results["first_read"] = bench_first_read.run(

@@ -1,7 +1,7 @@
 """Skeletons of many frames as small black and white pictures, drawn fast enough for training.
 
-All lines and dots of a batch become pixel numbers together, which a few assignments ink: two to
-four times as fast as a loop over OpenCV, which takes some 280 calls per skeleton.
+All lines and dots of a batch become pixel numbers together, which a few assignments ink:
+about twice as fast as a loop over the 280 calls of OpenCV per skeleton (docs/decisions/012).
 """
 
 from __future__ import annotations
