@@ -9,8 +9,10 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from kpstore.errors import MissingExtraError
+from kpstore import plugins
+from kpstore.errors import InvalidError, KpstoreError, one_line
 from kpstore.options import Option
+from kpstore.plugins import Group
 
 from .arguments import LIST_OPTION, ListCommand, split_names
 
@@ -185,8 +187,19 @@ class LazyCommand(ListCommand):
         return self._make().make_context(info_name, args, parent, **extra)
 
 
-def refusing_command(name: str, error: MissingExtraError) -> Any:
-    """Return a command that says which optional dependency it lacks."""
+def loaded(group: Group, name: str) -> tuple[Any, Any]:
+    """Return what a plug-in's name stands for, or None and a command that says what is wrong."""
+    try:
+        return plugins.load(group, name), None
+    except KpstoreError as error:
+        return None, refusing_command(name, error)
+    except Exception as error:  # one broken plug-in must not stop everything else
+        broken = f"{name!r} of {group} cannot be imported ({one_line(error)}); repair its package"
+        return None, refusing_command(name, InvalidError(broken))
+
+
+def refusing_command(name: str, error: KpstoreError) -> Any:
+    """Return a command that says why it cannot run, such as an optional dependency it lacks."""
 
     def refuse() -> Any:
         raise error

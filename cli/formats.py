@@ -10,11 +10,10 @@ import typer
 from typer.core import TyperGroup
 
 from kpstore import plugins
-from kpstore.errors import MissingExtraError
 
 from . import render
 from .arguments import At, Json, StoreArgument, split_names
-from .commands import SPLITS, one_command, refusing_command, takes
+from .commands import SPLITS, loaded, one_command, takes
 from .watcher import frames_bar
 
 if TYPE_CHECKING:
@@ -51,10 +50,8 @@ class _FormatGroup(TyperGroup):
         return [name for name in plugins.names(GROUP) if self._can(name)]
 
     def _can(self, name: str) -> bool:
-        try:
-            return self._options(plugins.load(GROUP, name)) is not None
-        except MissingExtraError:
-            return True  # the command says what is missing
+        found, refusing = loaded(GROUP, name)
+        return refusing is not None or self._options(found) is not None
 
     def _options(self, found: Format) -> Any:
         return found.importer if self.way == "import" else found.exporter
@@ -63,10 +60,9 @@ class _FormatGroup(TyperGroup):
         """Return the command of a format."""
         if cmd_name not in plugins.names(GROUP):
             return None
-        try:
-            found: Format = plugins.load(GROUP, cmd_name)
-        except MissingExtraError as error:
-            return refusing_command(cmd_name, error)
+        found, refusing = loaded(GROUP, cmd_name)
+        if refusing is not None:
+            return refusing
         options = self._options(found)
         if options is None:
             return None

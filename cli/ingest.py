@@ -14,12 +14,12 @@ import typer
 from typer.core import TyperGroup
 
 from kpstore import plugins
-from kpstore.errors import InvalidError, MissingExtraError
+from kpstore.errors import InvalidError, one_line
 from kpstore.options import WHAT, Option
 
 from . import render
 from .arguments import Json, StoreArgument
-from .commands import one_command, option_parameters, optional, refusing_command, takes
+from .commands import LazyCommand, loaded, one_command, option_parameters, optional, takes
 
 if TYPE_CHECKING:
     from kpstore.extractors.base import AnyExtractor
@@ -73,13 +73,18 @@ class _IngestGroup(TyperGroup):
         """Return the command of a source."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        try:
-            kind = _StoredVideos if cmd_name == "features" else plugins.load(SOURCES, cmd_name)
-        except MissingExtraError as error:
-            return refusing_command(cmd_name, error)
+        kind, refusing = _StoredVideos, None
+        if cmd_name != "features":
+            kind, refusing = loaded(SOURCES, cmd_name)
+        if refusing is not None:
+            return refusing
         summary = getattr(kind, "summary", None) or (inspect.getdoc(kind) or "").split("\n\n")[0]
-        run = _ingesting(kind, ctx.meta.get(SOURCES, ()))
-        return one_command(cmd_name, run, summary, getattr(kind, "examples", ()))
+        words, examples = ctx.meta.get(SOURCES, ()), getattr(kind, "examples", ())
+        return LazyCommand(
+            cmd_name,
+            summary,
+            lambda: one_command(cmd_name, _ingesting(kind, words), summary, examples),
+        )
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,8 @@ def _recipe_options(chosen: str) -> list[inspect.Parameter]:
     Those of a recipe that needs a reference picture are there only if it is the chosen one.
     """
     names = plugins.names(RECIPES)
+    if chosen and chosen not in names:
+        plugins.load(RECIPES, chosen)  # says which there are
     note = typer.Option(
         "--recipe",
         "--extractor",
@@ -164,7 +171,9 @@ def _recipe_options(chosen: str) -> list[inspect.Parameter]:
         try:
             kind = plugins.load(RECIPES, name)
             offered = option_parameters(kind)
-        except Exception:  # whatever an outsider's module raises; it is said when it is asked for
+        except Exception as error:  # whatever an outsider's module raises
+            if name == chosen:
+                raise InvalidError(f"recipe {name!r} cannot be used: {one_line(error)}") from error
             continue
         if name == chosen or not getattr(kind, "needs_reference", False):
             for parameter in offered:
@@ -181,7 +190,7 @@ def _named(words: Sequence[str]) -> str:
     """Return the recipe that a command line names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", "--extractor", dest="recipe", nargs="?")
-    return str(parser.parse_known_args(list(words))[0].recipe)
+    return parser.parse_known_args(list(words))[0].recipe or ""
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -16,12 +16,11 @@ import typer
 from typer.core import TyperGroup
 
 from kpstore import plugins
-from kpstore.errors import MissingExtraError
 from kpstore.options import Option
 
 from . import render
 from .arguments import At, Json, StoreArgument
-from .commands import LazyCommand, one_command, refusing_command, takes
+from .commands import LazyCommand, loaded, one_command, takes
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -80,10 +79,9 @@ class _TrainGroup(TyperGroup):
         """Return the command of a training."""
         if cmd_name not in plugins.names(GROUP):
             return None
-        try:
-            found: NamedTraining = plugins.load(GROUP, cmd_name)
-        except MissingExtraError as error:
-            return refusing_command(cmd_name, error)
+        found, refusing = loaded(GROUP, cmd_name)
+        if refusing is not None:
+            return refusing
         text = f"{found.summary}\n\n{found.details}"
         return LazyCommand(
             cmd_name,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kpstore._version import __version__
 from kpstore.backends.places import FILE_SUFFIXES
 from kpstore.errors import KpstoreError
+from kpstore.machine import usable_cores
 
 if TYPE_CHECKING:
     from kpstore.sources.base import Listing
@@ -137,7 +138,7 @@ def _extras() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    usable, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    usable, all_cores = usable_cores(), os.cpu_count() or 1
     yield Finding(
         "machine", "cores", "ok", str(usable) if usable == all_cores else f"{usable} of {all_cores}"
     )

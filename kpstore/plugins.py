@@ -1,6 +1,6 @@
-"""One door for all that can be added: backends, extractors, features, formats, trainings.
+"""The registry of all that can be added to kpstore, and of kpstore's own as well.
 
-Ours come through it too.
+Groups are backends, extractors, features, formats, sources and trainings.
 
 A name is looked up first among what was registered in this process, then among the entry points of
 installed packages; nothing is imported before it is asked for.

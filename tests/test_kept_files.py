@@ -18,7 +18,10 @@ from kpstore.inspect.contents import compare
 from kpstore.inspect.verify import verify
 from kpstore.interop.transfer import export_file, opened
 from kpstore.trainers.checkpoint import read_checkpoint
+from kpstore.trainers.keypoints import KeypointTraining
 from kpstore.trainers.settings import TrainSettings
+from kpstore.trainers.skeleton import SkeletonTraining
+from kpstore.trainers.state import described
 from kpstore.trainers.train import load_model
 
 
@@ -60,3 +63,9 @@ def test_a_checkpoint_loads(kept: Path) -> None:
     for name, tensor in found.under("model").items():
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), tensor.numpy())
     assert TrainSettings(**found.about["settings"]) == TrainSettings(epochs=1, seed=3)
+
+
+def test_a_run_of_before_goes_on(kept: Path) -> None:
+    about = read_checkpoint(kept / "run" / "checkpoint.safetensors").about
+    trainings = (KeypointTraining(), SkeletonTraining())
+    assert about["task"]["name"] in [described(training)["name"] for training in trainings]

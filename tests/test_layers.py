@@ -12,7 +12,7 @@ import kpstore
 
 FLOORS = [
     ["errors", "_version"],
-    ["plugins", "options"],
+    ["plugins", "options", "machine"],
     ["schema"],
     ["backends", "sources", "extractors"],
     ["store"],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Annotated
 
 from kpstore.errors import InvalidError
 from kpstore.ingest.gpus import count_gpus
+from kpstore.machine import usable_cores
 from kpstore.options import AGAIN, WHERE, Option
 from kpstore.schema.feature import Compression
 
@@ -85,7 +85,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.workers is None:
             on_gpu = self.device.startswith("cuda")
-            found = 1 if on_gpu else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_WORKERS)
+            found = 1 if on_gpu else min(usable_cores(), MAX_DEFAULT_WORKERS)
             object.__setattr__(self, "workers", found)
         for name, least in (
             ("workers", 0),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.inspect.moments import Moments, Sketch, measure_runs
+from kpstore.machine import usable_cores
 from kpstore.schema.feature import FeatureSpec, State, part_names
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
@@ -162,7 +163,7 @@ def _waves(
     store: BaseStore, feature: str, runs: Sequence[slice], workers: int | None
 ) -> Iterator[tuple[_Block, ...]]:
     """Yield measured blocks in order, several at a time; one such wave is in memory at once."""
-    n_threads = workers or len(os.sched_getaffinity(0))
+    n_threads = workers or usable_cores()
     dask = _dask() if n_threads > 1 or workers is None else None
     store.reader.prepare([feature])  # once, not in each thread
     if dask is None or len(runs) < 2:

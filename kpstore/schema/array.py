@@ -90,7 +90,7 @@ class ArraySpec:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return this spec as JSON values; :meth:`from_json` is the inverse."""
+        """Return this spec as JSON values."""
         return {**asdict(self), "shape": list(self.shape), "dims": list(self.dims)}
 
     def fitted(

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 _LEAST_BYTES, _MOST_BYTES = 2**16, 2**24
 """Sizes of results: malloc keeps memory of smaller ones anyway, and larger ones are too much."""
+_MOST_KEPT = 64
+"""Buffers: each that is kept is looked at before the next result."""
 _STEPS = 8
 """Sizes between two powers of two: batches of nearly the same size share memory."""
 
@@ -37,7 +39,8 @@ def _references_of_one() -> int:
     return seen[0]
 
 
-_REFERENCES = _references_of_one()
+_REFERENCES = min(3, _references_of_one())
+"""A debugger adds references while this counts; one too many would share memory in use."""
 
 
 class Buffers:
@@ -80,7 +83,7 @@ class Buffers:
             else:
                 passed.append(buffer)
         left = self._limit - size
-        for buffer in reversed(passed):
+        for buffer in passed[: -_MOST_KEPT - 1 : -1]:  # the newest first
             left -= len(buffer)
             if left < 0:
                 break

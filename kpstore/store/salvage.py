@@ -22,7 +22,7 @@ _UNKNOWN = -1
 
 @dataclass
 class StateRecords:
-    """What a feature's ledger says, and which of it is unknown because its chunk is damaged.
+    """States and failures of a feature's videos; unknown where their chunk is damaged.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ class StateRecords:
 def read_state_records(
     session: ReadSession, spec: FeatureSpec, index: VideoIndex, damaged: Mapping[str, set[int]]
 ) -> StateRecords:
-    """Read a feature's ledger around its damaged chunks.
+    """Read a feature's states and failures around its damaged chunks.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ from kpstore.testing.store_data import (
 class VersionContract(BackendFixtures):
     """Commits, tags and branches."""
 
-    def test_a_view_never_changes_while_others_write(self, made: Backend) -> None:
+    def test_a_session_never_changes_while_others_write(self, made: Backend) -> None:
         old = made.session(add_array(made))
         changes = made.begin()
         changes.write("a", 0, numbers(10))
@@ -63,7 +63,7 @@ class VersionContract(BackendFixtures):
             changes.commit("too late")
         assert newest(made).names() == ["a"]
 
-    def test_a_committed_view_is_spent(self, made: Backend) -> None:
+    def test_a_committed_session_is_spent(self, made: Backend) -> None:
         add_array(made)
         changes = made.begin()
         changes.write("a", 0, numbers(10))

@@ -216,7 +216,7 @@ class WriterContract(BackendFixtures):
         assert made.branches()[MAIN] == before
         assert np.isnan(newest(made).read("a", 0, 10)).all()
 
-    def test_a_view_with_changes_cannot_be_forked(self, made: Backend) -> None:
+    def test_a_session_with_changes_cannot_be_forked(self, made: Backend) -> None:
         add_array(made)
         changes = made.begin()
         changes.write("a", 0, numbers(1))

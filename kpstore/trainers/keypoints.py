@@ -202,6 +202,9 @@ class KeypointTraining:
     edges : pairs of points that drawings join; those of the default face list if empty.
     """
 
+    on_record: ClassVar[str] = "KeypointTask"
+    """The name that checkpoints have it by, an earlier one of the class."""
+
     edges: tuple[Edge, ...] = ()
     figures: ClassVar[Sequence[str]] = ("point_error",)
 

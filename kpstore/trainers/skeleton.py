@@ -282,6 +282,9 @@ class SkeletonTraining:
     edges : pairs of points that drawings of samples join; those of the default face list if empty.
     """
 
+    on_record: ClassVar[str] = "SkeletonTask"
+    """The name that checkpoints have it by, an earlier one of the class."""
+
     hands: Annotated[
         float, Option("Of the pixels around drawn hands.", "X", flag="--hands-weight")
     ] = 2.0

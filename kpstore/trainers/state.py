@@ -131,8 +131,8 @@ def described_run(
         "kpstore": __version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "model": _described(state.model),
-        "task": _described(training),
+        "model": described(state.model),
+        "task": described(training),
         "inputs": _plain(dict(inputs)),
         "settings": asdict(settings),
         "store": {"location": store.location, "snapshot": store.snapshot},
@@ -148,11 +148,15 @@ def _digest(view: View) -> str:
     return hashlib.blake2b(view.first_rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
 
 
-def _described(part: object) -> dict[str, Any]:
-    """Return the class of a model or a training, and its settings if they are a dataclass."""
+def described(part: object) -> dict[str, Any]:
+    """Return the class of a model or a training, and its settings if they are a dataclass.
+
+    A class that was renamed keeps the name that checkpoints know it by in ``on_record``.
+    """
     config = getattr(part, "config", part)
     fields = asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
-    return {"name": type(part).__name__, "config": _plain(fields)}
+    name = getattr(part, "on_record", type(part).__name__)
+    return {"name": name, "config": _plain(fields)}
 
 
 def _plain(value: Any) -> Any:

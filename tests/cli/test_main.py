@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kpstore import __version__
 from kpstore.cli import look
 from kpstore.cli.arguments import renamed, spread_list
+from kpstore.plugins import _entry_points
 from tests.cli.conftest import Kpstore
 from tests.processes import finish
 
@@ -151,3 +154,27 @@ def test_a_list_takes_the_words_after_it(given: str, wanted: str) -> None:
 )
 def test_former_names_of_options_still_work(given: str, wanted: str) -> None:
     assert renamed(given.split(), {"--split"}) == wanted.split()
+
+
+@pytest.mark.parametrize(
+    ("group", "command"),
+    [
+        ("kpstore.sources", "ingest"),
+        ("kpstore.trainings", "train"),
+        ("kpstore.formats", "import"),
+    ],
+)
+def test_a_broken_plug_in_takes_nothing_else_along(
+    kpstore_: Kpstore, monkeypatch: pytest.MonkeyPatch, group: Any, command: str
+) -> None:
+    known = {**_entry_points(group), "ours": EntryPoint("ours", "no_such_package:X", group)}
+    monkeypatch.setattr(
+        "kpstore.plugins._entry_points", lambda asked: known if asked == group else {}
+    )
+    shown = kpstore_(command, "--help")
+    assert shown.code == 0
+    assert "ours" in shown.out
+    failed = kpstore_(command, "ours", "a", "b")
+    assert failed.code != 0
+    assert failed.err.count("\n") == 1
+    assert "no_such_package" in failed.err

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-_PROTO, _STOP, _POP, _MARK, _NONE = b"\x80\x04", b".", b"0", b"(", b"N"
+_PROTO, _STOP, _POP, _MARK = b"\x80\x04", b".", b"0", b"("
 _EMPTY_DICT, _EMPTY_LIST, _SETITEMS, _APPENDS = b"}", b"]", b"u", b"e"
 _BINPUT, _BINGET = b"q", b"h"
 _MADE_BY, _ARGUMENTS, _DTYPE, _FIRST_TEXT = range(4)
