@@ -137,7 +137,14 @@ def _ingesting(kind: type[Any], words: Sequence[str]) -> Callable[..., None]:
     ) -> None:
         recipe = chosen.pop("recipe", fixed)
         opened = source.for_store(store) if hasattr(source, "for_store") else source
-        extractor = make_extractor(recipe, **{**chosen, **dict(map(_pair, given or ()))})
+        pairs = dict(map(_pair, given or ()))
+        for name in pairs:
+            if fixed is None and chosen.get(name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise InvalidError(
+                    f"{name} is set twice, by {option} and by --set; use one of them"
+                )
+        extractor = make_extractor(recipe, **{**chosen, **pairs})
         if dry_run:
             _plan(opened, store, extractor, options, json)
         else:

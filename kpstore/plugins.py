@@ -116,8 +116,13 @@ def _loaded(point: EntryPoint) -> Any:
         missing = (error.name or "").partition(".")[0]
         if missing in ("kpstore", ""):
             raise
+        extra = _extra_of(missing)
+        if extra == missing and not point.value.startswith("kpstore."):
+            raise NotFoundError(
+                f"{point.name!r} needs {missing}, which is not installed"
+            ) from error
         raise MissingExtraError(
-            f"{point.name!r} ({missing} is not installed)", extra=_extra_of(missing)
+            f"{point.name!r} ({missing} is not installed)", extra=extra
         ) from error
 
 

@@ -79,11 +79,15 @@ def provenance_of(extractor: AnyExtractor) -> dict[str, Provenance]:
 _KNOWN_OTHERWISE = ("weights", "batch_size", "batch_frames")
 
 
+def _is_path(value: str) -> bool:
+    return os.path.isabs(value) or (os.sep in value and os.path.exists(value))
+
+
 def _plain(value: object) -> Any:
     """Return an option as JSON; None if it cannot be."""
     if isinstance(value, FaceList):
         return value.name
-    if isinstance(value, str | os.PathLike) and os.path.isabs(value):
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and _is_path(value)):
         return Path(value).name
     try:
         return json.loads(json.dumps(value))
