@@ -113,6 +113,7 @@ def fit(
         state = RunState(model.to(where), chosen, train_loader, names, ranks, where)
         views = {name: loader.sampler.view for name, loader in loaders.items()}
         about = described_run(state, training, chosen, views, inputs or {})
+        n_steps = len(train_loader) * chosen.epochs  # of whole epochs: a resumed one is shorter
         resumed_at = None
         if path is not None and (path / CHECKPOINT).exists():
             state.restore(path / CHECKPOINT, about)
@@ -128,7 +129,7 @@ def fit(
             training=training,
             settings=chosen,
             about=about,
-            n_steps=len(train_loader) * chosen.epochs,
+            n_steps=n_steps,
             resumed_at=resumed_at,
             path=path,
             folder=opened,
