@@ -207,7 +207,10 @@ class OneGone(FakeExtractor):
             raise ExtractorError("device lost")
 
 
-def test_a_worker_that_dies_while_another_is_left_out_is_waited_for(tmp_path: Path) -> None:
+def test_a_worker_that_dies_while_another_is_left_out_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "WAIT_S", 3600.0)  # as long as a busy machine takes to start one
     source = FakeSource(dict(SOURCE.lengths), poisonous={"v03": [1], "v08": [2]})
     run_ingest(source, tmp_path / "s.kps", OneGone(sleep_s=0.01), Options(workers=2, task_frames=5))
     store = kpstore.open(tmp_path / "s.kps")
