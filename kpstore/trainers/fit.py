@@ -114,10 +114,7 @@ def fit(
         views = {name: loader.sampler.view for name, loader in loaders.items()}
         about = described_run(state, training, chosen, views, inputs or {})
         n_steps = len(train_loader) * chosen.epochs  # of whole epochs: a resumed one is shorter
-        resumed_at = None
-        if path is not None and (path / CHECKPOINT).exists():
-            state.restore(path / CHECKPOINT, about)
-            resumed_at = state.step
+        resumed_at = _resumed(state, path, about)
         opened = None
         if path is not None and ranks.is_first:
             opened = files.enter_context(
@@ -141,6 +138,14 @@ def fit(
         )
         files.callback(run.leave)
         return run.train()
+
+
+def _resumed(state: RunState, folder: Path | None, about: Mapping[str, Any]) -> int | None:
+    """Restore the run of a folder, if there is one, and return its step."""
+    if folder is None or not (folder / CHECKPOINT).exists():
+        return None
+    state.restore(folder / CHECKPOINT, about)
+    return state.step
 
 
 def _ignore(_: object) -> None:
