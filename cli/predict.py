@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from kpstore.errors import InvalidError
 
 from . import render
 from .arguments import At, Json, StoreArgument
+from .watcher import total_bar
 
 if TYPE_CHECKING:
     from kpstore.trainers.predict import Predicted
@@ -78,8 +78,6 @@ def predict(
     checkpoint, are left out. Faces are (68, 3); skeletons are pictures of one byte per pixel,
     64 KiB per frame at 256 x 256. With --png, a run that was killed goes on where it was.
     """
-    from rich.progress import Progress
-
     import kpstore
     from kpstore.trainers import predict as trained
 
@@ -91,14 +89,7 @@ def predict(
     if png is not None and name is not None:
         raise InvalidError("--as names a feature, --png writes pictures; choose one")
     predictor = trained.open_predictor(checkpoint, device=device, batch_size=batch_size)
-    with Progress(
-        console=render.console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bars:
-        task = bars.add_task("frames", total=None)
-
-        def on_progress(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-
+    with total_bar("frames") as on_progress:
         if png is not None:
             found = trained.predict_pictures(
                 kpstore.open(store, at),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +12,7 @@ from kpstore.errors import InvalidError
 
 from . import render
 from .arguments import At, Json, StoreArgument
-from .watcher import frames_bar
+from .watcher import frames_bar, total_bar
 
 if TYPE_CHECKING:
     from kpstore.api import Store
@@ -112,21 +111,10 @@ def convert(
     """Copy a store to another backend, or to the same one without its old versions."""
     from dataclasses import asdict
 
-    from rich.progress import Progress
-
     from kpstore.interop.convert import convert as convert_store
 
-    with Progress(
-        console=render.console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bars:
-        task = bars.add_task("versions", total=None)
-        made = convert_store(
-            source,
-            target,
-            at=at,
-            with_history=history,
-            on_version=lambda done, total: bars.update(task, completed=done, total=total),
-        )
+    with total_bar("versions") as on_version:
+        made = convert_store(source, target, at=at, with_history=history, on_version=on_version)
     if json:
         render.print_json(asdict(made))
         return

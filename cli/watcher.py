@@ -175,3 +175,18 @@ def frames_bar(what: str) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda n_frames: bar.advance(task, n_frames)
+
+
+@contextmanager
+def total_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that takes how many are done, and of how many.
+
+    Draws a bar on a terminal, nothing elsewhere.
+    """
+    from rich.progress import Progress
+
+    with Progress(
+        console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

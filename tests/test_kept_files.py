@@ -7,6 +7,7 @@ checkpoint of a training of one epoch.
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -18,11 +19,9 @@ from kpstore.inspect.contents import compare
 from kpstore.inspect.verify import verify
 from kpstore.interop.transfer import export_file, opened
 from kpstore.trainers.checkpoint import read_checkpoint
-from kpstore.trainers.keypoints import KeypointTraining
+from kpstore.trainers.keypoints import KeypointConfig
 from kpstore.trainers.settings import TrainSettings
-from kpstore.trainers.skeleton import SkeletonTraining
-from kpstore.trainers.state import described
-from kpstore.trainers.train import load_model
+from kpstore.trainers.train import Frames, load_model, train_keypoints
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,17 @@ def test_a_checkpoint_loads(kept: Path) -> None:
     assert TrainSettings(**found.about["settings"]) == TrainSettings(epochs=1, seed=3)
 
 
-def test_a_run_of_before_goes_on(kept: Path) -> None:
-    about = read_checkpoint(kept / "run" / "checkpoint.safetensors").about
-    trainings = (KeypointTraining(), SkeletonTraining())
-    assert about["task"]["name"] in [described(training)["name"] for training in trainings]
+def test_a_run_of_before_is_resumed(kept: Path, tmp_path: Path) -> None:
+    shutil.copytree(kept / "run", tmp_path / "run")
+    found = read_checkpoint(kept / "run" / "checkpoint.safetensors").about
+    report = train_keypoints(
+        kpstore.open(kept / "format2.kps"),
+        tmp_path / "run",
+        frames=Frames(split="train", dev_split="dev"),
+        config=KeypointConfig(**found["model"]["config"]),
+        batch_size=found["batch_size"],
+        epochs=1,
+        seed=3,
+        resume=True,
+    )
+    assert report.resumed_at == found["step"]

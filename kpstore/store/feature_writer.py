@@ -98,18 +98,19 @@ class FeatureWriter:
         states: NDArray[np.uint8] | State,
         texts: NDArray[np.object_] | str,
     ) -> None:
-        all_states = self._whole(fmt.state_name(feature))
+        all_states = self.whole(fmt.state_name(feature))
         all_states[positions] = states
         self._session.write(fmt.state_name(feature), 0, all_states)
         name = fmt.failure_name(feature)
-        meta, all_texts = self._session.meta(name), self._whole(name)
+        meta, all_texts = self._session.meta(name), self.whole(name)
         all_texts[positions] = texts
         for chunk in np.unique(positions // meta.chunk_rows).tolist():  # only those that change
             start, stop = meta.rows_of(chunk)
             self._session.write(name, start, all_texts[start:stop])
         self._videos.setdefault(feature, set()).update(positions.tolist())
 
-    def _whole(self, name: str) -> NDArray[Any]:
+    def whole(self, name: str) -> NDArray[Any]:
+        """Return all rows of an array."""
         return self._session.read(name, 0, self._session.meta(name).n_rows)
 
     def _disagreeing(
@@ -118,12 +119,12 @@ class FeatureWriter:
         """Yield the positions of videos whose rows disagree with their state or failures."""
         if not len(positions):
             return
-        states = self._whole(fmt.state_name(spec.name))
+        states = self.whole(fmt.state_name(spec.name))
         if spec.axis == "video":
             unfinished = positions[states[positions] != State.DONE]
             yield from unfinished[~self._are_empty(spec, unfinished)].tolist()
             return
-        texts = self._whole(fmt.failure_name(spec.name))
+        texts = self.whole(fmt.failure_name(spec.name))
         for first, last in runs(positions):
             start, stop = index.offsets[[first, last + 1]].tolist()
             status = self._session.read(fmt.status_name(spec.name), start, stop)

@@ -223,7 +223,7 @@ class Transaction:
             if dim not in self._session.names():
                 self._session.create(dim, meta)
                 self._session.write(dim, 0, labels)
-            elif not np.array_equal(self._whole(dim), labels):
+            elif not np.array_equal(self._writer.whole(dim), labels):
                 raise MismatchError(
                     f"feature {spec.name!r} has other labels for {dim!r} than another of this store"
                 )
@@ -376,10 +376,9 @@ class Transaction:
 
     def read_states(self, feature: str) -> NDArray[np.uint8]:
         """(videos,) uint8: a :class:`State` for each video."""
-        return self._whole(fmt.state_name(fmt.check_feature(self._features, feature).spec.name))
-
-    def _whole(self, name: str) -> NDArray[Any]:
-        return self._session.read(name, 0, self._session.meta(name).n_rows)
+        return self._writer.whole(
+            fmt.state_name(fmt.check_feature(self._features, feature).spec.name)
+        )
 
     def set_states(self, feature: str, failures: Mapping[int, Failures]) -> None:
         """Mark videos as done for a feature, or as failed where the whole video failed.

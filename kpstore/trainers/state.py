@@ -131,8 +131,8 @@ def described_run(
         "kpstore": __version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "model": described(state.model),
-        "task": described(training),
+        "model": _described(state.model),
+        "task": _described(training),
         "inputs": _plain(dict(inputs)),
         "settings": asdict(settings),
         "store": {"location": store.location, "snapshot": store.snapshot},
@@ -148,7 +148,7 @@ def _digest(view: View) -> str:
     return hashlib.blake2b(view.first_rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
 
 
-def described(part: object) -> dict[str, Any]:
+def _described(part: object) -> dict[str, Any]:
     """Return the class of a model or a training, and its settings if they are a dataclass.
 
     A class that was renamed keeps the name that checkpoints know it by in ``on_record``.
