@@ -11,8 +11,8 @@ import pytest
 import kpstore
 
 FLOORS = [
-    ["errors", "_version"],
-    ["plugins", "options", "machine"],
+    ["errors", "_version", "visible"],
+    ["plugins", "options", "machine", "user_files"],
     ["schema"],
     ["backends", "sources", "extractors"],
     ["store"],

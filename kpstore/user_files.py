@@ -1,0 +1,290 @@
+"""Reading small files that people wrote: lists, tables and settings, in any usual encoding.
+
+A path may lead to anything, and a file may come from anyone. So only regular files are opened
+(opening a FIFO waits for ever, a device may never end), at most :data:`MOST_BYTES` are read, and
+what is parsed is bounded in depth and in what its references add up to. Every problem is one
+:class:`InvalidError` that names the file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
+
+MOST_BYTES = 256 * 2**20
+"""Largest list or table: a line for each of a million videos is well within it."""
+_MOST_YAML_BYTES = 2**20
+_MOST_DEPTH = 100
+_MOST_NODES = 100_000
+"""Most values in a YAML file, each counted as often as aliases repeat it."""
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def check_regular(path: Path) -> int:
+    """Return the size of a file in bytes, without opening it.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    InvalidError
+        If it is a folder, a device, a FIFO or a socket.
+    """
+    try:
+        about = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:  # a name that is too long, a loop of links, a zero byte
+        raise InvalidError(f"{path} cannot be read: {_reason(error)}") from None
+    if not stat.S_ISREG(about.st_mode):
+        raise InvalidError(
+            f"{path} is {_KINDS.get(stat.S_IFMT(about.st_mode), 'not a file')}; give a file"
+        )
+    return about.st_size
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the contents of a regular file.
+
+    Raises
+    ------
+    NotFoundError, InvalidError
+        As :func:`check_regular` does, and if the file holds more than ``most`` bytes.
+    """
+    check_regular(path)
+    try:
+        # Not even a FIFO that took the file's place since can make this wait.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            content = file.read(most + 1)
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise InvalidError(f"{path} cannot be read: {_reason(error)}") from None
+    if len(content) > most:
+        raise InvalidError(
+            f"{path} is larger than the {most // 2**20} MiB that are read of such a file"
+        )
+    return content
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """Return the text of a file: UTF-8, or UTF-16 or UTF-32 that begins with a byte order mark.
+
+    Raises
+    ------
+    NotFoundError, InvalidError
+        As :func:`read_bytes` does, and if the file is not such text.
+    """
+    content = read_bytes(path, most)
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InvalidError(
+            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise InvalidError(f"{path} is not text: it holds zero characters")
+    return text
+
+
+Pairs = list[tuple[str, object]]
+
+
+def read_json(path: Path, *, pairs: Callable[[Pairs], object] | None = None) -> object:
+    """Return the value of a JSON file.
+
+    Parameters
+    ----------
+    pairs : makes an object of its keys and values, in their order; a dict by default.
+
+    Raises
+    ------
+    NotFoundError, InvalidError
+        As :func:`read_text` does, and if the file is not JSON or too deeply nested.
+    """
+    return parse_json(read_text(path), str(path), pairs=pairs)
+
+
+def parse_json(
+    text: str | bytes, name: str, *, pairs: Callable[[Pairs], object] | None = None
+) -> object:
+    """Return the value of a JSON text; ``name`` says in an error what the text is."""
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
+    except RecursionError:
+        raise InvalidError(f"{name} is nested too deeply to be read") from None
+    except ValueError as error:  # an integer of more digits than Python reads is one, too
+        raise InvalidError(f"{name} is not JSON: {error}") from None
+
+
+def read_yaml(path: Path, extra: str) -> object:
+    """Return the value of a YAML file.
+
+    Parameters
+    ----------
+    extra : the extra of kpstore that installs PyYAML, for the error without it.
+
+    Raises
+    ------
+    MissingExtraError
+        If PyYAML is not installed.
+    NotFoundError, InvalidError
+        As :func:`read_text` does; if the file is not YAML, is too deeply nested, or repeats itself
+        by aliases until it holds too many values.
+    """
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"{path.name} (PyYAML is not installed)", extra=extra) from error
+    text = read_text(path, _MOST_YAML_BYTES)
+    try:
+        _check_yaml(yaml.parse(text), yaml.events)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        raise InvalidError(f"{path} is not YAML that can be read: {_reason(error)}") from None
+
+
+def _check_yaml(events: Iterator[Any], kinds: Any) -> None:
+    """Raise :class:`ValueError` for YAML that is too deep, or too large with its aliases resolved.
+
+    Only the stream of events is looked at, which costs what the file is long. An alias counts as
+    much as what it repeats, as a merge of it (``<<``) costs that.
+    """
+    sizes: dict[str, int] = {}
+    # Of each collection that is open: its anchor, and how many values were counted before it.
+    open_: list[tuple[str | None, int]] = []
+    total = 0
+    for event in events:
+        if isinstance(event, kinds.AliasEvent):
+            # An alias inside of its own anchor has no end.
+            if event.anchor not in sizes:
+                raise ValueError(f"the alias {event.anchor!r} repeats what is not complete")
+            total += sizes[event.anchor]
+        elif isinstance(event, kinds.ScalarEvent):
+            total += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, kinds.CollectionStartEvent):
+            open_.append((event.anchor, total))
+            total += 1
+        elif isinstance(event, kinds.CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor:
+                sizes[anchor] = total - before
+        if len(open_) > _MOST_DEPTH:
+            raise ValueError(f"it is nested more than {_MOST_DEPTH} deep")
+        if total > _MOST_NODES:
+            raise ValueError(f"it holds more than {_MOST_NODES:,} values")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a header.
+
+    Parameters
+    ----------
+    columns : names of the columns, without spaces around them.
+    rows : the cells of each row, as many as there are columns.
+    lines : the line in the file that each row ends on, from 1.
+    """
+
+    columns: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+
+
+def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t", "|")) -> Table:
+    """Return a table as people and spreadsheets write them.
+
+    The separator is the one that the first line ``sep=…`` names, or else the one that the header
+    holds most often. Rows without any text are left out, and so are empty cells beyond the last
+    column.
+
+    Parameters
+    ----------
+    name : of the file, for errors.
+    separators : those that are looked for. Where ``,`` or ``;`` separates, cells may be quoted;
+        in the others quotation marks mean nothing, as sentences hold single ones.
+
+    Raises
+    ------
+    InvalidError
+        If a column comes twice, or a row has more or fewer cells than there are columns, as in a
+        file that was cut off; the message names the line.
+    """
+    first, _, rest = text.partition("\n")
+    skipped = 0
+    if first.strip().strip('"').casefold().startswith("sep="):
+        told = first.strip().strip('"')[4:]
+        separators, text, skipped = (told or "\t",), rest, 1
+    header = text.partition("\n")[0]
+    separator = max(separators, key=header.count)
+    if len(separator) != 1:
+        raise InvalidError(f"{name}: line 1 names {separator!r} as separator; use one character")
+    quoted = separator in ",;"
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        strict=quoted,
+    )
+    columns: list[str] = []
+    table = Table(columns, [], [])
+    try:
+        for cells in reader:
+            while len(cells) > max(1, len(columns)) and not cells[-1].strip():
+                del cells[-1]
+            if not any(cell.strip() for cell in cells):
+                continue
+            line = reader.line_num + skipped
+            if not columns:
+                columns += [cell.strip() for cell in cells]
+                twice = [column for column, n in Counter(columns).items() if n > 1 and column]
+                if twice:
+                    raise InvalidError(f"{name}: column {twice[0]!r} comes twice; rename one")
+                continue
+            if len(cells) != len(columns):
+                raise InvalidError(
+                    f"{name}: line {line} has {len(cells)} cells, the header has {len(columns)}; "
+                    "it may have been cut off"
+                )
+            table.rows.append(cells)
+            table.lines.append(line)
+    except csv.Error as error:
+        line = reader.line_num + skipped
+        raise InvalidError(f"{name}: line {line} is not a row of a table: {error}") from None
+    return table
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
