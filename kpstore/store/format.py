@@ -21,12 +21,12 @@ READABLE_VERSIONS = (1, 2)
 CHECKSUMS = "checksums"
 """The part of the format that stores a checksum of every chunk by its place."""
 PARTS = (CHECKSUMS,)
-"""Parts of format 2 that this kpstore reads and writes."""
+"""Parts of format 2 that this version of kpstore reads and writes."""
 ROOT = "kpstore"
 """Attribute of the store that holds kpstore's own description of it."""
 
 OWN_SPLITS = "own_splits"
-"""Key in :data:`ROOT` that is true once splits were set by hand."""
+"""Key in :data:`ROOT` that is true once splits have been set by hand."""
 
 PROCESSORS = "processors"
 """Key of a feature's provenance: kinds of processors that computed it; last bits depend on them."""
@@ -34,49 +34,23 @@ PROCESSORS = "processors"
 VIDEO_CHUNK_ROWS = 65_536
 TEXT_CHUNK_ROWS = 4_096
 
+
+def _of_video(dtype: str = TEXT, fill: float = 0, **attrs: str) -> ArrayMeta:
+    return ArrayMeta((0,), dtype, VIDEO_CHUNK_ROWS, ("video",), fill, attrs)
+
+
 VIDEO_ARRAYS: dict[str, ArrayMeta] = {
-    "video_id": ArrayMeta(
-        (0,), TEXT, VIDEO_CHUNK_ROWS, ("video",), attrs={"cf_role": "timeseries_id"}
+    "video_id": _of_video(cf_role="timeseries_id"),
+    "split": _of_video(long_name="train, dev, test, … or empty"),
+    "n_frames": _of_video(
+        "int64", long_name="frames of this video", sample_dimension="frame", units="1"
     ),
-    "split": ArrayMeta(
-        (0,),
-        TEXT,
-        VIDEO_CHUNK_ROWS,
-        ("video",),
-        attrs={"long_name": "train, dev, test, … or empty"},
-    ),
-    "n_frames": ArrayMeta(
-        (0,),
-        "int64",
-        VIDEO_CHUNK_ROWS,
-        ("video",),
-        attrs={"long_name": "frames of this video", "sample_dimension": "frame", "units": "1"},
-    ),
-    "fps": ArrayMeta(
-        (0,),
-        "float64",
-        VIDEO_CHUNK_ROWS,
-        ("video",),
-        float("nan"),
-        {"long_name": "frames per second", "units": "s-1"},
-    ),
-    "width": ArrayMeta(
-        (0,),
-        "int32",
-        VIDEO_CHUNK_ROWS,
-        ("video",),
-        0,
-        {"long_name": "frame width, 0 if unknown", "units": "pixel"},
-    ),
-    "height": ArrayMeta(
-        (0,),
-        "int32",
-        VIDEO_CHUNK_ROWS,
-        ("video",),
-        0,
-        {"long_name": "frame height, 0 if unknown", "units": "pixel"},
-    ),
+    "fps": _of_video("float64", float("nan"), long_name="frames per second", units="s-1"),
+    "width": _of_video("int32", long_name="frame width, 0 if unknown", units="pixel"),
+    "height": _of_video("int32", long_name="frame height, 0 if unknown", units="pixel"),
 }
+ANNOTATION = _of_video()
+"""A text column about videos, before it has rows."""
 IMAGE_PATH = "image_path"
 FRAME_ARRAYS: dict[str, ArrayMeta] = {
     IMAGE_PATH: ArrayMeta(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from kpstore.backends.base import MAIN, Backend, Commit
+from kpstore.backends.base import MAIN, Backend
 from kpstore.errors import ExistsError, InvalidError, KpstoreError, NotFoundError
 
 At = str | datetime | None
@@ -137,11 +137,6 @@ def check_name(kind: str, name: str) -> str:
             "letter or digit"
         )
     return name
-
-
-def commits(backend: Backend, at: At = None) -> list[Commit]:
-    """Return a version and its ancestors, newest first."""
-    return list(backend.history(resolve(backend, at)))
 
 
 def known_versions(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore import plugins
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Fork, WriteSession
+from kpstore.backends.base import MAIN, TEXT, Backend, Fork, WriteSession
 from kpstore.errors import ExistsError, InvalidError, MismatchError
 from kpstore.schema.failures import NOTHING_FAILED, Failures
 from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance, State
@@ -99,8 +99,7 @@ class Transaction:
                 f"video {twice[0]!r} ({len(twice)} in all) is already in {self._backend.location}"
             )
         new = self._new_columns(videos)
-        column = ArrayMeta((0,), TEXT, fmt.VIDEO_CHUNK_ROWS, ("video",))
-        wanted = {**fmt.VIDEO_ARRAYS, **fmt.FRAME_ARRAYS, **dict.fromkeys(new, column)}
+        wanted = {**fmt.VIDEO_ARRAYS, **fmt.FRAME_ARRAYS, **dict.fromkeys(new, fmt.ANNOTATION)}
         for name in wanted.keys() - set(self._session.names()):
             self._session.create(name, wanted[name])
         if new:
