@@ -125,10 +125,8 @@ def _widest(store: Store) -> str:
 
 
 def _print(report: BenchReport) -> None:
-    part = "" if report.n_rows == report.total_rows else f" of {render.number(report.total_rows)}"
-    typer.echo(
-        f"{report.feature} of {report.location}: {render.number(report.n_rows)}{part} frames"
-    )
+    part = "" if report.n_rows == report.total_rows else f" of {report.total_rows:,}"
+    typer.echo(f"{report.feature} of {report.location}: {report.n_rows:,}{part} frames")
     typer.echo(f"{report.machine}; files on {report.filesystem}, in the system's cache")
     subjects = list(dict.fromkeys(figure.subject for figure in report.figures))
     for workload, unit in dict.fromkeys(

@@ -251,10 +251,7 @@ def print_verification(found: Verification, limit: int) -> None:
     for heading, problems in (("problems", found.problems), ("worth a look", found.notes)):
         if problems:
             render.heading(heading)
-            rows = [
-                (p.array, p.what, render.number(p.count), _place(found, p))
-                for p in problems[:limit]
-            ]
+            rows = [(p.array, p.what, p.count, _place(found, p)) for p in problems[:limit]]
             render.print_table(("array", "what", ">how often", "where, or first at"), rows)
             if len(problems) > limit:
                 typer.echo(f"… and {len(problems) - limit} more ({_MORE})")
@@ -273,24 +270,13 @@ def _place(found: Verification, problem: Problem) -> str:
 def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
     """Print how a store differs from its data set."""
     render.heading(f"beside {found.source}")
-    rows = [
-        (
-            render.split_name(name),
-            *map(render.number, (s.source_videos, s.store_videos, s.source_frames, s.store_frames)),
-            *map(render.number, (len(s.missing), len(s.extra), len(s.other_length))),
-        )
-        for name, s in found.splits.items()
-    ]
-    columns = (
-        ">videos there",
-        ">in store",
-        ">frames there",
-        ">in store",
-        ">missing",
-        ">extra",
-        ">other length",
-    )
-    render.print_table(("split", *columns), rows)
+    columns = ("split", ">videos there", ">in store", ">frames there", ">in store", ">missing")
+    rows = []
+    for name, s in found.splits.items():
+        counts = (s.source_videos, s.store_videos, s.source_frames, s.store_frames)
+        differing = (len(s.missing), len(s.extra), len(s.other_length))
+        rows.append((render.split_name(name), *counts, *differing))
+    render.print_table((*columns, ">extra", ">other length"), rows)
     for name, split in found.splits.items():
         shown = render.split_name(name)
         for what, ids in (("missing", split.missing), ("extra", split.extra)):
@@ -316,5 +302,5 @@ def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
 
 def _print_ids(what: str, ids: Sequence[str], limit: int) -> None:
     if ids:
-        typer.echo(f"{what}: {render.number(len(ids))}")
+        typer.echo(f"{what}: {len(ids):,}")
         render.print_some(ids, limit, _MORE)

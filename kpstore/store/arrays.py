@@ -16,7 +16,7 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.feature import MASK, FeatureSpec, Provenance
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
-from kpstore.store import html
+from kpstore.store import shown
 from kpstore.store.cache import DecodedCache
 from kpstore.store.checked import Check
 from kpstore.store.keys import read_key
@@ -53,7 +53,7 @@ class FeatureArray:
         facts |= {"dtype": self._meta.dtype, "rows per chunk": self.chunk_rows}
         keys = ("dtype", "rows per chunk", "units", "long_name")
         rows = [*self._axes(), *((key, facts[key]) for key in keys if facts[key] != "")]
-        return html.block(html.heading(self.name), html.table(rows))
+        return shown.block(shown.heading(self.name), shown.table(rows))
 
     def _axes(self) -> list[tuple[str, int]]:
         return list(zip(self.dims, self.shape, strict=True))

@@ -14,7 +14,7 @@ from kpstore.schema.failures import Failures
 from kpstore.schema.feature import State
 from kpstore.schema.index import nearest
 from kpstore.store import format as fmt
-from kpstore.store import html
+from kpstore.store import shown
 from kpstore.store.arrays import Version
 
 
@@ -69,7 +69,7 @@ class Video:
             facts["width × height"] = f"{self.width} × {self.height}"
         states = {f"{name} is": self.state(name).name.lower() for name in self._store.features}
         rows = {**facts, **self.annotations, **states}
-        return html.block(html.heading(self.id), html.table(list(rows.items())))
+        return shown.block(shown.heading(self.id), shown.table(list(rows.items())))
 
     def __len__(self) -> int:
         return self.n_frames
