@@ -43,7 +43,7 @@ def info(
         bool, typer.Option("--detailed", help="Show every video, all failures, full provenance.")
     ] = False,
     limit: Annotated[
-        int, typer.Option(min=0, help="Videos in the table of --detailed; 0 for all.")
+        int, typer.Option(min=0, help="Number of videos in the table of --detailed; 0 for all.")
     ] = 50,
     at: At = None,
     json: Json = False,
@@ -94,7 +94,7 @@ def _grouped(items: Iterable[Item], key: Callable[[Item], object]) -> list[list[
 
 
 def _all_but_shape(feature: FeatureSummary) -> tuple[object, ...]:
-    """Return what is printed below the heading of a feature; one extraction's are equal."""
+    """Return what is printed below a feature's heading, equal for those of one extraction."""
     counts = (feature.videos_done, feature.videos_failed, feature.videos_pending)
     return (_maker(feature), feature.axis, counts, repr(feature.coverage))
 
@@ -184,7 +184,7 @@ def progress(
     store: StoreArgument,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until the run ends.")] = False,
     interval: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Time between updates of --watch.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Time between two updates of --watch.")
     ] = 2.0,
     json: Json = False,
 ) -> None:
@@ -251,7 +251,7 @@ def print_progress(store: str, run: Progress | None, totals: list[FeatureProgres
         typer.echo(
             f"stopped before its end: {run.feature}, {progress_line(run).partition(', ')[0]} seen,"
         )
-        typer.echo(f"  {run.frames_committed:,} committed; run the same ingest again to go on")
+        typer.echo(f"  {run.frames_committed:,} committed; run the same ingest again to continue")
     else:
         seconds = run.updated - run.started
         typer.echo(f"finished: {run.feature}, {progress_line(run)}, {render.duration(seconds)}")
@@ -266,7 +266,7 @@ def print_progress(store: str, run: Progress | None, totals: list[FeatureProgres
 def log(
     store: StoreArgument,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="Show only the newest.")
+        int | None, typer.Option("--limit", "-n", min=1, help="Number of versions to show.")
     ] = None,
     at: At = None,
     json: Json = False,

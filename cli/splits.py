@@ -34,7 +34,7 @@ def check(
     store: StoreArgument,
     feature: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Feature to compare; keypoints, or else the first one."),
+        typer.Option(metavar="NAME", help="Feature to compare; by default keypoints or the first."),
     ] = None,
     signer: Annotated[
         str | None,
@@ -43,7 +43,7 @@ def check(
         ),
     ] = None,
     ignore_signers: Annotated[
-        bool, typer.Option("--ignore-signers", help="People may be in several splits.")
+        bool, typer.Option("--ignore-signers", help="Allow a person in several splits.")
     ] = False,
     near: Annotated[
         float | None,

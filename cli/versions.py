@@ -47,7 +47,7 @@ def tag(
     import kpstore
 
     if name is None and (delete or at is not None):
-        raise InvalidError("which tag? --delete and --at need a NAME: kpstore tag STORE NAME")
+        raise InvalidError("--delete and --at need the name of a tag: kpstore tag STORE NAME")
     if name is None:
         _list_tags(kpstore.open(store), json)
         return
