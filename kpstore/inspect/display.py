@@ -1,7 +1,7 @@
 """How a store is shown: a few lines in a terminal, a compact table in a notebook.
 
-Both are made each time they are shown, so they read the list of videos and the states, but neither
-masks nor values.
+Both are made whenever the store is shown, so they read only the list of videos and the states, and
+neither masks nor values.
 """
 
 from __future__ import annotations

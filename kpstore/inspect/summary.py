@@ -77,7 +77,7 @@ class FeatureSummary:
     total: Coverage
     provenance: Provenance
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the summary as JSON values."""
         by_split = {split: cover.to_json() for split, cover in self.coverage.items()}
         others = ("coverage", "total", "provenance")
@@ -103,7 +103,7 @@ class LogEntry:
         """Report that an ingest stored with the version; None for other versions."""
         return self.commit.metadata.get("report")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the entry as JSON values."""
         return {
             **asdict(self.commit),
@@ -144,7 +144,7 @@ class Summary:
         """Number of frames."""
         return sum(split.frames for split in self.splits)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the summary as JSON values."""
         return {
             "location": self.location,
@@ -180,12 +180,8 @@ def summarize(store: BaseStore) -> Summary:
 
 def summarize_splits(store: BaseStore) -> tuple[SplitSummary, ...]:
     """Return the number of videos and frames of each split, in storage order."""
-    index = store.index
-    picked = [(split, index.splits == split) for split in store.splits]
-    return tuple(
-        SplitSummary(name, int(mine.sum()), int(index.n_frames[mine].sum()))
-        for name, mine in picked
-    )
+    lengths = {name: store.index.n_frames[store.index.splits == name] for name in store.splits}
+    return tuple(SplitSummary(name, len(n), int(n.sum())) for name, n in lengths.items())
 
 
 def _summarize_feature(store: BaseStore, name: str) -> FeatureSummary:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,5 +114,4 @@ def _of_videos(session: ReadSession, found: Damage) -> str:
     if found.axis == "frame" and len(positions) == 1:
         part = found.frames(index, int(positions[0]))
         frames = f", frames {part.start} to {part.stop - 1}"
-    ids: list[Any] = index.ids[positions].tolist()
-    return f" ({named(ids)}{frames})"
+    return f" ({named(index.ids[positions].tolist())}{frames})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NotRequired, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ PARTS = (CHECKSUMS,)
 ROOT = "kpstore"
 """Attribute of the store that holds kpstore's own description of it."""
 
-OWN_SPLITS = "own_splits"
+OWN_SPLITS: Final = "own_splits"
 """Key in :data:`ROOT` that is true once splits have been set by hand."""
 
 PROCESSORS = "processors"
@@ -75,6 +75,19 @@ class StoredFeature:
     provenance: Provenance
 
 
+class About(TypedDict):
+    """kpstore's own description of a store, which its attributes hold under :data:`ROOT`."""
+
+    format_version: int
+    parts: NotRequired[list[str]]
+    name: str
+    created: str
+    kpstore_version: str
+    annotations: list[str]
+    features: dict[str, Mapping[str, Any]]
+    own_splits: NotRequired[bool]
+
+
 def status_name(feature: str) -> str:
     """Name of the (frame,) uint8 array of :class:`State` for one feature."""
     return f"{feature}_status"
@@ -95,9 +108,9 @@ def row_state_name(spec: FeatureSpec) -> str:
     return status_name(spec.name) if spec.axis == "frame" else state_name(spec.name)
 
 
-def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, Any]:
+def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, object]:
     """Return the attributes of a new store."""
-    about = {
+    about: About = {
         "format_version": FORMAT_VERSION,
         "parts": list(PARTS),
         "name": name,
@@ -109,7 +122,7 @@ def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, Any]:
     return {"Conventions": "CF-1.11", "title": name, ROOT: about}
 
 
-def read_root(session: ReadSession, location: str) -> dict[str, Any]:
+def read_root(session: ReadSession, location: str) -> About:
     """Return kpstore's own part of the attributes.
 
     Raises
@@ -143,36 +156,26 @@ def read_root(session: ReadSession, location: str) -> dict[str, Any]:
             f"{location} is written with {', '.join(map(repr, unknown))}, a part of the format "
             "that this kpstore does not know; open it with the kpstore that wrote it, or upgrade"
         )
-    return about
+    return cast("About", about)
 
 
-def lacks(about: Mapping[str, Any]) -> str:
-    """Return what a store of an older format lacks, in one line; empty for the newest format.
-
-    Parameters
-    ----------
-    about : what :func:`read_root` returns.
-    """
+def lacks(about: About) -> str:
+    """Return what a store of an older format lacks, in one line; empty for the newest format."""
     if CHECKSUMS in about.get("parts", []):
         return ""
     return (
         f"format {about['format_version']}: no checksums by place, so chunks that have changed "
-        "places are read as each other's values; 'kpstore convert' makes a store of the newest "
-        "format of it"
+        "places are read as each other's values; 'kpstore convert' makes a copy in the newest "
+        "format"
     )
 
 
-def upgraded(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a store's attributes in the newest format.
-
-    Parameters
-    ----------
-    attrs : of the whole store, those of kpstore under :data:`ROOT`.
-    """
+def upgraded(attrs: Mapping[str, Any]) -> dict[str, object]:
+    """Return the attributes of a whole store as the newest format has them."""
     return {**attrs, ROOT: {**attrs[ROOT], "format_version": FORMAT_VERSION, "parts": list(PARTS)}}
 
 
-def read_features(about: Mapping[str, Any]) -> dict[str, StoredFeature]:
+def read_features(about: About) -> dict[str, StoredFeature]:
     """Return the features that the attributes describe."""
     try:
         return {
@@ -194,7 +197,7 @@ def feature_metas(spec: FeatureSpec, *, n_videos: int, n_frames: int) -> dict[st
     }
     metas: dict[str, ArrayMeta] = {}
     for name, array in spec.arrays.items():
-        attrs: dict[str, Any] = {"units": array.units, "long_name": array.description or name}
+        attrs = {"units": array.units, "long_name": array.description or name}
         if name == spec.name:
             linked = [spec.companion(companion.name) for companion in spec.companions]
             linked += [status_name(spec.name)] if spec.axis == "frame" else []

@@ -47,7 +47,7 @@ def resolve(backend: Backend, at: At) -> str:
         raise NotFoundError(
             f"version {at!r} of {backend.location} not found; tags: "
             f"{', '.join(backend.tags()) or 'none'}; branches: {', '.join(branches)}; a snapshot "
-            "id or a time (2026-01-31T12:00) will do too"
+            "id or a time (2026-01-31T12:00) is accepted as well"
         ) from None
 
 

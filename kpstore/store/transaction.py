@@ -48,7 +48,7 @@ class Transaction:
         """Id of the new version; None before the commit."""
         self._backend = backend
         self._session: WriteSession = backend.begin(branch)
-        self._about = dict(fmt.read_root(self._session, backend.location))
+        self._about = fmt.read_root(self._session, backend.location).copy()
         self._features = fmt.read_features(self._about)
         self._index: VideoIndex | None = None
         """Read once, until videos or splits change: 20 ms of each :meth:`write` otherwise."""
@@ -146,7 +146,7 @@ class Transaction:
 
         Parameters
         ----------
-        splits : by video id; the other videos keep theirs. ``""`` is no split.
+        splits : by video id; the other videos keep theirs. ``""`` means no split.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""One video of a store, and what of it failed."""
+"""One video of a store, and its failures."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Video:
         axis = array.dims[0]
         if axis not in ("frame", "video"):
             own = [name for name in self._store if self._store[name].dims[0] in ("frame", "video")]
-            hint = nearest(name, own) or "those have to be read from the store"
+            hint = nearest(name, own) or "read it from the store"
             raise NotFoundError(
                 f"{name!r} has a row for each {axis}, not for frames or videos; {hint}"
             )
