@@ -34,7 +34,7 @@ def check(
     store: StoreArgument,
     feature: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Feature to compare; by default keypoints or the first."),
+        typer.Option(metavar="NAME", help="Feature to compare; keypoints, or else the first one."),
     ] = None,
     signer: Annotated[
         str | None,

@@ -303,8 +303,7 @@ class Store(BaseStore):
 
         See :func:`kpstore.store.chunked.to_dask`.
         """
-        array: da.Array = chunked.to_dask(self, name, chunks)
-        return array
+        return chunked.to_dask(self, name, chunks)
 
     def statistics(
         self,

@@ -268,18 +268,16 @@ def _unknown(path: Path) -> list[Finding]:
 
 def _store(path: Path) -> list[Finding]:
     from kpstore.api import open as open_store
+    from kpstore.inspect.summary import count_states
 
     store = open_store(path)
     index = store.index
     alike: dict[str, list[str]] = {}
     for name in store.features:
-        counts = Counter(store.states(name).tolist())
-        states = ((1, "done"), (2, "failed"), (0, "pending"))
-        told = (
-            ", ".join(f"{counts[state]} {word}" for state, word in states if counts[state])
-            or "no videos"
-        )
-        alike.setdefault(told, []).append(name)
+        pending, done, failed = count_states(store, name)
+        counts = {"done": done, "failed": failed, "pending": pending}
+        told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+        alike.setdefault(told or "no videos", []).append(name)
     features = "".join(f"; {', '.join(names)}: {told}" for told, names in alike.items())
     size = f"store of {len(index)} videos, {index.total_frames} frames"
     return [_sound(path, size + (features or "; no features yet"))]

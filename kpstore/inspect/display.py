@@ -9,10 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
-from kpstore.inspect.summary import disk_usage, summarize_splits
-from kpstore.schema.feature import State
+from kpstore.inspect.summary import count_states, disk_usage, summarize_splits
 from kpstore.store import shown
 from kpstore.store.arrays import FeatureArray
 from kpstore.store.store import BaseStore
@@ -64,16 +61,16 @@ def _splits(store: BaseStore) -> list[tuple[str, int, int]]:
 
 def _features(store: BaseStore) -> Iterator[tuple[str, str, str, str, int, int, int]]:
     for name, stored in store.features.items():
-        counts = np.bincount(store.states(name), minlength=len(State)).tolist()
+        pending, done, failed = count_states(store, name)
         array = store[name]
         yield (
             name,
             f"{_row(array)} per {stored.spec.axis}",
             stored.spec.dtype,
             shown.size(math.prod(array.shape) * array.dtype.itemsize),
-            counts[State.DONE],
-            counts[State.FAILED],
-            counts[State.PENDING],
+            done,
+            failed,
+            pending,
         )
 
 

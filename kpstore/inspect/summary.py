@@ -184,9 +184,15 @@ def summarize_splits(store: BaseStore) -> tuple[SplitSummary, ...]:
     return tuple(SplitSummary(name, len(n), int(n.sum())) for name, n in lengths.items())
 
 
+def count_states(store: BaseStore, feature: str) -> list[int]:
+    """Return how many videos are pending, done and failed for a feature."""
+    counts = np.bincount(store.states(feature), minlength=len(State))
+    return [int(counts[state]) for state in State]  # a damaged store may hold other states
+
+
 def _summarize_feature(store: BaseStore, name: str) -> FeatureSummary:
-    spec, states = store.feature(name), store.states(name)
-    counts = np.bincount(states, minlength=len(State)).tolist()
+    spec = store.feature(name)
+    pending, done, failed = count_states(store, name)
     by_split = coverage_by_split(store, name)
     return FeatureSummary(
         name=name,
@@ -194,9 +200,9 @@ def _summarize_feature(store: BaseStore, name: str) -> FeatureSummary:
         shape=store[name].shape,
         dtype=spec.dtype,
         chunk_rows=spec.chunk_rows,
-        videos_done=counts[State.DONE],
-        videos_failed=counts[State.FAILED],
-        videos_pending=counts[State.PENDING],
+        videos_done=done,
+        videos_failed=failed,
+        videos_pending=pending,
         coverage=by_split,
         total=total(by_split.values()),
         provenance=store.provenance(name),
