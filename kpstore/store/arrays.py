@@ -104,7 +104,7 @@ _kept_open: dict[tuple[object, ...], Version] = {}
 
 
 def _array_of(store: Version, name: str) -> FeatureArray:
-    """Return an array of an unpickled store, or of an open store of the same version.
+    """Return an array of an unpickled store, or of one of the same version that is open already.
 
     A Dask worker gets an array with every task, and opening the store takes longer than reading a
     chunk.

@@ -33,7 +33,7 @@ FOLDER_VARIABLE = "KPSTORE_CACHE"
 LIMIT_VARIABLE = "KPSTORE_CACHE_GB"
 DEFAULT_LIMIT_GB = 100.0
 _SUFFIX = ".kpstore.npy"
-"""Not only .npy: clearing the cache must not remove arrays of the user's in the same folder."""
+"""Not only .npy: clearing the cache must not remove a user's own arrays in the same folder."""
 _STATISTICS = ".kpstore.statistics.npz"
 _PART = ".part"
 _LOCK = ".lock"

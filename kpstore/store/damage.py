@@ -97,8 +97,8 @@ def damaged(
         f"{name!r} of {store} is damaged: rows "
         f"{found.start}:{found.stop}{_of_videos(session, found)}"
         f"{f', {found.file}' if found.file else ''}: {reason}; "
-        f"'kpstore verify {store}' lists all damage, 'kpstore repair {store}' has such videos made "
-        "again"
+        f"'kpstore verify {store}' lists all damage, 'kpstore repair {store}' makes damaged videos "
+        "pending again"
     )
 
 
