@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kpstore.errors import InvalidError, NotFoundError
+
 from . import render
 from .arguments import At, Json, StoreArgument, frame_features
 
@@ -27,9 +29,7 @@ Against = Annotated[
 ]
 Scratch = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR", help="Folder for copies of --against; they are removed at the end."
-    ),
+    typer.Option(metavar="DIR", help="Folder for the copies of --against, removed at the end."),
 ]
 Cache = Annotated[
     str,
@@ -38,7 +38,7 @@ Cache = Annotated[
     ),
 ]
 Plot = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Save a picture, .png, .svg or .pdf.")
+    Path | None, typer.Option(metavar="FILE", help="Save a plot as .png, .svg or .pdf.")
 ]
 
 
@@ -55,7 +55,7 @@ def bench(
     store: StoreArgument,
     feature: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What to read; the widest feature of frames by default."),
+        typer.Option(metavar="NAME", help="Feature to read; by default, the widest one of frames."),
     ] = None,
     against: Against = None,
     frames: Annotated[
@@ -82,23 +82,18 @@ def bench(
     from kpstore.bench.comparison import bench as run_bench
     from kpstore.bench.measure import BenchSettings
     from kpstore.bench.peers import installed_peers
-    from kpstore.errors import InvalidError
 
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise InvalidError(f"--plot {plot}: use a name that ends in .png, .svg or .pdf")
     if scratch is not None and not scratch.is_dir():
         raise InvalidError(f"--scratch {scratch} is not a folder")
     opened = kpstore.open(store, at)
-    peers = (
-        installed_peers()
-        if against == "all"
-        else [name for name in (against or "").split(",") if name]
-    )
+    named = [name for name in (against or "").split(",") if name]
     with render.console(stderr=True).status("") as status:
         report = run_bench(
             opened,
             feature or _widest(opened),
-            against=peers,
+            against=installed_peers() if against == "all" else named,
             cache=cache,
             n_rows=frames,
             settings=BenchSettings(runs=runs, seconds=seconds),
@@ -116,8 +111,6 @@ def bench(
 
 
 def _widest(store: Store) -> str:
-    from kpstore.errors import NotFoundError
-
     names = frame_features(store)
     if not names:
         raise NotFoundError(f"{store.location} has no feature of frames to read")
@@ -125,10 +118,8 @@ def _widest(store: Store) -> str:
 
 
 def _print(report: BenchReport) -> None:
-    part = "" if report.n_rows == report.total_rows else f" of {render.number(report.total_rows)}"
-    typer.echo(
-        f"{report.feature} of {report.location}: {render.number(report.n_rows)}{part} frames"
-    )
+    part = "" if report.n_rows == report.total_rows else f" of {report.total_rows:,}"
+    typer.echo(f"{report.feature} of {report.location}: {report.n_rows:,}{part} frames")
     typer.echo(f"{report.machine}; files on {report.filesystem}, in the system's cache")
     subjects = list(dict.fromkeys(figure.subject for figure in report.figures))
     for workload, unit in dict.fromkeys(

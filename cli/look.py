@@ -43,7 +43,7 @@ def info(
         bool, typer.Option("--detailed", help="Show every video, all failures, full provenance.")
     ] = False,
     limit: Annotated[
-        int, typer.Option(min=0, help="Videos in the table of --detailed; 0 for all.")
+        int, typer.Option(min=0, help="Number of videos in the table of --detailed; 0 for all.")
     ] = 50,
     at: At = None,
     json: Json = False,
@@ -66,9 +66,7 @@ def info(
 def print_summary(summary: Summary) -> None:
     """Print a summary of a version."""
     disk = summary.disk
-    on_disk = (
-        f", {render.size(disk.size_bytes)} in {render.number(disk.files)} files" if disk else ""
-    )
+    on_disk = f", {render.size(disk.size_bytes)} in {disk.files:,} files" if disk else ""
     typer.echo(
         f"{summary.name}: {render.count(summary.videos, 'video')}, "
         f"{render.count(summary.frames, 'frame')}{on_disk}"
@@ -81,11 +79,8 @@ def print_summary(summary: Summary) -> None:
         typer.echo(f"tags {', '.join(summary.tags)}")
     if summary.splits:
         typer.echo()
-        rows = [
-            (render.split_name(s.name), render.number(s.videos), render.number(s.frames))
-            for s in summary.splits
-        ]
-        render.print_table(("split", ">videos", ">frames"), rows)
+        splits = [(render.split_name(s.name), s.videos, s.frames) for s in summary.splits]
+        render.print_table(("split", ">videos", ">frames"), splits)
     for alike in _grouped(summary.features, _all_but_shape):
         _print_features(alike)
 
@@ -99,7 +94,7 @@ def _grouped(items: Iterable[Item], key: Callable[[Item], object]) -> list[list[
 
 
 def _all_but_shape(feature: FeatureSummary) -> tuple[object, ...]:
-    """Return what is printed below the heading of a feature; one extraction's are equal."""
+    """Return what is printed below a feature's heading, equal for those of one extraction."""
     counts = (feature.videos_done, feature.videos_failed, feature.videos_pending)
     return (_maker(feature), feature.axis, counts, repr(feature.coverage))
 
@@ -107,17 +102,14 @@ def _all_but_shape(feature: FeatureSummary) -> tuple[object, ...]:
 def _print_features(alike: Sequence[FeatureSummary]) -> None:
     typer.echo()
     for feature in alike:
-        shape = " × ".join(render.number(length) for length in feature.shape)
-        chunk = render.number(feature.chunk_rows)
-        render.console().print(
-            f"{feature.name}: {shape} {feature.dtype}, {chunk} rows a chunk", style="bold"
-        )
+        shape = " × ".join(f"{length:,}" for length in feature.shape)
+        title = f"{feature.name}: {shape} {feature.dtype}, {feature.chunk_rows:,} rows a chunk"
+        render.console().print(title, style="bold")
     feature = alike[0]
     typer.echo(f"made by {_maker(feature)}")
     typer.echo(
-        f"videos: {render.number(feature.videos_done)} done, "
-        f"{render.number(feature.videos_failed)} failed, {render.number(feature.videos_pending)} "
-        "pending"
+        f"videos: {feature.videos_done:,} done, {feature.videos_failed:,} failed, "
+        f"{feature.videos_pending:,} pending"
     )
     parts = list(feature.total.detected)
     rows = [
@@ -125,21 +117,15 @@ def _print_features(alike: Sequence[FeatureSummary]) -> None:
     ]
     if len(rows) > 1:
         rows.append(_coverage_row("all", feature.total))
-    columns = (
-        "split",
-        f">{feature.axis}s done",
-        ">failed",
-        ">pending",
-        *(f">{part.replace('_', ' ')}" for part in parts),
-    )
-    render.print_table(columns, rows)
+    columns = ("split", f">{feature.axis}s done", ">failed", ">pending")
+    render.print_table((*columns, *(f">{part.replace('_', ' ')}" for part in parts)), rows)
     if parts:
         typer.echo("parts: share of the done frames in which each was detected")
 
 
-def _coverage_row(name: str, cover: Coverage) -> tuple[str, ...]:
-    counts = map(render.number, (cover.done, cover.failed, cover.pending))
-    return (name, *counts, *(render.share(cover.share(part)) for part in cover.detected))
+def _coverage_row(name: str, cover: Coverage) -> tuple[str | int, ...]:
+    shares = (render.share(cover.share(part)) for part in cover.detected)
+    return (name, cover.done, cover.failed, cover.pending, *shares)
 
 
 def _maker(feature: FeatureSummary) -> str:
@@ -182,11 +168,8 @@ def _print_details(store: Store, limit: int) -> None:
     )
     columns = ["split", "n_frames", "fps", "width", "height", *(alike[0] for alike in states)]
     render.heading("videos")
-    rows = [
-        (video, *row)
-        for video, row in zip(shown.index, shown[columns].itertuples(index=False), strict=True)
-    ]
-    render.print_table(("video", *columns), rows)
+    rows = (map(str, row) for row in shown[columns].itertuples())  # 1280 pixels are not 1,280
+    render.print_table(("video", *columns), map(tuple, rows))
     for first, *others in states:
         if others:
             typer.echo(f"{first} is also {render.listed(others)}")
@@ -201,7 +184,7 @@ def progress(
     store: StoreArgument,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until the run ends.")] = False,
     interval: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Time between updates of --watch.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Time between two updates of --watch.")
     ] = 2.0,
     json: Json = False,
 ) -> None:
@@ -262,21 +245,18 @@ def print_progress(store: str, run: Progress | None, totals: list[FeatureProgres
     elif run.running:
         typer.echo(f"running: {run.feature}, {progress_line(run)}")
         typer.echo(
-            f"  process {run.pid}, {run.workers} workers; {render.number(run.frames_committed)} "
-            "frames committed"
+            f"  process {run.pid}, {run.workers} workers; {run.frames_committed:,} frames committed"
         )
     elif run.frames_committed < run.frames:
         typer.echo(
             f"stopped before its end: {run.feature}, {progress_line(run).partition(', ')[0]} seen,"
         )
-        typer.echo(
-            f"  {render.number(run.frames_committed)} committed; run the same ingest again to go on"
-        )
+        typer.echo(f"  {run.frames_committed:,} committed; run the same ingest again to continue")
     else:
         seconds = run.updated - run.started
         typer.echo(f"finished: {run.feature}, {progress_line(run)}, {render.duration(seconds)}")
-    rows = [(t.feature, *map(render.number, (t.done, t.failed, t.pending))) for t in totals]
-    if rows:
+    if totals:
+        rows = [(t.feature, t.done, t.failed, t.pending) for t in totals]
         render.print_table(("videos of", ">done", ">failed", ">pending"), rows)
 
 
@@ -286,7 +266,7 @@ def print_progress(store: str, run: Progress | None, totals: list[FeatureProgres
 def log(
     store: StoreArgument,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", min=1, help="Show only the newest.")
+        int | None, typer.Option("--limit", "-n", min=1, help="Number of versions to show.")
     ] = None,
     at: At = None,
     json: Json = False,

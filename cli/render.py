@@ -1,18 +1,23 @@
-"""How all commands print: tables, JSON, readable numbers."""
+"""How all commands print: tables, JSON, and numbers for people."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import typer
 
+from kpstore.store.shown import count as count
+from kpstore.store.shown import size as size
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from kpstore.store.video import Failure
 
 _WIDE = 200
 """Width of output that is not a terminal: nothing should be cut there."""
@@ -30,12 +35,22 @@ def console(*, stderr: bool = False) -> Console:
     )
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print JSON on standard output; NaN and infinity become null."""
     typer.echo(json.dumps(_plain(value), indent=2))
 
 
-def show(found: Any, as_json: bool, print_found: Callable[[Any], None]) -> None:
+class Shown(Protocol):
+    """What a command found."""
+
+    def to_json(self) -> Mapping[str, object]:
+        """Return it as JSON values."""
+
+
+S = TypeVar("S", bound=Shown)
+
+
+def show(found: S, as_json: bool, print_found: Callable[[S], None]) -> None:
     """Print what a command found, as JSON or for people."""
     if as_json:
         print_json(found.to_json())
@@ -44,14 +59,14 @@ def show(found: Any, as_json: bool, print_found: Callable[[Any], None]) -> None:
 
 
 def print_some(lines: Sequence[str], limit: int = SHOWN_FAILURES, more: str = "--json") -> None:
-    """Print the first lines, and how many more there are; ``more`` names options that show them."""
+    """Print the first lines and the number of others; ``more`` names options that show them."""
     for line in lines[:limit]:
         typer.echo(f"  {line}")
     if len(lines) > limit:
-        typer.echo(f"  … and {number(len(lines) - limit)} more ({more})")
+        typer.echo(f"  … and {len(lines) - limit:,} more ({more})")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -62,7 +77,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; columns whose name starts with ``>`` are numbers."""
+    """Print a table; a ``>`` before a column's name aligns it right, and ints print as 1,234."""
     from rich.table import Table
     from rich.text import Text
 
@@ -74,7 +89,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        texts = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
+        table.add_row(*map(Text, texts))
     console().print(table)
 
 
@@ -88,25 +104,10 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
-def count(value: int, what: str) -> str:
-    """Return 1 and ``video`` as ``1 video``, 1234 and ``video`` as ``1,234 videos``."""
-    return f"{number(value)} {what}{'' if value == 1 else 's'}"
-
-
 def listed(names: Sequence[str]) -> str:
     """Return a, b and c as ``a, b and c``."""
     *first, last = names or [""]
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def size(size_bytes: int) -> str:
-    """Return 1234567 bytes as ``1.2 MB``."""
-    value, unit = float(size_bytes), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def duration(seconds: float | None) -> str:
@@ -135,7 +136,9 @@ def split_name(name: str) -> str:
     return name or "(none)"
 
 
-def failure_lines(failures: Sequence[Any], more: str, *, limit: int = SHOWN_FAILURES) -> list[str]:
+def failure_lines(
+    failures: Sequence[Failure], more: str, *, limit: int = SHOWN_FAILURES
+) -> list[str]:
     """Return a line per failure; ``more`` says where the others are."""
     lines = [
         f"  {failure.image_path or failure.video_id}: {failure.reason}"

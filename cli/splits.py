@@ -43,7 +43,7 @@ def check(
         ),
     ] = None,
     ignore_signers: Annotated[
-        bool, typer.Option("--ignore-signers", help="People may be in several splits.")
+        bool, typer.Option("--ignore-signers", help="Allow a person in several splits.")
     ] = False,
     near: Annotated[
         float | None,

@@ -82,4 +82,4 @@ def _rows(split: str, one: Statistics) -> list[tuple[str, ...]]:
 def _cells(group: dict[str, Any]) -> list[str]:
     numbers = {**group, **group["quantiles"]}
     shown = ["-" if numbers[key] is None else f"{numbers[key]:.4g}" for key in _SHOWN]
-    return [render.number(group["count"]), render.number(group["missing"]), *shown]
+    return [group["count"], group["missing"], *shown]

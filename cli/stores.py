@@ -15,7 +15,6 @@ from .arguments import At, Json, StoreArgument
 from .watcher import frames_bar, total_bar
 
 if TYPE_CHECKING:
-    from kpstore.api import Store
     from kpstore.inspect.against_source import SourceComparison
     from kpstore.interop.transfer import ImportReport
     from kpstore.store.chunk_checks import Problem, Verification
@@ -60,7 +59,7 @@ def merge(
         bool,
         typer.Option("--mixed", help="Merge features even if they were made in different ways."),
     ] = False,
-    name: Annotated[str, typer.Option(help="Name of the data set; that of A by default.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the data set; by default, that of A.")] = "",
     json: Json = False,
 ) -> None:
     """Merge several stores into a new one.
@@ -145,7 +144,7 @@ def verify_store(
             help="Check every version, tag and branch, and the store's records of them.",
         ),
     ] = False,
-    limit: Annotated[int, typer.Option(min=0, metavar="N", help="How many problems to list.")] = 20,
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="Problems to list at most.")] = 20,
     json: Json = False,
 ) -> None:
     """Read a whole version and check that it is sound.
@@ -163,9 +162,11 @@ def verify_store(
             found = verify_all(store, on_rows=on_progress)
         else:
             found = verify(kpstore.open(store, at, cache="off"), on_rows=on_progress)
-    compared = (
-        _compared_with(kpstore.open(store, at, cache="off"), source) if source is not None else None
-    )
+    compared = None
+    if source is not None:
+        from kpstore.inspect.against_source import compare_with_source, find_source
+
+        compared = compare_with_source(kpstore.open(store, at, cache="off"), find_source(source))
     if json:
         told = {**found.to_json(), **({} if compared is None else {"source": compared.to_json()})}
         render.print_json(told)
@@ -183,7 +184,7 @@ def repair_store(
         bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")
     ] = False,
     limit: Annotated[
-        int, typer.Option(min=0, metavar="N", help="How many ids and problems to list.")
+        int, typer.Option(min=0, metavar="N", help="Number of ids and problems to list.")
     ] = 20,
     json: Json = False,
 ) -> None:
@@ -222,7 +223,7 @@ def print_repair(done: Repair, limit: int) -> None:
     if done.labels:
         typer.echo(f"labels: {', '.join(done.labels)} {_done(done)}")
     for line in done.left:
-        typer.echo(f"left: {line}")
+        typer.echo(f"not repaired: {line}")
     if done.made:
         typer.echo(
             f"version {done.made} holds no damage{' except what is left' if done.left else ''}; "
@@ -232,12 +233,6 @@ def print_repair(done: Repair, limit: int) -> None:
 
 def _done(done: Repair) -> str:
     return "would be rebuilt" if done.dry_run else "rebuilt"
-
-
-def _compared_with(store: Store, root: Path) -> SourceComparison:
-    from kpstore.inspect.against_source import compare_with_source, find_source
-
-    return compare_with_source(store, find_source(root))
 
 
 def print_verification(found: Verification, limit: int) -> None:
@@ -251,10 +246,7 @@ def print_verification(found: Verification, limit: int) -> None:
     for heading, problems in (("problems", found.problems), ("worth a look", found.notes)):
         if problems:
             render.heading(heading)
-            rows = [
-                (p.array, p.what, render.number(p.count), _place(found, p))
-                for p in problems[:limit]
-            ]
+            rows = [(p.array, p.what, p.count, _place(found, p)) for p in problems[:limit]]
             render.print_table(("array", "what", ">how often", "where, or first at"), rows)
             if len(problems) > limit:
                 typer.echo(f"… and {len(problems) - limit} more ({_MORE})")
@@ -272,25 +264,14 @@ def _place(found: Verification, problem: Problem) -> str:
 
 def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
     """Print how a store differs from its data set."""
-    render.heading(f"beside {found.source}")
-    rows = [
-        (
-            render.split_name(name),
-            *map(render.number, (s.source_videos, s.store_videos, s.source_frames, s.store_frames)),
-            *map(render.number, (len(s.missing), len(s.extra), len(s.other_length))),
-        )
-        for name, s in found.splits.items()
-    ]
-    columns = (
-        ">videos there",
-        ">in store",
-        ">frames there",
-        ">in store",
-        ">missing",
-        ">extra",
-        ">other length",
-    )
-    render.print_table(("split", *columns), rows)
+    render.heading(f"compared with {found.source}")
+    columns = ("split", ">videos there", ">in store", ">frames there", ">in store", ">missing")
+    rows = []
+    for name, s in found.splits.items():
+        counts = (s.source_videos, s.store_videos, s.source_frames, s.store_frames)
+        differing = (len(s.missing), len(s.extra), len(s.other_length))
+        rows.append((render.split_name(name), *counts, *differing))
+    render.print_table((*columns, ">extra", ">other length"), rows)
     for name, split in found.splits.items():
         shown = render.split_name(name)
         for what, ids in (("missing", split.missing), ("extra", split.extra)):
@@ -316,5 +297,5 @@ def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
 
 def _print_ids(what: str, ids: Sequence[str], limit: int) -> None:
     if ids:
-        typer.echo(f"{what}: {render.number(len(ids))}")
+        typer.echo(f"{what}: {len(ids):,}")
         render.print_some(ids, limit, _MORE)

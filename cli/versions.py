@@ -47,7 +47,7 @@ def tag(
     import kpstore
 
     if name is None and (delete or at is not None):
-        raise InvalidError("which tag? --delete and --at need a NAME: kpstore tag STORE NAME")
+        raise InvalidError("--delete and --at need the name of a tag: kpstore tag STORE NAME")
     if name is None:
         _list_tags(kpstore.open(store), json)
         return
@@ -156,46 +156,35 @@ def _diff_contents(
 def print_contents(found: ContentDiff) -> None:
     """Print how two stores differ: counts, then the first differences."""
     rows: list[Sequence[object]] = [
-        ("videos", *map(render.number, found.videos)),
-        ("frames", *map(render.number, found.frames)),
-        (
-            "videos only here",
-            *(render.number(len(ids)) for ids in (found.videos_only_a, found.videos_only_b)),
-        ),
-        (
-            "frames only here",
-            render.number(found.frames_only_a),
-            render.number(found.frames_only_b),
-        ),
+        ("videos", *found.videos),
+        ("frames", *found.frames),
+        ("videos only here", len(found.videos_only_a), len(found.videos_only_b)),
+        ("frames only here", found.frames_only_a, found.frames_only_b),
         ("features only here", ", ".join(found.features_only_a), ", ".join(found.features_only_b)),
     ]
-    for name, both in found.coverage.items():
+    for name, (a, b) in found.coverage.items():
+        rows += [(f"{name} {state}", a[state], b[state]) for state in ("done", "failed", "pending")]
         rows += [
-            (f"{name} {state}", *(render.number(one[state]) for one in both))
-            for state in ("done", "failed", "pending")
-        ]
-        rows += [
-            (f"{name} {part} detected", *(render.number(c["detected"].get(part, 0)) for c in both))
-            for part in both[0]["detected"]
+            (f"{name} {part} detected", n, b["detected"].get(part, 0))
+            for part, n in a["detected"].items()
         ]
     render.print_table(("", ">A", ">B"), rows)
     for name, count in found.columns.items():
         typer.echo(f"{name} differs in {render.count(count, 'video')}")
     for name, feature in found.features.items():
-        typer.echo(
-            f"{name}: {render.number(feature.differing)} of {render.count(feature.rows, 'row')} "
-            "differ" + (f", {render.number(feature.states)} in state" if feature.states else "")
-        )
+        in_state = f", {feature.states:,} in state" if feature.states else ""
+        rows_of = render.count(feature.rows, "row")
+        typer.echo(f"{name}: {feature.differing:,} of {rows_of} differ{in_state}")
         parts = [
-            (part or "all", *map(render.number, (d.values, d.only_a, d.only_b)), f"{d.largest:.3g}")
+            (part or "all", d.values, d.only_a, d.only_b, f"{d.largest:.3g}")
             for part, d in feature.parts.items()
         ]
         if parts:
             render.print_table(
                 ("part", ">other values", ">only in A", ">only in B", ">largest difference"), parts
             )
-    for what, ids in (("only in A", found.videos_only_a), ("only in B", found.videos_only_b)):
-        _print_names(f"videos {what}", ids)
+    _print_names("videos only in A", found.videos_only_a)
+    _print_names("videos only in B", found.videos_only_b)
     if found.first:
         render.heading("first differences")
         listed = [

@@ -91,7 +91,7 @@ class Store(BaseStore):
         features : names of features, for the default extractor.
         root : folder that the store's paths are relative to; by default the folder of the store.
         device : where the model runs, ``"cpu"`` or ``"cuda:0"``.
-        options : options of the recipe, such as ``weights=``.
+        options : options for the recipe, such as ``weights=``.
 
         Returns
         -------
@@ -135,11 +135,11 @@ class Store(BaseStore):
         features: str | Sequence[str],
         recipe: str | None = None,
     ) -> tuple[Self, Any]:
-        """Return the store to read and what it does about missing rows, without ``"compute"``.
+        """Return the store to read from, and its policy for missing rows without ``"compute"``.
 
         Parameters
         ----------
-        recipe : what makes ``features`` that the store has never had.
+        recipe : makes ``features`` that the store does not have.
         """
         if missing != "compute":
             if compute is not None:
@@ -303,8 +303,7 @@ class Store(BaseStore):
 
         See :func:`kpstore.store.chunked.to_dask`.
         """
-        array: da.Array = chunked.to_dask(self, name, chunks)
-        return array
+        return chunked.to_dask(self, name, chunks)
 
     def statistics(
         self,
@@ -316,7 +315,7 @@ class Store(BaseStore):
     ) -> Statistics:
         """Return count, extremes, mean, deviation and quantiles by part and coordinate.
 
-        Measured once and kept; see :func:`kpstore.inspect.statistics.statistics`.
+        They are measured once and kept; see :func:`kpstore.inspect.statistics.statistics`.
         """
         return statistics(self, feature, split=split, videos=videos, workers=workers)
 

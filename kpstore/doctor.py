@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from kpstore._version import __version__
 from kpstore.backends.places import FILE_SUFFIXES
@@ -78,7 +78,7 @@ class Checkup:
         """Whether there are no problems."""
         return all(finding.state != "problem" for finding in self.findings)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the findings as JSON values."""
         return {"sound": self.is_sound, "findings": [asdict(finding) for finding in self.findings]}
 
@@ -207,7 +207,7 @@ def _dinov2_models() -> Finding:
     ]
     if there:
         return Finding("model", "dinov2", "ok", f"{', '.join(there)} in {hub_cache()}")
-    advice = "an ingest loads them from the Hugging Face hub, or --weights PATH"
+    advice = "an ingest downloads them from the Hugging Face hub, or use --weights PATH"
     return _absent("model", "dinov2", f"none in {hub_cache()}", advice)
 
 
@@ -218,7 +218,7 @@ def _face_models() -> Finding:
     if counts:
         packs = ", ".join(f"{name} ({n} files)" for name, n in sorted(counts.items()))
         return Finding("model", "insightface", "ok", f"{packs} in {pack_home()}")
-    advice = "an ingest of faces loads buffalo_l from InsightFace's releases, or --model-pack PATH"
+    advice = "an ingest of faces downloads InsightFace's buffalo_l, or use --model-pack PATH"
     return _absent("model", "insightface", f"no model pack in {pack_home()}", advice)
 
 
@@ -268,18 +268,16 @@ def _unknown(path: Path) -> list[Finding]:
 
 def _store(path: Path) -> list[Finding]:
     from kpstore.api import open as open_store
+    from kpstore.inspect.summary import count_states
 
     store = open_store(path)
     index = store.index
     alike: dict[str, list[str]] = {}
     for name in store.features:
-        counts = Counter(store.states(name).tolist())
-        states = ((1, "done"), (2, "failed"), (0, "pending"))
-        told = (
-            ", ".join(f"{counts[state]} {word}" for state, word in states if counts[state])
-            or "no videos"
-        )
-        alike.setdefault(told, []).append(name)
+        pending, done, failed = count_states(store, name)
+        counts = {"done": done, "failed": failed, "pending": pending}
+        told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+        alike.setdefault(told or "no videos", []).append(name)
     features = "".join(f"; {', '.join(names)}: {told}" for told, names in alike.items())
     size = f"store of {len(index)} videos, {index.total_frames} frames"
     return [_sound(path, size + (features or "; no features yet"))]
@@ -311,8 +309,8 @@ def _data_set(path: Path) -> list[Finding]:
             _problem(path, f"and {len(listing.problems) - SHOWN_PROBLEMS} more problems")
         )
     if not listing.videos:
-        found = "no store, no videos, no pictures in folders"
-        return [*problems, _problem(path, found, "give a data set's own folder")]
+        found = "no store, no videos and no folders of pictures found"
+        return [*problems, _problem(path, found, "give the folder of a data set")]
     state: State = "problem" if problems else "ok"
     return [Finding("path", str(path), state, _describe(source.name, listing)), *problems]
 

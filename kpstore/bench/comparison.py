@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from kpstore._version import __version__
 from kpstore.bench.measure import BenchSettings, Figure, measure, workloads_for
@@ -37,7 +36,7 @@ class BenchReport:
     Parameters
     ----------
     n_rows : how many of the store's frames were read.
-    how : the way that reads take, by subject.
+    how : how each subject reads, in a few words, by its name.
     peak : memory of a whole epoch; None without torch, or where it cannot be measured.
     """
 
@@ -70,7 +69,7 @@ class BenchReport:
             else other.median / figure.median
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain values, with each figure's ratio to an array in memory."""
         figures = [
             {**asdict(figure), "ratio_to_memory": self.ratio(figure)} for figure in self.figures
@@ -91,9 +90,9 @@ def bench(
 ) -> BenchReport:
     """Measure how fast a feature reads.
 
-    Compared are an array in memory, the store without a cache, the store as :func:`kpstore.open`
-    has it (where a cache makes a difference), PyTorch's ``DataLoader(TensorDataset)`` where torch
-    is installed, and ``against``.
+    This compares an array in memory, the store without a cache, the store as :func:`kpstore.open`
+    opens it (where a cache makes a difference), PyTorch's ``DataLoader(TensorDataset)`` (where
+    torch is installed), and the formats ``against``.
 
     Parameters
     ----------
@@ -116,7 +115,8 @@ def bench(
     check_peers(against)
     _check_feature(store, feature)
     rows = _rows_to_read(store, feature, n_rows)
-    say = on_step or (lambda _: None)
+    settings = settings or BenchSettings()
+    say = on_step or (lambda step: None)
     say("reading everything once")
     in_memory = MemorySubject(store.reader.read_slice(feature, 0, rows))
     subjects: list[Subject] = [in_memory, *_of_store(store, feature, rows, cache, say)]
@@ -125,19 +125,15 @@ def bench(
         for name in against:
             say(f"writing a copy for {name}")
             subjects.append(PeerSubject(name, in_memory.array, Path(folder)))
-        workloads = workloads_for(
-            store.index, rows, in_memory.array.shape[1:], in_memory.array.dtype
-        )
-        epoch = [w for w in workloads if "shuffled epoch" in w.units]
-        rest = [w for w in workloads if w not in epoch]
-        figures = list(measure(subjects, rest, settings or BenchSettings(), say))
+        *workloads, epoch = workloads_for(store.index, in_memory.array)
+        figures = list(measure(subjects, workloads, settings, say))
         if torch_is_there:
             import torch.utils.data  # noqa: F401 - outside of the first epoch measured
 
             subjects.append(TorchSubject(in_memory.array))
         else:
             subjects = [subject for subject in subjects if not isinstance(subject, KpstoreSubject)]
-        figures += measure(subjects, epoch, settings or BenchSettings(), say)
+        figures += measure(subjects, [epoch], settings, say)
     say("peak memory of an epoch")
     return BenchReport(
         location=store.location,
@@ -148,7 +144,7 @@ def bench(
         how={subject.name: subject.how for subject in subjects},
         figures=figures,
         peak=peak_of_epoch(store, feature, cache, rows) if torch_is_there else None,
-        settings=settings or BenchSettings(),
+        settings=settings,
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}",
         versions={

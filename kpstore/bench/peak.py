@@ -55,7 +55,7 @@ def peak_of_epoch(store: BaseStore, feature: str, cache: str, n_rows: int) -> Pe
 
 
 def _resident() -> tuple[int, int]:
-    """Return KiB of this process's own memory, and of all of it."""
+    """Return this process's own memory, and with the files that it maps, in KiB."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     return int(fields["RssAnon"][0]), int(fields["VmRSS"][0])

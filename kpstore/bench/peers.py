@@ -7,19 +7,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kpstore.bench.subjects import BLOCK_ROWS, Ints, Rows, Subject
 from kpstore.errors import InvalidError, MissingExtraError
 
+if TYPE_CHECKING:
+    import h5py
+    import lance
+    import pyarrow
+    import tensorstore
+    import zarr
+
 
 def _take(array: Rows, rows: Ints, out: Rows) -> None:
     np.take(array, rows, axis=0, out=out, mode="clip")
 
 
-def _slice(array: Any, start: int, stop: int, out: Rows) -> None:
+def _slice(array: Rows, start: int, stop: int, out: Rows) -> None:
     out[...] = array[start:stop]
 
 
@@ -30,9 +37,9 @@ class Peer:
     Parameters
     ----------
     package : what has to be installed for it.
-    how : the way that reads take, in a few words.
+    how : how rows are read, in a few words.
     write : writes a copy of rows to a path.
-    open : opens the copy; what it returns is passed to ``gather`` and ``read``.
+    open : opens the copy; ``gather`` and ``read`` get what it returns.
     gather : reads single rows in the order given.
     read : reads consecutive rows.
     """
@@ -94,11 +101,12 @@ def _write_pickle(array: Rows, path: Path) -> None:
     path.write_bytes(pickle.dumps(array, protocol=5))
 
 
-def _load_pickle(path: Path) -> Any:
-    return pickle.loads(path.read_bytes())  # a file that this run wrote
+def _load_pickle(path: Path) -> Rows:
+    array: Rows = pickle.loads(path.read_bytes())  # a file that this run wrote
+    return array
 
 
-def _write_h5py(chunk_rows: int, **options: Any) -> Callable[[Rows, Path], None]:
+def _write_h5py(chunk_rows: int, **options: str | bool) -> Callable[[Rows, Path], None]:
     def write(array: Rows, path: Path) -> None:
         import h5py
 
@@ -109,19 +117,19 @@ def _write_h5py(chunk_rows: int, **options: Any) -> Callable[[Rows, Path], None]
     return write
 
 
-def _open_h5py(path: Path) -> Any:
+def _open_h5py(path: Path) -> h5py.Dataset:
     import h5py
 
     return h5py.File(path, "r")["x"]
 
 
-def _gather_h5py(data: Any, rows: Ints, out: Rows) -> None:
+def _gather_h5py(data: h5py.Dataset, rows: Ints, out: Rows) -> None:
     # h5py takes ascending rows only.
     ascending, back = np.unique(rows, return_inverse=True)
     _take(data[ascending], back, out)
 
 
-def _read_h5py(data: Any, start: int, stop: int, out: Rows) -> None:
+def _read_h5py(data: h5py.Dataset, start: int, stop: int, out: Rows) -> None:
     if stop > start:
         data.read_direct(out, np.s_[start:stop])
 
@@ -145,28 +153,28 @@ def _write_zarr(
     return write
 
 
-def _open_zarr(path: Path) -> Any:
+def _open_zarr(path: Path) -> zarr.Array[Any]:
     import zarr
 
     return zarr.open_array(path, mode="r")
 
 
-def _gather_zarr(array: Any, rows: Ints, out: Rows) -> None:
+def _gather_zarr(array: zarr.Array[Any], rows: Ints, out: Rows) -> None:
     out[...] = array.oindex[rows]
 
 
-def _open_tensorstore(path: Path) -> Any:
+def _open_tensorstore(path: Path) -> tensorstore.TensorStore:
     import tensorstore
 
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
     return tensorstore.open(spec).result()
 
 
-def _gather_tensorstore(array: Any, rows: Ints, out: Rows) -> None:
+def _gather_tensorstore(array: tensorstore.TensorStore, rows: Ints, out: Rows) -> None:
     out[...] = array[rows].read().result()
 
 
-def _read_tensorstore(array: Any, start: int, stop: int, out: Rows) -> None:
+def _read_tensorstore(array: tensorstore.TensorStore, start: int, stop: int, out: Rows) -> None:
     out[...] = array[start:stop].read().result()
 
 
@@ -179,22 +187,22 @@ def _write_lance(array: Rows, path: Path) -> None:
     lance.write_dataset(pa.table({"x": column}), str(path))
 
 
-def _open_lance(path: Path) -> Any:
+def _open_lance(path: Path) -> lance.LanceDataset:
     import lance
 
     return lance.dataset(str(path))
 
 
-def _fill_from(table: Any, out: Rows) -> None:
+def _fill_from(table: pyarrow.Table, out: Rows) -> None:
     column = table.column("x").combine_chunks()
     out[...] = column.flatten().to_numpy(zero_copy_only=False).reshape(out.shape)
 
 
-def _gather_lance(data: Any, rows: Ints, out: Rows) -> None:
+def _gather_lance(data: lance.LanceDataset, rows: Ints, out: Rows) -> None:
     _fill_from(data.take(rows), out)
 
 
-def _read_lance(data: Any, start: int, stop: int, out: Rows) -> None:
+def _read_lance(data: lance.LanceDataset, start: int, stop: int, out: Rows) -> None:
     _fill_from(data.to_table(offset=start, limit=stop - start), out)
 
 
@@ -259,10 +267,9 @@ def check_peers(names: Sequence[str]) -> None:
     MissingExtraError
         If the package of the format is not installed.
     """
+    known, installed = ", ".join(PEERS), installed_peers()
     for name in names:
         if name not in PEERS:
-            raise InvalidError(
-                f"format {name!r} is unknown; kpstore compares with {', '.join(PEERS)}"
-            )
-        if name not in installed_peers():
+            raise InvalidError(f"format {name!r} is unknown; kpstore compares with {known}")
+        if name not in installed:
             raise MissingExtraError(f"a comparison with {name!r}", extra="bench")

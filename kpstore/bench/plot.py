@@ -37,12 +37,9 @@ def plot(report: BenchReport, path: Path) -> None:
             [figure.median - figure.lowest for figure in found],
             [figure.highest - figure.median for figure in found],
         ]
-        colours = [
-            "tab:orange" if figure.subject.startswith("kpstore") else "0.6" for figure in found
-        ]
-        panel.barh(
-            [figure.subject for figure in found], medians, xerr=spread, color=colours, ecolor="0.3"
-        )
+        names_of = [figure.subject for figure in found]
+        colours = ["tab:orange" if name.startswith("kpstore") else "0.6" for name in names_of]
+        panel.barh(names_of, medians, xerr=spread, color=colours, ecolor="0.3")
         panel.invert_yaxis()
         # Subjects differ by factors of hundreds.
         panel.set_xscale("log")

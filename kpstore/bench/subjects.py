@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import kpstore.api
 from kpstore.schema.index import VideoIndex
+from kpstore.store.arrays import FeatureArray
 
-Rows = NDArray[Any]
+Rows = NDArray[np.generic]
 Ints = NDArray[np.int64]
 
 BLOCK_ROWS = 1024
@@ -33,15 +33,15 @@ class Subject(ABC):
 
     name: str
     how: str
-    """The way that reads take, in a few words."""
+    """How rows are read, in a few words."""
 
-    def __init__(self, n_rows: int, like: Any) -> None:
+    def __init__(self, n_rows: int, like: Rows | FeatureArray) -> None:
         self.n_rows = n_rows
         self._row_shape, self._dtype = tuple(like.shape[1:]), np.dtype(like.dtype)
 
     @abstractmethod
     def reopen(self) -> None:
-        """Forget what is in memory, and open again as far as reading needs it."""
+        """Drop what is in memory, and open everything again that reading needs."""
 
     @abstractmethod
     def gather(self, rows: Ints, out: Rows) -> None:
@@ -66,7 +66,7 @@ class Subject(ABC):
         rows = index.rows(position)
         self.read(rows.start, rows.stop, out[: rows.stop - rows.start])
 
-    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[Any]:
+    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[Sized]:
         """Yield batches of a shuffled epoch, by a simple loader that mixes blocks in memory."""
         starts = rng.permutation(np.arange(0, self.n_rows, BLOCK_ROWS))
         buffer = np.empty((POOL_BLOCKS * BLOCK_ROWS, *self._row_shape), dtype=self._dtype)
@@ -82,7 +82,7 @@ class Subject(ABC):
 
 
 class MemorySubject(Subject):
-    """An array in memory: as fast as it gets."""
+    """An array in memory: the fastest that reading can be."""
 
     name = "memory"
     how = "numpy array in memory"
@@ -92,7 +92,7 @@ class MemorySubject(Subject):
         self.array = array
 
     def reopen(self) -> None:
-        """Nothing to open."""
+        """Do nothing: there is nothing to open."""
 
     def gather(self, rows: Ints, out: Rows) -> None:
         """Gather by numpy."""
@@ -112,7 +112,7 @@ class TorchSubject(MemorySubject):
     name = "DataLoader(TensorDataset)"
     how = "tensor in memory, a call per sample"
 
-    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[Any]:
+    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[Sized]:
         """Yield batches of PyTorch's own loader."""
         import torch
         from torch.utils.data import DataLoader, TensorDataset
@@ -124,7 +124,7 @@ class TorchSubject(MemorySubject):
 
 
 class KpstoreSubject(Subject):
-    """The store itself.
+    """The store itself, read as users read it.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ class KpstoreSubject(Subject):
         """Read a video by its id, as users do."""
         self.store.video(str(index.ids[position]))[self._feature]
 
-    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[Any]:
+    def epoch(self, batch_size: int, rng: np.random.Generator) -> Iterator[Sized]:
         """Yield batches of :func:`kpstore.loader`."""
         view = self.store.frames(self._feature)
         if self.n_rows < len(view):
@@ -179,14 +179,10 @@ class KpstoreSubject(Subject):
 def filesystem_of(path: str) -> str:
     """Return the type of a path's file system as Linux names it; ``"unknown"`` elsewhere."""
     try:
-        mounts = [
-            line.split()[1:3]
-            for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
-        ]
+        lines = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
     except OSError:
         return "unknown"
     here = os.path.realpath(path)
-    holding = [
-        (len(point), kind) for point, kind in mounts if os.path.commonpath([point, here]) == point
-    ]
+    mounts = (line.split()[1:3] for line in lines)
+    holding = [(len(at), kind) for at, kind in mounts if os.path.commonpath([at, here]) == at]
     return max(holding)[1] if holding else "unknown"

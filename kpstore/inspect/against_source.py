@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +27,10 @@ class SplitComparison:
     Parameters
     ----------
     source_videos, source_frames, store_videos, store_frames : numbers of videos and frames.
-    missing, extra : ids of videos that the store lacks, and that only the store has.
-    other_length : by id, frames in the data set and in the store.
-    pending : by feature, number of pending videos that both hold.
-    failed : by feature, number of failed rows (frames, or videos for a feature of videos) of these.
+    missing, extra : ids of videos that only the data set has, and that only the store has.
+    other_length : by id, number of frames in the data set and in the store.
+    pending : by feature, number of pending videos among those that both hold.
+    failed : by feature, number of their failed rows (frames, or videos for a feature of videos).
     """
 
     source_videos: int = 0
@@ -60,7 +59,7 @@ class SourceComparison:
     splits : by name.
     other_split : ids of videos that the store has in another split; empty if its splits were set
         by hand.
-    problems : problems of the data set itself, a line each.
+    problems : problems of the data set itself, one line for each.
     """
 
     source: str
@@ -73,8 +72,8 @@ class SourceComparison:
         """Whether the store differs from its data set, or is not finished."""
         return bool(self.other_split or any(split.differs for split in self.splits.values()))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
+    def to_json(self) -> dict[str, object]:
+        """Return the comparison as JSON values."""
         return {"differs": self.differs, **asdict(self)}
 
 

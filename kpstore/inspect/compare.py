@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +53,7 @@ class VersionDiff:
 
 
 _BLOCK_VIDEOS = 256
-"""Videos compared at once: some ten thousand frames, so memory stays small and reads stay long."""
+"""Videos compared at once: some ten thousand frames, which keep memory small and reads long."""
 
 
 def diff(old: BaseStore, new: BaseStore) -> VersionDiff:
@@ -69,7 +68,7 @@ def diff(old: BaseStore, new: BaseStore) -> VersionDiff:
     return VersionDiff(
         videos_added=only_in(new, old),
         videos_removed=only_in(old, new),
-        videos_changed=common.described_otherwise(),
+        videos_changed=common.changed(),
         features_added=tuple(name for name in new.features if name not in old.features),
         features_removed=tuple(name for name in old.features if name not in new.features),
         features_changed={
@@ -85,7 +84,7 @@ class _CommonVideos:
         self._old, self._new = old, new
         self._here, self._there = common_videos(old, new)
 
-    def described_otherwise(self) -> tuple[str, ...]:
+    def changed(self) -> tuple[str, ...]:
         """Return the ids of videos whose columns or paths differ."""
         changed = np.zeros(len(self._here), dtype=bool)
         for name in column_names(self._old, self._new):
@@ -127,8 +126,8 @@ class _CommonVideos:
         return changed
 
 
-def _equal_rows(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
-    """(rows,) bool: whether each row holds the same values."""
+def _equal_rows(a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Return whether each row holds the same values in both arrays, (rows,) bool."""
     same: NDArray[np.bool_] = np.asarray(a == b, dtype=bool)
     if a.dtype.kind == "f":
         same |= np.isnan(a) & np.isnan(b)

@@ -28,8 +28,8 @@ class Difference:
 
     Parameters
     ----------
-    where : the frame's path, or the video's id.
-    feature, part : what of it; part is ``""`` for a feature without parts.
+    where : path of the frame, or id of the video.
+    feature, part : names; part is ``""`` for a feature without parts.
     what : ``"values"``, ``"only in A"``, ``"only in B"`` (missing in the other) or ``"state"``.
     largest : largest absolute difference; None unless ``what`` is ``"values"``.
     """
@@ -93,7 +93,7 @@ class ContentDiff:
     features : by name, the features that both have.
     coverage : by feature, rows done, failed and pending and parts detected, A then B.
     first : the first differences, up to the limit asked for.
-    notes : exceptions to how the comparison is usually made.
+    notes : where the comparison was made in another way than usual.
     """
 
     videos: tuple[int, int]
@@ -123,8 +123,8 @@ class ContentDiff:
         )
         return any(found) or any(feature.differing for feature in self.features.values())
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
+    def to_json(self) -> dict[str, object]:
+        """Return the differences as JSON values."""
         return {"differ": bool(self), **asdict(self)}
 
 
@@ -147,7 +147,7 @@ def compare(
     ----------
     features : only these; by default all features of either store.
     atol : largest absolute difference of two values that count as equal.
-    limit : how many differences to list.
+    limit : number of differences to list.
     on_progress : called with the number of rows just compared.
 
     Raises
@@ -318,7 +318,7 @@ class _FeatureComparison:
 
     def _read(
         self, array: str, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]
-    ) -> tuple[Any, Any]:
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         return self._a.read(array, rows_a), self._b.read(array, rows_b)
 
     def _compare(self, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]) -> None:
@@ -341,8 +341,8 @@ class _FeatureComparison:
     def _compare_part(
         self,
         part: str,
-        one: NDArray[Any],
-        other: NDArray[Any],
+        one: NDArray[np.generic],
+        other: NDArray[np.generic],
         both: NDArray[np.bool_],
         rows_a: NDArray[np.int64],
     ) -> NDArray[np.bool_]:
@@ -404,11 +404,11 @@ def _has_any(store: BaseStore, name: str) -> bool:
     )
 
 
-def _flat(rows: NDArray[Any]) -> NDArray[Any]:
+def _flat(rows: NDArray[np.generic]) -> NDArray[np.generic]:
     return rows.reshape(len(rows), -1)
 
 
-def _apart_by(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
+def _apart_by(one: NDArray[np.generic], other: NDArray[np.generic]) -> NDArray[np.float64]:
     """Return absolute differences; of integers they are 0 only if the numbers are equal."""
     common = np.result_type(one, other)
     if common.kind not in "iu":

@@ -13,7 +13,7 @@ from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 
 _BLOCK_CHUNKS = 16
-"""Chunks read at once: a few thousand rows of masks, so memory stays small and reads stay long."""
+"""Chunks read at once: a few thousand rows of masks, which keep memory small and reads long."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How a store is shown: a few lines in a terminal, a compact table in a notebook.
 
-Both are made each time they are shown, so they read the list of videos and the states, but neither
-masks nor values.
+Both are made whenever the store is shown, so they read only the list of videos and the states, and
+neither masks nor values.
 """
 
 from __future__ import annotations
@@ -9,11 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
-from kpstore.inspect.summary import disk_usage, summarize_splits
-from kpstore.schema.feature import State
-from kpstore.store import html
+from kpstore.inspect.summary import count_states, disk_usage, summarize_splits
+from kpstore.store import shown
 from kpstore.store.arrays import FeatureArray
 from kpstore.store.store import BaseStore
 
@@ -39,21 +36,18 @@ def to_text(store: BaseStore) -> str:
 def to_html(store: BaseStore) -> str:
     """Return the same with the size on disk, as HTML for a notebook; all text is escaped."""
     disk = disk_usage(store)
-    on_disk = f", {html.size(disk.size_bytes)} on disk with all versions" if disk else ""
-    return html.block(
-        html.heading(store.name, f"{_videos(store)}{on_disk}"),
-        html.table([("store", store.location), ("version", _version(store))]),
-        html.table(_splits(store), ("split", "videos", "frames")),
-        html.table(_features(store), _COLUMNS),
+    on_disk = f", {shown.size(disk.size_bytes)} on disk with all versions" if disk else ""
+    return shown.block(
+        shown.heading(store.name, f"{_videos(store)}{on_disk}"),
+        shown.table([("store", store.location), ("version", _version(store))]),
+        shown.table(_splits(store), ("split", "videos", "frames")),
+        shown.table(_features(store), _COLUMNS),
     )
 
 
 def _videos(store: BaseStore) -> str:
-    return f"{_count(len(store.index), 'video')}, {_count(store.index.total_frames, 'frame')}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    videos, frames = len(store.index), store.index.total_frames
+    return f"{shown.count(videos, 'video')}, {shown.count(frames, 'frame')}"
 
 
 def _version(store: BaseStore) -> str:
@@ -67,16 +61,16 @@ def _splits(store: BaseStore) -> list[tuple[str, int, int]]:
 
 def _features(store: BaseStore) -> Iterator[tuple[str, str, str, str, int, int, int]]:
     for name, stored in store.features.items():
-        counts = np.bincount(store.states(name), minlength=len(State)).tolist()
+        pending, done, failed = count_states(store, name)
         array = store[name]
         yield (
             name,
             f"{_row(array)} per {stored.spec.axis}",
             stored.spec.dtype,
-            html.size(math.prod(array.shape) * array.dtype.itemsize),
-            counts[State.DONE],
-            counts[State.FAILED],
-            counts[State.PENDING],
+            shown.size(math.prod(array.shape) * array.dtype.itemsize),
+            done,
+            failed,
+            pending,
         )
 
 

@@ -1,8 +1,8 @@
 """What splits have in common: names, frames, people, values, near-copies.
 
 A test set should share none of these with the training set. Videos without a split, and pairs
-within one split, are not reported. All searches take memory for the videos (a few kB each) and 12
-bytes a frame, whatever the size of a row.
+within one split, are not reported. All searches take a few kB of memory for each video and 12 bytes
+for each frame, whatever the size of a row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +26,15 @@ from kpstore.store.store import BaseStore
 
 Kind = Literal["name", "paths", "signer", "frames", "near"]
 KINDS: dict[Kind, str] = {
-    "name": "the same id, but for case, ending and the name of the split",
-    "paths": "the same frames by their paths, but for case, ending and the name of the split",
+    "name": "the same id, apart from case, ending and the name of the split",
+    "paths": "the same frame paths, apart from case, ending and the name of the split",
     "signer": "the same person",
     "frames": "the same values in frames",
     "near": "nearly the same values",
 }
 
 SIGNER_COLUMNS = ("signer", "speaker")
-"""Annotations that name a person, by default."""
+"""Annotations that name a person unless another one is chosen."""
 
 DECIMALS = 4
 """Frames are the same if all values are, rounded to a ten-thousandth of the picture."""
@@ -66,9 +66,9 @@ class Shared:
 
     Parameters
     ----------
-    kind : see :data:`KINDS`.
-    splits : their names.
-    videos : ids, one of each split; of a person, the first one.
+    kind : one of :data:`KINDS`.
+    splits : names of the splits.
+    videos : ids, one from each split; for a person, the first one.
     detail : how much is shared, as text.
     """
 
@@ -100,10 +100,10 @@ class SplitCheck:
         return bool(self.shared)
 
     def counts(self) -> dict[Kind, int]:
-        """Return findings by kind."""
+        """Return the number of findings of each kind."""
         return {kind: sum(found.kind == kind for found in self.shared) for kind in KINDS}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain values."""
         return {**asdict(self), "counts": self.counts()}
 
@@ -357,7 +357,7 @@ def _read_values(store: BaseStore, feature: str) -> _Values:
     return _Values(hashes, descriptors, whole.std[0], done)
 
 
-def _hash_rows(block: NDArray[Any], weights: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _hash_rows(block: NDArray[np.generic], weights: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return hashes of rounded rows, (rows,) int64; 0 for rows that hold only zeros and NaN."""
     values = block.astype(np.float64)
     values = np.clip(np.round(values * 10.0**DECIMALS), -(2.0**62), 2.0**62)
@@ -365,14 +365,14 @@ def _hash_rows(block: NDArray[Any], weights: NDArray[np.uint64]) -> NDArray[np.i
     whole = np.where(there, values, 0).astype(np.int64)
     empty = ~whole.any(axis=1)
     whole = np.where(there, whole, 2**62 + 1)  # a missing value differs from zero
-    hashes: NDArray[np.int64] = (
-        (whole.view(np.uint64) * weights).sum(axis=1, dtype=np.uint64).view(np.int64)
-    )
-    return np.where(empty, 0, hashes)
+    hashes = (whole.view(np.uint64) * weights).sum(axis=1, dtype=np.uint64)
+    return np.where(empty, 0, hashes.view(np.int64))
 
 
 def _near_pairs(store: BaseStore, values: _Values, near: float) -> dict[tuple[int, int], float]:
-    """Return pairs of near-copies in two splits; of many copies of a video only the nearest.
+    """Return pairs of near-copies in two splits, and their distances.
+
+    If a video has many near-copies, only the nearest is returned.
 
     Videos are sorted along the direction in which they differ most. Videos that are farther apart
     than ``near`` along it are farther apart altogether, so only neighbours need be compared.
@@ -383,10 +383,9 @@ def _near_pairs(store: BaseStore, values: _Values, near: float) -> dict[tuple[in
     positions = np.flatnonzero(values.done & (splits != "") & described)
     if len(positions) < 2 or not varies.any():
         return {}
-    points: NDArray[Any] = values.descriptors[positions][:, :, varies] / values.scale[varies]
-    points = points.reshape(len(positions), -1).astype(np.float32) / np.float32(
-        np.sqrt(points[0].size)
-    )
+    scaled = values.descriptors[positions][:, :, varies] / values.scale[varies]
+    points = scaled.reshape(len(positions), -1).astype(np.float32)
+    points /= np.float32(np.sqrt(points.shape[1]))
     there = np.isfinite(points)
     centre = np.where(there, points, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
     points = np.asarray(np.where(there, points - centre, 0), dtype=np.float32)
@@ -426,7 +425,7 @@ def _nearest(squared: NDArray[np.float32], fits: NDArray[np.bool_]) -> Iterator[
 
 
 def _main_direction(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return an estimate of the direction of largest variance, of length 1; it sorts best."""
+    """Return an estimate of the direction of largest variance, of length 1."""
     direction: NDArray[np.float32] = np.random.default_rng(0).standard_normal(
         (points.shape[1],), dtype=np.float32
     )

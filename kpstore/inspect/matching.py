@@ -22,7 +22,7 @@ def only_in(a: BaseStore, b: BaseStore) -> tuple[str, ...]:
 
 
 def column_names(a: BaseStore, b: BaseStore) -> list[str]:
-    """Return the names of the columns about videos: those of all stores, then annotations."""
+    """Return the names of columns about videos: those that every store has, then annotations."""
     annotations = dict.fromkeys((*a.annotation_names, *b.annotation_names))
     return ["n_frames", "fps", "width", "height", "split", *annotations]
 

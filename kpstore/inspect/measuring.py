@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ OnRows = Callable[[int], None]
 
 _MAX_COLUMNS = 16
 _BLOCK_BYTES = 8 * 2**20
-"""Read at once by each worker, which uses about ten times as much memory."""
+"""Bytes that a worker reads at once; it uses about ten times as much memory."""
 _FILE_VERSION = 2
 
 
@@ -69,10 +69,11 @@ class Groups:
         return len(self.parts), len(self.columns)
 
 
-def _parts(given: Any, n_points: int) -> dict[str, slice]:
+def _parts(given: Mapping[str, tuple[int, int]] | None, n_points: int) -> dict[str, slice]:
     """Return parts as an importer may have written them; {} unless all are runs of points."""
     try:
-        parts = {str(name): slice(int(first), int(stop)) for name, (first, stop) in given.items()}
+        runs = (given or {}).items()
+        parts = {str(name): slice(int(first), int(stop)) for name, (first, stop) in runs}
     except (AttributeError, TypeError, ValueError):
         return {}
     sound = all(0 <= part.start < part.stop <= n_points for part in parts.values())
@@ -136,12 +137,11 @@ def _measure(store: BaseStore, feature: str, workers: int | None, on_rows: OnRow
     groups = Groups.of(spec)
     moments = Moments.zeros((n_videos, *groups.shape))
     frames = np.zeros(n_videos, dtype=np.int64)
-    keys = [
-        (split, part, column)
+    sketches = {
+        (split, part, column): Sketch.merge([])
         for split in store.splits
         for part, column in np.ndindex(*groups.shape)
-    ]
-    sketches = {key: Sketch.merge([]) for key in keys}
+    }
     for blocks in _waves(store, feature, _runs(spec, len(store[feature])), workers):
         # In the order of rows, whichever worker measured them: floating-point sums depend on it.
         for block in blocks:
@@ -178,7 +178,7 @@ def _waves(
         yield dask.compute(*(task(store, feature, run) for run in wave), num_workers=n_threads)
 
 
-def _dask() -> Any:
+def _dask() -> ModuleType | None:
     try:
         import dask
     except ImportError:
@@ -229,7 +229,7 @@ def _split_runs(
         yield names[first], slice(int(bounds[first]), int(bounds[stop]))
 
 
-def _arrays(store: BaseStore, feature: str, kept: KeptMoments) -> dict[str, NDArray[Any]]:
+def _arrays(store: BaseStore, feature: str, kept: KeptMoments) -> dict[str, NDArray[np.generic]]:
     """Return moments and distributions as arrays, for a file."""
     sketches = list(kept.sketches.values())
     about = _about(store, feature, kept.groups)
@@ -248,8 +248,8 @@ def _arrays(store: BaseStore, feature: str, kept: KeptMoments) -> dict[str, NDAr
     }
 
 
-def _about(store: BaseStore, feature: str, groups: Groups) -> dict[str, Any]:
-    """Return the description that a file needs to be read: files may change places."""
+def _about(store: BaseStore, feature: str, groups: Groups) -> dict[str, object]:
+    """Return what a file says it holds, as files of a folder may be exchanged."""
     parts = {name: [points.start, points.stop] for name, points in groups.parts.items()}
     return {
         "version": _FILE_VERSION,
@@ -282,9 +282,8 @@ def _load(path: Path, store: BaseStore, feature: str) -> KeptMoments | None:
             frames = file["frames"]
     except Exception:  # zip, numpy and JSON raise several errors each for a damaged file
         return None
-    fits = moments.count.shape == (len(store.index), *groups.shape) and len(sketches) == len(
-        store.splits
-    ) * np.prod(groups.shape)
+    n_sketches = len(store.splits) * np.prod(groups.shape)
+    fits = moments.count.shape == (len(store.index), *groups.shape) and len(sketches) == n_sketches
     with suppress(OSError):
         os.utime(path)  # the least recently used files are removed first
     return KeptMoments(groups, moments, frames, sketches) if fits else None

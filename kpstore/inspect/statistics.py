@@ -30,7 +30,8 @@ class Statistics:
 
     Parameters
     ----------
-    feature, snapshot, policy : the feature, the version, and which values count (see the module).
+    feature, snapshot, policy : the feature, the version, and the rule for which values count, see
+        :mod:`kpstore.inspect.statistics`.
     splits : names of the splits of the videos.
     parts, columns : names along the axes of all arrays, such as face and x.
     videos, frames : number of videos, and of their done frames.

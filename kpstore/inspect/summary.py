@@ -77,7 +77,7 @@ class FeatureSummary:
     total: Coverage
     provenance: Provenance
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the summary as JSON values."""
         by_split = {split: cover.to_json() for split, cover in self.coverage.items()}
         others = ("coverage", "total", "provenance")
@@ -103,7 +103,7 @@ class LogEntry:
         """Report that an ingest stored with the version; None for other versions."""
         return self.commit.metadata.get("report")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the entry as JSON values."""
         return {
             **asdict(self.commit),
@@ -144,7 +144,7 @@ class Summary:
         """Number of frames."""
         return sum(split.frames for split in self.splits)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the summary as JSON values."""
         return {
             "location": self.location,
@@ -180,17 +180,19 @@ def summarize(store: BaseStore) -> Summary:
 
 def summarize_splits(store: BaseStore) -> tuple[SplitSummary, ...]:
     """Return the number of videos and frames of each split, in storage order."""
-    index = store.index
-    picked = [(split, index.splits == split) for split in store.splits]
-    return tuple(
-        SplitSummary(name, int(mine.sum()), int(index.n_frames[mine].sum()))
-        for name, mine in picked
-    )
+    lengths = {name: store.index.n_frames[store.index.splits == name] for name in store.splits}
+    return tuple(SplitSummary(name, len(n), int(n.sum())) for name, n in lengths.items())
+
+
+def count_states(store: BaseStore, feature: str) -> list[int]:
+    """Return how many videos are pending, done and failed for a feature."""
+    counts = np.bincount(store.states(feature), minlength=len(State))
+    return [int(counts[state]) for state in State]  # a damaged store may hold other states
 
 
 def _summarize_feature(store: BaseStore, name: str) -> FeatureSummary:
-    spec, states = store.feature(name), store.states(name)
-    counts = np.bincount(states, minlength=len(State)).tolist()
+    spec = store.feature(name)
+    pending, done, failed = count_states(store, name)
     by_split = coverage_by_split(store, name)
     return FeatureSummary(
         name=name,
@@ -198,9 +200,9 @@ def _summarize_feature(store: BaseStore, name: str) -> FeatureSummary:
         shape=store[name].shape,
         dtype=spec.dtype,
         chunk_rows=spec.chunk_rows,
-        videos_done=counts[State.DONE],
-        videos_failed=counts[State.FAILED],
-        videos_pending=counts[State.PENDING],
+        videos_done=done,
+        videos_failed=failed,
+        videos_pending=pending,
         coverage=by_split,
         total=total(by_split.values()),
         provenance=store.provenance(name),

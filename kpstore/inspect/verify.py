@@ -1,4 +1,4 @@
-"""Whether a store is sound: its chunks can be read and follow the rules of docs/format.md."""
+"""Checks that the chunks of a store can be read and follow the rules of docs/format.md."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ _INDEX = ("video_id", "split", "n_frames")
 _NOT_SENSIBLE = "is not a sensible value"
 
 FAR = 100.0
-"""Keypoints farther out, in picture widths or heights, are noted. Real ones reach 84 (a leg below a
-close-up)."""
+"""Keypoints farther from the picture than this, in its widths or heights, are noted.
+
+Real ones reach 84 (a leg below a close-up).
+"""
 
 
 def verify(store: BaseStore, *, on_rows: Callable[[int], None] | None = None) -> Verification:
@@ -240,7 +242,7 @@ class _Check:
             self.problem(name, what, "the array")
         return not found
 
-    def _check_paths(self, paths: NDArray[Any]) -> None:
+    def _check_paths(self, paths: NDArray[np.object_]) -> None:
         self.note(fmt.IMAGE_PATH, "is empty", np.flatnonzero(paths == ""))
         seen: set[str] = set()  # sorting would take a table as wide as the longest path
         again = []
@@ -248,7 +250,7 @@ class _Check:
             if path and path in seen:
                 again.append(row)
             seen.add(path)
-        self.note(fmt.IMAGE_PATH, "comes more than once", np.array(again, dtype=np.int64))
+        self.note(fmt.IMAGE_PATH, "occurs more than once", np.array(again, dtype=np.int64))
 
     # -- a feature ---------------------------------------------------------------------------------
 
@@ -276,7 +278,9 @@ class _Check:
         if states is not None and texts is not None:
             self._states(spec, states, statuses, texts)
 
-    def _values(self, spec: FeatureSpec, states: NDArray[Any] | None) -> NDArray[Any] | None:
+    def _values(
+        self, spec: FeatureSpec, states: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8] | None:
         """Check all rows, chunk by chunk; for a feature of frames, return their states.
 
         These are (frames,) uint8, or None if any of them cannot be read.
@@ -289,15 +293,20 @@ class _Check:
             if spec.axis == "frame":
                 status = self._reader.read(fmt.status_name(spec.name), start, stop)
             statuses.append(status)
-            if status is not None and all(block is not None for block in arrays.values()):
-                self._block(spec, start, arrays, status)
+            sound = {array: block for array, block in arrays.items() if block is not None}
+            if status is not None and len(sound) == len(arrays):
+                self._block(spec, start, sound, status)
         whole = [status for status in statuses if status is not None]
         if spec.axis != "frame" or len(whole) != len(statuses):
             return None
         return np.concatenate([np.empty(0, dtype=np.uint8), *whole])
 
     def _block(
-        self, spec: FeatureSpec, start: int, arrays: dict[str, Any], status: NDArray[np.uint8]
+        self,
+        spec: FeatureSpec,
+        start: int,
+        arrays: dict[str, NDArray[Any]],
+        status: NDArray[np.uint8],
     ) -> None:
         axis = spec.axis
         values = arrays[spec.name].reshape(len(status), *spec.shape)
@@ -322,7 +331,7 @@ class _Check:
         self,
         spec: FeatureSpec,
         start: int,
-        values: NDArray[Any],
+        values: NDArray[np.floating],
         detected: NDArray[np.bool_],
         done: NDArray[np.bool_],
     ) -> None:
@@ -340,9 +349,9 @@ class _Check:
     def _states(
         self,
         spec: FeatureSpec,
-        states: NDArray[Any],
-        statuses: NDArray[Any] | None,
-        texts: NDArray[Any],
+        states: NDArray[np.uint8],
+        statuses: NDArray[np.uint8] | None,
+        texts: NDArray[np.object_],
     ) -> None:
         """Check that each video's state, its frames' states and its failures agree."""
         index, name = self._store.index, fmt.state_name(spec.name)
@@ -383,7 +392,7 @@ class _Check:
             if name not in labels:
                 self._add(self.found.notes, name, "belongs to no feature", "the array", 1)
             elif found is not None and found.tolist() != list(labels[name]):
-                self.problem(name, "names other points than its feature does", "labels")
+                self.problem(name, "names other points than its feature", "labels")
         for dim in sorted(labels.keys() - set(self._session.names())):
             self.problem(dim, "is missing", "labels")
         self._checksums(known | (labels.keys() & set(self._session.names())))

@@ -66,11 +66,11 @@ def kpstore_style(size: int = 256, edges: tuple[Edge, ...] | None = None) -> Ske
 
 @lru_cache
 def phoenix_style() -> SkeletonStyle:
-    """Return the style of the script that made users' skeleton pictures, for 256 pixels.
+    """Return the style of an older script that draws skeletons, for 256 pixels.
 
-    Dots equal the script's. The edge of a line may differ from OpenCV's by one pixel, which is
-    about one pixel in a thousand in recordings of signers. Unlike in the script, missing points,
-    and lines to points more than four pictures away, are left out.
+    Dots equal those of the script. The edge of a line may differ from OpenCV's by one pixel, which
+    affects about one pixel in a thousand in recordings of signers. Unlike the script, this leaves
+    out missing points, and lines to points more than four pictures away.
     """
     edges: list[Edge] = []
     widths: list[int] = []

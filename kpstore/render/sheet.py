@@ -13,41 +13,36 @@ from kpstore.sources.base import FrameError, Source
 from kpstore.store.format import status_name
 from kpstore.store.store import BaseStore
 
+_FEATURE = "keypoints"
+_FRAMES, _COLUMNS = 8, 4
 
-def keypoint_sheet(
-    store: BaseStore,
-    source: Source,
-    *,
-    feature: str = "keypoints",
-    frames: int = 8,
-    columns: int = 4,
-) -> NDArray[np.uint8]:
-    """Return a sheet of frames from all over the store, with their keypoints.
+
+def keypoint_sheet(store: BaseStore, source: Source) -> NDArray[np.uint8]:
+    """Return a sheet of eight frames, spread evenly over all done frames, with their keypoints.
 
     Parameters
     ----------
     source : the data set that the store was extracted from.
-    frames : number of frames, spread evenly over all done frames.
 
     Returns
     -------
     NDArray[np.uint8]
         (height, width, 3) uint8 RGB.
     """
-    done = np.flatnonzero(np.asarray(store[status_name(feature)]) == State.DONE)
+    done = np.flatnonzero(np.asarray(store[status_name(_FEATURE)]) == State.DONE)
     if len(done) == 0:
         raise InvalidError(
-            f"no frame of {feature!r} in {store.location} is done yet; nothing to draw"
+            f"no frame of {_FEATURE!r} in {store.location} is done yet; nothing to draw"
         )
-    rows = done[np.unique(np.linspace(0, len(done) - 1, frames).round().astype(np.int64))]
-    edges = [tuple(edge) for edge in store.feature(feature).attrs.get("edges", [])] or None
+    rows = done[np.unique(np.linspace(0, len(done) - 1, _FRAMES).round().astype(np.int64))]
+    edges = [tuple(edge) for edge in store.feature(_FEATURE).attrs.get("edges", [])] or None
     pictures: list[NDArray[np.uint8]] = []
     captions: list[str] = []
-    for row, keypoints in zip(rows.tolist(), store.read(feature, rows), strict=True):
+    for row, keypoints in zip(rows.tolist(), store.read(_FEATURE, rows), strict=True):
         picture, caption = _picture(store, source, row)
         pictures.append(draw_keypoints(picture, keypoints, edges=edges, legend=not pictures))
         captions.append(caption)
-    return contact_sheet(pictures, columns, captions)
+    return contact_sheet(pictures, _COLUMNS, captions)
 
 
 def _picture(store: BaseStore, source: Source, row: int) -> tuple[NDArray[np.uint8], str]:

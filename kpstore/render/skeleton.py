@@ -14,7 +14,7 @@ from kpstore.schema.layout import N_POINTS, PART_SLICES, Edge, skeleton_edges
 
 Color = tuple[int, int, int]
 
-# Okabe and Ito's colours, which are distinct with any kind of colour vision.
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 PART_COLORS: Mapping[str, Color] = MappingProxyType(
     {
         "face": (240, 228, 66),
@@ -28,6 +28,8 @@ _INK = (20, 20, 20)
 _PAPER = (255, 255, 255)
 _MARGIN = 4
 _CAPTION = 18
+_ENLARGED = 3
+"""Skeletons are drawn this many times larger and then shrunk, so that lines are not jagged."""
 
 
 def draw_keypoints(
@@ -36,9 +38,7 @@ def draw_keypoints(
     *,
     edges: Sequence[Edge] | None = None,
     point_radius: float | None = None,
-    line_width: float | None = None,
     legend: bool = False,
-    smooth: int = 3,
 ) -> NDArray[np.uint8]:
     """Return the image with the skeleton of one frame drawn on it.
 
@@ -46,12 +46,11 @@ def draw_keypoints(
     ----------
     image : (height, width, 3) uint8 RGB; it is not changed.
     keypoints : (143, 3), x and y as fractions of width and height; points with NaN are left out,
-        and points outside the picture do not show.
-    edges : pairs of points to join; the default face list's skeleton if not given. A stored
-        feature's attributes hold its own as ``edges``.
-    point_radius, line_width : in pixels; chosen by the image's size if not given.
-    legend : name the detected parts in their colours in the top left corner.
-    smooth : draw this many times larger, then shrink, against jagged lines; 1 disables it.
+        and points outside the image do not show.
+    edges : pairs of points to join; by default, the skeleton of the default face list. The
+        attributes of a stored feature hold its own as ``edges``.
+    point_radius : in pixels; by default, it follows from the size of the image.
+    legend : whether to name the detected parts, in their colours, in the top left corner.
 
     Returns
     -------
@@ -64,14 +63,11 @@ def draw_keypoints(
             f"keypoints of one frame have shape ({N_POINTS}, 3), found {keypoints.shape}; pass one "
             "frame"
         )
-    if smooth < 1:
-        raise InvalidError(f"smooth is at least 1, found {smooth}")
     height, width = image.shape[:2]
     size = max(1.0, min(height, width) / 250)
-    canvas = Image.fromarray(image).resize(
-        (width * smooth, height * smooth), Image.Resampling.NEAREST
-    )
-    xy = np.asarray(keypoints[:, :2], dtype=np.float64) * (width * smooth, height * smooth)
+    large = (width * _ENLARGED, height * _ENLARGED)
+    canvas = Image.fromarray(image).resize(large, Image.Resampling.NEAREST)
+    xy = np.asarray(keypoints[:, :2], dtype=np.float64) * large
     pen = _Pen(ImageDraw.Draw(canvas), xy, canvas.size)
     joined = skeleton_edges() if edges is None else edges
     for part in _DRAWN_FIRST:
@@ -81,19 +77,17 @@ def draw_keypoints(
         pen.lines(
             [(a, b) for a, b in joined if rows.start <= a < rows.stop],
             PART_COLORS[part],
-            max(1, round((line_width or 1.2 * size * thin) * smooth)),
+            max(1, round(1.2 * size * thin * _ENLARGED)),
         )
         pen.dots(
             range(rows.start, rows.stop),
             PART_COLORS[part],
-            (point_radius or 1.6 * size * thin) * smooth,
+            (point_radius or 1.6 * size * thin) * _ENLARGED,
         )
     drawn = canvas.resize((width, height), Image.Resampling.BOX)
     if legend:
-        _draw_legend(
-            drawn,
-            [part for part in PART_COLORS if np.isfinite(keypoints[PART_SLICES[part], :2]).any()],
-        )
+        found = [p for p in PART_COLORS if np.isfinite(keypoints[PART_SLICES[p], :2]).any()]
+        _draw_legend(drawn, found)
     return np.asarray(drawn)
 
 
@@ -103,10 +97,9 @@ class _Pen:
     def __init__(
         self, draw: ImageDraw.ImageDraw, xy: NDArray[np.float64], size: tuple[int, int]
     ) -> None:
-        self._draw = draw
-        self._xy = xy
+        self._draw, self._xy = draw, xy
         near = np.abs(xy) < 8 * max(size)  # False for NaN
-        self._drawable: NDArray[np.bool_] = np.logical_and(near[:, 0], near[:, 1])
+        self._drawable = near[:, 0] & near[:, 1]
 
     def lines(self, edges: Sequence[Edge], color: Color, width: int) -> None:
         for a, b in edges:

@@ -1,4 +1,4 @@
-"""Whether states and failures of videos agree with the states of their frames."""
+"""Checks that states and failures of videos agree with the states of their frames."""
 
 from __future__ import annotations
 

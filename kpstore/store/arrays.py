@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Backend, ReadSession
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.feature import MASK, FeatureSpec, Provenance
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
-from kpstore.store import html
+from kpstore.store import shown
 from kpstore.store.cache import DecodedCache
 from kpstore.store.checked import Check
 from kpstore.store.keys import read_key
@@ -49,11 +49,10 @@ class FeatureArray:
         return f"<{self.name} ({axes}) {self._meta.dtype}>"
 
     def _repr_html_(self) -> str:
-        facts: dict[str, Any] = {"units": "", "long_name": "", **self.attrs}
-        facts |= {"dtype": self._meta.dtype, "rows per chunk": self.chunk_rows}
-        keys = ("dtype", "rows per chunk", "units", "long_name")
-        rows = [*self._axes(), *((key, facts[key]) for key in keys if facts[key] != "")]
-        return html.block(html.heading(self.name), html.table(rows))
+        facts: list[tuple[str, shown.Cell]] = [*self._axes(), ("dtype", self._meta.dtype)]
+        facts.append(("rows per chunk", self.chunk_rows))
+        facts += [(key, self.attrs[key]) for key in ("units", "long_name") if self.attrs.get(key)]
+        return shown.block(shown.heading(self.name), shown.table(facts))
 
     def _axes(self) -> list[tuple[str, int]]:
         return list(zip(self.dims, self.shape, strict=True))
@@ -67,7 +66,7 @@ class FeatureArray:
         return self._meta.shape
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[np.generic]:
         """Type of the values that reading returns; object (of str) for text."""
         return np.dtype(object if self._meta.dtype == TEXT else self._meta.dtype)
 
@@ -91,21 +90,21 @@ class FeatureArray:
         """Attributes, such as units and long_name."""
         return self._meta.attrs
 
-    def __getitem__(self, key: Any) -> NDArray[Any]:
+    def __getitem__(self, key: object) -> NDArray[Any]:
         return read_key(self._store.reader, self.name, key)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         values = self._store.reader.read_slice(self.name, 0, self.shape[0])
         return values if dtype is None else values.astype(dtype)
 
 
 _KEPT_OPEN = 8
-_kept_open: dict[tuple[Any, ...], Version] = {}
+_kept_open: dict[tuple[object, ...], Version] = {}
 """Stores of unpickled arrays by version, the newest last."""
 
 
 def _array_of(store: Version, name: str) -> FeatureArray:
-    """Return an array of an unpickled store, or of an open store of the same version.
+    """Return an array of an unpickled store, or of one of the same version that is open already.
 
     A Dask worker gets an array with every task, and opening the store takes longer than reading a
     chunk.
@@ -156,7 +155,7 @@ class Version:
         return type(self)(self._backend, self.snapshot, self.mode, self._cache, "first")
 
     @property
-    def identity(self) -> tuple[Any, ...]:
+    def identity(self) -> tuple[object, ...]:
         """Equal for objects that read the same version in the same way."""
         return type(self), self.location, self.snapshot, self.mode, self._cache, self.check
 
@@ -199,7 +198,7 @@ class Version:
         )
 
     @cached_property
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> fmt.About:
         return fmt.read_root(self.session, self.location)
 
     @property
@@ -243,7 +242,7 @@ class Version:
     @property
     def own_splits(self) -> bool:
         """Whether ``tx.set_splits`` was used, so that splits may differ from the data set's."""
-        return bool(self._about.get(fmt.OWN_SPLITS, False))
+        return self._about.get(fmt.OWN_SPLITS, False)
 
     @cached_property
     def features(self) -> Mapping[str, fmt.StoredFeature]:
@@ -299,7 +298,10 @@ class Version:
         return list(self)
 
     def read(
-        self, name: str, rows: NDArray[np.int64] | Sequence[int], out: Any = None
+        self,
+        name: str,
+        rows: NDArray[np.int64] | Sequence[int],
+        out: NDArray[np.generic] | None = None,
     ) -> NDArray[Any]:
         """Return rows of an array in the order asked for.
 
@@ -308,7 +310,7 @@ class Version:
         given = np.asarray(rows)
         if given.size and given.dtype.kind not in "iu":
             raise InvalidError(
-                f"rows of {name!r} are asked for by whole numbers, found {given.dtype}; masks: "
-                "store[…]"
+                f"rows of {name!r} are asked for by whole numbers, found {given.dtype}; "
+                f"store[{name!r}][mask] takes masks"
             )
         return self.reader.read(name, given.astype(np.int64, copy=False), out)

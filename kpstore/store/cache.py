@@ -33,7 +33,7 @@ FOLDER_VARIABLE = "KPSTORE_CACHE"
 LIMIT_VARIABLE = "KPSTORE_CACHE_GB"
 DEFAULT_LIMIT_GB = 100.0
 _SUFFIX = ".kpstore.npy"
-"""Not only .npy: clearing the cache must not remove arrays of the user's in the same folder."""
+"""Not only .npy: clearing the cache must not remove a user's own arrays in the same folder."""
 _STATISTICS = ".kpstore.statistics.npz"
 _PART = ".part"
 _LOCK = ".lock"
@@ -51,8 +51,8 @@ class CacheEntry:
     used: float
     path: Path
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+    def to_json(self) -> dict[str, object]:
+        """Return the entry as JSON values."""
         return {**asdict(self), "path": str(self.path)}
 
 
@@ -120,7 +120,7 @@ class DecodedCache:
         """Return the path for statistics of a version, which are listed and removed like arrays."""
         return self._path(snapshot, name).with_name(f"{name}{_STATISTICS}")
 
-    def keep_statistics(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def keep_statistics(self, path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Write statistics to a temporary file, and rename it when it is complete.
 
         If the folder cannot be written, or is cleared meanwhile, they are measured again next time.
@@ -135,7 +135,7 @@ class DecodedCache:
     def open(
         self, snapshot: str, name: str, meta: ArrayMeta, checksums: NDArray[np.uint64] | None = None
     ) -> DecodedArray | None:
-        """Return a decoded array, mapped; None if there is none, or not of these chunks.
+        """Return a decoded array, mapped; None if there is none, or it was made of other chunks.
 
         Parameters
         ----------

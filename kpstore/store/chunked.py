@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from kpstore.errors import InvalidError, MissingExtraError
 
 if TYPE_CHECKING:
+    import dask.array as da
+
     from kpstore.store.arrays import FeatureArray
     from kpstore.store.store import BaseStore
 
@@ -15,7 +17,9 @@ Rows = int | str | tuple[int, ...]
 """Rows of a Dask chunk: a number, -1 for all, sizes in order, ``"auto"``, or ``"64 MiB"``."""
 
 
-def to_dask(store: BaseStore, name: str, chunks: Rows | Mapping[str, Rows] | None = None) -> Any:
+def to_dask(
+    store: BaseStore, name: str, chunks: Rows | Mapping[str, Rows] | None = None
+) -> da.Array:
     """Return an array of a store as a Dask array; nothing is read before it is computed.
 
     It pickles as (location, snapshot, name), and workers open the same version.
@@ -53,7 +57,7 @@ def to_dask(store: BaseStore, name: str, chunks: Rows | Mapping[str, Rows] | Non
     # A graph holds the array once per chunk, in a few hundred bytes, so that a worker needs no
     # other task's result.
     token = f"kpstore-{name}-{tokenize(array, pieces)}"
-    from_array: Any = da.from_array
+    from_array: Callable[..., da.Array] = da.from_array
     return from_array(array, chunks=pieces, name=token, inline_array=True, asarray=True)
 
 
@@ -78,15 +82,10 @@ def _pieces(
     wanted = [by_dim.get(dim, size) for dim, size in zip(array.dims, stored, strict=True)]
     if array.dtype == object:
         # Dask cannot tell the size of text, so stored chunks take the place of its own choice.
-        wanted = [
-            size if isinstance(asked, str) else asked
-            for asked, size in zip(wanted, stored, strict=True)
-        ]
+        pairs = zip(wanted, stored, strict=True)
+        wanted = [size if isinstance(asked, str) else asked for asked, size in pairs]
+    split: Callable[..., tuple[tuple[int, ...], ...]] = core.normalize_chunks
     try:
-        split: Any = core.normalize_chunks
-        pieces: tuple[tuple[int, ...], ...] = split(
-            tuple(wanted), array.shape, dtype=array.dtype, previous_chunks=stored
-        )
+        return split(tuple(wanted), array.shape, dtype=array.dtype, previous_chunks=stored)
     except (ValueError, TypeError) as error:
         raise InvalidError(f"chunks {chunks!r} do not fit {array!r}: {error}") from None
-    return pieces

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,8 +97,8 @@ def damaged(
         f"{name!r} of {store} is damaged: rows "
         f"{found.start}:{found.stop}{_of_videos(session, found)}"
         f"{f', {found.file}' if found.file else ''}: {reason}; "
-        f"'kpstore verify {store}' lists all damage, 'kpstore repair {store}' has such videos made "
-        "again"
+        f"'kpstore verify {store}' lists all damage, 'kpstore repair {store}' makes damaged videos "
+        "pending again"
     )
 
 
@@ -115,5 +114,4 @@ def _of_videos(session: ReadSession, found: Damage) -> str:
     if found.axis == "frame" and len(positions) == 1:
         part = found.frames(index, int(positions[0]))
         frames = f", frames {part.start} to {part.stop - 1}"
-    ids: list[Any] = index.ids[positions].tolist()
-    return f" ({named(ids)}{frames})"
+    return f" ({named(index.ids[positions].tolist())}{frames})"

@@ -64,7 +64,7 @@ class FeatureWriter:
         self._write_states(spec.name, videos, State.PENDING, "")
 
     def forget(self, feature: str) -> None:
-        """Check a feature no more: it was removed."""
+        """Stop checking a feature that was removed."""
         self._rows.pop(feature, None)
         self._videos.pop(feature, None)
 

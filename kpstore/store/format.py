@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NotRequired, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,12 @@ READABLE_VERSIONS = (1, 2)
 CHECKSUMS = "checksums"
 """The part of the format that stores a checksum of every chunk by its place."""
 PARTS = (CHECKSUMS,)
-"""Parts of format 2 that this kpstore reads and writes."""
+"""Parts of format 2 that this version of kpstore reads and writes."""
 ROOT = "kpstore"
 """Attribute of the store that holds kpstore's own description of it."""
 
-OWN_SPLITS = "own_splits"
-"""Key in :data:`ROOT` that is true once splits were set by hand."""
+OWN_SPLITS: Final = "own_splits"
+"""Key in :data:`ROOT` that is true once splits have been set by hand."""
 
 PROCESSORS = "processors"
 """Key of a feature's provenance: kinds of processors that computed it; last bits depend on them."""
@@ -34,49 +34,23 @@ PROCESSORS = "processors"
 VIDEO_CHUNK_ROWS = 65_536
 TEXT_CHUNK_ROWS = 4_096
 
+
+def _of_video(dtype: str = TEXT, fill: float = 0, **attrs: str) -> ArrayMeta:
+    return ArrayMeta((0,), dtype, VIDEO_CHUNK_ROWS, ("video",), fill, attrs)
+
+
 VIDEO_ARRAYS: dict[str, ArrayMeta] = {
-    "video_id": ArrayMeta(
-        (0,), TEXT, VIDEO_CHUNK_ROWS, ("video",), attrs={"cf_role": "timeseries_id"}
+    "video_id": _of_video(cf_role="timeseries_id"),
+    "split": _of_video(long_name="train, dev, test, … or empty"),
+    "n_frames": _of_video(
+        "int64", long_name="frames of this video", sample_dimension="frame", units="1"
     ),
-    "split": ArrayMeta(
-        (0,),
-        TEXT,
-        VIDEO_CHUNK_ROWS,
-        ("video",),
-        attrs={"long_name": "train, dev, test, … or empty"},
-    ),
-    "n_frames": ArrayMeta(
-        (0,),
-        "int64",
-        VIDEO_CHUNK_ROWS,
-        ("video",),
-        attrs={"long_name": "frames of this video", "sample_dimension": "frame", "units": "1"},
-    ),
-    "fps": ArrayMeta(
-        (0,),
-        "float64",
-        VIDEO_CHUNK_ROWS,
-        ("video",),
-        float("nan"),
-        {"long_name": "frames per second", "units": "s-1"},
-    ),
-    "width": ArrayMeta(
-        (0,),
-        "int32",
-        VIDEO_CHUNK_ROWS,
-        ("video",),
-        0,
-        {"long_name": "frame width, 0 if unknown", "units": "pixel"},
-    ),
-    "height": ArrayMeta(
-        (0,),
-        "int32",
-        VIDEO_CHUNK_ROWS,
-        ("video",),
-        0,
-        {"long_name": "frame height, 0 if unknown", "units": "pixel"},
-    ),
+    "fps": _of_video("float64", float("nan"), long_name="frames per second", units="s-1"),
+    "width": _of_video("int32", long_name="frame width, 0 if unknown", units="pixel"),
+    "height": _of_video("int32", long_name="frame height, 0 if unknown", units="pixel"),
 }
+ANNOTATION = _of_video()
+"""A text column about videos, before it has rows."""
 IMAGE_PATH = "image_path"
 FRAME_ARRAYS: dict[str, ArrayMeta] = {
     IMAGE_PATH: ArrayMeta(
@@ -101,6 +75,19 @@ class StoredFeature:
     provenance: Provenance
 
 
+class About(TypedDict):
+    """kpstore's own description of a store, which its attributes hold under :data:`ROOT`."""
+
+    format_version: int
+    parts: NotRequired[list[str]]
+    name: str
+    created: str
+    kpstore_version: str
+    annotations: list[str]
+    features: dict[str, Mapping[str, Any]]
+    own_splits: NotRequired[bool]
+
+
 def status_name(feature: str) -> str:
     """Name of the (frame,) uint8 array of :class:`State` for one feature."""
     return f"{feature}_status"
@@ -121,9 +108,9 @@ def row_state_name(spec: FeatureSpec) -> str:
     return status_name(spec.name) if spec.axis == "frame" else state_name(spec.name)
 
 
-def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, Any]:
+def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, object]:
     """Return the attributes of a new store."""
-    about = {
+    about: About = {
         "format_version": FORMAT_VERSION,
         "parts": list(PARTS),
         "name": name,
@@ -135,7 +122,7 @@ def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, Any]:
     return {"Conventions": "CF-1.11", "title": name, ROOT: about}
 
 
-def read_root(session: ReadSession, location: str) -> dict[str, Any]:
+def read_root(session: ReadSession, location: str) -> About:
     """Return kpstore's own part of the attributes.
 
     Raises
@@ -169,36 +156,26 @@ def read_root(session: ReadSession, location: str) -> dict[str, Any]:
             f"{location} is written with {', '.join(map(repr, unknown))}, a part of the format "
             "that this kpstore does not know; open it with the kpstore that wrote it, or upgrade"
         )
-    return about
+    return cast("About", about)
 
 
-def lacks(about: Mapping[str, Any]) -> str:
-    """Return what a store of an older format lacks, in one line; empty for the newest format.
-
-    Parameters
-    ----------
-    about : what :func:`read_root` returns.
-    """
+def lacks(about: About) -> str:
+    """Return what a store of an older format lacks, in one line; empty for the newest format."""
     if CHECKSUMS in about.get("parts", []):
         return ""
     return (
         f"format {about['format_version']}: no checksums by place, so chunks that have changed "
-        "places are read as each other's values; 'kpstore convert' makes a store of the newest "
-        "format of it"
+        "places are read as each other's values; 'kpstore convert' makes a copy in the newest "
+        "format"
     )
 
 
-def upgraded(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a store's attributes in the newest format.
-
-    Parameters
-    ----------
-    attrs : of the whole store, those of kpstore under :data:`ROOT`.
-    """
+def upgraded(attrs: Mapping[str, Any]) -> dict[str, object]:
+    """Return the attributes of a whole store as the newest format has them."""
     return {**attrs, ROOT: {**attrs[ROOT], "format_version": FORMAT_VERSION, "parts": list(PARTS)}}
 
 
-def read_features(about: Mapping[str, Any]) -> dict[str, StoredFeature]:
+def read_features(about: About) -> dict[str, StoredFeature]:
     """Return the features that the attributes describe."""
     try:
         return {
@@ -220,7 +197,7 @@ def feature_metas(spec: FeatureSpec, *, n_videos: int, n_frames: int) -> dict[st
     }
     metas: dict[str, ArrayMeta] = {}
     for name, array in spec.arrays.items():
-        attrs: dict[str, Any] = {"units": array.units, "long_name": array.description or name}
+        attrs = {"units": array.units, "long_name": array.description or name}
         if name == spec.name:
             linked = [spec.companion(companion.name) for companion in spec.companions]
             linked += [status_name(spec.name)] if spec.axis == "frame" else []

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from kpstore.backends.base import MAIN, Backend, Commit
+from kpstore.backends.base import MAIN, Backend
 from kpstore.errors import ExistsError, InvalidError, KpstoreError, NotFoundError
 
 At = str | datetime | None
@@ -47,7 +47,7 @@ def resolve(backend: Backend, at: At) -> str:
         raise NotFoundError(
             f"version {at!r} of {backend.location} not found; tags: "
             f"{', '.join(backend.tags()) or 'none'}; branches: {', '.join(branches)}; a snapshot "
-            "id or a time (2026-01-31T12:00) will do too"
+            "id or a time (2026-01-31T12:00) is accepted as well"
         ) from None
 
 
@@ -137,11 +137,6 @@ def check_name(kind: str, name: str) -> str:
             "letter or digit"
         )
     return name
-
-
-def commits(backend: Backend, at: At = None) -> list[Commit]:
-    """Return a version and its ancestors, newest first."""
-    return list(backend.history(resolve(backend, at)))
 
 
 def known_versions(

@@ -12,15 +12,14 @@ from kpstore.schema.index import whole_number
 from kpstore.store.reader import RowReader
 
 
-def read_key(reader: RowReader, name: str, key: Any) -> NDArray[Any]:
+def read_key(reader: RowReader, name: str, key: object) -> NDArray[Any]:
     """Return what numpy would for ``array[key]``: rows by int, slice, list, array or mask.
 
     Keys of further axes may follow.
     """
-    meta = reader.meta(name)
-    n_rows = meta.n_rows
-    head, *rest = _without_ellipsis(key if isinstance(key, tuple) else (key,), len(meta.shape))
-    tail = tuple(rest)
+    n_rows, *others = reader.meta(name).shape
+    parts = key if isinstance(key, tuple) else (key,)
+    head, *tail = _without_ellipsis(parts, 1 + len(others))
     if isinstance(head, slice):
         start, stop, step = head.indices(n_rows)
         if step == 1:

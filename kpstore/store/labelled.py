@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,19 +28,19 @@ class _LazyArray(xr.backends.BackendArray):
     def __dask_tokenize__(self) -> tuple[str, ...]:
         return self._array.__dask_tokenize__()
 
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray[Any]:
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> NDArray[np.generic]:
         # xarray takes the last item of a slice that runs backwards, also of one without items.
         parts = (
             slice(0, 0) if isinstance(part, slice) and not range(*part.indices(length)) else part
             for part, length in zip(key.tuple, self.shape, strict=True)
         )
         support = indexing.IndexingSupport.OUTER_1VECTOR
-        values: NDArray[Any] = indexing.explicit_indexing_adapter(
+        values: NDArray[np.generic] = indexing.explicit_indexing_adapter(
             type(key)(tuple(parts)), self.shape, support, self._read
         )
         return values
 
-    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
+    def _read(self, key: tuple[Any, ...]) -> NDArray[np.generic]:
         head, tail = key[0], key[1:]
         rows = np.asarray(self._array[head], dtype=self.dtype)
         # An int for the row removes the first axis.
@@ -71,21 +71,16 @@ def to_xarray(
     """
     given = store.features if features is None else features
     wanted = [given] if isinstance(given, str) else list(given)
-    arrays = [name for feature in wanted for name in _feature_arrays(store, feature)]
-    columns = [
-        "split",
-        "n_frames",
-        "fps",
-        "width",
-        "height",
-        *store.annotation_names,
-        fmt.IMAGE_PATH,
+    arrays = [
+        name
+        for feature in wanted
+        for name in fmt.feature_arrays(store.feature(feature))
+        if name != fmt.failure_name(feature)
     ]
+    own = (name for name in fmt.VIDEO_ARRAYS if name != "video_id")  # this one is a coordinate
+    columns = [*own, *store.annotation_names, fmt.IMAGE_PATH] if len(store.index) else []
     dims = _dims(store)
-    variables = {
-        name: _variable(store, name, dims)
-        for name in [*(columns if len(store.index) else ()), *arrays]
-    }
+    variables = {name: _variable(store, name, dims) for name in (*columns, *arrays)}
     dataset = xr.Dataset(
         variables,
         attrs={"title": store.name, "kpstore_snapshot": store.snapshot, "Conventions": "CF-1.11"},
@@ -100,11 +95,6 @@ def to_xarray(
     return dataset.assign_coords(
         _coordinates(store, wanted, rows.get("video", np.arange(len(store.index))))
     )
-
-
-def _feature_arrays(store: BaseStore, feature: str) -> list[str]:
-    spec = store.feature(feature)
-    return [name for name in fmt.feature_arrays(spec) if name != fmt.failure_name(feature)]
 
 
 def _dims(store: BaseStore) -> dict[str, tuple[str, ...]]:
@@ -139,21 +129,21 @@ def _variable(store: BaseStore, name: str, dims: dict[str, tuple[str, ...]]) -> 
 
 def _coordinates(
     store: BaseStore, features: Iterable[str], videos: NDArray[np.int64]
-) -> dict[str, Any]:
+) -> dict[str, xr.Variable]:
     labels = dict.fromkeys(dim for feature in features for dim in store.feature(feature).labels)
-    found: dict[str, Any] = {
-        dim: (dim, np.asarray(store[dim]), dict(store[dim].attrs)) for dim in labels
-    }
-    found["video_id"] = ("video", store.index.ids[videos], dict(fmt.VIDEO_ARRAYS["video_id"].attrs))
     numbers = np.repeat(np.arange(len(videos)), store.index.n_frames[videos])
     about = {"long_name": "position of the frame's video", "instance_dimension": "video"}
-    found[fmt.FRAME_VIDEO] = ("frame", numbers, about)
-    return found
+    attrs = dict(fmt.VIDEO_ARRAYS["video_id"].attrs)
+    return {
+        **{dim: xr.Variable(dim, np.asarray(store[dim]), dict(store[dim].attrs)) for dim in labels},
+        "video_id": xr.Variable("video", store.index.ids[videos], attrs),
+        fmt.FRAME_VIDEO: xr.Variable("frame", numbers, about),
+    }
 
 
 def _preferred_chunks(
     array: FeatureArray, variable: xr.Variable, rows: dict[str, NDArray[np.int64]]
-) -> dict[Any, int | tuple[int, ...]]:
+) -> dict[Hashable, int | tuple[int, ...]]:
     """Return lengths along each axis such that no two Dask chunks need the same stored chunk."""
     first, *rest = zip(variable.dims, variable.shape, strict=True)
     dim, length = first

@@ -1,11 +1,10 @@
-"""Whether the rows of two runs mean the same, by what is on record of how they were made."""
+"""Comparison of how features were made, to tell whether the rows of two runs mean the same."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
 from kpstore.errors import MismatchError
 from kpstore.schema.feature import MADE_BY, FeatureSpec, Provenance
@@ -52,13 +51,14 @@ def with_processors(provenance: Provenance, kinds: Collection[str]) -> Provenanc
     return {**provenance, fmt.PROCESSORS: sorted(known)} if known else provenance
 
 
-def _same_hashes(ours: Any, theirs: Any) -> bool:
+def _same_hashes(ours: object, theirs: object) -> bool:
     """Whether two sets of files have the same contents, whatever their names."""
-    both = isinstance(ours, dict) and isinstance(theirs, dict)
-    return both and sorted(ours.values()) == sorted(theirs.values())
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return False
+    return sorted(ours.values()) == sorted(theirs.values())
 
 
-def _differing_part(ours: Any, theirs: Any) -> tuple[Any, Any]:
+def _differing_part(ours: object, theirs: object) -> tuple[object, object]:
     """Return two values; of two dicts only the entries that differ."""
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         return ours, theirs
@@ -67,6 +67,6 @@ def _differing_part(ours: Any, theirs: Any) -> tuple[Any, Any]:
     return one, other
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
     return text if len(text) <= 160 else text[:157] + "…"

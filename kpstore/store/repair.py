@@ -1,4 +1,4 @@
-"""Damaged videos become pending again, in one commit, so that the next ingest makes them again.
+"""Repair: one commit makes damaged videos pending, so that the next ingest extracts them again.
 
 A damaged chunk is overwritten as a whole: every video with rows in it becomes pending. The records
 of states and failures are derived from those that are sound, where that is exact; labels come from
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +66,7 @@ class Repair:
     problems : damaged chunks.
     features : the repair of each feature concerned.
     labels : names of axes whose labels are written again.
-    left : damage that cannot be repaired, a line each, with a way out.
+    left : damage that cannot be repaired, one line for each array, with what to do about it.
     dry_run : whether nothing was written.
     """
 
@@ -80,15 +79,15 @@ class Repair:
     left: tuple[str, ...] = ()
     dry_run: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
+    def to_json(self) -> dict[str, object]:
+        """Return the repair as JSON values."""
         return asdict(self)
 
 
 def repair(
     location: str, *, dry_run: bool = False, on_rows: Callable[[int], None] | None = None
 ) -> Repair:
-    """Read all of the newest version, and make videos pending that are damaged in it.
+    """Read all of the newest version, and make the videos pending that are damaged in it.
 
     Older versions keep their damage.
 
@@ -121,7 +120,7 @@ def _open_newest(backend: Backend) -> BaseStore:
     except NotFoundError:
         if not backend.exists():
             raise
-        raise _unopened(backend, "it is not there") from None
+        raise _unopened(backend, "it does not exist") from None
     except CorruptError as error:
         raise _unopened(backend, one_line(str(error))) from error
     return store

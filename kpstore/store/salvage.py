@@ -1,4 +1,4 @@
-"""How far each video and frame of a feature is, put together from what of it can be read."""
+"""States of a feature's videos and frames, derived from those records that can be read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StateRecords:
     def derive(self) -> NDArray[np.bool_]:
         """Fill in what follows exactly from the rest.
 
-        Return the videos of which something does not, (videos,) bool.
+        Return the videos of which something remains unknown, (videos,) bool.
         """
         redo = np.zeros(len(self.index), dtype=bool)
         unknown = (self.states == _UNKNOWN) | np.array(
@@ -111,7 +111,7 @@ class StateRecords:
         for start, stop in pieces(rows, spec.chunk_rows):
             for array, kind in spec.arrays.items():
                 session.write(array, start, kind.empty(stop - start))
-        whole: list[tuple[str, NDArray[Any], NDArray[np.int64]]] = [
+        whole: list[tuple[str, NDArray[np.generic], NDArray[np.int64]]] = [
             (fmt.state_name(name), states.astype(np.uint8), positions),
             (fmt.failure_name(name), texts, positions),
         ]
@@ -186,24 +186,19 @@ def read_around(
     damaged: Mapping[str, set[int]],
     of_rows: Callable[[NDArray[Any]], NDArray[Any]] = lambda values: values,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return something of each row of an array, and which rows could be read, (rows,) bool.
+    """Return ``of_rows`` of each row of an array, and which rows could be read, (rows,) bool.
 
-    0 or "" for the others.
+    Rows that could not be read give 0 or ``""``.
     """
     meta, skip = session.meta(name), damaged.get(name, set())
-    sample = of_rows(
-        np.empty((0, *meta.shape[1:]), dtype=object if meta.dtype == TEXT else meta.dtype)
-    )
-    shape = (meta.n_rows, *sample.shape[1:])
-    values = (
-        np.full(shape, "", dtype=object)
-        if meta.dtype == TEXT
-        else np.zeros(shape, dtype=sample.dtype)
+    sample = of_rows(meta.unwritten(0))
+    values = np.full(
+        (meta.n_rows, *sample.shape[1:]), "" if meta.dtype == TEXT else 0, sample.dtype
     )
     known = np.zeros(meta.n_rows, dtype=bool)
-    for chunk in range(-(-meta.n_rows // meta.chunk_rows)):
-        rows = slice(chunk * meta.chunk_rows, min((chunk + 1) * meta.chunk_rows, meta.n_rows))
+    for chunk in range(meta.n_chunks):
         if chunk not in skip:
-            values[rows] = of_rows(session.read(name, rows.start, rows.stop))
-            known[rows] = True
+            start, stop = meta.rows_of(chunk)
+            values[start:stop] = of_rows(session.read(name, start, stop))
+            known[start:stop] = True
     return values, known

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore import plugins
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Fork, WriteSession
+from kpstore.backends.base import MAIN, TEXT, Backend, Fork, WriteSession
 from kpstore.errors import ExistsError, InvalidError, MismatchError
 from kpstore.schema.failures import NOTHING_FAILED, Failures
 from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance, State
@@ -48,7 +48,7 @@ class Transaction:
         """Id of the new version; None before the commit."""
         self._backend = backend
         self._session: WriteSession = backend.begin(branch)
-        self._about = dict(fmt.read_root(self._session, backend.location))
+        self._about = fmt.read_root(self._session, backend.location).copy()
         self._features = fmt.read_features(self._about)
         self._index: VideoIndex | None = None
         """Read once, until videos or splits change: 20 ms of each :meth:`write` otherwise."""
@@ -99,8 +99,7 @@ class Transaction:
                 f"video {twice[0]!r} ({len(twice)} in all) is already in {self._backend.location}"
             )
         new = self._new_columns(videos)
-        column = ArrayMeta((0,), TEXT, fmt.VIDEO_CHUNK_ROWS, ("video",))
-        wanted = {**fmt.VIDEO_ARRAYS, **fmt.FRAME_ARRAYS, **dict.fromkeys(new, column)}
+        wanted = {**fmt.VIDEO_ARRAYS, **fmt.FRAME_ARRAYS, **dict.fromkeys(new, fmt.ANNOTATION)}
         for name in wanted.keys() - set(self._session.names()):
             self._session.create(name, wanted[name])
         if new:
@@ -147,7 +146,7 @@ class Transaction:
 
         Parameters
         ----------
-        splits : by video id; the other videos keep theirs. ``""`` is no split.
+        splits : by video id; the other videos keep theirs. ``""`` means no split.
 
         Returns
         -------

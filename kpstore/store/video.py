@@ -1,4 +1,4 @@
-"""One video of a store, and what of it failed."""
+"""One video of a store, and its failures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kpstore.schema.failures import Failures
 from kpstore.schema.feature import State
 from kpstore.schema.index import nearest
 from kpstore.store import format as fmt
-from kpstore.store import html
+from kpstore.store import shown
 from kpstore.store.arrays import Version
 
 
@@ -69,7 +69,7 @@ class Video:
             facts["width × height"] = f"{self.width} × {self.height}"
         states = {f"{name} is": self.state(name).name.lower() for name in self._store.features}
         rows = {**facts, **self.annotations, **states}
-        return html.block(html.heading(self.id), html.table(list(rows.items())))
+        return shown.block(shown.heading(self.id), shown.table(list(rows.items())))
 
     def __len__(self) -> int:
         return self.n_frames
@@ -123,7 +123,7 @@ class Video:
         axis = array.dims[0]
         if axis not in ("frame", "video"):
             own = [name for name in self._store if self._store[name].dims[0] in ("frame", "video")]
-            hint = nearest(name, own) or "those have to be read from the store"
+            hint = nearest(name, own) or "read it from the store"
             raise NotFoundError(
                 f"{name!r} has a row for each {axis}, not for frames or videos; {hint}"
             )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import xarray as xr
 
@@ -13,6 +13,9 @@ from kpstore.errors import InvalidError, KpstoreError
 from kpstore.store.history import At
 from kpstore.store.labelled import to_xarray
 from kpstore.store.store import BaseStore
+
+if TYPE_CHECKING:
+    from xarray.coders import CFDatetimeCoder, CFTimedeltaCoder
 
 
 class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
@@ -37,7 +40,7 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
         "features",
     )
 
-    def guess_can_open(self, filename_or_obj: Any) -> bool:
+    def guess_can_open(self, filename_or_obj: object) -> bool:
         """Whether this is a store, and not another HDF5 file, Icechunk repository or folder."""
         try:
             location = _location(filename_or_obj)
@@ -53,15 +56,15 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
 
     def open_dataset(
         self,
-        filename_or_obj: Any,
+        filename_or_obj: object,
         *,
         drop_variables: str | Iterable[str] | None = None,
-        mask_and_scale: Any = True,
-        decode_times: Any = True,
-        concat_characters: Any = True,
-        decode_coords: Any = True,
+        mask_and_scale: object = True,
+        decode_times: bool | CFDatetimeCoder = True,
+        concat_characters: object = True,
+        decode_coords: object = True,
         use_cftime: bool | None = None,
-        decode_timedelta: Any = None,
+        decode_timedelta: bool | CFTimedeltaCoder | None = None,
         at: At = None,
         split: str | Sequence[str] | None = None,
         features: str | Sequence[str] | None = None,
@@ -81,8 +84,8 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
             as xarray does.
         decode_times, use_cftime : for features in units such as ``seconds since 2020-01-01``.
         decode_timedelta : for features in units such as ``seconds``; by default they stay numbers.
-        mask_and_scale, concat_characters, decode_coords : without effect, as no values of a store
-            are packed or split into characters, and its coordinates are known.
+        mask_and_scale, concat_characters, decode_coords : have no effect, as a store does not pack
+            values or split text into characters, and its coordinates are known.
         at : a tag, a branch, a snapshot id or a time; the newest version by default.
         split : only videos of these splits, and their frames.
         features : only these features, with their companions.
@@ -97,13 +100,11 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
         dataset = to_xarray(
             BaseStore.open(_location(filename_or_obj), at), split=split, features=features
         )
-        dropped = (
-            [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
-        )
+        dropped = [drop_variables] if isinstance(drop_variables, str) else drop_variables or ()
         # xarray warns of any value.
         older: dict[str, Any] = {} if use_cftime is None else {"use_cftime": use_cftime}
         decoded = xr.decode_cf(
-            dataset.drop_vars(dropped, errors="ignore"),
+            dataset.drop_vars(list(dropped), errors="ignore"),
             mask_and_scale=False,
             concat_characters=False,
             decode_times=decode_times,
@@ -120,7 +121,7 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
         return dataset.set_coords([name for name in decoded.coords if name in others])
 
 
-def _location(place: Any) -> str:
+def _location(place: object) -> str:
     if not isinstance(place, str | os.PathLike):
         raise InvalidError(f"a store is opened by its path, found {type(place).__name__}")
     return os.path.expanduser(os.fspath(place))
@@ -145,18 +146,20 @@ class _Stored(xr.Variable):
         lazy: Any = variable._data
         return cls(variable.dims, lazy, variable.attrs, variable.encoding, fastpath=True)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[type, tuple[object, ...]]:
         # Pickled results can also be read where kpstore is not installed.
         return xr.Variable, (self.dims, self._data, self.attrs, self.encoding, True)
 
-    def chunk(self, *args: Any, from_array_kwargs: Any = None, **kwargs: Any) -> Any:
+    def chunk(
+        self, *args: Any, from_array_kwargs: Mapping[str, object] | None = None, **kwargs: Any
+    ) -> Self:
         """Return this variable in Dask chunks; see :meth:`xarray.Variable.chunk`."""
         named = dict(from_array_kwargs or {})
         if isinstance(named.get("name"), str):
             from dask.tokenize import tokenize
 
             named["name"] = f"{named['name']}-{tokenize(self._data)}"
-        in_chunks: Any = super().chunk
+        in_chunks: Callable[..., Self] = super().chunk
         return in_chunks(*args, from_array_kwargs=named, **kwargs)
 
 

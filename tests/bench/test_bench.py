@@ -12,7 +12,7 @@ import torch
 
 import kpstore
 from kpstore.bench.comparison import bench
-from kpstore.bench.measure import BenchSettings, Workload, measure
+from kpstore.bench.measure import BenchSettings, Turn, Workload, measure
 from kpstore.bench.peers import PEERS, PeerSubject, installed_peers
 from kpstore.bench.plot import plot
 from kpstore.bench.subjects import (
@@ -86,9 +86,9 @@ class Slow(MemorySubject):
 def test_subjects_take_turns_on_the_same_rows() -> None:
     seen: list[tuple[str, int]] = []
 
-    def note(subject: Any, settings: BenchSettings, rng: np.random.Generator) -> dict[str, float]:
-        seen.append((subject.name, int(rng.integers(10**9))))
-        return {"speed": subject.speed * (1 + len(seen) // 2)}
+    def note(turn: Turn) -> list[float]:
+        seen.append((turn.subject.name, int(turn.rng.integers(10**9))))
+        return [turn.subject.speed * (1 + len(seen) // 2)]
 
     subjects = [Slow("a", 1.0), Slow("b", 10.0)]
     figures = list(measure(subjects, [Workload({"speed": "rows/s"}, note)], BenchSettings(runs=3)))

@@ -105,7 +105,7 @@ BROKEN: dict[str, tuple[Callable[[WriteSession], Any], str, str, str]] = {
     "other labels": (
         lambda v: v.write("space", 0, np.array(["x", "z", "y"], object)),
         "space",
-        "names other points than its feature does",
+        "names other points than its feature",
         "labels",
     ),
     "visibility": (
@@ -231,7 +231,7 @@ def test_what_is_worth_a_look_is_no_problem(sound: kpstore.Store) -> None:
     found = verify(sound.at())
     assert found.problems == []
     told = {(p.array, p.what) for p in found.notes}
-    assert ("image_path", "comes more than once") in told
+    assert ("image_path", "occurs more than once") in told
     assert ("loose", "does not say how it was made") in told
     assert ("keypoints", "is more than 100 pictures away") in told
 
@@ -274,7 +274,7 @@ def test_a_store_that_lost_its_table_of_checksums_is_not_sound(tmp_path: Path) -
     assert {"points", "points_state", "video_id"} <= {problem.array for problem in found}
 
 
-# -- beside the data set ---------------------------------------------------------------------------
+# -- compared with the data set -----------------------------------------------------------------
 
 
 def test_a_store_beside_its_data_set(tmp_path: Path) -> None:

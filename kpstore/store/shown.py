@@ -1,4 +1,7 @@
-"""HTML for notebooks: headings and tables of escaped text, without external styles or scripts."""
+"""How stores are shown: numbers as text, and HTML for notebooks.
+
+HTML is headings and tables of escaped text, without external styles or scripts.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,13 @@ def _line(cells: Sequence[Cell], like: Sequence[Cell], tag: str) -> str:
     return f"<tr>{''.join(tds)}</tr>"
 
 
+def count(number: int, what: str) -> str:
+    """Return 1 and ``video`` as ``1 video``, 1234 and ``video`` as ``1,234 videos``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def size(n_bytes: int) -> str:
-    """Return a size with its unit, such as 1.2 MB."""
+    """Return 1234567 bytes as ``1.2 MB``."""
     value = float(n_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
