@@ -36,7 +36,7 @@ class FacesSource:
     """
 
     summary: ClassVar[str] = (
-        "Extract faces of persons: landmarks, angles from a frontal picture, DINOv2."
+        "Extract faces of persons: landmarks, angles relative to a frontal picture, DINOv2."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "kpstore ingest faces --video-dir persons --face-dir fronts faces.kps",

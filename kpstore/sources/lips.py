@@ -179,7 +179,7 @@ class LipsChoice:
     """
 
     summary: ClassVar[str] = (
-        "Extract embeddings of mouth crops, npz files that a lip-reading configuration lists, by "
+        "Extract embeddings of mouth crops (npz files that a lip-reading configuration lists) with "
         "its ResNet18."
     )
     examples: ClassVar[tuple[str, ...]] = (

@@ -42,7 +42,7 @@ class PhoenixSource:
     """
 
     summary: ClassVar[str] = (
-        "Extract from RWTH-PHOENIX-Weather 2014 T. Stop it at any time; the same command goes on."
+        "Extract features from RWTH-PHOENIX-Weather 2014 T. Repeat the command to continue."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --workers 4",

@@ -56,7 +56,7 @@ class VideosSource:
     """
 
     summary: ClassVar[str] = (
-        "Extract from video files and folders of pictures.\n\n"
+        "Extract features from video files and folders of pictures.\n\n"
         "Folders called train, dev, test and the like are splits."
     )
     examples: ClassVar[tuple[str, ...]] = (
