@@ -106,7 +106,7 @@ def optional(parameter: inspect.Parameter, prefix: str) -> inspect.Parameter:
     return parameter.replace(default=None, annotation=Annotated[plain | None, about, *notes])
 
 
-def _about(hint: Any) -> Option | None:
+def _about(hint: object) -> Option | None:
     notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
     return next((note for note in notes if isinstance(note, Option)), None)
 
@@ -154,21 +154,18 @@ def _annotation(field: Field[Any], hint: Any, about: Option | None) -> Any:
 
 
 def one_command(name: str, run: Callable[..., None], summary: str, examples: Sequence[str]) -> Any:
-    """Return a command by itself, for groups that make theirs when they are asked for."""
+    """Return a single command, for groups that make their commands on request."""
     app = typer.Typer(
         add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
     )
-    epilog = (
-        "\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *examples])
-        if examples
-        else None
-    )
+    heading = "Examples:" if len(examples) > 1 else "Example:"
+    epilog = "\n\n".join([heading, *examples]) if examples else None
     app.command(name, cls=ListCommand, help=inspect.cleandoc(summary), epilog=epilog)(run)
     return typer.main.get_command(app)
 
 
 class LazyCommand(ListCommand):
-    """A command made when it runs or shows its help; a list of commands needs its summary alone.
+    """A command that is made when it runs or shows its help; to list it, its summary is enough.
 
     Parameters
     ----------

@@ -34,10 +34,12 @@ RECIPES: plugins.Group = "kpstore.extractors"
 NewStore = Annotated[
     str,
     typer.Argument(
-        metavar="STORE", help="Directory of the store, made if it is not there.", show_default=False
+        metavar="STORE",
+        help="Directory of the store, created if it does not exist.",
+        show_default=False,
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -51,21 +53,21 @@ def add_to(parent: typer.Typer) -> None:
     app = typer.Typer(
         cls=_IngestGroup,
         no_args_is_help=True,
-        help="Extract features from a data set into a store; again to go on.",
+        help="Extract features from a data set into a store; repeat the command to continue.",
     )
     app.callback()(lambda: None)
     parent.add_typer(app, name="ingest")
 
 
 class _IngestGroup(TyperGroup):
-    """Commands that are made when they are needed: sources and recipes may belong to others."""
+    """Commands made when they are needed, because plug-ins add sources and recipes."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: object) -> list[str]:
         """Return the sources, and ``features``."""
         return sorted({*plugins.names(SOURCES), "features"})
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Keep the words of the command: which options there are depends on its recipe."""
+        """Keep the words of the command line: the options depend on the recipe that it names."""
         ctx.meta[SOURCES] = args
         return super().resolve_command(ctx, args)
 
@@ -116,7 +118,7 @@ class _StoredVideos:
 def _ingesting(kind: type[Any], words: Sequence[str]) -> Callable[..., None]:
     """Return the command of a source.
 
-    A source that names its recipe has the options of that one, with their defaults.
+    If a source names its recipe, the command has the options of that recipe alone.
     """
     from kpstore.extractors.registry import make_extractor
     from kpstore.ingest.options import Options
@@ -158,11 +160,11 @@ def _ingesting(kind: type[Any], words: Sequence[str]) -> Callable[..., None]:
 def _recipe_options(chosen: str) -> list[inspect.Parameter]:
     """Return the option that names the recipe, and those of all recipes, the chosen one's first.
 
-    Those of a recipe that needs a reference picture are there only if it is the chosen one.
+    Recipes that need a reference picture are left out unless chosen.
     """
     names = plugins.names(RECIPES)
     if chosen and chosen not in names:
-        plugins.load(RECIPES, chosen)  # says which there are
+        plugins.load(RECIPES, chosen)  # its error lists the names
     note = typer.Option(
         "--recipe",
         "--extractor",
@@ -300,16 +302,8 @@ def print_report(report: IngestReport, store: str) -> None:
     typer.echo(f"version {report.snapshot} of {store}")
 
 
-def _print_notes(notes: Any) -> None:
+def _print_notes(notes: Sequence[str]) -> None:
     if notes:
-        typer.echo(
-            f"{render.count(len(notes), 'thing')} {'was' if len(notes) == 1 else 'were'} passed "
-            "over:"
-        )
-        for line in notes[: render.SHOWN_FAILURES]:
-            typer.echo(f"  {line}")
-        if len(notes) > render.SHOWN_FAILURES:
-            typer.echo(
-                f"  … and {len(notes) - render.SHOWN_FAILURES} more: --dry-run --json lists them "
-                "all"
-            )
+        were = "was" if len(notes) == 1 else "were"
+        typer.echo(f"{render.count(len(notes), 'thing')} {were} passed over:")
+        render.print_some(notes, more="--dry-run --json")

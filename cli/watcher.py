@@ -7,48 +7,40 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING
 
 import typer
 
 from .render import console, count, duration, number
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import ProgressColumn
+
     from kpstore.ingest.pending import IngestPlan
     from kpstore.ingest.report import Progress
+    from kpstore.ingest.run import Observer
 
 _LINE_EVERY_S = 15.0
 
 
-class Watcher(Protocol):
-    """An observer of an ingest that is a context manager too."""
+@contextmanager
+def make_watcher() -> Iterator[Observer]:
+    """Yield an observer of an ingest that suits standard error."""
+    if not sys.stderr.isatty():
+        yield LineWatcher()
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    def on_scan(self, n_videos: int) -> None:
-        """Told while the source is scanned."""
-
-    def on_plan(self, plan: IngestPlan) -> None:
-        """Told what will be done."""
-
-    def on_progress(self, progress: Progress) -> None:
-        """Told often, from any thread."""
-
-    def on_commit(self, snapshot: str, progress: Progress) -> None:
-        """Told after each checkpoint."""
-
-
-def make_watcher() -> Watcher:
-    """Return what fits standard error."""
-    return BarWatcher() if sys.stderr.isatty() else LineWatcher()
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console(stderr=True),
+    ) as bar:
+        yield BarWatcher(bar)
 
 
 def plan_line(plan: IngestPlan) -> str:
@@ -61,16 +53,9 @@ def plan_line(plan: IngestPlan) -> str:
 class LineWatcher:
     """Writes plain lines, seldom enough for a log file."""
 
-    def __init__(self, every_s: float = _LINE_EVERY_S) -> None:
-        self._every_s = every_s
+    def __init__(self) -> None:
         self._last = time.monotonic()
         self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
     def on_scan(self, n_videos: int) -> None:
         """Say how far the scan is."""
@@ -92,7 +77,7 @@ class LineWatcher:
 
     def _is_time(self) -> bool:
         with self._lock:
-            if time.monotonic() - self._last < self._every_s:
+            if time.monotonic() - self._last < _LINE_EVERY_S:
                 return False
             self._last = time.monotonic()
             return True
@@ -108,27 +93,10 @@ def progress_line(progress: Progress) -> str:
 
 
 class BarWatcher:
-    """Draws a bar."""
+    """Moves a bar."""
 
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
-
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=console(stderr=True),
-        )
-        self._task = self._bar.add_task("scanning", total=None, note="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    def __init__(self, bar: Bar) -> None:
+        self._bar, self._task = bar, bar.add_task("scanning", total=None, note="")
 
     def on_scan(self, n_videos: int) -> None:
         """Show how far the scan is."""
@@ -163,16 +131,10 @@ def frames_bar(what: str) -> Iterator[Callable[[int], None]]:
 
     Draws a bar on a terminal, nothing elsewhere.
     """
-    if not sys.stderr.isatty():
-        yield lambda n_frames: None
-        return
-    from rich.progress import Progress, SpinnerColumn, TextColumn
+    from rich.progress import SpinnerColumn, TextColumn
 
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}: {task.completed:,} frames", markup=False),
-    )
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    text = TextColumn("{task.description}: {task.completed:,} frames", markup=False)
+    with _transient_bar(SpinnerColumn(), text) as bar:
         task = bar.add_task(what, total=None)
         yield lambda n_frames: bar.advance(task, n_frames)
 
@@ -183,10 +145,14 @@ def total_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
     Draws a bar on a terminal, nothing elsewhere.
     """
+    with _transient_bar() as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _transient_bar(*columns: ProgressColumn) -> Bar:
+    """Return a bar that is erased at its end; it draws nothing outside a terminal."""
     from rich.progress import Progress
 
-    with Progress(
-        console=console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    off = not sys.stderr.isatty()
+    return Progress(*columns, console=console(stderr=True), transient=True, disable=off)

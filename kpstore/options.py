@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from kpstore.errors import InvalidError
 
@@ -13,7 +13,7 @@ WHAT, WHERE, AGAIN = (
     "Where to run",
     "What to do again, and when to commit",
 )
-"""Headings under which the options of an ingest are listed."""
+"""Headings of the options of an ingest."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,13 @@ class Option:
     metavar : placeholder for the value.
     flag : name of the option, ``--limit-frames``, or several; by default the field's name.
     kind : type of a value on the command line, where the field accepts more.
-    least : smallest number.
+    least : smallest number that is allowed.
     above : the number must be greater than this.
-    factor : a number on the command line, times this, is the field's: minutes for seconds.
-    default : default on the command line, where it is not the field's.
+    factor : the field is the number on the command line, times this factor: 60 for a field in
+        seconds that is given in minutes.
+    default : default on the command line, if it differs from the field's.
     panel : heading under which the help lists the option.
-    argument : whether the value is an argument, named by its place and not by a flag.
+    argument : whether the value is a positional argument.
     """
 
     help: str
@@ -50,6 +51,19 @@ class Option:
         if self.above is not None and given is not None and given <= self.above:
             raise InvalidError(f"{flag} is {given}; it must be more than {self.above:g}")
         return given if self.factor is None or given is None else given * self.factor
+
+
+def check_limits(settings: object) -> None:
+    """Raise :class:`InvalidError` unless the numbers of a dataclass are what its options allow."""
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        given = getattr(settings, name)
+        for about in get_args(hint)[1:]:
+            if not isinstance(about, Option) or given is None:
+                continue
+            if about.least is not None and given < about.least:
+                raise InvalidError(f"{name} is {given}; it must be at least {about.least:g}")
+            if about.above is not None and given <= about.above:
+                raise InvalidError(f"{name} is {given}; it must be more than {about.above:g}")
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The registry of all that can be added to kpstore, and of kpstore's own as well.
+"""The registry of plug-ins: what others add to kpstore, and what kpstore brings itself.
 
 Groups are backends, extractors, features, formats, sources and trainings.
 
@@ -25,7 +25,16 @@ Group = Literal[
     "kpstore.trainings",
 ]
 
-_registered: dict[tuple[str, str], Any] = {}
+_EXTRAS = {
+    "av": "video",
+    "distributed": "dask",
+    "h5py": "hdf5",
+    "ijson": "json",
+    "pose_format": "pose",
+}
+"""Extras that install a module of another name."""
+
+_registered: dict[tuple[str, str], object] = {}
 
 
 @cache
@@ -38,7 +47,7 @@ def names(group: Group) -> list[str]:
     return sorted({name for kind, name in _registered if kind == group} | set(_entry_points(group)))
 
 
-def register(group: Group, name: str, item: Any) -> None:
+def register(group: Group, name: str, item: object) -> None:
     """Make ``item`` known under ``name`` in this process.
 
     Raises
@@ -71,8 +80,8 @@ def load(group: Group, name: str) -> Any:
     return _loaded(point)
 
 
-def name_of(group: Group, item: type[Any]) -> str:
-    """Return the name of a registered class, empty if it has none; nothing is imported."""
+def name_of(group: Group, item: type[object]) -> str:
+    """Return the name of a registered class, ``""`` if it has none; nothing is imported."""
     home = f"{item.__module__}:{item.__qualname__}"
     found = [name for (kind, name), known in _registered.items() if kind == group and known is item]
     found += [name for name, point in _entry_points(group).items() if point.value == home]
@@ -86,7 +95,9 @@ def of_others(group: Group) -> Iterator[Any]:
     else.
     """
     yield from [item for (kind, _), item in _registered.items() if kind == group]
-    for point in _points_of_others(group):
+    for point in _entry_points(group).values():
+        if point.value.startswith("kpstore."):
+            continue
         try:
             yield point.load()
         except Exception as error:  # whatever an outsider's module raises when it is imported
@@ -95,13 +106,6 @@ def of_others(group: Group) -> Iterator[Any]:
                 f"out: {error}",
                 stacklevel=2,
             )
-
-
-@cache
-def _points_of_others(group: str) -> tuple[EntryPoint, ...]:
-    return tuple(
-        point for point in entry_points(group=group) if not point.value.startswith("kpstore.")
-    )
 
 
 def imported(name: str, home: str) -> Any:
@@ -116,22 +120,10 @@ def _loaded(point: EntryPoint) -> Any:
         missing = (error.name or "").partition(".")[0]
         if missing in ("kpstore", ""):
             raise
-        extra = _extra_of(missing)
+        extra = _EXTRAS.get(missing, missing)
         if extra == missing and not point.value.startswith("kpstore."):
             raise NotFoundError(
                 f"{point.name!r} needs {missing}, which is not installed"
             ) from error
-        raise MissingExtraError(
-            f"{point.name!r} ({missing} is not installed)", extra=extra
-        ) from error
-
-
-def _extra_of(module: str) -> str:
-    extras = {
-        "av": "video",
-        "distributed": "dask",
-        "h5py": "hdf5",
-        "ijson": "json",
-        "pose_format": "pose",
-    }
-    return extras.get(module, module)
+        what = f"{point.name!r} ({missing} is not installed)"
+        raise MissingExtraError(what, extra=extra) from error

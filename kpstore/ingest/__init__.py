@@ -1,4 +1,4 @@
-"""Sources × extractors → a store: plan, run in parallel, merge, commit.
+"""Extracts features from a source into a store: plans, runs in parallel, merges, commits.
 
-Killed and resumed without loss.
+A run that was killed resumes without loss.
 """

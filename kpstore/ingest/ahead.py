@@ -6,20 +6,19 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
-
-_END = object()
 
 
 @contextmanager
 def read_ahead(items: Iterator[T], n_items: int) -> Iterator[Iterator[T]]:
     """Run an iterator in a thread, up to ``n_items`` items ahead of the iterator that this gives.
 
-    What ``items`` raises is raised where they are used. It stops where it is when the block ends.
+    No item may be None. What ``items`` raises is raised where they are used. The thread stops when
+    the block ends.
     """
-    waiting: queue.Queue[Any] = queue.Queue(n_items)
+    waiting: queue.Queue[T | Exception | None] = queue.Queue(n_items)  # None is the end
     is_over = threading.Event()
 
     def read() -> None:
@@ -28,12 +27,12 @@ def read_ahead(items: Iterator[T], n_items: int) -> Iterator[Iterator[T]]:
                 if is_over.is_set():
                     return
                 waiting.put(item)
-            waiting.put(_END)
+            waiting.put(None)
         except Exception as error:
             waiting.put(error)
 
     def iterate() -> Iterator[T]:
-        while (item := waiting.get()) is not _END:
+        while (item := waiting.get()) is not None:
             if isinstance(item, Exception):
                 raise item
             yield item

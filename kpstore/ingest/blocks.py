@@ -16,11 +16,17 @@ from kpstore.store.format import row_arrays
 
 @dataclass(frozen=True)
 class RowBlock:
-    """A run of finished rows of one feature: along the frame axis, or that of videos."""
+    """A run of finished rows of one feature, along the frame axis or the video axis.
+
+    Parameters
+    ----------
+    start : number of the first row.
+    states : (rows,) uint8 of :class:`~kpstore.schema.feature.State`.
+    """
 
     start: int
     rows: FeatureRows
-    status: NDArray[np.uint8]
+    states: NDArray[np.uint8]
 
     @property
     def stop(self) -> int:
@@ -60,11 +66,11 @@ class ChunkWriter:
         if whole == 0 or self._fork is None:
             return
         joined = _joined(self._waiting)
-        arrays = row_arrays(self._spec, joined.rows[:whole], joined.status[:whole])
+        arrays = row_arrays(self._spec, joined.rows[:whole], joined.states[:whole])
         for name, array in arrays.items():
             self._fork.write(name, start, array)
         self.has_written = True
-        left = RowBlock(start + whole, joined.rows[whole:], joined.status[whole:])
+        left = RowBlock(start + whole, joined.rows[whole:], joined.states[whole:])
         self._waiting = [left] if rest else []
 
     def finish(self) -> tuple[RowBlock, ...]:
@@ -79,14 +85,14 @@ def _cut(block: RowBlock, rows: Iterable[int]) -> Iterator[RowBlock]:
     edges = [block.start, *inside, block.stop]
     for start, stop in itertools.pairwise(edges):
         part = slice(start - block.start, stop - block.start)
-        yield RowBlock(start, block.rows[part], block.status[part])
+        yield RowBlock(start, block.rows[part], block.states[part])
 
 
 def _joined(blocks: list[RowBlock]) -> RowBlock:
     if len(blocks) == 1:
         return blocks[0]
     rows = FeatureRows.concatenate([block.rows for block in blocks])
-    return RowBlock(blocks[0].start, rows, np.concatenate([block.status for block in blocks]))
+    return RowBlock(blocks[0].start, rows, np.concatenate([block.states for block in blocks]))
 
 
 def join_adjacent(blocks: Iterable[RowBlock]) -> list[RowBlock]:

@@ -1,8 +1,8 @@
 """The workers of one run on a cluster: sends them orders, and checks what they answer.
 
-Every task is given to one certain worker, which has proved itself (:mod:`kpstore.ingest.fitness`).
-Before a result counts, what the worker wrote is checked, and what it says has failed is confirmed
-(:mod:`kpstore.ingest.doubts`). What follows from each event, :mod:`kpstore.ingest.roster` decides.
+Each task goes to one worker, which has proved that it is fit (:mod:`kpstore.ingest.fitness`).
+Before a result counts, the chunks that the worker wrote are checked, and its failures are confirmed
+(:mod:`kpstore.ingest.doubts`). :mod:`kpstore.ingest.roster` decides what follows from each event.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kpstore.backends.base import Fork
 from kpstore.errors import KpstoreError, WorkersError, one_line
@@ -31,8 +31,13 @@ from kpstore.ingest.sight import Look
 from kpstore.ingest.worker import TaskResult, check_result
 from kpstore.schema.index import VideoRecord
 
+if TYPE_CHECKING:
+    from distributed import Client
+    from distributed import Future as DaskFuture
+
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 MakeFork = Callable[[Task], Fork | None]
 
 POLL_S = 0.5
@@ -47,21 +52,21 @@ class Crew:
 
     Parameters
     ----------
-    client : connected.
-    address : of its scheduler, for messages.
+    client : a connected client.
+    address : address of its scheduler, for messages.
     job : what all tasks share.
-    tasks : what to do.
-    make_fork : returns the writer that goes with a task.
-    gpus : GPUs of this machine to share among the workers, by their numbers; empty if the workers
-        were pinned when they started.
+    tasks : the tasks of the run.
+    make_fork : returns the writer for a task.
+    gpus : GPUs of this machine to share among the workers, by the workers' numbers; empty if the
+        workers were pinned when they started.
     pinned : GPUs of this machine of which each worker must see one first; empty if it may see any.
-    ours : whether this process has started the workers, on this machine.
+    ours : whether this process started the workers, on this machine.
     notes : receives the reason for each worker that is left out, by its name.
     """
 
     def __init__(
         self,
-        client: Any,
+        client: Client,
         address: str,
         job: Job,
         tasks: Sequence[Task],
@@ -77,7 +82,7 @@ class Crew:
         self._gpus, self._pinned, self._ours = gpus, pinned, ours
         self._topic = f"kpstore-{job.run_id}"
         self._roster = Roster(job, tasks, notes)
-        self._futures: dict[str, Any] = {}
+        self._futures: dict[str, DaskFuture[object]] = {}
         self._events: queue.SimpleQueue[str | Callable[[], None]] = queue.SimpleQueue()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="kpstore-look")
         self._polled_at = -math.inf
@@ -90,7 +95,8 @@ class Crew:
         WorkersError
             If no worker is fit, none comes back, or the scheduler is gone.
         KpstoreError
-            If all workers refuse in the same words: the extractor does not start, say.
+            If all workers refuse for the same reason, for example that the extractor does not
+            start.
         """
         remaining = len(self._tasks)
         self._client.subscribe_topic(self._topic, partial(self._hear, on_frames))
@@ -111,14 +117,13 @@ class Crew:
             if self._client.status == "running":
                 self._client.unsubscribe_topic(self._topic)
 
-    def _hear(self, on_frames: OnFrames, event: tuple[float, Any]) -> None:
+    def _hear(self, on_frames: OnFrames, event: tuple[float, object]) -> None:
         """Take progress from a worker, in a thread of Dask's: frames done, or an order begun."""
         told = event[1]
-        order = self._roster.orders.get(told) if isinstance(told, str) else None
-        if order is not None:
-            order.worker.at = told
-        elif isinstance(told, int):
+        if isinstance(told, int):
             on_frames(told)
+        elif isinstance(told, str) and (order := self._roster.orders.get(told)):
+            order.worker.at = told
 
     def _wait(self) -> None:
         """Wait for the next event and handle it."""
@@ -139,16 +144,16 @@ class Crew:
     # -- the scheduler -----------------------------------------------------------------------------
 
     def _poll(self) -> None:
-        """Notice workers that came or went, and answers that do not come."""
+        """Notice workers that came or went, and answers that are overdue."""
         roster = self._roster
         if roster.has_hope and time.monotonic() - self._polled_at < POLL_S:
             return
         self._polled_at = time.monotonic()
-        present = set(self._call(self._client.scheduler.ncores))
+        present = set(self._call("ncores"))
         for address in roster.workers.keys() - present:
             roster.lose(address)
         if present - roster.workers.keys():
-            known = self._call(self._client.scheduler.identity, n_workers=-1)["workers"]
+            known = self._call("identity", n_workers=-1)["workers"]
             for address in sorted(known.keys() - roster.workers.keys()):
                 name = str(known[address]["name"])
                 roster.enlist(address, name, gpu_of_worker(self._gpus, name))
@@ -165,12 +170,12 @@ class Crew:
         for key in [key for key in orders if key not in self._futures]:
             self._futures[key] = self._submit(orders[key])
 
-    def _submit(self, order: Order) -> Any:
+    def _submit(self, order: Order) -> DaskFuture[object]:
         from dask.base import annotate
 
         about, worker = order.about, order.worker
         job = replace(self._job, gpu=worker.gpu) if worker.gpu else self._job
-        call: tuple[Any, ...]
+        call: tuple[object, ...]
         if about is None:
             call = prove, self._question, job.run_id, order.key
         elif isinstance(about, Work):
@@ -190,10 +195,11 @@ class Crew:
         future.add_done_callback(lambda _: self._events.put(order.key))
         return future
 
-    def _call(self, ask: Any, **arguments: Any) -> Any:
-        """Ask the scheduler something."""
+    def _call(self, operation: str, **arguments: object) -> Any:
+        """Return what the scheduler answers to one of its operations."""
         if self._client.status == "running":
             try:
+                ask = getattr(self._client.scheduler, operation)
                 return self._client.sync(ask, callback_timeout=_ANSWER_S, **arguments)
             except (OSError, TimeoutError) as error:
                 _log.info("the scheduler does not answer: %s", error)
@@ -204,7 +210,7 @@ class Crew:
 
     # -- answers -----------------------------------------------------------------------------------
 
-    def _answer(self, order: Order, future: Any) -> Any:
+    def _answer(self, order: Order, future: DaskFuture[object]) -> object:
         """Return a worker's answer, an exception that is not kpstore's, or None if it was lost."""
         from distributed import KilledWorker
         from distributed.client import FutureCancelledError
@@ -224,14 +230,14 @@ class Crew:
                     return error  # raised on the worker
                 # The task has ended, but its worker went before it could hand the result over; or
                 # that takes long.
-                if order.worker.address not in self._call(self._client.scheduler.ncores):
+                if order.worker.address not in self._call("ncores"):
                     return None
                 timeout_s = min(2 * timeout_s, _ANSWER_S)
             except Exception as error:  # raised by Dask, or while something is unpickled
-                self._call(self._client.scheduler.ncores)  # raises if the scheduler is gone
+                self._call("ncores")  # raises if the scheduler is gone
                 return Stranger() if _is_of_a_stranger(error) else error
 
-    def _handle(self, order: Order, answer: Any) -> None:
+    def _handle(self, order: Order, answer: object) -> None:
         roster = self._roster
         if answer is None:
             roster.lost(order)
@@ -244,16 +250,20 @@ class Crew:
         elif isinstance(answer, Refusal):
             roster.refused(order, answer.reason, answer.error)
         elif isinstance(answer, Opinion):
-            roster.settle(order, answer)
+            roster.decide(order, answer)
         elif isinstance(answer, TaskResult):
             self._review(order, answer)
-        elif answer:
+        elif isinstance(answer, list) and answer:
             roster.judge(order.worker, answer)
         else:
             # A worker that finds no flaw in itself is admitted once what it wrote has arrived here.
-            reading = self._reader.submit(self._meeting.flaws, order.key)
-            admit = partial(self._admit, order.worker)
-            reading.add_done_callback(lambda done: self._events.put(partial(admit, done)))
+            arrived = partial(self._meeting.flaws, order.key)
+            self._read(arrived, partial(self._admit, order.worker))
+
+    def _read(self, do: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
+        """Read from a disk in a thread; ``then`` takes the outcome in this one."""
+        reading = self._reader.submit(do)
+        reading.add_done_callback(lambda done: self._events.put(partial(then, done)))
 
     def _admit(self, worker: Worker, done: Future[list[str]]) -> None:
         try:
@@ -276,9 +286,8 @@ class Crew:
         claim = self._roster.take(order, result, has_unread=bool(unread))
         if claim is not None and unread:
             records = [video.record for video in unread]
-            reading = self._reader.submit(look_isolated, self._job.source, records, whole=True)
-            compare = partial(self._compare, claim, unread)
-            reading.add_done_callback(lambda done: self._events.put(partial(compare, done)))
+            look = partial(look_isolated, self._job.source, records, whole=True)
+            self._read(look, partial(self._compare, claim, unread))
 
     def _compare(
         self, claim: Claim, unread: Sequence[PlannedVideo], done: Future[list[Look]]

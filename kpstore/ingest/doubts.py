@@ -1,8 +1,8 @@
 """Decides whether a failure is the fault of the video, or of the worker that reported it.
 
-What a worker could not read, the driver tries to read, in another process. Frames at which the
-model raised, another worker tries, as well as videos most of whose frames the model could not do.
-Only what fails there as well counts as the fault of the video.
+The driver tries to read what a worker could not read, in another process. Another worker tries the
+frames at which the model raised an exception, and the videos of which the model could not process
+at least half of the frames. Only what fails there too counts as the fault of the video.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kpstore.schema.feature import State
 Doubted = Sequence[tuple[PlannedVideo, Doubts]]
 
 MIN_REPORTED = 5
-"""Fewer frames of a task that the model itself reports as failed are not in doubt."""
+"""Least number of frames of a task, reported as failed by the model itself, that are in doubt."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Opinion:
 
 
 def second_opinion(job: Job, doubted: Doubted, *, isolated: bool) -> Opinion:
-    """Extract videos once more, up to the first in which something works that failed elsewhere.
+    """Extract videos again, up to the first in which a frame works that failed elsewhere.
 
     The rows are discarded.
 
@@ -53,7 +53,8 @@ def second_opinion(job: Job, doubted: Doubted, *, isolated: bool) -> Opinion:
     extract = extract_isolated if isolated else None
     for video, doubts in doubted:
         for _, result in extract_videos(job, [video], extract=extract):
-            frames = np.flatnonzero(result.status == State.FAILED)
+            states = result.failures.frame_states(video.record.n_frames)
+            frames = np.flatnonzero(states == State.FAILED)
             failed[video.position] = frozenset(frames.tolist())
             unread[video.position] = result.doubts.unread
         if _could(doubts, failed[video.position]):
@@ -62,7 +63,7 @@ def second_opinion(job: Job, doubted: Doubted, *, isolated: bool) -> Opinion:
 
 
 def unread_videos(result: TaskResult) -> list[PlannedVideo]:
-    """Return the videos of a task of which something could not be read."""
+    """Return the videos of a task in which some frames could not be read."""
     return [video for video, doubts in _doubts(result) if doubts.unread]
 
 
@@ -72,7 +73,7 @@ def _doubts(result: TaskResult) -> Doubted:
 
 
 def doubted_videos(result: TaskResult) -> Doubted:
-    """Return videos in which the model raised or could not do half of the frames, and where."""
+    """Return the videos in which the model raised or could not process half of the frames."""
     found = _doubts(result)
     most = [one for one in found if 2 * len(one[1].reported) >= one[0].record.n_frames]
     if sum(len(doubts.reported) for _, doubts in most) < MIN_REPORTED:
@@ -86,10 +87,10 @@ def doubted_videos(result: TaskResult) -> Doubted:
 
 
 def _could(doubts: Doubts, failed: frozenset[int]) -> frozenset[int]:
-    """Return frames in doubt that another worker could do.
+    """Return the frames in doubt that another worker could process.
 
-    Whether a picture shows a face may be a close call that another processor decides otherwise: the
-    frames that the model reported count if another worker could do at least half of them.
+    Whether a picture shows a face may be a close call, on which processors differ: frames that the
+    model itself reported count only if another worker could process at least half of them.
     """
     reported = doubts.reported - failed
     if 2 * len(reported) < len(doubts.reported):
@@ -98,7 +99,7 @@ def _could(doubts: Doubts, failed: frozenset[int]) -> frozenset[int]:
 
 
 def blindness(result: TaskResult, looks: Mapping[int, Look]) -> str:
-    """Return a line on what the driver can read and a worker could not, or ``""``.
+    """Return a line about what the driver can read but a worker could not, or ``""``.
 
     Parameters
     ----------
@@ -108,26 +109,26 @@ def blindness(result: TaskResult, looks: Mapping[int, Look]) -> str:
         could = result.doubts[video.position].unread - looks[video.position].unread
         if could:
             return (
-                f"{_frames(could)} of video {video.record.id!r} could not be read there, but by "
+                f"{_frames(could)} of video {video.record.id!r} could not be read there, only by "
                 "the driver"
             )
     return ""
 
 
 def weakness(doubted: Doubted, opinion: Opinion) -> str:
-    """Return a line on what another worker could do and the first could not, or ``""``."""
+    """Return a line about what another worker could process but the first could not, or ``""``."""
     for video, doubts in doubted:
         could = _could(doubts, opinion.failed.get(video.position, doubts.raised | doubts.reported))
         if could:
             return (
-                f"{_frames(could)} of video {video.record.id!r} failed there, but on no other "
+                f"{_frames(could)} of video {video.record.id!r} failed there, but not on another "
                 "worker"
             )
     return ""
 
 
 def is_blind(doubted: Doubted, opinion: Opinion) -> bool:
-    """Whether the worker that gave an opinion could not read what the first one could."""
+    """Whether the worker that gave an opinion could not read what the first worker could."""
     return any(
         opinion.unread.get(video.position, frozenset()) & (doubts.raised | doubts.reported)
         for video, doubts in doubted

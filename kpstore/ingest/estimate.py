@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from kpstore.extractors.base import AnyExtractor, frame_specs
 from kpstore.ingest.pending import IngestPlan, title
@@ -53,7 +52,7 @@ class Estimate:
     seconds: float
     problems: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the estimate as JSON values."""
         return {**asdict(self), "seconds": round(self.seconds, 1), "problems": list(self.problems)}
 

@@ -7,13 +7,13 @@ import logging
 import signal
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import resource_tracker
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from kpstore.errors import (
     ExtractorError,
@@ -30,6 +30,9 @@ from kpstore.ingest.gpus import gpu_of_worker, own_gpus
 from kpstore.ingest.job import Job, OnFrames, try_out
 from kpstore.ingest.plan import Task
 from kpstore.ingest.worker import TaskResult, run_task
+
+if TYPE_CHECKING:
+    from distributed import Client, Future, LocalCluster
 
 _CLUSTER_TRIES = 5
 _CLOSE_S = 30.0
@@ -76,11 +79,11 @@ class Executor(ABC):
 
     @property
     def notes(self) -> Sequence[str]:
-        """Troubles with workers that did not end the run."""
+        """Problems with workers that did not end the run."""
         return ()
 
-    def settle(self, job: Job) -> None:
-        """Let all workers try how many frames their GPU takes at once, and keep the least number.
+    def fix_at_once(self, job: Job) -> None:
+        """Fix how many frames the extractor takes at once: the least number of all workers.
 
         Nothing is tried on a CPU, or if the number is given or recorded already.
         """
@@ -100,12 +103,12 @@ class Executor(ABC):
 
 
 class SerialExecutor(Executor):
-    """Runs tasks one after another in this process: starts at once, but may die of a frame."""
+    """Runs tasks one after another in this process; a frame that kills it ends the run."""
 
     n_workers = 1
 
     def try_out(self, job: Job) -> list[int]:
-        """Return the one answer."""
+        """Return the answer of this process."""
         return [try_out(job)]
 
     def run(
@@ -129,7 +132,7 @@ class DaskExecutor(Executor):
     """
 
     def __init__(self, n_workers: int, *, scheduler: str | None = None, gpus: int = 0) -> None:
-        self.n_workers, self._scheduler = n_workers, scheduler
+        self.n_workers, self._scheduler, self._address = n_workers, scheduler, scheduler or ""
         found = own_gpus(gpus) if scheduler is None else ()
         is_one_each = scheduler is None and gpus > 0 and gpus == n_workers
         by_dask_cuda = is_one_each and importlib.util.find_spec("dask_cuda") is not None
@@ -137,8 +140,8 @@ class DaskExecutor(Executor):
         self._pinned = found if by_dask_cuda else ()
         self._shared = () if by_dask_cuda else found
         self._left_out: dict[str, str] = {}
-        self._cluster: Any = None
-        self._client: Any = None
+        self._cluster: LocalCluster | None = None
+        self._client: Client
 
     def __enter__(self) -> Self:
         try:
@@ -148,7 +151,7 @@ class DaskExecutor(Executor):
             raise MissingExtraError("--workers and --scheduler", extra="dask") from None
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         if self._scheduler is not None:
-            self._client = self._connect(distributed)
+            self._client = self._connect()
             self.n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
             if self.n_workers == 0:
                 self._client.close()
@@ -158,17 +161,27 @@ class DaskExecutor(Executor):
                 )
             return self
         with _sigint_blocked(), dask.config.set(_SETTINGS):
-            self._cluster = self._start_cluster(distributed)
+            self._cluster = self._start_cluster()
+            self._address = self._cluster.scheduler_address
             self._client = distributed.Client(self._cluster)
         return self
 
-    def _start_cluster(self, distributed: Any) -> Any:
+    def _start_cluster(self) -> LocalCluster:
+        from distributed import LocalCluster
+
+        cluster: Callable[..., LocalCluster] = LocalCluster
+        if self._pinned:
+            from dask_cuda import LocalCUDACluster
+
+            # Without names it would take the first GPUs of the machine, not those the user has
+            # chosen.
+            cluster = partial(LocalCUDACluster, CUDA_VISIBLE_DEVICES=list(self._pinned))
         for tries_left in reversed(range(_CLUSTER_TRIES)):
             try:
                 # One thread per worker: models are not thread-safe. No memory limit: Dask would
                 # pause or kill a worker for what the model itself needs. Any free port for Dask's
                 # own pages: by default it takes 8787, and warns if that is taken.
-                return self._cluster_class(distributed)(
+                return cluster(
                     n_workers=self.n_workers,
                     threads_per_worker=1,
                     processes=True,
@@ -187,20 +200,15 @@ class DaskExecutor(Executor):
                     ) from error
         raise AssertionError("unreachable")
 
-    def _cluster_class(self, distributed: Any) -> Any:
-        if not self._pinned:
-            return distributed.LocalCluster
-        import dask_cuda
+    def _connect(self) -> Client:
+        from distributed import Client
+        from distributed.versions import VersionMismatchWarning
 
-        # Without names it would take the first GPUs of the machine, not those the user has chosen.
-        return partial(dask_cuda.LocalCUDACluster, CUDA_VISIBLE_DEVICES=list(self._pinned))
-
-    def _connect(self, distributed: Any) -> Any:
         try:
             with warnings.catch_warnings():
                 # The run itself says which worker it leaves out for which version.
-                warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
-                return distributed.Client(self._scheduler, timeout="10s")
+                warnings.simplefilter("ignore", VersionMismatchWarning)
+                return Client(self._scheduler, timeout="10s")
         except (OSError, ValueError) as error:
             raise NotFoundError(
                 f"no Dask scheduler answers at {self._scheduler!r} ({error}); start one with 'dask "
@@ -220,7 +228,7 @@ class DaskExecutor(Executor):
         return [f"worker {name} was left out: {reason}" for name, reason in self._left_out.items()]
 
     def try_out(self, job: Job) -> list[int]:
-        """Return the answers of all workers, which try at the same time, as they will work.
+        """Return the answers of all workers, which try at the same time, as in a run.
 
         Raises
         ------
@@ -235,11 +243,9 @@ class DaskExecutor(Executor):
         except (OSError, CancelledError) as error:
             raise WorkersError(f"the Dask scheduler is gone: {one_line(error)}") from None
         found = [answer for answer in answers if isinstance(answer, int)]
-        for answer in answers:
-            if not found and isinstance(answer, KpstoreError):
-                raise answer
         if not found:
-            raise WorkersError("no worker is left to try the model")
+            errors = (answer for answer in answers if isinstance(answer, KpstoreError))
+            raise next(errors, WorkersError("no worker is left to try the model"))
         return found
 
     def _try_all(self, job: Job) -> list[int | KpstoreError]:
@@ -268,7 +274,7 @@ class DaskExecutor(Executor):
         """Yield results as tasks end; see :class:`~kpstore.ingest.crew.Crew`."""
         crew = Crew(
             self._client,
-            self._scheduler or self._cluster.scheduler_address,
+            self._address,
             job,
             tasks,
             make_fork,
@@ -296,19 +302,18 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
-def dask_setup(worker: Any) -> None:
+def dask_setup(worker: object) -> None:
     """Prepare a worker process; Dask finds this function by its name."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _trial(future: Any) -> int | KpstoreError:
+def _trial(future: Future[int]) -> int | KpstoreError:
     """Return a worker's answer, or an error that says why it gave none."""
     if not future.done():
         future.cancel()
         return WorkersError(f"a worker did not try the model within {TRY_S:g} s")
     try:
-        answer: int | KpstoreError = future.result(timeout=_CLOSE_S)
-        return answer
+        return future.result(timeout=_CLOSE_S)
     except (CancelledError, TimeoutError) as error:
         return WorkersError(
             f"the scheduler or a worker went before the model was tried: {one_line(error)}"

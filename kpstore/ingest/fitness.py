@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from kpstore._version import __version__
 from kpstore.errors import UnsupportedError, one_line
@@ -239,7 +239,7 @@ def _provenance_flaws(job: Job, expected: str) -> list[str]:
     return [one_line(_differs(what, json.dumps(here), json.dumps(there)))]
 
 
-def _difference(here: Any, there: Any, at: str = "") -> tuple[str, Any, Any]:
+def _difference(here: object, there: object, at: str = "") -> tuple[str, object, object]:
     """Return the first place, in the order of names, in which two JSON values differ."""
     if isinstance(here, dict) and isinstance(there, dict):
         for key in sorted({*here, *there}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,9 @@ from kpstore.ingest.job import (
     opened_extractor,
 )
 from kpstore.schema.failures import Failures
-from kpstore.schema.feature import FeatureRows, FeatureSpec, State
+from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
-from kpstore.sources.base import FrameError
+from kpstore.sources.base import Frame, FrameError
 
 Announce = Callable[[int], None]
 """Called with the number of a frame before anything touches it."""
@@ -49,7 +49,7 @@ def extract_frames(
     """
     extractor = cast("Extractor", opened_extractor(job))
     collector = _Collector(extractor, record, dict(skip or {}), announce, report)
-    frames = _read(job, record, frozenset(collector.failed))
+    frames = _read(job, record, frozenset(skip or ()))
     collector.start(read_reference(job, record))
     if announce is None:
         with read_ahead(frames, max(_AHEAD_FRAMES, 2 * extractor.batch_size)) as ahead:
@@ -59,7 +59,7 @@ def extract_frames(
     return collector.finish()
 
 
-def _read(job: Job, record: VideoRecord, skip: frozenset[int]) -> Iterator[Any]:
+def _read(job: Job, record: VideoRecord, skip: frozenset[int]) -> Iterator[Frame]:
     """Yield the frames of a video, and raise the errors of its source as its own."""
     count = 0
     try:
@@ -83,7 +83,7 @@ def read_reference(job: Job, record: VideoRecord) -> NDArray[np.uint8] | None:
     """Return the picture that belongs to a whole video; None if its source has no such pictures."""
     read = getattr(job.source, "read_reference", None)
     try:
-        found: NDArray[np.uint8] | FrameError | None = None if read is None else read(record)
+        found: Frame | None = None if read is None else read(record)
     except Exception as error:  # whatever a reader raises
         raise UnreadableVideoError(error) from error
     if isinstance(found, FrameError):
@@ -91,7 +91,7 @@ def read_reference(job: Job, record: VideoRecord) -> NDArray[np.uint8] | None:
     return found
 
 
-def _announced(frames: Iterator[Any], announce: Announce) -> Iterator[Any]:
+def _announced(frames: Iterator[Frame], announce: Announce) -> Iterator[Frame]:
     for number in itertools.count():
         announce(number)
         try:
@@ -158,14 +158,14 @@ class _Collector:
         self,
         extractor: Extractor,
         record: VideoRecord,
-        failed: dict[int, str],
+        raised: dict[int, str],
         announce: Announce | None,
         report: OnFrames | None,
     ) -> None:
-        self.failed = failed
-        self._unread: set[int] = set()
-        self._raised = set(failed)
-        self._reported: set[int] = set()
+        # Reasons by number of each frame that failed; see :class:`Doubts`.
+        self._unread: dict[int, str] = {}
+        self._raised = raised
+        self._reported: dict[int, str] = {}
         self._extractor, self._announce = extractor, announce
         self._report = report or (lambda n_frames: None)
         self._specs = frame_specs(extractor)
@@ -178,13 +178,12 @@ class _Collector:
         specs = [spec for spec in self._extractor.specs if spec.axis == "video"]
         self._rows |= check_rows(specs, of_video, 1)
 
-    def consume(self, frames: Iterable[NDArray[np.uint8] | FrameError]) -> None:
+    def consume(self, frames: Iterable[Frame]) -> None:
         batch: list[tuple[int, NDArray[np.uint8]]] = []
         for number, frame in enumerate(frames):
             if isinstance(frame, FrameError):
-                if number not in self.failed:
-                    self.failed[number] = one_line(frame.reason)
-                    self._unread.add(number)
+                if number not in self._raised:
+                    self._unread[number] = one_line(frame.reason)
                 self._report(1)
                 continue
             self._sizes[number] = (frame.shape[1], frame.shape[0])
@@ -209,15 +208,13 @@ class _Collector:
             if len(batch) > 1:
                 self._one_by_one(batch)
                 return
-            self.failed[batch[0][0]] = one_line(f"{type(error).__name__}: {error}")
-            self._raised.add(batch[0][0])
+            self._raised[batch[0][0]] = one_line(error)
             self._report(1)
             return
         kept = [n for n in range(len(batch)) if n not in found.failed]
         put_rows(self._rows, [batch[n][0] for n in kept], rows, kept)
-        reported = {batch[n][0]: one_line(reason) for n, reason in found.failed.items()}
-        self.failed |= reported
-        self._reported |= reported.keys()
+        for n, reason in found.failed.items():
+            self._reported[batch[n][0]] = one_line(reason)
         self._report(len(batch))
 
     def _one_by_one(self, batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
@@ -227,11 +224,10 @@ class _Collector:
             self._extract([(number, image)])
 
     def finish(self) -> VideoRows:
-        status = np.full(self._record.n_frames, State.DONE, dtype=np.uint8)
-        status[list(self.failed)] = State.FAILED
+        failed = self._unread | self._raised | self._reported
         doubts = Doubts(frozenset(self._unread), frozenset(self._raised), frozenset(self._reported))
         notes = _size_notes(self._record, self._sizes)
-        return VideoRows(self._rows, status, Failures(frames=self.failed), doubts, notes)
+        return VideoRows(self._rows, Failures(frames=failed), doubts, notes)
 
 
 def _size_notes(record: VideoRecord, sizes: dict[int, tuple[int, int]]) -> tuple[str, ...]:

@@ -65,8 +65,5 @@ def _on_machine() -> int:
     if tool is None:
         return 0
     listed = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, check=False)
-    return (
-        sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-        if listed.returncode == 0
-        else 0
-    )
+    lines = listed.stdout.splitlines() if listed.returncode == 0 else []
+    return sum(line.startswith("GPU ") for line in lines)

@@ -6,14 +6,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM, which batch systems send before they kill, end a run as Ctrl-C does."""
 
-    def interrupt(*_: Any) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with _handled_by(interrupt, signal.SIGTERM):
@@ -31,8 +31,13 @@ def interrupts_held_back(*, for_good: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _handled_by(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
-    """Handle some signals; does nothing outside of the main thread, which alone receives them."""
+def _handled_by(
+    handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals
+) -> Iterator[None]:
+    """Handle some signals in a block.
+
+    Does nothing outside the main thread, which alone receives signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

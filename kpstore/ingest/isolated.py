@@ -12,7 +12,8 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import IO, Any
 
 from kpstore.errors import ExtractorError, KpstoreError
@@ -25,30 +26,31 @@ from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import Source
 
 MAX_DEATHS = 16
-"""A video that kills more processes than this is given up as a whole."""
+"""A video that kills this many processes is given up as a whole."""
+
+Send = Callable[[object], None]
 
 
 def extract_isolated(job: Job, record: VideoRecord) -> VideoRows:
     """Extract one video in child processes; frames that kill one are recorded as failed."""
     skip: dict[int, str] = {}
+    reason = f"{MAX_DEATHS} frames of this video killed their worker process"
     while len(skip) < MAX_DEATHS:
-        result, at, code = _attempt(job, record, skip)
+        messages, code = _talk(partial(_extract, job, record, skip))
+        at = next((message for message in reversed(messages) if isinstance(message, int)), None)
+        result = next((message for message in messages if not isinstance(message, int)), None)
         if isinstance(result, ExtractorError):
             raise result
-        if result is not None:
+        if isinstance(result, VideoRows):
             return result
         if takes_videos(job.extractor):
-            return failed_video(
-                job, record, f"the worker process died on this video ({_death(code)})"
-            )
+            reason = f"the worker process died on this video ({_death(code)})"
+            break
         if at is None or at in skip or at >= record.n_frames:
-            return failed_video(
-                job, record, f"the worker process died before its first frame ({_death(code)})"
-            )
+            reason = f"the worker process died before its first frame ({_death(code)})"
+            break
         skip[at] = f"the worker process died on this frame ({_death(code)})"
-    return failed_video(
-        job, record, f"{len(skip)} frames of this video killed their worker process"
-    )
+    return failed_video(job, record, reason)
 
 
 def look_isolated(source: Source, records: Sequence[VideoRecord], *, whole: bool) -> list[Look]:
@@ -60,7 +62,7 @@ def look_isolated(source: Source, records: Sequence[VideoRecord], *, whole: bool
     deaths = 0
     while len(looks) < len(records) and deaths < MAX_DEATHS:
         rest = records[len(looks) :]
-        messages, _ = _talk(("look", source, rest, whole))
+        messages, _ = _talk(partial(_look_at, source, rest, whole))
         looks += [message for message in messages if isinstance(message, Look)]
         if len(looks) < len(records):
             looks.append(unreadable(records[len(looks)]))
@@ -68,18 +70,8 @@ def look_isolated(source: Source, records: Sequence[VideoRecord], *, whole: bool
     return looks + [unreadable(record) for record in records[len(looks) :]]
 
 
-def _attempt(
-    job: Job, record: VideoRecord, skip: dict[int, str]
-) -> tuple[VideoRows | ExtractorError | None, int | None, int]:
-    """Return (result or None, last frame announced, exit code) of one child."""
-    messages, code = _talk(("extract", job, record, skip))
-    announced = [message for message in messages if isinstance(message, int)]
-    results = [message for message in messages if not isinstance(message, int)]
-    return results[-1] if results else None, announced[-1] if announced else None, code
-
-
-def _talk(request: tuple[Any, ...]) -> tuple[list[Any], int]:
-    """Return all messages that one child answers to a request, and its exit code."""
+def _talk(request: Callable[[Send], None]) -> tuple[list[object], int]:
+    """Return all messages that one child sends while it serves a request, and its exit code."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     child = subprocess.Popen(
         [sys.executable, "-m", "kpstore.ingest.isolated"],
@@ -89,7 +81,7 @@ def _talk(request: tuple[Any, ...]) -> tuple[list[Any], int]:
     )
     assert child.stdin is not None
     assert child.stdout is not None
-    messages: list[Any] = []
+    messages: list[object] = []
     with child:
         try:
             child.stdin.write(by_value(request))
@@ -110,7 +102,7 @@ def _death(code: int) -> str:
     return f"exit code {code}"
 
 
-def _send(pipe: IO[bytes], message: Any) -> None:
+def _send(pipe: IO[bytes], message: object) -> None:
     pipe.write(pickle.dumps(message))
     pipe.flush()
 
@@ -129,36 +121,32 @@ def main() -> None:
     # Models write to standard output; the pipe must carry nothing but messages.
     os.dup2(2, 1)
     request = _receive(sys.stdin.buffer)
-    if request is None:
-        return
-    kind, *given = request
-    if kind == "look":
-        source, records, whole = given
-        for record in records:
-            _send(pipe, look(source, record, whole=whole))
-    else:
-        _extract(pipe, *given)
+    if request is not None:
+        request(partial(_send, pipe))
 
 
-def _extract(pipe: IO[bytes], job: Job, record: VideoRecord, skip: dict[int, str]) -> None:
+def _look_at(source: Source, records: Sequence[VideoRecord], whole: bool, send: Send) -> None:
+    for record in records:
+        send(look(source, record, whole=whole))
+
+
+def _extract(job: Job, record: VideoRecord, skip: dict[int, str], send: Send) -> None:
     try:
         opened_extractor(job)
     except KpstoreError as error:
-        _send(pipe, ExtractorError(str(error)))
+        send(ExtractorError(str(error)))
         return
     try:
         if takes_videos(job.extractor):
-            result = extract_alone(job, record)
+            send(extract_alone(job, record))
         else:
-            result = extract_frames(job, record, skip=skip, announce=lambda n: _send(pipe, n))
+            send(extract_frames(job, record, skip=skip, announce=send))
     except BrokenPipeError:
         raise
     except ExtractorError as error:
-        _send(pipe, error)
-        return
+        send(error)
     except Exception as error:  # the same words as for a video that fails in a worker itself
-        result = failed_video(job, record, error)
-    _send(pipe, result)
+        send(failed_video(job, record, error))
 
 
 if __name__ == "__main__":

@@ -7,24 +7,20 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from kpstore.errors import ExtractorError, KpstoreError, one_line
 from kpstore.extractors.base import AnyExtractor, is_settling
 from kpstore.extractors.processors import cpu_name
 from kpstore.ingest.gpus import VISIBLE
 from kpstore.schema.failures import NOTHING_FAILED, Failures
-from kpstore.schema.feature import FeatureRows, State
+from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import Source
 
 _log = logging.getLogger(__name__)
 
 OnFrames = Callable[[int], None]
-"""Called with a number of frames each time some more are done."""
+"""Called with the number of frames that were done since the last call."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,8 @@ class Doubts:
     ----------
     unread : frames that could not be read.
     raised : frames at which the model raised an exception, or that killed its process.
-    reported : frames that the model itself reports as failed (they show no face, say). A few of
-        them are not in doubt (:func:`kpstore.ingest.doubts.doubted_videos`).
+    reported : frames that the model itself reports as failed, for example because they show no
+        face. A few of them are not in doubt (:func:`kpstore.ingest.doubts.doubted_videos`).
     """
 
     unread: frozenset[int] = frozenset()
@@ -77,25 +73,22 @@ class VideoRows:
     ----------
     rows : by feature: one row per frame, missing where a frame failed; or one row, for a feature of
         videos.
-    status : (frames,) uint8 of :class:`State`.
     failures : of the video and its frames.
     doubts : failures that another worker might not have.
     notes : one line for each oddity of the video that is not a failure.
     """
 
     rows: Mapping[str, FeatureRows]
-    status: NDArray[np.uint8]
     failures: Failures = NOTHING_FAILED
     doubts: Doubts = Doubts()
     notes: tuple[str, ...] = ()
 
 
-def by_value(message: Any) -> bytes:
+def by_value(message: object) -> bytes:
     """Pickle as Dask does: other processes cannot import classes of a user's script or notebook."""
     import cloudpickle
 
-    payload: bytes = cloudpickle.dumps(message)
-    return payload
+    return bytes(cloudpickle.dumps(message))
 
 
 class UnreadableVideoError(Exception):
@@ -123,11 +116,10 @@ def failed_video(job: Job, record: VideoRecord, reason: str | Exception) -> Vide
         spec.name: spec.empty_rows(record.n_frames if spec.axis == "frame" else 1)
         for spec in job.extractor.specs
     }
-    status = np.full(record.n_frames, State.FAILED, dtype=np.uint8)
-    return VideoRows(rows, status, Failures(text), doubts)
+    return VideoRows(rows, Failures(text), doubts)
 
 
-# By run, the extractor that this process has opened: one at most, because models are big
+# The extractor that this process has opened, by run: at most one, because models are big
 _opened: dict[str, AnyExtractor] = {}
 
 
@@ -161,7 +153,7 @@ def _open(job: Job) -> None:
 
 
 def try_out(job: Job) -> int:
-    """Return how many frames the model takes at once on this process's device, as it is now."""
+    """Return how many frames the model can take at once now, on this process's device."""
     extractor = job.extractor
     assert is_settling(extractor)
     _open(job)

@@ -13,14 +13,14 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ArrayMeta, Backend, Chunks, SessionChunks
+from kpstore.backends.base import ArrayMeta, Backend, Chunks, SessionChunks
 from kpstore.errors import ExtractorError, MismatchError, UnsupportedError, one_line
-from kpstore.extractors.base import AnyExtractor, settle, takes_videos
+from kpstore.extractors.base import AnyExtractor, Extractor, settle, takes_videos
 from kpstore.extractors.registry import provenance_of
 from kpstore.ingest.frames import extract_frames, read_reference
 from kpstore.ingest.job import Job, UnreadableVideoError, VideoRows, failed_video, opened_extractor
@@ -169,7 +169,10 @@ class LiveSession:
             return self._labels[name][1][start:stop].copy()
         if name not in self._metas:
             return self._base.read(name, start, stop)
-        rows = self._stored_rows(name, start, stop)
+        if name in self._base.names():
+            rows = self._base.read(name, start, stop)
+        else:
+            rows = self._metas[name].unwritten(stop - start)
         feature = self._feature_of[name]
         waiting = self._waiting[feature]
         if name == fmt.state_name(feature):
@@ -182,13 +185,6 @@ class LiveSession:
             self._fill(name, feature, start, rows)
         return rows
 
-    def _stored_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        if name in self._base.names():
-            return self._base.read(name, start, stop)
-        meta = self._metas[name]
-        fill, dtype = ("", object) if meta.dtype == TEXT else (meta.fill, meta.dtype)
-        return np.full((stop - start, *meta.shape[1:]), fill, dtype=dtype)
-
     def _fill(self, name: str, feature: str, start: int, rows: NDArray[Any]) -> None:
         """Put computed rows into those from ``start`` on, of an array along the frame axis."""
         if not len(rows):
@@ -198,8 +194,10 @@ class LiveSession:
             video = self._index.rows(position)
             first, last = max(video.start, start), min(video.stop, start + len(rows))
             found = self._video_rows(position)
-            status = name == fmt.status_name(feature)
-            values = found.status if status else _part(found.rows[feature], feature, name)
+            if name == fmt.status_name(feature):
+                values = found.failures.frame_states(video.stop - video.start)
+            else:
+                values = _part(found.rows[feature], feature, name)
             rows[first - start : last - start] = values[first - video.start : last - video.start]
 
     def _video_rows(self, position: int) -> VideoRows:
@@ -224,9 +222,8 @@ class LiveSession:
 
     def _compute_reference(self, position: int) -> VideoRows:
         record = self._records[position]
-        extractor: Any = opened_extractor(self._job)
-        rows = extractor.start_video(read_reference(self._job, record))
-        return VideoRows(rows, np.empty(0, dtype=np.uint8))
+        extractor = cast("Extractor", opened_extractor(self._job))
+        return VideoRows(extractor.start_video(read_reference(self._job, record)))
 
     def _tried(self, position: int, compute: Callable[[int], VideoRows]) -> VideoRows:
         try:

@@ -8,7 +8,7 @@ from typing import Annotated
 from kpstore.errors import InvalidError
 from kpstore.ingest.gpus import count_gpus
 from kpstore.machine import usable_cores
-from kpstore.options import AGAIN, WHERE, Option
+from kpstore.options import AGAIN, WHERE, Option, check_limits
 from kpstore.schema.feature import Compression
 
 MAX_DEFAULT_WORKERS = 4
@@ -29,48 +29,51 @@ class Options:
     device : where all models run, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``; by default on the CPU, or
         on the GPUs asked for.
     scheduler : address of a Dask scheduler to use instead.
-    overwrite : extract again what is stored already.
-    retry_failed : extract again videos in which something failed.
-    ignore_problems : go on although the source lists missing or unreadable videos.
+    overwrite : extract videos again that are stored already.
+    retry_failed : extract videos again in which something failed.
+    ignore_problems : continue although the source lists missing or unreadable videos.
     checkpoint_s, checkpoint_frames : commit after this many seconds or frames, whichever is first.
     task_frames : frames per task; 0 sizes tasks to take about half a minute.
     """
 
-    name: Annotated[str, Option("Name of the data set, for a new store.")] = ""
+    name: Annotated[str, Option("Name of the data set in a new store.")] = ""
     compression: Annotated[
         Compression,
-        Option("Of the values: raw reads fastest, lz4 saves a fifth. For a new feature."),
+        Option("Compression of a new feature: raw reads fastest, lz4 saves a fifth."),
     ] = "raw"
     workers: Annotated[
         int | None,
         Option(
-            "Worker processes; 0 runs in this one. By default one per core, at most "
+            "Number of worker processes; 0 runs in this process. By default one per core, at most "
             f"{MAX_DEFAULT_WORKERS}.",
             least=0,
             default=None,
             panel=WHERE,
         ),
     ] = 1
-    gpus: Annotated[int, Option("GPUs of this machine to use.", least=0, panel=WHERE)] = 0
+    gpus: Annotated[int, Option("Number of GPUs to use.", least=0, panel=WHERE)] = 0
     device: Annotated[
         str,
-        Option("cpu, cuda or cuda:0 for all workers, instead of --gpus.", "DEVICE", panel=WHERE),
+        Option("cpu, cuda or cuda:0 for all workers; instead of --gpus.", "DEVICE", panel=WHERE),
     ] = ""
     workers_per_gpu: Annotated[
-        int, Option("Worker processes that share one GPU.", least=1, panel=WHERE)
+        int, Option("Number of worker processes per GPU.", least=1, panel=WHERE)
     ] = 1
     scheduler: Annotated[
-        str | None, Option("Use this Dask scheduler's workers.", "ADDRESS", panel=WHERE)
+        str | None, Option("Use the workers of this Dask scheduler.", "ADDRESS", panel=WHERE)
     ] = None
-    overwrite: Annotated[bool, Option("Extract again what is there.", panel=AGAIN)] = False
-    retry_failed: Annotated[bool, Option("Try videos with failures again.", panel=AGAIN)] = False
+    overwrite: Annotated[bool, Option("Extract all videos again.", panel=AGAIN)] = False
+    retry_failed: Annotated[bool, Option("Extract videos with failures again.", panel=AGAIN)] = (
+        False
+    )
     ignore_problems: Annotated[
-        bool, Option("Go on although videos are missing or extra.", panel=AGAIN)
+        bool, Option("Continue although some videos are missing or extra.", panel=AGAIN)
     ] = False
     checkpoint_s: Annotated[
         float,
         Option(
-            "Commit at least this often.",
+            "Commit at least every N minutes.",
+            "N",
             flag="--checkpoint-minutes",
             above=0,
             factor=60.0,
@@ -78,7 +81,7 @@ class Options:
         ),
     ] = 300.0
     checkpoint_frames: Annotated[
-        int, Option("Commit at the latest after this many frames.", least=1, panel=AGAIN)
+        int, Option("Commit at least every N frames.", "N", least=1, panel=AGAIN)
     ] = 100_000
     task_frames: int = 0
 
@@ -87,16 +90,7 @@ class Options:
             on_gpu = self.device.startswith("cuda")
             found = 1 if on_gpu else min(usable_cores(), MAX_DEFAULT_WORKERS)
             object.__setattr__(self, "workers", found)
-        for name, least in (
-            ("workers", 0),
-            ("gpus", 0),
-            ("workers_per_gpu", 1),
-            ("checkpoint_frames", 1),
-        ):
-            if getattr(self, name) < least:
-                raise InvalidError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.checkpoint_s <= 0:
-            raise InvalidError(f"checkpoint_s is {self.checkpoint_s}; it must be more than 0")
+        check_limits(self)
         self._check_gpus()
 
     def _check_gpus(self) -> None:

@@ -14,7 +14,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
 
 from kpstore.ingest.job import Job
 
@@ -48,7 +47,7 @@ def modules(job: Job) -> dict[str, str]:
 def libraries(job: Job) -> dict[str, str]:
     """Return the version of each distribution that this code imports, in functions as well.
 
-    Searched are the modules of extractor and source, and the user's own modules that they import.
+    The modules of extractor and source are searched, and the user's own modules that they import.
     """
     needed = _needed_by(job)
     waiting = list(needed)
@@ -133,7 +132,7 @@ def _needed_by(job: Job) -> set[str]:
 
 
 def _used_by(kind: type) -> set[str]:
-    """Return the modules that a class refers to which is sent by value: they are not sent."""
+    """Return the modules that a class refers to: if it is sent by value, they are not sent."""
     found: set[str] = set()
     functions = [
         getattr(method, "__func__", getattr(method, "fget", getattr(method, "func", method)))
@@ -149,7 +148,7 @@ def _used_by(kind: type) -> set[str]:
             steps = list(dis.get_instructions(code))
             found |= {step.argval for step in steps if step.opname == "IMPORT_NAME"}
             for name in {step.argval for step in steps if step.opname == "LOAD_GLOBAL"}:
-                value: Any = function.__globals__.get(name)
+                value: object = function.__globals__.get(name)
                 home = (
                     value.__name__
                     if isinstance(value, ModuleType)

@@ -22,7 +22,7 @@ from kpstore.store.provenance import check_same
 from kpstore.store.store import BaseStore
 
 TASK_SECONDS = 30.0
-"""How long a task should take: short enough to lose little, long enough to hide its start."""
+"""How long a task should take: a lost task costs little, and its start does not matter."""
 
 MAX_TASK_CHUNKS = 16
 TASKS_PER_WORKER = 4
@@ -38,9 +38,9 @@ class IngestPlan:
     new_videos : videos that the store does not have yet.
     pending : positions that the videos to extract have, or will have, in the store.
     tasks : pieces of work for the workers.
-    overwritten : positions of videos that are done and would be done again.
+    overwritten : positions of videos that are done and would be extracted again.
     restart : whether the feature is created again, with the extractor's settings instead of those
-        it was made with.
+        that it was made with.
     notes : differences between the data set and the store, which keeps its own.
     """
 
@@ -123,7 +123,7 @@ def _check_references(extractor: AnyExtractor, videos: Sequence[VideoRecord]) ->
 def _what_is_there(
     store: BaseStore | None, extractor: AnyExtractor, options: Options
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which videos are done or have failed, and which of these to do again, (videos,) bool.
+    """Return which videos are done or failed, and which of these to extract again, (videos,) bool.
 
     Raises
     ------

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from kpstore.backends.base import Backend
 from kpstore.backends.locks import is_held
@@ -63,7 +62,7 @@ class IngestReport:
         """Frames extracted per second of wall time."""
         return self.frames / self.seconds if self.seconds > 0 else 0.0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the report as JSON values."""
         return {
             **asdict(self),
@@ -109,7 +108,7 @@ class Progress:
         rate = self.frames_per_second
         return (self.frames - self.frames_done) / rate if rate > 0 else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the progress as JSON values."""
         return {
             **asdict(self),

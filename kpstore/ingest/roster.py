@@ -47,7 +47,7 @@ MAX_DEATHS_IN_PROOF = 3
 """A worker, by its name, that died this often while it proved itself is left out."""
 
 MAX_HELD = 2
-"""A worker with this many tasks whose failures are in doubt gets no more until they are settled."""
+"""A worker gets no further task while the failures of this many of its tasks are in doubt."""
 
 
 @dataclass(eq=False)
@@ -92,11 +92,11 @@ class Work:
 
 @dataclass(eq=False)
 class Claim:
-    """A result in which something failed, until it is settled whose fault that is.
+    """A result in which something failed, until it is decided whose fault that is.
 
     Parameters
     ----------
-    waits : whether the driver or another worker is trying what failed.
+    waits : whether the driver or another worker is trying the frames that failed.
     asked : addresses of workers that were asked for an opinion.
     """
 
@@ -156,7 +156,7 @@ class Roster:
 
     @property
     def has_hope(self) -> bool:
-        """Whether some worker can do something, or may prove that it can."""
+        """Whether some worker is fit, or may still prove that it is."""
         return any(worker.state != "out" for worker in self.workers.values())
 
     def enlist(self, address: str, name: str, gpu: str = "") -> None:
@@ -316,7 +316,7 @@ class Roster:
     def _given_up(self, work: Work) -> TaskResult:
         reason = f"its worker process died {work.losses} times"
         rows = ((v, failed_video(self._job, v.record, reason)) for v in work.task.videos)
-        return collect(self._job, work.task, None, rows, time.perf_counter())
+        return collect(self._job, work.task, None, rows)
 
     def redo(self, order: Order) -> None:
         """Have an order done elsewhere that its worker could not do."""
@@ -352,7 +352,7 @@ class Roster:
     # -- results -----------------------------------------------------------------------------------
 
     def take(self, order: Order, result: TaskResult, *, has_unread: bool) -> Claim | None:
-        """Take a result, or return a claim if something in it is in doubt.
+        """Take a result, or return a claim if some of its failures are in doubt.
 
         Parameters
         ----------
@@ -397,8 +397,8 @@ class Roster:
         elif not doubted or all(worker.state in ("fit", "out") for worker in others):
             self._accept(claim)
 
-    def settle(self, order: Order, opinion: Opinion) -> None:
-        """Decide a claim by another worker's opinion."""
+    def decide(self, order: Order, opinion: Opinion) -> None:
+        """Decide a claim by the opinion of another worker."""
         claim = order.about
         if not isinstance(claim, Claim) or claim not in self.claims:
             return

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 from kpstore._version import __version__
 from kpstore.backends.base import Backend, Fork
@@ -39,13 +39,13 @@ from kpstore.store.video import Failure, listed
 
 
 class Observer(Protocol):
-    """Receives what a run tells about itself."""
+    """Receives the events of a run."""
 
     def on_scan(self, n_videos: int) -> None:
         """Receive the number of videos found so far, while the source is scanned."""
 
     def on_plan(self, plan: IngestPlan) -> None:
-        """Receive what will be done."""
+        """Receive the plan, before anything is extracted."""
 
     def on_progress(self, progress: Progress) -> None:
         """Receive the progress, often and from any thread."""
@@ -252,7 +252,7 @@ class _Run:
             tx.add_feature(compressed, {**provenance[spec.name], "kpstore": __version__})
         tx.commit()
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> dict[str, object]:
         """Return what every commit of this run says about it."""
         return {
             "run": self._progress.run_id,
@@ -277,7 +277,7 @@ class _Run:
                 executor = stack.enter_context(made)
             self._progress.workers = executor.n_workers
             try:
-                executor.settle(job)
+                executor.fix_at_once(job)
                 with interrupts_held_back():
                     self._prepare()
                 self._drive(executor, job)
@@ -312,17 +312,20 @@ class _Run:
 
     def _take(self, result: TaskResult) -> None:
         self._results.append(result)
+        frames_failed = 0
         for video in result.task.videos:
             failed = result.failures[video.position]
             found = listed(video.record.id, failed, video.record.frame_paths.__getitem__)
             self._failures += islice(found, MAX_FAILURES - len(self._failures))
             self._videos_failed += failed.video is not None
+            states = failed.frame_states(video.record.n_frames)
+            frames_failed += int((states == State.FAILED).sum())
         self._video_notes += result.notes
         with self._lock:
             progress = self._progress
             progress.frames_done = max(progress.frames_done, self._frames_finished)
             progress.videos_done += len(result.task.videos)
-            progress.frames_failed += result.failed_frames
+            progress.frames_failed += frames_failed
         self._on_frames(0)
 
     @property
@@ -361,7 +364,7 @@ class _Run:
         for spec in self._extractor.specs:
             blocks = [block for result in results for block in result.blocks[spec.name]]
             for block in join_adjacent(blocks):
-                tx.write_rows(spec.name, block.start, block.rows, block.status)
+                tx.write_rows(spec.name, block.start, block.rows, block.states)
             if spec.axis == "video":
                 tx.set_states(spec.name, {p: failed.of_video() for p, failed in failures.items()})
             else:

@@ -23,7 +23,6 @@ from kpstore.ingest.job import (
 )
 from kpstore.ingest.plan import PlannedVideo
 from kpstore.schema.failures import Failures
-from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError
 
@@ -132,9 +131,7 @@ def _rows_of(job: Job, record: VideoRecord, made: Extracted | None) -> VideoRows
         failed = {number: one_line(reason) for number, reason in made.failed.items()}
         kept = [number for number in range(record.n_frames) if number not in failed]
         put_rows(rows, kept, check_rows(specs, made.rows, record.n_frames, failed), kept)
-    status = np.full(record.n_frames, State.DONE, dtype=np.uint8)
-    status[list(failed)] = State.FAILED
-    return VideoRows(rows, status, Failures(frames=failed), Doubts(reported=frozenset(failed)))
+    return VideoRows(rows, Failures(frames=failed), Doubts(reported=frozenset(failed)))
 
 
 def extract_alone(job: Job, record: VideoRecord) -> VideoRows:

@@ -1,8 +1,7 @@
-"""Runs a task: extracts whole videos, writes the chunks of its own, and returns the other rows."""
+"""Runs a task: extracts its videos, writes whole chunks, and returns all other rows."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,7 +24,6 @@ from kpstore.ingest.job import (
 from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.ingest.whole_videos import extract_whole
 from kpstore.schema.failures import Failures
-from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
 
 
@@ -38,8 +36,6 @@ class TaskResult:
     fork : the whole chunks that it wrote; None if it wrote none.
     blocks : by feature, the rows that it did not write itself.
     failures : by position of each video.
-    failed_frames : number of frames that failed.
-    seconds : time spent.
     doubts : by position of each video in which something failed that another worker might be able
         to do.
     notes : one line for each oddity of its videos.
@@ -50,8 +46,6 @@ class TaskResult:
     fork: Fork | None
     blocks: Mapping[str, tuple[RowBlock, ...]]
     failures: Mapping[int, Failures]
-    failed_frames: int
-    seconds: float
     doubts: Mapping[int, Doubts] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     processor: str = ""
@@ -71,11 +65,10 @@ def run_task(
     ----------
     fork : writer for the whole chunks; None returns all rows.
     extract : extracts one video; in this process by default.
-    report : called with a number of frames each time some more are done.
+    report : called with the number of frames that were done since the last call.
     """
-    began = time.perf_counter()
     results = extract_videos(job, task.videos, extract=extract, report=report)
-    result = collect(job, task, fork, results, began)
+    result = collect(job, task, fork, results)
     # What another process extracted is not known to come from this one's processor.
     return replace(result, processor=processor(job)) if extract is None else result
 
@@ -85,7 +78,6 @@ def collect(
     task: Task,
     fork: Fork | None,
     results: Iterator[tuple[PlannedVideo, VideoRows]],
-    began: float,
 ) -> TaskResult:
     """Write the whole chunks of a task's videos, which come in their order; return the rest."""
     chunks = {
@@ -97,22 +89,19 @@ def collect(
     failures: dict[int, Failures] = {}
     doubts: dict[int, Doubts] = {}
     notes: list[str] = []
-    failed_frames = 0
     for video, result in results:
         if result.doubts:
             doubts[video.position] = result.doubts
         failures[video.position] = result.failures
         notes += result.notes
-        failed_frames += int((result.status == State.FAILED).sum())
         for spec in job.extractor.specs:
-            start, status = video.start, result.status
+            start, states = video.start, result.failures.frame_states(video.record.n_frames)
             if spec.axis == "video":
-                start, status = video.position, np.full(1, result.failures.state, dtype=np.uint8)
-            chunks[spec.name].add(RowBlock(start, result.rows[spec.name], status))
+                start, states = video.position, np.full(1, result.failures.state, dtype=np.uint8)
+            chunks[spec.name].add(RowBlock(start, result.rows[spec.name], states))
     blocks = {name: writer.finish() for name, writer in chunks.items()}
     used = fork if any(writer.has_written for writer in chunks.values()) else None
-    seconds = time.perf_counter() - began
-    return TaskResult(task, used, blocks, failures, failed_frames, seconds, doubts, tuple(notes))
+    return TaskResult(task, used, blocks, failures, doubts, tuple(notes))
 
 
 def check_result(job: Job, result: TaskResult) -> None:
@@ -143,9 +132,9 @@ def check_result(job: Job, result: TaskResult) -> None:
             )
         for block in result.blocks[spec.name]:
             block.rows.check(spec)
-            if len(block.status) != len(block.rows):
+            if len(block.states) != len(block.rows):
                 raise CorruptError(
-                    f"{len(block.status)} states came back for {len(block.rows)} rows of "
+                    f"{len(block.states)} states came back for {len(block.rows)} rows of "
                     f"{spec.name!r}"
                 )
 

@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kpstore.errors import InvalidError
 from kpstore.schema.feature import State
 
@@ -39,6 +42,12 @@ class Failures:
     def state(self) -> State:
         """State of a finished video with these failures."""
         return State.DONE if self.video is None else State.FAILED
+
+    def frame_states(self, n_frames: int) -> NDArray[np.uint8]:
+        """Return the state of each frame of a finished video, (n_frames,) uint8."""
+        states = np.full(n_frames, self.state, dtype=np.uint8)
+        states[list(self.frames)] = State.FAILED
+        return states
 
     def of_video(self) -> Failures:
         """Return the failure of the whole video only, as it counts for a feature of videos."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,8 @@ class Listing:
     videos : in the order in which the store will hold them.
     problems : one line each, for missing, extra or unreadable videos; a video with a problem is
         left out of ``videos`` if it cannot be extracted at all.
-    notes : one line each, for facts worth knowing that do not stop a run, such as a wrong rate in
-        a header.
+    notes : one line each, for facts worth knowing that do not stop a run, such as a wrong frame
+        rate in a header.
     """
 
     videos: tuple[VideoRecord, ...]
@@ -37,15 +37,22 @@ class FrameError:
     reason: str
 
 
+LEFT_OUT = FrameError("left out")
+"""What a source yields for a frame that it was asked to skip."""
+
+Frame = NDArray[np.uint8] | FrameError
+"""A frame, (height, width, 3) uint8 RGB or (height, width) uint8 grey, or why there is none."""
+
+
 class Source(Protocol):
-    """A data set to extract from; small and picklable, for workers read frames themselves."""
+    """A data set to extract from; small and picklable, because workers read the frames."""
 
     @property
     def name(self) -> str:
         """Name of the data set, e.g. ``"PHOENIX-2014-T"``."""
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, object]:
         """Where the frames come from, as JSON."""
 
     def scan(self, on_video: Callable[[int], None] | None = None) -> Listing:
@@ -58,9 +65,7 @@ class Source(Protocol):
             path.
         """
 
-    def read_frames(
-        self, video: VideoRecord, *, skip: Collection[int] = ()
-    ) -> Iterator[NDArray[np.uint8] | FrameError]:
+    def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[Frame]:
         """Yield ``video.n_frames`` frames in order, (height, width, 3) uint8 RGB, or errors.
 
         Frames in ``skip`` are yielded as a :class:`FrameError` and not touched. A frame is decoded

@@ -1,4 +1,4 @@
-"""A small data set in PHOENIX-2014-T's layout, made of photographs of other packages."""
+"""A small data set in the layout of PHOENIX-2014-T, made of photographs from other packages."""
 
 from __future__ import annotations
 

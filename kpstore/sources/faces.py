@@ -6,16 +6,13 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Annotated, ClassVar
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.options import Option
 from kpstore.schema.face_features import FACE_PATH
 from kpstore.schema.index import VideoRecord
-from kpstore.sources.base import FrameError, Listing
+from kpstore.sources.base import Frame, Listing
 from kpstore.sources.images import IMAGE_SUFFIXES, is_image, read_image
 from kpstore.sources.selection import MaxVideos, Splits
 from kpstore.sources.videos import VideosSource
@@ -39,7 +36,7 @@ class FacesSource:
     """
 
     summary: ClassVar[str] = (
-        "Extract faces of persons: landmarks, angles from a frontal picture, DINOv2."
+        "Extract faces of persons: landmarks, angles relative to a frontal picture, DINOv2."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "kpstore ingest faces --video-dir persons --face-dir fronts faces.kps",
@@ -97,7 +94,7 @@ class FacesSource:
         return self._videos.name
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, object]:
         """Which folders, relative to the one that paths are relative to, and which part of them."""
         folders = (self.video_dir, self.face_dir)
         videos, faces = (folder.relative_to(self._base).as_posix() for folder in folders)
@@ -111,14 +108,10 @@ class FacesSource:
         pictures, problems = self._pictures()
         videos, used = [], set()
         for video in listing.videos:
-            known = [
-                key
-                for key in (video.id, video.id.removeprefix(f"{video.split}/"))
-                if key in pictures
-            ]
-            if known:
-                used.add(known[0])
-                videos.append(self._person(video, pictures[known[0]]))
+            key = video.id if video.id in pictures else video.id.removeprefix(f"{video.split}/")
+            if key in pictures:
+                used.add(key)
+                videos.append(self._person(video, pictures[key]))
             else:
                 problems.append(
                     f"person {video.id!r} has no frontal picture {self.face_dir / video.id}.jpg "
@@ -151,21 +144,16 @@ class FacesSource:
         return found, problems
 
     def _person(self, video: VideoRecord, picture: Path) -> VideoRecord:
-        prefix = self.video_dir.relative_to(self._base).as_posix()
-        paths = (
-            video.frame_paths
-            if prefix == "."
-            else tuple(f"{prefix}/{path}" for path in video.frame_paths)
-        )
+        folder = self.video_dir.relative_to(self._base).as_posix()
+        prefix = "" if folder == "." else f"{folder}/"
+        paths = tuple(prefix + path for path in video.frame_paths)
         face = picture.relative_to(self._base).as_posix()
         return replace(video, frame_paths=paths, annotations={**video.annotations, FACE_PATH: face})
 
-    def read_frames(
-        self, video: VideoRecord, *, skip: Collection[int] = ()
-    ) -> Iterator[NDArray[np.uint8] | FrameError]:
+    def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[Frame]:
         """Yield the frames of a person's video; see :class:`kpstore.sources.base.Source`."""
         return VideosSource(self._base).read_frames(video, skip=skip)
 
-    def read_reference(self, video: VideoRecord) -> NDArray[np.uint8] | FrameError:
+    def read_reference(self, video: VideoRecord) -> Frame:
         """Return a person's frontal picture, (height, width, 3) uint8 RGB, or an error."""
         return read_image(self._base / video.annotations[FACE_PATH])

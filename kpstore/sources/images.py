@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from kpstore.sources.base import FrameError
+from kpstore.sources.base import LEFT_OUT, Frame, FrameError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -39,7 +38,7 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     )
 
 
-def read_image(path: Path) -> NDArray[np.uint8] | FrameError:
+def read_image(path: Path) -> Frame:
     """Return a picture as (height, width, 3) uint8 RGB, or why it cannot be read.
 
     Grey levels of up to 16 bits become 8 by their range. Of colours of 16 bits Pillow keeps the
@@ -59,6 +58,12 @@ def read_image(path: Path) -> NDArray[np.uint8] | FrameError:
         return FrameError(f"not a picture that Pillow can read ({path.stat().st_size} bytes)")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return FrameError(str(error))
+
+
+def read_images(root: Path, paths: Iterable[str], skip: Collection[int]) -> Iterator[Frame]:
+    """Yield the pictures at ``paths`` in ``root``, all but those whose numbers are in ``skip``."""
+    for number, path in enumerate(paths):
+        yield LEFT_OUT if number in skip else read_image(root / path)
 
 
 def _unscaled(image: Image.Image) -> str:
@@ -95,8 +100,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> tuple[int, ...]:
-    found: Any = getattr(image, "tag_v2", {}).get(tag, ())
-    return tuple(found) if isinstance(found, tuple) else (found,)
+    found = getattr(image, "tag_v2", {}).get(tag, ())
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,17 @@ from kpstore.errors import InvalidError, KpstoreError, NotFoundError, one_line
 from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.lips import CROP_SIDE, CROPS_KEY, EMBEDDING_ENDING
-from kpstore.sources.base import FrameError, Listing
+from kpstore.sources.base import LEFT_OUT, Frame, FrameError, Listing
 from kpstore.sources.lip_lists import Utterances, list_folders, read_split, utterance_id
 from kpstore.sources.npz_files import NpyHeader, NpzFile
-from kpstore.sources.selection import MaxVideos, Splits, part_of, selected, settle_source
+from kpstore.sources.selection import (
+    MaxVideos,
+    Splits,
+    check_splits,
+    complete_source,
+    part_of,
+    selected,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +65,7 @@ class LipsSource:
     max_videos_per_split: MaxVideos = None
 
     def __post_init__(self) -> None:
-        settle_source(self, "lists", "root")
+        complete_source(self, "lists", "root")
 
     @property
     def name(self) -> str:
@@ -71,7 +78,7 @@ class LipsSource:
         return self.lists.is_dir()
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, object]:
         """Which lists, and which part of them.
 
         The folder of each split's lists as the configuration names it.
@@ -144,9 +151,7 @@ class LipsSource:
             raise NotFoundError(f"no npz files of mouth crops in {self.lists}")
         return Utterances(dict.fromkeys(names, ""))
 
-    def read_frames(
-        self, video: VideoRecord, *, skip: Collection[int] = ()
-    ) -> Iterator[NDArray[np.uint8] | FrameError]:
+    def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[Frame]:
         """Yield the crops of an utterance, (96, 96) uint8 grey each.
 
         See :class:`kpstore.sources.base.Source`.
@@ -164,7 +169,7 @@ class LipsSource:
 
 @dataclass(frozen=True)
 class LipsChoice:
-    """What ``kpstore ingest lips`` is told, and the source that this stands for.
+    """The options of ``kpstore ingest lips``, which name a :class:`LipsSource`.
 
     Parameters
     ----------
@@ -174,7 +179,7 @@ class LipsChoice:
     """
 
     summary: ClassVar[str] = (
-        "Extract embeddings of mouth crops, npz files that a lip-reading configuration lists, by "
+        "Extract embeddings of mouth crops (npz files that a lip-reading configuration lists) with "
         "its ResNet18."
     )
     examples: ClassVar[tuple[str, ...]] = (
@@ -185,7 +190,8 @@ class LipsChoice:
     recipe: ClassVar[str] = "lip_resnet18"
 
     conf: Annotated[
-        Path | None, Option("Configuration that names the lists of utterances.", "YAML")
+        Path | None,
+        Option("Configuration that names the lists of utterances.", "YAML", ("--conf", "--config")),
     ] = None
     npz_dir: Annotated[Path | None, Option("A folder of npz files, instead of lists.", "DIR")] = (
         None
@@ -213,11 +219,9 @@ class LipsChoice:
         return LipsSource(lists, self.root, splits, self.max_videos_per_split)
 
 
-def read_utterance(
-    path: Path, n_frames: int, skip: Collection[int] = ()
-) -> Iterator[NDArray[np.uint8] | FrameError]:
+def read_utterance(path: Path, n_frames: int, skip: Collection[int] = ()) -> Iterator[Frame]:
     """Yield the crops of one file; see :meth:`LipsSource.read_frames`."""
-    crops: NDArray[np.uint8] | FrameError = FrameError("left out")
+    crops: NDArray[np.uint8] | FrameError = LEFT_OUT
     if len(set(skip)) < n_frames:
         crops = _read_crops(path)
     if not isinstance(crops, FrameError) and len(crops) != n_frames:
@@ -226,7 +230,7 @@ def read_utterance(
         )
     for number in range(n_frames):
         if number in skip:
-            yield FrameError("left out")
+            yield LEFT_OUT
         else:
             yield crops if isinstance(crops, FrameError) else crops[number]
 
@@ -255,14 +259,10 @@ def _files(
 ) -> Iterator[tuple[str, list[Path]]]:
     """Yield each split with the files of its lists.
 
-    Those of splits that nobody wants may be missing.
+    Lists of splits that are not wanted may be missing.
     """
     folders = list_folders(config)
-    unknown = [split for split in wanted or () if split not in folders]
-    if unknown:
-        raise NotFoundError(
-            f"split {unknown[0]!r} not found in {config}; there are {list(folders)}"
-        )
+    check_splits(wanted, folders, config)
     for split, folder in folders.items():
         try:
             yield split, list(read_split(config, split, folder, root))
@@ -280,7 +280,7 @@ def _files(
 
 @cache
 def _common_root(config: Path) -> Path:
-    """Return the deepest folder that holds all listed files; read once in each worker."""
+    """Return the deepest folder that holds all listed files; found once in each worker."""
     found = _files(config, None, (), [])
     folders = {os.path.dirname(os.path.abspath(file)) for _, files in found for file in files}
     if not folders:
@@ -317,7 +317,6 @@ def _read_crops(path: Path) -> NDArray[np.uint8] | FrameError:
             header = file.header(CROPS_KEY)
             _check(path, header)
             with file.in_order(CROPS_KEY) as rows:
-                crops: NDArray[np.uint8] = rows.take(0, header.n_rows)
+                return rows.take(0, header.n_rows).astype(np.uint8, copy=False)
     except (KpstoreError, OSError) as error:
         return FrameError(one_line(str(error).replace(str(path), path.name)))
-    return crops

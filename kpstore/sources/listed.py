@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from kpstore.errors import NotFoundError
 from kpstore.schema.face_features import FACE_PATH
 from kpstore.schema.index import VideoRecord
-from kpstore.sources.base import FrameError, Listing
+from kpstore.sources.base import Frame, Listing
 from kpstore.sources.images import read_image
 from kpstore.sources.lips import read_utterance
 from kpstore.sources.videos import VideosSource
@@ -35,19 +31,14 @@ class ListedSource:
     name: str = "videos"
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "root", Path(self.root).absolute()
-        )  # workers may work in another folder
+        # Workers may run in another folder.
+        object.__setattr__(self, "root", Path(self.root).absolute())
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "videos": (), "name": self.name}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for key, value in state.items():
-            object.__setattr__(self, key, value)
-
     @property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, object]:
         """The kind of source."""
         return {"kind": "listed"}
 
@@ -83,9 +74,7 @@ class ListedSource:
         name, sign, number = path.rpartition("#")
         return self.root / (name if sign and number.isdecimal() else path)
 
-    def read_frames(
-        self, video: VideoRecord, *, skip: Collection[int] = ()
-    ) -> Iterator[NDArray[np.uint8] | FrameError]:
+    def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[Frame]:
         """Yield the frames of a video; see :class:`kpstore.sources.base.Source`."""
         first = self._file(video.frame_paths[0]) if video.frame_paths else Path()
         if first.suffix.lower() == ".npz":
@@ -93,7 +82,7 @@ class ListedSource:
         else:
             yield from VideosSource(self.root).read_frames(video, skip=skip)
 
-    def read_reference(self, video: VideoRecord) -> NDArray[np.uint8] | FrameError | None:
+    def read_reference(self, video: VideoRecord) -> Frame | None:
         """Return a person's frontal picture, if the video has one.
 
         See :class:`kpstore.sources.faces.FacesSource`.

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +20,14 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, NotFoundError, one_line
 
 BLOCK_BYTES = 8 * 2**20
-"""Decompressed bytes in memory at once while nothing but a pass over an array is made."""
+"""Decompressed bytes to hold in memory at once while an array is only passed through."""
 
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """An array's ``dtype``, native once read, and its ``shape`` with rows first."""
+    """The ``dtype`` of an array (native once read) and its ``shape``, rows first."""
 
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     fortran_order: bool = False
 
@@ -46,7 +45,7 @@ class NpyHeader:
 class Rows(Protocol):
     """Rows of an array by number."""
 
-    def take(self, start: int, stop: int) -> NDArray[Any]:
+    def take(self, start: int, stop: int) -> NDArray[np.generic]:
         """Return rows ``start`` to ``stop``, (stop - start, …)."""
 
 
@@ -72,12 +71,7 @@ class NpzFile:
             self._zip = zipfile.ZipFile(self.path)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._zip.close()
 
     @property
@@ -158,14 +152,12 @@ class NpzFile:
 
     @contextmanager
     def in_order(self, name: str) -> Iterator[Rows]:
-        """Give an array's rows, each once and from first to last.
+        """Give access to an array's rows, each once, from first to last.
 
         Only the rows asked for are in memory.
         """
         with self.damage_named(), self._open(name) as (member, header):
-            if header.dtype.kind == "O":
-                yield _InMemory(self.objects(name, member, header))
-            elif header.fortran_order:
+            if header.dtype.kind == "O" or header.fortran_order:
                 with self.at_random(name) as rows:
                     yield rows
             else:
@@ -173,9 +165,9 @@ class NpzFile:
 
     @contextmanager
     def at_random(self, name: str) -> Iterator[Rows]:
-        """Give an array's rows in any order.
+        """Give access to an array's rows in any order.
 
-        They lie decompressed in a temporary file meanwhile (``$TMPDIR``).
+        Meanwhile they are decompressed in a temporary file (``$TMPDIR``).
         """
         with self.damage_named(), self._open(name) as (member, header):
             if header.dtype.kind == "O":
@@ -185,25 +177,24 @@ class NpzFile:
                 while block := member.read(BLOCK_BYTES):
                     spool.write(block)
                 spool.flush()
-                order: Any = "F" if header.fortran_order else "C"
-                empty = header.n_rows * header.row_bytes == 0
-                rows: NDArray[Any] = (
-                    np.empty(header.shape, header.dtype)
-                    if empty
-                    else np.memmap(spool, header.dtype, "r", shape=header.shape, order=order)
+                if header.n_rows * header.row_bytes == 0:
+                    yield _InMemory(np.empty(header.shape, header.dtype))
+                    return
+                order: Literal["F", "C"] = "F" if header.fortran_order else "C"
+                yield _InMemory(
+                    np.memmap(spool, header.dtype, "r", shape=header.shape, order=order)
                 )
-                yield _InMemory(rows)
 
     def objects(self, name: str, member: IO[bytes], header: NpyHeader) -> NDArray[np.object_]:
-        """Return an array of Python objects, which are not read unless somebody knows how."""
+        """Refuse to read an array of Python objects; a subclass may know how to read some."""
         raise InvalidError(f"{self.path}: {name!r} holds Python objects, which are not read")
 
 
 @dataclass
 class _InMemory:
-    array: NDArray[Any]
+    array: NDArray[np.generic]
 
-    def take(self, start: int, stop: int) -> NDArray[Any]:
+    def take(self, start: int, stop: int) -> NDArray[np.generic]:
         return _native(np.array(self.array[start:stop]))
 
 
@@ -214,32 +205,19 @@ class _InOrder:
     where: str
     position: int = 0
 
-    def take(self, start: int, stop: int) -> NDArray[Any]:
+    def take(self, start: int, stop: int) -> NDArray[np.generic]:
         assert start == self.position, "rows of a compressed array come in order"
         self.position = stop
-        block = bytearray((stop - start) * self.header.row_bytes)
-        n_read = sum(_read_into(self.member, memoryview(block)))
-        if n_read != len(block):
-            raise InvalidError(
-                f"{self.where} ends in the middle, at row {start + n_read // self.header.row_bytes}"
-            )
+        n_bytes = (stop - start) * self.header.row_bytes
+        block = bytearray(self.member.read(n_bytes))
+        if len(block) != n_bytes:
+            last = start + len(block) // self.header.row_bytes
+            raise InvalidError(f"{self.where} ends in the middle, at row {last}")
         if stop == self.header.n_rows:
             self.member.read(1)  # at the end zipfile compares the checksum
-        rows: NDArray[Any] = np.frombuffer(block, self.header.dtype).reshape(
-            stop - start, *self.header.shape[1:]
-        )
-        return _native(rows)
+        rows = np.frombuffer(block, self.header.dtype)
+        return _native(rows.reshape(stop - start, *self.header.shape[1:]))
 
 
-def _read_into(member: IO[bytes], space: memoryview) -> Iterator[int]:
-    while space:
-        block = member.read(len(space))
-        if not block:
-            return
-        space[: len(block)] = block
-        space = space[len(block) :]
-        yield len(block)
-
-
-def _native(rows: NDArray[Any]) -> NDArray[Any]:
+def _native(rows: NDArray[np.generic]) -> NDArray[np.generic]:
     return rows.astype(rows.dtype.newbyteorder("="), copy=False)

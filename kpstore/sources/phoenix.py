@@ -7,17 +7,14 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Annotated, ClassVar
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
-from kpstore.sources.base import FrameError, Listing
-from kpstore.sources.images import image_size, is_image, natural_key, read_image
-from kpstore.sources.selection import MaxVideos, Splits, part_of, settle_source
+from kpstore.sources.base import Frame, Listing
+from kpstore.sources.images import image_size, is_image, natural_key, read_images
+from kpstore.sources.selection import MaxVideos, Splits, check_splits, complete_source, part_of
 
 FRAMES = "features/fullFrame-210x260px"
 COLUMNS = {"speaker": "speaker", "orth": "gloss", "translation": "text"}
@@ -45,7 +42,7 @@ class PhoenixSource:
     """
 
     summary: ClassVar[str] = (
-        "Extract from RWTH-PHOENIX-Weather 2014 T. Stop it at any time; the same command goes on."
+        "Extract features from RWTH-PHOENIX-Weather 2014 T. Repeat the command to continue."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "kpstore ingest phoenix PHOENIX-2014-T phoenix.kps --workers 4",
@@ -60,10 +57,10 @@ class PhoenixSource:
     name: str = field(default="PHOENIX-2014-T", repr=False)
 
     def __post_init__(self) -> None:
-        settle_source(self, "root")
+        complete_source(self, "root")
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, object]:
         """Which data set, and which part of it."""
         return {"kind": "phoenix", **part_of(self)}
 
@@ -97,11 +94,7 @@ class PhoenixSource:
         base = self._base()
         there = {path.name for path in (base / FRAMES).iterdir() if path.is_dir()}
         wanted = there if self.splits is None else self.splits
-        missing = [split for split in wanted if split not in there]
-        if missing:
-            raise NotFoundError(
-                f"split {missing[0]!r} not found in {base / FRAMES}; there are {sorted(there)}"
-            )
+        check_splits(wanted, sorted(there), base / FRAMES)
         videos: list[VideoRecord] = []
         problems: list[str] = []
         for split in sorted(wanted, key=lambda split: (_SPLIT_ORDER.get(split, 3), split)):
@@ -136,13 +129,9 @@ class PhoenixSource:
             else:
                 yield video
 
-    def read_frames(
-        self, video: VideoRecord, *, skip: Collection[int] = ()
-    ) -> Iterator[NDArray[np.uint8] | FrameError]:
+    def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[Frame]:
         """Yield the frames of a video; see :class:`kpstore.sources.base.Source`."""
-        base = self._base()
-        for number, path in enumerate(video.frame_paths):
-            yield FrameError("left out") if number in skip else read_image(base / path)
+        return read_images(self._base(), video.frame_paths, skip)
 
 
 def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[str, str]]:

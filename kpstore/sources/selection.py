@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
-from kpstore.errors import InvalidError
-from kpstore.options import Option
+from kpstore.errors import NotFoundError
+from kpstore.options import Option, check_limits
 
 T = TypeVar("T")
 Splits = Annotated[
     tuple[str, ...] | None,
-    Option("Only these, as `train dev` or `train,dev`; all by default.", "SPLIT..."),
+    Option("Only these splits, as `train dev` or `train,dev`; all by default.", "SPLIT..."),
 ]
 MaxVideos = Annotated[int | None, Option("Only the first N videos of each split.", "N", least=1)]
 
@@ -30,20 +30,24 @@ class Selecting(Protocol):
         """Only the first videos of each split."""
 
 
-def settle_source(source: Selecting, *paths: str) -> None:
+def complete_source(source: Selecting, *paths: str) -> None:
     """Check and complete a frozen source: paths become absolute, splits a tuple."""
     for name in paths:
         if getattr(source, name) is not None:  # workers may run in another folder
             object.__setattr__(source, name, Path(getattr(source, name)).absolute())
     if source.splits is not None:
         object.__setattr__(source, "splits", tuple(source.splits))
-    if source.max_videos_per_split is not None and source.max_videos_per_split < 1:
-        raise InvalidError(
-            f"max_videos_per_split is {source.max_videos_per_split}; it must be at least 1"
-        )
+    check_limits(source)
 
 
-def part_of(source: Selecting) -> dict[str, Any]:
+def check_splits(wanted: Iterable[str] | None, known: Collection[str], place: Path) -> None:
+    """Raise :class:`NotFoundError` if a data set has no split of a wanted name."""
+    unknown = [split for split in wanted or () if split not in known]
+    if unknown:
+        raise NotFoundError(f"split {unknown[0]!r} not found in {place}; there are {list(known)}")
+
+
+def part_of(source: Selecting) -> dict[str, object]:
     """Return which part of its data set a source lists, as its provenance says it."""
     return {
         "splits": None if source.splits is None else list(source.splits),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -14,11 +15,18 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
 from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
-from kpstore.sources.base import FrameError, Listing
-from kpstore.sources.images import image_size, is_image, natural_key, read_image
+from kpstore.sources.base import LEFT_OUT, Frame, FrameError, Listing
+from kpstore.sources.images import image_size, is_image, natural_key, read_images
 from kpstore.sources.orientation import Orientation, from_display_matrix, read_display_matrix
 from kpstore.sources.rates import rate_of
-from kpstore.sources.selection import MaxVideos, Splits, part_of, selected, settle_source
+from kpstore.sources.selection import (
+    MaxVideos,
+    Splits,
+    check_splits,
+    complete_source,
+    part_of,
+    selected,
+)
 
 if TYPE_CHECKING:
     import av
@@ -35,8 +43,8 @@ SPLIT_NAMES = frozenset({"train", "training", "dev", "val", "valid", "validation
 class VideosSource:
     """Video files and folders of pictures below a folder.
 
-    If a folder directly below ``root`` is called train, dev, val, test or the like, these folders
-    are the splits, and what lies elsewhere has the split ``""``. A video's id is its path without
+    If a folder directly below ``root`` is called train, dev, val, test or the like, such folders
+    are the splits, and all other videos have the split ``""``. A video's id is its path without
     suffix; a folder of pictures is a video. Links to folders are followed. Two files with the same
     id are a problem, and so is what cannot be read.
 
@@ -48,7 +56,7 @@ class VideosSource:
     """
 
     summary: ClassVar[str] = (
-        "Extract from video files and folders of pictures.\n\n"
+        "Extract features from video files and folders of pictures.\n\n"
         "Folders called train, dev, test and the like are splits."
     )
     examples: ClassVar[tuple[str, ...]] = (
@@ -61,7 +69,7 @@ class VideosSource:
     max_videos_per_split: MaxVideos = None
 
     def __post_init__(self) -> None:
-        settle_source(self, "root")
+        complete_source(self, "root")
 
     @property
     def name(self) -> str:
@@ -69,7 +77,7 @@ class VideosSource:
         return self.root.resolve().name
 
     @property
-    def provenance(self) -> Mapping[str, Any]:
+    def provenance(self) -> Mapping[str, object]:
         """Which folder, and which part of it."""
         return {"kind": "videos", **part_of(self)}
 
@@ -86,7 +94,8 @@ class VideosSource:
             )
         videos: list[VideoRecord] = []
         notes: list[str] = []
-        for entry in self._chosen(found):
+        check_splits(self.splits, sorted({entry.split for entry in found}), self.root)
+        for entry in selected(self, found, lambda entry: entry.split):
             try:
                 videos.append(_describe(self.root, entry, problems, notes))
             except InvalidError as error:
@@ -95,18 +104,7 @@ class VideosSource:
                 on_video(len(videos))
         return Listing(tuple(videos), tuple(problems), tuple(notes))
 
-    def _chosen(self, found: list[_Entry]) -> list[_Entry]:
-        there = {entry.split for entry in found}
-        unknown = [split for split in self.splits or () if split not in there]
-        if unknown:
-            raise NotFoundError(
-                f"split {unknown[0]!r} not found in {self.root}; there are {sorted(there)}"
-            )
-        return list(selected(self, found, lambda entry: entry.split))
-
-    def read_frames(
-        self, video: VideoRecord, *, skip: Collection[int] = ()
-    ) -> Iterator[NDArray[np.uint8] | FrameError]:
+    def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[Frame]:
         """Yield the frames of a video; see :class:`kpstore.sources.base.Source`.
 
         A file that ends early gives errors for the frames that are not there.
@@ -118,10 +116,8 @@ class VideosSource:
         """
         file = video.frame_paths[0].rpartition("#")[0] if video.frame_paths else ""
         if PurePosixPath(file).suffix.lower() in VIDEO_SUFFIXES:
-            yield from _read_file(self.root, file, video, skip)
-            return
-        for number, path in enumerate(video.frame_paths):
-            yield FrameError("left out") if number in skip else read_image(self.root / path)
+            return _read_file(self.root, file, video, skip)
+        return read_images(self.root, video.frame_paths, skip)
 
 
 @dataclass(frozen=True)
@@ -135,10 +131,7 @@ class _Entry:
 
 
 def _find(root: Path) -> tuple[list[_Entry], list[str]]:
-    """Return all videos below a folder, split by split, by id.
-
-    And what is wrong with the folder, one line each.
-    """
+    """Return all videos below a folder, by split and id, and its problems, one line each."""
     raw: list[tuple[str, tuple[str, ...]]] = []
     problems: list[str] = []
     for prefix, names in _walk(root, problems):
@@ -152,7 +145,7 @@ def _find(root: Path) -> tuple[list[_Entry], list[str]]:
         if not path.isprintable() or not _is_text("".join((path, *files))):
             problems.append(f"{path!r}: rename it: names have to be text that can be printed")
             continue
-        stem = _stem(path, files)
+        stem = path if files else str(PurePosixPath(path).with_suffix(""))
         video_id = root.resolve().name if stem == "." else stem
         if video_id in entries:
             problems.append(
@@ -162,9 +155,8 @@ def _find(root: Path) -> tuple[list[_Entry], list[str]]:
         top = path.split("/")[0]
         split = top if has_splits and top.lower() in SPLIT_NAMES and (files or "/" in path) else ""
         entries[video_id] = _Entry(path, video_id, split, files)
-    return sorted(
-        entries.values(), key=lambda entry: (entry.split, natural_key(entry.id))
-    ), problems
+    ordered = sorted(entries.values(), key=lambda entry: (entry.split, natural_key(entry.id)))
+    return ordered, problems
 
 
 def _walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -196,10 +188,6 @@ def is_video(name: str) -> bool:
 
 def _is_text(name: str) -> bool:
     return name == name.encode("utf-8", "ignore").decode("utf-8")
-
-
-def _stem(path: str, files: tuple[str, ...]) -> str:
-    return path if files else str(PurePosixPath(path).with_suffix(""))
 
 
 def _describe(root: Path, entry: _Entry, problems: list[str], notes: list[str]) -> VideoRecord:
@@ -254,32 +242,25 @@ def _upright_size(
     return orientation.size(first.width, first.height)
 
 
-class _opened:
-    """A container and its first video stream; whatever is wrong with the file is one line."""
-
-    def __init__(self, root: Path, path: str) -> None:
-        self._root, self._path = root, path
-
-    def __enter__(self) -> tuple[av.container.InputContainer, VideoStream]:
-        try:
-            import av
-        except ImportError:
-            raise MissingExtraError(f"reading {self._path}", extra="video") from None
-        try:
-            self._container = av.open(str(self._root / self._path))
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InvalidError(f"{self._path}: cannot be opened as a video ({reason})") from None
-        if not self._container.streams.video:
-            self._container.close()
-            raise InvalidError(f"{self._path}: holds no video stream")
-        stream = self._container.streams.video[0]
+@contextmanager
+def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
+    """Open a video file and its first video stream; :class:`InvalidError` if that fails."""
+    try:
+        import av
+    except ImportError:
+        raise MissingExtraError(f"reading {path}", extra="video") from None
+    try:
+        container = av.open(str(root / path))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidError(f"{path}: cannot be opened as a video ({reason})") from None
+    with container:
+        if not container.streams.video:
+            raise InvalidError(f"{path}: holds no video stream")
+        stream = container.streams.video[0]
         # With more threads, a damaged frame takes others with it, as many as there are threads.
         stream.thread_count = 1
-        return self._container, stream
-
-    def __exit__(self, *_: object) -> None:
-        self._container.close()
+        yield container, stream
 
 
 @dataclass(frozen=True)
@@ -359,9 +340,7 @@ def _decoded(container: av.container.InputContainer, stream: VideoStream) -> Ite
     while True:
         try:
             packet = next(packets)
-        except StopIteration:
-            return
-        except FFmpegError:
+        except (StopIteration, FFmpegError):
             return
         try:
             yield from packet.decode()
@@ -383,9 +362,7 @@ def _orientation(frame: Any) -> tuple[Orientation, bool]:
     return Orientation(), True
 
 
-def _read_file(
-    root: Path, path: str, video: VideoRecord, skip: Collection[int]
-) -> Iterator[NDArray[np.uint8] | FrameError]:
+def _read_file(root: Path, path: str, video: VideoRecord, skip: Collection[int]) -> Iterator[Frame]:
     line = _timeline(root, path)
     if line.n_frames > video.n_frames:
         raise InvalidError(
@@ -403,7 +380,7 @@ def _read_file(
                 continue  # shown before the video begins, or given twice
             for _ in range(at, number):
                 yield FrameError(reason)
-            yield FrameError("left out") if number in skip else _upright(frame)
+            yield LEFT_OUT if number in skip else _upright(frame)
             at = number + 1
     for number in range(at, video.n_frames):
         ended = f"the file ends after {line.n_frames} of {video.n_frames} frames"
@@ -411,5 +388,4 @@ def _read_file(
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
-    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    return _orientation(frame)[0].upright(image)
+    return _orientation(frame)[0].upright(frame.to_ndarray(format="rgb24"))

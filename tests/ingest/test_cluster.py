@@ -131,7 +131,8 @@ def test_only_workers_that_prove_themselves_get_tasks_and_threads_do_not_mix(pla
 def test_a_worker_that_goes_blind_is_left_out_and_its_videos_have_not_failed(place: Place) -> None:
     place.start_fit()
     with pytest.raises(
-        WorkersError, match=r"frames of video 'v\d+' could not be read there, but by the driver"
+        WorkersError,
+        match=r"frames of video 'v\d+' could not be read there, only by the driver",
     ):
         place.ingest("blind.kps", SOME, place.blind("fit").touch)
     assert place.check("blind.kps", SOME, whole=False) < len(LENGTHS)

@@ -17,7 +17,7 @@ def result(lengths: list[int], doubts: dict[int, Doubts]) -> TaskResult:
         PlannedVideo(n, start, start + lengths[n], record(f"v{n}", lengths[n]))
         for n, start in enumerate(starts)
     ]
-    return TaskResult(Task(0, tuple(videos), sum(lengths)), None, {}, {}, 0, 0.0, doubts)
+    return TaskResult(Task(0, tuple(videos), sum(lengths)), None, {}, {}, doubts)
 
 
 def reported(*frames: int) -> Doubts:

@@ -45,7 +45,7 @@ def answered(found: Roster, name: str) -> Order:
 
 
 def result(task: Task, doubts: Doubts) -> TaskResult:
-    return TaskResult(task, None, {}, {}, 0, 0.0, {task.number: doubts} if doubts else {})
+    return TaskResult(task, None, {}, {}, {task.number: doubts} if doubts else {})
 
 
 def claimed(found: Roster, doubts: Doubts, *, has_unread: bool = False) -> Claim:
@@ -142,7 +142,7 @@ def test_frames_that_the_model_failed_at_are_tried_elsewhere(
     claim = claimed(found, RAISED)
     opinion = answered(found, "b")
     assert opinion.about is claim
-    found.settle(opinion, Opinion({0: frozenset(elsewhere)}, {}))
+    found.decide(opinion, Opinion({0: frozenset(elsewhere)}, {}))
     assert (len(found.taken), claim.worker.strikes) == ((1, 0) if is_taken else (0, 1))
     assert (found.claims, claim.worker.held) == ([], 0)
     found.hand_out()
