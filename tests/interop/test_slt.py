@@ -274,6 +274,7 @@ class _Runs:
         _Runs(np.load, "x"),
         _Runs(torch.storage._load_from_bytes, pickle.dumps(_Runs(os.system, "touch pwned"))),
         np.array([1, "x"], dtype=object),
+        np.ones((1, 1), dtype=complex),
         torch.nn.Parameter(torch.ones(1, 1)),
     ],
 )
