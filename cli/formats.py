@@ -1,4 +1,4 @@
-"""``kpstore import`` and ``kpstore export``: a command per format, with the format's options."""
+"""``kpstore import`` and ``kpstore export``: a command for each format, with its options."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typer.core import TyperGroup
 from kpstore import plugins
 
 from . import render
-from .arguments import At, Json, StoreArgument, split_names
-from .commands import SPLITS, loaded, one_command, takes
+from .arguments import At, Json, StoreArgument
+from .commands import loaded, one_command, takes
 from .watcher import frames_bar
 
 if TYPE_CHECKING:
-    from kpstore.interop.base import ExportReport, Format
+    from kpstore.interop.base import ExportReport
     from kpstore.interop.transfer import ImportReport
 
 GROUP: plugins.Group = "kpstore.formats"
@@ -30,7 +30,7 @@ def add_to(parent: typer.Typer) -> None:
             "import",
             _ImportGroup,
             "Store the contents of files of other formats: one commit, or nothing. The name of the "
-            "format may be left out where a file can be recognised: `kpstore import phoenix.pkl "
+            "format may be left out if kpstore recognises the file: `kpstore import phoenix.pkl "
             "phoenix.kps`.",
         ),
         ("export", _ExportGroup, "Write the contents of a store in other formats."),
@@ -41,32 +41,26 @@ def add_to(parent: typer.Typer) -> None:
 
 
 class _FormatGroup(TyperGroup):
-    """Commands that are made when they are used: a format's module may need numpy, or an extra."""
+    """A group that makes commands when they are used: the module of a format may need an extra."""
 
     way: Literal["import", "export"]
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the formats that go this way."""
-        return [name for name in plugins.names(GROUP) if self._can(name)]
-
-    def _can(self, name: str) -> bool:
-        found, refusing = loaded(GROUP, name)
-        return refusing is not None or self._options(found) is not None
-
-    def _options(self, found: Format) -> Any:
-        return found.importer if self.way == "import" else found.exporter
+        """Return the names of the formats that have this command."""
+        return [name for name in plugins.names(GROUP) if self.get_command(ctx, name) is not None]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the command of a format."""
+        """Return the command of a format; None if it has none."""
         if cmd_name not in plugins.names(GROUP):
             return None
         found, refusing = loaded(GROUP, cmd_name)
         if refusing is not None:
             return refusing
-        options = self._options(found)
+        importing = self.way == "import"
+        options = found.importer if importing else found.exporter
         if options is None:
             return None
-        run = takes(options)((_importing if self.way == "import" else _exporting)(found.name))
+        run = takes(options)((_importing if importing else _exporting)(found.name))
         examples = [f"kpstore {line}" for line in found.examples if line.startswith(self.way)]
         return one_command(cmd_name, run, found.summary, examples)
 
@@ -75,7 +69,7 @@ class _ImportGroup(_FormatGroup):
     way = "import"
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Take a file in place of the format's name: ``kpstore import phoenix.pkl phoenix.kps``."""
+        """Accept a file in place of a format's name: ``kpstore import phoenix.pkl phoenix.kps``."""
         first = args[0] if args else "-"
         if first not in plugins.names(GROUP) and first[:1] != "-" and Path(first).exists():
             from kpstore.interop.transfer import find_format
@@ -106,15 +100,15 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", "--force", help="Replace
 
 def _importing(format_name: str) -> Callable[..., None]:
     def run(
-        path: Source, store: NewStore, name: Name = "", json: Json = False, **options: Any
+        path: Source, store: NewStore, name: Name = "", json: Json = False, **options: object
     ) -> None:
         from kpstore.interop.transfer import import_file
 
         with frames_bar("importing") as on_progress:
             report = import_file(
-                path, store, format_name, name=name, on_progress=on_progress, **_given(options)
+                path, store, format_name, name=name, on_progress=on_progress, **options
             )
-        render.print_json(report.to_json()) if json else print_imported(report)
+        render.show(report, json, print_imported)
 
     return run
 
@@ -126,7 +120,7 @@ def _exporting(format_name: str) -> Callable[..., None]:
         at: At = None,
         overwrite: Overwrite = False,
         json: Json = False,
-        **options: Any,
+        **options: object,
     ) -> None:
         import kpstore
         from kpstore.interop.transfer import export_file
@@ -138,24 +132,17 @@ def _exporting(format_name: str) -> Callable[..., None]:
                 format_name,
                 overwrite=overwrite,
                 on_progress=on_progress,
-                **_given(options),
+                **options,
             )
-        render.print_json(report.to_json()) if json else print_exported(report)
+        render.show(report, json, print_exported)
 
     return run
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: split_names(value) if name == SPLITS else value for name, value in options.items()
-    }
-
-
 def print_imported(report: ImportReport) -> None:
     """Print what was stored."""
-    failed = (
-        f", {render.number(report.failed_frames)} of them failed" if report.failed_frames else ""
-    )
+    n_failed = report.failed_frames
+    failed = f", {render.number(n_failed)} of them failed" if n_failed else ""
     typer.echo(
         f"{report.location}: {render.listed(report.features) or 'paths'} of "
         f"{render.count(report.videos, 'video')}, {render.count(report.frames, 'frame')}{failed}"
@@ -177,7 +164,4 @@ def print_exported(report: ExportReport) -> None:
 def _print_notes(notes: Sequence[str]) -> None:
     if notes:
         typer.echo("notes:")
-        for line in notes[: render.SHOWN_FAILURES]:
-            typer.echo(f"  {line}")
-        if len(notes) > render.SHOWN_FAILURES:
-            typer.echo(f"  … and {len(notes) - render.SHOWN_FAILURES} more (--json lists all)")
+        render.print_some(notes, more="--json lists all")

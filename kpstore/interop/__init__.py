@@ -1,1 +1,1 @@
-"""Stores to and from other formats, one module each."""
+"""Converting stores from and to other formats, with a package for each format."""

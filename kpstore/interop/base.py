@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, Protocol, get_args, get_origin, get_type_hints
 
 from kpstore.options import Option, check_choice
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
@@ -20,7 +20,7 @@ from kpstore.schema.index import VideoRecord
 from kpstore.store.store import BaseStore
 
 OnProgress = Callable[[int], None]
-"""Called with the number of frames that were done (of rows, where a file has no frames)."""
+"""Called with the number of frames just done (rows, where a file has no frames)."""
 
 Splits = Annotated[
     Sequence[str] | None,
@@ -41,14 +41,14 @@ class ImportedFeature:
 
 
 def imported(
-    format_name: str, document: Mapping[str, Any] | None = None, **known: Any
-) -> dict[str, Any]:
+    format_name: str, document: Mapping[str, object] | None = None, **known: object
+) -> dict[str, object]:
     """Return the provenance of a feature that comes from a file.
 
     Parameters
     ----------
-    document : what else the file holds and an export should give back (JSON). Features that differ
-        in this alone count as the same, so that the parts of one extraction go into one store.
+    document : other contents of the file that an export should restore (JSON). Features that differ
+        only in these count as the same, so that the parts of one extraction fit into one store.
     known : what the file says about how the values were made, e.g. ``model="dinov2_vitb14"``.
     """
     return {
@@ -62,7 +62,7 @@ def imported(
 def rows_spec(
     name: str, shape: tuple[int, ...], dtype: str, *, description: str = ""
 ) -> FeatureSpec:
-    """Return a feature of which a file says nothing but the shape and dtype of its rows."""
+    """Return a feature of which only the shape and dtype of its rows are known."""
     dims = tuple(f"{name}_dim_{axis}" for axis in range(len(shape)))
     plain = (f"{name}_dim",) if len(shape) == 1 else dims
     return FeatureSpec(name, shape, plain, dtype, description=description)
@@ -75,10 +75,10 @@ class ImportedVideo:
     Parameters
     ----------
     record : the video.
-    rows : by feature; (frames, …) for a feature of frames, one row for a feature of videos. A
-        feature that is missing here stays pending.
-    failed_frames : by feature, the reason by number of each frame that failed.
-    failed : by feature, why the whole video failed; such a feature has no rows.
+    rows : rows by feature; (frames, …) for a feature of frames, one row for a feature of videos. A
+        feature without rows stays pending.
+    failed_frames : for each feature, the reason for each failed frame, by frame number.
+    failed : for each feature, why the whole video failed; such a feature has no rows.
     """
 
     record: VideoRecord
@@ -88,7 +88,7 @@ class ImportedVideo:
 
 
 class Document(Protocol):
-    """A foreign file or folder, opened by an importer, which has checked what it can at once."""
+    """A foreign file or folder, opened and checked by an importer as far as one look allows."""
 
     @property
     def name(self) -> str:
@@ -100,14 +100,14 @@ class Document(Protocol):
 
     @property
     def n_frames(self) -> int | None:
-        """Number of all frames, for the progress bar; None if unknown before the end."""
+        """Total number of frames, for the progress bar; None if unknown before the end."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """What cannot be carried over, a line each; complete once all videos were read."""
+        """What cannot be carried over, one line each; complete once all videos have been read."""
 
     def videos(self) -> Iterator[ImportedVideo]:
-        """Read the file from its beginning, a video at a time.
+        """Read the file from its beginning, one video at a time.
 
         Memory does not grow with the file. Each call reads the same videos and leaves the same
         notes.
@@ -115,16 +115,16 @@ class Document(Protocol):
         Raises
         ------
         InvalidError
-            If the file breaks its own rules; the message names the file, the place in it, what was
-            expected and what was found. Nothing of the file is then stored.
+            If the file breaks the rules of its format; the message names the file, the place in it,
+            what was expected and what was found. Nothing of the file is stored then.
         """
 
 
 class NotedDocument:
-    """Base of documents that note what they cannot carry over.
+    """Base class of documents that note what they cannot carry over.
 
-    A subclass reads its videos in ``_read``. What it notes there replaces what an earlier reading
-    noted; what it notes while it is opened stays.
+    Subclasses read their videos in ``_read``. Notes made there replace those of an earlier reading;
+    notes made while the document is opened stay.
     """
 
     n_frames: int | None = None
@@ -139,12 +139,12 @@ class NotedDocument:
         self._lines += lines
 
     def count(self, what: str, n: int = 1) -> None:
-        """Count what is noted in one line: ``"3 paths had backslashes"``."""
+        """Count something that gets a single note, such as ``"3 paths had backslashes"``."""
         self._counts[what] += n
 
     @property
     def notes(self) -> list[str]:
-        """What cannot be carried over, a line each; complete once all videos were read."""
+        """What cannot be carried over, one line each; complete once all videos have been read."""
         counted = [f"{n} {what}" for what, n in self._counts.items() if n]
         return [*(self._of_opening or ()), *counted, *self._lines]
 
@@ -160,7 +160,7 @@ class NotedDocument:
 
 
 class Options:
-    """Base of options: refuses a word that is not among those of its field's type."""
+    """Base class of options: refuses a word that its field's type does not list."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -192,8 +192,8 @@ class ExportedFile:
     ----------
     path : where the file is.
     frames, videos : how many it holds.
-    split : the split that it holds, if it is one.
-    left_out : frames left out, by reason: ``"failed"``, ``"pending"``, ``"empty"``.
+    split : the split that it holds, if it holds just one.
+    left_out : number of frames left out, by reason: ``"failed"``, ``"pending"``, ``"empty"``.
     """
 
     path: Path
@@ -202,7 +202,7 @@ class ExportedFile:
     split: str | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the report as JSON values."""
         return {**vars(self), "path": str(self.path), "left_out": dict(self.left_out)}
 
@@ -214,13 +214,13 @@ class ExportReport:
     Parameters
     ----------
     files : one or more.
-    notes : what of the store could not be carried over, a line each.
+    notes : what of the store could not be carried over, one line each.
     """
 
     files: Sequence[ExportedFile]
     notes: Sequence[str] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the report as JSON values."""
         return {"files": [file.to_json() for file in self.files], "notes": list(self.notes)}
 
@@ -243,12 +243,32 @@ class Exporter(Protocol):
         Raises
         ------
         ExistsError
-            If a file exists already, without ``overwrite``; nothing is written then.
+            If a file exists already and ``overwrite`` is false; nothing is written then.
         NotFoundError
             If the store does not hold what was asked for.
         InvalidError
-            If a name in the store would lead out of ``path``, or cannot be part of a file's name.
+            If a name in the store would lead out of ``path``, or cannot be part of a file name.
         """
+
+
+class FileExporter(Options):
+    """Base class of kpstore's own exporters; subclasses write their files in ``_write``."""
+
+    def export(
+        self,
+        store: BaseStore,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> ExportReport:
+        """Write the file or the files; see :meth:`Exporter.export`."""
+        return self._write(store, path, overwrite, on_progress or (lambda n: None))
+
+    def _write(
+        self, store: BaseStore, path: Path, overwrite: bool, report: OnProgress
+    ) -> ExportReport:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -257,13 +277,12 @@ class Format:
 
     Parameters
     ----------
-    name : as users type it.
+    name : name as users type it.
     summary : one line for ``--help``.
-    importer, exporter : classes of options; None where the format goes one way only.
-    recognises : whether a file or folder is of this format, by its name and its first bytes; must
-        be quick, and must not raise.
-    target : whether an export writes a file or a folder.
-    examples : for ``--help``, without the program's name: ``"import pickle phoenix.pkl
+    importer, exporter : classes of options; None where the format works in one direction only.
+    recognises : whether a file or folder is of this format, judged by its name and first bytes;
+        must be quick, and must not raise.
+    examples : examples for ``--help``, without the program's name: ``"import pickle phoenix.pkl
         phoenix.kps"``.
     """
 
@@ -272,5 +291,4 @@ class Format:
     importer: Callable[..., Importer] | None = None
     exporter: Callable[..., Exporter] | None = None
     recognises: Callable[[Path], bool] = lambda path: False
-    target: Literal["file", "folder"] = "file"
     examples: tuple[str, ...] = ()

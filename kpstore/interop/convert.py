@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Backend, Commit, ReadSession, WriteSession
+from kpstore.backends.base import MAIN, ArrayMeta, Backend, Commit, ReadSession, WriteSession
 from kpstore.errors import ExistsError
 from kpstore.store import format as fmt
 from kpstore.store import history
@@ -20,13 +19,13 @@ _BLOCK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion made.
+    """Result of a conversion.
 
     Parameters
     ----------
     location, snapshot : the new store and its newest version.
-    versions : how many versions it has.
-    notes : what could not be carried over, a line each.
+    versions : number of versions in the new store.
+    notes : what could not be carried over, one line each.
     """
 
     location: str
@@ -43,17 +42,18 @@ def convert(
     with_history: bool = False,
     on_version: Callable[[int, int], None] | None = None,
 ) -> Converted:
-    """Copy a store to a new place, in the backend that the name of the place asks for.
+    """Copy a store to a new place, in the backend that the name of the place selects.
 
-    Arrays and attributes are the same in the copy, to the bit. Versions get new ids and times, and
-    keep the old ones in their metadata (``converted_from``). The copy has the newest format: this
-    is how a store of format 1 gets checksums by place.
+    The copy has the same arrays and attributes, to the bit. Its versions get new ids and times, and
+    keep the old ones in their metadata (``converted_from``). It has the newest format: this is how
+    a store of format 1 gets checksums by place.
 
     Parameters
     ----------
     at : the version to convert; the newest by default.
-    with_history : also copy all versions that it builds upon, with the tags that name them.
-    on_version : called with the number of versions done, and of all.
+    with_history : whether to copy all versions that it builds upon too, with the tags that name
+        them.
+    on_version : called with the number of versions done, and the number of all versions.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def convert(
 def _copy_versions(
     source: Backend, copy: Backend, commits: list[Commit], on_version: Callable[[int, int], None]
 ) -> dict[str, str]:
-    """Make each version in the copy, with the tags that name it; return new ids by old ones."""
+    """Create each version in the copy, with the tags that name it; return new ids by old ones."""
     ids: dict[str, str] = {}
     tags = source.tags()
     before: ReadSession | None = None
@@ -114,7 +114,7 @@ def _copy_array(
 ) -> None:
     meta = session.meta(name)
     there = changes.meta(name) if name in changes.names() else None
-    if there is not None and (not _same_kind(there, meta) or there.n_rows > meta.n_rows):
+    if there is not None and (_kind(there) != _kind(meta) or there.n_rows > meta.n_rows):
         changes.delete(name)
         there = None
     if there is None:
@@ -131,37 +131,22 @@ def _copy_array(
         known = values[:0]
         if before is not None and before.meta(name).n_rows > start:
             known = before.read(name, start, min(stop, before.meta(name).n_rows))
-        old = np.concatenate([known, _unwritten(meta, len(values) - len(known))])
+        old = np.concatenate([known, meta.unwritten(len(values) - len(known))])
         for first in range(0, len(values), meta.chunk_rows):
             block = slice(first, first + meta.chunk_rows)
             if not _same_bits(values[block], old[block]):
                 changes.write(name, start + first, values[block])
 
 
-def _same_kind(one: ArrayMeta, other: ArrayMeta) -> bool:
-    return (one.shape[1:], one.dtype, one.chunk_rows, one.codec) == (
-        other.shape[1:],
-        other.dtype,
-        other.chunk_rows,
-        other.codec,
-    )
+def _kind(meta: ArrayMeta) -> tuple[object, ...]:
+    return meta.shape[1:], meta.dtype, meta.chunk_rows, meta.codec
 
 
-def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether values are the same to the bit: 0.0 and -0.0 differ, and so may two NaN."""
+def _same_bits(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
+    """Return whether values are the same to the bit: 0.0 and -0.0 differ, as may two NaN."""
     if one.dtype == object:
         return bool(np.array_equal(one, other))
     return one.tobytes() == other.tobytes()
-
-
-def _unwritten(meta: ArrayMeta, n_rows: int) -> NDArray[Any]:
-    """Return rows as they read in an array before anything is written to them."""
-    shape = (n_rows, *meta.shape[1:])
-    return (
-        np.full(shape, "", dtype=object)
-        if meta.dtype == TEXT
-        else np.full(shape, meta.fill, dtype=meta.dtype)
-    )
 
 
 def _notes(source: Backend, ids: dict[str, str], with_history: bool) -> tuple[str, ...]:
@@ -169,10 +154,8 @@ def _notes(source: Backend, ids: dict[str, str], with_history: bool) -> tuple[st
     tags = [tag for tag, snapshot in source.tags().items() if snapshot not in ids]
     branches = [name for name in source.branches() if name != MAIN]
     if tags:
-        notes.append(
-            f"tags of other versions: {', '.join(tags)}"
-            + ("" if with_history else " (--history takes more)")
-        )
+        more = "" if with_history else " (--history takes more)"
+        notes.append(f"tags of other versions: {', '.join(tags)}{more}")
     if branches:
         notes.append(f"branches: {', '.join(branches)}")
     return tuple(notes)

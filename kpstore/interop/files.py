@@ -14,13 +14,13 @@ from kpstore.errors import ExistsError, InvalidError, KpstoreError, NotFoundErro
 from kpstore.store.store import backend_for
 
 _MAKING = "making"
-"""How names of files begin while they are written; a dot comes first."""
+"""Prefix, after a dot, of the names of files that are being written."""
 
 
 def check_there(path: Path, what: str, kind: Literal["file", "folder", "any"] = "file") -> None:
-    """Raise :class:`NotFoundError` unless ``path`` is a file, a folder, or any of the two.
+    """Raise :class:`NotFoundError` unless ``path`` is a file, a folder, or either.
 
-    ``what`` is e.g. ``"pickle"``.
+    ``what`` is the kind of file in the message, such as ``"pickle"``.
     """
     if not {"file": path.is_file, "folder": path.is_dir, "any": path.exists}[kind]():
         found = "is a folder" if path.is_dir() else "is a file"
@@ -31,23 +31,23 @@ def check_there(path: Path, what: str, kind: Literal["file", "folder", "any"] = 
 
 
 def is_store(path: Path) -> bool:
-    """Whether a path is a store of kpstore's own."""
+    """Return whether there is a kpstore store at a path."""
     return path.exists() and backend_for(str(path)).exists()
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:
-    """Return paths sorted, without names that begin with a dot.
+    """Return paths sorted, without those whose names begin with a dot.
 
-    Such files are notes of other systems, or were left by an export that was killed.
+    Such files belong to the operating system, or were left by an export that was killed.
     """
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
 @contextmanager
 def damage_named(message: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Turn what a library raises for a damaged file into one line, ``message (error)``.
+    """Turn errors that a library raises for a damaged file into one line, ``message (error)``.
 
-    Errors of kpstore's own stay as they are.
+    Errors of kpstore itself stay as they are.
     """
     try:
         yield
@@ -97,7 +97,7 @@ def inside(folder: Path, name: str) -> Path:
 
 @contextmanager
 def written_aside(*paths: Path) -> Iterator[list[Path]]:
-    """Yield other names to write to; the files are renamed if the block ends without an error.
+    """Yield temporary names to write to; the files are renamed if the block ends without an error.
 
     Yields
     ------

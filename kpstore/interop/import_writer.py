@@ -1,4 +1,4 @@
-"""Imported videos on their way into a store: gathered, and written many at once."""
+"""Writing imported videos into a store, many at a time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from kpstore.errors import ExistsError, InvalidError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, OnProgress
-from kpstore.schema.failures import Failures
+from kpstore.schema.failures import NOTHING_FAILED, Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.transaction import Transaction
 
 _BLOCK_BYTES = 64 * 2**20
-"""Decoded rows kept before they are written, so that few chunks are written twice."""
+"""Bytes of decoded rows gathered before they are written, so that few chunks are written twice."""
 
 
 class ImportWriter:
@@ -36,7 +36,7 @@ class ImportWriter:
         self.n_videos = self.n_frames = self.n_failed = 0
 
     def add(self, video: ImportedVideo) -> None:
-        """Take a video, which is written now or later."""
+        """Take a video, to be written now or later."""
         record = video.record
         if record.id in self._seen:
             raise InvalidError(f"video {record.id!r} is in the file twice; give each its own name")
@@ -57,7 +57,7 @@ class ImportWriter:
             self.flush()
 
     def _checked(self, video: ImportedVideo, name: str, rows: FeatureRows) -> FeatureRows:
-        """Return rows of a video as a store may hold them; an error names the video."""
+        """Return rows of a video in the form that a store may hold; an error names the video."""
         spec, video_id = self._specs[name], video.record.id
         wanted = video.record.n_frames if spec.axis == "frame" else 1
         if (n_rows := rows.n_given(spec)) != wanted:
@@ -106,25 +106,18 @@ class ImportWriter:
                     f"video {record.id!r} has {name!r} in the store already; "
                     "import into a new store, then kpstore merge"
                 )
-            if name in video.failed:
-                self._fail(name, video)
-            elif self._specs[name].axis == "frame":
-                rows = video.rows[name]
-                moved = FeatureRows(
-                    rows.values[order],
-                    {key: array[order] for key, array in rows.companions.items()},
-                )
-                reasons = video.failed_frames.get(name, {})
-                failed = {n: reasons[f] for n, f in enumerate(order.tolist()) if f in reasons}
-                self._tx.write(name, record.id, moved, failed_frames=failed)
-            else:
-                self._tx.write_video_feature(name, record.id, video.rows[name])
+            spec, first = self._specs[name], position
+            if spec.axis == "frame":
+                video, first = _reordered(video, name, order), self._index.rows(position).start
+            rows, status, failures = _rows_of(video, spec)
+            self._tx.write_rows(name, first, rows, status)
+            self._tx.set_states(name, {position: failures or NOTHING_FAILED})
         self._on_progress(record.n_frames)
 
     def _stored_order(self, record: VideoRecord, position: int) -> NDArray[np.int64]:
-        """Return for each frame of the store the number of the file's frame, by their paths.
+        """Return, for each frame of the store, which frame of the file has the same path.
 
-        ``ID#7`` is frame 7 by number.
+        ``ID#7`` is frame 7 of any file. (frames,) int64.
         """
         rows = self._index.rows(position)
         if rows.stop - rows.start != record.n_frames:
@@ -135,7 +128,7 @@ class ImportWriter:
         stored = self._tx.session.read(fmt.IMAGE_PATH, rows.start, rows.stop).tolist()
         given = list(record.frame_paths)
         if given == stored or is_numbered(given) or is_numbered(stored):
-            return np.arange(record.n_frames)
+            return np.arange(record.n_frames, dtype=np.int64)
         for shorten in (str, lambda path: path.replace("\\", "/").rpartition("/")[2]):
             here, there = [shorten(path) for path in stored], [shorten(path) for path in given]
             if len(set(there)) == len(there) and set(here) == set(there):
@@ -148,7 +141,7 @@ class ImportWriter:
         )
 
     def _note_unstored(self, record: VideoRecord, position: int) -> None:
-        """Note texts of the file that differ from those of a video that the store holds already."""
+        """Note texts of the file that differ from those that the store holds for a video."""
         session = self._tx.session
         stored = {"split": str(self._index.splits[position])}
         for name in set(session.names()) & set(record.annotations):
@@ -159,25 +152,31 @@ class ImportWriter:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Texts of the file that were not stored, a line each."""
+        """Texts of the file that were not stored, one line each."""
         return tuple(
             f"{name} of {len(ids)} videos that were in the store already, {ids[0]!r} the first: "
             "the store keeps its own"
             for name, ids in self._unstored.items()
         )
 
-    def _fail(self, name: str, video: ImportedVideo) -> None:
-        if self._specs[name].axis == "frame":
-            self._tx.fail(name, video.record.id, video.failed[name])
-        else:
-            self._tx.set_states(
-                name, {self._index.position(video.record.id): Failures(video.failed[name])}
-            )
-
 
 def is_numbered(paths: Sequence[str]) -> bool:
-    """Whether the frames of a video have numbers for paths: ``ID#0``, ``ID#1`` and so on."""
+    """Return whether the paths of a video's frames are just numbers: ``ID#0``, ``ID#1``, …."""
     return all(path.endswith(f"#{n}") for n, path in enumerate(paths))
+
+
+def _reordered(video: ImportedVideo, name: str, order: NDArray[np.int64]) -> ImportedVideo:
+    """Return a video with the rows and failed frames of a feature in another order."""
+    if name in video.failed:
+        return video
+    rows, reasons = video.rows[name], video.failed_frames.get(name, {})
+    companions = {key: array[order] for key, array in rows.companions.items()}
+    failed = {n: reasons[f] for n, f in enumerate(order.tolist()) if f in reasons}
+    return replace(
+        video,
+        rows={**video.rows, name: FeatureRows(rows.values[order], companions)},
+        failed_frames={**video.failed_frames, name: failed},
+    )
 
 
 def _rows_of(

@@ -1,16 +1,17 @@
-"""Several stores, or files that can be imported, into one: one commit, or nothing."""
+"""Merging several stores, or files that can be imported, into a new one, in a single commit."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kpstore.errors import ConflictError, ExistsError, InvalidError, MismatchError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, OnProgress
@@ -19,7 +20,7 @@ from kpstore.interop.splits import split_rank
 from kpstore.interop.transfer import ImportReport, import_document, opened
 from kpstore.options import check_choice
 from kpstore.schema.failures import Failures
-from kpstore.schema.feature import MADE_BY, FeatureRows, State
+from kpstore.schema.feature import MADE_BY, FeatureRows, Provenance, State
 from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.provenance import check_same, with_processors
@@ -41,19 +42,19 @@ def merge(
     """Create a store with the contents of several others.
 
     Videos are sorted by split and id, so the result does not depend on the order of the sources. A
-    video that several sources hold gets the features of all of them. It is a conflict if two hold
-    the same feature of it, done in both and with other values.
+    video that several sources hold gets the features of all of them. It is a conflict if two
+    sources hold the same feature of a video, done in both, with different values.
 
     Parameters
     ----------
     sources : stores, or files that can be imported.
     location : the new store.
     on_conflict : ``"first"`` or ``"last"`` takes the rows of the first or last source that holds
-        them.
-    mixed : also merge features of one name, shape and type that were made in different ways; the
-        provenance then lists them all.
-    name : of the new store; that of the first source by default.
-    on_progress : called with the number of frames each time some more are stored.
+        them; ``"error"`` raises :class:`ConflictError`.
+    mixed : whether to merge features of the same name, shape and type that were made in different
+        ways too; the provenance then lists all ways.
+    name : name of the new store; by default that of the first source.
+    on_progress : called with the number of frames each time some more have been stored.
 
     Raises
     ------
@@ -98,7 +99,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Result:
-    """What one source has of a feature of a video that is not pending there."""
+    """The rows and failures that one source holds for a feature of a video."""
 
     source: str
     rows: FeatureRows
@@ -108,7 +109,7 @@ class _Result:
 class Merged(NotedDocument):
     """The contents of several stores as one document; see :class:`kpstore.interop.base.Document`.
 
-    How many frames they have together is not known before the videos are matched.
+    The total number of frames is unknown before the videos are matched.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class Merged(NotedDocument):
                 if name not in found:
                     found[name], first[name] = stored, source
                     continue
-                # All rows are written again: chunks of another size do not matter.
+                # All rows are written anew, so different sizes of chunks do not matter.
                 spec = replace(stored.spec, chunk_rows=found[name].spec.chunk_rows)
                 try:
                     found[name] = self._together(found[name], replace(stored, spec=spec), notes)
@@ -159,7 +160,7 @@ class Merged(NotedDocument):
     def _together(
         self, one: fmt.StoredFeature, other: fmt.StoredFeature, notes: list[str]
     ) -> fmt.StoredFeature:
-        """Return the feature that two of one name make, or raise :class:`MismatchError`."""
+        """Return the merger of two features of one name, or raise :class:`MismatchError`."""
         try:
             check_same(one, other.spec, other.provenance)
         except MismatchError as error:
@@ -187,7 +188,7 @@ class Merged(NotedDocument):
 
     def _merge_video(self, video_id: str, places: Sequence[_Place]) -> ImportedVideo:
         records = [self._records[id(place.store)][place.position] for place in places]
-        # Where one source has only numbers for its frames, the paths of another say more.
+        # Paths say more than the numbers that other sources may have for the same frames.
         paths = next(
             (r.frame_paths for r in records if not is_numbered(r.frame_paths)),
             records[0].frame_paths,
@@ -222,7 +223,7 @@ class Merged(NotedDocument):
     def _merged_record(
         self, one: VideoRecord, other: VideoRecord, first: str, second: str
     ) -> VideoRecord:
-        """Return a video as two sources have it; where they differ, the first one counts."""
+        """Return a video with the facts of two sources; where they differ, the first one counts."""
         texts = {**other.annotations, **{k: text for k, text in one.annotations.items() if text}}
         merged = replace(
             one,
@@ -245,9 +246,9 @@ class Merged(NotedDocument):
         return merged
 
     def _merged_result(self, name: str, video_id: str, places: Sequence[_Place]) -> _Result | None:
-        """Return a feature of a video by the first source where it is done, or else failed.
+        """Return a feature of a video from the first source where it is done, or else failed.
 
-        None if it is pending in all of them.
+        None if it is pending in all sources.
         """
         taken: _Result | None = None
         failed: list[_Result] = []
@@ -264,7 +265,7 @@ class Merged(NotedDocument):
         return replace(failed[0], failures=Failures(min(reasons)))
 
     def _agreed(self, name: str, video_id: str, taken: _Result, other: _Result) -> _Result:
-        """Return what counts where two sources have done the same."""
+        """Return the result that counts where a feature is done in two sources."""
         frames, others = taken.failures.frames, other.failures.frames
         if not _same_rows(taken.rows, other.rows) or frames.keys() != others.keys():
             self._conflict(
@@ -289,8 +290,8 @@ class Merged(NotedDocument):
         self.note(f"{what}: the {self._on_conflict} one was taken")
 
 
-def _ways(provenance: Mapping[str, Any]) -> list[Any]:
-    """Return in which ways a feature was made; several if it was merged before."""
+def _ways(provenance: Provenance) -> list[Provenance]:
+    """Return the ways in which a feature was made; several if it was merged before."""
     if provenance.get("extractor") == "mixed":
         return list(provenance["ways"])
     return [{key: value for key, value in provenance.items() if key not in ("document", MADE_BY)}]
@@ -303,7 +304,7 @@ def _order(places: Sequence[_Place], video_id: str) -> tuple[int, str, str]:
 
 
 def _read_result(place: _Place, name: str) -> _Result | None:
-    """Return what a source has of a feature of a video; None if it is pending there."""
+    """Return what a source holds for a feature of a video; None if it is pending there."""
     store, position = place.store, place.position
     if name not in store.features or store.states(name)[position] == State.PENDING:
         return None
@@ -322,5 +323,5 @@ def _same_rows(one: FeatureRows, other: FeatureRows) -> bool:
     )
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
     return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))

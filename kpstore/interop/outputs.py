@@ -1,16 +1,17 @@
-"""What exports share: choosing rows, reading them in blocks, noting what is lost."""
+"""Steps that exports share: choosing rows, reading them in blocks, noting what is lost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.schema.feature import State
+from kpstore.schema.feature import FeatureSpec, State
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 
@@ -19,7 +20,7 @@ BLOCK_FRAMES = 4096
 
 
 def blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yield rows of a store, :data:`BLOCK_FRAMES` at a time, in their order."""
+    """Yield row numbers of a store in their order, :data:`BLOCK_FRAMES` at a time."""
     for start in range(0, len(rows), BLOCK_FRAMES):
         yield rows[start : start + BLOCK_FRAMES]
 
@@ -29,6 +30,23 @@ def joined(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
 
+def feature_of_frames(store: BaseStore, name: str, kind: str) -> FeatureSpec:
+    """Return a feature that files of a kind can hold; :class:`InvalidError` if it is of videos."""
+    spec = store.feature(name)
+    if spec.axis != "frame":
+        raise InvalidError(
+            f"feature {name!r} belongs to videos; {kind} files hold features of frames"
+        )
+    return spec
+
+
+def document_of(store: BaseStore, feature: str, format_name: str) -> Mapping[str, Any]:
+    """Return what an import from a format kept of its file beside a feature; empty if nothing."""
+    about = store.provenance(feature)
+    document = about.get("document") if about.get("format") == format_name else None
+    return document if isinstance(document, dict) else {}
+
+
 @dataclass(frozen=True)
 class ChosenRows:
     """Rows of one split to write.
@@ -36,9 +54,9 @@ class ChosenRows:
     Parameters
     ----------
     split : ``""`` for the videos without a split.
-    rows : (n,) row numbers in the store.
-    left_out : frames that are not written, by reason: ``"failed"``, ``"pending"``, ``"empty"``.
-    failed : frames that failed, written or not.
+    rows : (n,) int64 row numbers in the store.
+    left_out : number of frames not written, by reason: ``"failed"``, ``"pending"``, ``"empty"``.
+    failed : number of frames that failed, written or not.
     """
 
     split: str
@@ -54,13 +72,13 @@ def choose_rows(
     found: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
     drop: Collection[str],
 ) -> ChosenRows:
-    """Choose which frames of a split are written; pending ones never are.
+    """Choose which frames of a split are written; pending frames never are.
 
     Parameters
     ----------
-    found : returns for some rows in which of them anything was detected, (rows,) bool.
-    drop : what else is left out: ``"failed"`` frames, and ``"empty"`` ones in which nothing was
-        detected.
+    found : returns, for some rows, whether anything was detected in them, (rows,) bool.
+    drop : which other frames are left out: ``"failed"`` ones, and ``"empty"`` ones, in which
+        nothing was detected.
     """
     kept, n_failed = [], 0
     left_out = {"failed": 0, "pending": 0, "empty": 0}
@@ -78,12 +96,12 @@ def choose_rows(
 
 
 def lost_notes(store: BaseStore, written: Collection[str], **more: Sequence[str]) -> list[str]:
-    """Return what of a store a file has no place for, a line each.
+    """Return what of a store a file has no place for, one line each.
 
     Parameters
     ----------
     written : features and annotations that are in the file.
-    more : names of other things that are not, by what they are.
+    more : names of other things that are not in it, by what they are.
     """
     lost = {
         "other features": [name for name in store.features if name not in written],
@@ -94,14 +112,12 @@ def lost_notes(store: BaseStore, written: Collection[str], **more: Sequence[str]
 
 
 def check_no_links(folder: Path, targets: Iterable[Path]) -> None:
-    """Raise :class:`InvalidError` if a link lies between ``folder`` and a target.
-
-    It may lead anywhere.
+    """Raise :class:`InvalidError` if a symbolic link, which may lead anywhere, is on the way.
 
     Parameters
     ----------
-    folder : what the user named; may itself be a link.
-    targets : files in it, or in its folders.
+    folder : the folder that the user named; may itself be a link.
+    targets : files in it or in its subfolders.
     """
     seen: set[Path] = {folder}
     for target in targets:

@@ -1,8 +1,8 @@
-"""Pickles of plain values, arrays and torch's tensors, read entry by entry; nothing in them is run.
+"""Reading pickles of plain values, arrays and torch's tensors item by item, without running them.
 
-:mod:`kpstore.interop.unpickling` reads a pickle as a whole, with Python's own unpickler. A list
-larger than memory needs more: each item is handed out, and forgotten, as soon as it is made. And
-tensors in pickles come with ``torch.load``, which would run what they name.
+:mod:`kpstore.interop.unpickling` reads a whole pickle with Python's own unpickler. For a list
+larger than memory, each item must be handed out, and forgotten, as soon as it is made. Moreover,
+pickled tensors ask for ``torch.load``, which would run what they name.
 """
 
 from __future__ import annotations
@@ -11,23 +11,14 @@ import io
 import math
 import pickletools
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from gzip import GzipFile
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.interop.unpickling import (
-    MULTIARRAY,
-    NUMERIC,
-    PlainArray,
-    PlainDtype,
-    make_array,
-    make_array_from,
-    make_dtype,
-    make_scalar,
-)
+from kpstore.interop.unpickling import ARRAY_MAKERS, PlainArray, PlainDtype
 
 UNREADABLE = (
     ArithmeticError,
@@ -41,7 +32,7 @@ UNREADABLE = (
     ValueError,
     zlib.error,
 )
-"""What the machine raises for a damaged file, or one that is not such a pickle."""
+"""Errors that the machine raises for a damaged file, or one that is not such a pickle."""
 _LARGEST = 2**30
 """Bytes of the largest value in a file: a quarter of a million frames of a thousand numbers."""
 _LONGEST_LINE = 2**20
@@ -51,16 +42,13 @@ class Tensor(np.ndarray):
     """An array that was a tensor."""
 
 
-def _make_bytes(text: str = "", encoding: str = "latin1") -> bytes:
-    """Return bytes as protocol 2 writes them."""
-    if encoding != "latin1":
-        raise ValueError(f"bytes written as {encoding!r} text")
-    return text.encode("latin1")
-
-
 def _rebuild_tensor(
-    storage: NDArray[Any], offset: int, size: Any, stride: Any, *rest: Any
-) -> NDArray[Any]:
+    storage: NDArray[np.generic],
+    offset: int,
+    size: Sequence[int],
+    stride: Sequence[int],
+    *rest: object,
+) -> NDArray[np.generic]:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 in size:
         return np.empty(tuple(size), storage.dtype).view(Tensor)
@@ -76,11 +64,11 @@ def _rebuild_tensor(
     return strided.copy().view(Tensor)
 
 
-def _load_storage(data: bytes) -> NDArray[Any]:
-    """Read one storage as ``torch.save`` wrote it in its old format, which tensors in pickles have.
+def _load_storage(data: bytes) -> NDArray[np.generic]:
+    """Read one storage in the old format of ``torch.save``, which pickled tensors have.
 
-    Four pickles (magic number, protocol, about the machine, description of the storage), one with
-    the key of the storage, the count of its numbers (int64), the numbers.
+    It is five pickles (magic number, protocol, facts about the machine, description and key of the
+    storage), the count of its numbers (int64), and the numbers.
     """
     file = io.BytesIO(data)
     magic, _, machine, described, _ = (DataMachine(file).load() for _ in range(5))
@@ -104,40 +92,22 @@ _STORAGES = {
     "Byte": "u1",
     "Bool": "?",
 }
-
-_KNOWN: dict[tuple[str, str], Any] = {
-    **{(module, "_reconstruct"): make_array for module in MULTIARRAY},
-    **{(module, "scalar"): make_scalar for module in MULTIARRAY},
-    **{(module, "_frombuffer"): make_array_from for module in NUMERIC},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): make_dtype,
-    ("_codecs", "encode"): _make_bytes,
-    ("__builtin__", "bytes"): _make_bytes,
-    ("collections", "OrderedDict"): OrderedDict,
+_KNOWN: dict[tuple[str, str], object] = {
+    **ARRAY_MAKERS,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch.storage", "_load_from_bytes"): _load_storage,
     **{("torch", f"{name}Storage"): PlainDtype(np.dtype(code)) for name, code in _STORAGES.items()},
 }
-_CALLED = (
-    *(make_array, make_scalar, make_array_from, make_dtype),
-    *(_make_bytes, OrderedDict, _rebuild_tensor, _load_storage),
-)
+_CALLED: tuple[object, ...] = tuple(maker for maker in _KNOWN.values() if callable(maker))
 _PLAIN = frozenset(
-    {
+    (
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *(
-            "STRING",
-            "BINSTRING",
-            "SHORT_BINSTRING",
-            "UNICODE",
-            "BINUNICODE",
-            "SHORT_BINUNICODE",
-            "BINUNICODE8",
-        ),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-    }
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BYTEARRAY8"),
+    )
 )
-_MADE: dict[str, Callable[[], Any]] = {
+"""Names of opcodes whose argument is a value by itself."""
+_MADE: dict[str, Callable[[], object]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
@@ -148,8 +118,8 @@ _MADE: dict[str, Callable[[], Any]] = {
 _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 
 
-def fetched(file: Any) -> set[int]:
-    """Return the numbers by which a pickle fetches what it has made before."""
+def fetched(file: IO[bytes]) -> set[int]:
+    """Return the numbers by which a pickle fetches values that it has made before."""
     return {
         int(arg)
         for code, arg, _ in pickletools.genops(file)
@@ -163,10 +133,10 @@ class DataMachine:
     Parameters
     ----------
     file : the pickle.
-    keep : what :func:`fetched` returned; everything else is forgotten once it is handed out.
+    keep : the result of :func:`fetched`; other values are forgotten once they are handed out.
     """
 
-    def __init__(self, file: Any, keep: set[int] | None = None) -> None:
+    def __init__(self, file: IO[bytes], keep: Collection[int] | None = None) -> None:
         self._file, self._keep = file, keep
         self._stack: list[Any] = []
         self._marks: list[int] = []
@@ -179,8 +149,8 @@ class DataMachine:
             self._step(code.name, arg)
         return self._stack.pop()
 
-    def items(self) -> Iterator[Any]:
-        """Yield the items of the list that the pickle holds, each as soon as it is there."""
+    def items(self) -> Iterator[object]:
+        """Yield the items of the list that the pickle holds, each as soon as it is complete."""
         for code, arg, _ in pickletools.genops(self._file):
             stack = self._stack
             if code.name == "APPEND" and not self._marks and len(stack) == 2:
@@ -287,16 +257,13 @@ _STEPS: dict[str, Callable[[DataMachine, Any], None]] = {
 
 
 class BoundedFile:
-    """A file that refuses large values before it reads them.
+    """A file that refuses to read large values, as a few packed bytes can claim gigabytes."""
 
-    A few packed bytes can claim gigabytes that no entry needs.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: GzipFile) -> None:
         self._file = file
 
     def read(self, n_bytes: int) -> bytes:
-        """Return this many bytes, fewer at the end."""
+        """Return this many bytes, or fewer at the end of the file."""
         if n_bytes > _LARGEST:
             raise ValueError(f"one value of {n_bytes} bytes; at most {_LARGEST} can be")
         return self._file.read(n_bytes)
@@ -306,5 +273,5 @@ class BoundedFile:
         return self._file.readline(_LONGEST_LINE)
 
     def tell(self) -> int:
-        """Return the number of bytes that were read."""
+        """Return the number of bytes read so far."""
         return self._file.tell()

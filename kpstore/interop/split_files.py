@@ -1,4 +1,4 @@
-"""Reading splits from a file, a table or JSON, and setting them in one commit."""
+"""Reading splits from a table or JSON, and setting them in one commit."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from kpstore.errors import InvalidError
 from kpstore.store.store import BaseStore
 
 _ID_COLUMNS = ("video_id", "name", "id", "video")
-"""The first of these columns that a table has names its videos.
+"""Columns that may hold the ids of videos; the first one that a table has is used.
 
-Tables of PHOENIX have both ``name`` and ``video``, a path.
+Tables of PHOENIX have both ``name`` and ``video``, which is a path.
 """
 _SPLIT_COLUMNS = ("split", "subset")
 _SIGNS = "\t|;,"
@@ -26,13 +25,13 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class SplitChange:
-    """What setting splits did, or would do in a dry run.
+    """Result of setting splits, or in a dry run what it would be.
 
     Parameters
     ----------
-    snapshot : id of the version that was made, or of the newest one if nothing was written.
+    snapshot : id of the new version, or of the newest one if nothing was written.
     videos : number of videos that the file names.
-    changed : how many of these get another split.
+    changed : number of these videos that get another split.
     kept : number of videos that the file does not name, which keep their splits.
     before, after : number of videos by split, of the whole store.
     """
@@ -44,8 +43,8 @@ class SplitChange:
     before: dict[str, int]
     after: dict[str, int]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+    def to_json(self) -> dict[str, object]:
+        """Return the result as JSON values."""
         return asdict(self)
 
 
@@ -60,14 +59,14 @@ def set_splits(
     ----------
     store : opened with ``mode="a"``, except for a dry run.
     path : see :func:`read_splits`.
-    keep_others : let videos that the file does not name keep their splits; without it, such videos
-        are an error.
-    dry_run : write nothing.
+    keep_others : whether videos that the file does not name keep their splits; otherwise, they are
+        an error.
+    dry_run : whether to write nothing.
 
     Raises
     ------
     InvalidError
-        If the file cannot be read, names unknown videos, or does not name all; a line for each.
+        If the file cannot be read, names unknown videos, or omits videos; one line for each.
     BusyError
         If another process is writing the store.
     """
@@ -129,12 +128,12 @@ def read_splits(path: Path) -> dict[str, str]:
     ----------
     path : JSON ``{video: split}`` or ``{split: [videos]}``; or a table with a header, separated by
         commas, semicolons, tabs or ``|``, with a column ``video_id``, ``name``, ``id`` or ``video``
-        and a column ``split`` or ``subset``. Other columns are ignored. UTF-8.
+        and a column ``split`` or ``subset``. Other columns are ignored. The encoding is UTF-8.
 
     Raises
     ------
     InvalidError
-        If it is neither, or names a video twice; a line for each video.
+        If it is neither, or names a video twice; one line for each video.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -183,7 +182,7 @@ def _table_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
     lines = io.StringIO(text, newline="")
     if sign in ",;":
         reader = csv.reader(lines, delimiter=sign, strict=True)
-    else:  # sentences in such tables hold single quotation marks, which quote nothing
+    else:  # sentences in such tables contain unpaired quotation marks
         reader = csv.reader(lines, delimiter=sign, quoting=csv.QUOTE_NONE)
     try:
         rows = [row for row in reader if row]

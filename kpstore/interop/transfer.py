@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from kpstore import plugins
 from kpstore._version import __version__
@@ -20,12 +20,13 @@ from kpstore.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from kpstore.interop.base import Document, Exporter, ExportReport, Format, Importer, OnProgress
+from kpstore.interop.base import Document, ExportReport, Format, OnProgress
 from kpstore.interop.files import is_store
 from kpstore.interop.import_writer import ImportWriter
 from kpstore.store.store import BaseStore, backend_for, building
 
 GROUP: plugins.Group = "kpstore.formats"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class ImportReport:
 
     Parameters
     ----------
-    location : the store.
-    snapshot : the version that holds it.
-    features : names.
-    videos, frames : how many the file held.
-    failed_frames : how many frames failed, by what the file says.
-    notes : what could not be carried over, a line each.
+    location : location of the store.
+    snapshot : id of the version that holds what was imported.
+    features : names of the imported features.
+    videos, frames : numbers of videos and frames in the file.
+    failed_frames : number of frames that failed, according to the file.
+    notes : what could not be carried over, one line each.
     """
 
     location: str
@@ -50,19 +51,19 @@ class ImportReport:
     failed_frames: int
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the report as JSON values."""
         return {**vars(self), "features": list(self.features), "notes": list(self.notes)}
 
 
 def get_format(name: str) -> Format:
-    """Return a format by name; :class:`NotFoundError` lists the known ones."""
+    """Return a format by name; :class:`NotFoundError` lists the known formats."""
     found: Format = plugins.load(GROUP, name)
     return found
 
 
 def find_format(path: Path) -> Format:
-    """Return the format of a file, by its name and first bytes.
+    """Return the format of a file, judged by its name and first bytes.
 
     Raises
     ------
@@ -97,20 +98,21 @@ def import_file(
     *,
     name: str = "",
     on_progress: OnProgress | None = None,
-    **options: Any,
+    **options: object,
 ) -> ImportReport:
     """Store the contents of a foreign file, in one commit.
 
-    A file that breaks its own rules changes nothing.
+    A file that breaks the rules of its format changes nothing.
 
     Parameters
     ----------
     path : a file, or a folder of files.
-    location : the store, created if it does not exist. Videos that it holds already get the
-        features they lack.
-    format_name : one of ``kpstore.plugins.names("kpstore.formats")``; recognised by default.
+    location : the store, which is created if it does not exist. Videos that it holds already get
+        the features they lack.
+    format_name : one of ``kpstore.plugins.names("kpstore.formats")``; by default the format that
+        recognises the file.
     name : name of the data set, for a new store.
-    options : those of the format.
+    options : options of the format.
 
     Raises
     ------
@@ -134,7 +136,7 @@ def export_file(
     *,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
-    **options: Any,
+    **options: object,
 ) -> ExportReport:
     """Write the contents of a store in a foreign format.
 
@@ -142,9 +144,9 @@ def export_file(
     ----------
     path : the file or folder to write.
     format_name : one of ``kpstore.plugins.names("kpstore.formats")``.
-    overwrite : replace existing files, which are an error otherwise.
-    on_progress : called with the number of frames each time some more are written.
-    options : those of the format.
+    overwrite : whether to replace existing files, which are an error otherwise.
+    on_progress : called with the number of frames each time some more have been written.
+    options : options of the format.
 
     Raises
     ------
@@ -157,7 +159,7 @@ def export_file(
     if found.exporter is None:
         raise UnsupportedError(f"format {found.name!r} can be imported only")
     _check_no_store(Path(path), Path(store.location))
-    exporter: Exporter = _with_options(found, found.exporter, options)
+    exporter = _with_options(found, found.exporter, options)
     return exporter.export(
         store.checked(), Path(path), overwrite=overwrite, on_progress=on_progress
     )
@@ -166,21 +168,20 @@ def export_file(
 def _check_no_store(path: Path, source: Path) -> None:
     """Raise :class:`ExistsError` if an export would go into a store, or replace one.
 
-    That is not what --overwrite is for.
+    ``--overwrite`` does not permit either.
     """
     target = path.resolve()
     if is_store(target) or source.resolve() in target.parents:
         raise ExistsError(f"{path} is a store, or lies in one; choose another place for the export")
 
 
-def _open_document(found: Format, path: Path, options: dict[str, Any]) -> Document:
+def _open_document(found: Format, path: Path, options: Mapping[str, object]) -> Document:
     if found.importer is None:
         raise UnsupportedError(f"format {found.name!r} can be exported only")
-    importer: Importer = _with_options(found, found.importer, options)
-    return importer.open(path)
+    return _with_options(found, found.importer, options).open(path)
 
 
-def _with_options(found: Format, make: Any, options: dict[str, Any]) -> Any:
+def _with_options(found: Format, make: Callable[..., T], options: Mapping[str, object]) -> T:
     try:
         return make(**options)
     except TypeError as error:
@@ -201,8 +202,8 @@ def import_document(
     Parameters
     ----------
     backend : where the store is, or will be.
-    source : the file's name in messages.
-    own_splits : whether its splits were set by hand, see :meth:`Transaction.set_splits`.
+    source : name of the file in messages.
+    own_splits : whether its splits were set by hand; see :meth:`Transaction.set_splits`.
     """
     if backend.exists():
         with backend.exclusive(f"import of {source}"):
@@ -250,9 +251,9 @@ def _import_into(
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[BaseStore]:
-    """Open a store, or import a file into a store that exists while the block runs.
+    """Open a store, or import a file into a store that exists only while the block runs.
 
-    The store of a foreign file lies in the system's folder for temporary files (``$TMPDIR``).
+    Such a store lies in the system's folder for temporary files (``$TMPDIR``).
     """
     location = os.fspath(path)
     backend = backend_for(location)

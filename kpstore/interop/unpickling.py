@@ -1,8 +1,8 @@
-"""Pickles of plain values and numpy arrays, read without running anything that they name.
+"""Reading pickles of plain values and numpy arrays without running anything that they name.
 
-A pickle is a program. Here it may build dicts, lists, tuples, sets, text, numbers and arrays, and
+A pickle is a program. Here it can build dicts, lists, tuples, sets, text, numbers and arrays, and
 nothing else. Every name that it asks for is looked up in a short list of kpstore's own makers;
-numpy's are not among them, as their ``__setstate__`` trusts any memory layout.
+those of numpy are not among them, as their ``__setstate__`` trusts any memory layout.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import mmap
 import pickle
 import re
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -22,9 +23,9 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError
 
 _DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|[US][0-9]{1,9}|O[48]?)\Z")
-_BUILTINS = ("builtins", "__builtin__")
-MULTIARRAY = ("numpy._core.multiarray", "numpy.core.multiarray")
-NUMERIC = ("numpy._core.numeric", "numpy.core.numeric")
+_CORES = ("numpy._core", "numpy.core")
+Array = NDArray[np.generic]
+Maker = Callable[..., object] | None
 _BROKEN = (
     pickle.UnpicklingError,
     ArithmeticError,
@@ -38,10 +39,14 @@ _BROKEN = (
     TypeError,
     ValueError,
 )
-"""What the unpickler raises for a damaged file, or one that is not a pickle."""
+"""Errors that the unpickler raises for a damaged file, or one that is not a pickle."""
 
 
-def load_pickle(path: Path) -> Any:
+class RefusedError(ValueError):
+    """Something that a pickle may not hold; the message does not name the file."""
+
+
+def load_pickle(path: Path) -> object:
     """Return the contents of a pickle: plain values and arrays of numbers, text or such values.
 
     Parameters
@@ -51,7 +56,7 @@ def load_pickle(path: Path) -> Any:
     Raises
     ------
     InvalidError
-        If it is torn, not one pickle, or asks for any other class or function, which is not run.
+        If it is torn, not a single pickle, or asks for any other class or function.
     """
     with path.open("rb") as file:
         if path.stat().st_size == 0:
@@ -61,16 +66,16 @@ def load_pickle(path: Path) -> Any:
         return _load(file, str(path))
 
 
-def loads_pickle(data: bytes, name: str) -> Any:
+def loads_pickle(data: bytes, name: str) -> object:
     """Return the contents of a pickle in memory; ``name`` is its name in messages."""
     check_opcodes(data, name)
     return _load(BytesIO(data), name)
 
 
-def _load(file: IO[bytes], name: str) -> Any:
+def _load(file: IO[bytes], name: str) -> object:
     try:
         return _PlainUnpickler(file).load()
-    except InvalidError as error:
+    except RefusedError as error:
         raise InvalidError(f"{name}: {error}") from None
     except _BROKEN as error:
         text = (str(error) or type(error).__name__).splitlines()[0][:200]
@@ -80,111 +85,110 @@ def _load(file: IO[bytes], name: str) -> Any:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows only the names that plain data needs."""
+    """An unpickler that knows only the names that plain data needs."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
-        self._known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("collections", "defaultdict"): defaultdict,
-            ("_codecs", "encode"): self._make_bytes,
-            ("numpy", "dtype"): self._dtype,
-            ("numpy", "ndarray"): None,  # an argument of _reconstruct, which makes nothing else
-            **{(module, "_reconstruct"): self._array for module in MULTIARRAY},
-            **{(module, "scalar"): self._scalar for module in MULTIARRAY},
-            **{(module, "_frombuffer"): self._array_from for module in NUMERIC},
-        }
-        for module in _BUILTINS:
-            # The real list and str are not here: of a few nested values they make gigabytes.
-            makers = {
-                "set": set,
-                "frozenset": frozenset,
-                "list": self._no_items,
-                "dict": self._no_entries,
-                "int": self._zero,
-                "bytearray": self._make_bytearray,
-                "bytes": self._make_bytes,
-            }
-            self._known |= {(module, name): maker for name, maker in makers.items()}
-
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> Maker:
         """Return the maker of that name, or refuse it."""
         try:
-            return self._known[module, name]
+            return _PLAIN_MAKERS[module, name]
         except KeyError:
-            raise InvalidError(
+            raise RefusedError(
                 f"it asks for {f'{module}.{name}'[:200]!r}, which is neither plain data nor an "
                 "array; kpstore runs no code of a file, so load it where it comes from and save "
                 "dicts, lists and numpy arrays"
             ) from None
 
-    # Bound methods, not functions or classes, as a pickle can set attributes of those.
 
-    def _make_bytes(self, text: str = "", encoding: str = "latin1") -> bytes:
+class _Makers:
+    """What pickles may call, in place of the makers of Python and numpy.
+
+    All are bound methods, not functions or classes, as a pickle can set attributes of those.
+    """
+
+    __slots__ = ()
+
+    def make_bytes(self, text: str = "", encoding: str = "latin1") -> bytes:
         if encoding.lower() not in ("latin1", "latin-1"):
-            raise InvalidError(f"it holds bytes as {encoding!r}; latin1 is how pickles keep them")
+            raise RefusedError(f"it holds bytes as {encoding!r}; latin1 is how pickles keep them")
         return text.encode("latin1")
 
-    def _make_bytearray(self, data: bytes | str = b"", encoding: str = "latin1") -> bytearray:
+    def make_bytearray(self, data: bytes | str = b"", encoding: str = "latin1") -> bytearray:
         return bytearray(
-            self._make_bytes(data, encoding) if isinstance(data, str) else memoryview(data)
+            self.make_bytes(data, encoding) if isinstance(data, str) else memoryview(data)
         )
 
-    def _dtype(self, *given: Any) -> PlainDtype:
-        return make_dtype(*given)
-
-    def _array(self, *given: Any) -> PlainArray:
-        return make_array(*given)
-
-    def _scalar(self, *given: Any) -> Any:
-        return make_scalar(*given)
-
-    def _array_from(self, *given: Any) -> NDArray[Any]:
-        return make_array_from(*given)
-
-    def _no_items(self) -> list[Any]:
+    def make_list(self) -> list[object]:
         return []  # what a defaultdict(list) makes
 
-    def _no_entries(self) -> dict[Any, Any]:
+    def make_dict(self) -> dict[object, object]:
         return {}
 
-    def _zero(self) -> int:
+    def make_int(self) -> int:
         return 0
 
+    def make_dtype(self, code: str, align: bool = False, copy: bool = False) -> PlainDtype:
+        if not isinstance(code, str) or not _DTYPE.match(code):
+            raise RefusedError(
+                f"it holds an array of dtype {code!r}; numbers, booleans, text and objects can be "
+                "read"
+            )
+        return PlainDtype(np.dtype(code))
 
-def make_dtype(code: str, align: bool = False, copy: bool = False) -> PlainDtype:
-    """Return a stand-in for ``numpy.dtype(code)`` of numbers, booleans, text or objects."""
-    if not isinstance(code, str) or not _DTYPE.match(code):
-        raise InvalidError(
-            f"it holds an array of dtype {code!r}; numbers, booleans, text and objects can be read"
-        )
-    return PlainDtype(np.dtype(code))
+    def make_array(self, kind: object = None, shape: object = None, code: object = None) -> Array:
+        """Return the empty array that numpy's ``_reconstruct`` makes before its state is set."""
+        return PlainArray(0, np.int8)
+
+    def make_scalar(self, dtype: PlainDtype, data: bytes | str = b"") -> object:
+        return _values(dtype, data, (1,), "C")[0]
+
+    def make_array_from(
+        self,
+        data: bytes | str,
+        dtype: PlainDtype,
+        shape: Sequence[int],
+        order: str,
+        axes: Sequence[int] | None = None,
+    ) -> Array:
+        """Return the same array as numpy's ``_frombuffer``."""
+        array = _values(dtype, data, shape, "C" if order == "K" else order)
+        return array if axes is None or order != "K" else array.transpose(axes)
 
 
-def make_array(kind: Any = None, shape: Any = None, code: Any = None) -> PlainArray:
-    """Return the empty array that numpy's ``_reconstruct`` makes before its state is set."""
-    return PlainArray(0, np.int8)
-
-
-def make_scalar(dtype: PlainDtype, data: bytes | str = b"") -> Any:
-    """Return a numpy number or text."""
-    return _values(dtype, data, (1,), "C")[0]
-
-
-def make_array_from(
-    data: Any, dtype: PlainDtype, shape: Any, order: str, axes: Any = None
-) -> NDArray[Any]:
-    """Return the same array as numpy's ``_frombuffer``."""
-    array = _values(dtype, data, shape, "C" if order == "K" else order)
-    return array if axes is None or order != "K" else array.transpose(axes)
+_makers = _Makers()
+ARRAY_MAKERS: dict[tuple[str, str], Maker] = {
+    ("_codecs", "encode"): _makers.make_bytes,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "dtype"): _makers.make_dtype,
+    ("numpy", "ndarray"): None,  # an argument of _reconstruct, which makes nothing else
+    **{(f"{core}.multiarray", "_reconstruct"): _makers.make_array for core in _CORES},
+    **{(f"{core}.multiarray", "scalar"): _makers.make_scalar for core in _CORES},
+    **{(f"{core}.numeric", "_frombuffer"): _makers.make_array_from for core in _CORES},
+    ("__builtin__", "bytes"): _makers.make_bytes,
+}
+"""What may be called for arrays, and for bytes in old protocols, by module and name."""
+# The real list and str are not here: of a few nested values they make gigabytes.
+_BUILTINS: dict[str, Maker] = {
+    "set": set,
+    "frozenset": frozenset,
+    "list": _makers.make_list,
+    "dict": _makers.make_dict,
+    "int": _makers.make_int,
+    "bytearray": _makers.make_bytearray,
+    "bytes": _makers.make_bytes,
+}
+_PLAIN_MAKERS = {
+    **ARRAY_MAKERS,
+    ("collections", "defaultdict"): defaultdict,
+    **{(m, name): make for m in ("builtins", "__builtin__") for name, make in _BUILTINS.items()},
+}
 
 
 class PlainDtype:
-    """A stand-in for a numpy dtype while a file is read; only its byte order can be set."""
+    """A stand-in for a numpy dtype while a file is read; a pickle can set only its byte order."""
 
     __slots__ = ("real",)
 
-    def __init__(self, real: np.dtype[Any]) -> None:
+    def __init__(self, real: np.dtype[np.generic]) -> None:
         self.real = real
 
     def __setstate__(self, state: Any) -> None:
@@ -192,7 +196,7 @@ class PlainDtype:
         if order in ("<", ">"):
             self.real = self.real.newbyteorder(order)
         elif order not in ("|", "="):
-            raise InvalidError(f"it holds an array of byte order {order!r}")
+            raise RefusedError(f"it holds an array of byte order {order!r}")
 
 
 class PlainArray(np.ndarray[Any, Any]):
@@ -203,7 +207,7 @@ class PlainArray(np.ndarray[Any, Any]):
     def __setstate__(self, state: Any) -> None:
         if self.shape != (0,) or self.base is not None:
             # A second state would free memory that views of the array may still use.
-            raise InvalidError(
+            raise RefusedError(
                 "it sets the contents of an array twice; it is damaged, or means harm"
             )
         _, shape, dtype, fortran, data = state
@@ -213,7 +217,7 @@ class PlainArray(np.ndarray[Any, Any]):
             data = data.encode("latin1")
         if real.hasobject:
             if not isinstance(data, list) or len(data) != math.prod(lengths):
-                raise InvalidError(
+                raise RefusedError(
                     f"it holds an array that claims {shape} objects and has another number"
                 )
         else:
@@ -221,33 +225,33 @@ class PlainArray(np.ndarray[Any, Any]):
         super().__setstate__((1, lengths, real, bool(fortran), data))  # type: ignore[arg-type]
 
 
-def _real(dtype: Any) -> np.dtype[Any]:
+def _real(dtype: object) -> np.dtype[np.generic]:
     if not isinstance(dtype, PlainDtype):
-        raise InvalidError(f"it holds an array whose dtype is a {type(dtype).__name__}")
+        raise RefusedError(f"it holds an array whose dtype is a {type(dtype).__name__}")
     return dtype.real
 
 
-def _lengths(shape: Any) -> tuple[int, ...]:
+def _lengths(shape: Iterable[int]) -> tuple[int, ...]:
     lengths = tuple(shape)
     if len(lengths) > 32 or any(type(n) is not int or n < 0 for n in lengths):
-        raise InvalidError(f"it holds an array of shape {str(shape)[:100]}")
+        raise RefusedError(f"it holds an array of shape {str(shape)[:100]}")
     return lengths
 
 
-def _check_bytes(real: np.dtype[Any], data: Any, lengths: tuple[int, ...]) -> None:
+def _check_bytes(real: np.dtype[np.generic], data: bytes, lengths: tuple[int, ...]) -> None:
     n_values = math.prod(lengths)
     n_bytes = memoryview(data).nbytes
     if n_bytes != n_values * real.itemsize or (real.itemsize == 0 and n_values):
-        raise InvalidError(
+        raise RefusedError(
             f"it holds an array that claims {lengths} of {real} and has {n_bytes} bytes; it is "
             "damaged"
         )
 
 
-def _values(dtype: PlainDtype, data: Any, shape: Any, order: str) -> NDArray[Any]:
+def _values(dtype: PlainDtype, data: bytes | str, shape: Iterable[int], order: str) -> Array:
     lengths, real = _lengths(shape), _real(dtype)
     if real.hasobject or order not in ("C", "F"):
-        raise InvalidError(f"it holds a {real} that cannot be read")
+        raise RefusedError(f"it holds a {real} that cannot be read")
     if isinstance(data, str):
         data = data.encode("latin1")
     _check_bytes(real, data, lengths)
@@ -261,24 +265,24 @@ _SIZED = {
     **dict.fromkeys(b"TBX\x8b", 4),
     **dict.fromkeys(b"\x8d\x8e\x96", 8),
 }
-"""Opcodes followed by the length of their data, in this many bytes."""
+"""Opcodes that are followed by the length of their data, with the bytes of that length."""
 _LINES = {**dict.fromkeys(b"ILFSVpgP", 1), **dict.fromkeys(b"ic", 2)}
-"""Opcodes followed by this many lines."""
+"""Opcodes that are followed by lines of text, with their number."""
 _STOP, _FRAME, _LONG_BINPUT, _PUT = b".\x95rp"
 _LONGEST_LINE = 1 << 20
 _KEEP_MAPPED = 64 * 2**20
 
 
 def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
-    """Refuse a pickle that is torn, or whose opcodes claim more than its size.
+    """Refuse a pickle that is torn, or whose opcodes claim more data than there is.
 
-    Python's unpickler allocates what a pickle claims (a text of an exabyte, a memo of four thousand
-    million entries) before it checks that the data exist.
+    Python's unpickler allocates what a pickle claims (a text of an exabyte, a memo of four billion
+    entries) before it checks that the data exist.
 
     Raises
     ------
     InvalidError
-        The message says at which byte.
+        If so; the message names the byte.
     """
     size = len(data)
     most_puts = 1024 + size // 5  # an entry of the memo takes five bytes to make and one to fill
@@ -290,7 +294,7 @@ def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
         at = found.end()
         if at >= size:
             raise InvalidError(
-                f"{name} is torn: the pickle goes on behind its {size} bytes; copy or make it again"
+                f"{name} is torn: its pickle does not end in {size} bytes; copy or make it again"
             )
         opcode = data[at]
         if opcode == _STOP:
@@ -300,13 +304,13 @@ def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
             freed = _let_go(data, freed, at)
     if at + 1 != size:
         raise InvalidError(
-            f"{name} goes on behind the end of its pickle, at byte {at + 1} of {size}; save one "
+            f"{name} goes on after the end of its pickle, at byte {at + 1} of {size}; save one "
             "object to a file"
         )
 
 
 def _runs_of_fixed(most_puts: int) -> re.Pattern[bytes]:
-    """Return a pattern of opcodes of fixed length, for all those between two texts or arrays."""
+    """Return a pattern that matches any number of opcodes of fixed length."""
     top = most_puts.to_bytes(4, "little")
     if top[3]:
         put = rb"r.{3}[\x00-" + re.escape(bytes([top[3] - 1])) + rb"]"
@@ -316,8 +320,8 @@ def _runs_of_fixed(most_puts: int) -> re.Pattern[bytes]:
     return re.compile(b"(?:" + b"|".join([_PLAIN, *takes, put]) + b")*+", re.DOTALL)
 
 
-def _after(data: Any, at: int, size: int, most_puts: int, name: str) -> int:
-    """Return where the opcode after the one at ``at`` is."""
+def _after(data: bytes | mmap.mmap, at: int, size: int, most_puts: int, name: str) -> int:
+    """Return where the opcode after the one at ``at`` begins."""
     opcode = data[at]
     width = 8 if opcode == _FRAME else _SIZED.get(opcode, 0)
     if width:
@@ -354,7 +358,7 @@ def _after(data: Any, at: int, size: int, most_puts: int, name: str) -> int:
 
 
 def _let_go(data: bytes | mmap.mmap, start: int, stop: int) -> int:
-    """Free the memory of mapped pages before ``stop``, which counts as this process's own."""
+    """Free the mapped pages before ``stop``, which count as memory of this process."""
     page = mmap.PAGESIZE
     first, last = start // page * page, stop // page * page
     if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

@@ -205,9 +205,9 @@ def test_layouts_are_seen_or_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (np.zeros((512, 2), np.int64), "is of int64; floats are needed"),
+        (np.zeros((512, 2), np.int64), "is int64; floats are needed"),
         (np.full((512, 2), 0.1), "more digits than float32"),
-        (np.array([{}, 1], object), "is of object"),
+        (np.array([{}, 1], object), "is object"),
     ],
 )
 def test_arrays_of_other_types_fail_alone(tmp_path: Path, array: Any, reason: str) -> None:

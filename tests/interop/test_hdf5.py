@@ -223,7 +223,7 @@ def test_other_shapes_keep_type_and_name(tmp_path: Path) -> None:
         (
             {"a": np.ones((2, 2)), "b": np.ones((2, 2))},
             {},
-            r"choose the rows .*--dataset NAME.*a float64 \(2, 2\), b",
+            r"choose the dataset .*--dataset NAME.*a float64 \(2, 2\), b",
         ),
         ({}, {}, "its datasets are .*: none"),
         ({"table": np.ones(3), "index": np.ones((0, 9))}, {}, r"index float64 \(0, 9\), table"),

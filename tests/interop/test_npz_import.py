@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import kpstore
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.npz import NPZ
-from kpstore.interop.npz import rows as npz_rows
-from kpstore.interop.npz.read import NpzImport, looks_like_npz
+from kpstore.interop.npz import read as npz_read
+from kpstore.interop.npz.read import NpzImport, recognises
 from kpstore.interop.npz.write import NpzExport
 from kpstore.interop.transfer import ImportReport, import_document
 from kpstore.schema.feature import FeatureSpec
@@ -167,7 +167,7 @@ def test_zeros_are_missing_or_values(tmp_path: Path) -> None:
 def test_rows_of_a_video_that_lie_apart_are_put_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(npz_rows, "BLOCK_BYTES", 8)
+    monkeypatch.setattr(npz_read, "BLOCK_BYTES", 8)
     path = write_npz(tmp_path / "train_keypoints.npz", ["a", "b", "a", "b", "b"])
     store, report = import_npz(path)
     with np.load(path) as file:
@@ -349,9 +349,9 @@ def test_it_is_recognised(tmp_path: Path) -> None:
 
 def test_files_that_begin_with_a_dot_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "._train_keypoints.npz").write_bytes(b"left by another system")
-    assert not looks_like_npz(tmp_path)
+    assert not recognises(tmp_path)
     with pytest.raises(NotFoundError, match=r"no file \*_keypoints\.npz"):
         import_npz(tmp_path)
     write_npz(tmp_path / "train_keypoints.npz", ["a"], keypoints=np.ones((1, 143, 3), "f4"))
-    assert looks_like_npz(tmp_path)
+    assert recognises(tmp_path)
     assert import_npz(tmp_path)[0].index.ids.tolist() == ["a"]

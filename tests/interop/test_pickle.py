@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
 from kpstore.interop import outputs
-from kpstore.interop.pickle.forms import is_pickle
+from kpstore.interop.pickle.forms import recognises
 from kpstore.interop.pickle.read import PickleImport
 from kpstore.interop.pickle.write import PickleExport
 from kpstore.interop.transfer import import_document
@@ -350,13 +350,13 @@ def test_what_does_not_go_into_a_store_is_said(tmp_path: Path) -> None:
     text = "\n".join(notes)
     for said in (
         "1 frames whose image path came before",
-        "videos lie interleaved",
+        "videos are interleaved",
         "10 frames succeeded, it holds 4",
         "also hold 'iris'",
         "1 arrays are float64",
         "1 videos have frames of several image shapes",
         "ids are in several splits",
-        "the split given, 'test', is not used",
+        "the given split, 'test', is not used",
     ):
         assert said in text
     assert exported(store, tmp_path / "y.pkl")["dev"]["video_ids"] == ["a"]
@@ -445,13 +445,13 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_pickles_are_recognised(tmp_path: Path) -> None:
-    assert is_pickle(write(tmp_path / "x", raw_of(train={"a": 1})))
+    assert recognises(write(tmp_path / "x", raw_of(train={"a": 1})))
     (tmp_path / "y").write_bytes(b"PK\x03\x04")
-    assert not is_pickle(tmp_path / "y")
-    assert not is_pickle(tmp_path)
+    assert not recognises(tmp_path / "y")
+    assert not recognises(tmp_path)
     write(tmp_path / "temp_split_0_gpu0.pkl", {})
-    assert is_pickle(tmp_path)
-    assert not is_pickle(tmp_path / "nothing")
+    assert recognises(tmp_path)
+    assert not recognises(tmp_path / "nothing")
 
 
 def test_blocks_do_not_change_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,7 +530,7 @@ def test_workers_that_are_missing_are_said(tmp_path: Path) -> None:
     notes: list[str] = []
     stored(tmp_path, notes)
     assert (
-        "of workers 0 to 5 these left no file: 1, 3, 4; their part of the frames is not here"
+        "of workers 0 to 5, these left no file: 1, 3, 4; their share of the frames is missing"
         in notes
     )
     assert [note.partition(":")[0] for note in notes if "count" in note] == [

@@ -406,7 +406,7 @@ def test_nothing_of_others_is_touched(tmp_path: Path) -> None:
     with pytest.raises(ExistsError, match=r"a\.pose exists? already"):
         PoseExport().export(store, tmp_path)
     PoseExport().export(store, tmp_path, overwrite=True)
-    with pytest.raises(ExistsError, match="mine exists already and is no folder"):
+    with pytest.raises(ExistsError, match="mine exists already and is not a folder"):
         PoseExport().export(store, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine").read_text() == "!"
 

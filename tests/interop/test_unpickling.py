@@ -201,7 +201,7 @@ def test_what_is_not_plain_is_named() -> None:
     loop.append(loop)
     for value, said in (
         (loop, "too deep"),
-        ([[0] * 1000] * 1000, "too much"),
+        ([[0] * 1000] * 1000, "too large"),
         (object(), "holds a object"),
     ):
         with pytest.raises(InvalidError, match=rf"x\['stats'\].*{said}"):

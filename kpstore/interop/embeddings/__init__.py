@@ -1,17 +1,15 @@
-"""Lip embeddings, an npz file for each utterance."""
+"""Lip embeddings, one npz file per utterance."""
 
 from kpstore.interop.base import Format
-from kpstore.interop.embeddings.layout import FORMAT
-from kpstore.interop.embeddings.read import EmbeddingsImport, looks_like_embeddings
+from kpstore.interop.embeddings.read import EmbeddingsImport, recognises
 from kpstore.interop.embeddings.write import EmbeddingsExport
 
 EMBEDDINGS = Format(
-    FORMAT,
+    "embeddings",
     "Lip embeddings: xxx_embedding.npz beside xxx.npz, an utterance each.",
     importer=EmbeddingsImport,
     exporter=EmbeddingsExport,
-    recognises=looks_like_embeddings,
-    target="folder",
+    recognises=recognises,
     examples=(
         "import embeddings MOUTHS lips.kps",
         "import embeddings MOUTHS lips.kps --config configs/LRS2-IIANet.yml",

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import (
-    ImportedFeature,
-    ImportedVideo,
-    NotedDocument,
-    Options,
-    imported,
-)
-from kpstore.interop.embeddings.layout import FORMAT, KEY, Layout
+from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
 from kpstore.interop.files import check_there
 from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows
@@ -28,29 +21,35 @@ from kpstore.sources.lip_lists import read_utterances
 from kpstore.sources.lips import folder_utterances
 from kpstore.sources.npz_files import NpzFile
 
+KEY = "embedding"
+"""Name of the array in each file."""
 SPEC = lip_spec()
+Layout = Literal["channels_first", "time_first"]
 
 
 @dataclass(frozen=True)
 class EmbeddingsImport(Options):
-    """Reads ``xxx_embedding.npz`` files, and ``xxx.npz`` beside them, of a folder and its folders.
+    """Reads the ``xxx_embedding.npz`` files of a folder and its subfolders, and ``xxx.npz``.
 
-    An utterance is a video; its id is its path in the folder without the suffix, its frames are
-    ``xxx.npz#0``, …. Without an embedding, the feature of the video is pending. Where an embedding
-    cannot be read, the frames have failed, with the reason.
+    Each utterance is a video: its id is its path in the folder without the suffix, its frames are
+    ``xxx.npz#0``, …. Without an embedding, the feature of the video is pending. If an embedding
+    cannot be read, all its frames have failed, with the reason.
 
     Parameters
     ----------
-    layout : of the arrays, ``"channels_first"`` (512, T) or ``"time_first"`` (T, 512); by default
-        told from the axis of 512, so it must be given where both axes are 512.
-    config : a YAML configuration; only utterances of the lists that it names, with their splits.
+    layout : axes of the arrays, ``"channels_first"`` (512, T) or ``"time_first"`` (T, 512); by
+        default told from the axis of length 512, so it must be given where both axes are 512.
+    config : a YAML configuration; only the utterances that its lists name are read, with their
+        splits.
     split : the split of these utterances, without ``config``.
     """
 
-    layout: Annotated[Layout | None, Option("Which axis is time, where both have 512.")] = None
+    layout: Annotated[Layout | None, Option("Order of the axes, where both are 512.")] = None
     config: Annotated[
         Path | None,
-        Option("A configuration, e.g. configs/LRS2-IIANet.yml: what it lists.", metavar="FILE"),
+        Option(
+            "Configuration that lists utterances, e.g. configs/LRS2-IIANet.yml.", metavar="FILE"
+        ),
     ] = None
     split: Annotated[str, Option("The split of these utterances, without --config.")] = ""
 
@@ -58,11 +57,11 @@ class EmbeddingsImport(Options):
         super().__post_init__()
         if self.split and self.config is not None:
             raise InvalidError(
-                f"split={self.split!r}: a configuration names the splits; leave it out"
+                f"split={self.split!r}: a configuration names the splits itself; leave split out"
             )
 
     def open(self, path: Path) -> EmbeddingsDocument:
-        """List the folder's utterances; see :class:`kpstore.interop.base.Importer`."""
+        """List the utterances of a folder; see :class:`kpstore.interop.base.Importer`."""
         check_there(path, "npz files", "folder")
         n_twice = 0
         if self.config is None:
@@ -90,7 +89,7 @@ class EmbeddingsDocument(NotedDocument):
         self._root, self._utterances, self._given = root, utterances, layout
         self.name = root.resolve().name
         document = {"layout": layout or self._first_layout()}
-        self.features = (ImportedFeature(SPEC, imported(FORMAT, document)),)
+        self.features = (ImportedFeature(SPEC, imported("embeddings", document)),)
 
     def _read(self) -> Iterator[ImportedVideo]:
         """Read all files, one after another.
@@ -98,8 +97,8 @@ class EmbeddingsDocument(NotedDocument):
         Raises
         ------
         InvalidError
-            If an array has no axis of 512, or two and no layout was given; or if no embedding at
-            all can be read.
+            If an array has no axis of length 512, or has two and no layout was given; or if no
+            embedding can be read at all.
         """
         n_read = 0
         torn: list[str] = []
@@ -119,7 +118,7 @@ class EmbeddingsDocument(NotedDocument):
                 with NpzFile(self._path(utterance, EMBEDDING_ENDING)) as file:
                     return _layout_of(file.header(KEY).shape, None, file.path)
             except (NotFoundError, InvalidError):
-                continue  # it is noted when all are read
+                continue  # it is noted when all files are read
         return "channels_first"
 
     def _path(self, utterance: str, ending: str) -> Path:
@@ -150,11 +149,11 @@ class EmbeddingsDocument(NotedDocument):
         return _Found(len(values), values)
 
     def _values(self, path: Path) -> NDArray[np.float32]:
-        """Return an embedding, (T, 512) float32."""
+        """Return the embedding in a file, (T, 512) float32."""
         with NpzFile(path) as file:
             header = file.header(KEY)
             if header.dtype.kind != "f":
-                raise InvalidError(f"{path}: {KEY!r} is of {header.dtype}; floats are needed")
+                raise InvalidError(f"{path}: {KEY!r} is {header.dtype}; floats are needed")
             layout = _layout_of(header.shape, self._given, path)
             with file.in_order(KEY) as rows:
                 values = rows.take(0, header.n_rows)
@@ -164,7 +163,7 @@ class EmbeddingsDocument(NotedDocument):
             single = np.ascontiguousarray(values, dtype=np.float32)
         if values.dtype.itemsize > 4 and not np.array_equal(single, values, equal_nan=True):
             raise InvalidError(
-                f"{path}: {KEY!r} is of {values.dtype} with more digits than float32 has"
+                f"{path}: {KEY!r} is {values.dtype} with more digits than float32 holds"
             )
         return single
 
@@ -182,7 +181,7 @@ class EmbeddingsDocument(NotedDocument):
 
 
 class _LayoutError(InvalidError):
-    """An array with unknown axes: a mistake in how it is read, not a damaged file."""
+    """An array with unknown axes, which is no damage but needs another option."""
 
 
 def _layout_of(shape: tuple[int, ...], given: Layout | None, path: Path) -> Layout:
@@ -210,7 +209,7 @@ def _layout_of(shape: tuple[int, ...], given: Layout | None, path: Path) -> Layo
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found of one utterance: frames, and their values or why they failed."""
+    """Contents of one utterance: its frames, and their values or why they failed."""
 
     n_frames: int
     values: NDArray[np.float32] | None = None
@@ -233,8 +232,8 @@ class _Found:
         return ImportedVideo(record, {LIP_FEATURE: rows}, {LIP_FEATURE: failed})
 
 
-def looks_like_embeddings(path: Path) -> bool:
-    """Whether a folder has an embedding in it, at most two folders deep."""
+def recognises(path: Path) -> bool:
+    """Return whether there is an embedding in a folder, at most two folders deep."""
     return path.is_dir() and any(
         next(path.glob(f"{depth}*{EMBEDDING_ENDING}"), None) for depth in ("", "*/", "*/*/")
     )

@@ -11,10 +11,10 @@ from typing import Annotated
 import numpy as np
 
 from kpstore.errors import InvalidError
-from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Options, Splits
-from kpstore.interop.embeddings.layout import KEY, Layout
+from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
+from kpstore.interop.embeddings.read import KEY, Layout
 from kpstore.interop.files import check_free, inside, written_aside
-from kpstore.interop.outputs import check_no_links, lost_notes
+from kpstore.interop.outputs import check_no_links, document_of, lost_notes
 from kpstore.options import Option
 from kpstore.schema.feature import State
 from kpstore.schema.lips import EMBEDDING_ENDING, LIP_FEATURE
@@ -24,33 +24,27 @@ from kpstore.store.video import Video
 
 
 @dataclass(frozen=True)
-class EmbeddingsExport(Options):
-    """Writes ``ID_embedding.npz`` for every utterance that is done, each whole or not at all.
+class EmbeddingsExport(FileExporter):
+    """Writes ``ID_embedding.npz`` into a folder for every utterance that is done.
 
     Utterances with a frame that failed or is pending are left out, and their frames counted.
 
     Parameters
     ----------
     feature : a vector per frame.
-    layout : of the arrays; as imported by default, and (512, T) where nothing was.
+    layout : axes of the arrays; by default as they were imported, or else (512, T).
     splits : only these.
     """
 
     feature: Annotated[str, Option("Which feature.")] = LIP_FEATURE
     layout: Annotated[
-        Layout | None, Option("Of the arrays; as imported by default, else channels_first.")
+        Layout | None, Option("Order of the axes; as imported by default, else channels_first.")
     ] = None
     splits: Splits = None
 
-    def export(
-        self,
-        store: BaseStore,
-        path: Path,
-        *,
-        overwrite: bool = False,
-        on_progress: OnProgress | None = None,
+    def _write(
+        self, store: BaseStore, path: Path, overwrite: bool, report: OnProgress
     ) -> ExportReport:
-        """Write the files into the folder ``path``; see :class:`kpstore.interop.base.Exporter`."""
         spec = store.feature(self.feature)
         if spec.axis != "frame" or len(spec.shape) != 1:
             raise InvalidError(
@@ -62,24 +56,23 @@ class EmbeddingsExport(Options):
         check_no_links(path, targets.values())
         check_free(targets.values(), overwrite=overwrite)
         path.mkdir(parents=True, exist_ok=True)
-        document = store.provenance(self.feature).get("document") or {}
-        as_imported = "time_first" if document.get("layout") == "time_first" else "channels_first"
-        layout = self.layout or as_imported
+        as_imported = document_of(store, self.feature, "embeddings").get("layout")
+        time_first = (self.layout or as_imported) == "time_first"
         frames = 0
         for video in chosen:
             values = video[self.feature]
-            array = np.ascontiguousarray(values if layout == "time_first" else values.T)
+            array = np.ascontiguousarray(values if time_first else values.T)
             with written_aside(targets[video.id]) as (aside,), aside.open("wb") as out:
                 np.savez_compressed(out, **{KEY: array})  # type: ignore[arg-type]
             frames += video.n_frames
-            (on_progress or (lambda n: None))(video.n_frames)
+            report(video.n_frames)
         notes = lost_notes(store, [self.feature])
         if any(store.splits):
-            notes.append("splits: the folder does not say them")
+            notes.append("splits: the folder does not hold them")
         return ExportReport([ExportedFile(path, frames, len(chosen), None, left_out)], notes)
 
     def _choose(self, store: BaseStore) -> tuple[list[Video], dict[str, int]]:
-        """Return the videos to write, and how many frames are not."""
+        """Return the videos to write, and the number of frames left out by reason."""
         status, states = store[fmt.status_name(self.feature)], store.states(self.feature)
         chosen, left_out = [], Counter({"failed": 0, "pending": 0})
         for position in store.index.select(split=self.splits):

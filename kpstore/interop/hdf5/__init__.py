@@ -11,7 +11,6 @@ HDF5 = Format(
     importer=Hdf5Import,
     exporter=Hdf5Export,
     recognises=recognises,
-    target="file",
     examples=(
         "export hdf5 phoenix.kps phoenix.h5",
         "export hdf5 phoenix.kps dev.h5 --split dev --compression gzip",

@@ -5,22 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.interop.base import (
-    ImportedFeature,
-    ImportedVideo,
-    NotedDocument,
-    imported,
-    rows_spec,
-)
+from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, imported, rows_spec
 from kpstore.interop.hdf5.layout import (
     BLOCK_BYTES,
     dataset_of,
@@ -30,17 +23,18 @@ from kpstore.interop.hdf5.layout import (
     own_item,
     texts_of,
 )
+from kpstore.interop.inputs import detect_parts, runs
 from kpstore.schema.face_lists import load_face_list
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
-from kpstore.schema.layout import N_POINTS, PART_SLICES, PARTS, keypoints_spec
+from kpstore.schema.layout import N_POINTS, PARTS, keypoints_spec
 
 if TYPE_CHECKING:
     from kpstore.interop.hdf5.read import Hdf5Import
 
 
 class ForeignDocument(NotedDocument):
-    """One dataset of a file; see :class:`kpstore.interop.base.Document`."""
+    """One dataset of an HDF5 file; see :class:`kpstore.interop.base.Document`."""
 
     def __init__(self, options: Hdf5Import, path: Path, file: h5py.File) -> None:
         super().__init__()
@@ -60,11 +54,10 @@ class ForeignDocument(NotedDocument):
                 f"({N_POINTS}, 3); leave out --face-list"
             )
         self._n_rows = self.n_frames = len(dataset)
-        known: dict[str, Any] = {"dataset": self._dataset}
+        known: dict[str, object] = {"dataset": self._dataset}
         if self._is_keypoints:
             known["face_list"] = {"name": self._faces.name, "sha256": self._faces.sha256}
-        self.features = (ImportedFeature(self._spec, imported("hdf5", **known)),)
-        self._rounded = 0
+        self.features = (ImportedFeature(self._spec, imported("hdf5", {}, **known)),)
         self._ids = self._column(file, ("video_ids", "video_id"))
         self._paths = self._column(file, ("image_paths", "image_path"))
         self._note_others(file)
@@ -74,13 +67,11 @@ class ForeignDocument(NotedDocument):
         return self._spec.name == "keypoints" and self._spec.shape == (N_POINTS, 3)
 
     def _find_spec(self, dataset: h5py.Dataset) -> FeatureSpec:
-        own = self._options.feature or re.sub(
-            r"[^a-z0-9_]+", "_", dataset.name.rpartition("/")[2].lower()
-        ).strip("_")
-        shape = dataset.shape[1:]
-        if shape == (N_POINTS, 3) and self._options.feature in ("", "keypoints"):
+        given, shape = self._options.feature, dataset.shape[1:]
+        if shape == (N_POINTS, 3) and given in ("", "keypoints"):
             return keypoints_spec(self._faces)
-        return rows_spec(own, shape, dataset.dtype.newbyteorder("=").name)
+        own = re.sub(r"[^a-z0-9_]+", "_", dataset.name.rpartition("/")[2].lower()).strip("_")
+        return rows_spec(given or own, shape, dataset.dtype.newbyteorder("=").name)
 
     def _column(self, file: h5py.File, names: Sequence[str]) -> list[str] | None:
         folder = self._dataset.rpartition("/")[0]
@@ -110,10 +101,9 @@ class ForeignDocument(NotedDocument):
             dataset = dataset_of(file, self._path, self._dataset)
             for video_id, rows in self._runs():
                 values = self._rows(dataset, rows)
-                paths = [f"{video_id}#{n}" for n in range(len(values))]
-                if self._paths:
-                    paths = self._paths[rows]
-                record = VideoRecord(video_id, self._options.split, tuple(paths))
+                numbered = (f"{video_id}#{n}" for n in range(len(values)))
+                paths = tuple(self._paths[rows] if self._paths else numbered)
+                record = VideoRecord(video_id, self._options.split, paths)
                 yield ImportedVideo(record, {self._spec.name: values})
         if self._rounded:
             self.note(
@@ -122,7 +112,7 @@ class ForeignDocument(NotedDocument):
             )
 
     def _runs(self) -> Iterator[tuple[str, slice]]:
-        """Yield the videos with their rows."""
+        """Yield the ids of the videos with their rows."""
         owners = self._ids
         if owners is None and self._paths is not None:
             folders = [PurePosixPath(path).parent.as_posix() for path in self._paths]
@@ -130,18 +120,15 @@ class ForeignDocument(NotedDocument):
         if owners is None:
             yield self.name, slice(0, self._n_rows)
             return
-        start = 0
-        for owner, run in groupby(owners):
+        for owner, rows in runs(owners):
             if not owner:
                 raise InvalidError(
-                    f"{self._path}: row {start} of {self._dataset} has an empty video id"
+                    f"{self._path}: row {rows.start} of {self._dataset} has an empty video id"
                 )
-            rows = slice(start, start + sum(1 for _ in run))
             yield owner, rows
-            start = rows.stop
 
     def _rows(self, dataset: h5py.Dataset, rows: slice) -> FeatureRows:
-        """Read one video in blocks: a file without ids is one video, which memory holds once."""
+        """Read one video in blocks: without ids the whole file is one, which memory holds once."""
         values = np.empty((rows.stop - rows.start, *self._spec.shape), dtype=self._spec.dtype)
         detected = np.ones((len(values), len(PARTS)), dtype=bool)
         size = max(1, BLOCK_BYTES // max(1, math.prod(dataset.shape[1:]) * dataset.dtype.itemsize))
@@ -149,11 +136,12 @@ class ForeignDocument(NotedDocument):
             block, first = values[start : start + size], rows.start + start
             self._fill(block, dataset[first : first + len(block)], first)
             if self._is_keypoints:
-                detected[start : start + size] = self._detect(block)
+                zeros = self._options.missing == "zeros"
+                detected[start : start + size] = detect_parts(block, zeros=zeros)
         return FeatureRows(values, {"detected": detected} if self._is_keypoints else {})
 
-    def _fill(self, block: NDArray[Any], found: NDArray[Any], first: int) -> None:
-        """Copy numbers of a file into rows; count those that change, refuse those that overflow."""
+    def _fill(self, block: NDArray[np.number], found: NDArray[np.number], first: int) -> None:
+        """Copy numbers of a file into rows; count rows that change, refuse those that overflow."""
         with np.errstate(all="ignore"):
             block[...] = found
             if not self._is_keypoints or np.can_cast(found.dtype, block.dtype, "safe"):
@@ -167,15 +155,3 @@ class ForeignDocument(NotedDocument):
                 "holds; keep the numbers as they are with --feature NAME"
             )
         self._rounded += int((~exact).any(axis=(1, 2)).sum())
-
-    def _detect(self, values: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return which parts were detected, (rows, parts), and set the others to NaN."""
-        detected = np.empty((len(values), len(PARTS)), dtype=bool)
-        for column, part in enumerate(PARTS):
-            block = values[:, PART_SLICES[part]]
-            gone = np.isnan(block)
-            if self._options.missing == "zeros":
-                gone |= block == 0
-            detected[:, column] = ~gone.all(axis=(1, 2))
-            block[~detected[:, column]] = np.nan
-        return detected

@@ -1,4 +1,4 @@
-"""HDF5 files: what import and export share."""
+"""The layout of exported HDF5 files, and how HDF5 files are read safely."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kpstore.errors import InvalidError
 from kpstore.interop.files import damage_named
 
 MARK = "kpstore_export"
-"""Root attribute of exported files; its value is the version of their layout, 1."""
+"""Root attribute of exported files; its value, 1, is the version of their layout."""
 ABOUT = "_kpstore_export_about"
 """Scalar text (JSON): name, annotations, and spec and provenance of every feature.
 
-An attribute could not hold more than 64 KiB. The name is not ``_kpstore``, the group by which
-kpstore's own HDF5 stores are recognised.
+An attribute could not hold more than 64 KiB. The name ``_kpstore`` is taken: it is the group by
+which kpstore's own HDF5 stores are recognised.
 """
 README = (
     "All videos lie one after another on the first axis of every dataset whose dimension is "
@@ -31,7 +31,7 @@ UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, Overflo
 
 
 def recognises(path: Path) -> bool:
-    """Whether a file is an export of kpstore's; other HDF5 files can be too many things."""
+    """Return whether a file was exported by kpstore; other HDF5 files could be anything."""
     try:
         if not path.is_file():
             return False
@@ -46,7 +46,7 @@ def recognises(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """Open a file; errors of h5py become one line."""
+    """Open a file; errors of h5py become an :class:`InvalidError` of one line."""
     with (
         damage_named(f"{path}: it is no HDF5 file, or a damaged one", UNREADABLE),
         h5py.File(path, "r") as file,
@@ -55,16 +55,14 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 
 def dataset_of(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
-    """Return a dataset whose values are all in this file.
+    """Return a dataset, whose values must all be in this file.
 
-    A file must not choose which other files are read.
+    A file must not decide which other files are read.
     """
     found = own_item(file, path, name)
     if not isinstance(found, h5py.Dataset):
-        raise InvalidError(
-            f"{path} has no dataset {name!r}; it has "
-            f"{', '.join(sorted(datasets_of(file))) or 'none'}"
-        )
+        there = ", ".join(sorted(datasets_of(file))) or "none"
+        raise InvalidError(f"{path} has no dataset {name!r}; it has {there}")
     if found.external or found.is_virtual:
         raise InvalidError(
             f"{path}: the values of {name!r} lie in other files, which are not read; copy them "
@@ -74,7 +72,7 @@ def dataset_of(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
 
 
 def own_item(file: h5py.File, path: Path, name: str) -> h5py.Group | h5py.Dataset | None:
-    """Return the item of a name, without following links; None if it does not exist."""
+    """Return an item by name, without following links; None if it does not exist."""
     found: h5py.Group | h5py.Dataset = file
     for part in name.split("/"):
         if part in ("", "."):
@@ -83,9 +81,8 @@ def own_item(file: h5py.File, path: Path, name: str) -> h5py.Group | h5py.Datase
         if link is None:
             return None
         if not isinstance(link, h5py.HardLink):
-            kind = (
-                "a link into another file" if isinstance(link, h5py.ExternalLink) else "a soft link"
-            )
+            external = isinstance(link, h5py.ExternalLink)
+            kind = "a link into another file" if external else "a soft link"
             raise InvalidError(
                 f"{path}: {name!r} is {kind}, which is not followed; name the dataset itself"
             )
@@ -113,7 +110,7 @@ def texts_of(dataset: h5py.Dataset, path: Path, rows: slice = slice(None)) -> li
 
 
 def only_dataset(path: Path, file: h5py.File) -> str:
-    """Return the name of the one dataset that holds rows of numbers; of several, ``keypoints``."""
+    """Return the name of the only dataset with rows of numbers; of several, ``keypoints``."""
     every = datasets_of(file)
     found = [n for n, d in every.items() if d.ndim >= 2 and len(d) and d.dtype.kind in "fiu"]
     if "keypoints" in found:
@@ -121,7 +118,7 @@ def only_dataset(path: Path, file: h5py.File) -> str:
     if len(found) != 1:
         listed = ", ".join(f"{n} {d.dtype} {d.shape}" for n, d in sorted(every.items()))
         raise InvalidError(
-            f"{path}: choose the rows of frames with --dataset NAME; its datasets are (links not "
-            f"counted): {listed or 'none'}"
+            f"{path}: choose the dataset with rows of frames by --dataset NAME; its datasets "
+            f"are (not counting links): {listed or 'none'}"
         )
     return found[0]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import h5py
 import numpy as np
@@ -16,14 +16,7 @@ from kpstore.errors import InvalidError
 from kpstore.interop.base import Document, ImportedFeature, ImportedVideo, Options
 from kpstore.interop.files import check_there, is_store
 from kpstore.interop.hdf5.foreign import ForeignDocument
-from kpstore.interop.hdf5.layout import (
-    ABOUT,
-    MARK,
-    UNREADABLE,
-    dataset_of,
-    opened,
-    texts_of,
-)
+from kpstore.interop.hdf5.layout import ABOUT, MARK, UNREADABLE, dataset_of, opened, texts_of
 from kpstore.options import Option
 from kpstore.schema.failures import FORM, Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
@@ -36,27 +29,27 @@ Missing = Literal["zeros", "nan"]
 
 @dataclass(frozen=True)
 class Hdf5Import(Options):
-    """Reads an export of kpstore's, or one dataset with a row per frame of another file.
+    """Reads a file that kpstore exported, or one dataset of another file, with a row per frame.
 
-    Of another file, ``image_paths`` and ``video_ids`` (one text per row) are read if they exist,
-    beside the dataset or at the root. Without ids, a video is the folder of its images; without
-    images too, the file is one video. Rows of a video must follow each other.
+    In other files, ``image_paths`` and ``video_ids`` (one text per row) are read if they exist,
+    beside the dataset or at the root. Without ids, each folder of images is a video; without
+    images, the file is one video. Rows of a video must follow each other.
 
     Parameters
     ----------
     dataset : ``group/name``; by default ``keypoints``, or the only dataset with rows of numbers.
-    feature : name in the store; that of the dataset by default. Rows (143, 3) are ``keypoints``.
-    split : of all videos.
+    feature : name of the feature; that of the dataset by default. Rows (143, 3) are ``keypoints``.
+    split : the split of all videos.
     missing : what stands for a part of ``keypoints`` that was not detected; NaN always does.
     face_list : which mesh points the face of ``keypoints`` is: a known name, or a file; phoenix by
         default.
     """
 
     dataset: Annotated[
-        str, Option("Which one, of a file that kpstore did not write.", metavar="NAME")
+        str, Option("Which dataset, of a file that kpstore did not write.", metavar="NAME")
     ] = ""
-    feature: Annotated[str, Option("Its name in the store.", metavar="NAME")] = ""
-    split: Annotated[str, Option("The split that its videos belong to.")] = ""
+    feature: Annotated[str, Option("Name of the feature in the store.", metavar="NAME")] = ""
+    split: Annotated[str, Option("The split of the videos.")] = ""
     missing: Annotated[
         Missing, Option("What stands for a part of keypoints that was not detected.")
     ] = "zeros"
@@ -75,15 +68,14 @@ class Hdf5Import(Options):
                 return ForeignDocument(self, path, file)
             if self != Hdf5Import():
                 raise InvalidError(
-                    f"{path} was written by kpstore export and says itself what it holds; leave "
-                    "out options"
+                    f"{path} was written by kpstore export and describes itself; leave out options"
                 )
             return ExportedDocument(path, file)
 
 
 def _refuse_store(path: Path) -> None:
     if is_store(path):
-        raise InvalidError(f"{path} is a kpstore store itself, nothing to import; open it as it is")
+        raise InvalidError(f"{path} is a kpstore store itself; open it instead of importing it")
 
 
 class ExportedDocument:
@@ -95,16 +87,10 @@ class ExportedDocument:
         self._path = path
         if file.attrs[MARK] != 1:
             raise InvalidError(
-                f"{path} has layout {file.attrs[MARK]!r} of exports, this kpstore reads 1"
+                f"{path} has version {file.attrs[MARK]!r} of the layout, this kpstore reads 1"
             )
-        about = _about(dataset_of(file, path, ABOUT), path)
-        self.name = str(about["name"])
-        self._annotations = [str(name) for name in about["annotations"]]
-        self._specs: dict[str, FeatureSpec] = about["specs"]
-        self.features = [
-            ImportedFeature(spec, about["features"][n]["provenance"])
-            for n, spec in self._specs.items()
-        ]
+        self.name, self._annotations, self.features = _about(dataset_of(file, path, ABOUT), path)
+        self._specs = {feature.spec.name: feature.spec for feature in self.features}
         self._lengths = _lengths(file, path)
         self.n_frames = int(self._lengths.sum())
         self._check(file)
@@ -160,7 +146,7 @@ class ExportedDocument:
                 }
                 yield self._video(file, record, position, rows, held)
 
-    def _check_states(self, states: Mapping[str, NDArray[Any]]) -> None:
+    def _check_states(self, states: Mapping[str, NDArray[np.generic]]) -> None:
         for name, values in states.items():
             odd = np.flatnonzero(~np.isin(values, [int(state) for state in State]))
             if len(odd):
@@ -177,7 +163,7 @@ class ExportedDocument:
         rows: slice,
         texts: Mapping[str, str],
     ) -> ImportedVideo:
-        """Return a video with the features in ``texts``, which says what of each failed."""
+        """Return a video with the features in ``texts``, which are the failures of each."""
         blocks, failed_frames, failed = {}, {}, {}
         for name, text in texts.items():
             spec = self._specs[name]
@@ -192,14 +178,15 @@ class ExportedDocument:
         return ImportedVideo(record, blocks, failed_frames, failed)
 
 
-def _about(dataset: h5py.Dataset, path: Path) -> dict[str, Any]:
-    """Return what an export says about itself, and in ``specs`` the specs of features by name."""
+def _about(dataset: h5py.Dataset, path: Path) -> tuple[str, list[str], list[ImportedFeature]]:
+    """Return the name, the annotations and the features that an export says it holds."""
     try:
         about = json.loads(dataset.asstr()[()])
-        features = about["features"].items()
-        specs = {name: FeatureSpec.from_json(feature["spec"]) for name, feature in features}
-        named = {"name": about["name"], "annotations": list(about["annotations"])}
-        return {**about, **named, "specs": specs}
+        features = [
+            ImportedFeature(FeatureSpec.from_json(feature["spec"]), feature["provenance"])
+            for feature in about["features"].values()
+        ]
+        return str(about["name"]), [str(name) for name in about["annotations"]], features
     except (*UNREADABLE, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InvalidError(
@@ -208,7 +195,7 @@ def _about(dataset: h5py.Dataset, path: Path) -> dict[str, Any]:
 
 
 def _lengths(file: h5py.File, path: Path) -> NDArray[np.int64]:
-    """Return the number of frames of each video; none at all in an export without videos."""
+    """Return the number of frames of each video, (videos,) int64."""
     if "n_frames" not in file:
         return np.zeros(0, dtype=np.int64)
     dataset = dataset_of(file, path, "n_frames")

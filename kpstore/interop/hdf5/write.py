@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import h5py
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from kpstore.backends.asides import check_room
 from kpstore.backends.base import TEXT, ArrayMeta
 from kpstore.errors import InvalidError
-from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Options, Splits
+from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
 from kpstore.interop.files import check_free, written_aside
 from kpstore.interop.hdf5.layout import ABOUT, BLOCK_BYTES, MARK, README
 from kpstore.options import Option
@@ -23,22 +22,22 @@ from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 
 _CHUNK_BYTES = 2**18
-"""Bytes of a chunk: a quarter of the cache that h5py has for each dataset."""
+"""Bytes of a chunk: a quarter of h5py's cache for each dataset."""
 _TEXT_ROW_BYTES = 2**10
 
 
 @dataclass(frozen=True)
-class Hdf5Export(Options):
+class Hdf5Export(FileExporter):
     """Writes one HDF5 file with the store's arrays under their names (docs/format.md).
 
-    Numbers keep their types, text is of variable length in UTF-8, dimensions have names, labels are
+    Numbers keep their types, text is UTF-8 of variable length, dimensions have names, labels are
     dimension scales.
 
     Parameters
     ----------
-    splits : only their videos.
-    features : only these, with all that belongs to them.
-    compression : of every dataset; ``"lzf"`` only h5py reads.
+    splits : only videos of these.
+    features : only these, with all arrays that belong to them.
+    compression : compression of every dataset; only h5py can read ``"lzf"``.
     """
 
     splits: Splits = None
@@ -47,25 +46,18 @@ class Hdf5Export(Options):
         Option("Only this feature; may be given again.", metavar="NAME", flag="--feature"),
     ] = None
     compression: Annotated[
-        Literal["none", "gzip", "lzf"], Option("How chunks are stored; lzf is for h5py alone.")
+        Literal["none", "gzip", "lzf"], Option("How chunks are stored; only h5py can read lzf.")
     ] = "none"
 
-    def export(
-        self,
-        store: BaseStore,
-        path: Path,
-        *,
-        overwrite: bool = False,
-        on_progress: OnProgress | None = None,
+    def _write(
+        self, store: BaseStore, path: Path, overwrite: bool, report: OnProgress
     ) -> ExportReport:
-        """Write the file; see :class:`kpstore.interop.base.Exporter`."""
-        writer = _Hdf5Writer(store, path, self, on_progress or (lambda n: None))
+        writer = _Hdf5Writer(store, path, self, report)
         check_free([path], overwrite=overwrite)
         with written_aside(path) as (aside,), h5py.File(aside, "w") as file:
             writer.write(file)
-        return ExportReport(
-            [ExportedFile(path, len(writer.rows["frame"]), len(writer.rows["video"]))]
-        )
+        frames, videos = writer.rows["frame"], writer.rows["video"]
+        return ExportReport([ExportedFile(path, len(frames), len(videos))])
 
 
 class _Hdf5Writer:
@@ -77,18 +69,16 @@ class _Hdf5Writer:
         self._store, self._path, self._report = store, path, report
         names = store.features if options.features is None else dict.fromkeys(options.features)
         self._features = {name: fmt.check_feature(store.features, name) for name in names}
-        wanted = None if options.splits is None else list(dict.fromkeys(options.splits))
-        videos = store.index.select(split=wanted)
+        videos = store.index.select(split=options.splits)
         self.rows = {"video": videos, "frame": store.index.rows_of(videos)}
-        packed: dict[str, Any] = {"compression": options.compression, "shuffle": True}
-        self._packing = {} if options.compression == "none" else packed
+        self._compression = None if options.compression == "none" else options.compression
         if ABOUT in store.session.names():
             raise InvalidError(
                 f"the store has an annotation {ABOUT!r}, a name that the file needs itself"
             )
 
     def write(self, file: h5py.File) -> None:
-        """Write everything."""
+        """Write all arrays, with what they mean."""
         about = {
             "name": self._store.name,
             "annotations": self._store.annotation_names,
@@ -130,9 +120,7 @@ class _Hdf5Writer:
     def _create(self, file: h5py.File, name: str, meta: ArrayMeta) -> None:
         rows = self.rows.get(meta.dims[0], np.arange(meta.n_rows))
         text = meta.dtype == TEXT
-        row_bytes = (
-            _TEXT_ROW_BYTES if text else math.prod(meta.shape[1:]) * np.dtype(meta.dtype).itemsize
-        )
+        row_bytes = _TEXT_ROW_BYTES if text else meta.row_bytes
         chunk = max(1, min(_CHUNK_BYTES // row_bytes, len(rows)))
         dataset = file.create_dataset(
             name,
@@ -141,7 +129,8 @@ class _Hdf5Writer:
             chunks=(chunk, *meta.shape[1:]),
             maxshape=(None, *meta.shape[1:]),
             fillvalue=None if text else meta.fill,
-            **self._packing,
+            compression=self._compression,
+            shuffle=self._compression is not None,
         )
         dataset.attrs.update(
             {key: value for key, value in meta.attrs.items() if isinstance(value, str | int | list)}

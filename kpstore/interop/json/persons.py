@@ -1,13 +1,13 @@
-"""Reading the records of persons event by event, so that memory does not grow with the file."""
+"""Reading records of persons one event at a time, so that memory does not grow with the file."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import IO, Any
+from typing import IO
 
 import ijson  # type: ignore[import-untyped]
 import numpy as np
@@ -16,42 +16,56 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError
 from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, Field
 
+Event = tuple[str, object]
+"""Kind and value of what the parser found."""
 _MAX_DEPTH = 20
+_STORED = frozenset({"image_path", *(known.name for known in FRAME_FIELDS)})
+"""Keys of a frame whose values are stored by themselves."""
 
 
 @dataclass
 class Person:
-    """A person as in the file, but with ``video_data`` as arrays."""
+    """The record of a person, with ``video_data`` as arrays.
+
+    Parameters
+    ----------
+    fields : fields of the record; that of ``video_data`` is None.
+    face_path, paths : paths of the frontal picture and of the frames.
+    values : for each field of numbers its values by frame, None where a frame lacks it.
+    rest : other fields of frames, by frame number.
+    face : values of the frontal face, by field.
+    """
 
     name: str
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, object] = field(default_factory=dict)
+    face_path: str = ""
     paths: list[str] = field(default_factory=list)
     values: dict[str, list[NDArray[np.float64] | None]] = field(default_factory=dict)
-    rest: dict[int, dict[str, Any]] = field(default_factory=dict)
+    rest: dict[int, dict[str, object]] = field(default_factory=dict)
     face: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def paths_only(self) -> bool:
-        """Whether the person has paths of images and no features."""
+        """Whether the person has only paths of images, and no features."""
         return "video_data" not in self.fields
 
     def has(self, name: str) -> bool:
-        """Whether the frontal face or any frame has a field."""
+        """Return whether the frontal face or any frame has a field."""
         return name in self.face or any(v is not None for v in self.values.get(name, ()))
 
     def values_of(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """(frames, *shape) float64, NaN where a frame lacks an optional field."""
+        """Return a field as (frames, *shape) float64, NaN where a frame lacks it."""
         blank = np.full(shape, np.nan)
         given = [blank if value is None else value for value in self.values[name]]
         return np.array(given, dtype=np.float64).reshape(len(given), *shape)
 
 
 class WideIntegerError(Exception):
-    """An integer of more than 64 bits, which the fast way of reading numbers cannot hold."""
+    """An integer of more than 64 bits, for which the fast way of reading numbers has no room."""
 
 
 class PersonReader:
-    """Reads persons event by event; errors name the person and the frame.
+    """Reads persons one event at a time; errors name the person and the frame.
 
     With ``exact``, integers may have any number of digits, and reading takes longer.
     """
@@ -59,11 +73,9 @@ class PersonReader:
     def __init__(self, file: IO[bytes], path: str, *, exact: bool) -> None:
         self._place = self._path = path
         self._exact = exact
-        self._events: Iterator[tuple[str, Any]] = self._checked(
-            ijson.basic_parse(file, use_float=not exact)
-        )
+        self._events = self._checked(ijson.basic_parse(file, use_float=not exact))
 
-    def _checked(self, events: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    def _checked(self, events: Iterator[Event]) -> Iterator[Event]:
         try:
             yield from self._with_floats(events) if self._exact else events
         except InvalidError:
@@ -78,7 +90,7 @@ class PersonReader:
                 ) from None
             raise InvalidError(f"{self._place}: not JSON from here on: {told}") from None
 
-    def _with_floats(self, events: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    def _with_floats(self, events: Iterator[Event]) -> Iterator[Event]:
         for kind, value in events:
             number = float(value) if isinstance(value, Decimal) else value
             if isinstance(number, float) and not math.isfinite(number):
@@ -88,15 +100,16 @@ class PersonReader:
             yield kind, number
 
     def persons(self) -> Iterator[Person]:
-        """Yield persons; each name once."""
+        """Yield the persons; it is an error if two have the same name."""
         kind, value = next(self._events)
         if kind != "start_map":
             raise InvalidError(
                 f"{self._path}: {_kind(kind, value)} found; persons by name are needed, {{…}}"
             )
         seen: set[str] = set()
-        for kind, name in self._events:
+        for kind, value in self._events:
             if kind == "map_key":
+                name = str(value)
                 self._place = f"{self._path}: person {name!r}"
                 if name in seen or not name:
                     raise InvalidError(
@@ -129,36 +142,32 @@ class PersonReader:
                 break
             self._place = f"{place}, frame {number}"
             self._need(kind == "start_map", "it", _kind(kind, value), "a record, {…}")
-            record = self._build(kind, value)
-            path = self._pop(record, "image_path")
-            self._need(isinstance(path, str), "'image_path'", repr(path), "text")
-            person.paths.append(path)
+            record = self._record()
+            person.paths.append(self._text(record, "image_path"))
             for known in FRAME_FIELDS:
                 there = known.needed or known.name in record
-                person.values[known.name].append(
-                    self._array(known, self._pop(record, known.name)) if there else None
-                )
-            if record:
-                person.rest[number] = record
+                person.values[known.name].append(self._array(known, record) if there else None)
+            if rest := {key: value for key, value in record.items() if key not in _STORED}:
+                person.rest[number] = rest
         self._place = place
 
     def _check(self, person: Person) -> None:
         """Check a complete record, and read the frontal face."""
-        path = self._get(person.fields, FACE_PATH)
-        self._need(isinstance(path, str), f"{FACE_PATH!r}", repr(path), "text")
+        person.face_path = self._text(person.fields, FACE_PATH)
         if person.paths_only:
             if "face_features" in person.fields or "video_images" not in person.fields:
                 self._get(person.fields, "video_data")
             images = person.fields["video_images"]
-            right = isinstance(images, list) and all(isinstance(image, str) for image in images)
-            self._need(right, "'video_images'", "something else", "a list of paths")
+            if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
+                raise InvalidError(f"{self._place}: 'video_images' is not a list of paths")
             person.paths = images
             return
         for known in FACE_FIELDS:
             if known.needed or known.name in person.fields:
-                person.face[known.name] = self._array(known, self._get(person.fields, known.name))
+                person.face[known.name] = self._array(known, person.fields)
 
-    def _array(self, known: Field, value: Any) -> NDArray[np.float64]:
+    def _array(self, known: Field, record: Mapping[str, object]) -> NDArray[np.float64]:
+        value = self._get(record, known.name)
         length = len(value) if isinstance(value, list) else 1
         shape = (length,) if known.shape is None else known.shape
         wanted = "x".join(map(str, shape)) + " numbers" if shape else "a number"
@@ -176,22 +185,29 @@ class PersonReader:
             raise InvalidError(f"{self._place}: {known.name!r} is {found[:80]}; {wanted} needed")
         return array.astype(np.float64)
 
-    def _keys(self, record: dict[str, Any]) -> Iterator[str]:
+    def _keys(self, record: Mapping[str, object]) -> Iterator[str]:
         for kind, value in self._events:
             if kind == "end_map":
                 return
             if value in record:
                 raise InvalidError(f"{self._place}: {value!r} is there twice")
-            yield value
+            yield str(value)
 
-    def _build(self, kind: str, value: Any, depth: int = 0) -> Any:
-        """Return the value that an event begins."""
+    def _record(self, depth: int = 0) -> dict[str, object]:
+        """Return the record that begins here."""
+        record: dict[str, object] = {}
+        for key in self._keys(record):
+            record[key] = self._build(*next(self._events), depth + 1)
+        return record
+
+    def _build(self, kind: str, value: object, depth: int = 0) -> object:
+        """Return the value that begins with an event."""
         if depth > _MAX_DEPTH:
             raise InvalidError(
                 f"{self._place}: lists in lists in lists, more than {_MAX_DEPTH} deep"
             )
         if kind == "start_array":
-            items: list[Any] = []
+            items: list[object] = []
             for inner, item in self._events:
                 if inner == "number":
                     items.append(item)
@@ -199,35 +215,31 @@ class PersonReader:
                     return items
                 else:
                     items.append(self._build(inner, item, depth + 1))
-        if kind == "start_map":
-            record: dict[str, Any] = {}
-            for key in self._keys(record):
-                record[key] = self._build(*next(self._events), depth + 1)
-            return record
-        return value
+        return self._record(depth) if kind == "start_map" else value
 
     def _need(self, right: bool, name: str, found: str, wanted: str) -> None:
         if not right:
             raise InvalidError(f"{self._place}: {name} is {found}; {wanted} is needed")
 
-    def _pop(self, record: dict[str, Any], key: str) -> Any:
-        self._get(record, key)
-        return record.pop(key)
+    def _text(self, record: Mapping[str, object], key: str) -> str:
+        text = self._get(record, key)
+        self._need(isinstance(text, str), repr(key), repr(text), "text")
+        return str(text)
 
-    def _get(self, record: dict[str, Any], key: str) -> Any:
+    def _get(self, record: Mapping[str, object], key: str) -> object:
         if key not in record:
             raise InvalidError(f"{self._place}: no {key!r}")
         return record[key]
 
 
-def _kind(kind: str, value: Any) -> str:
+def _kind(kind: str, value: object) -> str:
     return {"start_map": "a record", "start_array": "a list"}.get(
         kind, json.dumps(value, ensure_ascii=False)[:80]
     )
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the message of the parser, and the text that its arrow points to."""
+    """Return the parser's message in one line, with the text that its arrow points to."""
     argument = error.args[0] if error.args else ""
     text = argument.decode(errors="replace") if isinstance(argument, bytes) else str(argument)
     first, *rest = text.split("\n")

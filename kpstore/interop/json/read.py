@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,15 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import (
-    ImportedFeature,
-    ImportedVideo,
-    NotedDocument,
-    Options,
-    imported,
-)
+from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
 from kpstore.interop.files import check_there
-from kpstore.interop.json.layout import FORMAT, REST
 from kpstore.interop.json.persons import Person, PersonReader, WideIntegerError
 from kpstore.options import Option
 from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, MODEL_DIMS
@@ -30,20 +24,22 @@ from kpstore.schema.index import VideoRecord
 
 Precision = Literal["auto", "single", "double"]
 
+REST = "person_fields"
+"""Annotation with the other fields of a person's record, as JSON; empty if there are none."""
 _SAMPLE_FRAMES = 100
 """Number of frames from which the dtype of each feature is decided."""
 _KEPT = frozenset(
     {FACE_PATH, "video_data", "feature_dim", "dinov2_model", *(known.name for known in FACE_FIELDS)}
 )
-"""Keys of a person whose values are stored by themselves."""
+"""Keys of a person's record whose values are stored elsewhere."""
 
 
 @dataclass(frozen=True)
 class FaceJsonImport(Options):
-    """Reads JSON of face features: a person is a video, its frames are ``video_data``.
+    """Reads JSON of face features: each person is a video, whose frames are ``video_data``.
 
-    The frontal face gives features of videos, ``face_<model>``, ``face_landmarks_2d``, …; frames
-    give ``<model>``, ``landmarks_2d``, …, ``spherical_angles``, ``avg_angle``. Persons with paths
+    The frontal face becomes features of videos, ``face_<model>``, ``face_landmarks_2d``, …; frames
+    become ``<model>``, ``landmarks_2d``, …, ``spherical_angles``, ``avg_angle``. Persons with paths
     only (``video_images``) become videos without features. Paths are kept, with forward slashes.
 
     Parameters
@@ -53,9 +49,10 @@ class FaceJsonImport(Options):
     split : the split of these persons.
     model : the model that made the features, where the file does not say; must agree with the file
         where it does.
-    precision : ``"auto"`` stores a feature as float32 if the first hundred frames are exact in it
-        (as text of ``float32.tolist()`` is), else as float64; a later number that does not fit is
-        an error. ``"single"`` rounds and notes how often; ``"double"`` stores float64.
+    precision : ``"auto"`` stores a feature as float32 if that holds the first hundred frames
+        exactly (as it does if they were written by ``float32.tolist()``), else as float64; a later
+        number that does not fit is an error. ``"single"`` rounds and notes how often; ``"double"``
+        stores float64.
     """
 
     base_dir: Annotated[
@@ -67,7 +64,7 @@ class FaceJsonImport(Options):
         str, Option("Which model made the features, e.g. dinov2_vitb14.", metavar="NAME")
     ] = ""
     precision: Annotated[
-        Precision, Option("Of the stored numbers; auto keeps them as they are.")
+        Precision, Option("Precision of the stored numbers; auto keeps them as they are.")
     ] = "auto"
 
     def open(self, path: Path) -> FaceDocument:
@@ -90,13 +87,13 @@ class FaceDocument(NotedDocument):
         sample = [person for person in self._sample() if not person.paths_only]
         self._specs = self._decide(sample) if sample else {}
         document = {} if options.base_dir is None else {"base_dir": str(options.base_dir)}
-        made = imported(FORMAT, document, model=self._model)
+        made = imported("json", document, model=self._model)
         self.features = tuple(ImportedFeature(spec, made) for spec in self._specs.values())
 
     def _read(self) -> Iterator[ImportedVideo]:
         for person in self._persons():
             rows = {} if person.paths_only else self._rows(person)
-            notes = {FACE_PATH: self._slashes(person.fields[FACE_PATH]), REST: _rest_text(person)}
+            notes = {FACE_PATH: self._slashes(person.face_path), REST: _rest_text(person)}
             paths = tuple(self._slashes(path) for path in person.paths)
             yield ImportedVideo(
                 VideoRecord(person.name, self._options.split, paths, annotations=notes), rows
@@ -106,16 +103,17 @@ class FaceDocument(NotedDocument):
         """Raise :class:`NotFoundError` unless an image of the first person is in ``base_dir``."""
         check_there(base_dir, "images", "folder")
         first = next(self._persons(), None)
-        paths = [] if first is None else [first.fields[FACE_PATH], *first.paths]
-        if paths and not any((base_dir / path).is_file() for path in paths):
+        if first is None:
+            return
+        if not any((base_dir / path).is_file() for path in (first.face_path, *first.paths)):
             raise NotFoundError(
-                f"--base-dir {base_dir}: no image of person {first.name if first else ''!r} is "
-                f"there, such as {base_dir / paths[0]}; give the folder that the paths in "
-                f"{self._path} are relative to"
+                f"--base-dir {base_dir}: no image of person {first.name!r} is there, such as "
+                f"{base_dir / first.face_path}; give the folder that the paths in {self._path} are "
+                "relative to"
             )
 
     def _sample(self) -> list[Person]:
-        """Return the first persons, up to enough frames with features."""
+        """Return the first persons, until they have enough frames with features."""
         sample: list[Person] = []
         for person in self._persons():
             if not (person.paths_only and sample):
@@ -141,7 +139,7 @@ class FaceDocument(NotedDocument):
     def _dtype(self, values: Sequence[NDArray[np.float64]]) -> str:
         if self._options.precision != "auto":
             return {"single": "float32", "double": "float64"}[self._options.precision]
-        return "float32" if all(_is_single(value) for value in values) else "float64"
+        return "float32" if all(_singles(value).all() for value in values) else "float64"
 
     def _rows(self, person: Person) -> dict[str, FeatureRows]:
         place = f"{self._path}: person {person.name!r}"
@@ -164,11 +162,11 @@ class FaceDocument(NotedDocument):
         return rows
 
     def _fit(self, values: NDArray[np.float64], spec: FeatureSpec, place: str) -> FeatureRows:
-        """Return values as they are stored; those beyond float32 are rounded or refused."""
-        if spec.dtype == "float32" and not _is_single(values):
-            rows = values.reshape(len(values), -1)
+        """Return values in their stored dtype; those beyond float32 are rounded or refused."""
+        if spec.dtype == "float32":
+            rows = values.reshape(len(values), math.prod(spec.shape))
             odd = np.flatnonzero(~_singles(rows).all(axis=1))
-            if self._options.precision == "auto":
+            if len(odd) and self._options.precision == "auto":
                 where = f"{place}, frame {odd[0]}" if spec.axis == "frame" else place
                 raise InvalidError(
                     f"{where}: {spec.name} needs more digits than float32, which was enough in the "
@@ -180,7 +178,7 @@ class FaceDocument(NotedDocument):
             return FeatureRows(values.astype(spec.dtype))
 
     def _model_of(self, person: Person) -> tuple[str, int]:
-        """Return model and length of a person's features, after checking that they agree."""
+        """Return the model and length of a person's features, after checking that they agree."""
         place, wanted = f"{self._path}: person {person.name!r}", self._options.model
         model, told = person.fields.get("dinov2_model", wanted), person.fields.get("feature_dim")
         if not model or not isinstance(model, str):
@@ -230,16 +228,13 @@ class FaceDocument(NotedDocument):
 
 
 def _singles(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which values are exact in float32, or NaN."""
     with np.errstate(over="ignore"):
         return np.asarray((values.astype(np.float32) == values) | np.isnan(values))
 
 
-def _is_single(values: NDArray[np.float64]) -> bool:
-    return bool(_singles(values).all())
-
-
 def _rest_text(person: Person) -> str:
-    """Return as JSON what of a person is stored nowhere else; empty if there is nothing."""
+    """Return, as JSON, what of a person is stored nowhere else; empty if there is nothing."""
     known = {FACE_PATH, "video_images"} if person.paths_only else _KEPT
     rest = {
         "fields": {key: value for key, value in person.fields.items() if key not in known},
@@ -250,8 +245,8 @@ def _rest_text(person: Person) -> str:
     return json.dumps(rest, ensure_ascii=False) if rest else ""
 
 
-def looks_like_faces(path: Path) -> bool:
-    """Whether a file is of this format, by its first bytes."""
+def recognises(path: Path) -> bool:
+    """Return whether a file is of this format, judged by its first bytes."""
     if path.suffix != ".json" or not path.is_file():
         return False
     try:

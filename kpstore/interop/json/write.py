@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Splits
+from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
 from kpstore.interop.files import check_free, written_aside
-from kpstore.interop.json.layout import REST
+from kpstore.interop.json.read import REST
 from kpstore.interop.outputs import lost_notes
 from kpstore.options import Option
 from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, Field
@@ -28,12 +28,13 @@ _BLOCK_FRAMES = 256
 
 
 @dataclass(frozen=True)
-class FaceJsonExport:
-    """Writes such JSON, to the byte as ``json.dump(…, indent=2, ensure_ascii=False)`` does.
+class FaceJsonExport(FileExporter):
+    """Writes JSON of face features, byte for byte as ``json.dump`` would.
 
-    Memory holds one person at a time. Frames that failed or are pending, and frames with a number
-    that is not finite, are left out and counted; so are persons without a frontal face. Persons
-    that were imported as paths only are written as such.
+    That is with ``indent=2, ensure_ascii=False``. Memory holds one person at a time. Frames that
+    failed or are pending, and frames with a number that is not finite, are left out and counted; so
+    are persons without a frontal face. Persons that were imported as paths only are written as
+    such.
 
     Parameters
     ----------
@@ -46,17 +47,11 @@ class FaceJsonExport:
     ] = ""
     splits: Splits = None
 
-    def export(
-        self,
-        store: BaseStore,
-        path: Path,
-        *,
-        overwrite: bool = False,
-        on_progress: OnProgress | None = None,
+    def _write(
+        self, store: BaseStore, path: Path, overwrite: bool, report: OnProgress
     ) -> ExportReport:
-        """Write the file; see :class:`kpstore.interop.base.Exporter`."""
         positions = store.index.select(split=self.splits)
-        writer = _JsonWriter(store, _find_model(store, self.model), on_progress or (lambda n: None))
+        writer = _JsonWriter(store, _find_model(store, self.model), report)
         check_free([path], overwrite=overwrite)
         with (
             written_aside(path) as (aside,),
@@ -75,7 +70,7 @@ class FaceJsonExport:
 
 
 def _find_model(store: BaseStore, model: str) -> str:
-    """Return the frames' feature, or ``""`` for a store of paths only."""
+    """Return the feature of frames, or ``""`` for a store of paths only."""
     held = sorted(
         n for n, f in store.features.items() if n.startswith("dinov2_") and f.spec.axis == "frame"
     )
@@ -99,8 +94,8 @@ def _find_model(store: BaseStore, model: str) -> str:
     return held[0] if held else ""
 
 
-def to_text(value: Any, indent: str = "") -> str:
-    """Return ``json.dumps(value, indent=2, ensure_ascii=False)``, but several times as fast."""
+def to_text(value: object, indent: str = "") -> str:
+    """Return ``json.dumps(value, indent=2, ensure_ascii=False)``, but several times faster."""
     if not isinstance(value, (list, dict)) or not value:
         return json.dumps(value, ensure_ascii=False)
     inner = f"{indent}  "
@@ -118,8 +113,8 @@ def to_text(value: Any, indent: str = "") -> str:
 class _JsonWriter:
     """Makes the text of one person after another."""
 
-    def __init__(self, store: BaseStore, model: str, on_progress: OnProgress) -> None:
-        self._store, self._model, self._on_progress = store, model, on_progress
+    def __init__(self, store: BaseStore, model: str, report: OnProgress) -> None:
+        self._store, self._model, self._report = store, model, report
         self._frame = self._present(FRAME_FIELDS, "frame") if model else {}
         self._face = self._present(FACE_FIELDS, "video") if model else {}
         self.n_frames = self.n_persons = 0
@@ -127,7 +122,7 @@ class _JsonWriter:
         self._faceless = 0
 
     def _present(self, fields: Sequence[Field], axis: Axis) -> dict[str, str]:
-        """Return the feature of each field, by the field's name."""
+        """Return the features that the store holds, by the name of their field."""
         names = {known.name: known.spec(self._model, 1, "float32", axis).name for known in fields}
         if axis == "video" and names["face_features"] not in self._store.features:
             names["face_features"] = "face_features"
@@ -145,13 +140,13 @@ class _JsonWriter:
         return {name: feature for name, feature in names.items() if feature in self._store.features}
 
     def notes(self) -> list[str]:
-        """Return what was not written, a line each."""
+        """Return what was not written, one line each."""
         written = {FACE_PATH, REST, *self._frame.values(), *self._face.values()}
         faceless = [f"persons without a frontal face or any frame: {self._faceless}"]
         return lost_notes(self._store, written) + (faceless if self._faceless else [])
 
     def person(self, video: Video) -> Iterator[str] | None:
-        """Return a person's text in pieces; None if there is nothing to write."""
+        """Return the text of a person in pieces; None if there is nothing to write."""
         notes = video.annotations
         rest = json.loads(notes.get(REST) or "{}")
         name = json.dumps(video.id, ensure_ascii=False)
@@ -171,26 +166,20 @@ class _JsonWriter:
             self.left_out["pending"] += left
             self._faceless += 1
             return None
-        return self._pieces(
-            video, name, {FACE_PATH: notes.get(FACE_PATH, ""), **face}, first, frames, rest
-        )
+        head = {FACE_PATH: notes.get(FACE_PATH, ""), **face}
+        start = f"{name}: {to_text(head, '  ')[:-4]}"
+        texts = frames if first is None else chain([first], frames)
+        return self._pieces(video, start, texts, rest.get("fields", {}))
 
     def _pieces(
-        self,
-        video: Video,
-        name: str,
-        head: dict[str, Any],
-        first: str | None,
-        frames: Iterator[str],
-        rest: Any,
+        self, video: Video, start: str, texts: Iterable[str], fields: Mapping[str, object]
     ) -> Iterator[str]:
-        yield f'{name}: {to_text(head, "  ")[:-4]},\n    "video_data": ['
+        yield f'{start},\n    "video_data": ['
         written = 0
-        for text in chain([] if first is None else [first], frames):
+        for text in texts:
             yield f"{',' if written else ''}\n      {text}"
             written += 1
         yield "\n    ]" if written else "]"
-        fields = rest.get("fields", {})
         if written < video.n_frames and "valid_video_images" in fields:
             fields = {**fields, "valid_video_images": written}
         dim = self._store.feature(self._model).shape[0]
@@ -201,11 +190,11 @@ class _JsonWriter:
     def _count(self, n_frames: int) -> None:
         self.n_persons += 1
         self.n_frames += n_frames
-        self._on_progress(n_frames)
+        self._report(n_frames)
 
-    def _face_values(self, position: int) -> dict[str, Any] | None:
-        """Return the numbers of the frontal face; None if one that is needed is missing."""
-        values = {}
+    def _face_values(self, position: int) -> dict[str, object] | None:
+        """Return the numbers of the frontal face; None if a needed one is missing."""
+        values: dict[str, object] = {}
         for known in FACE_FIELDS:
             feature = self._face.get(known.name)
             row = None if feature is None else np.asarray(self._store[feature][position])
@@ -215,8 +204,8 @@ class _JsonWriter:
                 return None
         return values
 
-    def _frames(self, video: Video, rest: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the text of each complete frame; counts the others."""
+    def _frames(self, video: Video, rest: Mapping[str, Mapping[str, object]]) -> Iterator[str]:
+        """Yield the text of each complete frame; count the others."""
         read = self._store.read
         for start in range(video.rows.start, video.rows.stop, _BLOCK_FRAMES):
             rows = np.arange(start, min(start + _BLOCK_FRAMES, video.rows.stop))
@@ -230,9 +219,8 @@ class _JsonWriter:
             }
             for i, row in enumerate(rows.tolist()):
                 if (status[:, i] != State.DONE).any():
-                    self.left_out[
-                        "failed" if (status[:, i] == State.FAILED).any() else "pending"
-                    ] += 1
+                    failed = (status[:, i] == State.FAILED).any()
+                    self.left_out["failed" if failed else "pending"] += 1
                 elif not all(finite[name][i] for name in needed):
                     self.left_out["empty"] += 1
                 else:

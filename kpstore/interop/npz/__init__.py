@@ -1,7 +1,7 @@
 """Arrays per split in npz files, as keypoint trainers read them."""
 
 from kpstore.interop.base import Format
-from kpstore.interop.npz.read import NpzImport, looks_like_npz
+from kpstore.interop.npz.read import NpzImport, recognises
 from kpstore.interop.npz.write import NpzExport
 
 NPZ = Format(
@@ -10,8 +10,7 @@ NPZ = Format(
     "them.",
     importer=NpzImport,
     exporter=NpzExport,
-    recognises=looks_like_npz,
-    target="folder",
+    recognises=recognises,
     examples=(
         "import npz OUT phoenix.kps",
         "export npz phoenix.kps OUT",

@@ -6,52 +6,95 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import (
-    ImportedFeature,
-    ImportedVideo,
-    NotedDocument,
-    Options,
-    imported,
-)
-from kpstore.interop.files import visible
+from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
+from kpstore.interop.files import damage_named, visible
+from kpstore.interop.inputs import detect_parts, runs
 from kpstore.interop.npz.layout import IDS, KEYPOINTS, PATHS, stats_name
-from kpstore.interop.npz.rows import NpzTable, runs
 from kpstore.interop.splits import UNSPLIT, split_rank
+from kpstore.interop.unpickling import loads_pickle
 from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, N_POINTS, PART_SLICES, PARTS, keypoints_spec
-from kpstore.sources.npz_files import NpyHeader
+from kpstore.sources.npz_files import BLOCK_BYTES, NpyHeader, NpzFile
 
 Zeros = Literal["missing", "values"]
 
 
+class NpzTable(NpzFile):
+    """An open npz file whose arrays may be text."""
+
+    def objects(self, name: str, member: IO[bytes], header: NpyHeader) -> NDArray[np.object_]:
+        """Return an array of Python objects, all of them text, without running any pickled code."""
+        texts = loads_pickle(member.read(), f"{self.path}: {name!r}, which holds Python objects,")
+        if (
+            not isinstance(texts, np.ndarray)
+            or texts.shape != header.shape
+            or texts.dtype.kind != "O"
+            or not all(type(text) is str for text in texts.flat)
+        ):
+            raise InvalidError(
+                f"{self.path}: {name!r} holds Python objects other than text, which are not read"
+            )
+        return np.asarray(texts)
+
+    def iter_texts(self, name: str) -> Iterator[str]:
+        """Yield the texts of an array, which is read block by block."""
+        header = self.header(name)
+        step = max(1, BLOCK_BYTES // max(header.row_bytes, 1))
+        with self.in_order(name) as rows:
+            for start in range(0, header.n_rows, step):
+                yield from self.texts(name, rows.take(start, min(start + step, header.n_rows)))
+
+    def texts(self, name: str, block: NDArray[Any]) -> list[str]:
+        """Return a block of a text array, (rows,), as a list of str.
+
+        Raises
+        ------
+        InvalidError
+            If it is not text, or is text that cannot be written as UTF-8.
+        """
+        with damage_named(
+            f"{self.path}: {name!r} holds text that is not Unicode", (UnicodeError, ValueError)
+        ):
+            if block.dtype.kind == "S":
+                block = np.char.decode(block, "utf-8")
+            if block.ndim != 1 or (block.dtype.kind not in "UO" and block.size):
+                raise InvalidError(
+                    f"{self.path}: {name!r} is {block.dtype}, {block.ndim}-D; one text a row is "
+                    "needed"
+                )
+            texts: list[str] = block.tolist()
+            "".join(texts).encode()
+        return texts
+
+
 @dataclass(frozen=True)
 class NpzImport(Options):
-    """Reads ``{split}_keypoints.npz`` files of a folder, or one npz file.
+    """Reads the ``{split}_keypoints.npz`` files of a folder, or one npz file.
 
-    Equal ``video_ids`` are one video, in the file's order. Rows of a video that do not follow each
-    other are brought together, through a temporary file. Rows of (143, 3) become the feature
+    Rows with equal ``video_ids`` are one video, in the order of the file. Scattered rows of a video
+    are brought together, through a temporary file. Rows of (143, 3) become the feature
     ``keypoints``.
 
     Parameters
     ----------
-    feature : another array than ``keypoints``, which gives the feature (and the files of a folder)
-        its name; also lets ``keypoints`` have rows of another shape than (143, 3).
+    feature : name of an array to read instead of ``keypoints``, and of its feature (the files of a
+        folder are named after it too); also permits ``keypoints`` of another shape than (143, 3).
     zeros : ``"missing"`` takes a part of keypoints that is all zeros as not detected, as such parts
-        are written; ``"values"`` keeps zeros. A part that is all NaN is never detected.
+        are written; ``"values"`` keeps zeros. A part that is all NaN was never detected.
     face_list : which points of MediaPipe's mesh the 68 face points are; the file does not say.
     """
 
     feature: Annotated[
         str | None,
-        Option("An array of another name, or `keypoints` of another shape.", metavar="NAME"),
+        Option("Array of another name, or `keypoints` of another shape.", metavar="NAME"),
     ] = None
     zeros: Annotated[Zeros, Option("What a part that is all zeros means.")] = "missing"
     face_list: Annotated[str, Option("Which face points: phoenix or ibug.", metavar="NAME")] = (
@@ -66,7 +109,7 @@ class NpzImport(Options):
     def open(self, path: Path) -> NpzDocument:
         """Open a file or folder.
 
-        Reads all ``video_ids`` once. See :class:`kpstore.interop.base.Importer`.
+        All ``video_ids`` are read once. See :class:`kpstore.interop.base.Importer`.
         """
         array = self.feature or KEYPOINTS
         parts = [_open_part(file, array) for file in npz_files(path, array)]
@@ -104,7 +147,7 @@ def _kind(header: NpyHeader) -> str:
 
 
 def npz_files(path: Path, array: str) -> list[Path]:
-    """Return the npz files of a folder that are named after an array; ``path`` itself if a file."""
+    """Return the npz files of a folder that are named after an array; ``path`` if it is a file."""
     if not path.is_dir():
         return [path]
     found = _named(path, array)
@@ -126,7 +169,7 @@ def _split_of(path: Path, array: str) -> str:
 
 @dataclass(frozen=True)
 class _Part:
-    """One npz file, and where the rows of each video lie in it."""
+    """One npz file, and which of its rows belong to each video."""
 
     path: Path
     array: str
@@ -136,7 +179,7 @@ class _Part:
 
     @property
     def interleaved(self) -> int:
-        """Number of videos whose rows do not follow each other."""
+        """Number of videos whose rows are not contiguous."""
         return sum(len(pieces) > 1 for pieces in self.videos.values())
 
 
@@ -152,10 +195,10 @@ def _open_part(path: Path, array: str) -> _Part:
             told = ", ".join(f"{n} {name}" for name, n in lengths.items())
             raise InvalidError(f"{path}: its arrays differ in length: {told}")
         videos: dict[str, list[slice]] = {}
-        for video_id, start, stop in runs(file.iter_texts(IDS)):
+        for video_id, rows in runs(file.iter_texts(IDS)):
             if not video_id:
-                raise InvalidError(f"{path}: row {start} has an empty video id")
-            videos.setdefault(video_id, []).append(slice(start, stop))
+                raise InvalidError(f"{path}: row {rows.start} has an empty video id")
+            videos.setdefault(video_id, []).append(rows)
     return _Part(path, array, _split_of(path, array), headers[array], videos)
 
 
@@ -167,8 +210,8 @@ class NpzDocument(NotedDocument):
         self._parts, self._spec, self._zeros = parts, spec, zeros
         self._has_parts = bool(spec.companions)
         self.name = path.resolve().name if path.is_dir() else path.stem
-        known: dict[str, Any] = {"zeros": zeros} if self._has_parts else {}
-        self.features = (ImportedFeature(spec, imported("npz", **known)),)
+        known = {"zeros": zeros} if self._has_parts else {}
+        self.features = (ImportedFeature(spec, imported("npz", {}, **known)),)
         self.n_frames = sum(part.values.n_rows for part in parts)
 
     def _read(self) -> Iterator[ImportedVideo]:
@@ -191,51 +234,45 @@ class NpzDocument(NotedDocument):
                     record = VideoRecord(video_id, part.split, tuple(paths))
                     yield ImportedVideo(record, {self._spec.name: rows})
 
-    def _rows(self, part: _Part, values: NDArray[Any], video_id: str) -> FeatureRows:
+    def _rows(self, part: _Part, values: NDArray[np.floating], video_id: str) -> FeatureRows:
         if not self._has_parts:
             return FeatureRows(values)
-        detected = np.ones((len(values), len(PARTS)), dtype=bool)
-        for column, (name, points) in enumerate(PART_SLICES.items()):
-            of_part = values[:, points].reshape(len(values), -1)
-            nan = np.isnan(of_part)
-            odd = np.flatnonzero(nan.any(axis=1) & ~nan.all(axis=1))
+        for name, points in PART_SLICES.items():
+            nan = np.isnan(values[:, points])
+            odd = np.flatnonzero(nan.any(axis=(1, 2)) & ~nan.all(axis=(1, 2)))
             if len(odd):
                 raise InvalidError(
                     f"{part.path}: frame {odd[0]} of video {video_id!r} has NaN in some numbers of "
                     f"{name} and not in others; a part that was not detected is all zeros or all "
                     "NaN"
                 )
-            missing = nan.all(axis=1)
-            if self._zeros == "missing":
-                missing |= (of_part == 0).all(axis=1)
-            values[missing, points] = np.nan
-            detected[:, column] = ~missing
+        detected = detect_parts(values, zeros=self._zeros == "missing")
         return FeatureRows(values, {"detected": detected})
 
     def _note_part(self, part: _Part, detected: NDArray[np.int64]) -> None:
         if part.interleaved:
             self.note(
                 f"{part.path.name}: the rows of {part.interleaved} videos do not follow each "
-                "other; they were brought together, so that an export has another order"
+                "other; they were brought together, so an export will have them in another order"
             )
         if not part.videos and part.split:
-            self.note(f"{part.path.name}: has no rows; a store has no split without videos")
+            self.note(f"{part.path.name}: has no rows; a store cannot hold a split without videos")
         counts = dict(zip(PARTS, detected.tolist(), strict=True)) if self._has_parts else {}
         self.note(*_compare_stats(part, counts))
 
 
 def _compare_stats(part: _Part, detected: Mapping[str, int]) -> list[str]:
-    """Return how a stats file differs from what was found, a line each."""
+    """Return how a stats file differs from what was found, one line for each difference."""
     path = part.path.with_name(stats_name(part.split, part.array))
     if not path.is_file():
         return []
     try:
         stats = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        return [f"{path.name}: cannot be read, so nothing was compared ({error})"]
+        return [f"{path.name}: cannot be read, so nothing was compared with it ({error})"]
     if not isinstance(stats, dict):
         return [f"{path.name}: holds {type(stats).__name__}, not counts by name"]
-    wanted = {
+    wanted: dict[str, object] = {
         "split": part.split or UNSPLIT,
         "num_samples": part.values.n_rows,
         "num_videos": len(part.videos),
@@ -251,16 +288,15 @@ def _compare_stats(part: _Part, detected: Mapping[str, int]) -> list[str]:
     return notes + [f"{path.name}: {key!r} is not stored" for key in stats if key not in wanted]
 
 
-def _same(told: Any, found: Any) -> bool:
+def _same(told: object, found: object) -> bool:
     if isinstance(found, list) and isinstance(told, list):
-        # Users' scripts write the shape of the whole array in one place and that of a row in
-        # another.
+        # Users' scripts write either the shape of the whole array or that of a row.
         return found in (told, told[1:])
-    return bool(told == found)
+    return told == found
 
 
-def looks_like_npz(path: Path) -> bool:
-    """Whether a file or folder is of this format, by names alone."""
+def recognises(path: Path) -> bool:
+    """Return whether a file or folder is of this format, judged by names alone."""
     if path.is_dir():
         return bool(_named(path, KEYPOINTS))
     if path.suffix != ".npz":

@@ -7,16 +7,21 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from kpstore.errors import InvalidError
-from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Options, Splits
+from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
 from kpstore.interop.files import check_free, written_aside
 from kpstore.interop.npz.layout import IDS, KEYPOINTS, PATHS, npz_name, stats_name
-from kpstore.interop.outputs import ChosenRows, blocks, choose_rows, lost_notes
+from kpstore.interop.outputs import (
+    ChosenRows,
+    blocks,
+    choose_rows,
+    feature_of_frames,
+    lost_notes,
+)
 from kpstore.interop.splits import UNSPLIT, check_file_names, chosen_splits
 from kpstore.options import Option
 from kpstore.schema.feature import MASK, part_names
@@ -28,19 +33,20 @@ Keep = Literal["drop", "keep"]
 
 
 @dataclass(frozen=True)
-class NpzExport(Options):
-    """Writes one npz file and one stats file per split, as ``prepare_model_input`` makes them.
+class NpzExport(FileExporter):
+    """Writes one npz file and one stats file per split into a folder.
 
-    The npz file holds ``keypoints`` (N, 143, 3) float32, ``image_paths`` (N) and ``video_ids`` (N)
-    text. With the defaults it is what users' scripts write: a part that was not detected is zeros,
-    and a frame in which nothing was detected is not there, so that a frame's place in the file is
-    not its number; ``image_paths`` has that. Frames that are not extracted yet are never in it. The
-    stats file counts the frames in which each part was detected.
+    They are as ``prepare_model_input`` makes them. The npz file holds ``keypoints`` (N, 143, 3)
+    float32, ``image_paths`` (N) and ``video_ids`` (N) text. With the defaults it is what users'
+    scripts write: a part that was not detected is zeros, and a frame in which nothing was detected
+    is left out, so that its place in the file is not a frame's number; ``image_paths`` has that.
+    Frames that are not extracted yet are never written. The stats file counts the frames in which
+    each part was detected.
 
     Parameters
     ----------
-    feature : any feature of frames; other features than ``keypoints`` give their own name to array
-        and files.
+    feature : any feature of frames; arrays and files of features other than ``keypoints`` have the
+        name of the feature.
     splits : only these; videos without a split go to ``all_keypoints.npz``.
     missing : ``"nan"`` writes a part that was not detected as NaN.
     failed : ``"keep"`` writes frames that failed, as missing.
@@ -53,20 +59,10 @@ class NpzExport(Options):
     failed: Annotated[Keep, Option("Frames that failed.")] = "drop"
     empty: Annotated[Keep, Option("Frames in which nothing was detected.")] = "drop"
 
-    def export(
-        self,
-        store: BaseStore,
-        path: Path,
-        *,
-        overwrite: bool = False,
-        on_progress: OnProgress | None = None,
+    def _write(
+        self, store: BaseStore, path: Path, overwrite: bool, report: OnProgress
     ) -> ExportReport:
-        """Write the files into the folder ``path``; see :class:`kpstore.interop.base.Exporter`."""
-        spec = store.feature(self.feature)
-        if spec.axis != "frame":
-            raise InvalidError(
-                f"feature {self.feature!r} belongs to videos; npz files hold features of frames"
-            )
+        spec = feature_of_frames(store, self.feature, "npz")
         wanted = chosen_splits(store, self.splits)
         check_file_names(wanted)
         paths = {
@@ -80,14 +76,12 @@ class NpzExport(Options):
         def found(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
             if not has_mask:
                 return np.ones(len(rows), dtype=bool)
-            return np.asarray(store.read(f"{self.feature}_detected", rows).any(axis=1))
+            return np.asarray(store.read(spec.companion(MASK), rows).any(axis=1))
 
         exported = []
         for split, (npz_path, stats_path) in paths.items():
             chosen = choose_rows(store, self.feature, split, found, drop)
-            writer = _SplitWriter(
-                store, self.feature, chosen, self.missing, on_progress or (lambda n: None)
-            )
+            writer = _SplitWriter(store, self, chosen, report)
             with written_aside(npz_path, stats_path) as (npz_aside, stats_aside):
                 writer.write_npz(npz_aside)
                 stats = json.dumps(writer.stats(), indent=2, ensure_ascii=False)
@@ -95,7 +89,7 @@ class NpzExport(Options):
             exported.append(
                 ExportedFile(npz_path, len(chosen.rows), writer.n_videos, split, chosen.left_out)
             )
-        companions = [c.name for c in spec.companions if c.name != "detected"]
+        companions = [c.name for c in spec.companions if c.name != MASK]
         more = {f"companions of {self.feature}": companions}
         return ExportReport(exported, lost_notes(store, [self.feature], **more))
 
@@ -104,26 +98,20 @@ class _SplitWriter:
     """Writes the rows of one split block by block, so that memory does not grow with the split."""
 
     def __init__(
-        self,
-        store: BaseStore,
-        feature: str,
-        chosen: ChosenRows,
-        missing: Missing,
-        report: OnProgress,
+        self, store: BaseStore, options: NpzExport, chosen: ChosenRows, report: OnProgress
     ) -> None:
-        self._store, self._feature = store, feature
+        self._store, self._options, self._report = store, options, report
         self._split, self._rows = chosen.split, chosen.rows
-        self._missing, self._report = missing, report
-        self._spec = store.feature(feature)
+        self._spec = store.feature(options.feature)
         self._parts = part_names(self._spec)
         self._detected = np.zeros(len(self._parts), dtype=np.int64)
         self.n_videos = len(np.unique(store.index.video_of(chosen.rows)))
 
     def write_npz(self, path: Path) -> None:
-        """Write the npz file; counts detections on the way."""
+        """Write the npz file, counting detections on the way."""
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
             shape = (len(self._rows), *self._spec.shape)
-            _write_array(archive, self._feature, self._spec.dtype, shape, self._values())
+            _write_array(archive, self._spec.name, self._spec.dtype, shape, self._values())
             for name, read in ((PATHS, self._image_paths), (IDS, self._video_ids)):
                 longest = max(
                     (len(text) for block in blocks(self._rows) for text in read(block)), default=1
@@ -132,23 +120,21 @@ class _SplitWriter:
                 texts = (read(block).astype(dtype) for block in blocks(self._rows))
                 _write_array(archive, name, dtype, (len(self._rows),), texts)
 
-    def stats(self) -> dict[str, Any]:
-        """Return what the stats file holds; after :meth:`write_npz`."""
+    def stats(self) -> dict[str, object]:
+        """Return the contents of the stats file; call :meth:`write_npz` first."""
+        detected = zip(self._parts, self._detected.tolist(), strict=True)
         return {
             "split": self._split or UNSPLIT,
             "num_samples": len(self._rows),
             "num_videos": self.n_videos,
             "keypoint_shape": list(self._spec.shape),
-            **{
-                f"{part}_detected": int(n)
-                for part, n in zip(self._parts, self._detected, strict=True)
-            },
+            **{f"{part}_detected": n for part, n in detected},
         }
 
-    def _values(self) -> Iterator[NDArray[Any]]:
+    def _values(self) -> Iterator[NDArray[np.generic]]:
         for rows in blocks(self._rows):
-            block = self._store.read(self._feature, rows)
-            if self._missing == "zeros" and block.dtype.kind == "f":
+            block = self._store.read(self._spec.name, rows)
+            if self._options.missing == "zeros" and block.dtype.kind == "f":
                 block[np.isnan(block)] = 0
             if self._parts:
                 self._detected += self._store.read(self._spec.companion(MASK), rows).sum(axis=0)
@@ -168,9 +154,9 @@ def _write_array(
     name: str,
     dtype: DTypeLike,
     shape: tuple[int, ...],
-    blocks: Iterable[NDArray[Any]],
+    blocks: Iterable[NDArray[np.generic]],
 ) -> None:
-    """Add one array to an npz file, as ``np.savez_compressed`` would, from blocks of rows."""
+    """Add one array to an npz file from blocks of rows, as ``np.savez_compressed`` would."""
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,

@@ -1,7 +1,7 @@
-"""Pickles of keypoints in all the forms that people have."""
+"""Pickles of keypoints, in all forms that are in use."""
 
 from kpstore.interop.base import Format
-from kpstore.interop.pickle.forms import is_pickle
+from kpstore.interop.pickle.forms import recognises
 from kpstore.interop.pickle.read import PickleImport
 from kpstore.interop.pickle.write import PickleExport
 
@@ -10,7 +10,7 @@ PICKLE = Format(
     "Pickles of keypoints: raw, per split, workers' own, flat, faces, model input, sequences.",
     importer=PickleImport,
     exporter=PickleExport,
-    recognises=is_pickle,
+    recognises=recognises,
     examples=(
         "import pickle phoenix_keypoints_full.pkl phoenix.kps",
         "import pickle TEMP_DIR train.kps --split train",

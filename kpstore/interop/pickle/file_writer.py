@@ -1,8 +1,8 @@
-"""Writing one pickle file, block by block."""
+"""Writing pickle files block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.interop.base import OnProgress
-from kpstore.interop.outputs import ChosenRows, blocks, joined
+from kpstore.interop.outputs import ChosenRows, blocks, document_of, joined
 from kpstore.interop.pickle.opcodes import PickleWriter, array_opcodes, plain
 from kpstore.interop.plain_values import from_json
 from kpstore.interop.splits import UNSPLIT
-from kpstore.schema.feature import State
+from kpstore.schema.feature import MASK, State
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
@@ -27,35 +27,39 @@ _FLAT = ("total", "success", "failed", "total_time")
 
 
 def detected_parts(store: BaseStore, feature: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which parts were detected, (rows, parts) bool: by the mask, or else the values."""
-    if any(c.name == "detected" for c in store.feature(feature).companions):
-        mask: NDArray[np.bool_] = store.read(f"{feature}_detected", rows)
+    """Return which parts were detected, (rows, parts) bool, by the mask or else by the values."""
+    spec = store.feature(feature)
+    if any(c.name == MASK for c in spec.companions):
+        mask: NDArray[np.bool_] = store.read(spec.companion(MASK), rows)
         return mask
     values = store.read(feature, rows)
-    parts = PART_SLICES.values() if values.shape[1] == N_POINTS else [slice(0, N_FACE)]
+    parts = _parts_of(values)
     return np.stack([~np.isnan(values[:, part]).all(axis=(1, 2)) for part in parts], axis=1)
 
 
+def _parts_of(values: NDArray[np.float32]) -> Collection[slice]:
+    """Return the points of each part of rows of 143 points, or of faces alone."""
+    return PART_SLICES.values() if values.shape[1] == N_POINTS else [slice(0, N_FACE)]
+
+
 class FileWriter:
-    """Writes one file of a store."""
+    """Writes the pickle files of a store."""
 
     def __init__(
         self, store: BaseStore, feature: str, options: PickleExport, report: OnProgress
     ) -> None:
         self._store, self._feature, self._options, self._report = store, feature, options, report
-        about = store.provenance(feature)
-        document = about.get("document") if about.get("format") == "pickle" else None
-        self._document: Mapping[str, Any] = document if isinstance(document, dict) else {}
+        self._document = document_of(store, feature, "pickle")
         self._backslashes = (
             options.paths == "as_imported" and self._document.get("paths") == "backslashes"
         )
         self._renamed: Mapping[str, str] = self._document.get("renamed_videos", {})
         self._about = {
-            key: from_json(value) for key, value in self._document.items() if key in _KEPT
+            key: from_json(self._document[key]) for key in _KEPT if key in self._document
         }
 
     def write(self, file: IO[bytes], chosen: Sequence[ChosenRows]) -> None:
-        """Write the rows of some splits."""
+        """Write one file with the rows of some splits."""
         writer = PickleWriter(file, (*PART_SLICES, "image_shape"))
         with writer.mapping():
             match self._options.form:
@@ -68,14 +72,14 @@ class FileWriter:
         writer.close()
 
     def _write_texts(
-        self,
-        writer: PickleWriter,
-        key: str,
-        read: Callable[[NDArray[np.int64]], list[str]],
-        rows: NDArray[np.int64],
+        self, writer: PickleWriter, rows: NDArray[np.int64], *, ids: bool = True
     ) -> None:
-        writer.value(key)
-        writer.sequence([plain(text) for text in read(block)] for block in blocks(rows))
+        texts = {"image_paths": self._image_paths}
+        if ids:
+            texts["video_ids"] = self._video_ids
+        for key, read in texts.items():
+            writer.value(key)
+            writer.sequence([plain(text) for text in read(block)] for block in blocks(rows))
 
     def _write_lists(self, writer: PickleWriter, chosen: Sequence[ChosenRows]) -> None:
         found = {choice.split or UNSPLIT: choice for choice in chosen}
@@ -85,20 +89,17 @@ class FileWriter:
             with writer.mapping():
                 writer.value("keypoints")
                 writer.sequence(self._frames(writer, block) for block in blocks(rows))
-                self._write_texts(writer, "image_paths", self._image_paths, rows)
-                self._write_texts(writer, "video_ids", self._video_ids, rows)
-        for key, value in self._facts(found).items():
-            writer.value(key)
-            writer.value(value)
+                self._write_texts(writer, rows)
+        writer.entries(self._facts(found))
 
     def _split_names(self, found: list[str]) -> list[str]:
-        """Return the splits in the order of the imported file, with those without frames in it."""
+        """Return the splits in the order of the imported file, with those that had no frames."""
         if self._options.splits is not None or self._options.form == "split":
             return found
         listed = [split for split in self._document.get("splits", ()) if isinstance(split, str)]
         return [*listed, *(split for split in found if split not in listed)]
 
-    def _facts(self, found: Mapping[str, ChosenRows]) -> dict[str, Any]:
+    def _facts(self, found: Mapping[str, ChosenRows]) -> dict[str, object]:
         facts = {
             "stats": self._stats(found),
             "keypoint_info": self._keypoint_info(),
@@ -107,11 +108,11 @@ class FileWriter:
         order = [key for key in self._document if key in facts]  # that of the imported file
         return {key: facts[key] for key in (*order, *facts)}
 
-    def _stats(self, found: Mapping[str, ChosenRows]) -> dict[str, Any]:
+    def _stats(self, found: Mapping[str, ChosenRows]) -> dict[str, object]:
         raw, held = self._options.form == "raw", _dict(self._about.get("stats"))
         if self._options.stats == "as_imported" and held:
             return {split: held[split] for split in held if split in found or raw}
-        stats: dict[str, Any] = {}
+        stats: dict[str, object] = {}
         for split, choice in found.items():
             failed = choice.failed + choice.left_out["empty"]
             success = len(choice.rows) + choice.left_out["failed"] - choice.failed
@@ -122,40 +123,36 @@ class FileWriter:
         names = dict.fromkeys(split for split in (*held, *stats) if split not in _FLAT)
         return {split: stats.get(split, held.get(split)) for split in names}
 
-    def _keypoint_info(self) -> Any:
+    def _keypoint_info(self) -> object:
         if "keypoint_info" in self._about:
             return self._about["keypoint_info"]
         parts = {part: rows.stop - rows.start for part, rows in PART_SLICES.items()}
-        return {
-            **parts,
-            "total": N_POINTS,
-            "face_list": self._store.feature(self._feature).attrs.get("face_list"),
-        }
+        face_list = self._store.feature(self._feature).attrs.get("face_list")
+        return {**parts, "total": N_POINTS, "face_list": face_list}
 
-    def _dataset_info(self, splits: list[str]) -> Any:
+    def _dataset_info(self, splits: list[str]) -> object:
         by_split = self._about.get("split_dataset_info", {})
         if self._options.form == "split" and splits[0] in by_split:
             return by_split[splits[0]]
         given = self._about.get("dataset_info")
         if self._options.form == "raw" and given is not None:
             return given
-        made = {**_dict(given)} or {"name": self._store.name, "splits": splits}
-        if self._options.form == "split":
-            location = PurePath(self._store.location).name
-            made = {
-                **made,
-                "source_file": location,
-                "split": splits[0],
-                "original_splits": [split or UNSPLIT for split in self._store.splits],
-            }
-        return made
+        made = _dict(given) or {"name": self._store.name, "splits": splits}
+        if self._options.form != "split":
+            return made
+        return {
+            **made,
+            "source_file": PurePath(self._store.location).name,
+            "split": splits[0],
+            "original_splits": [split or UNSPLIT for split in self._store.splits],
+        }
 
     def _write_faces(self, writer: PickleWriter, rows: NDArray[np.int64]) -> None:
         writer.value("keypoints")
         writer.array(
             (len(rows), N_FACE, 3), (self._points(block)[:, :N_FACE] for block in blocks(rows))
         )
-        self._write_texts(writer, "image_paths", self._image_paths, rows)
+        self._write_texts(writer, rows, ids=False)
 
     def _write_model_input(self, writer: PickleWriter, choice: ChosenRows) -> None:
         rows = choice.rows
@@ -169,22 +166,17 @@ class FileWriter:
                 writer.array(
                     shape, (self._points(block, report=False)[:, where] for block in blocks(rows))
                 )
-        self._write_texts(writer, "image_paths", self._image_paths, rows)
-        self._write_texts(writer, "video_ids", self._video_ids, rows)
-        for key, value in (
-            ("split", choice.split or UNSPLIT),
-            ("num_samples", len(rows)),
-            ("keypoint_shape", (len(rows), N_POINTS, 3)),
-        ):
-            writer.value(key)
-            writer.value(value)
+        self._write_texts(writer, rows)
+        shape = (len(rows), N_POINTS, 3)
+        writer.entries(
+            {"split": choice.split or UNSPLIT, "num_samples": len(rows), "keypoint_shape": shape}
+        )
 
     def _points(self, rows: NDArray[np.int64], *, report: bool = True) -> NDArray[np.float32]:
         values: NDArray[np.float32] = self._store.read(self._feature, rows)
         detected = detected_parts(self._store, self._feature, rows)
-        parts = [slice(0, N_FACE)] if values.shape[1] == N_FACE else PART_SLICES.values()
         fill = 0.0 if self._options.missing == "zeros" else np.nan
-        for column, where in enumerate(parts):
+        for column, where in enumerate(_parts_of(values)):
             values[~detected[:, column], where] = fill
         if report:
             self._report(len(rows))
@@ -237,5 +229,5 @@ class FileWriter:
         return [text.replace("/", "\\") for text in texts] if self._backslashes else texts
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""The forms of pickle that keypoint scripts write, all read as lists of frames by split."""
+"""Reading the forms of pickle that keypoint scripts write, all as lists of frames by split."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from kpstore.interop.splits import UNSPLIT, split_rank
 from kpstore.interop.unpickling import load_pickle
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
 
+Content = Mapping[str, object]
+Frames = Sequence[object] | NDArray[np.generic]
 Form = Literal["raw", "split", "workers", "flat", "face", "model_input", "sequences"]
 
 FORMS: Mapping[Form, str] = {
@@ -30,15 +32,15 @@ FORMS: Mapping[Form, str] = {
     "sequences": "lists of frames, one for each sequence",
 }
 NONE = "the file holds None for this frame"
-"""The reason of failed frames that come from a pickle."""
+"""Why frames from a pickle failed."""
 SPLIT_FILE = "mediaPipe_Phoenix."
 _NO_SPLIT = "workers' files do not say which split they belong to; see --split"
 MOST_WORKERS = 10_000
-"""The highest number up to which the file of a missing worker is looked for."""
+"""Highest number up to which missing files of workers are looked for."""
 WORKER_FILE = re.compile(r"temp_split_(\d+)_gpu(\d+)\.(?:pkl|pickle)\Z")
 _ABOUT = ("stats", "keypoint_info", "dataset_info")
 OTHER_KEYS = (*_ABOUT, "keypoints", "results", "sequences")
-"""Keys at the top of a file that are not splits, so that no split can have such a name."""
+"""Keys at the top of a file that are not splits; no split can have such a name."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,17 @@ class Listed:
 
     Parameters
     ----------
-    place : where in the file, for messages.
-    split : ``""`` for none.
+    place : where they are in the file, for messages.
+    split : name of the split; ``""`` for none.
     frames : dicts of parts, None where a frame failed; or rows of points, an array (N, points, 3)
         or a list.
-    paths : of the images; None where the file has none.
-    video_ids : None where the file has none.
+    paths : paths of the images; None if the file has none.
+    video_ids : id of the video of each frame; None if the file has none.
     """
 
     place: str
     split: str
-    frames: Sequence[Any] | NDArray[Any]
+    frames: Frames
     paths: Sequence[str] | None = None
     video_ids: Sequence[str] | None = None
 
@@ -79,15 +81,15 @@ class Listed:
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in a file or a folder.
+    """Contents of a file or a folder.
 
     Parameters
     ----------
     form : see :data:`FORMS`.
     listed : frames by split.
     points : 143, or 68 if there are only faces.
-    document : what else the file holds (JSON).
-    notes : what cannot be carried over.
+    document : other contents of the file (JSON).
+    notes : what cannot be carried over, one line each.
     """
 
     form: Form
@@ -97,8 +99,8 @@ class Contents:
     notes: Sequence[str] = ()
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether the first bytes of a file, or the names in a folder, are those of such a pickle."""
+def recognises(path: Path) -> bool:
+    """Return whether a file begins like a pickle, or a folder has files named like these forms."""
     try:
         if path.is_dir():
             return any(
@@ -114,7 +116,10 @@ def is_pickle(path: Path) -> bool:
 def read_contents(path: Path) -> Contents:
     """Return the contents of a pickle, or of a folder with a pickle per worker or per split.
 
-    :class:`InvalidError` if it is neither.
+    Raises
+    ------
+    InvalidError
+        If it is neither.
     """
     if not path.is_dir():
         check_there(path, "pickle")
@@ -194,38 +199,40 @@ def _read_file(path: Path) -> Contents:
     )
 
 
-def _about(
-    path: Path, content: Mapping[str, Any], known: Sequence[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return what goes into the document, and a note for every unknown key."""
-    document = {key: to_json(content[key], f"{path}[{key!r}]") for key in _ABOUT if key in content}
-    unknown = [key for key in content if key not in (*_ABOUT, *known)]
-    return document, [f"{path.name}: {key!r}, which no script is known to write" for key in unknown]
+def _about(path: Path, content: Content) -> dict[str, object]:
+    """Return what goes into the document as it is in the file."""
+    return {key: to_json(content[key], f"{path}[{key!r}]") for key in _ABOUT if key in content}
 
 
-def _read_raw(path: Path, content: Mapping[str, Any]) -> Contents:
+def _unknown(place: str, content: Content, known: Sequence[str]) -> list[str]:
+    """Return a note for every key that no script writes."""
+    return [
+        f"{place}: {key!r}, which no script is known to write"
+        for key in content
+        if key not in known
+    ]
+
+
+def _read_raw(path: Path, content: Content) -> Contents:
     splits = [key for key in content if key not in _ABOUT]
-    listed, notes = [], []
+    listed: list[Listed] = []
+    notes: list[str] = []
     for split in splits:
         group, place = content[split], f"{path}[{split!r}]"
         if not isinstance(split, str) or not isinstance(group, dict):
             raise InvalidError(
                 f"{place} is a {type(group).__name__}; a split is a dict of lists, named by a text"
             )
-        notes += [
-            f"{place}: {key!r}, which no script is known to write"
-            for key in group
-            if key not in ("keypoints", "image_paths", "video_ids")
-        ]
+        notes += _unknown(place, group, ("keypoints", "image_paths", "video_ids"))
         named = "" if split == UNSPLIT and "" not in splits else split
         listed.append(_listed(place, named, group))
-    document, _ = _about(path, content, splits)
     info = content.get("dataset_info")
     is_split = isinstance(info, dict) and "original_splits" in info and len(splits) == 1
-    document = {"form": "split" if is_split else "raw", "splits": splits, **document}
+    form: Form = "split" if is_split else "raw"
+    document = {"form": form, "splits": splits, **_about(path, content)}
     if is_split:
         document["split_dataset_info"] = {splits[0]: document.pop("dataset_info")}
-    return Contents("split" if is_split else "raw", listed, N_POINTS, document, notes)
+    return Contents(form, listed, N_POINTS, document, notes)
 
 
 def _listed(place: str, split: str, group: Mapping[str, Any], frames: Any = None) -> Listed:
@@ -239,7 +246,7 @@ def _listed(place: str, split: str, group: Mapping[str, Any], frames: Any = None
     )
 
 
-def _texts(place: str, group: Mapping[str, Any], name: str) -> Sequence[str] | None:
+def _texts(place: str, group: Content, name: str) -> Sequence[str] | None:
     texts = group.get(name)
     if isinstance(texts, np.ndarray):
         texts = texts.tolist()
@@ -250,7 +257,7 @@ def _texts(place: str, group: Mapping[str, Any], name: str) -> Sequence[str] | N
     return texts
 
 
-def _read_worker(path: Path, content: Mapping[str, Any]) -> Contents:
+def _read_worker(path: Path, content: Content) -> Contents:
     results = content["results"]
     if not isinstance(results, list):
         raise InvalidError(f"{path}['results'] is a {type(results).__name__}; a list is needed")
@@ -268,18 +275,17 @@ def _read_worker(path: Path, content: Mapping[str, Any]) -> Contents:
         [result["image_path"] for result in results],
         [result["video_id"] for result in results] if with_ids else None,
     )
-    others = {key: value for key, value in content.items() if key != "results"}
-    facts = {key: to_json(value, f"{path}[{key!r}]") for key, value in others.items()}
+    others = [key for key in content if key != "results"]
+    facts = {key: to_json(content[key], f"{path}[{key!r}]") for key in others}
     document = {"form": "workers", "workers": [facts]}
     return Contents("workers", [listed], N_POINTS, document, [_NO_SPLIT])
 
 
-def _read_sequences(path: Path, content: Mapping[str, Any]) -> Contents:
+def _read_sequences(path: Path, content: Content) -> Contents:
     sequences = content["sequences"]
-    good = isinstance(sequences, (list, np.ndarray)) and all(
-        isinstance(s, (list, np.ndarray)) for s in sequences
-    )
-    if not good:
+    if not isinstance(sequences, (list, np.ndarray)) or not all(
+        isinstance(frames, (list, np.ndarray)) for frames in sequences
+    ):
         raise InvalidError(f"{path}['sequences'] is not a list of lists of frames")
     ids = [
         f"sequence_{number:05d}"
@@ -287,7 +293,7 @@ def _read_sequences(path: Path, content: Mapping[str, Any]) -> Contents:
         for _ in range(len(frames))
     ]
     frames = [frame for sequence in sequences for frame in sequence]
-    document, notes = _about(path, content, ("sequences",))
+    notes = _unknown(path.name, content, (*_ABOUT, "sequences"))
     notes.append(
         f"{path.name}: sequences have no names; they are videos sequence_00000, sequence_00001, …"
     )
@@ -295,21 +301,14 @@ def _read_sequences(path: Path, content: Mapping[str, Any]) -> Contents:
     if empty:
         notes.append(f"{path.name}: {empty} sequences without frames")
     listed = Listed(f"{path}['sequences']", "", frames, None, ids)
-    points = _points_of(frames, str(path))
-    return Contents("sequences", [listed], points, {"form": "sequences", **document}, notes)
+    document = {"form": "sequences", **_about(path, content)}
+    return Contents("sequences", [listed], _points_of(frames, str(path)), document, notes)
 
 
-def _read_single(path: Path, content: Mapping[str, Any]) -> Contents:
-    own = (
-        "keypoints",
-        "image_paths",
-        "video_ids",
-        "keypoints_dict",
-        "split",
-        "num_samples",
-        "keypoint_shape",
-    )
-    document, notes = _about(path, content, own)
+def _read_single(path: Path, content: Content) -> Contents:
+    arrays = ("keypoints", "image_paths", "video_ids", "keypoints_dict")
+    known = (*_ABOUT, *arrays, "split", "num_samples", "keypoint_shape")
+    notes, document = _unknown(path.name, content, known), _about(path, content)
     split = content.get("split")
     if split is not None and not isinstance(split, str):
         raise InvalidError(f"{path}['split'] is a {type(split).__name__}; a text is needed")
@@ -321,8 +320,10 @@ def _read_single(path: Path, content: Mapping[str, Any]) -> Contents:
         str(path), "" if split in (None, UNSPLIT) else split, content, given if as_frames else None
     )
     points = _points_of(listed.frames, str(path))
-    arrays = isinstance(content["keypoints"], np.ndarray) and content["keypoints"].dtype != object
-    form: Form = "flat" if not arrays else "face" if points == N_FACE else "model_input"
+    keypoints = content["keypoints"]
+    form: Form = "flat"
+    if isinstance(keypoints, np.ndarray) and keypoints.dtype != object:
+        form = "face" if points == N_FACE else "model_input"
     if as_frames:
         document["keypoints_dict"] = "frames"
         notes.append(
@@ -335,25 +336,28 @@ def _read_single(path: Path, content: Mapping[str, Any]) -> Contents:
     return Contents(form, [listed], points, {"form": form, **document}, notes)
 
 
-def _check_repeated(path: Path, given: Any, frames: Any) -> list[str]:
-    """Return notes on a ``keypoints_dict`` that differs from the array."""
-    same = isinstance(given, dict) and set(given) == set(PART_SLICES)
-    for part, rows in PART_SLICES.items():
-        same = same and np.array_equal(
-            np.asarray(given[part]), np.asarray(frames)[:, rows], equal_nan=True
-        )
-    return [] if same else [f"{path.name}: 'keypoints_dict', which is not the parts of 'keypoints'"]
+def _check_repeated(path: Path, given: object, frames: Frames) -> list[str]:
+    """Return a note on a ``keypoints_dict`` that differs from the array."""
+    note = f"{path.name}: 'keypoints_dict', which is not the parts of 'keypoints'"
+    if not isinstance(given, dict) or set(given) != set(PART_SLICES):
+        return [note]
+    points = np.asarray(frames)
+    same = all(
+        np.array_equal(np.asarray(given[part]), points[:, rows], equal_nan=True)
+        for part, rows in PART_SLICES.items()
+    )
+    return [] if same else [note]
 
 
-def _points_of(frames: Any, place: str) -> int:
-    """Return 68 or 143: points per frame, by the array or the first frame that is not None."""
+def _points_of(frames: Frames, place: str) -> int:
+    """Return the points per frame, 68 or 143, of the array or the first frame that is not None."""
     if isinstance(frames, np.ndarray) and frames.dtype != object:
         shape = frames.shape[1:]
     else:
-        first: Any = next((frame for frame in frames if frame is not None), {})
+        first = next((frame for frame in frames if frame is not None), {})
         if isinstance(first, dict):
             return N_POINTS
-        shape = np.shape(first)
+        shape = np.asarray(first).shape
     if shape not in ((N_FACE, 3), (N_POINTS, 3)):
         raise InvalidError(f"{place}: keypoints of {shape} a frame; (68, 3) and (143, 3) are known")
     return int(shape[0])

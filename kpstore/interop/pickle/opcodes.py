@@ -1,16 +1,17 @@
-"""Pickles written piece by piece, so that memory does not grow with what goes into them.
+"""Writing pickles piece by piece, so that memory does not grow with their contents.
 
-The opcodes are those of protocol 4; arrays are numpy's own, under the module names that numpy 1 and
-2 both know. The same calls give the same bytes, whatever Python or numpy writes them.
+The opcodes are those of protocol 4; arrays are numpy's, under the module names that both numpy 1
+and 2 know. The same calls give the same bytes under any version of Python and numpy.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,21 +22,17 @@ _BINPUT, _BINGET = b"q", b"h"
 _MADE_BY, _ARGUMENTS, _DTYPE, _FIRST_TEXT = range(4)
 _MAKER = b"cnumpy.core.multiarray\n_reconstruct\n"
 _MADE_OF = b"cnumpy\nndarray\nK\x00\x85C\x01b\x87"  # (ndarray, (0,), b"b")
+_FLOAT32 = (
+    b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x89\x88\x87R"  # dtype("f4", False, True)
+    b"(K\x03X\x01\x00\x00\x00<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+)
 
 
 def _get(entry: int) -> bytes:
     return _BINGET + bytes([entry])
 
 
-def _dtype(dtype: np.dtype[Any]) -> bytes:
-    code, size = dtype.str[1:].encode(), dtype.itemsize
-    state = b"(K\x03X\x01\x00\x00\x00%sNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb" % (
-        b"<" if size > 1 else b"|"
-    )
-    return b"cnumpy\ndtype\nX" + len(code).to_bytes(4, "little") + code + b"\x89\x88\x87R" + state
-
-
-def plain(value: Any) -> bytes:
+def plain(value: object) -> bytes:
     """Return opcodes that make a plain value, and may stand anywhere in a file."""
     out = BytesIO()
     pickler = pickle.Pickler(out, 3)
@@ -45,24 +42,11 @@ def plain(value: Any) -> bytes:
 
 
 def array_opcodes(shape: tuple[int, ...]) -> tuple[bytes, bytes]:
-    """Return the opcodes before and after the bytes of a float32 array.
-
-    For files of :class:`PickleWriter`.
-    """
-    size = int(np.prod(shape, dtype=object)) * 4
-    width = (
-        b"B" + size.to_bytes(4, "little") if size < 2**32 else b"\x8e" + size.to_bytes(8, "little")
-    )
-    head = (
-        _get(_MADE_BY)
-        + _get(_ARGUMENTS)
-        + b"R(K\x01"
-        + plain(shape)
-        + _get(_DTYPE)
-        + b"\x89"
-        + width
-    )
-    return head, b"tb"
+    """Return the opcodes around the bytes of a float32 array in a file of :class:`PickleWriter`."""
+    size = math.prod(shape) * 4
+    code, width = (b"B", 4) if size < 2**32 else (b"\x8e", 8)
+    made, data = _get(_MADE_BY) + _get(_ARGUMENTS) + b"R", code + size.to_bytes(width, "little")
+    return made + b"(K\x01" + plain(shape) + _get(_DTYPE) + b"\x89" + data, b"tb"
 
 
 class PickleWriter:
@@ -70,18 +54,18 @@ class PickleWriter:
 
     Parameters
     ----------
-    file : open for binary writing.
-    texts : texts that come often, such as names of parts; at most 200.
+    file : a file that is open for binary writing.
+    texts : frequent texts, such as names of parts; at most 200.
 
     Attributes
     ----------
-    texts : opcodes of two bytes by text.
+    texts : the opcodes, two bytes, of each frequent text.
     """
 
     def __init__(self, file: IO[bytes], texts: Iterable[str] = ()) -> None:
         self._file = file
         self.texts: dict[str, bytes] = {}
-        parts = [_MAKER, _MADE_OF, _dtype(np.dtype(np.float32))]
+        parts = [_MAKER, _MADE_OF, _FLOAT32]
         for number, text in enumerate(texts, start=_FIRST_TEXT):
             parts.append(plain(text))
             self.texts[text] = _get(number)
@@ -92,19 +76,25 @@ class PickleWriter:
         """End the pickle; the file stays open."""
         self._file.write(_STOP)
 
-    def value(self, value: Any) -> None:
+    def value(self, value: object) -> None:
         """Write a plain value: the key or the value of a dict."""
         self._file.write(plain(value))
 
+    def entries(self, entries: Mapping[str, object]) -> None:
+        """Write the keys and plain values of a part of a dict."""
+        for key, value in entries.items():
+            self.value(key)
+            self.value(value)
+
     @contextmanager
     def mapping(self) -> Iterator[None]:
-        """Write a dict of what the block writes: key, value, key, value, …."""
+        """Write a dict of the keys and values that the block writes in turn."""
         self._file.write(_EMPTY_DICT + _MARK)
         yield
         self._file.write(_SETITEMS)
 
     def sequence(self, batches: Iterable[list[bytes]]) -> None:
-        """Write a list of items that are opcodes already, some at a time."""
+        """Write a list from batches of items that are opcodes already."""
         self._file.write(_EMPTY_LIST)
         for items in batches:
             if items:

@@ -1,4 +1,4 @@
-"""Frames of a pickle grouped by video, in the order in which the videos first come."""
+"""Grouping the frames of a pickle by video, in the order in which the videos first appear."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from kpstore.interop.pickle.forms import Listed
 from kpstore.interop.splits import UNSPLIT
@@ -15,7 +14,7 @@ from kpstore.interop.splits import UNSPLIT
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """One video: the places of its frames in their list."""
+    """One video, with the positions of its frames in their list."""
 
     video_id: str
     split: str
@@ -25,7 +24,7 @@ class VideoPlan:
 
 def slashed(path: str) -> str:
     """Return a path with forward slashes."""
-    return path.replace("\\", "/") if "\\" in path else path
+    return path.replace("\\", "/")
 
 
 class Planner:
@@ -33,15 +32,15 @@ class Planner:
 
     Parameters
     ----------
-    stem : the file's name, for videos without one.
-    split : of frames whose file names none.
+    stem : name of the file, for videos without a name.
+    split : the split of frames whose file names none.
     """
 
     def __init__(self, stem: str, split: str) -> None:
         self._stem, self._split = stem, split
         self._groups: list[tuple[Listed, str, dict[str, array[int]]]] = []
         self.notes: list[str] = []
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, object] = {}
         self._back = self._forward = 0
 
     def add(self, listed: Listed) -> None:
@@ -64,7 +63,7 @@ class Planner:
         split = listed.split or self._split
         if listed.split and self._split:
             self.notes.append(
-                f"{listed.place}: its split is {split!r}; the split given, {self._split!r}, is not "
+                f"{listed.place}: its split is {split!r}; the given split, {self._split!r}, is not "
                 "used"
             )
         if twice:
@@ -74,8 +73,8 @@ class Planner:
             )
         if runs != len(videos):
             self.notes.append(
-                f"{listed.place}: videos lie interleaved ({runs} runs of {len(videos)} videos); "
-                "frames are stored video by video, so that their order differs from the file's"
+                f"{listed.place}: videos are interleaved ({runs} runs of {len(videos)} videos); "
+                "frames are stored video by video, so their order differs from that of the file"
             )
         if listed.paths is None and len(listed.frames):
             self.notes.append(
@@ -87,8 +86,7 @@ class Planner:
     def _ids(self, listed: Listed) -> Sequence[str]:
         if listed.video_ids is not None:
             self._count_slashes(listed.video_ids)
-            empty = sum(not text for text in listed.video_ids)
-            if empty:
+            if empty := sum(not text for text in listed.video_ids):
                 self.notes.append(
                     f"{listed.place}: {empty} empty video ids; those frames are of video "
                     f"{self._stem!r}"
@@ -104,15 +102,12 @@ class Planner:
         self._forward += sum("/" in text for text in texts)
 
     def finish(self) -> list[VideoPlan]:
-        """Return the videos; an id that is in several splits gets its split before it."""
+        """Return the videos; an id that several splits have is prefixed with the split."""
         if self._back:
-            kind = "mixed" if self._forward else "backslashes"
+            kind, again = "backslashes", "export pickle --paths as_imported writes them again"
+            if self._forward:
+                kind, again = "mixed", "which paths had them is not stored"
             self.facts["paths"] = kind
-            again = (
-                "which of them it was is lost"
-                if self._forward
-                else "export pickle --paths as_imported writes them"
-            )
             self.notes.append(
                 f"backslashes in {self._back} paths and ids became forward slashes; {again}"
             )
@@ -136,15 +131,15 @@ class Planner:
 
 
 def _folder_names(listed: Listed, stem: str, notes: list[str]) -> list[str]:
-    """Return the folder of each frame's image: its name, or its path if two have that name."""
+    """Return the name of the folder of each image, or its path if other folders have that name."""
     folders = [slashed(path).rpartition("/")[0] for path in listed.paths or ()]
     short = {folder: PurePosixPath(folder).name for folder in dict.fromkeys(folders)}
     several = {name for name, count in Counter(short.values()).items() if count > 1}
     if several:
         notes.append(
-            f"{listed.place}: {len(several)} names are each of several folders; those videos have "
-            "the whole folder's"
+            f"{listed.place}: {len(several)} names belong to several folders each; those videos "
+            "are named by the whole path"
         )
-    notes.append(f"{listed.place}: no video ids; a video is the folder that its images are in")
+    notes.append(f"{listed.place}: no video ids; each folder of images is a video")
     names = {folder: folder if name in several else name for folder, name in short.items()}
     return [names[folder] or stem for folder in folders]

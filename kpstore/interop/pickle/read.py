@@ -1,4 +1,4 @@
-"""Importing pickles of keypoints, in every form that extraction and training scripts write."""
+"""Importing pickles of keypoints, in all forms that extraction and training scripts write."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from kpstore.interop.base import (
-    ImportedFeature,
-    ImportedVideo,
-    NotedDocument,
-    Options,
-    imported,
-)
+from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
 from kpstore.interop.pickle.forms import (
     FORMS,
     MOST_WORKERS,
@@ -31,15 +25,15 @@ from kpstore.interop.splits import UNSPLIT
 from kpstore.options import Option
 from kpstore.schema.array import ArraySpec
 from kpstore.schema.face_lists import load_face_list
-from kpstore.schema.feature import FeatureSpec
+from kpstore.schema.feature import MASK, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_FACE, POINT_NAMES, FaceList, keypoints_spec
 
 
 def face_keypoints_spec(face_list: FaceList) -> FeatureSpec:
-    """Return the feature ``face_keypoints``: (68, 3) float32 a frame, NaN where there is no face.
+    """Return the feature ``face_keypoints``: (68, 3) float32 per frame, NaN where there is no face.
 
-    Its companion ``detected`` is (1,) bool. Points are named as the face's of ``keypoints`` are.
+    Its companion ``detected`` is (1,) bool. Points have the names of the face of ``keypoints``.
     """
     whole = keypoints_spec(face_list)
     return FeatureSpec(
@@ -54,11 +48,7 @@ def face_keypoints_spec(face_list: FaceList) -> FeatureSpec:
         },
         companions=(
             ArraySpec(
-                "detected",
-                (1,),
-                ("face_part",),
-                "bool",
-                description="whether the face was detected",
+                MASK, (1,), ("face_part",), "bool", description="whether the face was detected"
             ),
         ),
         attrs={key: whole.attrs[key] for key in ("convention", "face_regions", "face_list")},
@@ -70,15 +60,15 @@ class PickleImport(Options):
     """Reads pickles of keypoints, and recognises their form; see :data:`forms.FORMS`.
 
     A frame that is None has failed; a part that is None is NaN and not detected. Frames that the
-    scripts dropped are neither in the file nor in the store, and only a frame's path has its
-    number.
+    scripts dropped are neither in the file nor in the store; the number of a frame is only in its
+    path.
 
     Parameters
     ----------
     face_list : which mesh points the 68 face points are: a known name, or a file.
-    split : of all frames, where the file names none.
-    zeros : what a part (or a face, in files of faces) means that is all zeros, in files of arrays.
-        Frames that are dicts have None for what is missing, so there zeros are values.
+    split : the split of all frames, where the file names none.
+    zeros : in files of arrays, the meaning of a part (or a face, in files of faces) that is all
+        zeros. Frames that are dicts have None for what is missing, so their zeros are values.
     """
 
     face_list: Annotated[str, Option("The 68 face points: phoenix, ibug, or a file.")] = "phoenix"
@@ -101,8 +91,8 @@ class PickleDocument(NotedDocument):
 
     Parameters
     ----------
-    path : for names and messages.
-    contents : what the file holds.
+    path : the file or the folder, for names and messages.
+    contents : contents of the file.
     face_list, split, zeros : see :class:`PickleImport`.
     """
 
@@ -119,7 +109,7 @@ class PickleDocument(NotedDocument):
         shapes = _shape_kind(contents.listed)
         if shapes:
             facts["image_shape"] = shapes
-        self.n_frames = sum(len(plan.places) for plan in self._plans)  # none of them twice
+        self.n_frames = sum(len(plan.places) for plan in self._plans)
         info = facts.get("dataset_info")
         named = info.get("name") if isinstance(info, dict) else None
         self.name = named if isinstance(named, str) and named else path.stem
@@ -156,10 +146,12 @@ class PickleDocument(NotedDocument):
         return ImportedVideo(record, {name: rows}, {name: failed} if failed else {})
 
 
-def _compare_stats(stats: Any, listed: Sequence[Listed]) -> list[str]:
-    """Return how the file's own statistics differ from what it holds."""
-    notes = []
-    for group in listed if isinstance(stats, dict) else ():
+def _compare_stats(stats: object, listed: Sequence[Listed]) -> list[str]:
+    """Return how the file's own statistics differ from its contents."""
+    notes: list[str] = []
+    if not isinstance(stats, dict):
+        return notes
+    for group in listed:
         own = stats.get(group.split or UNSPLIT, stats if "success" in stats else None)
         if not isinstance(own, dict):
             continue
@@ -173,7 +165,7 @@ def _compare_stats(stats: Any, listed: Sequence[Listed]) -> list[str]:
         if isinstance(total, int | np.integer) and total > len(group.frames):
             notes.append(
                 f"{group.place}: {total - len(group.frames)} of {total} frames were dropped when "
-                "this was made; they are not in the file"
+                "the file was made"
             )
     return notes
 
@@ -181,7 +173,7 @@ def _compare_stats(stats: Any, listed: Sequence[Listed]) -> list[str]:
 def _missing_workers(folder: Path) -> list[str]:
     """Return which workers left no file, by the numbers of the others.
 
-    A missing last one cannot be seen.
+    A missing last file goes unnoticed.
     """
     there = {int(match[1]) for path in folder.iterdir() if (match := WORKER_FILE.match(path.name))}
     gone = [
@@ -191,13 +183,13 @@ def _missing_workers(folder: Path) -> list[str]:
         return []
     shown = ", ".join(map(str, gone[:10])) + (", …" if gone[10:] else "")
     return [
-        f"of workers 0 to {max(there)} these left no file: {shown}; their part of the frames is "
-        "not here"
+        f"of workers 0 to {max(there)}, these left no file: {shown}; their share of the frames is "
+        "missing"
     ]
 
 
-def _missing_results(workers: Sequence[Any], listed: Sequence[Listed]) -> list[str]:
-    """Return how many frames the workers' own totals count and their files do not hold."""
+def _missing_results(workers: Sequence[object], listed: Sequence[Listed]) -> list[str]:
+    """Return how many frames the workers counted that their files do not hold."""
     totals = [
         total
         for facts in workers
@@ -213,7 +205,7 @@ def _missing_results(workers: Sequence[Any], listed: Sequence[Listed]) -> list[s
 
 
 def _shape_kind(listed: Sequence[Listed]) -> str:
-    """Return how the file has its image shapes: ``"tuple"``, ``"array"`` or not at all."""
+    """Return how the file holds image shapes: as ``"tuple"``, as ``"array"``, or ``""`` if not."""
     for group in listed:
         for frame in group.frames:
             if isinstance(frame, dict) and frame.get("image_shape") is not None:

@@ -1,18 +1,18 @@
-"""Rows of a store made from the frames of a pickle."""
+"""Making rows of a store from the frames of a pickle."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.interop.pickle.forms import NONE, Listed
-from kpstore.schema.feature import FeatureRows, FeatureSpec
+from kpstore.schema.feature import MASK, FeatureRows, FeatureSpec
 from kpstore.schema.layout import N_FACE, PART_SLICES, PARTS
 
 Zeros = Literal["missing", "values"]
@@ -24,12 +24,12 @@ class RowMaker:
 
     Parameters
     ----------
-    spec, zeros : the feature, and what parts mean that are all zeros.
+    spec, zeros : the feature, and the meaning of parts that are all zeros.
     count : counts what rows cannot hold; see :meth:`NotedDocument.count`.
 
     Attributes
     ----------
-    gaps : numbers of frames that are missing within a video, of those videos that lack any.
+    gaps : for each video that lacks frames, how many are missing between its first and last.
     """
 
     def __init__(self, spec: FeatureSpec, zeros: Zeros, count: Callable[[str, int], None]) -> None:
@@ -48,55 +48,48 @@ class RowMaker:
         failed: dict[int, str] = {}
         sizes: set[tuple[int, int] | None] = set()
         for number, place in enumerate(places):
-            frame = listed.frames[place]
+            frame, where = listed.frames[place], f"{listed.place}['keypoints'][{place}]"
             if frame is None:
                 failed[number] = NONE
             elif isinstance(frame, dict):
-                self._fill_parts(rows, number, frame, listed, place)
-                sizes.add(_size(frame.get("image_shape"), listed, place))
+                self._fill_parts(rows, number, frame, where)
+                sizes.add(_size(frame.get("image_shape"), where))
             else:
-                self._fill_points(rows, number, frame, listed, place)
+                self._fill_points(rows, number, frame, where)
         return rows, failed, self._agreed(sizes)
 
     def _fill_parts(
-        self, rows: FeatureRows, number: int, frame: Mapping[str, Any], listed: Listed, place: int
+        self, rows: FeatureRows, number: int, frame: Mapping[str, object], where: str
     ) -> None:
         for part, points in frame.items():
             if part == "image_shape":
                 continue
-            where = self._parts.get(part)
-            if where is None:
+            columns = self._parts.get(part)
+            if columns is None:
                 self._count(f"frames also hold {part!r}, which is an unknown part", 1)
             elif points is not None:
-                shape = (where.stop - where.start, 3)
-                rows.values[number, where] = self._points(
-                    points, shape, listed, place, f"[{part!r}]"
-                )
-                rows.companions["detected"][number, PARTS.index(part)] = True
+                shape = (columns.stop - columns.start, 3)
+                rows.values[number, columns] = self._points(points, shape, f"{where}[{part!r}]")
+                rows.companions[MASK][number, PARTS.index(part)] = True
 
-    def _fill_points(
-        self, rows: FeatureRows, number: int, frame: Any, listed: Listed, place: int
-    ) -> None:
-        points = self._points(frame, self._spec.shape, listed, place, "")
+    def _fill_points(self, rows: FeatureRows, number: int, frame: object, where: str) -> None:
+        points = self._points(frame, self._spec.shape, where)
         rows.values[number] = points
-        for column, where in enumerate(self._parts.values()):
-            part = points[where]
+        for column, columns in enumerate(self._parts.values()):
+            part = points[columns]
             missing = np.isnan(part).all() or (self._zeros == "missing" and not part.any())
-            rows.companions["detected"][number, column] = not missing
+            rows.companions[MASK][number, column] = not missing
             if missing:
-                rows.values[number, where] = np.nan
+                rows.values[number, columns] = np.nan
 
-    def _points(
-        self, points: Any, shape: tuple[int, ...], listed: Listed, place: int, part: str
-    ) -> NDArray[np.float32]:
+    def _points(self, points: object, shape: tuple[int, ...], where: str) -> NDArray[np.float32]:
         try:
             found = np.asarray(points)
         except ValueError:
             found = np.empty((), dtype=object)  # a ragged list
         if found.shape != shape or found.dtype.kind not in "fiu":
             raise InvalidError(
-                f"{listed.place}['keypoints'][{place}]{part}: {found.shape} of {found.dtype}, "
-                f"{shape} of numbers are needed"
+                f"{where}: {found.shape} of {found.dtype}, {shape} of numbers are needed"
             )
         if found.dtype != np.float32:
             self._count(f"arrays are {found.dtype}; they are stored as float32", 1)
@@ -105,9 +98,7 @@ class RowMaker:
                     found = found.astype(np.float32)
             except FloatingPointError:
                 largest = np.abs(found).max()
-                raise InvalidError(
-                    f"{listed.place}['keypoints'][{place}]{part}: {largest:g} does not fit float32"
-                ) from None
+                raise InvalidError(f"{where}: {largest:g} does not fit float32") from None
         return found
 
     def _agreed(self, sizes: set[tuple[int, int] | None]) -> tuple[int, int]:
@@ -122,7 +113,7 @@ class RowMaker:
         return known.pop() if len(known) == 1 else (0, 0)
 
     def count_gaps(self, paths: Sequence[str]) -> None:
-        """Count the frames missing within a video, by the numbers in the paths."""
+        """Count the frames that are missing within a video, by the numbers in its paths."""
         found = [_NUMBER.search(path.rpartition("/")[2]) for path in paths]
         numbers = [int(match[1][-15:]) for match in found if match is not None]
         if len(numbers) != len(paths) or not numbers:
@@ -136,15 +127,14 @@ class RowMaker:
         )
 
 
-def _size(shape: Any, listed: Listed, place: int) -> tuple[int, int] | None:
-    """Return (height, width) of an image shape, which has two numbers, or three."""
+def _size(shape: object, where: str) -> tuple[int, int] | None:
+    """Return (height, width) of an image shape, which has two or three numbers."""
     if shape is None:
         return None
     numbers = np.asarray(shape)
     good = numbers.ndim == 1 and len(numbers) in (2, 3) and numbers.dtype.kind in "iu"
     if not good or numbers.min() < 1 or numbers.max() > 2**31 - 1:
         raise InvalidError(
-            f"{listed.place}['keypoints'][{place}]['image_shape'] is {str(shape)[:80]}; height and "
-            "width are needed"
+            f"{where}['image_shape'] is {str(shape)[:80]}; height and width are needed"
         )
     return int(numbers[0]), int(numbers[1])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Options, Splits
+from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
 from kpstore.interop.files import check_free, inside, written_aside
 from kpstore.interop.outputs import ChosenRows, blocks, choose_rows, joined
 from kpstore.interop.pickle.file_writer import FileWriter, detected_parts
@@ -25,7 +25,7 @@ Keep = Literal["drop", "keep"]
 
 
 @dataclass(frozen=True)
-class PickleExport(Options):
+class PickleExport(FileExporter):
     """Writes pickles; the same store gives the same bytes, and memory does not grow with it.
 
     Frames that are not extracted yet are never written.
@@ -35,16 +35,15 @@ class PickleExport(Options):
     form : ``"raw"`` is one file of lists by split; ``"split"`` a folder with such a file for each
         split, ``mediaPipe_Phoenix.train`` and so on; ``"face"`` one file with an array of faces;
         ``"model_input"`` a folder with ``train_keypoints.pkl`` and so on, arrays of 143 points.
-    feature : ``keypoints`` if not given; for faces ``face_keypoints`` where the store has no
-        keypoints.
+    feature : ``keypoints`` by default; for faces ``face_keypoints`` if the store has no keypoints.
     splits : only these; videos without a split are called ``all``.
-    failed : frames that failed are None (``"keep"``), in arrays all missing; lists keep them by
-        default, arrays do not.
+    failed : ``"keep"`` writes failed frames, as None in lists and as missing values in arrays;
+        lists keep them by default, arrays do not.
     empty : ``"keep"`` writes frames in which nothing was detected (for faces: no face).
     missing : in arrays, what a part that was not detected becomes; in lists it is None.
     paths : ``"as_imported"`` writes backslashes where the imported file had them.
-    stats : ``"as_imported"`` writes the imported file's statistics; otherwise they are counted, and
-        only the time is taken from there.
+    stats : ``"as_imported"`` writes the statistics of the imported file; otherwise frames are
+        counted, and only the time is taken from there.
     """
 
     form: Annotated[
@@ -70,33 +69,22 @@ class PickleExport(Options):
         Literal["recomputed", "as_imported"], Option("Statistics: counted, or the imported ones.")
     ] = "recomputed"
 
-    def export(
-        self,
-        store: BaseStore,
-        path: Path,
-        *,
-        overwrite: bool = False,
-        on_progress: OnProgress | None = None,
+    def _write(
+        self, store: BaseStore, path: Path, overwrite: bool, report: OnProgress
     ) -> ExportReport:
-        """Write the file, or the files of the folder ``path``.
-
-        See :class:`kpstore.interop.base.Exporter`.
-        """
         feature = self._feature(store)
         wanted = chosen_splits(store, self.splits)
         if self._is_folder:
             check_file_names(wanted)
-        if self._has_lists:
+        if self.has_lists:
             _check_keys(wanted)
         targets = self._targets(path, wanted)
         if not self._is_folder and path.is_dir():
-            raise InvalidError(f"{path} is a folder; form {self.form!r} is one file: name it")
+            raise InvalidError(f"{path} is a folder; form {self.form!r} is one file: name one")
         if self._is_folder and path.is_file():
-            raise InvalidError(
-                f"{path} is a file; form {self.form!r} is a folder of files: name it"
-            )
+            raise InvalidError(f"{path} is a file; form {self.form!r} is a folder: name one")
         check_free(targets, overwrite=overwrite)
-        writer = FileWriter(store, feature, self, on_progress or (lambda n: None))
+        writer = FileWriter(store, feature, self, report)
         exported = []
         for target, splits in targets.items():
             chosen = [self._choose(store, feature, split) for split in splits]
@@ -110,26 +98,24 @@ class PickleExport(Options):
         return self.form in ("split", "model_input")
 
     @property
-    def _has_lists(self) -> bool:
+    def has_lists(self) -> bool:
+        """Whether frames are items of lists, and not rows of arrays."""
         return self.form in ("raw", "split")
 
     def _feature(self, store: BaseStore) -> str:
         faces = self.form == "face"
         default = "face_keypoints" if faces and "keypoints" not in store.features else "keypoints"
         feature = self.feature or default
-        if (
-            self.feature is None
-            and feature not in store.features
-            and "face_keypoints" in store.features
-        ):
+        lacking = self.feature is None and feature not in store.features
+        if lacking and "face_keypoints" in store.features:
             raise NotFoundError(
-                f"the store has faces alone, no keypoints for form {self.form!r}; use --form face"
+                f"the store has only faces, no keypoints for form {self.form!r}; use --form face"
             )
-        shape = store.feature(feature).shape
+        spec = store.feature(feature)
         known = ((N_FACE, 3), (N_POINTS, 3)) if faces else ((N_POINTS, 3),)
-        if store.feature(feature).axis != "frame" or shape not in known:
+        if spec.axis != "frame" or spec.shape not in known:
             raise InvalidError(
-                f"feature {feature!r} has rows of {shape} per {store.feature(feature).axis}; form "
+                f"feature {feature!r} has rows of {spec.shape} per {spec.axis}; form "
                 f"{self.form!r} holds {' or '.join(map(str, known))} per frame"
             )
         return feature
@@ -145,7 +131,7 @@ class PickleExport(Options):
             parts = slice(1) if self.form == "face" else slice(None)
             return np.asarray(detected_parts(store, feature, rows)[:, parts].any(axis=1))
 
-        keeps_failed = self._has_lists if self.failed is None else self.failed == "keep"
+        keeps_failed = self.has_lists if self.failed is None else self.failed == "keep"
         drop = {"failed": not keeps_failed, "empty": self.empty == "drop"}
         return choose_rows(store, feature, split, found, [what for what in drop if drop[what]])
 
@@ -174,22 +160,18 @@ def _check_keys(splits: Sequence[str]) -> None:
 def _notes(
     store: BaseStore, feature: str, options: PickleExport, splits: Sequence[str]
 ) -> list[str]:
-    """Return what a pickle has no place for."""
+    """Return what a pickle has no place for, one line each."""
     chosen = store.index.select(split=splits)
     notes = []
-    empty = int((store.index.n_frames[chosen] == 0).sum())
-    if empty:
+    if empty := int((store.index.n_frames[chosen] == 0).sum()):
         notes.append(f"{empty} videos without frames")
-    if options.form in ("raw", "split") and any(
-        failure.reason != NONE for failure in store.failures(feature)
-    ):
+    if options.has_lists and any(failure.reason != NONE for failure in store.failures(feature)):
         notes.append("the reasons why frames failed; they are None")
     if store.annotation_names:
         notes.append(f"annotations of videos: {', '.join(store.annotation_names)}")
     if len(chosen) and np.isfinite(np.asarray(store["fps"])[chosen]).any():
         notes.append("frames per second")
-    others = [name for name in store.features if name != feature]
-    if others:
+    if others := [name for name in store.features if name != feature]:
         notes.append(f"other features: {', '.join(others)}")
     if _has_visibility(store, feature, chosen):
         notes.append("the visibility of pose points")
@@ -197,8 +179,8 @@ def _notes(
 
 
 def _has_visibility(store: BaseStore, feature: str, videos: NDArray[np.int64]) -> bool:
-    if not any(c.name == "visibility" for c in store.feature(feature).companions):
+    spec = store.feature(feature)
+    if not any(c.name == "visibility" for c in spec.companions):
         return False
-    every_block = blocks(store.index.rows_of(videos))
-    visibility = store.feature(feature).companion("visibility")
-    return any(bool(np.isfinite(store.read(visibility, block)).any()) for block in every_block)
+    name, every_block = spec.companion("visibility"), blocks(store.index.rows_of(videos))
+    return any(bool(np.isfinite(store.read(name, block)).any()) for block in every_block)

@@ -1,4 +1,4 @@
-"""Files of pose-format."""
+"""The ``.pose`` files of pose-format."""
 
 from kpstore.interop.base import Format
 from kpstore.interop.pose.read import PoseImport, recognises
@@ -11,7 +11,6 @@ POSE = Format(
     importer=PoseImport,
     exporter=PoseExport,
     recognises=recognises,
-    target="folder",
     examples=(
         "import pose signs/ signs.kps",
         "import pose clip.pose clip.kps --keep keypoints",

@@ -1,22 +1,18 @@
-"""The points of ``.pose`` files: their names, their features, and those of ``keypoints``."""
+"""Points of ``.pose`` files: their names, their features, and how they become ``keypoints``."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from pose_format.pose_header import PoseHeaderComponent
 
 from kpstore.errors import InvalidError
 from kpstore.schema.array import ArraySpec
 from kpstore.schema.feature import FeatureSpec
-from kpstore.schema.layout import (
-    HAND_POINT_NAMES,
-    POSE_POINT_NAMES,
-    FaceList,
-)
+from kpstore.schema.layout import HAND_POINT_NAMES, POSE_POINT_NAMES, FaceList
 
 SUFFIX = ".pose"
 COMPONENTS = {
@@ -27,14 +23,21 @@ COMPONENTS = {
 }
 """Names of the parts in pose-format (``pose_format.utils.holistic.holistic_components``)."""
 HEADER_FIELDS = ("version", "width", "height", "depth", "fps", "person", "people")
-"""The fields of ``pose_points_header``; ``person`` counts from 1."""
+"""Fields of ``pose_points_header``; ``person`` counts from 1."""
 
 
-def describe(components: Sequence[PoseHeaderComponent]) -> list[dict[str, Any]]:
-    """Return the components of a header as JSON.
+class Component(TypedDict):
+    """A component of a header as JSON: limbs are pairs of points, colours are red, green, blue."""
 
-    Each has a name, names of points, a format (``XYZC``), limbs and their colours.
-    """
+    name: str
+    format: str
+    points: list[str]
+    limbs: list[list[int]]
+    colors: list[list[int]]
+
+
+def describe(components: Sequence[PoseHeaderComponent]) -> list[Component]:
+    """Return the components of a header as JSON values."""
     return [
         {
             "name": component.name,
@@ -47,12 +50,12 @@ def describe(components: Sequence[PoseHeaderComponent]) -> list[dict[str, Any]]:
     ]
 
 
-def points_spec(name: str, components: Sequence[Mapping[str, Any]]) -> FeatureSpec:
+def points_spec(name: str, components: Sequence[Component]) -> FeatureSpec:
     """Return the feature that holds all points of a pose file: (points, dims) float32, in pixels.
 
     Its companion ``confidence`` (points,) float32 is that of the file, 0 where a point is missing.
-    The values of a missing point are NaN if the file has zeros there, else those of the file. The
-    components are in ``attrs["pose_components"]``.
+    The values of a missing point are NaN if the file has zeros there; others are those of the file.
+    The components are in ``attrs["pose_components"]``.
     """
     labels = tuple(
         f"{component['name']}.{point}" for component in components for point in component["points"]
@@ -80,7 +83,7 @@ def points_spec(name: str, components: Sequence[Mapping[str, Any]]) -> FeatureSp
 
 
 def header_spec(name: str) -> FeatureSpec:
-    """Return the feature of videos with the header of each file; see :data:`HEADER_FIELDS`."""
+    """Return the feature of videos with the header of their files; see :data:`HEADER_FIELDS`."""
     dim = f"{name}_header_field"
     return FeatureSpec(
         f"{name}_header",
@@ -95,14 +98,14 @@ def header_spec(name: str) -> FeatureSpec:
 
 @dataclass(frozen=True)
 class Part:
-    """Where one part of the 143 points lies in a file.
+    """Where a file holds one part of the 143 points.
 
     Parameters
     ----------
     columns : all points of the component.
-    sources : for each point of the part the file's points whose mean it is; empty where the file
-        lacks it.
-    axes : places of x, y and z in the format; z is None if the format has no z.
+    sources : for each point of the part, the points of the file whose mean it is; empty where the
+        file lacks it.
+    axes : positions of x, y and z in the format; z is None if the format has none.
     """
 
     columns: slice
@@ -110,13 +113,14 @@ class Part:
     axes: tuple[int, int, int | None]
 
 
-def find_parts(components: Sequence[Mapping[str, Any]], face_list: FaceList) -> dict[str, Part]:
-    """Return the parts of which a file has a point, by the names of components and points."""
+def find_parts(components: Sequence[Component], face_list: FaceList) -> dict[str, Part]:
+    """Return the parts of which a file has any point, by the names of components and points."""
     parts, start = {}, 0
+    part_of = {name: part for part, name in COMPONENTS.items()}
     for component in components:
         columns = slice(start, start + len(component["points"]))
         start = columns.stop
-        part = next((p for p, name in COMPONENTS.items() if name == component["name"]), None)
+        part = part_of.get(component["name"])
         form = component["format"].upper()[:-1]
         if part is None or part in parts or not {"X", "Y"} <= set(form):
             continue
@@ -134,19 +138,19 @@ def find_parts(components: Sequence[Mapping[str, Any]], face_list: FaceList) -> 
 
 
 def point_names(part: str) -> list[str]:
-    """Return the names of the points of a hand or of the pose in pose-format, in our order."""
+    """Return pose-format's names of the points of a hand or the pose, in the order of kpstore."""
     return [name.upper() for name in (POSE_POINT_NAMES if part == "pose" else HAND_POINT_NAMES)]
 
 
 def face_names(face_list: FaceList) -> list[str]:
-    """Return names of the 68 points: the mesh index, or those of a mean, as ``127+234``."""
+    """Return names of the 68 points: the mesh index, or for a mean the indices, as ``127+234``."""
     return ["+".join(map(str, indices)) for indices in face_list.indices]
 
 
 def _face_sources(
     places: Mapping[str, list[int]], face_list: FaceList
 ) -> tuple[tuple[int, ...], ...]:
-    # A list may name a mesh point twice, and then a file that was exported with it does too.
+    # A face list may name a mesh point twice, and so may a file that was exported with it.
     used: Counter[str] = Counter()
     sources: list[tuple[int, ...]] = []
     for name, indices in zip(face_names(face_list), face_list.indices, strict=True):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +17,12 @@ from pose_format.pose_header import PoseHeaderCache
 from pose_format.utils.reader import BytesIOReader
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import (
-    ImportedFeature,
-    ImportedVideo,
-    NotedDocument,
-    Options,
-    imported,
-)
+from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
 from kpstore.interop.files import check_there, damage_named, visible
 from kpstore.interop.pose.layout import (
     COMPONENTS,
     SUFFIX,
+    Component,
     Part,
     describe,
     find_parts,
@@ -50,12 +45,12 @@ _UNREADABLE = (
     NotImplementedError,
     EOFError,
 )
-"""What pose-format raises for bytes that are not a pose file: it checks nothing itself."""
+"""Errors that pose-format, which checks nothing itself, raises for bytes of other files."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """A pose file whose header was read, and whose length agrees with it."""
+    """A pose file whose header was read and agrees with its length."""
 
     path: Path
     id: str
@@ -68,14 +63,11 @@ class _File:
     """Whether pose-format will leave people out (version 0.0 only)."""
 
     @property
-    def components(self) -> list[dict[str, Any]]:
+    def components(self) -> list[Component]:
         return describe(self.header.components)
 
     def read(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return points and confidence, float32.
-
-        (frames, people, points, dims) and (frames, people, points).
-        """
+        """Return points, (frames, people, points, dims), and confidence, without dims; float32."""
         with damage_named(f"{self.path}: pose-format cannot read it", _UNREADABLE):
             body = Pose.read(self.path.read_bytes()).body
         points = np.asarray(body.data.data, dtype=np.float32)
@@ -88,9 +80,7 @@ def _look(path: Path, root: Path) -> _File:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise InvalidError(
-            f"{os.fsencode(path)!r}: the name is not UTF-8; rename the file"
-        ) from None
+        raise InvalidError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it") from None
     damaged = f"{path}: it is no .pose file, or only a part of one"
     with damage_named(damaged, _UNREADABLE), path.open("rb") as file:
         return _look_at(path, name, file)
@@ -111,7 +101,7 @@ def _look_at(path: Path, name: str, file: BinaryIO) -> _File:
         wanted += 4
     elif version == 0.1:
         fps, said, people = struct.unpack("<HHH", file.read(6))
-        # The count has 16 bits; of longer files the length says it.
+        # The count has only 16 bits; that of longer files follows from their length.
         n_frames = said if rest - 6 <= 0xFFFF * people * row else (rest - 6) // max(people * row, 1)
         wanted = 6 + n_frames * people * row
     elif version == 0.2:
@@ -130,7 +120,7 @@ def _look_at(path: Path, name: str, file: BinaryIO) -> _File:
 
 
 def _walk(file: BinaryIO, n_frames: int, header: PoseHeader) -> tuple[int, bool]:
-    """Return the bytes of a body of version 0.0, and whether a frame has more than one person."""
+    """Return the length of a body of version 0.0, and whether any frame has several people."""
     person = 2 + sum(4 * len(c.points) * len(c.format) for c in header.components)
     start, more = file.tell(), False
     for _ in range(n_frames):
@@ -142,29 +132,29 @@ def _walk(file: BinaryIO, n_frames: int, header: PoseHeader) -> tuple[int, bool]
 
 @dataclass(frozen=True)
 class PoseImport(Options):
-    """Reads a ``.pose`` file, or all of a folder and its folders, each as a video per person.
+    """Reads a ``.pose`` file, or all files of a folder and its subfolders; a person is a video.
 
-    A video is named after its file, without ``.pose`` and, where a folder is read, with its
-    folders. Where a file holds several people, person 1 is the video ``NAME#1``, and so on.
+    A video has the name of its file, without ``.pose`` and, where a folder is read, with its
+    subfolders. If a file holds several people, person 1 is the video ``NAME#1``, and so on.
 
     Parameters
     ----------
-    keep : ``"all"`` stores every point under ``feature``, and ``keypoints`` too where MediaPipe's
-        components are there; ``"keypoints"`` stores those alone.
+    keep : ``"all"`` stores every point under ``feature``, and also ``keypoints`` if MediaPipe's
+        components are there; ``"keypoints"`` stores only those.
     face_list : which mesh points make the face: a name in :data:`kpstore.schema.layout.FACE_LISTS`,
         or a list.
     feature : name of the feature with all points; files of other components need another one.
-    split : of all videos.
+    split : the split of all videos.
     """
 
-    keep: Annotated[Keep, Option("All points, or those of `keypoints` only.")] = "all"
+    keep: Annotated[Keep, Option("All points, or only those of `keypoints`.")] = "all"
     face_list: Annotated[str, Option("Which mesh points make the face.", metavar="NAME")] = (
         "phoenix"
     )
     feature: Annotated[str, Option("Name of the feature with all points.", metavar="NAME")] = (
         "pose_points"
     )
-    split: Annotated[str, Option("The split that the videos belong to.")] = ""
+    split: Annotated[str, Option("The split of the videos.")] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -177,9 +167,8 @@ class PoseImport(Options):
     @property
     def faces(self) -> FaceList:
         """The face list itself."""
-        return (
-            self.face_list if isinstance(self.face_list, FaceList) else FACE_LISTS[self.face_list]
-        )
+        given = self.face_list
+        return given if isinstance(given, FaceList) else FACE_LISTS[given]
 
     def open(self, path: Path) -> PoseDocument:
         """Read the headers of all files; see :class:`kpstore.interop.base.Importer`."""
@@ -235,8 +224,8 @@ class PoseDocument(NotedDocument):
             parts = self._parts[file.path]
             if file.more_people:
                 self.note(
-                    f"{file.path}: version 0.0 with several people; pose-format reads the first "
-                    "only"
+                    f"{file.path}: version 0.0 with several people; pose-format reads only the "
+                    "first"
                 )
             if not parts and self._options.keep == "keypoints":
                 self.note(f"{file.path}: no keypoints, as it has {_summary(file.components)}")
@@ -305,8 +294,8 @@ class PoseDocument(NotedDocument):
         return ImportedVideo(record, rows)
 
 
-def _same_components(files: Sequence[_File]) -> list[dict[str, Any]]:
-    """Return the components of all files; an error names the first file that has others."""
+def _same_components(files: Sequence[_File]) -> list[Component]:
+    """Return the components that all files have; an error names the first file with others."""
     first = files[0].components
     for file in files[1:]:
         if file.header is not files[0].header and file.components != first:
@@ -318,7 +307,7 @@ def _same_components(files: Sequence[_File]) -> list[dict[str, Any]]:
     return first
 
 
-def _summary(components: Sequence[Mapping[str, Any]]) -> str:
+def _summary(components: Sequence[Component]) -> str:
     return ", ".join(f"{c['name']} ({len(c['points'])} {c['format']})" for c in components)
 
 
@@ -328,10 +317,9 @@ def _keypoints(
     parts: Mapping[str, Part],
     scale: tuple[float, float, float],
 ) -> FeatureRows:
-    """Return the 143 points of one person, from (frames, points, dims), NaN where missing.
+    """Return the 143 points of one person, made from (frames, points, dims); NaN where missing.
 
-    pose-format multiplies x and y with width and height, and leaves z alone
-    (``holistic.component_points``).
+    pose-format multiplies x and y by width and height, but not z (``holistic.component_points``).
     """
     rows = keypoints_spec().empty_rows(len(values))
     for number, part in enumerate(PARTS):
@@ -358,9 +346,9 @@ def _keypoints(
 
 
 def _without_odd(visibility: NDArray[np.float32]) -> int:
-    """Set to NaN, in place, visibility outside of 0 to 1; return how many values there were.
+    """Set visibility outside of 0 to 1 to NaN, in place; return how many values there were.
 
-    They are on an unknown scale, so that clipping would invent numbers; but for the last bits.
+    Their scale is unknown, so clipping would invent numbers, except for rounding errors.
     """
     near = np.clip(visibility, 0.0, 1.0)
     odd = np.abs(visibility - near) > 1e-4
@@ -369,7 +357,7 @@ def _without_odd(visibility: NDArray[np.float32]) -> int:
 
 
 def recognises(path: Path) -> bool:
-    """Whether a file begins as .pose files do, or a folder holds some."""
+    """Return whether a file begins like a .pose file, or a folder holds some."""
     try:
         if path.is_dir():
             return bool(visible(path.rglob(f"*{SUFFIX}")))

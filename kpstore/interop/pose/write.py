@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,17 @@ from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeaderComponent, PoseHeaderDimensions
 
 from kpstore.errors import ExistsError, InvalidError
-from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Splits
+from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
 from kpstore.interop.files import check_free, folder_written_aside, inside, written_aside
 from kpstore.interop.outputs import check_no_links
-from kpstore.interop.pose.layout import COMPONENTS, HEADER_FIELDS, SUFFIX, face_names, point_names
+from kpstore.interop.pose.layout import (
+    COMPONENTS,
+    HEADER_FIELDS,
+    SUFFIX,
+    Component,
+    face_names,
+    point_names,
+)
 from kpstore.options import Option
 from kpstore.schema.feature import MASK, FeatureSpec, State
 from kpstore.schema.layout import N_POINTS, PART_SLICES, PARTS, FaceList
@@ -31,7 +38,7 @@ _WRITTEN_ORDER = ("pose", "face", "left_hand", "right_hand")
 
 
 class _Component(PoseHeaderComponent):  # type: ignore[misc]
-    """A component that counts the bytes of names: pose-format counts characters and cuts them."""
+    """A component that counts bytes of names; pose-format counts characters, and cuts names off."""
 
     def _write_str(self, buffer: BinaryIO, s: str) -> None:
         text = s.encode()
@@ -45,7 +52,7 @@ class _Body:
     ``values`` (frames, people, points, dims) and ``confidence`` (frames, people, points).
     """
 
-    components: Sequence[Mapping[str, Any]]
+    components: Sequence[Component]
     size: tuple[int, int, int]
     fps: float
     values: NDArray[np.float32]
@@ -65,19 +72,19 @@ class _Body:
 
 
 @dataclass(frozen=True)
-class PoseExport:
+class PoseExport(FileExporter):
     """Writes a ``.pose`` file (version 0.2) per video, ``OUT/VIDEO.pose``; or one, ``OUT.pose``.
 
     Videos that were imported from ``.pose`` files come back as they were; the people of one file go
-    into one again. Others are written from ``keypoints``, as MediaPipe's components with pixels for
-    x and y, and confidence 0 and zeros where a part is missing.
+    into one file again. Others are written from ``keypoints``, as MediaPipe's components with x and
+    y in pixels, and with confidence 0 and zeros where a part is missing.
 
     Parameters
     ----------
-    feature : ``"keypoints"`` or one that was imported from ``.pose`` files; by default each video's
-        imported points, where it has them, else its keypoints.
+    feature : ``"keypoints"`` or a feature that was imported from ``.pose`` files; by default the
+        imported points of each video that has them, else its keypoints.
     splits : only these.
-    fps : for videos whose frame rate is unknown.
+    fps : frame rate of videos whose own is unknown.
     """
 
     feature: Annotated[
@@ -86,16 +93,10 @@ class PoseExport:
     splits: Splits = None
     fps: Annotated[float | None, Option("Frame rate of videos that have none.")] = None
 
-    def export(
-        self,
-        store: BaseStore,
-        path: Path,
-        *,
-        overwrite: bool = False,
-        on_progress: OnProgress | None = None,
+    def _write(
+        self, store: BaseStore, path: Path, overwrite: bool, report: OnProgress
     ) -> ExportReport:
-        """Write the files; see :class:`kpstore.interop.base.Exporter`."""
-        writer = _PoseWriter(store, self, on_progress or (lambda n: None))
+        writer = _PoseWriter(store, self, report)
         groups, pending = writer.plan(path)
         if path.suffix == SUFFIX:
             if len(groups) != 1:
@@ -105,7 +106,7 @@ class PoseExport:
             check_free([path], overwrite=overwrite)
             with written_aside(path) as (aside,):
                 writer.write(next(iter(groups.values())), aside)
-        elif path.is_dir():  # its other files stay
+        elif path.is_dir():  # other files in it stay
             targets = [inside(path, name) for name in groups]
             check_no_links(path, targets)
             check_free(targets, overwrite=overwrite)
@@ -113,7 +114,7 @@ class PoseExport:
         else:
             if path.exists() or path.is_symlink():
                 raise ExistsError(
-                    f"{path} exists already and is no folder; choose another place for the files"
+                    f"{path} exists already and is not a folder; choose another place for the files"
                 )
             with folder_written_aside(path) as folder:
                 writer.write_all(groups, folder)
@@ -124,7 +125,7 @@ class PoseExport:
 
 
 class _PoseWriter:
-    """Writes the videos of a store, a file at a time."""
+    """Writes the videos of a store, one file at a time."""
 
     def __init__(self, store: BaseStore, options: PoseExport, report: OnProgress) -> None:
         self._store, self._options, self._report = store, options, report
@@ -139,17 +140,14 @@ class _PoseWriter:
         self._counts: Counter[str] = Counter()
 
     def notes(self) -> list[str]:
-        """Return what could not be carried over, a line each."""
+        """Return what could not be carried over, one line each."""
         return [f"{count} {what}" for what, count in self._counts.items() if count]
 
     def plan(self, path: Path) -> tuple[dict[str, list[Video]], int]:
-        """Return the videos of each file by its name, and the number of pending frames."""
-        index = self._store.index
-        wanted = self._options.splits
-        chosen = index.select(split=None if wanted is None else list(dict.fromkeys(wanted)))
+        """Return the videos of each file, by its name, and the number of pending frames."""
         groups: dict[str, list[Video]] = {}
         pending = 0
-        for position in chosen.tolist():
+        for position in self._store.index.select(split=self._options.splits).tolist():
             video = Video(self._store, position)
             if self._feature_of(video) is None:
                 pending += video.n_frames
@@ -173,9 +171,8 @@ class _PoseWriter:
 
     def _header(self, video: Video) -> dict[str, float] | None:
         name = f"{self._feature}_header"
-        if not self._has_points(video) or name not in self._store.features:
-            return None
-        if video.state(name) == State.PENDING:
+        stored = self._has_points(video) and name in self._store.features
+        if not stored or video.state(name) == State.PENDING:
             return None
         return dict(zip(HEADER_FIELDS, video[name].tolist(), strict=True))
 
@@ -222,7 +219,7 @@ class _PoseWriter:
         return known
 
     def _missing(self, video: Video, feature: str) -> NDArray[np.bool_]:
-        """Return which frames have no result, and count them."""
+        """Return which frames have no result, (frames,) bool, and count them."""
         missing: NDArray[np.bool_] = video[fmt.status_name(feature)] != State.DONE
         self._counts[
             "frames failed or are pending: they are written as frames in which nothing was found"
@@ -231,7 +228,7 @@ class _PoseWriter:
 
     def _points_body(self, videos: Sequence[Video]) -> _Body:
         header = self._header(videos[0])
-        if header is None:  # the rows were not imported, so that only the index knows the video
+        if header is None:  # the rows were not imported, so only the index knows the video
             video = videos[0]
             size, fps, people = (video.width, video.height, 0), self._fps(video, video.fps), 1
         else:
@@ -240,9 +237,8 @@ class _PoseWriter:
         n_points, n_dims = self._spec.shape
         values = np.zeros((videos[0].n_frames, people, n_points, n_dims), np.float32)
         confidence = np.zeros(values.shape[:3], np.float32)
-        self._counts["people are not there: they are written as not found"] += max(
-            people - len(videos), 0
-        )
+        n_gone = max(people - len(videos), 0)
+        self._counts["people are not there: they are written as not found"] += n_gone
         for video in videos if people else ():
             own = self._header(video)
             person = int(own["person"]) - 1 if own else 0
@@ -261,8 +257,8 @@ class _PoseWriter:
         values = video[feature].astype(np.float64)
         detected = video[spec.companion(MASK)] & ~missing[:, None]
         visibility = video[spec.companion("visibility")]
-        width, height = video.width or 1, video.height or 1
-        if not video.width or not video.height:
+        width, height = video.width, video.height
+        if not width or not height:
             width = height = 1
             self._counts[
                 "videos have no frame size: the header says 1 x 1, and x and y are fractions"
@@ -285,7 +281,7 @@ class _PoseWriter:
 
 
 def _hidden(detected: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which of the 143 points belong to a part that was not detected, (frames, 143)."""
+    """Return which points belong to a part that was not detected, (frames, 143) bool."""
     hidden = np.empty((len(detected), N_POINTS), dtype=bool)
     for column, part in enumerate(PARTS):
         hidden[:, PART_SLICES[part]] = ~detected[:, column : column + 1]
@@ -295,7 +291,7 @@ def _hidden(detected: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _confidence(
     values: NDArray[np.float64], detected: NDArray[np.bool_], visibility: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return the confidence of points, (frames, 143): 1 or the visibility; 0 where missing."""
+    """Return the confidence of points, (frames, 143): visibility or 1, and 0 where missing."""
     sure = np.ones(values.shape[:2], dtype=np.float32)
     sure[:, PART_SLICES["pose"]] = np.where(np.isnan(visibility), 1, visibility)
     sure[_hidden(detected) | np.isnan(values).any(axis=-1)] = 0
@@ -303,7 +299,7 @@ def _confidence(
 
 
 def _imported_feature(store: BaseStore) -> str | None:
-    """Return the feature that holds points of pose files, if there is one."""
+    """Return the feature with points of pose files, if there is one."""
     found = [
         name for name, stored in store.features.items() if "pose_components" in stored.spec.attrs
     ]
@@ -315,10 +311,8 @@ def _imported_feature(store: BaseStore) -> str | None:
 
 
 def _check_keypoints(spec: FeatureSpec) -> None:
-    named = {"face_list", "edges"} <= set(spec.attrs) and {c.name for c in spec.companions} >= {
-        "detected",
-        "visibility",
-    }
+    companions = {c.name for c in spec.companions}
+    named = {"face_list", "edges"} <= set(spec.attrs) and {MASK, "visibility"} <= companions
     if spec.shape != (N_POINTS, 3) or not named:
         raise InvalidError(
             f"feature {spec.name!r}, {spec.shape} a {spec.axis}, has no points that .pose files "
@@ -326,8 +320,8 @@ def _check_keypoints(spec: FeatureSpec) -> None:
         )
 
 
-def _keypoint_components(spec: FeatureSpec) -> list[dict[str, Any]]:
-    """Return MediaPipe's components, with the points that ``keypoints`` has."""
+def _keypoint_components(spec: FeatureSpec) -> list[Component]:
+    """Return MediaPipe's components with the points of ``keypoints``."""
     stored = spec.attrs["face_list"]
     faces = FaceList(stored["name"], stored["points"])
     colors = {
@@ -336,17 +330,17 @@ def _keypoint_components(spec: FeatureSpec) -> list[dict[str, Any]]:
         "left_hand": [0, 255, 0],
         "right_hand": [255, 128, 0],
     }
-    starts = {part: PART_SLICES[part].start for part in _WRITTEN_ORDER}
-    stops = {part: PART_SLICES[part].stop for part in _WRITTEN_ORDER}
     return [
         {
             "name": COMPONENTS[part],
             "format": "XYZC",
             "points": face_names(faces) if part == "face" else point_names(part),
             "limbs": [
-                [a - start, b - start] for a, b in spec.attrs["edges"] if start <= a < stops[part]
+                [a - points.start, b - points.start]
+                for a, b in spec.attrs["edges"]
+                if points.start <= a < points.stop
             ],
             "colors": [colors[part]],
         }
-        for part, start in starts.items()
+        for part, points in ((part, PART_SLICES[part]) for part in _WRITTEN_ORDER)
     ]

@@ -1,4 +1,4 @@
-"""Files of sign language translation: gzip, a pickled list of samples."""
+"""Files of sign language translation: a pickled list of samples, compressed by gzip."""
 
 from kpstore.interop.base import Format
 from kpstore.interop.slt.read import SltImport, recognises
@@ -11,7 +11,6 @@ SLT = Format(
     importer=SltImport,
     exporter=SltExport,
     recognises=recognises,
-    target="folder",
     examples=(
         "import slt phoenix14t.pami0.train phoenix.kps",
         "export slt phoenix.kps OUT --name phoenix14t.keypoints",

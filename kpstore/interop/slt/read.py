@@ -1,8 +1,8 @@
-"""Importing the files of sign language translation: gzip, a pickled list of dicts.
+"""Importing files of sign language translation: a pickled list of dicts, compressed by gzip.
 
-The layout is that of ``phoenix14t.pami0.{train,dev,test}`` of neccam/slt and of what grew from it.
-Nothing of a pickle is ever run: kpstore's own machine reads it, which knows lists, dicts, text,
-numbers, arrays and tensors only.
+The layout is that of ``phoenix14t.pami0.{train,dev,test}`` of neccam/slt and its successors. No
+code of a pickle is run: kpstore's own machine reads it, which knows only lists, dicts, text,
+numbers, arrays and tensors.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 
+Entry = Mapping[str, Any]
+"""``name`` (str), ``sign`` (an array), and the texts and other values of a video."""
 _GZIP = b"\x1f\x8b"
 _NO_SPLIT = frozenset({"", "gz", "pkl", "pickle", "gzip"})
 _TEXTS = ("signer", "gloss", "text")
@@ -42,15 +44,15 @@ _TEXTS = ("signer", "gloss", "text")
 class _File:
     """A file that was read once.
 
-    ``keep`` are the parts that its pickle uses again; ``first`` is the first entry.
+    ``keep`` are the numbers of values that its pickle uses again; ``first`` is the first entry.
     """
 
     path: Path
     split: str
     keep: set[int]
-    first: Mapping[str, Any] | None = None
+    first: Entry | None = None
 
-    def entries(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def entries(self) -> Iterator[tuple[int, Entry]]:
         """Yield the entries with their numbers, from 0."""
         with _unpacked(self.path) as file:
             for number, entry in enumerate(DataMachine(file, self.keep).items()):
@@ -58,13 +60,13 @@ class _File:
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[BoundedFile]:
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
     damaged = (
         f"{path}: it is no gzip file of a pickled list of {{name, signer, gloss, text, sign}}, or "
         "only a part of one"
     )
     with damage_named(damaged, UNREADABLE), gzip.open(path, "rb") as file:
-        yield BoundedFile(cast("IO[bytes]", file))
+        yield cast("IO[bytes]", BoundedFile(file))
 
 
 def _look(path: Path, split: str | None) -> _File:
@@ -75,7 +77,7 @@ def _look(path: Path, split: str | None) -> _File:
     return replace(found, first=next((entry for _, entry in found.entries()), None))
 
 
-def _check_entry(entry: Any, path: Path, number: int) -> Mapping[str, Any]:
+def _check_entry(entry: object, path: Path, number: int) -> Entry:
     where = f"{path}, entry {number}"
     if not isinstance(entry, dict):
         raise InvalidError(
@@ -85,9 +87,9 @@ def _check_entry(entry: Any, path: Path, number: int) -> Mapping[str, Any]:
     if not isinstance(name, str) or not name:
         raise InvalidError(f"{where}: name is {repr(name)[:100]}; it needs a text")
     if not isinstance(sign, np.ndarray) or sign.ndim < 1 or sign.dtype.kind not in "fiub":
-        found = (
-            f"{sign.dtype} {sign.shape}" if isinstance(sign, np.ndarray) else type(sign).__name__
-        )
+        found = type(sign).__name__
+        if isinstance(sign, np.ndarray):
+            found = f"{sign.dtype} {sign.shape}"
         raise InvalidError(
             f"{where} ({name[:100]!r}): sign is {found}; it needs an array or tensor (frames, "
             "numbers)"
@@ -104,25 +106,27 @@ def _check_entry(entry: Any, path: Path, number: int) -> Mapping[str, Any]:
 class SltImport(Options):
     """Reads one file, or all files of a folder; each entry is a video, and ``sign`` its feature.
 
-    The split is the file's ending (``phoenix14t.pami0.train``) unless that is ``gz`` or ``pkl``. A
-    name that starts with it (``train/11August…``) gives the id without it, as a PHOENIX-2014-T
-    store has it. ``signer`` becomes the column ``speaker``.
+    The split is the file's ending (``phoenix14t.pami0.train``) unless that is ``gz`` or ``pkl``. If
+    a name starts with it (``train/11August…``), the id is the rest, as in a PHOENIX-2014-T store.
+    ``signer`` becomes the column ``speaker``.
 
     Parameters
     ----------
     feature : name of the feature.
-    split : of all videos, whatever the endings of the files.
+    split : the split of all videos, whatever the endings of the files.
     names : ``"whole"`` keeps the split in the ids, for data whose splits share names.
     """
 
     feature: Annotated[str, Option("Name of the feature.", metavar="NAME")] = "sign"
-    split: Annotated[str | None, Option("Of all videos; the file's ending by default.")] = None
+    split: Annotated[str | None, Option("Split of all videos; the file's ending by default.")] = (
+        None
+    )
     names: Annotated[
-        Literal["auto", "whole"], Option("Names without their split, or whole, as ids.")
+        Literal["auto", "whole"], Option("Ids are names without their split, or whole names.")
     ] = "auto"
 
     def open(self, path: Path) -> SltDocument:
-        """Read the files once; see :class:`kpstore.interop.base.Importer`."""
+        """Read all files once; see :class:`kpstore.interop.base.Importer`."""
         check_there(path, "file of entries, nor a folder of them,", "any")
         paths = [p for p in visible(path.iterdir()) if recognises(p)] if path.is_dir() else [path]
         if not paths:
@@ -155,12 +159,9 @@ class SltDocument(NotedDocument):
             and bool(first.split)
             and entry["name"].startswith(f"{first.split}/")
         )
-        self._spec = rows_spec(
-            options.feature,
-            sign.shape[1:],
-            sign.dtype.name,
-            description="features of sign language translation",
-        )
+        about = "features of sign language translation"
+        shape, dtype = sign.shape[1:], sign.dtype.name
+        self._spec = rows_spec(options.feature, shape, dtype, description=about)
         for key in self._keys:
             if key not in (*texts, "name", "sign"):
                 kind = type(entry[key]).__name__
@@ -177,7 +178,7 @@ class SltDocument(NotedDocument):
             for number, entry in file.entries():
                 yield self._video(file, number, entry)
 
-    def _video(self, file: _File, number: int, entry: Mapping[str, Any]) -> ImportedVideo:
+    def _video(self, file: _File, number: int, entry: Entry) -> ImportedVideo:
         where = f"{file.path}, entry {number} ({entry['name']!r})"
         sign = entry["sign"]
         if sorted(entry) != self._keys:
@@ -192,7 +193,7 @@ class SltDocument(NotedDocument):
         if self._prefixed and len(video_id) > len(prefix) and video_id.startswith(prefix):
             video_id = video_id[len(prefix) :]
         elif self._prefixed:
-            self.count(f"names do not start with {prefix!r}, as others do; an export puts it there")
+            self.count(f"names do not start with {prefix!r}, as others do; an export adds it")
         texts = {column: self._text(entry, key, where) for key, column in self._columns.items()}
         paths = tuple(f"{video_id}#{frame}" for frame in range(len(sign)))
         record = VideoRecord(video_id, file.split, paths, annotations=texts)
@@ -201,7 +202,7 @@ class SltDocument(NotedDocument):
         )
         return ImportedVideo(record, {self._spec.name: rows})
 
-    def _text(self, entry: Mapping[str, Any], key: str, where: str) -> str:
+    def _text(self, entry: Entry, key: str, where: str) -> str:
         text = entry[key]
         if text is None:
             self.count(f"entries have no {key} (None); an export has an empty one")
@@ -214,7 +215,7 @@ class SltDocument(NotedDocument):
 
 
 def recognises(path: Path) -> bool:
-    """Whether a file is gzip of a pickled list of dicts with a name."""
+    """Return whether a file is a pickled list of dicts with a name, compressed by gzip."""
     try:
         if path.is_dir():
             return any(recognises(p) for p in sorted(path.iterdir())[:20] if p.is_file())
@@ -223,7 +224,7 @@ def recognises(path: Path) -> bool:
                 return False
         with gzip.open(path, "rb") as packed:
             start = packed.read(200)
-        # A list and no dict around it: an empty list comes right after the head.
+        # In a pickle of a list, not of a dict, an empty list comes right after the head.
         listed = start[:2] == b"(l" or (start[:1] in (b"\x80", b"]") and b"]" in start[:15])
         return listed and (
             start[-1:] == b"." or any(key in start for key in (b"name", b"sign", b"gloss", b"text"))

@@ -1,4 +1,4 @@
-"""Exporting the files of sign language translation."""
+"""Exporting files of sign language translation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
-from kpstore.interop.base import ExportedFile, ExportReport, OnProgress, Options, Splits
+from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
 from kpstore.interop.files import check_free, inside, written_aside
+from kpstore.interop.outputs import document_of, feature_of_frames
 from kpstore.interop.splits import UNSPLIT, chosen_splits
 from kpstore.options import Option
 from kpstore.schema.feature import State
@@ -28,29 +29,30 @@ _COLUMNS = {
     "gloss": ("gloss", "orth"),
     "text": ("text", "translation"),
 }
-"""The annotations that may hold the text of each key, the first that exists by default."""
+"""Annotations that may hold the text of each key; by default the first that exists."""
 
 
 @dataclass(frozen=True)
-class SltExport(Options):
+class SltExport(FileExporter):
     """Writes one file per split into a folder, ``NAME.SPLIT``: a gzip pickle of a list of dicts.
 
-    ``sign`` is a torch tensor (frames, numbers): each frame's feature in one row. What was not
-    detected is zeros, and so are frames that failed: every video keeps its length. Videos whose
-    feature is pending are left out.
+    ``sign`` is a torch tensor (frames, numbers) with the feature of each frame in one row. What was
+    not detected is zeros, and so are frames that failed, so that every video keeps its length.
+    Videos whose feature is pending are left out.
 
     Parameters
     ----------
     feature : any feature of frames; by default one that was imported from such files, else
         ``keypoints``.
-    name : of the files; the store's by default.
+    name : name of the files; that of the store by default.
     splits : only these; videos without a split go to ``NAME.all``.
     gloss_column, text_column, signer_column : annotations; by default ``gloss`` (or ``orth``),
-        ``text`` (or ``translation``), ``speaker`` (or ``signer``); the text is empty without any.
-    names : ``"split/id"``, as in the files for PHOENIX-2014-T, or ``"id"``; ``"auto"`` as it was
-        imported.
-    arrays : ``"torch"`` tensors or ``"numpy"`` arrays; ``"auto"`` as it was imported, else tensors.
-    missing : ``"nan"`` keeps NaN. In features that came from such files NaN is always kept.
+        ``text`` (or ``translation``), ``speaker`` (or ``signer``); if there is none, the text is
+        empty.
+    names : ``"split/id"``, as in the files for PHOENIX-2014-T, or ``"id"``; ``"auto"`` names them
+        as they were imported.
+    arrays : ``"torch"`` tensors or ``"numpy"`` arrays; ``"auto"`` is as imported, else tensors.
+    missing : ``"nan"`` keeps NaN. In features that came from such files, NaN is always kept.
     """
 
     feature: Annotated[
@@ -76,16 +78,10 @@ class SltExport(Options):
         Literal["zeros", "nan"], Option("What a part that was not detected becomes.")
     ] = "zeros"
 
-    def export(
-        self,
-        store: BaseStore,
-        path: Path,
-        *,
-        overwrite: bool = False,
-        on_progress: OnProgress | None = None,
+    def _write(
+        self, store: BaseStore, path: Path, overwrite: bool, report: OnProgress
     ) -> ExportReport:
-        """Write the files into the folder ``path``; see :class:`kpstore.interop.base.Exporter`."""
-        writer = _SltWriter(store, self, on_progress or (lambda n: None))
+        writer = _SltWriter(store, self, report)
         wanted = chosen_splits(store, self.splits)
         paths = [_file(path, self.name or store.name, split) for split in wanted]
         check_free(paths, overwrite=overwrite)
@@ -98,14 +94,14 @@ def _file(folder: Path, name: str, split: str) -> Path:
     full = f"{name}.{split or UNSPLIT}"
     if "/" in full or not name or name.startswith("."):
         raise InvalidError(
-            f"{full!r} cannot be a file's name; choose the first part with name= (--name), "
-            "splits with splits= (--split)"
+            f"{full!r} cannot be a file name; choose the first part with name= (--name), splits "
+            "with splits= (--split)"
         )
     return inside(folder, full)
 
 
 class _SltWriter:
-    """Writes the files of a store, a video at a time."""
+    """Writes the files of a store, one video at a time."""
 
     def __init__(self, store: BaseStore, options: SltExport, report: OnProgress) -> None:
         self._store, self._report = store, report
@@ -115,14 +111,9 @@ class _SltWriter:
                 f"features {' and '.join(found)} came from slt files; choose one with --feature"
             )
         self._name = options.feature or (found[0] if found else "keypoints")
-        self._spec = store.feature(self._name)
-        if self._spec.axis != "frame":
-            raise InvalidError(
-                f"feature {self._name!r} belongs to videos; slt files hold features of frames"
-            )
-        provenance = store.provenance(self._name)
-        self._imported = provenance.get("format") == "slt"
-        document = provenance.get("document", {}) if self._imported else {}
+        self._spec = feature_of_frames(store, self._name, "slt")
+        self._imported = self._name in found
+        document = document_of(store, self._name, "slt")
         self._columns = _columns(store, options, document.get("columns"))
         self._prefixed = options.names == "split/id" or (
             options.names == "auto" and document.get("prefixed", True)
@@ -136,24 +127,22 @@ class _SltWriter:
         self._failed = 0
 
     def notes(self) -> list[str]:
-        """Return what could not be carried over, a line each."""
+        """Return what could not be carried over, one line each."""
         notes = [
             f"{key}: the store has no such text; it is empty"
             for key, column in self._columns.items()
             if not column
         ]
         if self._failed:
-            notes.append(
-                f"{self._failed} frames failed or are pending: they are written as missing"
-            )
+            notes += [f"{self._failed} frames failed or are pending: they are written as missing"]
         return notes
 
     def write(self, split: str, aside: Path, path: Path) -> ExportedFile:
         """Write one file."""
         videos = frames = pending = 0
         with aside.open("wb") as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
-            # A list that grows item by item, each a pickle of its own without head and end, so that
-            # memory holds one at a time.
+            # A list that grows item by item, each the body of a pickle of its own, so that memory
+            # holds one at a time.
             packed.write(b"\x80\x03]")
             for position in self._store.index.select(split=split).tolist():
                 video = Video(self._store, position)
@@ -166,28 +155,28 @@ class _SltWriter:
             packed.write(b".")
         return ExportedFile(path, frames, videos, split, {"pending": pending})
 
-    def _entry(self, video: Video) -> dict[str, Any]:
+    def _entry(self, video: Video) -> dict[str, object]:
         name = f"{video.split}/{video.id}" if self._prefixed and video.split else video.id
         texts = {
-            key: str(self._texts[c][video.position]) if c else ""
-            for key, c in self._columns.items()
+            key: str(self._texts[column][video.position]) if column else ""
+            for key, column in self._columns.items()
         }
         return {"name": name, **texts, "sign": self._make(self._sign(video))}
 
-    def _sign(self, video: Video) -> NDArray[Any]:
+    def _sign(self, video: Video) -> NDArray[np.generic]:
         values = video[self._name]
         self._failed += int((video[fmt.status_name(self._name)] != State.DONE).sum())
         if self._zeros and values.dtype.kind == "f":
             values[np.isnan(values)] = 0
-        return (
-            values if self._imported else values.reshape(len(values), math.prod(self._spec.shape))
-        )
+        if self._imported:
+            return values
+        return values.reshape(len(values), math.prod(self._spec.shape))
 
 
 def _columns(
     store: BaseStore, options: SltExport, stored: Mapping[str, str] | None
 ) -> dict[str, str]:
-    """Return the annotation that holds the text of each key; ``""`` if none does."""
+    """Return the annotation with the text of each key; ``""`` if there is none."""
     there = store.annotation_names
     columns = {key: column for key, column in (stored or {}).items() if column in there}
     for key, defaults in _COLUMNS.items():
@@ -200,7 +189,7 @@ def _columns(
     return columns
 
 
-def _to_tensor() -> Callable[[NDArray[Any]], Any]:
+def _to_tensor() -> Callable[[NDArray[np.generic]], object]:
     try:
         import torch
     except ModuleNotFoundError:
