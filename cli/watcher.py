@@ -15,10 +15,13 @@ import typer
 from .render import console, count, duration, number
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import ProgressColumn
+
     from kpstore.ingest.pending import IngestPlan
     from kpstore.ingest.report import Progress
 
-_LINE_EVERY_S = 15.0
+LINE_EVERY_S = 15.0
 
 
 class Watcher(Protocol):
@@ -61,7 +64,7 @@ def plan_line(plan: IngestPlan) -> str:
 class LineWatcher:
     """Writes plain lines, seldom enough for a log file."""
 
-    def __init__(self, every_s: float = _LINE_EVERY_S) -> None:
+    def __init__(self, every_s: float = LINE_EVERY_S) -> None:
         self._every_s = every_s
         self._last = time.monotonic()
         self._lock = threading.Lock()
@@ -107,20 +110,27 @@ def progress_line(progress: Progress) -> str:
     return f"{done}, {videos}{failed}, {progress.frames_per_second:.1f} frames/s{left}"
 
 
+def noted_bar(*measures: ProgressColumn) -> Bar:
+    """Return a bar across the terminal with what is being done, measures, and a note."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        *measures,
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console(stderr=True),
+    )
+
+
 class BarWatcher:
     """Draws a bar."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+        from rich.progress import TaskProgressColumn
 
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=console(stderr=True),
-        )
+        self._bar = noted_bar(TaskProgressColumn())
         self._task = self._bar.add_task("scanning", total=None, note="")
 
     def __enter__(self) -> Self:
