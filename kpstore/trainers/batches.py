@@ -1,10 +1,9 @@
-"""Batches of a loader as the training loop takes them: on a device, and timed."""
+"""Batches of a loader for the training loop: moved to a device, and timed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +17,12 @@ _ALIGNED = 64
 
 
 class Batches:
-    """One epoch of a loader's batches on a device.
+    """One epoch of a loader's batches, moved to a device.
 
     Attributes
     ----------
-    waited : seconds that the loop has waited for batches.
-    n_samples : in the batches so far.
+    waited : seconds spent waiting for batches so far.
+    n_samples : number of samples in the batches so far.
     """
 
     def __init__(self, loader: Loader, device: torch.device) -> None:
@@ -41,7 +40,7 @@ class Batches:
 
 
 def on_device(batch: object, device: torch.device) -> TensorBatch:
-    """Return a batch with its tensors on a device.
+    """Return a batch with its tensors moved to a device.
 
     Raises
     ------
@@ -59,18 +58,18 @@ def on_device(batch: object, device: torch.device) -> TensorBatch:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """Return a tensor whose memory begins where PyTorch's own begins.
+    """Return a tensor that is aligned in memory as PyTorch's own tensors are.
 
-    Batches that were read together lie one behind the other. Which ones are read together differs
-    after a resume, and the last bit of MKL's sums may differ with the address of an array.
+    Batches that were read together lie behind each other in memory. Which batches are read together
+    changes after a resume, and the last bit of MKL's sums may depend on the address of an array.
     """
     return tensor.clone() if tensor.data_ptr() % _ALIGNED else tensor
 
 
-def _without_random_numbers(loader: Loader) -> Iterator[Any]:
-    """Yield a loader's batches; starting it draws no random numbers.
+def _without_random_numbers(loader: Loader) -> Iterator[object]:
+    """Yield a loader's batches without a change to the state of the random numbers.
 
-    PyTorch draws some when it starts worker processes.
+    PyTorch draws random numbers when it starts worker processes.
     """
     state = torch.get_rng_state()
     batches = iter(loader)

@@ -1,4 +1,4 @@
-"""Sums over batches, which become an epoch's means."""
+"""Sums over batches, from which the means of an epoch are computed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _COUNT = "_count"
 
 @dataclass(frozen=True)
 class Sums:
-    """What the batches of an epoch add up to; () float64 each, on the model's device.
+    """Sums over the batches of an epoch; () float64 each, on the model's device.
 
-    Nothing here waits for a GPU but :meth:`means`.
+    Only :meth:`means` waits for a GPU.
 
     Parameters
     ----------
-    figures : by name, the values of batches, each times the count of its batch.
-    count : the counts of all batches.
+    figures : by name, the sum of the batches' values, each times the count of its batch.
+    count : the sum of the batches' counts.
     """
 
     figures: Mapping[str, Tensor]
@@ -40,7 +40,7 @@ class Sums:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Sums | None:
-        """Return the sums of a checkpoint, see :meth:`to_tensors`; None if it has none."""
+        """Return what :meth:`to_tensors` wrote to a checkpoint; None if it holds no sums."""
         moved = {name: tensor.to(device) for name, tensor in tensors.items()}
         return cls(moved, moved.pop(_COUNT)) if moved else None
 
@@ -59,7 +59,7 @@ class Sums:
 
 
 def over_ranks(sums: Sums | None, ranks: Ranks, names: Sequence[str], device: torch.device) -> Sums:
-    """Return the sums of all ranks together; a rank with None takes part too."""
+    """Return the sums over all ranks; a rank without any passes None and takes part too."""
     nothing = torch.zeros((), dtype=torch.float64, device=device)
     own = sums or Sums({}, nothing)
     if ranks.size == 1:
