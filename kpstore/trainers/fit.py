@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from kpstore.errors import InvalidError
-from kpstore.trainers.batches import Batches, on_device
+from kpstore.trainers.batches import Batches, Sums, on_device, over_ranks
 from kpstore.trainers.folder import CHECKPOINT, RunFolder, check_start, open_folder
 from kpstore.trainers.ranks import joined
 from kpstore.trainers.report import Epoch, OnEpoch, OnStep, Step, TrainReport
 from kpstore.trainers.settings import TrainSettings
 from kpstore.trainers.state import RunState, described_run
-from kpstore.trainers.sums import Sums, over_ranks
 from kpstore.trainers.training import BatchLoss, ChecksViews, TensorBatch, Training
 from kpstore.views.loader import Loader
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kpstore._version import __version__
 from kpstore.errors import InvalidError
+from kpstore.trainers.batches import Sums, over_ranks
 from kpstore.trainers.checkpoint import (
     Checkpoint,
     check_same,
@@ -26,7 +27,6 @@ from kpstore.trainers.checkpoint import (
 )
 from kpstore.trainers.ranks import Ranks
 from kpstore.trainers.settings import TrainSettings
-from kpstore.trainers.sums import Sums, over_ranks
 from kpstore.trainers.training import Training
 from kpstore.views.base import View
 from kpstore.views.loader import Loader
