@@ -89,8 +89,8 @@ class Settling(Protocol):
         Parameters
         ----------
         made : provenance of those of the extractor's features that exist; empty if all are new. A
-            number that was given as an option takes precedence; if it is a different one, so are
-            the provenances.
+            number given as an option takes precedence; the provenances then differ if the numbers
+            do.
         device : on which models will run, for the default of new features.
 
         Returns

@@ -151,10 +151,10 @@ def cpu_name() -> str:
 @cache
 def _kind() -> str:
     try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:  # only Linux has it
-        told = ""
-    return kind_of(platform.machine(), platform.system(), told)
+        cpuinfo = ""
+    return kind_of(platform.machine(), platform.system(), cpuinfo)
 
 
 def kind_of(machine: str, system: str, cpuinfo: str) -> str:

@@ -55,7 +55,7 @@ class Weights:
 
 
 def find_weights(name: str, architecture: Architecture, given: Path | None) -> Weights:
-    """Return the weights of a model after a comparison with what its name stands for.
+    """Return the weights of a model, checked against the architecture of its name.
 
     Only their headers are read.
 
@@ -287,7 +287,7 @@ def load_model(weights: Weights, architecture: Architecture) -> nn.Module:
     with _quiet():
         try:
             model: nn.Module
-            model, told = kind.from_pretrained(
+            model, found = kind.from_pretrained(
                 place, **source, dtype=torch.float32, output_loading_info=True
             )
         except (RuntimeError, ValueError, OSError, KeyError) as error:
@@ -301,9 +301,9 @@ def load_model(weights: Weights, architecture: Architecture) -> nn.Module:
         ("unexpected_keys", "has too many:"),
         ("mismatched_keys", "has others:"),
     ):
-        if told.get(problem):
+        if found.get(problem):
             raise InvalidError(
-                f"{weights.place} does not hold a whole DINOv2: it {what} {some_of(told[problem])}"
+                f"{weights.place} does not hold a whole DINOv2: it {what} {some_of(found[problem])}"
             )
     return model.eval().requires_grad_(False)
 

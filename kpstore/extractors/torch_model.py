@@ -186,7 +186,9 @@ class TorchModel(ABC):
         try:
             while (made := self._tried()) is None:
                 _log.info(
-                    "out of GPU memory; %s goes on with %d frames at once", self._name, self.at_once
+                    "out of GPU memory; %s continues with %d frames at once",
+                    self._name,
+                    self.at_once,
                 )
             if not np.isfinite(made).all():
                 raise ExtractorError(self._not_finite())
