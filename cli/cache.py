@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from . import render
 from .arguments import At, Json, StoreArgument, frame_features
+from .watcher import total_bar
 
 if TYPE_CHECKING:
     from kpstore.api import Store
@@ -30,7 +30,7 @@ def add_to(parent: typer.Typer) -> None:
         no_args_is_help=True,
         help="Decoded copies on the local disk, which make random reads of compressed stores as "
         "fast as memory. `kpstore.open(…, cache=…)` makes them when they pay off; the oldest are "
-        "removed when $KPSTORE_CACHE_GB (100) are full.",
+        "removed when the cache holds $KPSTORE_CACHE_GB gigabytes (100 by default).",
     )
     app.command("list", epilog="Example:\n\nkpstore cache list --json")(list_entries)
     app.command(
@@ -54,7 +54,7 @@ def _cache(folder: Path | None) -> DecodedCache:
 
 
 def list_entries(folder: Folder = None, json: Json = False) -> None:
-    """List the cache's arrays, in the order in which they are removed when space is needed."""
+    """List the arrays in the cache, in the order in which they are removed to make room."""
     cache = _cache(folder)
     entries = cache.entries()
     if json:
@@ -89,14 +89,6 @@ def build(
     at: At = None,
 ) -> None:
     """Decode features of a store to the cache before training needs them."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
     import kpstore
     from kpstore.errors import InvalidError
 
@@ -104,29 +96,15 @@ def build(
     wanted, refused = feature or frame_features(opened), 0
     if not wanted:
         typer.echo(f"{opened.location} has no features of frames; nothing to cache")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns,
-        console=render.console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as bars:
-        for name in wanted:
-            if opened[name].dtype.kind == "O":
-                raise InvalidError(f"{name!r} is text, which is not cached")
-            task = bars.add_task(name, total=None)
-            cached = opened.reader.cache(
-                name, lambda done, total, task=task: bars.update(task, completed=done, total=total)
-            )
-            reader = opened.reader
-            why = reader.how(name) if cached else f"not cached: {reader.cache_refusal}"
-            typer.echo(f"{name}: {why}")
-            refused += not cached
+    for name in wanted:
+        if opened[name].dtype.kind == "O":
+            raise InvalidError(f"{name!r} is text, which is not cached")
+        reader = opened.reader
+        with total_bar(name) as on_chunk:
+            cached = reader.cache(name, on_chunk)
+        why = reader.how(name) if cached else f"not cached: {reader.cache_refusal}"
+        typer.echo(f"{name}: {why}")
+        refused += not cached
     if refused:
         raise typer.Exit(1)
 
@@ -140,7 +118,7 @@ def clear(
     ] = None,
     folder: Folder = None,
 ) -> None:
-    """Remove decoded copies; stores stay, and running programs keep the copies they read."""
+    """Remove decoded copies; stores stay, and running programs keep the copies that they read."""
     import kpstore
 
     cache = _cache(folder)

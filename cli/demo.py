@@ -1,4 +1,4 @@
-"""``kpstore demo``: every step once, on real photographs with the real model."""
+"""``kpstore demo``: each step once, on real photographs and with the real model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_to(parent: typer.Typer) -> None:
 
 def demo(
     target: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Where to put everything.")
+        Path, typer.Argument(metavar="[DIR]", help="Folder for everything that is made.")
     ] = Path("kpstore-demo"),
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 runs in this one.")] = 2,
 ) -> None:
@@ -90,9 +90,8 @@ def _batch(store: Store) -> None:
         return
     from torch.utils.data import DataLoader
 
-    batch = next(
-        iter(DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True))
-    )
+    loader = DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)
+    batch = next(iter(loader))
     keypoints = batch["keypoints"]
     typer.echo(
         f"one batch: keypoints {tuple(keypoints.shape)} {keypoints.dtype}, rows "

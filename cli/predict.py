@@ -53,16 +53,19 @@ def predict(
     checkpoint: CheckpointArgument,
     store: StoreArgument,
     split: Annotated[
-        str | None, typer.Option(metavar="SPLIT", help="Whose frames; all by default.")
+        str | None, typer.Option(metavar="SPLIT", help="Predict only its frames; all by default.")
     ] = None,
     feature: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Keypoints to read; those it was trained on by default."),
+        typer.Option(
+            metavar="NAME",
+            help="Keypoints to read; by default those that the model was trained on.",
+        ),
     ] = None,
     name: NewFeature = None,
     png: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write pictures there instead of a feature."),
+        typer.Option(metavar="FOLDER", help="Write pictures to this folder instead of a feature."),
     ] = None,
     at: At = None,
     limit_frames: Limit = None,
@@ -75,8 +78,8 @@ def predict(
     """Write the predictions of a trained model to the store as a new feature, or to PNG files.
 
     The feature is one new version, or nothing. Videos that have it already, from the same
-    checkpoint, are left out. Faces are (68, 3); skeletons are pictures of one byte per pixel,
-    64 KiB per frame at 256 x 256. With --png, a run that was killed goes on where it was.
+    checkpoint, are skipped. Faces are (68, 3); skeletons are pictures of one byte per pixel,
+    64 KiB per frame at 256 x 256. With --png, a run that was killed resumes where it stopped.
     """
     import kpstore
     from kpstore.trainers import predict as trained
@@ -105,7 +108,7 @@ def predict(
             found = trained.predict_feature(
                 opened, predictor, split=split, feature=feature, name=name, on_progress=on_progress
             )
-    render.print_json(found.to_json()) if json else _print(found)
+    render.show(found, json, _print)
 
 
 def _print(found: Predicted) -> None:

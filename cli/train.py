@@ -21,6 +21,7 @@ from kpstore.options import Option
 from . import render
 from .arguments import At, Json, StoreArgument
 from .commands import LazyCommand, loaded, one_command, takes
+from .watcher import LINE_EVERY_S, noted_bar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -30,32 +31,31 @@ if TYPE_CHECKING:
     from kpstore.trainers.trainings import NamedTraining
 
 GROUP: plugins.Group = "kpstore.trainings"
-_LINE_EVERY_S = 15.0
 
 Out = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Where checkpoints, metrics and samples go; STORE-skeleton, say, by default.",
+        help="Folder for checkpoints, metrics and samples; STORE-TRAINING by default.",
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Running:
-    """Where a training runs and what it writes; none of it changes a number."""
+    """Where a training runs and what it writes; no option here changes the results."""
 
-    device: Annotated[str, Option("A GPU if there is one, by default.", "auto|cpu|cuda|cuda:N")] = (
-        "auto"
-    )
-    resume: Annotated[bool, Option("Go on with the run in the folder; begin if there is none.")] = (
+    device: Annotated[
+        str, Option("Where to train; auto takes a GPU if there is one.", "auto|cpu|cuda|cuda:N")
+    ] = "auto"
+    resume: Annotated[bool, Option("Resume the run in the folder; start one if there is none.")] = (
         False
     )
     checkpoint_steps: Annotated[
-        int, Option("Steps from one checkpoint to the next, within an epoch.", "N", least=1)
+        int, Option("Steps between two checkpoints within an epoch.", "N", least=1)
     ] = 2000
     tensorboard: Annotated[
-        bool, Option("Numbers and pictures for TensorBoard too, in FOLDER/tensorboard.")
+        bool, Option("Also write numbers and pictures for TensorBoard to FOLDER/tensorboard.")
     ] = False
 
 
@@ -69,14 +69,14 @@ def add_to(parent: typer.Typer) -> None:
 
 
 class _TrainGroup(TyperGroup):
-    """Commands that are made when they run: their options need modules that import torch."""
+    """Makes a command when it runs, since its options come from modules that import torch."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: object) -> list[str]:
         """Return the trainings."""
         return plugins.names(GROUP)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the command of a training."""
+    def get_command(self, ctx: object, cmd_name: str) -> Any:
+        """Return the command of a training; None if no training has the name."""
         if cmd_name not in plugins.names(GROUP):
             return None
         found, refusing = loaded(GROUP, cmd_name)
@@ -91,12 +91,12 @@ class _TrainGroup(TyperGroup):
 
 
 def _training(found: NamedTraining) -> Callable[..., None]:
-    """Return the command of a training, with the options that its function's keywords say."""
+    """Return the command of a training, with an option for each keyword of its function."""
     from kpstore.trainers.settings import TrainSettings
 
     function = plugins.imported(found.name, found.home)
     hints = get_type_hints(function, include_extras=True)
-    plain: list[tuple[str, Any, Any]] = []
+    plain: list[tuple[str, object, object]] = []
     kinds: dict[str, Any] = {}
     for keyword in inspect.signature(function).parameters.values():
         hint = hints.get(keyword.name)
@@ -118,7 +118,7 @@ def _training(found: NamedTraining) -> Callable[..., None]:
         at: At = None,
         out: Out = None,
         json: Json = False,
-        **options: Any,
+        **options: object,
     ) -> None:
         import kpstore
 
@@ -137,23 +137,23 @@ def _training(found: NamedTraining) -> Callable[..., None]:
                 )
         except KeyboardInterrupt:
             typer.echo(
-                "stopped; the same command with --resume goes on at the last checkpoint", err=True
+                "stopped; the same command with --resume continues from the last checkpoint",
+                err=True,
             )
             raise
         if _is_first():
-            render.print_json(report.to_json()) if json else _print(report)
+            render.show(report, json, _print)
 
     return train
 
 
 def _is_first() -> bool:
-    """Return whether this process is the one, of those that torchrun started, that prints."""
+    """Return whether this is the one process, of those that torchrun started, that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _print(report: TrainReport) -> None:
-    early = ", ended early: the loss did not get better any more"
-    why = early if report.stopped == "early" else ""
+    why = ", ended early: the loss stopped improving" if report.stopped == "early" else ""
     since = (
         "" if report.resumed_at is None else f", resumed at step {render.number(report.resumed_at)}"
     )
@@ -172,12 +172,12 @@ def _print(report: TrainReport) -> None:
 
 
 class _Watcher:
-    """Prints a line for each epoch; steps move a bar, or print a line now and then without one.
+    """Prints a line for each epoch; steps move a bar or, without one, print a line now and then.
 
     Parameters
     ----------
     say : prints a line.
-    bar : drawn on a terminal.
+    bar : drawn on a terminal; None elsewhere.
     """
 
     def __init__(self, say: Callable[[str], None], bar: Progress | None = None) -> None:
@@ -201,7 +201,7 @@ class _Watcher:
             self._bar.update(
                 self._task, description=epoch, completed=step.step, total=step.n_steps, note=note
             )
-        elif time.monotonic() - self._last >= _LINE_EVERY_S:
+        elif time.monotonic() - self._last >= LINE_EVERY_S:
             self._say(f"step {render.number(step.step)} of {render.number(step.n_steps)}, {note}")
 
     def on_epoch(self, epoch: Epoch) -> None:
@@ -225,20 +225,7 @@ def _watching() -> Iterator[_Watcher]:
     elif not sys.stderr.isatty():
         yield _Watcher(lambda line: typer.echo(line, err=True))
     else:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-        with Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=render.console(stderr=True),
-        ) as bar:
-            yield _Watcher(lambda line: bar.console.print(line, markup=False, highlight=False), bar)
+        with noted_bar(MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+            yield _Watcher(bar.console.print, bar)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kpstore.ingest.report import Progress
     from kpstore.ingest.run import Observer
 
-_LINE_EVERY_S = 15.0
+LINE_EVERY_S = 15.0
 
 
 @contextmanager
@@ -30,16 +30,9 @@ def make_watcher() -> Iterator[Observer]:
     if not sys.stderr.isatty():
         yield LineWatcher()
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+    from rich.progress import TaskProgressColumn
 
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=console(stderr=True),
-    ) as bar:
+    with noted_bar(TaskProgressColumn()) as bar:
         yield BarWatcher(bar)
 
 
@@ -77,7 +70,7 @@ class LineWatcher:
 
     def _is_time(self) -> bool:
         with self._lock:
-            if time.monotonic() - self._last < _LINE_EVERY_S:
+            if time.monotonic() - self._last < LINE_EVERY_S:
                 return False
             self._last = time.monotonic()
             return True
@@ -90,6 +83,20 @@ def progress_line(progress: Progress) -> str:
     failed = f", {number(progress.frames_failed)} failed" if progress.frames_failed else ""
     left = f", {duration(progress.eta_s)} left" if progress.frames_done < progress.frames else ""
     return f"{done}, {videos}{failed}, {progress.frames_per_second:.1f} frames/s{left}"
+
+
+def noted_bar(*measures: ProgressColumn) -> Bar:
+    """Return a bar across the terminal with what is being done, measures, and a note."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        *measures,
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console(stderr=True),
+    )
 
 
 class BarWatcher:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeGuard
+from typing import Protocol, TypeGuard, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,8 @@ class Extracted:
     Parameters
     ----------
     rows : by name of each feature of frames, one row per image.
-    failed : reason by number of each image that could not be processed (one line, without its
-        path); its rows read as missing, whatever they hold.
+    failed : the reason, by number of each image that could not be processed (one line, without the
+        image's path); its rows are stored as missing, whatever they hold.
     """
 
     rows: Mapping[str, FeatureRows]
@@ -30,28 +30,28 @@ class Extracted:
 
 
 class Model(Protocol):
-    """What all extractors share: their features and a model that is opened and closed.
+    """What all extractors share: their features, and a model that is opened and closed.
 
-    Constructing one is cheap and checks its options; ``open`` builds the model. An extractor that
-    was not opened can be pickled: the ingest sends it to workers, and each opens it once.
+    The constructor is cheap and checks the options; ``open`` builds the model. An extractor that is
+    not open can be pickled: the ingest sends it to workers, and each worker opens it once.
     """
 
     @property
     def specs(self) -> tuple[FeatureSpec, ...]:
-        """All features that it makes, at least one of them of frames; others may be of videos."""
+        """All features that it makes: at least one of frames; others may be of videos."""
 
     @property
     def provenance(self) -> Mapping[str, Provenance]:
-        """By feature, everything that changes the numbers, as JSON; known before ``open``.
+        """By feature, everything that changes the values, as JSON; known before ``open``.
 
-        Extractor, version, parameters, model and the SHA-256 of its weights.
+        This is the extractor, versions, parameters, the model and the SHA-256 of its weights.
         """
 
     @property
     def typical_fps(self) -> float:
         """Rough frames per second of one worker.
 
-        It sizes the tasks (about half a minute each), nothing more.
+        Used only for the size of tasks, which take about half a minute each.
         """
 
     def open(self, device: str = "cpu") -> None:
@@ -67,20 +67,20 @@ class Model(Protocol):
 class Settling(Protocol):
     """What an extractor has beside :class:`Model` if its batch size affects the last bits.
 
-    Their number belongs to a feature: it is chosen before anything is committed, stands in the
-    provenance and every later run keeps it. :class:`kpstore.extractors.torch_model.TorchModel`
-    does all of it for models of torch.
+    The number of frames at once then belongs to a feature: it is chosen before anything is
+    committed and kept in the provenance, and every later run uses it.
+    :class:`kpstore.extractors.torch_model.TorchModel` does this for models of torch.
     """
 
     @property
     def at_once(self) -> int:
-        """Frames that the model takes at once."""
+        """Number of frames that the model takes at once."""
 
     @property
     def settled(self) -> bool:
-        """Whether the number stays.
+        """Whether the number is fixed.
 
-        If not, ``open`` may lower it to what fits into a GPU's memory.
+        If not, ``open`` may lower it to what fits into the memory of a GPU.
         """
 
     def settle(self, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
@@ -88,10 +88,10 @@ class Settling(Protocol):
 
         Parameters
         ----------
-        made : how those of the extractor's features were made that are there; empty if it makes new
-            ones. A number that was asked for by option is taken in any case, and provenances then
-            differ where it is another.
-        device : where models will run, for the default of new features.
+        made : provenance of those of the extractor's features that exist; empty if all are new. A
+            number given as an option takes precedence; the provenances then differ if the numbers
+            do.
+        device : on which models will run, for the default of new features.
 
         Returns
         -------
@@ -100,23 +100,23 @@ class Settling(Protocol):
         """
 
     def keep(self, number: int) -> None:
-        """Fix the number; from now on it stays."""
+        """Fix the number."""
 
 
 class Extractor(Model, Protocol):
     """Takes frames one after another.
 
-    Results depend on nothing but the frames since the last ``start_video``, and what that was
-    given, so that any number of workers gives the same numbers. One that fails without a reference
-    picture says so by ``needs_reference = True``: a run in which no video has any is refused.
+    Results depend only on the frames since the last ``start_video`` and on its argument, so that
+    they are the same for any number of workers. An extractor that needs a reference picture has
+    ``needs_reference = True``: a run in which no video has one is refused.
     """
 
     @property
     def batch_size(self) -> int:
-        """How many frames ``extract`` takes at once; 1 for models that work frame by frame."""
+        """Number of frames that ``extract`` takes at once; 1 for models that take single frames."""
 
     def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
-        """Forget all frames seen so far; called before the first frame of every video.
+        """Forget all frames seen so far; called before the first frame of each video.
 
         Parameters
         ----------
@@ -126,12 +126,12 @@ class Extractor(Model, Protocol):
         Returns
         -------
         mapping
-            By name of each feature of videos, one row; empty for an extractor without such.
+            By name of each feature of videos, one row; empty if the extractor makes none.
 
         Raises
         ------
         Exception
-            Any exception means that the whole video failed, but for
+            Whatever is raised means that the whole video failed, except for
             :class:`~kpstore.errors.ExtractorError`.
         """
 
@@ -146,30 +146,30 @@ class Extractor(Model, Protocol):
         Raises
         ------
         Exception
-            Any exception means that an image failed: with several images, the ingest tries them one
-            by one and records the one at fault. Only :class:`~kpstore.errors.ExtractorError` says
-            that the model itself failed, which ends the run, or this worker's part in it.
+            Whatever is raised means that an image failed: of several images, the ingest tries each
+            by itself and records those that fail. Only :class:`~kpstore.errors.ExtractorError`
+            means that the model itself failed, which ends the run, or this worker's part in it.
         """
 
 
 class VideoExtractor(Model, Protocol):
-    """Takes whole videos, several at once; what it makes of one depends on no other.
+    """Takes whole videos, several at once; the result for a video does not depend on the others.
 
-    One that takes videos of different lengths in one call says so by ``any_length = True``, and
+    An extractor that takes videos of different lengths in one call has ``any_length = True``, and
     then gets many at once.
     """
 
     @property
     def batch_frames(self) -> int:
-        """About how many frames, of all videos together, ``extract_videos`` takes at once."""
+        """Rough number of frames, of all videos together, that ``extract_videos`` takes at once."""
 
     def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> Sequence[Extracted]:
-        """Return what was made of each video, a row per frame.
+        """Return for each video what was extracted, one row per frame.
 
         Parameters
         ----------
-        videos : of one length T and size, (T, height, width, 3) RGB or (T, height, width) grey,
-            uint8; with ``any_length`` of any lengths.
+        videos : uint8, all of one length T and one size, (T, height, width, 3) RGB or (T, height,
+            width) grey; of any lengths with ``any_length``.
 
         Raises
         ------
@@ -182,18 +182,18 @@ AnyExtractor = Extractor | VideoExtractor
 
 
 def takes_videos(extractor: AnyExtractor) -> TypeGuard[VideoExtractor]:
-    """Whether an extractor takes whole videos, not frames."""
+    """Whether an extractor takes whole videos instead of frames."""
     return hasattr(extractor, "extract_videos")
 
 
 def settle(extractor: AnyExtractor, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
-    """Let an extractor take what its features were begun with; see :meth:`Settling.settle`."""
+    """Let an extractor take the number that its features were begun with, if it has one."""
     own = {spec.name: made[spec.name] for spec in extractor.specs if spec.name in made}
     return extractor.settle(own, device) if is_settling(extractor) else ()
 
 
 def is_settling(extractor: object) -> TypeGuard[Settling]:
-    """Whether an extractor has a number of frames at once that belongs to its features."""
+    """Whether the number of frames at once belongs to an extractor's features."""
     return hasattr(extractor, "settle")
 
 
@@ -203,7 +203,7 @@ def frame_specs(extractor: AnyExtractor) -> tuple[FeatureSpec, ...]:
 
 
 class OneFeature(ABC):
-    """Base of an extractor that makes one feature of frames; it says how in terms of that one."""
+    """Base of an extractor that makes one feature of frames."""
 
     @property
     @abstractmethod
@@ -213,7 +213,7 @@ class OneFeature(ABC):
     @property
     @abstractmethod
     def recipe(self) -> Provenance:
-        """Its provenance."""
+        """The provenance of the feature."""
 
     @abstractmethod
     def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
@@ -221,21 +221,40 @@ class OneFeature(ABC):
 
     @property
     def specs(self) -> tuple[FeatureSpec, ...]:
-        """The one feature; see :class:`Model`."""
+        """The feature as a tuple; see :class:`Model`."""
         return (self.spec,)
 
     @property
     def provenance(self) -> Mapping[str, Provenance]:
-        """Its provenance, by its name; see :class:`Model`."""
+        """The provenance by the name of the feature; see :class:`Model`."""
         return {self.spec.name: self.recipe}
 
     def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
-        """Do nothing: for a model to which frames stand alone."""
+        """Do nothing: frames do not depend on each other."""
         return {}
 
     def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
         """Return one row per image; see :meth:`Extractor.extract`."""
         return Extracted({self.spec.name: self.rows(images)})
+
+
+def not_one_of(options: object, **kinds: object) -> list[str]:
+    """Return a message for each option that is none of the words of its ``Literal`` type."""
+    return [
+        f"{name}={getattr(options, name)!r} is not one of {', '.join(get_args(kind))}"
+        for name, kind in kinds.items()
+        if getattr(options, name) not in get_args(kind)
+    ]
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether an option is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether an option is a number; True and False are none."""
+    return is_whole(value) or isinstance(value, float)
 
 
 def check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

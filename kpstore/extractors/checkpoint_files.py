@@ -1,4 +1,4 @@
-"""Files of weights: hashed, and read without running code that is in them."""
+"""Files of weights: their hashes, and their tensors, read without running code in the files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import zipfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 from kpstore.errors import InvalidError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHOWN_NAMES = 4
 _UNREADABLE = (
@@ -36,7 +39,7 @@ _UNREADABLE = (
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal.
 
-    A file that did not change is read once in a process.
+    A file that does not change is read once per process.
     """
     return _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
 
@@ -55,31 +58,31 @@ def differs(file: Path) -> InvalidError:
 
 
 def brief(error: BaseException) -> str:
-    """Return what a library says of an error, on one line of at most 160 characters."""
+    """Return the message of a library's error as one line of at most 160 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:160]
 
 
 def some_of(names: Iterable[object]) -> str:
-    """Return the first of some names, sorted, and how many more there are."""
+    """Return the first few of some names, sorted, and how many more there are."""
     listed = sorted(str(name) for name in names)
     more = f" and {len(listed) - SHOWN_NAMES} more" if len(listed) > SHOWN_NAMES else ""
     return f"{', '.join(map(repr, listed[:SHOWN_NAMES])) or 'nothing'}{more}"
 
 
-def load_tensors(path: Path) -> Any:
-    """Return what a file of torch's holds, its tensors on the CPU and mapped into memory.
+def load_tensors(path: Path) -> object:
+    """Return what a file of ``torch.save`` holds, its tensors on the CPU and mapped into memory.
 
     Code in it is never run.
 
     Raises
     ------
     InvalidError
-        If it is not such a file, is cut short, or holds more than tensors and plain values.
+        If it is not such a file, is truncated, or holds more than tensors and plain values.
     """
     import torch
 
     try:
-        # Checkpoints of before 2020 are no zip files, and cannot be mapped into memory.
+        # Checkpoints from before 2020 are not zip files and cannot be mapped into memory.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of files that are not checkpoints
             return torch.load(
@@ -87,8 +90,18 @@ def load_tensors(path: Path) -> Any:
             )
     except _UNREADABLE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # of the disk; but a zip file that is cut short is read where no file can be
+            raise  # from the disk; EINVAL comes from a zip file that is cut short
         raise InvalidError(f"{path} {_reason(error)}") from None
+
+
+def is_table(loaded: object) -> TypeGuard[dict[str, Tensor]]:
+    """Whether an object is a dict of tensors by name."""
+    import torch
+
+    return isinstance(loaded, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in loaded.items()
+    )
 
 
 def _reason(error: Exception) -> str:

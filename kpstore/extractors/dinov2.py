@@ -1,12 +1,11 @@
-"""DINOv2: one vector for a whole frame, by the recipe of users' present files."""
+"""DINOv2: one vector for a whole frame, as in users' existing files."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,25 +14,25 @@ from PIL import Image
 from kpstore.errors import InvalidError
 from kpstore.extractors.base import Extracted, OneFeature, check_image
 from kpstore.extractors.checkpoint_files import differs
-from kpstore.extractors.devices import TORCH_TYPES, Precision, StoredType, find_device, reproducible
+from kpstore.extractors.devices import Precision, StoredType, find_device, reproducible, sent
 from kpstore.extractors.dinov2_models import PATCH, find_model
 from kpstore.extractors.dinov2_models import register_model as register_model
 from kpstore.extractors.dinov2_weights import Weights, find_weights, load_model
 from kpstore.extractors.libraries import library_versions
-from kpstore.extractors.torch_model import TorchModel
+from kpstore.extractors.torch_model import TorchModel, WeightsPath
 from kpstore.options import WHAT, Option
 from kpstore.schema.face_features import CLS_TOKEN
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 
 SIDE = 224
-"""Pixels of a frame's width and height after resizing."""
+"""Width and height of a frame after resizing, in pixels."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, of red, green and blue from 0 to 1."""
+"""Mean and deviation of ImageNet's red, green and blue from 0 to 1."""
 HUB_OFFSET = 0.1
-"""Added to the grid's side by facebookresearch's models (``interpolate_offset``)."""
+"""What facebookresearch's models add to the side of the grid (``interpolate_offset``)."""
 
 LIBRARIES = ("dinov2", "dinov2", "torch", "transformers", "pillow")
-"""Recipe, extra, and what computes."""
+"""Recipe, extra, and the libraries that compute."""
 
 Positions = Literal["hub", "transformers"]
 
@@ -41,7 +40,7 @@ Positions = Literal["hub", "transformers"]
 def whole_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the whole frame resized to (224, 224, 3) uint8; its aspect ratio is lost.
 
-    As ``torchvision.transforms.Resize((224, 224))`` does with a PIL image: bilinear, and smoothed
+    Like ``torchvision.transforms.Resize((224, 224))`` for a PIL image: bilinear, and antialiased
     where it shrinks.
     """
     return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
@@ -53,9 +52,10 @@ class Dinov2Extractor(OneFeature, TorchModel):
 
     ``v = normalise(model((resize(frame, 224 x 224) / 255 - mean) / std).last_hidden_state[0])``,
     with ImageNet's mean and standard deviation and ``normalise(v) = v / max(|v|, 1e-12)``, in
-    float32. Frames stand alone. The model always takes ``batch_size`` frames, the last of a video
-    filled up with black ones, and on a CPU one thread: a frame's bits do not depend on the others.
-    Another ``batch_size``, or another kind of processor, may change the last bits, 1e-6 of a value.
+    float32. Frames do not depend on each other. The model always takes ``batch_size`` frames, the
+    last of a video padded with black ones, and on a CPU one thread: the bits of a frame do not
+    depend on the others. Another ``batch_size`` or kind of processor may change the last bits (1e-6
+    of a value).
 
     Parameters
     ----------
@@ -63,17 +63,17 @@ class Dinov2Extractor(OneFeature, TorchModel):
         one of them with ``_reg`` (registers); also the name of the feature. :func:`register_model`
         adds others.
     weights : a folder of ``save_pretrained``, or facebookresearch's ``.pth`` file; by default
-        the Hugging Face hub's (``facebook/dinov2-base``, …), from its cache or the network.
+        those of the Hugging Face hub (``facebook/dinov2-base``, …), from its cache or the network.
     precision : of the model: ``"fp32"``, ``"bf16"`` (off by 2e-3 of a value) or ``"fp16"`` (by
         3e-4; both measured with a ViT-S of random weights). Later steps are float32.
-    dtype : type of the stored values: ``"float16"`` halves the space at an error of 2e-4 of a
-        value at most.
-    positions : how the positions of 518-pixel models are brought to 224: ``"hub"`` as torch.hub's
-        models do, with which users' present files were made; ``"transformers"`` as ``Dinov2Model``
-        does. Models with registers, and those of 224 pixels, do not differ.
-    batch_size : frames at once, on record and kept once the feature is begun; 0 takes what is on
-        record, and for a new feature 32 on a GPU (fewer if its memory does not suffice) and 1 on a
-        CPU, which is as fast as 8 there.
+    dtype : type of the stored values: ``"float16"`` halves the space at an error of at most 2e-4 of
+        a value.
+    positions : how the positions of 518-pixel models are resized for 224 pixels: ``"hub"`` as in
+        torch.hub's models, which made users' existing files; ``"transformers"`` as in
+        ``Dinov2Model``. Models with registers, and those of 224 pixels, do not differ.
+    batch_size : number of frames at once, recorded and kept once the feature is begun; 0 takes the
+        recorded number, or for a new feature 32 on a GPU (fewer if its memory does not suffice) and
+        1 on a CPU, where 8 are not faster.
     """
 
     extractor_name: ClassVar[str] = "dinov2"
@@ -82,41 +82,17 @@ class Dinov2Extractor(OneFeature, TorchModel):
     model: Annotated[
         str, Option("dinov2_vits14, _vitb14, _vitl14 or _vitg14, with or without _reg.", panel=WHAT)
     ] = "dinov2_vitb14"
-    weights: Annotated[
-        str | os.PathLike[str] | None,
-        Option("The model's weights, a file or folder.", "PATH", kind=Path, panel=WHAT),
-    ] = None
+    weights: WeightsPath = None
     precision: Precision = "fp32"
     dtype: StoredType = "float32"
     positions: Positions = "hub"
     batch_size: int = 0
-    _model: Any = field(default=None, init=False, repr=False, compare=False)
-    _device: Any = field(default=None, init=False, repr=False, compare=False)
     _sha256: dict[str, str] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._architecture = find_model(self.model)
-        problems = [
-            f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}"
-            for name, kind in (
-                ("precision", Precision),
-                ("dtype", StoredType),
-                ("positions", Positions),
-            )
-            if getattr(self, name) not in get_args(kind)
-        ]
-        if (
-            isinstance(self.batch_size, bool)
-            or not isinstance(self.batch_size, int)
-            or self.batch_size < 0
-        ):
-            problems.append(
-                f"batch_size={self.batch_size!r} is not a number of frames; 0 is automatic"
-            )
-        given: object = self.weights  # whatever came from the command line
-        if given is not None and not isinstance(given, (str, os.PathLike)):
-            problems.append(f"weights={self.weights!r} is not a path")
-        if problems:
+        words = {"precision": Precision, "dtype": StoredType, "positions": Positions}
+        if problems := self._option_problems(**words):
             raise InvalidError(f"DINOv2 options: {'; '.join(problems)}")
         self._path = None if self.weights is None else Path(self.weights).expanduser().absolute()
         self._take_option()
@@ -130,17 +106,17 @@ class Dinov2Extractor(OneFeature, TorchModel):
 
     @property
     def spec(self) -> FeatureSpec:
-        """The feature, called like the model: (width,) without a unit, each row of length 1."""
+        """The feature, named like the model: (width,) without a unit, each row of length 1."""
         return self._spec
 
     @property
     def recipe(self) -> Provenance:
-        """Model, SHA-256 of its weights, and everything else that changes the numbers.
+        """Model, SHA-256 of its weights, and everything else that changes the values.
 
         Raises
         ------
         NotFoundError, InvalidError, ExtractorError
-            If the weights are not there, are another model's, or cannot be loaded from the hub.
+            If the weights do not exist, are another model's, or cannot be loaded from the hub.
         """
         if self._sha256 is None:
             self._sha256 = self._weights().sha256()
@@ -168,7 +144,7 @@ class Dinov2Extractor(OneFeature, TorchModel):
 
     @property
     def typical_fps(self) -> float:
-        """Rough frames per second of one core; a GPU does hundreds of times as many."""
+        """Rough frames per second of one core; a GPU is hundreds of times faster."""
         return self._architecture.cpu_fps
 
     def open(self, device: str = "cpu") -> None:
@@ -177,15 +153,13 @@ class Dinov2Extractor(OneFeature, TorchModel):
         Raises
         ------
         UnsupportedError
-            If the device is not there.
+            If the device does not exist.
         InvalidError
-            If the weights are not whole, or not those that the run began with.
+            If the weights are incomplete, or not those that the run began with.
         ExtractorError
-            If a GPU's memory does not suffice, or the model gives no finite numbers in this
-            precision here.
+            If the memory of a GPU does not suffice, or the model's results are not finite in this
+            precision.
         """
-        import torch
-
         library_versions(*LIBRARIES)
         self._device = find_device(device, "dinov2")
         weights = self._weights()
@@ -194,7 +168,7 @@ class Dinov2Extractor(OneFeature, TorchModel):
         model = load_model(weights, self._architecture)
         if self.positions == "hub":
             _set_positions(model)
-        self._model = model.to(self._device, getattr(torch, TORCH_TYPES[self.precision]))
+        self._model = model.to(self._device, self._torch_type)
         self._opened(device)
 
     def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
@@ -203,15 +177,15 @@ class Dinov2Extractor(OneFeature, TorchModel):
         Returns
         -------
         Extracted
-            ``values`` (images, width) of ``dtype``, each row of length 1. An image of which the
-            model makes no finite numbers (fp16 overflows) has failed.
+            ``values`` (images, width) of ``dtype``, each row of length 1. An image whose values are
+            not finite (fp16 overflows) has failed.
 
         Raises
         ------
         InvalidError
-            If an image is not one.
+            If an image has another shape or dtype.
         ExtractorError
-            If the model fails, or a GPU's memory does not suffice.
+            If the model fails, or the memory of a GPU does not suffice.
         """
         self._require_open()
         if not len(images):
@@ -225,10 +199,7 @@ class Dinov2Extractor(OneFeature, TorchModel):
         )
 
     def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
-        """Return one row per image, as :meth:`extract` does.
-
-        :class:`InvalidError` if one has failed.
-        """
+        """Return one row per image; :class:`InvalidError` if one has failed in :meth:`extract`."""
         found = self.extract(images)
         for reason in found.failed.values():
             raise InvalidError(reason)
@@ -245,15 +216,13 @@ class Dinov2Extractor(OneFeature, TorchModel):
     def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         import torch
 
-        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        if self._device.type == "cuda":
-            batch = batch.pin_memory().to(self._device, non_blocking=True)
+        batch = sent(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), self._device)
         mean, std = (
             torch.tensor(values, device=self._device).view(3, 1, 1) for values in (MEAN, STD)
         )
         with torch.inference_mode(), reproducible(self._device):
             inputs = batch.to(torch.float32).div(255).sub(mean).div(std)
-            tokens = self._model(pixel_values=inputs.to(self._model.dtype)).last_hidden_state
+            tokens = self._model(pixel_values=inputs.to(self._torch_type)).last_hidden_state
             values = torch.nn.functional.normalize(tokens[:, 0].float(), dim=-1, eps=1e-12)
             result: NDArray[np.float32] = values.cpu().numpy()
         return result
@@ -262,9 +231,9 @@ class Dinov2Extractor(OneFeature, TorchModel):
 def _set_positions(model: Any) -> None:
     """Resize the positions to a frame's 16 x 16 patches as facebookresearch's models do.
 
-    They scale by (16 + 0.1) / 37 where transformers scales to a size of 16, so samples lie up to
-    0.2 patches apart (facebookresearch/dinov2, ``interpolate_pos_encoding``; models with registers
-    have an offset of 0 and antialias, which is what transformers does with them).
+    They scale by (16 + 0.1) / 37 where transformers scales to a size of 16, so that samples differ
+    by up to 0.2 patches (facebookresearch/dinov2, ``interpolate_pos_encoding``; models with
+    registers have an offset of 0 and antialias, which is what transformers does for them).
     """
     import torch
 

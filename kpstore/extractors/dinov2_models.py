@@ -17,11 +17,12 @@ class Architecture:
     Parameters
     ----------
     width : length of a token, and of the feature.
-    depth, heads : layers, and attention heads of each.
-    registers : register tokens; 0 in the models without.
-    swiglu : whether the layers' second half is gated, as in the giant ones.
-    repository : on the Hugging Face hub; empty if it is not there.
-    cpu_fps : rough images per second of one core.
+    depth : number of layers.
+    heads : number of attention heads per layer; 0 if unknown.
+    registers : number of register tokens; 0 for models without them.
+    swiglu : whether the second half of a layer is gated, as in the giant models.
+    repository : on the Hugging Face hub; empty if there is none.
+    cpu_fps : rough number of images per second on one core.
     """
 
     width: int
@@ -33,17 +34,15 @@ class Architecture:
     cpu_fps: float = 1.0
 
     def __str__(self) -> str:
-        kind = f", {self.registers} registers" if self.registers else ""
-        return (
-            f"width {self.width}, {self.depth} layers, {self.heads} "
-            f"heads{kind}{', gated' if self.swiglu else ''}"
-        )
+        heads = f", {self.heads} heads" if self.heads else ""
+        registers = f", {self.registers} registers" if self.registers else ""
+        gated = ", gated" if self.swiglu else ""
+        return f"width {self.width}, {self.depth} layers{heads}{registers}{gated}"
 
     def same_model(self, other: Architecture) -> bool:
-        """Whether both are one model, wherever it may be had."""
-        return replace(self, repository="", cpu_fps=0.0) == replace(
-            other, repository="", cpu_fps=0.0
-        )
+        """Whether both can be the same model; unknown heads fit any number of them."""
+        ours, theirs = ((one.width, one.depth, one.registers, one.swiglu) for one in (self, other))
+        return ours == theirs and (self.heads == other.heads or 0 in (self.heads, other.heads))
 
 
 def _family(registers: int, suffix: str, repository: str) -> dict[str, Architecture]:
@@ -67,14 +66,14 @@ MODELS: dict[str, Architecture] = {
     **_family(0, "", "facebook/dinov2-"),
     **_family(4, "_reg", "facebook/dinov2-with-registers-"),
 }
-"""Every model by the name that torch.hub has for it; :func:`register_model` adds one."""
+"""All models by their names in torch.hub; :func:`register_model` adds one."""
 
 
 def register_model(name: str, architecture: Architecture) -> None:
-    """Register a model in this process: one that was trained further, or a tiny one for a test.
+    """Register a model in this process, such as a fine-tuned one, or a tiny one for a test.
 
-    The ingest sends its architecture along to workers, so that only the process that starts a run
-    needs to call this.
+    The ingest sends the architecture to workers: only the process that starts a run needs to call
+    this function.
 
     Raises
     ------

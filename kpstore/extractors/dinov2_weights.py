@@ -1,4 +1,4 @@
-"""DINOv2's weights: found, hashed, compared with the model's name, loaded completely."""
+"""DINOv2's weights: finding, hashing, comparing with the name of the model, loading."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ import os
 import re
 import socket
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kpstore.errors import ExtractorError, InvalidError, NotFoundError
-from kpstore.extractors.checkpoint_files import brief, file_sha256, load_tensors, some_of
-from kpstore.extractors.dinov2_models import MODELS, PATCH, Architecture, find_model
+from kpstore.extractors.checkpoint_files import (
+    brief,
+    file_sha256,
+    is_table,
+    load_tensors,
+    some_of,
+)
+from kpstore.extractors.dinov2_models import MODELS, PATCH, Architecture
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Weights:
     Parameters
     ----------
     place : a folder as ``save_pretrained`` writes it, or one checkpoint file.
-    files : those that change the numbers.
+    files : those that change the values.
     """
 
     place: Path
@@ -45,23 +55,23 @@ class Weights:
 
 
 def find_weights(name: str, architecture: Architecture, given: Path | None) -> Weights:
-    """Return the weights of a model, compared with what its name stands for.
+    """Return the weights of a model, checked against the architecture of its name.
 
-    Reads no more than their headers.
+    Only their headers are read.
 
     Parameters
     ----------
-    given : a folder or a checkpoint; None looks on the Hugging Face hub, whose cache keeps what was
-        loaded once.
+    given : a folder or a checkpoint; None takes those of the Hugging Face hub, from its cache if
+        they were downloaded before.
 
     Raises
     ------
     NotFoundError
-        If ``given`` is not there.
+        If ``given`` does not exist.
     ExtractorError
         If nothing is given and the hub cannot be reached.
     InvalidError
-        If these are no weights, or those of another model.
+        If these are not weights, or those of another model.
     """
     if given is None:
         weights = _from_hub(name, architecture)
@@ -74,11 +84,7 @@ def find_weights(name: str, architecture: Architecture, given: Path | None) -> W
             f"no weights at {given}: give a folder of save_pretrained, or one of "
             "facebookresearch's .pth files"
         )
-    found = (
-        _of_config(weights.place)
-        if weights.is_folder
-        else _of_checkpoint(weights.place, architecture.heads)
-    )
+    found = _architecture(weights.place)
     if not found.same_model(architecture):
         fitting = _names_of(found)
         choose = f"choose model={fitting[0]}" if fitting else "choose the model that they are of"
@@ -94,7 +100,7 @@ def _names_of(architecture: Architecture) -> list[str]:
 
 
 def describe_weights(place: Path) -> str:
-    """Return in words which model's weights a folder of ``save_pretrained`` or a checkpoint holds.
+    """Return in words whose weights a folder of ``save_pretrained`` or a checkpoint holds.
 
     Raises
     ------
@@ -103,18 +109,10 @@ def describe_weights(place: Path) -> str:
     """
     if place.is_dir():
         _in_folder(place)
-        names, found = _names_of(_of_config(place)), str(_of_config(place))
-    else:
-        fitting = [
-            name
-            for name, known in MODELS.items()
-            if _of_checkpoint(place, known.heads).same_model(known)
-        ]
-        names, found = (
-            fitting,
-            str(_of_checkpoint(place, find_model(fitting[0]).heads if fitting else 0)),
-        )
-    return f"{' or '.join(names) or 'a DINOv2 of no known name'} ({found})"
+    found = _architecture(place)
+    names = _names_of(found)
+    about = MODELS[names[0]] if names else found
+    return f"{' or '.join(names) or 'a DINOv2 of no known name'} ({about})"
 
 
 def _in_folder(folder: Path) -> Weights:
@@ -123,11 +121,8 @@ def _in_folder(folder: Path) -> Weights:
         raise InvalidError(
             f"{folder} needs config.json and model.safetensors, as save_pretrained writes them"
         )
-    shards = (
-        [whole]
-        if whole.is_file()
-        else [folder / name for name in sorted(set(_weight_map(index).values()))]
-    )
+    names = {whole.name} if whole.is_file() else set(_weight_map(index).values())
+    shards = [folder / name for name in sorted(names)]
     missing = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
     if missing:
         raise InvalidError(f"{folder}: {missing[0]!r}, which {index.name} names, is not in it")
@@ -149,6 +144,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _architecture(place: Path) -> Architecture:
+    return _of_config(place) if place.is_dir() else _of_checkpoint(place)
+
+
 def _of_config(folder: Path) -> Architecture:
     config = _read_json(folder / "config.json")
     kind = config.get("model_type")
@@ -160,7 +159,7 @@ def _of_config(folder: Path) -> Architecture:
         raise InvalidError(
             f"{folder}/config.json has patches of {config['patch_size']!r} pixels; DINOv2's have 14"
         )
-    # What a configuration does not say is as in ViT-B (transformers, Dinov2Config).
+    # What a configuration omits is as in ViT-B (transformers, Dinov2Config).
     return Architecture(
         config.get("hidden_size", 768),
         config.get("num_hidden_layers", 12),
@@ -170,8 +169,8 @@ def _of_config(folder: Path) -> Architecture:
     )
 
 
-def _of_checkpoint(path: Path, heads: int) -> Architecture:
-    """Return what a checkpoint holds; how many heads its layers have, it does not say."""
+def _of_checkpoint(path: Path) -> Architecture:
+    """Return the architecture in a checkpoint, which does not tell the number of heads."""
     state = read_checkpoint(path)
     for name, shape in {
         "cls_token": (1, 1, None),
@@ -186,39 +185,35 @@ def _of_checkpoint(path: Path, heads: int) -> Architecture:
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     swiglu = any(".mlp.w12." in name for name in state)
-    return Architecture(state["cls_token"].shape[-1], depth, heads, registers, swiglu)
+    return Architecture(state["cls_token"].shape[-1], depth, 0, registers, swiglu)
 
 
-def _fits(shape: Any, wanted: tuple[int | None, ...]) -> bool:
+def _fits(shape: Sequence[int], wanted: tuple[int | None, ...]) -> bool:
     return len(shape) == len(wanted) and all(
         w in (None, length) for length, w in zip(shape, wanted, strict=True)
     )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name, mapped into memory; code in it is never run."""
-    import torch
-
     state = load_tensors(path)
-    if not isinstance(state, dict) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
-    ):
+    if not is_table(state):
         raise InvalidError(
             f"{path} holds no plain table of tensors; give facebookresearch's ..._pretrain.pth, or "
             "a folder of save_pretrained"
         )
-    return dict(state)
+    return state
 
 
 def hub_cache() -> Path:
-    """Return the Hugging Face hub's cache by its own rules, without importing it."""
+    """Return the cache of the Hugging Face hub by its own rules, without importing it."""
     home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME") or f"{home}/huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
 def cached_snapshot(repository: str) -> Path | None:
-    """Return the folder of a repository's newest loaded version if it holds weights."""
+    """Return the folder of a repository's newest downloaded version that holds weights."""
     snapshots = hub_cache() / f"models--{repository.replace('/', '--')}" / "snapshots"
     for folder in sorted(snapshots.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
@@ -232,8 +227,7 @@ def cached_snapshot(repository: str) -> Path | None:
 def _from_hub(name: str, architecture: Architecture) -> Weights:
     if not architecture.repository:
         raise InvalidError(
-            f"model {name!r} is not on the Hugging Face hub; say where its weights are: --weights "
-            "PATH"
+            f"model {name!r} is not on the Hugging Face hub; give its weights: --weights PATH"
         )
     found = cached_snapshot(architecture.repository)
     if found is not None:
@@ -250,27 +244,26 @@ def _from_hub(name: str, architecture: Architecture) -> Weights:
 
 
 def _download(repository: str) -> Path:
-    """Load a repository's weights into the hub's cache; any failure is an :class:`OSError`."""
+    """Download weights into the hub's cache; any failure is an :class:`OSError`."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise OSError("HF_HUB_OFFLINE is set")
     hub = importlib.import_module("huggingface_hub")
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     if not urllib.request.getproxies():
-        socket.getaddrinfo(
-            host, 443
-        )  # fails at once where there is no network; the hub itself tries for half a minute
+        # Fails at once without a network; the hub itself tries for half a minute.
+        socket.getaddrinfo(host, 443)
     patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
     return Path(hub.snapshot_download(repository, allow_patterns=patterns))
 
 
-def load_model(weights: Weights, architecture: Architecture) -> Any:
+def load_model(weights: Weights, architecture: Architecture) -> nn.Module:
     """Return the model in float32, in evaluation mode, on the CPU.
 
     Raises
     ------
     InvalidError
-        If a tensor is missing, left over or of another shape: transformers itself would go on with
-        random numbers.
+        If a tensor is missing, unexpected or of another shape: transformers itself would continue
+        with random values.
     """
     import torch
 
@@ -281,44 +274,41 @@ def load_model(weights: Weights, architecture: Architecture) -> Any:
         else transformers.Dinov2Model
     )
     if weights.is_folder:
-        source: dict[str, Any] = {
-            "pretrained_model_name_or_path": weights.place,
-            "local_files_only": True,
-        }
+        source: dict[str, object] = {"local_files_only": True}
     else:
         state = read_checkpoint(weights.place)
         config = _config(transformers, architecture, positions=state["pos_embed"].shape[1] - 1)
+        tensors = published_names(state, weights.place)
         source = {
-            "pretrained_model_name_or_path": None,
             "config": config,
-            "state_dict": {
-                key: value.float() for key, value in published_names(state, weights.place).items()
-            },
+            "state_dict": {name: tensor.float() for name, tensor in tensors.items()},
         }
+    place = weights.place if weights.is_folder else None
     with _quiet():
         try:
-            model, told = kind.from_pretrained(
-                **source, dtype=torch.float32, output_loading_info=True
+            model: nn.Module
+            model, found = kind.from_pretrained(
+                place, **source, dtype=torch.float32, output_loading_info=True
             )
         except (RuntimeError, ValueError, OSError, KeyError) as error:
             raise InvalidError(
                 f"{weights.place} does not load as a DINOv2 of {architecture}: {brief(error)}"
             ) from None
-        except Exception as error:  # safetensors has an error class of its own
+        except Exception as error:  # safetensors has its own error class
             raise InvalidError(f"{weights.place}: {brief(error)}; load the file again") from None
     for problem, what in (
         ("missing_keys", "lacks"),
         ("unexpected_keys", "has too many:"),
         ("mismatched_keys", "has others:"),
     ):
-        if told.get(problem):
+        if found.get(problem):
             raise InvalidError(
-                f"{weights.place} does not hold a whole DINOv2: it {what} {some_of(told[problem])}"
+                f"{weights.place} does not hold a whole DINOv2: it {what} {some_of(found[problem])}"
             )
     return model.eval().requires_grad_(False)
 
 
-def _config(transformers: Any, architecture: Architecture, *, positions: int) -> Any:
+def _config(transformers: ModuleType, architecture: Architecture, *, positions: int) -> object:
     side = math.isqrt(positions)
     values = {
         "hidden_size": architecture.width,
@@ -357,15 +347,15 @@ _RENAMED_IN_BLOCK = {
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
-def published_names(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def published_names(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Return the tensors of a facebookresearch checkpoint by the hub's names.
 
     Raises
     ------
     InvalidError
-        If there is a name that such a checkpoint does not have.
+        If there is a name that such checkpoints do not have.
     """
-    renamed: dict[str, Any] = {}
+    renamed: dict[str, Tensor] = {}
     unknown = []
     for name, value in state.items():
         new = dict(_published(name, value))
@@ -378,10 +368,10 @@ def published_names(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return renamed
 
 
-def _published(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the published name and tensor of one entry.
+def _published(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the published names and tensors of one entry.
 
-    Three for queries, keys and values, which lie in one there.
+    There are three if queries, keys and values are one tensor.
     """
     block = _BLOCK.fullmatch(name)
     stem, ending = _split_ending(block[2] if block else name)
@@ -396,10 +386,8 @@ def _published(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _split_ending(name: str) -> tuple[str, str]:
-    for ending in (".weight", ".bias"):
-        if name.endswith(ending):
-            return name.removesuffix(ending), ending
-    return name, ""
+    stem, dot, ending = name.rpartition(".")
+    return (stem, dot + ending) if ending in ("weight", "bias") else (name, "")
 
 
 @contextmanager

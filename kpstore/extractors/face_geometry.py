@@ -1,6 +1,6 @@
-"""A face's five landmarks on a unit sphere, and their angles to those of a frontal face.
+"""The five landmarks of a face on a unit sphere, and their angles to those of a frontal face.
 
-``docs/faces.md`` has the picture, and what is wrong with the formula of users' present files.
+``docs/faces.md`` has a picture, and says what is wrong with the formula of users' existing files.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ Formula = Literal["corrected", "json"]
 Floats = NDArray[np.float64]
 
 DEAD_ZONE = 0.01
-"""``corrected``: heights this close, in halves of the box's height, count as equal."""
+"""``corrected``: heights that differ by no more, in halves of the box's height, are equal."""
 JSON_DEAD_ZONE = 0.1
-"""``json``: at equal heights an angle of no more degrees than this is 0."""
+"""``json``: at equal heights, angles up to this number of degrees are 0."""
 _JSON_TINY = 1e-8
-"""``json``: what is added to a vector's length before dividing by it."""
+"""``json``: added to the length of a vector before the division by it."""
 
 
 @dataclass(frozen=True)
 class FacePoints:
     """What a detector found of one face or of many.
 
-    The leading axes of both arrays agree or broadcast.
+    The leading axes of both arrays are equal or broadcast.
 
     Parameters
     ----------
@@ -40,22 +40,22 @@ class FacePoints:
     box: NDArray[np.floating]
 
     def scaled(self) -> Floats:
-        """Return coordinates from the box's middle in halves of its size, (..., 5, 2) float64.
+        """Return coordinates from the middle of the box in halves of its size, (..., 5, 2) float64.
 
-        The middle of the box is 0, its edges are -1 and 1; y downwards. Where a box has no width or
-        height the coordinate is not divided and stays in pixels, as in the scripts that made users'
-        present files.
+        The middle of the box is 0, its edges are -1 and 1; y downwards. If a box has no width or
+        height, the coordinate is not divided and stays in pixels, as in the scripts that made
+        users' existing files.
         """
         box = np.asarray(self.box, dtype=np.float64)
         corners = box.reshape(*box.shape[:-1], 2, 2)
-        with np.errstate(invalid="ignore", over="ignore"):  # infinities come out as what they are
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite values stay infinite
             middle, half = corners.mean(axis=-2), (corners[..., 1, :] - corners[..., 0, :]) / 2
             offset = np.asarray(self.landmarks, dtype=np.float64) - middle[..., None, :]
             scaled: Floats = offset / np.where(half == 0, 1.0, half)[..., None, :]
         return scaled
 
     def problem(self) -> str:
-        """Return why angles cannot be had from one of these faces; empty if they can from all."""
+        """Return why one of these faces is not usable for angles; empty if all are."""
         box = np.asarray(self.box, dtype=np.float64)
         if not (np.isfinite(box).all() and np.isfinite(self.landmarks).all()):
             return "its box or landmarks are not finite numbers"
@@ -73,19 +73,19 @@ def check_formula(formula: object) -> None:
 
 
 def landmarks_to_3d(face: FacePoints, formula: Formula = "corrected") -> Floats:
-    """Return each landmark as a point of a unit sphere that bulges out of the picture.
+    """Return each landmark as a point of a unit sphere in front of the picture.
 
     With ``x, y`` of :meth:`FacePoints.scaled`: ``r = min(1, hypot(x, y))``, ``theta = acos(1 - r)``
     away from the sphere's foremost point, ``phi = atan2(y, x)`` around it, and then ``(sin theta
-    cos phi, sin theta sin phi, cos theta)``. The middle of the box is (0, 0, 1), its edges and all
-    beyond are on the rim, where z is 0.
+    cos phi, sin theta sin phi, cos theta)``. The middle of the box is (0, 0, 1); its edges and all
+    points outside are on the rim, where z is 0.
 
     Parameters
     ----------
     face : one face or many.
-    formula : ``"json"`` has ``phi = 0`` wherever x is exactly 0: points straight above and below
-        the middle all come out at its right. It takes boxes without a size too; what is not a
-        number comes out as NaN.
+    formula : ``"json"`` has ``phi = 0`` where x is exactly 0, which moves points straight above and
+        below the middle to its right. It accepts boxes without a size, too; what is not a number
+        becomes NaN.
 
     Returns
     -------
@@ -113,21 +113,21 @@ def landmarks_to_3d(face: FacePoints, formula: Formula = "corrected") -> Floats:
 def spherical_angles(
     reference: FacePoints, current: FacePoints, formula: Formula = "corrected"
 ) -> Floats:
-    """Return by how much each landmark is turned from the reference's, with a sign.
+    """Return the signed angle of each landmark from that of the reference.
 
-    The size is the angle between the two points as seen from the sphere's middle, 0 to 180.
-    Positive: the landmark is higher up than the reference's (the head looks up); negative: lower
-    down. Sideways turns alone have no sign of their own and count as positive.
+    Its size is the angle between the two points as seen from the centre of the sphere, 0 to 180. It
+    is positive if the landmark is higher than the reference's (the head looks up), and negative if
+    it is lower. Turns that are only sideways are positive.
 
     Parameters
     ----------
-    reference, current : leading axes broadcast, so that one frontal face does for many frames.
-    formula : ``"corrected"`` compares heights from the box's middle in halves of the box's height
-        (:meth:`FacePoints.scaled`), so that neither a picture's size nor the face's place in it
-        matter; within ``DEAD_ZONE`` they count as equal, and the angle as positive. ``"json"``
-        compares heights in pixels of the two pictures, whatever their sizes; only exactly equal
-        ones count as equal, and the angle is then 0 up to ``JSON_DEAD_ZONE`` degrees. As it adds
-        1e-8 to lengths, it never finds less than 0.0115 degrees.
+    reference, current : leading axes broadcast, for one frontal face and many frames.
+    formula : ``"corrected"`` compares heights from the middle of the box in halves of its height
+        (:meth:`FacePoints.scaled`), so that neither the size of a picture nor the place of the face
+        in it matters; within ``DEAD_ZONE`` they are equal, and the angle is positive. ``"json"``
+        compares heights in pixels of pictures of any sizes; only identical heights are equal, and
+        the angle is then 0 up to ``JSON_DEAD_ZONE`` degrees. As it adds 1e-8 to lengths, no angle
+        is less than 0.0115 degrees.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def spherical_angles(
     Raises
     ------
     InvalidError
-        ``"corrected"``: if one of the faces has no usable numbers.
+        ``"corrected"``: if a number is not finite or a box has no size.
     """
     before, after = landmarks_to_3d(reference, formula), landmarks_to_3d(current, formula)
     if formula == "json":
@@ -148,7 +148,7 @@ def spherical_angles(
         )
         equal = np.where(angles <= JSON_DEAD_ZONE, 0.0, angles)
         return np.where(lower < 0, angles, np.where(lower > 0, -angles, equal))
-    # By atan2 of sine and cosine: the arc cosine alone loses half of the digits near 0.
+    # atan2 of sine and cosine, since the arc cosine alone loses half of the digits near 0.
     sine = np.linalg.norm(np.cross(before, after), axis=-1)
     angles = np.degrees(np.arctan2(sine, (before * after).sum(axis=-1)))
     lower = current.scaled()[..., 1] - reference.scaled()[..., 1]
@@ -157,7 +157,7 @@ def spherical_angles(
 
 
 def _angles_as_json(before: Floats, after: Floats) -> Floats:
-    """Return the angles of users' present files, (..., 5) in degrees without a sign."""
+    """Return the angles of users' existing files, (..., 5) in degrees without a sign."""
     units = [
         points / (np.linalg.norm(points, axis=-1, keepdims=True) + _JSON_TINY)
         for points in (before, after)
@@ -167,6 +167,6 @@ def _angles_as_json(before: Floats, after: Floats) -> Floats:
 
 
 def mean_angle(angles: Floats) -> Floats:
-    """Return the mean of the five angles, (...) float64 in degrees; opposite signs cancel."""
+    """Return the mean of the five angles, (...) float64 in degrees; opposite signs cancel out."""
     mean: Floats = np.mean(angles, axis=-1)
     return mean

@@ -1,9 +1,10 @@
-"""MediaPipe Holistic: finds the person, then the face and the hands by the pose."""
+"""MediaPipe Holistic, which finds the person, then the face and the hands from the pose."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,28 +18,28 @@ from kpstore.schema.feature import FeatureRows
 
 @dataclass(kw_only=True)
 class HolisticExtractor(MediapipeExtractor):
-    """Keypoints by MediaPipe Holistic, which finds more faces and hands but carries state.
+    """Keypoints by MediaPipe Holistic, which finds more faces and hands but keeps state.
 
-    In both modes a frame's numbers depend on the frames before it: in ``"image"`` mode too
-    MediaPipe keeps the last face's region (and a frame's face moves by up to 1.6 pixels of 210 with
-    it). A video therefore always runs from its first frame; :meth:`start_video` puts the model back
-    to what a new one would give, bit for bit.
+    In both modes the values of a frame depend on the frames before it: even in ``"image"`` mode
+    MediaPipe keeps the region of the last face, which moves the points of a face by up to 1.6 of
+    210 pixels. A video is therefore always processed from its first frame; :meth:`start_video`
+    resets the model so that its results are those of a new one, bit for bit.
 
     Parameters
     ----------
-    mode : ``"image"`` detects the person again in every frame, ``"video"`` tracks and smooths.
-    independent_frames : restart the model before every frame, so that frames do not depend on
-        each other; about half the speed, and only with ``mode="image"``.
+    mode : ``"image"`` detects the person in each frame, ``"video"`` tracks and smooths.
+    independent_frames : restart the model before each frame, so that frames do not depend on each
+        other; about half as fast, and only with ``mode="image"``.
     min_tracking_confidence : 0 to 1; poses below it are dropped.
     face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`.
     """
 
     mode: Annotated[
         Literal["image", "video"],
-        Option("Look for the person in each image, or track from image to image.", panel=WHAT),
+        Option("Detect the person in each image, or track from image to image.", panel=WHAT),
     ] = "image"
     independent_frames: Annotated[
-        bool, Option("No frame depends on those before it.", panel=WHAT)
+        bool, Option("Make frames independent of those before them.", panel=WHAT)
     ] = False
     min_tracking_confidence: float = 0.5
 
@@ -61,12 +62,8 @@ class HolisticExtractor(MediapipeExtractor):
                 "mode 'video' tracks from frame to frame; independent_frames needs mode='image'"
             )
 
-    def _recipe(self) -> tuple[str, str, dict[str, Any], tuple[str, ...]]:
-        recipe = (
-            "holistic, independent frames"
-            if self.independent_frames
-            else f"holistic, {self.mode} mode"
-        )
+    def _recipe(self) -> tuple[str, str, dict[str, object], tuple[str, ...]]:
+        frames = "independent frames" if self.independent_frames else f"{self.mode} mode"
         parameters = {
             "mode": self.mode,
             "independent_frames": self.independent_frames,
@@ -80,9 +77,9 @@ class HolisticExtractor(MediapipeExtractor):
             "pose_detection/pose_detection.tflite",
             pose_model(self.model_complexity),
         )
-        return "holistic", recipe, parameters, models
+        return "holistic", f"holistic, {frames}", parameters, models
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, object]:
         return {
             "model_complexity": self.model_complexity,
             "smooth_landmarks": self.mode == "video",
@@ -91,18 +88,17 @@ class HolisticExtractor(MediapipeExtractor):
             "min_tracking_confidence": float(self.min_tracking_confidence),
         }
 
-    def _build(self, solutions: Any) -> tuple[Any, ...]:
-        return (
-            solutions.holistic.Holistic(static_image_mode=self.mode == "image", **self._options()),
-        )
+    def _build(self, solutions: ModuleType) -> tuple[Any, ...]:
+        options = {"static_image_mode": self.mode == "image", **self._options()}
+        return (solutions.holistic.Holistic(**options),)
 
     @property
     def typical_fps(self) -> float:
-        """About ten frames a second and core, four if the model restarts for every frame."""
+        """About ten frames per second and core, four if the model restarts for each frame."""
         return 4.0 if self.independent_frames else 10.0
 
     def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
-        """Forget all frames: results are bit for bit those of a new extractor."""
+        """Forget all frames; results are then those of a new extractor, bit for bit."""
         self._require_open()
         self._restart()
         return {}

@@ -1,18 +1,17 @@
-"""Faces: InsightFace's landmarks, DINOv2 of the frame, angles to a frontal face."""
+"""Faces: InsightFace's landmarks, DINOv2 of the frame, and angles to a frontal face."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import ExtractorError, InvalidError, one_line
-from kpstore.extractors.base import Extracted, check_image
+from kpstore.extractors.base import Extracted, check_image, is_number, is_whole, not_one_of
 from kpstore.extractors.checkpoint_files import differs
 from kpstore.extractors.devices import Precision, StoredType
 from kpstore.extractors.dinov2 import Dinov2Extractor, Positions
@@ -25,6 +24,7 @@ from kpstore.extractors.face_geometry import (
 )
 from kpstore.extractors.insightface_models import LIBRARIES, Pack, find_pack, open_detector
 from kpstore.extractors.libraries import library_versions
+from kpstore.extractors.torch_model import WeightsPath
 from kpstore.options import WHAT, Option
 from kpstore.schema.face_features import EXTRACTED_FACE_FIELDS, EXTRACTED_FRAME_FIELDS, Field
 from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance
@@ -32,19 +32,19 @@ from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance
 FaceChoice = Literal["largest", "best", "first"]
 
 DETECTOR_FPS = 5.0
-"""Rough pictures per second of one core, of buffalo_l's detector at 640 pixels."""
+"""Rough number of pictures per second that buffalo_l's detector takes at 640 pixels on a core."""
 STRIDE = 32
-"""``det_size`` is a multiple of it: the coarsest grid of the detectors."""
+"""Step of the detectors' coarsest grid in pixels; ``det_size`` is a multiple of it."""
 
 
 @dataclass(frozen=True)
 class Face:
-    """One face of a picture: what the detector found.
+    """One face that the detector found in a picture.
 
     Parameters
     ----------
     points : landmarks (5, 2) and box (4,) in pixels, float32.
-    score : how sure the detector is, 0 to 1.
+    score : confidence of the detector, 0 to 1.
     """
 
     points: FacePoints
@@ -52,23 +52,23 @@ class Face:
 
     @property
     def area(self) -> float:
-        """Of the box, in pixels."""
+        """Area of the box in square pixels."""
         x1, y1, x2, y2 = np.asarray(self.points.box, dtype=np.float64).tolist()
         return float((x2 - x1) * (y2 - y1))
 
 
 class NoFaceError(InvalidError):
-    """A picture without a usable face."""
+    """There is no usable face in a picture."""
 
 
 def choose_face(faces: Sequence[Face], choice: FaceChoice) -> Face:
-    """Return one of the faces that have usable numbers.
+    """Return one of the faces whose box and landmarks are usable.
 
     Parameters
     ----------
     faces : in the order in which InsightFace returns them: by score, the highest first (since 2.0).
-    choice : ``"largest"`` by the box's area, ``"best"`` by score; the first of those that are
-        equal. ``"first"`` returned.
+    choice : ``"largest"`` by the area of the box, ``"best"`` by score, the first of equals; or
+        ``"first"`` of those that InsightFace returned.
 
     Raises
     ------
@@ -87,30 +87,29 @@ def choose_face(faces: Sequence[Face], choice: FaceChoice) -> Face:
 
 @dataclass(kw_only=True)
 class FacesExtractor:
-    """Of each frame one face, with DINOv2 of the whole frame.
+    """One face of each frame, with DINOv2 of the whole frame.
 
-    Of each video the same of its frontal reference picture.
+    For each video, the same of its frontal reference picture.
 
     Features of frames: ``<model>``, ``landmarks_2d``, ``landmarks_3d``, ``box``,
     ``detection_score``, ``spherical_angles``, ``avg_angle``; of videos: ``face_<model>``,
     ``face_landmarks_2d``, ``face_landmarks_3d``, ``face_box``, ``face_detection_score``.
-    ``docs/faces.md`` says what they are. A frame without a usable face fails with the reason, and
-    DINOv2 is not run on it; a reference without one fails the whole video.
+    ``docs/faces.md`` describes them. A frame without a usable face fails with the reason, and
+    DINOv2 is not run on it; if the reference picture has none, the whole video fails.
 
     Parameters
     ----------
-    model_pack : a pack of InsightFace by name, loaded from its releases if it is not in
+    model_pack : a pack of InsightFace by name, downloaded from its releases if it is not in
         ``~/.insightface/models``; or a folder of ONNX files. Only its detector is used.
     face : which face of several: ``"largest"``, ``"best"`` (highest score), or ``"first"`` (as
-        InsightFace returns them). By default the largest; the first with ``formula="json"``.
-    det_size : width and height in pixels to which a picture is brought for the detector, a multiple
-        of 32.
-    det_thresh : faces of a lower score do not count, 0 to 1.
+        InsightFace returns them). By default the largest, with ``formula="json"`` the first.
+    det_size : width and height in pixels to which the detector resizes a picture, a multiple of 32.
+    det_thresh : minimum score of a face, 0 to 1.
     formula : of the points on the sphere and the angles, see
-        :mod:`kpstore.extractors.face_geometry`. ``"json"`` makes everything as the scripts that
-        wrote users' present JSON did.
+        :mod:`kpstore.extractors.face_geometry`. ``"json"`` gives the same values as the scripts
+        that wrote users' existing JSON files.
     model, weights, precision, dtype, positions, batch_size : of DINOv2, see
-        :class:`~kpstore.extractors.dinov2.Dinov2Extractor`. What else is stored is float32,
+        :class:`~kpstore.extractors.dinov2.Dinov2Extractor`. All other features are float32,
         computed in float64; the detector takes one picture at a time, on a CPU in one thread.
     """
 
@@ -127,7 +126,7 @@ class FacesExtractor:
     det_size: int = 640
     det_thresh: float = 0.5
     formula: Annotated[
-        Formula, Option("Of angles; json makes what users' JSON files hold.", panel=WHAT)
+        Formula, Option("Formula of angles; json is that of users' JSON files.", panel=WHAT)
     ] = "corrected"
     model: Annotated[
         str,
@@ -137,10 +136,7 @@ class FacesExtractor:
             panel=WHAT,
         ),
     ] = "dinov2_vitb14"
-    weights: Annotated[
-        str | os.PathLike[str] | None,
-        Option("The model's weights, a file or folder.", "PATH", kind=Path, panel=WHAT),
-    ] = None
+    weights: WeightsPath = None
     precision: Precision = "fp32"
     dtype: StoredType = "float32"
     positions: Positions = "hub"
@@ -183,45 +179,37 @@ class FacesExtractor:
         )
 
     def _problems(self) -> list[str]:
-        kinds = {"face": FaceChoice, "formula": Formula}
-        found = [
-            f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}"
-            for name, kind in kinds.items()
-            if getattr(self, name) not in (*get_args(kind), *([None] if name == "face" else []))
-        ]
-        given: Any = self.model_pack  # whatever came from the command line
+        found = [] if self.face is None else not_one_of(self, face=FaceChoice)
+        found += not_one_of(self, formula=Formula)
+        given: object = self.model_pack  # whatever came from the command line
         if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
             found.append(f"model_pack={given!r} is neither a name nor a path")
         size, threshold = self.det_size, self.det_thresh
-        if isinstance(size, bool) or not isinstance(size, int) or size < STRIDE or size % STRIDE:
+        if not is_whole(size) or size < STRIDE or size % STRIDE:
             found.append(f"det_size={size!r} is not a multiple of {STRIDE} pixels; 640 is usual")
-        if (
-            isinstance(threshold, bool)
-            or not isinstance(threshold, (int, float))
-            or not 0 <= threshold <= 1
-        ):
+        if not is_number(threshold) or not 0 <= threshold <= 1:
             found.append(f"det_thresh={threshold!r} is not between 0 and 1")
         return found
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_app": None, "_reference": None}
 
     @property
     def specs(self) -> tuple[FeatureSpec, ...]:
-        """All features, those of frames before those of videos."""
+        """All features, those of frames first."""
         return (*self._frame_specs.values(), *self._face_specs.values())
 
     @property
     def provenance(self) -> Mapping[str, Provenance]:
-        """By feature, everything that changes the numbers.
+        """By feature, everything that changes the values.
 
-        Of DINOv2's features, what that extractor says.
+        For DINOv2's features, it is the provenance of that extractor.
 
         Raises
         ------
         NotFoundError, InvalidError, ExtractorError, MissingExtraError
-            If the pack or the weights are not there, not whole or not to be loaded, or a library is
-            missing.
+            If the pack or the weights do not exist, are incomplete or cannot be loaded, or a
+            library is missing.
         """
         found = self._detection()
         features = self._dinov2.provenance[self.model]
@@ -253,25 +241,22 @@ class FacesExtractor:
 
     @property
     def at_once(self) -> int:
-        """Frames that DINOv2 takes at once."""
+        """Number of frames that DINOv2 takes at once."""
         return self._dinov2.at_once
 
     @property
     def settled(self) -> bool:
-        """Whether their number is given or on record."""
+        """Whether this number is given or on record."""
         return self._dinov2.settled
 
     def settle(self, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
-        """Take the number with which DINOv2's features were begun.
-
-        See :class:`kpstore.extractors.base.Settling`.
-        """
+        """Take the number with which DINOv2's features were begun; see :class:`Settling`."""
         notes = self._dinov2.settle(made, device)
         self.batch_size = self.at_once
         return notes
 
     def keep(self, number: int) -> None:
-        """Settle for a number of frames at once; from now on it stays."""
+        """Fix the number of frames at once."""
         self._dinov2.keep(number)
         self.batch_size = self.at_once
 
@@ -282,7 +267,7 @@ class FacesExtractor:
 
     @property
     def typical_fps(self) -> float:
-        """Rough frames per second of one core, both models one after the other."""
+        """Rough frames per second of one core for both models."""
         return 1 / (1 / DETECTOR_FPS + 1 / self._dinov2.typical_fps)
 
     def open(self, device: str = "cpu") -> None:
@@ -291,9 +276,9 @@ class FacesExtractor:
         Raises
         ------
         UnsupportedError
-            If the device is not there, for one of them.
+            If the device does not exist for one of them.
         InvalidError
-            If a model is not whole, or not the one that the run began with.
+            If a model is incomplete, or not the one that the run began with.
         """
         library_versions(*LIBRARIES)
         pack = self._found_pack()
@@ -308,7 +293,7 @@ class FacesExtractor:
         self.batch_size = self.at_once
 
     def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
-        """Take the person's frontal picture, from which angles are measured until the next call.
+        """Take the frontal picture of a person, from which angles are measured until the next call.
 
         Returns
         -------
@@ -318,8 +303,8 @@ class FacesExtractor:
         Raises
         ------
         InvalidError
-            If the video has no reference, no usable face in it, or DINOv2's numbers of it are not
-            finite.
+            If the video has no reference, the reference has no usable face, or DINOv2's values of
+            it are not finite.
         """
         self._reference = None
         if reference is None:
@@ -350,17 +335,17 @@ class FacesExtractor:
         Returns
         -------
         Extracted
-            Rows of all features of frames; images without a usable face have failed, and their rows
-            are missing, and so have images of which DINOv2 makes no finite numbers.
+            Rows of all features of frames. Images have failed if they have no usable face, and then
+            their rows are missing, or if DINOv2's values are not finite.
 
         Raises
         ------
         InvalidError
-            If an image is not one.
+            If an image has another shape or dtype.
         ExtractorError
             If a model fails.
         """
-        if self._app is None or self._reference is None:
+        if self._reference is None:
             raise InvalidError(
                 "call open() and start_video(reference) before frames are given to 'faces'"
             )
@@ -373,14 +358,14 @@ class FacesExtractor:
                 failed[number] = one_line(str(error))
         rows = {spec.name: spec.empty_rows(len(images)) for spec in self._frame_specs.values()}
         if faces:
-            found = self._dinov2.extract([images[number] for number in faces])
-            failed |= {list(faces)[number]: reason for number, reason in found.failed.items()}
-            features = found.rows[self.model].values
-            values = self._values(list(faces.values()), features) | self._angles(
-                list(faces.values())
-            )
+            numbers, seen = list(faces), list(faces.values())
+            found = self._dinov2.extract([images[number] for number in numbers])
+            failed |= {numbers[place]: reason for place, reason in found.failed.items()}
+            values = self._values(seen, found.rows[self.model].values)
+            angles = spherical_angles(self._reference, _together(seen), self.formula)
+            values |= {"spherical_angles": angles, "avg_angle": mean_angle(angles)}
             for name, spec in self._frame_specs.items():
-                rows[spec.name].values[list(faces)] = values[name]
+                rows[spec.name].values[numbers] = values[name]
         return Extracted(rows, failed)
 
     def close(self) -> None:
@@ -398,19 +383,20 @@ class FacesExtractor:
             raise NoFaceError(
                 f"no face found: {width} x {height} pixels are too narrow to look for one"
             )
+        blue_green_red = np.ascontiguousarray(image[..., ::-1])
         try:
-            found = self._app.get(
-                np.ascontiguousarray(image[..., ::-1])
-            )  # InsightFace takes blue, green, red
+            found = self._app.get(blue_green_red)
         except Exception as error:  # onnxruntime has error classes of its own
-            # The image was read and is one: what fails now would fail for every image after it.
+            # The image is valid: what fails now would fail for all images after it.
             raise ExtractorError(f"InsightFace's detector fails: {one_line(error)}") from error
         faces = [Face(FacePoints(f.kps, f.bbox), float(f.det_score)) for f in found]
         assert self.face is not None  # settled when constructed
         return choose_face(faces, self.face)
 
-    def _values(self, faces: Sequence[Face], features: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the rows of what frames and references have in common, by field."""
+    def _values(
+        self, faces: Sequence[Face], features: NDArray[np.generic]
+    ) -> dict[str, NDArray[np.generic]]:
+        """Return by field the rows that frames and references have in common."""
         points = _together(faces)
         return {
             "features": features,
@@ -419,11 +405,6 @@ class FacesExtractor:
             "box": points.box,
             "detection_score": np.array([face.score for face in faces]),
         }
-
-    def _angles(self, faces: Sequence[Face]) -> dict[str, NDArray[Any]]:
-        assert self._reference is not None  # extract() asked
-        angles = spherical_angles(self._reference, _together(faces), self.formula)
-        return {"spherical_angles": angles, "avg_angle": mean_angle(angles)}
 
 
 def _together(faces: Sequence[Face]) -> FacePoints:

@@ -1,4 +1,4 @@
-"""InsightFace's model packs: found or downloaded, hashed, opened quietly."""
+"""InsightFace's model packs: finding, downloading, hashing, opening them quietly."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from kpstore.errors import (
@@ -29,7 +30,7 @@ from kpstore.extractors.checkpoint_files import brief, file_sha256
 _log = logging.getLogger(__name__)
 
 DETECTOR_OUTPUTS = 5
-"""A file with at least this many outputs is a detector: InsightFace's own rule."""
+"""A file with at least this many outputs is a detector, by InsightFace's own rule."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
 LIBRARIES = (
@@ -39,7 +40,7 @@ LIBRARIES = (
     "onnxruntime|onnxruntime-gpu",
     "opencv-python|opencv-python-headless|opencv-contrib-python",
 )
-"""Recipe, extra, and what finds faces."""
+"""Recipe, extra, and the libraries that find faces."""
 
 
 # -- where packs are -------------------------------------------------------------------------------
@@ -51,29 +52,29 @@ class Pack:
 
     Parameters
     ----------
-    folder : where it is.
-    detector : the one file that is used.
+    folder : of the files.
+    detector : the only file that is used.
     """
 
     folder: Path
     detector: Path
 
     def sha256(self) -> dict[str, str]:
-        """Return the SHA-256 of the file that is used, by its name."""
+        """Return the SHA-256 of the detector by its name."""
         return {self.detector.name: file_sha256(self.detector)}
 
 
 def pack_home() -> Path:
-    """Return the folder in which InsightFace keeps its packs."""
+    """Return the folder in which InsightFace stores its packs."""
     return Path("~/.insightface/models").expanduser()
 
 
 def find_pack(name: str) -> Pack:
-    """Return a pack; one asked for by name is downloaded if it is not on this machine.
+    """Return a pack; a pack by name is downloaded if it is not on this machine.
 
     Parameters
     ----------
-    name : of a pack, such as ``buffalo_l``; or a folder of ONNX files, which is never loaded.
+    name : of a pack, such as ``buffalo_l``; or a folder of ONNX files, which is never downloaded.
 
     Raises
     ------
@@ -97,12 +98,12 @@ def find_pack(name: str) -> Pack:
 
 
 def find_detector(folder: Path) -> Path:
-    """Return the file that InsightFace uses as its detector: the first that looks like one.
+    """Return the file that InsightFace uses as its detector: the first with enough outputs.
 
     Raises
     ------
     InvalidError
-        If no file is one, or a file before it cannot be read.
+        If no file is a detector, or a file before it cannot be read.
     """
     files = sorted(folder.glob("*.onnx"))
     for file in files:
@@ -120,7 +121,7 @@ def find_detector(folder: Path) -> Path:
 
 
 @cache
-def _onnx() -> Any:
+def _onnx() -> ModuleType:
     try:
         return importlib.import_module("onnx")
     except ImportError:
@@ -134,7 +135,7 @@ def _count_outputs(file: Path) -> int:
         return len(_onnx().load(str(file), load_external_data=False).graph.output)
     except MissingExtraError:
         raise
-    except Exception as error:  # protobuf has an error class of its own
+    except Exception as error:  # protobuf has its own error class
         raise InvalidError(
             f"{file} is not a complete ONNX file ({brief(error)}); remove its folder and run "
             "again, or give another pack"
@@ -142,8 +143,8 @@ def _count_outputs(file: Path) -> int:
 
 
 def _load_pack(name: str, folder: Path) -> None:
-    """Download a pack beside its folder: InsightFace takes any folder for a whole pack."""
-    _log.info("loading model pack %s from InsightFace's releases to %s", name, folder)
+    """Download a pack beside its folder: InsightFace takes any folder for a complete pack."""
+    _log.info("downloading model pack %s from InsightFace's releases to %s", name, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".kpstore-", dir=folder.parent))
@@ -155,18 +156,13 @@ def _load_pack(name: str, folder: Path) -> None:
         with silenced():
             storage = importlib.import_module("insightface.utils.storage")
             storage.download("models", name, root=str(aside))
-        found = sorted(
-            (aside / "models" / name).rglob("*.onnx")
-        )  # some releases hold a folder within the folder
+        # Some releases hold a folder within the folder.
+        found = sorted((aside / "models" / name).rglob("*.onnx"))
         find_detector(found[0].parent if found else aside)
-        with contextlib.suppress(OSError):  # another process was faster
+        with contextlib.suppress(OSError):  # if another process was faster
             found[0].parent.rename(folder)
-    except (
-        OSError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        InvalidError,
-    ) as error:  # requests' errors are OSErrors
+    # The errors of requests are OSErrors.
+    except (OSError, RuntimeError, zipfile.BadZipFile, InvalidError) as error:
         raise NotFoundError(
             f"model pack {name!r} is not in {folder.parent}, and InsightFace's releases do not "
             f"give it ({brief(error)}); run this where the network is, or give a folder of ONNX "
@@ -185,9 +181,9 @@ def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> 
     Raises
     ------
     UnsupportedError
-        If the device is not there.
+        If the device does not exist.
     InvalidError
-        If the pack's detector does not load, finds no landmarks or takes other sizes only.
+        If the pack's detector does not load, finds no landmarks, or takes other sizes only.
     """
     number = _device_number(device)
     with silenced():
@@ -195,8 +191,7 @@ def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> 
         _check_provider(runtime, device, number)
         analysis = importlib.import_module("insightface.app").FaceAnalysis
         options = runtime.SessionOptions()
-        # One, as a worker has: work that is cut for another number of threads may come out with
-        # other last bits.
+        # One thread, as in a worker: another number of threads may change the last bits.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         cuda = [] if number is None else [("CUDAExecutionProvider", {"device_id": number})]
         try:
@@ -211,14 +206,13 @@ def open_detector(pack: Pack, device: str, det_size: int, det_thresh: float) -> 
                 det_thresh=det_thresh,
                 det_size=(det_size, det_size),
             )
-        except Exception as error:  # onnxruntime has error classes of its own, InsightFace asserts
+        except Exception as error:  # onnxruntime has its own error classes, InsightFace asserts
             raise InvalidError(
                 f"{pack.folder} does not load as a pack of InsightFace: {brief(error)}"
             ) from None
     _check_detector(app.det_model, pack, det_size)
-    if number is not None and app.det_model.session.get_providers()[:1] != [
-        "CUDAExecutionProvider"
-    ]:
+    provider, *_ = app.det_model.session.get_providers()
+    if number is not None and provider != "CUDAExecutionProvider":
         raise UnsupportedError(
             f"device {device!r}: onnxruntime cannot use it (CUDA's or cuDNN's libraries are "
             "missing, or are not those that it was built for); see 'kpstore doctor', or leave out "
@@ -258,7 +252,7 @@ def _device_number(device: str) -> int | None:
     return None if device == "cpu" else int(match[1] or 0)
 
 
-def _check_provider(runtime: Any, device: str, number: int | None) -> None:
+def _check_provider(runtime: ModuleType, device: str, number: int | None) -> None:
     if number is not None and "CUDAExecutionProvider" not in runtime.get_available_providers():
         raise UnsupportedError(
             f"device {device!r} was asked for, but this onnxruntime {runtime.__version__} is built "
@@ -269,7 +263,7 @@ def _check_provider(runtime: Any, device: str, number: int | None) -> None:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Keep back what InsightFace prints: paths, progress bars, notes."""
+    """Suppress what InsightFace prints: paths, progress bars, notes."""
     quiet = io.StringIO()
     with (
         contextlib.redirect_stdout(quiet),

@@ -1,4 +1,4 @@
-"""Versions of the libraries that compute, which are on record."""
+"""Versions of the libraries that compute, for the provenance."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from kpstore.errors import MissingExtraError
 
 
 def library_versions(recipe: str, extra: str, *names: str) -> dict[str, str]:
-    """Return versions of libraries by name without importing them; builds (``+cpu``) left out.
+    """Return versions of libraries by name without importing them; without builds (``+cpu``).
 
     Parameters
     ----------
     recipe, extra : for the message of :class:`MissingExtraError`.
-    names : distributions; several that hold the same library are separated by ``|``, and the first
-        is the name on record.
+    names : distributions; those that hold the same library are separated by ``|``, and the first is
+        the name in the provenance.
     """
     found: dict[str, str] = {}
     for distributions in names:

@@ -1,4 +1,4 @@
-"""The lip-reading encoder: a 2-D ResNet18 behind a front end that sees five frames."""
+"""The lip-reading encoder: a 2-D ResNet18 behind a front end with a kernel of five frames."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from typing import cast
 from torch import Tensor, nn
 
 WIDTHS = (64, 128, 256, 512)
-"""Channels of the four stages; the last one's are the feature."""
-REACH = 2
-"""Frames on either side that an embedding depends on (the front end's kernel has five)."""
+"""Channels of the four stages; those of the last stage are the feature."""
 
 
 class LipNetwork(nn.Module):
     """The encoder of IIANet and of mpc001's lip reading, with their 137 parameter names.
 
-    The front end halves height and width twice; the trunk has no stem of its own, two blocks a
-    stage, and averages what is left of each frame. Time is never strided, and there is no padding
-    in time: what is before and after the frames has to be given, zeros at a video's own ends.
+    The front end halves height and width twice. The trunk has no stem of its own and two blocks per
+    stage, and averages over what is left of each frame. There is no stride and no padding in time:
+    callers add the two frames before and after, or zeros at the ends of a video.
     """
 
     def __init__(self) -> None:
@@ -49,7 +47,7 @@ class Trunk(nn.Module):
         self.layer4 = _stage(WIDTHS[2], WIDTHS[3], stride=2)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return the mean of what the last stage gives."""
+        """Return the mean of the last stage over height and width."""
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             maps = stage(maps)
         return nn.functional.adaptive_avg_pool2d(maps, 1).flatten(1)

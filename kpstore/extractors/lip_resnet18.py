@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.extractors.base import Extracted
+from kpstore.extractors.base import Extracted, is_whole
 from kpstore.extractors.checkpoint_files import differs
-from kpstore.extractors.devices import TORCH_TYPES, Precision, StoredType, find_device, reproducible
+from kpstore.extractors.devices import Precision, StoredType, find_device, reproducible, sent
 from kpstore.extractors.libraries import library_versions
 from kpstore.extractors.lip_weights import LipCheckpoint, load_network, read_lip_checkpoint
-from kpstore.extractors.torch_model import TorchModel
-from kpstore.options import WHAT, Option
+from kpstore.extractors.torch_model import TorchModel, WeightsPath
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.lips import CROP_SIDE, LIP_FEATURE, LIP_LENGTH, lip_spec
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 RECIPE = "lip_resnet18"
 MEAN, STD = 0.421, 0.165
-"""Of grey from 0 to 1, as the encoder was trained."""
+"""Mean and deviation of grey from 0 to 1 with which the encoder was trained."""
 QUIRK_ROWS = 50
-"""Rows of pixels that are left where height was cut for time: 2 s at 25 fps, IIANet's segment."""
+"""Rows of pixels that remain if height is cut instead of time: 2 s at 25 fps, IIANet's segment."""
 REACH = 2
-"""Frames on either side that an embedding depends on."""
+"""Frames before and after it that an embedding depends on: the front end's kernel has five."""
 PIECE = 25
-"""Most frames of a video that are computed together: one second. The last piece is padded."""
+"""Maximum number of consecutive frames that are computed together: one second."""
 SMALLEST_CROP = 32
 
 Quirk = Literal["none", "height_slice"]
@@ -40,30 +42,30 @@ Quirk = Literal["none", "height_slice"]
 class LipResnet18Extractor(TorchModel):
     """The ResNet18 video encoder with a 3-D front end, on mouth crops of whole videos.
 
-    ``rows = encoder((crop(frame) / 255 - 0.421) / 0.165)`` with the ``crop`` x ``crop`` pixels in a
-    frame's middle, as IIANet and mpc001's lip reading do for validation and test; batch norm in
-    evaluation mode. T frames give T rows; one row depends on five frames. Videos run in pieces of
-    equal length, cut at the same frames of a video whatever is beside it; a piece comes with the
-    two frames before and after it that its rows depend on, zeros at a video's own ends. The network
-    always takes as many pieces of that length, on a CPU in one thread: a row's bits depend on its
-    video alone. Another ``batch_frames``, or another kind of processor, may change the last bits.
+    ``rows = encoder((crop(frame) / 255 - 0.421) / 0.165)`` with the ``crop`` x ``crop`` pixels in
+    the middle of a frame, as in IIANet and mpc001's lip reading for validation and test; batch norm
+    in evaluation mode. T frames give T rows; each row depends on five frames. Each video is cut
+    into pieces of equal length, of which the last is padded; a piece comes with the two frames
+    before and after it, or zeros at the ends of the video. The network always takes the same number
+    of pieces, on a CPU in one thread, so that the bits of a row depend on its video alone. Another
+    ``batch_frames`` or kind of processor may change the last bits.
 
     Parameters
     ----------
-    weights : a checkpoint of ``torch.save`` or ``.safetensors``; there are none on a hub, so it has
-        to be given.
-    crop : pixels of a side; the encoder was trained with 88, and takes others.
+    weights : a checkpoint of ``torch.save`` or ``.safetensors``; it has to be given, since no hub
+        has one.
+    crop : width and height in pixels; the encoder was trained with 88 and takes other sizes.
     quirk : ``"height_slice"`` keeps the upper 50 rows of pixels of each crop, as IIANet's data
         loader does by mistake when it encodes crops of one speaker on the fly (its slice is meant
-        for time): for models that were trained so. Files that were computed ahead are of
+        for time): for models that were trained like that. Files that were computed in advance are
         ``"none"``.
     precision : of convolutions: ``"fp32"``, ``"bf16"`` (off by 3e-3) or ``"fp16"`` (by 5e-4; both
-        measured with random weights that give numbers up to 0.7); batch norm is float32.
+        measured with random weights that give values up to 0.7); batch norm is float32.
     dtype : type of the stored values.
-    batch_frames : frames at once, in pieces of 25 (rounded down), or one piece of fewer; on record
-        and kept once the feature is begun. 0 takes what is on record, and for a new feature 1,600
-        on a GPU (fewer if its memory does not suffice) and 10 on a CPU, which is as fast as 50
-        there and wastes less on a video's last piece.
+    batch_frames : number of frames at once, in pieces of 25 (rounded down), or one piece of fewer;
+        recorded and kept once the feature is begun. 0 takes the recorded number, or for a new
+        feature 1,600 on a GPU (fewer if its memory does not suffice) and 10 on a CPU, where 50 are
+        not faster and waste more on the last piece of a video.
     """
 
     extractor_name: ClassVar[str] = RECIPE
@@ -71,53 +73,36 @@ class LipResnet18Extractor(TorchModel):
     default_at_once: ClassVar[Mapping[str, int]] = {"cpu": 10, "cuda": 64 * PIECE}
     any_length: ClassVar[bool] = True
 
-    weights: Annotated[
-        str | os.PathLike[str] | None,
-        Option("The model's weights, a file or folder.", "PATH", kind=Path, panel=WHAT),
-    ] = None
+    weights: WeightsPath = None
     crop: int = 88
     quirk: Quirk = "none"
     precision: Precision = "fp32"
     dtype: StoredType = "float32"
     batch_frames: int = 0
-    _model: Any = field(default=None, init=False, repr=False, compare=False)
-    _device: Any = field(default=None, init=False, repr=False, compare=False)
     _hashed: tuple[str, int] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        problems = [*self._unknown_words(), *self._odd_numbers()]
-        given: object = self.weights  # whatever came from the command line
-        if given is not None and not isinstance(given, (str, os.PathLike)):
-            problems.append(f"weights={self.weights!r} is not a path")
+        problems = self._option_problems(quirk=Quirk, precision=Precision, dtype=StoredType)
+        if not is_whole(self.crop) or not SMALLEST_CROP <= self.crop <= CROP_SIDE:
+            problems.append(f"crop={self.crop!r}: use {SMALLEST_CROP} to {CROP_SIDE} pixels")
         if problems:
             raise InvalidError(f"options of {RECIPE}: {'; '.join(problems)}")
         self._path = None if self.weights is None else Path(self.weights).expanduser().absolute()
         self._take_option()
 
-    def _unknown_words(self) -> Iterator[str]:
-        for name, kind in (("quirk", Quirk), ("precision", Precision), ("dtype", StoredType)):
-            if getattr(self, name) not in get_args(kind):
-                yield f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}"
-
-    def _odd_numbers(self) -> Iterator[str]:
-        if not _is_whole(self.crop) or not SMALLEST_CROP <= self.crop <= CROP_SIDE:
-            yield f"crop={self.crop!r}: use {SMALLEST_CROP} to {CROP_SIDE} pixels"
-        if not _is_whole(self.batch_frames) or self.batch_frames < 0:
-            yield f"batch_frames={self.batch_frames!r} is not a number of frames; 0 is automatic"
-
     @property
     def specs(self) -> tuple[FeatureSpec, ...]:
-        """The one feature, of frames: (512,) without a unit."""
+        """The feature of frames: (512,) without a unit."""
         return (lip_spec(self.dtype),)
 
     @property
     def provenance(self) -> Mapping[str, Provenance]:
-        """SHA-256 of the weights, and everything else that changes the numbers.
+        """SHA-256 of the weights, and everything else that changes the values.
 
         Raises
         ------
         NotFoundError, InvalidError
-            If the weights are not given, not there, or not this network's.
+            If the weights are not given, do not exist, or are another network's.
         """
         if self._hashed is None:
             checkpoint = self._checkpoint()
@@ -155,7 +140,7 @@ class LipResnet18Extractor(TorchModel):
     def typical_fps(self) -> float:
         """Rough frames per second of one core (60 to 260 measured).
 
-        A GPU does hundreds of times as many.
+        A GPU is hundreds of times faster.
         """
         return 75.0
 
@@ -165,20 +150,20 @@ class LipResnet18Extractor(TorchModel):
         Raises
         ------
         UnsupportedError
-            If the device is not there.
+            If the device does not exist.
         NotFoundError, InvalidError
-            If the weights are not given, not there, not this network's, or not those that the run
-            began with.
+            If the weights are not given, do not exist, are another network's, or are not those that
+            the run began with.
         ExtractorError
-            If a GPU's memory does not suffice, or the network gives no finite numbers in this
-            precision here.
+            If the memory of a GPU does not suffice, or the network's results are not finite in this
+            precision.
         """
         library_versions(RECIPE, "torch", "torch")
         self._device = find_device(device, RECIPE)
         checkpoint = self._checkpoint()
         if self._hashed is not None and checkpoint.sha256 != self._hashed[0]:
             raise differs(checkpoint.path)
-        self._model = _in_precision(load_network(checkpoint), self.precision).to(self._device)
+        self._model = _in_type(load_network(checkpoint), self._torch_type).to(self._device)
         self._opened(device)
 
     def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
@@ -191,15 +176,15 @@ class LipResnet18Extractor(TorchModel):
         Returns
         -------
         list of Extracted
-            ``rows`` of (T, 512) each; a frame of which the network makes no finite numbers (fp16
-            overflows) has failed.
+            ``rows`` of (T, 512) each; a frame whose values are not finite (fp16 overflows) has
+            failed.
 
         Raises
         ------
         InvalidError
-            If a video is anything else.
+            If a video has another shape or dtype.
         ExtractorError
-            If the network fails, or a GPU's memory does not suffice.
+            If the network fails, or the memory of a GPU does not suffice.
         """
         self._require_open()
         if not len(videos):
@@ -211,9 +196,8 @@ class LipResnet18Extractor(TorchModel):
             (n, at) for n, video in enumerate(crops) for at in range(0, len(video), self._piece)
         ]
         made = [np.empty((len(video), LIP_LENGTH), dtype=np.float32) for video in crops]
-        for start in range(
-            0, len(pieces), self._rows_per_call
-        ):  # call by call: frames of all pieces would lie twice
+        # One call after another: the frames of all pieces at once would be in memory twice.
+        for start in range(0, len(pieces), self._rows_per_call):
             now = pieces[start : start + self._rows_per_call]
             windows = [_window(crops[n], at - REACH, at + self._piece + REACH) for n, at in now]
             rows = self._call(
@@ -251,7 +235,7 @@ class LipResnet18Extractor(TorchModel):
         super()._set_at_once(number if number < PIECE else number // PIECE * PIECE)
 
     @property
-    def _on_record(self) -> dict[str, Any]:
+    def _on_record(self) -> dict[str, object]:
         known = super()._on_record
         return {**known, "piece_frames": self._piece} if known else {}
 
@@ -267,16 +251,12 @@ class LipResnet18Extractor(TorchModel):
         """Return (pieces, frames, 512) for crops (pieces, frames + 4, height, width)."""
         import torch
 
-        batch, known = torch.from_numpy(crops), torch.from_numpy(there)
-        if self._device.type == "cuda":
-            batch = batch.pin_memory().to(self._device, non_blocking=True)
-            known = known.pin_memory().to(self._device, non_blocking=True)
+        batch, known = sent(crops, self._device), sent(there, self._device)
         with torch.inference_mode(), reproducible(self._device):
             scaled = batch.to(torch.float32).div(255).sub(MEAN).div(STD)
-            inputs = (
-                scaled * known[:, :, None, None]
-            )  # what is not there is 0 as the encoder sees it, not black
-            rows = self._model(inputs.to(getattr(torch, TORCH_TYPES[self.precision]))).float()
+            # Frames outside the video are 0 after scaling, not black.
+            inputs = scaled * known[:, :, None, None]
+            rows = self._model(inputs.to(self._torch_type)).float()
             result: NDArray[np.float32] = rows.cpu().numpy()
         return result
 
@@ -284,20 +264,13 @@ class LipResnet18Extractor(TorchModel):
 def _window(
     video: NDArray[np.uint8], start: int, stop: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return frames ``start`` to ``stop`` of a video and which of them are there.
-
-    Zeros before and after it.
-    """
+    """Return frames ``start`` to ``stop``, zeros outside the video, and which are inside."""
     frames = np.zeros((stop - start, *video.shape[1:]), dtype=np.uint8)
     there = np.zeros(stop - start, dtype=np.bool_)
     first, last = max(start, 0), min(stop, len(video))
     frames[first - start : last - start] = video[first:last]
     there[first - start : last - start] = True
     return frames, there
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_crops(video: object) -> None:
@@ -313,17 +286,16 @@ def _check_crops(video: object) -> None:
         raise InvalidError("mouth crops of no frames; at least one is needed")
 
 
-def _in_precision(network: Any, precision: Precision) -> Any:
-    """Return the network with convolutions and what follows them in a precision.
+def _in_type(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the network with its convolutions and PReLUs in a floating-point type.
 
-    Batch norm keeps float32.
-
-    Its variances can lie beyond what fp16 holds; torch computes it in float32 whatever comes in.
+    Batch norm stays float32: its variances can exceed the range of fp16, and torch computes it in
+    float32 for any input.
     """
     import torch
 
     narrow = (torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.PReLU)
     for module in network.modules():
         if isinstance(module, narrow):
-            module.to(getattr(torch, TORCH_TYPES[precision]))
+            module.to(dtype)
     return network

@@ -1,4 +1,4 @@
-"""Weights of the lip-reading encoder: a user's checkpoint, checked tensor by tensor."""
+"""Weights of the lip-reading encoder: checkpoints of users, checked tensor by tensor."""
 
 from __future__ import annotations
 
@@ -7,37 +7,44 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
-from kpstore.extractors.checkpoint_files import brief, file_sha256, load_tensors, some_of
+from kpstore.extractors.checkpoint_files import (
+    brief,
+    file_sha256,
+    is_table,
+    load_tensors,
+    some_of,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _log = logging.getLogger(__name__)
 
 WRAPPERS = ("model_state_dict", "state_dict")
-"""Names under which training scripts keep a model's tensors."""
+"""Names under which training scripts save the tensors of a model."""
 HEAD = "tcn"
-"""Part of the names of the temporal head, which features do not need."""
+"""Part of the names of the temporal head's tensors, which features do not need."""
 COUNTER = "num_batches_tracked"
-"""Of batch norm, while it is trained; checkpoints of old versions of torch are without."""
+"""Counter of batch norm for training; checkpoints of old versions of torch do not have it."""
 FIRST = "frontend3D.0.weight"
 
 
 @dataclass(frozen=True)
 class LipCheckpoint:
-    """The contents of a checkpoint, compared with the encoder.
+    """The contents of a checkpoint that fits the encoder.
 
     Parameters
     ----------
     path : the file.
     tensors : by the encoder's own names.
-    prefix : prefix of each name in the file, e.g. ``"module."``.
-    head : how many tensors of a temporal head were left out.
+    head : number of tensors of a temporal head that were left out.
     """
 
     path: Path
-    tensors: Mapping[str, Any]
-    prefix: str = ""
+    tensors: Mapping[str, Tensor]
     head: int = 0
 
     @property
@@ -51,22 +58,22 @@ class LipCheckpoint:
 
 
 def read_lip_checkpoint(path: Path) -> LipCheckpoint:
-    """Return a checkpoint's tensors if they are the encoder's, all of them and no others.
+    """Return the tensors of a checkpoint if they are exactly those of the encoder.
 
     Code in it is never run.
 
     Parameters
     ----------
     path : a file of ``torch.save`` with the tensors by name, or with them under
-        ``"model_state_dict"``; or ``.safetensors``. What all names begin with alike (``module.``)
-        is taken off.
+        ``"model_state_dict"``; or ``.safetensors``. A common prefix of all names (``module.``) is
+        removed.
 
     Raises
     ------
     NotFoundError
         If the file does not exist.
     InvalidError
-        If it is not a checkpoint, or is another network's; the message names the first tensor
+        If it is not a checkpoint, or one of another network; the message names the first tensor
         that does not fit.
     """
     if not path.is_file():
@@ -77,17 +84,12 @@ def read_lip_checkpoint(path: Path) -> LipCheckpoint:
     state = _unwrapped(_read(path), path)
     own = {name: tensor for name, tensor in state.items() if HEAD not in name}
     prefix = _prefix(own)
-    checkpoint = LipCheckpoint(
-        path,
-        {name.removeprefix(prefix): tensor for name, tensor in own.items()},
-        prefix,
-        len(state) - len(own),
-    )
-    _check(checkpoint.tensors, path)
-    return checkpoint
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+    _check(tensors, path)
+    return LipCheckpoint(path, tensors, len(state) - len(own))
 
 
-def load_network(checkpoint: LipCheckpoint) -> Any:
+def load_network(checkpoint: LipCheckpoint) -> nn.Module:
     """Return the encoder with a checkpoint's weights: float32, evaluation mode, on the CPU."""
     from kpstore.extractors.lip_network import LipNetwork
 
@@ -96,15 +98,14 @@ def load_network(checkpoint: LipCheckpoint) -> Any:
             "%s: %d tensors of a temporal head are not needed", checkpoint.path, checkpoint.head
         )
     network = LipNetwork()
-    # Only counters may be missing by now; they mean nothing in evaluation mode.
-    network.load_state_dict(
-        {name: tensor.float() for name, tensor in checkpoint.tensors.items()}, strict=False
-    )
+    # Only counters can be missing here; evaluation mode does not use them.
+    tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
+    network.load_state_dict(tensors, strict=False)
     return network.eval().requires_grad_(False)
 
 
 def is_lip_checkpoint(path: Path) -> bool:
-    """Whether a file has the tensor that the encoder begins with, whatever else is in it."""
+    """Whether a file holds the tensor of the encoder's first layer."""
     try:
         return any(name.endswith(FIRST) for name in _unwrapped(_read(path), path))
     except InvalidError:
@@ -114,11 +115,11 @@ def is_lip_checkpoint(path: Path) -> bool:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> object:
     return _read_safetensors(path) if path.suffix == ".safetensors" else load_tensors(path)
 
 
-def _read_safetensors(path: Path) -> Any:
+def _read_safetensors(path: Path) -> object:
     try:
         files = importlib.import_module("safetensors")
         reader = importlib.import_module("safetensors.torch")
@@ -132,26 +133,23 @@ def _read_safetensors(path: Path) -> Any:
         raise InvalidError(f"{path} is not a safetensors file: {brief(error)}") from None
 
 
-def _unwrapped(loaded: Any, path: Path) -> dict[str, Any]:
+def _unwrapped(loaded: object, path: Path) -> dict[str, Tensor]:
     """Return the table of tensors in what was loaded."""
-    import torch
-
     state = loaded
     for name in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
             state = loaded[name]
             break
-    names = isinstance(state, dict) and all(isinstance(name, str) for name in state)
-    if not names or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not is_table(state):
         found = some_of(state) if isinstance(state, dict) else type(state).__name__
         raise InvalidError(
             f"{path} holds no table of tensors, nor one under {WRAPPERS[0]!r}; it holds {found}"
         )
-    return dict(state)
+    return state
 
 
-def _prefix(names: Mapping[str, Any]) -> str:
-    """Return what stands before the encoder's names, if it does so before all of them."""
+def _prefix(names: Mapping[str, Tensor]) -> str:
+    """Return the prefix of the encoder's names if all names have it."""
     found = [name.removesuffix(FIRST) for name in names if name.endswith(FIRST)]
     return found[0] if len(found) == 1 and all(name.startswith(found[0]) for name in names) else ""
 
@@ -160,7 +158,7 @@ def _prefix(names: Mapping[str, Any]) -> str:
 
 
 def wanted_shapes() -> dict[str, tuple[int, ...]]:
-    """Return the shape of all of the encoder's 137 tensors by name, in their order."""
+    """Return the shapes of the encoder's 137 tensors by name, in their order."""
     import torch
 
     from kpstore.extractors.lip_network import LipNetwork
@@ -169,15 +167,11 @@ def wanted_shapes() -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in LipNetwork().state_dict().items()}
 
 
-def _check(tensors: Mapping[str, Any], path: Path) -> None:
+def _check(tensors: Mapping[str, Tensor], path: Path) -> None:
     wanted = wanted_shapes()
     missing = [name for name in wanted if name not in tensors and not name.endswith(COUNTER)]
-    rectifiers = [
-        name
-        for name in wanted
-        if name.endswith((".relu1.weight", ".relu2.weight", "frontend3D.2.weight"))
-    ]
-    if missing == rectifiers:
+    of_prelu = (".relu1.weight", ".relu2.weight", "frontend3D.2.weight")
+    if missing == [name for name in wanted if name.endswith(of_prelu)]:
         raise InvalidError(
             f"{path} has no weights of PReLU ({len(missing)} tensors, first {missing[0]!r}), as "
             "encoders trained with relu_type 'swish' or 'relu' have none; this recipe is the one "

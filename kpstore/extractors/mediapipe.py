@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, MissingExtraError, UnsupportedError
-from kpstore.extractors.base import OneFeature
+from kpstore.extractors.base import OneFeature, is_number
 from kpstore.extractors.base import check_image as check_image
 from kpstore.extractors.checkpoint_files import file_sha256
 from kpstore.options import WHAT, Option
@@ -35,9 +36,9 @@ _log = logging.getLogger(__name__)
 POSE_MODELS = ("lite", "full", "heavy")
 """MediaPipe's pose models by ``model_complexity``; its wheel holds only ``full``."""
 
-# TensorFlow Lite and absl write these to file descriptor 2 each time that a graph starts, eight
-# lines a video, and no environment variable stops them (GLOG_minloglevel and TF_CPP_MIN_LOG_LEVEL
-# were tried with 0.10.14).
+# TensorFlow Lite and absl write these to file descriptor 2 whenever a graph starts, eight lines per
+# video. No environment variable stops them (GLOG_minloglevel and TF_CPP_MIN_LOG_LEVEL were tried
+# with 0.10.14).
 _NATIVE_NOISE = re.compile(
     rb"Created TensorFlow Lite XNNPACK delegate|All log messages before absl::InitializeLog|"
     rb"inference_feedback_manager\.cc|gl_context.*\.cc"
@@ -45,7 +46,7 @@ _NATIVE_NOISE = re.compile(
 
 
 def mediapipe_version() -> str:
-    """Return the installed MediaPipe's version without importing it."""
+    """Return the version of the installed MediaPipe without importing it."""
     try:
         return version("mediapipe")
     except PackageNotFoundError as error:
@@ -63,7 +64,7 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
     Raises
     ------
     UnsupportedError
-        If a file is not there. MediaPipe itself would try to download it into site-packages.
+        If a file does not exist. MediaPipe itself would try to download it into site-packages.
     """
     folder = _models_folder()
     missing = [name for name in names if not (folder / name).is_file()]
@@ -79,9 +80,8 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
 
 def bundled_models() -> list[str]:
     """Return the names of the installed MediaPipe's model files without importing it."""
-    return sorted(
-        path.relative_to(_models_folder()).as_posix() for path in _models_folder().rglob("*.tflite")
-    )
+    folder = _models_folder()
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tflite"))
 
 
 def _models_folder() -> Path:
@@ -91,7 +91,7 @@ def _models_folder() -> Path:
     return Path(found.origin).parent / "modules"
 
 
-def load_solutions() -> Any:
+def load_solutions() -> ModuleType:
     """Import MediaPipe and return its ``solutions``.
 
     Raises
@@ -99,28 +99,24 @@ def load_solutions() -> Any:
     MissingExtraError
         If MediaPipe is not installed.
     UnsupportedError
-        If this MediaPipe is too new: ``solutions`` ended with 0.10.21.
+        If this MediaPipe is too new: the last version with ``solutions`` is 0.10.21.
     """
     installed = mediapipe_version()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # those of its own dependencies, at import
+        warnings.simplefilter("ignore", DeprecationWarning)  # from MediaPipe's dependencies
         module = importlib.import_module("mediapipe")
     if not hasattr(module, "solutions"):
         raise UnsupportedError(
             f"MediaPipe {installed} has no 'solutions', which this extractor runs on; "
             'pip install "kpstore[mediapipe]" brings the last version that works'
         )
-    return module.solutions
+    solutions: ModuleType = module.solutions
+    return solutions
 
 
 @contextmanager
 def quiet_calls() -> Iterator[None]:
-    """Keep back the warning that protobuf 4 gives for each of MediaPipe 0.10.14's results.
-
-    All others pass.
-    """
+    """Suppress the warning of protobuf 4 for each result of MediaPipe 0.10.14, and no other."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", r"SymbolDatabase\.GetPrototype\(\) is deprecated", UserWarning
@@ -130,16 +126,16 @@ def quiet_calls() -> Iterator[None]:
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Keep back the lines that native code writes to standard error while a graph starts.
+    """Suppress the lines that native code writes to standard error while a graph starts.
 
-    For that long, standard error of the whole process goes to a file; what is not known noise is
-    written out after.
+    Meanwhile, standard error of the whole process goes to a file; afterwards, all lines that are
+    not known noise are written.
     """
     if sys.stderr is not None:
         sys.stderr.flush()
     try:
         kept = os.dup(2)
-    except OSError:  # a process without standard error has nothing to keep clean
+    except OSError:  # this process has no standard error
         yield
         return
     with tempfile.TemporaryFile() as caught:
@@ -156,11 +152,11 @@ def quiet_start() -> Iterator[None]:
 
 
 def check_options(*, model_complexity: int, **confidences: float) -> None:
-    """Raise :class:`InvalidError`, naming all of them, for options that MediaPipe lacks."""
+    """Raise :class:`InvalidError` that names all options that MediaPipe does not have."""
     problems = [
         f"{name}={value!r} is not a number from 0 to 1"
         for name, value in confidences.items()
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1
+        if not is_number(value) or not 0 <= value <= 1
     ]
     if isinstance(model_complexity, bool) or model_complexity not in range(len(POSE_MODELS)):
         problems.append(f"model_complexity={model_complexity!r} is not 0, 1 or 2")
@@ -169,7 +165,7 @@ def check_options(*, model_complexity: int, **confidences: float) -> None:
 
 
 def pose_model(model_complexity: int) -> str:
-    """Return the pose landmark model's file inside MediaPipe's ``modules`` folder."""
+    """Return the path of a pose landmark model inside MediaPipe's ``modules`` folder."""
     return f"pose_landmark/pose_landmark_{POSE_MODELS[model_complexity]}.tflite"
 
 
@@ -197,21 +193,20 @@ def landmark_array(landmarks: Any) -> NDArray[np.float32]:
 
 def select_face(mesh: NDArray[np.float32], face_list: FaceList) -> NDArray[np.float32]:
     """Return the 68 points of a face list, (68, 3) float32, from mesh points (468 or 478, 3)."""
-    # A mean of one float32 in float64 is that float32 again: single points keep every bit.
+    # The mean of one float32 in float64 is the same float32: single points keep every bit.
     points = [mesh[list(indices)].mean(axis=0, dtype=np.float64) for indices in face_list.indices]
     return np.stack(points).astype(np.float32)
 
 
 def fill_row(rows: FeatureRows, number: int, found: FoundParts, face_list: FaceList) -> None:
-    """Write one frame's parts into row ``number``; what was not detected stays missing."""
+    """Write the parts of one frame into row ``number``; parts not detected stay missing."""
     for part_number, part in enumerate(PARTS):
         landmarks = getattr(found, part)
         if landmarks is None:
             continue
         points = landmark_array(landmarks)
-        rows.values[number, PART_SLICES[part]] = (
-            select_face(points, face_list) if part == "face" else points
-        )
+        selected = select_face(points, face_list) if part == "face" else points
+        rows.values[number, PART_SLICES[part]] = selected
         rows.companions["detected"][number, part_number] = True
     if found.pose is not None:
         rows.companions["visibility"][number] = [point.visibility for point in found.pose.landmark]
@@ -221,30 +216,29 @@ def fill_row(rows: FeatureRows, number: int, found: FoundParts, face_list: FaceL
 class MediapipeExtractor(OneFeature):
     """Options, specification and rows, which both recipes share.
 
-    The solutions run on the CPU whatever the device. A pickle holds the options and the face list,
-    never the model: it comes back unopened.
+    The solutions run on the CPU for any device. A pickle holds the options and the face list, but
+    not the model: an unpickled extractor is not open.
 
     Parameters
     ----------
     face_list : which mesh points make the face: a known name, a file (:func:`load_face_list`) or
         the list itself.
     min_detection_confidence : 0 to 1; detections below it are dropped.
-    model_complexity : 0, 1 or 2, the pose model; MediaPipe's wheel holds that of 1 only.
+    model_complexity : 0, 1 or 2, the pose model; MediaPipe's wheel holds model 1 only.
     """
 
     face_list: Annotated[
         str | os.PathLike[str] | FaceList,
-        Option("The 68 face points: phoenix, ibug, or a file.", kind=str, panel=WHAT),
+        Option("List of the 68 face points: phoenix, ibug, or a file.", kind=str, panel=WHAT),
     ] = "phoenix"
     min_detection_confidence: float = 0.5
     model_complexity: int = 1
     _solutions: tuple[Any, ...] = field(default=(), init=False, repr=False, compare=False)
-    _started: bool = field(
-        default=False, init=False, repr=False, compare=False
-    )  # and no frame seen since
+    # Whether no frame was processed since the solutions were started.
+    _started: bool = field(default=False, init=False, repr=False, compare=False)
 
     n_mesh_points = 478
-    """Mesh points that the recipe's face model gives."""
+    """Number of mesh points of the recipe's face model."""
 
     def __post_init__(self) -> None:
         self._check()
@@ -258,15 +252,15 @@ class MediapipeExtractor(OneFeature):
             )
         self._spec = keypoints_spec(self._faces)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_solutions": ()}
 
     @abstractmethod
     def _check(self) -> None:
-        """Raise :class:`InvalidError` for options that do not fit."""
+        """Raise :class:`InvalidError` for invalid options."""
 
     @abstractmethod
-    def _build(self, solutions: Any) -> tuple[Any, ...]:
+    def _build(self, solutions: ModuleType) -> tuple[Any, ...]:
         """Return the recipe's solutions."""
 
     @abstractmethod
@@ -274,7 +268,7 @@ class MediapipeExtractor(OneFeature):
         """Run the recipe on one frame."""
 
     @abstractmethod
-    def _recipe(self) -> tuple[str, str, dict[str, Any], tuple[str, ...]]:
+    def _recipe(self) -> tuple[str, str, dict[str, object], tuple[str, ...]]:
         """Return the extractor's name, its recipe, its parameters and its model files."""
 
     @property
@@ -284,9 +278,9 @@ class MediapipeExtractor(OneFeature):
 
     @property
     def recipe(self) -> Provenance:
-        """Everything that changes the numbers (JSON).
+        """Everything that changes the values (JSON).
 
-        Asks for MediaPipe's files, but does not import it.
+        Needs MediaPipe's files, but does not import it.
         """
         extractor, recipe, parameters, models = self._recipe()
         return {
@@ -305,12 +299,12 @@ class MediapipeExtractor(OneFeature):
 
     @property
     def typical_fps(self) -> float:
-        """About ten frames a second and core, at any usual frame size."""
+        """About ten frames per second and core at usual frame sizes."""
         return 10.0
 
     def open(self, device: str = "cpu") -> None:
-        """Build the solutions; they run on the CPU, so another device is logged and ignored."""
-        model_hashes(self._recipe()[3])  # before MediaPipe looks for a missing model on the network
+        """Build the solutions; they run on the CPU, and another device is logged and ignored."""
+        model_hashes(self._recipe()[3])  # before MediaPipe tries to download a missing model
         if device != "cpu":
             _log.info("MediaPipe's solutions run on the CPU only; device %r is ignored", device)
         solutions = load_solutions()
@@ -346,10 +340,7 @@ class MediapipeExtractor(OneFeature):
         for solution in solutions:
             try:
                 solution.close()
-            except (
-                RuntimeError,
-                ValueError,
-            ) as error:  # a graph that failed says so again when closed
+            except (RuntimeError, ValueError) as error:  # a failed graph fails again when closed
                 _log.debug("closing a MediaPipe graph: %s", error)
 
     def _require_open(self) -> None:
@@ -365,13 +356,13 @@ class MediapipeExtractor(OneFeature):
             with quiet_calls():
                 return tuple(solution.process(image) for solution in self._solutions)
         except Exception:
-            self.open()  # a graph that failed once fails for every frame after it
+            self.open()  # a graph that failed once fails for all frames after it
             raise
 
     def _restart(self) -> None:
-        """Put the solutions back to where new ones are."""
+        """Reset the solutions to the state of new ones."""
         if self._started:
-            return  # no frame since the last start: nothing to forget
+            return
         with quiet_start(), quiet_calls():
             for solution in self._solutions:
                 solution.reset()
@@ -379,6 +370,6 @@ class MediapipeExtractor(OneFeature):
         self._started = True
 
     def _wait_until_started(self) -> None:
-        """Wait until the graphs' threads have opened their models and stop writing to stderr."""
+        """Wait until the graphs' threads have loaded their models and stop writing to stderr."""
         for solution in self._solutions:
             solution._graph.wait_until_idle()

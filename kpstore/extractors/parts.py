@@ -1,9 +1,10 @@
-"""MediaPipe's FaceMesh, Hands and Pose on single images: the recipe of users' files."""
+"""MediaPipe's FaceMesh, Hands and Pose on single images, as in users' existing files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,9 +23,9 @@ class Hand:
 
     Parameters
     ----------
-    label : MediaPipe's ``"Left"`` or ``"Right"``, which is for a mirrored picture.
-    score : how sure it is of the label, 0.5 to 1.
-    landmarks : its list of 21 landmarks.
+    label : ``"Left"`` or ``"Right"``, which MediaPipe means for a mirrored picture.
+    score : MediaPipe's confidence in the label, 0.5 to 1.
+    landmarks : list of 21 landmarks.
     """
 
     label: str
@@ -33,16 +34,16 @@ class Hand:
 
 
 def assign_hands(hands: Sequence[Hand], handedness: Handedness) -> tuple[Any, Any]:
-    """Return the landmarks of the left and of the right hand, ``None`` if it was not found.
+    """Return the landmarks of the left and the right hand; None if a hand was not found.
 
     Parameters
     ----------
     hands : at most two, in the order in which MediaPipe returns them.
-    handedness : ``"subject"`` turns MediaPipe's label around, because it is for a mirrored picture:
-        its 'Right' is the subject's left hand in a photograph. Of two hands with the same label the
+    handedness : ``"subject"`` swaps MediaPipe's labels, which are for a mirrored picture: its
+        'Right' is the subject's left hand in a photograph. Of two hands with the same label, the
         one with the higher score (the first of equals) keeps the side, and the other gets the free
-        one. ``"legacy"`` does what users' present files were made with: the first hand is the right
-        one, the second the left one, whatever the label says.
+        side. ``"legacy"`` is the rule of users' existing files: the first hand is the right one,
+        the second the left one, whatever the labels.
     """
     if handedness == "legacy":
         landmarks = [hand.landmarks for hand in hands] + [None, None]
@@ -56,21 +57,21 @@ def assign_hands(hands: Sequence[Hand], handedness: Handedness) -> tuple[Any, An
 
 @dataclass(kw_only=True)
 class PartsExtractor(MediapipeExtractor):
-    """Keypoints by FaceMesh, Hands and Pose on single images: every frame stands alone.
+    """Keypoints by FaceMesh, Hands and Pose on single images, independent of other frames.
 
-    It misses faces that are small in the frame, which Holistic finds; and where a frame shows
-    several people, nothing makes the face, the hands and the pose belong to the same one.
+    It misses faces that are small in the frame, which Holistic finds; and if a frame shows several
+    people, the face, the hands and the pose can belong to different ones.
 
     Parameters
     ----------
-    handedness : how left and right hand are told apart, see :func:`assign_hands`; ``"legacy"`` as
-        in users' present files.
+    handedness : how to tell the left from the right hand, see :func:`assign_hands`; ``"legacy"`` as
+        in users' existing files.
     face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`. Users'
-        present files were made with ``model_complexity=2``, whose model MediaPipe's wheel does not
-        hold.
+        existing files were made with ``model_complexity=2``, whose model is not in MediaPipe's
+        wheel.
     """
 
-    handedness: Annotated[Handedness, Option("How left and right are told apart.", panel=WHAT)] = (
+    handedness: Annotated[Handedness, Option("How to tell left from right hands.", panel=WHAT)] = (
         "subject"
     )
 
@@ -82,8 +83,8 @@ class PartsExtractor(MediapipeExtractor):
         if self.handedness not in ("subject", "legacy"):
             raise InvalidError(f"handedness is 'subject' or 'legacy', found {self.handedness!r}")
 
-    def _recipe(self) -> tuple[str, str, dict[str, Any], tuple[str, ...]]:
-        parameters = {
+    def _recipe(self) -> tuple[str, str, dict[str, object], tuple[str, ...]]:
+        parameters: dict[str, object] = {
             "handedness": self.handedness,
             "static_image_mode": True,
             "refine_landmarks": True,
@@ -104,14 +105,14 @@ class PartsExtractor(MediapipeExtractor):
         return "parts", "face mesh + hands + pose, single images", parameters, models
 
     def _confidences(self) -> dict[str, float]:
-        # The tracking threshold also drops unsure landmarks of single images; users' files have
-        # MediaPipe's 0.5.
+        # The tracking threshold also drops uncertain landmarks of single images; users' files were
+        # made with MediaPipe's 0.5.
         return {
             "min_detection_confidence": float(self.min_detection_confidence),
             "min_tracking_confidence": 0.5,
         }
 
-    def _build(self, solutions: Any) -> tuple[Any, ...]:
+    def _build(self, solutions: ModuleType) -> tuple[Any, ...]:
         shared = {"static_image_mode": True, **self._confidences()}
         return (
             solutions.face_mesh.FaceMesh(refine_landmarks=True, max_num_faces=1, **shared),
@@ -130,7 +131,5 @@ def _hands(found: Any) -> list[Hand]:
     if not found.multi_hand_landmarks:
         return []
     best = [hand.classification[0] for hand in found.multi_handedness]
-    return [
-        Hand(b.label, b.score, marks)
-        for b, marks in zip(best, found.multi_hand_landmarks, strict=True)
-    ]
+    pairs = zip(best, found.multi_hand_landmarks, strict=True)
+    return [Hand(side.label, side.score, landmarks) for side, landmarks in pairs]

@@ -1,4 +1,4 @@
-"""Extractors by name: ours, those of installed packages, and those registered in this process."""
+"""Extractors by name: kpstore's, those of other packages, and those registered in this process."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def make_extractor(recipe: str, /, **options: Any) -> AnyExtractor:
     Parameters
     ----------
     recipe : a name of the group ``kpstore.extractors``.
-    options : keyword arguments of the recipe; those that are None are left to the recipe.
+    options : keyword arguments of the recipe; for those that are None, it uses its defaults.
 
     Raises
     ------
     NotFoundError
-        If the recipe is unknown; the message lists the known ones.
+        If the recipe is unknown; the message lists all recipes.
     InvalidError
-        If the recipe has no such option, or refuses its value.
+        If the recipe has no such option, or does not accept its value.
     """
     factory = plugins.load("kpstore.extractors", recipe)
     given = {name: value for name, value in options.items() if value is not None}
@@ -48,7 +48,7 @@ def make_extractor(recipe: str, /, **options: Any) -> AnyExtractor:
 
 
 def option_names(recipe: str) -> list[str] | None:
-    """Return what a recipe can be told by keyword; None if it takes anything."""
+    """Return the names of a recipe's options; None if it takes any keyword."""
     parameters = inspect.signature(plugins.load("kpstore.extractors", recipe)).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
@@ -57,20 +57,17 @@ def option_names(recipe: str) -> list[str] | None:
 
 
 def provenance_of(extractor: AnyExtractor) -> dict[str, Provenance]:
-    """Return by feature how an extractor makes it, with the recipe and options that make it again.
+    """Return by feature how an extractor makes it, with the recipe and options that repeat it.
 
-    A recipe is on record if the extractor's class is registered under its name. Weights are known
-    by their hash, and the frames of a call are among the parameters, so neither is an option here;
-    of paths only the last name is kept.
+    There is a recipe if the extractor's class is registered. Neither weights, which are known by
+    their hash, nor the number of frames at once, which is a parameter, are recorded as options. Of
+    paths only the last name is kept.
     """
     recipe = plugins.name_of("kpstore.extractors", type(extractor))
-    made: dict[str, Any] = {}
+    made: dict[str, object] = {}
     if recipe:
-        values = {
-            name: _plain(getattr(extractor, name, None))
-            for name in option_names(recipe) or ()
-            if name not in _KNOWN_OTHERWISE
-        }
+        names = [name for name in option_names(recipe) or () if name not in _KNOWN_OTHERWISE]
+        values = {name: _plain(getattr(extractor, name, None)) for name in names}
         options = {name: value for name, value in values.items() if value is not None}
         made[MADE_BY] = {"recipe": recipe, "options": options}
     return {name: {**one, **made} for name, one in extractor.provenance.items()}
@@ -83,8 +80,8 @@ def _is_path(value: str) -> bool:
     return os.path.isabs(value) or (os.sep in value and os.path.exists(value))
 
 
-def _plain(value: object) -> Any:
-    """Return an option as JSON; None if it cannot be."""
+def _plain(value: object) -> object:
+    """Return an option as JSON values; None if that is not possible."""
     if isinstance(value, FaceList):
         return value.name
     if isinstance(value, os.PathLike) or (isinstance(value, str) and _is_path(value)):
@@ -100,17 +97,17 @@ def recorded(
     provenance: Mapping[str, Provenance],
     recipe: str | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Return a recipe and its options that make some features as they were made.
+    """Return the recipe, and its options, that made some features.
 
     Parameters
     ----------
     specs, provenance : of the features.
-    recipe : if it is known already; options are then those of it that are on record.
+    recipe : to take instead; the result then has those of its options that are on record.
 
     Raises
     ------
     InvalidError
-        If they were imported, for example, or extracted by several recipes.
+        If they were not extracted by one recipe, for example because they were imported.
     """
     made = {
         name: one.get(MADE_BY) or _made_by(specs[name], one)
@@ -121,15 +118,14 @@ def recorded(
     if "faces" in names:
         names -= {"dinov2"}  # which is a part of it
     if recipe is None and len(names) != 1:
-        what = (
-            f"{', '.join(provenance) or 'the features asked for'} was not extracted by one recipe"
-        )
+        what = ", ".join(provenance) or "the features asked for"
         raise InvalidError(
-            f"{what}, so say which one to compute with: extractor='dinov2', for example"
+            f"{what} was not extracted by one recipe, so say which one to compute with: "
+            "extractor='dinov2', for example"
         )
     chosen: str = recipe or str(names.pop())
     options: dict[str, Any] = {}
-    # Options of another recipe may be called alike; those of DINOv2 are options of faces too.
+    # Options of other recipes may have the same names; those of DINOv2 are options of faces too.
     for part in (*(["dinov2"] if chosen == "faces" else []), chosen):
         for one in made.values():
             options |= one["options"] if one["recipe"] == part else {}
@@ -138,7 +134,7 @@ def recorded(
 
 
 def _made_by(spec: FeatureSpec, made: Provenance) -> dict[str, Any]:
-    """Return recipe and options from a record of before December 2026, which has no ``made_by``."""
+    """Return recipe and options from a record without ``made_by``, as before December 2026."""
     extractor = made.get("extractor", "")
     options: dict[str, Any] = dict(made.get("parameters", {}))
     if side := {"insightface": "det_size", "lip_resnet18": "crop"}.get(extractor):

@@ -1,87 +1,105 @@
 """The base of torch extractors: each call of the model has the same number of rows.
 
-For another number of rows libraries compute in another way, and the last bits of a row then depend
-on what is beside it: on how videos were cut into tasks, on how many workers there are. With one
-number, and zeros where rows are lacking, every call runs the same instructions for a row, whatever
-the others hold.
+Libraries compute differently for different numbers of rows, so the last bits of a row would depend
+on the rows beside it: on how videos are cut into tasks and on the number of workers. With one
+number, and zeros in place of missing rows, every call runs the same instructions for a row,
+whatever the other rows hold.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import ExtractorError, InvalidError
-from kpstore.extractors.devices import Precision, is_out_of_memory
-from kpstore.extractors.processors import device_name
+from kpstore.extractors.base import is_whole, not_one_of
+from kpstore.extractors.devices import TORCH_TYPES, Precision, device_name, is_out_of_memory
+from kpstore.options import WHAT, Option
 from kpstore.schema.feature import FeatureSpec, Provenance
 
+if TYPE_CHECKING:
+    import torch
+
 _log = logging.getLogger(__name__)
+
+WeightsPath = Annotated[
+    str | os.PathLike[str] | None,
+    Option("File or folder of the model's weights.", "PATH", kind=Path, panel=WHAT),
+]
 
 
 class TorchModel(ABC):
     """Base of an extractor that runs a model of torch.
 
-    An option, ``at_once_option``, says how many frames the model takes at once. The number stands
-    among the parameters of the feature's provenance. It comes from the option; or from the features
-    that the extractor goes on with (:meth:`settle`); or is the device's default, which a lack of
-    memory halves until something is committed (:meth:`keep`). After that it stays.
+    An option, ``at_once_option``, sets how many frames the model takes at once. The number is one
+    of the parameters in the feature's provenance. It comes from the option, or from the features
+    that the extractor continues (:meth:`settle`), or is the device's default, which is halved if
+    memory does not suffice, until something is committed (:meth:`keep`). After that it is fixed.
 
-    A subclass calls :meth:`_take_option` when it is constructed and :meth:`_opened` at the end of
-    ``open``, puts :attr:`_on_record` among its parameters and computes by :meth:`_call` alone. See
-    :class:`kpstore.extractors.base.Settling` for what the ingest asks.
+    A subclass calls :meth:`_take_option` in its constructor and :meth:`_opened` at the end of
+    ``open``, adds :attr:`_on_record` to its parameters and computes by :meth:`_call` alone. See
+    :class:`kpstore.extractors.base.Settling` for what the ingest uses.
     """
 
     at_once_option: ClassVar[str] = "batch_size"
     default_at_once: ClassVar[Mapping[str, int]]
     """By kind of device, ``"cpu"`` and ``"cuda"``."""
     extractor_name: ClassVar[str]
-    """As it stands in the provenance."""
+    """The extractor's name in the provenance."""
     precision: Precision
-    _device: Any
-    """Of torch; None unless open, as the model."""
-    _model: Any
+    _device: Any = None
+    """Device of torch; None unless open, like the model."""
+    _model: Any = None
 
     @property
     @abstractmethod
     def specs(self) -> tuple[FeatureSpec, ...]:
-        """All features; messages call the extractor by the first."""
+        """All features; messages name the extractor by the first."""
 
     def close(self) -> None:
         """Free the model; the extractor can be opened again."""
         self._model = self._device = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_model": None, "_device": None}
 
     def _require_open(self) -> None:
         if self._model is None:
             raise InvalidError(f"{type(self).__name__} is not open; call open() first")
 
+    @property
+    def _torch_type(self) -> torch.dtype:
+        import torch
+
+        found: torch.dtype = getattr(torch, TORCH_TYPES[self.precision])
+        return found
+
     @abstractmethod
     def _trial(self) -> NDArray[np.float32]:
-        """Return what the model makes of one whole call of made-up input."""
+        """Return the result of one full call with made-up input."""
 
     @property
     @abstractmethod
     def _rows_per_call(self) -> int:
-        """Rows (first axis) of the inputs of one call; follows from :attr:`at_once`."""
+        """Number of rows (first axis) of the inputs of one call; follows from :attr:`at_once`."""
 
-    # -- the number --------------------------------------------------------------------------------
+    # -- the number of frames at once --------------------------------------------------------------
 
     @property
     def at_once(self) -> int:
-        """Frames that the model takes at once."""
+        """Number of frames that the model takes at once."""
         return int(getattr(self, self.at_once_option))
 
     @property
     def settled(self) -> bool:
-        """Whether the number is given or on record, so that a lack of memory does not change it."""
+        """Whether the number is given or on record, so that a lack of memory does not lower it."""
         return self._settled
 
     def settle(self, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
@@ -106,17 +124,34 @@ class TorchModel(ABC):
         )
 
     def keep(self, number: int) -> None:
-        """Fix the number; from now on it stays."""
+        """Fix the number."""
         self._set_at_once(number)
         self._settled = True
 
     @property
-    def _on_record(self) -> dict[str, Any]:
+    def _on_record(self) -> dict[str, object]:
         """Parameters of the provenance that say how the model is called.
 
-        None of a feature that was begun without.
+        Empty for a feature that was begun before they were recorded.
         """
         return {self.at_once_option: self.at_once} if self._has_record else {}
+
+    def _option_problems(self, **words: object) -> list[str]:
+        """Return what is wrong with the options that extractors with weights have in common.
+
+        Parameters
+        ----------
+        **words : by name of each option that is a word, its ``Literal`` type.
+        """
+        problems = not_one_of(self, **words)
+        number: object = getattr(self, self.at_once_option)
+        if not is_whole(number) or number < 0:
+            option = f"{self.at_once_option}={number!r}"
+            problems.append(f"{option} is not a number of frames; 0 is automatic")
+        weights: object = getattr(self, "weights", None)  # whatever came from the command line
+        if weights is not None and not isinstance(weights, (str, os.PathLike)):
+            problems.append(f"weights={weights!r} is not a path")
+        return problems
 
     def _take_option(self) -> None:
         self._asked = self.at_once
@@ -137,13 +172,12 @@ class TorchModel(ABC):
         return "" if self._device is None else device_name(self._device)
 
     def _opened(self, device: str) -> None:
-        """Take the device's default if no number is settled, and try one call where it may fail.
+        """Take the device's default if the number is not settled; try one call if it may fail.
 
         Raises
         ------
         ExtractorError
-            If the memory does not suffice, or the model gives no finite numbers in this precision
-            here.
+            If the memory does not suffice, or the model's results are not finite in this precision.
         """
         if not self._settled:
             self._set_at_once(self._default(device))
@@ -152,7 +186,9 @@ class TorchModel(ABC):
         try:
             while (made := self._tried()) is None:
                 _log.info(
-                    "out of GPU memory; %s goes on with %d frames at once", self._name, self.at_once
+                    "out of GPU memory; %s continues with %d frames at once",
+                    self._name,
+                    self.at_once,
                 )
             if not np.isfinite(made).all():
                 raise ExtractorError(self._not_finite())
@@ -161,9 +197,9 @@ class TorchModel(ABC):
             raise
 
     def _tried(self) -> NDArray[np.float32] | None:
-        """Return a trial's numbers.
+        """Return the result of a trial.
 
-        Or None, with half as many frames at once, if the memory does not suffice.
+        If the memory does not suffice, halve the number of frames at once and return None.
         """
         import torch
 
@@ -174,22 +210,22 @@ class TorchModel(ABC):
                 raise self._failed(error) from error
             if self._settled or self.at_once == 1:
                 raise self._no_memory(error) from None
-        # Out here, where the error no longer holds on to what it was computed from.
+        # Outside the handler, where the error no longer keeps tensors alive.
         torch.cuda.empty_cache()
         self._set_at_once(self.at_once // 2)
         return None
 
     def _call(
-        self, compute: Callable[..., NDArray[np.float32]], *inputs: NDArray[Any]
+        self, compute: Callable[..., NDArray[np.float32]], *inputs: NDArray[np.generic]
     ) -> NDArray[np.float32]:
-        """Return what a model makes of some rows, (rows, …) float32.
+        """Return the model's results for some rows, (rows, …) float32.
 
         Parameters
         ----------
         compute : takes as many arrays as there are ``inputs``, always of :attr:`_rows_per_call`
             rows; returns as many rows.
-        inputs : arrays of equally many rows, any number of at least one; the last call is filled up
-            with zeros.
+        inputs : arrays with the same number of rows, at least one; the last call is padded with
+            zeros.
 
         Raises
         ------
@@ -202,8 +238,8 @@ class TorchModel(ABC):
             try:
                 made.append(compute(*parts)[: len(inputs[0]) - start])
             except RuntimeError as error:
-                # The frames have been read and brought to size: what fails now would fail for all
-                # that come after.
+                # The frames were read and resized: what fails now would fail for all frames after
+                # them.
                 raise (
                     self._no_memory(error) if is_out_of_memory(error) else self._failed(error)
                 ) from error
@@ -233,7 +269,7 @@ class TorchModel(ABC):
         )
 
     def _not_finite(self, stored: str = "float32") -> str:
-        """Return why a frame has no finite numbers in this precision and storage type."""
+        """Return the message for results that are not finite in this precision and storage type."""
         advice = "are the weights whole, and those of this model?"
         if self.precision != "fp32":
             advice = "use --set precision=fp32"
@@ -243,9 +279,7 @@ class TorchModel(ABC):
         return f"{self._name} gives no finite numbers in {where}, stored as {stored}; {advice}"
 
 
-def _filled_up(rows: NDArray[Any], count: int) -> NDArray[Any]:
-    if len(rows) == count:
-        return rows
+def _filled_up(rows: NDArray[np.generic], count: int) -> NDArray[np.generic]:
     filled = np.zeros((count, *rows.shape[1:]), dtype=rows.dtype)
     filled[: len(rows)] = rows
     return filled

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kpstore.errors import ExtractorError, KpstoreError, one_line
 from kpstore.extractors.base import AnyExtractor, is_settling
-from kpstore.extractors.processors import cpu_name
+from kpstore.extractors.devices import cpu_name
 from kpstore.ingest.gpus import VISIBLE
 from kpstore.schema.failures import NOTHING_FAILED, Failures
 from kpstore.schema.feature import FeatureRows

@@ -1,4 +1,4 @@
-"""Checkpoints: a safetensors file with the tensors of a run, and plain values as JSON."""
+"""Checkpoints: safetensors files with the tensors of a run, and its plain values as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, ``model.…``, ``optimizer.…``, ``sums.…`` and ``rng.…``, and plain values."""
+    """Plain values and tensors named ``model.…``, ``optimizer.…``, ``sums.…`` and ``rng.…``."""
 
     tensors: Mapping[str, Tensor]
     about: Mapping[str, Any]
@@ -31,17 +31,17 @@ class Checkpoint:
         return f"<Checkpoint of {len(self.tensors)} tensors: epoch {self.about.get('epoch')}>"
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """Return tensors whose names begin with a prefix and a dot, without both."""
+        """Return the tensors under a prefix, see :func:`under`."""
         return under(prefix, self.tensors)
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with a prefix and a dot before their names."""
+    """Return tensors with their names after a prefix and a dot."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors that :func:`prefixed` returned with a prefix, among others."""
+    """Return the tensors whose names begin with a prefix and a dot, without both."""
     start = f"{prefix}."
     return {
         name.removeprefix(start): tensor
@@ -51,12 +51,12 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a file in place of the one before, in one step.
+    """Write a checkpoint and replace the file there was in one step.
 
     Raises
     ------
     OSError
-        If it cannot be written, as on a full disk; the one before is kept.
+        If it cannot be written, for example on a full disk; the file there was is kept.
     """
     aside = path.with_name(f".{path.name}.aside")
     tensors = {
@@ -68,8 +68,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     except SafetensorError as error:
         # Safetensors has an error of its own for a full disk.
         aside.unlink(missing_ok=True)
-        raise OSError(f"{path}: cannot be written ({error}); the file before is kept") from None
-    # Safetensors creates files that only their owner may read; here others may read them who may
+        raise OSError(f"{path}: cannot be written ({error}); the previous file is kept") from None
+    # Safetensors creates files that only their owner may read; this one may be read by whoever may
     # read the folder.
     aside.chmod(path.parent.stat().st_mode & 0o666)
     with aside.open("rb") as file:
@@ -78,7 +78,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the content of a file.
+    """Return the checkpoint in a file.
 
     Raises
     ------
@@ -94,22 +94,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         about = json.loads(metadata[_KEY]) if _KEY in metadata else None
     except (SafetensorError, json.JSONDecodeError) as error:
         raise CorruptError(
-            f"{path}: cannot be read as a checkpoint ({error}); use an older one"
+            f"{path}: cannot be read as a checkpoint ({error}); use an older checkpoint"
         ) from None
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise InvalidError(
-            f"{path}: not a checkpoint of kpstore train, or of another kpstore; use the kpstore "
-            "that wrote it"
+            f"{path}: not a checkpoint of kpstore train, or one of another version; use the "
+            "kpstore that wrote it"
         )
     return Checkpoint(tensors, about)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, path: Path | str) -> None:
-    """Put a checkpoint's weights into a model; :class:`InvalidError` if they do not fit."""
+    """Load a checkpoint's weights into a model; :class:`InvalidError` if they do not fit."""
     found = checkpoint.under("model")
     theirs, ours = (
         {name: tensor.shape for name, tensor in tensors.items()}
@@ -135,7 +135,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def restore_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what :func:`optimizer_tensors` returned; the groups' numbers stay as they are."""
+    """Restore what :func:`optimizer_tensors` returned; settings of parameter groups are kept."""
     numbers = {name: number for number, (name, _) in enumerate(model.named_parameters())}
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
@@ -147,7 +147,7 @@ def restore_optimizer(
 
 
 def rng_tensors(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of the random numbers of this process, and of a GPU."""
+    """Return the state of the random number generators of this process, and of a GPU."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -155,14 +155,14 @@ def rng_tensors(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_rng(device: torch.device, states: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`rng_tensors` returned; a GPU's only where there is one, and was."""
+    """Restore what :func:`rng_tensors` returned; a GPU's only if there is, and was, a GPU."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
 _FREE = ("kpstore", "torch", "threads")
-"""May differ when a run resumes, which then goes on, though not bit for bit."""
+"""May differ when a run resumes; its numbers may then differ in the last bits."""
 
 
 def check_same(path: Path, found: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -179,7 +179,7 @@ def check_same(path: Path, found: Mapping[str, Any], here: Mapping[str, Any]) ->
         )
     keys = [key for key in here if key not in (*_FREE, "store", "frames")]
     changed = [line for key in keys for line in _differences(key, found.get(key), here[key])]
-    # Other frames may be as many; checkpoints of older versions of kpstore have no digests.
+    # Different frames may be equally many; checkpoints of older versions have no digests.
     before = {**here["frames"], **found.get("frames", {})}
     others = [name for name, digest in here["frames"].items() if before[name] != digest]
     changed += [f"{name} frames are others (split, limit or selection)" for name in others]
@@ -192,7 +192,7 @@ def check_same(path: Path, found: Mapping[str, Any], here: Mapping[str, Any]) ->
         )
 
 
-def _differences(name: str, theirs: Any, ours: Any) -> list[str]:
+def _differences(name: str, theirs: object, ours: object) -> list[str]:
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         keys = dict.fromkeys([*theirs, *ours])
         return [

@@ -1,28 +1,39 @@
-"""What both models are built from: points as tokens, and attention that masks missing points."""
+"""Layers of both models: points as tokens, and attention that masks missing points."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from kpstore.errors import InvalidError
 
 _OCTAVES = 8
 """Frequencies of the sines and cosines that encode a coordinate; the finest resolves 1/256."""
 
 
 def points_there(keypoints: Tensor, detected: Tensor | None = None) -> Tensor:
-    """Return which points are not missing, (batch, points) bool.
+    """Return which points are there, (batch, points) bool.
 
     Parameters
     ----------
-    keypoints : (batch, points, 3), NaN where missing; a point with any coordinate that is not
-        finite is missing.
-    detected : (batch, points) bool, False for points to leave out whatever stands in their place.
+    keypoints : (batch, points, 3), NaN where missing; a point is missing if any of its coordinates
+        is not finite.
+    detected : (batch, points) bool, False for points to mask whatever their values.
     """
     there = torch.isfinite(keypoints).all(dim=-1)
     return there if detected is None else there & detected
+
+
+def check_keypoints(keypoints: Tensor, n_points: int) -> None:
+    """Raise :class:`InvalidError` unless keypoints are (batch, n_points, 3)."""
+    if keypoints.shape[1:] != (n_points, 3):
+        raise InvalidError(
+            f"keypoints of shape (batch, {n_points}, 3) are needed, found {tuple(keypoints.shape)}"
+        )
 
 
 class PointEmbedding(nn.Module):
@@ -30,33 +41,39 @@ class PointEmbedding(nn.Module):
 
     Parameters
     ----------
-    group_of : for each point, the number of its group.
+    groups : the points of each group, one group after another.
     width : of a token.
+
+    Attributes
+    ----------
+    group_of : (points,) int64, the number of each point's group.
     """
 
     group_of: Tensor
     frequencies: Tensor
 
-    def __init__(self, group_of: list[int], width: int) -> None:
+    def __init__(self, groups: Iterable[slice], width: int) -> None:
         super().__init__()
-        self.register_buffer("group_of", torch.tensor(group_of), persistent=False)
+        sizes = torch.tensor([points.stop - points.start for points in groups])
+        group_of = torch.repeat_interleave(sizes)
+        self.register_buffer("group_of", group_of, persistent=False)
         self.register_buffer(
             "frequencies", math.pi * 2.0 ** torch.arange(_OCTAVES), persistent=False
         )
         self.place = nn.Linear(3 * (1 + 2 * _OCTAVES), width)
         self.point = nn.Parameter(torch.randn(len(group_of), width) * 0.02)
-        self.group = nn.Parameter(torch.randn(max(group_of) + 1, width) * 0.02)
+        self.group = nn.Parameter(torch.randn(len(sizes), width) * 0.02)
         self.missing = nn.Parameter(torch.randn(width) * 0.02)
 
     def forward(self, keypoints: Tensor, there: Tensor) -> Tensor:
         """Return tokens (batch, points, width).
 
-        The token of a missing point says that it is missing, and which point it is.
+        The token of a missing point tells that it is missing, and which point it is.
 
         Parameters
         ----------
         keypoints : (batch, points, 3).
-        there : (batch, points) bool; the values of other points are not read, NaN included.
+        there : (batch, points) bool; the values of other points, such as NaN, have no effect.
         """
         known = torch.where(there[..., None], keypoints, 0)
         waves = (known[..., None] * self.frequencies).flatten(-2)
@@ -69,7 +86,7 @@ class PointEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of several heads, from queries to tokens."""
+    """Attention with several heads, from queries to tokens."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -97,7 +114,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """One layer of a transformer, normalised before each half: attention, then two dense layers.
+    """One layer of a transformer: attention, then two dense layers, each half after a norm.
 
     Parameters
     ----------
@@ -129,7 +146,7 @@ class TransformerBlock(nn.Module):
 
 
 class PointEncoder(nn.Module):
-    """A transformer over the points of one group and a token that summarises them."""
+    """A transformer over the points of a group and a token that summarises them."""
 
     def __init__(self, width: int, *, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -143,18 +160,18 @@ class PointEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return a summary (batch, width) and tokens (batch, points, width).
 
-        The summary is a learnt vector where no point is there.
+        The summary is a learnt vector if all points are missing.
 
         Parameters
         ----------
         tokens : (batch, points, width).
         there : (batch, points) bool; no token attends to the other points.
-        read : (batch, width), added to the learnt vector with which the summary begins.
+        read : (batch, width), added to the learnt vector from which the summary starts.
         """
         first = self.summary.expand(len(tokens), 1, -1)
         first = first if read is None else first + read[:, None]
         tokens = torch.cat([first.to(tokens.dtype), tokens], dim=1)
-        # The summary itself is always there: an empty row of attention would be NaN.
+        # The summary is never masked: attention over no token at all would be NaN.
         attended = functional.pad(there, (1, 0), value=True)
         for block in self.blocks:
             tokens = block(tokens, attended)
@@ -166,3 +183,8 @@ def width_rule(name: str, width: int, heads: int) -> tuple[bool, str]:
     """Return whether heads divide a width, and the message if they do not."""
     divides = width >= 1 and heads >= 1 and width % heads == 0
     return divides, f"{name}={width} is not a multiple of heads={heads}"
+
+
+def dropout_rule(dropout: float) -> tuple[bool, str]:
+    """Return whether a share can be dropped, and the message if it cannot."""
+    return 0 <= dropout < 1, f"dropout={dropout} is not in [0, 1)"

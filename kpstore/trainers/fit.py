@@ -1,4 +1,4 @@
-"""The loop that trains a model from loaders; a run that was killed resumes from its checkpoint."""
+"""The loop that trains a model; a run that was killed resumes from its checkpoint."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from kpstore.errors import InvalidError
-from kpstore.trainers.batches import Batches, on_device
+from kpstore.trainers.batches import Batches, Sums, on_device, over_ranks
 from kpstore.trainers.folder import CHECKPOINT, RunFolder, check_start, open_folder
 from kpstore.trainers.ranks import joined
 from kpstore.trainers.report import Epoch, OnEpoch, OnStep, Step, TrainReport
 from kpstore.trainers.settings import TrainSettings
 from kpstore.trainers.state import RunState, described_run
-from kpstore.trainers.sums import Sums, over_ranks
 from kpstore.trainers.training import BatchLoss, ChecksViews, TensorBatch, Training
 from kpstore.views.loader import Loader
 
@@ -38,49 +37,48 @@ def fit(
     log_steps: int = 10,
     checkpoint_steps: int | None = 2000,
     samples: int = 4,
-    inputs: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, object] | None = None,
     tensorboard: bool = False,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
     settings: TrainSettings | None = None,
     **numbers: Any,
 ) -> TrainReport:
-    """Train a model; it keeps the weights of the last epoch and returns to the mode it came in.
+    """Train a model in place: it keeps the weights of the last epoch and the mode it came in.
 
     On a CPU, a run that was killed at any moment and resumed gives the same numbers, bit for bit,
-    as one that was not, with the same machine, PyTorch and number of threads. The caller's random
-    numbers are left as they were.
+    as an uninterrupted one on the same machine, with the same PyTorch and number of threads. The
+    state of the caller's random numbers is restored.
 
     Under ``torchrun``, or in a process group of ``torch.distributed``, each process trains on its
-    share of the loaders, which take their rank from there. A step is a batch in each process,
-    gradients are means over processes (so a process whose batch has fewer points counts as much),
-    figures are means over all samples. Only the first process writes.
+    share of the frames, since loaders take their rank from there. A step is one batch in each
+    process. Gradients are means over processes (a process whose batch has fewer points counts as
+    much as the others), figures are means over all samples. Only the first process writes.
 
     Parameters
     ----------
     model : any module that ``training`` can measure; its weights are used as they are, see
         ``torch.manual_seed``.
-    train_loader, dev_loader : of :func:`kpstore.loader`. After each epoch of training, one of
-        ``dev_loader`` is measured without gradients and dropout; its order should be fixed,
-        ``shuffle=None``.
+    train_loader, dev_loader : of :func:`kpstore.loader`. After each epoch, all of ``dev_loader`` is
+        measured without gradients and dropout; its order should be fixed, ``shuffle=None``.
     training : measures and draws batches, such as
         :class:`kpstore.trainers.keypoints.KeypointTraining`.
     device : ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``.
     folder : gets ``checkpoint.safetensors`` (all that resuming needs), ``best.safetensors`` (the
         weights of the best epoch), ``metrics.csv`` (a line per epoch), ``steps.csv`` (a line every
         ``log_steps``) and ``samples/epoch_0001.png``.
-    resume : go on with the run in ``folder``; begin one if there is no checkpoint yet.
-    log_steps : steps between two lines, and two calls of ``on_step``.
+    resume : continue the run in ``folder``; start one if there is no checkpoint yet.
+    log_steps : steps between two lines, and between two calls of ``on_step``.
     checkpoint_steps : steps between two checkpoints within an epoch; None writes one after each
         epoch only.
     samples : number of samples in each epoch's picture, from the dev frames if there are any; 0 for
         no picture.
-    inputs : JSON values that describe the model's input, such as feature and range; checkpoints
-        keep them, and :mod:`kpstore.trainers.predict` needs them.
-    tensorboard : whether ``folder/tensorboard`` gets numbers and pictures too.
+    inputs : JSON values that describe the model's input, such as its feature and range. They are
+        kept in checkpoints; :mod:`kpstore.trainers.predict` needs them.
+    tensorboard : whether to write numbers and pictures to ``folder/tensorboard`` too.
     on_step, on_epoch : called in every process.
-    settings : numbers of the training; all defaults if not given.
-    **numbers : fields of :class:`kpstore.trainers.settings.TrainSettings`, in place of those of
+    settings : numbers of the training; the defaults if not given.
+    **numbers : fields of :class:`kpstore.trainers.settings.TrainSettings` that replace those of
         ``settings``.
 
     Returns
@@ -92,12 +90,12 @@ def fit(
     ExistsError
         If ``folder`` holds a run and ``resume`` is not set.
     MismatchError
-        If the run to resume was made with another version of the store, or with other settings; the
-        message names them.
+        If the run to resume was started with another version of the store, or with other settings;
+        the message names them.
     MissingExtraError
         If TensorBoard is asked for and not installed.
     InvalidError
-        If a setting makes no sense, there is nothing to train on, or the loss is not finite.
+        If a setting is invalid, there is nothing to train on, or the loss is not finite.
     """
     chosen = replace(settings or TrainSettings(), **numbers)
     where = check_start(folder, device=device, resume=resume, tensorboard=tensorboard)
@@ -113,8 +111,8 @@ def fit(
         state = RunState(model.to(where), chosen, train_loader, names, ranks, where)
         views = {name: loader.sampler.view for name, loader in loaders.items()}
         about = described_run(state, training, chosen, views, inputs or {})
-        n_steps = len(train_loader) * chosen.epochs  # of whole epochs: a resumed one is shorter
-        resumed_at = _resumed(state, path, about)
+        if path is not None and (path / CHECKPOINT).exists():
+            state.restore(path / CHECKPOINT, about)
         opened = None
         if path is not None and ranks.is_first:
             opened = files.enter_context(
@@ -126,30 +124,16 @@ def fit(
             training=training,
             settings=chosen,
             about=about,
-            n_steps=n_steps,
-            resumed_at=resumed_at,
             path=path,
             folder=opened,
             log_steps=max(1, log_steps),
             checkpoint_steps=checkpoint_steps,
             samples=samples,
-            on_step=on_step or _ignore,
-            on_epoch=on_epoch or _ignore,
+            on_step=on_step,
+            on_epoch=on_epoch,
         )
         files.callback(run.leave)
         return run.train()
-
-
-def _resumed(state: RunState, folder: Path | None, about: Mapping[str, Any]) -> int | None:
-    """Restore the run of a folder, if there is one, and return its step."""
-    if folder is None or not (folder / CHECKPOINT).exists():
-        return None
-    state.restore(folder / CHECKPOINT, about)
-    return state.step
-
-
-def _ignore(_: object) -> None:
-    return None
 
 
 @dataclass(kw_only=True)
@@ -158,26 +142,23 @@ class _Run:
 
     Parameters
     ----------
-    about : what the run follows from; goes into checkpoints.
-    n_steps : of all epochs.
+    about : what the run follows from; it is kept in checkpoints.
     path : of the run's folder; None if nothing is written.
-    folder : its open files, in the first process.
+    folder : the open files of this folder, in the first process; None in the others.
     """
 
     state: RunState
     dev_loader: Loader | None
     training: Training
     settings: TrainSettings
-    about: Mapping[str, Any]
-    n_steps: int
-    resumed_at: int | None
+    about: Mapping[str, object]
     path: Path | None
     folder: RunFolder | None
     log_steps: int
     checkpoint_steps: int | None
     samples: int
-    on_step: OnStep
-    on_epoch: OnEpoch
+    on_step: OnStep | None
+    on_epoch: OnEpoch | None
     wrapped: nn.Module = field(init=False)
     """The model whose gradients are means over ranks."""
 
@@ -185,16 +166,16 @@ class _Run:
         self.wrapped = self.state.ranks.wrapped(self.state.model, self.state.device)
 
     def leave(self) -> None:
-        """Let go of the wrapped model while the process group still exists.
+        """Drop the wrapped model while the process group still exists.
 
-        Freed after it, the wrapper would take the group along while it holds Python's lock, and
-        wait for a thread of the group that may be waiting for the lock: the process would hang
-        after its last step.
+        A wrapper that outlives the group destroys it while it holds Python's lock, and waits for a
+        thread of the group that may be waiting for this lock: the process would hang after its last
+        step.
         """
         self.wrapped = self.state.model
 
     def train(self) -> TrainReport:
-        """Train the epochs that are left."""
+        """Train the remaining epochs."""
         last, state = None, self.state
         while state.epoch < self.settings.epochs and not self._is_out_of_patience:
             last = self._epoch()
@@ -206,7 +187,7 @@ class _Run:
             best_loss=state.best_loss,
             last=last,
             parameters=sum(p.numel() for p in state.model.parameters() if p.requires_grad),
-            resumed_at=self.resumed_at,
+            resumed_at=state.resumed_at,
             folder=self.path,
         )
 
@@ -224,8 +205,8 @@ class _Run:
         for number, batch in enumerate(batches, start=1):
             self._step(batch)
             is_time = self.checkpoint_steps and state.step % self.checkpoint_steps == 0
-            # After the last step the state is that of the next epoch: it is written when the dev
-            # frames of this epoch are measured.
+            # After the last step the state is that of the next epoch. It is written once the dev
+            # frames of this epoch have been measured.
             if is_time and number < n_left:
                 self._write_checkpoint()
         seconds = max(time.perf_counter() - began, 1e-9)
@@ -235,7 +216,7 @@ class _Run:
             step=state.step,
             train=train,
             dev=self._evaluate(),
-            lr=self.settings.lr_at(state.step - 1, self.n_steps),
+            lr=self.settings.lr_at(state.step - 1, state.n_steps),
             seconds=seconds,
             frames_per_s=batches.n_samples * state.ranks.size / seconds,
             wait_share=batches.waited / seconds,
@@ -245,7 +226,7 @@ class _Run:
 
     def _step(self, batch: TensorBatch) -> None:
         state = self.state
-        lr = self.settings.lr_at(state.step, self.n_steps)
+        lr = self.settings.lr_at(state.step, state.n_steps)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         state.optimizer.zero_grad(set_to_none=True)
@@ -258,16 +239,17 @@ class _Run:
         sums = Sums.of(measured)
         state.sums = sums if state.sums is None else state.sums + sums
         state.step += 1
-        if state.step % self.log_steps == 0 or state.step == self.n_steps:
+        if state.step % self.log_steps == 0 or state.step == state.n_steps:
             loss = state.ranks.mean(measured.loss).item()
-            self._log(Step(state.step, self.n_steps, state.epoch, loss, lr, grad_norm.item()))
+            self._log(Step(state.step, state.n_steps, state.epoch, loss, lr, grad_norm.item()))
 
     def _log(self, step: Step) -> None:
         if not math.isfinite(step.loss):
             raise _diverged(f"the loss is {step.loss} at step {step.step}")
         if self.folder:
             self.folder.add_step(step)
-        self.on_step(step)
+        if self.on_step:
+            self.on_step(step)
 
     def _measure(self, model: nn.Module, batch: TensorBatch) -> BatchLoss:
         with self._autocast():
@@ -289,8 +271,8 @@ class _Run:
         self.dev_loader.set_epoch(0)
         sums: Sums | None = None
         for batch in Batches(self.dev_loader, self.state.device):
-            # Not the wrapped model: ranks may have more batches, or fewer, and must not wait for
-            # each other.
+            # Not the wrapped model: ranks may have different numbers of batches, and must not wait
+            # for each other.
             measured = Sums.of(self._measure(self.state.model, batch))
             sums = measured if sums is None else sums + measured
         return self._means(sums)
@@ -309,12 +291,13 @@ class _Run:
             if is_best:
                 self.folder.write_best(state.to_best(self.about))
         self._write_checkpoint()
-        self.on_epoch(done)
+        if self.on_epoch:
+            self.on_epoch(done)
 
     def _write_checkpoint(self) -> None:
         if self.path is None:
             return
-        # Weights may have diverged between two logged steps; the last good checkpoint has to stay.
+        # Weights may diverge between two logged steps; the last good checkpoint must stay.
         if not all(bool(torch.isfinite(p).all()) for p in self.state.model.parameters()):
             raise _diverged(f"weights are no longer finite at step {self.state.step}")
         checkpoint = self.state.to_checkpoint(self.about)
@@ -336,33 +319,29 @@ class _Run:
 
 def _diverged(what: str) -> InvalidError:
     return InvalidError(
-        f"{what}; nothing was written since the last checkpoint: try a lower lr= (--lr) or "
-        "clip_norm= (--clip-norm)"
+        f"{what}; the last checkpoint is kept: try a lower lr= (--lr) or clip_norm= (--clip-norm)"
     )
 
 
 def _check_loaders(loaders: Mapping[str, Loader], training: Training) -> None:
     for name, loader in loaders.items():
-        _check_loader(name, loader, training)
-
-
-def _check_loader(name: str, loader: Loader, training: Training) -> None:
-    if not isinstance(loader, Loader):
-        raise InvalidError(
-            f"the {name} loader is a {type(loader).__name__}; make it with kpstore.loader(view, …)"
-        )
-    view = loader.sampler.view
-    if len(loader.dataset) == 0:
-        raise InvalidError(f"there are no {name} frames in {view!r}; choose another split")
-    if loader.sampler.drop_last and len(loader) == 0:
-        raise InvalidError(
-            f"the {name} loader drops all of its {len(loader.dataset)} frames, which fill no "
-            "batch; make batches smaller, or use drop_last=False"
-        )
-    if view.store.check == "never":
-        raise InvalidError(
-            f"the {name} loader reads a store that was opened with check='never', and damage "
-            "would be learnt; open it with check='first'"
-        )
-    if isinstance(training, ChecksViews):
-        training.check_view(view)
+        if not isinstance(loader, Loader):
+            raise InvalidError(
+                f"the {name} loader is a {type(loader).__name__}; make it with "
+                "kpstore.loader(view, …)"
+            )
+        view = loader.sampler.view
+        if len(loader.dataset) == 0:
+            raise InvalidError(f"there are no {name} frames in {view!r}; choose another split")
+        if loader.sampler.drop_last and len(loader) == 0:
+            raise InvalidError(
+                f"the {name} loader drops all of its {len(loader.dataset)} frames, which fill no "
+                "batch; make batches smaller, or use drop_last=False"
+            )
+        if view.store.check == "never":
+            raise InvalidError(
+                f"the {name} loader reads a store that was opened with check='never', and the "
+                "model would learn damaged values; open it with check='first'"
+            )
+        if isinstance(training, ChecksViews):
+            training.check_view(view)

@@ -1,24 +1,27 @@
-"""The folder of a run: checkpoints, numbers as CSV, pictures of samples."""
+"""The folder of a run: checkpoints, numbers as CSV, pictures of samples, TensorBoard."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 
-from kpstore.errors import ExistsError
+from kpstore.errors import ExistsError, MissingExtraError
 from kpstore.render.skeleton import contact_sheet
-from kpstore.trainers.board import Board, writer_type
 from kpstore.trainers.checkpoint import Checkpoint, write_checkpoint
-from kpstore.trainers.journal import Journal, open_journal
 from kpstore.trainers.pictures import write_picture
 from kpstore.trainers.report import Epoch, Step
 from kpstore.trainers.settings import device_named
 from kpstore.trainers.training import Drawing
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 METRICS, STEPS, SAMPLES, TENSORBOARD = "metrics.csv", "steps.csv", "samples", "tensorboard"
@@ -31,9 +34,9 @@ def check_start(
     device: str = "cpu",
     resume: bool = False,
     tensorboard: bool = False,
-    **_: Any,
+    **_: object,
 ) -> torch.device:
-    """Return the device of a run that may start; all processes call it, before there is a folder.
+    """Return the device of a run that may start; every process calls it before a folder is made.
 
     The parameters are those of :func:`kpstore.trainers.fit.fit`.
 
@@ -48,7 +51,7 @@ def check_start(
     """
     where = device_named(device)
     if tensorboard:
-        writer_type()
+        _writer_type()
     if folder is None:
         return where
     folder = Path(folder)
@@ -61,32 +64,78 @@ def check_start(
     return where
 
 
+def _writer_type() -> type[SummaryWriter]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtraError("--tensorboard", extra="tensorboard") from None
+    return SummaryWriter
+
+
+@dataclass(frozen=True)
+class Journal:
+    """An open CSV file with a column ``step``; :func:`open_journal` makes one."""
+
+    file: TextIO
+    columns: Sequence[str]
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """Add a line and flush it; floats keep all bits, missing columns stay empty."""
+        csv.DictWriter(self.file, self.columns, lineterminator="\n").writerow(row)
+        self.file.flush()
+
+    def sync(self) -> None:
+        """Write the lines to disk before a checkpoint that relies on them."""
+        os.fsync(self.file.fileno())
+
+
+@contextmanager
+def open_journal(path: Path, columns: Sequence[str], *, up_to_step: int) -> Iterator[Journal]:
+    """Open a CSV file for appending; of its lines, the complete ones up to a step are kept."""
+    kept = _lines_up_to(path, columns, up_to_step) if up_to_step else []
+    aside = path.with_name(f".{path.name}.aside")
+    with aside.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *kept])
+    aside.replace(path)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        yield Journal(file, columns)
+
+
+def _lines_up_to(path: Path, columns: Sequence[str], step: int) -> list[list[str]]:
+    if not path.is_file():
+        return []
+    at = list(columns).index("step")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))[1:]
+    # A kill can leave half a line at the end; it lies beyond the checkpoint in any case.
+    return [
+        row
+        for row in rows
+        if len(row) == len(columns) and row[at].isdecimal() and int(row[at]) <= step
+    ]
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """The open files of a run; only its first process has one. :func:`open_folder` makes it."""
+    """The open files of a run; only its first process has them. :func:`open_folder` makes one."""
 
     path: Path
     steps: Journal
     metrics: Journal
-    board: Board | None
+    board: SummaryWriter | None
 
     def add_step(self, step: Step) -> None:
         """Write a line for a step."""
         row = {name: getattr(step, name) for name in _STEP_COLUMNS}
         self.steps.append(row)
-        if self.board:
-            self.board.add_numbers("step", {n: row[n] for n in _STEP_COLUMNS[2:]}, step.step)
+        self._show("step", {name: row[name] for name in _STEP_COLUMNS[2:]}, step.step)
 
     def add_epoch(self, done: Epoch) -> None:
         """Write a line for an epoch."""
-        if self.board:
-            for split, figures in done.figures.items():
-                self.board.add_numbers(split, figures, done.step)
-        measured = {
-            f"{split}_{name}": value
-            for split, figures in done.figures.items()
-            for name, value in figures.items()
-        }
+        measured: dict[str, float] = {}
+        for split, figures in done.figures.items():
+            self._show(split, figures, done.step)
+            measured |= {f"{split}_{name}": value for name, value in figures.items()}
         self.metrics.append(
             {
                 "epoch": done.epoch + 1,
@@ -99,6 +148,11 @@ class RunFolder:
             }
         )
 
+    def _show(self, group: str, values: Mapping[str, float], step: int) -> None:
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(f"{group}/{name}", value, step)
+
     def add_samples(self, done: Epoch, drawings: Sequence[Drawing]) -> None:
         """Write an epoch's picture of samples."""
         pictures = [
@@ -107,14 +161,14 @@ class RunFolder:
         sheet = contact_sheet(pictures, 3, ["input", "target", "output"] * len(drawings))
         write_picture(self.path / SAMPLES / f"epoch_{done.epoch + 1:04d}.png", sheet)
         if self.board:
-            self.board.add_picture("samples", sheet, done.step)
+            self.board.add_image("samples", sheet, done.step, dataformats="HWC")
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint, after all numbers up to it are on disk."""
+        """Write the checkpoint once all numbers up to it are on disk."""
         for journal in (self.steps, self.metrics):
             journal.sync()
         if self.board:
-            self.board.sync()
+            self.board.flush()
         write_checkpoint(self.path / CHECKPOINT, checkpoint)
 
     def write_best(self, checkpoint: Checkpoint) -> None:
@@ -126,13 +180,13 @@ class RunFolder:
 def open_folder(
     path: Path, figures: Sequence[str], *, up_to_step: int, tensorboard: bool
 ) -> Iterator[RunFolder]:
-    """Open the files of a run, without what they hold beyond a step.
+    """Open the files of a run and drop what they hold beyond a step.
 
     Parameters
     ----------
-    path : created if it is not there.
+    path : created if it does not exist.
     figures : names of what is measured, without ``"loss"``.
-    up_to_step : where the run goes on.
+    up_to_step : the step from which the run continues.
     tensorboard : whether to write files for TensorBoard too.
     """
     (path / SAMPLES).mkdir(parents=True, exist_ok=True)
@@ -143,7 +197,10 @@ def open_folder(
             files.enter_context(open_journal(path / name, names, up_to_step=up_to_step))
             for name, names in ((STEPS, _STEP_COLUMNS), (METRICS, columns))
         )
-        board = Board(path / TENSORBOARD, up_to_step=up_to_step) if tensorboard else None
-        if board:
+        board = None
+        if tensorboard:
+            # TensorBoard hides what was written beyond the step at which a run resumes.
+            purge_step = up_to_step + 1 if up_to_step else None
+            board = _writer_type()(log_dir=str(path / TENSORBOARD), purge_step=purge_step)
             files.enter_context(closing(board))
         yield RunFolder(path, steps, metrics, board)

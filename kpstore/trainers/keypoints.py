@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kpstore.errors import InvalidError
 from kpstore.options import Option
 from kpstore.render.skeleton import draw_keypoints
 from kpstore.schema.layout import FACE_REGIONS, N_FACE, N_POINTS, Edge, skeleton_edges
@@ -19,6 +18,8 @@ from kpstore.trainers.encoder import (
     PointEmbedding,
     PointEncoder,
     TransformerBlock,
+    check_keypoints,
+    dropout_rule,
     points_there,
     width_rule,
 )
@@ -27,22 +28,22 @@ from kpstore.trainers.training import BatchLoss, Drawing, TensorBatch
 
 _DRAWN = 160
 _SMALLEST = 1e-3
-"""The least size of a face."""
+"""Minimum size of a face."""
 _WIDE = 4
 """Deviations from the centre in one unit of a point's embedding; few points lie further out."""
 
 
 @dataclass(frozen=True)
 class KeypointConfig:
-    """How large a :class:`HierarchicalKeypointTransformer` is.
+    """The size of a :class:`HierarchicalKeypointTransformer`.
 
     Parameters
     ----------
-    d_global, d_region : width of the tokens of the whole face, and of points and regions.
-    region_layers, global_layers : layers of each region's encoder, and of the interaction between
-        regions.
+    d_global, d_region : width of tokens of the whole face, and of points and regions.
+    region_layers, global_layers : numbers of layers of each region's encoder, and of the
+        interaction between regions.
     heads : of attention.
-    dropout : share of values that is dropped while training.
+    dropout : share of values that are dropped during training.
     """
 
     d_global: Annotated[int, Option("Width of tokens of the whole face.", "N")] = 256
@@ -56,7 +57,7 @@ class KeypointConfig:
         rules = [
             width_rule("d_global", self.d_global, self.heads),
             width_rule("d_region", self.d_region, self.heads),
-            (0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)"),
+            dropout_rule(self.dropout),
             (
                 min(self.region_layers, self.global_layers) >= 1,
                 "region_layers and global_layers are 1 or more",
@@ -75,19 +76,16 @@ class HierarchicalKeypointTransformer(nn.Module):
     points are masked, and predicted like all others.
 
     Points are encoded and decoded in the face's own frame, see :func:`face_frame`: its place and
-    size go into the token of the face and are put back at the end, so that the layers learn
-    shapes. A region's summary begins with a linear map of its points: attention alone begins as
-    their mean, from which the places of points cannot be told.
+    size go into the token of the face and are applied again at the end, so that the layers learn
+    shapes. A region's summary starts from a linear map of its points: attention alone starts as
+    their mean, which does not tell where the points are.
     """
 
     def __init__(self, config: KeypointConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or KeypointConfig()
         regions = list(FACE_REGIONS.values())
-        group_of = [
-            number for number, rows in enumerate(regions) for _ in range(rows.start, rows.stop)
-        ]
-        self.embedding = PointEmbedding(group_of, config.d_region)
+        self.embedding = PointEmbedding(regions, config.d_region)
         self.encoders = nn.ModuleList(
             PointEncoder(
                 config.d_region,
@@ -127,7 +125,7 @@ class HierarchicalKeypointTransformer(nn.Module):
         return self._encode(keypoints, there, *face_frame(keypoints, there))
 
     def _encode(self, keypoints: Tensor, there: Tensor, centre: Tensor, size: Tensor) -> Tensor:
-        # NaN must not reach the division either: the gradient of the size, and so that of every
+        # NaN must not reach the division: the gradient of the size, and with it that of every
         # point, would be NaN.
         known = torch.where(there[..., None], keypoints, centre)
         shape = (known - centre) / size
@@ -155,11 +153,7 @@ class HierarchicalKeypointTransformer(nn.Module):
         keypoints : (batch, 68, 3), normalised as by ``store.face_keypoints()``; NaN where missing.
         detected : (batch, 68) bool, False for points to mask as well.
         """
-        if keypoints.shape[1:] != (N_FACE, 3):
-            raise InvalidError(
-                f"keypoints of shape (batch, {N_FACE}, 3) are needed, found "
-                f"{tuple(keypoints.shape)}"
-            )
+        check_keypoints(keypoints, N_FACE)
         there = points_there(keypoints, detected)
         centre, size = face_frame(keypoints, there)
         tokens = self._encode(keypoints, there, centre, size)
@@ -174,7 +168,7 @@ class HierarchicalKeypointTransformer(nn.Module):
 def face_frame(keypoints: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     """Return centre and size of faces, (batch, 1, 3) each: mean and deviation of their points.
 
-    Faces without points get the middle of [0, 1]. A size is at least 0.001: it divides.
+    Faces without points have the middle of [0, 1]. A size is at least 0.001, since it divides.
 
     Parameters
     ----------
@@ -191,7 +185,7 @@ def face_frame(keypoints: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class KeypointTraining:
-    """Give back the points of the input: mean squared error over the points that are there.
+    """Reconstruct the points of the input: mean squared error over the points that are there.
 
     Batches hold ``"keypoints"`` (batch, 68, 3), as ``store.face_keypoints()`` gives them. The
     figure ``point_error`` is the mean distance in x and y between points and their targets, over
@@ -199,11 +193,11 @@ class KeypointTraining:
 
     Parameters
     ----------
-    edges : pairs of points that drawings join; those of the default face list if empty.
+    edges : pairs of points that drawings join; if empty, those of the default face list.
     """
 
     on_record: ClassVar[str] = "KeypointTask"
-    """The name that checkpoints have it by, an earlier one of the class."""
+    """Name in checkpoints, an earlier one of this class."""
 
     edges: tuple[Edge, ...] = ()
     figures: ClassVar[Sequence[str]] = ("point_error",)
@@ -243,7 +237,7 @@ def _point_error(error: Tensor, target: Tensor, there: Tensor) -> Tensor:
 
 
 def _box(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """Return offset (3,) and divisor by which a face fills most of a picture."""
+    """Return the offset (3,) and the divisor that make a face fill most of a picture."""
     if not np.isfinite(points).any():
         return np.zeros(3, dtype=np.float32), 1.0
     low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)

@@ -1,11 +1,10 @@
-"""Pictures as files: each is whole, or not there."""
+"""Pictures as files: each file is complete or does not exist."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -25,8 +24,8 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     aside.replace(path)
 
 
-def open_pictures(folder: Path, about: Mapping[str, Any]) -> None:
-    """Create a folder for pictures of frames, or go on with one that was made in the same way.
+def open_pictures(folder: Path, about: Mapping[str, object]) -> None:
+    """Create a folder for pictures of frames, or continue one that was made in the same way.
 
     Raises
     ------
@@ -42,7 +41,7 @@ def open_pictures(folder: Path, about: Mapping[str, Any]) -> None:
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExistsError(f"{folder} exists and holds other things; choose a new folder")
+        raise ExistsError(f"{folder} exists and holds other files; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{ABOUT}.aside"
     aside.write_text(text, encoding="utf-8")
@@ -50,7 +49,7 @@ def open_pictures(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def picture_paths(folder: Path, index: VideoIndex, rows: NDArray[np.int64]) -> list[Path]:
-    """Return the file of each frame, ``folder/video/000000.png``, by its row in the store."""
+    """Return the file of each row of a store, ``folder/video/000000.png``."""
     videos = np.asarray(index.video_of(rows))
     names = {video: _file_name(str(index.ids[video])) for video in np.unique(videos).tolist()}
     return [
@@ -60,6 +59,6 @@ def picture_paths(folder: Path, index: VideoIndex, rows: NDArray[np.int64]) -> l
 
 
 def _file_name(video_id: str) -> str:
-    """Return the id of a video, which may hold anything, as the name of a folder."""
+    """Return a folder name for the id of a video, which may hold any characters."""
     name = quote(video_id, safe=" ")
     return name if name.strip(".") else name.replace(".", "%2E")

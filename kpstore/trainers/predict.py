@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,9 +16,10 @@ from torch import nn
 
 from kpstore._version import __version__
 from kpstore.errors import ExistsError, InvalidError
+from kpstore.extractors.checkpoint_files import file_sha256
 from kpstore.render.raster import PAPER
 from kpstore.schema.failures import Failures
-from kpstore.schema.feature import FeatureRows, FeatureSpec, State
+from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.layout import N_FACE, N_POINTS, skeleton_edges
 from kpstore.store.format import state_name, status_name
 from kpstore.store.provenance import check_same
@@ -36,7 +36,7 @@ from kpstore.views.face_keypoints import FaceKeypointView
 from kpstore.views.frames import FrameView
 
 Progress = Callable[[int, int], None]
-"""Called with the number of frames done, and of all frames."""
+"""Called with the number of frames done and the number of all frames."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Predicted:
     checkpoint_sha256 : of the checkpoint's file.
     feature : that was written; None for pictures.
     folder : of the pictures; None for a feature.
-    frames : on which the model was run.
-    empty : frames among them in which no point that the model reads was detected; their faces are
-        NaN, and they have no PNG.
-    done_before : frames left out because they were predicted before, in the same way.
-    not_extracted : frames left out because their video is not extracted yet.
-    snapshot : version that was made; None for pictures, and if nothing was left to do.
+    frames : number of frames on which the model was run.
+    empty : number of frames among them in which no point that the model reads was detected; their
+        faces are NaN, and they have no PNG.
+    done_before : number of frames skipped because they were predicted before, in the same way.
+    not_extracted : number of frames skipped because their video is not extracted yet.
+    snapshot : of the new version; None for pictures, and if nothing was left to do.
     """
 
     checkpoint_sha256: str
@@ -65,7 +65,7 @@ class Predicted:
     not_extracted: int = 0
     snapshot: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain values."""
         return asdict(self)
 
@@ -76,16 +76,16 @@ class Predictor:
 
     Parameters
     ----------
-    model : one of the two of kpstore, in ``eval()``, on ``device``.
-    inputs : the model's input while training, see :func:`kpstore.trainers.fit.fit`.
+    model : one of kpstore's, on ``device`` and in evaluation mode.
+    inputs : the model's input during training, see :func:`kpstore.trainers.fit.fit`.
     provenance : of features made with the model.
-    batch_size : frames at a time.
+    batch_size : number of frames at a time.
     """
 
     model: nn.Module
     device: torch.device
     inputs: Mapping[str, Any]
-    provenance: Mapping[str, Any]
+    provenance: Provenance
     batch_size: int
 
     def __repr__(self) -> str:
@@ -94,7 +94,7 @@ class Predictor:
     def spec(self, store: BaseStore, feature: str, name: str | None) -> FeatureSpec:
         """Return the feature for predictions.
 
-        Pictures are (size, size) uint8, 255 for paper and 0 for ink; faces are (68, 3) float32 in
+        Pictures are (size, size) uint8, 255 for paper and 0 for ink. Faces are (68, 3) float32 in
         the coordinates of the feature that they were made from, NaN where it has no face.
         """
         if isinstance(self.model, HierarchicalSkeletonTransformer):
@@ -130,13 +130,13 @@ class Predictor:
     @torch.inference_mode()
     def run(
         self, view: FrameView, indices: NDArray[np.int64]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Return predictions for frames of :meth:`view`.
 
         Returns
         -------
         tuple
-            Rows of :meth:`spec`, and (frames,) bool: in which frames nothing was detected.
+            Rows of :meth:`spec`, and (frames,) bool, True for frames in which nothing was detected.
         """
         parts = np.split(indices, range(self.batch_size, len(indices), self.batch_size))
         values, empty = zip(*(self._batch(view, part) for part in parts), strict=True)
@@ -144,7 +144,7 @@ class Predictor:
 
     def _batch(
         self, view: FrameView, indices: NDArray[np.int64]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         batch = view.batch(indices)
         name = "keypoints" if isinstance(view, FaceKeypointView) else view.features[0]
         keypoints = torch.from_numpy(batch[name]).float()
@@ -164,7 +164,7 @@ def open_predictor(path: Path | str, *, device: str = "cpu", batch_size: int = 3
     ----------
     path : ``best.safetensors`` or ``checkpoint.safetensors`` that ``kpstore train`` wrote.
     device : see :func:`kpstore.trainers.settings.device_named`.
-    batch_size : frames at a time.
+    batch_size : number of frames at a time.
 
     Raises
     ------
@@ -183,14 +183,12 @@ def open_predictor(path: Path | str, *, device: str = "cpu", batch_size: int = 3
     needed = {"feature"} if draws else {"feature", "low", "high"}
     if missing := sorted(needed - inputs.keys()):
         raise InvalidError(
-            f"{path}: does not say what its model was fed ({', '.join(missing)}); use a checkpoint "
+            f"{path}: does not describe its model's input ({', '.join(missing)}); use a checkpoint "
             "of kpstore train, or fit(inputs=…)"
         )
-    with Path(path).open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     provenance = {
         "extractor": "predict",
-        "checkpoint_sha256": sha256,
+        "checkpoint_sha256": file_sha256(Path(path)),
         "model": about["model"],
         "trained_on": about["store"],
         "training": {key: about[key] for key in ("task", "settings", "batch_size")},
@@ -210,18 +208,18 @@ def predict_feature(
     name: str | None = None,
     on_progress: Progress | None = None,
 ) -> Predicted:
-    """Write a model's predictions for the videos of a split to the store, as one version or not.
+    """Write a model's predictions for the videos of a split to the store, as one version or none.
 
-    Videos that have this feature already, made by the same checkpoint, are left out: another split,
-    or videos that came later, are added by a further call. Frames that failed in ``feature`` fail
-    here too; videos that are not extracted yet stay pending. One chunk of the new feature is in
-    memory at a time.
+    Videos that have this feature already, made by the same checkpoint, are skipped: a further call
+    adds another split, or videos that came later. Frames that failed in ``feature`` fail here too;
+    videos that are not extracted yet stay pending. One chunk of the new feature is in memory at a
+    time.
 
     Parameters
     ----------
     store : opened with ``mode="a"``.
     split : of the videos; all by default.
-    feature : that the model reads; the one that it was trained on by default.
+    feature : that the model reads; by default the one that it was trained on.
     name : of the new feature; ``<feature>_predicted`` or ``<feature>_drawn`` by default.
 
     Raises
@@ -279,12 +277,12 @@ def predict_pictures(
 ) -> Predicted:
     """Write a model's predictions for the videos of a split as PNG, ``folder/video/000000.png``.
 
-    A run that was killed goes on: pictures that exist are left as they are. ``predict.json`` says
+    Pictures that exist are kept, so that a run that was killed can continue. ``predict.json`` says
     how they were made; a folder with pictures of another model, store or version is refused.
 
     Parameters
     ----------
-    limit : the most frames, evenly spread.
+    limit : maximum number of frames, evenly spread.
 
     See :func:`predict_feature` for the others.
     """
@@ -323,7 +321,7 @@ def predict_pictures(
 
 @dataclass(frozen=True)
 class _Work:
-    """Videos to predict, by position, and the frames that are left out.
+    """Videos to predict, by position, and numbers of frames that are skipped.
 
     ``states`` are those of all frames of the source, (frames,) uint8.
     """
@@ -360,13 +358,13 @@ def _plan(store: BaseStore, source: str, split: str | None, name: str | None) ->
 
 
 def _blocks(rows: NDArray[np.int64], chunk_rows: int) -> Iterable[tuple[int, int]]:
-    """Return first and stop of runs of consecutive rows within a chunk."""
+    """Return first and stop of each run of consecutive rows within a chunk."""
     cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(rows // chunk_rows) != 0)) + 1
     return pairwise([0, *cuts.tolist(), len(rows)]) if len(rows) else ()
 
 
 def _failures(store: BaseStore, source: str, work: _Work) -> dict[int, Failures]:
-    """Return failures of the new feature by position of the video: those of its source."""
+    """Return failures of the new feature, those of its source, by position of the video."""
     whole, reason = np.asarray(store[state_name(source)]) == State.FAILED, f"{source!r} failed"
     failures = {}
     for position in work.positions.tolist():
@@ -377,10 +375,10 @@ def _failures(store: BaseStore, source: str, work: _Work) -> dict[int, Failures]
 
 
 def _write_pictures(predictor: Predictor, view: FrameView, paths: Mapping[int, Path]) -> int:
-    """Write the pictures of frames of a view; return how many have none, for nothing to draw."""
+    """Write the pictures of frames of a view; return for how many there is nothing to draw."""
     indices = np.array(list(paths), dtype=np.int64)
     values, empty = predictor.run(view, indices)
-    pictures: Sequence[NDArray[Any]] = list(values)
+    pictures: Sequence[NDArray[np.uint8]] = list(values)
     if isinstance(view, FaceKeypointView):
         target = view.denormalize(view.batch(indices)["keypoints"])
         edges = predictor.spec(view.store, view.feature, None).attrs["edges"]

@@ -1,4 +1,4 @@
-"""Training in several processes, each with its share of the frames."""
+"""Training in several processes, each on its share of the frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Ranks:
 
     Parameters
     ----------
-    rank, size : its number, from 0, and the number of processes.
+    rank, size : number of this process, from 0, and number of all processes.
     """
 
     rank: int = 0
@@ -33,7 +33,7 @@ class Ranks:
         return self.rank == 0
 
     def wrapped(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return a model whose gradients are means over all ranks; itself if there is one rank."""
+        """Return a model whose gradients are means over all ranks; with one rank, the model."""
         if self.size == 1:
             return model
         return DistributedDataParallel(
@@ -41,7 +41,7 @@ class Ranks:
         )
 
     def summed(self, values: Tensor) -> Tensor:
-        """Return the sum of all ranks' values, in the memory of this rank's."""
+        """Return the sum over all ranks, which replaces the values of this rank."""
         if self.size > 1:
             distributed.all_reduce(values)
         return values
@@ -62,7 +62,7 @@ class Ranks:
         return tensors
 
     def own(self, gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return this rank's part of what :meth:`gathered` returned."""
+        """Return this rank's tensors among those that :meth:`gathered` returned."""
         if self.is_first:
             return {name: tensor for name, tensor in gathered.items() if "." not in name}
         return under(str(self.rank), gathered)
@@ -72,7 +72,7 @@ class Ranks:
 def joined(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that ``torchrun`` started, if it did.
 
-    A group that the caller has joined is used, and not left.
+    If the caller has joined a process group, it is used and stays open.
     """
     rank, size = rank_of(None, None)
     mine = size > 1 and not distributed.is_initialized()
@@ -90,6 +90,6 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 def local_rank() -> int | None:
-    """Return the number of this process on this machine, as ``torchrun`` gives it, or None."""
+    """Return the number of this process on its machine; None without ``torchrun``."""
     given, size = os.environ.get("LOCAL_RANK", ""), os.environ.get("WORLD_SIZE", "")
     return int(given) if given.isdigit() and size.isdigit() and int(size) > 1 else None

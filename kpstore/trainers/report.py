@@ -1,11 +1,11 @@
-"""What a training reports while it runs, and at its end."""
+"""What a training reports while it runs and when it ends."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,10 @@ class Step:
 
     Parameters
     ----------
-    step : number of steps so far, this one included.
+    step : number of steps so far, including this one.
     n_steps : number of steps of a run that does not end early.
     epoch : from 0.
-    loss, lr, grad_norm : of this step; the norm is that before clipping.
+    loss, lr, grad_norm : of this step; the norm before clipping.
     """
 
     step: int
@@ -35,13 +35,13 @@ class Epoch:
     Parameters
     ----------
     epoch : from 0.
-    step : steps since the beginning.
+    step : number of steps since the run began.
     train, dev : by name, ``"loss"`` and the training's figures, means over the epoch's samples;
         ``dev`` may be empty.
     lr : of the last step.
-    seconds : of its training steps, since the last resume if there was one in it.
+    seconds : duration of its training steps, from the last resume on if there was one in it.
     frames_per_s : samples trained on per second.
-    wait_share : share of the seconds spent waiting for batches; an upper bound on a GPU, which
+    wait_share : share of this time spent waiting for batches; an upper bound on a GPU, which
         computes meanwhile.
     """
 
@@ -72,13 +72,13 @@ class TrainReport:
     Parameters
     ----------
     stopped : ``"finished"`` after the last epoch, ``"early"`` when patience ran out.
-    epochs, steps : done in all, including those before a resume.
-    best_epoch, best_loss : the epoch, from 0, with the lowest loss on the dev frames (without any,
-        on the training frames).
-    last : the last epoch; None if none was left for this call.
+    epochs, steps : numbers of both, including those before a resume.
+    best_epoch, best_loss : the epoch, from 0, with the lowest loss on the dev frames (if there are
+        none, on the training frames).
+    last : the last epoch; None if this call had none left to train.
     parameters : number of trained parameters.
-    resumed_at : the step at which this call resumed; None if it began a run.
-    folder : with all files of the run; None if nothing was written.
+    resumed_at : the step at which this call resumed a run; None if it started one.
+    folder : of the run's files; None if nothing was written.
     """
 
     stopped: Literal["finished", "early"]
@@ -91,7 +91,7 @@ class TrainReport:
     resumed_at: int | None
     folder: Path | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain values."""
         return {**asdict(self), "folder": None if self.folder is None else str(self.folder)}
 

@@ -1,4 +1,4 @@
-"""The numbers of a training, the learning rate at each step, and where it runs."""
+"""The settings of a training, its learning rate at each step, and its device."""
 
 from __future__ import annotations
 
@@ -19,41 +19,43 @@ Schedule = Literal["cosine", "constant"]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The numbers on which a training's result depends, beside model, training and batches.
+    """The settings on which a result depends, beside the model, the training and the batches.
 
     Parameters
     ----------
-    epochs : the most epochs to train.
-    lr : the highest learning rate of AdamW.
+    epochs : maximum number of epochs.
+    lr : maximum learning rate of AdamW.
     weight_decay : of AdamW.
     schedule : of the learning rate after the warm-up: ``"cosine"`` falls to 0 at the end of the
         last epoch.
-    warmup : the share of all steps in which the rate rises linearly from 0.
-    clip_norm : the longest gradient; None or 0 does not clip.
+    warmup : share of all steps in which the rate rises linearly from 0.
+    clip_norm : maximum norm of the gradient; None or 0 does not clip.
     precision : ``"bf16"`` computes most of the model in bfloat16 (autocast); weights stay float32.
-    patience : number of epochs without a better loss on the dev frames (without any, on the
+    patience : number of epochs without a better loss on the dev frames (if there are none, on the
         training frames) after which training ends; None trains all epochs.
-    seed : of dropout and everything else that is random while training.
+    seed : of dropout and everything else that is random during training.
 
     Raises
     ------
     InvalidError
-        If numbers make no sense; the message lists all of them.
+        If values are invalid; the message lists all of them.
     """
 
-    epochs: Annotated[int, Option("The most epochs to train.", "N")] = 100
-    lr: Annotated[float, Option("Highest learning rate of AdamW.", "RATE")] = 3e-4
-    weight_decay: Annotated[float, Option("Of AdamW.", "X")] = 0.01
-    schedule: Annotated[Schedule, Option("Of the learning rate, after a warm-up.")] = "cosine"
-    warmup: Annotated[float, Option("Of all steps, in which the rate rises from 0.", "SHARE")] = (
-        0.02
+    epochs: Annotated[int, Option("Maximum number of epochs.", "N")] = 100
+    lr: Annotated[float, Option("Maximum learning rate of AdamW.", "RATE")] = 3e-4
+    weight_decay: Annotated[float, Option("Weight decay of AdamW.", "X")] = 0.01
+    schedule: Annotated[Schedule, Option("Schedule of the learning rate after the warm-up.")] = (
+        "cosine"
     )
-    clip_norm: Annotated[float | None, Option("Longest gradient; 0 does not clip.", "X")] = 1.0
-    precision: Annotated[Precision, Option("bf16 computes most in bfloat16.")] = "float32"
+    warmup: Annotated[float, Option("Share of steps in which the rate rises.", "SHARE")] = 0.02
+    clip_norm: Annotated[float | None, Option("Maximum gradient norm; 0 does not clip.", "X")] = 1.0
+    precision: Annotated[Precision, Option("bf16 computes most of the model in bfloat16.")] = (
+        "float32"
+    )
     patience: Annotated[
-        int | None, Option("Epochs without a better loss on the dev frames that end it.", "N")
+        int | None, Option("Stop after N epochs without a better loss on the dev frames.", "N")
     ] = None
-    seed: Annotated[int, Option("Of weights, order and dropout.", "N")] = 0
+    seed: Annotated[int, Option("Seed of weights, order and dropout.", "N")] = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clip_norm", self.clip_norm or None)
@@ -73,7 +75,7 @@ class TrainSettings:
         )
 
     def lr_at(self, step: int, n_steps: int) -> float:
-        """Return the learning rate of a step, from 0, of ``n_steps`` in all epochs."""
+        """Return the learning rate of a step, from 0, if all epochs have ``n_steps`` steps."""
         n_rising = math.ceil(self.warmup * n_steps)
         if step < n_rising:
             return self.lr * (step + 1) / (n_rising + 1)
@@ -84,15 +86,15 @@ class TrainSettings:
 
 
 def check_all(what: str, rules: Iterable[tuple[bool, str]]) -> None:
-    """Raise :class:`InvalidError` with the messages of all rules that do not hold."""
+    """Raise :class:`InvalidError` with the messages of all rules that are broken."""
     if problems := [message for holds, message in rules if not holds]:
         raise InvalidError(f"{what}: {'; '.join(problems)}")
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[TrainSettings, dict[str, Any]]:
-    """Return the settings among keywords of :func:`kpstore.trainers.fit.fit`, and the others.
+    """Split keywords of :func:`kpstore.trainers.fit.fit` into settings and all others.
 
-    Settings are given as ``settings``, by the names of their fields, or as both.
+    Settings come as ``settings``, by the names of their fields, or both.
     """
     names = {field.name for field in fields(TrainSettings)}
     numbers = {name: value for name, value in options.items() if name in names}
@@ -101,9 +103,9 @@ def split_options(options: Mapping[str, Any]) -> tuple[TrainSettings, dict[str, 
 
 
 def device_named(name: str) -> torch.device:
-    """Return a device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …; ``"auto"`` is a GPU if there is one.
+    """Return a device by name; ``"auto"`` is a GPU if there is one.
 
-    Under ``torchrun``, ``"cuda"`` is a GPU of its own for each process.
+    Under ``torchrun``, ``"cuda"`` is a different GPU for each process.
 
     Raises
     ------

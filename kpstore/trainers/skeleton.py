@@ -22,6 +22,8 @@ from kpstore.trainers.encoder import (
     PointEmbedding,
     PointEncoder,
     TransformerBlock,
+    check_keypoints,
+    dropout_rule,
     points_there,
     width_rule,
 )
@@ -31,27 +33,28 @@ from kpstore.views.base import Batch, Subset, View
 from kpstore.views.skeletons import SkeletonView
 
 _SHRINK = 16
-"""How many times smaller the decoder's first picture is."""
+"""By how much the decoder's first picture is smaller than the last."""
 _N_REST, _N_FACE, _N_HANDS = 0, 1, 2
-"""Regions of a picture in :func:`draw_regions`; where two overlap, the higher one counts."""
+"""Regions of a picture in :func:`draw_regions`; where two overlap, the higher number counts."""
 
 
 @dataclass(frozen=True)
 class SkeletonConfig:
-    """How large a :class:`HierarchicalSkeletonTransformer` is.
+    """The size of a :class:`HierarchicalSkeletonTransformer`.
 
     Parameters
     ----------
     image_size : of the pictures, in pixels; a multiple of 16.
     width : of tokens.
-    part_layers, global_layers : layers of each part's encoder, and of the encoder over all parts.
-    decoder_layers : layers in which places of the picture attend to tokens.
-    channels : of the decoder's pictures at 1/8, 1/4 and 1/2 of the full size.
+    part_layers, global_layers : numbers of layers of each part's encoder, and of the encoder over
+        all parts.
+    decoder_layers : number of layers in which places of the picture attend to tokens.
+    channels : numbers of channels of the decoder's pictures at 1/8, 1/4 and 1/2 of the full size.
     heads : of attention.
-    dropout : share of values in transformers that is dropped while training.
+    dropout : share of values in transformers that are dropped during training.
     """
 
-    image_size: Annotated[int, Option("Of the pictures; a multiple of 16.", "PIXELS")] = 256
+    image_size: Annotated[int, Option("Size of the pictures, a multiple of 16.", "PIXELS")] = 256
     width: int = 128
     part_layers: int = 2
     global_layers: int = 2
@@ -76,7 +79,7 @@ class SkeletonConfig:
                 len(channels) == 3 and all(n >= 8 and n % 8 == 0 for n in channels),
                 f"channels={channels} are not three multiples of 8",
             ),
-            (0 <= self.dropout < 1, f"dropout={self.dropout} is not in [0, 1)"),
+            dropout_rule(self.dropout),
         ]
         check_all("skeleton model", rules)
 
@@ -88,22 +91,14 @@ class HierarchicalSkeletonTransformer(nn.Module):
     one over all parts encode the points. In the decoder each place of a small picture attends to
     the encoded points; convolutions enlarge it to full size. At a quarter and at half of the size,
     every encoded point is added to the picture at its place, so that the decoder need not learn
-    what coordinates mean. A part that is missing is one learnt token; its points are masked, and
-    added nowhere.
+    what coordinates mean. A missing part is one learnt token; its points are masked and added
+    nowhere.
     """
-
-    part_of: Tensor
 
     def __init__(self, config: SkeletonConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SkeletonConfig()
-        part_of = [
-            number
-            for number, rows in enumerate(PART_SLICES.values())
-            for _ in range(rows.start, rows.stop)
-        ]
-        self.register_buffer("part_of", torch.tensor(part_of), persistent=False)
-        self.embedding = PointEmbedding(part_of, config.width)
+        self.embedding = PointEmbedding(PART_SLICES.values(), config.width)
         self.encoders = nn.ModuleList(
             PointEncoder(
                 config.width, layers=config.part_layers, heads=config.heads, dropout=config.dropout
@@ -123,14 +118,11 @@ class HierarchicalSkeletonTransformer(nn.Module):
         ----------
         keypoints : (batch, 143, 3), x and y as fractions of width and height; NaN where missing.
         detected : (batch, 4) bool, by part, False for parts to mask whatever their values; by
-            default all points that are finite are there.
+            default no point that is finite is masked.
         """
-        if keypoints.shape[1:] != (N_POINTS, 3):
-            raise InvalidError(
-                f"keypoints of shape (batch, {N_POINTS}, 3) are needed, found "
-                f"{tuple(keypoints.shape)}"
-            )
-        there = points_there(keypoints, None if detected is None else detected[:, self.part_of])
+        check_keypoints(keypoints, N_POINTS)
+        of_points = None if detected is None else detected[:, self.embedding.group_of]
+        there = points_there(keypoints, of_points)
         points = self.embedding(keypoints, there)
         encoded = [
             encoder(points[:, rows], there[:, rows])
@@ -149,7 +141,7 @@ class HierarchicalSkeletonTransformer(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Tokens to a picture."""
+    """Turns tokens into a picture."""
 
     def __init__(self, config: SkeletonConfig) -> None:
         super().__init__()
@@ -187,9 +179,9 @@ class _Decoder(nn.Module):
 
 
 def lay_down(features: Tensor, keypoints: Tensor, there: Tensor, side: int) -> Tensor:
-    """Return pictures with the features of points at their places.
+    """Return pictures in which the features of points lie at their places.
 
-    Each point is shared among its four nearest pixels; points that overlap add up.
+    Each point is spread over its four nearest pixels; points that overlap add up.
 
     Parameters
     ----------
@@ -200,7 +192,7 @@ def lay_down(features: Tensor, keypoints: Tensor, there: Tensor, side: int) -> T
     Returns
     -------
     Tensor
-        (batch, channels, side, side); 0 for points that are missing or outside.
+        (batch, channels, side, side); missing points and those outside add nothing.
     """
     centres = torch.arange(side, device=features.device) + 0.5
     known = torch.where(there[..., None], keypoints[..., :2], -1).clamp(-1, 2) * side
@@ -229,7 +221,7 @@ def draw_regions(
 ) -> NDArray[np.uint8]:
     """Return the regions of skeleton pictures, (frames, size, size) uint8.
 
-    Hands are 2, the face is 1, all the rest is 0.
+    2 for hands, 1 for the face, 0 for the rest.
 
     Parameters
     ----------
@@ -246,19 +238,19 @@ def draw_regions(
 
 
 class SkeletonTrainingView(SkeletonView):
-    """Skeletons with the regions of their pictures, drawn in the loader's threads too.
+    """Skeletons with the regions of their pictures, which the loader's threads draw as well.
 
     A sample is that of :class:`kpstore.views.skeletons.SkeletonView` with NaN where a point is
     missing, pictures of bytes, and ``"region"`` (1, size, size) uint8; see :func:`draw_regions`.
-    The parameters are the same, except that keypoints stay fractions of the picture, in which the
-    model places them.
+    The parameters are the same, except that keypoints stay fractions of the picture: the model puts
+    them in their places.
     """
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return frames stacked."""
         if self.normalize is not None:
             raise InvalidError(
-                f"normalize={self.normalize!r}: this view's keypoints stay as they are; use None"
+                f"normalize={self.normalize!r}: this view does not normalise keypoints; use None"
             )
         found = super().batch(indices)
         return {**found, "region": draw_regions(found["keypoints"], self.size, self.style)[:, None]}
@@ -276,25 +268,25 @@ class SkeletonTraining:
     Parameters
     ----------
     hands, face, rest : weights of pixels in the regions of drawn hands, of the drawn face, and of
-        all others. The loss is the weighted mean; with three equal weights it is the plain one.
-    reach : pixels around the lines that belong to their region; a 64th of the picture by default.
+        all others. The loss is the weighted mean; with three equal weights it is the plain mean.
+    reach : how many pixels around a line belong to its region; a 64th of the picture by default.
     style : of the pictures; used if there is no ``"region"``.
-    edges : pairs of points that drawings of samples join; those of the default face list if empty.
+    edges : pairs of points that drawings join; if empty, those of the default face list.
     """
 
     on_record: ClassVar[str] = "SkeletonTask"
-    """The name that checkpoints have it by, an earlier one of the class."""
+    """Name in checkpoints, an earlier one of this class."""
 
     hands: Annotated[
-        float, Option("Of the pixels around drawn hands.", "X", flag="--hands-weight")
+        float, Option("Weight of pixels around drawn hands.", "X", flag="--hands-weight")
     ] = 2.0
     face: Annotated[
-        float, Option("Of the pixels around the drawn face.", "X", flag="--face-weight")
+        float, Option("Weight of pixels around the drawn face.", "X", flag="--face-weight")
     ] = 1.5
-    rest: Annotated[float, Option("Of all other pixels.", "X", flag="--rest-weight")] = 1.0
+    rest: Annotated[float, Option("Weight of all other pixels.", "X", flag="--rest-weight")] = 1.0
     reach: int | None = None
     style: Annotated[
-        StyleName | SkeletonStyle, Option("How pictures are drawn.", kind=StyleName)
+        StyleName | SkeletonStyle, Option("Style of the pictures.", kind=StyleName)
     ] = "kpstore"
     edges: tuple[Edge, ...] = ()
     figures: ClassVar[Sequence[str]] = ("mse", "ink")
@@ -310,14 +302,14 @@ class SkeletonTraining:
     def check_view(self, view: View) -> None:
         """Raise :class:`InvalidError` if missing points look like points in the picture's corner.
 
-        With a range of the view's own, zeros are asked for: numbers as users' scripts make them.
+        In a view that normalises, zeros are what users' scripts make, and are accepted.
         """
         while isinstance(view, Subset):
             view = view.view
         if isinstance(view, SkeletonView) and view.normalize is None and not np.isnan(view.fill):
             raise InvalidError(
                 f"missing points are {view.fill:g} in this view, which a model takes for "
-                "coordinates; make it with fill=float('nan'), by which the models know them"
+                "coordinates; make it with fill=float('nan')"
             )
 
     def measure(self, model: nn.Module, batch: TensorBatch) -> BatchLoss:
@@ -353,7 +345,7 @@ class SkeletonTraining:
         return table[wide.long()]
 
     def draw(self, model: nn.Module, batch: TensorBatch) -> list[Drawing]:
-        """Return the keypoints of each sample in colours, their picture, and the model's."""
+        """Return for each sample its keypoints in colours, its picture, and the model's picture."""
         target, output = as_pixels(batch["image"]), model(batch["keypoints"]).float()
         keypoints = batch["keypoints"].float().cpu().numpy()
         blank = np.full((*target.shape[-2:], 3), 40, dtype=np.uint8)
@@ -367,7 +359,7 @@ class SkeletonTraining:
 
 
 def as_pixels(image: Tensor) -> Tensor:
-    """Return pictures as the model draws them, float32 in [-1, 1].
+    """Return pictures scaled as the model's, float32 in [-1, 1].
 
     Bytes are 255 for paper and 0 for ink.
     """

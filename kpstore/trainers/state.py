@@ -1,4 +1,4 @@
-"""Where a run stands and what it follows from: all that a checkpoint holds."""
+"""How far a run is and what it follows from: everything that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kpstore._version import __version__
 from kpstore.errors import InvalidError
+from kpstore.trainers.batches import Sums, over_ranks
 from kpstore.trainers.checkpoint import (
     Checkpoint,
     check_same,
@@ -27,7 +27,6 @@ from kpstore.trainers.checkpoint import (
 )
 from kpstore.trainers.ranks import Ranks
 from kpstore.trainers.settings import TrainSettings
-from kpstore.trainers.sums import Sums, over_ranks
 from kpstore.trainers.training import Training
 from kpstore.views.base import View
 from kpstore.views.loader import Loader
@@ -41,6 +40,11 @@ class RunState:
     model : on ``device``.
     loader : of the training frames.
     figures : names of what is measured, ``"loss"`` first.
+
+    Attributes
+    ----------
+    n_steps : number of steps of all epochs.
+    resumed_at : the step at which the run was resumed; None if it was not.
     """
 
     def __init__(
@@ -57,19 +61,21 @@ class RunState:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
+        self.n_steps = len(loader) * settings.epochs  # before a restored loader has fewer left
+        self.resumed_at: int | None = None
         self.epoch, self.step = 0, 0
         self.best_epoch, self.best_loss = -1, math.inf
         self.sums: Sums | None = None
 
-    def restore(self, path: Path, here: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was written.
+    def restore(self, path: Path, here: Mapping[str, object]) -> None:
+        """Continue where a checkpoint was written.
 
         Raises
         ------
         MismatchError
             If it was written by another run than ``here`` describes, see :func:`described_run`.
         InvalidError
-            If it holds weights alone, or those of another model.
+            If it holds nothing but weights, or those of another model.
         """
         found = read_checkpoint(path)
         about = found.about
@@ -81,15 +87,16 @@ class RunState:
         check_same(path, about, here)
         load_weights(self.model, found, path)
         restore_optimizer(self.model, self.optimizer, found.under("optimizer"))
-        self.epoch, self.step, self.best_epoch = about["epoch"], about["step"], about["best_epoch"]
+        self.epoch, self.best_epoch = about["epoch"], about["best_epoch"]
+        self.resumed_at = self.step = about["step"]
         self.best_loss = math.inf if about["best_loss"] is None else about["best_loss"]
         if self.ranks.is_first:
             self.sums = Sums.from_tensors(found.under("sums"), self.device)
         self.loader.load_state_dict(about["loader"])
         restore_rng(self.device, self.ranks.own(found.under("rng")))
 
-    def to_checkpoint(self, about: Mapping[str, Any]) -> Checkpoint:
-        """Return all that resuming needs; every rank has to call it."""
+    def to_checkpoint(self, about: Mapping[str, object]) -> Checkpoint:
+        """Return everything that a resumed run needs; every rank has to call it."""
         rng = self.ranks.gathered(rng_tensors(self.device))
         sums: dict[str, Tensor] = {}
         if self.sums is not None:
@@ -111,8 +118,8 @@ class RunState:
         }
         return Checkpoint(tensors, {**about, **place})
 
-    def to_best(self, about: Mapping[str, Any]) -> Checkpoint:
-        """Return the weights alone."""
+    def to_best(self, about: Mapping[str, object]) -> Checkpoint:
+        """Return nothing but the weights."""
         place = {"epoch": self.best_epoch, "loss": self.best_loss}
         return Checkpoint(prefixed("model", self.model.state_dict()), {**about, **place})
 
@@ -122,9 +129,9 @@ def described_run(
     training: Training,
     settings: TrainSettings,
     views: Mapping[str, View],
-    inputs: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return what a run follows from, as JSON values; it must not differ when the run resumes."""
+    inputs: Mapping[str, object],
+) -> dict[str, object]:
+    """Return what a run follows from, as JSON values; a run resumes only if it is the same."""
     sampler = state.loader.sampler
     store = sampler.view.store
     return {
@@ -144,14 +151,14 @@ def described_run(
 
 
 def _digest(view: View) -> str:
-    """Return what tells a view's frames from others of the same store."""
+    """Return a hash that tells a view's frames from others of the same store."""
     return hashlib.blake2b(view.first_rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
 
 
-def _described(part: object) -> dict[str, Any]:
+def _described(part: object) -> dict[str, object]:
     """Return the class of a model or a training, and its settings if they are a dataclass.
 
-    A class that was renamed keeps the name that checkpoints know it by in ``on_record``.
+    A class that was renamed keeps its name in checkpoints as ``on_record``.
     """
     config = getattr(part, "config", part)
     fields = asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}
@@ -159,7 +166,7 @@ def _described(part: object) -> dict[str, Any]:
     return {"name": name, "config": _plain(fields)}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return a value as JSON gives it back, with lists for tuples."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

@@ -42,7 +42,7 @@ from kpstore.views.frames import FrameView
 from kpstore.views.loader import BatchDataset, Loader
 from kpstore.views.ranges import Range
 
-BatchSize = Annotated[int, Option("Frames of a step, in each process.", "N")]
+BatchSize = Annotated[int, Option("Frames per step, in each process.", "N")]
 MissingParts = Literal["error", "allow"]
 _DEV_NAMES = ("dev", "val")
 _READ_ROWS = 4096
@@ -55,31 +55,29 @@ class Frames:
     Parameters
     ----------
     split : to train on.
-    dev_split : to measure after each epoch; by default ``dev`` or else ``val``, if the store has
-        one. ``""`` measures nothing.
+    dev_split : to measure after each epoch; by default ``dev``, or else ``val``, if the store has
+        it. ``""`` measures nothing.
     feature : keypoints to read.
-    limit : the most frames of each split, evenly spread, for a trial; None is all.
+    limit : maximum number of frames of each split, evenly spread, for a trial; None takes all.
     missing_parts : ``"error"`` refuses a split in which a part is missing in all frames;
-        ``"allow"`` trains without the part.
+        ``"allow"`` trains without this part.
     """
 
-    split: Annotated[str, Option("Frames to train on.", "SPLIT")] = "train"
+    split: Annotated[str, Option("Split to train on.", "SPLIT")] = "train"
     dev_split: Annotated[
         str | None,
         Option(
-            "Frames to measure after each epoch; `dev` or `val` by default, '' for none.", "SPLIT"
+            "Split to measure after each epoch; `dev` or `val` by default, '' for none.", "SPLIT"
         ),
     ] = None
     feature: Annotated[str, Option("Keypoints to read.", "NAME")] = "keypoints"
     limit: Annotated[
         int | None,
-        Option(
-            "The most frames of each split, evenly spread, for a trial.",
-            "N",
-            flag="--limit-frames",
-        ),
+        Option("At most N frames of each split, evenly spread.", "N", flag="--limit-frames"),
     ] = None
-    missing_parts: Annotated[MissingParts, Option("If a part is missing in all frames.")] = "error"
+    missing_parts: Annotated[
+        MissingParts, Option("What to do if a part is missing in all frames.")
+    ] = "error"
 
     def __post_init__(self) -> None:
         rules = [
@@ -114,7 +112,7 @@ class TrainPlan:
     Parameters
     ----------
     frames : number of frames by split.
-    parameters : number of parameters to train.
+    parameters : number of trained parameters.
     device : to train on.
     """
 
@@ -132,7 +130,7 @@ def train_skeleton(
     training: SkeletonTraining | None = None,
     batch_size: BatchSize = 16,
     plain_loss: Annotated[
-        bool, Option("Plain mean squared error: all pixels count alike.", flag="--no-weighted-loss")
+        bool, Option("Plain mean squared error, without weights.", flag="--no-weighted-loss")
     ] = False,
     **options: Any,
 ) -> TrainReport:
@@ -140,11 +138,11 @@ def train_skeleton(
 
     Parameters
     ----------
-    store, folder : to read; for all results, see :func:`kpstore.trainers.fit.fit`.
-    frames, config, training : which frames, how large a model, and how the regions of a picture
-        count.
-    batch_size : frames of a step; under ``torchrun``, of each process.
-    plain_loss : whether all pixels count alike, whatever ``training`` says.
+    store, folder : to read from, and for all results; see :func:`kpstore.trainers.fit.fit`.
+    frames, config, training : which frames, the size of the model, and the weights of the regions
+        of a picture.
+    batch_size : frames per step; under ``torchrun``, per step of each process.
+    plain_loss : whether all pixels have the same weight, whatever ``training`` says.
     **options : of :func:`train_views`, such as ``on_plan``, and of
         :func:`kpstore.trainers.fit.fit`, such as ``device`` and ``epochs``.
 
@@ -153,8 +151,8 @@ def train_skeleton(
     NotFoundError
         If the store lacks the feature or the split.
     InvalidError
-        If the feature does not have 143 points, a split has no frames, or none of them has a
-        certain part; and as ``fit``.
+        If the feature does not have 143 points, a split has no frames, or a part is missing in all
+        of them; and as ``fit``.
     """
     store, chosen, training = store.checked(), frames or Frames(), training or SkeletonTraining()
     if plain_loss:
@@ -202,7 +200,7 @@ def train_keypoints(
     """Train a :class:`HierarchicalKeypointTransformer` on the faces of a store.
 
     Points are mapped to [0, 1] by the lowest and highest values of all faces of the training split;
-    frames without a face are left out. The parameters and errors are those of
+    frames without a face are skipped. The parameters and errors are those of
     :func:`train_skeleton`.
     """
     store, chosen = store.checked(), frames or Frames()
@@ -210,13 +208,13 @@ def train_keypoints(
 
     @cache
     def face_range() -> Range:
-        # By the split's statistics, which are kept, or else by its extremes.
+        # From the split's statistics, which are cached, or else from its extreme values.
         measured = statistics(store, feature, split=chosen.split)
         by: Statistics | Literal["minmax"] = measured if len(measured.columns) == 3 else "minmax"
         return FaceKeypointView(store, feature=feature, normalize=by, split=chosen.split).range
 
     def view_of(split: str) -> View:
-        # First without a range, which frames without any face do not have.
+        # Checked first without a range: if no frame has a face, there is none.
         FaceKeypointView(store, feature=feature, normalize=None, split=split)
         all_frames = FrameView(store, feature, split=split, missing="skip")
         _check_frames(all_frames, feature, split, ("face",))
@@ -252,10 +250,10 @@ def train_views(
 
     Parameters
     ----------
-    make_model : returns the model; its weights follow from the setting ``seed``.
+    make_model : returns the model; the setting ``seed`` determines its weights.
     views : by split, the frames to train on, then those to measure, if any.
     training, folder, device : see :func:`kpstore.trainers.fit.fit`.
-    batch_size : samples of a step; under ``torchrun``, of each process.
+    batch_size : samples per step; under ``torchrun``, per step of each process.
     on_plan : called before the first step.
     **options : of :func:`kpstore.trainers.fit.fit`.
     """
@@ -269,7 +267,7 @@ def train_views(
         on_plan(TrainPlan({split: len(view) for split, view in views.items()}, n_parameters, where))
     train_view, *dev_views = views.values()
     train_loader = _loader(BatchSampler(train_view, batch_size, seed=settings.seed), where)
-    # Each dev frame is measured once, however many ranks there are.
+    # Without padding, each dev frame is measured once for any number of ranks.
     dev_samplers = [BatchSampler(view, batch_size, shuffle=None, pad=False) for view in dev_views]
     dev_loader = _loader(dev_samplers[0], where) if dev_samplers else None
     return fit(
@@ -306,7 +304,7 @@ def _loader(sampler: BatchSampler, device: str) -> Loader:
 def _check_frames(
     view: FrameView, feature: str, split: str, parts: tuple[str, ...], or_else: str = ""
 ) -> None:
-    """Raise :class:`InvalidError` if a view is empty, or a part is missing in all of its frames."""
+    """Raise :class:`InvalidError` if a view is empty, or a part is missing in all its frames."""
     store = view.store
     if not len(view):
         raise InvalidError(
@@ -328,7 +326,7 @@ def _limited(view: View, limit: int | None) -> View:
 
 
 def _parts_there(view: FrameView, feature: str, parts: tuple[str, ...]) -> set[str]:
-    """Return the parts that at least one frame has, by their mask or else by their values."""
+    """Return the parts that at least one frame has, by the mask or else by the values."""
     store, found = view.store, set[str]()
     if not parts:
         return found
@@ -338,7 +336,7 @@ def _parts_there(view: FrameView, feature: str, parts: tuple[str, ...]) -> set[s
         there = np.asarray(mask)[view.rows]
         return {name for number, name in enumerate(names) if there[:, number].any()}
     for start in range(0, len(view.rows), _READ_ROWS):
-        points: NDArray[Any] = store.read(feature, view.rows[start : start + _READ_ROWS])
+        points: NDArray[np.float32] = store.read(feature, view.rows[start : start + _READ_ROWS])
         found |= {part for part in parts if np.isfinite(points[:, PART_SLICES[part]]).any()}
         if found == set(parts):
             break
@@ -349,14 +347,14 @@ def _edges(store: BaseStore, feature: str) -> tuple[Edge, ...]:
     return tuple((int(a), int(b)) for a, b in store.feature(feature).attrs.get("edges", ()))
 
 
-_MODELS: dict[str, tuple[type[Any], type[Any]]] = {
+_MODELS: dict[str, tuple[type[nn.Module], type[SkeletonConfig | KeypointConfig]]] = {
     "HierarchicalSkeletonTransformer": (HierarchicalSkeletonTransformer, SkeletonConfig),
     "HierarchicalKeypointTransformer": (HierarchicalKeypointTransformer, KeypointConfig),
 }
 
 
 def load_model(path: Path | str) -> nn.Module:
-    """Return the model of a checkpoint, on the CPU, ready to use (``eval()``).
+    """Return the model of a checkpoint, on the CPU and in evaluation mode.
 
     Parameters
     ----------
@@ -365,32 +363,29 @@ def load_model(path: Path | str) -> nn.Module:
     Raises
     ------
     NotFoundError, CorruptError, InvalidError
-        If it does not exist, is torn, or holds another model than the two of kpstore.
+        If it does not exist, is torn, or does not hold a model of kpstore.
     """
     return model_of(read_checkpoint(Path(path)), path)
 
 
 def model_of(checkpoint: Checkpoint, path: Path | str) -> nn.Module:
-    """Return the model of a checkpoint that was read, as :func:`load_model` does.
-
-    ``path`` is for messages.
-    """
+    """Return the model of a checkpoint as :func:`load_model` does; ``path`` is for messages."""
     described = checkpoint.about["model"]
     if described["name"] not in _MODELS:
         raise InvalidError(
             f"{path}: holds a {described['name']}; load its tensors into your own model"
         )
     model_type, config_type = _MODELS[described["name"]]
-    config = {
+    config: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in described["config"].items()
     }
     known = {field.name for field in fields(config_type)}
     if unknown := sorted(config.keys() - known):
         raise InvalidError(
-            f"{path}: its model has {', '.join(unknown)}, unknown to this kpstore; use the one "
-            "that wrote it"
+            f"{path}: its model has {', '.join(unknown)}, which this kpstore does not know; use "
+            "the kpstore that wrote it"
         )
-    model: nn.Module = model_type(config_type(**config))
+    model = model_type(config_type(**config))
     load_weights(model, checkpoint, path)
     return model.eval()

@@ -1,4 +1,4 @@
-"""What a model is trained for: how to measure a batch, and how to draw one."""
+"""What a model is trained for: how to measure a batch, and how to draw it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class BatchLoss:
 
     Parameters
     ----------
-    loss : () float32, to minimise; a mean over the batch.
-    count : weight of this batch in means over batches: its samples, or its points that are there.
-    figures : by name () float32 each, means over the batch that are reported, not trained.
+    loss : () float32, the mean over the batch that is minimised.
+    count : weight of this batch in means over batches: its number of samples, or of points that are
+        not missing.
+    figures : by name, further means over the batch to report, () float32 each.
     """
 
     loss: Tensor
@@ -44,7 +45,7 @@ class Drawing:
 
 
 class Training(Protocol):
-    """What a model is trained for: a frozen dataclass, whose fields go into checkpoints."""
+    """What a model is trained for: a frozen dataclass whose fields are kept in checkpoints."""
 
     @property
     def figures(self) -> Sequence[str]:
@@ -59,7 +60,7 @@ class Training(Protocol):
 
 @runtime_checkable
 class ChecksViews(Protocol):
-    """A training that not every view suits."""
+    """A training that does not suit every view."""
 
     def check_view(self, view: View) -> None:
-        """Raise :class:`InvalidError` if a model must not be trained on, or measured by, a view."""
+        """Raise :class:`InvalidError` if a model must not be trained or measured on a view."""

@@ -1,4 +1,4 @@
-"""The trainings that ``kpstore train`` offers; torch is imported when one of them runs.
+"""The trainings of ``kpstore train``; torch is imported when one of them runs.
 
 They are found by name in the group ``kpstore.trainings`` (entry points, or
 :func:`kpstore.plugins.register`).
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NamedTraining:
-    """A training as a command shows it.
+    """A training as the command line offers it.
 
     Parameters
     ----------
-    name : the one that it is found by.
-    summary : one line.
+    name : under which the training is registered.
+    summary : one line of help.
     home : ``"module:function"``. The function is called with a store, the run's folder, and
         keywords of :func:`kpstore.trainers.train.train_views`, which it passes on. Its own keywords
         become options of the command: those that are annotated with
         :class:`kpstore.options.Option`, and the fields of dataclasses that are.
-    details : more to read in the command's help.
-    examples : commands.
+    details : further text of the command's help.
+    examples : commands that the help shows.
     without : fields that are not options of this command.
     """
 
@@ -38,9 +38,9 @@ SKELETON = NamedTraining(
     "skeleton",
     "Train a transformer that draws skeletons: keypoints (143, 3) to a picture of 256 x 256.",
     "kpstore.trainers.train:train_skeleton",
-    "The pictures are drawn from the keypoints while training. FOLDER gets "
+    "The pictures are drawn from the keypoints during training. FOLDER gets "
     "checkpoint.safetensors, best.safetensors, metrics.csv, steps.csv and a picture of samples "
-    "after each epoch. A run that was killed at any moment goes on with --resume.",
+    "after each epoch. A run that was killed at any moment continues with --resume.",
     (
         "kpstore train skeleton phoenix.kps --out runs/skeleton",
         "kpstore train skeleton phoenix.kps --out runs/skeleton --resume",
@@ -52,7 +52,7 @@ SKELETON = NamedTraining(
 )
 KEYPOINTS = NamedTraining(
     "keypoints",
-    "Train a transformer that encodes faces region by region and gives their 68 points again.",
+    "Train a transformer that encodes faces region by region and reconstructs their 68 points.",
     "kpstore.trainers.train:train_keypoints",
     "Points are mapped to [0, 1] by the range of the training split's faces. FOLDER gets the same "
     "files as with `train skeleton`.",

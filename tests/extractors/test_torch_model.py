@@ -13,8 +13,7 @@ import pytest
 import kpstore
 from kpstore.errors import ExtractorError
 from kpstore.extractors.base import OneFeature
-from kpstore.extractors.devices import reproducible
-from kpstore.extractors.processors import cpu_name, device_name, kind_of
+from kpstore.extractors.devices import cpu_name, device_name, kind_of, reproducible
 from kpstore.extractors.torch_model import TorchModel
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest

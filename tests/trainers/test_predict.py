@@ -214,7 +214,7 @@ def test_a_folder_of_another_run_is_refused(
     store = train_store(memory_store)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(ExistsError, match="holds other things"):
+    with pytest.raises(ExistsError, match="holds other files"):
         predict_pictures(store, open_predictor(faces_run), tmp_path / "mine")
     predict_pictures(store, open_predictor(faces_run), tmp_path / "png", limit=1)
     later = kpstore.open(store.location, mode="a")
@@ -269,6 +269,6 @@ def test_checkpoints_that_are_none_are_one_line(
         folder=tmp_path / "own",
     )
     with pytest.raises(
-        InvalidError, match=r"does not say what its model was fed \(feature, high, low\)"
+        InvalidError, match=r"does not describe its model's input \(feature, high, low\)"
     ):
         open_predictor(tmp_path / "own" / "best.safetensors")
