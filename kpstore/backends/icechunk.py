@@ -34,10 +34,6 @@ class IcechunkBackend(IcechunkDirectory):
 
     capabilities = Capabilities(branches=True, parallel_writers=True)
 
-    def __init__(self, location: str) -> None:
-        super().__init__(location)
-        self._told: set[str] = set()
-
     def __reduce__(self) -> tuple[type[IcechunkBackend], tuple[str]]:
         return IcechunkBackend, (str(self.path),)
 

@@ -24,7 +24,7 @@ from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.checksums import checksum, matches
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line
 from kpstore.backends.icechunk_manifests import ChunkPlace, Nodes, locate_rows
-from kpstore.backends.mapping import FilePiece, map_pieces
+from kpstore.backends.mapping import FilePiece, map_chunks
 from kpstore.errors import CorruptError, InvalidError
 
 ZarrArray = zarr.Array[ArrayV3Metadata]
@@ -262,9 +262,7 @@ class LocalChunks:
             pieces = [
                 FilePiece(place.file, n_more=decode.n_check) if place else None for place in places
             ]
-            piece = (meta.chunk_rows, *meta.shape[1:])
-            mapped = map_pieces(pieces, piece, np.dtype(meta.dtype), meta.fill)
-            self.mapped = None if mapped is None else mapped[: meta.n_rows]
+            self.mapped = map_chunks(pieces, meta)
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
         """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""

@@ -48,6 +48,7 @@ class IcechunkDirectory:
         # Absolute, because forks and pickles go to processes whose working directory may differ.
         self.path = Path(location).absolute()
         self._nodes_of: dict[str, Nodes | None] = {}
+        self._told: set[str] = set()
 
     @property
     def sidecar_dir(self) -> Path:

@@ -45,8 +45,7 @@ class _Session:
     def __init__(self, session: icechunk.Session, home: IcechunkDirectory) -> None:
         self._session, self._home, self._location = session, home, home.location
         self._group = zarr.open_group(session.store, mode="r" if session.read_only else "r+")
-        self._arrays: dict[str, ZarrArray] = {}
-        self._metas: dict[str, ArrayMeta] = {}
+        self._opened: dict[str, tuple[ZarrArray, ArrayMeta]] = {}
         self._table: ChecksumTable | None = None
         self._sums: dict[str, NDArray[np.uint64] | None] = {}
         self._places: dict[str, list[ChunkPlace | None] | None] = {}
@@ -73,22 +72,20 @@ class _Session:
     def _has_table(self) -> bool:
         return TABLE in self._committed_names
 
-    def _array(self, name: str) -> ZarrArray:
+    def _open(self, name: str) -> tuple[ZarrArray, ArrayMeta]:
         guard_fork()
-        if name not in self._arrays:
+        if name not in self._opened:
             array = self._group.get(name) if name != TABLE else None
             if array is None:
                 raise refusals.no_array(name, self.names())
             if not isinstance(array, zarr.Array):
                 raise CorruptError(f"{name!r} is a group, but an array was expected")
-            self._arrays[name] = array
-        return self._arrays[name]
+            self._opened[name] = array, meta_of(array)
+        return self._opened[name]
 
     def meta(self, name: str) -> ArrayMeta:
-        """Return shape and type of an array."""
-        if name not in self._metas:
-            self._metas[name] = meta_of(self._array(name))
-        return self._metas[name]
+        """Return the shape and type of an array; known ones also in forked processes."""
+        return (self._opened.get(name) or self._open(name))[1]
 
     def digest(self, name: str) -> None:
         """Return None: text has checksums, as numbers have."""
@@ -122,14 +119,14 @@ class _Session:
 
     def read(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
         """Return rows, after checking their chunks."""
-        meta = self.meta(name)
+        array, meta = self._open(name)
         meta.check_rows(name, start, stop - start)
         if start == stop:
             return meta.unwritten(0)
         chunks = meta.chunks_of(start, stop)
         try:
             sums = self._expected(name, chunks) or ()
-            values = read_chunks(self._array(name), meta, chunks, sums)
+            values = read_chunks(array, meta, chunks, sums)
         except BadChunkError as bad:
             first, last = meta.rows_of(bad.chunk)
             reason = bad.reason or "it is not what was committed there"
@@ -165,7 +162,7 @@ class IcechunkReadSession(_Session):
         """Return the chunks of an array, read from their files where possible."""
         if name not in self._chunks:
             nodes = self._home.nodes(self.snapshot)
-            found = local_chunks(nodes, self._home.path, self._array(name), self.meta(name))
+            found = local_chunks(nodes, self._home.path, *self._open(name))
             self._chunks[name] = found or SessionChunks(self, name)
         return self._chunks[name]
 
@@ -192,10 +189,6 @@ class IcechunkWriteSession(_Session):
         if self._spent:
             raise refusals.spent(self._location)
 
-    def _forget(self, name: str) -> None:
-        self._arrays.pop(name, None)
-        self._metas.pop(name, None)
-
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
         """Replace the store's attributes."""
         self._check_open()
@@ -204,33 +197,33 @@ class IcechunkWriteSession(_Session):
     def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
         """Replace the attributes of one array."""
         self._check_open()
-        self._array(name).attrs.put(dict(attrs))
-        self._forget(name)
+        self._open(name)[0].attrs.put(dict(attrs))
+        del self._opened[name]
 
     def create(self, name: str, meta: ArrayMeta) -> None:
         """Create an array of unwritten rows."""
         self._check_open()
         if name in self.names() or name == TABLE:
             raise ExistsError(f"array {name!r} exists already")
-        self._arrays[name] = create_array(self._group, name, meta)
+        array = create_array(self._group, name, meta)
+        self._opened[name] = array, meta_of(array)
         self._created.add(name)
 
     def resize(self, name: str, n_rows: int) -> None:
         """Append unwritten rows up to ``n_rows``."""
         self._check_open()
-        array = self._array(name)
-        longer = self.meta(name).extended(name, n_rows)
+        array, meta = self._open(name)
+        longer = meta.extended(name, n_rows)
         if longer.shape != array.shape:
             array.resize(longer.shape)
-            self._forget(name)
+            del self._opened[name]
             self._sums.pop(name, None)
 
     def delete(self, name: str) -> None:
         """Remove an array from this version on."""
         self._check_open()
-        self._array(name)
-        del self._group[name]
-        self._forget(name)
+        self._open(name)
+        del self._group[name], self._opened[name]
         self._written.pop(name, None)
         if name not in self._created:
             self._deleted.add(name)
@@ -266,7 +259,7 @@ class IcechunkWriteSession(_Session):
     def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         """Write any run of rows, as whole chunks."""
         self._check_open()
-        array, meta = self._array(name), self.meta(name)
+        array, meta = self._open(name)
         meta.check_values(name, start, values)
         written = self._written.setdefault(name, {})
         for first, block in self._whole_chunks(name, meta, start, as_stored(name, meta, values)):
@@ -316,8 +309,7 @@ class IcechunkWriteSession(_Session):
         written = self._merged_sums(forks)
         self._session.merge(*(fork.session for fork in forks))
         self._written = written
-        self._arrays.clear()
-        self._metas.clear()
+        self._opened.clear()
 
     def _merged_sums(self, forks: Sequence[IcechunkFork]) -> dict[str, dict[int, int]]:
         """Return the checksums of this session's and the forks' chunks.
@@ -394,8 +386,6 @@ class IcechunkWriteSession(_Session):
         """Discard all changes."""
         if not self._spent:
             self._session.discard_changes()
-            for kept in (self._arrays, self._metas, self._sums, self._written):
+            for kept in (self._opened, self._sums, self._written, self._created, self._deleted):
                 kept.clear()
-            self._created.clear()
-            self._deleted.clear()
         self._spent = True
