@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import ConflictError, InvalidError
+from kpstore.errors import InvalidError
 
 MAIN = "main"
 """The branch of a new store, and the default for reading and writing."""
@@ -163,18 +163,6 @@ class SessionChunks:
         """Decode a chunk; see :class:`Chunks`."""
         start, stop = self.session.meta(self.name).rows_of(number)
         out[: stop - start] = self.session.read(self.name, start, stop)
-
-
-def check_short_end(meta: ArrayMeta, name: str, n_rows: int) -> None:
-    """Raise :class:`ConflictError` if an array has grown since a fork wrote its short last chunk.
-
-    ``n_rows`` is the length that the fork saw.
-    """
-    if meta.n_rows != n_rows:
-        raise ConflictError(
-            f"{name!r} has grown from {n_rows} to {meta.n_rows} rows since a fork wrote its last "
-            "chunk; write those rows again"
-        )
 
 
 @dataclass(frozen=True)

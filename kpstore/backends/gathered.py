@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends import refusals
-from kpstore.backends.base import ArrayMeta, check_short_end
+from kpstore.backends.base import ArrayMeta
 
 Touched = tuple[str, str | int]
 """What a commit changed: an array's name and a chunk's number, or ``"meta"``.
@@ -53,5 +53,5 @@ class GatheredRows:
         for name, start, values in self._written:
             meta = self._metas[name]
             if meta.has_short_chunk(start, len(values)):
-                check_short_end(meta_now(name), name, meta.n_rows)
+                refusals.check_short_end(meta_now(name), name, meta.n_rows)
             yield name, start, values

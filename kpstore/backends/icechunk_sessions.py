@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from kpstore.backends import refusals
-from kpstore.backends.base import ArrayMeta, Chunks, SessionChunks, check_short_end
+from kpstore.backends.base import ArrayMeta, Chunks, SessionChunks
 from kpstore.backends.checksums import TABLE, UNWRITTEN
 from kpstore.backends.icechunk_chunks import (
     BadChunkError,
@@ -305,7 +305,7 @@ class IcechunkWriteSession(_Session):
         self._check_open()
         for fork in forks:
             for name, n_rows in fork.short_ends.items():
-                check_short_end(self.meta(name), name, n_rows)
+                refusals.check_short_end(self.meta(name), name, n_rows)
         written = self._merged_sums(forks)
         self._session.merge(*(fork.session for fork in forks))
         self._written = written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kpstore.backends.base import ArrayMeta
 from kpstore.errors import (
     BusyError,
     ConflictError,
@@ -64,3 +65,15 @@ def held(location: str, holder: str) -> BusyError:
     return BusyError(
         f"{location} is being written by another process ({holder}); wait for it, or stop it"
     )
+
+
+def check_short_end(meta: ArrayMeta, name: str, n_rows: int) -> None:
+    """Raise :class:`ConflictError` if an array has grown since a fork wrote its short last chunk.
+
+    ``n_rows`` is the length that the fork saw.
+    """
+    if meta.n_rows != n_rows:
+        raise ConflictError(
+            f"{name!r} has grown from {n_rows} to {meta.n_rows} rows since a fork wrote its last "
+            "chunk; write those rows again"
+        )
