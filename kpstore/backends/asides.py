@@ -1,4 +1,4 @@
-"""Files that are written beside the place that they will take: names, remains, and room."""
+"""Files that are written beside their final place: names, left-overs, and space on the disk."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import uuid
 from pathlib import Path
 
 _SPARE_BYTES = 32 * 2**20
-"""Left free on the disk, for HDF5's own metadata."""
+"""Space that is left free on the disk, for HDF5's own metadata."""
 _FICLONE = 0x40049409
-"""Linux's ioctl that lets a file share another one's blocks until either is changed."""
+"""Linux's ioctl that lets a file share the blocks of another one until either is changed."""
 
 
 def aside_of(path: Path, what: str) -> Path:
-    """Return a new path beside ``path``, with the writing process in its name.
+    """Return a new path beside ``path``, which names the writing process.
 
-    It has the suffix of ``path``, which decides the backend of a store.
+    It has the suffix of ``path``, which determines the backend of a store.
     """
     host, number = _host(), uuid.uuid4().hex[:8]
     return path.with_name(f".{what}-{host}-{os.getpid()}-{number}.{path.name}")
 
 
 def left_overs(path: Path, what: str) -> list[Path]:
-    """Return the paths of :func:`aside_of` whose processes no longer run.
+    """Return the paths from :func:`aside_of` whose processes no longer run.
 
-    A path is also returned if only files that were written beside it in turn are left.
+    This includes paths of which only files are left that were written beside them in turn.
     """
     start, end = f".{what}-", f".{path.name}"
     found: dict[Path, None] = {}
@@ -38,7 +38,7 @@ def left_overs(path: Path, what: str) -> list[Path]:
         ours = (
             name.startswith(start) and name.endswith(end) and len(parts) == 3 and parts[1].isdigit()
         )
-        # A process of another machine cannot be checked from here, and may still be at work.
+        # A process on another machine cannot be checked from here, and may still be running.
         if ours and parts[0] == _host() and not _runs(int(parts[1])):
             found[path.with_name(name)] = None
     return list(found)
@@ -59,14 +59,14 @@ def _runs(process: int) -> bool:
 
 
 def check_room(path: Path, n_bytes: int) -> None:
-    """Raise :class:`OSError` if a disk has no room for ``n_bytes``; a full disk breaks HDF5."""
+    """Raise :class:`OSError` if a disk lacks space for ``n_bytes``, as a full disk breaks HDF5."""
     about = os.statvfs(path.parent)
     if about.f_bavail * about.f_frsize < n_bytes + _SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def copy_blocks(source: int, target: int) -> None:
-    """Copy an open file to another, by their numbers; free where the file system shares blocks."""
+    """Copy one open file to another, by descriptor; the file system shares blocks if it can."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:
@@ -76,7 +76,7 @@ def copy_blocks(source: int, target: int) -> None:
 
 
 def make_durable(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are safe from a power cut."""
+    """Wait until a file, or the names in a folder, would survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

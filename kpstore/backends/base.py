@@ -18,15 +18,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import ConflictError, InvalidError
+from kpstore.errors import InvalidError
 
 MAIN = "main"
 """The branch of a new store, and the default for reading and writing."""
@@ -38,7 +38,6 @@ TEXT = "str"
 Such arrays have one axis and read as numpy object arrays of ``str``.
 """
 
-
 _TEXT_BYTES = 100
 
 
@@ -48,12 +47,12 @@ class ArrayMeta:
 
     Parameters
     ----------
-    shape : rows first.
-    dtype : a numpy dtype name, or ``TEXT``.
-    chunk_rows : rows per chunk; the other axes are never cut.
-    dims : a name per axis.
-    fill : what rows that were never written read as; not used for text, which reads as ``""``.
-    attrs : JSON attributes.
+    shape : length of each axis; rows are the first one.
+    dtype : name of a numpy dtype, or ``TEXT``.
+    chunk_rows : rows per chunk; the other axes are never divided.
+    dims : name of each axis.
+    fill : value of rows that were never written; unused for text, which reads as ``""``.
+    attrs : attributes, as JSON values.
     codec : how chunks are stored: ``"raw"`` for values that hardly shrink and are read at memory
         speed, ``"lz4"`` (Blosc, shuffled) for numbers that do shrink, ``"zstd"`` for the rest.
     """
@@ -73,7 +72,7 @@ class ArrayMeta:
 
     @property
     def row_bytes(self) -> int:
-        """Memory of one row; for text, an estimate of a hundred bytes a value."""
+        """Size of one row in memory, in bytes; for text, an estimate of 100 bytes per value."""
         item_bytes = _TEXT_BYTES if self.dtype == TEXT else np.dtype(self.dtype).itemsize
         return item_bytes * int(np.prod(self.shape[1:]))
 
@@ -91,12 +90,22 @@ class ArrayMeta:
         """Return the numbers of the chunks that hold rows ``start`` to ``stop``."""
         return range(start // self.chunk_rows, -(-stop // self.chunk_rows))
 
-    def unwritten(self, n_rows: int) -> NDArray[Any]:
-        """Return ``n_rows`` rows as they read before anything is written."""
+    def unwritten(self, n_rows: int) -> NDArray[np.generic]:
+        """Return ``n_rows`` rows of the fill value."""
         shape = (n_rows, *self.shape[1:])
         if self.dtype == TEXT:
             return np.full(shape, "", dtype=object)
         return np.full(shape, self.fill, dtype=self.dtype)
+
+    def with_rows(self, n_rows: int) -> ArrayMeta:
+        """Return the same array with another length."""
+        return replace(self, shape=(n_rows, *self.shape[1:]))
+
+    def extended(self, name: str, n_rows: int) -> ArrayMeta:
+        """Return the array with ``n_rows`` rows; :class:`InvalidError` if that would shorten it."""
+        if n_rows < self.n_rows:
+            raise InvalidError(f"{name!r} has {self.n_rows} rows and cannot shrink to {n_rows}")
+        return self.with_rows(n_rows)
 
     def check_rows(self, name: str, start: int, n_rows: int) -> None:
         """Raise :class:`InvalidError` unless the array has rows ``start`` to ``start + n_rows``."""
@@ -105,11 +114,10 @@ class ArrayMeta:
                 f"rows {start}:{start + n_rows} of {name!r} asked for; it has {self.n_rows}"
             )
 
-    def check_values(self, name: str, start: int, values: NDArray[Any]) -> None:
+    def check_values(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         """Raise :class:`InvalidError` unless ``values`` are whole rows that fit at ``start``.
 
-        Zarr silently accepts values that are too wide, and numpy would broadcast one row over
-        many.
+        Zarr silently accepts values that are too wide, and numpy broadcasts one row to many.
         """
         if values.ndim != len(self.shape) or values.shape[1:] != self.shape[1:]:
             raise InvalidError(
@@ -119,61 +127,49 @@ class ArrayMeta:
         self.check_rows(name, start, len(values))
 
     def has_short_chunk(self, start: int, n_rows: int) -> bool:
-        """Whether these rows reach into a last chunk that is shorter than the others."""
+        """Return whether these rows include a last chunk that is shorter than the others."""
         return n_rows > 0 and start + n_rows == self.n_rows and self.n_rows % self.chunk_rows > 0
 
     def check_whole_chunks(self, name: str, start: int, n_rows: int) -> None:
         """Raise :class:`InvalidError` unless the rows are whole chunks.
 
         The last chunk may end with the array. A fork refuses parts of chunks because storage keeps
-        whole objects: of two forks that each write a part of one chunk, one would silently lose.
+        whole chunks: if two forks wrote parts of the same chunk, one part would silently be lost.
         """
         self.check_rows(name, start, n_rows)
         stop = start + n_rows
         if start % self.chunk_rows or (stop % self.chunk_rows and stop != self.n_rows):
             raise InvalidError(
-                f"a fork may write whole chunks of {self.chunk_rows} rows of {name!r}, not "
+                f"a fork may only write whole chunks of {self.chunk_rows} rows of {name!r}, not "
                 f"{start}:{stop}"
             )
 
 
 @dataclass(frozen=True)
 class SessionChunks:
-    """Chunks read through their session; works for every array of numbers.
+    """Chunks that are read through their session, which works for every array of numbers.
 
     Parameters
     ----------
-    mapped : the array's rows, if the session has them in memory.
+    mapped : all rows, if the session has them in memory.
     """
 
     session: ReadSession
     name: str
-    mapped: NDArray[Any] | None = None
+    mapped: NDArray[np.generic] | None = None
     how = "by the backend's own library"
 
-    def read_into(self, number: int, out: NDArray[Any]) -> None:
+    def read_into(self, number: int, out: NDArray[np.generic]) -> None:
         """Decode a chunk; see :class:`Chunks`."""
         start, stop = self.session.meta(self.name).rows_of(number)
         out[: stop - start] = self.session.read(self.name, start, stop)
-
-
-def check_short_end(meta: ArrayMeta, name: str, n_rows: int) -> None:
-    """Raise :class:`ConflictError` if an array has grown since a fork wrote its short last chunk.
-
-    ``n_rows`` is the length that the fork saw.
-    """
-    if meta.n_rows != n_rows:
-        raise ConflictError(
-            f"{name!r} has grown from {n_rows} to {meta.n_rows} rows since a fork wrote its last "
-            "chunk; write those rows again"
-        )
 
 
 @dataclass(frozen=True)
 class Commit:
     """One version: its parent, and when and why it was committed.
 
-    ``metadata`` holds JSON values; ``time`` is in UTC.
+    ``metadata`` holds JSON values, and ``time`` is in UTC.
     """
 
     id: str
@@ -182,13 +178,20 @@ class Commit:
     time: datetime
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def now(
+        cls, id: str, parent: str | None, message: str, metadata: Mapping[str, object] | None
+    ) -> Commit:
+        """Return a commit with the present time."""
+        return cls(id, parent, message, datetime.now(UTC), dict(metadata or {}))
+
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend can do; checked before work starts.
+    """What a backend can do, which callers check before they start to work.
 
-    ``parallel_writers`` tells whether forks in several processes may write at the same time;
-    otherwise the driver writes every row itself.
+    ``parallel_writers`` says whether forks in several processes may write at the same time. Where
+    they may not, the driver writes every row itself.
     """
 
     branches: bool = True
@@ -198,19 +201,19 @@ class Capabilities:
 class Chunks(Protocol):
     """The chunks of one array of numbers, for a reader that plans by chunk.
 
-    Safe to use from several threads. Chunks are not compared with the session's checksums here:
-    the reader decides when to do that (:mod:`kpstore.store.reader`).
+    They may be used from several threads. Chunks are not compared with the session's checksums
+    here: the reader decides when to do that (:mod:`kpstore.store.reader`).
     """
 
     @property
-    def mapped(self) -> NDArray[Any] | None:
-        """All rows as read-only mapped memory; None where chunks have to be read."""
+    def mapped(self) -> NDArray[np.generic] | None:
+        """All rows as read-only memory; None where chunks have to be read one by one."""
 
     @property
     def how(self) -> str:
-        """Where chunks are read from, in a few words, for benchmarks."""
+        """How chunks are read, in a few words, for benchmarks."""
 
-    def read_into(self, number: int, out: NDArray[Any]) -> None:
+    def read_into(self, number: int, out: NDArray[np.generic]) -> None:
         """Decode a chunk into ``out`` (chunk_rows, *row shape), in C order.
 
         Rows after the array's end are undefined.
@@ -222,7 +225,7 @@ class Chunks(Protocol):
         """
 
 
-def text_digest(values: NDArray[np.object_]) -> str:
+def text_digest(values: NDArray[np.generic]) -> str:
     """Return a hash of all texts of an array, in their order."""
     return hashlib.blake2b("\0".join(values.tolist()).encode(), digest_size=16).hexdigest()
 
@@ -241,7 +244,7 @@ class ReadSession(Protocol):
         """Names of all arrays, sorted."""
 
     def meta(self, name: str) -> ArrayMeta:
-        """Return shape and type of an array; :class:`NotFoundError` for an unknown name."""
+        """Return the shape and type of an array; :class:`NotFoundError` for an unknown name."""
 
     def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return rows ``start`` to ``stop`` as a new array, after checking their chunks.
@@ -261,12 +264,12 @@ class ReadSession(Protocol):
         """
 
     def place(self, name: str, chunk: int) -> str:
-        """Return where a chunk is stored, for messages: a file of the store, or a byte of it."""
+        """Return where a chunk is stored, for messages: a file of the store, or a byte in it."""
 
     def chunks(self, name: str) -> Chunks:
         """Return the chunks of an array of numbers.
 
-        All metadata is read now, not when a chunk is.
+        This reads all metadata that the chunks need.
         """
 
     def digest(self, name: str) -> str | None:
@@ -277,10 +280,10 @@ class ReadSession(Protocol):
 
 
 class Fork(Protocol):
-    """A writer for another process: picklable, before and after it has written."""
+    """A writer for another process, which can be pickled before and after it has written."""
 
-    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
-        """Write whole chunks; anything else is an :class:`InvalidError`."""
+    def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
+        """Write whole chunks; :class:`InvalidError` for parts of chunks."""
 
     def check(self) -> None:
         """Read every chunk that was written through this fork, as this process sees the store.
@@ -291,8 +294,8 @@ class Fork(Protocol):
         Raises
         ------
         CorruptError
-            If a chunk is missing or holds other values than were written; the message names array
-            and rows.
+            If a chunk is missing, or holds other values than were written; the message names the
+            array and the rows.
         """
 
 
@@ -303,10 +306,10 @@ class WriteSession(ReadSession, Protocol):
     :class:`ReadOnlyError`.
     """
 
-    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+    def set_attrs(self, attrs: Mapping[str, object]) -> None:
         """Replace the store's attributes."""
 
-    def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
+    def set_array_attrs(self, name: str, attrs: Mapping[str, object]) -> None:
         """Replace the attributes of one array."""
 
     def create(self, name: str, meta: ArrayMeta) -> None:
@@ -318,7 +321,7 @@ class WriteSession(ReadSession, Protocol):
     def delete(self, name: str) -> None:
         """Remove an array from this version on."""
 
-    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+    def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         """Write any run of rows."""
 
     def fork(self) -> Fork:
@@ -327,7 +330,7 @@ class WriteSession(ReadSession, Protocol):
     def merge(self, forks: Sequence[Fork]) -> None:
         """Take over what forks have written.
 
-        They are forks of this session, or of a session on an earlier version of the branch.
+        They may be forks of this session, or of a session on an earlier version of the branch.
 
         Raises
         ------
@@ -336,11 +339,11 @@ class WriteSession(ReadSession, Protocol):
             are in that chunk.
         """
 
-    def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
+    def commit(self, message: str, metadata: Mapping[str, object] | None = None) -> str:
         """Commit the changes as the branch's next version and return its id.
 
-        The session is then spent. Without changes there is no new version: the id of the session's
-        own version is returned.
+        The session is then spent. If there are no changes, there is no new version, and the id of
+        the session's own version is returned.
 
         Raises
         ------
@@ -354,7 +357,7 @@ class WriteSession(ReadSession, Protocol):
 
 
 class Backend(Protocol):
-    """The place of one store. Cheap to create from a location, picklable, opened at first use.
+    """The place of one store: cheap to create, picklable, and opened at its first use.
 
     An entry point of the group ``kpstore.backends`` is called with a location and returns a
     backend; its ``claims(location)`` says which locations it handles. It is a class with a
@@ -363,7 +366,7 @@ class Backend(Protocol):
 
     @property
     def location(self) -> str:
-        """Path or address, as :func:`kpstore.open` takes it."""
+        """Path or address, as given to :func:`kpstore.open`."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -371,12 +374,12 @@ class Backend(Protocol):
 
     @property
     def sidecar_dir(self) -> Path | None:
-        """Local directory for locks and live progress, outside all versions; None in memory."""
+        """Local directory for locks and progress, which no version contains; None in memory."""
 
     def exists(self) -> bool:
-        """Whether there is a store at this place; changes nothing."""
+        """Return whether there is a store at this place, without changing anything."""
 
-    def create(self, attrs: Mapping[str, Any], message: str) -> str:
+    def create(self, attrs: Mapping[str, object], message: str) -> str:
         """Create an empty store with one version and return its id.
 
         :class:`ExistsError` if the place is taken.
@@ -397,7 +400,7 @@ class Backend(Protocol):
         """Remove the store with all its versions, if it exists."""
 
     def close(self) -> None:
-        """Close open files; open sessions stay usable, and later calls open the store again."""
+        """Close open files. Open sessions stay usable, and later calls open the store again."""
 
     def session(self, snapshot: str) -> ReadSession:
         """Open a version by its id; :class:`NotFoundError` for an unknown id."""
@@ -423,12 +426,12 @@ class Backend(Protocol):
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make a version the newest one of a branch; :class:`NotFoundError` if either is unknown.
 
-        ``expected`` is the newest one as the caller knows it: :class:`ConflictError` if another one
-        is newest by now.
+        ``expected`` is the newest version as far as the caller knows: :class:`ConflictError` if
+        the branch has another one by now.
         """
 
     def create_tag(self, name: str, snapshot: str) -> None:
-        """Tag a version for good; :class:`ExistsError` if the name is, or ever was, taken."""
+        """Tag a version permanently; :class:`ExistsError` if the name is, or ever was, taken."""
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag; :class:`NotFoundError` for an unknown name."""
@@ -436,12 +439,12 @@ class Backend(Protocol):
     def examine(self) -> Iterator[str]:
         """Yield what is wrong with names and records of versions, one line each.
 
-        Checks all tags, branches and every version that they lead to, but no values: those have
-        their checksums.
+        This checks all tags, all branches and every version that they lead to, but no values,
+        which have their own checksums.
         """
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
-        """Hold the store for one long write; readers go on.
+        """Reserve the store for one long write, while readers continue.
 
-        :class:`BusyError` names the holder.
+        :class:`BusyError` names the process that has reserved it.
         """

@@ -1,13 +1,12 @@
-"""Checksums of chunks, kept by the chunk's place so that damage is noticed when it is read.
+"""Checksums of chunks by their places, with which damage is noticed when a chunk is read.
 
-docs/decisions/008 says why a codec's own checksum is not enough: it does not know the chunk's
-place. One of decoded values serves every way in which a chunk is stored.
+A codec's own checksum is not enough, because it does not know the chunk's place
+(docs/decisions/008). These are of decoded values, however a chunk is stored.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -19,10 +18,10 @@ TABLE = "chunk_checksums"
 """Array in which a backend may keep checksums; no other array of a store may have this name."""
 
 UNWRITTEN = 0
-"""Checksum of a chunk that was never written and must read as fill."""
+"""Checksum of a chunk that was never written, and has to read as fill."""
 
 
-def checksum(meta: ArrayMeta, values: NDArray[Any]) -> int:
+def checksum(meta: ArrayMeta, values: NDArray[np.generic]) -> int:
     """Return the checksum of one chunk.
 
     Parameters
@@ -43,12 +42,12 @@ def checksum(meta: ArrayMeta, values: NDArray[Any]) -> int:
     return hashed.intdigest() or 1
 
 
-def _bytes_of(rows: NDArray[Any]) -> memoryview:
+def _bytes_of(rows: NDArray[np.generic]) -> memoryview:
     return rows.reshape(-1).view(np.uint8).data
 
 
-def matches(meta: ArrayMeta, values: NDArray[Any], expected: int) -> bool:
-    """Whether one chunk's values have the checksum ``expected``."""
+def matches(meta: ArrayMeta, values: NDArray[np.generic], expected: int) -> bool:
+    """Return whether the values of one chunk have the checksum ``expected``."""
     if expected == UNWRITTEN:
         return checksum(meta, values) == checksum(meta, values[:0])
     return checksum(meta, values) == expected

@@ -1,19 +1,30 @@
-"""Forks of backends without parallel writers: they gather rows, and the session writes them."""
+"""What backends without parallel writers share: forks that gather rows, and conflicts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Set
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta, check_short_end
-from kpstore.errors import NotFoundError
+from kpstore.backends import refusals
+from kpstore.backends.base import ArrayMeta
+
+Touched = tuple[str, str | int]
+"""What a commit changed: an array's name and a chunk's number, or ``"meta"``.
+
+The array ``""`` stands for the whole store.
+"""
+
+
+def collide(mine: Set[Touched], theirs: Set[Touched]) -> bool:
+    """Return whether changes touch what others have changed, or an array that they reshaped."""
+    reshaped = {name for name, what in theirs if what == "meta"}
+    return bool(mine & theirs) or any(name in reshaped for name, _ in mine)
 
 
 class GatheredRows:
-    """Rows that another process gathers; they pickle with the fork.
+    """Rows that another process gathers, which are pickled with the fork.
 
     Parameters
     ----------
@@ -22,23 +33,25 @@ class GatheredRows:
 
     def __init__(self, metas: Mapping[str, ArrayMeta]) -> None:
         self._metas = metas
-        self._written: list[tuple[str, int, NDArray[Any]]] = []
+        self._written: list[tuple[str, int, NDArray[np.generic]]] = []
 
-    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+    def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         """Gather whole chunks."""
         if name not in self._metas:
-            raise NotFoundError(f"array {name!r} not found; there are {sorted(self._metas)}")
+            raise refusals.no_array(name, self._metas)
         self._metas[name].check_values(name, start, values)
         self._metas[name].check_whole_chunks(name, start, len(values))
         self._written.append((name, start, np.array(values)))
 
     def check(self) -> None:
-        """Do nothing: the rows themselves come with the fork."""
+        """Do nothing: the fork itself holds the rows."""
 
-    def rows(self, meta_now: Callable[[str], ArrayMeta]) -> Iterator[tuple[str, int, NDArray[Any]]]:
-        """Yield what was gathered, for a session in which an array is ``meta_now(name)``."""
+    def rows(
+        self, meta_now: Callable[[str], ArrayMeta]
+    ) -> Iterator[tuple[str, int, NDArray[np.generic]]]:
+        """Yield name, first row and values; ``meta_now`` describes an array in the session."""
         for name, start, values in self._written:
             meta = self._metas[name]
             if meta.has_short_chunk(start, len(values)):
-                check_short_end(meta_now(name), name, meta.n_rows)
+                refusals.check_short_end(meta_now(name), name, meta.n_rows)
             yield name, start, values

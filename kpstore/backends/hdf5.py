@@ -1,9 +1,9 @@
 """A store in one HDF5 file, every version of it, readable with plain h5py.
 
 An HDF5 file does not survive a process that dies while it writes. So a commit changes a copy of the
-file, which takes the file's place when it is complete (docs/decisions/006). A reader keeps the file
-that it has opened. The price is one copy for each commit, which file systems that share blocks
-(XFS, Btrfs) make for free.
+file, which replaces the file when it is complete (docs/decisions/006). A reader keeps the file that
+it has opened. The price is one copy for each commit, which costs nothing on file systems that share
+blocks (XFS, Btrfs).
 """
 
 from __future__ import annotations
@@ -14,23 +14,34 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 
 from kpstore.backends import hdf5_layout as layout
-from kpstore.backends import hdf5_records as records
-from kpstore.backends.asides import make_durable
-from kpstore.backends.base import MAIN, Capabilities
+from kpstore.backends import refusals
+from kpstore.backends.asides import aside_of, make_durable
+from kpstore.backends.base import MAIN, Capabilities, Commit
 from kpstore.backends.hdf5_changes import OPEN
 from kpstore.backends.hdf5_commits import HDF5WriteSession, new_id
-from kpstore.backends.hdf5_examine import examine
-from kpstore.backends.hdf5_file import StoreFile
-from kpstore.backends.hdf5_records import HOME, Names, write_names
-from kpstore.backends.hdf5_sessions import HDF5ReadSession
-from kpstore.backends.hdf5_tree import Tree, write_tree
+from kpstore.backends.hdf5_file import HDF5ReadSession, StoreFile
+from kpstore.backends.hdf5_records import (
+    DAMAGE,
+    FORMAT,
+    HOME,
+    Delta,
+    Names,
+    Record,
+    has_checksums,
+    read_delta,
+    read_names,
+    read_record,
+    reason_of,
+    write_names,
+    write_record,
+)
+from kpstore.backends.hdf5_tree import Tree, newest_tree, older_tree, read_tree, write_tree
 from kpstore.backends.locks import refusing_lock
-from kpstore.errors import ConflictError, ExistsError, NotFoundError, UnsupportedError
+from kpstore.errors import ExistsError, NotFoundError, UnsupportedError
 
 
 class HDF5Backend(StoreFile):
@@ -41,31 +52,28 @@ class HDF5Backend(StoreFile):
     def __reduce__(self) -> tuple[type[HDF5Backend], tuple[str]]:
         return HDF5Backend, (str(self._path),)
 
-    def create(self, attrs: Mapping[str, Any], message: str) -> str:
+    def create(self, attrs: Mapping[str, object], message: str) -> str:
         """Create the file."""
         self.check_free()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._aside()
-        snapshot = new_id()
+        aside = aside_of(self._path, "writing")
+        first = Commit.now(new_id(), None, message, None)
         try:
             with h5py.File(aside, "x", **OPEN) as file:
                 file.create_group(HOME).attrs.update(
                     # A kpstore that knows only format 1 reads `head`, opens that version, and
                     # refuses the format_version of its root.
-                    {"format": records.FORMAT, "head": snapshot, "tags": "{}", "used_tags": "[]"}
+                    {"format": FORMAT, "head": first.id, "tags": "{}", "used_tags": "[]"}
                 )
-                write_names(file, Names(snapshot, {}, ()))
+                write_names(file, Names(first.id, {}, ()))
                 kept = layout.plain(attrs)
                 layout.set_attrs(file, kept, ())
-                about = {"touched": [], **write_tree(file, Tree(kept, {}))}
-                records.write_record(
-                    file, snapshot, records.commit_now(snapshot, None, message, {}), about
-                )
+                write_record(file, first, {"touched": [], **write_tree(file, Tree(kept, {}))})
             make_durable(aside)
             _place(aside, self)
         finally:
             aside.unlink(missing_ok=True)
-        return snapshot
+        return first.id
 
     def check_free(self) -> None:
         """Raise :class:`ExistsError` unless this place is free."""
@@ -83,7 +91,7 @@ class HDF5Backend(StoreFile):
         shutil.rmtree(self.sidecar_dir, ignore_errors=True)
 
     def remove(self) -> None:
-        """Remove the file, and what killed writers left beside it."""
+        """Remove the file, and the copies of killed writers beside it."""
         if self.exists():
             self._path.unlink()
         self._remove_left_overs()
@@ -127,10 +135,7 @@ class HDF5Backend(StoreFile):
         self.check_version(self.file(), snapshot)
         with self.commit_lock():
             file = self.file()
-            if self.names(file).head != expected:
-                raise ConflictError(
-                    f"branch {name!r} of {self.location} has a newer version meanwhile; try again"
-                )
+            refusals.check_newest(name, self.names(file).head, expected, self.location)
             if snapshot == expected:
                 return
             changes = HDF5WriteSession(self, file, expected)
@@ -146,37 +151,31 @@ class HDF5Backend(StoreFile):
         return dict(sorted(self.names(self.file()).tags.items()))
 
     def create_tag(self, name: str, snapshot: str) -> None:
-        """Tag a version for good."""
+        """Tag a version permanently."""
         self.check_version(self.file(), snapshot)
         with self.commit_lock(), self._changed_copy() as file:
             names = self.names(file)
             if name in names.used_tags:
-                raise ExistsError(
-                    f"tag {name!r} of {self.location} is, or was, taken and tags never move; "
-                    "choose another name"
-                )
-            write_names(
-                file, Names(names.head, {**names.tags, name: snapshot}, (*names.used_tags, name))
-            )
+                raise refusals.tag_taken(name, self.location)
+            tags, used = {**names.tags, name: snapshot}, (*names.used_tags, name)
+            write_names(file, Names(names.head, tags, used))
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
         with self.commit_lock(), self._changed_copy() as file:
             names = self.names(file)
             if name not in names.tags:
-                raise NotFoundError(
-                    f"tag {name!r} of {self.location} not found; it has {sorted(names.tags)}"
-                )
+                raise refusals.no_name("tag", name, names.tags, self.location)
             tags = {tag: snapshot for tag, snapshot in names.tags.items() if tag != name}
             write_names(file, Names(names.head, tags, names.used_tags))
 
     def examine(self) -> Iterator[str]:
-        """Yield what is wrong (:mod:`kpstore.backends.hdf5_examine`)."""
-        yield from examine(self.file(), self.location)
+        """Yield what is wrong with names, records and tables of checksums."""
+        yield from _examine(self.file())
 
     @contextmanager
     def _changed_copy(self) -> Iterator[h5py.File]:
-        """Yield a copy of the file; it takes the file's place unless the block raises an error."""
+        """Yield a copy of the file, which replaces it unless the block raises an error."""
         work = self.copy_aside(self.file())
         try:
             with h5py.File(work, "r+", **OPEN) as file:
@@ -186,7 +185,7 @@ class HDF5Backend(StoreFile):
             work.unlink(missing_ok=True)
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
-        """Hold the store for one long write."""
+        """Reserve the store for one long write."""
         self._require()
         return refusing_lock(
             self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
@@ -194,7 +193,7 @@ class HDF5Backend(StoreFile):
 
 
 def _place(file: Path, backend: HDF5Backend) -> None:
-    """Move a file by a second name: unlike a rename, that fails if the place is taken."""
+    """Move a file by a second name, which fails if the place is taken, unlike a rename."""
     try:
         os.link(file, backend._path)
     except FileExistsError:
@@ -203,6 +202,105 @@ def _place(file: Path, backend: HDF5Backend) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
-        # On a file system without second names (exFAT, some network drives), look first.
+        # On a file system without second names (exFAT, some network drives), check first.
         backend.check_free()
         os.replace(file, backend._path)
+
+
+# -- examining -------------------------------------------------------------------------------------
+
+
+def _examine(file: h5py.File) -> Iterator[str]:
+    """Yield what is wrong, one line for each problem, which names the version."""
+    try:
+        names, versions = read_names(file), sorted(file[HOME]["versions"])
+    except DAMAGE as error:
+        yield f"names of versions cannot be read: {reason_of(error)}"
+        return
+    records: dict[str, Record] = {}
+    for snapshot in versions:
+        try:
+            records[snapshot] = read_record(file, snapshot)
+        except DAMAGE as error:
+            yield f"version {snapshot}: its record cannot be read: {reason_of(error)}"
+    yield from _references(names, set(versions), records)
+    yield from _trees(file, names.head, versions, records)
+
+
+def _references(names: Names, versions: set[str], records: dict[str, Record]) -> Iterator[str]:
+    if names.head not in versions:
+        yield f"the newest version is {names.head}, which is missing"
+    for tag, snapshot in sorted(names.tags.items()):
+        if snapshot not in versions:
+            yield f"tag {tag!r} names version {snapshot}, which is missing"
+    for snapshot, record in sorted(records.items()):
+        parent = record.get("parent")
+        if parent is not None and parent not in versions:
+            yield f"version {snapshot}: it follows version {parent}, which is missing"
+    yield from _circles({snapshot: record.get("parent") for snapshot, record in records.items()})
+
+
+def _circles(parents: dict[str, str | None]) -> Iterator[str]:
+    """Yield versions whose ancestors have no end."""
+    sound: set[str | None] = set()
+    for start in sorted(parents):
+        at: str | None = start
+        way: set[str | None] = set()
+        while at in parents and at not in sound and at not in way:
+            way.add(at)
+            at = parents[at]
+        if at in way:
+            yield f"version {start}: it follows itself"
+        else:
+            sound.update(way)
+
+
+def _trees(
+    file: h5py.File, head: str, versions: list[str], records: dict[str, Record]
+) -> Iterator[str]:
+    """Read every version: the newest, those that are described by it, and so on."""
+    has_tables = has_checksums(file)
+    described_by: dict[str, list[str]] = {}
+    found: dict[str, tuple[h5py.Group, Delta]] = {}
+    for snapshot in versions:
+        if snapshot == head:
+            continue
+        try:
+            found[snapshot] = read_delta(file, snapshot)
+            described_by.setdefault(found[snapshot][1].base, []).append(snapshot)
+        except DAMAGE as error:
+            yield f"version {snapshot}: what differs in it cannot be read: {reason_of(error)}"
+    try:
+        newest = newest_tree(file) if has_tables else read_tree(file, head)
+    except DAMAGE as error:
+        yield f"version {head}: its description cannot be read: {reason_of(error)}"
+        return
+    reached, left = set(), [(head, newest)]
+    while left:
+        snapshot, tree = left.pop()
+        reached.add(snapshot)
+        if has_tables and snapshot in records:
+            yield from _compare(snapshot, tree, records[snapshot])
+        for other in described_by.get(snapshot, []):
+            try:
+                left.append((other, older_tree(tree, *found[other])))
+            except DAMAGE as error:
+                reached.add(other)
+                yield f"version {other}: it cannot be put together: {reason_of(error)}"
+    for snapshot in sorted(found.keys() - reached):
+        base = found[snapshot][1].base
+        yield f"version {snapshot}: it is described by version {base}, which leads nowhere"
+
+
+def _compare(snapshot: str, tree: Tree, record: Record) -> Iterator[str]:
+    try:
+        tree.compare(record)
+    except DAMAGE as error:
+        yield f"version {snapshot}: {reason_of(error)}"
+        return
+    for name, array in sorted(tree.arrays.items()):
+        try:
+            if array.table is None:
+                raise ValueError("it has no checksums")
+        except DAMAGE as error:
+            yield f"version {snapshot}: {name!r}: {reason_of(error)}"

@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends import hdf5_layout as layout
+from kpstore.backends import refusals
 from kpstore.backends.asides import check_room
 from kpstore.backends.base import TEXT, ArrayMeta, Chunks, SessionChunks
 from kpstore.backends.checksums import checksum
-from kpstore.backends.hdf5_file import StoreFile
-from kpstore.backends.hdf5_layout import ArrayDelta, Delta, Table
-from kpstore.backends.hdf5_records import DAMAGE, HOME, damage_told, format_of
-from kpstore.backends.hdf5_sessions import Session
+from kpstore.backends.gathered import Touched
+from kpstore.backends.hdf5_file import Session, StoreFile
+from kpstore.backends.hdf5_records import (
+    DAMAGE,
+    HOME,
+    ArrayDelta,
+    Delta,
+    Table,
+    damage_told,
+    has_checksums,
+)
 from kpstore.backends.hdf5_tree import Checksums, DataSet, StoredArray
-from kpstore.errors import CorruptError, ExistsError, InvalidError, ReadOnlyError
+from kpstore.errors import CorruptError, ExistsError
 
 OPEN = {
-    # attributes of more than 64 KiB, and still read by every HDF5 since 2008
+    # allows attributes of more than 64 KiB, and every HDF5 since 2008 reads it
     "libver": ("v108", "v114"),
     "rdcc_nbytes": 16 * 2**20,
-    # chunks begin with a page, so that raw ones can be mapped into memory
+    # chunks begin at a page, so that raw ones can be mapped into memory
     "alignment_threshold": 4096,
     "alignment_interval": 4096,
 }
 
-Touched = tuple[str, str | int]
-"""What a commit changed: an array and a chunk of it, or ``"meta"``.
+Step = Callable[["Changes", "Changes"], None]
+"""Repeats a change, which the first session made, in a session on a newer version.
 
-The array ``""`` stands for the root.
+It holds no session, which would keep its files open until Python collects cycles.
 """
 
 
@@ -47,25 +54,24 @@ class Changes(Session):
     def __init__(self, home: StoreFile, file: h5py.File, snapshot: str) -> None:
         super().__init__(home, file, snapshot)
         with damage_told(home.location):
-            self._has_tables = format_of(file) > 1
-        self._base = file
+            self._has_tables = has_checksums(file)
         self._work: tuple[Path, h5py.File] | None = None
         self._spent = False
         self._delta = Delta()
         self._touched: set[Touched] = set()
-        self._steps: list[tuple[str, tuple[Any, ...]]] = []
+        self._steps: list[Step] = []
         self._before: dict[str, StoredArray] = {}
         self._kept_checksums: Table | None = None
         self._tables: dict[str, Table] = {}
-        # By array, one chunk that was written in part, as it is now. Its checksum is computed when
-        # nothing more is written to it: many videos, written one after another, share a chunk.
-        self._part_written: dict[str, tuple[int, NDArray[Any]]] = {}
+        # One chunk of each array that was written in part, as it is now. Its checksum is computed
+        # when nothing more is written to it: many videos, written in turn, share a chunk.
+        self._part_written: dict[str, tuple[int, NDArray[np.generic]]] = {}
 
     def chunks(self, name: str) -> Chunks:
         """Return the chunks of an array, read through this session."""
         return SessionChunks(self, name)
 
-    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
         """Return rows as they are after the changes so far."""
         self._sum_up(name)
         return super().read(name, start, stop)
@@ -80,12 +86,9 @@ class Changes(Session):
     def _copy(self) -> h5py.File:
         """Return the copy, open for writing; its arrays take the place of the original's."""
         if self._spent:
-            raise ReadOnlyError(
-                f"these changes of {self._home.location} were committed or discarded; begin new "
-                "ones"
-            )
+            raise refusals.spent(self._home.location)
         if self._work is None:
-            path = self._home.copy_aside(self._base)
+            path = self._home.copy_aside(self._file)
             with self._writing():
                 file = h5py.File(path, "r+", **OPEN)
                 self._work = path, file
@@ -98,9 +101,9 @@ class Changes(Session):
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn damage that HDF5's library meets while it writes into :class:`CorruptError`.
+        """Turn damage that HDF5's library finds while it writes into :class:`CorruptError`.
 
-        A full disk and other errors of the system stay as they are.
+        A full disk and other errors of the system pass unchanged.
         """
         try:
             yield
@@ -123,19 +126,19 @@ class Changes(Session):
         found = self._delta.arrays[name]
         return None if found is None or found.whole else found
 
-    def _note(self, step: str, *arguments: Any, touched: set[Touched]) -> None:
-        self._steps.append((step, arguments))
+    def _note(self, step: Step, touched: set[Touched]) -> None:
+        self._steps.append(step)
         self._touched |= touched
 
     def _put(self, name: str, meta: ArrayMeta) -> None:
-        """Describe an array as it now is in the copy."""
-        before = self._tree.arrays.get(name)
-        checksums = before.checksums if before is not None else None
-        table_digest = before.table_digest if before is not None else None
+        """Describe an array as it is now in the copy."""
+        now = StoredArray(DataSet(self._copy(), name, meta, meta.n_rows), meta)
         if name in self._tables:
-            checksums, table_digest = Checksums(partial(self._tables.__getitem__, name)), None
-        source = DataSet(self._copy(), name, meta, meta.n_rows)
-        self._tree.arrays[name] = StoredArray(source, meta, {}, checksums, table_digest)
+            now.checksums = Checksums(partial(self._tables.__getitem__, name))
+        elif name in self._tree.arrays:
+            before = self._tree.arrays[name]
+            now.checksums, now.table_digest = before.checksums, before.table_digest
+        self._tree.arrays[name] = now
 
     def _table(self, name: str) -> Table | None:
         """Return the checksums of an array, to change them; None in a file of format 1."""
@@ -148,7 +151,7 @@ class Changes(Session):
 
     # -- changes -----------------------------------------------------------------------------------
 
-    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+    def set_attrs(self, attrs: Mapping[str, object]) -> None:
         """Replace the store's attributes."""
         file, kept = self._copy(), layout.plain(attrs)
         if self._delta.attrs is None:
@@ -156,9 +159,10 @@ class Changes(Session):
         with self._writing():
             layout.set_attrs(file, kept, self._tree.attrs)
         self._tree.attrs = kept
-        self._note("set_attrs", copy.deepcopy(kept), touched={("", "meta")})
+        again = copy.deepcopy(kept)
+        self._note(lambda _, newer: newer.set_attrs(again), {("", "meta")})
 
-    def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
+    def set_array_attrs(self, name: str, attrs: Mapping[str, object]) -> None:
         """Replace the attributes of one array."""
         file, kept = self._copy(), layout.plain(attrs)
         self._array_delta(name)
@@ -166,7 +170,7 @@ class Changes(Session):
         with self._writing():
             layout.set_attrs(file[name], kept, meta.attrs)
         self._put(name, replace(meta, attrs=kept))
-        self._note("set_array_attrs", name, kept, touched={(name, "meta")})
+        self._note(lambda _, newer: newer.set_array_attrs(name, kept), {(name, "meta")})
 
     def create(self, name: str, meta: ArrayMeta) -> None:
         """Create an array of unwritten rows."""
@@ -184,27 +188,25 @@ class Changes(Session):
         if self._has_tables:
             self._tables[name] = np.zeros(stored.n_chunks, np.uint64)
         self._put(name, stored)
-        self._note("create", name, meta, touched={(name, "meta")})
+        self._note(lambda _, newer: newer.create(name, meta), {(name, "meta")})
 
     def resize(self, name: str, n_rows: int) -> None:
         """Append unwritten rows up to ``n_rows``."""
         file = self._copy()
         meta = self.meta(name)
-        if n_rows < meta.n_rows:
-            raise InvalidError(f"{name!r} has {meta.n_rows} rows and cannot shrink to {n_rows}")
+        longer = meta.extended(name, n_rows)
         if n_rows == meta.n_rows:
             return
         self._sum_up(name)
         self._array_delta(name)
-        table, longer = self._table(name), layout.with_rows(meta, n_rows, meta.attrs)
+        table = self._table(name)
         with self._writing():
             file[name].resize(n_rows, axis=0)
         if table is not None:
-            self._tables[name] = np.concatenate(
-                [table, np.zeros(longer.n_chunks - len(table), np.uint64)]
-            )
+            added = np.zeros(longer.n_chunks - len(table), np.uint64)
+            self._tables[name] = np.concatenate([table, added])
         self._put(name, longer)
-        self._note("resize", name, n_rows, touched={(name, "meta")})
+        self._note(lambda _, newer: newer.resize(name, n_rows), {(name, "meta")})
 
     def delete(self, name: str) -> None:
         """Remove an array; the version before keeps it."""
@@ -217,22 +219,21 @@ class Changes(Session):
                     del self._delta.arrays[name]
             else:
                 delta.whole = True
-                self._delta.metas[name] = layout.with_rows(
-                    self.meta(name), delta.n_rows, delta.attrs
-                )
+                meta = layout.with_rows(self.meta(name), delta.n_rows, delta.attrs)
+                self._delta.metas[name] = layout.meta_to_json(meta)
                 file.move(name, f"{self._kept().name}/arrays/{name}")
         del self._tree.arrays[name]
         self._tables.pop(name, None)
         self._part_written.pop(name, None)
-        self._note("delete", name, touched={(name, "meta")})
+        self._note(lambda _, newer: newer.delete(name), {(name, "meta")})
 
-    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+    def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         """Write any run of rows; overwritten chunks are kept for the version before.
 
         Raises
         ------
         CorruptError
-            If only a part of a chunk is given and its other rows are damaged.
+            If only a part of a chunk is given, and its other rows are damaged.
         """
         file, meta = self._copy(), self.meta(name)
         meta.check_values(name, start, values)
@@ -248,9 +249,15 @@ class Changes(Session):
             self._write_chunk(name, chunk, start, values)
         with self._writing():
             file[name][start : start + len(values)] = values
-        self._note("write", name, start, len(values), touched={(name, chunk) for chunk in chunks})
+        n_rows = len(values)
 
-    def _write_chunk(self, name: str, chunk: int, start: int, values: NDArray[Any]) -> None:
+        def again(changes: Changes, newer: Changes) -> None:
+            if name in changes._tree.arrays:
+                newer.write(name, start, changes.read(name, start, start + n_rows))
+
+        self._note(again, {(name, chunk) for chunk in chunks})
+
+    def _write_chunk(self, name: str, chunk: int, start: int, values: NDArray[np.generic]) -> None:
         """Keep a chunk that is about to be overwritten, and compute its new checksum."""
         meta = self.meta(name)
         first, last = meta.rows_of(chunk)
@@ -272,11 +279,11 @@ class Changes(Session):
             self._part_written[name] = chunk, rows
         rows[at : at + len(given)] = given
 
-    def _old_rows(self, name: str, chunk: int, *, whole: bool) -> NDArray[Any] | None:
+    def _old_rows(self, name: str, chunk: int, *, whole: bool) -> NDArray[np.generic] | None:
         """Keep a chunk for the version before, and return its rows.
 
-        None if the chunk was never written or its rows are not needed. Damage stays damage in the
-        version before; in this one, a damaged chunk has to be overwritten as a whole.
+        None if the chunk was never written, or its rows are not needed. A damaged chunk stays
+        damaged in the version before; in this one, it has to be overwritten as a whole.
         """
         meta, delta = self.meta(name), self._array_delta(name)
         if delta is not None and not delta.lacks(chunk, meta.chunk_rows):
@@ -296,9 +303,9 @@ class Changes(Session):
                 ) from error
             with self._writing():
                 if delta is not None:
-                    layout.keep_damaged_chunk(
-                        kept, name, meta, delta, chunk, has_table=self._has_tables
-                    )
+                    # Absent where its checksum stays known, which fill does not match.
+                    damaged = None if self._has_tables else b"damaged!"
+                    layout.keep_chunk(kept, name, meta, delta, chunk, damaged)
                 layout.empty_chunk(self._array(name).source.array, chunk)
             return None
         if delta is not None:
@@ -307,7 +314,7 @@ class Changes(Session):
         return rows
 
     def _sum_up(self, name: str) -> None:
-        """Compute the checksum of the chunk of an array that was written in part."""
+        """Compute the checksum of an array's chunk that was written in part."""
         if name in self._part_written:
             chunk, rows = self._part_written.pop(name)
             self._tables[name][chunk] = checksum(self.meta(name), rows)
@@ -317,7 +324,7 @@ class Changes(Session):
         self._spent = True
         self._close_work()
         self._part_written.clear()
-        self._tree = self._read_tree(self._base)
+        self._tree = self._read_tree(self._file)
 
     def _close_work(self) -> None:
         if self._work is not None:

@@ -1,4 +1,4 @@
-"""From a changed copy of an HDF5 store's file to its next version, or back to an earlier one."""
+"""How a changed copy of an HDF5 store's file becomes its next version, or an earlier one again."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import h5py
 import numpy as np
 
-from kpstore.backends.base import TEXT, text_digest
-from kpstore.backends.gathered import GatheredRows
+from kpstore.backends import refusals
+from kpstore.backends.base import TEXT, Commit, text_digest
+from kpstore.backends.gathered import GatheredRows, collide
 from kpstore.backends.hdf5_changes import Changes
+from kpstore.backends.hdf5_file import Session
 from kpstore.backends.hdf5_records import (
     HOME,
-    commit_now,
     damage_told,
-    format_of,
     read_record,
-    write_json,
+    write_delta,
     write_names,
     write_record,
 )
-from kpstore.backends.hdf5_sessions import Session
 from kpstore.backends.hdf5_tree import StoredArray, read_tree, write_tree
-from kpstore.errors import ConflictError, CorruptError, InvalidError
+from kpstore.errors import CorruptError
 
 
 def new_id() -> str:
@@ -41,9 +39,7 @@ class HDF5WriteSession(Changes):
     def fork(self) -> GatheredRows:
         """Return a writer for another process."""
         if self._steps:
-            raise InvalidError(
-                "a session can be forked only before it has changes of its own; commit first"
-            )
+            raise refusals.not_forkable()
         return GatheredRows({name: array.meta for name, array in self._tree.arrays.items()})
 
     def merge(self, forks: Sequence[GatheredRows]) -> None:
@@ -55,10 +51,10 @@ class HDF5WriteSession(Changes):
 
     # -- commit ------------------------------------------------------------------------------------
 
-    def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
-        """Make the copy the file, as the next version.
+    def commit(self, message: str, metadata: Mapping[str, object] | None = None) -> str:
+        """Replace the file by the copy, as the next version.
 
-        Commits that other writers have made to other data since are kept.
+        Commits of other writers to other data since then are kept.
         """
         if not self._steps and not self._spent:
             self.discard()
@@ -78,35 +74,35 @@ class HDF5WriteSession(Changes):
         finally:
             self.discard()
 
-    def _commit(self, file: h5py.File, message: str, metadata: Mapping[str, Any] | None) -> str:
+    def _commit(self, file: h5py.File, message: str, metadata: Mapping[str, object] | None) -> str:
         """Commit on top of the present ``file``, whose newest version is this session's."""
-        commit = commit_now(new_id(), self._snapshot, message, metadata)
+        commit = Commit.now(new_id(), self._snapshot, message, metadata)
         described = self._describe() if self._has_tables else {"text": self._text_digests(file)}
         about = {"touched": sorted(self._touched, key=str), **described}
         with self._writing():
-            write_record(self._copy(), commit.id, commit, about)
+            write_record(self._copy(), commit, about)
         self._become(commit.id)
         return commit.id
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, object]:
         """Write the description of all arrays and their checksums; return their digests."""
         for name in list(self._part_written):
             self._sum_up(name)
         with self._writing():
-            # First, because the tables of the version before are about to be overwritten.
+            # First, because the tables of the version before are overwritten next.
             self._kept_checksums = self._delta.checksums(
                 lambda name: self._before[name].stored_table()
             )
             return write_tree(self._copy(), self._tree)
 
     def _text_digests(self, file: h5py.File) -> dict[str, str]:
-        """Return the digests of all text (format 1); text that was not written keeps its own."""
+        """Return the digests of all text (format 1); text that was not written keeps its digest."""
         with damage_told(self._home.location, f"version {self._snapshot}"):
             known = read_record(file, self._snapshot).get("text", {})
             before = read_tree(file, self._snapshot).arrays
         touched = {name for name, _ in self._touched}
         for name in known.keys() & touched:
-            # Text that is damaged already must not get a digest of its own.
+            # Text that is damaged already must not get a new digest.
             old = self._told("", name, partial(before[name].read, 0, before[name].meta.n_rows))
             if text_digest(old) != known[name]:
                 raise CorruptError(
@@ -120,18 +116,19 @@ class HDF5WriteSession(Changes):
         return found
 
     def _become(self, snapshot: str) -> None:
-        """Make the copy the file, with ``snapshot`` as its newest version, under the lock."""
+        """Replace the file by the copy, with ``snapshot`` as its newest version, under the lock."""
         assert self._work is not None
         path, file = self._work
         names = self._home.names(self._home.file())
         with self._writing():
-            kept, fmt = self._kept(), format_of(file)
-            write_json(kept, "about", self._delta.to_json(snapshot, fmt), fmt)
+            kept = self._kept()
+            self._delta.base = snapshot
+            write_delta(kept, self._delta)
             if self._kept_checksums is not None:
                 numbers = self._kept_checksums.astype("<u8").view(np.uint8)
                 kept.create_dataset("checksums", data=numbers)
             newest = file[HOME]["versions"][snapshot]
-            if "delta" in newest:  # a version that is the newest again differs from nothing
+            if "delta" in newest:  # of a version that is the newest again
                 del newest["delta"]
             write_names(file, replace(names, head=snapshot))
             file.close()
@@ -154,23 +151,13 @@ class HDF5WriteSession(Changes):
                 for commit in since
                 for name, what in read_record(file, commit.id)["touched"]
             }
-        reshaped = {name for name, what in theirs if what == "meta"}
         followed = since and since[-1].parent == self._snapshot
-        if not followed or theirs & self._touched or reshaped & {name for name, _ in self._touched}:
-            raise ConflictError(
-                f"another writer has changed the same data of {self._home.location} in the "
-                f"meantime, so {message!r} was not committed; open the store again and repeat the "
-                "change"
-            )
+        if not followed or collide(self._touched, theirs):
+            raise refusals.changed_meanwhile(self._home.location, message)
         again = HDF5WriteSession(self._home, file, head)
         try:
-            for step, arguments in self._steps:
-                if step == "write":
-                    name, start, n_rows = arguments
-                    if name in self._tree.arrays:
-                        again.write(name, start, self.read(name, start, start + n_rows))
-                else:
-                    getattr(again, step)(*arguments)
+            for repeat in self._steps:
+                repeat(self, again)
         except BaseException:
             again.discard()
             raise
@@ -191,22 +178,21 @@ class HDF5WriteSession(Changes):
         self._become(session.snapshot)
 
     def _restore_array(self, name: str, wanted: StoredArray) -> None:
-        there = self._tree.arrays.get(name)
-        if there is not None and replace(there.meta, fill=0, attrs={}) != replace(
-            wanted.meta, fill=0, attrs={}
-        ):
+        meta, there = wanted.meta, self._tree.arrays.get(name)
+        plain = replace(meta, fill=0, attrs={})
+        if there is not None and replace(there.meta, fill=0, attrs={}) != plain:
             self.delete(name)
             there = None
         if there is None:
-            self.create(name, wanted.meta)
-        elif dict(there.meta.attrs) != dict(wanted.meta.attrs):
-            self.set_array_attrs(name, wanted.meta.attrs)
-        changed = range(wanted.meta.n_chunks) if there is None else sorted(wanted.elsewhere)
+            self.create(name, meta)
+        elif dict(there.meta.attrs) != dict(meta.attrs):
+            self.set_array_attrs(name, meta.attrs)
+        changed = range(meta.n_chunks) if there is None else sorted(wanted.elsewhere)
         for chunk in changed:
             self._restore_chunk(name, wanted, chunk)
         if changed and self._has_tables:
-            # The checksums of then: they differ for chunks that were never written, which are
-            # fill now.
+            # The checksums of that version: they differ for chunks that it never wrote and that
+            # are fill now.
             table, before = self._table(name), wanted.table
             assert table is not None
             assert before is not None

@@ -1,29 +1,40 @@
-"""The file of an HDF5 store: opening it, and replacing it by a changed copy."""
+"""The file of an HDF5 store: how it is opened, read, and replaced by a changed copy."""
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
+from kpstore.backends import refusals
 from kpstore.backends.asides import aside_of, check_room, copy_blocks, left_overs, make_durable
-from kpstore.backends.base import Commit
+from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Commit
 from kpstore.backends.hdf5_records import (
     DAMAGE,
     HOME,
     Names,
     damage_told,
-    format_of,
+    descriptor_of,
+    has_checksums,
     read_commit,
     read_names,
-    version_group,
+    read_record,
+    reason_of,
 )
+from kpstore.backends.hdf5_tree import Piece, StoredArray, Tree, WrongChunkError, read_tree
 from kpstore.backends.locks import waiting_lock
-from kpstore.errors import BusyError, CorruptError, NotFoundError
+from kpstore.backends.mapping import FilePiece, map_chunks
+from kpstore.errors import BusyError, CorruptError, KpstoreError, NotFoundError
+
+Found = TypeVar("Found")
 
 
 class StoreFile:
@@ -37,7 +48,7 @@ class StoreFile:
     def __init__(self, location: str) -> None:
         self.location = str(Path(location))
         """Path of the file, as it was given."""
-        # If the path is a link, a commit has to replace the file behind it, not the link.
+        # If the path is a link, a commit has to replace the file that it leads to, not the link.
         self._path = Path(location).resolve()
         self._open_file: tuple[tuple[int, ...], h5py.File] | None = None
 
@@ -47,14 +58,14 @@ class StoreFile:
         return self._path.with_name(f".{self._path.name}.kpstore")
 
     def exists(self) -> bool:
-        """Whether the file is there and holds a store."""
+        """Return whether the file exists and holds a store."""
         if not self._path.is_file():
             return False
         try:
             with h5py.File(self._path, "r") as file:
                 return HOME in file and "head" in file[HOME].attrs
         except DAMAGE:
-            return _looks_like_hdf5(self._path)  # opening it will say what is wrong with it
+            return _looks_like_hdf5(self._path)  # and opening it will tell what is wrong
 
     def _require(self) -> None:
         if not self._path.exists():
@@ -72,7 +83,7 @@ class StoreFile:
         self._open_file = None
 
     def file(self) -> h5py.File:
-        """Return the present file, open for reading; it stays readable when it is replaced."""
+        """Return the present file, open for reading; it stays readable after it is replaced."""
         try:
             found = os.stat(self._path)
         except OSError:
@@ -95,7 +106,7 @@ class StoreFile:
                     f"{self.location} cannot be opened as HDF5: {reason}; it is damaged"
                 ) from None
             with damage_told(self.location):
-                format_of(file)
+                has_checksums(file)  # refuses a newer format
             self._open_file = key, file
         return self._open_file[1]
 
@@ -109,7 +120,8 @@ class StoreFile:
     def check_version(self, file: h5py.File, snapshot: str) -> None:
         """Raise :class:`NotFoundError` for an unknown version."""
         with damage_told(self.location):
-            found = version_group(file, snapshot)
+            versions = file[HOME]["versions"]
+            found = versions[snapshot] if snapshot.isalnum() and snapshot in versions else None
         if found is None:
             raise NotFoundError(
                 f"version {snapshot!r} of {self.location} not found; see 'kpstore log'"
@@ -132,23 +144,20 @@ class StoreFile:
 
     # -- copies ------------------------------------------------------------------------------------
 
-    def _aside(self) -> Path:
-        return aside_of(self._path, "writing")
-
     def _remove_left_overs(self) -> None:
         for left_over in left_overs(self._path, "writing"):
             left_over.unlink(missing_ok=True)
 
     def copy_aside(self, file: h5py.File) -> Path:
-        """Copy an open file to a new one beside it, and remove what killed writers left there."""
+        """Copy an open file to a new one beside it, and remove the copies of killed writers."""
         self._remove_left_overs()
-        source = int(np.asarray(file.id.get_vfd_handle()).item())
+        source = descriptor_of(file)
         about = os.fstat(source)
         check_room(self._path, about.st_size)
-        aside = self._aside()
+        aside = aside_of(self._path, "writing")
         target = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # Only root gives files away, and others change the group only to one of their own.
+            # Only root may change the owner, and others may only choose a group of their own.
             with suppress(PermissionError):
                 os.fchown(target, about.st_uid, about.st_gid)
             os.fchmod(target, about.st_mode & 0o7777)
@@ -167,7 +176,7 @@ class StoreFile:
         make_durable(self._path.parent)
 
     def commit_lock(self) -> AbstractContextManager[None]:
-        """Hold off other commits: of two that copied the same file, one would be lost."""
+        """Exclude other commits: of two that copied the same file, one would be lost."""
         return waiting_lock(self.sidecar_dir / "commit.lock")
 
 
@@ -179,3 +188,165 @@ def _looks_like_hdf5(path: Path) -> bool:
         return True  # opening it will raise the same error
     except OSError:
         return False
+
+
+# -- versions --------------------------------------------------------------------------------------
+
+
+class Session:
+    """All arrays at one version."""
+
+    def __init__(self, home: StoreFile, file: h5py.File, snapshot: str) -> None:
+        self._home, self._file, self._snapshot = home, file, snapshot
+        self._tree = self._read_tree(file)
+
+    def _read_tree(self, file: h5py.File) -> Tree:
+        with damage_told(self._home.location, f"version {self._snapshot}"):
+            return read_tree(file, self._snapshot)
+
+    @property
+    def snapshot(self) -> str:
+        """Id of the version that this session reads or changes."""
+        return self._snapshot
+
+    def attrs(self) -> Mapping[str, Any]:
+        """Return a copy of the store's attributes."""
+        return copy.deepcopy(self._tree.attrs)
+
+    def names(self) -> list[str]:
+        """Return the names of all arrays, sorted."""
+        return sorted(self._tree.arrays)
+
+    def _array(self, name: str) -> StoredArray:
+        if name not in self._tree.arrays:
+            raise refusals.no_array(name, self._tree.arrays)
+        return self._tree.arrays[name]
+
+    def meta(self, name: str) -> ArrayMeta:
+        """Return shape and type of an array."""
+        return self._array(name).meta
+
+    def digest(self, name: str) -> str | None:
+        """Return the digest of text in a file of format 1, whose chunks have no checksums."""
+        with damage_told(self._home.location, f"version {self._snapshot}"):
+            if has_checksums(self._file):
+                return None
+            return read_record(self._file, self._snapshot).get("text", {}).get(name)
+
+    def checksums(self, name: str) -> NDArray[np.uint64] | None:
+        """Return the checksum of each chunk; None in a file of format 1."""
+        array = self._array(name)
+        table = self._told("checksums of ", name, lambda: array.table)
+        return None if table is None else table.copy()
+
+    def place(self, name: str, chunk: int) -> str:
+        """Return where a chunk begins in the file."""
+        try:
+            at = self._array(name).piece(chunk).byte()
+        except DAMAGE:  # the chunk is damaged, and its index may be too
+            return "at no known byte of the file"
+        return "not in the file" if at is None else f"byte {at} of the file"
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
+        """Return rows, after checking their chunks (in format 1, not those of text)."""
+        array = self._array(name)
+        array.meta.check_rows(name, start, stop - start)
+        return self._told(f"rows {start}:{stop} of ", name, lambda: array.read(start, stop))
+
+    def _told(self, what: str, name: str, read: Callable[[], Found]) -> Found:
+        """Return what ``read`` returns; errors of damage name the array and ``what`` of it."""
+        try:
+            return read()
+        except KpstoreError:
+            raise
+        except DAMAGE as error:
+            if isinstance(error, WrongChunkError):
+                what = f"rows {error.start}:{error.stop} of "
+            raise CorruptError(
+                f"{what}{name!r} in {self._home.location} cannot be read: {reason_of(error)}"
+            ) from error
+
+
+class HDF5ReadSession(Session):
+    """A version that never changes."""
+
+    def __init__(self, home: StoreFile, file: h5py.File, snapshot: str) -> None:
+        super().__init__(home, file, snapshot)
+        self._chunks: dict[str, Chunks] = {}
+
+    def chunks(self, name: str) -> Chunks:
+        """Return the chunks of an array, read from the file itself if they have no filters."""
+        if name not in self._chunks:
+            array = self._array(name)
+
+            def find() -> Chunks:
+                raw = array.meta.dtype != TEXT and array.is_raw
+                return _RawChunks(self._file, array) if raw else _LibraryChunks(self, name, array)
+
+            self._chunks[name] = self._told("", name, find)
+        return self._chunks[name]
+
+
+@dataclass(frozen=True)
+class _LibraryChunks:
+    """Chunks that HDF5's library decodes."""
+
+    session: Session
+    name: str
+    array: StoredArray
+    mapped = None
+    how = "by the backend's own library"
+
+    def read_into(self, number: int, out: NDArray[np.generic]) -> None:
+        """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        start, stop = self.array.meta.rows_of(number)
+        out[: stop - start] = self.session._told(
+            f"rows {start}:{stop} of ", self.name, lambda: self.array.read_unchecked(start, stop)
+        )
+
+
+class _RawChunks:
+    """Chunks without filters, mapped or read from the places that HDF5's library returns."""
+
+    how = "from their place in the file"
+
+    def __init__(self, file: h5py.File, array: StoredArray) -> None:
+        self._file, self._meta = file, array.meta  # the file stays open for as long as this does
+        self._handle = descriptor_of(file)
+        offsets: dict[str, dict[int, int]] = {}
+        self._places = [
+            _offset(array.piece(chunk), offsets) for chunk in range(array.meta.n_chunks)
+        ]
+        pieces = [None if at is None else FilePiece(self._handle, at) for at in self._places]
+        self.mapped = map_chunks(pieces, array.meta)
+
+    def read_into(self, number: int, out: NDArray[np.generic]) -> None:
+        """Read a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        at = self._places[number]
+        if at is None:
+            out[...] = self._meta.fill
+            return
+        buffer = out.reshape(-1).view(np.uint8)
+        try:
+            done = os.preadv(self._handle, [buffer.data], at)
+        except (OSError, OverflowError) as error:
+            raise CorruptError(f"chunk {number} at byte {at} cannot be read: {error}") from None
+        if done != buffer.nbytes:
+            raise CorruptError(
+                f"chunk {number} at byte {at} cannot be read: {done} of {buffer.nbytes} bytes are "
+                "there"
+            )
+
+
+def _offset(piece: Piece, known: dict[str, dict[int, int]]) -> int | None:
+    """Return where in the file a chunk begins; None if it was never written."""
+    if piece.source is None:
+        return None
+    array = piece.source.array
+    if array.name not in known:
+        found = known[array.name] = {}
+        rows = array.chunks[0]
+        array.id.chunk_iter(
+            lambda info: found.__setitem__(info.chunk_offset[0] // rows, info.byte_offset)
+        )
+    return known[array.name].get(piece.chunk)

@@ -1,10 +1,10 @@
 """How versions are stored in one HDF5 file: the newest as data sets, the others as differences.
 
-The arrays of the newest version are data sets of the root group, which any program that reads HDF5
-can read. Every other version is stored as its differences from another version, its *base*: chunks
-with other values, other lengths and attributes, arrays that only one of the two has. Following the
-bases leads to the newest version. Most versions are the base of the version before them, so a
-commit costs what it overwrites, and reading the newest version costs nothing extra.
+The arrays of the newest version are data sets of the root group, which any program for HDF5 can
+read. Every other version is stored as its differences from another version, its *base*: chunks
+with other values, other lengths and attributes, arrays that only one of the two has. The bases lead
+to the newest version. Most versions are the base of the version before them, so a commit costs what
+it overwrites, and reading the newest version costs nothing extra.
 
 ::
 
@@ -30,9 +30,12 @@ arrays are described by attributes of the data sets alone, which format 2 keeps 
 from __future__ import annotations
 
 import json
+import os
+import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import h5py
@@ -40,34 +43,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
-from kpstore.backends.hdf5_text import can_read, no_texts, read_text
+from kpstore.backends.hdf5_records import ABSENT, ArrayDelta, descriptor_of
 from kpstore.errors import CorruptError, InvalidError
 
 _META = "kpstore_meta"
-"""Attribute of a data set: JSON of everything about the array that HDF5 itself does not hold."""
+"""Attribute of a data set: what HDF5 itself does not store of an array, as JSON."""
 
-_FILTERS: Mapping[Codec, Mapping[str, Any]] = {
-    # All have a checksum too, which HDF5 appends to the values and which leaves them as they are.
+_FILTERS: Mapping[Codec, Mapping[str, object]] = {
+    # All have a checksum as well, which HDF5 appends to the unchanged values.
     "raw": {},
-    # Filters that every HDF5 library or h5py itself has.
+    # Filters that every HDF5 library has, or h5py itself.
     "lz4": {"compression": "lzf", "shuffle": True},
     "zstd": {"compression": "gzip", "compression_opts": 4, "shuffle": True},
 }
-
-ABSENT = -1
-"""In a delta: a chunk that was never written in this version."""
-
-Table = NDArray[np.uint64]
-"""The checksum of each chunk of one array, by number."""
-
 
 # -- attributes ------------------------------------------------------------------------------------
 
 
 def set_attrs(
-    item: h5py.Group | h5py.Dataset, attrs: Mapping[str, Any], before: Iterable[str]
+    item: h5py.Group | h5py.Dataset, attrs: Mapping[str, object], before: Iterable[str]
 ) -> None:
-    """Replace the attributes ``before``: text as it is, everything else as JSON text."""
+    """Replace the attributes ``before`` by others: text as it is, everything else as JSON."""
     for name in set(before) & set(item.attrs):
         del item.attrs[name]
     for name, value in attrs.items():
@@ -85,12 +81,12 @@ def get_attrs(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     }
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return isinstance(value, str) and not value.startswith("json:") and "\0" not in value
 
 
-def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return attributes as JSON returns them; a version's digest is of these."""
+def plain(attrs: Mapping[str, object]) -> dict[str, Any]:
+    """Return attributes as JSON returns them, which a version's digest is of."""
     return dict(json.loads(json.dumps(dict(attrs))))
 
 
@@ -118,7 +114,7 @@ def create_array(group: h5py.Group, name: str, meta: ArrayMeta) -> h5py.Dataset:
 
 
 def meta_of(array: h5py.Dataset) -> ArrayMeta:
-    """Return shape and type of a data set of :func:`create_array`."""
+    """Return the shape and type of a data set of :func:`create_array`."""
     about = json.loads(array.attrs[_META])
     return ArrayMeta(
         tuple(array.shape),
@@ -132,18 +128,14 @@ def meta_of(array: h5py.Dataset) -> ArrayMeta:
 
 
 def meta_to_json(meta: ArrayMeta) -> dict[str, Any]:
-    """Return shape and type as JSON values; a fill that is no JSON number becomes ``"NaN"``."""
+    """Return shape and type as JSON values; fills that are no JSON numbers are named.
+
+    The digest of a version covers the order of the keys.
+    """
     named = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
     fill = meta.fill if np.isfinite(meta.fill) else named[str(meta.fill)]
-    return {
-        "shape": list(meta.shape),
-        "dtype": meta.dtype,
-        "chunk_rows": meta.chunk_rows,
-        "dims": list(meta.dims),
-        "fill": fill,
-        "codec": meta.codec,
-        "attrs": dict(meta.attrs),
-    }
+    keys = ("shape", "dtype", "chunk_rows", "dims", "fill", "codec", "attrs")
+    return {**{key: getattr(meta, key) for key in keys}, "fill": fill}
 
 
 def meta_from_json(found: Mapping[str, Any]) -> ArrayMeta:
@@ -156,19 +148,19 @@ def meta_from_json(found: Mapping[str, Any]) -> ArrayMeta:
 
 
 def stored_meta(meta: ArrayMeta) -> ArrayMeta:
-    """Return a new array's shape and type as they will be read: the fill in the array's type."""
+    """Return a new array's shape and type as they will be read, with the fill in its dtype."""
     fill = 0 if meta.dtype == TEXT else np.asarray(meta.fill, dtype=meta.dtype).item()
     chunk_rows, attrs = max(1, meta.chunk_rows), plain(meta.attrs)
     return replace(meta, chunk_rows=chunk_rows, fill=fill, attrs=attrs)
 
 
-def with_rows(meta: ArrayMeta, n_rows: int, attrs: Mapping[str, Any]) -> ArrayMeta:
+def with_rows(meta: ArrayMeta, n_rows: int, attrs: Mapping[str, object]) -> ArrayMeta:
     """Return the same array with another length and other attributes."""
-    return replace(meta, shape=(n_rows, *meta.shape[1:]), attrs=attrs)
+    return replace(meta.with_rows(n_rows), attrs=attrs)
 
 
-def is_array(item: Any) -> bool:
-    """Whether an item of the file is an array of a store."""
+def is_array(item: object) -> bool:
+    """Return whether an item of the file is an array of a store."""
     return isinstance(item, h5py.Dataset) and _META in item.attrs
 
 
@@ -186,12 +178,12 @@ def open_array(group: h5py.Group, name: str) -> h5py.Dataset:
     return array
 
 
-def read_dataset(array: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:
+def read_dataset(array: h5py.Dataset, start: int, stop: int) -> NDArray[np.generic]:
     """Return rows of a data set, text as ``str``."""
     if h5py.check_string_dtype(array.dtype) is None:
         return np.asarray(array[start:stop])
-    if can_read(array):
-        return read_text(array, start, stop)
+    if _can_read(array):
+        return _read_text(array, start, stop)
     return np.asarray(array.asstr()[start:stop], dtype=object)
 
 
@@ -202,15 +194,15 @@ _LEAST_BYTES = 4
 def check_index(array: h5py.Dataset) -> None:
     """Raise :class:`CorruptError` if the index of a data set's chunks contradicts itself.
 
-    HDF5's library trusts it: an entry with no bytes, or with the place of another chunk, ends the
-    process.
+    HDF5's library trusts it: an entry without bytes, or with the place of another chunk, crashes
+    the process.
     """
     rows, n_bytes = array.chunks[0], sys.maxsize
     if array.file.mode == "r":  # in a file that is being written, chunks may lie behind its end
         n_bytes = array.file.id.get_filesize()
     seen: set[int] = set()
 
-    def look(found: Any) -> None:
+    def look(found: h5py.h5d.StoreInfo) -> None:
         first = int(found.chunk_offset[0])
         known = first in seen or first % rows or any(found.chunk_offset[1:])
         if known or not _LEAST_BYTES <= found.size <= n_bytes - found.byte_offset:
@@ -223,14 +215,14 @@ def check_index(array: h5py.Dataset) -> None:
         raise CorruptError(f"{array.file.filename}: {array.name[1:]!r}: {damaged[0]}")
 
 
-def check_text(name: str, values: NDArray[Any]) -> None:
-    """Raise :class:`InvalidError` for a zero character, at which text in HDF5 ends."""
+def check_text(name: str, values: NDArray[np.generic]) -> None:
+    """Raise :class:`InvalidError` for a zero character, which ends a text in HDF5."""
     if any("\0" in word for word in values.tolist()):
         raise InvalidError(f"{name!r}: HDF5 cannot hold text with a zero character")
 
 
 def byte_of(array: h5py.Dataset, chunk: int) -> int | None:
-    """Return where in the file a chunk begins; None if it was never written."""
+    """Return the offset in the file at which a chunk begins; None if it was never written."""
     offset = array.id.get_chunk_info_by_coord(_corner(array, chunk)).byte_offset
     return None if offset is None else int(offset)
 
@@ -245,9 +237,9 @@ def empty_chunk(array: h5py.Dataset, chunk: int) -> None:
     If the chunk is damaged text, HDF5 would even release the space that the damage points to.
     """
     if h5py.check_string_dtype(array.dtype) is not None:
-        array.id.write_direct_chunk(_corner(array, chunk), no_texts(array.chunks[0]), 0)
+        array.id.write_direct_chunk(_corner(array, chunk), _no_texts(array.chunks[0]), 0)
         return
-    # HDF5 writes a whole chunk without reading the old one, but only inside of the array.
+    # HDF5 writes a whole chunk without reading the old one, but only within the array.
     n_rows, first, last = array.shape[0], chunk * array.chunks[0], (chunk + 1) * array.chunks[0]
     if last > n_rows:
         array.resize(last, axis=0)
@@ -256,113 +248,148 @@ def empty_chunk(array: h5py.Dataset, chunk: int) -> None:
         array.resize(n_rows, axis=0)
 
 
-# -- what differs ----------------------------------------------------------------------------------
-
-
-@dataclass
-class Delta:
-    """How a version differs from its base, collected while the base is made from it.
-
-    Parameters
-    ----------
-    attrs : attributes of the root, if they differ.
-    arrays : by name; None for an array that only the base has.
-    metas : shape and type of the arrays that only the version has.
-    """
-
-    attrs: dict[str, Any] | None = None
-    arrays: dict[str, ArrayDelta | None] = field(default_factory=dict)
-    metas: dict[str, ArrayMeta] = field(default_factory=dict)
-
-    def to_json(self, base: str, fmt: int) -> dict[str, Any]:
-        """Return the JSON that is stored beside the chunks."""
-        arrays = {
-            name: None if array is None else vars(array) for name, array in self.arrays.items()
-        }
-        about = {"base": base, "attrs": self.attrs, "arrays": arrays}
-        if fmt > 1:
-            about["metas"] = {name: meta_to_json(meta) for name, meta in self.metas.items()}
-        return about
-
-    def checksums(self, tables: Callable[[str], Table]) -> Table:
-        """Return the checksums of the chunks in the delta, array by array."""
-        parts = [
-            tables(name)[numbers_of(array)]
-            for name, array in sorted(self.arrays.items())
-            if array is not None
-        ]
-        return np.concatenate([np.empty(0, np.uint64), *parts])
-
-
-@dataclass
-class ArrayDelta:
-    """How one array differs.
-
-    Parameters
-    ----------
-    n_rows, attrs : length and attributes in this version.
-    chunks : by number (as text, for JSON), the chunk of the delta that holds it, or :data:`ABSENT`.
-    whole : whether the base has no such array, so that all of it is in the delta.
-    """
-
-    n_rows: int
-    attrs: dict[str, Any]
-    chunks: dict[str, int] = field(default_factory=dict)
-    whole: bool = False
-
-    def lacks(self, chunk: int, chunk_rows: int) -> bool:
-        """Whether a chunk of this version must be kept before it is overwritten."""
-        return str(chunk) not in self.chunks and chunk * chunk_rows < self.n_rows
-
-
-def numbers_of(array: ArrayDelta) -> Any:
-    """Return the chunks whose checksums a delta holds: those in it in order, or all."""
-    return (
-        slice(None)
-        if array.whole
-        else np.array(sorted(int(chunk) for chunk in array.chunks), dtype=np.int64)
-    )
-
-
 def keep_chunk(
     kept: h5py.Group,
     name: str,
     meta: ArrayMeta,
     delta: ArrayDelta,
     chunk: int,
-    rows: NDArray[Any] | None,
+    rows: NDArray[np.generic] | bytes | None,
 ) -> None:
-    """Copy a chunk to the delta before it is overwritten; ``rows`` is None if never written."""
+    """Copy a chunk to the delta before it is overwritten.
+
+    ``rows`` is None for a chunk that was never written; bytes are stored without encoding them.
+    """
     if rows is None:
         delta.chunks[str(chunk)] = ABSENT
         return
-    copies, at = _room_for_chunk(kept, name, meta)
-    copies[at * meta.chunk_rows : at * meta.chunk_rows + len(rows)] = rows
-    delta.chunks[str(chunk)] = at
-
-
-def keep_damaged_chunk(
-    kept: h5py.Group, name: str, meta: ArrayMeta, delta: ArrayDelta, chunk: int, *, has_table: bool
-) -> None:
-    """Record in the delta that a chunk of this version cannot be read.
-
-    Where its checksum stays known it is called absent: fill does not match the checksum.
-    """
-    if has_table:
-        delta.chunks[str(chunk)] = ABSENT
-        return
-    copies, at = _room_for_chunk(kept, name, meta)
-    copies.id.write_direct_chunk(_corner(copies, at), b"damaged!", 0)
-    delta.chunks[str(chunk)] = at
-
-
-def _room_for_chunk(kept: h5py.Group, name: str, meta: ArrayMeta) -> tuple[h5py.Dataset, int]:
     if name not in kept:
-        # Compressed: a chunk of a small store is nearly empty, and a commit must not cost two
-        # megabytes.
+        # Compressed, because a chunk of a small store is nearly empty, and a commit must not cost
+        # two megabytes.
         codec: Codec = "lz4" if meta.codec == "raw" else meta.codec
         create_array(kept, name, replace(with_rows(meta, 0, {}), codec=codec))
     copies = kept[name]
     at = copies.shape[0] // meta.chunk_rows
     copies.resize((at + 1) * meta.chunk_rows, axis=0)
-    return copies, at
+    if isinstance(rows, bytes):
+        copies.id.write_direct_chunk(_corner(copies, at), rows, 0)
+    else:
+        copies[at * meta.chunk_rows : at * meta.chunk_rows + len(rows)] = rows
+    delta.chunks[str(chunk)] = at
+
+
+# -- text ------------------------------------------------------------------------------------------
+#
+# HDF5 keeps text of variable length in *global heap collections*, which have no checksum, and its
+# library (2.0) never returns from one whose sizes are damaged. So they are read here by the file
+# format (HDF5 file format specification, III.E "Disk Format: Level 1E - Global Heap"), and every
+# size is checked.
+
+_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+"""A chunk of text holds a reference to each text."""
+
+_TEXT_FILTERS = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE]
+_HEADER = struct.Struct("<4sB3xQ")
+_OBJECT = struct.Struct("<HH4xQ")
+_USUAL_BYTES = 4096
+
+
+def _can_read(array: h5py.Dataset) -> bool:
+    """Return whether text is stored as kpstore writes it: shuffled and deflated."""
+    plist = array.id.get_create_plist()
+    filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
+    return filters == _TEXT_FILTERS
+
+
+def _read_text(array: h5py.Dataset, start: int, stop: int) -> NDArray[np.object_]:
+    """Return rows of a data set of text as ``str``; rows that were never written are empty.
+
+    Raises
+    ------
+    ValueError
+        If the text is damaged; :class:`UnicodeDecodeError` is one too.
+    """
+    if array.file.mode != "r":
+        array.file.flush()
+    heaps = _Heaps(descriptor_of(array.file))
+    size = array.chunks[0]
+    words = np.full(stop - start, "", dtype=object)
+    for chunk in range(start // size, -(-stop // size) if stop > start else 0):
+        first, last = max(start, chunk * size), min(stop, (chunk + 1) * size)
+        references = _references(array, chunk)
+        if references is not None:
+            words[first - start : last - start] = heaps.texts(
+                references[first - chunk * size : last - chunk * size]
+            )
+    return words
+
+
+def _no_texts(n_rows: int) -> bytes:
+    """Return the stored bytes of a chunk in which all texts are empty."""
+    return zlib.compress(bytes(n_rows * _REFERENCE.itemsize))
+
+
+def _references(array: h5py.Dataset, chunk: int) -> NDArray[np.void] | None:
+    """Return the decoded references of a chunk; None if it was never written."""
+    corner = (chunk * array.chunks[0],)
+    if array.id.get_chunk_info_by_coord(corner).byte_offset is None:
+        return None
+    skipped, stored = array.id.read_direct_chunk(corner)
+    wanted = array.chunks[0] * _REFERENCE.itemsize
+    if not skipped & 2:
+        try:
+            stored = zlib.decompressobj().decompress(stored, wanted + 1)
+        except zlib.error as error:
+            raise ValueError(str(error)) from None
+    if len(stored) != wanted:
+        raise ValueError(f"chunk {chunk} has {len(stored)} bytes, not {wanted}")
+    if not skipped & 1:
+        stored = np.frombuffer(stored, np.uint8).reshape(_REFERENCE.itemsize, -1).T.tobytes()
+    return np.frombuffer(stored, _REFERENCE)
+
+
+class _Heaps:
+    """Global heap collections of a file, each read once."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle, self._size = handle, os.fstat(handle).st_size
+        self._known: dict[int, dict[int, bytes]] = {}
+
+    def texts(self, references: NDArray[np.void]) -> list[str]:
+        """Return the texts of some references."""
+        found: list[str] = []
+        for length, address, index in references.tolist():
+            text = self._heap(address).get(index, b"") if length else b""
+            if len(text) != length:
+                raise ValueError(f"the text heap at byte {address} lacks a text")
+            found.append(text.decode())
+        return found
+
+    def _heap(self, address: int) -> dict[int, bytes]:
+        if address not in self._known:
+            self._known[address] = self._read(address)
+        return self._known[address]
+
+    def _read(self, address: int) -> dict[int, bytes]:
+        """Return the objects of a collection, by index."""
+        damage = ValueError(f"the text heap at byte {address} is damaged")
+        if address + _HEADER.size > self._size:
+            raise damage
+        heap = os.pread(self._handle, _USUAL_BYTES, address)
+        mark, version, size = _HEADER.unpack_from(heap)
+        if mark != b"GCOL" or version != 1 or address + size > self._size:
+            raise damage
+        if size > len(heap):
+            heap += os.pread(self._handle, size - len(heap), address + len(heap))
+        found: dict[int, bytes] = {}
+        at, unpack, head = _HEADER.size, _OBJECT.unpack_from, _OBJECT.size
+        while size - at >= head:
+            index, _, length = unpack(heap, at)
+            # Free space has the index 0, and its length includes its own head.
+            needed = head + (length + 7) // 8 * 8 if index else length
+            if needed < head or at + needed > size or index in found:
+                raise damage
+            if index:
+                found[index] = heap[at + head : at + head + length]
+            at += needed
+        return found

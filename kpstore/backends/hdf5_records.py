@@ -1,18 +1,18 @@
 """Records and names of an HDF5 store's versions, with checksums that are compared at each read.
 
 HDF5 checks the headers of groups and data sets, but neither the bytes of a data set without
-filters nor text of variable length. So these records have checksums of their own (files of format
-2), which include the name of the data set: two records that were swapped are damage too.
+filters nor text of variable length. So in files of format 2, these records have checksums of their
+own. They include the name of the data set, so that two records that were swapped are damage, too.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypedDict
 
 import h5py
 import numpy as np
@@ -37,6 +37,12 @@ DAMAGE = (
     ValueError,
 )
 """Errors that HDF5's library, h5py and JSON raise for damaged bytes."""
+
+ABSENT = -1
+"""In a delta: a chunk that was never written in its version."""
+
+Table = NDArray[np.uint64]
+"""The checksum of each chunk of one array, by number."""
 
 _SEAL = ', "checksum": "'
 _SEAL_BYTES = len(_SEAL) + 16 + 2
@@ -63,15 +69,20 @@ def damage_told(location: str, of: str = "arrays and versions") -> Iterator[None
         ) from error
 
 
-def format_of(file: h5py.File) -> int:
-    """Return the format of a file; :class:`InvalidError` if it is newer than this code."""
+def has_checksums(file: h5py.File) -> bool:
+    """Return whether a file has checksums (format 2); :class:`InvalidError` for newer formats."""
     found = int(file[HOME].attrs["format"])
     if found > FORMAT:
         raise InvalidError(
             f"{file.filename} has layout {found} of kpstore's HDF5 files, this kpstore reads up to "
             f"{FORMAT}; open it with the kpstore that wrote it, or upgrade"
         )
-    return found
+    return found > 1
+
+
+def descriptor_of(file: h5py.File) -> int:
+    """Return the operating system's number of an open file."""
+    return int(np.asarray(file.id.get_vfd_handle()).item())
 
 
 def digest(data: bytes | NDArray[np.uint64]) -> str:
@@ -83,29 +94,29 @@ def digest(data: bytes | NDArray[np.uint64]) -> str:
 # -- JSON and tables -------------------------------------------------------------------------------
 
 
-def write_json(group: h5py.Group, name: str, value: Mapping[str, Any], fmt: int) -> None:
+def write_json(group: h5py.Group, name: str, value: Mapping[str, object]) -> None:
     """Store a JSON object of any length as a data set of bytes; attributes are limited to 64 KiB.
 
-    In files of format 2 its last entry, ``checksum``, covers the name of the data set in the file
+    In files of format 2, its last entry, ``checksum``, covers the name of the data set in the file
     and all bytes before ``, "checksum"``.
     """
     text = json.dumps(value, ensure_ascii=False)
-    if fmt > 1:
+    if has_checksums(group.file):
         text = f'{text[:-1]}{_SEAL}{_seal(group, name, text[:-1].encode())}"}}'
     if name in group:
         del group[name]
     group.create_dataset(name, data=np.frombuffer(text.encode(), dtype=np.uint8))
 
 
-def read_json(group: h5py.Group, name: str, fmt: int) -> Any:
+def read_json(group: h5py.Group, name: str) -> Any:
     """Return what :func:`write_json` stored; :class:`ValueError` if its checksum differs."""
     stored = group[name][()].tobytes()
-    if fmt == 1:
-        return json.loads(stored)
-    body, seal = stored[:-_SEAL_BYTES], stored[-_SEAL_BYTES:]
-    if seal != f'{_SEAL}{_seal(group, name, body)}"}}'.encode():
-        raise ValueError(f"{name!r} does not match its checksum")
-    return json.loads(body + b"}")
+    if has_checksums(group.file):
+        body, seal = stored[:-_SEAL_BYTES], stored[-_SEAL_BYTES:]
+        if seal != f'{_SEAL}{_seal(group, name, body)}"}}'.encode():
+            raise ValueError(f"{name!r} does not match its checksum")
+        stored = body + b"}"
+    return dict(json.loads(stored))
 
 
 def _seal(group: h5py.Group, name: str, body: bytes) -> str:
@@ -113,10 +124,10 @@ def _seal(group: h5py.Group, name: str, body: bytes) -> str:
 
 
 def write_bytes(group: h5py.Group, name: str, data: bytes, pad: bytes) -> None:
-    """Store bytes that change with most versions in their old place, filled up with ``pad``.
+    """Store bytes that most versions change in their old place, padded with ``pad``.
 
-    HDF5 forgets the free space of a file when it is closed, so that a new place each time would
-    make the file grow.
+    HDF5 forgets the free space of a file when it is closed, so a new place each time would make the
+    file grow.
     """
     if name in group and group[name].shape[0] < len(data):
         del group[name]
@@ -129,7 +140,7 @@ def write_bytes(group: h5py.Group, name: str, data: bytes, pad: bytes) -> None:
 
 
 def read_bytes(group: h5py.Group, name: str) -> bytes:
-    """Return what :func:`write_bytes` stored, padding included."""
+    """Return what :func:`write_bytes` stored, including the padding."""
     return bytes(group[name][()].tobytes())
 
 
@@ -154,40 +165,45 @@ class Names:
 
 def read_names(file: h5py.File) -> Names:
     """Return the names; :class:`ValueError` if they are damaged."""
-    home, fmt = file[HOME], format_of(file)
-    if fmt == 1:
-        found = {key: str(home.attrs[key]) for key in ("head", "tags", "used_tags")}
-        return Names(
-            found["head"], json.loads(found["tags"]), tuple(json.loads(found["used_tags"]))
-        )
-    stored = read_json(home, "names", fmt)
-    return Names(stored["head"], stored["tags"], tuple(stored["used_tags"]))
+    home = file[HOME]
+    if has_checksums(file):
+        stored = read_json(home, "names")
+        return Names(stored["head"], stored["tags"], tuple(stored["used_tags"]))
+    tags, used_tags = (json.loads(home.attrs[key]) for key in ("tags", "used_tags"))
+    return Names(str(home.attrs["head"]), tags, tuple(used_tags))
 
 
 def write_names(file: h5py.File, names: Names) -> None:
     """Store the names."""
-    home, fmt = file[HOME], format_of(file)
-    tags, used = dict(names.tags), list(names.used_tags)
-    if fmt == 1:
-        home.attrs.update(
-            {"head": names.head, "tags": json.dumps(tags), "used_tags": json.dumps(used)}
-        )
+    if has_checksums(file):
+        write_json(file[HOME], "names", vars(names))
     else:
-        write_json(home, "names", {"head": names.head, "tags": tags, "used_tags": used}, fmt)
+        tags, used_tags = json.dumps(names.tags), json.dumps(names.used_tags)
+        file[HOME].attrs.update({"head": names.head, "tags": tags, "used_tags": used_tags})
 
 
 # -- versions --------------------------------------------------------------------------------------
 
 
-def version_group(file: h5py.File, snapshot: str) -> h5py.Group | None:
-    """Return the group of a version; None for an unknown version."""
-    versions = file[HOME]["versions"]
-    return versions[snapshot] if snapshot.isalnum() and snapshot in versions else None
+class Record(TypedDict, total=False):
+    """A commit, the data that it touched, and digests of the version.
+
+    The digests are of its description and its checksums (format 2), or of its text (format 1).
+    """
+
+    parent: str | None
+    message: str
+    time: str
+    metadata: dict[str, Any]
+    touched: list[tuple[str, str | int]]
+    tree: str
+    checksums: dict[str, str]
+    text: dict[str, str]
 
 
-def write_record(file: h5py.File, snapshot: str, commit: Commit, about: Mapping[str, Any]) -> None:
-    """Store a commit and further JSON ``about`` it."""
-    group = file[HOME].require_group("versions").create_group(snapshot)
+def write_record(file: h5py.File, commit: Commit, about: Mapping[str, object]) -> None:
+    """Store the :class:`Record` of a commit, with the entries ``about`` its data."""
+    group = file[HOME].require_group("versions").create_group(commit.id)
     record = {
         "parent": commit.parent,
         "message": commit.message,
@@ -195,12 +211,13 @@ def write_record(file: h5py.File, snapshot: str, commit: Commit, about: Mapping[
         "metadata": dict(commit.metadata),
         **about,
     }
-    write_json(group, "record", record, format_of(file))
+    write_json(group, "record", record)
 
 
-def read_record(file: h5py.File, snapshot: str) -> dict[str, Any]:
+def read_record(file: h5py.File, snapshot: str) -> Record:
     """Return what :func:`write_record` stored."""
-    return dict(read_json(file[HOME]["versions"][snapshot], "record", format_of(file)))
+    found: Record = read_json(file[HOME]["versions"][snapshot], "record")
+    return found
 
 
 def read_commit(file: h5py.File, snapshot: str) -> Commit:
@@ -210,29 +227,95 @@ def read_commit(file: h5py.File, snapshot: str) -> Commit:
     return Commit(snapshot, record["parent"], record["message"], time, record["metadata"])
 
 
-def commit_now(
-    snapshot: str, parent: str | None, message: str, metadata: Mapping[str, Any] | None
-) -> Commit:
-    """Return a commit with the present time."""
-    return Commit(snapshot, parent, message, datetime.now(UTC), dict(metadata or {}))
+# -- deltas ----------------------------------------------------------------------------------------
 
 
-def deltas(
-    file: h5py.File, snapshot: str, head: str
-) -> Iterator[tuple[h5py.Group, dict[str, Any]]]:
+@dataclass
+class ArrayDelta:
+    """How one array of a version differs from that of its base.
+
+    Parameters
+    ----------
+    n_rows, attrs : length and attributes in this version.
+    chunks : the chunk of the delta that holds each chunk, or :data:`ABSENT`, by number (as text,
+        for JSON).
+    whole : whether the base has no such array, so that all of it is in the delta.
+    """
+
+    n_rows: int
+    attrs: dict[str, Any]
+    chunks: dict[str, int] = field(default_factory=dict)
+    whole: bool = False
+
+    def lacks(self, chunk: int, chunk_rows: int) -> bool:
+        """Return whether a chunk of this version must be kept before it is overwritten."""
+        return str(chunk) not in self.chunks and chunk * chunk_rows < self.n_rows
+
+    def numbers(self) -> slice | NDArray[np.int64]:
+        """Return the chunks whose checksums the delta holds: those in it, in order, or all."""
+        if self.whole:
+            return slice(None)
+        return np.array(sorted(map(int, self.chunks)), dtype=np.int64)
+
+
+@dataclass
+class Delta:
+    """How a version differs from its base, collected while the base is made from it.
+
+    Parameters
+    ----------
+    base : id of the base.
+    attrs : attributes of the root, if they differ.
+    arrays : how each array differs, by name; None for an array that only the base has.
+    metas : shape and type of the arrays that only the version has, as JSON (format 2).
+    """
+
+    base: str = ""
+    attrs: dict[str, Any] | None = None
+    arrays: dict[str, ArrayDelta | None] = field(default_factory=dict)
+    metas: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def checksums(self, tables: Callable[[str], Table]) -> Table:
+        """Return the checksums of the chunks in the delta, array by array."""
+        parts = [
+            tables(name)[array.numbers()]
+            for name, array in sorted(self.arrays.items())
+            if array is not None
+        ]
+        return np.concatenate([np.empty(0, np.uint64), *parts])
+
+
+def write_delta(group: h5py.Group, delta: Delta) -> None:
+    """Store a delta, but not its chunks."""
+    arrays = {name: None if array is None else vars(array) for name, array in delta.arrays.items()}
+    metas = {"metas": delta.metas} if has_checksums(group.file) else {}
+    about = {"base": delta.base, "attrs": delta.attrs, "arrays": arrays, **metas}
+    write_json(group, "about", about)
+
+
+def read_delta(file: h5py.File, snapshot: str) -> tuple[h5py.Group, Delta]:
+    """Return a version's delta, and the group that holds its chunks."""
+    group = file[HOME]["versions"][snapshot]["delta"]
+    about = read_json(group, "about")
+    arrays = {
+        name: None if array is None else ArrayDelta(**array)
+        for name, array in about["arrays"].items()
+    }
+    return group, Delta(about["base"], about["attrs"], arrays, about.get("metas", {}))
+
+
+def deltas(file: h5py.File, snapshot: str, head: str) -> Iterator[tuple[h5py.Group, Delta]]:
     """Yield the deltas on the way from a version over its bases to the newest version.
 
-    Each is the group that holds the chunks, and the JSON about it. :class:`ValueError` if the way
-    has no end.
+    :class:`ValueError` if the way has no end.
     """
-    seen, fmt = set(), format_of(file)
+    seen = set()
     while snapshot != head:
         if snapshot in seen:
             raise ValueError(
                 f"version {snapshot} is described by versions that are described by it"
             )
         seen.add(snapshot)
-        group = file[HOME]["versions"][snapshot]["delta"]
-        about = read_json(group, "about", fmt)
-        yield group, about
-        snapshot = about["base"]
+        group, delta = read_delta(file, snapshot)
+        yield group, delta
+        snapshot = delta.base

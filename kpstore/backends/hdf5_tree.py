@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import matches
-from kpstore.backends.hdf5_layout import Table
 from kpstore.backends.hdf5_records import (
+    ABSENT,
     HOME,
+    Delta,
+    Record,
+    Table,
     deltas,
     digest,
-    format_of,
+    has_checksums,
     read_bytes,
     read_names,
     read_record,
@@ -30,37 +33,36 @@ from kpstore.errors import CorruptError
 
 
 class WrongChunkError(ValueError):
-    """A chunk, of rows ``start`` to ``stop``, that is not what was committed there."""
+    """A chunk, with rows ``start`` to ``stop``, that is not what was committed there."""
 
     def __init__(self, start: int, stop: int) -> None:
         super().__init__("they do not match their checksum")
         self.start, self.stop = start, stop
 
 
+@dataclass
 class DataSet:
-    """A data set that holds chunks; opened and checked at its first use.
+    """A data set that holds chunks, which is opened and checked at its first use.
 
     Parameters
     ----------
-    group, name : where it is.
-    meta : shape and type that it must have, but for its length.
+    group, name : place of the data set.
+    meta : shape and type that it must have, except for its length.
     n_rows : length that it must have, if known.
     """
 
-    def __init__(
-        self, group: h5py.Group, name: str, meta: ArrayMeta, n_rows: int | None = None
-    ) -> None:
-        self._group, self._name, self._meta, self._n_rows = group, name, meta, n_rows
+    group: h5py.Group
+    name: str
+    meta: ArrayMeta
+    n_rows: int | None = None
 
     @cached_property
     def array(self) -> h5py.Dataset:
         """The data set; :class:`CorruptError` if it has another shape or type."""
-        array, meta = layout.open_array(self._group, self._name), self._meta
-        rows = array.shape[0] if self._n_rows is None else self._n_rows
-        if array.shape != (rows, *meta.shape[1:]) or array.chunks != (
-            meta.chunk_rows,
-            *meta.shape[1:],
-        ):
+        array, row_shape = layout.open_array(self.group, self.name), self.meta.shape[1:]
+        n_rows = array.shape[0] if self.n_rows is None else self.n_rows
+        chunks = (self.meta.chunk_rows, *row_shape)
+        if array.shape != (n_rows, *row_shape) or array.chunks != chunks:
             raise CorruptError(
                 f"{array.file.filename}: {array.name[1:]!r} has shape {array.shape} in chunks of "
                 f"{array.chunks}, which is not what was committed; it is damaged"
@@ -69,6 +71,7 @@ class DataSet:
         return array
 
 
+@dataclass
 class Checksums:
     """The checksums of an array's chunks: all of them, or those that differ from another version.
 
@@ -76,19 +79,15 @@ class Checksums:
     ----------
     kept : reads them.
     base : checksums of the version that this one differs from; None if ``kept`` reads all.
-    length, numbers : with a base, the number of chunks of the array, and the chunks that ``kept``
-        reads, (kept,).
+    length, numbers : with a base, the number of chunks of the array, and the chunks whose
+        checksums ``kept`` reads, (kept,).
     """
 
-    def __init__(
-        self,
-        kept: Callable[[], Table],
-        base: Checksums | None = None,
-        length: int = 0,
-        numbers: NDArray[np.int64] | None = None,
-    ) -> None:
-        self._kept, self._base, self._length, self._numbers = kept, base, length, numbers
-        self._found: Table | None = None
+    kept: Callable[[], Table]
+    base: Checksums | None = None
+    length: int = 0
+    numbers: NDArray[np.int64] | None = None
+    _found: Table | None = field(default=None, init=False)
 
     def read(self) -> Table:
         """Return the checksum of each chunk, (chunks,)."""
@@ -96,7 +95,7 @@ class Checksums:
         at: Checksums | None = self
         while at is not None and at._found is None:
             way.append(at)
-            at = at._base
+            at = at.base
         table = np.empty(0, np.uint64) if at is None or at._found is None else at._found
         for step in reversed(way):  # a loop, as a history may be too long for recursion
             table = step._on(table)
@@ -104,26 +103,27 @@ class Checksums:
         return table
 
     def _on(self, base: Table) -> Table:
-        if self._numbers is None:
-            return self._kept()
-        table = np.zeros(self._length, np.uint64)
-        table[: len(base)] = base[: self._length]
-        table[self._numbers] = self._kept()
+        if self.numbers is None:
+            return self.kept()
+        table = np.zeros(self.length, np.uint64)
+        table[: len(base)] = base[: self.length]
+        table[self.numbers] = self.kept()
         return table
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A chunk's place: a chunk of a data set; ``source`` is None if it was never written."""
+    """The place of a chunk: a chunk of ``source``, which is None if it was never written."""
 
     source: DataSet | None
     chunk: int
 
     def byte(self) -> int | None:
-        """Return where in the file it begins; None if it was never written."""
+        """Return the offset in the file at which it begins; None if it was never written."""
         return None if self.source is None else layout.byte_of(self.source.array, self.chunk)
 
 
+@dataclass
 class StoredArray:
     """One array at one version: a data set, and the chunks that are elsewhere.
 
@@ -136,16 +136,11 @@ class StoredArray:
     table_digest : digest of the checksums; None if unknown.
     """
 
-    def __init__(
-        self,
-        source: DataSet,
-        meta: ArrayMeta,
-        elsewhere: Mapping[int, Piece],
-        checksums: Checksums | None,
-        table_digest: str | None = None,
-    ) -> None:
-        self.source, self.meta, self.elsewhere = source, meta, elsewhere
-        self.checksums, self.table_digest = checksums, table_digest
+    source: DataSet
+    meta: ArrayMeta
+    elsewhere: Mapping[int, Piece] = field(default_factory=dict)
+    checksums: Checksums | None = None
+    table_digest: str | None = None
 
     @cached_property
     def table(self) -> Table | None:
@@ -161,27 +156,27 @@ class StoredArray:
         return found
 
     def stored_table(self) -> Table:
-        """Return the checksums of all chunks as they are stored, damaged or not (format 2)."""
+        """Return the checksums of all chunks as they are stored, even if damaged (format 2)."""
         assert self.checksums is not None
         return self.checksums.read()
 
     def piece(self, chunk: int) -> Piece:
-        """Return where a chunk is."""
+        """Return the place of a chunk."""
         return self.elsewhere.get(chunk, Piece(self.source, chunk))
 
     @property
     def is_raw(self) -> bool:
-        """Whether all chunks lie in the file as they do in memory."""
+        """Whether all chunks are stored in the file as they are in memory."""
         sources = [self.source, *(piece.source for piece in self.elsewhere.values())]
         return all(source is None or source.array.compression is None for source in sources)
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
+    def read(self, start: int, stop: int) -> NDArray[np.generic]:
         """Return rows, after comparing their chunks with their checksums (format 2).
 
         Raises
         ------
         WrongChunkError
-            If a chunk is not what was committed there. HDF5's library raises errors of its own for
+            If a chunk is not what was committed there. HDF5's library raises its own errors for
             other damage.
         """
         table = self.table
@@ -197,7 +192,7 @@ class StoredArray:
         wanted = rows[start - begin : stop - begin]
         return wanted if len(wanted) == len(rows) else wanted.copy()
 
-    def read_unchecked(self, start: int, stop: int) -> NDArray[Any]:
+    def read_unchecked(self, start: int, stop: int) -> NDArray[np.generic]:
         """Return rows as HDF5's library reads them."""
         if not self.elsewhere:
             rows = layout.read_dataset(self.source.array, start, stop)
@@ -216,36 +211,31 @@ class StoredArray:
             raise ValueError(f"it holds rows of shape {rows.shape}")
         return rows
 
-    def read_chunk(self, chunk: int) -> NDArray[Any] | None:
+    def read_chunk(self, chunk: int) -> NDArray[np.generic] | None:
         """Return the rows of one chunk, after checking it; None if it was never written."""
         if self.piece(chunk).byte() is None and (self.table is None or not self.table[chunk]):
             return None
         return self.read(*self.meta.rows_of(chunk))
 
 
+@dataclass
 class Tree:
-    """All arrays at one version: those of the newest version, and the differences from there.
+    """All arrays at one version, by name, and the attributes of the root."""
 
-    Parameters
-    ----------
-    attrs : attributes of the root.
-    arrays : by name.
-    """
-
-    def __init__(self, attrs: dict[str, Any], arrays: dict[str, StoredArray]) -> None:
-        self.attrs, self.arrays = attrs, arrays
+    attrs: dict[str, Any]
+    arrays: dict[str, StoredArray]
 
     def to_json(self) -> bytes:
-        """Return the version's description; its record holds the digest of it."""
+        """Return the version's description, whose digest is in its record."""
         arrays = {
             name: layout.meta_to_json(array.meta) for name, array in sorted(self.arrays.items())
         }
         return json.dumps({"attrs": self.attrs, "arrays": arrays}, ensure_ascii=False).encode()
 
-    def compare(self, record: Mapping[str, Any]) -> None:
+    def compare(self, record: Record) -> None:
         """Raise :class:`ValueError` unless this matches the version's record.
 
-        Checksums are compared when they are read.
+        Checksums are compared later, when they are read.
         """
         if digest(self.to_json()) != record["tree"]:
             raise ValueError("the description of its arrays does not match its checksum")
@@ -259,19 +249,19 @@ def read_tree(file: h5py.File, snapshot: str) -> Tree:
     Raises
     ------
     ValueError
-        If it is not what was committed. HDF5's library raises errors of its own for other damage.
+        If it is not what was committed. HDF5's library raises its own errors for other damage.
     """
     steps = list(deltas(file, snapshot, read_names(file).head))
-    has_tables = format_of(file) > 1
+    has_tables = has_checksums(file)
     tree = newest_tree(file) if has_tables else _newest_by_attributes(file)
-    for group, about in reversed(steps):
-        tree = older_tree(tree, group, about, has_tables=has_tables)
+    for group, delta in reversed(steps):
+        tree = older_tree(tree, group, delta)
     if has_tables:
         tree.compare(read_record(file, snapshot))
     return tree
 
 
-def write_tree(file: h5py.File, tree: Tree) -> dict[str, Any]:
+def write_tree(file: h5py.File, tree: Tree) -> dict[str, object]:
     """Store the newest version's description and checksums; return the digests of both."""
     described = tree.to_json()
     write_bytes(file[HOME], "tree", described, b" ")
@@ -279,7 +269,7 @@ def write_tree(file: h5py.File, tree: Tree) -> dict[str, Any]:
     digests: dict[str, str] = {}
     for name, array in sorted(tree.arrays.items()):
         tables[name] = array.stored_table()
-        # Checksums that were not changed keep their digest, even if they are damaged.
+        # Unchanged checksums keep their digest, so that damaged ones do not get a new one.
         digests[name] = array.table_digest or digest(tables[name])
     numbers = np.concatenate([np.empty(0, "<u8"), *tables.values()]).astype("<u8")
     write_bytes(file[HOME], "checksums", numbers.tobytes(), b"\0")
@@ -304,60 +294,53 @@ def _newest_by_attributes(file: h5py.File) -> Tree:
     for name in file:
         if isinstance(file.get(name, getlink=True), h5py.HardLink) and layout.is_array(file[name]):
             meta = layout.meta_of(layout.open_array(file, name))
-            arrays[name] = StoredArray(DataSet(file, name, meta), meta, {}, None)
+            arrays[name] = StoredArray(DataSet(file, name, meta), meta)
     return Tree(layout.get_attrs(file), arrays)
 
 
-def older_tree(
-    base: Tree, group: h5py.Group, about: Mapping[str, Any], *, has_tables: bool
-) -> Tree:
+def older_tree(base: Tree, group: h5py.Group, differs: Delta) -> Tree:
     """Return the version that differs from ``base`` by a delta; the base stays as it is."""
+    has_tables = has_checksums(group.file)
     arrays, tables, at = dict(base.arrays), _Tables(group), 0
-    for name, found in sorted(about["arrays"].items()):
-        if found is None:
+    for name, delta in sorted(differs.arrays.items()):
+        if delta is None:
             del arrays[name]
             continue
-        delta = layout.ArrayDelta(**found)
         if delta.whole:
-            meta = _whole_meta(group, about, name, has_tables=has_tables)
-            under = StoredArray(DataSet(group["arrays"], name, meta), meta, {}, None)
+            if has_tables:
+                meta = layout.meta_from_json(differs.metas[name])
+            else:
+                meta = layout.meta_of(layout.open_array(group["arrays"], name))
+            under = StoredArray(DataSet(group["arrays"], name, meta), meta)
         else:
             under = arrays[name]
         meta = layout.with_rows(under.meta, delta.n_rows, delta.attrs)
         copies = DataSet(group["chunks"], name, meta)
         placed = {
-            int(chunk): Piece(None, 0) if place == layout.ABSENT else Piece(copies, place)
+            int(chunk): Piece(None, 0) if place == ABSENT else Piece(copies, place)
             for chunk, place in delta.chunks.items()
         }
         elsewhere = {**under.elsewhere, **placed}
         elsewhere = {chunk: piece for chunk, piece in elsewhere.items() if chunk < meta.n_chunks}
         checksums = None
         if has_tables:
-            numbers = np.arange(meta.n_chunks)[layout.numbers_of(delta)]
+            numbers = np.arange(meta.n_chunks)[delta.numbers()]
             kept = partial(tables.part, at, len(numbers))
             checksums = Checksums(kept, under.checksums, meta.n_chunks, numbers)
             at += len(numbers)
         arrays[name] = StoredArray(under.source, meta, elsewhere, checksums)
-    return Tree(base.attrs if about["attrs"] is None else about["attrs"], arrays)
+    return Tree(base.attrs if differs.attrs is None else differs.attrs, arrays)
 
 
-def _whole_meta(
-    group: h5py.Group, about: Mapping[str, Any], name: str, *, has_tables: bool
-) -> ArrayMeta:
-    if has_tables:
-        return layout.meta_from_json(about["metas"][name])
-    return layout.meta_of(layout.open_array(group["arrays"], name))
-
-
+@dataclass
 class _Tables:
-    """Checksums of several arrays, one after another, read at the first use."""
+    """Checksums of several arrays, stored one after another and read at the first use."""
 
-    def __init__(self, group: h5py.Group) -> None:
-        self._group = group
+    group: h5py.Group
 
     @cached_property
     def _numbers(self) -> Table:
-        return np.frombuffer(read_bytes(self._group, "checksums"), dtype="<u8").astype(np.uint64)
+        return np.frombuffer(read_bytes(self.group, "checksums"), dtype="<u8").astype(np.uint64)
 
     def part(self, start: int, length: int) -> Table:
         """Return ``length`` checksums from ``start`` on."""

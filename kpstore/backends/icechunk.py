@@ -7,25 +7,24 @@ import itertools
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import icechunk
 import zarr
 
+from kpstore.backends import refusals
+from kpstore.backends.asides import aside_of
 from kpstore.backends.base import MAIN, Capabilities, Commit
-from kpstore.backends.icechunk_changes import IcechunkWriteSession
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
 from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
-from kpstore.backends.icechunk_sessions import IcechunkReadSession
+from kpstore.backends.icechunk_sessions import IcechunkReadSession, IcechunkWriteSession
 from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.locks import refusing_lock
-from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError, NotFoundError
+from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
 
 _log = logging.getLogger(__name__)
 
@@ -35,27 +34,22 @@ class IcechunkBackend(IcechunkDirectory):
 
     capabilities = Capabilities(branches=True, parallel_writers=True)
 
-    def __init__(self, location: str) -> None:
-        super().__init__(location)
-        self._told: set[str] = set()
-
     def __reduce__(self) -> tuple[type[IcechunkBackend], tuple[str]]:
         return IcechunkBackend, (str(self.path),)
 
-    def create(self, attrs: Mapping[str, Any], message: str) -> str:
+    def create(self, attrs: Mapping[str, object], message: str) -> str:
         """Create the directory and an empty store in it."""
         guard_fork()
         target = _free_place(self.location)
-        # Built aside and renamed, so that a kill leaves either no store or one that opens.
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.creating-", dir=target.parent))
+        # Built beside its place and renamed, so that a kill leaves either no store or a whole one.
+        aside = aside_of(target, "creating")
+        aside.mkdir(parents=True)
         try:
             repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(aside)))
             session = repository.writable_session(MAIN)
             ChecksumTable.create(zarr.create_group(session.store, attributes=dict(attrs)))
             snapshot = str(session.commit(message))
             VersionRecords(aside, self.location, lambda: repository).committed(MAIN, snapshot)
-            aside.chmod(0o777 & ~_umask())
             _rename(aside, target, self.location)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -73,7 +67,7 @@ class IcechunkBackend(IcechunkDirectory):
     def session(self, snapshot: str) -> IcechunkReadSession:
         """Open a version by its id."""
         repo = self._repo()
-        self._records.check_snapshot(snapshot)
+        self.records.check_snapshot(snapshot)
         try:
             session = repo.readonly_session(snapshot_id=snapshot)
         except icechunk.IcechunkError as error:
@@ -83,7 +77,7 @@ class IcechunkBackend(IcechunkDirectory):
         try:
             return IcechunkReadSession(session, self)
         except FileNotFoundError:
-            # Zarr calls a snapshot that cannot be read an empty one; Icechunk knows the difference.
+            # For Zarr, a snapshot that cannot be read is empty; Icechunk knows the difference.
             with translated(self.location):
                 next(repo.ancestry(snapshot_id=snapshot))
             raise InvalidError(
@@ -92,9 +86,8 @@ class IcechunkBackend(IcechunkDirectory):
 
     def begin(self, branch: str = MAIN) -> IcechunkWriteSession:
         """Start changes to a branch's newest version."""
-        repo, branches = self._repo(), self.branches()
-        self.check_branch(branch, branches)
-        self._records.check_snapshot(branches[branch])
+        repo = self._repo()
+        self.records.check_snapshot(self.newest(branch, self.branches()))
         given = read_refs(self.path, "branch")[branch].given
         with translated(self.location):
             return IcechunkWriteSession(repo.writable_session(given), self, branch)
@@ -106,7 +99,7 @@ class IcechunkBackend(IcechunkDirectory):
             versions = itertools.pairwise(self._repo().ancestry(snapshot_id=snapshot))
             seen: set[str] = set()
             for info, older in versions:
-                if info.id in seen:  # snapshot files that were swapped may lead in a circle
+                if info.id in seen:  # snapshot files that were swapped may form a circle
                     raise CorruptError(
                         f"the history of {snapshot!r} of {self.location} leads back to {info.id}"
                     )
@@ -130,18 +123,18 @@ class IcechunkBackend(IcechunkDirectory):
 
     def _names(self, kind: Kind) -> Names:
         self._repo()
-        names = self._records.names(kind)
-        if names.damaged:  # or another process is in the middle of a change
+        names = self.records.names(kind)
+        if names.damaged:  # unless another process is in the middle of a change
             with self._quiet():
-                names = self._records.names(kind)
+                names = self.records.names(kind)
         for problem in names.damaged.values():
-            if problem not in self._told:  # a list of names does not show it
+            if problem not in self._told:  # because lists of names omit it
                 self._told.add(problem)
                 _log.warning("%s", problem)
         return names
 
     def _quiet(self) -> AbstractContextManager[None]:
-        """Hold off commits during a read, unless that would create the lock file."""
+        """Exclude commits while reading, unless that would create the lock file."""
         lock = self.sidecar_dir / "commit.lock"
         return self.commit_lock() if os.access(lock, os.R_OK | os.W_OK) else nullcontext()
 
@@ -149,7 +142,7 @@ class IcechunkBackend(IcechunkDirectory):
         """Create a branch at a version."""
         given = encode("branch", name)
         with self.commit_lock():
-            names = self._records.names("branch")
+            names = self.records.names("branch")
             if name in names:
                 raise ExistsError(f"branch {name!r} of {self.location} exists already")
             target = self.session(snapshot).snapshot
@@ -160,27 +153,20 @@ class IcechunkBackend(IcechunkDirectory):
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make a version the newest one of a branch."""
         with self.commit_lock(), translated(self.location):
-            branches = self._records.names("branch")
-            self.check_branch(name, branches)
-            if branches[name] != expected:
-                raise ConflictError(
-                    f"branch {name!r} of {self.location} has a newer version meanwhile; try again"
-                )
+            newest = self.newest(name, self.records.names("branch"))
+            refusals.check_newest(name, newest, expected, self.location)
             target = self.session(snapshot).snapshot
             # After a kill at this point, either version is right.
-            self._records.named("branch", name, expected, target)
+            self.records.named("branch", name, expected, target)
             self._repo().reset_branch(read_refs(self.path, "branch")[name].given, target)
             self._note_name("branch", name, target)
 
     def create_tag(self, name: str, snapshot: str) -> None:
-        """Tag a version for good: the name of a deleted tag is never used again."""
+        """Tag a version permanently: the name of a deleted tag is never used again."""
         given = encode("tag", name)
         with self.commit_lock():
-            if name in self._records.names("tag") or name in read_refs(self.path, "tag"):
-                raise ExistsError(
-                    f"tag {name!r} of {self.location} exists, or did, and tags never move; choose "
-                    "another name"
-                )
+            if name in self.records.names("tag") or name in read_refs(self.path, "tag"):
+                raise refusals.tag_taken(name, self.location)
             target = self.session(snapshot).snapshot
             try:
                 self._repo().create_tag(given, target)
@@ -191,25 +177,23 @@ class IcechunkBackend(IcechunkDirectory):
             self._note_name("tag", name, target)
 
     def _note_name(self, kind: Kind, name: str, version: str) -> None:
-        """Put a new name into the ledger, after reading it back."""
+        """Record a new name in the ledger, after reading it back."""
         ref = read_refs(self.path, kind).get(name)
         if ref is None or ref.version != version:
             raise CorruptError(
                 f"{kind} {name!r} of {self.location} was created but cannot be read back"
             )
-        self._records.named(kind, name, version)
+        self.records.named(kind, name, version)
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
         with self.commit_lock():
-            tags = self._records.names("tag")
+            tags = self.records.names("tag")
             if name not in tags:
-                raise NotFoundError(
-                    f"tag {name!r} of {self.location} not found; it has {list(tags)}"
-                )
+                raise refusals.no_name("tag", name, tags, self.location)
             with translated(self.location):
                 self._repo().delete_tag(read_refs(self.path, "tag")[name].given)
-            self._records.named("tag", name)
+            self.records.named("tag", name)
 
     def examine(self) -> Iterator[str]:
         """Yield what is wrong with names and with the files that describe versions."""
@@ -218,10 +202,10 @@ class IcechunkBackend(IcechunkDirectory):
         except CorruptError as error:
             yield str(error)
             return
-        yield from self._records.examine(self._quiet())
+        yield from self.records.examine(self._quiet())
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
-        """Hold the store for one long write."""
+        """Reserve the store for one long write."""
         return refusing_lock(
             self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
         )
@@ -248,9 +232,3 @@ def _rename(folder: Path, target: Path, location: str) -> None:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise _taken(location) from None  # by another process in the meantime
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

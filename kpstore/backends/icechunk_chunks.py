@@ -1,4 +1,4 @@
-"""Chunks of a local Icechunk repository, mapped or read from their files without Icechunk.
+"""Zarr arrays of an Icechunk store, and their chunks, which are read without Icechunk if possible.
 
 Icechunk writes every chunk to a file of its own, exactly as Zarr encoded it, and never changes it.
 :mod:`kpstore.backends.icechunk_manifests` says which file holds which chunk.
@@ -10,29 +10,149 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
 import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.core.metadata import ArrayV3Metadata
 
-from kpstore.backends.base import ArrayMeta
+from kpstore.backends.base import TEXT, ArrayMeta, Codec
+from kpstore.backends.checksums import checksum, matches
+from kpstore.backends.icechunk_errors import UNREADABLE, first_line
 from kpstore.backends.icechunk_manifests import ChunkPlace, Nodes, locate_rows
-from kpstore.backends.mapping import FilePiece, map_pieces
-from kpstore.errors import CorruptError
+from kpstore.backends.mapping import FilePiece, map_chunks
+from kpstore.errors import CorruptError, InvalidError
+
+ZarrArray = zarr.Array[ArrayV3Metadata]
+
+_COMPRESSORS: Mapping[Codec, tuple[BytesBytesCodec, ...]] = {
+    "raw": (),
+    "zstd": (ZstdCodec(),),
+    "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),),
+}
+
+
+class BadChunkError(Exception):
+    """A chunk that cannot be read; without a ``reason``, it holds other values than expected."""
+
+    def __init__(self, chunk: int, reason: str = "") -> None:
+        super().__init__(reason)
+        self.chunk, self.reason = chunk, reason
+
+
+def create_array(group: zarr.Group, name: str, meta: ArrayMeta) -> ZarrArray:
+    """Create an array of unwritten rows."""
+    text = meta.dtype == TEXT
+    return group.create_array(
+        name,
+        shape=meta.shape,
+        chunks=(meta.chunk_rows, *meta.shape[1:]),
+        dtype=str if text else meta.dtype,
+        fill_value="" if text else meta.fill,
+        compressors=(*_COMPRESSORS[meta.codec], Crc32cCodec()),
+        dimension_names=meta.dims,
+        attributes=dict(meta.attrs),
+        # A written chunk has to exist even if all of it is fill, because a missing chunk is one
+        # that was never written.
+        config={"write_empty_chunks": True},
+    )
+
+
+def meta_of(array: ZarrArray) -> ArrayMeta:
+    """Return shape and type of an array."""
+    text = array.dtype.kind == "T"
+    return ArrayMeta(
+        shape=array.shape,
+        dtype=TEXT if text else array.dtype.name,
+        chunk_rows=array.chunks[0],
+        dims=tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ()),
+        fill=0 if text else array.fill_value.item(),
+        attrs=dict(array.attrs),
+        codec=_codec_name(array),
+    )
+
+
+def _codec_name(array: ZarrArray) -> Codec:
+    match array.compressors:
+        case (BloscCodec(), *_):
+            return "lz4"
+        case (ZstdCodec(), *_):
+            return "zstd"
+        case _:
+            return "raw"
+
+
+def read_chunks(
+    array: ZarrArray, meta: ArrayMeta, chunks: range, sums: Sequence[int] = ()
+) -> NDArray[np.generic]:
+    """Return the rows of consecutive chunks.
+
+    Parameters
+    ----------
+    sums : checksums of these chunks; without them, only the codec checks what it reads.
+
+    Raises
+    ------
+    BadChunkError
+        For the first damaged chunk.
+    """
+    size = meta.chunk_rows
+    try:
+        values = np.asarray(array[chunks.start * size : min(chunks.stop * size, meta.n_rows)])
+    except UNREADABLE as error:
+        if len(chunks) > 1:
+            for chunk in chunks:
+                read_chunks(array, meta, range(chunk, chunk + 1))
+        raise BadChunkError(chunks.start, first_line(error)) from error
+    if values.dtype.kind == "T":
+        values = values.astype(object)
+    for number, expected in enumerate(sums):
+        if not matches(meta, values[number * size : (number + 1) * size], int(expected)):
+            raise BadChunkError(chunks.start + number)
+    return values
+
+
+def write_chunks(
+    array: ZarrArray, meta: ArrayMeta, start: int, values: NDArray[np.generic]
+) -> dict[int, int]:
+    """Write whole chunks of values from :func:`as_stored`; return their checksums by number."""
+    if not array.config.write_empty_chunks:
+        array = array.with_config({"write_empty_chunks": True})
+    if len(values):
+        array[start : start + len(values)] = values
+    size = meta.chunk_rows
+    return {
+        (start + row) // size: checksum(meta, values[row : row + size])
+        for row in range(0, len(values), size)
+    }
+
+
+def as_stored(name: str, meta: ArrayMeta, values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return values in the array's dtype, because checksums are of the values as they are read."""
+    if meta.dtype != TEXT:
+        return np.asarray(values, dtype=meta.dtype)
+    texts = np.asarray(values, dtype=object)
+    wrong = next((text for text in texts.tolist() if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise InvalidError(f"{wrong!r} given for {name!r}, which holds text")
+    return texts
+
+
+# -- without Zarr ----------------------------------------------------------------------------------
 
 _CRC_BYTES = 4
 _BLOSC_SIZE_AT = 4
 """Offset of the decoded size in Blosc's header."""
 
 _Size = Callable[[memoryview], int]
-_Decode = Callable[[memoryview, NDArray[Any]], object]
+_Decode = Callable[[memoryview, NDArray[np.generic]], object]
 
 
-def _copy(encoded: memoryview, out: NDArray[Any]) -> None:
+def _copy(encoded: memoryview, out: NDArray[np.generic]) -> None:
     out.reshape(-1).view(np.uint8)[:] = np.frombuffer(encoded, dtype=np.uint8)
 
 
@@ -55,16 +175,16 @@ _FORMS: Mapping[tuple[type, ...], tuple[_Size, _Decode]] = {
     (ZstdCodec,): (_zstd_size, numcodecs.zstd.decompress),
     (BloscCodec,): (_blosc_size, numcodecs.blosc.decompress),
 }
-"""By compressors: the decoded size of a chunk, and the decoder."""
+"""Functions that return the decoded size of a chunk, and decode it, by compressors."""
 
 
 @dataclass(frozen=True)
 class ChunkDecoder:
-    """Decodes chunks without Zarr, which needs a millisecond and more for each.
+    """Decodes chunks without Zarr, which takes at least a millisecond for each.
 
     Parameters
     ----------
-    size_of, decode : the entry of the compressors in ``_FORMS``.
+    size_of, decode : entry of the compressors in ``_FORMS``.
     n_check : number of bytes of the CRC-32C at the end of each chunk.
     """
 
@@ -73,10 +193,10 @@ class ChunkDecoder:
     n_check: int
 
     @classmethod
-    def of(cls, array: zarr.Array[Any]) -> ChunkDecoder | None:
+    def of(cls, array: ZarrArray) -> ChunkDecoder | None:
         """Return the decoder of an array.
 
-        None if its chunks are cut along other axes, or encoded in a way that only Zarr knows.
+        None if its chunks are divided along other axes, or encoded in a way that only Zarr knows.
         """
         serializer, codecs = array.serializer, tuple(array.compressors)
         if array.filters or array.chunks[1:] != array.shape[1:]:
@@ -89,18 +209,18 @@ class ChunkDecoder:
         form = _FORMS.get(tuple(type(codec) for codec in (codecs[:-1] if n_check else codecs)))
         return None if form is None else cls(*form, n_check)
 
-    def __call__(self, encoded: bytes, out: NDArray[Any], *, with_crc: bool = False) -> None:
+    def __call__(self, encoded: bytes, out: NDArray[np.generic], *, with_crc: bool = False) -> None:
         """Decode a chunk.
 
         Parameters
         ----------
         out : (chunk rows, *row shape), C-contiguous.
-        with_crc : whether to compare the CRC-32C too, as other readers of the chunk will.
+        with_crc : whether to compare the CRC-32C as well, as other readers of the chunk do.
 
         Raises
         ------
         ValueError
-            If these are not the bytes of such a chunk.
+            If the bytes are not those of such a chunk.
         """
         whole = memoryview(encoded)
         body, crc = whole[: len(whole) - self.n_check], whole[len(whole) - self.n_check :]
@@ -109,10 +229,10 @@ class ChunkDecoder:
             and self.n_check
             and google_crc32c.value(bytes(body)) != int.from_bytes(crc, "little")
         ):
-            raise ValueError("it does not have the CRC-32C that stands at its end")
+            raise ValueError("it does not match the CRC-32C at its end")
         try:
             size = self.size_of(body)
-            # The decoders would silently leave the rest of a larger buffer as it is.
+            # The decoders silently leave the rest of a larger buffer unchanged.
             if size != out.nbytes:
                 raise ValueError(f"it holds {size} bytes, {out.nbytes} were expected")
             self.decode(body, out)
@@ -125,9 +245,9 @@ class LocalChunks:
 
     Parameters
     ----------
-    places : where each chunk is; None for one that was never written.
-    meta : of the array.
-    decode : decodes chunks; their CRC-32C is not compared here (:class:`Chunks`).
+    places : place of each chunk; None for one that was never written.
+    meta : shape and type of the array.
+    decode : decodes chunks; their CRC-32C is not compared (:class:`~kpstore.backends.base.Chunks`).
     """
 
     how = "from their files"
@@ -136,17 +256,15 @@ class LocalChunks:
         self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: ChunkDecoder
     ) -> None:
         self._places, self._meta, self._decode = places, meta, decode
-        self.mapped: NDArray[Any] | None = None
+        self.mapped: NDArray[np.generic] | None = None
         in_files = all(not place or (place.inline is None and not place.offset) for place in places)
         if meta.codec == "raw" and in_files:
             pieces = [
                 FilePiece(place.file, n_more=decode.n_check) if place else None for place in places
             ]
-            piece = (meta.chunk_rows, *meta.shape[1:])
-            mapped = map_pieces(pieces, piece, np.dtype(meta.dtype), meta.fill)
-            self.mapped = None if mapped is None else mapped[: meta.n_rows]
+            self.mapped = map_chunks(pieces, meta)
 
-    def read_into(self, number: int, out: NDArray[Any]) -> None:
+    def read_into(self, number: int, out: NDArray[np.generic]) -> None:
         """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
         place = self._places[number]
         if place is None:
@@ -159,7 +277,7 @@ class LocalChunks:
 
 
 def local_chunks(
-    nodes: Nodes | None, root: Path, array: zarr.Array[Any], meta: ArrayMeta
+    nodes: Nodes | None, root: Path, array: ZarrArray, meta: ArrayMeta
 ) -> LocalChunks | None:
     """Return the chunks of an array of a local repository; None if only Zarr can read them."""
     decode = ChunkDecoder.of(array)

@@ -9,31 +9,29 @@ from pathlib import Path
 import icechunk
 import zarr
 
+from kpstore.backends import refusals
 from kpstore.backends.base import MAIN
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
-from kpstore.backends.icechunk_manifests import (
-    Nodes,
-    nodes_of,
-)
+from kpstore.backends.icechunk_manifests import Nodes, nodes_of
 from kpstore.backends.icechunk_names import Names
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.locks import waiting_lock
 from kpstore.errors import CorruptError, NotFoundError
 
-# Icechunk's own log lines go to standard output, where they break --json. Its warning that local
-# directories are not safe for concurrent commits is answered by the lock around every commit, and
-# its errors come as exceptions, but for those of reading ahead in a store that is half made and
-# removed again because its input was refused.
+# Icechunk writes its own log to standard output, where it breaks --json. It warns that local
+# directories are not safe for concurrent commits, which is why every commit here holds a lock. Its
+# errors are exceptions, except for those of reading ahead in a store that is removed again, half
+# made, because its input was refused.
 icechunk.set_logs_filter("off")
 
-# Reading manifests ahead takes eight milliseconds of each open, and kpstore finds chunks without
-# (local_chunks).
+# Reading manifests ahead would take eight milliseconds at each opening, and kpstore finds chunks
+# without that (local_chunks).
 _CONFIG = icechunk.RepositoryConfig(
     manifest=icechunk.ManifestConfig(preload=icechunk.ManifestPreloadConfig(max_total_refs=0))
 )
 
 _N_VERSIONS = 4
-"""Number of versions whose descriptions of arrays are kept in memory."""
+"""Number of versions whose lists of arrays are kept in memory."""
 
 
 class IcechunkDirectory:
@@ -47,9 +45,10 @@ class IcechunkDirectory:
     def __init__(self, location: str) -> None:
         self.location = str(Path(location))
         """Path of the directory, as it was given."""
-        # Absolute, as forks and pickles go to processes that may work in another folder.
+        # Absolute, because forks and pickles go to processes whose working directory may differ.
         self.path = Path(location).absolute()
         self._nodes_of: dict[str, Nodes | None] = {}
+        self._told: set[str] = set()
 
     @property
     def sidecar_dir(self) -> Path:
@@ -57,7 +56,7 @@ class IcechunkDirectory:
         return self.path / "kpstore"
 
     def exists(self) -> bool:
-        """Whether the directory holds an Icechunk repository."""
+        """Return whether the directory holds an Icechunk repository."""
         return (self.path / "refs").is_dir() and (self.path / "snapshots").is_dir()
 
     def close(self) -> None:
@@ -67,7 +66,7 @@ class IcechunkDirectory:
 
     @cached_property
     def _repository(self) -> icechunk.Repository:
-        # Icechunk creates the directory of any path that it is given, so look before asking it.
+        # Icechunk creates the directory of any path that it is given, so check before that.
         if not self.exists():
             what = "is not a kpstore store" if self.path.exists() else "does not exist"
             raise NotFoundError(
@@ -78,9 +77,8 @@ class IcechunkDirectory:
                 icechunk.local_filesystem_storage(str(self.path)), config=_CONFIG
             )
         except icechunk.IcechunkError as error:
-            # Icechunk opens nothing without its main branch, and does not say which file is at
-            # fault.
-            damage = self._records.names("branch").damaged.get(MAIN)
+            # Icechunk opens nothing without its main branch, and does not name the damaged file.
+            damage = self.records.names("branch").damaged.get(MAIN)
             raise CorruptError(
                 damage
                 or f"{self.location} cannot be read as an Icechunk repository: {first_line(error)}"
@@ -91,7 +89,8 @@ class IcechunkDirectory:
         return self._repository
 
     @cached_property
-    def _records(self) -> VersionRecords:
+    def records(self) -> VersionRecords:
+        """The ledger, which the repository is compared with."""
         return VersionRecords(self.path, self.location, self._repo)
 
     # -- arrays of a version -----------------------------------------------------------------------
@@ -105,13 +104,13 @@ class IcechunkDirectory:
         return frozenset(name for name, _ in zarr.open_group(store, mode="r").arrays())
 
     def nodes(self, snapshot: str) -> Nodes | None:
-        """Return :func:`nodes_of` a version, kept because each session asks several times."""
+        """Return :func:`nodes_of` a version, which is kept because each session needs it often."""
         repo = self._repo()
         if snapshot in self._nodes_of:
             return self._nodes_of[snapshot]
         with translated(self.location):
             found = nodes_of(repo, snapshot)
-        # Only single steps on the dict, which threads share.
+        # Threads share the dict, so each access is a single step.
         self._nodes_of[snapshot] = found
         for old in list(self._nodes_of)[:-_N_VERSIONS]:
             self._nodes_of.pop(old, None)
@@ -120,22 +119,11 @@ class IcechunkDirectory:
     # -- commits -----------------------------------------------------------------------------------
 
     def commit_lock(self) -> AbstractContextManager[None]:
-        """Hold off other commits: Icechunk itself loses some of them here (decisions/002)."""
+        """Exclude other commits, of which Icechunk itself would lose some (decisions/002)."""
         return waiting_lock(self.sidecar_dir / "commit.lock")
 
-    def check_branch(self, name: str, branches: Names) -> None:
-        """Raise :class:`NotFoundError` for an unknown branch."""
-        if name not in branches:
-            raise NotFoundError(
-                f"branch {name!r} of {self.location} not found; it has {list(branches)}"
-            )
-
-    def tip(self, branch: str) -> str:
-        """Return the newest version of a branch, under the lock."""
-        branches = self._records.names("branch")
-        self.check_branch(branch, branches)
+    def newest(self, branch: str, branches: Names) -> str:
+        """Return the newest version of one of the ``branches``."""
+        if branch not in branches:
+            raise refusals.no_name("branch", branch, branches, self.location)
         return branches[branch]
-
-    def committed(self, branch: str, version: str) -> None:
-        """Put a commit into the ledger, under the lock."""
-        self._records.committed(branch, version)

@@ -1,4 +1,4 @@
-"""What Icechunk, Zarr and the codecs raise, and one call that would not even raise but hang."""
+"""Errors of Icechunk, Zarr and the codecs, and a guard against a call that would never return."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def guard_fork() -> None:
-    """Refuse Icechunk in a forked child of a process that used it.
+    """Raise :class:`UnsupportedError` in a forked child of a process that has used Icechunk.
 
-    Icechunk's threads do not exist in the child, so that it would wait for them forever.
+    Icechunk's threads do not exist in the child, which would wait for them forever.
     """
     global _used_in_this_process
     if _forked_after_use:
@@ -41,15 +41,15 @@ def guard_fork() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the part of an error of Icechunk, Zarr or a codec that says what happened."""
+    """Return the line of an error of Icechunk, Zarr or a codec that says what happened."""
     lines = (line.strip(" x") for line in str(error).splitlines() if line.strip(" x|"))
-    # Behind that are two checksums as bytes.
+    # Two checksums, as bytes, follow.
     return next(lines, type(error).__name__).partition(". Stored: b")[0]
 
 
 @contextmanager
 def translated(location: str) -> Iterator[None]:
-    """Turn Icechunk's errors about damaged or foreign files into one line."""
+    """Turn Icechunk's errors about damaged or foreign files into :class:`CorruptError`."""
     try:
         yield
     except icechunk.IcechunkError as error:

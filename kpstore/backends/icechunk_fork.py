@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import icechunk
 import numpy as np
@@ -15,32 +15,33 @@ from zarr.core.sync import sync
 
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import matches
-from kpstore.backends.icechunk_arrays import (
+from kpstore.backends.icechunk_chunks import (
     BadChunkError,
+    ChunkDecoder,
+    ZarrArray,
     as_stored,
     meta_of,
     read_chunks,
     write_chunks,
 )
-from kpstore.backends.icechunk_chunks import ChunkDecoder
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line, guard_fork
 from kpstore.errors import CorruptError, NotFoundError
 
 _READ_BYTES, _READ_CHUNKS = 16 * 2**20, 32
-"""Most that a check reads at once: each chunk takes a file handle and a thread."""
+"""Limits of what a check reads at once: each chunk takes a file handle and a thread."""
 
 
 class IcechunkFork:
-    """A forked session; pickles together with what was written through it."""
+    """A forked session, which is pickled together with what was written through it."""
 
     def __init__(self, session: icechunk.ForkSession) -> None:
         self.session = session
         self.short_ends: dict[str, int] = {}
-        """By array whose short last chunk was written: its number of rows at that time."""
+        """Number of rows, at that time, of each array whose short last chunk was written."""
         self.checksums: dict[str, dict[int, int]] = {}
         """Checksum of each chunk that was written, by array and number."""
 
-    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+    def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         """Write whole chunks."""
         array = self._array(name, "r+")
         meta = meta_of(array)
@@ -52,7 +53,7 @@ class IcechunkFork:
         self.checksums.setdefault(name, {}).update(written)
 
     def check(self) -> None:
-        """Read every chunk that was written, through this process's own session of the store."""
+        """Read every chunk that was written, as this process sees the store."""
         for name, written in self.checksums.items():
             try:
                 array = self._array(name, "r")
@@ -70,7 +71,7 @@ class IcechunkFork:
                     f"{what if bad.reason else 'hold other values than were written'}"
                 )
 
-    def _array(self, name: str, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
+    def _array(self, name: str, mode: Literal["r", "r+"]) -> ZarrArray:
         guard_fork()
         try:
             return zarr.open_array(self.session.store, path=name, mode=mode)
@@ -79,9 +80,9 @@ class IcechunkFork:
 
 
 def _bad_chunks(
-    array: zarr.Array[Any], meta: ArrayMeta, sums: Mapping[int, int]
+    array: ZarrArray, meta: ArrayMeta, sums: Mapping[int, int]
 ) -> Iterator[BadChunkError]:
-    """Yield the chunks that are not what was written."""
+    """Yield the chunks that are not as they were written."""
     numbers, decode = sorted(sums), ChunkDecoder.of(array)
     if decode is None:
         for number in numbers:
@@ -107,14 +108,14 @@ def _bad_chunks(
                     yield BadChunkError(number)
 
 
-async def _encoded(array: zarr.Array[Any], numbers: Sequence[int]) -> list[bytes | BaseException]:
+async def _encoded(array: ZarrArray, numbers: Sequence[int]) -> list[bytes | BaseException]:
     """Return the bytes of chunks, or why they cannot be read."""
 
     async def get(number: int) -> bytes:
         key = array.metadata.encode_chunk_key((number, *(0 for _ in array.shape[1:])))
         buffer = await array.store.get(f"{array.path}/{key}", default_buffer_prototype())
         if buffer is None:
-            raise OSError("it is not there")
+            raise OSError("it does not exist")
         return bytes(buffer.to_bytes())
 
     return list(await asyncio.gather(*map(get, numbers), return_exceptions=True))

@@ -1,8 +1,8 @@
 """Icechunk's own metadata, read directly: which file of a local repository holds which chunk.
 
-Snapshots list a version's arrays, and manifests list the places of their chunks (a published
-format: https://icechunk.io/en/stable/spec/). Only version 1 of the format is read here. For
-anything else the functions return None, and kpstore asks Icechunk instead (docs/decisions/010).
+Snapshots list a version's arrays, and manifests list the places of their chunks, in a published
+format (https://icechunk.io/en/stable/spec/). Only version 1 of the format is read here. For
+anything else, the functions return None, and kpstore uses Icechunk instead (docs/decisions/010).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numcodecs
 
 _MAGIC = "ICE🧊CHUNK".encode()
 _HEADER_BYTES = 39
-"""Magic 12, name of the writer 24, version of the format, type of the file, compression."""
+"""Magic (12 bytes), name of the writer (24), format version, type of the file, compression."""
 _FORMAT_1, _MANIFEST, _ZSTD = 1, 2, 1
 
 # Places of fields in their FlatBuffers tables, in the order of Icechunk's schema (manifest.fbs).
@@ -32,7 +32,7 @@ _REF_INDEX, _REF_INLINE, _REF_OFFSET, _REF_LENGTH, _REF_CHUNK, _REF_LOCATION = r
 _CROCKFORD = bytes.maketrans(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 )
-"""From the digits of RFC 4648's base 32."""
+"""Translates the digits of RFC 4648's base 32 into Crockford's."""
 
 
 class Node(TypedDict, total=False):
@@ -47,6 +47,8 @@ class Node(TypedDict, total=False):
 Nodes = Mapping[str, Node]
 """The arrays of a version by name."""
 _NODE_TYPES = {"array", "group"}
+_UNKNOWN = (AttributeError, LookupError, TypeError, ValueError)
+"""Errors of reading metadata in an unknown format."""
 
 
 def nodes_of(repository: icechunk.Repository, snapshot: str) -> Nodes | None:
@@ -59,19 +61,19 @@ def nodes_of(repository: icechunk.Repository, snapshot: str) -> Nodes | None:
         if not _NODE_TYPES.issuperset(node["node_type"] for node in nodes):
             return None
         return {node["path"][1:]: node for node in nodes if node["node_type"] == "array"}
-    except (AttributeError, LookupError, TypeError, ValueError):
+    except _UNKNOWN:
         return None
 
 
 @dataclass(frozen=True)
 class ChunkPlace:
-    """Where the encoded bytes of one chunk are: in a file of its own, or in the manifest.
+    """Place of the encoded bytes of one chunk: a file of its own, or the manifest.
 
     Parameters
     ----------
-    file : the chunk's file, or the manifest.
-    offset, length : which bytes of the file.
-    inline : the bytes, if they are in the manifest.
+    file : path of the chunk's file, or of the manifest.
+    offset, length : first byte in the file, and number of bytes.
+    inline : the bytes themselves, if the manifest holds them.
     """
 
     file: Path
@@ -84,7 +86,7 @@ class ChunkPlace:
         if self.inline is not None:
             return self.inline
         with self.file.open("rb", buffering=0) as file:
-            # The numbers come from a file that may be damaged, so check them before reading.
+            # These numbers come from a file that may be damaged, so they are checked first.
             size = os.fstat(file.fileno()).st_size
             if self.offset + self.length > size:
                 raise ValueError(
@@ -105,14 +107,14 @@ def locate_chunks(
 
     Parameters
     ----------
-    nodes : of the version; see :func:`nodes_of`.
+    nodes : arrays of the version, from :func:`nodes_of`.
     root : directory of the repository.
     array : name of an array in the root group.
 
     Returns
     -------
     dict or None
-        None if the metadata are in an unknown format, or damaged.
+        None if the metadata are damaged, or in an unknown format.
     """
     found: dict[tuple[int, ...], ChunkPlace] = {}
     try:
@@ -121,10 +123,8 @@ def locate_chunks(
             found.update(
                 _array_chunks(root / "manifests" / manifest["id"], node["id"], root / "chunks")
             )
-    except (AttributeError, LookupError, TypeError, ValueError, struct.error):
-        return None
-    except (OSError, RuntimeError):  # a damaged file: Icechunk will say which one
-        return None
+    except (*_UNKNOWN, struct.error, OSError, RuntimeError):
+        return None  # if a file is damaged, Icechunk will name it
     return found
 
 
@@ -148,7 +148,7 @@ def locate_rows(
 def _read_manifest(path: Path) -> bytes:
     content = path.read_bytes()
     if len(content) < _HEADER_BYTES or not content.startswith(_MAGIC):
-        raise ValueError("no manifest")
+        raise ValueError("not a manifest")
     version, kind, compression = content[36:_HEADER_BYTES]
     if version != _FORMAT_1 or kind != _MANIFEST or compression not in (0, _ZSTD):
         raise ValueError("a manifest of an unknown format")
@@ -175,13 +175,13 @@ def _array_chunks(
 
 
 def _base32(raw: bytes) -> str:
-    """Return bytes in Crockford's base 32, as Icechunk names its files."""
+    """Return bytes in Crockford's base 32, which Icechunk uses for names of files."""
     return base64.b32encode(raw).rstrip(b"=").translate(_CROCKFORD).decode("ascii")
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A FlatBuffers table: a list of offsets leads to its fields, and any of them may be absent."""
+    """A FlatBuffers table: a list of offsets of its fields, any of which may be absent."""
 
     content: bytes
     at: int
@@ -191,7 +191,7 @@ class _Table:
         return cls(content, struct.unpack_from("<I", content, 0)[0])
 
     def _field(self, number: int) -> int:
-        """Return where a field is, 0 if it is absent."""
+        """Return the offset of a field; 0 if it is absent."""
         fields = self.at - struct.unpack_from("<i", self.content, self.at)[0]
         size = struct.unpack_from("<H", self.content, fields)[0]
         entry = 4 + 2 * number
@@ -201,7 +201,7 @@ class _Table:
         return self.at + offset if offset else 0
 
     def _vector(self, number: int) -> tuple[int, int]:
-        """Return where a vector's items begin, and how many there are."""
+        """Return the offset of a vector's first item, and the number of items."""
         at = self._field(number)
         if not at:
             return 0, 0

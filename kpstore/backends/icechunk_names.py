@@ -1,8 +1,8 @@
 """Names of tags and branches, and the files of an Icechunk repository that hold them.
 
 Icechunk keeps a name in a folder, ``refs/tag.NAME/ref.json``. It writes a letter beyond ASCII as
-``%E7…`` there, but does not decode it when it lists names: it leaves out such a tag, and for such a
-branch listing and garbage collection fail. So kpstore gives Icechunk plain ASCII (Punycode after
+``%E7…`` there, but does not decode it when it lists names: it omits such a tag, and with such a
+branch, listing and garbage collection fail. So kpstore gives Icechunk plain ASCII (Punycode after
 ``xn--``) and lists the folders itself; it also finds names that Icechunk has encoded.
 """
 
@@ -22,7 +22,7 @@ Kind = Literal["branch", "tag"]
 
 _MARK = "xn--"
 _PLAIN = re.compile(r"[A-Za-z0-9._+-]+")
-"""What Icechunk writes and lists unchanged."""
+"""Names that Icechunk writes and lists unchanged."""
 _VERSION = re.compile(r"[0-9A-HJKMNP-TV-Z]{20}")
 _NAME_BYTES = 255
 """Longest name of a file or folder on common file systems."""
@@ -30,7 +30,7 @@ _FILE, _DELETED = "ref.json", "ref.json.deleted"
 
 
 def encode(kind: Kind, name: str) -> str:
-    """Return a name in the plain ASCII that Icechunk is given; :func:`decode` reverses it.
+    """Return a name in plain ASCII, as Icechunk is given it; :func:`decode` is the inverse.
 
     Raises
     ------
@@ -40,13 +40,13 @@ def encode(kind: Kind, name: str) -> str:
     given = _given(name)
     if not _PLAIN.fullmatch(given) or decode(given) != name:
         raise InvalidError(
-            f"{kind} name {name!r} cannot be kept in an Icechunk store; use letters and digits"
+            f"{kind} name {name!r} cannot be stored in an Icechunk store; use letters and digits"
         )
     n_bytes = len(f"{kind}.{given}")
     if n_bytes > _NAME_BYTES:
         raise InvalidError(
-            f"{kind} name {name[:20] + '…'!r} of {len(name)} letters needs a folder's name of "
-            f"{n_bytes} bytes, {_NAME_BYTES} are possible; choose a shorter one"
+            f"{kind} name {name[:20] + '…'!r} of {len(name)} letters needs a folder name of "
+            f"{n_bytes} bytes, but the limit is {_NAME_BYTES}; choose a shorter one"
         )
     return given
 
@@ -68,13 +68,13 @@ def decode(given: str) -> str:
 
 @dataclass(frozen=True)
 class Ref:
-    """A tag or branch as it is on the disk.
+    """A tag or branch as it is on disk.
 
     Parameters
     ----------
-    given : the name in Icechunk.
-    file : its file, relative to the store.
-    version : the version that it names; None if the file is damaged or missing.
+    given : name in Icechunk.
+    file : path of its file, relative to the store.
+    version : id of the version that it names; None if the file is damaged or missing.
     is_deleted : whether it was deleted; Icechunk never uses the name of a deleted tag again.
     """
 
@@ -87,12 +87,12 @@ class Ref:
 class Names(dict[str, str]):
     """Tags or branches with the versions that they name.
 
-    A damaged one is contained too, but looking it up raises :class:`CorruptError`.
+    A damaged name is contained as well, but looking it up raises :class:`CorruptError`.
 
     Parameters
     ----------
-    versions : by name.
-    damaged : message of the error, by name.
+    versions : id of the version, by name.
+    damaged : message of the error, by damaged name.
     """
 
     def __init__(self, versions: Mapping[str, str], damaged: Mapping[str, str]) -> None:
@@ -121,7 +121,7 @@ def read_refs(root: Path, kind: Kind) -> dict[str, Ref]:
 
 
 def file_of(kind: Kind, name: str) -> str:
-    """Return the file, relative to the store, in which kpstore keeps a name."""
+    """Return the path of a name's file, relative to the store."""
     return f"refs/{kind}.{_given(name)}/{_FILE}"
 
 

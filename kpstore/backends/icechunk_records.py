@@ -1,4 +1,4 @@
-"""The ledger of an Icechunk repository: writing it, and comparing the repository with it."""
+"""The ledger of an Icechunk repository: how it is written, and compared with the repository."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import icechunk
 
@@ -22,7 +21,7 @@ from kpstore.errors import CorruptError
 _log = logging.getLogger(__name__)
 
 LEDGER = "kpstore/ledger"
-_ON_PURPOSE = f"if other software did that on purpose, delete {LEDGER}"
+_ON_PURPOSE = f"if other software did this on purpose, delete {LEDGER}"
 _KINDS: tuple[Kind, Kind] = ("branch", "tag")
 
 
@@ -34,7 +33,7 @@ class _Version:
     manifests: frozenset[str]
 
     def files(self, version: str) -> frozenset[str]:
-        """Return the paths of all files that describe it; the first one has no transaction."""
+        """Return the paths of all files that describe it; a first version has no transaction."""
         transaction = [] if self.parent is None else [f"transactions/{version}"]
         return frozenset([f"snapshots/{version}", *transaction, *self.manifests])
 
@@ -46,7 +45,7 @@ class VersionRecords:
     ----------
     root : directory of the repository.
     location : the directory as the user gave it, for messages.
-    repository : opens it.
+    repository : opens the repository.
     """
 
     def __init__(
@@ -58,19 +57,19 @@ class VersionRecords:
     # -- writing, under the commit lock ------------------------------------------------------------
 
     def committed(self, branch: str, version: str) -> None:
-        """Record a commit, and those of its ancestors that are not in the ledger yet."""
+        """Record a commit, and its ancestors that are not in the ledger yet."""
         ledger = self._ledger.read()
         records = self._unrecorded(
             version, lambda known: ledger.sum_of(f"snapshots/{known}") is not None
         )
         *older, newest = records or [{}]
-        # Once these ancestors are in the ledger, another branch that they put ahead of it would
-        # look like a branch of other versions.
+        # Another branch may be ahead of the ledger by the same ancestors. Once they are recorded,
+        # it would look as if it led to other versions.
         others = self._ahead(ledger, but=branch) if older else ()
         self._write([*others, *older, {"branch": branch, "is": [version], **newest}])
 
-    def _ahead(self, ledger: LedgerText, but: str) -> Iterator[dict[str, Any]]:
-        """Yield lines for branches that lead to versions that are not in the ledger yet."""
+    def _ahead(self, ledger: LedgerText, but: str) -> Iterator[dict[str, object]]:
+        """Yield lines for branches that are ahead of the ledger."""
         for name, ref in read_refs(self._root, "branch").items():
             recorded = ledger.named("branch", name)
             if name == but or ref.version is None or not recorded or ref.version in recorded:
@@ -79,15 +78,15 @@ class VersionRecords:
                 yield {"branch": name, "is": [ref.version]}
 
     def named(self, kind: Kind, name: str, *versions: str) -> None:
-        """Record that a name leads to one of some versions or, without any, that it was deleted."""
+        """Record the versions that a name may lead to; without versions, that it was deleted."""
         self._write([{kind: name, "is": list(versions)}])
 
-    def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
+    def _write(self, records: Iterable[Mapping[str, object]]) -> None:
         self._ledger.write([*([] if self._ledger.exists() else self._all_of_now()), *records])
 
-    def _all_of_now(self) -> Iterator[dict[str, Any]]:
-        """Yield lines for a store that has no ledger: its present state is trusted."""
-        seen: set[str] = set()
+    def _all_of_now(self) -> Iterator[dict[str, object]]:
+        """Yield lines for a store that has no ledger, whose present state is trusted."""
+        seen: set[object] = set()
         for kind in _KINDS:
             for name, ref in read_refs(self._root, kind).items():
                 if ref.version is not None and not ref.is_deleted:
@@ -98,9 +97,9 @@ class VersionRecords:
 
     def _unrecorded(
         self, version: str | None, known: Callable[[str], bool]
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict[str, object]]:
         """Return lines for a version and its ancestors up to the first known one, oldest first."""
-        records: list[dict[str, Any]] = []
+        records: list[dict[str, object]] = []
         while version is not None and not known(version):
             found = self._inspect(version)
             if found is None:
@@ -119,7 +118,7 @@ class VersionRecords:
         return records[::-1]
 
     def _inspect(self, version: str) -> _Version | None:
-        """Return a version; None if its snapshot is damaged, gone, or of another version."""
+        """Return a version; None if its snapshot is damaged, missing, or of another version."""
         try:
             found = next(self._repository().ancestry(snapshot_id=version))
         except (icechunk.IcechunkError, ValueError):
@@ -141,11 +140,11 @@ class VersionRecords:
     def names(self, kind: Kind) -> Names:
         """Return all branches or tags, and the problems of those that are damaged.
 
-        While another process writes, a problem may be a change that is half done: call this again
-        under the commit lock.
+        While another process writes, a problem may be a change that is not complete yet: call this
+        again under the commit lock.
         """
         versions, damaged = {}, {}
-        ledger = self._ledger.read()  # before the files: a branch that is ahead of it is in order
+        ledger = self._ledger.read()  # before the files: a branch may be ahead of the ledger
         refs = read_refs(self._root, kind)
         if kind == "branch":
             refs.setdefault(MAIN, Ref(MAIN, file_of("branch", MAIN), None))
@@ -160,7 +159,7 @@ class VersionRecords:
                 and name != MAIN
                 and not (self._root / ref.file).exists()
             ):
-                continue  # it is being created, or a kill came in between
+                continue  # it is being created, or its creator was killed
             if problem or ref.version is None:
                 damaged[name] = problem
             else:
@@ -189,7 +188,7 @@ class VersionRecords:
             if version in recorded:
                 return ""
             if ledger.sum_of(f"snapshots/{version}") is not None:
-                # After a kill a branch is ahead of the ledger by versions that are not in it.
+                # A branch that is ahead of the ledger leads there by versions that are not in it.
                 break
         return (
             f"{what} is damaged: {ref.file} leads to version {ref.version}, but "
@@ -208,7 +207,7 @@ class VersionRecords:
     def examine(self, quiet: AbstractContextManager[None]) -> Iterator[str]:
         """Yield what is wrong with names and with the files that describe versions.
 
-        ``quiet`` holds off commits while names and the ledger are read.
+        ``quiet`` excludes commits while names and the ledger are read.
         """
         with quiet:
             has_ledger, records = self._ledger.exists(), self._ledger.read().records()
@@ -224,7 +223,7 @@ class VersionRecords:
                     LEDGER,
                 )
         elif not records.files:
-            yield f"{LEDGER} is damaged: it says nothing of any version"
+            yield f"{LEDGER} is damaged: it describes no version"
         for number in records.damaged:
             yield f"{LEDGER} is damaged: line {number} is not what was written"
         yield from wrong_names
@@ -235,16 +234,12 @@ class VersionRecords:
     ) -> Iterator[str]:
         ledger = self._ledger.read()
         for kind in _KINDS:
-            names, recorded = self.names(kind), records.tags if kind == "tag" else records.branches
+            names = self.names(kind)
             yield from names.damaged.values()
-            gone = [
-                name for name, versions in recorded.items() if versions and name not in refs[kind]
-            ]
-            for name in gone:
-                if name not in names.damaged:
-                    yield self._wrong_name(
-                        kind, name, Ref(name, file_of(kind, name), None), recorded[name], ledger
-                    )
+            for name, versions in records.names[kind].items():
+                if versions and name not in refs[kind] and name not in names.damaged:
+                    gone = Ref(name, file_of(kind, name), None)
+                    yield self._wrong_name(kind, name, gone, versions, ledger)
 
     def _reachable(
         self, records: LedgerRecords, refs: Mapping[Kind, Mapping[str, Ref]]
@@ -252,14 +247,14 @@ class VersionRecords:
         """Return all versions that names lead to, or led to; None for one that cannot be read."""
         all_refs = [ref for found in refs.values() for ref in found.values()]
         named = [[ref.version] for ref in all_refs if not ref.is_deleted]
-        recorded = [*records.branches.values(), *records.tags.values()]
-        versions: dict[str, _Version | None] = {}
+        recorded = [versions for names in records.names.values() for versions in names.values()]
+        reached: dict[str, _Version | None] = {}
         for start in itertools.chain(*named, *recorded):
             version = start
-            while version is not None and version not in versions:
-                found = versions[version] = self._inspect(version)
+            while version is not None and version not in reached:
+                found = reached[version] = self._inspect(version)
                 version = records.parents.get(version) if found is None else found.parent
-        return versions
+        return reached
 
     def _wrong_files(
         self, records: LedgerRecords, versions: Mapping[str, _Version | None]
@@ -269,7 +264,7 @@ class VersionRecords:
             whose = f"version {version} of {self._location}"
             if f"snapshots/{version}" not in records.files:
                 _log.info(
-                    "%s is not in %s: other software committed it, or a kill came in between",
+                    "%s is not in %s: other software committed it, or its writer was killed",
                     whose,
                     LEDGER,
                 )

@@ -1,9 +1,9 @@
-"""Versions of an Icechunk store, to read; every chunk is checked by its place."""
+"""Versions of an Icechunk store, to read and to change; every chunk is checked by its place."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,25 +12,40 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from kpstore.backends import refusals
 from kpstore.backends.base import ArrayMeta, Chunks, SessionChunks
-from kpstore.backends.checksums import TABLE
-from kpstore.backends.icechunk_arrays import BadChunkError, meta_of, read_chunks
-from kpstore.backends.icechunk_chunks import local_chunks
+from kpstore.backends.checksums import TABLE, UNWRITTEN
+from kpstore.backends.icechunk_chunks import (
+    BadChunkError,
+    ZarrArray,
+    as_stored,
+    create_array,
+    local_chunks,
+    meta_of,
+    read_chunks,
+    write_chunks,
+)
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line, guard_fork
+from kpstore.backends.icechunk_fork import IcechunkFork
 from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, locate_rows
 from kpstore.backends.icechunk_table import ChecksumTable
-from kpstore.errors import CorruptError, NotFoundError
+from kpstore.errors import ConflictError, CorruptError, ExistsError
+
+_COPY_BYTES = 64 * 2**20
+"""Writes of up to this size are copied to complete their first and last chunk.
+
+Of larger ones, only those two chunks are copied.
+"""
 
 
-class Session:
-    """A session and its open arrays."""
+class _Session:
+    """A session of Icechunk and its open arrays."""
 
     def __init__(self, session: icechunk.Session, home: IcechunkDirectory) -> None:
         self._session, self._home, self._location = session, home, home.location
         self._group = zarr.open_group(session.store, mode="r" if session.read_only else "r+")
-        self._arrays: dict[str, zarr.Array[Any]] = {}
-        self._metas: dict[str, ArrayMeta] = {}
+        self._opened: dict[str, tuple[ZarrArray, ArrayMeta]] = {}
         self._table: ChecksumTable | None = None
         self._sums: dict[str, NDArray[np.uint64] | None] = {}
         self._places: dict[str, list[ChunkPlace | None] | None] = {}
@@ -57,25 +72,23 @@ class Session:
     def _has_table(self) -> bool:
         return TABLE in self._committed_names
 
-    def _array(self, name: str) -> zarr.Array[Any]:
+    def _open(self, name: str) -> tuple[ZarrArray, ArrayMeta]:
         guard_fork()
-        if name not in self._arrays:
+        if name not in self._opened:
             array = self._group.get(name) if name != TABLE else None
             if array is None:
-                raise NotFoundError(f"array {name!r} not found; there are {self.names()}")
+                raise refusals.no_array(name, self.names())
             if not isinstance(array, zarr.Array):
-                raise CorruptError(f"{name!r} is a group, an array was expected")
-            self._arrays[name] = array
-        return self._arrays[name]
+                raise CorruptError(f"{name!r} is a group, but an array was expected")
+            self._opened[name] = array, meta_of(array)
+        return self._opened[name]
 
     def meta(self, name: str) -> ArrayMeta:
-        """Return shape and type of an array."""
-        if name not in self._metas:
-            self._metas[name] = meta_of(self._array(name))
-        return self._metas[name]
+        """Return the shape and type of an array; known ones also in forked processes."""
+        return (self._opened.get(name) or self._open(name))[1]
 
     def digest(self, name: str) -> None:
-        """Return None: text has checksums, like numbers."""
+        """Return None: text has checksums, as numbers have."""
 
     def checksums(self, name: str) -> NDArray[np.uint64] | None:
         """Return the checksum of each chunk as it was committed; None in a store of format 1."""
@@ -104,16 +117,16 @@ class Session:
         sums = self.checksums(name)
         return None if sums is None else sums[chunks.start : chunks.stop].tolist()
 
-    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
         """Return rows, after checking their chunks."""
-        meta = self.meta(name)
+        array, meta = self._open(name)
         meta.check_rows(name, start, stop - start)
         if start == stop:
             return meta.unwritten(0)
         chunks = meta.chunks_of(start, stop)
         try:
             sums = self._expected(name, chunks) or ()
-            values = read_chunks(self._array(name), meta, chunks, sums)
+            values = read_chunks(array, meta, chunks, sums)
         except BadChunkError as bad:
             first, last = meta.rows_of(bad.chunk)
             reason = bad.reason or "it is not what was committed there"
@@ -123,7 +136,7 @@ class Session:
             ) from bad.__cause__
         begin = chunks.start * meta.chunk_rows
         rows = values[start - begin : stop - begin]
-        # A row by itself should not keep its whole chunk in memory.
+        # A copy, so that a few rows do not keep their whole chunks in memory.
         return rows if len(rows) == len(values) else rows.copy()
 
     def place(self, name: str, chunk: int) -> str:
@@ -138,17 +151,241 @@ class Session:
         return "no file" if place is None else str(place.file.relative_to(self._home.path))
 
 
-class IcechunkReadSession(Session):
-    """A version that never changes, so what was read of its metadata is kept."""
+class IcechunkReadSession(_Session):
+    """A version, which never changes, so that the metadata of its chunks is kept."""
 
     def __init__(self, session: icechunk.Session, home: IcechunkDirectory) -> None:
         super().__init__(session, home)
         self._chunks: dict[str, Chunks] = {}
 
     def chunks(self, name: str) -> Chunks:
-        """Return the chunks of an array: its files where possible."""
+        """Return the chunks of an array, read from their files where possible."""
         if name not in self._chunks:
             nodes = self._home.nodes(self.snapshot)
-            found = local_chunks(nodes, self._home.path, self._array(name), self.meta(name))
+            found = local_chunks(nodes, self._home.path, *self._open(name))
             self._chunks[name] = found or SessionChunks(self, name)
         return self._chunks[name]
+
+
+class IcechunkWriteSession(_Session):
+    """Changes to the newest version of a branch, which are committed under the store's lock.
+
+    Parameters
+    ----------
+    branch : kpstore's name of the branch.
+    """
+
+    def __init__(self, session: icechunk.Session, home: IcechunkDirectory, branch: str) -> None:
+        super().__init__(session, home)
+        self._branch = branch
+        self._spent = False
+        self._written: dict[str, dict[int, int]] = {}
+        """Checksums of chunks that were written, by array and number, for the table."""
+        self._created: set[str] = set()
+        self._deleted: set[str] = set()
+
+    def _check_open(self) -> None:
+        guard_fork()
+        if self._spent:
+            raise refusals.spent(self._location)
+
+    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        """Replace the store's attributes."""
+        self._check_open()
+        self._group.attrs.put(dict(attrs))
+
+    def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
+        """Replace the attributes of one array."""
+        self._check_open()
+        self._open(name)[0].attrs.put(dict(attrs))
+        del self._opened[name]
+
+    def create(self, name: str, meta: ArrayMeta) -> None:
+        """Create an array of unwritten rows."""
+        self._check_open()
+        if name in self.names() or name == TABLE:
+            raise ExistsError(f"array {name!r} exists already")
+        array = create_array(self._group, name, meta)
+        self._opened[name] = array, meta_of(array)
+        self._created.add(name)
+
+    def resize(self, name: str, n_rows: int) -> None:
+        """Append unwritten rows up to ``n_rows``."""
+        self._check_open()
+        array, meta = self._open(name)
+        longer = meta.extended(name, n_rows)
+        if longer.shape != array.shape:
+            array.resize(longer.shape)
+            del self._opened[name]
+            self._sums.pop(name, None)
+
+    def delete(self, name: str) -> None:
+        """Remove an array from this version on."""
+        self._check_open()
+        self._open(name)
+        del self._group[name], self._opened[name]
+        self._written.pop(name, None)
+        if name not in self._created:
+            self._deleted.add(name)
+        self._created.discard(name)
+
+    def names(self) -> list[str]:
+        """Return the names of all arrays, sorted."""
+        return sorted({*super().names(), *self._created} - self._deleted.difference(self._created))
+
+    def checksums(self, name: str) -> NDArray[np.uint64] | None:
+        """Return the checksum of each chunk, including those that were written here."""
+        expected = self._expected(name, range(self.meta(name).n_chunks))
+        return None if expected is None else np.array(expected, dtype=np.uint64)
+
+    def _expected(self, name: str, chunks: range) -> list[int] | None:
+        if name in self._created and not self._has_table():
+            return None
+        written = self._written.get(name, {})
+        if name in self._created:
+            return [written.get(chunk, UNWRITTEN) for chunk in chunks]
+        known = super().checksums(name)
+        return None if known is None else [written.get(c, int(known[c])) for c in chunks]
+
+    def place(self, name: str, chunk: int) -> str:
+        """Return the file that holds a chunk, relative to the store."""
+        is_new = name in self._created or chunk in self._written.get(name, {})
+        return "written by this transaction" if is_new else super().place(name, chunk)
+
+    def chunks(self, name: str) -> Chunks:
+        """Return the chunks of an array, including those that were written here."""
+        return SessionChunks(self, name)
+
+    def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
+        """Write any run of rows, as whole chunks."""
+        self._check_open()
+        array, meta = self._open(name)
+        meta.check_values(name, start, values)
+        written = self._written.setdefault(name, {})
+        for first, block in self._whole_chunks(name, meta, start, as_stored(name, meta, values)):
+            written.update(write_chunks(array, meta, first, block))
+
+    def _whole_chunks(
+        self, name: str, meta: ArrayMeta, start: int, values: NDArray[np.generic]
+    ) -> Iterator[tuple[int, NDArray[np.generic]]]:
+        """Yield values as runs of whole chunks, each with its first row.
+
+        Chunks that are written in part are completed with their stored rows, which are checked when
+        they are read, so that a damaged chunk never gets a new checksum.
+        """
+        size, stop = meta.chunk_rows, start + len(values)
+        begin, end = start // size * size, min(-(-stop // size) * size, meta.n_rows)
+        if not len(values):
+            return
+        if (begin, end) == (start, stop):
+            yield start, values
+        elif end - begin <= size:
+            block = self.read(name, begin, end)
+            block[start - begin : stop - begin] = values
+            yield begin, block
+        elif (end - begin) * meta.row_bytes <= _COPY_BYTES:
+            parts = [self.read(name, begin, start), values, self.read(name, stop, end)]
+            yield begin, np.concatenate(parts)
+        else:
+            # Whole chunks in the middle are not copied.
+            first, last = -(-start // size) * size, stop // size * size
+            for one, other in ((start, first), (first, last), (last, stop)):
+                yield from self._whole_chunks(name, meta, one, values[one - start : other - start])
+
+    def fork(self) -> IcechunkFork:
+        """Return a writer for another process."""
+        self._check_open()
+        try:
+            return IcechunkFork(self._session.fork())
+        except ValueError:
+            raise refusals.not_forkable() from None
+
+    def merge(self, forks: Sequence[IcechunkFork]) -> None:
+        """Take over what forks have written."""
+        self._check_open()
+        for fork in forks:
+            for name, n_rows in fork.short_ends.items():
+                refusals.check_short_end(self.meta(name), name, n_rows)
+        written = self._merged_sums(forks)
+        self._session.merge(*(fork.session for fork in forks))
+        self._written = written
+        self._opened.clear()
+
+    def _merged_sums(self, forks: Sequence[IcechunkFork]) -> dict[str, dict[int, int]]:
+        """Return the checksums of this session's and the forks' chunks.
+
+        A chunk that two of them have written is refused: Icechunk would keep either one, and its
+        checksum might be the other's.
+        """
+        merged = {name: dict(sums) for name, sums in self._written.items()}
+        for fork in forks:
+            for name, sums in fork.checksums.items():
+                known = merged.setdefault(name, {})
+                twice = known.keys() & sums.keys()
+                if twice:
+                    raise ConflictError(
+                        f"chunk {min(twice)} of {name!r} in {self._location} was written by two "
+                        "forks, so neither was merged; give each fork its own chunks"
+                    )
+                known.update(sums)
+        return merged
+
+    def commit(self, message: str, metadata: Mapping[str, object] | None = None) -> str:
+        """Commit the changes as the branch's next version."""
+        self._check_open()
+        self._spent = True
+        if not self._session.has_uncommitted_changes:
+            return self.snapshot
+        with self._home.commit_lock():
+            branches = self._home.records.names("branch")
+            if self._home.newest(self._branch, branches) != self.snapshot:
+                self._rebase(message)
+                self._table = None
+            self._update_table()
+            try:
+                version = self._commit_session(message, metadata)
+            except icechunk.ConflictError:  # with other software, which does not use the lock
+                self._rebase(message)
+                version = self._commit_session(message, metadata)
+            self._home.records.committed(self._branch, version)
+        return version
+
+    def _commit_session(self, message: str, metadata: Mapping[str, object] | None) -> str:
+        try:
+            return str(self._session.commit(message, dict(metadata or {})))
+        except icechunk.ConflictError:
+            raise
+        except icechunk.IcechunkError as error:
+            # Icechunk reads a manifest before it rewrites it, and that may be damaged.
+            raise CorruptError(
+                f"{message!r} was not committed to {self._location}: {first_line(error)}; 'kpstore "
+                "verify --all' tells whether the store is damaged"
+            ) from error
+
+    def _rebase(self, message: str) -> None:
+        try:
+            self._session.rebase(icechunk.ConflictDetector())
+        except icechunk.RebaseFailedError as error:
+            reason = f" ({first_line(error)})"
+            raise refusals.changed_meanwhile(self._location, message, reason) from None
+
+    def _update_table(self) -> None:
+        """Write the checksums: last, because writers of different data share this one array."""
+        if not self._has_table() or not (self._written or self._created or self._deleted):
+            return
+        try:
+            table = self._table or self._open_table()
+            table.update(self._written, self._created, self._deleted)
+        except UNREADABLE as error:
+            raise CorruptError(
+                f"the checksums in {self._location} cannot be read, so nothing was committed: "
+                f"{first_line(error)}"
+            ) from error
+
+    def discard(self) -> None:
+        """Discard all changes."""
+        if not self._spent:
+            self._session.discard_changes()
+            for kept in (self._opened, self._sums, self._written, self._created, self._deleted):
+                kept.clear()
+        self._spent = True

@@ -1,11 +1,11 @@
 """The array of an Icechunk store that holds the checksums of all chunks.
 
-It has a row for each array and a column for each chunk. Like the chunks themselves it is part of
-each version, so that going back to a version needs no extra work. Its attribute ``arrays`` names
+It has a row for each array and a column for each chunk. Like the chunks themselves, it is part of
+each version, so that returning to a version needs no extra work. Its attribute ``arrays`` names
 its rows; the row of a deleted array is named ``""`` and is used for the next new array.
 
 Its attribute ``seals`` holds checksums of its own chunks. Attributes are part of the version's
-snapshot, so a wrong chunk of the table is never taken for damage of the arrays.
+snapshot, so a damaged chunk of the table is never mistaken for damage of the arrays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import icechunk
 import numpy as np
 import xxhash
 import zarr
@@ -22,13 +21,11 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from kpstore.backends.checksums import TABLE, UNWRITTEN
-from kpstore.backends.icechunk_chunks import ChunkDecoder
+from kpstore.backends.icechunk_chunks import ChunkDecoder, ZarrArray
 from kpstore.backends.icechunk_manifests import ChunkPlace
 
 COLUMNS = 2_048
-"""Checksums that are stored together: a small commit writes 16 KiB for each of its arrays."""
-UNREADABLE = (icechunk.IcechunkError, ValueError, RuntimeError, LookupError, OSError)
-"""What Icechunk, Zarr and the codecs raise on damaged files."""
+"""Checksums in one chunk: a small commit writes 16 KiB for each array that it changes."""
 _ROWS = "arrays"
 _SEALS = "seals"
 _FREE = ""
@@ -42,25 +39,24 @@ class ChecksumTable:
     Parameters
     ----------
     array : the table.
-    chunks : places of its committed chunks, by row and column; None to read them by Zarr, which
-        takes a millisecond and more for each.
+    chunks : places of its committed chunks, by row and column; None to read them with Zarr, which
+        takes at least a millisecond for each.
     """
 
     def __init__(
-        self, array: zarr.Array[Any], chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None
+        self, array: ZarrArray, chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None
     ) -> None:
         self._array = array
-        # Other software may have written the table again in another form.
+        # Other software may have rewritten the table in another form.
         self._decode = ChunkDecoder.of(array) if array.chunks == (1, COLUMNS) else None
         self._chunks = None if self._decode is None else chunks
-        rows: Any = array.attrs[_ROWS]
-        seals: Any = array.attrs[_SEALS]
-        self._rows: list[str] = list(rows)
-        self._seals: list[list[str]] = [list(of_row) for of_row in seals]
-        if len(self._seals) != len(self._rows):
+        attrs: dict[str, Any] = array.attrs.asdict()
+        self._rows: list[str] = list(attrs[_ROWS])
+        self._seals: list[list[str]] = [list(of_row) for of_row in attrs[_SEALS]]
+        n_rows, n_seals = len(self._rows), len(self._seals)
+        if n_rows != n_seals:
             raise ValueError(
-                f"the table of checksums is damaged: {len(rows)} rows, but {len(seals)} lists of "
-                "seals"
+                f"the table of checksums is damaged: {n_rows} rows, but {n_seals} lists of seals"
             )
 
     @staticmethod
@@ -73,7 +69,7 @@ class ChecksumTable:
             dtype="uint64",
             fill_value=UNWRITTEN,
             compressors=(ZstdCodec(), Crc32cCodec()),
-            # No feature has axes of these names: xarray refuses one name for two lengths.
+            # No feature has axes of these names, as xarray refuses one name for two lengths.
             dimension_names=("checked_array", "checked_chunk"),
             attributes={
                 "long_name": "XXH3-64 of each chunk's decoded rows; 0 if nobody wrote it",
@@ -86,16 +82,16 @@ class ChecksumTable:
     def open(
         cls, group: zarr.Group, chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None
     ) -> ChecksumTable:
-        """Return the table of a store; those of format 1 have none."""
+        """Return the table of a store; stores of format 1 have none."""
         array = group[TABLE]
         if not isinstance(array, zarr.Array):
-            raise ValueError(f"{TABLE!r} is a group, an array was expected")
+            raise ValueError(f"{TABLE!r} is a group, but an array was expected")
         return cls(array, chunks)
 
     def read(self, name: str, n_chunks: int) -> NDArray[np.uint64] | None:
-        """Return the checksums of an array's chunks, (n_chunks,); None for an array that has none.
+        """Return the checksums of an array's chunks, (n_chunks,).
 
-        Other software creates such arrays.
+        None for an array without checksums, which other software has created.
         """
         if name not in self._rows:
             return None
@@ -152,7 +148,7 @@ class ChecksumTable:
                 fresh.add(name)
             else:
                 rows.append(name)
-        # Nothing is known of the chunks of arrays that other software has created.
+        # The chunks of arrays that other software has created stay without checksums.
         known = {name: sums for name, sums in written.items() if name in rows and sums}
         n_columns = max([0, *(max(sums) + 1 for sums in known.values())])
         n_columns = max(self._array.shape[1], -(-n_columns // COLUMNS) * COLUMNS)
@@ -212,7 +208,7 @@ class ChecksumTable:
 
 
 def _seal(cells: NDArray[np.uint64]) -> str:
-    """Return the checksum of a chunk of the table in hex; empty if it was never written."""
+    """Return the checksum of a chunk of the table in hex; ``""`` if it was never written."""
     return xxhash.xxh3_64_hexdigest(cells.astype("<u8").tobytes()) if cells.any() else ""
 
 

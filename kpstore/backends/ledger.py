@@ -1,6 +1,6 @@
 """The ledger of versions: checksums of the files that describe them, and the names they had.
 
-Chunks have checksums inside the version that they belong to. Nothing inside a version can prove
+Chunks have checksums inside the version that they belong to. Nothing inside a version can vouch for
 the version's own description or the names that lead to it, so a text file beside them does. Each
 change appends a line under the store's commit lock: the XXH3-64 of the line's JSON in hex, a space,
 and that JSON:
@@ -8,11 +8,12 @@ and that JSON:
 - ``{"version": ID, "parent": ID, "files": {"snapshots/ID": XXH3-64 of the file, …}}``: a version,
   its parent, and the files that it added;
 - ``{"branch": NAME, "is": [ID, …]}`` and ``{"tag": NAME, "is": [ID, …]}``: the name leads to one of
-  these versions or, for a branch, to a descendant of one; without a version, the name was deleted.
+  these versions or, for a branch, to a descendant of one. If the list is empty, the name was
+  deleted.
 
-A line may hold both. A commit writes its line after the commit itself. After a kill in between, the
-branch is ahead of the ledger, which is not damage: the next commit adds the missing lines. A branch
-that is behind the ledger has lost versions.
+A line may hold both. The line of a commit is written after the commit itself. After a kill in
+between, the branch is ahead of the ledger, which is not damage: the next commit adds the missing
+lines. A branch that is behind the ledger has lost versions.
 """
 
 from __future__ import annotations
@@ -44,27 +45,29 @@ class LedgerRecords:
     ----------
     files : XXH3-64 in hex by path relative to the store.
     parents : parent of each version.
-    branches, tags : versions that a name may lead to; none for a deleted name.
+    names : versions that a name may lead to, by kind (``"branch"`` or ``"tag"``) and name; an empty
+        list for a deleted name.
     damaged : numbers of damaged lines, from 1.
     """
 
     files: dict[str, str] = field(default_factory=dict)
     parents: dict[str, str | None] = field(default_factory=dict)
-    branches: dict[str, list[str]] = field(default_factory=dict)
-    tags: dict[str, list[str]] = field(default_factory=dict)
+    names: dict[str, dict[str, list[str]]] = field(
+        default_factory=lambda: {"branch": {}, "tag": {}}
+    )
     damaged: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class LedgerText:
-    """A ledger as it was at one moment; empty if there is no ledger."""
+    """The contents of a ledger at one moment; empty if there is no ledger."""
 
     content: bytes
 
     def records(self) -> LedgerRecords:
-        """Return its whole contents."""
+        """Return the parsed contents."""
         found = LedgerRecords()
-        # A last line without an end was being written when its writer died.
+        # The writer of a last line without an end died while it wrote.
         for number, line in enumerate(self.content.split(b"\n")[:-1], start=1):
             record = _parse(line)
             if record is None:
@@ -73,16 +76,15 @@ class LedgerText:
             found.files.update(record.get("files", {}))
             if "version" in record:
                 found.parents[record["version"]] = record["parent"]
-            if "branch" in record:
-                found.branches[record["branch"]] = record["is"]
-            if "tag" in record:
-                found.tags[record["tag"]] = record["is"]
+            for kind, names in found.names.items():
+                if kind in record:
+                    names[record[kind]] = record["is"]
         return found
 
     def named(self, kind: str, name: str) -> list[str] | None:
         """Return the versions that a branch or tag may lead to.
 
-        An empty list if it was deleted, None if unknown.
+        An empty list if the name was deleted, None if it is unknown.
         """
         record = self._line_at(self._newest.get(f'"{kind}": {json.dumps(name)}'.encode(), -1))
         versions: list[str] | None = None if record is None else record["is"]
@@ -96,11 +98,11 @@ class LedgerText:
 
     @cached_property
     def _newest(self) -> dict[bytes, int]:
-        """Offset of the newest line of each branch and tag, found in one search of all lines."""
+        """Offset of the newest line of each branch and tag, found by one search of all lines."""
         return {found[1]: found.start() for found in _NAMED.finditer(self.content)}
 
     def _line_at(self, at: int) -> dict[str, Any] | None:
-        """Parse the line around an offset; None if it is damaged, or the offset negative."""
+        """Parse the line around an offset; None if it is damaged or the offset is negative."""
         begin = self.content.rfind(b"\n", 0, max(at, 0)) + 1
         end = self.content.find(b"\n", max(at, 0))
         return None if at < 0 or end < 0 else _parse(self.content[begin:end])
@@ -119,11 +121,11 @@ class Ledger:
         self._known: tuple[tuple[int, ...], LedgerText] = (), LedgerText(b"")
 
     def exists(self) -> bool:
-        """Whether the file exists."""
+        """Return whether the file exists."""
         return self._path.exists()
 
     def read(self) -> LedgerText:
-        """Return the present ledger; the same object as long as the file stays the same."""
+        """Return the present contents; the same object as long as the file does not change."""
         try:
             with self._path.open("rb") as file:
                 s = os.fstat(file.fileno())
@@ -134,8 +136,8 @@ class Ledger:
             return LedgerText(b"")
         return self._known[1]
 
-    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append lines, under the commit lock; a failure is logged, as the store works without."""
+    def write(self, records: Iterable[Mapping[str, object]]) -> None:
+        """Append lines, under the commit lock; failures are logged, as a store works without."""
         lines = b"".join(_line(record) for record in records)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +160,7 @@ def file_sum(path: Path) -> str | None:
         return None
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def _line(record: Mapping[str, object]) -> bytes:
     body = json.dumps(record, ensure_ascii=True).encode()
     return xxhash.xxh3_64_hexdigest(body).encode() + b" " + body + b"\n"
 

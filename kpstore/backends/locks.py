@@ -11,33 +11,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
 
-from kpstore.errors import BusyError
+from kpstore.backends import refusals
 
 
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold ``path`` exclusively, after waiting for others: for milliseconds, such as a commit."""
+    """Hold ``path`` exclusively, after waiting for others; for short work, such as a commit."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         finally:
-            _release(file)
+            _release(file.fileno())
 
 
 @contextmanager
 def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
-    """Hold ``path`` exclusively, or raise :class:`BusyError` that names the holder."""
+    """Hold ``path`` exclusively, or raise a :class:`BusyError` that names its holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        if not _take(file):
-            raise BusyError(
-                f"{location} is being written by another process ({_holder(path)}); wait for it, "
-                "or stop it"
-            )
+        if not _take(file.fileno()):
+            raise refusals.held(location, _holder(path))
         holder = {
             "purpose": purpose,
             "pid": os.getpid(),
@@ -50,36 +46,38 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
         try:
             yield
         finally:
-            _release(file)
+            _release(file.fileno())
 
 
-def _release(file: IO[Any]) -> None:
-    # Closing would not be enough: a process that was forked in the meantime has the file open too.
+def _release(file: int) -> None:
+    # Closing is not enough: a process that was forked in the meantime has the file open, too.
     fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _take(file: IO[Any], *, tries: int = 5) -> bool:
-    """Try to lock a file, several times because another process's :func:`is_held` locks it too."""
+def _take(file: int, *, tries: int = 5) -> bool:
+    """Try to lock a file, several times because :func:`is_held` in another process locks it too."""
     for left in reversed(range(tries)):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _lock_now(file):
             return True
-        except BlockingIOError:
-            if left:
-                time.sleep(0.02)
+        if left:
+            time.sleep(0.02)
     return False
+
+
+def _lock_now(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_held(path: Path) -> bool:
-    """Whether any process holds ``path``; creates no file."""
+    """Return whether any process holds ``path``, without creating that file."""
     if not path.exists():
         return False
     with path.open("r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not _lock_now(file.fileno())
 
 
 def _holder(path: Path) -> str:
@@ -90,4 +88,4 @@ def _holder(path: Path) -> str:
             f"{holder['since']}"
         )
     except (OSError, ValueError, KeyError):
-        return "its lock file does not say which"
+        return "the lock file does not say which"

@@ -1,4 +1,4 @@
-"""Files mapped into memory one after another: raw chunks become one array without reading."""
+"""Files that are mapped into memory one after another, so that raw chunks become one array."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.backends.base import ArrayMeta
+
 MAX_PIECES = 30_000
-"""Most mappings for all arrays of this process; Linux allows a process 65,530 by default."""
+"""Limit of mappings for all arrays of this process; Linux allows 65,530 by default."""
 
 _MAP_FIXED = 0x10
 _FAILED = ctypes.c_void_p(-1).value
@@ -29,8 +30,8 @@ class FilePiece:
     Parameters
     ----------
     file : path of a file that holds only these values, or the number of an open file.
-    offset : where the values begin in an open file.
-    n_more : for a path, number of bytes after the values, such as a checksum.
+    offset : offset of the values in an open file.
+    n_more : for a path, number of bytes after the values, such as those of a checksum.
     """
 
     file: Path | int
@@ -38,29 +39,23 @@ class FilePiece:
     n_more: int = 0
 
 
-def map_pieces(
-    pieces: Sequence[FilePiece | None],
-    piece: tuple[int, ...],
-    dtype: np.dtype[Any],
-    fill: float | int | bool,
-) -> NDArray[Any] | None:
-    """Map raw values in files one after another, as one read-only array.
+def map_chunks(pieces: Sequence[FilePiece | None], meta: ArrayMeta) -> NDArray[np.generic] | None:
+    """Map the chunks of an array into memory one after another, as one read-only array.
 
     Nothing is read or copied: the operating system loads pages when they are used, and all
     processes share them. The array stays readable if a file is deleted.
 
     Parameters
     ----------
-    pieces : pieces along the first axis; None for one that was never written.
-    piece : shape of each piece, rows first.
-    fill : value of pieces that were never written.
+    pieces : place of each chunk; None for one that was never written.
 
     Returns
     -------
-    (len(pieces) * piece[0], *piece[1:]) array or None
-        None where mapping is impossible: on other systems than Linux, for pieces that are not whole
-        pages, for too many pieces, and for files of another size.
+    array of ``meta.shape`` or None
+        None where mapping is impossible: on other systems than Linux, for chunks that are not whole
+        pages, for too many chunks, and for files of another size.
     """
+    piece, dtype = (meta.chunk_rows, *meta.shape[1:]), np.dtype(meta.dtype)
     piece_bytes = int(np.prod(piece)) * dtype.itemsize
     if (
         not sys.platform.startswith("linux")
@@ -73,7 +68,7 @@ def map_pieces(
     if any(found is not None and found.offset % mmap.PAGESIZE for found in pieces):
         return None
     memory = _Memory(len(pieces) * piece_bytes, len(pieces))
-    fill_bytes = np.full(piece, fill, dtype=dtype).tobytes() if None in pieces else b""
+    fill_bytes = np.full(piece, meta.fill, dtype=dtype).tobytes() if None in pieces else b""
     fill_file = os.memfd_create("kpstore-fill", os.MFD_CLOEXEC) if any(fill_bytes) else None
     try:
         if fill_file is not None:
@@ -89,7 +84,8 @@ def map_pieces(
     finally:
         if fill_file is not None:
             os.close(fill_file)
-    array = np.frombuffer(memory.buffer(), dtype=dtype).reshape(len(pieces) * piece[0], *piece[1:])
+    values: NDArray[np.generic] = np.frombuffer(memoryview(memory.buffer), dtype=dtype)
+    array = values.reshape(len(pieces) * piece[0], *piece[1:])[: meta.n_rows]
     array.flags.writeable = False
     return array
 
@@ -110,13 +106,13 @@ def _place(memory: _Memory, piece: FilePiece, at: int, size: int) -> bool:
         os.close(file)
 
 
-def _give_back(libc: Any, address: int, size: int, n_pieces: int) -> None:
+def _give_back(libc: ctypes.CDLL, address: int, size: int, n_pieces: int) -> None:
     libc.munmap(address, size)
     _Memory.n_pieces -= n_pieces
 
 
 class _Memory:
-    """A range of addresses, zero until files are placed in it; freed with its last array."""
+    """A range of addresses, zero until files are mapped there, and freed with its last array."""
 
     n_pieces = 0
     """Number of pieces of all arrays of this process."""
@@ -132,10 +128,10 @@ class _Memory:
         ]
         self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._address = self._map(None, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-        self._buffer = (ctypes.c_char * size).from_address(self._address)
+        self.buffer = (ctypes.c_char * size).from_address(self._address)
         # Not at exit, when other threads may still be reading and everything is freed anyway.
         weakref.finalize(
-            self._buffer, _give_back, self._libc, self._address, size, n_pieces
+            self.buffer, _give_back, self._libc, self._address, size, n_pieces
         ).atexit = False
         _Memory.n_pieces += n_pieces
 
@@ -148,6 +144,3 @@ class _Memory:
 
     def place(self, file: int, offset: int, at: int, size: int) -> None:
         self._map(self._address + at, size, mmap.MAP_SHARED | _MAP_FIXED, file, offset)
-
-    def buffer(self) -> Any:
-        return self._buffer

@@ -8,12 +8,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.backends import refusals
 from kpstore.backends.base import (
     MAIN,
     TEXT,
@@ -23,27 +22,17 @@ from kpstore.backends.base import (
     Commit,
     SessionChunks,
 )
-from kpstore.backends.gathered import GatheredRows
-from kpstore.errors import (
-    BusyError,
-    ConflictError,
-    ExistsError,
-    InvalidError,
-    NotFoundError,
-    ReadOnlyError,
-)
-
-_Key = tuple[str, int | str]
-"""What a change touches: an array's name and a chunk's number, or ``"meta"``."""
+from kpstore.backends.gathered import GatheredRows, Touched, collide
+from kpstore.errors import ExistsError, NotFoundError
 
 
 @dataclass
 class _Tree:
     """All arrays at one version, and what its commit touched."""
 
-    attrs: dict[str, Any] = field(default_factory=dict)
-    arrays: dict[str, tuple[ArrayMeta, NDArray[Any]]] = field(default_factory=dict)
-    touched: set[_Key] = field(default_factory=set)
+    attrs: dict[str, object] = field(default_factory=dict)
+    arrays: dict[str, tuple[ArrayMeta, NDArray[np.generic]]] = field(default_factory=dict)
+    touched: set[Touched] = field(default_factory=set)
 
     def child(self) -> _Tree:
         return _Tree(dict(self.attrs), dict(self.arrays))
@@ -65,7 +54,7 @@ _repositories: dict[str, _Repository] = {}
 
 
 class MemoryBackend:
-    """A store named ``memory://NAME``; it lives in this process and ends with it."""
+    """A store named ``memory://NAME``, which lasts as long as this process."""
 
     capabilities = Capabilities(branches=True, parallel_writers=False)
     sidecar_dir = None
@@ -74,7 +63,7 @@ class MemoryBackend:
         self.location = location
 
     def exists(self) -> bool:
-        """Whether this process has created a store of that name."""
+        """Return whether this process has created a store of that name."""
         return self.location in _repositories
 
     def _repo(self) -> _Repository:
@@ -84,7 +73,7 @@ class MemoryBackend:
             )
         return _repositories[self.location]
 
-    def create(self, attrs: Mapping[str, Any], message: str) -> str:
+    def create(self, attrs: Mapping[str, object], message: str) -> str:
         """Create an empty store."""
         if self.exists():
             raise ExistsError(f"{self.location} already exists; choose another name for the store")
@@ -119,9 +108,7 @@ class MemoryBackend:
         """Start changes to a branch's newest version."""
         repo = self._repo()
         if branch not in repo.branches:
-            raise NotFoundError(
-                f"branch {branch!r} of {self.location} not found; it has {sorted(repo.branches)}"
-            )
+            raise refusals.no_name("branch", branch, repo.branches, self.location)
         return _WriteSession(self, repo, branch)
 
     def history(self, snapshot: str) -> Iterator[Commit]:
@@ -141,56 +128,44 @@ class MemoryBackend:
 
     def create_branch(self, name: str, snapshot: str) -> None:
         """Create a branch at a version."""
-        if name in self._repo().branches:
+        repo = self._repo()
+        if name in repo.branches:
             raise ExistsError(f"branch {name!r} of {self.location} exists already")
-        self._repo().branches[name] = self.session(snapshot).snapshot
+        repo.branches[name] = self.session(snapshot).snapshot
 
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make a version the newest one of a branch."""
-        if name not in self._repo().branches:
-            raise NotFoundError(
-                f"branch {name!r} of {self.location} not found; it has "
-                f"{sorted(self._repo().branches)}"
-            )
-        with self._repo().lock:
-            if self._repo().branches[name] != expected:
-                raise ConflictError(
-                    f"branch {name!r} of {self.location} has a newer version meanwhile; try again"
-                )
-            self._repo().branches[name] = self.session(snapshot).snapshot
+        repo = self._repo()
+        if name not in repo.branches:
+            raise refusals.no_name("branch", name, repo.branches, self.location)
+        with repo.lock:
+            refusals.check_newest(name, repo.branches[name], expected, self.location)
+            repo.branches[name] = self.session(snapshot).snapshot
 
     def create_tag(self, name: str, snapshot: str) -> None:
-        """Tag a version for good."""
+        """Tag a version permanently."""
         repo = self._repo()
         if name in repo.used_tags:
-            raise ExistsError(
-                f"tag {name!r} of {self.location} is, or was, taken and tags never move; choose "
-                "another name"
-            )
+            raise refusals.tag_taken(name, self.location)
         repo.tags[name] = self.session(snapshot).snapshot
         repo.used_tags.add(name)
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
         if self._repo().tags.pop(name, None) is None:
-            raise NotFoundError(
-                f"tag {name!r} of {self.location} not found; it has {sorted(self.tags())}"
-            )
+            raise refusals.no_name("tag", name, self.tags(), self.location)
 
     def examine(self) -> Iterator[str]:
-        """Yield nothing: arrays in memory are not damaged."""
+        """Yield nothing: arrays in memory are never damaged."""
         yield from ()
 
     @contextmanager
     def exclusive(self, purpose: str) -> Iterator[None]:
-        """Hold the store for one long write."""
+        """Reserve the store for one long write."""
         repo = self._repo()
         with repo.lock:
             if repo.writer:
-                raise BusyError(
-                    f"{self.location} is being written by another process ({repo.writer}); wait "
-                    "for it, or stop it"
-                )
+                raise refusals.held(self.location, repo.writer)
             repo.writer = purpose
         try:
             yield
@@ -203,7 +178,7 @@ class _Session:
         self.snapshot = snapshot
         self._tree = tree
 
-    def attrs(self) -> Mapping[str, Any]:
+    def attrs(self) -> Mapping[str, object]:
         return copy.deepcopy(self._tree.attrs)
 
     def names(self) -> list[str]:
@@ -211,18 +186,18 @@ class _Session:
 
     def meta(self, name: str) -> ArrayMeta:
         if name not in self._tree.arrays:
-            raise NotFoundError(f"array {name!r} not found; there are {self.names()}")
+            raise refusals.no_array(name, self._tree.arrays)
         return self._tree.arrays[name][0]
 
-    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
         self.meta(name).check_rows(name, start, stop - start)
         return self._tree.arrays[name][1][start:stop].copy()
 
     def digest(self, name: str) -> None:
-        """Return None: arrays in memory are not damaged."""
+        """Return None: arrays in memory are never damaged."""
 
     def checksums(self, name: str) -> None:
-        """Return None: arrays in memory are not damaged."""
+        """Return None: arrays in memory are never damaged."""
 
     def place(self, name: str, chunk: int) -> str:
         return "memory"
@@ -246,22 +221,19 @@ class _WriteSession(_Session):
 
     def _check_open(self) -> None:
         if self._spent:
-            raise ReadOnlyError(
-                f"these changes of {self._backend.location} were committed or discarded; begin new "
-                "ones"
-            )
+            raise refusals.spent(self._backend.location)
 
-    def _apply(self, change: Callable[[_Tree], None], touched: set[_Key]) -> None:
+    def _apply(self, change: Callable[[_Tree], None], touched: set[Touched]) -> None:
         self._check_open()
         change(self._tree)
         self._changes.append(change)
         self._tree.touched |= touched
 
-    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+    def set_attrs(self, attrs: Mapping[str, object]) -> None:
         kept = copy.deepcopy(dict(attrs))
         self._apply(lambda tree: setattr(tree, "attrs", kept), {("", "meta")})
 
-    def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
+    def set_array_attrs(self, name: str, attrs: Mapping[str, object]) -> None:
         meta = replace(self.meta(name), attrs=dict(attrs))
         self._apply(
             lambda tree: tree.arrays.update({name: (meta, tree.arrays[name][1])}), {(name, "meta")}
@@ -275,23 +247,20 @@ class _WriteSession(_Session):
 
     def resize(self, name: str, n_rows: int) -> None:
         old = self.meta(name)
-        if n_rows < old.n_rows:
-            raise InvalidError(f"{name!r} has {old.n_rows} rows and cannot shrink to {n_rows}")
-        if n_rows == old.n_rows:
-            return
-        longer = replace(old, shape=(n_rows, *old.shape[1:]))
+        longer = old.extended(name, n_rows)
         added = old.unwritten(n_rows - old.n_rows)
 
         def change(tree: _Tree) -> None:
             tree.arrays[name] = longer, np.concatenate([tree.arrays[name][1], added])
 
-        self._apply(change, {(name, "meta")})
+        if len(added):
+            self._apply(change, {(name, "meta")})
 
     def delete(self, name: str) -> None:
         self.meta(name)
         self._apply(lambda tree: tree.arrays.__delitem__(name), {(name, "meta")})
 
-    def write(self, name: str, start: int, values: NDArray[Any]) -> None:
+    def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         meta, stop = self.meta(name), start + len(values)
         meta.check_values(name, start, values)
         kept = np.array(values, dtype=object if meta.dtype == TEXT else meta.dtype)
@@ -305,9 +274,7 @@ class _WriteSession(_Session):
 
     def fork(self) -> GatheredRows:
         if self._changes:
-            raise InvalidError(
-                "a session can be forked only before it has changes of its own; commit first"
-            )
+            raise refusals.not_forkable()
         return GatheredRows({name: meta for name, (meta, _) in self._tree.arrays.items()})
 
     def merge(self, forks: Sequence[GatheredRows]) -> None:
@@ -316,7 +283,7 @@ class _WriteSession(_Session):
             for name, start, values in fork.rows(self.meta):
                 self.write(name, start, values)
 
-    def commit(self, message: str, metadata: Mapping[str, Any] | None = None) -> str:
+    def commit(self, message: str, metadata: Mapping[str, object] | None = None) -> str:
         self._check_open()
         self._spent = True
         if not self._changes:
@@ -327,9 +294,7 @@ class _WriteSession(_Session):
                 self._rebase(tip, message)
             new = f"M{next(self._repo.ids):06d}"
             self._repo.trees[new] = self._tree
-            self._repo.commits[new] = Commit(
-                new, tip or None, message, datetime.now(UTC), dict(metadata or {})
-            )
+            self._repo.commits[new] = Commit.now(new, tip or None, message, metadata)
             self._repo.branches[self._branch] = new
             return new
 
@@ -337,15 +302,10 @@ class _WriteSession(_Session):
         since = itertools.takewhile(
             lambda commit: commit.id != self.snapshot, self._backend.history(tip)
         )
-        theirs = set().union(*(self._repo.trees[commit.id].touched for commit in since))
-        reshaped = {name for name, what in theirs if what == "meta"}
-        if theirs & self._tree.touched or reshaped & {name for name, _ in self._tree.touched}:
-            raise ConflictError(
-                f"another writer has changed the same data of {self._backend.location} in the "
-                f"meantime, so {message!r} was not committed; open the store again and repeat the "
-                "change"
-            )
-        touched, self._tree = self._tree.touched, self._repo.trees[tip].child()
+        touched = self._tree.touched
+        if any(collide(touched, self._repo.trees[commit.id].touched) for commit in since):
+            raise refusals.changed_meanwhile(self._backend.location, message)
+        self._tree = self._repo.trees[tip].child()
         for change in self._changes:
             change(self._tree)
         self._tree.touched = touched

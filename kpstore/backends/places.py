@@ -1,6 +1,7 @@
-"""The locations of kpstore's own backends, whose libraries are imported when one is used.
+"""The locations of kpstore's own backends, whose libraries are imported when they are used.
 
-Another package's backend is a class with a classmethod ``claims(location)``, which is asked first.
+A backend of another package is a class with a classmethod ``claims(location)``, which is asked
+first.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class Place:
     Parameters
     ----------
     name : name of the backend.
-    home : module and class of the backend, as in an entry point.
-    claims : whether a location is of this kind.
+    home : module and class of the backend, in the form of an entry point.
+    claims : returns whether a location is of this kind.
     """
 
     name: str
@@ -56,4 +57,4 @@ ICECHUNK = Place(
 )
 
 OWN = (MEMORY, HDF5, ICECHUNK)
-"""All of them; entry points may belong to another installed kpstore than the running one."""
+"""All of them, as entry points may belong to another installed kpstore than the running one."""

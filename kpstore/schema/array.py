@@ -1,9 +1,10 @@
-"""One array on the frame or video axis: what a row of it is, and how rows are made to fit."""
+"""One array on the frame or video axis: what its rows are, and how given rows are made to fit."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,12 +29,12 @@ class ArraySpec:
 
     Parameters
     ----------
-    name : the array's name; companions are stored as ``<feature>_<name>``.
-    shape : shape of one row, without the frame or video axis; ``()`` for one number a row.
-    dims : a name for every axis of ``shape``.
-    dtype : a numpy dtype name (``"float32"``, ``"bool"``, …).
+    name : name of the array; companions are stored as ``<feature>_<name>``.
+    shape : shape of one row, without the frame or video axis; ``()`` for one number per row.
+    dims : name of each axis in ``shape``.
+    dtype : name of a numpy dtype (``"float32"``, ``"bool"``, …).
     units : CF units; ``"1"`` for dimensionless numbers.
-    description : one line for readers (CF ``long_name``).
+    description : one line that describes the array (CF ``long_name``).
     """
 
     name: str
@@ -49,26 +50,22 @@ class ArraySpec:
                 f"array name {self.name!r}: use lower-case letters, digits and underscores, "
                 "starting with a letter"
             )
+        for problem in self._problems_of_rows():
+            raise InvalidError(f"{self.name!r}: {problem}")
+
+    def _problems_of_rows(self) -> Iterator[str]:
         if len(self.shape) != len(self.dims):
-            raise InvalidError(
-                f"{self.name!r}: shape {self.shape} needs {len(self.shape)} dims, found {self.dims}"
-            )
+            yield f"shape {self.shape} needs {len(self.shape)} dims, found {self.dims}"
         if {"frame", "video"} & set(self.dims):
-            raise InvalidError(
-                f"{self.name!r}: 'frame' and 'video' are axes of the store; give the row's axes "
-                "other names"
-            )
+            yield "'frame' and 'video' are axes of the store; give the row's axes other names"
         if any(length < 1 for length in self.shape):
-            raise InvalidError(
-                f"{self.name!r}: every axis of a row needs a length of at least 1, found "
-                f"{self.shape}"
-            )
+            yield f"every axis of a row needs a length of at least 1, found {self.shape}"
         if not _is_number(self.dtype):
-            raise InvalidError(f"{self.name!r}: dtype {self.dtype!r} is not a number or bool")
+            yield f"dtype {self.dtype!r} is not a number or bool"
 
     @property
     def fill(self) -> float | int | bool:
-        """Value of a row that was never written: NaN, 0 or False."""
+        """Missing value, which rows that were never written have: NaN, 0 or False."""
         kind = np.dtype(self.dtype).kind
         return math.nan if kind == "f" else False if kind == "b" else 0
 
@@ -77,19 +74,19 @@ class ArraySpec:
         """Size of one decoded row in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
-    def empty(self, n_rows: int) -> NDArray[Any]:
-        """Return ``n_rows`` rows filled with the missing value, shape (n_rows, *shape)."""
+    def empty(self, n_rows: int) -> NDArray[np.generic]:
+        """Return ``n_rows`` rows of the missing value, (n_rows, *shape)."""
         return np.full((n_rows, *self.shape), self.fill, dtype=self.dtype)
 
-    def are_empty(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+    def are_empty(self, rows: NDArray[np.generic]) -> NDArray[np.bool_]:
         """Return which rows hold nothing but the missing value, (rows,) bool."""
         empty = np.isnan(rows) if rows.dtype.kind == "f" else rows == self.fill
-        # One axis a row: numpy is many times slower on several short ones.
+        # One axis per row, because numpy is many times slower on several short ones.
         return np.asarray(
             empty.reshape(len(rows), math.prod(self.shape)).all(axis=1), dtype=np.bool_
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return this spec as JSON values."""
         return {**asdict(self), "shape": list(self.shape), "dims": list(self.dims)}
 
@@ -100,13 +97,13 @@ class ArraySpec:
 
         Parameters
         ----------
-        where : begins error messages.
-        gone : (rows,) bool; these rows come back as missing, whatever they hold.
+        where : beginning of error messages.
+        gone : (rows,) bool; these rows are returned as missing, whatever they hold.
 
         Raises
         ------
         InvalidError
-            If shape, dtype or values do not fit.
+            If the shape, dtype or values do not fit.
         """
         if array.shape != (n_rows, *self.shape):
             raise InvalidError(
@@ -128,32 +125,36 @@ class ArraySpec:
                     f"{where}: {kept.min()} to {kept.max()} given, {self.dtype} holds "
                     f"{limits.min} to {limits.max}"
                 )
-        with np.errstate(over="ignore"):  # becomes infinite, which is an error of its own
+        with np.errstate(over="ignore"):  # the result is infinite, which has an error of its own
             fitted = array.astype(self.dtype, copy=gone is not None)
         if gone is not None:
             fitted[gone] = self.fill
         return fitted
 
 
-def as_rows(where: str, given: Any) -> NDArray[Any]:
-    """Return rows as an array; values that a masked array hides are missing.
+def as_rows(where: str, given: object) -> NDArray[Any]:
+    """Return rows as an array, with masked values as missing values.
 
     Parameters
     ----------
-    where : begins error messages.
+    where : beginning of error messages.
 
     Raises
     ------
     InvalidError
-        If they do not make an array of rows.
+        If they cannot be made an array of rows.
     """
+    if isinstance(given, np.ma.MaskedArray):
+        if given.dtype.kind == "f":
+            given = given.filled(np.nan)
+        elif np.ma.getmaskarray(given).any():
+            raise InvalidError(
+                f"{where}: a masked array of {given.dtype} hides numbers; fill them in"
+            )
     try:
-        masked = isinstance(given, np.ma.MaskedArray)
-        array = np.asarray(given.filled(np.nan) if masked and given.dtype.kind == "f" else given)
+        array = np.asarray(given)
     except (TypeError, ValueError) as error:
         raise InvalidError(f"{where}: cannot be made an array of numbers ({error})") from None
-    if masked and given.dtype.kind != "f" and np.ma.getmaskarray(given).any():
-        raise InvalidError(f"{where}: a masked array of {given.dtype} hides numbers; fill them in")
     if not array.ndim:
         raise InvalidError(f"{where}: one {array.dtype} was given, an array of rows is needed")
     return array

@@ -13,20 +13,20 @@ MODEL_DIMS = {
     "dinov2_vitl14": 1024,
     "dinov2_vitg14": 1536,
 }
-"""Length of a feature by the model that made it."""
+"""Length of a feature, by the model that made it."""
 CLS_TOKEN = "CLS token of the whole image, L2-normalised"
 """Description of DINOv2 features, extracted with faces or alone, or imported."""
 FACE_PATH = "face_image_path"
-"""Annotation of a person, and field of its JSON: the path of the frontal picture."""
+"""Path of the frontal picture: an annotation of a person, and a field of its JSON."""
 LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 """InsightFace's five points, in its order; left and right as seen in the picture."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of numbers of a frame, or, named ``face_…``, of a person's frontal face.
+    """A field with numbers of a frame or, if named ``face_…``, of a person's frontal face.
 
-    ``shape`` is None for features, whose length depends on the model; a field that is not
+    ``shape`` is None for features, whose length depends on the model. A field that is not
     ``needed`` may be missing.
     """
 
@@ -114,6 +114,6 @@ FRAME_FIELDS = (*_SHARED, *_ANGLES, *_ADDED_3D)
 FACE_FIELDS = tuple(shared.of_face() for shared in (*_SHARED, *_ADDED_3D))
 """Fields of a frontal face in users' JSON."""
 EXTRACTED_FRAME_FIELDS = (*_SHARED, _SCORE, *_ANGLES)
-"""Fields of a frame that an extraction makes."""
+"""Fields of a frame that are extracted."""
 EXTRACTED_FACE_FIELDS = tuple(shared.of_face() for shared in (*_SHARED, _SCORE))
-"""Fields of a frontal face that an extraction makes."""
+"""Fields of a frontal face that are extracted."""

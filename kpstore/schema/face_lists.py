@@ -17,8 +17,8 @@ def load_face_list(face_list: str | os.PathLike[str] | FaceList) -> FaceList:
     Parameters
     ----------
     face_list : a name in :data:`~kpstore.schema.layout.FACE_LISTS`, or a file with 68 mesh indices:
-        a JSON list, where an entry may be a list of indices to average, or numbers separated by
-        white space or commas. The file's name without its ending becomes the list's name.
+        a JSON list, in which an entry may be a list of indices to average, or numbers separated by
+        white space or commas. The list is named like the file, without its suffix.
 
     Raises
     ------

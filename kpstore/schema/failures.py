@@ -17,12 +17,12 @@ FORM = '{"video": reason} or {"frames": {number: reason}}'
 
 @dataclass(frozen=True)
 class Failures:
-    """Why one video, or some of its frames, failed for one feature; false if nothing failed.
+    """Why a video, or some of its frames, failed for one feature; false if nothing failed.
 
     Parameters
     ----------
     video : why the whole video failed; None if it did not.
-    frames : reasons by frame number; dropped if the whole video failed.
+    frames : reasons by frame number; discarded if the whole video failed.
     """
 
     video: str | None = None
@@ -40,7 +40,7 @@ class Failures:
 
     @property
     def state(self) -> State:
-        """State of a finished video with these failures."""
+        """State of a finished video that has these failures."""
         return State.DONE if self.video is None else State.FAILED
 
     def frame_states(self, n_frames: int) -> NDArray[np.uint8]:
@@ -50,19 +50,15 @@ class Failures:
         return states
 
     def of_video(self) -> Failures:
-        """Return the failure of the whole video only, as it counts for a feature of videos."""
+        """Return the failure of the whole video alone, which is what features of videos have."""
         return Failures(self.video)
 
     def to_text(self) -> str:
         """Return what a store keeps: JSON, or ``""`` if nothing failed."""
-        if self.video is not None:
-            return json.dumps({"video": self.video}, ensure_ascii=False)
-        if self.frames:
-            return json.dumps(
-                {"frames": {str(n): reason for n, reason in self.frames.items()}},
-                ensure_ascii=False,
-            )
-        return ""
+        if not self:
+            return ""
+        found = {"frames": self.frames} if self.video is None else {"video": self.video}
+        return json.dumps(found, ensure_ascii=False)
 
     @classmethod
     def from_text(cls, text: str) -> Failures:

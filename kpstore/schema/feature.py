@@ -1,4 +1,4 @@
-"""What one feature is: its axis, the shape and type of a row, labels, units, companions."""
+"""What a feature is: its axis, the shape and type of its rows, labels, units and companions."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Axis = Literal["frame", "video"]
 Compression = Literal["raw", "lz4", "zstd"]
 COMPRESSIONS: tuple[Compression, ...] = ("raw", "lz4", "zstd")
 Provenance = Mapping[str, Any]
-"""How a feature was made: JSON values only, the same keys for the same extractor."""
+"""How a feature was made: JSON values only, with the same keys for the same extractor."""
 MADE_BY = "made_by"
 """Key of a provenance: the recipe and its options, ``{"recipe": …, "options": {…}}``."""
 
 CHUNK_BYTES = 2 * 2**20
-"""Upper bound of one decoded chunk; docs/decisions/003 has the measurement behind it."""
+"""Largest size of a decoded chunk; docs/decisions/003 has the measurement behind it."""
 MAX_CHUNK_ROWS = 4096
 
 
 class State(enum.IntEnum):
-    """How far a video (for one feature), or one of its frames, has come.
+    """Progress of a video (for one feature), or of one of its frames.
 
     Unwritten storage reads as ``PENDING``, so that a row that was never written cannot pass for a
     result. A frame in which nothing was detected is ``DONE``: its values are NaN, its mask False.
@@ -50,12 +50,12 @@ class FeatureSpec(ArraySpec):
     labels : names along an axis of a row, by dimension, e.g. ``{"space": ("x", "y", "z")}``.
     companions : arrays with the same rows, such as a presence mask (``detected``) or a confidence
         (``visibility``).
-    chunk_rows : rows per chunk; 0 picks the largest power of two within 2 MiB decoded and 4,096
+    chunk_rows : rows per chunk; 0 chooses the largest power of two within 2 MiB decoded and 4,096
         rows (chunks of a few numbers per frame would hold more frames than a small store has).
-    compression : of the values. ``"raw"`` is uncompressed and reads fastest; ``"lz4"`` saves 20 to
-        40 % of the space of keypoints, ``"zstd"`` a little more; neither saves any on network
-        features.
-    attrs : further facts about the layout (JSON), such as a list of mesh points.
+    compression : compression of the values. ``"raw"`` is uncompressed and reads fastest; ``"lz4"``
+        saves 20 to 40 % of the space of keypoints, ``"zstd"`` a little more; neither saves any on
+        features of networks.
+    attrs : further facts about the layout, as JSON values, such as a list of mesh points.
     """
 
     axis: Axis = "frame"
@@ -67,38 +67,8 @@ class FeatureSpec(ArraySpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.axis not in ("frame", "video"):
-            raise InvalidError(
-                f"feature {self.name!r}: axis is 'frame' or 'video', found {self.axis!r}"
-            )
-        lengths: dict[str, int] = {}
-        for array in (self, *self.companions):
-            for dim, length in zip(array.dims, array.shape, strict=True):
-                if lengths.setdefault(dim, length) != length:
-                    raise InvalidError(
-                        f"feature {self.name!r}: dimension {dim!r} has two lengths, {lengths[dim]} "
-                        f"and {length}"
-                    )
-        for dim, names in self.labels.items():
-            if lengths.get(dim) != len(names):
-                raise InvalidError(
-                    f"feature {self.name!r}: {len(names)} labels for {dim!r} of length "
-                    f"{lengths.get(dim)}"
-                )
-        names_used = [c.name for c in self.companions]
-        if len(set(names_used)) != len(names_used):
-            raise InvalidError(
-                f"feature {self.name!r}: two companions have one name, found {names_used}"
-            )
-        if self.compression not in COMPRESSIONS:
-            raise InvalidError(
-                f"feature {self.name!r}: compression {self.compression!r}; use "
-                f"{', '.join(COMPRESSIONS)}"
-            )
-        if self.chunk_rows < 0:
-            raise InvalidError(
-                f"feature {self.name!r}: chunk_rows is {self.chunk_rows}; use 0 or more"
-            )
+        for problem in self._problems():
+            raise InvalidError(f"feature {self.name!r}: {problem}")
         try:
             # As a store returns it: a tuple that comes back as a list would make specs unequal.
             object.__setattr__(self, "attrs", json.loads(json.dumps(dict(self.attrs))))
@@ -106,30 +76,42 @@ class FeatureSpec(ArraySpec):
             raise InvalidError(
                 f"feature {self.name!r}: attrs must be JSON values ({error})"
             ) from None
-        reserved = {"state", "status", "failure", "values"} & set(names_used)
-        if reserved:
-            raise InvalidError(
-                f"feature {self.name!r}: companion name {reserved.pop()!r} is kept for the store "
-                "itself"
-            )
         if self.chunk_rows == 0:
             rows = max(1, CHUNK_BYTES // max(self.row_bytes, 1))
             object.__setattr__(
                 self, "chunk_rows", min(1 << (rows.bit_length() - 1), MAX_CHUNK_ROWS)
             )
 
+    def _problems(self) -> Iterator[str]:
+        if self.axis not in ("frame", "video"):
+            yield f"axis is 'frame' or 'video', found {self.axis!r}"
+        lengths: dict[str, int] = {}
+        for array in (self, *self.companions):
+            for dim, length in zip(array.dims, array.shape, strict=True):
+                if lengths.setdefault(dim, length) != length:
+                    yield f"dimension {dim!r} has two lengths, {lengths[dim]} and {length}"
+        for dim, names in self.labels.items():
+            if lengths.get(dim) != len(names):
+                yield f"{len(names)} labels for {dim!r} of length {lengths.get(dim)}"
+        names_used = [c.name for c in self.companions]
+        if len(set(names_used)) != len(names_used):
+            yield f"two companions have one name, found {names_used}"
+        if self.compression not in COMPRESSIONS:
+            yield f"compression {self.compression!r}; use {', '.join(COMPRESSIONS)}"
+        if self.chunk_rows < 0:
+            yield f"chunk_rows is {self.chunk_rows}; use 0 or more"
+        reserved = {"state", "status", "failure", "values"} & set(names_used)
+        if reserved:
+            yield f"companion name {reserved.pop()!r} is reserved for the store itself"
+
     @property
     def arrays(self) -> dict[str, ArraySpec]:
-        """Every array of this feature by its stored name: the values first, then the companions."""
-        stored = {
-            self.name: ArraySpec(
-                self.name, self.shape, self.dims, self.dtype, self.units, self.description
-            )
-        }
-        for companion in self.companions:
-            name = self.companion(companion.name)
-            stored[name] = replace(companion, name=name)
-        return stored
+        """All arrays of this feature by their stored names: the values first, then companions."""
+        values = ArraySpec(
+            self.name, self.shape, self.dims, self.dtype, self.units, self.description
+        )
+        companions = (replace(c, name=self.companion(c.name)) for c in self.companions)
+        return {array.name: array for array in (values, *companions)}
 
     def companion(self, name: str) -> str:
         """Return the stored name of a companion."""
@@ -142,7 +124,7 @@ class FeatureSpec(ArraySpec):
         """
         return FeatureRows(self.empty(n_rows), {c.name: c.empty(n_rows) for c in self.companions})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return this spec as JSON values; :meth:`from_json` is the inverse."""
         return {
             "name": self.name,
@@ -162,20 +144,13 @@ class FeatureSpec(ArraySpec):
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> FeatureSpec:
         """Build a spec from what :meth:`to_json` returned."""
-        values = dict(stored)
-        companions = tuple(
-            ArraySpec(**{**c, "shape": tuple(c["shape"]), "dims": tuple(c["dims"])})
-            for c in values.pop("companions")
-        )
-        values["labels"] = {dim: tuple(names) for dim, names in values["labels"].items()}
-        return cls(
-            **{
-                **values,
-                "shape": tuple(values["shape"]),
-                "dims": tuple(values["dims"]),
-                "companions": companions,
-            }
-        )
+        companions = tuple(ArraySpec(**_with_tuples(c)) for c in stored["companions"])
+        labels = {dim: tuple(names) for dim, names in stored["labels"].items()}
+        return cls(**{**_with_tuples(stored), "labels": labels, "companions": companions})
+
+
+def _with_tuples(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {**stored, "shape": tuple(stored["shape"]), "dims": tuple(stored["dims"])}
 
 
 @dataclass(frozen=True)
@@ -185,7 +160,7 @@ class FeatureRows:
     Parameters
     ----------
     values : (rows, *spec.shape) of ``spec.dtype``; NaN where missing.
-    companions : by companion name, (rows, *companion.shape) of the companion's dtype.
+    companions : (rows, *companion.shape) of the companion's dtype, by its name.
     """
 
     values: NDArray[Any]
@@ -213,19 +188,19 @@ class FeatureRows:
         """Return the same rows as a store may hold them.
 
         Arrays get the spec's dtypes. A presence mask (``detected``) that is not given follows from
-        the values, see :func:`presence`; other companions that are not given read as missing. Bool
+        the values (see :func:`presence`); other companions that are not given are missing. Bool
         arrays may be given as whole numbers 0 and 1.
 
         Parameters
         ----------
-        done : (rows,) bool; other rows come back as missing, whatever they hold. All are done by
-            default.
+        done : (rows,) bool; other rows are returned as missing, whatever they hold. By default, all
+            rows are done.
 
         Raises
         ------
         InvalidError
             If an array does not fit, or breaks a rule of the format (:func:`faults`); the message
-            names it and the first row.
+            names the array and the first such row.
         """
 
         def where(name: str) -> str:
@@ -252,10 +227,8 @@ class FeatureRows:
             if bad.any():
                 row = int(np.argmax(bad))
                 told = _torn_point(spec, values[row], what) or f"{array} {what}"
-                if (
-                    told.startswith(f"{spec.companion(MASK)} ")
-                    and self.companions.get(MASK) is not None
-                ):
+                has_mask = self.companions.get(MASK) is not None
+                if has_mask and told.startswith(f"{spec.companion(MASK)} "):
                     told += f"; leave {MASK!r} out and it follows from the values"
                 raise InvalidError(
                     f"feature {spec.name!r}, row {row} ({int(bad.sum())} in all): {told}"
@@ -264,7 +237,7 @@ class FeatureRows:
 
     @classmethod
     def concatenate(cls, blocks: list[FeatureRows]) -> FeatureRows:
-        """Return all rows of ``blocks``, in order; at least one block."""
+        """Return all rows of ``blocks``, which are one or more, in order."""
         names = blocks[0].companions
         return cls(
             np.concatenate([b.values for b in blocks]),
@@ -273,11 +246,11 @@ class FeatureRows:
 
 
 MASK = "detected"
-"""Name of the companion that says which parts of a row are there."""
+"""Name of the companion that says which parts of a row were detected."""
 
 
 def part_names(spec: FeatureSpec) -> tuple[str, ...]:
-    """Return the parts that the columns of a feature's presence mask stand for; () without one."""
+    """Return the part of each column of a feature's presence mask; () without a mask."""
     mask = next((c for c in spec.companions if c.name == MASK and len(c.shape) == 1), None)
     if mask is None:
         return ()
@@ -286,19 +259,19 @@ def part_names(spec: FeatureSpec) -> tuple[str, ...]:
 
 
 def part_slices(spec: FeatureSpec) -> Mapping[str, slice | None]:
-    """Return the points of each part; ``{"": None}`` for a feature without parts."""
+    """Return the slice of points of each part; ``{"": None}`` for a feature without parts."""
     parts = spec.attrs.get("parts")
     if not parts or not spec.shape:
         return {"": None}
     return {name: slice(first, last) for name, (first, last) in parts.items()}
 
 
-def presence(spec: FeatureSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return the presence mask that follows from values: absent is what is NaN as a whole.
+def presence(spec: FeatureSpec, values: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Return the presence mask that follows from values: whatever is all NaN is absent.
 
-    A column of the mask that stands for a part is about the points of that part; an axis that mask
-    and values share, about each place along it; any other column, about the whole row. In features
-    of whole numbers everything is present.
+    A column of the mask that stands for a part describes the points of that part; an axis that the
+    mask shares with the values, each place along it; any other column, the whole row. In features
+    of whole numbers, everything is present.
 
     Parameters
     ----------
@@ -329,9 +302,9 @@ def presence(spec: FeatureSpec, values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def faults(
-    spec: FeatureSpec, values: NDArray[Any], companions: Mapping[str, NDArray[Any]]
+    spec: FeatureSpec, values: NDArray[np.generic], companions: Mapping[str, NDArray[Any]]
 ) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
-    """Yield for each rule of done rows: the array, what is wrong, and the rows, (rows,) bool.
+    """Yield for each rule of done rows the array, the fault, and the faulty rows, (rows,) bool.
 
     Values are finite or NaN; a presence mask agrees with the values; ``visibility`` lies between 0
     and 1.
@@ -374,7 +347,7 @@ def _flat(block: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _torn(missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(rows, points) bool of (rows, points, …): which points lack a coordinate that others have."""
+    """Return which points lack a coordinate that others have, (rows, points) bool."""
     missing = missing.reshape(*missing.shape[:2], int(np.prod(missing.shape[2:])))
     of_none: NDArray[np.bool_] = np.all(missing, axis=1, keepdims=True)
     whole: NDArray[np.bool_] = np.all(missing | of_none, axis=2, keepdims=True)
@@ -385,8 +358,8 @@ def _says_there(part: str) -> str:
     return f"says {part} is there, but values are missing"
 
 
-def _torn_point(spec: FeatureSpec, row: NDArray[Any], what: str) -> str | None:
-    """Return a line about the first torn point of a row; None if ``what`` is another fault."""
+def _torn_point(spec: FeatureSpec, row: NDArray[np.generic], what: str) -> str | None:
+    """Return a description of a row's first torn point; None if ``what`` is another fault."""
     for part, points in part_slices(spec).items():
         if points is None or what != _says_there(part):
             continue

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from kpstore.errors import CorruptError, InvalidError, NotFoundError
 from kpstore.schema import video_fields
 
-_FIT: Mapping[str, Callable[[Any], Any]] = {
+_FIT: Mapping[str, Callable[[object], object]] = {
     "id": video_fields.id_of,
     "split": video_fields.text_of,
     "frame_paths": video_fields.paths_of,
@@ -30,19 +29,19 @@ _FIT: Mapping[str, Callable[[Any], Any]] = {
 class VideoRecord:
     """One video as a source lists it and a store's index keeps it.
 
-    Cells of a table may be given unchanged: in text columns, numbers and dates become text, and
-    None, NaN and pandas' NA become ``""``; in other columns the latter mean unknown.
+    Cells of a table may be given unchanged. In columns of text, numbers and dates become text, and
+    None, NaN and pandas' NA become ``""``. In other columns, these mean unknown.
 
     Parameters
     ----------
-    id : unique in the data set; text, kept exactly as it is given. Sources make them with forward
-        slashes only.
-    split : ``"train"``, ``"dev"``, …; ``""`` where the data set has none.
-    frame_paths : one path per frame, relative to the data set's root, forward slashes;
-        frames of a video file are ``"clip.mp4#0"``, ``"clip.mp4#1"``, ….
-    fps : frames per second, above 0 and up to 100,000; NaN where unknown.
-    width, height : size of an upright frame in pixels; 0 where unknown.
-    annotations : text by column, such as speaker, gloss, text.
+    id : text that is unique in the data set, stored exactly as given. Ids from sources contain
+        forward slashes only.
+    split : ``"train"``, ``"dev"``, …; ``""`` if the data set has no splits.
+    frame_paths : one path per frame, relative to the data set's root, with forward slashes; frames
+        of a video file are ``"clip.mp4#0"``, ``"clip.mp4#1"``, ….
+    fps : frames per second, above 0 and up to 100,000; NaN if unknown.
+    width, height : size of an upright frame in pixels; 0 if unknown.
+    annotations : text by column, such as speaker, gloss or text.
 
     Raises
     ------
@@ -81,8 +80,8 @@ class VideoIndex:
     ----------
     ids : (videos,) object array of str, unique.
     splits : (videos,) object array of str.
-    n_frames : (videos,) int64, frames per video; a video's rows follow those of the video before
-        it.
+    n_frames : (videos,) int64, frames per video; the rows of a video follow those of the video
+        before it.
     """
 
     ids: NDArray[np.object_]
@@ -124,7 +123,7 @@ class VideoIndex:
         return video_id in self._positions
 
     def position(self, video_id: str) -> int:
-        """Return a video's place in storage order; :class:`NotFoundError` names similar ids."""
+        """Return a video's position in storage order; :class:`NotFoundError` names similar ids."""
         try:
             return self._positions[video_id]
         except KeyError:
@@ -137,7 +136,7 @@ class VideoIndex:
         return slice(int(self.offsets[position]), int(self.offsets[position + 1]))
 
     def video_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the position of the video that holds each row, shape of ``rows``."""
+        """Return the position of the video that holds each row, in the shape of ``rows``."""
         return (np.searchsorted(self.offsets, rows, side="right") - 1).astype(np.int64)
 
     def split_names(self) -> list[str]:
@@ -147,7 +146,7 @@ class VideoIndex:
     def select(
         self, *, split: str | Sequence[str] | None = None, videos: Iterable[str] | None = None
     ) -> NDArray[np.int64]:
-        """Return positions of videos, in storage order (``videos``: in the order given).
+        """Return positions of videos, in storage order, or in the given order of ``videos``.
 
         Raises
         ------
@@ -170,7 +169,7 @@ class VideoIndex:
         return chosen.astype(np.int64)
 
     def rows_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return all rows of the videos at ``positions``, video after video, (frames,) int64."""
+        """Return all rows of the videos at ``positions``, in that order, (frames,) int64."""
         lengths = self.n_frames[positions]
         starts = np.repeat(self.offsets[positions], lengths)
         within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -185,12 +184,12 @@ def nearest(name: object, names: Iterable[str]) -> str:
 
 def all_within(numbers: NDArray[np.int64], length: int) -> bool:
     """Return whether all numbers, (numbers,) int64, are from 0 to ``length - 1``."""
-    # Read as unsigned, negative numbers are the greatest: one pass instead of two before each read.
+    # As unsigned numbers, negative ones are the greatest, so one pass is enough.
     return numbers.size == 0 or int(np.maximum.reduce(numbers.view(np.uint64))) < length
 
 
 def whole_number(value: object) -> int | None:
-    """Return a whole number of any kind (int, numpy, torch) as int; None for bool and the rest."""
+    """Return a whole number of any type (int, numpy, torch) as int; None for anything else."""
     is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
     if is_bool or getattr(value, "ndim", 0) != 0:
         return None

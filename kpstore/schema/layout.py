@@ -31,7 +31,7 @@ N_POINTS = 143
 N_FACE = 68
 N_POSE = 33
 N_MESH = 478
-"""Points of MediaPipe's face mesh: 468, and 10 of the irises where it refines them."""
+"""Points of MediaPipe's face mesh: 468, and 10 of the irises."""
 
 FACE_REGIONS = MappingProxyType(
     {
@@ -105,8 +105,8 @@ _POSE_EDGES: tuple[Edge, ...] = (
 )
 _NOSE_CHAIN = (27, 28, 29, 30, 33)
 _NOSTRIL_CHAIN = (31, 32, 33, 34, 35)
-# The users' list names its nose points out of order; from the bridge down, then to the wing, they
-# run like this.
+# The users' list names its nose points out of order: this is the order from the bridge down, and
+# then to the wing.
 _PHOENIX_NOSE_CHAIN = (32, 30, 31, 28, 27, 35, 29, 34, 33)
 
 
@@ -116,14 +116,14 @@ class FaceList:
 
     Parameters
     ----------
-    name : what the list is called; the points and their :attr:`sha256` say what it is.
+    name : name of the list, which its points and their :attr:`sha256` identify.
     points : 68 entries, each a mesh index in 0..477 or several indices whose mean is taken.
-    source : where the list comes from, for people.
+    source : origin of the list, for readers.
 
     Raises
     ------
     InvalidError
-        If there are not 68 entries, or an entry is not a mesh point; the message lists all wrong
+        If there are not 68 entries, or an entry is not a mesh point; the message lists all such
         entries.
     """
 
@@ -151,12 +151,12 @@ class FaceList:
 
     @property
     def indices(self) -> tuple[tuple[int, ...], ...]:
-        """For each of the 68 points the mesh indices that are averaged; one index for most."""
+        """Mesh indices that are averaged for each of the 68 points; one index for most."""
         return tuple((p,) if isinstance(p, int) else p for p in self.points)
 
     @property
     def sha256(self) -> str:
-        """Hex SHA-256 of the points as compact JSON: equal for equal lists of any name."""
+        """Hex SHA-256 of the points as compact JSON, which does not depend on the name."""
         return hashlib.sha256(json.dumps(self.points, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -196,8 +196,8 @@ FACE_LISTS = MappingProxyType({face_list.name: face_list for face_list in (_PHOE
 def skeleton_edges(face_list: FaceList = _PHOENIX) -> tuple[Edge, ...]:
     """Return the pairs of points that a drawing joins, as indices into the 143.
 
-    Each pair is within one part. All face lists join the regions of the face alike, except for the
-    nose, whose points they order differently.
+    Both points of a pair belong to the same part. All face lists join the regions of the face
+    alike, except for the nose, whose points they order differently.
     """
     regions = FACE_REGIONS
     nose = (

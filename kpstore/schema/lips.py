@@ -1,4 +1,4 @@
-"""The lip-reading feature, common to imported files and extracted stores."""
+"""The feature for lip reading, which imported files and extracted stores share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ LIP_FEATURE = "lip_resnet18"
 LIP_LENGTH = 512
 """Values per frame."""
 CROP_SIDE = 96
-"""Pixels of a mouth crop's width and height, as data sets hold them."""
+"""Width and height of a mouth crop in data sets, in pixels."""
 CROPS_KEY = "data"
 """Name of mouth crops in their npz files."""
 EMBEDDING_ENDING = "_embedding.npz"
-"""Ending of files of embeddings: ``x_embedding.npz`` lies beside the crops ``x.npz``."""
+"""Ending of files with embeddings: ``x_embedding.npz`` is beside the crops ``x.npz``."""
 
 
 def lip_spec(dtype: str = "float32") -> FeatureSpec:

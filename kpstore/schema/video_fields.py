@@ -1,7 +1,7 @@
 """Conversion of a video's columns from any table or library to the types that a store keeps.
 
-Each function returns a value of one type, or raises :class:`InvalidError` that says what was found
-and what to give.
+Each function returns a value of one type, or raises :class:`InvalidError`, which says what was
+given and what is needed.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ import numbers
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Any
 
 import numpy as np
 
 from kpstore.errors import InvalidError
 
 MAX_FPS = 100_000.0
-"""Highest plausible rate: anything above is a time base, or a mistake."""
+"""Highest plausible rate: anything above it is a time base, or a mistake."""
 MAX_PIXELS = 2**31 - 1
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """Return a cell of a table as text; None, NaN, pandas' NA and NaT become ``""``.
 
     Raises
     ------
     InvalidError
-        For bytes, lists and anything else but text, numbers and dates.
+        For anything but text, numbers and dates, such as bytes and lists.
     """
     if isinstance(value, str):
         return _storable(str(value))
@@ -43,13 +42,13 @@ def text_of(value: Any) -> str:
     raise InvalidError(f"{_shown(value)} is not text; give text, a number, a date, or nothing")
 
 
-def id_of(value: Any) -> str:
+def id_of(value: object) -> str:
     """Return a video's id: text unchanged, or a whole number as text.
 
     Raises
     ------
     InvalidError
-        For anything else, and for text that is empty.
+        For anything else, and for empty text.
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not isinstance(value, str) and not whole:
@@ -60,13 +59,13 @@ def id_of(value: Any) -> str:
     return found
 
 
-def paths_of(value: Any) -> tuple[str, ...]:
+def paths_of(value: object) -> tuple[str, ...]:
     """Return one path per frame, as text with forward slashes where ``pathlib`` made them.
 
     Raises
     ------
     InvalidError
-        If it is one text instead of a sequence, or holds anything but text and paths.
+        If it is a text instead of a sequence, or holds anything but text and paths.
     """
     if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):
         raise InvalidError(
@@ -82,7 +81,7 @@ def paths_of(value: Any) -> tuple[str, ...]:
     return found
 
 
-def fps_of(value: Any) -> float:
+def fps_of(value: object) -> float:
     """Return frames per second; NaN (unknown) for None, NaN and pandas' NA.
 
     Raises
@@ -102,11 +101,11 @@ def fps_of(value: Any) -> float:
 
 
 def known_fps(value: float) -> float:
-    """Return a rate from another file or an older store; NaN if invalid: 0 often means unknown."""
+    """Return a rate from another file or an older store; NaN if invalid, as 0 often is unknown."""
     return float(value) if 0 < value <= MAX_FPS else math.nan
 
 
-def pixels_of(value: Any) -> int:
+def pixels_of(value: object) -> int:
     """Return a width or height; 0 (unknown) for None, NaN and pandas' NA.
 
     Raises
@@ -125,8 +124,8 @@ def pixels_of(value: Any) -> int:
     return int(number)
 
 
-def annotations_of(value: Any) -> dict[str, str]:
-    """Return text by column; see :func:`text_of`.
+def annotations_of(value: object) -> dict[str, str]:
+    """Return text by column, each converted by :func:`text_of`.
 
     Raises
     ------
@@ -151,7 +150,7 @@ def annotations_of(value: Any) -> dict[str, str]:
     return found
 
 
-def _path(number: int, value: Any) -> str:
+def _path(number: int, value: object) -> str:
     if isinstance(value, PurePath):
         return value.as_posix()
     found = os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -162,7 +161,7 @@ def _path(number: int, value: Any) -> str:
     return str(found)
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | decimal.Decimal):
         raise InvalidError(f"{_shown(value)} is not a number")
     try:
@@ -171,7 +170,7 @@ def _number(value: Any) -> float:
         return math.inf
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     """Return whether a cell is None, NaN, NaT or pandas' NA."""
     if value is None or type(value).__name__ == "NAType":
         return True
@@ -194,7 +193,7 @@ def _has_utf8(text: str) -> bool:
     return True
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     shown = ascii(value) if isinstance(value, str) and not _has_utf8(value) else repr(value)
     shown = " ".join(shown.split())
     return shown if len(shown) <= 100 else shown[:99] + "…"

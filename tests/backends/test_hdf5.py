@@ -670,19 +670,19 @@ def test_examine_names_what_no_chunk_shows(three: tuple[HDF5Backend, list[str]],
             older["checksums"][3] ^= 1
             wanted = f"version {versions[1]}: 'raw': the table of its checksums is damaged"
         elif what == "base":
-            about = read_json(older, "about", 2)
-            write_json(older, "about", {**about, "base": versions[1]}, 2)
+            about = read_json(older, "about")
+            write_json(older, "about", {**about, "base": versions[1]})
             wanted = (
                 f"version {versions[1]}: it is described by version {versions[1]}, which leads "
                 "nowhere"
             )
         elif what == "parent":
-            record = read_json(version, "record", 2)
-            write_json(version, "record", {**record, "parent": versions[2]}, 2)
+            record = read_json(version, "record")
+            write_json(version, "record", {**record, "parent": versions[2]})
             wanted = f"version {versions[2]}: it follows itself"
         else:
             write_json(
-                home, "names", {"head": versions[2], "tags": {"v1": "GONE"}, "used_tags": ["v1"]}, 2
+                home, "names", {"head": versions[2], "tags": {"v1": "GONE"}, "used_tags": ["v1"]}
             )
             wanted = "tag 'v1' names version GONE, which is missing"
     opened = reopened(backend)
@@ -726,7 +726,7 @@ def old_file(tmp_path: Path) -> HDF5Backend:
             "metadata": {},
             "touched": [],
         }
-        write_json(home.create_group("versions/FIRST"), "record", record, 1)
+        write_json(home.create_group("versions/FIRST"), "record", record)
     backend = HDF5Backend(str(tmp_path / "old.h5"))
     changes = backend.begin()
     changes.create("raw", ArrayMeta((300, 16), "float32", 64, ("frame", "x"), codec="raw"))

@@ -50,11 +50,11 @@ def test_dtypes_are_numbers(dtype: str) -> None:
         ({"shape": (2, 3), "dims": ("x", "x")}, "dimension 'x' has two lengths, 2 and 3"),
         (
             {"companions": (ArraySpec("status"),)},
-            "companion name 'status' is kept for the store itself",
+            "companion name 'status' is reserved for the store itself",
         ),
         (
             {"companions": (ArraySpec("values"),)},
-            "companion name 'values' is kept for the store itself",
+            "companion name 'values' is reserved for the store itself",
         ),
         (
             {"companions": (ArraySpec("a"), ArraySpec("a", (2,), ("b",)))},
