@@ -1,0 +1,77 @@
+"""Read some inputs of a target again: ``python -m benchmarks.fuzz.replay TARGET FILE…``.
+
+Prints one line of JSON for each: the clear line that it ended in, if any, what was wrong, its CPU
+seconds, and how much more memory than ever before the process took. Ends with 1 if an input broke a
+rule (:mod:`benchmarks.fuzz.targets`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.fuzz.targets import CPU_S, MEMORY_BYTES, TARGETS, Target
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one input.
+
+    Parameters
+    ----------
+    file : name of the input.
+    said : the clear line that it ended in; None if it was read.
+    wrong : what should not have happened; None if nothing did.
+    cpu_s : CPU time, seconds.
+    memory : bytes beyond the largest amount that the process took before.
+    """
+
+    file: str
+    said: str | None
+    wrong: str | None
+    cpu_s: float
+    memory: int
+
+
+def replay(target: Target, path: Path) -> Outcome:
+    """Read one input within the bounds."""
+    data = path.read_bytes()
+    before, start = _peak_bytes(), time.process_time()
+    said, wrong = None, None
+    try:
+        said = target.check(data)
+    except Exception as error:  # the very thing that is looked for
+        wrong = f"{type(error).__name__}: {error}"[:500]
+    cpu_s, memory = time.process_time() - start, _peak_bytes() - before
+    if cpu_s > CPU_S:
+        wrong = wrong or f"took {cpu_s:.0f} CPU seconds"
+    if memory > 10 * len(data) + MEMORY_BYTES:
+        wrong = wrong or f"took {memory >> 20} MiB for {len(data)} bytes"
+    return Outcome(path.name, said, wrong, round(cpu_s, 3), memory)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Replay the files named, in a process that cannot run away."""
+    logging.disable()
+    target, paths = TARGETS[sys.argv[1]], [Path(name) for name in sys.argv[2:]]
+    for seed in target.seeds():  # what is imported and kept by a first reading is not the input's
+        target.check(seed)
+    resource.setrlimit(resource.RLIMIT_CPU, (60 + 3 * CPU_S * len(paths),) * 2)
+    outcomes = []
+    for path in paths:
+        outcomes.append(replay(target, path))
+        print(json.dumps(asdict(outcomes[-1])), flush=True)
+    sys.exit(int(any(outcome.wrong for outcome in outcomes)))
+
+
+if __name__ == "__main__":
+    main()
