@@ -24,6 +24,8 @@ from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
 
 MOST_BYTES = 256 * 2**20
 """Largest list or table: a line for each of a million videos is well within it."""
+SPARE_BYTES = 256 * 2**20
+"""Memory that reading a file may take beyond ten times its size."""
 _MOST_YAML_BYTES = 2**20
 _MOST_DEPTH = 100
 _MOST_NODES = 100_000
@@ -59,6 +61,26 @@ def check_regular(path: Path) -> int:
             f"{path} is {_KINDS.get(stat.S_IFMT(about.st_mode), 'not a file')}; give a file"
         )
     return about.st_size
+
+
+def check_memory(path: Path, n_bytes: int, what: str) -> None:
+    """Raise :class:`InvalidError` if a part of a file takes much more memory than the file.
+
+    A few packed or repeated bytes can claim gigabytes. The limit is ten times the file and 256 MiB.
+
+    Parameters
+    ----------
+    path : a file, or a folder of files that are read together.
+    n_bytes : memory that the part takes at once.
+    what : the part, for the message.
+    """
+    files = path.iterdir() if path.is_dir() else [path]
+    limit = 10 * sum(file.stat().st_size for file in files) + SPARE_BYTES
+    if n_bytes > limit:
+        raise InvalidError(
+            f"{path}: {what} would take {n_bytes / 2**20:,.0f} MiB of memory, more than ten times "
+            "the file: it is damaged, or made to fill the memory"
+        )
 
 
 _KINDS = {

@@ -1,8 +1,8 @@
-"""Read some inputs of a target again: ``python -m benchmarks.fuzz.replay TARGET FILE…``.
+"""Read inputs again: ``python -m benchmarks.fuzz.replay FOLDER``, which holds TARGET/INPUT.
 
-Prints one line of JSON for each: the clear line that it ended in, if any, what was wrong, its CPU
-seconds, and how much more memory than ever before the process took. Ends with 1 if an input broke a
-rule (:mod:`benchmarks.fuzz.targets`).
+Prints one line of JSON for each input: the clear line that it ended in, if any, what was wrong, its
+CPU seconds, and how much more memory than ever before the process took. Ends with 1 if an input
+broke a rule (:mod:`benchmarks.fuzz.targets`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ class Outcome:
 
     Parameters
     ----------
-    file : name of the input.
+    target, file : names of the target and of the input.
     said : the clear line that it ended in; None if it was read.
     wrong : what should not have happened; None if nothing did.
     cpu_s : CPU time, seconds.
     memory : bytes beyond the largest amount that the process took before.
     """
 
+    target: str
     file: str
     said: str | None
     wrong: str | None
@@ -52,7 +53,7 @@ def replay(target: Target, path: Path) -> Outcome:
         wrong = wrong or f"took {cpu_s:.0f} CPU seconds"
     if memory > 10 * len(data) + MEMORY_BYTES:
         wrong = wrong or f"took {memory >> 20} MiB for {len(data)} bytes"
-    return Outcome(path.name, said, wrong, round(cpu_s, 3), memory)
+    return Outcome(target.name, path.name, said, wrong, round(cpu_s, 3), memory)
 
 
 def _peak_bytes() -> int:
@@ -60,17 +61,19 @@ def _peak_bytes() -> int:
 
 
 def main() -> None:
-    """Replay the files named, in a process that cannot run away."""
+    """Replay the inputs of all targets, in a process that cannot run away."""
     logging.disable()
-    target, paths = TARGETS[sys.argv[1]], [Path(name) for name in sys.argv[2:]]
-    for seed in target.seeds():  # what is imported and kept by a first reading is not the input's
-        target.check(seed)
-    resource.setrlimit(resource.RLIMIT_CPU, (60 + 3 * CPU_S * len(paths),) * 2)
-    outcomes = []
-    for path in paths:
-        outcomes.append(replay(target, path))
-        print(json.dumps(asdict(outcomes[-1])), flush=True)
-    sys.exit(int(any(outcome.wrong for outcome in outcomes)))
+    inputs = sorted(path for path in Path(sys.argv[1]).glob("*/*") if path.is_file())
+    resource.setrlimit(resource.RLIMIT_CPU, (60 + 2 * CPU_S * len(inputs),) * 2)
+    any_wrong = False
+    for name, target in TARGETS.items():
+        paths = [path for path in inputs if path.parent.name == name]
+        for seed in target.seeds() if paths else ():
+            target.check(seed)  # what a first reading imports and keeps is not of the input
+        for outcome in (replay(target, path) for path in paths):
+            any_wrong |= outcome.wrong is not None
+            print(json.dumps(asdict(outcome)), flush=True)
+    sys.exit(int(any_wrong))
 
 
 if __name__ == "__main__":

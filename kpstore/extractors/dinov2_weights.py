@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import os
 import re
@@ -26,6 +25,7 @@ from kpstore.extractors.checkpoint_files import (
     some_of,
 )
 from kpstore.extractors.dinov2_models import MODELS, PATCH, Architecture
+from kpstore.user_files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -137,10 +137,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InvalidError(f"{path} is not JSON: {error}") from None
+    value = read_json(path)
     return value if isinstance(value, dict) else {}
 
 

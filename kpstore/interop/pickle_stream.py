@@ -13,12 +13,14 @@ import pickletools
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from gzip import GzipFile
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.interop.unpickling import ARRAY_MAKERS, PlainArray, PlainDtype
+from kpstore.user_files import check_memory
 
 UNREADABLE = (
     ArithmeticError,
@@ -259,13 +261,14 @@ _STEPS: dict[str, Callable[[DataMachine, Any], None]] = {
 class BoundedFile:
     """A file that refuses to read large values, as a few packed bytes can claim gigabytes."""
 
-    def __init__(self, file: GzipFile) -> None:
-        self._file = file
+    def __init__(self, file: GzipFile, path: Path) -> None:
+        self._file, self._path = file, path
 
     def read(self, n_bytes: int) -> bytes:
         """Return this many bytes, or fewer at the end of the file."""
         if n_bytes > _LARGEST:
             raise ValueError(f"one value of {n_bytes} bytes; at most {_LARGEST} can be")
+        check_memory(self._path, n_bytes, "one value")
         return self._file.read(n_bytes)
 
     def readline(self) -> bytes:

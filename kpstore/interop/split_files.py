@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kpstore.errors import InvalidError
 from kpstore.store.store import BaseStore
+from kpstore.user_files import parse_json, parse_table, read_text
 
 _ID_COLUMNS = ("video_id", "name", "id", "video")
 """Columns that may hold the ids of videos; the first one that a table has is used.
@@ -19,7 +18,6 @@ _ID_COLUMNS = ("video_id", "name", "id", "video")
 Tables of PHOENIX have both ``name`` and ``video``, which is a path.
 """
 _SPLIT_COLUMNS = ("split", "subset")
-_SIGNS = "\t|;,"
 _SHOWN = 20
 
 
@@ -128,19 +126,16 @@ def read_splits(path: Path) -> dict[str, str]:
     ----------
     path : JSON ``{video: split}`` or ``{split: [videos]}``; or a table with a header, separated by
         commas, semicolons, tabs or ``|``, with a column ``video_id``, ``name``, ``id`` or ``video``
-        and a column ``split`` or ``subset``. Other columns are ignored. The encoding is UTF-8.
+        and a column ``split`` or ``subset``. Other columns are ignored.
+        See :func:`kpstore.user_files.parse_table` for what spreadsheets write, and
+        :func:`kpstore.user_files.read_text` for encodings.
 
     Raises
     ------
     InvalidError
         If it is neither, or names a video twice; one line for each video.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start})"
-        ) from None
+    text = read_text(path)
     pairs = list(
         _json_pairs(path, text) if text.lstrip()[:1] in ("{", "[") else _table_pairs(path, text)
     )
@@ -161,11 +156,8 @@ def read_splits(path: Path) -> dict[str, str]:
 
 
 def _json_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
-    try:
-        # As pairs: of a key that comes twice, a dict would silently drop the first.
-        entries = json.loads(text, object_pairs_hook=lambda pairs: pairs)
-    except (ValueError, RecursionError) as error:
-        raise InvalidError(f"{path} is not JSON that can be read: {error}") from None
+    # As pairs: of a key that comes twice, a dict would silently drop the first.
+    entries: Any = parse_json(text, str(path), pairs=list)
     if text.lstrip().startswith("{"):
         if all(isinstance(value, str) for _, value in entries):
             return [(video, split) for video, split in entries]
@@ -177,30 +169,15 @@ def _json_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
 
 
 def _table_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
-    header = text.partition("\n")[0]
-    sign = max(_SIGNS, key=header.count)
-    lines = io.StringIO(text, newline="")
-    if sign in ",;":
-        reader = csv.reader(lines, delimiter=sign, strict=True)
-    else:  # sentences in such tables contain unpaired quotation marks
-        reader = csv.reader(lines, delimiter=sign, quoting=csv.QUOTE_NONE)
-    try:
-        rows = [row for row in reader if row]
-    except csv.Error as error:
-        raise InvalidError(f"{path} is not a table that can be read: {error}") from None
-    names = [name.strip().casefold() for name in rows[0]] if rows else []
+    table = parse_table(text, str(path))
+    names = [name.casefold() for name in table.columns]
     video, split = (
         next((names.index(n) for n in known if n in names), None)
         for known in (_ID_COLUMNS, _SPLIT_COLUMNS)
     )
     if video is None or split is None:
         raise InvalidError(
-            f"{path}: a table needs a header with video_id and split, found {header.strip()[:80]!r}"
+            f"{path}: a table needs a header with video_id and split, found "
+            f"{', '.join(table.columns)[:80]!r}"
         )
-    short = [number for number, row in enumerate(rows[1:], 2) if len(row) != len(names)]
-    if short:
-        raise InvalidError(
-            f"{path}: row {short[0]} has {len(rows[short[0] - 1])} cells, the header has "
-            f"{len(names)}"
-        )
-    return [(row[video].strip(), row[split].strip()) for row in rows[1:]]
+    return [(row[video].strip(), row[split].strip()) for row in table.rows]

@@ -24,6 +24,7 @@ from kpstore.interop.base import Document, ExportReport, Format, OnProgress
 from kpstore.interop.files import is_store
 from kpstore.interop.import_writer import ImportWriter
 from kpstore.store.store import BaseStore, backend_for, building
+from kpstore.user_files import check_regular
 
 GROUP: plugins.Group = "kpstore.formats"
 T = TypeVar("T")
@@ -74,6 +75,7 @@ def find_format(path: Path) -> Format:
     """
     if not path.exists():
         raise NotFoundError(f"{path} does not exist")
+    _check_readable(path)
     known = []
     for name in plugins.names(GROUP):
         try:
@@ -178,7 +180,15 @@ def _check_no_store(path: Path, source: Path) -> None:
 def _open_document(found: Format, path: Path, options: Mapping[str, object]) -> Document:
     if found.importer is None:
         raise UnsupportedError(f"format {found.name!r} can be exported only")
-    return _with_options(found, found.importer, options).open(path)
+    importer = _with_options(found, found.importer, options)
+    _check_readable(path)
+    return importer.open(path)
+
+
+def _check_readable(path: Path) -> None:
+    """Raise :class:`InvalidError` for a device, a FIFO or a socket, which may never end."""
+    if path.exists() and not path.is_dir():
+        check_regular(path)
 
 
 def _with_options(found: Format, make: Callable[..., T], options: Mapping[str, object]) -> T:

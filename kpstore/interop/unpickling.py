@@ -268,6 +268,10 @@ _SIZED = {
 """Opcodes that are followed by the length of their data, with the bytes of that length."""
 _LINES = {**dict.fromkeys(b"ILFSVpgP", 1), **dict.fromkeys(b"ic", 2)}
 """Opcodes that are followed by lines of text, with their number."""
+_WIDE = {0x8A: 10, 0x8B: 0, **dict.fromkeys(b"IL", 24)}
+"""Opcodes of integers, with the most bytes that one of 64 bits takes."""
+_MOST_WIDE = 1000
+"""Integers that share a hash have more than 64 bits; text has hashes that nobody can foresee."""
 _STOP, _FRAME, _LONG_BINPUT, _PUT = b".\x95rp"
 _LONGEST_LINE = 1 << 20
 _KEEP_MAPPED = 64 * 2**20
@@ -287,7 +291,7 @@ def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
     size = len(data)
     most_puts = 1024 + size // 5  # an entry of the memo takes five bytes to make and one to fill
     run = _runs_of_fixed(most_puts)
-    at = freed = 0
+    at = freed = n_wide = 0
     while True:
         found = run.match(data, at)
         assert found is not None
@@ -299,7 +303,13 @@ def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
         opcode = data[at]
         if opcode == _STOP:
             break
-        at = _after(data, at, size, most_puts, name)
+        before, at = at, _after(data, at, size, most_puts, name)
+        n_wide += at - before > _WIDE.get(opcode, size)
+        if n_wide > _MOST_WIDE:
+            raise InvalidError(
+                f"{name} holds more than {_MOST_WIDE} integers of more than 64 bits, which no data "
+                "of features needs; as keys of a dict they could keep a process busy for hours"
+            )
         if at - freed > _KEEP_MAPPED:
             freed = _let_go(data, freed, at)
     if at + 1 != size:

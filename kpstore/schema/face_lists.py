@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.layout import FACE_LISTS, FaceList, MeshPoint
+from kpstore.user_files import parse_json, read_text
 
 
 def load_face_list(face_list: str | os.PathLike[str] | FaceList) -> FaceList:
@@ -41,16 +41,17 @@ def load_face_list(face_list: str | os.PathLike[str] | FaceList) -> FaceList:
 
 
 def _read_points(path: Path) -> tuple[MeshPoint, ...]:
+    text = read_text(path).strip()
     try:
-        text = path.read_text(encoding="utf-8-sig").strip()
         points = (
-            json.loads(text)
+            parse_json(text, str(path))
             if text.startswith("[")
             else [int(number) for number in re.split(r"[\s,]+", text)]
         )
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise InvalidError(
             f"face list {str(path)!r} could not be read ({error}); "
             "give a JSON list of 68 entries, or 68 numbers separated by white space or commas"
-        ) from error
+        ) from None
+    assert isinstance(points, list)
     return tuple(tuple(point) if isinstance(point, list) else point for point in points)

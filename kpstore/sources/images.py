@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from kpstore.errors import NotFoundError
 from kpstore.sources.base import LEFT_OUT, Frame, FrameError
+from kpstore.user_files import check_regular
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -49,10 +51,11 @@ def read_image(path: Path) -> Frame:
     OpenCV.
     """
     try:
+        check_regular(path)
         with Image.open(path) as image:
             reason = _unscaled(image)
             return FrameError(reason) if reason else np.asarray(_eight_bits(image).convert("RGB"))
-    except FileNotFoundError:
+    except (NotFoundError, FileNotFoundError):
         return FrameError("no such file")
     except UnidentifiedImageError:
         return FrameError(f"not a picture that Pillow can read ({path.stat().st_size} bytes)")
@@ -114,11 +117,12 @@ def _upright(image: Image.Image) -> Image.Image:
 def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from a picture's header; (0, 0) if it cannot be read."""
     try:
+        check_regular(path)
         with Image.open(path) as image:
             width, height = image.size
             if image.format == "TIFF":  # whose size Pillow turns by itself
                 (width, *_), (height, *_) = _tiff_tag(image, _WIDTH), _tiff_tag(image, _HEIGHT)
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE
             return (height, width) if turned else (width, height)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (NotFoundError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return (0, 0)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
+from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.lips import EMBEDDING_ENDING
+from kpstore.user_files import read_json, read_yaml
 
 SPLIT_DIRS = {"train_dir": "train", "valid_dir": "val", "test_dir": "test"}
 """Keys of ``datamodule.data_config``, and the splits that they stand for."""
@@ -103,20 +104,12 @@ def list_folders(config: Path) -> dict[str, str]:
     NotFoundError, InvalidError
         If the file does not exist, is not YAML, or it names no folders.
     """
-    try:
-        import yaml  # type: ignore[import-untyped]
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"{config.name} (PyYAML is not installed)", extra="lips") from error
     if not config.is_file():
         raise NotFoundError(
             f"no configuration at {config}: it "
             f"{'is a folder' if config.is_dir() else 'does not exist'}"
         )
-    try:
-        document = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
-    named: Any = document
+    named: Any = read_yaml(config, extra="lips")
     for key in ("datamodule", "data_config"):
         named = named.get(key) if isinstance(named, dict) else None
     named = named if isinstance(named, dict) else {}
@@ -140,10 +133,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _entries(path: Path) -> Iterator[str]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InvalidError(f"{path} is not JSON: {error}") from None
+    entries = read_json(path)
     if not isinstance(entries, list):
         raise InvalidError(
             f"{path}: a list of [wav, npz, samples] is needed, found {type(entries).__name__}"

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError, one_line
+from kpstore.user_files import check_memory
 
 BLOCK_BYTES = 8 * 2**20
 """Decompressed bytes to hold in memory at once while an array is only passed through."""
@@ -40,6 +41,10 @@ class NpyHeader:
     def row_bytes(self) -> int:
         """Bytes of one row in the file."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def check_rows(self, n_rows: int, path: Path, name: str) -> None:
+        """Raise :class:`InvalidError` if some rows take more memory than a file may."""
+        check_memory(path, n_rows * self.row_bytes, f"{n_rows} of {self.n_rows} rows of {name!r}")
 
 
 class Rows(Protocol):
@@ -161,7 +166,7 @@ class NpzFile:
                 with self.at_random(name) as rows:
                     yield rows
             else:
-                yield _InOrder(member, header, f"{self.path}: {name!r}")
+                yield _InOrder(member, header, self.path, name)
 
     @contextmanager
     def at_random(self, name: str) -> Iterator[Rows]:
@@ -181,9 +186,8 @@ class NpzFile:
                     yield _InMemory(np.empty(header.shape, header.dtype))
                     return
                 order: Literal["F", "C"] = "F" if header.fortran_order else "C"
-                yield _InMemory(
-                    np.memmap(spool, header.dtype, "r", shape=header.shape, order=order)
-                )
+                mapped = np.memmap(spool, header.dtype, "r", shape=header.shape, order=order)
+                yield _Spooled(mapped, header, self.path, name)
 
     def objects(self, name: str, member: IO[bytes], header: NpyHeader) -> NDArray[np.object_]:
         """Refuse to read an array of Python objects; a subclass may know how to read some."""
@@ -199,20 +203,34 @@ class _InMemory:
 
 
 @dataclass
+class _Spooled:
+    array: NDArray[np.generic]
+    header: NpyHeader
+    path: Path
+    name: str
+
+    def take(self, start: int, stop: int) -> NDArray[np.generic]:
+        self.header.check_rows(stop - start, self.path, self.name)
+        return _native(np.array(self.array[start:stop]))
+
+
+@dataclass
 class _InOrder:
     member: IO[bytes]
     header: NpyHeader
-    where: str
+    path: Path
+    name: str
     position: int = 0
 
     def take(self, start: int, stop: int) -> NDArray[np.generic]:
         assert start == self.position, "rows of a compressed array come in order"
+        self.header.check_rows(stop - start, self.path, self.name)
         self.position = stop
         n_bytes = (stop - start) * self.header.row_bytes
         block = bytearray(self.member.read(n_bytes))
         if len(block) != n_bytes:
             last = start + len(block) // self.header.row_bytes
-            raise InvalidError(f"{self.where} ends in the middle, at row {last}")
+            raise InvalidError(f"{self.path}: {self.name!r} ends in the middle, at row {last}")
         if stop == self.header.n_rows:
             self.member.read(1)  # at the end zipfile compares the checksum
         rows = np.frombuffer(block, self.header.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import Frame, Listing
 from kpstore.sources.images import image_size, is_image, natural_key, read_images
 from kpstore.sources.selection import MaxVideos, Splits, check_splits, complete_source, part_of
+from kpstore.user_files import parse_table, read_text
 
 FRAMES = "features/fullFrame-210x260px"
 COLUMNS = {"speaker": "speaker", "orth": "gloss", "translation": "text"}
@@ -137,36 +137,27 @@ class PhoenixSource:
 def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[str, str]]:
     """Return annotations by video.
 
-    A list that is not there is a problem, one without its columns an error.
+    A list that is not there is a problem; one without its columns, with a row that was cut off, or
+    with a name that occurs twice is an error.
     """
     path = base / "annotations" / "manual" / f"PHOENIX-2014-T.{split}.corpus.csv"
     if not path.is_file():
         problems.append(f"{split}: no list of annotations at {path.relative_to(base).as_posix()}")
         return {}
-    try:
-        return _read_rows(path)
-    except (UnicodeDecodeError, csv.Error) as error:
+    table = parse_table(read_text(path), str(path))
+    missing = [column for column in ("name", *COLUMNS) if column not in table.columns]
+    if missing:
         raise InvalidError(
-            f"{path}: is not UTF-8 text of columns separated by '|' ({error})"
-        ) from None
-
-
-def _read_rows(path: Path) -> dict[str, dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        # Translations hold quotation marks that mean nothing to the list.
-        reader = csv.DictReader(file, delimiter="|", quoting=csv.QUOTE_NONE)
-        missing = [
-            column for column in ("name", *COLUMNS) if column not in (reader.fieldnames or ())
-        ]
-        if missing:
-            raise InvalidError(
-                f"{path}: column {missing[0]!r} is missing; found {list(reader.fieldnames or [])}, "
-                f"need name, {', '.join(COLUMNS)} separated by '|'"
-            )
-        return {
-            row["name"]: {ours: row[theirs] or "" for theirs, ours in COLUMNS.items()}
-            for row in reader
-        }
+            f"{path}: column {missing[0]!r} is missing; found {table.columns}, need name, "
+            f"{', '.join(COLUMNS)} separated by '|'"
+        )
+    found: dict[str, dict[str, str]] = {}
+    for line, cells in zip(table.lines, table.rows, strict=True):
+        row = dict(zip(table.columns, cells, strict=True))
+        if row["name"] in found:
+            raise InvalidError(f"{path}: line {line} names video {row['name']!r} again")
+        found[row["name"]] = {ours: row[theirs] for theirs, ours in COLUMNS.items()}
+    return found
 
 
 def _video(base: Path, split: str, name: str, annotations: dict[str, str]) -> VideoRecord | None:

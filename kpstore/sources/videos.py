@@ -27,6 +27,7 @@ from kpstore.sources.selection import (
     part_of,
     selected,
 )
+from kpstore.user_files import check_regular
 
 if TYPE_CHECKING:
     import av
@@ -249,6 +250,8 @@ def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer
         import av
     except ImportError:
         raise MissingExtraError(f"reading {path}", extra="video") from None
+    if (root / path).exists():
+        check_regular(root / path)
     try:
         container = av.open(str(root / path))
     except (OSError, ValueError) as error:

@@ -36,11 +36,11 @@ def test_tables_and_json_are_read(tmp_path: Path, name: str, text: str) -> None:
     ("text", "message"),
     [
         ("", "needs a header with video_id and split, found ''"),
-        ("a,test\nb,dev\n", "needs a header with video_id and split, found 'a,test'"),
+        ("a,test\nb,dev\n", "needs a header with video_id and split, found 'a, test'"),
         ("video_id,split\n", "names no videos"),
         ("{}", "names no videos"),
-        ("video_id,split\na,test,x\n", "row 2 has 3 cells, the header has 2"),
-        ('video_id,split\n"a,test\n', "is not a table that can be read"),
+        ("video_id,split\na,test,x\n", "line 2 has 3 cells, the header has 2"),
+        ('video_id,split\n"a,test\n', "line 2 is not a row of a table"),
         ("video_id,split\na,x\nb,x\na,y\n", "video 'a' is named twice"),
         ('{"a": "x", "a": "y"}', "video 'a' is named twice"),
         (
@@ -49,7 +49,7 @@ def test_tables_and_json_are_read(tmp_path: Path, name: str, text: str) -> None:
         ),
         ('{"a": 3}', r"JSON of splits is \{video: split\} or"),
         ('["a"]', "JSON of splits is"),
-        ('{"a": "x"', "is not JSON that can be read"),
+        ('{"a": "x"', "is not JSON"),
         ('{"a": " x"}', "video 'a' has no id, or a split that is not printable text"),
     ],
 )
@@ -61,7 +61,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path, text: str, messag
 
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s").write_bytes(b"video_id,split\n\xff\xfe,train\n")
-    with pytest.raises(InvalidError, match="is not UTF-8 text"):
+    with pytest.raises(InvalidError, match="is not text in UTF-8"):
         read_splits(tmp_path / "s")
 
 

@@ -12,6 +12,7 @@ from kpstore.sources.base import FrameError
 from kpstore.sources.phoenix import FRAMES, PhoenixSource
 
 HEADER = "name|video|start|end|speaker|orth|translation"
+LIST = "annotations/manual/PHOENIX-2014-T.dev.corpus.csv"
 
 
 def add_video(root: Path, split: str, name: str, numbers: range = range(1, 4)) -> None:
@@ -107,7 +108,7 @@ def test_a_missing_list_is_a_problem(root: Path) -> None:
 
 
 def test_a_list_without_its_columns_names_file_and_columns(root: Path) -> None:
-    write_list(root, "dev", ["d"], header="name;video;speaker")
+    write_list(root, "dev", ["d"], header=HEADER.replace("name", "title"))
     with pytest.raises(InvalidError, match=r"dev\.corpus\.csv: column 'name' is missing; found"):
         PhoenixSource(root).scan()
 
@@ -116,8 +117,32 @@ def test_a_list_that_is_no_utf8_is_one_line(root: Path) -> None:
     (root / "annotations" / "manual" / "PHOENIX-2014-T.dev.corpus.csv").write_bytes(
         HEADER.encode() + b"\nd|\xfc|\n"
     )
-    with pytest.raises(InvalidError, match=r"dev\.corpus\.csv: is not UTF-8 text"):
+    with pytest.raises(InvalidError, match=r"dev\.corpus\.csv is not text in UTF-8"):
         PhoenixSource(root).scan()
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("d|v|-1|-1|S1|G|t\ne|v|-1|-1|S1", "line 3 has 5 cells, the header has 7"),
+        ("d|v|-1|-1|S1|G|t\nd|v|-1|-1|S2|H|u\n", "line 3 names video 'd' again"),
+    ],
+)
+def test_a_list_that_was_cut_or_repeats_itself_is_refused(root: Path, rows: str, says: str) -> None:
+    (root / LIST).write_text(f"{HEADER}\n{rows}", encoding="utf-8")
+    with pytest.raises(InvalidError, match=says):
+        PhoenixSource(root).scan()
+
+
+def test_lists_as_a_spreadsheet_saves_them(root: Path) -> None:
+    row = ["d", "d/1/*.png", "-1", "-1", "S1", "A B", 'er sagt; "ja"']
+    cells = ";".join(f'"{cell.replace(chr(34), chr(34) * 2)}"' for cell in row)
+    text = f"sep=;\r\n{HEADER.replace('|', ';')}\r\n{cells}\r\n;;;;;;\r\n"
+    (root / LIST).write_text(text, encoding="utf-16", newline="")
+    found = {
+        video.id: video.annotations for video in PhoenixSource(root, splits=("dev",)).scan().videos
+    }
+    assert found["d"] == {"speaker": "S1", "gloss": "A B", "text": 'er sagt; "ja"'}
 
 
 def test_splits_and_first_videos_only(root: Path) -> None:

@@ -28,6 +28,7 @@ from kpstore.schema.face_lists import load_face_list
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PARTS, keypoints_spec
+from kpstore.user_files import check_memory
 
 if TYPE_CHECKING:
     from kpstore.interop.hdf5.read import Hdf5Import
@@ -129,6 +130,8 @@ class ForeignDocument(NotedDocument):
 
     def _rows(self, dataset: h5py.Dataset, rows: slice) -> FeatureRows:
         """Read one video in blocks: without ids the whole file is one, which memory holds once."""
+        n_bytes = (rows.stop - rows.start) * math.prod(self._spec.shape) * dataset.dtype.itemsize
+        check_memory(self._path, n_bytes, f"rows {rows.start}:{rows.stop} of {self._dataset}")
         values = np.empty((rows.stop - rows.start, *self._spec.shape), dtype=self._spec.dtype)
         detected = np.ones((len(values), len(PARTS)), dtype=bool)
         size = max(1, BLOCK_BYTES // max(1, math.prod(dataset.shape[1:]) * dataset.dtype.itemsize))

@@ -10,6 +10,7 @@ import h5py
 
 from kpstore.errors import InvalidError
 from kpstore.interop.files import damage_named
+from kpstore.user_files import check_memory
 
 MARK = "kpstore_export"
 """Root attribute of exported files; its value, 1, is the version of their layout."""
@@ -27,6 +28,10 @@ README = (
 )
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 BLOCK_BYTES = 8 * 2**20
+_TEXT_ROWS = 4096
+"""Texts to read together."""
+_TEXT_BYTES = 64
+"""Memory of a text without its characters."""
 UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, OverflowError)
 
 
@@ -106,7 +111,16 @@ def texts_of(dataset: h5py.Dataset, path: Path, rows: slice = slice(None)) -> li
         raise InvalidError(
             f"{path}: {dataset.name} is {dataset.dtype} {dataset.shape}, not a text for each row"
         )
-    return list(dataset.asstr("utf-8")[rows].tolist())
+    texts: list[str] = []
+    first, stop, _ = rows.indices(len(dataset))
+    n_bytes = (stop - first) * _TEXT_BYTES
+    for start in range(first, stop, _TEXT_ROWS):
+        # Rows may share one long text in the file; in memory each has its own.
+        check_memory(path, n_bytes, f"the texts of {dataset.name}")
+        block = dataset.asstr("utf-8")[start : min(start + _TEXT_ROWS, stop)].tolist()
+        n_bytes += sum(map(len, block))
+        texts += block
+    return texts
 
 
 def only_dataset(path: Path, file: h5py.File) -> str:

@@ -23,6 +23,7 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.video_fields import known_fps
 from kpstore.store import format as fmt
+from kpstore.user_files import check_memory
 
 Missing = Literal["zeros", "nan"]
 
@@ -121,8 +122,8 @@ class ExportedDocument:
         with opened(self._path) as file:
             named = ("video_id", "split", *self._annotations)
             columns = {name: texts_of(file[name], self._path) for name in named}
-            numbers = {name: file[name][()] for name in ("fps", "width", "height")}
-            states = {name: file[fmt.state_name(name)][()] for name in self._specs}
+            numbers = {name: self._column(file, name) for name in ("fps", "width", "height")}
+            states = {name: self._column(file, fmt.state_name(name)) for name in self._specs}
             self._check_states(states)
             failures = {
                 name: texts_of(file[fmt.failure_name(name)], self._path) for name in self._specs
@@ -155,6 +156,11 @@ class ExportedDocument:
                     f"states are {', '.join(f'{int(s)} ({s.name.lower()})' for s in State)}"
                 )
 
+    def _column(self, file: h5py.File, name: str) -> NDArray[np.generic]:
+        """Return an array with one number for each video."""
+        check_memory(self._path, file[name].nbytes, repr(name))
+        return np.asarray(file[name][()])
+
     def _video(
         self,
         file: h5py.File,
@@ -173,6 +179,8 @@ class ExportedDocument:
             if failures.video is not None:
                 failed[name] = failures.video
             where = rows if spec.axis == "frame" else slice(position, position + 1)
+            n_bytes = (where.stop - where.start) * spec.row_bytes
+            check_memory(self._path, n_bytes, f"{name!r} of video {record.id!r}")
             companions = {c.name: file[f"{name}_{c.name}"][where] for c in spec.companions}
             blocks[name] = FeatureRows(file[name][where], companions)
         return ImportedVideo(record, blocks, failed_frames, failed)
@@ -203,6 +211,7 @@ def _lengths(file: h5py.File, path: Path) -> NDArray[np.int64]:
         raise InvalidError(
             f"{path}: n_frames is {dataset.dtype} {dataset.shape}, not a count for each video"
         )
+    check_memory(path, dataset.nbytes, "'n_frames'")
     lengths = np.asarray(dataset[()], dtype=np.int64)
     odd = np.flatnonzero(lengths < 0)
     if len(odd):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import IO
+from typing import Protocol
 
 import ijson  # type: ignore[import-untyped]
 import numpy as np
@@ -60,6 +60,13 @@ class Person:
         return np.array(given, dtype=np.float64).reshape(len(given), *shape)
 
 
+class Readable(Protocol):
+    """What persons are read from."""
+
+    def read(self, n_bytes: int = -1, /) -> bytes:
+        """Return the next bytes."""
+
+
 class WideIntegerError(Exception):
     """An integer of more than 64 bits, for which the fast way of reading numbers has no room."""
 
@@ -70,7 +77,7 @@ class PersonReader:
     With ``exact``, integers may have any number of digits, and reading takes longer.
     """
 
-    def __init__(self, file: IO[bytes], path: str, *, exact: bool) -> None:
+    def __init__(self, file: Readable, path: str, *, exact: bool) -> None:
         self._place = self._path = path
         self._exact = exact
         self._events = self._checked(ijson.basic_parse(file, use_float=not exact))

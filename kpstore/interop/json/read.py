@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import IO, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,11 @@ Precision = Literal["auto", "single", "double"]
 
 REST = "person_fields"
 """Annotation with the other fields of a person's record, as JSON; empty if there are none."""
+_MOST_DIGITS = 4300
+"""Most digits that Python reads as one integer."""
+_LONG_NUMBER = b"0" * (_MOST_DIGITS + 1)
+_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
+"""Turns every digit into a zero, so that a run of digits is found as fast as any text."""
 _SAMPLE_FRAMES = 100
 """Number of frames from which the dtype of each feature is decided."""
 _KEPT = frozenset(
@@ -224,7 +229,26 @@ class FaceDocument(NotedDocument):
         with self._path.open("rb") as file:
             if file.read(3) != b"\xef\xbb\xbf":
                 file.seek(0)
-            yield from PersonReader(file, str(self._path), exact=self._exact).persons()
+            checked = _CheckedFile(file, str(self._path))
+            yield from PersonReader(checked, str(self._path), exact=self._exact).persons()
+
+
+class _CheckedFile:
+    """A file in which no number may have more digits than Python reads.
+
+    The parser ends the process at an integer of more digits than it has room for.
+    """
+
+    def __init__(self, file: IO[bytes], path: str) -> None:
+        self._file, self._path, self._before = file, path, b""
+
+    def read(self, n_bytes: int = -1) -> bytes:
+        """Return the next bytes; see :meth:`io.RawIOBase.read`."""
+        block = self._file.read(n_bytes)
+        if _LONG_NUMBER in (self._before + block).translate(_ZEROS):
+            raise InvalidError(f"{self._path}: a number has more than {_MOST_DIGITS} digits")
+        self._before = block[-_MOST_DIGITS:]
+        return block
 
 
 def _singles(values: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, N_POINTS, PART_SLICES, PARTS, keypoints_spec
 from kpstore.sources.npz_files import BLOCK_BYTES, NpyHeader, NpzFile
+from kpstore.user_files import SPARE_BYTES, read_json
 
 Zeros = Literal["missing", "values"]
 
@@ -32,7 +32,8 @@ class NpzTable(NpzFile):
 
     def objects(self, name: str, member: IO[bytes], header: NpyHeader) -> NDArray[np.object_]:
         """Return an array of Python objects, all of them text, without running any pickled code."""
-        texts = loads_pickle(member.read(), f"{self.path}: {name!r}, which holds Python objects,")
+        pickled = member.read(self.path.stat().st_size + SPARE_BYTES)
+        texts = loads_pickle(pickled, f"{self.path}: {name!r}, which holds Python objects,")
         if (
             not isinstance(texts, np.ndarray)
             or texts.shape != header.shape
@@ -225,6 +226,8 @@ class NpzDocument(NotedDocument):
             opened = file.at_random if part.interleaved else file.in_order
             with opened(part.array) as all_values, opened(PATHS) as all_paths:
                 for video_id, pieces in part.videos.items():
+                    n_rows = sum(s.stop - s.start for s in pieces)
+                    part.values.check_rows(n_rows, part.path, part.array)
                     listed = [all_paths.take(s.start, s.stop) for s in pieces]
                     paths = file.texts(PATHS, np.concatenate(listed))
                     block = np.concatenate([all_values.take(s.start, s.stop) for s in pieces])
@@ -267,8 +270,8 @@ def _compare_stats(part: _Part, detected: Mapping[str, int]) -> list[str]:
     if not path.is_file():
         return []
     try:
-        stats = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        stats = read_json(path)
+    except InvalidError as error:
         return [f"{path.name}: cannot be read, so nothing was compared with it ({error})"]
     if not isinstance(stats, dict):
         return [f"{path.name}: holds {type(stats).__name__}, not counts by name"]

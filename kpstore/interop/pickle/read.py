@@ -28,6 +28,7 @@ from kpstore.schema.face_lists import load_face_list
 from kpstore.schema.feature import MASK, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_FACE, POINT_NAMES, FaceList, keypoints_spec
+from kpstore.user_files import check_memory
 
 
 def face_keypoints_spec(face_list: FaceList) -> FeatureSpec:
@@ -140,6 +141,9 @@ class PickleDocument(NotedDocument):
         else:
             paths = tuple(slashed(listed.paths[n]) for n in plan.places)
             maker.count_gaps(paths)
+        # Places of a pickle may all hold the same frame, which takes no room in the file.
+        n_bytes = len(plan.places) * self._spec.row_bytes
+        check_memory(self._path, n_bytes, f"the {len(plan.places)} frames of {plan.video_id!r}")
         rows, failed, size = maker.make(listed, plan.places)
         record = VideoRecord(plan.video_id, plan.split, paths, width=size[1], height=size[0])
         name = self._spec.name

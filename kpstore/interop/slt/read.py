@@ -66,7 +66,7 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
         "only a part of one"
     )
     with damage_named(damaged, UNREADABLE), gzip.open(path, "rb") as file:
-        yield cast("IO[bytes]", BoundedFile(file))
+        yield cast("IO[bytes]", BoundedFile(file, path))
 
 
 def _look(path: Path, split: str | None) -> _File:

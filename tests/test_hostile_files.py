@@ -1,0 +1,200 @@
+"""Files of strangers: bounded time and memory, at most one clear line (benchmarks/fuzz).
+
+What fuzzing found is in ``tests/corpus``; what people think of first is made here. All of it is
+read in one process, whose memory is watched.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import kpstore
+from kpstore.cli.main import run
+
+ROOT = Path(__file__).parents[1]
+CORPUS = Path(__file__).parent / "corpus"
+MIB = 2**20
+LISTS = ("splits", "lip_list", "face_list")
+
+
+def nested_lists() -> list[object]:
+    """A list of ten times a list of ten times a list …: a billion values, ten lists in a pickle."""
+    found: list[object] = [1]
+    for _ in range(9):
+        found = [found] * 10
+    return found
+
+
+def colliding_keys(n: int) -> bytes:
+    """A pickle of a dict whose keys have one hash; making it here would take as long."""
+    prime = 2**61 - 1
+    keys = b"".join(
+        b"\x8a\x0c" + (prime * (k + 2**8)).to_bytes(12, "little") + b"K\x01" for k in range(n)
+    )
+    return b"\x80\x02}(" + keys + b"u."
+
+
+def npz(*arrays: tuple[str, tuple[int, ...], str, int]) -> bytes:
+    """An npz file of constant arrays: name, shape, dtype, and MiB that are there (0: all)."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, shape, dtype, mib in arrays:
+            head = str({"descr": dtype, "fortran_order": False, "shape": shape}).ljust(117) + "\n"
+            size = mib * MIB or int(np.prod(shape)) * np.dtype(dtype).itemsize
+            block = (b"a\0\0\0" if "U" in dtype else bytes(4)) * (MIB // 4)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                member.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode())
+                for start in range(0, size, MIB):
+                    member.write(block[: size - start])
+    return file.getvalue()
+
+
+def ids(n: int) -> tuple[tuple[str, tuple[int, ...], str, int], ...]:
+    return ("video_ids", (n,), "<U1", 0), ("image_paths", (n,), "<U1", 0)
+
+
+def yaml_bomb(open_: str, close: str) -> bytes:
+    levels = [f"a{i}: &a{i} {open_}{', '.join([f'*a{i - 1}'] * 9)}{close}" for i in range(1, 12)]
+    return "\n".join(["a0: &a0 {k: 1}", *levels]).encode()
+
+
+def hdf5(fill: Callable[[h5py.File], None]) -> bytes:
+    file = io.BytesIO()
+    with h5py.File(file, "w") as opened:
+        fill(opened)
+    return file.getvalue()
+
+
+def unwritten_rows(file: h5py.File) -> None:
+    file.create_dataset("keypoints", (10**8, 143, 3), "f4", chunks=(1024, 143, 3))
+
+
+def unwritten_texts(file: h5py.File) -> None:
+    file.create_dataset("keypoints", (10**9, 4), "u1", chunks=(2**20, 4))
+    file.create_dataset("video_ids", (10**9,), h5py.string_dtype(), chunks=(2**20,))
+
+
+def same_frame() -> bytes:
+    n = 10**6
+    columns = {"image_paths": [f"a/{k}.png" for k in range(n)], "video_ids": ["a"] * n}
+    return pickle.dumps({"train": {"keypoints": [np.zeros((143, 3), np.float32)] * n, **columns}})
+
+
+def nested_facts() -> bytes:
+    return pickle.dumps({"keypoints": [], "image_paths": [], "dataset_info": nested_lists()})
+
+
+def large_value() -> bytes:
+    packed = b"\x80\x04\x8e" + struct.pack("<Q", 600 * MIB) + bytes(600 * MIB) + b"."
+    return gzip.compress(packed, 1)
+
+
+LARGE = "would take .* MiB of memory"
+INPUTS: list[tuple[str, str, str, Callable[[], bytes]]] = [
+    ("pickle", "same frame", LARGE, same_frame),
+    ("pickle", "bomb", "holds a list", lambda: pickle.dumps(nested_lists())),
+    ("pickle", "bomb in facts", "too deep or too large", nested_facts),
+    (
+        "pickle",
+        "deep",
+        "holds a list",
+        lambda: b"\x80\x04" + b"]" * 9**5 + b"a" * (9**5 - 1) + b".",
+    ),
+    ("pickle", "colliding keys", "integers of more than 64 bits", lambda: colliding_keys(10**5)),
+    ("pickle", "long text", "cannot be read as a pickle", lambda: b"I" + b"9" * 10**5 + b"\n."),
+    (
+        "slt",
+        "bomb",
+        "a list, not a dict",
+        lambda: gzip.compress(pickle.dumps(nested_lists())),
+    ),
+    ("slt", "one large value", "would take 600 MiB", large_value),
+    ("npz", "one row", "rows of", lambda: npz(("keypoints", (1, 300 * MIB), "|u1", 0), *ids(1))),
+    ("npz", "zeros", LARGE, lambda: npz(("keypoints", (2**18, 143, 3), "<f4", 0), *ids(2**18))),
+    ("npz", "claims", "but holds", lambda: npz(("keypoints", (2**40, 143, 3), "<f4", 1), *ids(1))),
+    ("json", "long integer", "digits", lambda: b'{"A": {"face_features": [' + b"9" * 70_000),
+    ("json", "long key", "it is 1", lambda: b'{"' + b"a" * 10**6 + b'": 1}'),
+    ("json", "deep", "deep", lambda: b'{"Ada":' * 10**5),
+    ("lip_config", "merge bomb", "more than 100,000", lambda: yaml_bomb("{<<: [", "]}")),
+    ("lip_config", "list bomb", "more than 100,000", lambda: yaml_bomb("[", "]")),
+    ("lip_config", "deep", "nested more than 100 deep", lambda: b"[" * 10**5),
+    ("hdf5", "unwritten rows", LARGE, lambda: hdf5(unwritten_rows)),
+    ("hdf5", "unwritten texts", LARGE, lambda: hdf5(unwritten_texts)),
+    *((name, "deep", "nested too deeply", lambda: b"[" * 10**6) for name in LISTS),
+    *((name, "long integer", "digits", lambda: b"[" + b"9" * 10**5 + b"]") for name in LISTS),
+]
+"""Target, name, what its clear line says, and bytes of each input."""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, object]]:
+    folder = tmp_path_factory.mktemp("inputs")
+    if CORPUS.is_dir():
+        shutil.copytree(CORPUS, folder, dirs_exist_ok=True)
+    for target, name, _, make in INPUTS:
+        (folder / target).mkdir(exist_ok=True)
+        (folder / target / name).write_bytes(make())
+    command = [sys.executable, "-m", "benchmarks.fuzz.replay", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(list(folder.glob("*/*"))), done.stderr[-2000:]
+    return {(outcome["target"], outcome["file"]): outcome for outcome in found}
+
+
+def test_no_file_breaks_a_rule(outcomes: dict[tuple[str, str], dict[str, object]]) -> None:
+    assert {key: found["wrong"] for key, found in outcomes.items() if found["wrong"]} == {}
+
+
+@pytest.mark.parametrize(("target", "name", "says"), [row[:3] for row in INPUTS])
+def test_what_is_refused_says_why(
+    outcomes: dict[tuple[str, str], dict[str, object]], target: str, name: str, says: str
+) -> None:
+    said = str(outcomes[target, name]["said"])
+    assert re.search(says, said), said[:300]
+
+
+@pytest.mark.parametrize(("kind", "says"), [("fifo", "is a pipe"), ("device", "is a device")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "import pickle NAME STORE.h5",
+        "import json NAME STORE.h5",
+        "splits set STORE.kps NAME",
+        "ingest videos FOLDER new.kps --workers 0",
+    ],
+)
+def test_what_is_no_file_is_never_opened(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    kind: str,
+    says: str,
+    command: str,
+) -> None:
+    """Opening a FIFO waits for a writer that never comes; a device may never end."""
+    monkeypatch.chdir(tmp_path)
+    kpstore.create("STORE.kps")
+    Path("FOLDER").mkdir()
+    name = Path("FOLDER") / "x.mp4"
+    if kind == "fifo":
+        os.mkfifo(name)
+    else:
+        name.symlink_to("/dev/zero")
+    assert run(command.replace("NAME", str(name)).split()) == 2
+    assert says in capfd.readouterr().err
