@@ -9,7 +9,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import resource_tracker
@@ -41,6 +41,10 @@ TRY_S = 1800.0
 
 # One thread per worker: workers share the cores, and other numbers of threads give other sums
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+# By default Dask gives a worker up for good that was not restarted within 15 seconds, which a busy
+# machine may take for the imports alone; a run then ended with "none came back".
+_PATIENCE = {"distributed.deploy.lost-worker-timeout": "30 days"}
 
 # Dask's settings while a run starts its cluster; the user's own come back afterwards
 _SETTINGS = {
@@ -141,6 +145,7 @@ class DaskExecutor(Executor):
         self._shared = () if by_dask_cuda else found
         self._left_out: dict[str, str] = {}
         self._cluster: LocalCluster | None = None
+        self._at_exit = ExitStack()
         self._client: Client
 
     def __enter__(self) -> Self:
@@ -160,10 +165,14 @@ class DaskExecutor(Executor):
                     f"worker {self._scheduler}"
                 )
             return self
-        with _sigint_blocked(), dask.config.set(_SETTINGS):
-            self._cluster = self._start_cluster()
-            self._address = self._cluster.scheduler_address
-            self._client = distributed.Client(self._cluster)
+        with ExitStack() as stack:
+            # Not one of _SETTINGS: Dask asks for it each time that a worker dies.
+            stack.enter_context(dask.config.set(_PATIENCE))
+            with _sigint_blocked(), dask.config.set(_SETTINGS):
+                self._cluster = self._start_cluster()
+                self._address = self._cluster.scheduler_address
+                self._client = distributed.Client(self._cluster)
+            self._at_exit = stack.pop_all()
         return self
 
     def _start_cluster(self) -> LocalCluster:
@@ -221,6 +230,7 @@ class DaskExecutor(Executor):
                 # Closing takes long on a busy machine, and what is left ends with this process.
                 with suppress(TimeoutError):
                     part.close(timeout=_CLOSE_S)
+        self._at_exit.close()
 
     @property
     def notes(self) -> list[str]:

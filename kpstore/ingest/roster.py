@@ -34,7 +34,7 @@ fault (a batch system that takes nodes back, the kernel out of memory).
 MAX_STRIKES = 2
 """A worker that failed this often where others did not is left out; once may be a slow disk."""
 
-WAIT_S = 60.0
+WAIT_S = 300.0
 """How long a run waits for workers to come (back) when none is left."""
 
 PROOF_S = 120.0
