@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 ARGS ?=
 DEMO ?= demo-output
 
-.PHONY: help demo test quick faults lint bench clean
+.PHONY: help demo test quick faults fuzz lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is to make
@@ -42,6 +42,10 @@ quick: $(VENV)/test ## run the part of the tests that takes less than a minute
 
 faults: $(VENV)/test ## kill, corrupt and mislead for hours: nothing may be lost or wrong (docs/reliability.md)
 	$(BIN)/python -m benchmarks.faults $(ARGS)
+
+fuzz: $(VENV)/test ## read mutated files for hours (ARGS="pickle pose --minutes 20")
+	$(PIP) -e ".[fuzz]"
+	$(BIN)/python -m benchmarks.fuzz $(ARGS)
 
 lint: $(VENV)/test ## check style and types
 	$(BIN)/ruff check .
