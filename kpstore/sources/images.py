@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,24 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
         for part in re.split(r"(\d+)", name)
         if part
     )
+
+
+def same_number(folder: str, names: Sequence[str]) -> Iterator[str]:
+    """Yield a problem for the first two pictures of a folder that would be the same frame.
+
+    Such as ``7.png`` and ``7.jpg``, or ``7.png`` and ``007.png``.
+
+    Parameters
+    ----------
+    folder : for the message, with its slash.
+    names : sorted by :func:`natural_key`.
+    """
+    stems: dict[tuple[tuple[int, int | str], ...], str] = {}
+    for name in names:
+        other = stems.setdefault(natural_key(Path(name).stem), name)
+        if other != name:
+            yield f"{folder}{other} and {folder}{name} have one frame number; remove one"
+            return
 
 
 def read_image(path: Path) -> Frame:

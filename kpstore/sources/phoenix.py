@@ -12,7 +12,7 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import Frame, Listing
-from kpstore.sources.images import image_size, is_image, natural_key, read_images
+from kpstore.sources.images import image_size, is_image, natural_key, read_images, same_number
 from kpstore.sources.selection import MaxVideos, Splits, check_splits, complete_source, part_of
 from kpstore.user_files import parse_table, read_text
 
@@ -121,7 +121,7 @@ class PhoenixSource:
                 problems.append(
                     f"{split}: video {name!r} is on disk, but not in the list of annotations"
                 )
-            video = _video(base, split, name, annotations.get(name, {}))
+            video = _video(base, split, name, annotations.get(name, {}), problems)
             if video is None:
                 problems.append(
                     f"{split}: video {name!r} has no pictures in {FRAMES}/{split}/{name}"
@@ -160,7 +160,9 @@ def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[st
     return found
 
 
-def _video(base: Path, split: str, name: str, annotations: dict[str, str]) -> VideoRecord | None:
+def _video(
+    base: Path, split: str, name: str, annotations: dict[str, str], problems: list[str]
+) -> VideoRecord | None:
     """Return a video from its folder, or from the folder ``1`` in it that the lists name."""
     for folder in (f"{FRAMES}/{split}/{name}", f"{FRAMES}/{split}/{name}/1"):
         if not (base / folder).is_dir():
@@ -169,6 +171,7 @@ def _video(base: Path, split: str, name: str, annotations: dict[str, str]) -> Vi
             (e.name for e in os.scandir(base / folder) if is_image(e.name)), key=natural_key
         )
         if files:
+            problems += same_number(f"{folder}/", files)
             width, height = image_size(base / folder / files[0])
             paths = tuple(f"{folder}/{file}" for file in files)
             return VideoRecord(name, split, paths, FPS, width, height, annotations)

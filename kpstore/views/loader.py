@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import numpy as np
 
-from kpstore.errors import InvalidError
+from kpstore.errors import InvalidError, one_line
 from kpstore.views.base import Batch, View, check_whole
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.sampling import Batches, Ints, Shuffle
@@ -263,7 +264,7 @@ class Loader:
         methods = multiprocessing.get_all_start_methods()
         parts = _Parts()
         data_loader: DataLoader[Any] = DataLoader(
-            self.dataset,  # type: ignore[arg-type]
+            _ByValue(self.dataset, self.workers),  # type: ignore[arg-type]
             sampler=parts,
             batch_size=None,
             num_workers=self.workers,
@@ -368,6 +369,27 @@ def loader(
     return Loader(
         sampler, dataset, workers=workers, threads=threads, prefetch=prefetch, pin_memory=pin_memory
     )
+
+
+class _ByValue:
+    """A data set on its way to other processes, with the functions of a notebook or a script.
+
+    Pickle sends such functions by their names alone, which no other process knows, and lambdas not
+    at all.
+    """
+
+    def __init__(self, dataset: BatchDataset, workers: int) -> None:
+        try:
+            self._sent = cloudpickle.dumps(dataset)
+        except Exception as error:  # whatever the user's own objects raise
+            raise InvalidError(
+                f"workers={workers}: the transform or collate cannot be sent to other processes "
+                f"({one_line(error)}); open files and locks inside of it, or use workers=0, which "
+                "reads with threads"
+            ) from None
+
+    def __reduce__(self) -> tuple[Callable[[bytes], object], tuple[bytes]]:
+        return cloudpickle.loads, (self._sent,)
 
 
 class _Parts:

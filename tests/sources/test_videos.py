@@ -415,3 +415,33 @@ def test_names_that_are_no_text_are_a_problem(tmp_path: Path) -> None:
     listing = VideosSource(tmp_path).scan()
     assert listing.videos == ()
     assert "rename it" in listing.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [(".mkv", "libx264"), (".webm", "libvpx-vp9"), (".avi", "mpeg4"), (".flv", "flv1")],
+)
+def test_a_container_that_ends_before_its_header_says_is_a_problem(
+    tmp_path: Path, suffix: str, codec: str
+) -> None:
+    path = write_video(tmp_path / f"clip{suffix}", 60, codec=codec, noise=True)
+    assert VideosSource(tmp_path).scan().problems == ()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    listing = VideosSource(tmp_path).scan()
+    assert 10 < listing.videos[0].n_frames < 60
+    assert f"clip{suffix}: ends after" in listing.problems[0]
+
+
+def test_two_pictures_for_one_frame_are_a_problem(tmp_path: Path) -> None:
+    for folder, names in {
+        "a": ("1.png", "01.png"),
+        "b": ("2.png", "2.jpg"),
+        "c": ("3.png",),
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.new("RGB", (8, 6)).save(tmp_path / folder / name)
+    problems = VideosSource(tmp_path).scan().problems
+    assert len(problems) == 2
+    assert "a/01.png and a/1.png have one frame number" in problems[0]
+    assert "b/2.jpg and b/2.png have one frame number" in problems[1]

@@ -517,7 +517,7 @@ def test_pytorchs_own_loader_gives_the_same(filled: kpstore.Store) -> None:
 
 
 SCRIPT = """
-import sys, kpstore
+import sys, threading, kpstore
 from torch.utils.data import DataLoader
 
 def check(store, method):
@@ -537,8 +537,22 @@ def check(store, method):
                      multiprocessing_context=method)
     assert rows(own) == expected[0]
 
+def check_functions(store):
+    doubled = store.frames("points", transform=lambda sample: 2 * sample["row"])
+    twice = kpstore.loader(doubled, 8, shuffle=None, workers=1)
+    assert [n for batch in twice for n in batch.tolist()] == [2 * n for n in range(len(doubled))]
+    twice.close()
+    lock = threading.Lock()
+    locked = store.frames("points", transform=lambda sample: lock and sample)
+    try:
+        next(iter(kpstore.loader(locked, 8, workers=1)))
+    except kpstore.KpstoreError as error:
+        assert "cannot be sent to other processes" in str(error), error
+        print("functions")
+
 def main():
     store = kpstore.open(sys.argv[1], cache=sys.argv[2])
+    check_functions(store)
     for method in ("spawn", "forkserver", "fork"):
         check(store, method)
         print(method, flush=True)
@@ -555,9 +569,8 @@ def test_worker_processes_give_the_same_batches(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     command = [sys.executable, "-W", "ignore", str(script), made.location, str(tmp_path / "cache")]
     done = finish(command)
-    assert (done.stdout.split(), done.returncode) == (["spawn", "forkserver", "fork"], 0), (
-        done.stderr
-    )
+    said = ["functions", "spawn", "forkserver", "fork"]
+    assert (done.stdout.split(), done.returncode) == (said, 0), done.stderr
 
 
 TWO_AT_ONCE = """
