@@ -46,7 +46,7 @@ def test_extras_are_those_of_setup_cfg() -> None:
     setup = configparser.ConfigParser()
     setup.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
     extras = {name: text for name, text in setup["options.extras_require"].items()}
-    collections = {"all", "demo", "test", "lint"}
+    collections = {"all", "demo", "test", "fuzz", "lint"}
     named = {
         extra: {
             name for line in text.splitlines() if (name := re.split(r"[>=<;\[ ]", line.strip())[0])

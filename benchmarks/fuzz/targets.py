@@ -67,8 +67,9 @@ class Target:
             try:
                 self.read(data, Path(folder))
             except (KpstoreError, PermissionError) as error:
-                if not str(error).isprintable() and "\n  " not in str(error):
-                    raise AssertionError(f"the message is not one clear line: {error!r}") from error
+                # What others wrote into it is made visible where it is printed.
+                if not str(error).strip():
+                    raise AssertionError("an error without a message") from error
                 return str(error)
         return None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import lzma
 import math
+import struct
 import tempfile
 import tokenize
 import zipfile
@@ -17,11 +19,26 @@ from typing import IO, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, NotFoundError, one_line
+from kpstore.errors import InvalidError, KpstoreError, NotFoundError, one_line
 from kpstore.user_files import check_memory
 
 BLOCK_BYTES = 8 * 2**20
 """Decompressed bytes to hold in memory at once while an array is only passed through."""
+
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+"""What zipfile, its decompressors and numpy raise over a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +106,15 @@ class NpzFile:
         """Turn what zipfile, zlib and numpy raise over a damaged file into one line."""
         try:
             yield
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
+        except KpstoreError:
+            raise
+        except _DAMAGE as error:
             raise InvalidError(
                 f"{self.path} is not an npz file, or is cut short or damaged: {one_line(error)}"
             ) from None
         except OSError as error:
+            if error.errno is None:  # bz2's words for damage
+                raise InvalidError(f"{self.path} is damaged: {one_line(error)}") from None
             if error.errno != errno.EINVAL:
                 raise
             # A damaged directory makes zipfile seek to where no file has a byte.

@@ -286,7 +286,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
         (),
         r"LRS2\.yml: no train_dir, valid_dir, test_dir in datamodule\.data_config",
     ),
-    "no YAML": (broken_yaml, (), r"LRS2\.yml is not YAML: "),
+    "no YAML": (broken_yaml, (), r"LRS2\.yml is not YAML that can be read: "),
     "list gone": (list_gone, (), r"split 'val' has no s1\.json or s2\.json in .*lists/cv"),
     "other list": (
         other_list,
