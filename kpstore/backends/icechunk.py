@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import icechunk
@@ -23,7 +22,7 @@ from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.icechunk_sessions import IcechunkReadSession, IcechunkWriteSession
 from kpstore.backends.icechunk_table import ChecksumTable
-from kpstore.backends.locks import refusing_lock
+from kpstore.backends.locks import looking_lock, refusing_lock
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
 
 _log = logging.getLogger(__name__)
@@ -134,9 +133,8 @@ class IcechunkBackend(IcechunkDirectory):
         return names
 
     def _quiet(self) -> AbstractContextManager[None]:
-        """Exclude commits while reading, unless that would create the lock file."""
-        lock = self.sidecar_dir / "commit.lock"
-        return self.commit_lock() if os.access(lock, os.R_OK | os.W_OK) else nullcontext()
+        """Exclude commits while reading."""
+        return looking_lock(self.sidecar_dir / "commit.lock")
 
     def create_branch(self, name: str, snapshot: str) -> None:
         """Create a branch at a version."""
