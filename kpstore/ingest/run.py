@@ -30,6 +30,7 @@ from kpstore.ingest.plan import Task
 from kpstore.ingest.processors import Processors
 from kpstore.ingest.report import MAX_FAILURES, IngestReport, Progress, ProgressFile
 from kpstore.ingest.worker import TaskResult
+from kpstore.main_guard import require_main_guard
 from kpstore.schema.feature import State
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
@@ -100,7 +101,8 @@ def run_ingest(
     Raises
     ------
     InvalidError
-        If the source lists problems (all in the message) and ``ignore_problems`` is off; nothing is
+        If the source lists problems (all in the message) and ``ignore_problems`` is off; or if the
+        script that calls this with workers lacks ``if __name__ == "__main__":``. Nothing is
         written.
     MismatchError
         If the store holds the feature made with other settings.
@@ -108,6 +110,8 @@ def run_ingest(
         If another process is writing the store.
     """
     options, observer = options or Options(), observer or SilentObserver()
+    if options.scheduler is None and options.n_workers:
+        require_main_guard("an ingest with workers", "use workers=0 (Options)")
     backend = backend_for(os.fspath(location))
     if backend.exists():
         with backend.exclusive("a check before an ingest"):

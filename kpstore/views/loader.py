@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kpstore.errors import InvalidError
+from kpstore.main_guard import require_main_guard
 from kpstore.views.base import Batch, View, check_whole
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.sampling import Batches, Ints, Shuffle
@@ -254,6 +255,7 @@ class Loader:
     def _start_processes(self, plan: Batches) -> tuple[DataLoader[Any], _Parts]:
         from torch.utils.data import DataLoader
 
+        require_main_guard("a loader with workers", "use threads: workers=0")
         n_ahead = self.prefetch
         if len(plan):
             n_ahead = min(n_ahead, _AHEAD_BYTES // max(1, bytes_of(self.dataset[plan[0]])))
