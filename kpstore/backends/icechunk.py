@@ -14,7 +14,7 @@ import icechunk
 import zarr
 
 from kpstore.backends import refusals
-from kpstore.backends.asides import aside_of
+from kpstore.backends.asides import aside_of, make_durable, sync_disk
 from kpstore.backends.base import MAIN, Capabilities, Commit
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
@@ -49,6 +49,7 @@ class IcechunkBackend(IcechunkDirectory):
             ChecksumTable.create(zarr.create_group(session.store, attributes=dict(attrs)))
             snapshot = str(session.commit(message))
             VersionRecords(aside, self.location, lambda: repository).committed(MAIN, snapshot)
+            sync_disk(aside)
             _rename(aside, target, self.location)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -156,7 +157,7 @@ class IcechunkBackend(IcechunkDirectory):
             target = self.session(snapshot).snapshot
             # After a kill at this point, either version is right.
             self.records.named("branch", name, expected, target)
-            self._repo().reset_branch(read_refs(self.path, "branch")[name].given, target)
+            self.move_branch(name, newest, target)
             self._note_name("branch", name, target)
 
     def create_tag(self, name: str, snapshot: str) -> None:
@@ -182,6 +183,7 @@ class IcechunkBackend(IcechunkDirectory):
                 f"{kind} {name!r} of {self.location} was created but cannot be read back"
             )
         self.records.named(kind, name, version)
+        sync_disk(self.path)
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
@@ -192,6 +194,7 @@ class IcechunkBackend(IcechunkDirectory):
             with translated(self.location):
                 self._repo().delete_tag(read_refs(self.path, "tag")[name].given)
             self.records.named("tag", name)
+            sync_disk(self.path)
 
     def examine(self) -> Iterator[str]:
         """Yield what is wrong with names and with the files that describe versions."""
@@ -226,6 +229,7 @@ def _taken(location: str) -> ExistsError:
 def _rename(folder: Path, target: Path, location: str) -> None:
     try:
         folder.rename(target)
+        make_durable(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise _taken(location) from None  # by another process in the meantime
