@@ -29,6 +29,7 @@ from kpstore.ingest.pending import IngestPlan, make_plan, title
 from kpstore.ingest.plan import Task
 from kpstore.ingest.processors import Processors
 from kpstore.ingest.report import MAX_FAILURES, IngestReport, Progress, ProgressFile
+from kpstore.ingest.watch import MAX_LIMIT_S
 from kpstore.ingest.worker import TaskResult
 from kpstore.main_guard import require_main_guard
 from kpstore.schema.feature import State
@@ -269,11 +270,22 @@ class _Run:
 
     def _execute(self) -> None:
         options = self._options
-        made = make_executor(options.n_workers, scheduler=options.scheduler, gpus=options.gpus)
+        limit_s = min(options.frame_timeout_s, MAX_LIMIT_S)
+        made = make_executor(
+            options.n_workers,
+            scheduler=options.scheduler,
+            gpus=options.gpus,
+            frame_timeout_s=limit_s,
+        )
         sidecar = self._backend.sidecar_dir if self._backend.capabilities.parallel_writers else None
         meeting = sidecar and sidecar / "meeting"
         job = Job(
-            self._progress.run_id, self._source, self._extractor, options.runs_on, meeting=meeting
+            self._progress.run_id,
+            self._source,
+            self._extractor,
+            options.runs_on,
+            meeting=meeting,
+            frame_timeout_s=limit_s,
         )
         with ExitStack() as stack:
             # Half a cluster cannot be taken down cleanly, so a Ctrl-C waits until it stands.
