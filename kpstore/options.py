@@ -60,9 +60,9 @@ def check_limits(settings: object) -> None:
         for about in get_args(hint)[1:]:
             if not isinstance(about, Option) or given is None:
                 continue
-            if about.least is not None and given < about.least:
+            if about.least is not None and not given >= about.least:
                 raise InvalidError(f"{name} is {given}; it must be at least {about.least:g}")
-            if about.above is not None and given <= about.above:
+            if about.above is not None and not given > about.above:
                 raise InvalidError(f"{name} is {given}; it must be more than {about.above:g}")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,12 +81,30 @@ def fake_spec(chunk_rows: int = 16) -> FeatureSpec:
     )
 
 
+def kill_this() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_this() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def wait_for_ever() -> None:
+    threading.Event().wait()
+
+
+def wait_with_the_lock() -> None:
+    """Wait for ever in C code that no other thread of Python can interrupt."""
+    ctypes.PyDLL(None).pause()
+
+
 @dataclass
 class FakeExtractor(OneFeature):
     """Keeps state from frame to frame, as MediaPipe does, so that order and resets matter.
 
     After ``stop_at`` frames it makes ``stop_file`` and does no more: whoever waits for the file
-    finds a run in the middle of its work, however fast the machine is.
+    finds a run in the middle of its work, however fast the machine is. ``poison`` is what a
+    poisonous frame does.
     """
 
     chunk_rows: int = 16
@@ -95,6 +115,7 @@ class FakeExtractor(OneFeature):
     fail_above: int = 256
     stop_at: int = 0
     stop_file: str = ""
+    poison: Callable[[], object] = kill_this
 
     @property
     def spec(self) -> FeatureSpec:
@@ -118,7 +139,7 @@ class FakeExtractor(OneFeature):
         rows = fake_spec().empty_rows(len(images))
         for i, image in enumerate(images):
             if image[0, 0, 0] == POISON:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self.poison()
             time.sleep(self.sleep_s)
             self._n_frames += 1
             if self._n_frames == self.stop_at:

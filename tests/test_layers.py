@@ -12,7 +12,7 @@ import kpstore
 
 FLOORS = [
     ["errors", "_version", "visible"],
-    ["plugins", "options", "machine", "user_files"],
+    ["plugins", "options", "machine", "main_guard", "user_files"],
     ["schema"],
     ["backends", "sources", "extractors"],
     ["store"],

@@ -205,6 +205,7 @@ def _place(file: Path, backend: HDF5Backend) -> None:
         # On a file system without second names (exFAT, some network drives), check first.
         backend.check_free()
         os.replace(file, backend._path)
+    make_durable(backend._path.parent)
 
 
 # -- examining -------------------------------------------------------------------------------------

@@ -158,8 +158,9 @@ class StoreFile:
         target = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # Only root may change the owner, and others may only choose a group of their own.
-            with suppress(PermissionError):
-                os.fchown(target, about.st_uid, about.st_gid)
+            for owner in (-1, about.st_uid):
+                with suppress(PermissionError):
+                    os.fchown(target, owner, about.st_gid)
             os.fchmod(target, about.st_mode & 0o7777)
             copy_blocks(source, target)
         except BaseException:

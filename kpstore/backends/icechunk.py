@@ -5,17 +5,16 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import icechunk
 import zarr
 
 from kpstore.backends import refusals
-from kpstore.backends.asides import aside_of
+from kpstore.backends.asides import aside_of, make_durable, sync_disk
 from kpstore.backends.base import MAIN, Capabilities, Commit
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
@@ -23,7 +22,7 @@ from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.icechunk_sessions import IcechunkReadSession, IcechunkWriteSession
 from kpstore.backends.icechunk_table import ChecksumTable
-from kpstore.backends.locks import refusing_lock
+from kpstore.backends.locks import looking_lock, refusing_lock
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
 
 _log = logging.getLogger(__name__)
@@ -50,6 +49,7 @@ class IcechunkBackend(IcechunkDirectory):
             ChecksumTable.create(zarr.create_group(session.store, attributes=dict(attrs)))
             snapshot = str(session.commit(message))
             VersionRecords(aside, self.location, lambda: repository).committed(MAIN, snapshot)
+            sync_disk(aside)
             _rename(aside, target, self.location)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -134,9 +134,8 @@ class IcechunkBackend(IcechunkDirectory):
         return names
 
     def _quiet(self) -> AbstractContextManager[None]:
-        """Exclude commits while reading, unless that would create the lock file."""
-        lock = self.sidecar_dir / "commit.lock"
-        return self.commit_lock() if os.access(lock, os.R_OK | os.W_OK) else nullcontext()
+        """Exclude commits while reading."""
+        return looking_lock(self.sidecar_dir / "commit.lock")
 
     def create_branch(self, name: str, snapshot: str) -> None:
         """Create a branch at a version."""
@@ -158,7 +157,7 @@ class IcechunkBackend(IcechunkDirectory):
             target = self.session(snapshot).snapshot
             # After a kill at this point, either version is right.
             self.records.named("branch", name, expected, target)
-            self._repo().reset_branch(read_refs(self.path, "branch")[name].given, target)
+            self.move_branch(name, newest, target)
             self._note_name("branch", name, target)
 
     def create_tag(self, name: str, snapshot: str) -> None:
@@ -184,6 +183,7 @@ class IcechunkBackend(IcechunkDirectory):
                 f"{kind} {name!r} of {self.location} was created but cannot be read back"
             )
         self.records.named(kind, name, version)
+        sync_disk(self.path)
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
@@ -194,6 +194,7 @@ class IcechunkBackend(IcechunkDirectory):
             with translated(self.location):
                 self._repo().delete_tag(read_refs(self.path, "tag")[name].given)
             self.records.named("tag", name)
+            sync_disk(self.path)
 
     def examine(self) -> Iterator[str]:
         """Yield what is wrong with names and with the files that describe versions."""
@@ -228,6 +229,7 @@ def _taken(location: str) -> ExistsError:
 def _rename(folder: Path, target: Path, location: str) -> None:
     try:
         folder.rename(target)
+        make_durable(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise _taken(location) from None  # by another process in the meantime

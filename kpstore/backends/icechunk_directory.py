@@ -13,7 +13,7 @@ from kpstore.backends import refusals
 from kpstore.backends.base import MAIN
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
 from kpstore.backends.icechunk_manifests import Nodes, nodes_of
-from kpstore.backends.icechunk_names import Names
+from kpstore.backends.icechunk_names import Names, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.locks import waiting_lock
 from kpstore.errors import CorruptError, NotFoundError
@@ -127,3 +127,8 @@ class IcechunkDirectory:
         if branch not in branches:
             raise refusals.no_name("branch", branch, branches, self.location)
         return branches[branch]
+
+    def move_branch(self, name: str, before: str, version: str) -> None:
+        """Make a branch lead from version ``before`` to another one, under the commit lock."""
+        given = read_refs(self.path, "branch")[name].given
+        self._repo().reset_branch(given, version, from_snapshot_id=before)

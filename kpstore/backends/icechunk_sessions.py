@@ -13,6 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from kpstore.backends import refusals
+from kpstore.backends.asides import sync_disk
 from kpstore.backends.base import ArrayMeta, Chunks, SessionChunks
 from kpstore.backends.checksums import TABLE, UNWRITTEN
 from kpstore.backends.icechunk_chunks import (
@@ -342,25 +343,31 @@ class IcechunkWriteSession(_Session):
                 self._rebase(message)
                 self._table = None
             self._update_table()
-            try:
-                version = self._commit_session(message, metadata)
-            except icechunk.ConflictError:  # with other software, which does not use the lock
-                self._rebase(message)
-                version = self._commit_session(message, metadata)
+            before, version = self.snapshot, self._save(message, metadata)
+            self._move_branch(before, version, message)
             self._home.records.committed(self._branch, version)
+            sync_disk(self._home.path)
         return version
 
-    def _commit_session(self, message: str, metadata: Mapping[str, object] | None) -> str:
+    def _save(self, message: str, metadata: Mapping[str, object] | None) -> str:
+        """Write the version, which no branch leads to yet, and wait until it is on the disk."""
         try:
-            return str(self._session.commit(message, dict(metadata or {})))
-        except icechunk.ConflictError:
-            raise
+            version = str(self._session.flush(message, dict(metadata or {})))
         except icechunk.IcechunkError as error:
             # Icechunk reads a manifest before it rewrites it, and that may be damaged.
             raise CorruptError(
                 f"{message!r} was not committed to {self._location}: {first_line(error)}; 'kpstore "
                 "verify --all' tells whether the store is damaged"
             ) from error
+        sync_disk(self._home.path)
+        return version
+
+    def _move_branch(self, before: str, version: str, message: str) -> None:
+        try:
+            self._home.move_branch(self._branch, before, version)
+        except icechunk.IcechunkError as error:  # other software, which does not use the lock
+            reason = f" ({first_line(error)})"
+            raise refusals.changed_meanwhile(self._location, message, reason) from None
 
     def _rebase(self, message: str) -> None:
         try:

@@ -28,6 +28,25 @@ def waiting_lock(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def looking_lock(path: Path) -> Iterator[None]:
+    """Exclude the holders of ``path`` while something is read; needs no right to write.
+
+    Without the file, or without the right to read it, nothing is excluded.
+    """
+    try:
+        file = path.open("rb")
+    except OSError:
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            _release(file.fileno())
+
+
+@contextmanager
 def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
     """Hold ``path`` exclusively, or raise a :class:`BusyError` that names its holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,20 +83,21 @@ def _take(file: int, *, tries: int = 5) -> bool:
     return False
 
 
-def _lock_now(file: int) -> bool:
+def _lock_now(file: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 def is_held(path: Path) -> bool:
-    """Return whether any process holds ``path``, without creating that file."""
-    if not path.exists():
+    """Return whether any process holds ``path``, without creating it or opening it for writing."""
+    try:
+        with path.open("rb") as file:
+            return not _lock_now(file.fileno(), fcntl.LOCK_SH)
+    except FileNotFoundError:
         return False
-    with path.open("r+b") as file:
-        return not _lock_now(file.fileno())
 
 
 def _holder(path: Path) -> str:

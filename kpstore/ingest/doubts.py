@@ -7,17 +7,17 @@ at least half of the frames. Only what fails there too counts as the fault of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kpstore.ingest.isolated import extract_isolated
-from kpstore.ingest.job import Doubts, Job
+from kpstore.ingest.job import Doubts, Job, OnFrames, VideoRows
 from kpstore.ingest.plan import PlannedVideo
 from kpstore.ingest.sight import Look
 from kpstore.ingest.worker import TaskResult, extract_videos
 from kpstore.schema.feature import State
+from kpstore.schema.index import VideoRecord
 
 Doubted = Sequence[tuple[PlannedVideo, Doubts]]
 
@@ -39,20 +39,26 @@ class Opinion:
     unread: Mapping[int, frozenset[int]]
 
 
-def second_opinion(job: Job, doubted: Doubted, *, isolated: bool) -> Opinion:
+def second_opinion(
+    job: Job,
+    doubted: Doubted,
+    *,
+    extract: Callable[[Job, VideoRecord], VideoRows] | None = None,
+    report: OnFrames | None = None,
+) -> Opinion:
     """Extract videos again, up to the first in which a frame works that failed elsewhere.
 
     The rows are discarded.
 
     Parameters
     ----------
-    isolated : extract in child processes.
+    extract, report
+        As in :func:`~kpstore.ingest.worker.run_task`.
     """
     failed: dict[int, frozenset[int]] = {}
     unread: dict[int, frozenset[int]] = {}
-    extract = extract_isolated if isolated else None
     for video, doubts in doubted:
-        for _, result in extract_videos(job, [video], extract=extract):
+        for _, result in extract_videos(job, [video], extract=extract, report=report):
             states = result.failures.frame_states(video.record.n_frames)
             frames = np.flatnonzero(states == State.FAILED)
             failed[video.position] = frozenset(frames.tolist())

@@ -39,6 +39,12 @@ _CLOSE_S = 30.0
 TRY_S = 1800.0
 """How long workers may take to try how many frames a model takes at once: loading may be slow."""
 
+SILENT_S = 300.0
+"""How long a worker may send no sign of life; longer, if a frame may take longer."""
+
+# A model may hold Python's lock, which keeps a worker silent, for as long as a frame may take
+_REPLACED_S = 60.0
+
 # One thread per worker: workers share the cores, and other numbers of threads give other sums
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -133,9 +139,18 @@ class DaskExecutor(Executor):
         installed.
     gpus : number of GPUs of this machine to share among the workers. If each worker gets one and
         dask-cuda is installed, that pins them: it also puts a worker on the cores near its GPU.
+    frame_timeout_s : how long a frame may take, and a worker that is started here be silent.
     """
 
-    def __init__(self, n_workers: int, *, scheduler: str | None = None, gpus: int = 0) -> None:
+    def __init__(
+        self,
+        n_workers: int,
+        *,
+        scheduler: str | None = None,
+        gpus: int = 0,
+        frame_timeout_s: float = 0.0,
+    ) -> None:
+        self._silent_s = max(SILENT_S, frame_timeout_s and frame_timeout_s + _REPLACED_S)
         self.n_workers, self._scheduler, self._address = n_workers, scheduler, scheduler or ""
         found = own_gpus(gpus) if scheduler is None else ()
         is_one_each = scheduler is None and gpus > 0 and gpus == n_workers
@@ -165,10 +180,12 @@ class DaskExecutor(Executor):
                     f"worker {self._scheduler}"
                 )
             return self
+        # A worker that sends no heartbeat, stopped by a debugger say, is killed and replaced.
+        silence = {"distributed.scheduler.worker-ttl": f"{self._silent_s:g}s"}
         with ExitStack() as stack:
             # Not one of _SETTINGS: Dask asks for it each time that a worker dies.
             stack.enter_context(dask.config.set(_PATIENCE))
-            with _sigint_blocked(), dask.config.set(_SETTINGS):
+            with _sigint_blocked(), dask.config.set(_SETTINGS | silence):
                 self._cluster = self._start_cluster()
                 self._address = self._cluster.scheduler_address
                 self._client = distributed.Client(self._cluster)
@@ -334,8 +351,10 @@ def _trial(future: Future[int]) -> int | KpstoreError:
         return ExtractorError(f"a worker could not try the model: {one_line(str(error))}")
 
 
-def make_executor(workers: int, *, scheduler: str | None = None, gpus: int = 0) -> Executor:
+def make_executor(
+    workers: int, *, scheduler: str | None = None, gpus: int = 0, frame_timeout_s: float = 0.0
+) -> Executor:
     """Return the executor for a number of workers; 0 runs in this process."""
     if scheduler is None and workers == 0:
         return SerialExecutor()
-    return DaskExecutor(workers, scheduler=scheduler, gpus=gpus)
+    return DaskExecutor(workers, scheduler=scheduler, gpus=gpus, frame_timeout_s=frame_timeout_s)

@@ -1,4 +1,4 @@
-"""Extracts one video in a child process, to record and leave out frames that kill the process.
+"""Extracts one video in a child process, to record and leave out frames that kill or block it.
 
 Slow to start (a process and a model per attempt), so it is used only for tasks whose worker has
 died. The driver also reads videos in such a process: a video that kills its reader must not kill
@@ -12,7 +12,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
@@ -21,6 +23,7 @@ from kpstore.extractors.base import takes_videos
 from kpstore.ingest.frames import extract_frames
 from kpstore.ingest.job import Job, VideoRows, by_value, failed_video, opened_extractor
 from kpstore.ingest.sight import Look, look, unreadable
+from kpstore.ingest.watch import opening_limit, step_limit
 from kpstore.ingest.whole_videos import extract_alone
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import Source
@@ -28,29 +31,70 @@ from kpstore.sources.base import Source
 MAX_DEATHS = 16
 """A video that kills this many processes is given up as a whole."""
 
+MAX_HANGS = 3
+"""A video of which this many frames hang is given up as a whole: each took its time."""
+
 Send = Callable[[object], None]
+
+_OPENED = "opened"
+"""Sent before the first frame: from here on, a limit counts."""
+
+
+@dataclass(frozen=True)
+class _Talk:
+    """All that a child said, and how it ended.
+
+    Parameters
+    ----------
+    messages : in their order.
+    code : its exit code; None if it was killed because it said nothing for too long.
+    """
+
+    messages: Sequence[object]
+    code: int | None
 
 
 def extract_isolated(job: Job, record: VideoRecord) -> VideoRows:
-    """Extract one video in child processes; frames that kill one are recorded as failed."""
+    """Extract one video in child processes; frames that kill one, or hang, are failed ones."""
     skip: dict[int, str] = {}
+    limit_s, n_hung = step_limit(job, record.n_frames), 0
     reason = f"{MAX_DEATHS} frames of this video killed their worker process"
     while len(skip) < MAX_DEATHS:
-        messages, code = _talk(partial(_extract, job, record, skip))
-        at = next((message for message in reversed(messages) if isinstance(message, int)), None)
-        result = next((message for message in messages if not isinstance(message, int)), None)
+        talk = _talk(partial(_extract, job, record, skip), limit_s)
+        at = next(
+            (message for message in reversed(talk.messages) if isinstance(message, int)), None
+        )
+        result = next((m for m in talk.messages if isinstance(m, VideoRows | ExtractorError)), None)
         if isinstance(result, ExtractorError):
             raise result
-        if isinstance(result, VideoRows):
+        if result is not None:
             return result
+        if talk.code is None and not talk.messages:
+            raise ExtractorError(
+                f"the extractor of {job.extractor.specs[0].name!r} did not start within "
+                f"{opening_limit(limit_s):g} s"
+            )
+        n_hung += talk.code is None
         if takes_videos(job.extractor):
-            reason = f"the worker process died on this video ({_death(code)})"
+            reason = _fault(talk, limit_s, "video")
             break
         if at is None or at in skip or at >= record.n_frames:
-            reason = f"the worker process died before its first frame ({_death(code)})"
+            reason = _fault(talk, limit_s, "video", when="before its first frame")
             break
-        skip[at] = f"the worker process died on this frame ({_death(code)})"
+        skip[at] = _fault(talk, limit_s, "frame")
+        if n_hung == MAX_HANGS:
+            reason = f"{MAX_HANGS} of its frames hung: {skip[at]}"
+            break
     return failed_video(job, record, reason)
+
+
+def _fault(talk: _Talk, limit_s: float, what: str, when: str = "") -> str:
+    """Return the reason for a failure that ended a child."""
+    if talk.code is None:
+        return (
+            f"reading and extracting this {what} took longer than {limit_s:g} s (--frame-timeout)"
+        )
+    return f"the worker process died {when or f'on this {what}'} ({_death(talk.code)})"
 
 
 def look_isolated(source: Source, records: Sequence[VideoRecord], *, whole: bool) -> list[Look]:
@@ -62,16 +106,22 @@ def look_isolated(source: Source, records: Sequence[VideoRecord], *, whole: bool
     deaths = 0
     while len(looks) < len(records) and deaths < MAX_DEATHS:
         rest = records[len(looks) :]
-        messages, _ = _talk(partial(_look_at, source, rest, whole))
-        looks += [message for message in messages if isinstance(message, Look)]
+        talk = _talk(partial(_look_at, source, rest, whole))
+        looks += [message for message in talk.messages if isinstance(message, Look)]
         if len(looks) < len(records):
             looks.append(unreadable(records[len(looks)]))
             deaths += 1
     return looks + [unreadable(record) for record in records[len(looks) :]]
 
 
-def _talk(request: Callable[[Send], None]) -> tuple[list[object], int]:
-    """Return all messages that one child sends while it serves a request, and its exit code."""
+def _talk(request: Callable[[Send], None], limit_s: float = 0.0) -> _Talk:
+    """Have one child serve a request, and return what it said.
+
+    Parameters
+    ----------
+    limit_s : longest time between two messages, after which the child is killed; 0 for any. The
+        first, which says that the model has started, may take longer.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     child = subprocess.Popen(
         [sys.executable, "-m", "kpstore.ingest.isolated"],
@@ -88,9 +138,37 @@ def _talk(request: Callable[[Send], None]) -> tuple[list[object], int]:
             child.stdin.close()
         except BrokenPipeError:
             pass  # it died at once; its exit code says how
+        alarm = _Alarm(child.kill)
+        alarm.set(opening_limit(limit_s))
         while (message := _receive(child.stdout)) is not None:
             messages.append(message)
-    return messages, child.returncode
+            alarm.set(limit_s)
+        alarm.stop()
+    return _Talk(messages, None if alarm.has_rung else child.returncode)
+
+
+class _Alarm:
+    """Calls a function unless it is set again in time."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._timer: threading.Timer | None = None
+        self.has_rung = False
+
+    def set(self, limit_s: float) -> None:
+        self.stop()
+        if limit_s:
+            self._timer = threading.Timer(limit_s, self._end)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self) -> None:
+        self.has_rung = True
+        self._ring()
 
 
 def _death(code: int) -> str:
@@ -136,6 +214,7 @@ def _extract(job: Job, record: VideoRecord, skip: dict[int, str], send: Send) ->
     except KpstoreError as error:
         send(ExtractorError(str(error)))
         return
+    send(_OPENED)
     try:
         if takes_videos(job.extractor):
             send(extract_alone(job, record))

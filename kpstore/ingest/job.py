@@ -35,6 +35,7 @@ class Job:
         not restrict it.
     meeting : a folder beside the store, in which workers show that they see the same store as the
         driver; None if only the driver writes.
+    frame_timeout_s : how long one frame, or one batch, may take in a worker; 0 for any time.
     """
 
     run_id: str
@@ -43,6 +44,7 @@ class Job:
     device: str = "cpu"
     gpu: str = ""
     meeting: Path | None = None
+    frame_timeout_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 from kpstore.backends.base import Fork
 from kpstore.errors import KpstoreError, one_line
 from kpstore.ingest.doubts import Doubted, Opinion, second_opinion
 from kpstore.ingest.fitness import Question, flaws
 from kpstore.ingest.isolated import extract_isolated
-from kpstore.ingest.job import Job, OnFrames
+from kpstore.ingest.job import Job, OnFrames, opened_extractor
 from kpstore.ingest.plan import Task
+from kpstore.ingest.watch import opening_limit, step_limit, watched
 from kpstore.ingest.worker import TaskResult, run_task
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _log = logging.getLogger(__name__)
 
@@ -79,14 +82,35 @@ def run_on_worker(
 
     worker = get_worker()
     worker.log_event(topic, worker.get_current_task())
-    extract = extract_isolated if after_death else None
     with _throttled(lambda n_frames: worker.log_event(topic, n_frames)) as report:
-        return _tried(job, lambda: run_task(job, task, fork, extract=extract, report=report))
+        if after_death:
+            return _tried(
+                job, lambda: run_task(job, task, fork, extract=extract_isolated, report=report)
+            )
+        return _tried(
+            job, lambda: _watched(job, task.n_frames, report, partial(run_task, job, task, fork))
+        )
 
 
 def give_opinion(job: Job, doubted: Doubted, isolated: bool) -> Opinion | Refusal | Stranger:
     """Try videos that have failed elsewhere."""
-    return _tried(job, lambda: second_opinion(job, doubted, isolated=isolated))
+    if isolated:
+        return _tried(job, lambda: second_opinion(job, doubted, extract=extract_isolated))
+    n_frames = sum(video.record.n_frames for video, _ in doubted)
+    ask = partial(second_opinion, job, doubted)
+    return _tried(job, lambda: _watched(job, n_frames, lambda _: None, ask))
+
+
+class _Reporting(Protocol[T_co]):
+    def __call__(self, *, report: OnFrames) -> T_co: ...
+
+
+def _watched(job: Job, n_frames: int, report: OnFrames, do: _Reporting[T]) -> T:
+    """Return what ``do`` returns; a frame that takes too long ends this process."""
+    with watched(opening_limit(job.frame_timeout_s), report):
+        opened_extractor(job)
+    with watched(step_limit(job, n_frames), report) as report:
+        return do(report=report)
 
 
 def _tried(job: Job, do: Callable[[], T]) -> T | Refusal | Stranger:

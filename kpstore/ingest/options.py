@@ -29,6 +29,9 @@ class Options:
     device : where all models run, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``; by default on the CPU, or
         on the GPUs asked for.
     scheduler : address of a Dask scheduler to use instead.
+    frame_timeout_s : how long one frame, or one batch of a model that takes several, may take in a
+        worker process: the worker is replaced, the frame is tried once more alone, and then fails.
+        0 for any time.
     overwrite : extract videos again that are stored already.
     retry_failed : extract videos again in which something failed.
     ignore_problems : continue although the source lists missing or unreadable videos.
@@ -62,6 +65,17 @@ class Options:
     scheduler: Annotated[
         str | None, Option("Use the workers of this Dask scheduler.", "ADDRESS", panel=WHERE)
     ] = None
+    frame_timeout_s: Annotated[
+        float,
+        Option(
+            "Longest that a worker may take for a frame, or a batch: then it is replaced, and the "
+            "frame fails if it takes as long again; 0 for ever. Needs --workers.",
+            "SECONDS",
+            flag="--frame-timeout",
+            least=0,
+            panel=WHERE,
+        ),
+    ] = 600.0
     overwrite: Annotated[bool, Option("Extract all videos again.", panel=AGAIN)] = False
     retry_failed: Annotated[bool, Option("Extract videos with failures again.", panel=AGAIN)] = (
         False

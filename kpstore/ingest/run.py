@@ -29,7 +29,9 @@ from kpstore.ingest.pending import IngestPlan, make_plan, title
 from kpstore.ingest.plan import Task
 from kpstore.ingest.processors import Processors
 from kpstore.ingest.report import MAX_FAILURES, IngestReport, Progress, ProgressFile
+from kpstore.ingest.watch import MAX_LIMIT_S
 from kpstore.ingest.worker import TaskResult
+from kpstore.main_guard import require_main_guard
 from kpstore.schema.feature import State
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
@@ -100,7 +102,8 @@ def run_ingest(
     Raises
     ------
     InvalidError
-        If the source lists problems (all in the message) and ``ignore_problems`` is off; nothing is
+        If the source lists problems (all in the message) and ``ignore_problems`` is off; or if the
+        script that calls this with workers lacks ``if __name__ == "__main__":``. Nothing is
         written.
     MismatchError
         If the store holds the feature made with other settings.
@@ -108,6 +111,8 @@ def run_ingest(
         If another process is writing the store.
     """
     options, observer = options or Options(), observer or SilentObserver()
+    if options.scheduler is None and options.n_workers:
+        require_main_guard("an ingest with workers", "use workers=0 (Options)")
     backend = backend_for(os.fspath(location))
     if backend.exists():
         with backend.exclusive("a check before an ingest"):
@@ -265,11 +270,22 @@ class _Run:
 
     def _execute(self) -> None:
         options = self._options
-        made = make_executor(options.n_workers, scheduler=options.scheduler, gpus=options.gpus)
+        limit_s = min(options.frame_timeout_s, MAX_LIMIT_S)
+        made = make_executor(
+            options.n_workers,
+            scheduler=options.scheduler,
+            gpus=options.gpus,
+            frame_timeout_s=limit_s,
+        )
         sidecar = self._backend.sidecar_dir if self._backend.capabilities.parallel_writers else None
         meeting = sidecar and sidecar / "meeting"
         job = Job(
-            self._progress.run_id, self._source, self._extractor, options.runs_on, meeting=meeting
+            self._progress.run_id,
+            self._source,
+            self._extractor,
+            options.runs_on,
+            meeting=meeting,
+            frame_timeout_s=limit_s,
         )
         with ExitStack() as stack:
             # Half a cluster cannot be taken down cleanly, so a Ctrl-C waits until it stands.

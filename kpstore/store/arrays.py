@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Backend, ReadSession
 from kpstore.errors import InvalidError, NotFoundError
+from kpstore.main_guard import require_main_guard
 from kpstore.schema.feature import MASK, FeatureSpec, Provenance
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
@@ -146,6 +148,8 @@ class Version:
         self._closed = False
 
     def __reduce__(self) -> tuple[type[Self], tuple[Backend, str, Mode, str, Check]]:
+        if get_spawning_popen() is not None:  # PyTorch's DataLoader starts a worker, say
+            require_main_guard("reading a store in processes", "do without them (num_workers=0)")
         return type(self), (self._backend, self.snapshot, self.mode, self._cache, self.check)
 
     def checked(self) -> Self:

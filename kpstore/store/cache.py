@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -255,9 +256,11 @@ class DecodedCache:
         ]
         for path in paths:
             with suppress(FileNotFoundError):
-                stat = path.stat()
+                about = path.stat()
                 name = path.name.removesuffix(_SUFFIX).replace(_STATISTICS, " (statistics)")
-                found.append(CacheEntry(path.parent.name, name, stat.st_size, stat.st_mtime, path))
+                found.append(
+                    CacheEntry(path.parent.name, name, about.st_size, about.st_mtime, path)
+                )
         return sorted(found, key=lambda entry: entry.used)
 
     def clear(self, snapshots: Collection[str] | None = None) -> int:
@@ -272,10 +275,19 @@ class DecodedCache:
         ]
         for entry in entries:
             _remove(entry)
-        freed = sum(entry.size_bytes for entry in entries)
-        if self.folder.is_dir() and not is_held(self.folder / _LOCK):
-            with waiting_lock(self.folder / _LOCK):
-                freed += self._remove_left_overs()
+        kept = [entry for entry in entries if entry.path.exists()]
+        if kept:
+            _log.warning(
+                "%d of %d copies stay: this user may not remove %s",
+                len(kept),
+                len(entries),
+                kept[0].path,
+            )
+        freed = sum(entry.size_bytes for entry in entries if entry not in kept)
+        with suppress(PermissionError):  # a folder of another user, whose programs tidy up
+            if self.folder.is_dir() and not is_held(self.folder / _LOCK):
+                with waiting_lock(self.folder / _LOCK):
+                    freed += self._remove_left_overs()
         return freed
 
 
@@ -332,7 +344,11 @@ def _make_aside(path: Path) -> tuple[int, str]:
         if path.parent.is_symlink():
             raise NotADirectoryError(f"{path.parent} is a link; the cache does not write elsewhere")
         with suppress(FileNotFoundError):  # the cache was cleared, and the empty folder removed
-            return tempfile.mkstemp(prefix=".", suffix=_PART, dir=path.parent)
+            handle, aside = tempfile.mkstemp(prefix=".", suffix=_PART, dir=path.parent)
+            # Copies are private, as the store may be, except in a folder set up for a group.
+            if path.parent.stat().st_mode & stat.S_ISGID:
+                os.fchmod(handle, 0o660)
+            return handle, aside
 
 
 def _remove(entry: CacheEntry) -> None:

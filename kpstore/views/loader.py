@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import numpy as np
 
-from kpstore.errors import InvalidError, one_line
+from kpstore.errors import InvalidError, KpstoreError, one_line
+from kpstore.main_guard import require_main_guard
 from kpstore.views.base import Batch, View, check_whole
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.sampling import Batches, Ints, Shuffle
+from kpstore.views.shared_memory import (
+    batches_ahead,
+    check_room,
+    free_bytes,
+    workers_of_this,
+)
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -56,7 +63,17 @@ class BatchDataset:
         return {**self.__dict__, "_ready": False}
 
     def __getitem__(self, indices: Ints) -> Any:
-        return self.batches([indices])[0]
+        """Return one batch.
+
+        Raises
+        ------
+        UnsupportedError
+            If a worker process of PyTorch's lacks the shared memory to hand it over.
+        """
+        batch, n_workers = self.batches([indices])[0], workers_of_this()
+        if n_workers:
+            check_room(_shared_bytes(batch), n_workers, free_bytes())
+        return batch
 
     def prepare(self) -> None:
         """Reserve memory for decoded chunks, once in each process."""
@@ -95,13 +112,20 @@ def as_tensor(array: Any) -> Any:
     return array.tolist() if array.dtype == object else torch.from_numpy(array)
 
 
-def bytes_of(batch: Any) -> int:
-    """Return the size of all arrays and tensors of a batch, however nested."""
+def bytes_of(batch: Any, kind: type = object) -> int:
+    """Return the size of all arrays and tensors of a batch, or those of a kind, however nested."""
     if isinstance(batch, Mapping):
-        return sum(bytes_of(item) for item in batch.values())
+        return sum(bytes_of(item, kind) for item in batch.values())
     if isinstance(batch, list | tuple):
-        return sum(bytes_of(item) for item in batch)
-    return int(getattr(batch, "nbytes", 0))
+        return sum(bytes_of(item, kind) for item in batch)
+    return int(getattr(batch, "nbytes", 0)) if isinstance(batch, kind) else 0
+
+
+def _shared_bytes(batch: Any) -> int:
+    """Return the size of what a worker process hands over in shared memory: of tensors."""
+    import torch
+
+    return bytes_of(batch, torch.Tensor)
 
 
 class Loader:
@@ -248,16 +272,24 @@ class Loader:
                 yield next(batches)
             except StopIteration:
                 return
-            except Exception:
+            except Exception as error:
                 self._processes = None  # e.g. a worker died: the next iteration starts new ones
+                if isinstance(error, KpstoreError):
+                    # PyTorch puts a worker's traceback in front of the message.
+                    kind = type(error)
+                    raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
                 raise
 
     def _start_processes(self, plan: Batches) -> tuple[DataLoader[Any], _Parts]:
         from torch.utils.data import DataLoader
 
+        require_main_guard("a loader with workers", "use threads: workers=0")
         n_ahead = self.prefetch
         if len(plan):
-            n_ahead = min(n_ahead, _AHEAD_BYTES // max(1, bytes_of(self.dataset[plan[0]])))
+            batch = self.dataset[plan[self._largest(plan)]]
+            n_ahead = min(n_ahead, _AHEAD_BYTES // max(1, bytes_of(batch)))
+            n_fit = batches_ahead(_shared_bytes(batch), self.workers, free_bytes())
+            n_ahead = n_ahead if n_fit is None else min(n_ahead, n_fit)
         # Processes share a decoded copy on disk; otherwise each would decode every chunk itself.
         self.dataset.view.cache()
         # Not fork: a child lacks the threads of this process, including Icechunk's.
@@ -274,6 +306,12 @@ class Loader:
             multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",
         )
         return data_loader, parts
+
+    def _largest(self, plan: Batches) -> int:
+        """Return the number of the batch with most frames, padded ones included."""
+        lengths = self.dataset.view.lengths[plan.samples]
+        longest = np.maximum.reduceat(lengths, plan.bounds[:-1])
+        return int(np.argmax(longest * np.diff(plan.bounds)))
 
     def close(self) -> None:
         """Stop worker processes; the next ``iter()`` starts new ones."""
@@ -328,8 +366,9 @@ def loader(
         padded to the longest. A longer sample is a batch of its own. See
         :attr:`Loader.padding_share`.
     workers : processes that read, transform and collate; useful for slow transforms. They are
-        started with ``forkserver``, so a script needs ``if __name__ == "__main__":``. The arrays
-        are then decoded to the local disk first, unless the store was opened with ``cache="off"``.
+        started with ``forkserver``, so a script needs ``if __name__ == "__main__":``, and hand over
+        tensors in ``/dev/shm``. The arrays are then decoded to the local disk first, unless the
+        store was opened with ``cache="off"``.
     threads : threads that do so when ``workers=0``; 0 reads a batch when it is requested.
     prefetch : most batches to make ahead.
     pin_memory : put batches into pinned memory, if there is a GPU.
@@ -342,6 +381,8 @@ def loader(
     ------
     InvalidError
         If a number is out of its range; the message names it.
+    UnsupportedError
+        When it is iterated over: if batches of worker processes do not fit into ``/dev/shm``.
 
     Examples
     --------

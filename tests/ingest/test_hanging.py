@@ -1,0 +1,120 @@
+"""Models and workers that hang: they are replaced, the frame fails, and everything else is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import kpstore
+from kpstore.errors import ExtractorError, InvalidError
+from kpstore.extractors.base import Extracted
+from kpstore.ingest import executors, watch
+from kpstore.ingest.isolated import MAX_HANGS, extract_isolated
+from kpstore.ingest.job import Job
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import plan_ingest, run_ingest
+from kpstore.schema.feature import State
+from tests.fakes import (
+    FakeExtractor,
+    FakeSource,
+    record,
+    stop_this,
+    wait_for_ever,
+    wait_with_the_lock,
+)
+from tests.ingest.test_several_features import Clips
+
+LENGTHS = {"v0": 12, "v1": 9, "v2": 14, "v3": 5}
+AT = {"v1": [4]}
+LIMIT_S = 1.0
+
+
+@pytest.mark.parametrize("hang", [wait_with_the_lock, stop_this])
+def test_a_frame_that_hangs_fails_and_the_rest_is_as_if_it_were_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hang: Callable[[], None]
+) -> None:
+    # A worker that sends nothing at all is replaced after this long, not after five minutes.
+    monkeypatch.setattr(executors, "SILENT_S", 1.0)
+    monkeypatch.setattr(executors, "_REPLACED_S", 0.0)
+    source, model = FakeSource(LENGTHS, poisonous=AT), FakeExtractor(chunk_rows=8, poison=hang)
+    options = Options(workers=1, task_frames=20, frame_timeout_s=LIMIT_S)
+    report = run_ingest(source, tmp_path / "s.kps", model, options)
+    (failure,) = report.failures
+    assert (failure.video_id, failure.frame, failure.reason) == (
+        "v1",
+        4,
+        "reading and extracting this frame took longer than 1 s (--frame-timeout)",
+    )
+    sound = FakeSource(LENGTHS, broken=AT)
+    run_ingest(sound, tmp_path / "t.kps", FakeExtractor(chunk_rows=8), Options(workers=0))
+    found, wanted = kpstore.open(tmp_path / "s.kps"), kpstore.open(tmp_path / "t.kps")
+    np.testing.assert_array_equal(found["points"][:], wanted["points"][:])
+    assert found["points_status"][:].tolist() == wanted["points_status"][:].tolist()
+    assert not plan_ingest(source, tmp_path / "s.kps", model, options).tasks
+
+
+def test_a_video_of_which_many_frames_hang_is_given_up() -> None:
+    source = FakeSource({"a": 9}, poisonous={"a": range(2, 9)})
+    job = Job("many", source, FakeExtractor(poison=wait_for_ever), frame_timeout_s=0.2)
+    found = extract_isolated(job, record("a", 9))
+    assert found.failures.video == (
+        f"{MAX_HANGS} of its frames hung: reading and extracting this frame took longer than 0.2 s "
+        "(--frame-timeout)"
+    )
+    assert (found.failures.frame_states(9) == State.FAILED).all()
+
+
+@dataclass
+class WholeVideos(Clips):
+    def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
+        wait_for_ever()
+        return []
+
+
+def test_a_model_of_whole_videos_that_hangs_fails_the_video() -> None:
+    job = Job("whole", FakeSource({"a": 9}), WholeVideos(), frame_timeout_s=0.2)
+    found = extract_isolated(job, record("a", 9))
+    assert found.failures.video == (
+        "reading and extracting this video took longer than 0.2 s (--frame-timeout)"
+    )
+
+
+@dataclass
+class NeverOpens(FakeExtractor):
+    def open(self, device: str = "cpu") -> None:
+        wait_for_ever()
+
+
+def test_a_model_that_never_starts_is_no_fault_of_the_video(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "OPEN_S", 0.2)
+    job = Job("never", FakeSource({"a": 3}), NeverOpens(), frame_timeout_s=0.2)
+    with pytest.raises(ExtractorError, match=r"'points' did not start within 0\.2 s"):
+        extract_isolated(job, record("a", 3))
+
+
+def test_whole_videos_may_take_longer_than_a_frame() -> None:
+    job = Job("whole", FakeSource({}), WholeVideos(), frame_timeout_s=600.0)
+    assert [watch.step_limit(job, n) for n in (9, 999, 20_500)] == [600.0, 600.0, 12_600.0]
+    job = Job("frames", FakeSource({}), FakeExtractor(), frame_timeout_s=600.0)
+    assert watch.step_limit(job, 20_500) == 600.0
+
+
+def test_without_a_limit_nothing_is_stopped() -> None:
+    reports: list[int] = []
+    with watch.watched(0.0, reports.append) as report:
+        report(3)
+    assert reports == [3]
+    assert watch.opening_limit(0.0) == 0.0
+
+
+@pytest.mark.parametrize("limit_s", [-1.0, float("nan")])
+def test_a_limit_that_is_none_is_refused(limit_s: float) -> None:
+    with pytest.raises(InvalidError, match="frame_timeout_s is"):
+        Options(frame_timeout_s=limit_s)
