@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
 from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import LEFT_OUT, Frame, FrameError, Listing
+from kpstore.sources.containers import cut_off
 from kpstore.sources.images import image_size, is_image, natural_key, read_images, same_number
 from kpstore.sources.orientation import Orientation, from_display_matrix, read_display_matrix
 from kpstore.sources.rates import rate_of
@@ -210,7 +210,11 @@ def _describe(root: Path, entry: _Entry, problems: list[str], notes: list[str]) 
     line = _timeline(root, entry.path)
     if not line.n_frames:
         raise InvalidError(f"{entry.path}: holds no frames")
-    if short := line.cut_off():
+    if line.n_frames < line.n_announced:
+        problems.append(
+            f"{entry.path}: ends after {line.n_frames} of {line.n_announced} frames; copy it again"
+        )
+    elif short := cut_off(root / entry.path):
         problems.append(f"{entry.path}: ends after {short}; copy it again")
     rate = rate_of(header, line.times_s, line.tick_s)
     if rate.note:
@@ -266,11 +270,6 @@ def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer
         yield container, stream
 
 
-_MOST_OF = 0.95
-"""Share of its announced time that a whole file reaches; headers round."""
-_CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)\Z")
-
-
 @dataclass(frozen=True)
 class _Timeline:
     """Which frames a file holds.
@@ -278,8 +277,7 @@ class _Timeline:
     Attributes
     ----------
     n_frames : in the file.
-    n_announced, announced_s : how many the file says it holds, and for how many seconds; 0 if it
-        says nothing.
+    n_announced : how many the file says it holds; 0 if it says nothing.
     number_of : number of the frame that is shown at a time, in units of the file's own. None if the
         file has no times that tell frames apart; they are then counted as they come, which is right
         where all of them can be decoded.
@@ -292,19 +290,6 @@ class _Timeline:
     number_of: Mapping[int, int] | None
     times_s: NDArray[np.float64] | None = None
     tick_s: float = 0.0
-    announced_s: float = 0.0
-
-    def cut_off(self) -> str:
-        """Return how far the file goes of what it announces, in words; ``""`` if all is there."""
-        if self.n_frames < self.n_announced:
-            return f"{self.n_frames} of {self.n_announced} frames"
-        times = self.times_s
-        if self.announced_s and times is not None and len(times) > 1:
-            # The last frame is hardly shown for longer than any other.
-            end_s = float(times[-1] + 2 * np.diff(times).max())
-            if end_s < _MOST_OF * self.announced_s:
-                return f"{times[-1]:.1f} of {self.announced_s:.1f} s"
-        return ""
 
 
 def _timeline(root: Path, path: str) -> _Timeline:
@@ -316,20 +301,18 @@ def _timeline(root: Path, path: str) -> _Timeline:
     from av.error import FFmpegError
 
     times: list[int | None] = []
-    n_discarded = n_empty = 0
+    n_discarded = 0
     with _opened(root, path) as (container, stream):
         name, codec, tick = container.format.name, stream.codec_context.name, stream.time_base
-        n_announced = stream.frames if "mp4" in name or name == "avi" else 0
-        announced_s = 0.0 if n_announced else _announced_s(container, stream)
+        n_announced = stream.frames if "mp4" in name else 0
         try:
             for packet in container.demux(stream):
                 n_discarded += bool(packet.size and packet.is_discard)
-                n_empty += packet.size == 0 and packet.pts is not None
                 if packet.size and not packet.is_discard:
                     times.append(packet.pts)
         except FFmpegError:
             pass  # the file ends early; reading it will end here too
-    n_announced = max(0, n_announced - n_discarded - n_empty)
+    n_announced = max(0, n_announced - n_discarded)
     # AVI has no times of its own, and those that are made up for it are wrong for frames that are
     # stored out of order.
     made_up = name == "avi" and codec in ("h264", "hevc")
@@ -340,7 +323,7 @@ def _timeline(root: Path, path: str) -> _Timeline:
         times_s = np.array(known, dtype=np.float64) * tick_s
     if len(set(known)) == len(times) and not made_up:
         number_of = {time: number for number, time in enumerate(known)}
-        return _Timeline(len(times), n_announced, number_of, times_s, tick_s, announced_s)
+        return _Timeline(len(times), n_announced, number_of, times_s, tick_s)
     n_decoded = 0
     with _opened(root, path) as (container, stream):
         for frame in _decoded(container, stream):
@@ -350,18 +333,7 @@ def _timeline(root: Path, path: str) -> _Timeline:
                     "mp4"
                 )
             n_decoded += 1
-    return _Timeline(n_decoded, n_announced, None, times_s, tick_s, announced_s)
-
-
-def _announced_s(container: av.container.InputContainer, stream: VideoStream) -> float:
-    """Return when the header says that a stream ends, in seconds; 0 if it does not say."""
-    told = _CLOCK.match(stream.metadata.get("DURATION", ""))  # as Matroska writes it
-    if told:
-        hours, minutes, seconds = told.groups()
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    # The time of the whole file may be that of its sound.
-    alone = len(container.streams) == 1 and container.format.name in ("matroska,webm", "flv")
-    return (container.duration or 0) / 1e6 if alone else 0.0
+    return _Timeline(n_decoded, n_announced, None, times_s, tick_s)
 
 
 def _decoded(container: av.container.InputContainer, stream: VideoStream) -> Iterator[Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -413,15 +416,22 @@ def loader(
 
 
 class _ByValue:
-    """A data set on its way to other processes, with the functions of a notebook or a script.
+    """A data set on its way to other processes, with lambdas and functions of a notebook.
 
-    Pickle sends such functions by their names alone, which no other process knows, and lambdas not
-    at all.
+    Pickle sends functions by their names, which other processes find where they can import the
+    script again; they cannot import a notebook, and lambdas have no name.
     """
 
     def __init__(self, dataset: BatchDataset, workers: int) -> None:
+        self._dataset: BatchDataset | None = None
+        self._sent = b""
         try:
-            self._sent = cloudpickle.dumps(dataset)
+            try:
+                _require_importable_main()
+                ForkingPickler.dumps(dataset)
+                self._dataset = dataset
+            except (AttributeError, TypeError, pickle.PicklingError):
+                self._sent = cloudpickle.dumps(dataset)
         except Exception as error:  # whatever the user's own objects raise
             raise InvalidError(
                 f"workers={workers}: the transform or collate cannot be sent to other processes "
@@ -429,8 +439,21 @@ class _ByValue:
                 "reads with threads"
             ) from None
 
-    def __reduce__(self) -> tuple[Callable[[bytes], object], tuple[bytes]]:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        if self._dataset is not None:
+            return _itself, (self._dataset,)
         return cloudpickle.loads, (self._sent,)
+
+
+def _itself(dataset: BatchDataset) -> BatchDataset:
+    return dataset
+
+
+def _require_importable_main() -> None:
+    """Raise :class:`pickle.PicklingError` in a notebook, whose functions have names in vain."""
+    main = sys.modules["__main__"]
+    if getattr(main, "__file__", None) is None and getattr(main, "__spec__", None) is None:
+        raise pickle.PicklingError("no script to import")
 
 
 class _Parts:
