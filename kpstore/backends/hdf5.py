@@ -129,6 +129,11 @@ class HDF5Backend(StoreFile):
             f"tag, or convert it: kpstore convert {self.location} STORE.kps"
         )
 
+    def delete_branch(self, name: str) -> None:
+        """Refuse: there is no other branch than ``main``."""
+        self._check_branch(name)
+        raise refusals.main_stays(name, self.location)
+
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make an earlier version the newest again; later versions stay readable."""
         self._check_branch(name)

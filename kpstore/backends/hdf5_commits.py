@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 
 from kpstore.backends import refusals
-from kpstore.backends.base import TEXT, Commit, text_digest
+from kpstore.backends.base import TEXT, Commit
+from kpstore.backends.checksums import text_digest
 from kpstore.backends.gathered import GatheredRows, collide
 from kpstore.backends.hdf5_changes import Changes
 from kpstore.backends.hdf5_file import Session
