@@ -65,7 +65,7 @@ def check_sound(location: str) -> None:
     assert verify_all(location).problems == []
 
 
-@pytest.fixture(params=["icechunk"])
+@pytest.fixture(params=["icechunk", "hdf5"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return location_of(request.param, tmp_path)
 
