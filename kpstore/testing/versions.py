@@ -198,6 +198,20 @@ class VersionContract(BackendFixtures):
         after = commit_rows(made, "a", 0, numbers(10, 5))
         assert [c.id for c in made.history(after)][1] == start
 
+    def test_reset_branch_brings_back_an_array_that_has_another_fill_now(
+        self, made: Backend
+    ) -> None:
+        start = add_array(made)
+        changes = made.begin()
+        changes.delete("a")
+        changes.create("a", meta(fill=0.0))
+        end = changes.commit("other fill")
+        made.reset_branch(MAIN, start, expected=end)
+        for snapshot, fill in ((start, np.nan), (end, 0.0)):
+            session = another(made, made.location).session(snapshot)
+            np.testing.assert_equal(session.meta("a").fill, fill)
+            np.testing.assert_array_equal(session.read("a", 0, 10), np.full((10, 2), fill))
+
     def test_reset_branch_refuses_when_somebody_else_was_faster(self, made: Backend) -> None:
         start = add_array(made)
         seen = commit_rows(made, "a", 0, numbers(10))
