@@ -97,9 +97,7 @@ def collect(root: Path, location: str, before: Before, *, apply: bool) -> Garbag
             for file, about in files.items()
             if file not in needed and about.st_mtime < before.files.timestamp()
         }
-        versions = {Path(file).name for file in gone if file.startswith("snapshots/")}
-        versions |= histories.versions.keys() - histories.kept
-        freed = sum(files[file].st_size for file in gone)
+        kept, freed = histories.kept, sum(files[file].st_size for file in gone)
         if apply:
             records.keep_only(histories.oldest_first(), unsure=histories.rewritten(before.versions))
             repository.expire_snapshots(before.versions)
@@ -107,8 +105,10 @@ def collect(root: Path, location: str, before: Before, *, apply: bool) -> Garbag
             repository = opened()
             now = _Histories.read(repository, tips, datetime.min.replace(tzinfo=UTC))
             records.keep_only(now.oldest_first())
-            freed = n_bytes - sum(about.st_size for _, about in _files(root))
-    return Garbage(tuple(sorted(versions)), len(histories.kept), n_bytes, freed)
+            kept, freed = now.kept, n_bytes - sum(about.st_size for _, about in _files(root))
+    versions = {Path(file).name for file in gone if file.startswith("snapshots/")}
+    versions |= histories.versions.keys() - kept
+    return Garbage(tuple(sorted(versions)), len(kept), n_bytes, freed)
 
 
 def _tips(root: Path, location: str) -> list[str]:

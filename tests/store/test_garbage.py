@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ import pytest
 
 import kpstore
 from kpstore.backends.garbage import kept_versions
+from kpstore.backends.locks import SharedLock, lock_alone
 from kpstore.errors import (
     BusyError,
     CorruptError,
@@ -117,13 +119,14 @@ def test_what_is_kept_stays_as_it_was_and_is_sound(store: kpstore.Store) -> None
     check_sound(store.location)
 
 
+@pytest.mark.parametrize("keep", [1, 3])
 def test_the_store_is_hardly_larger_than_a_copy_of_what_is_kept(
-    store: kpstore.Store, tmp_path: Path
+    store: kpstore.Store, tmp_path: Path, keep: int
 ) -> None:
     store.delete_tag("v1")
-    store.collect_garbage(older_than=NOW, apply=True)
+    assert store.collect_garbage(older_than=NOW, keep=keep, apply=True).kept == keep
     copy = str(tmp_path / ("copy" + Path(store.location).suffix))
-    convert(store.location, copy)
+    convert(store.location, copy, with_history=True)
     assert size_of(store.location) <= 1.1 * size_of(copy)
 
 
@@ -179,6 +182,41 @@ def test_an_open_transaction_keeps_it_away(store: kpstore.Store) -> None:
     tx = store.transaction("given up")
     tx.session.discard()
     store.collect_garbage(older_than=NOW, apply=True)
+
+
+def test_a_fork_keeps_it_away_as_long_as_its_maker_has_it(store: kpstore.Store) -> None:
+    if not store.backend.capabilities.parallel_writers:
+        pytest.skip("a fork holds its rows itself")
+    fork = store.backend.begin().fork()
+    sent = pickle.loads(pickle.dumps(fork))
+    with pytest.raises(BusyError, match="being written"):
+        store.collect_garbage(older_than=NOW)
+    del fork
+    store.collect_garbage(older_than=NOW)
+    assert sent is not None
+
+
+def test_a_lock_that_many_hold_ends_with_the_last_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+
+    def is_held() -> bool:
+        try:
+            with lock_alone(path, location="s.kps"):
+                return False
+        except BusyError:
+            return True
+
+    one, two = SharedLock(path), SharedLock(path)
+    one.release()
+    assert is_held()
+    child = os.fork()
+    if child == 0:
+        two.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert is_held()
+    del two
+    assert not is_held()
 
 
 def _hold(location: str, written: Event, done: Event) -> None:
