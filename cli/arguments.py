@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperOption
+
+from kpstore.errors import InvalidError
 
 if TYPE_CHECKING:
     from kpstore.api import Store
@@ -40,6 +44,29 @@ def split_names(given: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return the splits of all ``--split``, with commas resolved; None if none were given."""
     names = [name for text in given or () for name in (text.split(",") if text else [""])]
     return tuple(dict.fromkeys(names)) or None
+
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LONGEST = timedelta(days=36_500)
+
+
+def duration_of(option: str, text: str) -> timedelta:
+    """Return the time that ``0``, ``30m``, ``12h``, ``7d`` or ``4w`` means.
+
+    Raises
+    ------
+    InvalidError
+        For any other text, and beyond a century.
+    """
+    found = re.fullmatch(r"(\d{1,12})([smhdw])|0", text.strip().lower(), re.ASCII)
+    if found is None:
+        raise InvalidError(f"{option} {text!r} is not an age; use 0, 30m, 12h, 7d or 4w")
+    number, unit = found.groups()
+    if number is None:
+        return timedelta(0)
+    if int(number) * timedelta(**{_UNITS[unit]: 1}).total_seconds() > _LONGEST.total_seconds():
+        raise InvalidError(f"{option} {text!r} is more than a century; use a shorter age")
+    return timedelta(**{_UNITS[unit]: int(number)})
 
 
 def frame_features(store: Store) -> list[str]:

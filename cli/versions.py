@@ -1,4 +1,4 @@
-"""Commands about versions: ``tag``, ``rollback``, ``diff``."""
+"""Commands about versions: ``tag``, ``branch``, ``rollback``, ``gc``, ``diff``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from kpstore.errors import InvalidError, NotFoundError
 
 from . import render
-from .arguments import At, Json, StoreArgument
+from .arguments import At, Json, StoreArgument, duration_of
 from .watcher import frames_bar
 
 if TYPE_CHECKING:
@@ -27,7 +27,15 @@ def add_to(parent: typer.Typer) -> None:
         epilog="Examples:\n\nkpstore tag phoenix.kps\n\nkpstore tag phoenix.kps v1.0\n\n"
         "kpstore tag phoenix.kps before-hands --at 2026-01-31T12:00"
     )(tag)
+    parent.command(
+        epilog="Examples:\n\nkpstore branch phoenix.kps\n\nkpstore branch phoenix.kps try --at v1.0"
+        "\n\nkpstore branch phoenix.kps before-rollback-20260131-120000 --delete"
+    )(branch)
     parent.command(epilog="Example:\n\nkpstore rollback phoenix.kps --to v1.0")(rollback)
+    parent.command(
+        epilog="Examples:\n\nkpstore gc phoenix.kps\n\nkpstore gc phoenix.kps --older-than 0 "
+        "--keep 3 --yes"
+    )(gc)
     parent.command(
         epilog="Examples:\n\nkpstore diff single.pkl distributed.kps --atol 1e-6\n\n"
         "kpstore diff phoenix.kps v1.0 main"
@@ -58,6 +66,90 @@ def tag(
     else:
         opened.tag(name)
         typer.echo(f"tag {name} names version {opened.snapshot}")
+
+
+def branch(
+    store: StoreArgument,
+    name: Annotated[
+        str | None, typer.Argument(help="The branch; without it, list all branches.")
+    ] = None,
+    at: At = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the branch; 'kpstore gc' frees its space.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Start a branch at a version, remove one, or list them."""
+    import kpstore
+
+    if name is None and (delete or at is not None):
+        raise InvalidError("--delete and --at need the name of a branch: kpstore branch STORE NAME")
+    if name is None:
+        _list_branches(kpstore.open(store), json)
+    elif delete:
+        if at is not None:
+            raise InvalidError("--delete removes a branch whatever its version: leave out --at")
+        kpstore.open(store, mode="a").delete_branch(name)
+        typer.echo(
+            f"branch {name} removed; versions that no other name leads to go with 'kpstore gc'"
+        )
+    else:
+        opened = kpstore.open(store, at, mode="a")
+        opened.branch(name)
+        typer.echo(f"branch {name} begins at version {opened.snapshot}")
+
+
+def _list_branches(store: Store, json: bool) -> None:
+    tips = {name: store.at(name).history()[0] for name in store.branches}
+    if json:
+        about = {
+            n: {"id": c.id, "time": c.time.isoformat(), "message": c.message}
+            for n, c in tips.items()
+        }
+        render.print_json(about)
+        return
+    rows = [(n, c.id, render.local_time(c.time), c.message) for n, c in tips.items()]
+    render.print_table(("branch", "version", "made", "message"), rows)
+
+
+def gc(
+    store: StoreArgument,
+    older_than: Annotated[
+        str,
+        typer.Option(
+            "--older-than", metavar="AGE", help="Remove versions of this age: 0, 12h, 7d, 4w."
+        ),
+    ] = "7d",
+    keep: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Newest versions of each branch that stay.")
+    ] = 1,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove them; otherwise only say what would go.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Remove old versions, and what killed writers have left.
+
+    Versions that tags and branches name stay, and younger ones that they build upon. Open readers
+    of versions that stay are not disturbed. Refused while anything is being written.
+    """
+    import kpstore
+
+    age = duration_of("--older-than", older_than)
+    found = kpstore.open(store, mode="a").collect_garbage(older_than=age, keep=keep, apply=yes)
+    if json:
+        render.print_json({**found.to_json(), "removed": yes})
+        return
+    gone = f"{render.count(len(found.versions), 'version')} and {render.size(found.bytes_freed)}"
+    stay = (
+        f"{render.count(found.kept, 'version')} and {render.size(found.bytes - found.bytes_freed)}"
+    )
+    if yes:
+        typer.echo(f"removed {gone}; {stay} stay")
+        return
+    typer.echo(f"would remove {gone}; {stay} would stay")
+    if found.versions or found.bytes_freed:
+        typer.echo("nothing was removed; --yes removes it for good")
 
 
 def _list_tags(store: Store, json: bool) -> None:

@@ -15,7 +15,6 @@ All arrays are chunked along their first axis alone, so a chunk is a run of rows
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -225,11 +224,6 @@ class Chunks(Protocol):
         """
 
 
-def text_digest(values: NDArray[np.generic]) -> str:
-    """Return a hash of all texts of an array, in their order."""
-    return hashlib.blake2b("\0".join(values.tolist()).encode(), digest_size=16).hexdigest()
-
-
 class ReadSession(Protocol):
     """All arrays at one version."""
 
@@ -273,7 +267,7 @@ class ReadSession(Protocol):
         """
 
     def digest(self, name: str) -> str | None:
-        """Return :func:`text_digest` of an array of text as it was committed.
+        """Return the ``text_digest`` (:mod:`kpstore.backends.checksums`) of committed text.
 
         None for numbers, and where every chunk of text has a checksum.
         """
@@ -422,6 +416,9 @@ class Backend(Protocol):
 
     def create_branch(self, name: str, snapshot: str) -> None:
         """Create a branch at a version; :class:`ExistsError` if the name is taken."""
+
+    def delete_branch(self, name: str) -> None:
+        """Remove a branch other than ``main``; :class:`NotFoundError` for an unknown name."""
 
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make a version the newest one of a branch; :class:`NotFoundError` if either is unknown.

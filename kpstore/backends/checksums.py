@@ -6,6 +6,7 @@ A codec's own checksum is not enough, because it does not know the chunk's place
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -51,3 +52,8 @@ def matches(meta: ArrayMeta, values: NDArray[np.generic], expected: int) -> bool
     if expected == UNWRITTEN:
         return checksum(meta, values) == checksum(meta, values[:0])
     return checksum(meta, values) == expected
+
+
+def text_digest(values: NDArray[np.generic]) -> str:
+    """Return a hash of all texts of an array, in their order."""
+    return hashlib.blake2b("\0".join(values.tolist()).encode(), digest_size=16).hexdigest()

@@ -21,9 +21,11 @@ from kpstore.backends import hdf5_layout as layout
 from kpstore.backends import refusals
 from kpstore.backends.asides import aside_of, make_durable
 from kpstore.backends.base import MAIN, Capabilities, Commit
+from kpstore.backends.garbage import Before, Garbage, kept_versions
 from kpstore.backends.hdf5_changes import OPEN
 from kpstore.backends.hdf5_commits import HDF5WriteSession, new_id
 from kpstore.backends.hdf5_file import HDF5ReadSession, StoreFile
+from kpstore.backends.hdf5_garbage import copy_versions
 from kpstore.backends.hdf5_records import (
     DAMAGE,
     FORMAT,
@@ -31,7 +33,9 @@ from kpstore.backends.hdf5_records import (
     Delta,
     Names,
     Record,
+    damage_told,
     has_checksums,
+    read_commit,
     read_delta,
     read_names,
     read_record,
@@ -40,8 +44,8 @@ from kpstore.backends.hdf5_records import (
     write_record,
 )
 from kpstore.backends.hdf5_tree import Tree, newest_tree, older_tree, read_tree, write_tree
-from kpstore.backends.locks import refusing_lock
-from kpstore.errors import ExistsError, NotFoundError, UnsupportedError
+from kpstore.backends.locks import SharedLock, lock_alone, refusing_lock
+from kpstore.errors import CorruptError, ExistsError, NotFoundError, UnsupportedError
 
 
 class HDF5Backend(StoreFile):
@@ -108,8 +112,10 @@ class HDF5Backend(StoreFile):
     def begin(self, branch: str = MAIN) -> HDF5WriteSession:
         """Start changes to the newest version."""
         self._check_branch(branch)
+        self._require()
+        hold = SharedLock(self.sessions_lock)
         file = self.file()
-        return HDF5WriteSession(self, file, self.names(file).head)
+        return HDF5WriteSession(self, file, self.names(file).head, hold)
 
     def _check_branch(self, name: str) -> None:
         if name != MAIN:
@@ -128,6 +134,11 @@ class HDF5Backend(StoreFile):
             f"{self.location} is an HDF5 store, which has no branches; name the version with a "
             f"tag, or convert it: kpstore convert {self.location} STORE.kps"
         )
+
+    def delete_branch(self, name: str) -> None:
+        """Refuse: there is no other branch than ``main``."""
+        self._check_branch(name)
+        raise refusals.main_stays(name, self.location)
 
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make an earlier version the newest again; later versions stay readable."""
@@ -183,6 +194,41 @@ class HDF5Backend(StoreFile):
             self.replace_by(work)
         finally:
             work.unlink(missing_ok=True)
+
+    def collect_garbage(self, before: Before, *, apply: bool) -> Garbage:
+        """Write the file anew without what no kept version needs; it replaces the old one."""
+        self._require()
+        with lock_alone(self.sessions_lock, location=self.location), self.commit_lock():
+            file = self.file()
+            self._refuse_damage(file)
+            versions, names = file[HOME]["versions"], self.names(file)
+            about = {snapshot: read_commit(file, snapshot) for snapshot in versions}
+            kept = kept_versions(
+                [names.head, *names.tags.values()],
+                lambda snapshot: (about[snapshot].parent, about[snapshot].time),
+                before.versions,
+            )
+            kept |= {snapshot for snapshot in about if about[snapshot].time >= before.files}
+            n_bytes = sum(path.stat().st_size for path in (self._path, *self.left_overs()))
+            work = self.copy_aside(file, empty=True)
+            try:
+                with damage_told(self.location), h5py.File(work, "w", **OPEN) as made:
+                    copy_versions(file, made, kept)
+                with h5py.File(work, "r") as made:
+                    self._refuse_damage(made)
+                freed = n_bytes - work.stat().st_size
+                if apply:
+                    self.replace_by(work)
+            finally:
+                work.unlink(missing_ok=True)
+        return Garbage(tuple(sorted(about.keys() - kept)), len(kept), n_bytes, freed)
+
+    def _refuse_damage(self, file: h5py.File) -> None:
+        for problem in _examine(file):
+            raise CorruptError(
+                f"{self.location}: {problem}; nothing was removed, see 'kpstore verify --all "
+                f"{self.location}'"
+            )
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Reserve the store for one long write."""

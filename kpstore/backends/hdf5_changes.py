@@ -30,6 +30,7 @@ from kpstore.backends.hdf5_records import (
     has_checksums,
 )
 from kpstore.backends.hdf5_tree import Checksums, DataSet, StoredArray
+from kpstore.backends.locks import SharedLock
 from kpstore.errors import CorruptError, ExistsError
 
 OPEN = {
@@ -49,10 +50,18 @@ It holds no session, which would keep its files open until Python collects cycle
 
 
 class Changes(Session):
-    """Changes in a copy of the file, which the first change creates."""
+    """Changes in a copy of the file, which the first change creates.
 
-    def __init__(self, home: StoreFile, file: h5py.File, snapshot: str) -> None:
+    Parameters
+    ----------
+    hold : keeps garbage collection, which the copy would undo, away until the end of the session.
+    """
+
+    def __init__(
+        self, home: StoreFile, file: h5py.File, snapshot: str, hold: SharedLock | None = None
+    ) -> None:
         super().__init__(home, file, snapshot)
+        self._hold = hold
         with damage_told(home.location):
             self._has_tables = has_checksums(file)
         self._work: tuple[Path, h5py.File] | None = None
@@ -323,6 +332,7 @@ class Changes(Session):
         """Remove the copy."""
         self._spent = True
         self._close_work()
+        self._hold = None
         self._part_written.clear()
         self._tree = self._read_tree(self._file)
 

@@ -11,8 +11,10 @@ from functools import partial
 import h5py
 import numpy as np
 
+from kpstore.backends import hdf5_layout as layout
 from kpstore.backends import refusals
-from kpstore.backends.base import TEXT, Commit, text_digest
+from kpstore.backends.base import TEXT, ArrayMeta, Commit
+from kpstore.backends.checksums import text_digest
 from kpstore.backends.gathered import GatheredRows, collide
 from kpstore.backends.hdf5_changes import Changes
 from kpstore.backends.hdf5_file import Session
@@ -179,8 +181,7 @@ class HDF5WriteSession(Changes):
 
     def _restore_array(self, name: str, wanted: StoredArray) -> None:
         meta, there = wanted.meta, self._tree.arrays.get(name)
-        plain = replace(meta, fill=0, attrs={})
-        if there is not None and replace(there.meta, fill=0, attrs={}) != plain:
+        if there is not None and _without_attrs(there.meta) != _without_attrs(meta):
             self.delete(name)
             there = None
         if there is None:
@@ -212,3 +213,8 @@ class HDF5WriteSession(Changes):
                 return
             rows = wanted.meta.unwritten(stop - start)
         self.write(name, start, rows)
+
+
+def _without_attrs(meta: ArrayMeta) -> dict[str, object]:
+    # As JSON, because a fill of NaN does not equal itself.
+    return {**layout.meta_to_json(meta), "attrs": {}}

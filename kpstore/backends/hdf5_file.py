@@ -144,12 +144,19 @@ class StoreFile:
 
     # -- copies ------------------------------------------------------------------------------------
 
+    def left_overs(self) -> list[Path]:
+        """Return the copies of killed writers."""
+        return left_overs(self._path, "writing")
+
     def _remove_left_overs(self) -> None:
-        for left_over in left_overs(self._path, "writing"):
+        for left_over in self.left_overs():
             left_over.unlink(missing_ok=True)
 
-    def copy_aside(self, file: h5py.File) -> Path:
-        """Copy an open file to a new one beside it, and remove the copies of killed writers."""
+    def copy_aside(self, file: h5py.File, *, empty: bool = False) -> Path:
+        """Copy an open file to a new one beside it, and remove the copies of killed writers.
+
+        With ``empty``, the new file has the old one's owner and rights, but nothing in it.
+        """
         self._remove_left_overs()
         source = descriptor_of(file)
         about = os.fstat(source)
@@ -162,7 +169,8 @@ class StoreFile:
                 with suppress(PermissionError):
                     os.fchown(target, owner, about.st_gid)
             os.fchmod(target, about.st_mode & 0o7777)
-            copy_blocks(source, target)
+            if not empty:
+                copy_blocks(source, target)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -175,6 +183,11 @@ class StoreFile:
         make_durable(work)
         os.replace(work, self._path)
         make_durable(self._path.parent)
+
+    @property
+    def sessions_lock(self) -> Path:
+        """File that write sessions lock together."""
+        return self.sidecar_dir / "sessions.lock"
 
     def commit_lock(self) -> AbstractContextManager[None]:
         """Exclude other commits: of two that copied the same file, one would be lost."""

@@ -248,13 +248,17 @@ def empty_chunk(array: h5py.Dataset, chunk: int) -> None:
         array.resize(n_rows, axis=0)
 
 
+Kept = NDArray[np.generic] | bytes | None
+"""The rows of a chunk that a delta keeps, as :func:`keep_chunk` takes them."""
+
+
 def keep_chunk(
     kept: h5py.Group,
     name: str,
     meta: ArrayMeta,
     delta: ArrayDelta,
     chunk: int,
-    rows: NDArray[np.generic] | bytes | None,
+    rows: Kept,
 ) -> None:
     """Copy a chunk to the delta before it is overwritten.
 
@@ -276,6 +280,38 @@ def keep_chunk(
     else:
         copies[at * meta.chunk_rows : at * meta.chunk_rows + len(rows)] = rows
     delta.chunks[str(chunk)] = at
+
+
+def copy_array(array: h5py.Dataset, group: h5py.Group, name: str) -> None:
+    """Copy a data set of :func:`create_array`, its chunks as they are stored.
+
+    Text is read and written, as it lies elsewhere in the file.
+    """
+    about = array.id
+    made = h5py.Dataset(
+        h5py.h5d.create(
+            group.id,
+            name.encode(),
+            about.get_type(),
+            about.get_space(),
+            dcpl=about.get_create_plist(),
+        )
+    )
+    for attr in array.attrs:
+        kind = array.attrs.get_id(attr)
+        made.attrs.create(attr, array.attrs[attr], kind.shape, kind.dtype)
+    is_text = h5py.check_string_dtype(array.dtype) is not None
+    rows, corners = array.chunks[0], list[tuple[int, ...]]()
+    about.chunk_iter(lambda found: corners.append(tuple(map(int, found.chunk_offset))))
+    for corner in sorted(corners):
+        if is_text:
+            texts = read_dataset(array, corner[0], min(corner[0] + rows, array.shape[0]))
+            # Each text that is written takes space, even an empty one.
+            n_texts = 1 + max([0, *np.flatnonzero(texts != "").tolist()])
+            made[corner[0] : corner[0] + n_texts] = texts[:n_texts]
+        else:
+            skipped, stored = about.read_direct_chunk(corner)
+            made.id.write_direct_chunk(corner, stored, skipped)
 
 
 # -- text ------------------------------------------------------------------------------------------

@@ -16,13 +16,15 @@ import zarr
 from kpstore.backends import refusals
 from kpstore.backends.asides import aside_of, make_durable, sync_disk
 from kpstore.backends.base import MAIN, Capabilities, Commit
+from kpstore.backends.garbage import Before, Garbage
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
+from kpstore.backends.icechunk_garbage import collect
 from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.icechunk_sessions import IcechunkReadSession, IcechunkWriteSession
 from kpstore.backends.icechunk_table import ChecksumTable
-from kpstore.backends.locks import looking_lock, refusing_lock
+from kpstore.backends.locks import SharedLock, lock_alone, looking_lock, refusing_lock
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
 
 _log = logging.getLogger(__name__)
@@ -86,11 +88,14 @@ class IcechunkBackend(IcechunkDirectory):
 
     def begin(self, branch: str = MAIN) -> IcechunkWriteSession:
         """Start changes to a branch's newest version."""
+        self._repo()
+        # Before the newest version is looked up, which would otherwise be removed meanwhile.
+        hold = SharedLock(self.sessions_lock)
         repo = self._repo()
         self.records.check_snapshot(self.newest(branch, self.branches()))
         given = read_refs(self.path, "branch")[branch].given
         with translated(self.location):
-            return IcechunkWriteSession(repo.writable_session(given), self, branch)
+            return IcechunkWriteSession(repo.writable_session(given), self, branch, hold)
 
     def history(self, snapshot: str) -> Iterator[Commit]:
         """Yield a version and its ancestors, without Icechunk's own empty first one."""
@@ -149,6 +154,19 @@ class IcechunkBackend(IcechunkDirectory):
                 self._repo().create_branch(given, target)
             self._note_name("branch", name, target)
 
+    def delete_branch(self, name: str) -> None:
+        """Remove a branch; its versions stay until garbage is collected."""
+        with self.commit_lock():
+            branches = self.records.names("branch")
+            if name not in branches:
+                raise refusals.no_name("branch", name, branches, self.location)
+            if name == MAIN:
+                raise refusals.main_stays(name, self.location)
+            # First: after a kill at this point, the branch is there or not, and either is right.
+            self.records.named("branch", name)
+            with translated(self.location):
+                self._repo().delete_branch(read_refs(self.path, "branch")[name].given)
+
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make a version the newest one of a branch."""
         with self.commit_lock(), translated(self.location):
@@ -195,6 +213,25 @@ class IcechunkBackend(IcechunkDirectory):
                 self._repo().delete_tag(read_refs(self.path, "tag")[name].given)
             self.records.named("tag", name)
             sync_disk(self.path)
+
+    def collect_garbage(self, before: Before, *, apply: bool) -> Garbage:
+        """Remove what no kept version needs."""
+        guard_fork()
+        self._repo()
+        with (
+            lock_alone(self.sessions_lock, location=self.location) as changed,
+            self.commit_lock(),
+        ):
+            for problem in self.records.examine(nullcontext()):
+                raise CorruptError(
+                    f"{problem}; nothing was removed, see 'kpstore verify --all {self.location}'"
+                )
+            try:
+                return collect(self.path, self.location, before, apply=apply)
+            finally:
+                if apply:  # tells whoever has the repository open
+                    changed.truncate(0)
+                    os.utime(changed.fileno())
 
     def examine(self) -> Iterator[str]:
         """Yield what is wrong with names and with the files that describe versions."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -240,6 +241,9 @@ class ChunkDecoder:
             raise ValueError(str(error)) from error
 
 
+There = Callable[[], AbstractContextManager[None]]
+
+
 class LocalChunks:
     """The chunks of an array, read from files that never change, without Icechunk and Zarr.
 
@@ -248,14 +252,19 @@ class LocalChunks:
     places : place of each chunk; None for one that was never written.
     meta : shape and type of the array.
     decode : decodes chunks; their CRC-32C is not compared (:class:`~kpstore.backends.base.Chunks`).
+    there : makes a context in which reading fails in other words if the version was removed.
     """
 
     how = "from their files"
 
     def __init__(
-        self, places: Sequence[ChunkPlace | None], meta: ArrayMeta, decode: ChunkDecoder
+        self,
+        places: Sequence[ChunkPlace | None],
+        meta: ArrayMeta,
+        decode: ChunkDecoder,
+        there: There = nullcontext,
     ) -> None:
-        self._places, self._meta, self._decode = places, meta, decode
+        self._places, self._meta, self._decode, self._there = places, meta, decode, there
         self.mapped: NDArray[np.generic] | None = None
         in_files = all(not place or (place.inline is None and not place.offset) for place in places)
         if meta.codec == "raw" and in_files:
@@ -270,18 +279,28 @@ class LocalChunks:
         if place is None:
             out[...] = self._meta.fill
             return
-        try:
-            self._decode(place.read(), out)
-        except (OSError, ValueError) as error:
-            raise CorruptError(f"chunk {number} at {place.file} cannot be read: {error}") from error
+        with self._there():
+            try:
+                self._decode(place.read(), out)
+            except (OSError, ValueError) as error:
+                raise CorruptError(
+                    f"chunk {number} at {place.file} cannot be read: {error}"
+                ) from error
 
 
 def local_chunks(
-    nodes: Nodes | None, root: Path, array: ZarrArray, meta: ArrayMeta
+    nodes: Nodes | None,
+    root: Path,
+    array: ZarrArray,
+    meta: ArrayMeta,
+    there: There = nullcontext,
 ) -> LocalChunks | None:
-    """Return the chunks of an array of a local repository; None if only Zarr can read them."""
+    """Return the chunks of an array of a local repository; None if only Zarr can read them.
+
+    ``there`` is as for :class:`LocalChunks`.
+    """
     decode = ChunkDecoder.of(array)
     if decode is None:
         return None
     places = locate_rows(nodes, root, array.basename, meta.n_chunks)
-    return None if places is None else LocalChunks(places, meta, decode)
+    return None if places is None else LocalChunks(places, meta, decode, there)

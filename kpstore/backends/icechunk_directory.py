@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -49,11 +50,17 @@ class IcechunkDirectory:
         self.path = Path(location).absolute()
         self._nodes_of: dict[str, Nodes | None] = {}
         self._told: set[str] = set()
+        self._collected: int | None = None
 
     @property
     def sidecar_dir(self) -> Path:
         """Directory for locks and live progress."""
         return self.path / "kpstore"
+
+    @property
+    def sessions_lock(self) -> Path:
+        """File that write sessions lock together; each garbage collection sets its time."""
+        return self.sidecar_dir / "sessions.lock"
 
     def exists(self) -> bool:
         """Return whether the directory holds an Icechunk repository."""
@@ -85,7 +92,18 @@ class IcechunkDirectory:
             ) from error
 
     def _repo(self) -> icechunk.Repository:
+        """Return the repository; opened again after a garbage collection, whoever made it.
+
+        An open one keeps the snapshots that it has read, and so the ends of histories.
+        """
         guard_fork()
+        try:
+            collected = self.sessions_lock.stat().st_mtime_ns
+        except OSError:
+            collected = None
+        if collected != self._collected:
+            self.close()
+            self._collected = collected
         return self._repository
 
     @cached_property
@@ -108,13 +126,26 @@ class IcechunkDirectory:
         repo = self._repo()
         if snapshot in self._nodes_of:
             return self._nodes_of[snapshot]
-        with translated(self.location):
+        with self.there(snapshot), translated(self.location):
             found = nodes_of(repo, snapshot)
         # Threads share the dict, so each access is a single step.
         self._nodes_of[snapshot] = found
         for old in list(self._nodes_of)[:-_N_VERSIONS]:
             self._nodes_of.pop(old, None)
         return found
+
+    @contextmanager
+    def there(self, snapshot: str) -> Iterator[None]:
+        """Say that a version was removed, where an error would call it damaged."""
+        try:
+            yield
+        except (CorruptError, NotFoundError, OSError, icechunk.IcechunkError):
+            if self.records.was_removed(snapshot):
+                raise NotFoundError(
+                    f"version {snapshot} of {self.location} was removed by 'kpstore gc' after it "
+                    "had been opened; open the store again"
+                ) from None
+            raise
 
     # -- commits -----------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from kpstore.backends.icechunk_chunks import (
     write_chunks,
 )
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line, guard_fork
+from kpstore.backends.locks import SharedLock
 from kpstore.errors import CorruptError, NotFoundError
 
 _READ_BYTES, _READ_CHUNKS = 16 * 2**20, 32
@@ -32,14 +33,22 @@ _READ_BYTES, _READ_CHUNKS = 16 * 2**20, 32
 
 
 class IcechunkFork:
-    """A forked session, which is pickled together with what was written through it."""
+    """A forked session, which is pickled together with what was written through it.
 
-    def __init__(self, session: icechunk.ForkSession) -> None:
-        self.session = session
+    Parameters
+    ----------
+    hold : keeps garbage collection away while the fork is in the process that made it.
+    """
+
+    def __init__(self, session: icechunk.ForkSession, hold: SharedLock | None = None) -> None:
+        self.session, self._hold = session, hold
         self.short_ends: dict[str, int] = {}
         """Number of rows, at that time, of each array whose short last chunk was written."""
         self.checksums: dict[str, dict[int, int]] = {}
         """Checksum of each chunk that was written, by array and number."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_hold": None}
 
     def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         """Write whole chunks."""

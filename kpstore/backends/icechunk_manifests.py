@@ -145,6 +145,20 @@ def locate_rows(
     return places
 
 
+def chunks_of_manifest(manifest: Path) -> set[str] | None:
+    """Return the names of all chunk files that a manifest needs; None if it cannot be read."""
+    names: set[str] = set()
+    try:
+        root = _Table.root(_read_manifest(manifest))
+        for array in root.tables(_MANIFEST_ARRAYS):
+            for ref in array.tables(_ARRAY_REFS):
+                if not ref.has(_REF_INLINE) and not ref.has(_REF_LOCATION):
+                    names.add(_base32(ref.struct(_REF_CHUNK, 12)))
+    except (*_UNKNOWN, struct.error, OSError, RuntimeError):
+        return None
+    return names
+
+
 def _read_manifest(path: Path) -> bytes:
     content = path.read_bytes()
     if len(content) < _HEADER_BYTES or not content.startswith(_MAGIC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,49 @@ class VersionRecords:
         """Record the versions that a name may lead to; without versions, that it was deleted."""
         self._write([{kind: name, "is": list(versions)}])
 
+    def keep_only(self, versions: Sequence[str], unsure: Collection[str] = ()) -> None:
+        """Replace the ledger by one of these versions and the present names.
+
+        Known checksums of files stay; others are of what the files hold now.
+
+        Parameters
+        ----------
+        versions : oldest first.
+        unsure : versions whose snapshot files may change before the next call, so that nothing is
+            to be compared with them.
+        """
+        known, told = self._ledger.read().records().files, set[str]()
+        records: list[dict[str, object]] = []
+        for version in versions:
+            found = self._described(version)
+            files = found.files(version) - told
+            told |= files
+            if version in unsure:
+                files -= {f"snapshots/{version}"}
+            sums = {file: known.get(file) or file_sum(self._root / file) for file in sorted(files)}
+            records.append(
+                {
+                    "version": version,
+                    "parent": found.parent,
+                    "files": {f: s for f, s in sums.items() if s is not None},
+                }
+            )
+        for kind in _KINDS:
+            for name, ref in read_refs(self._root, kind).items():
+                if ref.version is not None:
+                    records.append({kind: name, "is": [] if ref.is_deleted else [ref.version]})
+        self._ledger.replace(records)
+
+    def files_of(self, version: str) -> frozenset[str]:
+        """Return the paths of the files that describe a version; :class:`CorruptError` if none."""
+        return self._described(version).files(version)
+
+    def _described(self, version: str) -> _Version:
+        found = self._inspect(version)
+        if found is None:
+            raise CorruptError(f"version {version} of {self._location} cannot be read")
+        return found
+
     def _write(self, records: Iterable[Mapping[str, object]]) -> None:
         self._ledger.write([*([] if self._ledger.exists() else self._all_of_now()), *records])
 
@@ -133,9 +176,17 @@ class VersionRecords:
     def check_snapshot(self, version: str) -> None:
         """Raise :class:`CorruptError` if the snapshot of a version is not what was written."""
         file = f"snapshots/{version}"
-        expected, found = self._ledger.read().sum_of(file), file_sum(self._root / file)
-        if expected is not None and found != expected:
-            raise CorruptError(_wrong_file(file, found, f"version {version} of {self._location}"))
+        for _ in range(2):  # garbage collection may have changed one of the two meanwhile
+            expected, found = self._ledger.read().sum_of(file), file_sum(self._root / file)
+            if expected is None or found == expected:
+                return
+        raise CorruptError(_wrong_file(file, found, f"version {version} of {self._location}"))
+
+    def was_removed(self, version: str) -> bool:
+        """Return whether garbage collection has removed a version; lost files are damage."""
+        file = f"snapshots/{version}"
+        there = (self._root / file).exists()
+        return not there and self._ledger.exists() and self._ledger.read().sum_of(file) is None
 
     def names(self, kind: Kind) -> Names:
         """Return all branches or tags, and the problems of those that are damaged.

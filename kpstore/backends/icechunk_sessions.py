@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import icechunk
@@ -31,6 +31,7 @@ from kpstore.backends.icechunk_errors import UNREADABLE, first_line, guard_fork
 from kpstore.backends.icechunk_fork import IcechunkFork
 from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, locate_rows
 from kpstore.backends.icechunk_table import ChecksumTable
+from kpstore.backends.locks import SharedLock
 from kpstore.errors import ConflictError, CorruptError, ExistsError
 
 _COPY_BYTES = 64 * 2**20
@@ -76,9 +77,10 @@ class _Session:
     def _open(self, name: str) -> tuple[ZarrArray, ArrayMeta]:
         guard_fork()
         if name not in self._opened:
-            array = self._group.get(name) if name != TABLE else None
-            if array is None:
-                raise refusals.no_array(name, self.names())
+            with self._home.there(self.snapshot):
+                array = self._group.get(name) if name != TABLE else None
+                if array is None:
+                    raise refusals.no_array(name, self.names())
             if not isinstance(array, zarr.Array):
                 raise CorruptError(f"{name!r} is a group, but an array was expected")
             self._opened[name] = array, meta_of(array)
@@ -94,20 +96,23 @@ class _Session:
     def checksums(self, name: str) -> NDArray[np.uint64] | None:
         """Return the checksum of each chunk as it was committed; None in a store of format 1."""
         if name not in self._sums:
-            meta = self.meta(name)
-            try:
-                if self._table is None and self._has_table():
-                    self._table = self._open_table()
-                found = None if self._table is None else self._table.read(name, meta.n_chunks)
-            except UNREADABLE as error:
-                raise CorruptError(
-                    f"the checksums of {name!r} in {self._location} cannot be read: "
-                    f"{first_line(error)}"
-                ) from error
+            with self._home.there(self.snapshot):
+                found = self._read_checksums(name)
             if found is not None:
                 found.flags.writeable = False
             self._sums[name] = found
         return self._sums[name]
+
+    def _read_checksums(self, name: str) -> NDArray[np.uint64] | None:
+        meta = self.meta(name)
+        try:
+            if self._table is None and self._has_table():
+                self._table = self._open_table()
+            return None if self._table is None else self._table.read(name, meta.n_chunks)
+        except UNREADABLE as error:
+            raise CorruptError(
+                f"the checksums of {name!r} in {self._location} cannot be read: {first_line(error)}"
+            ) from error
 
     def _open_table(self) -> ChecksumTable:
         places = locate_chunks(self._home.nodes(self.snapshot), self._home.path, TABLE)
@@ -120,6 +125,10 @@ class _Session:
 
     def read(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
         """Return rows, after checking their chunks."""
+        with self._home.there(self.snapshot):
+            return self._read(name, start, stop)
+
+    def _read(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
         array, meta = self._open(name)
         meta.check_rows(name, start, stop - start)
         if start == stop:
@@ -163,7 +172,8 @@ class IcechunkReadSession(_Session):
         """Return the chunks of an array, read from their files where possible."""
         if name not in self._chunks:
             nodes = self._home.nodes(self.snapshot)
-            found = local_chunks(nodes, self._home.path, *self._open(name))
+            there = partial(self._home.there, self.snapshot)
+            found = local_chunks(nodes, self._home.path, *self._open(name), there)
             self._chunks[name] = found or SessionChunks(self, name)
         return self._chunks[name]
 
@@ -174,11 +184,19 @@ class IcechunkWriteSession(_Session):
     Parameters
     ----------
     branch : kpstore's name of the branch.
+    hold : keeps garbage collection away from chunks that no version refers to yet, for as long as
+        this session, or a fork of it in this process, lives.
     """
 
-    def __init__(self, session: icechunk.Session, home: IcechunkDirectory, branch: str) -> None:
+    def __init__(
+        self,
+        session: icechunk.Session,
+        home: IcechunkDirectory,
+        branch: str,
+        hold: SharedLock | None = None,
+    ) -> None:
         super().__init__(session, home)
-        self._branch = branch
+        self._branch, self._hold = branch, hold
         self._spent = False
         self._written: dict[str, dict[int, int]] = {}
         """Checksums of chunks that were written, by array and number, for the table."""
@@ -297,7 +315,7 @@ class IcechunkWriteSession(_Session):
         """Return a writer for another process."""
         self._check_open()
         try:
-            return IcechunkFork(self._session.fork())
+            return IcechunkFork(self._session.fork(), self._hold)
         except ValueError:
             raise refusals.not_forkable() from None
 
@@ -335,6 +353,12 @@ class IcechunkWriteSession(_Session):
         """Commit the changes as the branch's next version."""
         self._check_open()
         self._spent = True
+        try:
+            return self._commit(message, metadata)
+        finally:
+            self._hold = None
+
+    def _commit(self, message: str, metadata: Mapping[str, object] | None) -> str:
         if not self._session.has_uncommitted_changes:
             return self.snapshot
         with self._home.commit_lock():
@@ -396,3 +420,4 @@ class IcechunkWriteSession(_Session):
             for kept in (self._opened, self._sums, self._written, self._created, self._deleted):
                 kept.clear()
         self._spent = True
+        self._hold = None

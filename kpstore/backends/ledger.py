@@ -11,6 +11,8 @@ and that JSON:
   these versions or, for a branch, to a descendant of one. If the list is empty, the name was
   deleted.
 
+Garbage collection puts a new file in place, with the versions that it keeps.
+
 A line may hold both. The line of a commit is written after the commit itself. After a kill in
 between, the branch is ahead of the ledger, which is not damage: the next commit adds the missing
 lines. A branch that is behind the ledger has lost versions.
@@ -29,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+
+from kpstore.backends.asides import aside_of, make_durable
 
 _log = logging.getLogger(__name__)
 
@@ -135,6 +139,18 @@ class Ledger:
         except OSError:
             return LedgerText(b"")
         return self._known[1]
+
+    def replace(self, records: Iterable[Mapping[str, object]]) -> None:
+        """Put other contents in place, in one step and under the commit lock."""
+        aside = aside_of(self._path, "writing")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.write_bytes(b"".join(_line(record) for record in records))
+            make_durable(aside)
+            os.replace(aside, self._path)
+            make_durable(self._path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def write(self, records: Iterable[Mapping[str, object]]) -> None:
         """Append lines, under the commit lock; failures are logged, as a store works without."""

@@ -7,10 +7,12 @@ import json
 import os
 import socket
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from kpstore.backends import refusals
 
@@ -64,6 +66,43 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
         file.flush()
         try:
             yield
+        finally:
+            _release(file.fileno())
+
+
+class SharedLock:
+    """A lock that many hold together, from now on until this object is released or collected.
+
+    It waits for whoever holds the file by :func:`lock_alone`. A copy of this object in a process
+    made by ``fork`` releases nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH)
+        except BaseException:
+            file.close()
+            raise
+        self.release = weakref.finalize(self, _let_go, file, os.getpid())
+
+
+def _let_go(file: BinaryIO, process: int) -> None:
+    if process == os.getpid():
+        _release(file.fileno())
+    file.close()
+
+
+@contextmanager
+def lock_alone(path: Path, *, location: str) -> Iterator[BinaryIO]:
+    """Hold ``path`` alone, and yield it open; :class:`BusyError` while a :class:`SharedLock` is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if not _take(file.fileno()):
+            raise refusals.held(location, "it has begun changes that it has not committed yet")
+        try:
+            yield file
         finally:
             _release(file.fileno())
 

@@ -142,6 +142,15 @@ class MemoryBackend:
             refusals.check_newest(name, repo.branches[name], expected, self.location)
             repo.branches[name] = self.session(snapshot).snapshot
 
+    def delete_branch(self, name: str) -> None:
+        """Remove a branch."""
+        repo = self._repo()
+        if name not in repo.branches:
+            raise refusals.no_name("branch", name, repo.branches, self.location)
+        if name == MAIN:
+            raise refusals.main_stays(name, self.location)
+        del repo.branches[name]
+
     def create_tag(self, name: str, snapshot: str) -> None:
         """Tag a version permanently."""
         repo = self._repo()
@@ -289,7 +298,10 @@ class _WriteSession(_Session):
         if not self._changes:
             return self.snapshot
         with self._repo.lock:
-            tip = self._repo.branches[self._branch]
+            branches = self._repo.branches
+            if self._branch not in branches:
+                raise refusals.no_name("branch", self._branch, branches, self._backend.location)
+            tip = branches[self._branch]
             if tip != self.snapshot:
                 self._rebase(tip, message)
             new = f"M{next(self._repo.ids):06d}"

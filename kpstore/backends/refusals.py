@@ -25,6 +25,14 @@ def no_name(kind: str, name: str, names: Iterable[str], location: str) -> NotFou
     return NotFoundError(f"{kind} {name!r} of {location} not found; it has {sorted(names)}")
 
 
+def main_stays(name: str, location: str) -> InvalidError:
+    """Return the error for deleting the branch that every store has."""
+    return InvalidError(
+        f"branch {name!r} of {location} cannot be deleted; 'kpstore rollback' makes an earlier "
+        "version its newest"
+    )
+
+
 def tag_taken(name: str, location: str) -> ExistsError:
     """Return the error for a tag that exists, or existed once."""
     return ExistsError(

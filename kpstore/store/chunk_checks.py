@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ReadSession, text_digest
+from kpstore.backends.base import ReadSession
+from kpstore.backends.checksums import text_digest
 from kpstore.errors import CorruptError, KpstoreError
 from kpstore.schema.index import VideoIndex
 from kpstore.store.damage import Damage, named, reason_of

@@ -1,4 +1,4 @@
-"""Versions by name: what ``at=`` means, tags, branches, and rollback."""
+"""Versions by name: what ``at=`` means, tags, branches, rollback, and which versions stay."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import re
 import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from kpstore.backends.base import MAIN, Backend
-from kpstore.errors import ExistsError, InvalidError, KpstoreError, NotFoundError
+from kpstore.backends.garbage import Before, Collector, Garbage
+from kpstore.errors import (
+    ExistsError,
+    InvalidError,
+    KpstoreError,
+    NotFoundError,
+    UnsupportedError,
+)
 
 At = str | datetime | None
 """A version: a tag, a branch, a snapshot id, a time (``datetime`` or ISO text).
@@ -111,6 +118,58 @@ def _keep(backend: Backend, snapshot: str, name: str) -> str:
             keep(candidate, snapshot)
             return candidate
     raise AssertionError("numbers do not end")
+
+
+def collect_garbage(
+    backend: Backend,
+    *,
+    older_than: timedelta = timedelta(days=7),
+    keep: int = 1,
+    apply: bool = False,
+    now: datetime | None = None,
+) -> Garbage:
+    """Remove old versions, and what killed writers have left, so that a store gets smaller.
+
+    Versions that branches and tags name always stay, and so do younger ones that they build upon.
+    Versions that no name leads to are removed.
+
+    **Open readers.** Whoever reads a version that stays is never disturbed. A reader of a version
+    that is removed keeps what it has mapped or read; on Icechunk its next read from disk is an
+    error of one line, and on HDF5, where the file is replaced, an open reader goes on.
+
+    Parameters
+    ----------
+    older_than : versions, and files that no version needs, are removed from this age on.
+    keep : the newest ``keep`` versions of each branch stay, whatever their age.
+    apply : whether to remove anything; otherwise this only says what would be removed.
+    now : the present time.
+
+    Raises
+    ------
+    BusyError
+        While another process writes, or has begun a transaction.
+    CorruptError
+        If records of versions are damaged; nothing is removed then.
+    UnsupportedError
+        If the backend cannot remove versions.
+    """
+    if keep < 1:
+        raise InvalidError(f"keep is {keep}; at least the newest version of each branch stays: 1")
+    if older_than < timedelta(0):
+        raise InvalidError(f"older_than is {older_than}; it must be 0 or more")
+    if not isinstance(backend, Collector):
+        raise UnsupportedError(f"{backend.location} cannot remove versions; its backend has no way")
+    with backend.exclusive("garbage collection"):
+        present = now or datetime.now(UTC)
+        # File systems may set times ahead of this machine's clock.
+        files = present - older_than if older_than else present + timedelta(days=1)
+        versions = present - older_than
+        for tip in backend.branches().values():
+            for number, commit in enumerate(backend.history(tip), start=1):
+                versions = min(versions, commit.time)
+                if number == keep:
+                    break
+        return backend.collect_garbage(Before(versions, files), apply=apply)
 
 
 def composed(name: str) -> str:

@@ -6,7 +6,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +17,7 @@ from kpstore import plugins
 from kpstore.backends import places
 from kpstore.backends.asides import aside_of, left_overs
 from kpstore.backends.base import MAIN, Backend, Commit
+from kpstore.backends.garbage import Garbage
 from kpstore.errors import (
     CorruptError,
     ExistsError,
@@ -29,7 +30,14 @@ from kpstore.schema.feature import State
 from kpstore.store import format as fmt
 from kpstore.store.arrays import Mode, Version
 from kpstore.store.checked import Check, check_policy
-from kpstore.store.history import At, check_name, composed, resolve, rollback
+from kpstore.store.history import (
+    At,
+    check_name,
+    collect_garbage,
+    composed,
+    resolve,
+    rollback,
+)
 from kpstore.store.transaction import Transaction
 from kpstore.store.video import Failure, Video, listed
 
@@ -227,6 +235,18 @@ class BaseStore(Version):
                 f"{name!r} is a tag of {self.location}, which would hide a branch of that name"
             )
         self._backend.create_branch(name, self.snapshot)
+
+    def delete_branch(self, name: str) -> None:
+        """Remove a branch other than ``main``; its versions stay until garbage is collected."""
+        self._require_write()
+        self._backend.delete_branch(composed(name))
+
+    def collect_garbage(
+        self, *, older_than: timedelta = timedelta(days=7), keep: int = 1, apply: bool = False
+    ) -> Garbage:
+        """Remove old versions; see :func:`kpstore.store.history.collect_garbage`."""
+        self._require_write()
+        return collect_garbage(self._backend, older_than=older_than, keep=keep, apply=apply)
 
     def rollback(self, to: At) -> str:
         """Make an earlier version the newest.

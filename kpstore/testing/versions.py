@@ -12,6 +12,7 @@ from kpstore.backends.base import MAIN, Backend
 from kpstore.errors import (
     ConflictError,
     ExistsError,
+    InvalidError,
     NotFoundError,
     ReadOnlyError,
 )
@@ -168,6 +169,25 @@ class VersionContract(BackendFixtures):
         with pytest.raises(ExistsError, match=r"branch 'try' .*exists already"):
             made.create_branch("try", start)
 
+    def test_a_deleted_branch_is_gone_and_its_name_free(self, made: Backend) -> None:
+        start = add_array(made)
+        with pytest.raises(InvalidError, match=r"'main' .*cannot be deleted"):
+            made.delete_branch(MAIN)
+        with pytest.raises(NotFoundError, match=r"'try' .*not found"):
+            made.delete_branch("try")
+        self.needs_branches(made)
+        made.create_branch("try", start)
+        late = made.begin("try")
+        there = commit_rows(made, "a", 0, numbers(10, 1), branch="try")
+        made.delete_branch("try")
+        assert another(made, made.location).branches() == {MAIN: start}
+        np.testing.assert_array_equal(made.session(there).read("a", 0, 10), numbers(10, 1))
+        late.write("a", 0, numbers(10, 2))
+        with pytest.raises(NotFoundError, match=r"'try' .*not found"):
+            late.commit("too late")
+        made.create_branch("try", start)
+        assert made.branches() == {MAIN: start, "try": start}
+
     def test_reset_branch_goes_back_and_the_versions_stay_readable(self, made: Backend) -> None:
         start = add_array(made)
         end = commit_rows(made, "a", 0, numbers(10))
@@ -177,6 +197,20 @@ class VersionContract(BackendFixtures):
         np.testing.assert_array_equal(made.session(end).read("a", 0, 10), numbers(10))
         after = commit_rows(made, "a", 0, numbers(10, 5))
         assert [c.id for c in made.history(after)][1] == start
+
+    def test_reset_branch_brings_back_an_array_that_has_another_fill_now(
+        self, made: Backend
+    ) -> None:
+        start = add_array(made)
+        changes = made.begin()
+        changes.delete("a")
+        changes.create("a", meta(fill=0.0))
+        end = changes.commit("other fill")
+        made.reset_branch(MAIN, start, expected=end)
+        for snapshot, fill in ((start, np.nan), (end, 0.0)):
+            session = another(made, made.location).session(snapshot)
+            np.testing.assert_equal(session.meta("a").fill, fill)
+            np.testing.assert_array_equal(session.read("a", 0, 10), np.full((10, 2), fill))
 
     def test_reset_branch_refuses_when_somebody_else_was_faster(self, made: Backend) -> None:
         start = add_array(made)

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 import kpstore
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec, text_digest
-from kpstore.backends.checksums import checksum
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec
+from kpstore.backends.checksums import checksum, text_digest
 from kpstore.backends.hdf5 import HDF5Backend
 from kpstore.backends.hdf5_changes import OPEN
 from kpstore.backends.hdf5_records import HOME, read_json, write_json

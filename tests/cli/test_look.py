@@ -121,9 +121,41 @@ def test_log_tag_rollback_and_back(kpstore_: Kpstore, ingested: Path) -> None:
     assert kpstore_("tag", ingested, "start", "--delete").code == 2
 
 
+@pytest.mark.parametrize("command", ["tag", "branch"])
 @pytest.mark.parametrize("arguments", [["--delete"], ["--at", "main"]])
-def test_a_tag_needs_its_name(kpstore_: Kpstore, ingested: Path, arguments: list[str]) -> None:
-    result = kpstore_("tag", ingested, *arguments)
+def test_a_tag_or_branch_needs_its_name(
+    kpstore_: Kpstore, ingested: Path, command: str, arguments: list[str]
+) -> None:
+    result = kpstore_(command, ingested, *arguments)
+    assert (result.code, len(result.lines)) == (2, 1)
+
+
+def test_branches_are_listed_made_and_deleted_and_gc_frees_their_space(
+    kpstore_: Kpstore, ingested: Path
+) -> None:
+    first = json.loads(kpstore_("log", ingested, "--json").out)[-1]["id"]
+    assert kpstore_("branch", ingested, "try", "--at", first).code == 0
+    assert "try" in kpstore_("branch", ingested).out
+    assert json.loads(kpstore_("branch", ingested, "--json").out)["try"]["id"] == first
+    assert kpstore_("branch", ingested, "try", "--delete", "--at", first).code == 2
+    assert kpstore_("branch", ingested, "try", "--delete").code == 0
+    assert kpstore_("branch", ingested, "try", "--delete").code == 2
+    assert kpstore_("branch", ingested, "main", "--delete").code == 2
+    assert "would remove 0 versions" in kpstore_("gc", ingested).out
+    shown = kpstore_("gc", ingested, "--older-than", "0")
+    assert "--yes removes it for good" in shown.out
+    n_versions = len(json.loads(kpstore_("log", ingested, "--json").out))
+    found = json.loads(kpstore_("gc", ingested, "--older-than", "0", "--yes", "--json").out)
+    assert found["removed"] is True
+    assert first in found["versions"]
+    assert (len(found["versions"]), found["kept"]) == (n_versions - 1, 1)
+    assert len(json.loads(kpstore_("log", ingested, "--json").out)) == 1
+    assert kpstore_("verify", "--all", ingested).code == 0
+
+
+@pytest.mark.parametrize("age", ["", "7", "-1d", "7y", "1.5d", "٧d", "9" * 30 + "d", "40000d"])
+def test_gc_refuses_what_is_no_age(kpstore_: Kpstore, ingested: Path, age: str) -> None:
+    result = kpstore_("gc", ingested, f"--older-than={age}")
     assert (result.code, len(result.lines)) == (2, 1)
 
 

@@ -53,7 +53,9 @@ def test_version_and_help(kpstore_: Kpstore) -> None:
         "progress",
         "log",
         "tag",
+        "branch",
         "rollback",
+        "gc",
         "diff",
         "demo",
     ):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import shutil
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from hypothesis.stateful import (
 )
 
 import kpstore
-from kpstore.errors import ExistsError, InvalidError
+from kpstore.errors import ExistsError, InvalidError, NotFoundError
+from kpstore.inspect.verify import verify_all
 from kpstore.schema.feature import FeatureSpec, State
 from tests.conftest import memory_location
 from tests.fakes import record
@@ -99,6 +102,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["v1", "v2", "v3"]), snapshot=snapshots)
     def tag(self, name: str, snapshot: str) -> None:
+        if self.is_gone(snapshot):
+            return
         if name in self.used_tags:
             with pytest.raises(ExistsError, match="tag"):
                 self.store.at(snapshot).tag(name)
@@ -119,6 +124,8 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.store.backend.capabilities.branches)
     @rule(name=st.sampled_from(["one", "two"]), snapshot=snapshots)
     def branch(self, name: str, snapshot: str) -> None:
+        if self.is_gone(snapshot):
+            return
         if name in self.branches:
             with pytest.raises(ExistsError, match="branch"):
                 self.store.at(snapshot).branch(name)
@@ -133,8 +140,25 @@ class StoreMachine(RuleBasedStateMachine):
             snapshot = self.parents[snapshot]
         return [*found, snapshot]
 
+    def is_gone(self, snapshot: str) -> bool:
+        """Return whether garbage collection has removed a version, which cannot be opened then."""
+        if snapshot in self.versions:
+            return False
+        with pytest.raises(NotFoundError, match=snapshot):
+            self.store.at(snapshot)
+        return True
+
+    @precondition(lambda self: len(self.branches) > 1)
+    @rule(data=st.data())
+    def delete_branch(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.branches.keys() - {"main"})))
+        self.store.delete_branch(name)
+        del self.branches[name]
+
     @rule(snapshot=snapshots)
     def roll_back(self, snapshot: str) -> None:
+        if self.is_gone(snapshot):
+            return
         tip = self.branches["main"]
         names = {**self.tags, **self.branches}
         kept = [target for name, target in names.items() if name.startswith("before-rollback-")]
@@ -148,6 +172,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(snapshot=snapshots)
     def read(self, snapshot: str) -> None:
+        if self.is_gone(snapshot):
+            return
         self.check(self.store.at(snapshot), self.versions[snapshot])
         assert [c.id for c in self.store.at(snapshot).history()] == self.ancestors(snapshot)
 
@@ -174,7 +200,23 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 class IcechunkMachine(StoreMachine):
-    """The same on disk."""
+    """The same on disk, where old versions can be removed."""
+
+    @rule(keep=st.integers(1, 3))
+    def collect_garbage(self, keep: int) -> None:
+        found = self.store.collect_garbage(older_than=timedelta(0), keep=keep, apply=True)
+        newest = [self.ancestors(tip)[:keep] for tip in self.branches.values()]
+        kept = {*itertools.chain(*newest), *self.tags.values()} & self.versions.keys()
+        assert kept.isdisjoint(found.versions)
+        self.versions = {s: m for s, m in self.versions.items() if s not in found.versions}
+        before, self.parents = {s: self.ancestors(s) for s in self.versions}, {}
+        for snapshot, model in self.versions.items():
+            store = self.store.at(snapshot)
+            self.check(store, model)
+            history = [commit.id for commit in store.history()]
+            assert history == [s for s in before[snapshot] if s in history]
+            self.parents.update(itertools.pairwise(history))
+        assert verify_all(self.store.location).problems == []
 
     def location(self) -> str:
         self.directory = Path(tempfile.mkdtemp())

@@ -1,0 +1,172 @@
+"""Writing an HDF5 store's file anew with some of its versions, as space in a file is never freed.
+
+Everything is copied as it is, except for a version whose base is not copied: its delta is written
+anew on the nearest base that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import h5py
+import numpy as np
+
+from kpstore.backends import hdf5_layout as layout
+from kpstore.backends.hdf5_records import (
+    DAMAGE,
+    HOME,
+    ArrayDelta,
+    Delta,
+    deltas,
+    has_checksums,
+    read_names,
+    read_record,
+    write_delta,
+    write_json,
+)
+from kpstore.backends.hdf5_tree import DataSet, Piece, StoredArray, Tree, read_tree
+
+
+def copy_versions(source: h5py.File, target: h5py.File, kept: set[str]) -> None:
+    """Copy a store with the versions ``kept``, among them the newest and all that have tags.
+
+    A version follows the nearest kept one of those that it followed.
+
+    Parameters
+    ----------
+    target : an empty file.
+
+    Raises
+    ------
+    OSError, ValueError, …
+        One of ``DAMAGE`` if records, or arrays that are copied whole, cannot be read. Chunks that
+        are damaged stay so.
+    """
+    head = read_names(source).head
+    _copy_attrs(source, target)
+    home = target.create_group(HOME)
+    _copy_attrs(source[HOME], home)
+    for name in source[HOME]:
+        if name != "versions":
+            _copy_bytes(source[HOME], home, name)
+    _copy_items(source, target, but=HOME)
+    home.create_group("versions")
+    for snapshot in sorted(kept):
+        _copy_version(source, target, snapshot, head, kept)
+
+
+def _copy_version(
+    source: h5py.File, target: h5py.File, snapshot: str, head: str, kept: set[str]
+) -> None:
+    old = source[HOME]["versions"][snapshot]
+    new = target[HOME]["versions"].create_group(snapshot)
+    record = read_record(source, snapshot)
+    parent = record["parent"]
+    while parent is not None and parent not in kept:
+        parent = read_record(source, parent)["parent"]
+    write_json(new, "record", {**record, "parent": parent})
+    if snapshot == head:
+        return
+    bases = [delta.base for _, delta in deltas(source, snapshot, head)]
+    base = next(base for base in bases if base in kept)
+    group = new.create_group("delta")
+    for name in ("chunks", "arrays"):
+        group.create_group(name)
+    if base == bases[0]:
+        for name in ("about", "checksums"):
+            if name in old["delta"]:
+                _copy_bytes(old["delta"], group, name)
+        for name in ("chunks", "arrays"):
+            _copy_items(old["delta"][name], group[name])
+    else:
+        _write_difference(group, read_tree(source, snapshot), base, read_tree(source, base))
+
+
+# -- a delta on another base -----------------------------------------------------------------------
+
+
+def _write_difference(group: h5py.Group, tree: Tree, base: str, of_base: Tree) -> None:
+    """Store how a version differs from another one, with all chunks that the other lacks."""
+    delta = Delta(base, None if tree.attrs == of_base.attrs else tree.attrs)
+    for name in sorted(tree.arrays.keys() | of_base.arrays.keys()):
+        if name not in tree.arrays:
+            delta.arrays[name] = None
+            continue
+        array, other = tree.arrays[name], of_base.arrays.get(name)
+        found = ArrayDelta(array.meta.n_rows, dict(array.meta.attrs))
+        if other is None or _place(array.source) != _place(other.source):
+            found.whole = True
+            delta.metas[name] = layout.meta_to_json(array.meta)
+            layout.copy_array(array.source.array, group["arrays"], name)
+            chunks: Iterable[int] = sorted(array.elsewhere)
+        else:
+            chunks = _differing(array, other)
+        for chunk in chunks:
+            rows = _rows_of(array, chunk)
+            layout.keep_chunk(group["chunks"], name, array.meta, found, chunk, rows)
+        same = other is not None and not found.whole and not found.chunks
+        if not (same and other is not None and array.meta == other.meta):
+            delta.arrays[name] = found
+    write_delta(group, delta)
+    if has_checksums(group.file):
+        numbers = delta.checksums(lambda name: tree.arrays[name].stored_table())
+        group.create_dataset("checksums", data=numbers.astype("<u8").view(np.uint8))
+
+
+def _differing(array: StoredArray, other: StoredArray) -> Iterator[int]:
+    """Yield the chunks of an array that another one keeps elsewhere, or has other checksums of."""
+    chunks = array.elsewhere.keys() | other.elsewhere.keys()
+    found = {
+        chunk
+        for chunk in chunks
+        if chunk < array.meta.n_chunks and _at(array.piece(chunk)) != _at(other.piece(chunk))
+    }
+    if array.checksums is not None and other.checksums is not None:
+        table, base = array.stored_table(), other.stored_table()
+        there = np.zeros_like(table)
+        there[: len(base)] = base[: len(table)]
+        found.update(np.flatnonzero(table != there).tolist())
+    yield from sorted(found)
+
+
+def _place(data: DataSet) -> str:
+    return f"{data.group.name}/{data.name}"
+
+
+def _at(piece: Piece) -> tuple[str, int]:
+    return ("", 0) if piece.source is None else (_place(piece.source), piece.chunk)
+
+
+def _rows_of(array: StoredArray, chunk: int) -> layout.Kept:
+    """Return the rows of a chunk as :func:`layout.keep_chunk` takes them."""
+    try:
+        return array.read_chunk(chunk)
+    except DAMAGE:
+        # Absent where its checksum stays known, which fill does not match.
+        return b"damaged!" if array.checksums is None else None
+
+
+# -- copies ----------------------------------------------------------------------------------------
+
+
+def _copy_items(source: h5py.Group, target: h5py.Group, but: str = "") -> None:
+    for name in source:
+        if name == but:
+            continue
+        link = source.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            target[name] = link  # of other programs: not followed
+        elif layout.is_array(source[name]):
+            layout.copy_array(layout.open_array(source, name), target, name)
+        else:
+            source.copy(source[name], target, name=name)
+
+
+def _copy_bytes(source: h5py.Group, target: h5py.Group, name: str) -> None:
+    target.create_dataset(name, data=source[name][()])
+
+
+def _copy_attrs(source: h5py.Group, target: h5py.Group) -> None:
+    for name in source.attrs:
+        kind = source.attrs.get_id(name)
+        target.attrs.create(name, source.attrs[name], kind.shape, kind.dtype)

@@ -1,0 +1,51 @@
+"""Collects the garbage of a store, and is killed at the N-th step of it, if there are so many."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import icechunk
+
+import kpstore
+
+_CHANGES = {"os.rename", "os.remove", "os.link", "os.truncate", "os.utime"}
+
+
+def main(location: str, number: int) -> None:
+    left = number
+
+    def step() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if event in _CHANGES or writes:
+            step()
+
+    def between(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*given: Any, **named: Any) -> Any:
+            step()
+            found = call(*given, **named)
+            step()
+            return found
+
+        return wrapper
+
+    store = kpstore.open(location, mode="a")
+    for name in ("expire_snapshots", "garbage_collect"):
+        setattr(icechunk.Repository, name, between(getattr(icechunk.Repository, name)))
+    sys.addaudithook(watch)
+    store.collect_garbage(older_than=timedelta(0), apply=True)
+    left = 0
+    print("done")
+
+
+main(sys.argv[1], int(sys.argv[2]))
