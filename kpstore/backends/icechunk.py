@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import icechunk
