@@ -242,12 +242,12 @@ class DaskExecutor(Executor):
             ) from None
 
     def __exit__(self, *_: object) -> None:
-        for part in (self._client, self._cluster):
-            if part is not None:
-                # Closing takes long on a busy machine, and what is left ends with this process.
-                with suppress(TimeoutError):
-                    part.close(timeout=_CLOSE_S)
-        self._at_exit.close()
+        with self._at_exit:
+            for part in (self._client, self._cluster):
+                if part is not None:
+                    # Closing takes long on a busy machine, and what is left ends with this process.
+                    with suppress(TimeoutError):
+                        part.close(timeout=_CLOSE_S)
 
     @property
     def notes(self) -> list[str]:

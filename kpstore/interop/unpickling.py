@@ -268,7 +268,7 @@ _SIZED = {
 """Opcodes that are followed by the length of their data, with the bytes of that length."""
 _LINES = {**dict.fromkeys(b"ILFSVpgP", 1), **dict.fromkeys(b"ic", 2)}
 """Opcodes that are followed by lines of text, with their number."""
-_WIDE = {0x8A: 10, 0x8B: 0, **dict.fromkeys(b"IL", 24)}
+_WIDE = {0x8A: 11, 0x8B: 0, **dict.fromkeys(b"IL", 24)}
 """Opcodes of integers, with the most bytes that one of 64 bits takes."""
 _MOST_WIDE = 1000
 """Integers that share a hash have more than 64 bits; text has hashes that nobody can foresee."""

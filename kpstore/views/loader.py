@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 import numpy as np
 
-from kpstore.errors import InvalidError, KpstoreError, one_line
+from kpstore.errors import InvalidError, KpstoreError
 from kpstore.main_guard import require_main_guard
 from kpstore.views.base import Batch, View, check_whole
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.sampling import Batches, Ints, Shuffle
+from kpstore.views.sent import Sent
 from kpstore.views.shared_memory import (
     batches_ahead,
     check_room,
@@ -299,7 +296,7 @@ class Loader:
         methods = multiprocessing.get_all_start_methods()
         parts = _Parts()
         data_loader: DataLoader[Any] = DataLoader(
-            _ByValue(self.dataset, self.workers),  # type: ignore[arg-type]
+            Sent(self.dataset, self.workers),  # type: ignore[arg-type]
             sampler=parts,
             batch_size=None,
             num_workers=self.workers,
@@ -413,47 +410,6 @@ def loader(
     return Loader(
         sampler, dataset, workers=workers, threads=threads, prefetch=prefetch, pin_memory=pin_memory
     )
-
-
-class _ByValue:
-    """A data set on its way to other processes, with lambdas and functions of a notebook.
-
-    Pickle sends functions by their names, which other processes find where they can import the
-    script again; they cannot import a notebook, and lambdas have no name.
-    """
-
-    def __init__(self, dataset: BatchDataset, workers: int) -> None:
-        self._dataset: BatchDataset | None = None
-        self._sent = b""
-        try:
-            try:
-                _require_importable_main()
-                ForkingPickler.dumps(dataset)
-                self._dataset = dataset
-            except (AttributeError, TypeError, pickle.PicklingError):
-                self._sent = cloudpickle.dumps(dataset)
-        except Exception as error:  # whatever the user's own objects raise
-            raise InvalidError(
-                f"workers={workers}: the transform or collate cannot be sent to other processes "
-                f"({one_line(error)}); open files and locks inside of it, or use workers=0, which "
-                "reads with threads"
-            ) from None
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        if self._dataset is not None:
-            return _itself, (self._dataset,)
-        return cloudpickle.loads, (self._sent,)
-
-
-def _itself(dataset: BatchDataset) -> BatchDataset:
-    return dataset
-
-
-def _require_importable_main() -> None:
-    """Raise :class:`pickle.PicklingError` in a notebook, whose functions have names in vain."""
-    main = sys.modules["__main__"]
-    if getattr(main, "__file__", None) is None and getattr(main, "__spec__", None) is None:
-        raise pickle.PicklingError("no script to import")
 
 
 class _Parts:
