@@ -105,6 +105,16 @@ def large_value() -> bytes:
     return gzip.compress(packed, 1)
 
 
+def object_array() -> bytes:
+    """An npz file whose ids are a pickle of six million empty dicts."""
+    file = io.BytesIO(npz(("keypoints", (1, 143, 3), "<f4", 0), ("image_paths", (1,), "<U1", 0)))
+    head = str({"descr": "|O", "fortran_order": False, "shape": (1,)}).ljust(117) + "\n"
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        start = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode()
+        archive.writestr("video_ids.npy", start + b"\x80\x02" + b"}" * 6 * 10**6 + b".")
+    return file.getvalue()
+
+
 LARGE = "would take .* MiB of memory"
 INPUTS: list[tuple[str, str, str, Callable[[], bytes]]] = [
     ("pickle", "same frame", LARGE, same_frame),
@@ -117,6 +127,9 @@ INPUTS: list[tuple[str, str, str, Callable[[], bytes]]] = [
         lambda: b"\x80\x04" + b"]" * 9**5 + b"a" * (9**5 - 1) + b".",
     ),
     ("pickle", "colliding keys", "integers of more than 64 bits", lambda: colliding_keys(10**5)),
+    ("pickle", "dicts", "empty lists and dicts", lambda: b"\x80\x02" + b"}" * 8 * MIB + b"."),
+    ("npz", "dicts", "empty lists and dicts", object_array),
+    ("npz", "rows", LARGE, lambda: npz(("keypoints", (3 * MIB, 1), "|u1", 0), *ids(3 * MIB))),
     ("pickle", "long text", "cannot be read as a pickle", lambda: b"I" + b"9" * 10**5 + b"\n."),
     (
         "slt",

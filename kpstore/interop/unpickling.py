@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
+from kpstore.user_files import SPARE_BYTES
 
 _DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|[US][0-9]{1,9}|O[48]?)\Z")
 _CORES = ("numpy._core", "numpy.core")
@@ -66,9 +67,15 @@ def load_pickle(path: Path) -> object:
         return _load(file, str(path))
 
 
-def loads_pickle(data: bytes, name: str) -> object:
-    """Return the contents of a pickle in memory; ``name`` is its name in messages."""
-    check_opcodes(data, name)
+def loads_pickle(data: bytes, name: str, most_bytes: int | None = None) -> object:
+    """Return the contents of a pickle in memory.
+
+    Parameters
+    ----------
+    name : its name in messages.
+    most_bytes : memory that its containers may take; see :func:`check_opcodes`.
+    """
+    check_opcodes(data, name, most_bytes)
     return _load(BytesIO(data), name)
 
 
@@ -270,6 +277,9 @@ _LINES = {**dict.fromkeys(b"ILFSVpgP", 1), **dict.fromkeys(b"ic", 2)}
 """Opcodes that are followed by lines of text, with their number."""
 _WIDE = {0x8A: 11, 0x8B: 0, **dict.fromkeys(b"IL", 24)}
 """Opcodes of integers, with the most bytes that one of 64 bits takes."""
+_CONTAINERS = b"}])\x8f("
+"""Opcodes of empty containers, and of the mark with which every other one begins."""
+_CONTAINER_BYTES = 72
 _MOST_WIDE = 1000
 """Integers that share a hash have more than 64 bits; text has hashes that nobody can foresee."""
 _STOP, _FRAME, _LONG_BINPUT, _PUT = b".\x95rp"
@@ -277,11 +287,15 @@ _LONGEST_LINE = 1 << 20
 _KEEP_MAPPED = 64 * 2**20
 
 
-def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
+def check_opcodes(data: bytes | mmap.mmap, name: str, most_bytes: int | None = None) -> None:
     """Refuse a pickle that is torn, or whose opcodes claim more data than there is.
 
     Python's unpickler allocates what a pickle claims (a text of an exabyte, a memo of four billion
-    entries) before it checks that the data exist.
+    entries) before it checks that the data exist. Of a single byte it makes an empty container.
+
+    Parameters
+    ----------
+    most_bytes : memory that containers may take; ten times the pickle and 256 MiB by default.
 
     Raises
     ------
@@ -289,6 +303,12 @@ def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
         If so; the message names the byte.
     """
     size = len(data)
+    most_bytes = 10 * size + SPARE_BYTES if most_bytes is None else most_bytes
+    if _most_containers(data) * _CONTAINER_BYTES > most_bytes:
+        raise InvalidError(
+            f"{name} holds so many empty lists and dicts that they would fill the memory; it is "
+            "damaged, or made for that"
+        )
     most_puts = 1024 + size // 5  # an entry of the memo takes five bytes to make and one to fill
     run = _runs_of_fixed(most_puts)
     at = freed = n_wide = 0
@@ -317,6 +337,16 @@ def check_opcodes(data: bytes | mmap.mmap, name: str) -> None:
             f"{name} goes on after the end of its pickle, at byte {at + 1} of {size}; save one "
             "object to a file"
         )
+
+
+def _most_containers(data: bytes | mmap.mmap) -> int:
+    """Return how many containers a pickle makes at most: bytes that may be such an opcode."""
+    found = freed = 0
+    for start in range(0, len(data), _KEEP_MAPPED):
+        block = data[start : start + _KEEP_MAPPED]
+        found += len(block) - len(block.translate(None, _CONTAINERS))
+        freed = _let_go(data, freed, start + len(block))
+    return found
 
 
 def _runs_of_fixed(most_puts: int) -> re.Pattern[bytes]:

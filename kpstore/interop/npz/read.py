@@ -22,9 +22,12 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, N_POINTS, PART_SLICES, PARTS, keypoints_spec
 from kpstore.sources.npz_files import BLOCK_BYTES, NpyHeader, NpzFile
-from kpstore.user_files import SPARE_BYTES, read_json
+from kpstore.user_files import SPARE_BYTES, check_memory, read_json
 
 Zeros = Literal["missing", "values"]
+
+_RUN_BYTES = 150
+"""Memory of a row at most: where neighbours belong to different videos, each is noted by itself."""
 
 
 class NpzTable(NpzFile):
@@ -32,8 +35,9 @@ class NpzTable(NpzFile):
 
     def objects(self, name: str, member: IO[bytes], header: NpyHeader) -> NDArray[np.object_]:
         """Return an array of Python objects, all of them text, without running any pickled code."""
-        pickled = member.read(self.path.stat().st_size + SPARE_BYTES)
-        texts = loads_pickle(pickled, f"{self.path}: {name!r}, which holds Python objects,")
+        most_bytes = 10 * self.path.stat().st_size + SPARE_BYTES
+        what = f"{self.path}: {name!r}, which holds Python objects,"
+        texts = loads_pickle(member.read(most_bytes), what, most_bytes)
         if (
             not isinstance(texts, np.ndarray)
             or texts.shape != header.shape
@@ -195,6 +199,7 @@ def _open_part(path: Path, array: str) -> _Part:
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{n} {name}" for name, n in lengths.items())
             raise InvalidError(f"{path}: its arrays differ in length: {told}")
+        check_memory(path, lengths[array] * _RUN_BYTES, f"the ids of {lengths[array]} rows")
         videos: dict[str, list[slice]] = {}
         for video_id, rows in runs(file.iter_texts(IDS)):
             if not video_id:
