@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -24,6 +24,7 @@ from kpstore.backends.base import MAIN, Capabilities, Commit
 from kpstore.backends.hdf5_changes import OPEN
 from kpstore.backends.hdf5_commits import HDF5WriteSession, new_id
 from kpstore.backends.hdf5_file import HDF5ReadSession, StoreFile
+from kpstore.backends.hdf5_items import item_of
 from kpstore.backends.hdf5_records import (
     DAMAGE,
     FORMAT,
@@ -40,7 +41,6 @@ from kpstore.backends.hdf5_records import (
     write_record,
 )
 from kpstore.backends.hdf5_tree import Tree, newest_tree, older_tree, read_tree, write_tree
-from kpstore.backends.locks import refusing_lock
 from kpstore.errors import ExistsError, NotFoundError, UnsupportedError
 
 
@@ -184,13 +184,6 @@ class HDF5Backend(StoreFile):
         finally:
             work.unlink(missing_ok=True)
 
-    def exclusive(self, purpose: str) -> AbstractContextManager[None]:
-        """Reserve the store for one long write."""
-        self._require()
-        return refusing_lock(
-            self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
-        )
-
 
 def _place(file: Path, backend: HDF5Backend) -> None:
     """Move a file by a second name, which fails if the place is taken, unlike a rename."""
@@ -213,7 +206,7 @@ def _place(file: Path, backend: HDF5Backend) -> None:
 def _examine(file: h5py.File) -> Iterator[str]:
     """Yield what is wrong, one line for each problem, which names the version."""
     try:
-        names, versions = read_names(file), sorted(file[HOME]["versions"])
+        names, versions = read_names(file), sorted(item_of(file, f"{HOME}/versions"))
     except DAMAGE as error:
         yield f"names of versions cannot be read: {reason_of(error)}"
         return

@@ -20,6 +20,7 @@ from kpstore.backends.base import TEXT, ArrayMeta, Chunks, SessionChunks
 from kpstore.backends.checksums import checksum
 from kpstore.backends.gathered import Touched
 from kpstore.backends.hdf5_file import Session, StoreFile
+from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
     DAMAGE,
     HOME,
@@ -94,7 +95,7 @@ class Changes(Session):
                 self._work = path, file
                 self._tree = self._read_tree(file)
                 self._before = dict(self._tree.arrays)
-                delta = file[HOME]["versions"][self._snapshot].create_group("delta")
+                delta = item_of(file, f"{HOME}/versions/{self._snapshot}").create_group("delta")
                 delta.create_group("chunks")
                 delta.create_group("arrays")
         return self._work[1]
@@ -116,7 +117,7 @@ class Changes(Session):
                 raise
 
     def _kept(self) -> h5py.Group:
-        return self._copy()[HOME]["versions"][self._snapshot]["delta"]
+        return item_of(self._copy(), f"{HOME}/versions/{self._snapshot}/delta")
 
     def _array_delta(self, name: str) -> ArrayDelta | None:
         """Return how an array of the version before differs; None if that has no such array."""
@@ -168,7 +169,7 @@ class Changes(Session):
         self._array_delta(name)
         meta = self.meta(name)
         with self._writing():
-            layout.set_attrs(file[name], kept, meta.attrs)
+            layout.set_attrs(item_of(file, name), kept, meta.attrs)
         self._put(name, replace(meta, attrs=kept))
         self._note(lambda _, newer: newer.set_array_attrs(name, kept), {(name, "meta")})
 
@@ -177,7 +178,7 @@ class Changes(Session):
         file = self._copy()
         if name in self._tree.arrays:
             raise ExistsError(f"array {name!r} exists already")
-        if name in file:
+        if has_item(file, name):
             raise ExistsError(
                 f"{name!r} is taken in {self._home.location} by something that is not kpstore's"
             )
@@ -201,7 +202,7 @@ class Changes(Session):
         self._array_delta(name)
         table = self._table(name)
         with self._writing():
-            file[name].resize(n_rows, axis=0)
+            item_of(file, name).resize(n_rows, axis=0)
         if table is not None:
             added = np.zeros(longer.n_chunks - len(table), np.uint64)
             self._tables[name] = np.concatenate([table, added])
@@ -248,7 +249,7 @@ class Changes(Session):
         for chunk in chunks:
             self._write_chunk(name, chunk, start, values)
         with self._writing():
-            file[name][start : start + len(values)] = values
+            item_of(file, name)[start : start + len(values)] = values
         n_rows = len(values)
 
         def again(changes: Changes, newer: Changes) -> None:
@@ -290,7 +291,7 @@ class Changes(Session):
             delta = None
         if delta is None and (whole or not self._has_tables):
             return None
-        kept = self._kept()["chunks"]
+        kept = item_of(self._kept(), "chunks")
         first, last = meta.rows_of(chunk)
         what = f"rows {first}:{last} of "
         try:

@@ -23,7 +23,6 @@ from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.icechunk_sessions import IcechunkReadSession, IcechunkWriteSession
 from kpstore.backends.icechunk_table import ChecksumTable
-from kpstore.backends.locks import refusing_lock
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
 
 _log = logging.getLogger(__name__)
@@ -203,12 +202,6 @@ class IcechunkBackend(IcechunkDirectory):
             yield str(error)
             return
         yield from self.records.examine(self._quiet())
-
-    def exclusive(self, purpose: str) -> AbstractContextManager[None]:
-        """Reserve the store for one long write."""
-        return refusing_lock(
-            self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
-        )
 
 
 def _free_place(location: str) -> Path:

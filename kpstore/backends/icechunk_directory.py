@@ -15,7 +15,8 @@ from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
 from kpstore.backends.icechunk_manifests import Nodes, nodes_of
 from kpstore.backends.icechunk_names import Names
 from kpstore.backends.icechunk_records import VersionRecords
-from kpstore.backends.locks import waiting_lock
+from kpstore.backends.links import refuse_links
+from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.errors import CorruptError, NotFoundError
 
 # Icechunk writes its own log to standard output, where it breaks --json. It warns that local
@@ -49,6 +50,7 @@ class IcechunkDirectory:
         self.path = Path(location).absolute()
         self._nodes_of: dict[str, Nodes | None] = {}
         self._told: set[str] = set()
+        self._looked_through = False
 
     @property
     def sidecar_dir(self) -> Path:
@@ -62,7 +64,14 @@ class IcechunkDirectory:
     def close(self) -> None:
         """Close the repository."""
         self.__dict__.pop("_repository", None)
+        self._looked_through = False
         self._nodes_of.clear()
+
+    def _look_for_links(self) -> None:
+        """Refuse a folder that holds links, once for each opening, before anything is opened."""
+        if not self._looked_through:
+            refuse_links(self.path)
+            self._looked_through = True
 
     @cached_property
     def _repository(self) -> icechunk.Repository:
@@ -72,6 +81,7 @@ class IcechunkDirectory:
             raise NotFoundError(
                 f"{self.location} {what}; 'kpstore ingest' and 'kpstore import' make one"
             )
+        self._look_for_links()
         try:
             return icechunk.Repository.open(
                 icechunk.local_filesystem_storage(str(self.path)), config=_CONFIG
@@ -120,7 +130,15 @@ class IcechunkDirectory:
 
     def commit_lock(self) -> AbstractContextManager[None]:
         """Exclude other commits, of which Icechunk itself would lose some (decisions/002)."""
+        self._look_for_links()
         return waiting_lock(self.sidecar_dir / "commit.lock")
+
+    def exclusive(self, purpose: str) -> AbstractContextManager[None]:
+        """Reserve the store for one long write."""
+        self._look_for_links()
+        return refusing_lock(
+            self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
+        )
 
     def newest(self, branch: str, branches: Names) -> str:
         """Return the newest version of one of the ``branches``."""

@@ -30,6 +30,8 @@ from typing import Any
 
 import xxhash
 
+from kpstore.backends.links import open_inside
+
 _log = logging.getLogger(__name__)
 
 _SUM_CHARS = 16
@@ -127,7 +129,7 @@ class Ledger:
     def read(self) -> LedgerText:
         """Return the present contents; the same object as long as the file does not change."""
         try:
-            with self._path.open("rb") as file:
+            with open_inside(self._path, os.O_RDONLY) as file:
                 s = os.fstat(file.fileno())
                 state = (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
                 if state != self._known[0]:
@@ -141,7 +143,7 @@ class Ledger:
         lines = b"".join(_line(record) for record in records)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a+b") as file:
+            with open_inside(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND) as file:
                 file.truncate(_whole_bytes(file.fileno()))
                 file.write(lines)
         except OSError as error:

@@ -13,13 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kpstore.backends import refusals
+from kpstore.backends.links import open_inside, read_inside
+
+_LOCK = os.O_RDWR | os.O_CREAT
 
 
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
     """Hold ``path`` exclusively, after waiting for others; for short work, such as a commit."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with open_inside(path, _LOCK) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
@@ -31,7 +34,7 @@ def waiting_lock(path: Path) -> Iterator[None]:
 def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
     """Hold ``path`` exclusively, or raise a :class:`BusyError` that names its holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with open_inside(path, _LOCK) as file:
         if not _take(file.fileno()):
             raise refusals.held(location, _holder(path))
         holder = {
@@ -41,7 +44,7 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         file.truncate(0)
-        file.write(json.dumps(holder))
+        file.write(json.dumps(holder).encode())
         file.flush()
         try:
             yield
@@ -74,18 +77,19 @@ def _lock_now(file: int) -> bool:
 
 def is_held(path: Path) -> bool:
     """Return whether any process holds ``path``, without creating that file."""
-    if not path.exists():
+    try:
+        with open_inside(path, os.O_RDWR) as file:
+            return not _lock_now(file.fileno())
+    except FileNotFoundError:
         return False
-    with path.open("r+b") as file:
-        return not _lock_now(file.fileno())
 
 
 def _holder(path: Path) -> str:
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
+        holder = json.loads(read_inside(path))
         return (
             f"{holder['purpose']}, process {holder['pid']} on {holder['host']} since "
             f"{holder['since']}"
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return "the lock file does not say which"
