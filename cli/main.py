@@ -31,6 +31,7 @@ from . import (
     ingest,
     look,
     predict,
+    render,
     splits,
     stats,
     stores,
@@ -88,7 +89,7 @@ for module in (
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"kpstore {__version__}")
+        render.say(f"kpstore {__version__}")
         raise typer.Exit
 
 
@@ -139,29 +140,30 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except Exception as error:  # any error becomes one line and an exit code
         if debug:
-            traceback.print_exc()
+            render.say_lines(traceback.format_exc(), err=True)
         return _explain(error)
     return code if isinstance(code, int) else 0
 
 
 def _explain(error: Exception) -> int:
     if isinstance(error, KpstoreError):
-        typer.echo(f"error: {error}", err=True)
+        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+            render.say(line, err=True)
         return 2 if isinstance(error, WRONG_USE) else 1
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
-        typer.echo(f"error: {error.strerror or error}{where}", err=True)
+        render.say(f"error: {error.strerror or error}{where}", err=True)
         return 2 if isinstance(error, WRONG_PATH) else 1
     # A usage error; Typer has had its own copy of click since 0.2x.
     if hasattr(error, "format_message"):
         message = error.format_message().strip().replace("Value error, ", "")
         if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(message)
+            render.say_lines(message)
         else:
-            typer.echo(f"error: {message[:1].lower()}{message[1:].replace(chr(10), ' ')}", err=True)
+            render.say(f"error: {message[:1].lower()}{message[1:].replace(chr(10), ' ')}", err=True)
         return 2
     what = " ".join(str(error).split()) or "no message"
-    typer.echo(
+    render.say(
         f"error: internal error: {type(error).__name__}: {what}; run again with --debug", err=True
     )
     return 1

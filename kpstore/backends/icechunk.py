@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,8 +23,9 @@ from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.icechunk_sessions import IcechunkReadSession, IcechunkWriteSession
 from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class IcechunkBackend(IcechunkDirectory):

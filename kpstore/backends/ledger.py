@@ -19,7 +19,6 @@ lines. A branch that is behind the ledger has lost versions.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -31,8 +30,9 @@ from typing import Any
 import xxhash
 
 from kpstore.backends.links import open_inside
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 _SUM_CHARS = 16
 _NAMED = re.compile(rb'^[0-9a-f]{16} \{("(?:branch|tag)": "(?:[^"\\]|\\.)*"), "is": ', re.MULTILINE)

@@ -7,7 +7,6 @@ Before a result counts, the chunks that the worker wrote are checked, and its fa
 
 from __future__ import annotations
 
-import logging
 import math
 import queue
 import time
@@ -30,12 +29,13 @@ from kpstore.ingest.roster import Claim, Order, Roster, Work, Worker
 from kpstore.ingest.sight import Look
 from kpstore.ingest.worker import TaskResult, check_result
 from kpstore.schema.index import VideoRecord
+from kpstore.visible import logger
 
 if TYPE_CHECKING:
     from distributed import Client
     from distributed import Future as DaskFuture
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 T = TypeVar("T")
 MakeFork = Callable[[Task], Fork | None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +16,11 @@ from kpstore.ingest.isolated import extract_isolated
 from kpstore.ingest.job import Job, OnFrames
 from kpstore.ingest.plan import Task
 from kpstore.ingest.worker import TaskResult, run_task
+from kpstore.visible import logger
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 THREAD = "kpstore"
 """The executor of a worker in which all tasks run: one thread, however many the worker has.

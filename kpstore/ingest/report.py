@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import threading
@@ -19,8 +18,9 @@ from kpstore.errors import InvalidError
 from kpstore.schema.feature import State
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Failure
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 PROGRESS_FILE = "progress.json"
 MAX_FAILURES = 50

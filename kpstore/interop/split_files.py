@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kpstore.errors import InvalidError
+from kpstore.errors import InvalidError, several
 from kpstore.store.store import BaseStore
 
 _ID_COLUMNS = ("video_id", "name", "id", "video")
@@ -118,7 +118,7 @@ def _refuse(path: Path, problems: Sequence[str]) -> None:
     if len(problems) == 1:
         raise InvalidError(f"{path}: {problems[0]}; no split was changed")
     if problems:
-        raise InvalidError(f"{path}: no split was changed:\n  " + "\n  ".join(problems))
+        raise several(InvalidError(f"{path}: no split was changed:"), problems)
 
 
 def read_splits(path: Path) -> dict[str, str]:
