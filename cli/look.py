@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -294,12 +295,14 @@ def print_log(entries: list[LogEntry]) -> None:
 
 
 def _report_line(report: Any) -> str:
-    failed = report.get("frames_failed", 0)
+    keys = ("videos_done", "frames", "frames_failed", "seconds", "frames_per_second")
+    told = [report.get(key, 0) for key in keys]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in told):
+        return "the report of this version cannot be read"
+    videos, frames, failed, seconds, rate = told
     text = (
-        f"{render.count(report.get('videos_done', 0), 'video')}, "
-        f"{render.count(report.get('frames', 0), 'frame')} in "
-        f"{render.duration(report.get('seconds', 0.0))} "
-        f"({report.get('frames_per_second', 0.0):.1f} frames/s)"
+        f"{render.count(videos, 'video')}, {render.count(frames, 'frame')} in "
+        f"{render.duration(seconds)} ({rate:.1f} frames/s)"
     )
     missed = f", {render.count(failed, 'frame')} failed" if failed else ""
     return f"{text}{missed}{', interrupted' if report.get('interrupted') else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import sys
@@ -38,6 +39,7 @@ from . import (
     train,
     versions,
 )
+from .start import INTERRUPTED
 
 WRONG_USE = (
     ExistsError,
@@ -58,7 +60,8 @@ WRONG_PATH = (
 )
 """Errors of the system about paths that a user gave."""
 
-INTERRUPTED = 130
+WRONG_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EROFS)
+"""Numbers of others."""
 
 app = typer.Typer(
     name="kpstore",
@@ -108,13 +111,18 @@ def _options(
     """Declare options that come before a command; :func:`run` handles ``--debug``."""
 
 
-def main() -> None:
-    """Run the command line of this process and end it."""
+def run_process() -> int:
+    """Run the command line of this process and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A file name that is not valid text must not end a run.
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    return run(sys.argv[1:])
+
+
+def main() -> None:
+    """Run the command line of this process and end it; for ``python -m kpstore.cli.main``."""
+    sys.exit(run_process())
 
 
 @functools.cache
@@ -153,7 +161,7 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         render.say(f"error: {error.strerror or error}{where}", err=True)
-        return 2 if isinstance(error, WRONG_PATH) else 1
+        return 2 if isinstance(error, WRONG_PATH) or error.errno in WRONG_NAME else 1
     # A usage error; Typer has had its own copy of click since 0.2x.
     if hasattr(error, "format_message"):
         message = error.format_message().strip().replace("Value error, ", "")

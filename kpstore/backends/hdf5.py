@@ -41,7 +41,9 @@ from kpstore.backends.hdf5_records import (
     write_record,
 )
 from kpstore.backends.hdf5_tree import Tree, newest_tree, older_tree, read_tree, write_tree
-from kpstore.errors import ExistsError, NotFoundError, UnsupportedError
+from kpstore.errors import ExistsError, InvalidError, NotFoundError, UnsupportedError
+
+_LONGEST_NAME = 255
 
 
 class HDF5Backend(StoreFile):
@@ -77,6 +79,11 @@ class HDF5Backend(StoreFile):
 
     def check_free(self) -> None:
         """Raise :class:`ExistsError` unless this place is free."""
+        if len(os.fsencode(self.sidecar_dir.name)) > _LONGEST_NAME:
+            raise InvalidError(
+                f"{self.location}: the folder for its locks would need a name of more than "
+                f"{_LONGEST_NAME} bytes; choose a shorter name"
+            )
         if self._path.exists() or self._path.is_symlink():
             raise ExistsError(f"{self.location} already exists; choose another path for the store")
 

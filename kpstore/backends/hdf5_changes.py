@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends import refusals
-from kpstore.backends.asides import check_room
+from kpstore.backends.asides import check_room, system_error
 from kpstore.backends.base import TEXT, ArrayMeta, Chunks, SessionChunks
 from kpstore.backends.checksums import checksum
 from kpstore.backends.gathered import Touched
@@ -104,15 +104,16 @@ class Changes(Session):
     def _writing(self) -> Iterator[None]:
         """Turn damage that HDF5's library finds while it writes into :class:`CorruptError`.
 
-        A full disk and other errors of the system pass unchanged.
+        Errors of the system, as a full disk, keep their numbers.
         """
         try:
             yield
         except DAMAGE as error:
-            if isinstance(error, UnicodeEncodeError) or (
-                isinstance(error, OSError) and error.errno is not None
-            ):
+            if isinstance(error, UnicodeEncodeError):
                 raise
+            if isinstance(error, OSError) and error.errno is not None:
+                doing = "nothing was committed"  # HDF5's own text is long, and names no file
+                raise system_error(error.errno, self._home.location, doing) from error
             with damage_told(self._home.location):
                 raise
 

@@ -17,7 +17,7 @@ from kpstore.backends import refusals
 from kpstore.backends.asides import aside_of
 from kpstore.backends.base import MAIN, Capabilities, Commit
 from kpstore.backends.icechunk_directory import IcechunkDirectory
-from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
+from kpstore.backends.icechunk_errors import first_line, guard_fork, translated, translation
 from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.icechunk_sessions import IcechunkReadSession, IcechunkWriteSession
@@ -44,14 +44,19 @@ class IcechunkBackend(IcechunkDirectory):
         aside = aside_of(target, "creating")
         aside.mkdir(parents=True)
         try:
-            repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(aside)))
-            session = repository.writable_session(MAIN)
-            ChecksumTable.create(zarr.create_group(session.store, attributes=dict(attrs)))
-            snapshot = str(session.commit(message))
-            VersionRecords(aside, self.location, lambda: repository).committed(MAIN, snapshot)
+            with translated(self.location, "no store was made"):
+                snapshot = self._create_at(aside, attrs, message)
             _rename(aside, target, self.location)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+        return snapshot
+
+    def _create_at(self, aside: Path, attrs: Mapping[str, object], message: str) -> str:
+        repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(aside)))
+        session = repository.writable_session(MAIN)
+        ChecksumTable.create(zarr.create_group(session.store, attributes=dict(attrs)))
+        snapshot = str(session.commit(message))
+        VersionRecords(aside, self.location, lambda: repository).committed(MAIN, snapshot)
         return snapshot
 
     def move(self, location: str) -> None:
@@ -86,7 +91,9 @@ class IcechunkBackend(IcechunkDirectory):
     def begin(self, branch: str = MAIN) -> IcechunkWriteSession:
         """Start changes to a branch's newest version."""
         repo = self._repo()
-        self.records.check_snapshot(self.newest(branch, self.branches()))
+        newest = self.newest(branch, self.branches())
+        self.records.check_snapshot(newest)
+        self.wait_for_clock(newest, "nothing was begun")
         given = read_refs(self.path, "branch")[branch].given
         with translated(self.location):
             return IcechunkWriteSession(repo.writable_session(given), self, branch)
@@ -170,6 +177,9 @@ class IcechunkBackend(IcechunkDirectory):
             try:
                 self._repo().create_tag(given, target)
             except icechunk.IcechunkError as error:
+                told = translation(error, self.location)
+                if isinstance(told, OSError):
+                    raise told from error
                 raise ExistsError(
                     f"tag {name!r} of {self.location} cannot be created: {first_line(error)}"
                 ) from None

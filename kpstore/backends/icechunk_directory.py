@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -11,13 +13,13 @@ import zarr
 
 from kpstore.backends import refusals
 from kpstore.backends.base import MAIN
-from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
+from kpstore.backends.icechunk_errors import guard_fork, translated, translation
 from kpstore.backends.icechunk_manifests import Nodes, nodes_of
 from kpstore.backends.icechunk_names import Names
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.links import refuse_links
 from kpstore.backends.locks import refusing_lock, waiting_lock
-from kpstore.errors import CorruptError, NotFoundError
+from kpstore.errors import CorruptError, NotFoundError, UnsupportedError
 
 # Icechunk writes its own log to standard output, where it breaks --json. It warns that local
 # directories are not safe for concurrent commits, which is why every commit here holds a lock. Its
@@ -31,6 +33,7 @@ _CONFIG = icechunk.RepositoryConfig(
     manifest=icechunk.ManifestConfig(preload=icechunk.ManifestPreloadConfig(max_total_refs=0))
 )
 
+_WAIT_S = 5.0
 _N_VERSIONS = 4
 """Number of versions whose lists of arrays are kept in memory."""
 
@@ -88,11 +91,11 @@ class IcechunkDirectory:
             )
         except icechunk.IcechunkError as error:
             # Icechunk opens nothing without its main branch, and does not name the damaged file.
+            told = translation(error, self.location)
             damage = self.records.names("branch").damaged.get(MAIN)
-            raise CorruptError(
-                damage
-                or f"{self.location} cannot be read as an Icechunk repository: {first_line(error)}"
-            ) from error
+            if damage and isinstance(told, CorruptError):
+                told = CorruptError(damage)
+            raise told from error
 
     def _repo(self) -> icechunk.Repository:
         guard_fork()
@@ -110,8 +113,9 @@ class IcechunkDirectory:
         nodes = self.nodes(snapshot)
         if nodes is not None:
             return frozenset(nodes)
-        store = self._repo().readonly_session(snapshot_id=snapshot).store
-        return frozenset(name for name, _ in zarr.open_group(store, mode="r").arrays())
+        with translated(self.location):
+            store = self._repo().readonly_session(snapshot_id=snapshot).store
+            return frozenset(name for name, _ in zarr.open_group(store, mode="r").arrays())
 
     def nodes(self, snapshot: str) -> Nodes | None:
         """Return :func:`nodes_of` a version, which is kept because each session needs it often."""
@@ -139,6 +143,24 @@ class IcechunkDirectory:
         return refusing_lock(
             self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
         )
+
+    def wait_for_clock(self, snapshot: str, doing: str) -> None:
+        """Wait until this machine's clock is past the time of a version, to commit on top of it.
+
+        :class:`UnsupportedError` if that would take longer than a few seconds.
+        """
+        with translated(self.location):
+            written = next(self._repo().ancestry(snapshot_id=snapshot)).written_at
+        now = datetime.now(UTC)
+        behind = (written - now).total_seconds()
+        if behind > _WAIT_S:
+            raise UnsupportedError(
+                f"{self.location}: {doing}: this machine's clock says {now:%Y-%m-%d %H:%M:%S}, but "
+                f"the newest version is of {written:%Y-%m-%d %H:%M:%S} (UTC); set the clock (NTP) "
+                "and repeat it"
+            )
+        if behind >= 0:
+            time.sleep(behind + 0.01)
 
     def newest(self, branch: str, branches: Names) -> str:
         """Return the newest version of one of the ``branches``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -14,8 +15,10 @@ from pathlib import Path
 
 from kpstore.backends import refusals
 from kpstore.backends.links import open_inside, read_inside
+from kpstore.errors import UnsupportedError
 
 _LOCK = os.O_RDWR | os.O_CREAT
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 @contextmanager
@@ -23,7 +26,8 @@ def waiting_lock(path: Path) -> Iterator[None]:
     """Hold ``path`` exclusively, after waiting for others; for short work, such as a commit."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_inside(path, _LOCK) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with _locks_told(path):
+            fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         finally:
@@ -35,7 +39,9 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
     """Hold ``path`` exclusively, or raise a :class:`BusyError` that names its holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_inside(path, _LOCK) as file:
-        if not _take(file.fileno()):
+        with _locks_told(path):
+            taken = _take(file.fileno())
+        if not taken:
             raise refusals.held(location, _holder(path))
         holder = {
             "purpose": purpose,
@@ -50,6 +56,20 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
             yield
         finally:
             _release(file.fileno())
+
+
+@contextmanager
+def _locks_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise UnsupportedError(
+            f"{path.parent}: its file system has no locks ({error.strerror}), without which two "
+            "writers could overwrite each other; mount it with locks, or keep the store on another "
+            "one; reading needs none"
+        ) from None
 
 
 def _release(file: int) -> None:
@@ -82,6 +102,10 @@ def is_held(path: Path) -> bool:
             return not _lock_now(file.fileno())
     except FileNotFoundError:
         return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False  # and nobody could hold it
+        raise
 
 
 def _holder(path: Path) -> str:

@@ -23,6 +23,7 @@ from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.backends.links import open_inside, read_inside, write_inside
 from kpstore.errors import CorruptError, InvalidError, KpstoreError, NotFoundError
 from kpstore.ingest.report import read_progress
+from tests.processes import finish
 from tests.store.data import fill
 
 
@@ -316,9 +317,7 @@ try:
 except InvalidError as error:
     print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "deep.h5"], capture_output=True, text=True
-    )
+    done = finish([sys.executable, "-c", code, tmp_path / "deep.h5"])
     assert (done.returncode, done.stderr) == (0, "")
     assert "nested more than 100 deep" in done.stdout
 
