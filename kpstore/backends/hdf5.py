@@ -243,13 +243,15 @@ def _references(names: Names, versions: set[str], records: dict[str, Record]) ->
 def _circles(parents: dict[str, str | None]) -> Iterator[str]:
     """Yield versions whose ancestors have no end."""
     sound: set[str | None] = set()
+    circular: set[str | None] = set()  # each version is visited once, however long the circle
     for start in sorted(parents):
         at: str | None = start
         way: set[str | None] = set()
-        while at in parents and at not in sound and at not in way:
+        while at in parents and at not in sound and at not in circular and at not in way:
             way.add(at)
             at = parents[at]
-        if at in way:
+        if at in way or at in circular:
+            circular.update(way)
             yield f"version {start}: it follows itself"
         else:
             sound.update(way)

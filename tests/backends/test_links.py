@@ -17,7 +17,7 @@ import pytest
 
 import kpstore
 from kpstore.backends.base import MAIN, ArrayMeta
-from kpstore.backends.hdf5 import HDF5Backend
+from kpstore.backends.hdf5 import HDF5Backend, _circles
 from kpstore.backends.hdf5_records import HOME, read_json, write_json
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.backends.links import open_inside, read_inside, write_inside
@@ -330,3 +330,12 @@ def test_a_missing_item_is_not_a_link(file: Path) -> None:
     assert isinstance(caught.value, CorruptError | InvalidError)
     with pytest.raises(NotFoundError):
         HDF5Backend(str(file)).session("x/y")
+
+
+def test_a_long_circle_of_versions_is_walked_once() -> None:
+    n = 20_000
+    parents = {f"{number:05d}": f"{(number + 1) % n:05d}" for number in range(n)}
+    parents |= {"leads there": "00000", "alone": None}
+    lines = list(_circles(parents))
+    assert len(lines) == n + 1
+    assert not [line for line in lines if "alone" in line]
