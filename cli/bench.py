@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kpstore.errors import InvalidError, NotFoundError
+from kpstore.visible import visible
 
 from . import render
 from .arguments import At, Json, StoreArgument, frame_features
@@ -98,7 +99,7 @@ def bench(
             n_rows=frames,
             settings=BenchSettings(runs=runs, seconds=seconds),
             scratch=scratch,
-            on_step=status.update,
+            on_step=lambda step: status.update(visible(step)),
         )
     if plot is not None:
         from kpstore.bench.plot import plot as draw
@@ -106,7 +107,7 @@ def bench(
         draw(report, plot)
     render.show(report, json, _print)
     if plot is not None:
-        typer.echo(f"picture: {plot}", err=True)
+        render.say(f"picture: {plot}", err=True)
     sys.stdout.flush()
 
 
@@ -119,8 +120,8 @@ def _widest(store: Store) -> str:
 
 def _print(report: BenchReport) -> None:
     part = "" if report.n_rows == report.total_rows else f" of {report.total_rows:,}"
-    typer.echo(f"{report.feature} of {report.location}: {report.n_rows:,}{part} frames")
-    typer.echo(f"{report.machine}; files on {report.filesystem}, in the system's cache")
+    render.say(f"{report.feature} of {report.location}: {report.n_rows:,}{part} frames")
+    render.say(f"{report.machine}; files on {report.filesystem}, in the system's cache")
     subjects = list(dict.fromkeys(figure.subject for figure in report.figures))
     for workload, unit in dict.fromkeys(
         (figure.workload, figure.unit) for figure in report.figures
@@ -138,7 +139,7 @@ def _print(report: BenchReport) -> None:
     render.heading("how each reads")
     render.print_table(("", ""), list(report.how.items()))
     if report.peak is not None:
-        typer.echo(
+        render.say(
             f"memory of an epoch: {report.peak.own:.0f} MiB, {report.peak.with_mapped:.0f} MiB "
             "with mapped files"
         )

@@ -61,7 +61,7 @@ def list_entries(folder: Folder = None, json: Json = False) -> None:
         render.print_json([entry.to_json() for entry in entries])
         return
     held = render.size(sum(entry.size_bytes for entry in entries))
-    typer.echo(f"{cache.folder}: {held} of at most {render.size(cache.limit_bytes)}")
+    render.say(f"{cache.folder}: {held} of at most {render.size(cache.limit_bytes)}")
     now = time.time()
     rows = [
         (
@@ -95,7 +95,7 @@ def build(
     opened = kpstore.open(store, at, cache="auto" if folder is None else _cache(folder).folder)
     wanted, refused = feature or frame_features(opened), 0
     if not wanted:
-        typer.echo(f"{opened.location} has no features of frames; nothing to cache")
+        render.say(f"{opened.location} has no features of frames; nothing to cache")
     for name in wanted:
         if opened[name].dtype.kind == "O":
             raise InvalidError(f"{name!r} is text, which is not cached")
@@ -103,7 +103,7 @@ def build(
         with total_bar(name) as on_chunk:
             cached = reader.cache(name, on_chunk)
         why = reader.how(name) if cached else f"not cached: {reader.cache_refusal}"
-        typer.echo(f"{name}: {why}")
+        render.say(f"{name}: {why}")
         refused += not cached
     if refused:
         raise typer.Exit(1)
@@ -123,7 +123,7 @@ def clear(
 
     cache = _cache(folder)
     versions = None if store is None else set(_versions(kpstore.open(store)))
-    typer.echo(f"{render.size(cache.clear(versions))} freed")
+    render.say(f"{render.size(cache.clear(versions))} freed")
 
 
 def _versions(store: Store) -> list[str]:

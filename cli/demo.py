@@ -54,7 +54,7 @@ def demo(
     picture = target / "keypoints.png"
     _say("picture", str(picture))
     Image.fromarray(keypoint_sheet(store, source)).save(picture)
-    typer.echo(f"keypoints drawn on photographs: {picture}")
+    render.say(f"keypoints drawn on photographs: {picture}")
     _say("result", f"kpstore info {location}")
     print_summary(summarize(store))
     if failed:
@@ -86,14 +86,14 @@ def _batch(store: Store) -> None:
         "train", 'DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)'
     )
     if find_spec("torch") is None:
-        typer.echo('torch is not installed; run pip install "kpstore[torch]"')
+        render.say('torch is not installed; run pip install "kpstore[torch]"')
         return
     from torch.utils.data import DataLoader
 
     loader = DataLoader(store.frames("keypoints", split="train"), batch_size=8, shuffle=True)
     batch = next(iter(loader))
     keypoints = batch["keypoints"]
-    typer.echo(
+    render.say(
         f"one batch: keypoints {tuple(keypoints.shape)} {keypoints.dtype}, rows "
         f"{batch['row'].tolist()}"
     )

@@ -143,7 +143,7 @@ def print_imported(report: ImportReport) -> None:
     """Print what was stored."""
     n_failed = report.failed_frames
     failed = f", {render.number(n_failed)} of them failed" if n_failed else ""
-    typer.echo(
+    render.say(
         f"{report.location}: {render.listed(report.features) or 'paths'} of "
         f"{render.count(report.videos, 'video')}, {render.count(report.frames, 'frame')}{failed}"
     )
@@ -154,7 +154,7 @@ def print_exported(report: ExportReport) -> None:
     """Print what was written, and what was not."""
     for file in report.files:
         left = ", ".join(f"{render.number(n)} {reason}" for reason, n in file.left_out.items() if n)
-        typer.echo(
+        render.say(
             f"{file.path}: {render.count(file.frames, 'frame')} of "
             f"{render.count(file.videos, 'video')}" + (f"; left out: {left}" if left else "")
         )
@@ -163,5 +163,5 @@ def print_exported(report: ExportReport) -> None:
 
 def _print_notes(notes: Sequence[str]) -> None:
     if notes:
-        typer.echo("notes:")
+        render.say("notes:")
         render.print_some(notes, more="--json lists all")

@@ -243,7 +243,7 @@ def _ingest(
             if options.overwrite
             else "run the same command again"
         )
-        typer.echo(
+        render.say(
             f"interrupted: {committed} of {report.videos} videos are committed; {again} to go on",
             err=True,
         )
@@ -259,15 +259,16 @@ def print_estimate(expected: Estimate) -> None:
         for name, s in expected.splits.items()
     ]
     render.print_table(("split", ">videos", ">new", ">done", ">to do", ">frames to do"), rows)
-    typer.echo(
-        f"\n{expected.feature}: {render.number(expected.frames)} frames in {expected.tasks} tasks, "
+    render.say()
+    render.say(
+        f"{expected.feature}: {render.number(expected.frames)} frames in {expected.tasks} tasks, "
         f"about {render.size(expected.size_bytes)} and {render.duration(expected.seconds)} with "
         f"{render.count(max(expected.workers, 1), 'worker')}"
     )
     if expected.overwritten:
-        typer.echo(f"{expected.overwritten} videos that are there would be extracted again")
+        render.say(f"{expected.overwritten} videos that are there would be extracted again")
     _print_notes(expected.problems)
-    typer.echo("nothing was done (--dry-run)")
+    render.say("nothing was done (--dry-run)")
 
 
 def print_report(report: IngestReport, store: str) -> None:
@@ -280,12 +281,12 @@ def print_report(report: IngestReport, store: str) -> None:
     failed = f", {render.number(report.videos_failed)} failed" if report.videos_failed else ""
     if report.frames == 0 and not report.interrupted:
         again = ", some with failures (--retry-failed does those again)" if report.failures else ""
-        typer.echo(
+        render.say(
             f"{report.feature}: nothing to do, all {render.number(report.videos)} videos were done "
             f"before{again}"
         )
     else:
-        typer.echo(
+        render.say(
             f"{report.feature}: {render.count(report.videos_done, 'video')} done{failed}{before}; "
             f"{render.number(report.frames)} frames, {render.number(report.frames_failed)} of them "
             f"failed, in {render.duration(report.seconds)} ({report.frames_per_second:.1f} "
@@ -293,17 +294,17 @@ def print_report(report: IngestReport, store: str) -> None:
         )
     _print_notes(report.notes)
     if report.failures:
-        typer.echo(
+        render.say(
             f"{render.count(len(report.failures), 'failure')} in {store} (--retry-failed tries "
             "them again):"
         )
         for line in render.failure_lines(report.failures, f"kpstore info {store} --detailed"):
-            typer.echo(line)
-    typer.echo(f"version {report.snapshot} of {store}")
+            render.say(line)
+    render.say(f"version {report.snapshot} of {store}")
 
 
 def _print_notes(notes: Sequence[str]) -> None:
     if notes:
         were = "was" if len(notes) == 1 else "were"
-        typer.echo(f"{render.count(len(notes), 'thing')} {were} passed over:")
+        render.say(f"{render.count(len(notes), 'thing')} {were} passed over:")
         render.print_some(notes, more="--dry-run --json")

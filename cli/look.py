@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -67,18 +68,18 @@ def print_summary(summary: Summary) -> None:
     """Print a summary of a version."""
     disk = summary.disk
     on_disk = f", {render.size(disk.size_bytes)} in {disk.files:,} files" if disk else ""
-    typer.echo(
+    render.say(
         f"{summary.name}: {render.count(summary.videos, 'video')}, "
         f"{render.count(summary.frames, 'frame')}{on_disk}"
     )
     commit = summary.newest.commit
-    typer.echo(f"version {commit.id} of {render.local_time(commit.time)}: {commit.message}")
+    render.say(f"version {commit.id} of {render.local_time(commit.time)}: {commit.message}")
     if summary.lacks:
-        typer.echo(summary.lacks)
+        render.say(summary.lacks)
     if summary.tags:
-        typer.echo(f"tags {', '.join(summary.tags)}")
+        render.say(f"tags {', '.join(summary.tags)}")
     if summary.splits:
-        typer.echo()
+        render.say()
         splits = [(render.split_name(s.name), s.videos, s.frames) for s in summary.splits]
         render.print_table(("split", ">videos", ">frames"), splits)
     for alike in _grouped(summary.features, _all_but_shape):
@@ -100,14 +101,14 @@ def _all_but_shape(feature: FeatureSummary) -> tuple[object, ...]:
 
 
 def _print_features(alike: Sequence[FeatureSummary]) -> None:
-    typer.echo()
+    render.say()
     for feature in alike:
         shape = " × ".join(f"{length:,}" for length in feature.shape)
         title = f"{feature.name}: {shape} {feature.dtype}, {feature.chunk_rows:,} rows a chunk"
-        render.console().print(title, style="bold")
+        render.title(title)
     feature = alike[0]
-    typer.echo(f"made by {_maker(feature)}")
-    typer.echo(
+    render.say(f"made by {_maker(feature)}")
+    render.say(
         f"videos: {feature.videos_done:,} done, {feature.videos_failed:,} failed, "
         f"{feature.videos_pending:,} pending"
     )
@@ -120,7 +121,7 @@ def _print_features(alike: Sequence[FeatureSummary]) -> None:
     columns = ("split", f">{feature.axis}s done", ">failed", ">pending")
     render.print_table((*columns, *(f">{part.replace('_', ' ')}" for part in parts)), rows)
     if parts:
-        typer.echo("parts: share of the done frames in which each was detected")
+        render.say("parts: share of the done frames in which each was detected")
 
 
 def _coverage_row(name: str, cover: Coverage) -> tuple[str | int, ...]:
@@ -154,13 +155,13 @@ def _print_details(store: Store, limit: int) -> None:
     }
     for names in _grouped(made, made.__getitem__):
         render.heading(f"how {render.listed(names)} {'was' if len(names) == 1 else 'were'} made")
-        typer.echo(made[names[0]])
+        render.say_lines(made[names[0]])
     failures = {name: store.failures(name) for name in store.features}
     for names in _grouped(failures, lambda name: tuple(failures[name])):
         found = failures[names[0]]
         render.heading(f"failures of {render.listed(names)}: {len(found)}")
         for line in render.failure_lines(found, "", limit=len(found)):
-            typer.echo(line)
+            render.say(line)
     table = store.videos
     shown = table if limit == 0 else table.head(limit)
     states = _grouped(
@@ -172,9 +173,9 @@ def _print_details(store: Store, limit: int) -> None:
     render.print_table(("video", *columns), map(tuple, rows))
     for first, *others in states:
         if others:
-            typer.echo(f"{first} is also {render.listed(others)}")
+            render.say(f"{first} is also {render.listed(others)}")
     if len(shown) < len(table):
-        typer.echo(f"… and {len(table) - len(shown)} more: --limit 0 shows all")
+        render.say(f"… and {len(table) - len(shown)} more: --limit 0 shows all")
 
 
 # -- progress --------------------------------------------------------------------------------------
@@ -219,7 +220,7 @@ def _print_progress_json(run: Progress | None, totals: list[FeatureProgress], wa
         },
     }
     if watch:
-        typer.echo(json.dumps(value))  # one line per update, for scripts that read along
+        render.print_json(value, indent=None)  # one line per update, for scripts that read along
     else:
         render.print_json(value)
 
@@ -229,9 +230,9 @@ def _print_moving(run: Progress) -> None:
 
     line = f"{run.feature}: {progress_line(run)}"
     if sys.stdout.isatty():
-        typer.echo(f"\r\x1b[K{line}", nl=False)
+        render.say_over(line)
     else:
-        typer.echo(line)
+        render.say(line)
 
 
 def print_progress(store: str, run: Progress | None, totals: list[FeatureProgress]) -> None:
@@ -239,22 +240,22 @@ def print_progress(store: str, run: Progress | None, totals: list[FeatureProgres
     from .watcher import progress_line
 
     if sys.stdout.isatty() and run is not None:
-        typer.echo("\r\x1b[K", nl=False)
+        render.say_over()
     if run is None:
-        typer.echo(f"no ingest has run on {store} yet")
+        render.say(f"no ingest has run on {store} yet")
     elif run.running:
-        typer.echo(f"running: {run.feature}, {progress_line(run)}")
-        typer.echo(
+        render.say(f"running: {run.feature}, {progress_line(run)}")
+        render.say(
             f"  process {run.pid}, {run.workers} workers; {run.frames_committed:,} frames committed"
         )
     elif run.frames_committed < run.frames:
-        typer.echo(
+        render.say(
             f"stopped before its end: {run.feature}, {progress_line(run).partition(', ')[0]} seen,"
         )
-        typer.echo(f"  {run.frames_committed:,} committed; run the same ingest again to continue")
+        render.say(f"  {run.frames_committed:,} committed; run the same ingest again to continue")
     else:
         seconds = run.updated - run.started
-        typer.echo(f"finished: {run.feature}, {progress_line(run)}, {render.duration(seconds)}")
+        render.say(f"finished: {run.feature}, {progress_line(run)}, {render.duration(seconds)}")
     if totals:
         rows = [(t.feature, t.done, t.failed, t.pending) for t in totals]
         render.print_table(("videos of", ">done", ">failed", ">pending"), rows)
@@ -288,18 +289,20 @@ def print_log(entries: list[LogEntry]) -> None:
         names = [*(f"tag {tag}" for tag in entry.tags), *entry.branches]
         decoration = f" ({', '.join(names)})" if names else ""
         commit = entry.commit
-        typer.echo(f"{commit.id}  {render.local_time(commit.time)}  {commit.message}{decoration}")
+        render.say(f"{commit.id}  {render.local_time(commit.time)}  {commit.message}{decoration}")
         if entry.report is not None:
-            typer.echo(f"    {_report_line(entry.report)}")
+            render.say(f"    {_report_line(entry.report)}")
 
 
 def _report_line(report: Any) -> str:
-    failed = report.get("frames_failed", 0)
+    keys = ("videos_done", "frames", "frames_failed", "seconds", "frames_per_second")
+    told = [report.get(key, 0) for key in keys]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in told):
+        return "the report of this version cannot be read"
+    videos, frames, failed, seconds, rate = told
     text = (
-        f"{render.count(report.get('videos_done', 0), 'video')}, "
-        f"{render.count(report.get('frames', 0), 'frame')} in "
-        f"{render.duration(report.get('seconds', 0.0))} "
-        f"({report.get('frames_per_second', 0.0):.1f} frames/s)"
+        f"{render.count(videos, 'video')}, {render.count(frames, 'frame')} in "
+        f"{render.duration(seconds)} ({rate:.1f} frames/s)"
     )
     missed = f", {render.count(failed, 'frame')} failed" if failed else ""
     return f"{text}{missed}{', interrupted' if report.get('interrupted') else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import sys
@@ -31,12 +32,14 @@ from . import (
     ingest,
     look,
     predict,
+    render,
     splits,
     stats,
     stores,
     train,
     versions,
 )
+from .start import INTERRUPTED
 
 WRONG_USE = (
     ExistsError,
@@ -57,7 +60,8 @@ WRONG_PATH = (
 )
 """Errors of the system about paths that a user gave."""
 
-INTERRUPTED = 130
+WRONG_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EROFS)
+"""Numbers of others."""
 
 app = typer.Typer(
     name="kpstore",
@@ -88,7 +92,7 @@ for module in (
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"kpstore {__version__}")
+        render.say(f"kpstore {__version__}")
         raise typer.Exit
 
 
@@ -107,13 +111,18 @@ def _options(
     """Declare options that come before a command; :func:`run` handles ``--debug``."""
 
 
-def main() -> None:
-    """Run the command line of this process and end it."""
+def run_process() -> int:
+    """Run the command line of this process and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A file name that is not valid text must not end a run.
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    return run(sys.argv[1:])
+
+
+def main() -> None:
+    """Run the command line of this process and end it; for ``python -m kpstore.cli.main``."""
+    sys.exit(run_process())
 
 
 @functools.cache
@@ -139,29 +148,30 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except Exception as error:  # any error becomes one line and an exit code
         if debug:
-            traceback.print_exc()
+            render.say_lines(traceback.format_exc(), err=True)
         return _explain(error)
     return code if isinstance(code, int) else 0
 
 
 def _explain(error: Exception) -> int:
     if isinstance(error, KpstoreError):
-        typer.echo(f"error: {error}", err=True)
+        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+            render.say(line, err=True)
         return 2 if isinstance(error, WRONG_USE) else 1
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
-        typer.echo(f"error: {error.strerror or error}{where}", err=True)
-        return 2 if isinstance(error, WRONG_PATH) else 1
+        render.say(f"error: {error.strerror or error}{where}", err=True)
+        return 2 if isinstance(error, WRONG_PATH) or error.errno in WRONG_NAME else 1
     # A usage error; Typer has had its own copy of click since 0.2x.
     if hasattr(error, "format_message"):
         message = error.format_message().strip().replace("Value error, ", "")
         if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(message)
+            render.say_lines(message)
         else:
-            typer.echo(f"error: {message[:1].lower()}{message[1:].replace(chr(10), ' ')}", err=True)
+            render.say(f"error: {message[:1].lower()}{message[1:].replace(chr(10), ' ')}", err=True)
         return 2
     what = " ".join(str(error).split()) or "no message"
-    typer.echo(
+    render.say(
         f"error: internal error: {type(error).__name__}: {what}; run again with --debug", err=True
     )
     return 1

@@ -114,11 +114,11 @@ def predict(
 def _print(found: Predicted) -> None:
     where = found.feature if found.folder is None else found.folder
     version = f", version {found.snapshot}" if found.snapshot else ""
-    typer.echo(f"{where}: {render.count(found.frames, 'frame')}{version}")
+    render.say(f"{where}: {render.count(found.frames, 'frame')}{version}")
     for n, what in (
         (found.empty, "with nothing detected in it"),
         (found.done_before, "left out, there already"),
         (found.not_extracted, "left out, not extracted yet"),
     ):
         if n:
-            typer.echo(f"{render.count(n, 'frame')} {what}")
+            render.say(f"{render.count(n, 'frame')} {what}")

@@ -1,4 +1,8 @@
-"""How all commands print: tables, JSON, and numbers for people."""
+"""How all commands print: lines, tables, JSON, and numbers for people.
+
+Everything that is printed passes through this module, which makes the text of strangers visible:
+no id, path or message may move a terminal's cursor or add lines of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,11 @@ import typer
 
 from kpstore.store.shown import count as count
 from kpstore.store.shown import size as size
+from kpstore.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from kpstore.store.video import Failure
 
@@ -23,6 +29,33 @@ _WIDE = 200
 """Width of output that is not a terminal: nothing should be cut there."""
 
 SHOWN_FAILURES = 20
+_LONGEST_ERROR, _END_OF_ERROR = 2000, 600
+_REWRITE = "\r\x1b[K"
+
+
+def say(text: str = "", *, err: bool = False) -> None:
+    """Print one line, on standard error if ``err``, where very long lines are shortened."""
+    line = visible(text)
+    if err and len(line) > _LONGEST_ERROR:
+        # The end, which says what to do, stays.
+        line = f"{line[: _LONGEST_ERROR - _END_OF_ERROR]} … {line[-_END_OF_ERROR:]}"
+    typer.echo(line, err=err)
+
+
+def say_lines(text: str, *, err: bool = False) -> None:
+    """Print text of several lines, all of them ours."""
+    for line in text.rstrip("\n").split("\n"):
+        say(line, err=err)
+
+
+def say_over(text: str = "") -> None:
+    """Print a line, without ending it, over the one where the terminal's cursor is."""
+    typer.echo(_REWRITE + visible(text), nl=False)
+
+
+def say_above(bar: Progress, text: str) -> None:
+    """Print a line above a bar."""
+    bar.console.print(visible(text))
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -35,9 +68,9 @@ def console(*, stderr: bool = False) -> Console:
     )
 
 
-def print_json(value: object) -> None:
-    """Print JSON on standard output; NaN and infinity become null."""
-    typer.echo(json.dumps(_plain(value), indent=2))
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Print JSON in ASCII on standard output; NaN and infinity become null."""
+    typer.echo(json.dumps(_plain(value), indent=indent))
 
 
 class Shown(Protocol):
@@ -61,9 +94,9 @@ def show(found: S, as_json: bool, print_found: Callable[[S], None]) -> None:
 def print_some(lines: Sequence[str], limit: int = SHOWN_FAILURES, more: str = "--json") -> None:
     """Print the first lines and the number of others; ``more`` names options that show them."""
     for line in lines[:limit]:
-        typer.echo(f"  {line}")
+        say(f"  {line}")
     if len(lines) > limit:
-        typer.echo(f"  … and {len(lines) - limit:,} more ({more})")
+        say(f"  … and {len(lines) - limit:,} more ({more})")
 
 
 def _plain(value: object) -> object:
@@ -90,13 +123,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         )
     for row in rows:
         texts = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
-        table.add_row(*map(Text, texts))
+        table.add_row(*(Text(visible(text)) for text in texts))
     console().print(table)
 
 
 def heading(text: str) -> None:
-    """Print a line above a block."""
-    console().print(f"\n{text}", style="bold")
+    """Print an empty line, and a line above a block."""
+    say()
+    title(text)
+
+
+def title(text: str) -> None:
+    """Print a line that stands out."""
+    console().print(visible(text), style="bold")
 
 
 def number(value: int) -> str:

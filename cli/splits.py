@@ -77,7 +77,7 @@ def print_check(found: SplitCheck) -> None:
 
     compared = [f"values of {found.feature}"] if found.feature else []
     compared += [f"people by {found.signer}"] if found.signer else []
-    typer.echo(
+    render.say(
         f"{render.count(found.videos, 'video')} in {', '.join(found.splits) or 'no split'}; "
         f"compared: ids, paths{''.join(f', {what}' for what in compared)}"
     )
@@ -92,7 +92,7 @@ def print_check(found: SplitCheck) -> None:
             rows = [(", ".join(one.splits), ", ".join(one.videos), one.detail) for one in shared]
             render.print_table(("splits", "videos", ""), rows[: render.SHOWN_FAILURES])
         if len(shared) > render.SHOWN_FAILURES:
-            typer.echo(f"… and {len(shared) - render.SHOWN_FAILURES} more: --json lists them all")
+            render.say(f"… and {len(shared) - render.SHOWN_FAILURES} more: --json lists them all")
 
 
 def set_(
@@ -133,4 +133,4 @@ def _print_change(change: SplitChange, dry_run: bool) -> None:
     word = "would change" if dry_run else "changed"
     kept = f", {change.kept} kept as they were" if change.kept else ""
     made = "" if dry_run or not change.changed else f"; version {change.snapshot}"
-    typer.echo(f"{render.count(change.changed, 'video')} {word}{kept}{made}")
+    render.say(f"{render.count(change.changed, 'video')} {word}{kept}{made}")

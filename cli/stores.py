@@ -85,7 +85,7 @@ def merge(
 
 
 def _print_merged(report: ImportReport) -> None:
-    typer.echo(
+    render.say(
         f"{report.location}: {', '.join(report.features) or 'no features'}; "
         f"{render.count(report.videos, 'video')}, {render.count(report.frames, 'frame')}"
     )
@@ -117,11 +117,11 @@ def convert(
     if json:
         render.print_json(asdict(made))
         return
-    typer.echo(
+    render.say(
         f"{made.location}: {render.count(made.versions, 'version')}, the newest is {made.snapshot}"
     )
     if made.notes:
-        typer.echo("notes:")
+        render.say("notes:")
         render.print_some(made.notes, len(made.notes))
 
 
@@ -204,7 +204,7 @@ def repair_store(
 def print_repair(done: Repair, limit: int) -> None:
     """Print what was damaged, what was done about it, and what to do next."""
     if not done.problems:
-        typer.echo(f"{done.location} at {done.snapshot}: nothing is damaged, nothing to repair")
+        render.say(f"{done.location} at {done.snapshot}: nothing is damaged, nothing to repair")
         return
     render.heading("damaged")
     problems = [f"{one.array}: {one.where}: {one.what}" for one in done.problems]
@@ -214,18 +214,18 @@ def print_repair(done: Repair, limit: int) -> None:
             verb = "would be" if done.dry_run else "are"
             videos, frames = len(feature.videos), feature.frames
             held = f"{render.count(videos, 'video')}, {render.count(frames, 'frame')}"
-            typer.echo(f"{feature.feature}: {held} {verb} pending again; {feature.again}")
+            render.say(f"{feature.feature}: {held} {verb} pending again; {feature.again}")
             render.print_some(feature.videos, limit, _MORE)
         if feature.rebuilt:
-            typer.echo(
+            render.say(
                 f"{feature.feature}: {', '.join(feature.rebuilt)} {_done(done)} from sound rows"
             )
     if done.labels:
-        typer.echo(f"labels: {', '.join(done.labels)} {_done(done)}")
+        render.say(f"labels: {', '.join(done.labels)} {_done(done)}")
     for line in done.left:
-        typer.echo(f"not repaired: {line}")
+        render.say(f"not repaired: {line}")
     if done.made:
-        typer.echo(
+        render.say(
             f"version {done.made} holds no damage{' except what is left' if done.left else ''}; "
             "earlier versions keep theirs"
         )
@@ -238,7 +238,7 @@ def _done(done: Repair) -> str:
 def print_verification(found: Verification, limit: int) -> None:
     """Print what was checked, and the problems."""
     versions = "" if found.versions == 1 else f"{render.count(found.versions, 'version')}, "
-    typer.echo(
+    render.say(
         f"{found.location} at {found.snapshot}: {versions}{render.count(found.arrays, 'array')}, "
         f"{render.size(found.size_bytes)} read, "
         + (render.count(len(found.problems), "problem") if found.problems else "sound")
@@ -249,9 +249,9 @@ def print_verification(found: Verification, limit: int) -> None:
             rows = [(p.array, p.what, p.count, _place(found, p)) for p in problems[:limit]]
             render.print_table(("array", "what", ">how often", "where, or first at"), rows)
             if len(problems) > limit:
-                typer.echo(f"… and {len(problems) - limit} more ({_MORE})")
+                render.say(f"… and {len(problems) - limit} more ({_MORE})")
     if found.lacks:
-        typer.echo(f"note: {found.lacks}")
+        render.say(f"note: {found.lacks}")
 
 
 def _place(found: Verification, problem: Problem) -> str:
@@ -288,14 +288,14 @@ def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
             parts += [f"{render.count(failed, 'frame')} failed"] if failed else []
             told.setdefault(", ".join(parts), []).append(feature)
         for text, features in told.items():
-            typer.echo(f"{shown}: {render.listed(features)}: {text}")
+            render.say(f"{shown}: {render.listed(features)}: {text}")
     _print_ids("in another split", found.other_split, limit)
     _print_ids("the data set itself", found.problems, limit)
     if not found.differs:
-        typer.echo("the store holds all of it")
+        render.say("the store holds all of it")
 
 
 def _print_ids(what: str, ids: Sequence[str], limit: int) -> None:
     if ids:
-        typer.echo(f"{what}: {len(ids):,}")
+        render.say(f"{what}: {len(ids):,}")
         render.print_some(ids, limit, _MORE)

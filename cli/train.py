@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -136,7 +137,7 @@ def _training(found: NamedTraining) -> Callable[..., None]:
                     **options,
                 )
         except KeyboardInterrupt:
-            typer.echo(
+            render.say(
                 "stopped; the same command with --resume continues from the last checkpoint",
                 err=True,
             )
@@ -157,16 +158,16 @@ def _print(report: TrainReport) -> None:
     since = (
         "" if report.resumed_at is None else f", resumed at step {render.number(report.resumed_at)}"
     )
-    typer.echo(
+    render.say(
         f"{render.count(report.epochs, 'epoch')}, {render.count(report.steps, 'step')}{since}{why}"
     )
-    typer.echo(
+    render.say(
         f"best epoch {report.best_epoch + 1}, loss {report.best_loss:.4g}: "
         f"{report.folder}/best.safetensors"
     )
     if report.last is not None:
         speed = f"{render.number(round(report.last.frames_per_s))} frames/s"
-        typer.echo(
+        render.say(
             f"last epoch: {speed}, {report.last.wait_share:.1%} of the time waiting for frames"
         )
 
@@ -223,9 +224,9 @@ def _watching() -> Iterator[_Watcher]:
     if not _is_first():
         yield _Watcher(lambda _: None)
     elif not sys.stderr.isatty():
-        yield _Watcher(lambda line: typer.echo(line, err=True))
+        yield _Watcher(lambda line: render.say(line, err=True))
     else:
         from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
         with noted_bar(MofNCompleteColumn(), TimeRemainingColumn()) as bar:
-            yield _Watcher(bar.console.print, bar)
+            yield _Watcher(partial(render.say_above, bar), bar)

@@ -62,10 +62,10 @@ def tag(
     opened = kpstore.open(store, at, mode="a")
     if delete:
         opened.delete_tag(name)
-        typer.echo(f"tag {name} removed; the version it named stays in the log")
+        render.say(f"tag {name} removed; the version it named stays in the log")
     else:
         opened.tag(name)
-        typer.echo(f"tag {name} names version {opened.snapshot}")
+        render.say(f"tag {name} names version {opened.snapshot}")
 
 
 def branch(
@@ -165,7 +165,7 @@ def _list_tags(store: Store, json: bool) -> None:
         ]
         render.print_table(("tag", "version", "made", "message"), rows)
     else:
-        typer.echo(f"no tags yet; kpstore tag {store.location} NAME makes one")
+        render.say(f"no tags yet; kpstore tag {store.location} NAME makes one")
 
 
 def rollback(
@@ -180,10 +180,10 @@ def rollback(
 
     opened = kpstore.open(store, mode="a")
     kept = opened.rollback(to)
-    typer.echo(
+    render.say(
         f"version {opened.at().snapshot} is the newest again; the former newest is kept as {kept}"
     )
-    typer.echo(f"to undo: kpstore rollback {store} --to {kept}")
+    render.say(f"to undo: kpstore rollback {store} --to {kept}")
 
 
 def diff(
@@ -262,11 +262,11 @@ def print_contents(found: ContentDiff) -> None:
         ]
     render.print_table(("", ">A", ">B"), rows)
     for name, count in found.columns.items():
-        typer.echo(f"{name} differs in {render.count(count, 'video')}")
+        render.say(f"{name} differs in {render.count(count, 'video')}")
     for name, feature in found.features.items():
         in_state = f", {feature.states:,} in state" if feature.states else ""
         rows_of = render.count(feature.rows, "row")
-        typer.echo(f"{name}: {feature.differing:,} of {rows_of} differ{in_state}")
+        render.say(f"{name}: {feature.differing:,} of {rows_of} differ{in_state}")
         parts = [
             (part or "all", d.values, d.only_a, d.only_b, f"{d.largest:.3g}")
             for part, d in feature.parts.items()
@@ -285,15 +285,15 @@ def print_contents(found: ContentDiff) -> None:
         ]
         render.print_table(("where", "feature", "part", "what", ">by"), listed)
     for note in found.notes:
-        typer.echo(note)
+        render.say(note)
     if not found:
-        typer.echo("no difference")
+        render.say("no difference")
 
 
 def print_diff(changes: VersionDiff) -> None:
     """Print how two versions differ, video by video."""
     if not changes:
-        typer.echo("no difference")
+        render.say("no difference")
     for what, names in (
         ("videos added", changes.videos_added),
         ("videos removed", changes.videos_removed),
@@ -304,11 +304,11 @@ def print_diff(changes: VersionDiff) -> None:
         _print_names(what, names)
     for name, change in changes.features_changed.items():
         if change.provenance_changed:
-            typer.echo(f"{name}: made in another way")
+            render.say(f"{name}: made in another way")
         _print_names(f"{name}: videos changed", change.videos)
 
 
 def _print_names(what: str, names: tuple[str, ...]) -> None:
     if names:
-        typer.echo(f"{what}: {len(names)}")
+        render.say(f"{what}: {len(names)}")
         render.print_some(names)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import typer
+from kpstore.visible import visible
 
-from .render import console, count, duration, number
+from .render import console, count, duration, number, say, say_above
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -53,20 +53,20 @@ class LineWatcher:
     def on_scan(self, n_videos: int) -> None:
         """Say how far the scan is."""
         if self._is_time():
-            typer.echo(f"found {count(n_videos, 'video')} …", err=True)
+            say(f"found {count(n_videos, 'video')} …", err=True)
 
     def on_plan(self, plan: IngestPlan) -> None:
         """Say what will be done."""
-        typer.echo(plan_line(plan), err=True)
+        say(plan_line(plan), err=True)
 
     def on_progress(self, progress: Progress) -> None:
         """Say how far the run is, seldom."""
         if self._is_time():
-            typer.echo(progress_line(progress), err=True)
+            say(progress_line(progress), err=True)
 
     def on_commit(self, snapshot: str, progress: Progress) -> None:
         """Say what is safe now."""
-        typer.echo(f"committed {snapshot[:8]}: {progress_line(progress)}", err=True)
+        say(f"committed {snapshot[:8]}: {progress_line(progress)}", err=True)
 
     def _is_time(self) -> bool:
         with self._lock:
@@ -111,7 +111,7 @@ class BarWatcher:
 
     def on_plan(self, plan: IngestPlan) -> None:
         """Show what will be done."""
-        self._bar.console.print(plan_line(plan))
+        say_above(self._bar, plan_line(plan))
         self._bar.update(self._task, description="starting", total=max(plan.n_frames, 1), note="")
 
     def on_progress(self, progress: Progress) -> None:
@@ -142,7 +142,7 @@ def frames_bar(what: str) -> Iterator[Callable[[int], None]]:
 
     text = TextColumn("{task.description}: {task.completed:,} frames", markup=False)
     with _transient_bar(SpinnerColumn(), text) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(visible(what), total=None)
         yield lambda n_frames: bar.advance(task, n_frames)
 
 
@@ -153,7 +153,7 @@ def total_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     Draws a bar on a terminal, nothing elsewhere.
     """
     with _transient_bar() as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(visible(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -17,8 +17,13 @@
     ├── ExtractorError     (RuntimeError)  a model that does not start
     └── MissingExtraError  (ImportError)   an optional dependency that is not installed
 
-A message says what was asked, what was found, and what to do.
+A message is one line that says what was asked, what was found, and what to do. Several problems of
+one kind are notes of the error (:meth:`BaseException.add_note`), one line each.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class KpstoreError(Exception):
@@ -90,6 +95,13 @@ class MissingExtraError(KpstoreError, ImportError):
 
 def _missing_extra(what: str, extra: str) -> MissingExtraError:
     return MissingExtraError(what, extra=extra)
+
+
+def several(error: KpstoreError, problems: Iterable[str]) -> KpstoreError:
+    """Return an error with a note for each problem."""
+    for problem in problems:
+        error.add_note(f"  {problem}")
+    return error
 
 
 def one_line(reason: str | BaseException) -> str:

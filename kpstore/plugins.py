@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from kpstore.errors import ExistsError, MissingExtraError, NotFoundError
+from kpstore.visible import visible
 
 Group = Literal[
     "kpstore.backends",
@@ -103,7 +104,7 @@ def of_others(group: Group) -> Iterator[Any]:
         except Exception as error:  # whatever an outsider's module raises when it is imported
             warnings.warn(
                 f"plug-in {point.name!r} ({point.value}) of {group} cannot be imported and is left "
-                f"out: {error}",
+                f"out: {visible(str(error))}",
                 stacklevel=2,
             )
 

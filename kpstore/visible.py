@@ -7,6 +7,7 @@ turn a word around, so whatever is printed or put into HTML passes through :func
 
 from __future__ import annotations
 
+import logging
 import re
 
 _HIDDEN = re.compile(
@@ -32,6 +33,18 @@ def visible(text: str) -> str:
     clip\x1b[2J\n
     """
     return _HIDDEN.sub(_escaped, text)
+
+
+def logger(name: str) -> logging.Logger:
+    """Return the logger of a module, whose messages are made visible."""
+    found = logging.getLogger(name)
+    found.addFilter(_show)
+    return found
+
+
+def _show(record: logging.LogRecord) -> bool:
+    record.msg, record.args = visible(record.getMessage()), ()
+    return True
 
 
 def _escaped(found: re.Match[str]) -> str:

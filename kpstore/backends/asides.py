@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import socket
 import uuid
@@ -12,6 +13,8 @@ from pathlib import Path
 
 _SPARE_BYTES = 32 * 2**20
 """Space that is left free on the disk, for HDF5's own metadata."""
+_LONGEST_NAME = 120
+"""In bytes; of 255 that file systems allow, the process and the purpose need the others."""
 _FICLONE = 0x40049409
 """Linux's ioctl that lets a file share the blocks of another one until either is changed."""
 
@@ -22,7 +25,15 @@ def aside_of(path: Path, what: str) -> Path:
     It has the suffix of ``path``, which determines the backend of a store.
     """
     host, number = _host(), uuid.uuid4().hex[:8]
-    return path.with_name(f".{what}-{host}-{os.getpid()}-{number}.{path.name}")
+    return path.with_name(f".{what}-{host}-{os.getpid()}-{number}{_ending(path)}")
+
+
+def _ending(path: Path) -> str:
+    """Return the end of such a name: the name of ``path``, or a digest of one that is too long."""
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32] + path.suffix
+    return f".{name}"
 
 
 def left_overs(path: Path, what: str) -> list[Path]:
@@ -30,7 +41,7 @@ def left_overs(path: Path, what: str) -> list[Path]:
 
     This includes paths of which only files are left that were written beside them in turn.
     """
-    start, end = f".{what}-", f".{path.name}"
+    start, end = f".{what}-", _ending(path)
     found: dict[Path, None] = {}
     for entry in os.listdir(path.parent) if path.parent.is_dir() else ():
         # ".writing-….building-….s.h5" would have become ".building-….s.h5".
@@ -46,7 +57,7 @@ def left_overs(path: Path, what: str) -> list[Path]:
 
 
 def _host() -> str:
-    return socket.gethostname().replace("-", "_").replace(".", "_")
+    return socket.gethostname().replace("-", "_").replace(".", "_")[:64]
 
 
 def _runs(process: int) -> bool:
@@ -59,11 +70,19 @@ def _runs(process: int) -> bool:
     return True
 
 
+def system_error(number: int, path: object, doing: str = "") -> OSError:
+    """Return an error of the system for a path, in one line that says what was being done."""
+    told = os.strerror(number)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        told += " (make room, then repeat it)"
+    return OSError(number, f"{doing}: {told}" if doing else told, str(path))
+
+
 def check_room(path: Path, n_bytes: int) -> None:
     """Raise :class:`OSError` if a disk lacks space for ``n_bytes``, as a full disk breaks HDF5."""
     about = os.statvfs(path.parent)
     if about.f_bavail * about.f_frsize < n_bytes + _SPARE_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        raise system_error(errno.ENOSPC, path.parent, "nothing was written")
 
 
 def copy_blocks(source: int, target: int) -> None:

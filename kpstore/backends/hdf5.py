@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -26,6 +26,7 @@ from kpstore.backends.hdf5_changes import OPEN
 from kpstore.backends.hdf5_commits import HDF5WriteSession, new_id
 from kpstore.backends.hdf5_file import HDF5ReadSession, StoreFile
 from kpstore.backends.hdf5_garbage import copy_versions
+from kpstore.backends.hdf5_items import item_of
 from kpstore.backends.hdf5_records import (
     DAMAGE,
     FORMAT,
@@ -44,8 +45,16 @@ from kpstore.backends.hdf5_records import (
     write_record,
 )
 from kpstore.backends.hdf5_tree import Tree, newest_tree, older_tree, read_tree, write_tree
-from kpstore.backends.locks import SharedLock, lock_alone, refusing_lock
-from kpstore.errors import CorruptError, ExistsError, NotFoundError, UnsupportedError
+from kpstore.backends.locks import SharedLock, lock_alone
+from kpstore.errors import (
+    CorruptError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    UnsupportedError,
+)
+
+_LONGEST_NAME = 255
 
 
 class HDF5Backend(StoreFile):
@@ -81,6 +90,11 @@ class HDF5Backend(StoreFile):
 
     def check_free(self) -> None:
         """Raise :class:`ExistsError` unless this place is free."""
+        if len(os.fsencode(self.sidecar_dir.name)) > _LONGEST_NAME:
+            raise InvalidError(
+                f"{self.location}: the folder for its locks would need a name of more than "
+                f"{_LONGEST_NAME} bytes; choose a shorter name"
+            )
         if self._path.exists() or self._path.is_symlink():
             raise ExistsError(f"{self.location} already exists; choose another path for the store")
 
@@ -201,7 +215,7 @@ class HDF5Backend(StoreFile):
         with lock_alone(self.sessions_lock, location=self.location), self.commit_lock():
             file = self.file()
             self._refuse_damage(file)
-            versions, names = file[HOME]["versions"], self.names(file)
+            versions, names = item_of(file, f"{HOME}/versions"), self.names(file)
             about = {snapshot: read_commit(file, snapshot) for snapshot in versions}
             kept = kept_versions(
                 [names.head, *names.tags.values()],
@@ -230,13 +244,6 @@ class HDF5Backend(StoreFile):
                 f"{self.location}'"
             )
 
-    def exclusive(self, purpose: str) -> AbstractContextManager[None]:
-        """Reserve the store for one long write."""
-        self._require()
-        return refusing_lock(
-            self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
-        )
-
 
 def _place(file: Path, backend: HDF5Backend) -> None:
     """Move a file by a second name, which fails if the place is taken, unlike a rename."""
@@ -260,7 +267,7 @@ def _place(file: Path, backend: HDF5Backend) -> None:
 def _examine(file: h5py.File) -> Iterator[str]:
     """Yield what is wrong, one line for each problem, which names the version."""
     try:
-        names, versions = read_names(file), sorted(file[HOME]["versions"])
+        names, versions = read_names(file), sorted(item_of(file, f"{HOME}/versions"))
     except DAMAGE as error:
         yield f"names of versions cannot be read: {reason_of(error)}"
         return
@@ -290,13 +297,15 @@ def _references(names: Names, versions: set[str], records: dict[str, Record]) ->
 def _circles(parents: dict[str, str | None]) -> Iterator[str]:
     """Yield versions whose ancestors have no end."""
     sound: set[str | None] = set()
+    circular: set[str | None] = set()  # each version is visited once, however long the circle
     for start in sorted(parents):
         at: str | None = start
         way: set[str | None] = set()
-        while at in parents and at not in sound and at not in way:
+        while at in parents and at not in sound and at not in circular and at not in way:
             way.add(at)
             at = parents[at]
-        if at in way:
+        if at in way or at in circular:
+            circular.update(way)
             yield f"version {start}: it follows itself"
         else:
             sound.update(way)

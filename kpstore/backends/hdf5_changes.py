@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends import refusals
-from kpstore.backends.asides import check_room
+from kpstore.backends.asides import check_room, system_error
 from kpstore.backends.base import TEXT, ArrayMeta, Chunks, SessionChunks
 from kpstore.backends.checksums import checksum
 from kpstore.backends.gathered import Touched
 from kpstore.backends.hdf5_file import Session, StoreFile
+from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
     DAMAGE,
     HOME,
@@ -103,7 +104,7 @@ class Changes(Session):
                 self._work = path, file
                 self._tree = self._read_tree(file)
                 self._before = dict(self._tree.arrays)
-                delta = file[HOME]["versions"][self._snapshot].create_group("delta")
+                delta = item_of(file, f"{HOME}/versions/{self._snapshot}").create_group("delta")
                 delta.create_group("chunks")
                 delta.create_group("arrays")
         return self._work[1]
@@ -112,20 +113,21 @@ class Changes(Session):
     def _writing(self) -> Iterator[None]:
         """Turn damage that HDF5's library finds while it writes into :class:`CorruptError`.
 
-        A full disk and other errors of the system pass unchanged.
+        Errors of the system, as a full disk, keep their numbers.
         """
         try:
             yield
         except DAMAGE as error:
-            if isinstance(error, UnicodeEncodeError) or (
-                isinstance(error, OSError) and error.errno is not None
-            ):
+            if isinstance(error, UnicodeEncodeError):
                 raise
+            if isinstance(error, OSError) and error.errno is not None:
+                doing = "nothing was committed"  # HDF5's own text is long, and names no file
+                raise system_error(error.errno, self._home.location, doing) from error
             with damage_told(self._home.location):
                 raise
 
     def _kept(self) -> h5py.Group:
-        return self._copy()[HOME]["versions"][self._snapshot]["delta"]
+        return item_of(self._copy(), f"{HOME}/versions/{self._snapshot}/delta")
 
     def _array_delta(self, name: str) -> ArrayDelta | None:
         """Return how an array of the version before differs; None if that has no such array."""
@@ -177,7 +179,7 @@ class Changes(Session):
         self._array_delta(name)
         meta = self.meta(name)
         with self._writing():
-            layout.set_attrs(file[name], kept, meta.attrs)
+            layout.set_attrs(item_of(file, name), kept, meta.attrs)
         self._put(name, replace(meta, attrs=kept))
         self._note(lambda _, newer: newer.set_array_attrs(name, kept), {(name, "meta")})
 
@@ -186,7 +188,7 @@ class Changes(Session):
         file = self._copy()
         if name in self._tree.arrays:
             raise ExistsError(f"array {name!r} exists already")
-        if name in file:
+        if has_item(file, name):
             raise ExistsError(
                 f"{name!r} is taken in {self._home.location} by something that is not kpstore's"
             )
@@ -210,7 +212,7 @@ class Changes(Session):
         self._array_delta(name)
         table = self._table(name)
         with self._writing():
-            file[name].resize(n_rows, axis=0)
+            item_of(file, name).resize(n_rows, axis=0)
         if table is not None:
             added = np.zeros(longer.n_chunks - len(table), np.uint64)
             self._tables[name] = np.concatenate([table, added])
@@ -257,7 +259,7 @@ class Changes(Session):
         for chunk in chunks:
             self._write_chunk(name, chunk, start, values)
         with self._writing():
-            file[name][start : start + len(values)] = values
+            item_of(file, name)[start : start + len(values)] = values
         n_rows = len(values)
 
         def again(changes: Changes, newer: Changes) -> None:
@@ -299,7 +301,7 @@ class Changes(Session):
             delta = None
         if delta is None and (whole or not self._has_tables):
             return None
-        kept = self._kept()["chunks"]
+        kept = item_of(self._kept(), "chunks")
         first, last = meta.rows_of(chunk)
         what = f"rows {first}:{last} of "
         try:

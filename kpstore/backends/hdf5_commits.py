@@ -18,6 +18,7 @@ from kpstore.backends.checksums import text_digest
 from kpstore.backends.gathered import GatheredRows, collide
 from kpstore.backends.hdf5_changes import Changes
 from kpstore.backends.hdf5_file import Session
+from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
     HOME,
     damage_told,
@@ -129,8 +130,8 @@ class HDF5WriteSession(Changes):
             if self._kept_checksums is not None:
                 numbers = self._kept_checksums.astype("<u8").view(np.uint8)
                 kept.create_dataset("checksums", data=numbers)
-            newest = file[HOME]["versions"][snapshot]
-            if "delta" in newest:  # of a version that is the newest again
+            newest = item_of(file, f"{HOME}/versions/{snapshot}")
+            if has_item(newest, "delta"):  # of a version that is the newest again
                 del newest["delta"]
             write_names(file, replace(names, head=snapshot))
             file.close()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from kpstore.backends import refusals
 from kpstore.backends.asides import aside_of, check_room, copy_blocks, left_overs, make_durable
 from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Commit
+from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
     DAMAGE,
     HOME,
@@ -30,7 +31,8 @@ from kpstore.backends.hdf5_records import (
     reason_of,
 )
 from kpstore.backends.hdf5_tree import Piece, StoredArray, Tree, WrongChunkError, read_tree
-from kpstore.backends.locks import waiting_lock
+from kpstore.backends.links import refuse_links_beside
+from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.backends.mapping import FilePiece, map_chunks
 from kpstore.errors import BusyError, CorruptError, KpstoreError, NotFoundError
 
@@ -63,7 +65,7 @@ class StoreFile:
             return False
         try:
             with h5py.File(self._path, "r") as file:
-                return HOME in file and "head" in file[HOME].attrs
+                return has_item(file, HOME) and "head" in item_of(file, HOME).attrs
         except DAMAGE:
             return _looks_like_hdf5(self._path)  # and opening it will tell what is wrong
 
@@ -120,9 +122,9 @@ class StoreFile:
     def check_version(self, file: h5py.File, snapshot: str) -> None:
         """Raise :class:`NotFoundError` for an unknown version."""
         with damage_told(self.location):
-            versions = file[HOME]["versions"]
-            found = versions[snapshot] if snapshot.isalnum() and snapshot in versions else None
-        if found is None:
+            versions = item_of(file, f"{HOME}/versions")
+            found = snapshot.isalnum() and has_item(versions, snapshot)
+        if not found:
             raise NotFoundError(
                 f"version {snapshot!r} of {self.location} not found; see 'kpstore log'"
             )
@@ -191,7 +193,16 @@ class StoreFile:
 
     def commit_lock(self) -> AbstractContextManager[None]:
         """Exclude other commits: of two that copied the same file, one would be lost."""
+        refuse_links_beside(self.sidecar_dir)
         return waiting_lock(self.sidecar_dir / "commit.lock")
+
+    def exclusive(self, purpose: str) -> AbstractContextManager[None]:
+        """Reserve the store for one long write."""
+        self._require()
+        refuse_links_beside(self.sidecar_dir)
+        return refusing_lock(
+            self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
+        )
 
 
 def _looks_like_hdf5(path: Path) -> bool:

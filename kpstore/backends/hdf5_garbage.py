@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from kpstore.backends import hdf5_layout as layout
+from kpstore.backends.hdf5_items import item_of
 from kpstore.backends.hdf5_records import (
     DAMAGE,
     HOME,
@@ -58,7 +59,7 @@ def copy_versions(source: h5py.File, target: h5py.File, kept: set[str]) -> None:
 def _copy_version(
     source: h5py.File, target: h5py.File, snapshot: str, head: str, kept: set[str]
 ) -> None:
-    old = source[HOME]["versions"][snapshot]
+    old = item_of(source, f"{HOME}/versions/{snapshot}")
     new = target[HOME]["versions"].create_group(snapshot)
     record = read_record(source, snapshot)
     parent = record["parent"]
@@ -153,17 +154,15 @@ def _copy_items(source: h5py.Group, target: h5py.Group, but: str = "") -> None:
     for name in source:
         if name == but:
             continue
-        link = source.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            target[name] = link  # of other programs: not followed
-        elif layout.is_array(source[name]):
-            layout.copy_array(layout.open_array(source, name), target, name)
-        else:
-            source.copy(source[name], target, name=name)
+        item = item_of(source, name)
+        if layout.is_array(item):
+            layout.copy_array(item, target, name)
+        else:  # of another program
+            source.copy(item, target, name=name)
 
 
 def _copy_bytes(source: h5py.Group, target: h5py.Group, name: str) -> None:
-    target.create_dataset(name, data=source[name][()])
+    target.create_dataset(name, data=item_of(source, name)[()])
 
 
 def _copy_attrs(source: h5py.Group, target: h5py.Group) -> None:

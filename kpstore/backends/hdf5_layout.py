@@ -43,6 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
+from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import ABSENT, ArrayDelta, descriptor_of
 from kpstore.errors import CorruptError, InvalidError
 
@@ -164,20 +165,6 @@ def is_array(item: object) -> bool:
     return isinstance(item, h5py.Dataset) and _META in item.attrs
 
 
-def open_array(group: h5py.Group, name: str) -> h5py.Dataset:
-    """Return a data set of this file; :class:`CorruptError` for a link to another file."""
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise CorruptError(
-            f"{group.file.filename}: array {name!r} is missing, or lies in another file"
-        )
-    array = group[name]
-    if array.is_virtual or array.external:
-        raise CorruptError(
-            f"{group.file.filename}: array {name!r} lies in another file, which is not read"
-        )
-    return array
-
-
 def read_dataset(array: h5py.Dataset, start: int, stop: int) -> NDArray[np.generic]:
     """Return rows of a data set, text as ``str``."""
     if h5py.check_string_dtype(array.dtype) is None:
@@ -267,12 +254,12 @@ def keep_chunk(
     if rows is None:
         delta.chunks[str(chunk)] = ABSENT
         return
-    if name not in kept:
+    if not has_item(kept, name):
         # Compressed, because a chunk of a small store is nearly empty, and a commit must not cost
         # two megabytes.
         codec: Codec = "lz4" if meta.codec == "raw" else meta.codec
         create_array(kept, name, replace(with_rows(meta, 0, {}), codec=codec))
-    copies = kept[name]
+    copies = item_of(kept, name)
     at = copies.shape[0] // meta.chunk_rows
     copies.resize((at + 1) * meta.chunk_rows, axis=0)
     if isinstance(rows, bytes):

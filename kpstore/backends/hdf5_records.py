@@ -20,6 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from kpstore.backends.base import Commit
+from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.errors import CorruptError, InvalidError, KpstoreError
 
 HOME = "_kpstore"
@@ -71,7 +72,7 @@ def damage_told(location: str, of: str = "arrays and versions") -> Iterator[None
 
 def has_checksums(file: h5py.File) -> bool:
     """Return whether a file has checksums (format 2); :class:`InvalidError` for newer formats."""
-    found = int(file[HOME].attrs["format"])
+    found = int(item_of(file, HOME).attrs["format"])
     if found > FORMAT:
         raise InvalidError(
             f"{file.filename} has layout {found} of kpstore's HDF5 files, this kpstore reads up to "
@@ -103,14 +104,14 @@ def write_json(group: h5py.Group, name: str, value: Mapping[str, object]) -> Non
     text = json.dumps(value, ensure_ascii=False)
     if has_checksums(group.file):
         text = f'{text[:-1]}{_SEAL}{_seal(group, name, text[:-1].encode())}"}}'
-    if name in group:
+    if has_item(group, name):
         del group[name]
     group.create_dataset(name, data=np.frombuffer(text.encode(), dtype=np.uint8))
 
 
 def read_json(group: h5py.Group, name: str) -> Any:
     """Return what :func:`write_json` stored; :class:`ValueError` if its checksum differs."""
-    stored = group[name][()].tobytes()
+    stored = item_of(group, name)[()].tobytes()
     if has_checksums(group.file):
         body, seal = stored[:-_SEAL_BYTES], stored[-_SEAL_BYTES:]
         if seal != f'{_SEAL}{_seal(group, name, body)}"}}'.encode():
@@ -129,19 +130,20 @@ def write_bytes(group: h5py.Group, name: str, data: bytes, pad: bytes) -> None:
     HDF5 forgets the free space of a file when it is closed, so a new place each time would make the
     file grow.
     """
-    if name in group and group[name].shape[0] < len(data):
+    if has_item(group, name) and item_of(group, name).shape[0] < len(data):
         del group[name]
-    if name not in group:
+    if not has_item(group, name):
         group.create_dataset(
             name, shape=(-(-len(data) * 5 // 4 // _STEP_BYTES) * _STEP_BYTES,), dtype=np.uint8
         )
-    size = group[name].shape[0]
-    group[name][...] = np.frombuffer(data + pad * (size - len(data)), dtype=np.uint8)
+    place = item_of(group, name)
+    size = place.shape[0]
+    place[...] = np.frombuffer(data + pad * (size - len(data)), dtype=np.uint8)
 
 
 def read_bytes(group: h5py.Group, name: str) -> bytes:
     """Return what :func:`write_bytes` stored, including the padding."""
-    return bytes(group[name][()].tobytes())
+    return bytes(item_of(group, name)[()].tobytes())
 
 
 # -- names -----------------------------------------------------------------------------------------
@@ -165,7 +167,7 @@ class Names:
 
 def read_names(file: h5py.File) -> Names:
     """Return the names; :class:`ValueError` if they are damaged."""
-    home = file[HOME]
+    home = item_of(file, HOME)
     if has_checksums(file):
         stored = read_json(home, "names")
         return Names(stored["head"], stored["tags"], tuple(stored["used_tags"]))
@@ -176,10 +178,11 @@ def read_names(file: h5py.File) -> Names:
 def write_names(file: h5py.File, names: Names) -> None:
     """Store the names."""
     if has_checksums(file):
-        write_json(file[HOME], "names", vars(names))
+        write_json(item_of(file, HOME), "names", vars(names))
     else:
         tags, used_tags = json.dumps(names.tags), json.dumps(names.used_tags)
-        file[HOME].attrs.update({"head": names.head, "tags": tags, "used_tags": used_tags})
+        about = {"head": names.head, "tags": tags, "used_tags": used_tags}
+        item_of(file, HOME).attrs.update(about)
 
 
 # -- versions --------------------------------------------------------------------------------------
@@ -203,7 +206,10 @@ class Record(TypedDict, total=False):
 
 def write_record(file: h5py.File, commit: Commit, about: Mapping[str, object]) -> None:
     """Store the :class:`Record` of a commit, with the entries ``about`` its data."""
-    group = file[HOME].require_group("versions").create_group(commit.id)
+    home = item_of(file, HOME)
+    if not has_item(home, "versions"):
+        home.create_group("versions")
+    group = item_of(home, "versions").create_group(commit.id)
     record = {
         "parent": commit.parent,
         "message": commit.message,
@@ -216,7 +222,7 @@ def write_record(file: h5py.File, commit: Commit, about: Mapping[str, object]) -
 
 def read_record(file: h5py.File, snapshot: str) -> Record:
     """Return what :func:`write_record` stored."""
-    found: Record = read_json(file[HOME]["versions"][snapshot], "record")
+    found: Record = read_json(item_of(file, f"{HOME}/versions/{snapshot}"), "record")
     return found
 
 
@@ -295,7 +301,7 @@ def write_delta(group: h5py.Group, delta: Delta) -> None:
 
 def read_delta(file: h5py.File, snapshot: str) -> tuple[h5py.Group, Delta]:
     """Return a version's delta, and the group that holds its chunks."""
-    group = file[HOME]["versions"][snapshot]["delta"]
+    group = item_of(file, f"{HOME}/versions/{snapshot}/delta")
     about = read_json(group, "about")
     arrays = {
         name: None if array is None else ArrayDelta(**array)

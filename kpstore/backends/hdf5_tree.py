@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import matches
+from kpstore.backends.hdf5_items import item_of
 from kpstore.backends.hdf5_records import (
     ABSENT,
     HOME,
@@ -59,7 +60,7 @@ class DataSet:
     @cached_property
     def array(self) -> h5py.Dataset:
         """The data set; :class:`CorruptError` if it has another shape or type."""
-        array, row_shape = layout.open_array(self.group, self.name), self.meta.shape[1:]
+        array, row_shape = item_of(self.group, self.name), self.meta.shape[1:]
         n_rows = array.shape[0] if self.n_rows is None else self.n_rows
         chunks = (self.meta.chunk_rows, *row_shape)
         if array.shape != (n_rows, *row_shape) or array.chunks != chunks:
@@ -263,8 +264,8 @@ def read_tree(file: h5py.File, snapshot: str) -> Tree:
 
 def write_tree(file: h5py.File, tree: Tree) -> dict[str, object]:
     """Store the newest version's description and checksums; return the digests of both."""
-    described = tree.to_json()
-    write_bytes(file[HOME], "tree", described, b" ")
+    described, home = tree.to_json(), item_of(file, HOME)
+    write_bytes(home, "tree", described, b" ")
     tables: dict[str, Table] = {}
     digests: dict[str, str] = {}
     for name, array in sorted(tree.arrays.items()):
@@ -272,14 +273,14 @@ def write_tree(file: h5py.File, tree: Tree) -> dict[str, object]:
         # Unchanged checksums keep their digest, so that damaged ones do not get a new one.
         digests[name] = array.table_digest or digest(tables[name])
     numbers = np.concatenate([np.empty(0, "<u8"), *tables.values()]).astype("<u8")
-    write_bytes(file[HOME], "checksums", numbers.tobytes(), b"\0")
+    write_bytes(home, "checksums", numbers.tobytes(), b"\0")
     return {"tree": digest(described), "checksums": digests}
 
 
 def newest_tree(file: h5py.File) -> Tree:
     """Return the newest version of a file of format 2, not yet compared with its record."""
-    found = json.loads(read_bytes(file[HOME], "tree"))
-    tables = _Tables(file[HOME])
+    found = json.loads(read_bytes(item_of(file, HOME), "tree"))
+    tables = _Tables(item_of(file, HOME))
     arrays, at = {}, 0
     for name, described in found["arrays"].items():
         meta = layout.meta_from_json(described)
@@ -292,8 +293,9 @@ def newest_tree(file: h5py.File) -> Tree:
 def _newest_by_attributes(file: h5py.File) -> Tree:
     arrays = {}
     for name in file:
-        if isinstance(file.get(name, getlink=True), h5py.HardLink) and layout.is_array(file[name]):
-            meta = layout.meta_of(layout.open_array(file, name))
+        item = item_of(file, name)
+        if layout.is_array(item):
+            meta = layout.meta_of(item)
             arrays[name] = StoredArray(DataSet(file, name, meta), meta)
     return Tree(layout.get_attrs(file), arrays)
 
@@ -310,12 +312,12 @@ def older_tree(base: Tree, group: h5py.Group, differs: Delta) -> Tree:
             if has_tables:
                 meta = layout.meta_from_json(differs.metas[name])
             else:
-                meta = layout.meta_of(layout.open_array(group["arrays"], name))
-            under = StoredArray(DataSet(group["arrays"], name, meta), meta)
+                meta = layout.meta_of(item_of(group, f"arrays/{name}"))
+            under = StoredArray(DataSet(item_of(group, "arrays"), name, meta), meta)
         else:
             under = arrays[name]
         meta = layout.with_rows(under.meta, delta.n_rows, delta.attrs)
-        copies = DataSet(group["chunks"], name, meta)
+        copies = DataSet(item_of(group, "chunks"), name, meta)
         placed = {
             int(chunk): Piece(None, 0) if place == ABSENT else Piece(copies, place)
             for chunk, place in delta.chunks.items()

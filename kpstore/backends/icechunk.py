@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,16 +18,17 @@ from kpstore.backends.asides import aside_of, make_durable, sync_disk
 from kpstore.backends.base import MAIN, Capabilities, Commit
 from kpstore.backends.garbage import Before, Garbage
 from kpstore.backends.icechunk_directory import IcechunkDirectory
-from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
+from kpstore.backends.icechunk_errors import first_line, guard_fork, translated, translation
 from kpstore.backends.icechunk_garbage import collect
 from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.icechunk_sessions import IcechunkReadSession, IcechunkWriteSession
 from kpstore.backends.icechunk_table import ChecksumTable
-from kpstore.backends.locks import SharedLock, lock_alone, looking_lock, refusing_lock
+from kpstore.backends.locks import SharedLock, lock_alone, looking_lock
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class IcechunkBackend(IcechunkDirectory):
@@ -47,15 +47,20 @@ class IcechunkBackend(IcechunkDirectory):
         aside = aside_of(target, "creating")
         aside.mkdir(parents=True)
         try:
-            repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(aside)))
-            session = repository.writable_session(MAIN)
-            ChecksumTable.create(zarr.create_group(session.store, attributes=dict(attrs)))
-            snapshot = str(session.commit(message))
-            VersionRecords(aside, self.location, lambda: repository).committed(MAIN, snapshot)
+            with translated(self.location, "no store was made"):
+                snapshot = self._create_at(aside, attrs, message)
             sync_disk(aside)
             _rename(aside, target, self.location)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+        return snapshot
+
+    def _create_at(self, aside: Path, attrs: Mapping[str, object], message: str) -> str:
+        repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(aside)))
+        session = repository.writable_session(MAIN)
+        ChecksumTable.create(zarr.create_group(session.store, attributes=dict(attrs)))
+        snapshot = str(session.commit(message))
+        VersionRecords(aside, self.location, lambda: repository).committed(MAIN, snapshot)
         return snapshot
 
     def move(self, location: str) -> None:
@@ -93,7 +98,9 @@ class IcechunkBackend(IcechunkDirectory):
         # Before the newest version is looked up, which would otherwise be removed meanwhile.
         hold = SharedLock(self.sessions_lock)
         repo = self._repo()
-        self.records.check_snapshot(self.newest(branch, self.branches()))
+        newest = self.newest(branch, self.branches())
+        self.records.check_snapshot(newest)
+        self.wait_for_clock(newest, "nothing was begun")
         given = read_refs(self.path, "branch")[branch].given
         with translated(self.location):
             return IcechunkWriteSession(repo.writable_session(given), self, branch, hold)
@@ -189,6 +196,9 @@ class IcechunkBackend(IcechunkDirectory):
             try:
                 self._repo().create_tag(given, target)
             except icechunk.IcechunkError as error:
+                told = translation(error, self.location)
+                if isinstance(told, OSError):
+                    raise told from error
                 raise ExistsError(
                     f"tag {name!r} of {self.location} cannot be created: {first_line(error)}"
                 ) from None
@@ -242,12 +252,6 @@ class IcechunkBackend(IcechunkDirectory):
             yield str(error)
             return
         yield from self.records.examine(self._quiet())
-
-    def exclusive(self, purpose: str) -> AbstractContextManager[None]:
-        """Reserve the store for one long write."""
-        return refusing_lock(
-            self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
-        )
 
 
 def _free_place(location: str) -> Path:

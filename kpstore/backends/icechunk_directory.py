@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -12,12 +14,13 @@ import zarr
 
 from kpstore.backends import refusals
 from kpstore.backends.base import MAIN
-from kpstore.backends.icechunk_errors import first_line, guard_fork, translated
+from kpstore.backends.icechunk_errors import guard_fork, translated, translation
 from kpstore.backends.icechunk_manifests import Nodes, nodes_of
 from kpstore.backends.icechunk_names import Names, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
-from kpstore.backends.locks import waiting_lock
-from kpstore.errors import CorruptError, NotFoundError
+from kpstore.backends.links import refuse_links
+from kpstore.backends.locks import refusing_lock, waiting_lock
+from kpstore.errors import CorruptError, NotFoundError, UnsupportedError
 
 # Icechunk writes its own log to standard output, where it breaks --json. It warns that local
 # directories are not safe for concurrent commits, which is why every commit here holds a lock. Its
@@ -31,6 +34,7 @@ _CONFIG = icechunk.RepositoryConfig(
     manifest=icechunk.ManifestConfig(preload=icechunk.ManifestPreloadConfig(max_total_refs=0))
 )
 
+_WAIT_S = 5.0
 _N_VERSIONS = 4
 """Number of versions whose lists of arrays are kept in memory."""
 
@@ -51,6 +55,7 @@ class IcechunkDirectory:
         self._nodes_of: dict[str, Nodes | None] = {}
         self._told: set[str] = set()
         self._collected: int | None = None
+        self._looked_through = False
 
     @property
     def sidecar_dir(self) -> Path:
@@ -69,7 +74,14 @@ class IcechunkDirectory:
     def close(self) -> None:
         """Close the repository."""
         self.__dict__.pop("_repository", None)
+        self._looked_through = False
         self._nodes_of.clear()
+
+    def _look_for_links(self) -> None:
+        """Refuse a folder that holds links, once for each opening, before anything is opened."""
+        if not self._looked_through:
+            refuse_links(self.path)
+            self._looked_through = True
 
     @cached_property
     def _repository(self) -> icechunk.Repository:
@@ -79,17 +91,18 @@ class IcechunkDirectory:
             raise NotFoundError(
                 f"{self.location} {what}; 'kpstore ingest' and 'kpstore import' make one"
             )
+        self._look_for_links()
         try:
             return icechunk.Repository.open(
                 icechunk.local_filesystem_storage(str(self.path)), config=_CONFIG
             )
         except icechunk.IcechunkError as error:
             # Icechunk opens nothing without its main branch, and does not name the damaged file.
+            told = translation(error, self.location)
             damage = self.records.names("branch").damaged.get(MAIN)
-            raise CorruptError(
-                damage
-                or f"{self.location} cannot be read as an Icechunk repository: {first_line(error)}"
-            ) from error
+            if damage and isinstance(told, CorruptError):
+                told = CorruptError(damage)
+            raise told from error
 
     def _repo(self) -> icechunk.Repository:
         """Return the repository; opened again after a garbage collection, whoever made it.
@@ -118,8 +131,9 @@ class IcechunkDirectory:
         nodes = self.nodes(snapshot)
         if nodes is not None:
             return frozenset(nodes)
-        store = self._repo().readonly_session(snapshot_id=snapshot).store
-        return frozenset(name for name, _ in zarr.open_group(store, mode="r").arrays())
+        with translated(self.location):
+            store = self._repo().readonly_session(snapshot_id=snapshot).store
+            return frozenset(name for name, _ in zarr.open_group(store, mode="r").arrays())
 
     def nodes(self, snapshot: str) -> Nodes | None:
         """Return :func:`nodes_of` a version, which is kept because each session needs it often."""
@@ -151,7 +165,33 @@ class IcechunkDirectory:
 
     def commit_lock(self) -> AbstractContextManager[None]:
         """Exclude other commits, of which Icechunk itself would lose some (decisions/002)."""
+        self._look_for_links()
         return waiting_lock(self.sidecar_dir / "commit.lock")
+
+    def exclusive(self, purpose: str) -> AbstractContextManager[None]:
+        """Reserve the store for one long write."""
+        self._look_for_links()
+        return refusing_lock(
+            self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
+        )
+
+    def wait_for_clock(self, snapshot: str, doing: str) -> None:
+        """Wait until this machine's clock is past the time of a version, to commit on top of it.
+
+        :class:`UnsupportedError` if that would take longer than a few seconds.
+        """
+        with translated(self.location):
+            written = next(self._repo().ancestry(snapshot_id=snapshot)).written_at
+        now = datetime.now(UTC)
+        behind = (written - now).total_seconds()
+        if behind > _WAIT_S:
+            raise UnsupportedError(
+                f"{self.location}: {doing}: this machine's clock says {now:%Y-%m-%d %H:%M:%S}, but "
+                f"the newest version is of {written:%Y-%m-%d %H:%M:%S} (UTC); set the clock (NTP) "
+                "and repeat it"
+            )
+        if behind >= 0:
+            time.sleep(behind + 0.01)
 
     def newest(self, branch: str, branches: Names) -> str:
         """Return the newest version of one of the ``branches``."""

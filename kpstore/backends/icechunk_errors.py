@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import icechunk
 
-from kpstore.errors import CorruptError, UnsupportedError
+from kpstore.backends.asides import system_error
+from kpstore.errors import ConflictError, CorruptError, UnsupportedError
 
 UNREADABLE = (icechunk.IcechunkError, ValueError, RuntimeError, LookupError, OSError)
 """Raised on damaged files."""
@@ -47,12 +50,52 @@ def first_line(error: BaseException) -> str:
     return next(lines, type(error).__name__).partition(". Stored: b")[0]
 
 
+_SYSTEM = re.compile(r"\(os error (\d+)\)")
+_CHANGED = (icechunk.ConflictError, icechunk.RebaseFailedError)
+ERRORS = (icechunk.IcechunkError, *_CHANGED)
+"""All that Icechunk raises; they have no common root."""
+
+
 @contextmanager
-def translated(location: str) -> Iterator[None]:
-    """Turn Icechunk's errors about damaged or foreign files into :class:`CorruptError`."""
+def translated(location: str, doing: str = "") -> Iterator[None]:
+    """Turn Icechunk's errors into those of :func:`translation`."""
     try:
         yield
-    except icechunk.IcechunkError as error:
-        raise CorruptError(
-            f"{location} cannot be read as an Icechunk repository: {first_line(error)}"
-        ) from error
+    except ERRORS as error:
+        raise translation(error, location, doing) from error
+
+
+def translation(error: Exception, location: str, doing: str = "") -> Exception:
+    """Return what kpstore raises instead of an error of Icechunk.
+
+    Parameters
+    ----------
+    doing : what was being done to the store, such as ``"'fill' was not committed"``; by default it
+        was read.
+
+    Returns
+    -------
+    Exception
+        :class:`OSError` with its number for what the system refused, as a full disk;
+        :class:`UnsupportedError` for clocks that disagree; :class:`ConflictError` for changes by
+        other writers; :class:`CorruptError` for damaged, missing or foreign files.
+    """
+    text, line = " ".join(str(error).split()), first_line(error)
+    found = _SYSTEM.search(text)
+    number = int(found[1]) if found else 0
+    if number not in (0, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        return system_error(number, location, doing)
+    if isinstance(error, _CHANGED):
+        return ConflictError(f"{location} was changed by another writer: {line}; try again")
+    if "timestamp" in text:
+        what = f"{doing}: the" if doing else "the"
+        return UnsupportedError(
+            f"{location}: {what} clocks of this machine, of the file system, or of the machine "
+            f"that wrote last disagree ({line}); set them (NTP) and repeat it"
+        )
+    if doing:
+        return CorruptError(
+            f"{location}: {doing}: {line}; 'kpstore verify --all' tells whether the store is "
+            "damaged"
+        )
+    return CorruptError(f"{location} cannot be read as an Icechunk repository: {line}")

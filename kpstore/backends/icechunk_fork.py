@@ -24,7 +24,7 @@ from kpstore.backends.icechunk_chunks import (
     read_chunks,
     write_chunks,
 )
-from kpstore.backends.icechunk_errors import UNREADABLE, first_line, guard_fork
+from kpstore.backends.icechunk_errors import UNREADABLE, first_line, guard_fork, translated
 from kpstore.backends.locks import SharedLock
 from kpstore.errors import CorruptError, NotFoundError
 
@@ -52,13 +52,14 @@ class IcechunkFork:
 
     def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         """Write whole chunks."""
-        array = self._array(name, "r+")
-        meta = meta_of(array)
-        meta.check_values(name, start, values)
-        meta.check_whole_chunks(name, start, len(values))
-        if meta.has_short_chunk(start, len(values)):
-            self.short_ends[name] = meta.n_rows
-        written = write_chunks(array, meta, start, as_stored(name, meta, values))
+        with translated("the store", f"rows of {name!r} were not written"):
+            array = self._array(name, "r+")
+            meta = meta_of(array)
+            meta.check_values(name, start, values)
+            meta.check_whole_chunks(name, start, len(values))
+            if meta.has_short_chunk(start, len(values)):
+                self.short_ends[name] = meta.n_rows
+            written = write_chunks(array, meta, start, as_stored(name, meta, values))
         self.checksums.setdefault(name, {}).update(written)
 
     def check(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from kpstore.backends.icechunk_manifests import nodes_of
 from kpstore.backends.icechunk_names import Kind, Names, Ref, file_of, read_refs
 from kpstore.backends.ledger import Ledger, LedgerRecords, LedgerText, file_sum
 from kpstore.errors import CorruptError
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 LEDGER = "kpstore/ledger"
 _ON_PURPOSE = f"if other software did this on purpose, delete {LEDGER}"

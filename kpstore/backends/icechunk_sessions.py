@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
 
@@ -27,7 +28,14 @@ from kpstore.backends.icechunk_chunks import (
     write_chunks,
 )
 from kpstore.backends.icechunk_directory import IcechunkDirectory
-from kpstore.backends.icechunk_errors import UNREADABLE, first_line, guard_fork
+from kpstore.backends.icechunk_errors import (
+    ERRORS,
+    UNREADABLE,
+    first_line,
+    guard_fork,
+    translated,
+    translation,
+)
 from kpstore.backends.icechunk_fork import IcechunkFork
 from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, locate_rows
 from kpstore.backends.icechunk_table import ChecksumTable
@@ -77,10 +85,10 @@ class _Session:
     def _open(self, name: str) -> tuple[ZarrArray, ArrayMeta]:
         guard_fork()
         if name not in self._opened:
-            with self._home.there(self.snapshot):
+            with self._home.there(self.snapshot), translated(self._location):
                 array = self._group.get(name) if name != TABLE else None
-                if array is None:
-                    raise refusals.no_array(name, self.names())
+            if array is None:
+                raise refusals.no_array(name, self.names())
             if not isinstance(array, zarr.Array):
                 raise CorruptError(f"{name!r} is a group, but an array was expected")
             self._opened[name] = array, meta_of(array)
@@ -208,45 +216,52 @@ class IcechunkWriteSession(_Session):
         if self._spent:
             raise refusals.spent(self._location)
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Check that this session is open, and translate Icechunk's errors."""
+        self._check_open()
+        with translated(self._location, "nothing was committed"):
+            yield
+
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
         """Replace the store's attributes."""
-        self._check_open()
-        self._group.attrs.put(dict(attrs))
+        with self._changing():
+            self._group.attrs.put(dict(attrs))
 
     def set_array_attrs(self, name: str, attrs: Mapping[str, Any]) -> None:
         """Replace the attributes of one array."""
-        self._check_open()
-        self._open(name)[0].attrs.put(dict(attrs))
-        del self._opened[name]
+        with self._changing():
+            self._open(name)[0].attrs.put(dict(attrs))
+            del self._opened[name]
 
     def create(self, name: str, meta: ArrayMeta) -> None:
         """Create an array of unwritten rows."""
-        self._check_open()
-        if name in self.names() or name == TABLE:
-            raise ExistsError(f"array {name!r} exists already")
-        array = create_array(self._group, name, meta)
-        self._opened[name] = array, meta_of(array)
-        self._created.add(name)
+        with self._changing():
+            if name in self.names() or name == TABLE:
+                raise ExistsError(f"array {name!r} exists already")
+            array = create_array(self._group, name, meta)
+            self._opened[name] = array, meta_of(array)
+            self._created.add(name)
 
     def resize(self, name: str, n_rows: int) -> None:
         """Append unwritten rows up to ``n_rows``."""
-        self._check_open()
-        array, meta = self._open(name)
-        longer = meta.extended(name, n_rows)
-        if longer.shape != array.shape:
-            array.resize(longer.shape)
-            del self._opened[name]
-            self._sums.pop(name, None)
+        with self._changing():
+            array, meta = self._open(name)
+            longer = meta.extended(name, n_rows)
+            if longer.shape != array.shape:
+                array.resize(longer.shape)
+                del self._opened[name]
+                self._sums.pop(name, None)
 
     def delete(self, name: str) -> None:
         """Remove an array from this version on."""
-        self._check_open()
-        self._open(name)
-        del self._group[name], self._opened[name]
-        self._written.pop(name, None)
-        if name not in self._created:
-            self._deleted.add(name)
-        self._created.discard(name)
+        with self._changing():
+            self._open(name)
+            del self._group[name], self._opened[name]
+            self._written.pop(name, None)
+            if name not in self._created:
+                self._deleted.add(name)
+            self._created.discard(name)
 
     def names(self) -> list[str]:
         """Return the names of all arrays, sorted."""
@@ -277,12 +292,14 @@ class IcechunkWriteSession(_Session):
 
     def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         """Write any run of rows, as whole chunks."""
-        self._check_open()
-        array, meta = self._open(name)
-        meta.check_values(name, start, values)
-        written = self._written.setdefault(name, {})
-        for first, block in self._whole_chunks(name, meta, start, as_stored(name, meta, values)):
-            written.update(write_chunks(array, meta, first, block))
+        with self._changing():
+            array, meta = self._open(name)
+            meta.check_values(name, start, values)
+            written = self._written.setdefault(name, {})
+            for first, block in self._whole_chunks(
+                name, meta, start, as_stored(name, meta, values)
+            ):
+                written.update(write_chunks(array, meta, first, block))
 
     def _whole_chunks(
         self, name: str, meta: ArrayMeta, start: int, values: NDArray[np.generic]
@@ -321,14 +338,14 @@ class IcechunkWriteSession(_Session):
 
     def merge(self, forks: Sequence[IcechunkFork]) -> None:
         """Take over what forks have written."""
-        self._check_open()
-        for fork in forks:
-            for name, n_rows in fork.short_ends.items():
-                refusals.check_short_end(self.meta(name), name, n_rows)
-        written = self._merged_sums(forks)
-        self._session.merge(*(fork.session for fork in forks))
-        self._written = written
-        self._opened.clear()
+        with self._changing():
+            for fork in forks:
+                for name, n_rows in fork.short_ends.items():
+                    refusals.check_short_end(self.meta(name), name, n_rows)
+            written = self._merged_sums(forks)
+            self._session.merge(*(fork.session for fork in forks))
+            self._written = written
+            self._opened.clear()
 
     def _merged_sums(self, forks: Sequence[IcechunkFork]) -> dict[str, dict[int, int]]:
         """Return the checksums of this session's and the forks' chunks.
@@ -367,6 +384,7 @@ class IcechunkWriteSession(_Session):
                 self._rebase(message)
                 self._table = None
             self._update_table()
+            self._home.wait_for_clock(self.snapshot, f"{message!r} was not committed")
             before, version = self.snapshot, self._save(message, metadata)
             self._move_branch(before, version, message)
             self._home.records.committed(self._branch, version)
@@ -375,14 +393,8 @@ class IcechunkWriteSession(_Session):
 
     def _save(self, message: str, metadata: Mapping[str, object] | None) -> str:
         """Write the version, which no branch leads to yet, and wait until it is on the disk."""
-        try:
+        with translated(self._location, f"{message!r} was not committed"):
             version = str(self._session.flush(message, dict(metadata or {})))
-        except icechunk.IcechunkError as error:
-            # Icechunk reads a manifest before it rewrites it, and that may be damaged.
-            raise CorruptError(
-                f"{message!r} was not committed to {self._location}: {first_line(error)}; 'kpstore "
-                "verify --all' tells whether the store is damaged"
-            ) from error
         sync_disk(self._home.path)
         return version
 
@@ -396,7 +408,11 @@ class IcechunkWriteSession(_Session):
     def _rebase(self, message: str) -> None:
         try:
             self._session.rebase(icechunk.ConflictDetector())
-        except icechunk.RebaseFailedError as error:
+        except ERRORS as error:
+            told = translation(error, self._location, f"{message!r} was not committed")
+            if isinstance(told, OSError):
+                raise told from error
+            # Icechunk does not find this session's version in a branch that was rolled back.
             reason = f" ({first_line(error)})"
             raise refusals.changed_meanwhile(self._location, message, reason) from None
 
@@ -408,6 +424,10 @@ class IcechunkWriteSession(_Session):
             table = self._table or self._open_table()
             table.update(self._written, self._created, self._deleted)
         except UNREADABLE as error:
+            if isinstance(error, ERRORS):
+                told = translation(error, self._location, "nothing was committed")
+                if isinstance(told, OSError):
+                    raise told from error
             raise CorruptError(
                 f"the checksums in {self._location} cannot be read, so nothing was committed: "
                 f"{first_line(error)}"

@@ -21,7 +21,6 @@ lines. A branch that is behind the ledger has lost versions.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -33,8 +32,10 @@ from typing import Any
 import xxhash
 
 from kpstore.backends.asides import aside_of, make_durable
+from kpstore.backends.links import open_inside
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 _SUM_CHARS = 16
 _NAMED = re.compile(rb'^[0-9a-f]{16} \{("(?:branch|tag)": "(?:[^"\\]|\\.)*"), "is": ', re.MULTILINE)
@@ -131,7 +132,7 @@ class Ledger:
     def read(self) -> LedgerText:
         """Return the present contents; the same object as long as the file does not change."""
         try:
-            with self._path.open("rb") as file:
+            with open_inside(self._path, os.O_RDONLY) as file:
                 s = os.fstat(file.fileno())
                 state = (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
                 if state != self._known[0]:
@@ -157,7 +158,7 @@ class Ledger:
         lines = b"".join(_line(record) for record in records)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a+b") as file:
+            with open_inside(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND) as file:
                 file.truncate(_whole_bytes(file.fileno()))
                 file.write(lines)
         except OSError as error:

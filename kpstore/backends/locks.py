@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,20 +10,26 @@ import socket
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from kpstore.backends import refusals
+from kpstore.backends.links import open_inside, read_inside
+from kpstore.errors import UnsupportedError
+
+_LOCK = os.O_RDWR | os.O_CREAT
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
     """Hold ``path`` exclusively, after waiting for others; for short work, such as a commit."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with open_inside(path, _LOCK) as file:
+        with _locks_told(path):
+            fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         finally:
@@ -35,13 +42,13 @@ def looking_lock(path: Path) -> Iterator[None]:
 
     Without the file, or without the right to read it, nothing is excluded.
     """
-    try:
-        file = path.open("rb")
-    except OSError:
-        yield
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_inside(path, os.O_RDONLY))
+            fcntl.flock(file, fcntl.LOCK_SH)
+        except OSError:
+            yield
+            return
         try:
             yield
         finally:
@@ -52,8 +59,10 @@ def looking_lock(path: Path) -> Iterator[None]:
 def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
     """Hold ``path`` exclusively, or raise a :class:`BusyError` that names its holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        if not _take(file.fileno()):
+    with open_inside(path, _LOCK) as file:
+        with _locks_told(path):
+            taken = _take(file.fileno())
+        if not taken:
             raise refusals.held(location, _holder(path))
         holder = {
             "purpose": purpose,
@@ -62,7 +71,7 @@ def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         file.truncate(0)
-        file.write(json.dumps(holder))
+        file.write(json.dumps(holder).encode())
         file.flush()
         try:
             yield
@@ -79,32 +88,48 @@ class SharedLock:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH)
-        except BaseException:
-            file.close()
-            raise
-        self.release = weakref.finalize(self, _let_go, file, os.getpid())
+        with ExitStack() as stack:
+            file = stack.enter_context(open_inside(path, _LOCK))
+            with _locks_told(path):
+                fcntl.flock(file, fcntl.LOCK_SH)
+            self.release = weakref.finalize(
+                self, _let_go, stack.pop_all(), file.fileno(), os.getpid()
+            )
 
 
-def _let_go(file: BinaryIO, process: int) -> None:
+def _let_go(opened: ExitStack, file: int, process: int) -> None:
     if process == os.getpid():
-        _release(file.fileno())
-    file.close()
+        _release(file)
+    opened.close()
 
 
 @contextmanager
 def lock_alone(path: Path, *, location: str) -> Iterator[BinaryIO]:
     """Hold ``path`` alone, and yield it open; :class:`BusyError` while a :class:`SharedLock` is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if not _take(file.fileno()):
+    with open_inside(path, _LOCK) as file:
+        with _locks_told(path):
+            taken = _take(file.fileno())
+        if not taken:
             raise refusals.held(location, "it has begun changes that it has not committed yet")
         try:
             yield file
         finally:
             _release(file.fileno())
+
+
+@contextmanager
+def _locks_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise UnsupportedError(
+            f"{path.parent}: its file system has no locks ({error.strerror}), without which two "
+            "writers could overwrite each other; mount it with locks, or keep the store on another "
+            "one; reading needs none"
+        ) from None
 
 
 def _release(file: int) -> None:
@@ -133,18 +158,22 @@ def _lock_now(file: int, kind: int = fcntl.LOCK_EX) -> bool:
 def is_held(path: Path) -> bool:
     """Return whether any process holds ``path``, without creating it or opening it for writing."""
     try:
-        with path.open("rb") as file:
+        with open_inside(path, os.O_RDONLY) as file:
             return not _lock_now(file.fileno(), fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False  # and nobody could hold it
+        raise
 
 
 def _holder(path: Path) -> str:
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
+        holder = json.loads(read_inside(path))
         return (
             f"{holder['purpose']}, process {holder['pid']} on {holder['host']} since "
             f"{holder['since']}"
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return "the lock file does not say which"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 import threading
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import kpstore.api
 from kpstore.store.store import BaseStore
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 _BATCH = 256
 _EVERY = 0.01

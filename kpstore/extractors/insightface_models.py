@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import logging
 import re
 import shutil
 import tempfile
@@ -26,8 +25,9 @@ from kpstore.errors import (
     UnsupportedError,
 )
 from kpstore.extractors.checkpoint_files import brief, file_sha256
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 DETECTOR_OUTPUTS = 5
 """A file with at least this many outputs is a detector, by InsightFace's own rule."""

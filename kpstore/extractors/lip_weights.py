@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ from kpstore.extractors.checkpoint_files import (
     load_tensors,
     some_of,
 )
+from kpstore.visible import logger
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 WRAPPERS = ("model_state_dict", "state_dict")
 """Names under which training scripts save the tensors of a model."""

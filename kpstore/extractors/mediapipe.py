@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import os
 import re
 import sys
@@ -30,8 +29,9 @@ from kpstore.options import WHAT, Option
 from kpstore.schema.face_lists import load_face_list as load_face_list
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.layout import PART_SLICES, PARTS, FaceList, keypoints_spec
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 POSE_MODELS = ("lite", "full", "heavy")
 """MediaPipe's pose models by ``model_complexity``; its wheel holds only ``full``."""

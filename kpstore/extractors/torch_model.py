@@ -8,7 +8,6 @@ whatever the other rows hold.
 
 from __future__ import annotations
 
-import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -23,11 +22,12 @@ from kpstore.extractors.base import is_whole, not_one_of
 from kpstore.extractors.devices import TORCH_TYPES, Precision, device_name, is_out_of_memory
 from kpstore.options import WHAT, Option
 from kpstore.schema.feature import FeatureSpec, Provenance
+from kpstore.visible import logger
 
 if TYPE_CHECKING:
     import torch
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 WeightsPath = Annotated[
     str | os.PathLike[str] | None,

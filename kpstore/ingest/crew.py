@@ -7,12 +7,12 @@ Before a result counts, the chunks that the worker wrote are checked, and its fa
 
 from __future__ import annotations
 
-import logging
 import math
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,15 +27,17 @@ from kpstore.ingest.job import Job, OnFrames
 from kpstore.ingest.on_worker import THREAD, Refusal, Stranger, give_opinion, prove, run_on_worker
 from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.ingest.roster import Claim, Order, Roster, Work, Worker
+from kpstore.ingest.scheduler_errors import scheduler_told
 from kpstore.ingest.sight import Look
 from kpstore.ingest.worker import TaskResult, check_result
 from kpstore.schema.index import VideoRecord
+from kpstore.visible import logger
 
 if TYPE_CHECKING:
     from distributed import Client
     from distributed import Future as DaskFuture
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 T = TypeVar("T")
 MakeFork = Callable[[Task], Fork | None]
@@ -99,7 +101,8 @@ class Crew:
             start.
         """
         remaining = len(self._tasks)
-        self._client.subscribe_topic(self._topic, partial(self._hear, on_frames))
+        with scheduler_told(self._address):
+            self._client.subscribe_topic(self._topic, partial(self._hear, on_frames))
         try:
             with Meeting(self._job.meeting) as self._meeting:
                 self._question = self._ask()
@@ -115,7 +118,8 @@ class Crew:
         finally:
             self._reader.shutdown(wait=False, cancel_futures=True)
             if self._client.status == "running":
-                self._client.unsubscribe_topic(self._topic)
+                with suppress(WorkersError), scheduler_told(self._address):
+                    self._client.unsubscribe_topic(self._topic)
 
     def _hear(self, on_frames: OnFrames, event: tuple[float, object]) -> None:
         """Take progress from a worker, in a thread of Dask's: frames done, or an order begun."""
@@ -184,7 +188,8 @@ class Crew:
         else:
             call = give_opinion, job, doubted_videos(about.result), about.work.deaths > 0
         # The proof creates the thread for tasks, and so runs in any other.
-        with annotate(**({} if about is None else {"executor": THREAD})):
+        thread = {} if about is None else {"executor": THREAD}
+        with scheduler_told(self._address), annotate(**thread):
             future = self._client.submit(
                 *call,
                 key=order.key,

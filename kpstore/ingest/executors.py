@@ -29,6 +29,7 @@ from kpstore.ingest.crew import Crew, MakeFork
 from kpstore.ingest.gpus import gpu_of_worker, own_gpus
 from kpstore.ingest.job import Job, OnFrames, try_out
 from kpstore.ingest.plan import Task
+from kpstore.ingest.scheduler_errors import scheduler_told
 from kpstore.ingest.worker import TaskResult, run_task
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ class DaskExecutor(Executor):
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         if self._scheduler is not None:
             self._client = self._connect()
-            self.n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
+            with scheduler_told(self._scheduler):
+                self.n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
             if self.n_workers == 0:
                 self._client.close()
                 raise NotFoundError(
@@ -265,10 +267,8 @@ class DaskExecutor(Executor):
         WorkersError
             If no worker answers.
         """
-        try:
+        with scheduler_told(self._scheduler or self._address):
             answers = self._try_all(job)
-        except (OSError, CancelledError) as error:
-            raise WorkersError(f"the Dask scheduler is gone: {one_line(error)}") from None
         found = [answer for answer in answers if isinstance(answer, int)]
         if not found:
             errors = (answer for answer in answers if isinstance(answer, KpstoreError))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from kpstore._version import __version__
+from kpstore.backends.links import read_inside, write_inside
 from kpstore.errors import UnsupportedError, one_line
 from kpstore.ingest import own_code
 from kpstore.ingest.gpus import VISIBLE
@@ -207,10 +208,10 @@ def _differs(what: str, here: str, there: str) -> str:
 
 def _meeting_flaws(meeting: Path, nonce: str, answer: str) -> list[str]:
     sign = meeting / _NONCE
-    if not _appears(sign) or sign.read_text(encoding="utf-8") != nonce:
+    if not _appears(sign) or read_inside(sign) != nonce:
         return [f"it sees another store than the driver at {meeting.parent.parent}"]
     try:
-        (meeting / answer).write_text(nonce, encoding="utf-8")
+        write_inside(meeting / answer, nonce)
     except OSError as error:
         return [f"it cannot write to the store at {meeting.parent.parent}: {error.strerror}"]
     return []
@@ -282,7 +283,7 @@ class Meeting:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed
             self.folder.mkdir(parents=True)
-            (self.folder / _NONCE).write_text(self.nonce, encoding="utf-8")
+            write_inside(self.folder / _NONCE, self.nonce)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -301,7 +302,7 @@ class Meeting:
         if self.folder is None:
             return []
         file = self.folder / answer
-        if _appears(file) and file.read_text(encoding="utf-8") == self.nonce:
+        if _appears(file) and read_inside(file) == self.nonce:
             return []
         return [
             f"what it writes to the store at {self.folder.parent.parent} does not arrive at the "

@@ -6,7 +6,6 @@ features`` stores the rows.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import uuid
@@ -31,8 +30,9 @@ from kpstore.store import format as fmt
 from kpstore.store.provenance import check_same
 from kpstore.store.records import Records
 from kpstore.store.store import BaseStore
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Readers decode in several threads, but a model runs in one
 _one_at_a_time = threading.RLock()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +18,12 @@ from kpstore.ingest.job import Job, OnFrames, opened_extractor
 from kpstore.ingest.plan import Task
 from kpstore.ingest.watch import opening_limit, step_limit, watched
 from kpstore.ingest.worker import TaskResult, run_task
+from kpstore.visible import logger
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 THREAD = "kpstore"
 """The executor of a worker in which all tasks run: one thread, however many the worker has.

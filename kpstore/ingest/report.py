@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import math
 import os
 import threading
 import time
@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from kpstore.backends.base import Backend
+from kpstore.backends.links import read_inside, refuse_links_beside, write_inside
 from kpstore.backends.locks import is_held
 from kpstore.errors import InvalidError
 from kpstore.schema.feature import State
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Failure
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 PROGRESS_FILE = "progress.json"
 MAX_FAILURES = 50
@@ -136,7 +138,7 @@ class ProgressFile:
             progress.updated = time.time()
             aside = self._path.with_suffix(f".{os.getpid()}")
             try:
-                aside.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+                write_inside(aside, json.dumps(asdict(progress)))
                 aside.replace(self._path)
             except OSError as error:  # a full disk, say, which fails the next commit too
                 _log.warning("%s: %s", self._path, error)
@@ -148,14 +150,28 @@ def read_progress(backend: Backend) -> Progress | None:
     None if the store has had no run. ``running`` is False if no process holds the store any more.
     """
     path = backend.sidecar_dir and backend.sidecar_dir / PROGRESS_FILE
-    if path is None or not path.exists():
+    if path is None:
+        return None
+    refuse_links_beside(path.parent)
+    try:
+        text = read_inside(path)
+    except FileNotFoundError:
         return None
     try:
-        progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        progress = Progress(**json.loads(text))
+        _check_types(progress)
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidError(f"{path} cannot be read ({error}); delete it") from None
     progress.running = progress.running and is_held(path.with_name("writer.lock"))
     return progress
+
+
+def _check_types(progress: Progress) -> None:
+    for name, example in asdict(Progress("", "")).items():
+        found = getattr(progress, name)
+        kind = (int, float) if isinstance(example, float) else type(example)
+        if not isinstance(found, kind) or (not isinstance(found, str) and not math.isfinite(found)):
+            raise TypeError(f"{name} is {found!r}")
 
 
 @dataclass(frozen=True)

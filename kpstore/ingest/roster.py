@@ -7,7 +7,6 @@ Bookkeeping only: nothing here talks to Dask, reads a file or waits.
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import time
 from collections import Counter, deque
@@ -21,8 +20,9 @@ from kpstore.ingest.job import Job, failed_video
 from kpstore.ingest.plan import Task
 from kpstore.ingest.sight import Look
 from kpstore.ingest.worker import TaskResult, collect
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 MAX_TRIES = 10
 """How often a task may lose its worker before its videos are recorded as failed.

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from kpstore._version import __version__
 from kpstore.backends.base import Backend, Fork
-from kpstore.errors import CorruptError, ExistsError, InvalidError, WorkersError
+from kpstore.errors import CorruptError, ExistsError, InvalidError, WorkersError, several
 from kpstore.extractors.base import AnyExtractor, frame_specs
 from kpstore.extractors.registry import provenance_of
 from kpstore.ingest.blocks import join_adjacent
@@ -147,11 +147,11 @@ def _scan(source: Source, options: Options, observer: Observer) -> Listing:
     listing = source.scan(observer.on_scan)
     n_problems = len(listing.problems)
     if n_problems and not options.ignore_problems:
-        raise InvalidError(
+        error = InvalidError(
             f"{source.name}: {n_problems} problem{'' if n_problems == 1 else 's'} with the data "
-            "set; repair it, or ingest the rest with ignore_problems=True (--ignore-problems):\n  "
-            + "\n  ".join(listing.problems)
+            "set; repair it, or ingest the rest with ignore_problems=True (--ignore-problems):"
         )
+        raise several(error, listing.problems)
     if not listing.videos:
         raise InvalidError(f"{source.name}: no videos to ingest were found")
     return listing

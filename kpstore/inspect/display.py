@@ -13,6 +13,7 @@ from kpstore.inspect.summary import count_states, disk_usage, summarize_splits
 from kpstore.store import shown
 from kpstore.store.arrays import FeatureArray
 from kpstore.store.store import BaseStore
+from kpstore.visible import visible
 
 _COLUMNS = ("feature", "a row", "dtype", "decoded", "videos done", "failed", "pending")
 
@@ -30,7 +31,7 @@ def to_text(store: BaseStore) -> str:
         lines.append(
             f"  {name} {row} {dtype}: videos {done:,} done, {failed:,} failed, {pending:,} pending"
         )
-    return "\n".join(lines) + ">"
+    return "\n".join(map(visible, lines)) + ">"
 
 
 def to_html(store: BaseStore) -> str:

@@ -18,6 +18,7 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect.measuring import POLICY, KeptMoments, OnRows, measure
 from kpstore.inspect.moments import Moments, Sketch
 from kpstore.store.store import BaseStore
+from kpstore.visible import visible
 
 PROBABILITIES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -61,7 +62,7 @@ class Statistics:
 
     def __repr__(self) -> str:
         held = f"{self.frames} frames, {self.parts} × {self.columns}"
-        return f"<Statistics of {self.feature} in {', '.join(self.splits)}: {held}>"
+        return visible(f"<Statistics of {self.feature} in {', '.join(self.splits)}: {held}>")
 
     def range(self, part: str | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return a part's lowest and highest value by column, (columns,) each.

@@ -101,7 +101,8 @@ class LogEntry:
     @property
     def report(self) -> Mapping[str, Any] | None:
         """Report that an ingest stored with the version; None for other versions."""
-        return self.commit.metadata.get("report")
+        found = self.commit.metadata.get("report")
+        return found if isinstance(found, dict) else None
 
     def to_json(self) -> dict[str, object]:
         """Return the entry as JSON values."""

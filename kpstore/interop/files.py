@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -55,6 +58,42 @@ def damage_named(message: str, errors: tuple[type[Exception], ...]) -> Iterator[
         raise
     except errors as error:
         raise InvalidError(f"{message} ({one_line(error)})") from None
+
+
+LIBRARY_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What libraries raise for damaged files that a reader did not expect."""
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn whatever a library raises for a file into :class:`InvalidError`: the last resort.
+
+    Errors of the system, such as a file that may not be read, stay as they are.
+    """
+    try:
+        yield
+    except KpstoreError:
+        raise
+    except LIBRARY_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            raise
+        raise InvalidError(
+            f"{path} cannot be read: it is damaged, or not of that format ({one_line(error)})"
+        ) from error
 
 
 def check_free(paths: Iterable[Path], *, overwrite: bool) -> None:

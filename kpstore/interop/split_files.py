@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kpstore.errors import InvalidError
+from kpstore.errors import InvalidError, several
 from kpstore.store.store import BaseStore
 from kpstore.user_files import parse_json, parse_table, read_text
 
@@ -116,7 +116,7 @@ def _refuse(path: Path, problems: Sequence[str]) -> None:
     if len(problems) == 1:
         raise InvalidError(f"{path}: {problems[0]}; no split was changed")
     if problems:
-        raise InvalidError(f"{path}: no split was changed:\n  " + "\n  ".join(problems))
+        raise several(InvalidError(f"{path}: no split was changed:"), problems)
 
 
 def read_splits(path: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,8 +20,8 @@ from kpstore.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from kpstore.interop.base import Document, ExportReport, Format, OnProgress
-from kpstore.interop.files import is_store
+from kpstore.interop.base import Document, ExportReport, Format, ImportedVideo, OnProgress
+from kpstore.interop.files import is_store, reading
 from kpstore.interop.import_writer import ImportWriter
 from kpstore.store.store import BaseStore, backend_for, building
 from kpstore.user_files import check_regular
@@ -82,8 +82,9 @@ def find_format(path: Path) -> Format:
             candidate = get_format(name)
         except MissingExtraError:
             continue
-        if candidate.importer is not None and candidate.recognises(path):
-            known.append(candidate)
+        with suppress(InvalidError), reading(str(path)):
+            if candidate.importer is not None and candidate.recognises(path):
+                known.append(candidate)
     if len(known) != 1:
         found = " or ".join(f.name for f in known) or f"none of {', '.join(plugins.names(GROUP))}"
         raise InvalidError(
@@ -182,7 +183,19 @@ def _open_document(found: Format, path: Path, options: Mapping[str, object]) -> 
         raise UnsupportedError(f"format {found.name!r} can be exported only")
     importer = _with_options(found, found.importer, options)
     _check_readable(path)
-    return importer.open(path)
+    with reading(str(path)):
+        return importer.open(path)
+
+
+def _videos_of(document: Document, source: str) -> Iterator[ImportedVideo]:
+    with reading(source):
+        videos = iter(document.videos())
+    while True:
+        with reading(source):
+            video = next(videos, None)
+        if video is None:
+            return
+        yield video
 
 
 def _check_readable(path: Path) -> None:
@@ -237,7 +250,7 @@ def _import_into(
         for feature in document.features:
             tx.add_feature(feature.spec, feature.provenance)
         writer = ImportWriter(tx, document.features, on_progress or (lambda n: None))
-        for video in document.videos():
+        for video in _videos_of(document, source):
             writer.add(video)
         writer.flush()
         if own_splits:

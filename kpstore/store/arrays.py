@@ -23,6 +23,7 @@ from kpstore.store.cache import DecodedCache
 from kpstore.store.checked import Check
 from kpstore.store.keys import read_key
 from kpstore.store.reader import RowReader
+from kpstore.visible import visible
 
 Mode = Literal["r", "a"]
 
@@ -48,7 +49,7 @@ class FeatureArray:
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{dim}: {length}" for dim, length in self._axes())
-        return f"<{self.name} ({axes}) {self._meta.dtype}>"
+        return visible(f"<{self.name} ({axes}) {self._meta.dtype}>")
 
     def _repr_html_(self) -> str:
         facts: list[tuple[str, shown.Cell]] = [*self._axes(), ("dtype", self._meta.dtype)]
@@ -165,10 +166,10 @@ class Version:
 
     def __repr__(self) -> str:
         if self._closed:
-            return f"<closed {type(self).__name__} {self.location}>"
+            return visible(f"<closed {type(self).__name__} {self.location}>")
         frames, videos = self.index.total_frames, len(self.index)
         held = f"{videos} videos, {frames} frames, {sorted(self.features)}"
-        return f"<{type(self).__name__} {self.location} at {self.snapshot}: {held}>"
+        return visible(f"<{type(self).__name__} {self.location} at {self.snapshot}: {held}>")
 
     @property
     def location(self) -> str:

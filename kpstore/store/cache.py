@@ -7,7 +7,6 @@ chunk, as the disk under a cache may fail too.
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import re
@@ -27,8 +26,9 @@ from kpstore.backends.base import ArrayMeta, Chunks
 from kpstore.backends.checksums import checksum
 from kpstore.backends.locks import is_held, waiting_lock
 from kpstore.errors import InvalidError
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 FOLDER_VARIABLE = "KPSTORE_CACHE"
 LIMIT_VARIABLE = "KPSTORE_CACHE_GB"

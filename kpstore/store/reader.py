@@ -8,7 +8,6 @@ before they are returned (:mod:`kpstore.store.checked`).
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -25,8 +24,9 @@ from kpstore.store.arena import ARENA_BYTES, ChunkArena
 from kpstore.store.buffers import Buffers
 from kpstore.store.cache import DecodedArray, DecodedCache
 from kpstore.store.checked import Check, CheckedChunks, CheckedMemory
+from kpstore.visible import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 _one_at_a_time = threading.Lock()
 """The thread that finds a damaged copy creates it again, while the others wait."""

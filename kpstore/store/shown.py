@@ -1,6 +1,6 @@
 """How stores are shown: numbers as text, and HTML for notebooks.
 
-HTML is headings and tables of escaped text, without external styles or scripts.
+HTML is headings and tables of escaped, visible text, without external styles or scripts.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from kpstore.visible import visible
+
 Cell = str | int
 
 
 def heading(title: str, note: str = "") -> str:
     """Return a line with a bold beginning."""
-    return f"<div><b>{escape(title)}</b> {escape(note)}</div>"
+    return f"<div><b>{_text(title)}</b> {_text(note)}</div>"
 
 
 def table(rows: Iterable[Sequence[Cell]], columns: Sequence[str] = ()) -> str:
@@ -34,12 +36,16 @@ def block(*parts: str) -> str:
 def _line(cells: Sequence[Cell], like: Sequence[Cell], tag: str) -> str:
     # For each cell, as notebooks have their own styles for tables.
     sides = ["right" if isinstance(cell, int) else "left" for cell in like]
-    texts = [escape(f"{cell:,}" if isinstance(cell, int) else cell) for cell in cells]
+    texts = [_text(f"{cell:,}" if isinstance(cell, int) else cell) for cell in cells]
     tds = [
         f'<{tag} style="text-align: {side}">{text}</{tag}>'
         for side, text in zip(sides, texts, strict=True)
     ]
     return f"<tr>{''.join(tds)}</tr>"
+
+
+def _text(text: str) -> str:
+    return escape(visible(text))
 
 
 def count(number: int, what: str) -> str:

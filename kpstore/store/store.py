@@ -40,6 +40,7 @@ from kpstore.store.history import (
 )
 from kpstore.store.transaction import Transaction
 from kpstore.store.video import Failure, Video, listed
+from kpstore.visible import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,8 @@ def backend_for(location: str) -> Backend:
             is_its_own = kind.claims(location)
         except Exception as error:  # one broken plug-in must not stop everything else
             warnings.warn(
-                f"backend {kind!r} cannot say whether {location} is its own: {error}", stacklevel=2
+                visible(f"backend {kind!r} cannot say whether {location} is its own: {error}"),
+                stacklevel=2,
             )
             continue
         if is_its_own:

@@ -20,6 +20,7 @@ from kpstore.schema.index import all_within, whole_number
 from kpstore.store.format import status_name
 from kpstore.store.store import BaseStore
 from kpstore.views.pool import Pool, plan_pool
+from kpstore.visible import visible
 
 Missing = Literal["nan", "skip", "error"]
 MISSING: tuple[Missing, ...] = ("nan", "skip", "error")
@@ -74,7 +75,7 @@ class View(_Samples, ABC):
 
     def __repr__(self) -> str:
         what = f"{len(self)} {self.samples_are}, {self.reads}"
-        return f"<{type(self).__name__} of {self.store.location}: {what}>"
+        return visible(f"<{type(self).__name__} of {self.store.location}: {what}>")
 
     def __iter__(self) -> Iterator[Any]:
         """Yield all samples in order, many of them read at a time."""

@@ -213,7 +213,7 @@ def test_arrays_in_other_files_are_not_read(tmp_path: Path, backend: HDF5Backend
         del file["a"]
         file.create_virtual_dataset("a", layout)
         file["a"].attrs["kpstore_meta"] = about
-    with pytest.raises(CorruptError, match="'a' lies in another file"):
+    with pytest.raises(InvalidError, match="the values of 'a' lie in other files"):
         HDF5Backend(backend.location).session(head(backend)).read("a", 0, 10)
 
 

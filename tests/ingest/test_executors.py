@@ -25,6 +25,7 @@ from kpstore.ingest.job import Job
 from kpstore.ingest.on_worker import Stranger
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
+from kpstore.ingest.scheduler_errors import scheduler_told
 from kpstore.schema.feature import State
 from tests.fakes import FakeExtractor, FakeSource
 
@@ -318,3 +319,17 @@ def test_a_timeout_on_a_worker_is_its_answer_and_no_thread_for_tasks_makes_it_a_
     )
     assert isinstance(answer(Ended(error_of_dask)), Stranger)
     assert isinstance(answer(Ended(ValueError("another"))), ValueError)
+
+
+def test_a_closed_client_or_a_lost_scheduler_is_one_error_of_ours() -> None:
+    lost = [
+        distributed.client.ClosedClientError("closed"),
+        distributed.comm.CommClosedError("in <TCP>"),
+        TimeoutError("no answer"),
+    ]
+    for error in lost:
+        with (
+            pytest.raises(WorkersError, match="scheduler at tcp://x:1 is gone"),
+            scheduler_told("tcp://x:1"),
+        ):
+            raise error

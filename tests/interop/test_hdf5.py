@@ -440,6 +440,6 @@ def test_a_full_disk_is_an_error_before_hdf5_meets_it(
         f_frsize, f_bavail = 1, 2**25 + 100
 
     monkeypatch.setattr("kpstore.backends.asides.os.statvfs", lambda path: Disk)
-    with pytest.raises(OSError, match=r"No space left on device: .*/s\.h5"):
+    with pytest.raises(OSError, match="nothing was written: No space left on device"):
         Hdf5Export().export(filled(memory_store), tmp_path / "s.h5")
     assert list(tmp_path.iterdir()) == []

@@ -12,12 +12,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.backends.hdf5_items import datasets_of
 from kpstore.errors import InvalidError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, imported, rows_spec
 from kpstore.interop.hdf5.layout import (
     BLOCK_BYTES,
     dataset_of,
-    datasets_of,
     only_dataset,
     opened,
     own_item,
@@ -77,7 +77,7 @@ class ForeignDocument(NotedDocument):
     def _column(self, file: h5py.File, names: Sequence[str]) -> list[str] | None:
         folder = self._dataset.rpartition("/")[0]
         for name in (f"{at}/{name}".lstrip("/") for at in (folder, "") for name in names):
-            if isinstance(own_item(file, self._path, name), h5py.Dataset):
+            if isinstance(own_item(file, name), h5py.Dataset):
                 texts = texts_of(dataset_of(file, self._path, name), self._path)
                 if len(texts) != self._n_rows:
                     raise InvalidError(
@@ -91,7 +91,7 @@ class ForeignDocument(NotedDocument):
 
     def _note_others(self, file: h5py.File) -> None:
         known = {"image_paths", "video_ids", "image_path", "video_id"}
-        names = [n for n in sorted(datasets_of(file)) if n.rpartition("/")[2] not in known]
+        names = [n for n, _ in sorted(datasets_of(file)) if n.rpartition("/")[2] not in known]
         others = ", ".join(n for n in names if n != self._dataset)
         if others:
             self.note(f"datasets {others}: import each with --dataset NAME")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 
+from kpstore.backends.hdf5_items import datasets_of, item_of
 from kpstore.errors import InvalidError
 from kpstore.interop.files import damage_named
 from kpstore.user_files import check_memory
@@ -60,48 +61,20 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 
 def dataset_of(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
-    """Return a dataset, whose values must all be in this file.
-
-    A file must not decide which other files are read.
-    """
-    found = own_item(file, path, name)
+    """Return a dataset, whose values must all be in this file; links are not followed."""
+    found = own_item(file, name)
     if not isinstance(found, h5py.Dataset):
-        there = ", ".join(sorted(datasets_of(file))) or "none"
+        there = ", ".join(sorted(name for name, _ in datasets_of(file))) or "none"
         raise InvalidError(f"{path} has no dataset {name!r}; it has {there}")
-    if found.external or found.is_virtual:
-        raise InvalidError(
-            f"{path}: the values of {name!r} lie in other files, which are not read; copy them "
-            "into one dataset"
-        )
     return found
 
 
-def own_item(file: h5py.File, path: Path, name: str) -> h5py.Group | h5py.Dataset | None:
+def own_item(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
     """Return an item by name, without following links; None if it does not exist."""
-    found: h5py.Group | h5py.Dataset = file
-    for part in name.split("/"):
-        if part in ("", "."):
-            continue
-        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
-        if link is None:
-            return None
-        if not isinstance(link, h5py.HardLink):
-            external = isinstance(link, h5py.ExternalLink)
-            kind = "a link into another file" if external else "a soft link"
-            raise InvalidError(
-                f"{path}: {name!r} is {kind}, which is not followed; name the dataset itself"
-            )
-        found = found[part]
-    return found
-
-
-def datasets_of(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Return all datasets of a file by their full names."""
-    found: dict[str, h5py.Dataset] = {}
-    file.visititems(
-        lambda name, item: found.update({name: item} if isinstance(item, h5py.Dataset) else {})
-    )
-    return found
+    try:
+        return item_of(file, name)
+    except KeyError:
+        return None
 
 
 def texts_of(dataset: h5py.Dataset, path: Path, rows: slice = slice(None)) -> list[str]:
@@ -125,7 +98,7 @@ def texts_of(dataset: h5py.Dataset, path: Path, rows: slice = slice(None)) -> li
 
 def only_dataset(path: Path, file: h5py.File) -> str:
     """Return the name of the only dataset with rows of numbers; of several, ``keypoints``."""
-    every = datasets_of(file)
+    every = dict(datasets_of(file))
     found = [n for n, d in every.items() if d.ndim >= 2 and len(d) and d.dtype.kind in "fiu"]
     if "keypoints" in found:
         return "keypoints"

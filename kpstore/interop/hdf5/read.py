@@ -16,7 +16,15 @@ from kpstore.errors import InvalidError
 from kpstore.interop.base import Document, ImportedFeature, ImportedVideo, Options
 from kpstore.interop.files import check_there, is_store
 from kpstore.interop.hdf5.foreign import ForeignDocument
-from kpstore.interop.hdf5.layout import ABOUT, MARK, UNREADABLE, dataset_of, opened, texts_of
+from kpstore.interop.hdf5.layout import (
+    ABOUT,
+    MARK,
+    UNREADABLE,
+    dataset_of,
+    opened,
+    own_item,
+    texts_of,
+)
 from kpstore.options import Option
 from kpstore.schema.failures import FORM, Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
@@ -98,7 +106,7 @@ class ExportedDocument:
 
     def _check(self, file: h5py.File) -> None:
         n_videos = len(self._lengths)
-        if not n_videos and "video_id" not in file:
+        if not n_videos and own_item(file, "video_id") is None:
             return
         shapes: dict[str, tuple[int, ...]] = {
             **dict.fromkeys((*fmt.VIDEO_ARRAYS, *self._annotations), (n_videos,)),
@@ -121,12 +129,12 @@ class ExportedDocument:
             return
         with opened(self._path) as file:
             named = ("video_id", "split", *self._annotations)
-            columns = {name: texts_of(file[name], self._path) for name in named}
+            columns = {name: texts_of(self._of(file, name), self._path) for name in named}
             numbers = {name: self._column(file, name) for name in ("fps", "width", "height")}
             states = {name: self._column(file, fmt.state_name(name)) for name in self._specs}
             self._check_states(states)
             failures = {
-                name: texts_of(file[fmt.failure_name(name)], self._path) for name in self._specs
+                n: texts_of(self._of(file, fmt.failure_name(n)), self._path) for n in self._specs
             }
             stops = np.cumsum(self._lengths).tolist()
             for position, (length, stop) in enumerate(zip(self._lengths, stops, strict=True)):
@@ -134,7 +142,7 @@ class ExportedDocument:
                 record = VideoRecord(
                     columns["video_id"][position],
                     columns["split"][position],
-                    tuple(texts_of(file[fmt.IMAGE_PATH], self._path, rows)),
+                    tuple(texts_of(self._of(file, fmt.IMAGE_PATH), self._path, rows)),
                     known_fps(numbers["fps"][position]),
                     int(numbers["width"][position]),
                     int(numbers["height"][position]),
@@ -147,6 +155,9 @@ class ExportedDocument:
                 }
                 yield self._video(file, record, position, rows, held)
 
+    def _of(self, file: h5py.File, name: str) -> h5py.Dataset:
+        return dataset_of(file, self._path, name)
+
     def _check_states(self, states: Mapping[str, NDArray[np.generic]]) -> None:
         for name, values in states.items():
             odd = np.flatnonzero(~np.isin(values, [int(state) for state in State]))
@@ -158,8 +169,9 @@ class ExportedDocument:
 
     def _column(self, file: h5py.File, name: str) -> NDArray[np.generic]:
         """Return an array with one number for each video."""
-        check_memory(self._path, file[name].nbytes, repr(name))
-        return np.asarray(file[name][()])
+        column = self._of(file, name)
+        check_memory(self._path, column.nbytes, repr(name))
+        return np.asarray(column[()])
 
     def _video(
         self,
@@ -171,6 +183,7 @@ class ExportedDocument:
     ) -> ImportedVideo:
         """Return a video with the features in ``texts``, which are the failures of each."""
         blocks, failed_frames, failed = {}, {}, {}
+        n_bytes = 0
         for name, text in texts.items():
             spec = self._specs[name]
             place = f"{self._path}: {fmt.failure_name(name)}[{position}]"
@@ -179,10 +192,12 @@ class ExportedDocument:
             if failures.video is not None:
                 failed[name] = failures.video
             where = rows if spec.axis == "frame" else slice(position, position + 1)
-            n_bytes = (where.stop - where.start) * spec.row_bytes
-            check_memory(self._path, n_bytes, f"{name!r} of video {record.id!r}")
-            companions = {c.name: file[f"{name}_{c.name}"][where] for c in spec.companions}
-            blocks[name] = FeatureRows(file[name][where], companions)
+            n_bytes += (where.stop - where.start) * spec.row_bytes
+            check_memory(self._path, n_bytes, f"the features of video {record.id!r}")
+            companions = {
+                c.name: self._of(file, f"{name}_{c.name}")[where] for c in spec.companions
+            }
+            blocks[name] = FeatureRows(self._of(file, name)[where], companions)
         return ImportedVideo(record, blocks, failed_frames, failed)
 
 
@@ -204,7 +219,7 @@ def _about(dataset: h5py.Dataset, path: Path) -> tuple[str, list[str], list[Impo
 
 def _lengths(file: h5py.File, path: Path) -> NDArray[np.int64]:
     """Return the number of frames of each video, (videos,) int64."""
-    if "n_frames" not in file:
+    if own_item(file, "n_frames") is None:
         return np.zeros(0, dtype=np.int64)
     dataset = dataset_of(file, path, "n_frames")
     if dataset.ndim != 1 or dataset.dtype.kind not in "iu":

@@ -1,0 +1,38 @@
+"""Where the command ``kpstore`` begins and ends: Ctrl-C ends it with 130 and without a traceback.
+
+Importing the commands takes a while, and so may leaving Python. In both, an interrupt would be an
+error of whichever line was running.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line of this process and end it."""
+    heeds = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not under nohup
+    code = INTERRUPTED
+    try:
+        if heeds:
+            signal.signal(signal.SIGINT, _end)
+        from .main import run_process
+
+        if heeds:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = run_process()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if heeds:
+            signal.signal(signal.SIGINT, _end)
+    sys.exit(code)
+
+
+def _end(*_: object) -> None:
+    os._exit(INTERRUPTED)

@@ -1,0 +1,87 @@
+"""The one way to what an HDF5 file holds, which never leads into another file.
+
+A file may come from anyone, and HDF5 lets it name other files: by external links, virtual data sets
+and external raw storage. Soft links may lead to such links. h5py follows all of them, even to
+answer whether a name exists. So every item is reached through :func:`item_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import h5py
+
+from kpstore.errors import InvalidError
+
+MOST_DEEP = 100
+"""Deepest group that is looked for: HDF5's own search of a file ends the process in a deep one."""
+
+_KINDS = {
+    h5py.h5l.TYPE_SOFT: "a soft link",
+    h5py.h5l.TYPE_EXTERNAL: "a link into another file",
+}
+
+
+def has_item(group: h5py.Group, name: str) -> bool:
+    """Return whether a name is taken in a group, by a link of any kind, without following it."""
+    return bool(group.id.links.exists(name.encode()))
+
+
+def item_of(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    """Return an item by its name or path below a group.
+
+    Raises
+    ------
+    KeyError
+        If it does not exist.
+    InvalidError
+        If it, or a group on the way to it, is a link, or its values lie in other files.
+    """
+    found: h5py.Group | h5py.Dataset = group
+    for part in name.split("/"):
+        if part in ("", "."):
+            continue
+        if not isinstance(found, h5py.Group) or not has_item(found, part):
+            raise KeyError(f"{name!r} is missing in {group.name}")
+        kind = found.id.links.get_info(part.encode()).type
+        if kind != h5py.h5l.TYPE_HARD:
+            what = _KINDS.get(kind, "a link of an unknown kind")
+            raise InvalidError(
+                f"{group.file.filename}: {name!r} is {what}, which is not followed, as the file "
+                "may come from anyone; copy what it leads to into the file"
+            )
+        found = found[part]
+    if isinstance(found, h5py.Dataset) and (found.is_virtual or found.external):
+        raise InvalidError(
+            f"{group.file.filename}: the values of {name!r} lie in other files, which are not "
+            "read, as the file may come from anyone; copy them into one dataset"
+        )
+    return found
+
+
+def datasets_of(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Yield all datasets of a file with their full names, each once, without following links.
+
+    :class:`InvalidError` for groups that are nested too deeply.
+    """
+    seen: set[tuple[int, int]] = set()
+    left: list[tuple[str, h5py.Group, int]] = [("", file, 0)]
+    while left:
+        path, group, depth = left.pop()
+        if depth > MOST_DEEP:
+            raise InvalidError(
+                f"{file.filename}: its groups are nested more than {MOST_DEEP} deep; copy what is "
+                "to be read nearer to the root"
+            )
+        for name in group:
+            if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+                continue
+            item = group[name]
+            about = h5py.h5o.get_info(item.id)
+            if (about.fileno, about.addr) in seen:
+                continue
+            seen.add((about.fileno, about.addr))
+            if isinstance(item, h5py.Group):
+                left.append((f"{path}{name}/", item, depth + 1))
+            elif isinstance(item, h5py.Dataset):
+                yield f"{path}{name}", item

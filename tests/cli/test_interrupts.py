@@ -1,0 +1,55 @@
+"""Ctrl-C ends a command with 130 and without a traceback, whenever it comes."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.processes import finish
+
+AT_IMPORT = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == NAME:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+"""
+AT_EXIT = """
+import atexit, os, signal, sys
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+"""
+IN_COMMAND = """
+import os, signal, sys
+import kpstore
+from kpstore import _version
+class Interrupting(str):
+    def __format__(self, spec):
+        os.kill(os.getpid(), signal.SIGINT)
+        return "1"
+_version.__version__ = Interrupting("1")
+"""
+IGNORED = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)" + AT_EXIT
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [
+        (AT_IMPORT.replace("NAME", "'typer'"), 130),
+        (AT_IMPORT.replace("NAME", "'kpstore.cli.versions'"), 130),
+        (AT_EXIT, 130),
+        (IN_COMMAND, 130),
+        (IGNORED, 0),
+        ("import sys", 0),
+    ],
+)
+def test_an_interrupt_at_any_moment_ends_with_130_and_no_traceback(before: str, code: int) -> None:
+    program = (
+        f"{before}\nsys.argv = ['kpstore', '--version']\n"
+        "from kpstore.cli.start import main\nmain()\n"
+    )
+    done = finish([sys.executable, "-c", program])
+    assert done.returncode == code
+    assert done.stderr == ""
+    assert "Traceback" not in done.stdout

@@ -1,0 +1,213 @@
+"""Stores of strangers on the command line: they move no cursor and overwrite no file."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kpstore
+from kpstore.cli import render
+from kpstore.cli.main import run
+from kpstore.errors import InvalidError
+from kpstore.schema.feature import FeatureRows
+from kpstore.schema.index import VideoRecord
+from kpstore.visible import logger, visible
+from tests.cli.conftest import Kpstore
+from tests.fakes import fake_spec
+
+EVIL = "x\x1b[2J\x07\ry\nz\u202e"
+CLI = Path(render.__file__).parent
+
+
+@pytest.fixture(params=[".kps", ".h5"])
+def evil(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A store in which every text that a stranger chooses would take over a terminal."""
+    folder = tmp_path / f"f{EVIL}"
+    folder.mkdir()
+    path = folder / f"s{request.param}"
+    with kpstore.create(path) as store:
+        videos = [
+            VideoRecord(f"{n}{EVIL}", f"{n}{EVIL}", (EVIL, EVIL), annotations={"signer": EVIL})
+            for n in range(3)
+        ]
+        with store.transaction(EVIL) as tx:
+            tx.add_videos(videos)
+            tx.add_feature(fake_spec(4), {"extractor": EVIL, "more": {EVIL: [EVIL]}})
+            values = FeatureRows(np.zeros((2, 5, 3), "f4"), {"detected": np.ones((2, 2), bool)})
+            tx.write("points", videos[0].id, values, failed_frames={1: EVIL})
+            tx.fail("points", videos[1].id, EVIL)
+    return path
+
+
+def is_shown(text: str) -> bool:
+    return all(visible(line) == line for line in text.split("\n"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "info STORE",
+        "info STORE --detailed",
+        "log STORE",
+        "stats STORE",
+        "diff STORE STORE",
+        "diff STORE OTHER",
+        "splits check STORE --signer signer",
+        "progress STORE",
+        "verify STORE",
+        "verify STORE --all",
+        "tag STORE",
+        "cache build STORE",
+        "export npz STORE OUT",
+        "doctor STORE",
+    ],
+)
+def test_what_strangers_wrote_is_visible_in_every_command(
+    kpstore_: Kpstore, evil: Path, tmp_path: Path, words: str
+) -> None:
+    with kpstore.create(tmp_path / "other.kps") as other, other.transaction("one") as tx:
+        tx.add_videos([VideoRecord(f"new{EVIL}", EVIL, (EVIL,))])
+    places = {"STORE": evil, "OTHER": tmp_path / "other.kps", "OUT": tmp_path / "out"}
+    result = kpstore_(*(places.get(word, word) for word in words.split()))
+    assert result.out or result.err
+    assert is_shown(result.out)
+    assert is_shown(result.err)
+    assert "internal error" not in result.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["info", f"missing{EVIL}"],
+        ["info", "STORE", "--at", EVIL],
+        ["stats", "STORE", "--feature", EVIL],
+        ["rollback", "STORE", "--to", EVIL],
+        ["tag", "STORE", EVIL],
+        [EVIL],
+        ["info", "STORE", f"--{EVIL}"],
+        ["splits", "set", "STORE", f"no{EVIL}.json"],
+    ],
+)
+def test_errors_are_one_visible_line(kpstore_: Kpstore, evil: Path, words: list[str]) -> None:
+    result = kpstore_(*(evil if word == "STORE" else word for word in words))
+    assert result.code == 2
+    assert len(result.lines) == 1
+    assert is_shown(result.err)
+
+
+def test_json_is_ascii_and_whole(kpstore_: Kpstore, evil: Path) -> None:
+    result = kpstore_("info", evil, "--detailed", "--json")
+    assert result.out.isascii()
+    assert json.loads(result.out)["failures"]["points"][0]["reason"] == EVIL
+
+
+def test_a_long_error_keeps_its_beginning_and_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    render.say(f"error: {'x' * 100_000}; give another file", err=True)
+    shown = capsys.readouterr().err
+    assert 1900 < len(shown) < 2100
+    assert shown.startswith("error: xxx")
+    assert shown.endswith("x; give another file\n")
+
+
+def test_a_traceback_is_visible_too(
+    kpstore_: Kpstore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InvalidError(EVIL)
+
+    monkeypatch.setattr(kpstore, "open", refuse)
+    result = kpstore_("info", tmp_path, "--debug")
+    assert "Traceback" in result.err
+    assert is_shown(result.err.replace("\n", ""))
+
+
+def test_reprs_html_and_log_messages_are_visible(
+    evil: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with kpstore.open(evil) as store:
+        video = store.video(store.index.ids[0])
+        frames = store.frames("points")
+        texts = [repr(store), repr(video), repr(frames), repr(store["points"]), repr(store.at())]
+        texts += [store._repr_html_() or "", video._repr_html_(), store["points"]._repr_html_()]
+    assert all(map(is_shown, texts))
+    assert all(text for text in texts)
+    with caplog.at_level(logging.WARNING):
+        logger("kpstore.test").warning("%s and %d", EVIL, 3)
+    assert is_shown(caplog.messages[-1])
+    assert caplog.messages[-1].endswith("and 3")
+
+
+def test_nobody_in_the_command_line_prints_past_render() -> None:
+    past = []
+    for path in CLI.glob("*.py"):
+        if path.name == "render.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+            if name in ("echo", "secho", "print", "write", "print_exc", "pprint", "input", "rule"):
+                past.append(f"{path.name}:{node.lineno} {name}")
+    assert past == []
+
+
+def test_every_module_logs_visibly() -> None:
+    root = Path(kpstore.__file__).parent
+    sources = {path: path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
+    past = [path.name for path, text in sources.items() if "logging.getLogger(__name__)" in text]
+    assert past == []
+
+
+# -- links -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["writer.lock", "commit.lock", "progress.json", "ledger"])
+@pytest.mark.parametrize(
+    "words",
+    ["rollback STORE --to first", "splits set STORE FILE", "tag STORE new", "repair STORE"],
+)
+def test_a_link_in_a_store_changes_no_file_of_the_user(
+    kpstore_: Kpstore, tmp_path: Path, name: str, words: str
+) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text('{"a": "train"}')
+    store = tmp_path / "s.kps"
+    with kpstore.create(store) as made:
+        made.tag("first")
+    link = store / "kpstore" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(mine)
+    result = kpstore_(*({"STORE": store, "FILE": mine}.get(w, w) for w in words.split()))
+    assert result.code == 2
+    assert len(result.lines) == 1
+    assert "is a symbolic link" in result.err
+    assert mine.read_text() == '{"a": "train"}'
+
+
+def test_a_pipe_in_a_store_does_not_make_a_command_wait(kpstore_: Kpstore, tmp_path: Path) -> None:
+    store = tmp_path / "s.kps"
+    kpstore.create(store).close()
+    os.mkfifo(store / "kpstore" / "progress.json")
+    result = kpstore_("progress", store)
+    assert result.code == 2
+    assert "is a pipe (FIFO)" in result.err
+
+
+def test_a_wrong_progress_file_is_named(kpstore_: Kpstore, tmp_path: Path) -> None:
+    store = tmp_path / "s.kps"
+    kpstore.create(store).close()
+    for content in ('{"run_id": 1}', '{"run_id": "a", "feature": "b", "frames": NaN}', "[" * 9000):
+        (store / "kpstore" / "progress.json").write_text(content)
+        result = kpstore_("progress", store)
+        assert result.code == 2
+        assert "cannot be read" in result.err
+        assert len(result.lines) == 1
+
+
+def test_the_tests_above_run_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("kpstore ")
