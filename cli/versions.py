@@ -90,13 +90,13 @@ def branch(
         if at is not None:
             raise InvalidError("--delete removes a branch whatever its version: leave out --at")
         kpstore.open(store, mode="a").delete_branch(name)
-        typer.echo(
+        render.say(
             f"branch {name} removed; versions that no other name leads to go with 'kpstore gc'"
         )
     else:
         opened = kpstore.open(store, at, mode="a")
         opened.branch(name)
-        typer.echo(f"branch {name} begins at version {opened.snapshot}")
+        render.say(f"branch {name} begins at version {opened.snapshot}")
 
 
 def _list_branches(store: Store, json: bool) -> None:
@@ -145,11 +145,11 @@ def gc(
         f"{render.count(found.kept, 'version')} and {render.size(found.bytes - found.bytes_freed)}"
     )
     if yes:
-        typer.echo(f"removed {gone}; {stay} stay")
+        render.say(f"removed {gone}; {stay} stay")
         return
-    typer.echo(f"would remove {gone}; {stay} would stay")
+    render.say(f"would remove {gone}; {stay} would stay")
     if found.versions or found.bytes_freed:
-        typer.echo("nothing was removed; --yes removes it for good")
+        render.say("nothing was removed; --yes removes it for good")
 
 
 def _list_tags(store: Store, json: bool) -> None:

@@ -46,6 +46,8 @@ IGNORED = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)" + A
 )
 def test_an_interrupt_at_any_moment_ends_with_130_and_no_traceback(before: str, code: int) -> None:
     program = (
+        # A job in the background of a shell begins with interrupts ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"{before}\nsys.argv = ['kpstore', '--version']\n"
         "from kpstore.cli.start import main\nmain()\n"
     )

@@ -73,7 +73,7 @@ def test_a_full_disk_at_a_commit_is_one_line_and_loses_nothing(
         raise icechunk.IcechunkError("  x copy: No space left on device (os error 28)\n  | context")
 
     with monkeypatch.context() as patch:
-        patch.setattr(icechunk.Session, "commit", full)
+        patch.setattr(icechunk.Session, "flush", full)
         assert run(["splits", "set", store.location, str(tmp_path / "splits.json")]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
