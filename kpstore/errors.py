@@ -23,6 +23,8 @@ one kind are notes of the error (:meth:`BaseException.add_note`), one line each.
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterable
 
 
@@ -109,3 +111,18 @@ def one_line(reason: str | BaseException) -> str:
     given = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else reason
     text = " ".join(given.split())
     return text if len(text) <= 500 else text[:499] + "…"
+
+
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What Python and most libraries raise over damaged bytes; each reader adds those of its own."""

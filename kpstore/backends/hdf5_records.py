@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from kpstore import errors
 from kpstore.backends.base import Commit
 from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.errors import CorruptError, InvalidError, KpstoreError
@@ -27,16 +28,7 @@ HOME = "_kpstore"
 FORMAT = 2
 """Format of new files. In format 1, records and names have no checksums."""
 
-DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+DAMAGE = (OSError, *errors.DAMAGE)
 """Errors that HDF5's library, h5py and JSON raise for damaged bytes."""
 
 ABSENT = -1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import pickle
-import struct
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -13,26 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from kpstore.errors import InvalidError
+from kpstore.errors import DAMAGE, InvalidError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN_NAMES = 4
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    struct.error,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_UNREADABLE = (pickle.UnpicklingError, AssertionError, OSError, *DAMAGE)
 """What torch raises for files that it did not write."""
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from kpstore.backends.asides import aside_of, left_overs
-from kpstore.errors import ExistsError, InvalidError, KpstoreError, NotFoundError, one_line
+from kpstore.errors import DAMAGE, ExistsError, InvalidError, KpstoreError, NotFoundError, one_line
 from kpstore.store.store import backend_for
 
 _MAKING = "making"
@@ -60,21 +58,7 @@ def damage_named(message: str, errors: tuple[type[Exception], ...]) -> Iterator[
         raise InvalidError(f"{message} ({one_line(error)})") from None
 
 
-LIBRARY_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+LIBRARY_ERRORS = (AssertionError, OSError, zipfile.BadZipFile, *DAMAGE)
 """What libraries raise for damaged files that a reader did not expect."""
 
 

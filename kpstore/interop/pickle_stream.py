@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import pickletools
-import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from gzip import GzipFile
 from pathlib import Path
@@ -19,21 +18,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.errors import DAMAGE
 from kpstore.interop.unpickling import ARRAY_MAKERS, PlainArray, PlainDtype
 from kpstore.user_files import check_memory
 
-UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    zlib.error,
-)
+UNREADABLE = (OSError, *DAMAGE)
 """Errors that the machine raises for a damaged file, or one that is not such a pickle."""
 _LARGEST = 2**30
 """Bytes of the largest value in a file: a quarter of a million frames of a thousand numbers."""

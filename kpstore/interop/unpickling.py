@@ -20,26 +20,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError
+from kpstore.errors import DAMAGE, InvalidError
 from kpstore.user_files import SPARE_BYTES
 
 _DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|[US][0-9]{1,9}|O[48]?)\Z")
 _CORES = ("numpy._core", "numpy.core")
 Array = NDArray[np.generic]
 Maker = Callable[..., object] | None
-_BROKEN = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    BufferError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_BROKEN = (pickle.UnpicklingError, BufferError, ImportError, *DAMAGE)
 """Errors that the unpickler raises for a damaged file, or one that is not a pickle."""
 
 

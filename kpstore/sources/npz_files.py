@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import lzma
 import math
-import struct
 import tempfile
 import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,25 +17,14 @@ from typing import IO, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, KpstoreError, NotFoundError, one_line
+from kpstore.errors import DAMAGE, InvalidError, KpstoreError, NotFoundError, one_line
 from kpstore.user_files import check_memory
 
 BLOCK_BYTES = 8 * 2**20
 """Decompressed bytes to hold in memory at once while an array is only passed through."""
 
 
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    MemoryError,
-    NotImplementedError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
-)
+_DAMAGE = (zipfile.BadZipFile, lzma.LZMAError, *DAMAGE)
 """What zipfile, its decompressors and numpy raise over a damaged file."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 
 from kpstore.backends.hdf5_items import datasets_of, item_of
-from kpstore.errors import InvalidError
+from kpstore.errors import DAMAGE, InvalidError
 from kpstore.interop.files import damage_named
 from kpstore.user_files import check_memory
 
@@ -33,7 +33,7 @@ _TEXT_ROWS = 4096
 """Texts to read together."""
 _TEXT_BYTES = 64
 """Memory of a text without its characters."""
-UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, OverflowError)
+UNREADABLE = (OSError, *DAMAGE)
 
 
 def recognises(path: Path) -> bool:

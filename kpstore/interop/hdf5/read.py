@@ -210,7 +210,7 @@ def _about(dataset: h5py.Dataset, path: Path) -> tuple[str, list[str], list[Impo
             for feature in about["features"].values()
         ]
         return str(about["name"]), [str(name) for name in about["annotations"]], features
-    except (*UNREADABLE, AttributeError) as error:
+    except UNREADABLE as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InvalidError(
             f"{path}: {ABOUT} does not say what the file holds ({reason}); export it again"

@@ -16,7 +16,7 @@ from pose_format import Pose, PoseHeader
 from pose_format.pose_header import PoseHeaderCache
 from pose_format.utils.reader import BytesIOReader
 
-from kpstore.errors import InvalidError, NotFoundError
+from kpstore.errors import DAMAGE, InvalidError, NotFoundError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
 from kpstore.interop.files import check_there, damage_named, visible
 from kpstore.interop.pose.layout import (
@@ -36,16 +36,6 @@ from kpstore.schema.layout import FACE_LISTS, PART_SLICES, PARTS, FaceList, keyp
 from kpstore.schema.video_fields import known_fps
 
 Keep = Literal["all", "keypoints"]
-_UNREADABLE = (
-    struct.error,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    NotImplementedError,
-    EOFError,
-)
-"""Errors that pose-format, which checks nothing itself, raises for bytes of other files."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ class _File:
 
     def read(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return points, (frames, people, points, dims), and confidence, without dims; float32."""
-        with damage_named(f"{self.path}: pose-format cannot read it", _UNREADABLE):
+        with damage_named(f"{self.path}: pose-format cannot read it", DAMAGE):
             body = Pose.read(self.path.read_bytes()).body
         points = np.asarray(body.data.data, dtype=np.float32)
         return points, np.asarray(body.confidence, dtype=np.float32)
@@ -82,7 +72,7 @@ def _look(path: Path, root: Path) -> _File:
     except UnicodeEncodeError:
         raise InvalidError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it") from None
     damaged = f"{path}: it is no .pose file, or only a part of one"
-    with damage_named(damaged, _UNREADABLE), path.open("rb") as file:
+    with damage_named(damaged, DAMAGE), path.open("rb") as file:
         return _look_at(path, name, file)
 
 
