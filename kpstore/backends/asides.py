@@ -117,7 +117,6 @@ def sync_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         if syncfs(handle):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
+            raise system_error(ctypes.get_errno(), path)
     finally:
         os.close(handle)

@@ -177,13 +177,14 @@ class HDF5Backend(StoreFile):
 
     def create_tag(self, name: str, snapshot: str) -> None:
         """Tag a version permanently."""
-        self.check_version(self.file(), snapshot)
-        with self.commit_lock(), self._changed_copy() as file:
-            names = self.names(file)
-            if name in names.used_tags:
-                raise refusals.tag_taken(name, self.location)
-            tags, used = {**names.tags, name: snapshot}, (*names.used_tags, name)
-            write_names(file, Names(names.head, tags, used))
+        with self.commit_lock():
+            self.check_version(self.file(), snapshot)
+            with self._changed_copy() as file:
+                names = self.names(file)
+                if name in names.used_tags:
+                    raise refusals.tag_taken(name, self.location)
+                tags, used = {**names.tags, name: snapshot}, (*names.used_tags, name)
+                write_names(file, Names(names.head, tags, used))
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
@@ -224,6 +225,8 @@ class HDF5Backend(StoreFile):
             )
             kept |= {snapshot for snapshot in about if about[snapshot].time >= before.files}
             n_bytes = sum(path.stat().st_size for path in (self._path, *self.left_overs()))
+            if apply:
+                self._remove_left_overs()
             work = self.copy_aside(file, empty=True)
             try:
                 with damage_told(self.location), h5py.File(work, "w", **OPEN) as made:

@@ -187,7 +187,7 @@ class Changes(Session):
         """Create an array of unwritten rows."""
         file = self._copy()
         if name in self._tree.arrays:
-            raise ExistsError(f"array {name!r} exists already")
+            raise refusals.array_taken(name)
         if has_item(file, name):
             raise ExistsError(
                 f"{name!r} is taken in {self._home.location} by something that is not kpstore's"
@@ -314,8 +314,7 @@ class Changes(Session):
                 ) from error
             with self._writing():
                 if delta is not None:
-                    # Absent where its checksum stays known, which fill does not match.
-                    damaged = None if self._has_tables else b"damaged!"
+                    damaged = layout.damaged_rows(has_checksums=self._has_tables)
                     layout.keep_chunk(kept, name, meta, delta, chunk, damaged)
                 layout.empty_chunk(self._array(name).source.array, chunk)
             return None

@@ -157,9 +157,11 @@ class StoreFile:
     def copy_aside(self, file: h5py.File, *, empty: bool = False) -> Path:
         """Copy an open file to a new one beside it, and remove the copies of killed writers.
 
-        With ``empty``, the new file has the old one's owner and rights, but nothing in it.
+        With ``empty``, the new file has the old one's owner and rights, but nothing in it, and
+        nothing is removed.
         """
-        self._remove_left_overs()
+        if not empty:
+            self._remove_left_overs()
         source = descriptor_of(file)
         about = os.fstat(source)
         check_room(self._path, about.st_size)
@@ -189,19 +191,22 @@ class StoreFile:
     @property
     def sessions_lock(self) -> Path:
         """File that write sessions lock together."""
-        return self.sidecar_dir / "sessions.lock"
+        return self._lock_file("sessions.lock")
+
+    def _lock_file(self, name: str) -> Path:
+        """Return a file to lock, after refusing a folder of locks that leads elsewhere."""
+        refuse_links_beside(self.sidecar_dir)
+        return self.sidecar_dir / name
 
     def commit_lock(self) -> AbstractContextManager[None]:
         """Exclude other commits: of two that copied the same file, one would be lost."""
-        refuse_links_beside(self.sidecar_dir)
-        return waiting_lock(self.sidecar_dir / "commit.lock")
+        return waiting_lock(self._lock_file("commit.lock"))
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Reserve the store for one long write."""
         self._require()
-        refuse_links_beside(self.sidecar_dir)
         return refusing_lock(
-            self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
+            self._lock_file("writer.lock"), location=self.location, purpose=purpose
         )
 
 

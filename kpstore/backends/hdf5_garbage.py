@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from kpstore.backends import hdf5_layout as layout
-from kpstore.backends.hdf5_items import item_of
+from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
     DAMAGE,
     HOME,
@@ -44,12 +44,12 @@ def copy_versions(source: h5py.File, target: h5py.File, kept: set[str]) -> None:
         are damaged stay so.
     """
     head = read_names(source).head
-    _copy_attrs(source, target)
-    home = target.create_group(HOME)
-    _copy_attrs(source[HOME], home)
-    for name in source[HOME]:
+    layout.copy_attrs(source, target)
+    old, home = item_of(source, HOME), target.create_group(HOME)
+    layout.copy_attrs(old, home)
+    for name in old:
         if name != "versions":
-            _copy_bytes(source[HOME], home, name)
+            _copy_bytes(old, home, name)
     _copy_items(source, target, but=HOME)
     home.create_group("versions")
     for snapshot in sorted(kept):
@@ -59,7 +59,6 @@ def copy_versions(source: h5py.File, target: h5py.File, kept: set[str]) -> None:
 def _copy_version(
     source: h5py.File, target: h5py.File, snapshot: str, head: str, kept: set[str]
 ) -> None:
-    old = item_of(source, f"{HOME}/versions/{snapshot}")
     new = target[HOME]["versions"].create_group(snapshot)
     record = read_record(source, snapshot)
     parent = record["parent"]
@@ -74,11 +73,12 @@ def _copy_version(
     for name in ("chunks", "arrays"):
         group.create_group(name)
     if base == bases[0]:
+        old = item_of(source, f"{HOME}/versions/{snapshot}/delta")
         for name in ("about", "checksums"):
-            if name in old["delta"]:
-                _copy_bytes(old["delta"], group, name)
+            if has_item(old, name):
+                _copy_bytes(old, group, name)
         for name in ("chunks", "arrays"):
-            _copy_items(old["delta"][name], group[name])
+            _copy_items(item_of(old, name), group[name])
     else:
         _write_difference(group, read_tree(source, snapshot), base, read_tree(source, base))
 
@@ -143,8 +143,7 @@ def _rows_of(array: StoredArray, chunk: int) -> layout.Kept:
     try:
         return array.read_chunk(chunk)
     except DAMAGE:
-        # Absent where its checksum stays known, which fill does not match.
-        return b"damaged!" if array.checksums is None else None
+        return layout.damaged_rows(has_checksums=array.checksums is not None)
 
 
 # -- copies ----------------------------------------------------------------------------------------
@@ -163,9 +162,3 @@ def _copy_items(source: h5py.Group, target: h5py.Group, but: str = "") -> None:
 
 def _copy_bytes(source: h5py.Group, target: h5py.Group, name: str) -> None:
     target.create_dataset(name, data=item_of(source, name)[()])
-
-
-def _copy_attrs(source: h5py.Group, target: h5py.Group) -> None:
-    for name in source.attrs:
-        kind = source.attrs.get_id(name)
-        target.attrs.create(name, source.attrs[name], kind.shape, kind.dtype)

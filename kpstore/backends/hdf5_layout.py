@@ -269,6 +269,19 @@ def keep_chunk(
     delta.chunks[str(chunk)] = at
 
 
+def copy_attrs(source: h5py.Group | h5py.Dataset, target: h5py.Group | h5py.Dataset) -> None:
+    """Copy all attributes, whoever wrote them."""
+    for name in source.attrs:
+        kind = source.attrs.get_id(name)
+        target.attrs.create(name, source.attrs[name], kind.shape, kind.dtype)
+
+
+def damaged_rows(*, has_checksums: bool) -> Kept:
+    """Return what a delta keeps of a damaged chunk, so that it stays damaged."""
+    # Absent where its checksum stays known, which fill does not match.
+    return None if has_checksums else b"damaged!"
+
+
 def copy_array(array: h5py.Dataset, group: h5py.Group, name: str) -> None:
     """Copy a data set of :func:`create_array`, its chunks as they are stored.
 
@@ -284,9 +297,7 @@ def copy_array(array: h5py.Dataset, group: h5py.Group, name: str) -> None:
             dcpl=about.get_create_plist(),
         )
     )
-    for attr in array.attrs:
-        kind = array.attrs.get_id(attr)
-        made.attrs.create(attr, array.attrs[attr], kind.shape, kind.dtype)
+    copy_attrs(array, made)
     is_text = h5py.check_string_dtype(array.dtype) is not None
     rows, corners = array.chunks[0], list[tuple[int, ...]]()
     about.chunk_iter(lambda found: corners.append(tuple(map(int, found.chunk_offset))))

@@ -14,7 +14,7 @@ import icechunk
 import zarr
 
 from kpstore.backends import refusals
-from kpstore.backends.asides import aside_of, make_durable, sync_disk
+from kpstore.backends.asides import aside_of, left_overs, make_durable, sync_disk
 from kpstore.backends.base import MAIN, Capabilities, Commit
 from kpstore.backends.garbage import Before, Garbage
 from kpstore.backends.icechunk_directory import IcechunkDirectory
@@ -44,6 +44,8 @@ class IcechunkBackend(IcechunkDirectory):
         guard_fork()
         target = _free_place(self.location)
         # Built beside its place and renamed, so that a kill leaves either no store or a whole one.
+        for left_over in left_overs(target, "creating"):
+            shutil.rmtree(left_over, ignore_errors=True)
         aside = aside_of(target, "creating")
         aside.mkdir(parents=True)
         try:
@@ -156,7 +158,7 @@ class IcechunkBackend(IcechunkDirectory):
         with self.commit_lock():
             names = self.records.names("branch")
             if name in names:
-                raise ExistsError(f"branch {name!r} of {self.location} exists already")
+                raise refusals.branch_taken(name, self.location)
             target = self.session(snapshot).snapshot
             with translated(self.location):
                 self._repo().create_branch(given, target)
@@ -170,10 +172,13 @@ class IcechunkBackend(IcechunkDirectory):
                 raise refusals.no_name("branch", name, branches, self.location)
             if name == MAIN:
                 raise refusals.main_stays(name, self.location)
-            # First: after a kill at this point, the branch is there or not, and either is right.
+            # First, and on the disk: after a kill or a power cut at this point, the branch is there
+            # or not, and either is right.
             self.records.named("branch", name)
+            sync_disk(self.path)
             with translated(self.location):
                 self._repo().delete_branch(read_refs(self.path, "branch")[name].given)
+            sync_disk(self.path)
 
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
         """Make a version the newest one of a branch."""
@@ -181,8 +186,9 @@ class IcechunkBackend(IcechunkDirectory):
             newest = self.newest(name, self.records.names("branch"))
             refusals.check_newest(name, newest, expected, self.location)
             target = self.session(snapshot).snapshot
-            # After a kill at this point, either version is right.
+            # After a kill or a power cut at this point, either version is right.
             self.records.named("branch", name, expected, target)
+            sync_disk(self.path)
             self.move_branch(name, newest, target)
             self._note_name("branch", name, target)
 

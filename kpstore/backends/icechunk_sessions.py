@@ -40,7 +40,7 @@ from kpstore.backends.icechunk_fork import IcechunkFork
 from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, locate_rows
 from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.locks import SharedLock
-from kpstore.errors import ConflictError, CorruptError, ExistsError
+from kpstore.errors import ConflictError, CorruptError
 
 _COPY_BYTES = 64 * 2**20
 """Writes of up to this size are copied to complete their first and last chunk.
@@ -238,7 +238,7 @@ class IcechunkWriteSession(_Session):
         """Create an array of unwritten rows."""
         with self._changing():
             if name in self.names() or name == TABLE:
-                raise ExistsError(f"array {name!r} exists already")
+                raise refusals.array_taken(name)
             array = create_array(self._group, name, meta)
             self._opened[name] = array, meta_of(array)
             self._created.add(name)

@@ -31,7 +31,7 @@ from typing import Any
 
 import xxhash
 
-from kpstore.backends.asides import aside_of, make_durable
+from kpstore.backends.asides import aside_of, left_overs, make_durable
 from kpstore.backends.links import open_inside
 from kpstore.visible import logger
 
@@ -143,6 +143,8 @@ class Ledger:
 
     def replace(self, records: Iterable[Mapping[str, object]]) -> None:
         """Put other contents in place, in one step and under the commit lock."""
+        for left_over in left_overs(self._path, "writing"):
+            left_over.unlink(missing_ok=True)
         aside = aside_of(self._path, "writing")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -111,7 +111,7 @@ def lock_alone(path: Path, *, location: str) -> Iterator[BinaryIO]:
         with _locks_told(path):
             taken = _take(file.fileno())
         if not taken:
-            raise refusals.held(location, "it has begun changes that it has not committed yet")
+            raise refusals.open_changes(location)
         try:
             yield file
         finally:

@@ -130,7 +130,7 @@ class MemoryBackend:
         """Create a branch at a version."""
         repo = self._repo()
         if name in repo.branches:
-            raise ExistsError(f"branch {name!r} of {self.location} exists already")
+            raise refusals.branch_taken(name, self.location)
         repo.branches[name] = self.session(snapshot).snapshot
 
     def reset_branch(self, name: str, snapshot: str, *, expected: str) -> None:
@@ -250,7 +250,7 @@ class _WriteSession(_Session):
 
     def create(self, name: str, meta: ArrayMeta) -> None:
         if name in self._tree.arrays:
-            raise ExistsError(f"array {name!r} exists already")
+            raise refusals.array_taken(name)
         rows = meta.unwritten(meta.n_rows)
         self._apply(lambda tree: tree.arrays.update({name: (meta, rows)}), {(name, "meta")})
 

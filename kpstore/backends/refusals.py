@@ -68,6 +68,24 @@ def not_forkable() -> InvalidError:
     )
 
 
+def open_changes(location: str) -> BusyError:
+    """Return the error for a store of which a transaction is open, here or elsewhere."""
+    return BusyError(
+        f"{location} has changes that are not committed yet, in this process or another; commit "
+        "or discard them, then repeat it"
+    )
+
+
+def array_taken(name: str) -> ExistsError:
+    """Return the error for an array that exists."""
+    return ExistsError(f"array {name!r} exists already")
+
+
+def branch_taken(name: str, location: str) -> ExistsError:
+    """Return the error for a branch that exists."""
+    return ExistsError(f"branch {name!r} of {location} exists already")
+
+
 def held(location: str, holder: str) -> BusyError:
     """Return the error for a store that another process has reserved."""
     return BusyError(

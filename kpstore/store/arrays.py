@@ -54,7 +54,9 @@ class FeatureArray:
     def _repr_html_(self) -> str:
         facts: list[tuple[str, shown.Cell]] = [*self._axes(), ("dtype", self._meta.dtype)]
         facts.append(("rows per chunk", self.chunk_rows))
-        facts += [(key, self.attrs[key]) for key in ("units", "long_name") if self.attrs.get(key)]
+        facts += [
+            (key, str(self.attrs[key])) for key in ("units", "long_name") if self.attrs.get(key)
+        ]
         return shown.block(shown.heading(self.name), shown.table(facts))
 
     def _axes(self) -> list[tuple[str, int]]:

@@ -147,7 +147,7 @@ def collect_garbage(
     Raises
     ------
     BusyError
-        While another process writes, or has begun a transaction.
+        While a process, this one included, writes or has begun a transaction.
     CorruptError
         If records of versions are damaged; nothing is removed then.
     UnsupportedError

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import h5py
@@ -17,6 +18,7 @@ import pytest
 
 import kpstore
 from kpstore.backends.base import MAIN, ArrayMeta
+from kpstore.backends.garbage import Before
 from kpstore.backends.hdf5 import HDF5Backend, _circles
 from kpstore.backends.hdf5_records import HOME, read_json, write_json
 from kpstore.backends.icechunk import IcechunkBackend
@@ -210,8 +212,7 @@ def _external(file: h5py.File, name: str, other: Path) -> None:
 
 def _virtual(file: h5py.File, name: str, other: Path) -> None:
     found = file[name]
-    if not isinstance(found, h5py.Dataset):
-        pytest.skip("a group has no values")
+    assert isinstance(found, h5py.Dataset)
     layout = h5py.VirtualLayout(found.shape, found.dtype)
     layout[...] = h5py.VirtualSource(str(other), name, shape=found.shape)
     attrs = dict(found.attrs)
@@ -222,8 +223,7 @@ def _virtual(file: h5py.File, name: str, other: Path) -> None:
 
 def _raw(file: h5py.File, name: str, other: Path) -> None:
     found = file[name]
-    if not isinstance(found, h5py.Dataset):
-        pytest.skip("a group has no values")
+    assert isinstance(found, h5py.Dataset)
     shape, dtype, attrs = found.shape, found.dtype, dict(found.attrs)
     values = other.with_name("values")
     values.write_bytes(found[()].tobytes())
@@ -339,3 +339,33 @@ def test_a_long_circle_of_versions_is_walked_once() -> None:
     lines = list(_circles(parents))
     assert len(lines) == n + 1
     assert not [line for line in lines if "alone" in line]
+
+
+def test_gc_copies_nothing_that_lies_in_another_file(file: Path, tmp_path: Path) -> None:
+    private = tmp_path / "private.h5"
+    with h5py.File(private, "w") as opened:
+        opened["secret"] = [42]
+    with h5py.File(file, "r+") as opened:
+        versions = opened[HOME]["versions"]
+        delta = next(v["delta"] for v in versions.values() if "delta" in v)
+        del delta["arrays"]
+        delta["arrays"] = h5py.ExternalLink(str(private), "/")
+    before = file.read_bytes()
+    old = datetime(2000, 1, 1, tzinfo=UTC)
+    with pytest.raises(KpstoreError, match="a link into another file"):
+        HDF5Backend(str(file)).collect_garbage(Before(old, old), apply=True)
+    assert file.read_bytes() == before
+
+
+def test_no_lock_is_made_beside_a_file_in_a_folder_that_is_a_link(
+    file: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    backend = HDF5Backend(str(file))
+    shutil.rmtree(backend.sidecar_dir, ignore_errors=True)
+    backend.sidecar_dir.symlink_to(elsewhere)
+    for use in (backend.begin, backend.commit_lock, lambda: backend.exclusive("test")):
+        with pytest.raises(InvalidError, match="is a symbolic link"):
+            use()
+    assert list(elsewhere.iterdir()) == []

@@ -10,7 +10,8 @@ import pytest
 
 import kpstore
 from kpstore.backends import hdf5_file, icechunk_sessions
-from kpstore.inspect.verify import verify
+from kpstore.backends import icechunk as icechunk_module
+from kpstore.inspect.verify import verify, verify_all
 from tests.fakes import record
 
 REF = "refs/branch.main/ref.json"
@@ -80,3 +81,32 @@ def test_an_hdf5_file_is_on_the_disk_before_it_takes_its_place(
     monkeypatch.setattr(hdf5_file, "make_durable", sync)
     write(store)
     assert synced == [True, False]
+
+
+@pytest.mark.parametrize("change", ["rollback", "delete"])
+def test_a_name_that_moves_is_in_the_ledger_on_the_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    store = filled(tmp_path / "s.kps")
+    first = store.snapshot
+    write(store)
+    store.branch("try")
+    synced: list[Path] = []
+
+    def sync(path: Path) -> None:
+        synced.append(tmp_path / f"synced-{len(synced)}.kps")
+        shutil.copytree(path, synced[-1])
+
+    monkeypatch.setattr(icechunk_module, "sync_disk", sync)
+    newest = kpstore.open(tmp_path / "s.kps", mode="a")
+    if change == "rollback":
+        newest.backend.reset_branch("main", first, expected=newest.snapshot)
+    else:
+        newest.delete_branch("try")
+    # Of what was written after the first sync, the branch's file alone survived.
+    survived = synced[0]
+    shutil.rmtree(survived / "refs")
+    shutil.copytree(tmp_path / "s.kps" / "refs", survived / "refs")
+    wanted = first if change == "rollback" else newest.snapshot
+    assert kpstore.open(survived).snapshot == wanted
+    assert not verify_all(str(survived)).problems
