@@ -61,7 +61,7 @@ WRONG_PATH = (
 """Errors of the system about paths that a user gave."""
 
 WRONG_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EROFS)
-"""Numbers of others."""
+"""Numbers (errno) of further errors about a path that a user gave."""
 
 app = typer.Typer(
     name="kpstore",
@@ -120,11 +120,6 @@ def run_process() -> int:
     return run(sys.argv[1:])
 
 
-def main() -> None:
-    """Run the command line of this process and end it; for ``python -m kpstore.cli.main``."""
-    sys.exit(run_process())
-
-
 @functools.cache
 def _command() -> Any:
     """Return the command with all subcommands; building it from signatures takes a while."""
@@ -178,4 +173,4 @@ def _explain(error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_process())

@@ -36,3 +36,7 @@ def main() -> None:
 
 def _end(*_: object) -> None:
     os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -57,7 +57,7 @@ def tag(
     if name is None and (delete or at is not None):
         raise InvalidError("--delete and --at need the name of a tag: kpstore tag STORE NAME")
     if name is None:
-        _list_tags(kpstore.open(store), json)
+        _list_named(kpstore.open(store), "tag", json)
         return
     opened = kpstore.open(store, at, mode="a")
     if delete:
@@ -85,7 +85,7 @@ def branch(
     if name is None and (delete or at is not None):
         raise InvalidError("--delete and --at need the name of a branch: kpstore branch STORE NAME")
     if name is None:
-        _list_branches(kpstore.open(store), json)
+        _list_named(kpstore.open(store), "branch", json)
     elif delete:
         if at is not None:
             raise InvalidError("--delete removes a branch whatever its version: leave out --at")
@@ -97,19 +97,6 @@ def branch(
         opened = kpstore.open(store, at, mode="a")
         opened.branch(name)
         render.say(f"branch {name} begins at version {opened.snapshot}")
-
-
-def _list_branches(store: Store, json: bool) -> None:
-    tips = {name: store.at(name).history()[0] for name in store.branches}
-    if json:
-        about = {
-            n: {"id": c.id, "time": c.time.isoformat(), "message": c.message}
-            for n, c in tips.items()
-        }
-        render.print_json(about)
-        return
-    rows = [(n, c.id, render.local_time(c.time), c.message) for n, c in tips.items()]
-    render.print_table(("branch", "version", "made", "message"), rows)
 
 
 def gc(
@@ -152,18 +139,18 @@ def gc(
         render.say("nothing was removed; --yes removes it for good")
 
 
-def _list_tags(store: Store, json: bool) -> None:
-    from kpstore.inspect.summary import read_tags
+def _list_named(store: Store, what: Literal["tag", "branch"], json: bool) -> None:
+    from kpstore.inspect.summary import read_named
 
-    tags = read_tags(store)
+    names = read_named(store, store.tags if what == "tag" else store.branches)
     if json:
-        render.print_json({name: entry.to_json() for name, entry in tags.items()})
-    elif tags:
+        render.print_json({name: entry.to_json() for name, entry in names.items()})
+    elif names:
         rows = [
             (n, e.commit.id, render.local_time(e.commit.time), e.commit.message)
-            for n, e in tags.items()
+            for n, e in names.items()
         ]
-        render.print_table(("tag", "version", "made", "message"), rows)
+        render.print_table((what, "version", "made", "message"), rows)
     else:
         render.say(f"no tags yet; kpstore tag {store.location} NAME makes one")
 

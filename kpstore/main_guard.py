@@ -39,7 +39,8 @@ def require_main_guard(what: str, instead: str) -> None:
 def _running_line() -> int | None:
     """Return the line at which the main module is; None if new processes do not import it."""
     main = sys.modules["__main__"]
-    path, name = getattr(main, "__file__", None), getattr(main.__spec__, "name", "")
+    spec = getattr(main, "__spec__", None)  # a debugger removes it
+    path, name = getattr(main, "__file__", None), getattr(spec, "name", "")
     # As multiprocessing.spawn: no file in a notebook, no second import of a package's __main__.
     if path is None or Path(path).stem == "ipython" or name.endswith("__main__"):
         return None

@@ -27,7 +27,7 @@ from kpstore.ingest.job import Job, OnFrames
 from kpstore.ingest.on_worker import THREAD, Refusal, Stranger, give_opinion, prove, run_on_worker
 from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.ingest.roster import Claim, Order, Roster, Work, Worker
-from kpstore.ingest.scheduler_errors import scheduler_told
+from kpstore.ingest.scheduler_errors import gone, scheduler_told
 from kpstore.ingest.sight import Look
 from kpstore.ingest.worker import TaskResult, check_result
 from kpstore.schema.index import VideoRecord
@@ -202,16 +202,11 @@ class Crew:
 
     def _call(self, operation: str, **arguments: object) -> Any:
         """Return what the scheduler answers to one of its operations."""
-        if self._client.status == "running":
-            try:
-                ask = getattr(self._client.scheduler, operation)
-                return self._client.sync(ask, callback_timeout=_ANSWER_S, **arguments)
-            except (OSError, TimeoutError) as error:
-                _log.info("the scheduler does not answer: %s", error)
-        raise self._gone()
-
-    def _gone(self) -> WorkersError:
-        return WorkersError(f"the Dask scheduler at {self._address} is gone")
+        if self._client.status != "running":
+            raise gone(self._address)
+        with scheduler_told(self._address):
+            ask = getattr(self._client.scheduler, operation)
+            return self._client.sync(ask, callback_timeout=_ANSWER_S, **arguments)
 
     # -- answers -----------------------------------------------------------------------------------
 
@@ -228,7 +223,7 @@ class Crew:
                 return None
             except FutureCancelledError as error:
                 if getattr(error, "reason", None) == "scheduler-connection-lost":
-                    raise self._gone() from None
+                    raise gone(self._address) from None
                 return None
             except TimeoutError as error:
                 if future.status == "error":

@@ -151,7 +151,9 @@ class DaskExecutor(Executor):
         gpus: int = 0,
         frame_timeout_s: float = 0.0,
     ) -> None:
-        self._silent_s = max(SILENT_S, frame_timeout_s and frame_timeout_s + _REPLACED_S)
+        # A frame that may take any time may also hold Python's lock, and its worker's heartbeat.
+        silent_s = max(SILENT_S, frame_timeout_s + _REPLACED_S)
+        self._silent = f"{silent_s:g}s" if frame_timeout_s else None
         self.n_workers, self._scheduler, self._address = n_workers, scheduler, scheduler or ""
         found = own_gpus(gpus) if scheduler is None else ()
         is_one_each = scheduler is None and gpus > 0 and gpus == n_workers
@@ -183,7 +185,7 @@ class DaskExecutor(Executor):
                 )
             return self
         # A worker that sends no heartbeat, stopped by a debugger say, is killed and replaced.
-        silence = {"distributed.scheduler.worker-ttl": f"{self._silent_s:g}s"}
+        silence = {"distributed.scheduler.worker-ttl": self._silent}
         with ExitStack() as stack:
             # Not one of _SETTINGS: Dask asks for it each time that a worker dies.
             stack.enter_context(dask.config.set(_PATIENCE))
@@ -267,7 +269,7 @@ class DaskExecutor(Executor):
         WorkersError
             If no worker answers.
         """
-        with scheduler_told(self._scheduler or self._address):
+        with scheduler_told(self._address):
             answers = self._try_all(job)
         found = [answer for answer in answers if isinstance(answer, int)]
         if not found:

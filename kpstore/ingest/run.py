@@ -102,8 +102,8 @@ def run_ingest(
     Raises
     ------
     InvalidError
-        If the source lists problems (all in the message) and ``ignore_problems`` is off; or if the
-        script that calls this with workers lacks ``if __name__ == "__main__":``. Nothing is
+        If the source lists problems (each a note of the error) and ``ignore_problems`` is off; or
+        if the script that calls this with workers lacks ``if __name__ == "__main__":``. Nothing is
         written.
     MismatchError
         If the store holds the feature made with other settings.
@@ -334,8 +334,7 @@ class _Run:
             found = listed(video.record.id, failed, video.record.frame_paths.__getitem__)
             self._failures += islice(found, MAX_FAILURES - len(self._failures))
             self._videos_failed += failed.video is not None
-            states = failed.frame_states(video.record.n_frames)
-            frames_failed += int((states == State.FAILED).sum())
+            frames_failed += video.record.n_frames if failed.video else len(failed.frames)
         self._video_notes += result.notes
         with self._lock:
             progress = self._progress

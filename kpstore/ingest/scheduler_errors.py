@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from kpstore.errors import WorkersError, one_line
 
 
+def gone(address: str, why: str = "") -> WorkersError:
+    """Return the error for a scheduler that is gone."""
+    return WorkersError(f"the Dask scheduler at {address} is gone{f' ({why})' if why else ''}")
+
+
 @contextmanager
 def scheduler_told(address: str) -> Iterator[None]:
     """Turn what Dask raises without a scheduler, or with a closed client, into one error.
@@ -22,5 +27,5 @@ def scheduler_told(address: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, TimeoutError, CancelledError, ClosedClientError) as error:
-        raise WorkersError(f"the Dask scheduler at {address} is gone ({one_line(error)})") from None
+    except (OSError, CancelledError, ClosedClientError) as error:
+        raise gone(address, one_line(error)) from None

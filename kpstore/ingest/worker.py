@@ -94,8 +94,9 @@ def collect(
             doubts[video.position] = result.doubts
         failures[video.position] = result.failures
         notes += result.notes
+        frame_states = result.failures.frame_states(video.record.n_frames)
         for spec in job.extractor.specs:
-            start, states = video.start, result.failures.frame_states(video.record.n_frames)
+            start, states = video.start, frame_states
             if spec.axis == "video":
                 start, states = video.position, np.full(1, result.failures.state, dtype=np.uint8)
             chunks[spec.name].add(RowBlock(start, result.rows[spec.name], states))

@@ -219,9 +219,9 @@ def read_log(store: BaseStore, *, limit: int | None = None) -> list[LogEntry]:
     ]
 
 
-def read_tags(store: BaseStore) -> dict[str, LogEntry]:
-    """Return all tags of a store with the versions that they name."""
-    return {tag: read_log(store.at(tag), limit=1)[0] for tag in store.tags}
+def read_named(store: BaseStore, names: Mapping[str, str]) -> dict[str, LogEntry]:
+    """Return the version behind each name of ``store.tags`` or ``store.branches``."""
+    return {name: read_log(store.at(version), limit=1)[0] for name, version in names.items()}
 
 
 def _names_of(snapshot: str, names: Mapping[str, str]) -> tuple[str, ...]:

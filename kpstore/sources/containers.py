@@ -6,6 +6,8 @@ import struct
 from pathlib import Path
 
 _HEAD_BYTES = 4096
+_UNKNOWN = 0xFFFFFFFF
+"""Size in an AVI file that was written to a pipe."""
 _EBML, _SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 
 
@@ -25,7 +27,8 @@ def cut_off(path: Path) -> str:
 def _riff_bytes(head: bytes) -> int:
     if head[:4] != b"RIFF" or head[8:12] != b"AVI ":
         return 0
-    return 8 + int(struct.unpack_from("<I", head, 4)[0])
+    size = int(struct.unpack_from("<I", head, 4)[0])
+    return 0 if size == _UNKNOWN else 8 + size
 
 
 def _ebml_bytes(head: bytes) -> int:

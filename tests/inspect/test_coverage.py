@@ -6,7 +6,7 @@ import pytest
 import kpstore
 from kpstore.errors import NotFoundError
 from kpstore.inspect.coverage import Coverage, coverage, coverage_by_split
-from kpstore.inspect.summary import disk_usage, read_log, read_tags, summarize
+from kpstore.inspect.summary import disk_usage, read_log, read_named, summarize
 from kpstore.schema.feature import FeatureSpec
 from tests.store.data import LENGTHS, fill, rows_of
 
@@ -94,4 +94,4 @@ def test_the_log_is_newest_first_and_named(memory_store: kpstore.Store) -> None:
     assert entries[0].commit.message == "fill"
     assert (entries[0].tags, entries[0].branches) == (("v1",), ("main",))
     assert len(read_log(memory_store.at(), limit=1)) == 1
-    assert list(read_tags(memory_store)) == ["v1"]
+    assert list(read_named(memory_store, memory_store.tags)) == ["v1"]

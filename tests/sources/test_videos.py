@@ -462,3 +462,35 @@ def test_two_pictures_for_one_frame_are_a_problem(tmp_path: Path) -> None:
     assert len(problems) == 2
     assert "a/01.png and a/1.png have one frame number" in problems[0]
     assert "b/2.jpg and b/2.png have one frame number" in problems[1]
+
+
+class Pipe:
+    """What a video is written to that cannot be gone back in, as ``ffmpeg … | ssh``."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, block: bytes) -> int:
+        self.written += bytes(block)
+        return len(block)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "codec"),
+    [(".avi", "avi", "mpeg4"), (".mkv", "matroska", "libx264"), (".webm", "webm", "libvpx-vp9")],
+)
+def test_a_video_that_was_written_to_a_pipe_is_no_damage(
+    tmp_path: Path, suffix: str, kind: str, codec: str
+) -> None:
+    pipe = Pipe()
+    with av.open(pipe, "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=20)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(30):
+            picture = np.full((48, 64, 3), 8 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    (tmp_path / f"clip{suffix}").write_bytes(pipe.written)
+    listing = VideosSource(tmp_path).scan()
+    assert listing.problems == ()
+    assert listing.videos[0].n_frames == 30
