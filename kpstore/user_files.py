@@ -74,6 +74,8 @@ def check_memory(path: Path, n_bytes: int, what: str) -> None:
     n_bytes : memory that the part takes at once.
     what : the part, for the message.
     """
+    if n_bytes <= SPARE_BYTES:
+        return
     files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
     limit = 10 * sum(file.stat().st_size for file in files) + SPARE_BYTES
     if n_bytes > limit:

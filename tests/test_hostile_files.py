@@ -115,6 +115,17 @@ def object_array() -> bytes:
     return file.getvalue()
 
 
+def many_runs() -> bytes:
+    """An npz file of a few kilobytes in which each of three million rows is of another video."""
+    n = 3 * MIB
+    file = io.BytesIO(npz(("keypoints", (n, 1), "<f4", 0), ("image_paths", (n,), "<U1", 0)))
+    head = str({"descr": "<U1", "fortran_order": False, "shape": (n,)}).ljust(117) + "\n"
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        start = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head.encode()
+        archive.writestr("video_ids.npy", start + b"a\0\0\0b\0\0\0" * (n // 2))
+    return file.getvalue()
+
+
 LARGE = "would take .* MiB of memory"
 INPUTS: list[tuple[str, str, str, Callable[[], bytes]]] = [
     ("pickle", "same frame", LARGE, same_frame),
@@ -129,7 +140,7 @@ INPUTS: list[tuple[str, str, str, Callable[[], bytes]]] = [
     ("pickle", "colliding keys", "integers of more than 64 bits", lambda: colliding_keys(10**5)),
     ("pickle", "dicts", "empty lists and dicts", lambda: b"\x80\x02" + b"}" * 8 * MIB + b"."),
     ("npz", "dicts", "empty lists and dicts", object_array),
-    ("npz", "rows", LARGE, lambda: npz(("keypoints", (3 * MIB, 1), "|u1", 0), *ids(3 * MIB))),
+    ("npz", "runs", LARGE, many_runs),
     ("pickle", "long text", "cannot be read as a pickle", lambda: b"I" + b"9" * 10**5 + b"\n."),
     (
         "slt",
@@ -180,6 +191,17 @@ def test_what_is_refused_says_why(
 ) -> None:
     said = str(outcomes[target, name]["said"])
     assert re.search(says, said), said[:300]
+
+
+@pytest.mark.parametrize("format_name", ["pickle", "npz", "pose", "embeddings", "slt"])
+def test_a_pipe_in_a_folder_is_never_opened(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], format_name: str
+) -> None:
+    names = ("temp_split_0_gpu0.pkl", "train_keypoints.npz", "a.pose", "a_embedding.npz", "x.train")
+    for name in names:
+        os.mkfifo(tmp_path / name)
+    assert run(["import", format_name, str(tmp_path), str(tmp_path.parent / "o.h5")]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("kind", "says"), [("fifo", "is a pipe"), ("device", "is a device")])

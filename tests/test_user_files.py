@@ -17,6 +17,7 @@ from kpstore.user_files import (
     read_text,
     read_yaml,
 )
+from tests.test_hostile_files import yaml_bomb
 
 
 @pytest.fixture
@@ -88,17 +89,11 @@ def test_yaml(file: Path) -> None:
     assert read_yaml(file, "lips") == {"base": {"x": 1}, "more": {"x": 1, "y": [2, {"x": 1}]}}
 
 
-def _bomb(open_: str, close: str, sign: str) -> str:
-    levels = ["a0: &a0 {k: 1}"]
-    levels += [f"a{i}: &a{i} {open_}{', '.join([f'*a{i - 1}'] * 9)}{close}" for i in range(1, 12)]
-    return "\n".join(levels).replace("SIGN", sign)
-
-
 @pytest.mark.parametrize(
     "text",
     [
-        _bomb("[", "]", ""),
-        _bomb("{<<: [", "]}", ""),
+        yaml_bomb("[", "]").decode(),
+        yaml_bomb("{<<: [", "]}").decode(),
         "[" * 5_000,
         "{a: " * 5_000,
         "a: &a [*a]",

@@ -1,7 +1,7 @@
 """Fuzz every reader of files that others wrote: ``make fuzz``, or ``python -m benchmarks.fuzz``.
 
 Each target runs in a process of its own under Atheris (libFuzzer), from the sound files that
-kpstore writes itself and from what was found before, until its CPU time is over, or nothing new was
+kpstore writes itself and from what was found before, until its time is over, or nothing new was
 reached for a while. An input that crashes, hangs, takes too much memory, or ends in anything else
 than one clear line is kept in the folder; add it to ``tests/corpus/TARGET/`` when it is mended,
 where the suite reads it again.
@@ -33,7 +33,7 @@ def fuzz(name: str, folder: Path, minutes: float, stale_minutes: float) -> tuple
     Parameters
     ----------
     folder : for the corpus, which grows from run to run, and for what is found.
-    minutes : CPU time at most.
+    minutes : time at most.
     stale_minutes : without new coverage, after which the target is left.
     """
     corpus, found = folder / name / "corpus", folder / name / "found"
@@ -52,7 +52,8 @@ def fuzz(name: str, folder: Path, minutes: float, stale_minutes: float) -> tuple
         f"-rss_limit_mb={(10 * _MOST_INPUT + MEMORY_BYTES) // 2**20 + 700}",
         "-print_final_stats=1",
     ]
-    tried, newest = 0, time.monotonic()
+    before = set(found.iterdir())
+    tried, newest, is_stale = 0, time.monotonic(), False
     log = folder / name / "log"
     with (
         log.open("w", encoding="utf-8") as kept,
@@ -65,8 +66,12 @@ def fuzz(name: str, folder: Path, minutes: float, stale_minutes: float) -> tuple
                 tried = int(counted[1])
                 newest = time.monotonic() if "\tNEW" in line else newest
                 if time.monotonic() - newest > 60 * stale_minutes:
+                    is_stale = True
                     child.terminate()
-    return tried, sorted(found.iterdir())
+    new = sorted(set(found.iterdir()) - before)
+    if not new and not is_stale and (child.returncode or not tried):
+        sys.exit(f"{name} was not fuzzed: it ended with {child.returncode}; see {log}")
+    return tried, new
 
 
 def main() -> None:
@@ -75,7 +80,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("targets", nargs="*", choices=[*TARGETS, []], help="all by default")
-    parser.add_argument("--minutes", type=float, default=20, help="CPU time of each target")
+    parser.add_argument("--minutes", type=float, default=20, help="minutes for each target")
     parser.add_argument("--stale", type=float, default=5, help="minutes without new coverage")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "kpstore-fuzz")
     given = parser.parse_args()

@@ -8,6 +8,7 @@ command line.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -251,7 +252,7 @@ class Exporter(Protocol):
         """
 
 
-class FileExporter(Options):
+class FileExporter(Options, ABC):
     """Base class of kpstore's own exporters; subclasses write their files in ``_write``."""
 
     def export(
@@ -265,10 +266,10 @@ class FileExporter(Options):
         """Write the file or the files; see :meth:`Exporter.export`."""
         return self._write(store, path, overwrite, on_progress or (lambda n: None))
 
+    @abstractmethod
     def _write(
         self, store: BaseStore, path: Path, overwrite: bool, report: OnProgress
-    ) -> ExportReport:
-        raise NotImplementedError
+    ) -> ExportReport: ...
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def is_store(path: Path) -> bool:
     return path.exists() and backend_for(str(path)).exists()
 
 
-def visible(paths: Iterable[Path]) -> list[Path]:
+def without_hidden(paths: Iterable[Path]) -> list[Path]:
     """Return paths sorted, without those whose names begin with a dot.
 
     Such files belong to the operating system, or were left by an export that was killed.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from kpstore import plugins
 from kpstore._version import __version__
@@ -184,7 +184,21 @@ def _open_document(found: Format, path: Path, options: Mapping[str, object]) -> 
     importer = _with_options(found, found.importer, options)
     _check_readable(path)
     with reading(str(path)):
-        return importer.open(path)
+        return cast("Document", _Foreign(importer.open(path), str(path)))
+
+
+class _Foreign:
+    """A document of a format, whose reader may raise anything over a damaged file."""
+
+    def __init__(self, document: Document, source: str) -> None:
+        self._document, self._source = document, source
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._document, name)
+
+    def videos(self) -> Iterator[ImportedVideo]:
+        """Yield the videos; see :meth:`Document.videos`."""
+        return _videos_of(self._document, self._source)
 
 
 def _videos_of(document: Document, source: str) -> Iterator[ImportedVideo]:
@@ -250,7 +264,7 @@ def _import_into(
         for feature in document.features:
             tx.add_feature(feature.spec, feature.provenance)
         writer = ImportWriter(tx, document.features, on_progress or (lambda n: None))
-        for video in _videos_of(document, source):
+        for video in document.videos():
             writer.add(video)
         writer.flush()
         if own_splits:

@@ -292,17 +292,18 @@ def check_opcodes(data: bytes | mmap.mmap, name: str, most_bytes: int | None = N
     """
     size = len(data)
     most_bytes = 10 * size + SPARE_BYTES if most_bytes is None else most_bytes
-    if _most_containers(data) * _CONTAINER_BYTES > most_bytes:
-        raise InvalidError(
-            f"{name} holds so many empty lists and dicts that they would fill the memory; it is "
-            "damaged, or made for that"
-        )
     most_puts = 1024 + size // 5  # an entry of the memo takes five bytes to make and one to fill
     run = _runs_of_fixed(most_puts)
-    at = freed = n_wide = 0
+    at = freed = n_wide = n_containers = 0
     while True:
         found = run.match(data, at)
         assert found is not None
+        n_containers += _containers(data, at, found.end())
+        if n_containers * _CONTAINER_BYTES > most_bytes:
+            raise InvalidError(
+                f"{name} holds so many empty lists and dicts that they would fill the memory; it "
+                "is damaged, or made for that"
+            )
         at = found.end()
         if at >= size:
             raise InvalidError(
@@ -327,14 +328,13 @@ def check_opcodes(data: bytes | mmap.mmap, name: str, most_bytes: int | None = N
         )
 
 
-def _most_containers(data: bytes | mmap.mmap) -> int:
-    """Return how many containers a pickle makes at most: bytes that may be such an opcode."""
-    found = freed = 0
-    for start in range(0, len(data), _KEEP_MAPPED):
-        block = data[start : start + _KEEP_MAPPED]
-        found += len(block) - len(block.translate(None, _CONTAINERS))
-        freed = _let_go(data, freed, start + len(block))
-    return found
+def _containers(data: bytes | mmap.mmap, start: int, stop: int) -> int:
+    """Return how many containers a run of opcodes of fixed length makes at most."""
+    n_found = 0
+    for first in range(start, stop, _KEEP_MAPPED):
+        block = data[first : min(first + _KEEP_MAPPED, stop)]
+        n_found += len(block) - len(block.translate(None, _CONTAINERS))
+    return n_found
 
 
 def _runs_of_fixed(most_puts: int) -> re.Pattern[bytes]:

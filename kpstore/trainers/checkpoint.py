@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kpstore.errors import CorruptError, InvalidError, MismatchError, NotFoundError
+from kpstore.user_files import parse_json
 
 _KEY = "kpstore"
 _FORMAT = 1
@@ -95,11 +96,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        about = json.loads(metadata[_KEY]) if _KEY in metadata else None
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except SafetensorError as error:
         raise CorruptError(
             f"{path}: cannot be read as a checkpoint ({error}); use an older checkpoint"
         ) from None
+    about = parse_json(metadata[_KEY], f"{path}: its description") if _KEY in metadata else None
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise InvalidError(
             f"{path}: not a checkpoint of kpstore train, or one of another version; use the "

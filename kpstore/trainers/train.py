@@ -370,7 +370,15 @@ def load_model(path: Path | str) -> nn.Module:
 
 def model_of(checkpoint: Checkpoint, path: Path | str) -> nn.Module:
     """Return the model of a checkpoint as :func:`load_model` does; ``path`` is for messages."""
-    described = checkpoint.about["model"]
+    described = checkpoint.about.get("model")
+    if not (
+        isinstance(described, dict)
+        and isinstance(described.get("name"), str)
+        and isinstance(described.get("config"), dict)
+    ):
+        raise InvalidError(
+            f"{path}: does not describe its model; use a checkpoint of kpstore train"
+        )
     if described["name"] not in _MODELS:
         raise InvalidError(
             f"{path}: holds a {described['name']}; load its tensors into your own model"

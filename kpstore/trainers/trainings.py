@@ -44,7 +44,7 @@ SKELETON = NamedTraining(
     (
         "kpstore train skeleton phoenix.kps --out runs/skeleton",
         "kpstore train skeleton phoenix.kps --out runs/skeleton --resume",
-        "torchrun --nproc-per-node 4 -m kpstore.cli.main train skeleton phoenix.kps --out "
+        "torchrun --nproc-per-node 4 -m kpstore.cli.start train skeleton phoenix.kps --out "
         "runs/skeleton",
         "kpstore train skeleton phoenix.kps --limit-frames 64 --epochs 5 --image-size 64 "
         "--dev-split ''",

@@ -277,7 +277,8 @@ class Loader:
                 if isinstance(error, KpstoreError):
                     # PyTorch puts a worker's traceback in front of the message.
                     kind = type(error)
-                    raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
+                    head = f"\n{kind.__module__}.{kind.__qualname__}: "
+                    raise kind(str(error).rpartition(head)[2].strip()) from None
                 raise
 
     def _start_processes(self, plan: Batches) -> tuple[DataLoader[Any], _Parts]:

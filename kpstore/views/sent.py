@@ -29,6 +29,8 @@ class Sent:
                 self._dataset = dataset
             except (AttributeError, TypeError, pickle.PicklingError):
                 self._sent = cloudpickle.dumps(dataset)
+            except RuntimeError:  # multiprocessing's own locks and values travel only at a start
+                self._dataset = dataset
         except Exception as error:  # whatever the user's own objects raise
             raise InvalidError(
                 f"workers={workers}: the transform or collate cannot be sent to other processes "

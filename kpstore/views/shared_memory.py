@@ -53,14 +53,15 @@ def batches_ahead(batch_bytes: int, n_workers: int, free: int | None) -> int | N
 def check_room(batch_bytes: int, n_workers: int, free: int | None) -> None:
     """Raise :class:`UnsupportedError` if a worker cannot hand over a batch."""
     if free is not None and n_workers * batch_bytes > free:
-        raise _too_small(f"a batch of {_mib(batch_bytes)} from each of {n_workers} workers", free)
+        what = f"a batch of {_mib(batch_bytes)} from each of {n_workers} workers"
+        raise _too_small(what, free, "a lower prefetch, ")
 
 
-def _too_small(what: str, free: int) -> UnsupportedError:
+def _too_small(what: str, free: int, too: str = "") -> UnsupportedError:
     return UnsupportedError(
         f"workers hand over batches in {FOLDER}, where {_mib(free)} are free and {what} must fit; "
-        "use threads (workers=0), smaller batches, fewer workers or a lower prefetch, let go of "
-        "batches that are kept, or give the container more (docker run --shm-size=8g)"
+        f"use threads (workers=0), smaller batches, {too}or fewer workers, let go of batches that "
+        "are kept, or give the container more (docker run --shm-size=8g)"
     )
 
 

@@ -223,3 +223,11 @@ def test_what_makes_much_of_little_is_not_there(maker: str) -> None:
     called = b"\x80\x02c__builtin__\n" + maker.encode() + b"\n](K\x01K\x02e\x85R."
     with pytest.raises(InvalidError, match=f"builtin__.{maker}"):
         loads_pickle(called, "called.pkl")
+
+
+def test_bytes_of_arrays_do_not_count_as_containers(tmp_path: Path) -> None:
+    picture = np.full((3, 1500, 1500), ord("("), np.uint8)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"picture": picture}))
+    found = load_pickle(tmp_path / "x.pkl")
+    assert isinstance(found, dict)
+    assert np.array_equal(found["picture"], picture)

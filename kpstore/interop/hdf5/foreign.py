@@ -130,7 +130,7 @@ class ForeignDocument(NotedDocument):
 
     def _rows(self, dataset: h5py.Dataset, rows: slice) -> FeatureRows:
         """Read one video in blocks: without ids the whole file is one, which memory holds once."""
-        n_bytes = (rows.stop - rows.start) * math.prod(self._spec.shape) * dataset.dtype.itemsize
+        n_bytes = (rows.stop - rows.start) * self._spec.row_bytes
         check_memory(self._path, n_bytes, f"rows {rows.start}:{rows.stop} of {self._dataset}")
         values = np.empty((rows.stop - rows.start, *self._spec.shape), dtype=self._spec.dtype)
         detected = np.ones((len(values), len(PARTS)), dtype=bool)

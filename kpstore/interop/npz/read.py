@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
-from kpstore.interop.files import damage_named, visible
+from kpstore.interop.files import damage_named, without_hidden
 from kpstore.interop.inputs import detect_parts, runs
 from kpstore.interop.npz.layout import IDS, KEYPOINTS, PATHS, stats_name
 from kpstore.interop.splits import UNSPLIT, split_rank
@@ -27,7 +27,9 @@ from kpstore.user_files import SPARE_BYTES, check_memory, read_json
 Zeros = Literal["missing", "values"]
 
 _RUN_BYTES = 150
-"""Memory of a row at most: where neighbours belong to different videos, each is noted by itself."""
+"""Memory of a run of rows of one video at most."""
+_RUNS_LOOKED_AT = 65_536
+"""Runs after which their memory is compared with the file."""
 
 
 class NpzTable(NpzFile):
@@ -164,7 +166,7 @@ def npz_files(path: Path, array: str) -> list[Path]:
 
 
 def _named(folder: Path, array: str) -> list[Path]:
-    return visible(folder.glob(f"*_{array}.npz"))
+    return without_hidden(folder.glob(f"*_{array}.npz"))
 
 
 def _split_of(path: Path, array: str) -> str:
@@ -199,9 +201,10 @@ def _open_part(path: Path, array: str) -> _Part:
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{n} {name}" for name, n in lengths.items())
             raise InvalidError(f"{path}: its arrays differ in length: {told}")
-        check_memory(path, lengths[array] * _RUN_BYTES, f"the ids of {lengths[array]} rows")
         videos: dict[str, list[slice]] = {}
-        for video_id, rows in runs(file.iter_texts(IDS)):
+        for n_runs, (video_id, rows) in enumerate(runs(file.iter_texts(IDS)), start=1):
+            if n_runs % _RUNS_LOOKED_AT == 0:
+                check_memory(path, n_runs * _RUN_BYTES, f"the ids of {n_runs} runs of rows")
             if not video_id:
                 raise InvalidError(f"{path}: row {rows.start} has an empty video id")
             videos.setdefault(video_id, []).append(rows)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.interop.files import check_there, visible
+from kpstore.interop.files import check_there, without_hidden
 from kpstore.interop.plain_values import to_json
 from kpstore.interop.splits import UNSPLIT, split_rank
 from kpstore.interop.unpickling import load_pickle
@@ -124,7 +124,7 @@ def read_contents(path: Path) -> Contents:
     if not path.is_dir():
         check_there(path, "pickle")
         return _read_file(path)
-    files = [p for p in visible(path.iterdir()) if p.is_file()]
+    files = [p for p in without_hidden(path.iterdir()) if p.is_file()]
     numbered = [(tuple(map(int, m.groups())), p) for p in files if (m := WORKER_FILE.match(p.name))]
     if numbered:
         return _merge([_read_file(p) for _, p in sorted(numbered)], "workers", path)

@@ -18,7 +18,7 @@ from pose_format.utils.reader import BytesIOReader
 
 from kpstore.errors import DAMAGE, InvalidError, NotFoundError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
-from kpstore.interop.files import check_there, damage_named, visible
+from kpstore.interop.files import check_there, damage_named, without_hidden
 from kpstore.interop.pose.layout import (
     COMPONENTS,
     SUFFIX,
@@ -166,7 +166,7 @@ class PoseImport(Options):
         if not path.is_dir():
             return PoseDocument(self, path, (_look(path, path.parent),))
         found = [p for p in path.rglob(f"*{SUFFIX}") if p.is_file()]
-        paths = visible(found)
+        paths = without_hidden(found)
         if not paths:
             raise NotFoundError(f"no .pose file in {path} or in its folders")
         document = PoseDocument(self, path, tuple(_look(p, path) for p in paths))
@@ -350,7 +350,7 @@ def recognises(path: Path) -> bool:
     """Return whether a file begins like a .pose file, or a folder holds some."""
     try:
         if path.is_dir():
-            return bool(visible(path.rglob(f"*{SUFFIX}")))
+            return bool(without_hidden(path.rglob(f"*{SUFFIX}")))
         if path.suffix != SUFFIX:
             return False
         with path.open("rb") as file:

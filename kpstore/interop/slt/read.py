@@ -26,7 +26,7 @@ from kpstore.interop.base import (
     imported,
     rows_spec,
 )
-from kpstore.interop.files import check_there, damage_named, visible
+from kpstore.interop.files import check_there, damage_named, without_hidden
 from kpstore.interop.pickle_stream import UNREADABLE, BoundedFile, DataMachine, Tensor, fetched
 from kpstore.interop.splits import split_rank
 from kpstore.options import Option
@@ -128,7 +128,9 @@ class SltImport(Options):
     def open(self, path: Path) -> SltDocument:
         """Read all files once; see :class:`kpstore.interop.base.Importer`."""
         check_there(path, "file of entries, nor a folder of them,", "any")
-        paths = [p for p in visible(path.iterdir()) if recognises(p)] if path.is_dir() else [path]
+        paths = [path]
+        if path.is_dir():
+            paths = [p for p in without_hidden(path.iterdir()) if p.is_file() and recognises(p)]
         if not paths:
             raise NotFoundError(f"no gzip pickle in {path}")
         files = sorted(
