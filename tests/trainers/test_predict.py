@@ -246,6 +246,25 @@ def test_features_of_another_kind_or_another_checkpoint_are_refused(
     assert sorted(memory_store.at().features) == ["again", "embedding", "keypoints"]
 
 
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ("[" * 200_000, "its description is nested too deeply"),
+        ("9" * 10_000, "its description is not JSON"),
+        ('{"format": 1}', "does not describe its model"),
+        ('{"format": 1, "model": 3}', "does not describe its model"),
+        ('{"format": 1, "model": {"config": {}}}', "does not describe its model"),
+    ],
+)
+def test_a_strangers_checkpoint_is_one_line(tmp_path: Path, about: str, says: str) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "theirs.safetensors"
+    save_file({"x": torch.zeros(2)}, path, metadata={"kpstore": about})
+    with pytest.raises(InvalidError, match=says):
+        open_predictor(path)
+
+
 def test_checkpoints_that_are_none_are_one_line(
     memory_store: kpstore.Store, faces_run: Path, tmp_path: Path
 ) -> None:

@@ -519,7 +519,7 @@ def test_pytorchs_own_loader_gives_the_same(filled: kpstore.Store) -> None:
 
 
 SCRIPT = """
-import sys, threading, kpstore
+import multiprocessing, sys, threading, kpstore
 from torch.utils.data import DataLoader
 
 def check(store, method):
@@ -552,9 +552,27 @@ def check_functions(store):
         assert "cannot be sent to other processes" in str(error), error
         print("functions")
 
+class Counted:
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self, sample):
+        with self.count.get_lock():
+            self.count.value += 1
+        return sample["row"]
+
+def check_shared_values(store):
+    count = multiprocessing.get_context("forkserver").Value("i", 0)
+    counted = kpstore.loader(store.frames("points", transform=Counted(count)), 8, workers=1)
+    n_batches = len(list(counted))
+    counted.close()
+    assert count.value >= 8 * (n_batches - 1), count.value
+    print("values")
+
 def main():
     store = kpstore.open(sys.argv[1], cache=sys.argv[2])
     check_functions(store)
+    check_shared_values(store)
     for method in ("spawn", "forkserver", "fork"):
         check(store, method)
         print(method, flush=True)
@@ -571,7 +589,7 @@ def test_worker_processes_give_the_same_batches(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     command = [sys.executable, "-W", "ignore", str(script), made.location, str(tmp_path / "cache")]
     done = finish(command)
-    said = ["functions", "spawn", "forkserver", "fork"]
+    said = ["functions", "values", "spawn", "forkserver", "fork"]
     assert (done.stdout.split(), done.returncode) == (said, 0), done.stderr
 
 
