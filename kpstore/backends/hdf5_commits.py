@@ -182,7 +182,11 @@ class HDF5WriteSession(Changes):
 
     def _restore_array(self, name: str, wanted: StoredArray) -> None:
         meta, there = wanted.meta, self._tree.arrays.get(name)
-        if there is not None and _without_attrs(there.meta) != _without_attrs(meta):
+        # An array that was removed since, and perhaps made again, is another one.
+        is_same = wanted.source.place == f"/{name}"
+        if there is not None and not (
+            is_same and _without_attrs(there.meta) == _without_attrs(meta)
+        ):
             self.delete(name)
             there = None
         if there is None:

@@ -212,6 +212,19 @@ class VersionContract(BackendFixtures):
             np.testing.assert_equal(session.meta("a").fill, fill)
             np.testing.assert_array_equal(session.read("a", 0, 10), np.full((10, 2), fill))
 
+    def test_reset_branch_brings_back_an_array_that_was_made_anew(self, made: Backend) -> None:
+        add_array(made)
+        start = commit_rows(made, "a", 0, numbers(10))
+        changes = made.begin()
+        changes.delete("a")
+        changes.create("a", meta())
+        changes.write("a", 0, numbers(10, 5))
+        end = changes.commit("made anew")
+        made.reset_branch(MAIN, start, expected=end)
+        for snapshot, values in ((start, numbers(10)), (end, numbers(10, 5))):
+            session = another(made, made.location).session(snapshot)
+            np.testing.assert_array_equal(session.read("a", 0, 10), values)
+
     def test_reset_branch_refuses_when_somebody_else_was_faster(self, made: Backend) -> None:
         start = add_array(made)
         seen = commit_rows(made, "a", 0, numbers(10))
