@@ -1,6 +1,7 @@
-"""What it costs that a commit waits for the disk: ``python -m benchmarks.bench_commit``.
+"""What commits cost, in time and on the disk: ``python -m benchmarks.bench_commit``.
 
-Commits of a video of keypoints, with and without waiting in turn; medians in ms (decisions/013).
+Commits of a video of keypoints, with and without waiting for the disk in turn; medians in ms
+(docs/decisions/013). Then the size of stores of many small commits (docs/decisions/003).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import keypoints_spec
 
 ROWS = (10, 1_000, 20_000)
+SMALL_COMMITS, SMALL_ROWS = 120, 10
 _WAITING = {
     ".kps": ("icechunk_sessions.sync_disk", "icechunk.sync_disk"),
     ".h5": ("hdf5_file.make_durable",),
@@ -47,12 +49,27 @@ def _commit_s(folder: Path, suffix: str, number: int, n_rows: int) -> float:
     return time.perf_counter() - start
 
 
+def _make(folder: Path, suffix: str) -> None:
+    with kpstore.create(folder / f"s{suffix}").transaction("feature") as tx:
+        tx.add_feature(keypoints_spec(), {"extractor": "noise"})
+
+
+def grown_bytes(suffix: str) -> int:
+    """Return the size of a store of many small commits; a file of several names counts once."""
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+        folder = Path(name)
+        _make(folder, suffix)
+        for number in range(SMALL_COMMITS):
+            _commit_s(folder, suffix, number, SMALL_ROWS)
+        found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+        return sum({about.st_ino: about.st_size for about in found}.values())
+
+
 def measure(suffix: str, n_rows: int, runs: int) -> tuple[float, float]:
     """Return the median time of a commit with and without waiting, seconds."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name)
-        with kpstore.create(folder / f"s{suffix}").transaction("feature") as tx:
-            tx.add_feature(keypoints_spec(), {"extractor": "noise"})
+        _make(folder, suffix)
         waiting, others = [], []
         for number in range(0, 2 * runs, 2):
             waiting.append(_commit_s(folder, suffix, number, n_rows))
@@ -73,6 +90,8 @@ def main() -> None:
     for n_rows in ROWS:
         found = [1e3 * s for suffix in _WAITING for s in measure(suffix, n_rows, runs)]
         print(f"| {n_rows:,} | {' | '.join(f'{ms:.0f}' for ms in found)} |", flush=True)
+    sizes = ", ".join(f"{suffix} {grown_bytes(suffix) / 1e6:.1f} MB" for suffix in _WAITING)
+    print(f"{SMALL_COMMITS} commits of {SMALL_ROWS} rows: {sizes}")
 
 
 if __name__ == "__main__":

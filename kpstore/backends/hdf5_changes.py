@@ -22,13 +22,16 @@ from kpstore.backends.gathered import Touched
 from kpstore.backends.hdf5_file import Session, StoreFile
 from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
+    CONTINUED,
     DAMAGE,
     HOME,
+    NEWEST_FORMAT,
     ArrayDelta,
     Delta,
     Table,
     damage_told,
     has_checksums,
+    set_format,
 )
 from kpstore.backends.hdf5_tree import Checksums, DataSet, StoredArray
 from kpstore.backends.locks import SharedLock
@@ -279,8 +282,11 @@ class Changes(Session):
             self._sum_up(name)
         if name in self._part_written:
             rows = self._part_written[name][1]
+            delta = self._lacking(name, chunk, start)
+            if delta is not None:
+                self._keep(name, delta, chunk, start, rows)
         else:
-            old = self._old_rows(name, chunk, whole=whole)
+            old = self._old_rows(name, chunk, start, whole=whole)
             table = self._table(name)
             if table is not None and whole:
                 table[chunk] = checksum(meta, given)
@@ -290,19 +296,25 @@ class Changes(Session):
             self._part_written[name] = chunk, rows
         rows[at : at + len(given)] = given
 
-    def _old_rows(self, name: str, chunk: int, *, whole: bool) -> NDArray[np.generic] | None:
+    def _lacking(self, name: str, chunk: int, start: int) -> ArrayDelta | None:
+        """Return the array's delta, if it lacks a chunk of which rows from ``start`` change."""
+        delta = self._array_delta(name)
+        if delta is None or not delta.lacks(chunk, self.meta(name).chunk_rows, start):
+            return None
+        return delta
+
+    def _old_rows(
+        self, name: str, chunk: int, start: int, *, whole: bool
+    ) -> NDArray[np.generic] | None:
         """Keep a chunk for the version before, and return its rows.
 
         None if the chunk was never written, or its rows are not needed. A damaged chunk stays
         damaged in the version before; in this one, it has to be overwritten as a whole.
         """
-        meta, delta = self.meta(name), self._array_delta(name)
-        if delta is not None and not delta.lacks(chunk, meta.chunk_rows):
-            delta = None
+        delta = self._lacking(name, chunk, start)
         if delta is None and (whole or not self._has_tables):
             return None
-        kept = item_of(self._kept(), "chunks")
-        first, last = meta.rows_of(chunk)
+        first, last = self.meta(name).rows_of(chunk)
         what = f"rows {first}:{last} of "
         try:
             rows = self._told(what, name, lambda: self._array(name).read_chunk(chunk))
@@ -312,16 +324,28 @@ class Changes(Session):
                     f"{error}; only some of them are given, so nothing is written: give all, or "
                     "use 'kpstore repair'"
                 ) from error
+            if delta is not None:
+                damaged = layout.damaged_rows(has_checksums=self._has_tables)
+                self._keep(name, delta, chunk, start, damaged)
             with self._writing():
-                if delta is not None:
-                    damaged = layout.damaged_rows(has_checksums=self._has_tables)
-                    layout.keep_chunk(kept, name, meta, delta, chunk, damaged)
                 layout.empty_chunk(self._array(name).source.array, chunk)
             return None
         if delta is not None:
-            with self._writing():
-                layout.keep_chunk(kept, name, meta, delta, chunk, rows)
+            self._keep(name, delta, chunk, start, rows)
         return rows
+
+    def _keep(
+        self, name: str, delta: ArrayDelta, chunk: int, start: int, rows: layout.Kept
+    ) -> None:
+        """Keep a chunk for the version before, by reference if rows are only appended to it."""
+        is_continued = start >= delta.n_rows and self._has_tables and rows is not None
+        with self._writing():
+            if is_continued:
+                delta.chunks[str(chunk)] = CONTINUED
+                set_format(self._copy(), NEWEST_FORMAT)
+            else:
+                kept = item_of(self._kept(), "chunks")
+                layout.keep_chunk(kept, name, self.meta(name), delta, chunk, rows)
 
     def _sum_up(self, name: str) -> None:
         """Compute the checksum of an array's chunk that was written in part."""

@@ -27,12 +27,16 @@ from kpstore.errors import CorruptError, InvalidError, KpstoreError
 HOME = "_kpstore"
 FORMAT = 2
 """Format of new files. In format 1, records and names have no checksums."""
+NEWEST_FORMAT = 3
+"""Format of files of which a delta says :data:`CONTINUED`; all else is as in format 2."""
 
 DAMAGE = (OSError, *errors.DAMAGE)
 """Errors that HDF5's library, h5py and JSON raise for damaged bytes."""
 
 ABSENT = -1
 """In a delta: a chunk that was never written in its version."""
+CONTINUED = -2
+"""In a delta: a last chunk that is the first rows of the base's chunk, which was appended to."""
 
 Table = NDArray[np.uint64]
 """The checksum of each chunk of one array, by number."""
@@ -65,12 +69,17 @@ def damage_told(location: str, of: str = "arrays and versions") -> Iterator[None
 def has_checksums(file: h5py.File) -> bool:
     """Return whether a file has checksums (format 2); :class:`InvalidError` for newer formats."""
     found = int(item_of(file, HOME).attrs["format"])
-    if found > FORMAT:
+    if found > NEWEST_FORMAT:
         raise InvalidError(
             f"{file.filename} has layout {found} of kpstore's HDF5 files, this kpstore reads up to "
-            f"{FORMAT}; open it with the kpstore that wrote it, or upgrade"
+            f"{NEWEST_FORMAT}; open it with the kpstore that wrote it, or upgrade"
         )
     return found > 1
+
+
+def set_format(file: h5py.File, number: int) -> None:
+    """Say the format of a file, so that a kpstore that does not know it refuses the file."""
+    item_of(file, HOME).attrs["format"] = number
 
 
 def descriptor_of(file: h5py.File) -> int:
@@ -235,8 +244,8 @@ class ArrayDelta:
     Parameters
     ----------
     n_rows, attrs : length and attributes in this version.
-    chunks : the chunk of the delta that holds each chunk, or :data:`ABSENT`, by number (as text,
-        for JSON).
+    chunks : the chunk of the delta that holds each chunk, or :data:`ABSENT` or :data:`CONTINUED`,
+        by number (as text, for JSON).
     whole : whether the base has no such array, so that all of it is in the delta.
     """
 
@@ -245,9 +254,11 @@ class ArrayDelta:
     chunks: dict[str, int] = field(default_factory=dict)
     whole: bool = False
 
-    def lacks(self, chunk: int, chunk_rows: int) -> bool:
-        """Return whether a chunk of this version must be kept before it is overwritten."""
-        return str(chunk) not in self.chunks and chunk * chunk_rows < self.n_rows
+    def lacks(self, chunk: int, chunk_rows: int, start: int) -> bool:
+        """Return whether a chunk must be kept before rows from ``start`` on are overwritten."""
+        place = self.chunks.get(str(chunk))
+        is_kept = place is not None and not (place == CONTINUED and start < self.n_rows)
+        return not is_kept and chunk * chunk_rows < self.n_rows
 
     def numbers(self) -> slice | NDArray[np.int64]:
         """Return the chunks whose checksums the delta holds: those in it, in order, or all."""

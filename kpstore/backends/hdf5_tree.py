@@ -18,6 +18,7 @@ from kpstore.backends.checksums import matches
 from kpstore.backends.hdf5_items import item_of
 from kpstore.backends.hdf5_records import (
     ABSENT,
+    CONTINUED,
     HOME,
     Delta,
     Record,
@@ -326,6 +327,7 @@ def older_tree(base: Tree, group: h5py.Group, differs: Delta) -> Tree:
         placed = {
             int(chunk): Piece(None, 0) if place == ABSENT else Piece(copies, place)
             for chunk, place in delta.chunks.items()
+            if place != CONTINUED
         }
         elsewhere = {**under.elsewhere, **placed}
         elsewhere = {chunk: piece for chunk, piece in elsewhere.items() if chunk < meta.n_chunks}

@@ -7,7 +7,7 @@ Icechunk writes every chunk to a file of its own, exactly as Zarr encoded it, an
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,13 @@ _COMPRESSORS: Mapping[Codec, tuple[BytesBytesCodec, ...]] = {
     "zstd": (ZstdCodec(),),
     "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),),
 }
+
+
+_COPY_BYTES = 64 * 2**20
+"""Writes of up to this size are copied to complete their first and last chunk.
+
+Of larger ones, only those two chunks are copied.
+"""
 
 
 class BadChunkError(Exception):
@@ -115,6 +122,36 @@ def read_chunks(
         if not matches(meta, values[number * size : (number + 1) * size], int(expected)):
             raise BadChunkError(chunks.start + number)
     return values
+
+
+def whole_chunks(
+    meta: ArrayMeta,
+    start: int,
+    values: NDArray[np.generic],
+    read: Callable[[int, int], NDArray[np.generic]],
+) -> Iterator[tuple[int, NDArray[np.generic]]]:
+    """Yield values as runs of whole chunks, each with its first row.
+
+    Chunks that are written in part are completed with the rows that ``read`` returns, which are
+    checked when they are read, so that a damaged chunk never gets a new checksum.
+    """
+    size, stop = meta.chunk_rows, start + len(values)
+    begin, end = start // size * size, min(-(-stop // size) * size, meta.n_rows)
+    if not len(values):
+        return
+    if (begin, end) == (start, stop):
+        yield start, values
+    elif end - begin <= size:
+        block = read(begin, end)
+        block[start - begin : stop - begin] = values
+        yield begin, block
+    elif (end - begin) * meta.row_bytes <= _COPY_BYTES:
+        yield begin, np.concatenate([read(begin, start), values, read(stop, end)])
+    else:
+        # Whole chunks in the middle are not copied.
+        first, last = -(-start // size) * size, stop // size * size
+        for one, other in ((start, first), (first, last), (last, stop)):
+            yield from whole_chunks(meta, one, values[one - start : other - start], read)
 
 
 def write_chunks(

@@ -9,7 +9,7 @@ checksums of those snapshot files takes its place before, and one with their new
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,14 +90,15 @@ def collect(root: Path, location: str, before: Before, *, apply: bool) -> Garbag
         records = VersionRecords(root, location, lambda: repository)
         histories = _Histories.read(repository, tips, before.versions)
         files = dict(_files(root))
-        n_bytes = sum(about.st_size for about in files.values())
+        n_bytes = _bytes_of(files.values())
         needed = _needed(root, location, records, histories)
         gone = {
             file
             for file, about in files.items()
             if file not in needed and about.st_mtime < before.files.timestamp()
         }
-        kept, freed = histories.kept, sum(files[file].st_size for file in gone)
+        left = _bytes_of(about for file, about in files.items() if file not in gone)
+        kept, freed = histories.kept, n_bytes - left
         if apply:
             records.keep_only(histories.oldest_first(), unsure=histories.rewritten(before.versions))
             repository.expire_snapshots(before.versions)
@@ -105,7 +106,7 @@ def collect(root: Path, location: str, before: Before, *, apply: bool) -> Garbag
             repository = opened()
             now = _Histories.read(repository, tips, datetime.min.replace(tzinfo=UTC))
             records.keep_only(now.oldest_first())
-            kept, freed = now.kept, n_bytes - sum(about.st_size for _, about in _files(root))
+            kept, freed = now.kept, n_bytes - _bytes_of(about for _, about in _files(root))
     versions = {Path(file).name for file in gone if file.startswith("snapshots/")}
     versions |= histories.versions.keys() - kept
     return Garbage(tuple(sorted(versions)), len(kept), n_bytes, freed)
@@ -134,6 +135,11 @@ def _files(root: Path) -> Iterator[tuple[str, os.stat_result]]:
         if (root / folder).is_dir():
             for entry in os.scandir(root / folder):
                 yield f"{folder}/{entry.name}", entry.stat(follow_symlinks=False)
+
+
+def _bytes_of(files: Iterable[os.stat_result]) -> int:
+    """Return the size of files, each once however many names it has."""
+    return sum({(about.st_dev, about.st_ino): about.st_size for about in files}.values())
 
 
 def _needed(root: Path, location: str, records: VersionRecords, histories: _Histories) -> set[str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kpstore.backends import refusals
 from kpstore.backends.asides import sync_disk
 from kpstore.backends.base import ArrayMeta, Chunks, SessionChunks
-from kpstore.backends.checksums import TABLE, UNWRITTEN
+from kpstore.backends.checksums import TABLE, UNWRITTEN, matches
 from kpstore.backends.icechunk_chunks import (
     BadChunkError,
     ZarrArray,
@@ -25,9 +25,15 @@ from kpstore.backends.icechunk_chunks import (
     local_chunks,
     meta_of,
     read_chunks,
+    whole_chunks,
     write_chunks,
 )
 from kpstore.backends.icechunk_directory import IcechunkDirectory
+from kpstore.backends.icechunk_ends import (
+    LastChunk,
+    rows_with_fill_behind,
+    share_last_chunks,
+)
 from kpstore.backends.icechunk_errors import (
     ERRORS,
     UNREADABLE,
@@ -41,12 +47,6 @@ from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, locat
 from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.locks import SharedLock
 from kpstore.errors import ConflictError, CorruptError
-
-_COPY_BYTES = 64 * 2**20
-"""Writes of up to this size are copied to complete their first and last chunk.
-
-Of larger ones, only those two chunks are copied.
-"""
 
 
 class _Session:
@@ -208,6 +208,8 @@ class IcechunkWriteSession(_Session):
         self._spent = False
         self._written: dict[str, dict[int, int]] = {}
         """Checksums of chunks that were written, by array and number, for the table."""
+        self._lengths: dict[str, int] = {}
+        """Number of rows before this session, of arrays that were resized."""
         self._created: set[str] = set()
         self._deleted: set[str] = set()
 
@@ -250,8 +252,20 @@ class IcechunkWriteSession(_Session):
             longer = meta.extended(name, n_rows)
             if longer.shape != array.shape:
                 array.resize(longer.shape)
+                self._lengths.setdefault(name, meta.n_rows)
                 del self._opened[name]
                 self._sums.pop(name, None)
+                self._clear_end(name, meta)
+
+    def _clear_end(self, name: str, before: ArrayMeta) -> None:
+        """Put fill behind the rows of ``before``, where its last chunk's file holds others."""
+        block = rows_with_fill_behind(*self._open(name), before.n_rows)
+        if block is None:
+            return
+        kept = before.n_rows % before.chunk_rows
+        known = self._expected(name, range((n := before.n_rows // before.chunk_rows), n + 1))
+        if known is None or matches(before, block[:kept], known[0]):  # else a read says: damaged
+            self.write(name, before.n_rows - kept, block)
 
     def delete(self, name: str) -> None:
         """Remove an array from this version on."""
@@ -296,37 +310,9 @@ class IcechunkWriteSession(_Session):
             array, meta = self._open(name)
             meta.check_values(name, start, values)
             written = self._written.setdefault(name, {})
-            for first, block in self._whole_chunks(
-                name, meta, start, as_stored(name, meta, values)
-            ):
+            rows = as_stored(name, meta, values)
+            for first, block in whole_chunks(meta, start, rows, partial(self.read, name)):
                 written.update(write_chunks(array, meta, first, block))
-
-    def _whole_chunks(
-        self, name: str, meta: ArrayMeta, start: int, values: NDArray[np.generic]
-    ) -> Iterator[tuple[int, NDArray[np.generic]]]:
-        """Yield values as runs of whole chunks, each with its first row.
-
-        Chunks that are written in part are completed with their stored rows, which are checked when
-        they are read, so that a damaged chunk never gets a new checksum.
-        """
-        size, stop = meta.chunk_rows, start + len(values)
-        begin, end = start // size * size, min(-(-stop // size) * size, meta.n_rows)
-        if not len(values):
-            return
-        if (begin, end) == (start, stop):
-            yield start, values
-        elif end - begin <= size:
-            block = self.read(name, begin, end)
-            block[start - begin : stop - begin] = values
-            yield begin, block
-        elif (end - begin) * meta.row_bytes <= _COPY_BYTES:
-            parts = [self.read(name, begin, start), values, self.read(name, stop, end)]
-            yield begin, np.concatenate(parts)
-        else:
-            # Whole chunks in the middle are not copied.
-            first, last = -(-start // size) * size, stop // size * size
-            for one, other in ((start, first), (first, last), (last, stop)):
-                yield from self._whole_chunks(name, meta, one, values[one - start : other - start])
 
     def fork(self) -> IcechunkFork:
         """Return a writer for another process."""
@@ -389,6 +375,9 @@ class IcechunkWriteSession(_Session):
             self._move_branch(before, version, message)
             self._home.records.committed(self._branch, version)
             sync_disk(self._home.path)
+            appended = self._lengths.keys() & self._written.keys() - self._created - self._deleted
+            ends = {name: LastChunk(self.meta(name), self._lengths[name]) for name in appended}
+            share_last_chunks(self._home, before, version, ends)
         return version
 
     def _save(self, message: str, metadata: Mapping[str, object] | None) -> str:

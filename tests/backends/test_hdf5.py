@@ -709,6 +709,56 @@ def test_records_that_change_places_are_damage(three: tuple[HDF5Backend, list[st
         reopened(backend).session(versions[2])
 
 
+# -- small commits ---------------------------------------------------------------------------------
+
+
+def append(backend: HDF5Backend, n_rows: int, *, also: tuple[int, int] = (0, 0)) -> str:
+    """Commit ``n_rows`` more rows in two writes, and other values for rows ``also`` at the end."""
+    changes = backend.begin()
+    start = changes.meta("a").n_rows
+    rows = np.full((n_rows, 4), start, dtype=np.float32)
+    changes.resize("a", start + n_rows)
+    changes.write("a", start, rows[: n_rows // 2])
+    changes.write("a", start + n_rows // 2, rows[n_rows // 2 :])
+    if also[1]:
+        changes.write("a", also[0], np.full((also[1] - also[0], 4), -1, dtype=np.float32))
+    return changes.commit("more rows")
+
+
+@pytest.mark.parametrize("codec", ["raw", "lz4"])
+def test_small_commits_do_not_keep_a_chunk_each(tmp_path: Path, codec: Codec) -> None:
+    backend = HDF5Backend(str(tmp_path / "s.h5"))
+    backend.create({}, "made")
+    changes = backend.begin()
+    changes.create("a", ArrayMeta((0, 4), "float32", 65536, ("frame", "x"), codec=codec))
+    start = changes.commit("array")
+    versions = [append(backend, 100) for _ in range(3)]
+    with h5py.File(tmp_path / "s.h5") as file:
+        assert not any(
+            len(file[HOME]["versions"][version]["delta"]["chunks"])
+            for version in (start, *versions[:2])
+        )
+        assert file[HOME].attrs["format"] == 3, "who does not know such deltas has to refuse it"
+    versions += [append(backend, 100, also=(40, 60)), append(backend, 100, also=(290, 310))]
+    versions.append(append(backend, 70000))
+    expected = np.repeat(np.arange(0, 600, 100, dtype=np.float32), [100, 100, 100, 100, 100, 70000])
+    changed = {3: slice(40, 60), 4: slice(290, 310)}
+    for number, version in enumerate(versions):
+        rows = expected[: (number + 1) * 100 if number < 5 else None].copy()
+        for since, rows_changed in changed.items():
+            if number >= since:
+                rows[rows_changed] = -1
+        session = HDF5Backend(backend.location).session(version)
+        np.testing.assert_array_equal(session.read("a", 0, session.meta("a").n_rows)[:, 0], rows)
+    assert not list(backend.examine())
+    backend.reset_branch(MAIN, versions[1], expected=versions[-1])
+    for version, n_rows in ((versions[0], 100), (versions[1], 200), (versions[4], 500)):
+        session = HDF5Backend(backend.location).session(version)
+        assert session.meta("a").n_rows == n_rows
+        session.read("a", 0, n_rows)
+    assert not list(backend.examine())
+
+
 # -- files of format 1 -----------------------------------------------------------------------------
 
 
@@ -775,8 +825,8 @@ def test_damage_in_a_file_of_format_1_can_be_overwritten_and_stays_in_the_older_
 
 def test_a_file_of_a_later_format_is_refused(backend: HDF5Backend) -> None:
     with h5py.File(backend.location, "r+") as file:
-        file[HOME].attrs["format"] = 3
+        file[HOME].attrs["format"] = 4
     with pytest.raises(
-        InvalidError, match="has layout 3 of kpstore's HDF5 files, this kpstore reads up to 2"
+        InvalidError, match="has layout 4 of kpstore's HDF5 files, this kpstore reads up to 3"
     ):
         reopened(backend).branches()

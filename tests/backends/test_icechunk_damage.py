@@ -16,7 +16,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import kpstore
-from kpstore.backends import icechunk_manifests, icechunk_sessions, icechunk_table
+from kpstore.backends import icechunk_chunks, icechunk_manifests, icechunk_table
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.backends.icechunk_manifests import locate_rows
@@ -174,7 +174,7 @@ def test_damage_is_never_written_back_with_a_new_checksum(backend: IcechunkBacke
 def test_large_writes_fill_up_chunks_at_their_ends_alone(
     backend: IcechunkBackend, monkeypatch: pytest.MonkeyPatch, start: int, stop: int
 ) -> None:
-    monkeypatch.setattr(icechunk_sessions, "_COPY_BYTES", 0)
+    monkeypatch.setattr(icechunk_chunks, "_COPY_BYTES", 0)
     before = read(backend)
     changes = backend.begin()
     changes.write("a", start, values(stop - start, seed=3))
