@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 import kpstore
+from benchmarks.faults.numbered import WORKER
 
 ROOT = Path(__file__).parents[2]
 OTHER = {
@@ -158,7 +159,11 @@ class ByHand:
             str(Path(kpstore.__file__).parents[1]),
         ]
         # In a folder of its own: what python finds first is then what the path says.
-        environment = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+        environment = {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONSAFEPATH": "1",
+            WORKER: name,
+        }
         self.workers[name] = worker = Process(command, environment, folder=self._folder)
         if wait:
             worker.wait_for("Registered to:")

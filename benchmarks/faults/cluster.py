@@ -24,7 +24,13 @@ import numpy as np
 
 import kpstore
 from benchmarks.faults.by_hand import ByHand, can_mount, change_view
-from benchmarks.faults.numbered import FEATURE, NumberedExtractor, NumberedSource, expected_rows
+from benchmarks.faults.numbered import (
+    FEATURE,
+    NumberedExtractor,
+    NumberedSource,
+    blind_file,
+    expected_rows,
+)
 from kpstore.errors import KpstoreError
 from kpstore.ingest.options import Options
 from kpstore.ingest.report import Progress
@@ -100,7 +106,7 @@ class Crowd:
 
     def blind(self, name: str) -> None:
         """Let a worker see no video any more."""
-        (self.folder / "videos" / f"blind-{self.hands.workers[name].child.pid}").touch()
+        (self.folder / "videos" / blind_file(name)).touch()
 
     def swap_store(self, name: str) -> None:
         """Let a worker see a copy of the stores from now on."""

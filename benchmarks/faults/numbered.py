@@ -21,6 +21,9 @@ FEATURE = "numbered"
 SCALE = 1
 """Differs in a worker that has other code of the user."""
 
+WORKER = "KPSTORE_FAULTS_WORKER"
+"""Variable that names the worker to its processes; numbers of processes are used again."""
+
 WIDTH = 64
 """Numbers of a row, four of them repeated.
 
@@ -31,9 +34,14 @@ DISLIKED = 251
 """Third pixel of a frame at which the model raises, everywhere."""
 
 
+def blind_file(worker: str | None = None) -> str:
+    """Return the name of the file that makes a worker, or this one, blind."""
+    return f"blind-{os.environ.get(WORKER, 'nobody') if worker is None else worker}"
+
+
 @dataclass(frozen=True)
 class NumberedSource:
-    """Made-up videos, unreadable for a process if ``blind-PID`` exists or the folder does not.
+    """Made-up videos, unreadable for a worker if ``blind-NAME`` exists or the folder does not.
 
     Parameters
     ----------
@@ -67,7 +75,7 @@ class NumberedSource:
         for frame in range(video.n_frames):
             if frame in skip:
                 yield FrameError("skipped")
-            elif not self.folder.is_dir() or (self.folder / f"blind-{os.getpid()}").exists():
+            elif not self.folder.is_dir() or (self.folder / blind_file()).exists():
                 yield FrameError("no such file")
             elif (number, frame) in self.broken:
                 yield FrameError("truncated")

@@ -13,7 +13,13 @@ import pytest
 import kpstore
 from benchmarks.faults.by_hand import ByHand, can_mount, change_view
 from benchmarks.faults.cluster import AtFrame
-from benchmarks.faults.numbered import FEATURE, NumberedExtractor, NumberedSource, expected_rows
+from benchmarks.faults.numbered import (
+    FEATURE,
+    NumberedExtractor,
+    NumberedSource,
+    blind_file,
+    expected_rows,
+)
 from kpstore.errors import WorkersError
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
@@ -68,7 +74,7 @@ class Place:
             self.hands.start("fit", threads=4, mount="true" if can_mount() else "")
 
     def blind(self, worker: str) -> Path:
-        return self.folder / "videos" / f"blind-{self.hands.workers[worker].child.pid}"
+        return self.folder / "videos" / blind_file(worker)
 
 
 @pytest.fixture(scope="module")
