@@ -7,12 +7,18 @@ import errno
 import fcntl
 import hashlib
 import os
+import resource
 import socket
 import uuid
 from pathlib import Path
 
 _SPARE_BYTES = 32 * 2**20
 """Space that is left free on the disk, for HDF5's own metadata."""
+_HELD_BYTES = 4 * 2**20
+"""Space that is held for the metadata of a file."""
+_KEEP_SIZE = 1
+"""Flag of Linux's ``fallocate``: blocks are reserved behind a file's end, which stays."""
+_NOT_THERE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _LONGEST_NAME = 120
 """In bytes; of 255 that file systems allow, the process and the purpose need the others."""
 _FICLONE = 0x40049409
@@ -83,6 +89,38 @@ def check_room(path: Path, n_bytes: int) -> None:
     about = os.statvfs(path.parent)
     if about.f_bavail * about.f_frsize < n_bytes + _SPARE_BYTES:
         raise system_error(errno.ENOSPC, path.parent, "nothing was written")
+
+
+def hold_room(path: Path, n_bytes: int, told: str | Path) -> None:
+    """Reserve space for ``n_bytes`` more in a file that HDF5 writes; else raise :class:`OSError`.
+
+    HDF5's library may crash when a write fails, so a full disk, a quota or a limit has to be met
+    before. Where nothing can be reserved, only the free space of the disk is compared.
+
+    Parameters
+    ----------
+    told : the file's final place, for the message.
+    """
+    check_room(path, n_bytes)
+    size, wanted = path.stat().st_size, n_bytes + _HELD_BYTES
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and size + wanted > limit:
+        raise system_error(errno.EFBIG, told, "nothing was committed")
+    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if fallocate is None:
+        return
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        given = (ctypes.c_int64(size), ctypes.c_int64(wanted))
+        if fallocate(handle, _KEEP_SIZE, *given) and ctypes.get_errno() not in _NOT_THERE:
+            raise system_error(ctypes.get_errno(), told, "nothing was committed")
+    finally:
+        os.close(handle)
+
+
+def free_room(path: Path) -> None:
+    """Give back what :func:`hold_room` has reserved in a file and HDF5 did not need."""
+    os.truncate(path, path.stat().st_size)
 
 
 def copy_blocks(source: int, target: int) -> None:

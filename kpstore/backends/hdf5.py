@@ -19,7 +19,7 @@ import h5py
 
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends import refusals
-from kpstore.backends.asides import aside_of, make_durable
+from kpstore.backends.asides import aside_of, free_room, hold_room, make_durable
 from kpstore.backends.base import MAIN, Capabilities, Commit
 from kpstore.backends.garbage import Before, Garbage, kept_versions
 from kpstore.backends.hdf5_changes import OPEN
@@ -73,6 +73,7 @@ class HDF5Backend(StoreFile):
         first = Commit.now(new_id(), None, message, None)
         try:
             with h5py.File(aside, "x", **OPEN) as file:
+                hold_room(aside, 0, self.location)
                 file.create_group(HOME).attrs.update(
                     # A kpstore that knows only format 1 reads `head`, opens that version, and
                     # refuses the format_version of its root.
@@ -82,6 +83,7 @@ class HDF5Backend(StoreFile):
                 kept = layout.plain(attrs)
                 layout.set_attrs(file, kept, ())
                 write_record(file, first, {"touched": [], **write_tree(file, Tree(kept, {}))})
+            free_room(aside)
             make_durable(aside)
             _place(aside, self)
         finally:

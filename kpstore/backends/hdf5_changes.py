@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends import refusals
-from kpstore.backends.asides import check_room, system_error
+from kpstore.backends.asides import hold_room, system_error
 from kpstore.backends.base import TEXT, ArrayMeta, Chunks, SessionChunks
 from kpstore.backends.checksums import checksum
 from kpstore.backends.gathered import Touched
@@ -257,7 +257,8 @@ class Changes(Session):
         if meta.dtype == TEXT:
             layout.check_text(name, values)
         chunks = meta.chunks_of(start, start + len(values))
-        check_room(Path(file.filename), 2 * len(chunks) * meta.chunk_rows * meta.row_bytes)
+        n_bytes = 2 * len(chunks) * meta.chunk_rows * meta.row_bytes
+        hold_room(Path(file.filename), n_bytes, self._home.location)
         self._array_delta(name)
         for chunk in chunks:
             self._write_chunk(name, chunk, start, values)

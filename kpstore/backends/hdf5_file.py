@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends import refusals
-from kpstore.backends.asides import aside_of, check_room, copy_blocks, left_overs, make_durable
+from kpstore.backends.asides import (
+    aside_of,
+    check_room,
+    copy_blocks,
+    free_room,
+    hold_room,
+    left_overs,
+    make_durable,
+)
 from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Commit
 from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
@@ -175,6 +183,7 @@ class StoreFile:
             os.fchmod(target, about.st_mode & 0o7777)
             if not empty:
                 copy_blocks(source, target)
+            hold_room(aside, about.st_size if empty else 0, self.location)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -184,6 +193,7 @@ class StoreFile:
 
     def replace_by(self, work: Path) -> None:
         """Give a complete, closed file the store's name."""
+        free_room(work)
         make_durable(work)
         os.replace(work, self._path)
         make_durable(self._path.parent)

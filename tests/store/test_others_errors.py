@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from kpstore.cli.main import run
 from kpstore.errors import ConflictError, CorruptError, InvalidError, UnsupportedError
 from kpstore.interop.files import reading
 from tests.fakes import record
+from tests.processes import finish
 from tests.store.data import fill
 
 BOTH = pytest.mark.parametrize("ending", [".kps", ".h5"])
@@ -155,3 +158,32 @@ def test_what_a_library_raises_while_a_file_is_read_names_the_file(error: Except
         raise error
     with pytest.raises(PermissionError), reading("f.bin"):
         raise PermissionError(errno.EACCES, "Permission denied", "f.bin")
+
+
+@pytest.mark.parametrize("room", [0, 2_000, 20_000])
+def test_a_quota_that_ends_while_hdf5_writes_is_one_line(tmp_path: Path, room: int) -> None:
+    location = tmp_path / "s.h5"
+    fill(kpstore.create(location))
+    (tmp_path / "splits.csv").write_text("id,split\na,dev\n")
+    before = location.read_bytes()
+    limit = len(before) + room
+    done = finish(
+        [
+            sys.executable,
+            "-m",
+            "kpstore.cli.start",
+            "splits",
+            "set",
+            location,
+            tmp_path / "splits.csv",
+            "--keep-others",
+        ],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"error: nothing was committed: File too large: {location}\n"
+    assert location.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "s.h5",
+        "splits.csv",
+    ]
