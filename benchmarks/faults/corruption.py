@@ -391,13 +391,13 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / f"corruption-{backend}-{seed}.jsonl"
     base, about = prepare(folder, backend)
-    known = {entry["attempt"] for entry in _entries(journal)}
+    known = {entry["attempt"] for entry in entries_of(journal)}
     todo = iter([number for number in range(attempts) if number not in known])
     with journal.open("a", encoding="utf-8") as file:
         for entry in _attempted(todo, workers, str(base), seed, about):
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             file.flush()
-    return counts(_entries(journal))
+    return counts(entries_of(journal))
 
 
 def prepare(folder: Path, backend: str) -> tuple[Path, dict[str, Any]]:
@@ -474,7 +474,7 @@ class _Lane:
             self._pool = None
 
 
-def _entries(journal: Path) -> list[dict[str, Any]]:
+def entries_of(journal: Path) -> list[dict[str, Any]]:
     lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
@@ -501,7 +501,7 @@ def main() -> None:
     given = parser.parse_args()
     began = time.perf_counter()
     found = run(given.backend, given.attempts, given.seed, given.folder, workers=given.workers)
-    entries = _entries(given.folder / f"corruption-{given.backend}-{given.seed}.jsonl")
+    entries = entries_of(given.folder / f"corruption-{given.backend}-{given.seed}.jsonl")
     outcomes = Counter(entry["outcome"] for entry in entries)
     mended = Counter(entry["mended"] for entry in entries if "mended" in entry)
     print(

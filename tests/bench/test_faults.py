@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import cluster
+from benchmarks.faults import cluster, interrupted
 
 
 def test_random_clusters_lose_nothing_and_a_second_call_goes_on(
@@ -21,3 +21,17 @@ def test_random_clusters_lose_nothing_and_a_second_call_goes_on(
     )
     monkeypatch.setattr(cluster, "_attempt", None)  # nothing is made again
     assert cluster.run(1, 3, tmp_path / "clusters", journal) == counts
+
+
+def test_commands_stopped_at_random_steps_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = interrupted.run("icechunk", 2, 0, tmp_path, ("tag", "export"))
+    assert counts == {
+        "attempts": 2,
+        "survived": 2,
+        "lost_or_wrong": 0,
+        "unclear_message": 0,
+    }
+    monkeypatch.setattr(interrupted, "attempt", None)  # nothing is made again
+    assert interrupted.run("icechunk", 2, 0, tmp_path) == counts
