@@ -189,7 +189,9 @@ class HDF5WriteSession(Changes):
             self.create(name, meta)
         elif dict(there.meta.attrs) != dict(meta.attrs):
             self.set_array_attrs(name, meta.attrs)
-        changed = range(meta.n_chunks) if there is None else sorted(wanted.elsewhere)
+        # An array may have been removed and made anew: then no chunk of it is in its old place.
+        shared = there is not None and there.source.place == wanted.source.place
+        changed = sorted(wanted.elsewhere) if shared else range(meta.n_chunks)
         for chunk in changed:
             self._restore_chunk(name, wanted, chunk)
         if changed and self._has_tables:

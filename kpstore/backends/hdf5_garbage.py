@@ -25,7 +25,7 @@ from kpstore.backends.hdf5_records import (
     write_delta,
     write_json,
 )
-from kpstore.backends.hdf5_tree import DataSet, Piece, StoredArray, Tree, read_tree
+from kpstore.backends.hdf5_tree import Piece, StoredArray, Tree, read_tree
 
 
 def copy_versions(source: h5py.File, target: h5py.File, kept: set[str]) -> None:
@@ -95,7 +95,7 @@ def _write_difference(group: h5py.Group, tree: Tree, base: str, of_base: Tree) -
             continue
         array, other = tree.arrays[name], of_base.arrays.get(name)
         found = ArrayDelta(array.meta.n_rows, dict(array.meta.attrs))
-        if other is None or _place(array.source) != _place(other.source):
+        if other is None or array.source.place != other.source.place:
             found.whole = True
             delta.metas[name] = layout.meta_to_json(array.meta)
             layout.copy_array(array.source.array, group["arrays"], name)
@@ -130,12 +130,8 @@ def _differing(array: StoredArray, other: StoredArray) -> Iterator[int]:
     yield from sorted(found)
 
 
-def _place(data: DataSet) -> str:
-    return f"{data.group.name}/{data.name}"
-
-
 def _at(piece: Piece) -> tuple[str, int]:
-    return ("", 0) if piece.source is None else (_place(piece.source), piece.chunk)
+    return ("", 0) if piece.source is None else (piece.source.place, piece.chunk)
 
 
 def _rows_of(array: StoredArray, chunk: int) -> layout.Kept:

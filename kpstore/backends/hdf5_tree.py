@@ -57,6 +57,11 @@ class DataSet:
     meta: ArrayMeta
     n_rows: int | None = None
 
+    @property
+    def place(self) -> str:
+        """Where it is in the file."""
+        return f"{self.group.name}/{self.name}"
+
     @cached_property
     def array(self) -> h5py.Dataset:
         """The data set; :class:`CorruptError` if it has another shape or type."""
