@@ -95,6 +95,27 @@ def copy_blocks(source: int, target: int) -> None:
             at += os.sendfile(target, source, at, min(size - at, 2**30))
 
 
+def replace_file(path: Path, content: bytes, near: Path | None = None) -> None:
+    """Put a small file in place in one step, durably, and remove what killed writers have left.
+
+    Parameters
+    ----------
+    near : a path on the same disk beside which it is written first; by default ``path``.
+    """
+    near = path if near is None else near
+    for left_over in left_overs(near, "writing"):
+        left_over.unlink(missing_ok=True)
+    aside = aside_of(near, "writing")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        aside.write_bytes(content)
+        make_durable(aside)
+        os.replace(aside, path)
+        make_durable(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def make_durable(path: Path) -> None:
     """Wait until a file, or the names in a folder, would survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
