@@ -89,14 +89,16 @@ def _print_removal(found: Removal) -> None:
 
 
 def _print_everywhere(found: Removal) -> None:
-    names = [f"branch {name}" for name in found.branches] + [f"tag {name}" for name in found.tags]
-    would = "" if found.applied else "would be "
-    render.say(f"{would}removed for good: {_removed(found)}")
-    render.say(
-        f"{would}new versions: {render.listed(names) if names else 'none'}; "
-        f"{render.count(len(found.versions), 'version')} {would}removed, "
-        f"{render.count(found.kept, 'version')} left"
-    )
+    named = [f"branch {name}" for name in found.branches] + [f"tag {name}" for name in found.tags]
+    names, gone = render.listed(named), render.count(len(found.versions), "version")
+    if found.applied:
+        render.say(f"removed for good: {_removed(found)}")
+        lead = f"{names} lead to versions without it; " if names else ""
+        render.say(f"{lead}{gone} removed, {render.count(found.kept, 'version')} left")
+    else:
+        render.say(f"would remove for good: {_removed(found)}")
+        lead = f"{names} would lead to new versions without it; " if names else ""
+        render.say(f"{lead}{gone} would go, {render.count(found.kept, 'version')} would be left")
     _print_derived(found)
     if not found.applied:
         render.say("nothing was removed; --yes removes it, and nothing brings it back")

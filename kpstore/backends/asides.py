@@ -45,14 +45,12 @@ def left_overs(path: Path, what: str) -> list[Path]:
     found: dict[Path, None] = {}
     for entry in os.listdir(path.parent) if path.parent.is_dir() else ():
         # ".writing-….building-….s.h5" would have become ".building-….s.h5".
-        name = entry[max(0, entry.rfind(start)) :]
-        parts = name[len(start) : -len(end)].split("-")
-        ours = (
-            name.startswith(start) and name.endswith(end) and len(parts) == 3 and parts[1].isdigit()
-        )
-        # A process on another machine cannot be checked from here, and may still be running.
-        if ours and parts[0] == _host() and not _runs(int(parts[1])):
-            found[path.with_name(name)] = None
+        for name in (entry[at:] for at in range(len(entry)) if entry.startswith(start, at)):
+            parts = name[len(start) : -len(end)].split("-")
+            ours = name.endswith(end) and len(parts) == 3 and parts[1].isdigit()
+            # A process on another machine cannot be checked from here, and may still be running.
+            if ours and parts[0] == _host() and not _runs(int(parts[1])):
+                found[path.with_name(name)] = None
     return list(found)
 
 

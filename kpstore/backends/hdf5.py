@@ -212,15 +212,15 @@ class HDF5Backend(StoreFile):
             path = self.copy_aside(self.file())
             work = HDF5Backend(str(path))
             try:
-                head = newest = work.branches()[MAIN]
+                head = work.branches()[MAIN]
                 for version in versions:
-                    work.reset_branch(MAIN, version, expected=newest)
-                    newest = change(cast("Backend", work), MAIN)
+                    work.reset_branch(MAIN, version, expected=work.branches()[MAIN])
+                    target = change(cast("Backend", work), MAIN)
                     with work._changed_copy() as file:
                         names = self.names(file)
-                        tags = {t: newest if v == version else v for t, v in names.tags.items()}
+                        tags = {t: target if v == version else v for t, v in names.tags.items()}
                         write_names(file, replace(names, tags=tags))
-                work.reset_branch(MAIN, head, expected=newest)
+                work.reset_branch(MAIN, head, expected=work.branches()[MAIN])
                 work.close()
                 shutil.rmtree(work.sidecar_dir, ignore_errors=True)
                 self.replace_by(path)

@@ -64,7 +64,7 @@ def test_everywhere_is_a_dry_run_until_it_is_told_yes(kpstore_: Kpstore, ingeste
     words = ("remove", ingested, "--video", "t2", "--everywhere")
     told = kpstore_(*words)
     assert told.code == 0
-    assert "would be removed for good: video 't2' (20 frames)" in told.out
+    assert "would remove for good: video 't2' (20 frames)" in told.out
     assert "branch main and tag v1" in told.out
     assert "--yes removes it, and nothing brings it back" in told.out
     assert len(json.loads(kpstore_("log", ingested, "--json").out)) == n_versions

@@ -31,6 +31,7 @@ from kpstore.inspect.verify import verify_all
 from kpstore.interop.convert import convert
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
+from kpstore.store import copying
 from kpstore.store import format as fmt
 from kpstore.store.cache import DecodedCache
 from tests.conftest import location_of, memory_location
@@ -153,8 +154,9 @@ def decoded_traces(store: kpstore.Store) -> list[str]:
 
 
 def test_nothing_of_a_video_is_left_in_the_newest_version_and_all_else_is(
-    store: kpstore.Store, tmp_path: Path
+    store: kpstore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(copying, "_BLOCK_BYTES", 2000)  # several blocks of rows
     done = store.remove(videos=["gone"])
     after = store.at()
     assert (done.snapshot, done.former) == (after.snapshot, store.snapshot)
@@ -483,12 +485,14 @@ def test_a_video_of_a_branch_alone_is_found_and_stays_out_of_all(tmp_path: Path)
     assert "record of videos" in store.at().history()[0].message
 
 
-def test_branches_at_one_version_are_at_one_version_afterwards(tmp_path: Path) -> None:
-    store = build(str(tmp_path / "s.kps"))
-    store.branch("twin")
+def test_names_of_one_version_name_one_version_afterwards(on_disk: kpstore.Store) -> None:
+    store = on_disk
     store.tag("same")
+    if store.backend.capabilities.branches:
+        store.branch("twin")
     store.remove_everywhere(videos=["gone"], apply=True)
-    assert len({store.branches["main"], store.branches["twin"], store.tags["same"]}) == 1
+    names = {**store.branches, **store.tags}
+    assert {names[name] for name in ("same", "twin") if name in names} == {names["main"]}
     assert verify_all(store.location).problems == []
 
 
