@@ -472,6 +472,25 @@ def test_an_open_transaction_keeps_it_away(on_disk: kpstore.Store) -> None:
                 call(videos=["gone"])
 
 
+def test_a_name_that_somebody_gives_meanwhile_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = build(str(tmp_path / "s.kps"))
+
+    def clear(cache: DecodedCache, snapshots: object) -> int:
+        store.branch("late")  # at the version that this object reads
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DecodedCache, "clear", clear)
+        with pytest.raises(ConflictError, match=r"changed meanwhile, .*; repeat it"):
+            store.remove_everywhere(videos=["gone"], apply=True)
+    assert verify_all(store.location).problems == []
+    store.remove_everywhere(videos=["gone"], apply=True)
+    assert traces(store.location) == []
+    assert "gone" not in store.at("late").index
+
+
 def test_a_video_of_a_branch_alone_is_found_and_stays_out_of_all(tmp_path: Path) -> None:
     store = build(str(tmp_path / "s.kps"))
     with store.transaction("there", branch="side") as tx:
