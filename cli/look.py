@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+_SHOWN_REMOVED = 5
+"""Number of removed videos or features that ``info`` names."""
+
 
 def add_to(parent: typer.Typer) -> None:
     """Add these commands."""
@@ -76,6 +79,17 @@ def print_summary(summary: Summary) -> None:
     render.say(f"version {commit.id} of {render.local_time(commit.time)}: {commit.message}")
     if summary.lacks:
         render.say(summary.lacks)
+    for kind, what, of in (
+        ("video", "frame", summary.removed.videos),
+        ("feature", "row", summary.removed.features),
+    ):
+        if of:
+            rows = render.count(sum(one.rows for one in of.values()), what)
+            last = render.local_time(max(one.time for one in of.values()))
+            some = ", ".join(map(repr, list(of)[:_SHOWN_REMOVED]))
+            more = ", … (--json)" if len(of) > _SHOWN_REMOVED else ""
+            count = render.count(len(of), kind)
+            render.say(f"removed: {count}, {rows}, the last on {last}: {some}{more}")
     if summary.tags:
         render.say(f"tags {', '.join(summary.tags)}")
     if summary.splits:

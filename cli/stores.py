@@ -291,8 +291,9 @@ def print_coverage_of_source(found: SourceComparison, limit: int) -> None:
             render.say(f"{shown}: {render.listed(features)}: {text}")
     _print_ids("in another split", found.other_split, limit)
     _print_ids("the data set itself", found.problems, limit)
+    _print_ids("removed from the store, and not compared", found.removed, limit)
     if not found.differs:
-        render.say("the store holds all of it")
+        render.say(f"the store holds all of {'the rest' if found.removed else 'it'}")
 
 
 def _print_ids(what: str, ids: Sequence[str], limit: int) -> None:

@@ -51,14 +51,12 @@ def left_overs(path: Path, what: str) -> list[Path]:
     found: dict[Path, None] = {}
     for entry in os.listdir(path.parent) if path.parent.is_dir() else ():
         # ".writing-….building-….s.h5" would have become ".building-….s.h5".
-        name = entry[max(0, entry.rfind(start)) :]
-        parts = name[len(start) : -len(end)].split("-")
-        ours = (
-            name.startswith(start) and name.endswith(end) and len(parts) == 3 and parts[1].isdigit()
-        )
-        # A process on another machine cannot be checked from here, and may still be running.
-        if ours and parts[0] == _host() and not _runs(int(parts[1])):
-            found[path.with_name(name)] = None
+        for name in (entry[at:] for at in range(len(entry)) if entry.startswith(start, at)):
+            parts = name[len(start) : -len(end)].split("-")
+            ours = name.endswith(end) and len(parts) == 3 and parts[1].isdigit()
+            # A process on another machine cannot be checked from here, and may still be running.
+            if ours and parts[0] == _host() and not _runs(int(parts[1])):
+                found[path.with_name(name)] = None
     return list(found)
 
 
@@ -131,6 +129,27 @@ def copy_blocks(source: int, target: int) -> None:
         size, at = os.fstat(source).st_size, 0
         while at < size:
             at += os.sendfile(target, source, at, min(size - at, 2**30))
+
+
+def replace_file(path: Path, content: bytes, near: Path | None = None) -> None:
+    """Put a small file in place in one step, durably, and remove what killed writers have left.
+
+    Parameters
+    ----------
+    near : a path on the same disk beside which it is written first; by default ``path``.
+    """
+    near = path if near is None else near
+    for left_over in left_overs(near, "writing"):
+        left_over.unlink(missing_ok=True)
+    aside = aside_of(near, "writing")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        aside.write_bytes(content)
+        make_durable(aside)
+        os.replace(aside, path)
+        make_durable(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def make_durable(path: Path) -> None:

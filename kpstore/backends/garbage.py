@@ -7,10 +7,12 @@ writers have left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Protocol, runtime_checkable
+
+from kpstore.backends.base import Backend
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,27 @@ class Collector(Protocol):
         CorruptError
             If records of versions are damaged; nothing is removed then.
         """
+
+
+Change = Callable[[Backend, str], str]
+"""Makes a version on a branch of a backend, and returns the id of the version to use instead of the
+one that was the branch's newest."""
+
+
+@runtime_checkable
+class Retagger(Protocol):
+    """A backend whose tags can be moved, which only a removal may do; others need not have this."""
+
+    def replace_tagged(self, versions: Collection[str], change: Change) -> None:
+        """Let all tags of each of these versions name the one that ``change`` makes of it.
+
+        A kill at any moment leaves each tag at one of the two, and perhaps a branch
+        :data:`WORKING`, which the next call removes.
+        """
+
+
+WORKING = "kpstore-removal"
+"""The branch on which versions are made that only tags will name."""
 
 
 def kept_versions(

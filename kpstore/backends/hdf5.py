@@ -11,9 +11,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import h5py
 
@@ -21,7 +23,7 @@ from kpstore.backends import hdf5_layout as layout
 from kpstore.backends import refusals
 from kpstore.backends.asides import aside_of, free_room, hold_room, make_durable
 from kpstore.backends.base import MAIN, Capabilities, Commit
-from kpstore.backends.garbage import Before, Garbage, kept_versions
+from kpstore.backends.garbage import Before, Change, Garbage, kept_versions
 from kpstore.backends.hdf5_changes import OPEN
 from kpstore.backends.hdf5_commits import HDF5WriteSession, new_id
 from kpstore.backends.hdf5_file import HDF5ReadSession, StoreFile
@@ -53,6 +55,9 @@ from kpstore.errors import (
     NotFoundError,
     UnsupportedError,
 )
+
+if TYPE_CHECKING:
+    from kpstore.backends.base import Backend
 
 _LONGEST_NAME = 255
 
@@ -196,6 +201,33 @@ class HDF5Backend(StoreFile):
                 raise refusals.no_name("tag", name, names.tags, self.location)
             tags = {tag: snapshot for tag, snapshot in names.tags.items() if tag != name}
             write_names(file, Names(names.head, tags, names.used_tags))
+
+    def replace_tagged(self, versions: Collection[str], change: Change) -> None:
+        """Let all tags of each of these versions name the one that ``change`` makes of it.
+
+        A file has one branch, so all of it happens in a copy, whose newest version is each of them
+        in turn.
+        """
+        if not versions:
+            return
+        with lock_alone(self.sessions_lock, location=self.location), self.commit_lock():
+            path = self.copy_aside(self.file())
+            work = HDF5Backend(str(path))
+            try:
+                head = work.branches()[MAIN]
+                for version in versions:
+                    work.reset_branch(MAIN, version, expected=work.branches()[MAIN])
+                    target = change(cast("Backend", work), MAIN)
+                    with work._changed_copy() as file:
+                        names = self.names(file)
+                        tags = {t: target if v == version else v for t, v in names.tags.items()}
+                        write_names(file, replace(names, tags=tags))
+                work.reset_branch(MAIN, head, expected=work.branches()[MAIN])
+                work.close()
+                shutil.rmtree(work.sidecar_dir, ignore_errors=True)
+                self.replace_by(path)
+            finally:
+                work.remove()
 
     def examine(self) -> Iterator[str]:
         """Yield what is wrong with names, records and tables of checksums."""

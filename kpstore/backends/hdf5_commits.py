@@ -182,18 +182,16 @@ class HDF5WriteSession(Changes):
 
     def _restore_array(self, name: str, wanted: StoredArray) -> None:
         meta, there = wanted.meta, self._tree.arrays.get(name)
-        # An array that was removed since, and perhaps made again, is another one.
-        is_same = wanted.source.place == f"/{name}"
-        if there is not None and not (
-            is_same and _without_attrs(there.meta) == _without_attrs(meta)
-        ):
+        if there is not None and _without_attrs(there.meta) != _without_attrs(meta):
             self.delete(name)
             there = None
         if there is None:
             self.create(name, meta)
         elif dict(there.meta.attrs) != dict(meta.attrs):
             self.set_array_attrs(name, meta.attrs)
-        changed = range(meta.n_chunks) if there is None else sorted(wanted.elsewhere)
+        # An array may have been removed and made anew: then no chunk of it is in its old place.
+        shared = there is not None and there.source.place == wanted.source.place
+        changed = sorted(wanted.elsewhere) if shared else range(meta.n_chunks)
         for chunk in changed:
             self._restore_chunk(name, wanted, chunk)
         if changed and self._has_tables:

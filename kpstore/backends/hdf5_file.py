@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class StoreFile:
     @property
     def sidecar_dir(self) -> Path:
         """Directory for locks and live progress, beside the file."""
-        return self._path.with_name(f".{self._path.name}.kpstore")
+        return _sidecar_of(self._path)
 
     def exists(self) -> bool:
         """Return whether the file exists and holds a store."""
@@ -155,12 +156,15 @@ class StoreFile:
     # -- copies ------------------------------------------------------------------------------------
 
     def left_overs(self) -> list[Path]:
-        """Return the copies of killed writers."""
-        return left_overs(self._path, "writing")
+        """Return the copies of killed writers, and copies of those."""
+        found = left_overs(self._path, "writing")
+        paths = [path for one in found for path in (one, *left_overs(one, "writing"))]
+        return [path for path in paths if path.exists()]
 
     def _remove_left_overs(self) -> None:
         for left_over in self.left_overs():
             left_over.unlink(missing_ok=True)
+            shutil.rmtree(_sidecar_of(left_over), ignore_errors=True)
 
     def copy_aside(self, file: h5py.File, *, empty: bool = False) -> Path:
         """Copy an open file to a new one beside it, and remove the copies of killed writers.
@@ -218,6 +222,10 @@ class StoreFile:
         return refusing_lock(
             self._lock_file("writer.lock"), location=self.location, purpose=purpose
         )
+
+
+def _sidecar_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.kpstore")
 
 
 def _looks_like_hdf5(path: Path) -> bool:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import icechunk
 import zarr
 
 from kpstore.backends import refusals
-from kpstore.backends.asides import aside_of, left_overs, make_durable, sync_disk
+from kpstore.backends.asides import (
+    aside_of,
+    left_overs,
+    make_durable,
+    replace_file,
+    sync_disk,
+)
 from kpstore.backends.base import MAIN, Capabilities, Commit
-from kpstore.backends.garbage import Before, Garbage
+from kpstore.backends.garbage import WORKING, Before, Change, Garbage
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated, translation
 from kpstore.backends.icechunk_garbage import collect
@@ -27,6 +35,9 @@ from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.locks import SharedLock, lock_alone, looking_lock
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
 from kpstore.visible import logger
+
+if TYPE_CHECKING:
+    from kpstore.backends.base import Backend
 
 _log = logger(__name__)
 
@@ -230,6 +241,30 @@ class IcechunkBackend(IcechunkDirectory):
                 self._repo().delete_tag(read_refs(self.path, "tag")[name].given)
             self.records.named("tag", name)
             sync_disk(self.path)
+
+    def replace_tagged(self, versions: Collection[str], change: Change) -> None:
+        """Let all tags of each of these versions name the one that ``change`` makes of it."""
+        if WORKING in self.branches():  # of a call that was killed
+            self.delete_branch(WORKING)
+        for version in versions:
+            self.create_branch(WORKING, version)
+            target = change(cast("Backend", self), WORKING)
+            for tag in [tag for tag, named in self.tags().items() if named == version]:
+                self._move_tag(tag, version, target)
+            self.delete_branch(WORKING)
+
+    def _move_tag(self, name: str, version: str, target: str) -> None:
+        """Write the file of a tag anew, which Icechunk itself never does."""
+        with self.commit_lock():
+            ref = read_refs(self.path, "tag").get(name)
+            if ref is None or ref.is_deleted or ref.version != version:
+                return  # somebody has just deleted it
+            # After a kill or a power cut at this point, either version is right.
+            self.records.named("tag", name, version, target)
+            sync_disk(self.path)
+            content = json.dumps({"snapshot": target}, separators=(",", ":")).encode()
+            replace_file(self.path / ref.file, content, near=self.sidecar_dir / "tag")
+            self._note_name("tag", name, target)
 
     def collect_garbage(self, before: Before, *, apply: bool) -> Garbage:
         """Remove what no kept version needs."""

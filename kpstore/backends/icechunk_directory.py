@@ -156,8 +156,8 @@ class IcechunkDirectory:
         except (CorruptError, NotFoundError, OSError, icechunk.IcechunkError):
             if self.records.was_removed(snapshot):
                 raise NotFoundError(
-                    f"version {snapshot} of {self.location} was removed by 'kpstore gc' after it "
-                    "had been opened; open the store again"
+                    f"version {snapshot} of {self.location} was removed ('kpstore gc' or 'kpstore "
+                    "remove') after it had been opened; open the store again"
                 ) from None
             raise
 

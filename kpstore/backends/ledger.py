@@ -31,7 +31,7 @@ from typing import Any
 
 import xxhash
 
-from kpstore.backends.asides import aside_of, left_overs, make_durable
+from kpstore.backends.asides import replace_file
 from kpstore.backends.links import open_inside
 from kpstore.visible import logger
 
@@ -143,17 +143,7 @@ class Ledger:
 
     def replace(self, records: Iterable[Mapping[str, object]]) -> None:
         """Put other contents in place, in one step and under the commit lock."""
-        for left_over in left_overs(self._path, "writing"):
-            left_over.unlink(missing_ok=True)
-        aside = aside_of(self._path, "writing")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_bytes(b"".join(_line(record) for record in records))
-            make_durable(aside)
-            os.replace(aside, self._path)
-            make_durable(self._path.parent)
-        finally:
-            aside.unlink(missing_ok=True)
+        replace_file(self._path, b"".join(_line(record) for record in records))
 
     def write(self, records: Iterable[Mapping[str, object]]) -> None:
         """Append lines, under the commit lock; failures are logged, as a store works without."""

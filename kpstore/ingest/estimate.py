@@ -39,7 +39,7 @@ class Estimate:
     overwritten : videos whose results would be replaced.
     size_bytes : of the new rows, before compression.
     seconds : at the extractor's typical speed, which depends on the machine.
-    problems : the source's problems and notes about the data set.
+    problems : the source's problems, and notes about the data set and what the store keeps.
     """
 
     feature: str
@@ -84,7 +84,7 @@ def estimate(plan: IngestPlan, extractor: AnyExtractor, *, workers: int) -> Esti
         workers=workers,
         size_bytes=plan.n_frames * row_bytes,
         seconds=plan.n_frames / (max(extractor.typical_fps, 0.1) * busy),
-        problems=(*plan.listing.problems, *plan.listing.notes),
+        problems=(*plan.listing.problems, *plan.listing.notes, *plan.notes),
     )
 
 

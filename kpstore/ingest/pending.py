@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.sources.base import Listing
 from kpstore.store import format as fmt
 from kpstore.store.provenance import check_same
+from kpstore.store.removed import Removals
 from kpstore.store.store import BaseStore
 
 TASK_SECONDS = 30.0
@@ -34,7 +35,7 @@ class IngestPlan:
 
     Parameters
     ----------
-    listing : what the source holds.
+    listing : what the source holds, but for videos that were removed from the store.
     new_videos : videos that the store does not have yet.
     pending : positions that the videos to extract have, or will have, in the store.
     tasks : pieces of work for the workers.
@@ -70,8 +71,9 @@ def make_plan(
 ) -> IngestPlan:
     """Compare what a source holds with what a store holds, and cut what is missing into tasks."""
     store = BaseStore.open(backend) if backend.exists() else None
+    _check_references(extractor, listing.videos)
+    listing, left_out = _without_removed(listing, store)
     videos = listing.videos
-    _check_references(extractor, videos)
     known = [] if store is None else [video for video in videos if video.id in store.index]
     notes = () if store is None else _check_unchanged(store, known)
     new = tuple(video for video in videos if store is None or video.id not in store.index)
@@ -107,7 +109,19 @@ def make_plan(
         task_frames=task_frames,
     )
     overwritten = np.array([p for p in pending if p < len(redo) and redo[p]], dtype=np.int64)
-    return IngestPlan(listing, new, wanted, tuple(tasks), overwritten, restart, (*notes, *begun))
+    return IngestPlan(
+        listing, new, wanted, tuple(tasks), overwritten, restart, (*left_out, *notes, *begun)
+    )
+
+
+def _without_removed(listing: Listing, store: BaseStore | None) -> tuple[Listing, tuple[str, ...]]:
+    """Return a listing without the videos that were removed from a store, and a note on these."""
+    removed = Removals() if store is None else store.removed
+    out = [video.id for video in listing.videos if video.id in removed.videos]
+    if store is None or not out:
+        return listing, ()
+    kept = tuple(video for video in listing.videos if video.id not in removed.videos)
+    return replace(listing, videos=kept), (removed.stay_out(out, store.location),)
 
 
 def _check_references(extractor: AnyExtractor, videos: Sequence[VideoRecord]) -> None:

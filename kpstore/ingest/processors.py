@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from kpstore.extractors.base import AnyExtractor
 from kpstore.ingest.worker import TaskResult
 from kpstore.store import format as fmt
+from kpstore.store.provenance import with_processors
 from kpstore.store.transaction import Transaction
 
 
@@ -28,7 +29,8 @@ class Processors:
         self._before = known if self._before is None else self._before
         self._now |= {result.processor for result in results} - {""}
         for name in self._names:
-            tx.add_processors(name, self._now)
+            made = tx.features[name].provenance
+            tx.set_provenance(name, with_processors(made, self._now))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -60,12 +60,14 @@ class SourceComparison:
     other_split : ids of videos that the store has in another split; empty if its splits were set
         by hand.
     problems : problems of the data set itself, one line for each.
+    removed : ids of videos that were removed from the store; they are not compared.
     """
 
     source: str
     splits: dict[str, SplitComparison] = field(default_factory=dict)
     other_split: list[str] = field(default_factory=list)
     problems: tuple[str, ...] = ()
+    removed: list[str] = field(default_factory=list)
 
     @property
     def differs(self) -> bool:
@@ -109,9 +111,12 @@ def compare_with_source(
     """
     listing = source.scan(on_video)
     found = SourceComparison(source.name, problems=listing.problems)
-    index = store.index
+    index, removed = store.index, store.removed.videos
     listed = {video.id: video for video in listing.videos}
     for video in listing.videos:
+        if video.id in removed:
+            found.removed.append(video.id)
+            continue
         split = found.splits.setdefault(video.split, SplitComparison())
         split.source_videos += 1
         split.source_frames += video.n_frames

@@ -14,6 +14,7 @@ import numpy as np
 from kpstore.backends.base import Commit
 from kpstore.inspect.coverage import Coverage, coverage_by_split, total
 from kpstore.schema.feature import Provenance, State
+from kpstore.store.removed import Removals
 from kpstore.store.store import BaseStore
 
 
@@ -123,6 +124,7 @@ class Summary:
     newest : the commit of this version.
     disk : size of the store on disk, all versions together.
     lacks : what a store of an older format lacks, in one line; empty for the newest format.
+    removed : videos and features that were removed.
     """
 
     location: str
@@ -134,6 +136,7 @@ class Summary:
     branches: Mapping[str, str] = field(default_factory=dict)
     disk: DiskUsage | None = None
     lacks: str = ""
+    removed: Removals = field(default_factory=Removals)
 
     @property
     def videos(self) -> int:
@@ -161,6 +164,7 @@ class Summary:
             "branches": dict(self.branches),
             "disk": None if self.disk is None else asdict(self.disk),
             "lacks": self.lacks,
+            "removed": self.removed.to_json(),
         }
 
 
@@ -176,6 +180,7 @@ def summarize(store: BaseStore) -> Summary:
         branches=store.branches,
         disk=disk_usage(store),
         lacks=store.lacks,
+        removed=store.removed,
     )
 
 

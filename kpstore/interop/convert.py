@@ -6,15 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kpstore.backends.base import MAIN, ArrayMeta, Backend, Commit, ReadSession, WriteSession
 from kpstore.errors import ExistsError
 from kpstore.store import format as fmt
 from kpstore.store import history
+from kpstore.store.copying import block_rows, write_differing
 from kpstore.store.store import backend_for, moved_into_place
-
-_BLOCK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def _copy_array(
         changes.resize(name, meta.n_rows)
         if dict(there.attrs) != dict(meta.attrs):
             changes.set_array_attrs(name, meta.attrs)
-    step = meta.chunk_rows * max(1, _BLOCK_BYTES // max(1, meta.chunk_rows * meta.row_bytes))
+    step = block_rows(meta)
     for start in range(0, meta.n_rows, step):
         stop = min(start + step, meta.n_rows)
         values = session.read(name, start, stop)
@@ -132,21 +130,11 @@ def _copy_array(
         if before is not None and before.meta(name).n_rows > start:
             known = before.read(name, start, min(stop, before.meta(name).n_rows))
         old = np.concatenate([known, meta.unwritten(len(values) - len(known))])
-        for first in range(0, len(values), meta.chunk_rows):
-            block = slice(first, first + meta.chunk_rows)
-            if not _same_bits(values[block], old[block]):
-                changes.write(name, start + first, values[block])
+        write_differing(changes, name, start, values, old)
 
 
 def _kind(meta: ArrayMeta) -> tuple[object, ...]:
     return meta.shape[1:], meta.dtype, meta.chunk_rows, meta.codec
-
-
-def _same_bits(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
-    """Return whether values are the same to the bit: 0.0 and -0.0 differ, as may two NaN."""
-    if one.dtype == object:
-        return bool(np.array_equal(one, other))
-    return one.tobytes() == other.tobytes()
 
 
 def _notes(source: Backend, ids: dict[str, str], with_history: bool) -> tuple[str, ...]:

@@ -28,7 +28,9 @@ class ImportWriter:
     ) -> None:
         self._tx, self._on_progress = tx, on_progress
         self._specs = {feature.spec.name: feature.spec for feature in features}
-        self._index = tx.read_index()
+        self._index, self._removed = tx.read_index(), tx.removed
+        self.left_out: list[str] = []
+        """Videos of the file that were removed from the store, and stay out."""
         self._seen: set[str] = set()
         self._waiting: list[ImportedVideo] = []
         self._bytes = 0
@@ -41,6 +43,9 @@ class ImportWriter:
         if record.id in self._seen:
             raise InvalidError(f"video {record.id!r} is in the file twice; give each its own name")
         self._seen.add(record.id)
+        if record.id in self._removed.videos:
+            self.left_out.append(record.id)
+            return
         checked = {name: self._checked(video, name, rows) for name, rows in video.rows.items()}
         video = replace(video, rows=checked)
         self.n_videos += 1

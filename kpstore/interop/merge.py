@@ -25,6 +25,7 @@ from kpstore.schema.index import VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.provenance import check_same, with_processors
 from kpstore.store.records import Records
+from kpstore.store.removed import Removals
 from kpstore.store.store import BaseStore, backend_for
 
 OnConflict = Literal["error", "first", "last"]
@@ -43,7 +44,8 @@ def merge(
 
     Videos are sorted by split and id, so the result does not depend on the order of the sources. A
     video that several sources hold gets the features of all of them. It is a conflict if two
-    sources hold the same feature of a video, done in both, with different values.
+    sources hold the same feature of a video, done in both, with different values. A video that was
+    removed from one of them stays out, with a note.
 
     Parameters
     ----------
@@ -78,12 +80,16 @@ def merge(
         document = Merged(stores, names, on_conflict, mixed=mixed)
         source = " and ".join(names) if len(names) <= 3 else f"{len(names)} sources"
         own_splits = any(store.own_splits for store in stores)
+        removed = Removals()
+        for store in stores:
+            removed = removed.and_(store.removed)
         return import_document(
             document,
             target,
             source=source,
             name=name,
             own_splits=own_splits,
+            removed=Removals(removed.videos),
             on_progress=on_progress,
         )
 

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -23,6 +23,7 @@ from kpstore.errors import (
 from kpstore.interop.base import Document, ExportReport, Format, ImportedVideo, OnProgress
 from kpstore.interop.files import is_store, reading
 from kpstore.interop.import_writer import ImportWriter
+from kpstore.store.removed import Removals
 from kpstore.store.store import BaseStore, backend_for, building
 from kpstore.user_files import check_regular
 
@@ -232,6 +233,7 @@ def import_document(
     source: str,
     name: str = "",
     own_splits: bool = False,
+    removed: Removals | None = None,
     on_progress: OnProgress | None = None,
 ) -> ImportReport:
     """Store an opened file; see :func:`import_file`.
@@ -241,21 +243,31 @@ def import_document(
     backend : where the store is, or will be.
     source : name of the file in messages.
     own_splits : whether its splits were set by hand; see :meth:`Transaction.set_splits`.
+    removed : what was removed from stores that it was made of, and has to stay out.
     """
+    carried = _Carried(own_splits, removed or Removals())
     if backend.exists():
         with backend.exclusive(f"import of {source}"):
             store = BaseStore.open(backend, mode="a")
-            return _import_into(store, document, source, own_splits, on_progress)
+            return _import_into(store, backend.location, document, source, carried, on_progress)
     with building(backend, name=name or document.name, kpstore_version=__version__) as store:
-        report = _import_into(store, document, source, own_splits, on_progress)
-    return replace(report, location=backend.location)
+        return _import_into(store, backend.location, document, source, carried, on_progress)
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """What a new store takes over from the stores that it is made of, beside their videos."""
+
+    own_splits: bool
+    removed: Removals
 
 
 def _import_into(
     store: BaseStore,
+    location: str,
     document: Document,
     source: str,
-    own_splits: bool,
+    carried: _Carried,
     on_progress: OnProgress | None,
 ) -> ImportReport:
     features = tuple(feature.spec.name for feature in document.features)
@@ -263,11 +275,14 @@ def _import_into(
     with store.transaction(f"import {', '.join(features) or 'videos'} from {file}") as tx:
         for feature in document.features:
             tx.add_feature(feature.spec, feature.provenance)
+        if carried.removed:
+            tx.record_removals(carried.removed)
+        removed = tx.removed
         writer = ImportWriter(tx, document.features, on_progress or (lambda n: None))
         for video in document.videos():
             writer.add(video)
         writer.flush()
-        if own_splits:
+        if carried.own_splits:
             tx.keep_own_splits()
         tx.metadata["import"] = {
             "file": file,
@@ -275,14 +290,15 @@ def _import_into(
             "frames": writer.n_frames,
         }
     assert tx.snapshot is not None
+    out = [removed.stay_out(writer.left_out, location)] if writer.left_out else []
     return ImportReport(
-        store.location,
+        location,
         tx.snapshot,
         features,
         writer.n_videos,
         writer.n_frames,
         writer.n_failed,
-        (*document.notes, *writer.notes),
+        (*document.notes, *writer.notes, *out),
     )
 
 

@@ -158,3 +158,8 @@ def as_rows(where: str, given: object) -> NDArray[Any]:
     if not array.ndim:
         raise InvalidError(f"{where}: one {array.dtype} was given, an array of rows is needed")
     return array
+
+
+def one_row(values: Any) -> Any:
+    """Return one row as rows; arrays and tensors keep their type, masked arrays their masks."""
+    return [values] if isinstance(values, list | tuple | int | float) else values[None]

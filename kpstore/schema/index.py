@@ -127,8 +127,7 @@ class VideoIndex:
         try:
             return self._positions[video_id]
         except KeyError:
-            hint = nearest(video_id, self._positions) if len(self) <= 100_000 else ""
-            hint = hint or f"there are {len(self)} videos"
+            hint = nearest(video_id, self._positions) or f"there are {len(self)} videos"
             raise NotFoundError(f"video {video_id!r} not found; {hint}") from None
 
     def rows(self, position: int) -> slice:
@@ -177,8 +176,12 @@ class VideoIndex:
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
-    """Return a question that suggests similar names; ``""`` if no name is similar."""
-    near = get_close_matches(str(name), list(names), n=3)
+    """Return a question that suggests similar names; ``""`` if no name is similar.
+
+    Of more than 100,000 names none is suggested, as comparing them would take seconds.
+    """
+    known = list(names)
+    near = get_close_matches(str(name), known, n=3) if len(known) <= 100_000 else []
     return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

@@ -23,6 +23,7 @@ from kpstore.store.cache import DecodedCache
 from kpstore.store.checked import Check
 from kpstore.store.keys import read_key
 from kpstore.store.reader import RowReader
+from kpstore.store.removed import Removals
 from kpstore.visible import visible
 
 Mode = Literal["r", "a"]
@@ -250,6 +251,11 @@ class Version:
     def own_splits(self) -> bool:
         """Whether ``tx.set_splits`` was used, so that splits may differ from the data set's."""
         return self._about.get(fmt.OWN_SPLITS, False)
+
+    @property
+    def removed(self) -> Removals:
+        """Videos and features that were removed; the videos stay out until they are taken back."""
+        return fmt.read_removals(self._about)
 
     @cached_property
     def features(self) -> Mapping[str, fmt.StoredFeature]:

@@ -14,6 +14,7 @@ from kpstore.backends.checksums import TABLE
 from kpstore.errors import CorruptError, InvalidError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.index import VideoIndex
+from kpstore.store.removed import Removals
 
 FORMAT_VERSION = 2
 """Format of new stores; older ones keep theirs until :func:`upgraded` (docs/decisions/008)."""
@@ -27,6 +28,9 @@ ROOT = "kpstore"
 
 OWN_SPLITS: Final = "own_splits"
 """Key in :data:`ROOT` that is true once splits have been set by hand."""
+
+REMOVED: Final = "removed"
+"""Key in :data:`ROOT` of what was removed; see :mod:`kpstore.store.removed`."""
 
 PROCESSORS = "processors"
 """Key of a feature's provenance: kinds of processors that computed it; last bits depend on them."""
@@ -86,6 +90,7 @@ class About(TypedDict):
     annotations: list[str]
     features: dict[str, Mapping[str, Any]]
     own_splits: NotRequired[bool]
+    removed: NotRequired[Mapping[str, Any]]
 
 
 def status_name(feature: str) -> str:
@@ -186,6 +191,11 @@ def read_features(about: About) -> dict[str, StoredFeature]:
         raise CorruptError(
             f"the store's description of its features cannot be read: {error!r}"
         ) from error
+
+
+def read_removals(about: About) -> Removals:
+    """Return what was removed from the store, according to the attributes."""
+    return Removals.from_json(about[REMOVED]) if REMOVED in about else Removals()
 
 
 def feature_metas(spec: FeatureSpec, *, n_videos: int, n_frames: int) -> dict[str, ArrayMeta]:

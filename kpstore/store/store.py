@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,6 +38,7 @@ from kpstore.store.history import (
     resolve,
     rollback,
 )
+from kpstore.store.removal import Removal, remove, remove_everywhere, take_back
 from kpstore.store.transaction import Transaction
 from kpstore.store.video import Failure, Video, listed
 from kpstore.visible import visible
@@ -249,6 +250,32 @@ class BaseStore(Version):
         """Remove old versions; see :func:`kpstore.store.history.collect_garbage`."""
         self._require_write()
         return collect_garbage(self._backend, older_than=older_than, keep=keep, apply=apply)
+
+    def remove(self, *, videos: Iterable[str] = (), features: Iterable[str] = ()) -> Removal:
+        """Remove videos or features in one commit; see :func:`kpstore.store.removal.remove`."""
+        self._require_write()
+        return remove(self._backend, videos=videos, features=features)
+
+    def remove_everywhere(
+        self, *, videos: Iterable[str] = (), features: Iterable[str] = (), apply: bool = False
+    ) -> Removal:
+        """Remove videos or features from all versions, with their bytes.
+
+        See :func:`kpstore.store.removal.remove_everywhere`.
+        """
+        self._require_write()
+        return remove_everywhere(
+            self._backend,
+            videos=videos,
+            features=features,
+            apply=apply,
+            cache=self.decoded_cache,
+        )
+
+    def take_back(self, videos: Iterable[str]) -> str:
+        """Let removed videos in again; see :func:`kpstore.store.removal.take_back`."""
+        self._require_write()
+        return take_back(self._backend, videos)
 
     def rollback(self, to: At) -> str:
         """Make an earlier version the newest.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from kpstore import plugins
 from kpstore.backends.base import MAIN, TEXT, Backend, Fork, WriteSession
 from kpstore.errors import ExistsError, InvalidError, MismatchError
-from kpstore.schema.failures import NOTHING_FAILED, Failures
+from kpstore.schema.array import one_row
+from kpstore.schema.failures import NOTHING_FAILED, Failures, checked_frames
 from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance, State
-from kpstore.schema.index import VideoIndex, VideoRecord, whole_number
+from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store.feature_writer import FeatureWriter
-from kpstore.store.provenance import check_same, with_processors
+from kpstore.store.provenance import check_same
+from kpstore.store.removed import Removals
 
 
 class Transaction:
@@ -89,15 +91,18 @@ class Transaction:
         ExistsError
             If a video of that id is already in the store.
         InvalidError
-            If an annotation has a name that no array can have; nothing is added then.
+            If an annotation has a name that no array can have, or if a video was removed from the
+            store and not taken back; nothing is added then.
         """
-        index = self.read_index()
+        index, removed = self.read_index(), self.removed
         counts = Counter(video.id for video in videos)
         twice = [video_id for video_id, n in counts.items() if n > 1 or video_id in index]
         if twice:
             raise ExistsError(
                 f"video {twice[0]!r} ({len(twice)} in all) is already in {self._backend.location}"
             )
+        if out := [video_id for video_id in counts if video_id in removed.videos]:
+            raise InvalidError(removed.stay_out(out, self._backend.location))
         new = self._new_columns(videos)
         wanted = {**fmt.VIDEO_ARRAYS, **fmt.FRAME_ARRAYS, **dict.fromkeys(new, fmt.ANNOTATION)}
         for name in wanted.keys() - set(self._session.names()):
@@ -182,6 +187,16 @@ class Transaction:
             self._about[fmt.OWN_SPLITS] = True
             self._write_about()
 
+    @property
+    def removed(self) -> Removals:
+        """Videos and features that were removed from the store."""
+        return fmt.read_removals(self._about)
+
+    def record_removals(self, removed: Removals) -> None:
+        """Replace the record of what was removed."""
+        self._about[fmt.REMOVED] = removed.to_json()
+        self._write_about()
+
     # -- features ----------------------------------------------------------------------------------
 
     def add_feature(self, spec: FeatureSpec | str, provenance: Provenance | None = None) -> None:
@@ -228,10 +243,9 @@ class Transaction:
                 )
         self._set_feature(spec, provenance)
 
-    def add_processors(self, name: str, kinds: Collection[str]) -> None:
-        """Add kinds of processors to those that a feature's provenance names."""
+    def set_provenance(self, name: str, provenance: Provenance) -> None:
+        """Replace the record of how a feature was made."""
         stored = fmt.check_feature(self._features, name)
-        provenance = with_processors(stored.provenance, kinds)
         if provenance != stored.provenance:
             self._set_feature(stored.spec, provenance)
 
@@ -287,7 +301,7 @@ class Transaction:
             raise InvalidError(
                 f"video {video_id!r} has {n_frames} frames, {n_rows} rows were given"
             )
-        failed = _failed_frames(failed_frames or {}, video_id, n_rows)
+        failed = checked_frames(failed_frames or {}, video_id, n_rows)
         states = np.full(n_rows, State.DONE, dtype=np.uint8)
         states[list(failed)] = State.FAILED
         self._write_video(spec, video_id, given, states, Failures(frames=failed))
@@ -309,7 +323,7 @@ class Transaction:
             :meth:`write`.
         """
         spec = self._feature_of("video", feature)
-        given = values if isinstance(values, FeatureRows) else FeatureRows(_one_row(values))
+        given = values if isinstance(values, FeatureRows) else FeatureRows(one_row(values))
         if (n_rows := given.n_given(spec)) != 1:
             raise InvalidError(
                 f"video {video_id!r} has one row of {feature!r}, {n_rows} were given"
@@ -431,17 +445,3 @@ class Transaction:
             raise
         self.snapshot = self._session.commit(self.message, json.loads(json.dumps(self.metadata)))
         return self.snapshot
-
-
-def _one_row(values: Any) -> Any:
-    """Return one row as rows; arrays and tensors keep their type, masked arrays their masks."""
-    return [values] if isinstance(values, list | tuple | int | float) else values[None]
-
-
-def _failed_frames(failed: Mapping[int, str], video_id: str, n_frames: int) -> dict[int, str]:
-    for frame in failed:
-        if whole_number(frame) is None or not 0 <= frame < n_frames:
-            raise InvalidError(
-                f"failed frame {frame!r} of video {video_id!r}: it has frames 0 to {n_frames - 1}"
-            )
-    return {int(frame): reason for frame, reason in failed.items()}

@@ -214,16 +214,19 @@ class VersionContract(BackendFixtures):
 
     def test_reset_branch_brings_back_an_array_that_was_made_anew(self, made: Backend) -> None:
         add_array(made)
-        start = commit_rows(made, "a", 0, numbers(10))
+        start = commit_rows(made, "a", 0, numbers(10, 1))
         changes = made.begin()
         changes.delete("a")
         changes.create("a", meta())
-        changes.write("a", 0, numbers(10, 5))
+        changes.write("a", 0, numbers(3, 2))
         end = changes.commit("made anew")
-        made.reset_branch(MAIN, start, expected=end)
-        for snapshot, values in ((start, numbers(10)), (end, numbers(10, 5))):
-            session = another(made, made.location).session(snapshot)
-            np.testing.assert_array_equal(session.read("a", 0, 10), values)
+        expected = {start: numbers(10, 1), end: np.full((10, 2), np.nan, dtype=np.float32)}
+        expected[end][:3] = numbers(3, 2)
+        for version, before in ((start, end), (end, start)):
+            made.reset_branch(MAIN, version, expected=before)
+            assert list(made.examine()) == []
+            for snapshot, rows in expected.items():
+                np.testing.assert_array_equal(made.session(snapshot).read("a", 0, 10), rows)
 
     def test_reset_branch_refuses_when_somebody_else_was_faster(self, made: Backend) -> None:
         start = add_array(made)

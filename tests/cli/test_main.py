@@ -56,6 +56,7 @@ def test_version_and_help(kpstore_: Kpstore) -> None:
         "branch",
         "rollback",
         "gc",
+        "remove",
         "diff",
         "demo",
     ):

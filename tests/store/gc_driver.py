@@ -1,4 +1,7 @@
-"""Collects the garbage of a store, and is killed at the N-th step of it, if there are so many."""
+"""Collects the garbage of a store, or removes a video, and is killed at the N-th step of it.
+
+It ends by itself if there are fewer steps.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ import icechunk
 
 import kpstore
 
+_CALLS = ("expire_snapshots", "garbage_collect", "create_branch", "delete_branch", "reset_branch")
 _CHANGES = {"os.rename", "os.remove", "os.link", "os.truncate", "os.utime"}
 
 
-def main(location: str, number: int) -> None:
+def main(location: str, number: int, video: str = "") -> None:
     left = number
 
     def step() -> None:
@@ -40,12 +44,15 @@ def main(location: str, number: int) -> None:
         return wrapper
 
     store = kpstore.open(location, mode="a")
-    for name in ("expire_snapshots", "garbage_collect"):
+    for name in _CALLS:
         setattr(icechunk.Repository, name, between(getattr(icechunk.Repository, name)))
     sys.addaudithook(watch)
-    store.collect_garbage(older_than=timedelta(0), apply=True)
+    if video:
+        store.remove_everywhere(videos=[video], apply=True)
+    else:
+        store.collect_garbage(older_than=timedelta(0), apply=True)
     left = 0
     print("done")
 
 
-main(sys.argv[1], int(sys.argv[2]))
+main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
