@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -11,10 +11,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import CorruptError, InvalidError, NotFoundError
+from kpstore.errors import CorruptError, NotFoundError
 from kpstore.schema import video_fields
+from kpstore.schema.fields import Fits, fit_fields
 
-_FIT: Mapping[str, Callable[[object], object]] = {
+_FIT: Fits = {
     "id": video_fields.id_of,
     "split": video_fields.text_of,
     "frame_paths": video_fields.paths_of,
@@ -58,13 +59,11 @@ class VideoRecord:
     annotations: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for column, fit in _FIT.items():
-            given = getattr(self, column)
-            try:
-                object.__setattr__(self, column, fit(given))
-            except InvalidError as error:
-                where = "video id" if column == "id" else f"video {self.id!r}, {column}"
-                raise InvalidError(f"{where}: {error}") from None
+        fit_fields(
+            self,
+            _FIT,
+            lambda column: "video id" if column == "id" else f"video {self.id!r}, {column}",
+        )
 
     @property
     def n_frames(self) -> int:
