@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.schema import spec_fields
-from kpstore.schema.fields import Fits, fit_fields
+from kpstore.schema.fields import Fits, fit_fields, text
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 _FIT: Fits = {
-    "name": spec_fields.text,
+    "name": text,
     "shape": spec_fields.lengths,
     "dims": spec_fields.names,
     "dtype": spec_fields.dtype_name,
-    "units": spec_fields.text,
-    "description": spec_fields.text,
+    "units": text,
+    "description": text,
 }
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError
 from kpstore.schema import spec_fields
 from kpstore.schema.array import ArraySpec, as_rows
-from kpstore.schema.fields import Fits, fit_fields, shown
+from kpstore.schema.fields import Fits, fit_fields, json_values, shown, text, whole
 
 Axis = Literal["frame", "video"]
 Compression = Literal["raw", "lz4", "zstd"]
@@ -38,12 +38,12 @@ def _arrays(value: object) -> tuple[ArraySpec, ...]:
 
 
 _FIT: Fits = {
-    "axis": spec_fields.text,
+    "axis": text,
     "labels": spec_fields.labels,
     "companions": _arrays,
-    "chunk_rows": spec_fields.whole,
-    "compression": spec_fields.text,
-    "attrs": spec_fields.json_values,
+    "chunk_rows": whole,
+    "compression": text,
+    "attrs": json_values,
 }
 
 

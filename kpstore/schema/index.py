@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import CorruptError, NotFoundError
 from kpstore.schema import video_fields
-from kpstore.schema.fields import Fits, fit_fields
+from kpstore.schema.fields import Fits, fit_fields, sequence, shown
 
 _FIT: Fits = {
     "id": video_fields.id_of,
@@ -125,10 +124,10 @@ class VideoIndex:
         """Return a video's position in storage order; :class:`NotFoundError` names similar ids."""
         try:
             return self._positions[video_id]
-        except KeyError:
+        except (KeyError, TypeError):  # what is no text may not even be hashable
             hint = nearest(video_id, self._positions) if len(self) <= 100_000 else ""
             hint = hint or f"there are {len(self)} videos"
-            raise NotFoundError(f"video {video_id!r} not found; {hint}") from None
+            raise NotFoundError(f"video {shown(video_id)} not found; {hint}") from None
 
     def rows(self, position: int) -> slice:
         """Return the rows of the video at ``position``."""
@@ -155,15 +154,16 @@ class VideoIndex:
         chosen = (
             np.arange(len(self))
             if videos is None
-            else np.array([self.position(v) for v in videos], dtype=np.int64)
+            else np.array([self.position(v) for v in sequence(videos, "ids")], dtype=np.int64)
         )
         if split is not None:
-            wanted = [split] if isinstance(split, str) else list(split)
-            unknown = [name for name in wanted if name not in self.split_names()]
+            # Of videos the order counts, which a set has not; of splits it does not.
+            several = list(split) if isinstance(split, set | frozenset) else split
+            wanted = [split] if isinstance(split, str) else sequence(several, "names of splits")
+            known = self.split_names()
+            unknown = [name for name in wanted if not isinstance(name, str) or name not in known]
             if unknown:
-                raise NotFoundError(
-                    f"split {unknown[0]!r} not found; there are {self.split_names()}"
-                )
+                raise NotFoundError(f"split {shown(unknown[0])} not found; there are {known}")
             chosen = chosen[np.isin(self.splits[chosen].astype(str), wanted)]
         return chosen.astype(np.int64)
 
@@ -185,14 +185,3 @@ def all_within(numbers: NDArray[np.int64], length: int) -> bool:
     """Return whether all numbers, (numbers,) int64, are from 0 to ``length - 1``."""
     # As unsigned numbers, negative ones are the greatest, so one pass is enough.
     return numbers.size == 0 or int(np.maximum.reduce(numbers.view(np.uint64))) < length
-
-
-def whole_number(value: object) -> int | None:
-    """Return a whole number of any type (int, numpy, torch) as int; None for anything else."""
-    is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
-    if is_bool or getattr(value, "ndim", 0) != 0:
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return None

@@ -6,29 +6,10 @@ given and what is needed.
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 
-from kpstore.errors import InvalidError, one_line
-from kpstore.schema.fields import is_storable, mapping, sequence, shown
-from kpstore.schema.index import whole_number
-
-
-def text(value: object) -> str:
-    """Return text; anything else is an error."""
-    if not isinstance(value, str) or not is_storable(value):
-        raise InvalidError(f"{shown(value)} is not text")
-    return str(value)
-
-
-def whole(value: object) -> int:
-    """Return a whole number; anything else is an error."""
-    number = whole_number(value)
-    if number is None:
-        raise InvalidError(f"{shown(value)} is not a whole number")
-    return number
+from kpstore.errors import InvalidError
+from kpstore.schema.fields import mapping, sequence, shown, text, whole
 
 
 def lengths(value: object) -> tuple[int, ...]:
@@ -62,15 +43,3 @@ def labels(value: object) -> dict[str, tuple[str, ...]]:
         except InvalidError as error:
             raise InvalidError(f"{shown(dim)}: {error}") from None
     return found
-
-
-def json_values(value: object) -> dict[str, Any]:
-    """Return a mapping of JSON values as a store returns it.
-
-    A tuple that comes back as a list would make specifications unequal, and so would NaN.
-    """
-    given = dict(mapping(value, "JSON values by name"))
-    try:
-        return dict(json.loads(json.dumps(given, allow_nan=False)))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidError(f"they must be JSON values ({one_line(error)})") from None

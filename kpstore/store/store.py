@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from kpstore.errors import (
 )
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import State
+from kpstore.schema.fields import text
 from kpstore.store import format as fmt
 from kpstore.store.arrays import Mode, Version
 from kpstore.store.checked import Check, check_policy
@@ -47,7 +49,21 @@ if TYPE_CHECKING:
 
 
 def backend_for(location: str) -> Backend:
-    """Return the first backend that claims a location, plug-ins before kpstore's own."""
+    """Return the first backend that claims a location, plug-ins before kpstore's own.
+
+    Raises
+    ------
+    InvalidError
+        If no file can have that name.
+    UnsupportedError
+        If no backend claims it.
+    """
+    try:
+        is_name = b"\0" not in os.fsencode(location)
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
+        raise InvalidError(f"{location!a} is not the name of a store; no file can have it")
     for kind in (*plugins.of_others("kpstore.backends"), *places.OWN):
         try:
             is_its_own = kind.claims(location)
@@ -129,6 +145,10 @@ class BaseStore(Version):
     def create(cls, location: str | Backend, *, name: str, kpstore_version: str) -> Self:
         """Make an empty store; see :func:`kpstore.create`."""
         backend = backend_for(location) if isinstance(location, str) else location
+        try:
+            name = text(name)
+        except InvalidError as error:
+            raise InvalidError(f"name of a store: {error}") from None
         created = datetime.now(UTC).isoformat(timespec="seconds")
         attrs = fmt.root_attrs(name, created, kpstore_version)
         return cls(backend, backend.create(attrs, f"created {name}"), "a")
