@@ -25,6 +25,7 @@ from kpstore.store.repair import Repair
 from kpstore.store.repair import repair as repair_store
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Video
+from kpstore.user_files import path_text
 from kpstore.views.base import Missing, Selection, Transform
 from kpstore.views.clips import ClipView, Short
 from kpstore.views.face_keypoints import FaceKeypointView, MissingFace, Normalize
@@ -385,7 +386,7 @@ def open(
     """
     if not os.fspath(cache):
         raise InvalidError("cache='': use 'auto', 'off' or a folder")
-    return Store.open(os.fsdecode(path), at, mode, os.fsdecode(cache), check)
+    return Store.open(path_text(path), at, mode, path_text(cache), check)
 
 
 def create(path: str | os.PathLike[str], *, name: str = "") -> Store:
@@ -400,7 +401,7 @@ def create(path: str | os.PathLike[str], *, name: str = "") -> Store:
     ExistsError
         If the path exists.
     """
-    location = os.fsdecode(path)
+    location = path_text(path)
     named = os.path.basename(location.rstrip("/")) if isinstance(name, str) and not name else name
     return Store.create(location, name=named, kpstore_version=__version__)
 
@@ -441,7 +442,7 @@ def repair(path: str | os.PathLike[str], *, dry_run: bool = False) -> Repair:
     BusyError
         If another process is writing the store.
     """
-    return repair_store(os.fsdecode(path), dry_run=dry_run)
+    return repair_store(path_text(path), dry_run=dry_run)
 
 
 __all__ = ["Loader", "Store", "create", "diff", "loader", "open", "repair"]

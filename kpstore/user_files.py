@@ -52,6 +52,17 @@ _BINARY = (
 """What lists are taken for: how such a file begins, what it is, and what to do."""
 
 
+def path_text(path: str | bytes | os.PathLike[str]) -> str:
+    """Return a path as text; :class:`InvalidError` if no file can have that name."""
+    text = os.fsdecode(path)
+    try:
+        if b"\0" not in os.fsencode(text):
+            return text
+    except UnicodeEncodeError:
+        pass
+    raise InvalidError(f"{text!a} is not a path; no file can have such a name")
+
+
 def check_regular(path: Path) -> int:
     """Return the size of a file in bytes, without opening it.
 

@@ -136,9 +136,17 @@ def test_metadata_that_is_no_json_stops_the_commit(memory_store: kpstore.Store) 
     assert len(memory_store.at().index) == 0
 
 
+def test_exports_need_an_open_store_a_format_and_a_path(memory_store: kpstore.Store) -> None:
+    said = refused(lambda: kpstore.export_file("s.kps", "s.h5", "hdf5"))  # type: ignore[arg-type]
+    assert "'s.kps' is not an open store; see kpstore.open" in said
+    refused(lambda: kpstore.export_file(memory_store, "a\0b", "hdf5"))
+    refused(lambda: kpstore.export_file(memory_store, "s.h5", ["hdf5"]))  # type: ignore[arg-type]
+    refused(lambda: kpstore.import_file("a\0b", "s.kps"))
+
+
 def test_names_that_no_file_can_have_are_refused(tmp_path: Path) -> None:
     for name in ("a\0b", "\ud800"):
-        assert "no file can have it" in refused(lambda name=name: kpstore.open(name))  # type: ignore[misc]
+        assert "no file can have such a name" in refused(lambda name=name: kpstore.open(name))  # type: ignore[misc]
         refused(lambda name=name: kpstore.create(name))  # type: ignore[misc]
     assert kpstore.create(bytes(tmp_path / "s.kps")).name == "s.kps"  # type: ignore[arg-type]
     assert kpstore.open(bytes(tmp_path / "s.kps")).splits == []  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -42,6 +41,7 @@ from kpstore.store.history import (
 )
 from kpstore.store.transaction import Transaction
 from kpstore.store.video import Failure, Video, listed
+from kpstore.user_files import path_text
 from kpstore.visible import visible
 
 if TYPE_CHECKING:
@@ -58,12 +58,7 @@ def backend_for(location: str) -> Backend:
     UnsupportedError
         If no backend claims it.
     """
-    try:
-        is_name = b"\0" not in os.fsencode(location)
-    except UnicodeEncodeError:
-        is_name = False
-    if not is_name:
-        raise InvalidError(f"{location!a} is not the name of a store; no file can have it")
+    location = path_text(location)
     for kind in (*plugins.of_others("kpstore.backends"), *places.OWN):
         try:
             is_its_own = kind.claims(location)
