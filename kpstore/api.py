@@ -15,6 +15,8 @@ from kpstore.inspect import compare, display
 from kpstore.inspect.leakage import SplitCheck, check_splits
 from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.render.raster import SkeletonStyle, StyleName
+from kpstore.schema import spec_fields
+from kpstore.schema.fields import shown
 from kpstore.schema.lips import LIP_FEATURE
 from kpstore.store import chunked, history
 from kpstore.store.arrays import Mode
@@ -23,6 +25,7 @@ from kpstore.store.repair import Repair
 from kpstore.store.repair import repair as repair_store
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Video
+from kpstore.user_files import path_text
 from kpstore.views.base import Missing, Selection, Transform
 from kpstore.views.clips import ClipView, Short
 from kpstore.views.face_keypoints import FaceKeypointView, MissingFace, Normalize
@@ -112,7 +115,8 @@ class Store(BaseStore):
         from kpstore.ingest.live import live_backend
 
         if extractor is None or isinstance(extractor, str):
-            names = [features] if isinstance(features, str) else list(features or self.features)
+            asked = [features] if isinstance(features, str) else spec_fields.names(features)
+            names = asked or list(self.features)
             known = {name: self.features[name] for name in names if name in self.features}
             recipe, made_with = recorded(
                 {name: stored.spec for name, stored in known.items()},
@@ -124,6 +128,8 @@ class Store(BaseStore):
             raise InvalidError(
                 f"options {sorted(options)} are for a recipe; this extractor exists already"
             )
+        elif not hasattr(extractor, "specs"):
+            raise InvalidError(f"{shown(extractor)} is no extractor; give one, or a recipe's name")
         place = Path(self.location).absolute().parent if root is None else Path(root)
         backend = live_backend(self._backend, self, extractor, place, device)
         return type(self)(backend, self.snapshot, cache="off", check=self.check)
@@ -380,7 +386,7 @@ def open(
     """
     if not os.fspath(cache):
         raise InvalidError("cache='': use 'auto', 'off' or a folder")
-    return Store.open(os.fspath(path), at, mode, os.fspath(cache), check)
+    return Store.open(path_text(path), at, mode, path_text(cache), check)
 
 
 def create(path: str | os.PathLike[str], *, name: str = "") -> Store:
@@ -395,10 +401,9 @@ def create(path: str | os.PathLike[str], *, name: str = "") -> Store:
     ExistsError
         If the path exists.
     """
-    location = os.fspath(path)
-    return Store.create(
-        location, name=name or os.path.basename(location.rstrip("/")), kpstore_version=__version__
-    )
+    location = path_text(path)
+    named = os.path.basename(location.rstrip("/")) if isinstance(name, str) and not name else name
+    return Store.create(location, name=named, kpstore_version=__version__)
 
 
 def diff(old: Store, new: Store) -> compare.VersionDiff:
@@ -406,6 +411,9 @@ def diff(old: Store, new: Store) -> compare.VersionDiff:
 
     See :mod:`kpstore.inspect.compare`.
     """
+    for store in (old, new):
+        if not isinstance(store, BaseStore):
+            raise InvalidError(f"diff compares open stores, found {shown(store)}; see kpstore.open")
     return compare.diff(old, new)
 
 
@@ -434,7 +442,7 @@ def repair(path: str | os.PathLike[str], *, dry_run: bool = False) -> Repair:
     BusyError
         If another process is writing the store.
     """
-    return repair_store(os.fspath(path), dry_run=dry_run)
+    return repair_store(path_text(path), dry_run=dry_run)
 
 
 __all__ = ["Loader", "Store", "create", "diff", "loader", "open", "repair"]

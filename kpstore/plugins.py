@@ -70,9 +70,10 @@ def load(group: Group, name: str) -> Any:
     MissingExtraError
         If an optional dependency of it is not installed.
     """
-    if (group, name) in _registered:
+    is_name = isinstance(name, str)  # what is no text may not even be hashable
+    if is_name and (group, name) in _registered:
         return _registered[group, name]
-    point = _entry_points(group).get(name)
+    point = _entry_points(group).get(name) if is_name else None
     if point is None:
         kind = group.rpartition(".")[2].removesuffix("s")
         raise NotFoundError(

@@ -13,9 +13,11 @@ import csv
 import io
 import json
 import os
+import re
 import stat
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +28,39 @@ MOST_BYTES = 256 * 2**20
 """Largest list or table: a line for each of a million videos is well within it."""
 SPARE_BYTES = 256 * 2**20
 """Memory that reading a file may take beyond ten times its size."""
+_MARK = "\ufeff"
 _MOST_YAML_BYTES = 2**20
 _MOST_DEPTH = 100
 _MOST_NODES = 100_000
 """Most values in a YAML file, each counted as often as aliases repeat it."""
 
 _MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_BINARY = (
+    (b"PK\x03\x04", "a workbook (.xlsx, .ods) or another zip file; save the sheet as CSV in UTF-8"),
+    (
+        b"\xd0\xcf\x11\xe0",
+        "a workbook (.xls) or another Office file; save the sheet as CSV in UTF-8",
+    ),
+    (b"\x1f\x8b", "compressed by gzip; unpack it first"),
+    (b"%PDF-", "a PDF; give the list itself"),
+)
+"""What lists are taken for: how such a file begins, what it is, and what to do."""
+
+
+def path_text(path: str | bytes | os.PathLike[str]) -> str:
+    """Return a path as text; :class:`InvalidError` if no file can have that name."""
+    text = os.fsdecode(path)
+    try:
+        if b"\0" not in os.fsencode(text):
+            return text
+    except UnicodeEncodeError:
+        pass
+    raise InvalidError(f"{text!a} is not a path; no file can have such a name")
 
 
 def check_regular(path: Path) -> int:
@@ -127,16 +150,20 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         As :func:`read_bytes` does, and if the file is not such text.
     """
     content = read_bytes(path, most)
+    for mark, what in _BINARY:
+        if content.startswith(mark):
+            raise InvalidError(f"{path} is not text but {what}")
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise InvalidError(
-            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+            f"{path} is not text in {encoding.upper()} ({error.reason} at byte {error.start}); "
+            "save it as UTF-8 (in Excel, 'CSV UTF-8')"
         ) from None
     if "\0" in text:
-        raise InvalidError(f"{path} is not text: it holds zero characters")
-    return text
+        raise InvalidError(f"{path} is not text: it holds zero characters; save it as UTF-8")
+    return text.lstrip(_MARK)  # files that are joined, or marked twice, keep one
 
 
 Pairs = list[tuple[str, object]]
@@ -235,14 +262,21 @@ class Table:
 
     Parameters
     ----------
-    columns : names of the columns, without spaces around them.
+    columns : names of the columns.
     rows : the cells of each row, as many as there are columns.
     lines : the line in the file that each row ends on, from 1.
+
+    Names and cells have no spaces around them.
     """
 
     columns: list[str]
     rows: list[list[str]]
     lines: list[int]
+
+    def column(self, *names: str) -> int | None:
+        """Return the place of the first of some columns that there is, in any letter case."""
+        folded = [column.casefold() for column in self.columns]
+        return next((folded.index(name) for name in names if name in folded), None)
 
 
 def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t", "|")) -> Table:
@@ -250,62 +284,122 @@ def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t
 
     The separator is the one that the first line ``sep=…`` names, or else the one that the header
     holds most often. Rows without any text are left out, and so are empty cells beyond the last
-    column.
+    column. A line may lack its last cells, which some spreadsheets leave out where they are empty,
+    but not if the file breaks off there.
 
     Parameters
     ----------
     name : of the file, for errors.
-    separators : those that are looked for. Where ``,`` or ``;`` separates, cells may be quoted;
-        in the others quotation marks mean nothing, as sentences hold single ones.
+    separators : those that are looked for. Where ``,`` or ``;`` separates, or names of columns are
+        quoted, cells may be quoted. In others quotation marks are often those of sentences: where
+        tabs separate, they enclose cells if all of them can be read so, and between ``|`` they mean
+        nothing.
 
     Raises
     ------
     InvalidError
-        If a column comes twice, or a row has more or fewer cells than there are columns, as in a
-        file that was cut off; the message names the line.
+        If a column comes twice, or a row has more cells than there are columns, or fewer in a file
+        that was cut off; the message names the line.
     """
-    first, _, rest = text.partition("\n")
+    first, rest = _first_line(text)
     skipped = 0
-    if first.strip().strip('"').casefold().startswith("sep="):
-        told = first.strip().strip('"')[4:]
+    if first.strip('"').casefold().startswith("sep="):
+        told = first.strip('"')[4:]
         separators, text, skipped = (told or "\t",), rest, 1
-    header = text.partition("\n")[0]
-    separator = max(separators, key=header.count)
+        first, _ = _first_line(text)
+    separator = max(separators, key=first.count)
     if len(separator) != 1:
         raise InvalidError(f"{name}: line 1 names {separator!r} as separator; use one character")
-    quoted = separator in ",;"
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=separator,
-        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-        strict=quoted,
-    )
-    columns: list[str] = []
-    table = Table(columns, [], [])
+    quoted = _is_quoted(text, first, separator)
+    source = io.StringIO(text, newline="")
+    reader = _csv_reader(source, separator, quoted)
+    table = Table([], [], [])
+    begins = 1 + skipped
     try:
         for cells in reader:
-            while len(cells) > max(1, len(columns)) and not cells[-1].strip():
+            begins = reader.line_num + skipped + 1
+            cells = [cell.strip() for cell in cells]
+            while len(cells) > max(1, len(table.columns)) and not cells[-1]:
                 del cells[-1]
-            if not any(cell.strip() for cell in cells):
+            if not any(cells):
                 continue
-            line = reader.line_num + skipped
-            if not columns:
-                columns += [cell.strip() for cell in cells]
-                twice = [column for column, n in Counter(columns).items() if n > 1 and column]
-                if twice:
-                    raise InvalidError(f"{name}: column {twice[0]!r} comes twice; rename one")
+            if not table.columns:
+                _check_columns(cells, name)
+                table.columns.extend(cells)
                 continue
-            if len(cells) != len(columns):
+            broken_off = source.tell() == len(text) and not text.endswith(("\n", "\r"))
+            if quoted and not broken_off:
+                cells += [""] * (len(table.columns) - len(cells))
+            if len(cells) != len(table.columns):
+                mend = f"a cell may hold {separator!r} only within quotation marks"
+                if len(cells) < len(table.columns):
+                    mend = "it may have been cut off"
                 raise InvalidError(
-                    f"{name}: line {line} has {len(cells)} cells, the header has {len(columns)}; "
-                    "it may have been cut off"
+                    f"{name}: line {begins - 1} has {len(cells)} cells, the header has "
+                    f"{len(table.columns)}; {mend}"
                 )
             table.rows.append(cells)
-            table.lines.append(line)
+            table.lines.append(begins - 1)
     except csv.Error as error:
-        line = reader.line_num + skipped
-        raise InvalidError(f"{name}: line {line} is not a row of a table: {error}") from None
+        raise InvalidError(
+            f"{name}: line {begins} is not a row of a table: {error}; a quotation mark may be "
+            "missing"
+        ) from None
     return table
+
+
+def _first_line(text: str) -> tuple[str, str]:
+    """Return the first line without spaces around it, and all others."""
+    first, *rest = re.split(r"\r\n|\r|\n", text, maxsplit=1)
+    return first.strip(" "), "".join(rest)
+
+
+def _csv_reader(source: io.StringIO, separator: str, quoted: bool) -> Any:
+    if quoted:
+        return csv.reader(source, delimiter=separator, strict=True)
+    return csv.reader(source, delimiter=separator, quoting=csv.QUOTE_NONE)
+
+
+def _is_quoted(text: str, header: str, separator: str) -> bool:
+    """Return whether quotation marks enclose cells: a spreadsheet's, and not those of sentences."""
+    if separator in ",;" or header.startswith('"'):
+        return True
+    if separator != "\t":
+        return False
+    try:
+        for cells in _csv_reader(io.StringIO(text, newline=""), separator, True):
+            # Two marks of different sentences enclose all rows between them.
+            if any(separator in cell and len(cell.splitlines()) > 1 for cell in cells):
+                return False
+    except csv.Error:
+        return False
+    return True
+
+
+def _check_columns(columns: Sequence[str], name: str) -> None:
+    counts = Counter(column.casefold() for column in columns if column)
+    twice = [column for column in columns if counts[column.casefold()] > 1]
+    if twice:
+        raise InvalidError(f"{name}: column {twice[-1]!r} comes twice; rename one")
+
+
+def unicode_forms(name: str) -> tuple[str, ...]:
+    """Return a name as it is, then in the other forms that look the same.
+
+    Letters such as ``ü`` may be one character or two (Unicode's forms NFC and NFD), and a list
+    often has another form than the disk.
+    """
+    forms = (unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return tuple(dict.fromkeys((name, *forms)))
+
+
+def spellings(names: Iterable[str]) -> Callable[[str], str]:
+    """Return a function that gives a name in the form in which it is among ``names``.
+
+    A name that is not among them in any of its forms (:func:`unicode_forms`) comes back as it is.
+    """
+    known = set(names)
+    return lambda name: next((form for form in unicode_forms(name) if form in known), name)
 
 
 def _reason(error: Exception) -> str:

@@ -16,6 +16,7 @@ from kpstore.user_files import (
     read_json,
     read_text,
     read_yaml,
+    spellings,
 )
 from tests.test_hostile_files import yaml_bomb
 
@@ -31,11 +32,23 @@ def test_text_with_any_byte_order_mark_is_read(file: Path, encoding: str) -> Non
     assert read_text(file) == "größe\t手话"
 
 
+def test_a_second_byte_order_mark_is_no_part_of_the_text(file: Path) -> None:
+    file.write_text("\ufeffname", encoding="utf-8-sig")
+    assert read_text(file) == "name"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"gr\xf6\xdfe", "not text in UTF-8"), ("ab".encode("utf-16-le"), "zero characters")],
+    [
+        (b"gr\xf6\xdfe", "not text in UTF-8.*; save it as UTF-8"),
+        ("ab".encode("utf-16")[:-1], "not text in UTF-16"),
+        ("ab".encode("utf-16-le"), "zero characters; save it as UTF-8"),
+        (b"PK\x03\x04\0", r"a workbook \(.xlsx, .ods\).*; save the sheet as CSV"),
+        (bytes.fromhex("d0cf11e0a1b11ae1"), r"a workbook \(.xls\).*; save the sheet as CSV"),
+        (b"\x1f\x8b\x08", "compressed by gzip; unpack it"),
+    ],
 )
-def test_other_encodings_are_refused(file: Path, content: bytes, says: str) -> None:
+def test_what_is_no_text_is_told_what_to_be_saved_as(file: Path, content: bytes, says: str) -> None:
     file.write_bytes(content)
     with pytest.raises(InvalidError, match=says):
         read_text(file)
@@ -133,12 +146,55 @@ def test_yaml_is_bounded(file: Path, text: str) -> None:
         "name|split\na|train\nb|dev\n",
         "name,split,,\n,,,\na,train,,\n\n,,,\nb,dev,,\n,,,\n",
         ' name , split \n"a","train"\nb,dev\n',
+        "name,split\ra,train\rb,dev\r",
+        "sep=;\rname;split\ra;train\rb;dev",
+        'name\tsplit\r\n"a"\t"train"\r\nb\tdev\r\n',
+        '"name"|"split"\n"a"|"train"\n"b"|"dev"\n',
+        "\u00a0name\u00a0,\u2003split\na\u00a0, train\t\n b ,dev\n",
     ],
 )
 def test_tables_as_spreadsheets_write_them(text: str) -> None:
     table = parse_table(text, "t.csv")
     assert table.columns == ["name", "split"]
     assert table.rows == [["a", "train"], ["b", "dev"]]
+
+
+def test_cells_of_unicode_text_may_hold_quotation_marks_and_line_breaks(file: Path) -> None:
+    text = 'name\ttext\r\na\t"he said ""so"", twice"\r\nb\t"two\nlines"\r\nc\td\r\n'
+    file.write_text(text, encoding="utf-16", newline="")
+    table = parse_table(read_text(file), "t")
+    assert table.rows == [["a", 'he said "so", twice'], ["b", "two\nlines"], ["c", "d"]]
+    assert table.lines == [2, 4, 5]
+
+
+@pytest.mark.parametrize("text", ['"he said', '"so" he said', 'he "said"'])
+def test_quotation_marks_of_sentences_swallow_no_rows(text: str) -> None:
+    rows = [["a", text], ["b", "and"], ["c", 'more"']]
+    for separator in "\t|":
+        lines = (separator.join(cells) for cells in [["name", "text"], *rows])
+        assert parse_table("\n".join(lines), "t").rows == rows
+
+
+def test_empty_cells_at_the_end_of_a_line_may_be_left_out() -> None:
+    table = parse_table("a,b,c\n1,2\n3\n4,5,6", "t")
+    assert table.rows == [["1", "2", ""], ["3", "", ""], ["4", "5", "6"]]
+
+
+def test_columns_are_found_in_any_letter_case() -> None:
+    table = parse_table("Video_ID,SPLIT\n", "t")
+    assert (table.column("id", "video_id"), table.column("split"), table.column("x")) == (
+        0,
+        1,
+        None,
+    )
+
+
+def test_names_are_found_in_either_form_of_unicode() -> None:
+    composed, taken_apart = "Mu\u0308ller".replace("u\u0308", "\u00fc"), "Mu\u0308ller"
+    assert spellings([taken_apart])(composed) == taken_apart
+    assert spellings([composed])(taken_apart) == composed
+    both = spellings([composed, taken_apart])
+    assert (both(composed), both(taken_apart), both("Muller")) == (composed, taken_apart, "Muller")
 
 
 def test_lines_are_those_of_the_file() -> None:
@@ -149,6 +205,11 @@ def test_lines_are_those_of_the_file() -> None:
     ("text", "says"),
     [
         ("a,b,a\n1,2,3\n", "column 'a' comes twice"),
+        ("a,b,A\n1,2,3\n", "column 'A' comes twice"),
+        ("a,b,c\n1,2,3\n1,2", "line 3 has 2 cells, the header has 3; it may have been cut off"),
+        ("a|b|c\n1|2\n1|2|3\n", "line 2 has 2 cells, the header has 3"),
+        ('a,b\n1,"2\n3,4\n5,6\n', "line 2 is not a row of a table.*quotation mark may be missing"),
+        (f'a,b\n1,"{"2" * 200_000}"\n', "line 2 is not a row of a table: field larger"),
         ("a|b|c\n1|2|3\n1|2", "line 3 has 2 cells, the header has 3"),
         ("a,b\n1,2,3\n", "line 2 has 3 cells"),
         ('a,b\n1,"2\n', "line 2 is not a row"),

@@ -14,10 +14,10 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError
 from kpstore.inspect.moments import Moments, Sketch, measure_runs
 from kpstore.machine import usable_cores
 from kpstore.schema.feature import FeatureSpec, State, part_names
+from kpstore.schema.fields import check_whole
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 
@@ -105,8 +105,8 @@ def measure(
 
     See :func:`kpstore.inspect.statistics.statistics`.
     """
-    if workers is not None and workers < 1:
-        raise InvalidError(f"workers={workers}: use 1 or more")
+    if workers is not None:
+        check_whole("workers", workers, 1)
     store = store.checked()  # the result is kept
     report = on_rows or (lambda n_rows: None)
     cache = store.decoded_cache

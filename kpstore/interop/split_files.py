@@ -10,7 +10,7 @@ from typing import Any
 
 from kpstore.errors import InvalidError, several
 from kpstore.store.store import BaseStore
-from kpstore.user_files import parse_json, parse_table, read_text
+from kpstore.user_files import parse_json, parse_table, read_text, spellings
 
 _ID_COLUMNS = ("video_id", "name", "id", "video")
 """Columns that may hold the ids of videos; the first one that a table has is used.
@@ -68,11 +68,14 @@ def set_splits(
     BusyError
         If another process is writing the store.
     """
-    splits = read_splits(path)
+    named = read_splits(path)
     if dry_run:
-        return _planned(store.at(), splits, path, keep_others)
+        newest = store.at()
+        return _planned(newest, _as_stored(newest, named, path), path, keep_others)
     with store.backend.exclusive("setting splits"):
-        change = _planned(store.at(), splits, path, keep_others)
+        newest = store.at()
+        splits = _as_stored(newest, named, path)
+        change = _planned(newest, splits, path, keep_others)
         if not change.changed:
             return change
         changed = f"{change.changed} of {sum(change.after.values())} videos changed"
@@ -81,6 +84,17 @@ def set_splits(
         with store.transaction(message, metadata=metadata) as tx:
             tx.set_splits(splits)
     return replace(change, snapshot=str(tx.snapshot))
+
+
+def _as_stored(store: BaseStore, splits: dict[str, str], path: Path) -> dict[str, str]:
+    """Return splits by videos as the store spells them."""
+    spelled = spellings(store.index.ids.tolist())
+    _refuse_twice(path, Counter(map(spelled, splits)))
+    return {spelled(video): split for video, split in splits.items()}
+
+
+def _refuse_twice(path: Path, counts: Counter[str]) -> None:
+    _refuse(path, _lines("is named twice", [video for video, count in counts.items() if count > 1]))
 
 
 def _planned(
@@ -139,8 +153,7 @@ def read_splits(path: Path) -> dict[str, str]:
     pairs = list(
         _json_pairs(path, text) if text.lstrip()[:1] in ("{", "[") else _table_pairs(path, text)
     )
-    counts = Counter(video for video, _ in pairs)
-    _refuse(path, _lines("is named twice", [video for video, count in counts.items() if count > 1]))
+    _refuse_twice(path, Counter(video for video, _ in pairs))
     bad = [
         video
         for video, split in pairs
@@ -170,14 +183,10 @@ def _json_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
 
 def _table_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
     table = parse_table(text, str(path))
-    names = [name.casefold() for name in table.columns]
-    video, split = (
-        next((names.index(n) for n in known if n in names), None)
-        for known in (_ID_COLUMNS, _SPLIT_COLUMNS)
-    )
+    video, split = table.column(*_ID_COLUMNS), table.column(*_SPLIT_COLUMNS)
     if video is None or split is None:
         raise InvalidError(
             f"{path}: a table needs a header with video_id and split, found "
             f"{', '.join(table.columns)[:80]!r}"
         )
-    return [(row[video].strip(), row[split].strip()) for row in table.rows]
+    return [(row[video], row[split]) for row in table.rows]

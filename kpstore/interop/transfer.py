@@ -23,9 +23,10 @@ from kpstore.errors import (
 from kpstore.interop.base import Document, ExportReport, Format, ImportedVideo, OnProgress
 from kpstore.interop.files import is_store, reading
 from kpstore.interop.import_writer import ImportWriter
+from kpstore.schema.fields import shown
 from kpstore.store.removed import Removals
 from kpstore.store.store import BaseStore, backend_for, building
-from kpstore.user_files import check_regular
+from kpstore.user_files import check_regular, path_text
 
 GROUP: plugins.Group = "kpstore.formats"
 T = TypeVar("T")
@@ -127,8 +128,9 @@ def import_file(
     MismatchError
         If the store has another feature of that name.
     """
-    found = find_format(Path(path)) if format_name is None else get_format(format_name)
-    document = _open_document(found, Path(path), options)
+    source = Path(path_text(path))
+    found = find_format(source) if format_name is None else get_format(format_name)
+    document = _open_document(found, source, options)
     backend = backend_for(os.fspath(location))
     return import_document(document, backend, source=str(path), name=name, on_progress=on_progress)
 
@@ -162,11 +164,12 @@ def export_file(
     found = get_format(format_name)
     if found.exporter is None:
         raise UnsupportedError(f"format {found.name!r} can be imported only")
-    _check_no_store(Path(path), Path(store.location))
+    if not isinstance(store, BaseStore):
+        raise InvalidError(f"{shown(store)} is not an open store; see kpstore.open")
+    target = Path(path_text(path))
+    _check_no_store(target, Path(store.location))
     exporter = _with_options(found, found.exporter, options)
-    return exporter.export(
-        store.checked(), Path(path), overwrite=overwrite, on_progress=on_progress
-    )
+    return exporter.export(store.checked(), target, overwrite=overwrite, on_progress=on_progress)
 
 
 def _check_no_store(path: Path, source: Path) -> None:

@@ -12,15 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
+from kpstore.schema import spec_fields
+from kpstore.schema.fields import Fits, fit_fields, text
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
-
-def _is_number(dtype: str) -> bool:
-    try:
-        return np.dtype(dtype).kind in "fbiu"
-    except TypeError:
-        return False
+_FIT: Fits = {
+    "name": text,
+    "shape": spec_fields.lengths,
+    "dims": spec_fields.names,
+    "dtype": spec_fields.dtype_name,
+    "units": text,
+    "description": text,
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class ArraySpec:
     name : name of the array; companions are stored as ``<feature>_<name>``.
     shape : shape of one row, without the frame or video axis; ``()`` for one number per row.
     dims : name of each axis in ``shape``.
-    dtype : name of a numpy dtype (``"float32"``, ``"bool"``, …).
+    dtype : name of a numpy dtype (``"float32"``, ``"bool"``, …), or the dtype.
     units : CF units; ``"1"`` for dimensionless numbers.
     description : one line that describes the array (CF ``long_name``).
     """
@@ -45,6 +49,9 @@ class ArraySpec:
     description: str = ""
 
     def __post_init__(self) -> None:
+        fit_fields(
+            self, _FIT, lambda field: "name" if field == "name" else f"{self.name!r}, {field}"
+        )
         if not _NAME.match(self.name):
             raise InvalidError(
                 f"array name {self.name!r}: use lower-case letters, digits and underscores, "
@@ -60,8 +67,6 @@ class ArraySpec:
             yield "'frame' and 'video' are axes of the store; give the row's axes other names"
         if any(length < 1 for length in self.shape):
             yield f"every axis of a row needs a length of at least 1, found {self.shape}"
-        if not _is_number(self.dtype):
-            yield f"dtype {self.dtype!r} is not a number or bool"
 
     @property
     def fill(self) -> float | int | bool:
@@ -158,8 +163,3 @@ def as_rows(where: str, given: object) -> NDArray[Any]:
     if not array.ndim:
         raise InvalidError(f"{where}: one {array.dtype} was given, an array of rows is needed")
     return array
-
-
-def one_row(values: Any) -> Any:
-    """Return one row as rows; arrays and tensors keep their type, masked arrays their masks."""
-    return [values] if isinstance(values, list | tuple | int | float) else values[None]

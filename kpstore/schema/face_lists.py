@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from kpstore.errors import InvalidError, NotFoundError
+from kpstore.errors import InvalidError, NotFoundError, one_line
 from kpstore.schema.layout import FACE_LISTS, FaceList, MeshPoint
 from kpstore.user_files import parse_json, read_text
 
@@ -18,7 +18,7 @@ def load_face_list(face_list: str | os.PathLike[str] | FaceList) -> FaceList:
     ----------
     face_list : a name in :data:`~kpstore.schema.layout.FACE_LISTS`, or a file with 68 mesh indices:
         a JSON list, in which an entry may be a list of indices to average, or numbers separated by
-        white space or commas. The list is named like the file, without its suffix.
+        white space, commas or semicolons. The list is named like the file, without its suffix.
 
     Raises
     ------
@@ -46,11 +46,11 @@ def _read_points(path: Path) -> tuple[MeshPoint, ...]:
         points = (
             parse_json(text, str(path))
             if text.startswith("[")
-            else [int(number) for number in re.split(r"[\s,]+", text)]
+            else [int(number) for number in re.split(r"[\s,;]+", text.rstrip(",; \t\r\n"))]
         )
     except ValueError as error:
         raise InvalidError(
-            f"face list {str(path)!r} could not be read ({error}); "
+            f"face list {str(path)!r} could not be read ({one_line(str(error))}); "
             "give a JSON list of 68 entries, or 68 numbers separated by white space or commas"
         ) from None
     assert isinstance(points, list)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.schema.feature import State
-from kpstore.schema.index import whole_number
 
 FORM = '{"video": reason} or {"frames": {number: reason}}'
 
@@ -74,19 +73,6 @@ class Failures:
             raise InvalidError(
                 f"{text[:80]!r} given as failures of a video; {FORM} needed"
             ) from None
-
-
-def checked_frames(failed: Mapping[int, str], video_id: str, n_frames: int) -> dict[int, str]:
-    """Return reasons by frame number, if these are frames of a video of ``n_frames``.
-
-    :class:`InvalidError` names the video and the number otherwise.
-    """
-    for frame in failed:
-        if whole_number(frame) is None or not 0 <= frame < n_frames:
-            raise InvalidError(
-                f"failed frame {frame!r} of video {video_id!r}: it has frames 0 to {n_frames - 1}"
-            )
-    return {int(frame): reason for frame, reason in failed.items()}
 
 
 def _storable(reason: object) -> str:

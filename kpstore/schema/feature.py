@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
+from kpstore.schema import spec_fields
 from kpstore.schema.array import ArraySpec, as_rows
+from kpstore.schema.fields import Fits, fit_fields, json_values, shown, text, whole
 
 Axis = Literal["frame", "video"]
 Compression = Literal["raw", "lz4", "zstd"]
@@ -26,6 +27,24 @@ MADE_BY = "made_by"
 CHUNK_BYTES = 2 * 2**20
 """Largest size of a decoded chunk; docs/decisions/003 has the measurement behind it."""
 MAX_CHUNK_ROWS = 4096
+
+
+def _arrays(value: object) -> tuple[ArraySpec, ...]:
+    found = tuple(value) if isinstance(value, list | tuple) else (value,)
+    odd = [each for each in found if not isinstance(each, ArraySpec)]
+    if odd:
+        raise InvalidError(f"{shown(odd[0])} is not an ArraySpec; give a sequence of them")
+    return found
+
+
+_FIT: Fits = {
+    "axis": text,
+    "labels": spec_fields.labels,
+    "companions": _arrays,
+    "chunk_rows": whole,
+    "compression": text,
+    "attrs": json_values,
+}
 
 
 class State(enum.IntEnum):
@@ -67,15 +86,9 @@ class FeatureSpec(ArraySpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        fit_fields(self, _FIT, lambda field: f"feature {self.name!r}, {field}")
         for problem in self._problems():
             raise InvalidError(f"feature {self.name!r}: {problem}")
-        try:
-            # As a store returns it: a tuple that comes back as a list would make specs unequal.
-            object.__setattr__(self, "attrs", json.loads(json.dumps(dict(self.attrs))))
-        except TypeError as error:
-            raise InvalidError(
-                f"feature {self.name!r}: attrs must be JSON values ({error})"
-            ) from None
         if self.chunk_rows == 0:
             rows = max(1, CHUNK_BYTES // max(self.row_bytes, 1))
             object.__setattr__(
@@ -208,9 +221,14 @@ class FeatureRows:
 
         values = as_rows(where("values"), self.values)
         n_rows = len(values)
-        unknown = set(self.companions) - {c.name for c in spec.companions}
+        if not isinstance(self.companions, Mapping):
+            raise InvalidError(
+                f"{where('companions')}: {shown(self.companions)} given, arrays by name needed"
+            )
+        known = {c.name for c in spec.companions}
+        unknown = [name for name in self.companions if name not in known]
         if unknown:
-            raise InvalidError(f"feature {spec.name!r} has no companion {sorted(unknown)[0]!r}")
+            raise InvalidError(f"feature {spec.name!r} has no companion {shown(unknown[0])}")
         gone = None if done is None or done.all() else ~done
         values = spec.fitted(where("values"), values, n_rows, gone)
         companions: dict[str, NDArray[Any]] = {}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -11,10 +10,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import CorruptError, InvalidError, NotFoundError
+from kpstore.errors import CorruptError, NotFoundError
 from kpstore.schema import video_fields
+from kpstore.schema.fields import Fits, fit_fields, sequence, shown
 
-_FIT: Mapping[str, Callable[[object], object]] = {
+_FIT: Fits = {
     "id": video_fields.id_of,
     "split": video_fields.text_of,
     "frame_paths": video_fields.paths_of,
@@ -58,13 +58,11 @@ class VideoRecord:
     annotations: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for column, fit in _FIT.items():
-            given = getattr(self, column)
-            try:
-                object.__setattr__(self, column, fit(given))
-            except InvalidError as error:
-                where = "video id" if column == "id" else f"video {self.id!r}, {column}"
-                raise InvalidError(f"{where}: {error}") from None
+        fit_fields(
+            self,
+            _FIT,
+            lambda column: "video id" if column == "id" else f"video {self.id!r}, {column}",
+        )
 
     @property
     def n_frames(self) -> int:
@@ -126,9 +124,9 @@ class VideoIndex:
         """Return a video's position in storage order; :class:`NotFoundError` names similar ids."""
         try:
             return self._positions[video_id]
-        except KeyError:
+        except (KeyError, TypeError):  # what is no text may not even be hashable
             hint = nearest(video_id, self._positions) or f"there are {len(self)} videos"
-            raise NotFoundError(f"video {video_id!r} not found; {hint}") from None
+            raise NotFoundError(f"video {shown(video_id)} not found; {hint}") from None
 
     def rows(self, position: int) -> slice:
         """Return the rows of the video at ``position``."""
@@ -155,15 +153,16 @@ class VideoIndex:
         chosen = (
             np.arange(len(self))
             if videos is None
-            else np.array([self.position(v) for v in videos], dtype=np.int64)
+            else np.array([self.position(v) for v in sequence(videos, "ids")], dtype=np.int64)
         )
         if split is not None:
-            wanted = [split] if isinstance(split, str) else list(split)
-            unknown = [name for name in wanted if name not in self.split_names()]
+            # Of videos the order counts, which a set has not; of splits it does not.
+            several = list(split) if isinstance(split, set | frozenset) else split
+            wanted = [split] if isinstance(split, str) else sequence(several, "names of splits")
+            known = self.split_names()
+            unknown = [name for name in wanted if not isinstance(name, str) or name not in known]
             if unknown:
-                raise NotFoundError(
-                    f"split {unknown[0]!r} not found; there are {self.split_names()}"
-                )
+                raise NotFoundError(f"split {shown(unknown[0])} not found; there are {known}")
             chosen = chosen[np.isin(self.splits[chosen].astype(str), wanted)]
         return chosen.astype(np.int64)
 
@@ -189,14 +188,3 @@ def all_within(numbers: NDArray[np.int64], length: int) -> bool:
     """Return whether all numbers, (numbers,) int64, are from 0 to ``length - 1``."""
     # As unsigned numbers, negative ones are the greatest, so one pass is enough.
     return numbers.size == 0 or int(np.maximum.reduce(numbers.view(np.uint64))) < length
-
-
-def whole_number(value: object) -> int | None:
-    """Return a whole number of any type (int, numpy, torch) as int; None for anything else."""
-    is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
-    if is_bool or getattr(value, "ndim", 0) != 0:
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
 
-from kpstore.errors import InvalidError
+from kpstore.errors import InvalidError, one_line
 from kpstore.schema.array import ArraySpec
 from kpstore.schema.feature import FeatureSpec
 
@@ -123,8 +123,8 @@ class FaceList:
     Raises
     ------
     InvalidError
-        If there are not 68 entries, or an entry is not a mesh point; the message lists all such
-        entries.
+        If there are not 68 entries, or an entry is not a mesh point; the message lists the first
+        such entries.
     """
 
     name: str
@@ -140,8 +140,10 @@ class FaceList:
         if not self.name:
             problems.insert(0, "it has no name")
         if problems:
+            told = "; ".join(one_line(problem) for problem in problems[:5])
+            more = f" and {len(problems) - 5} more like it" if len(problems) > 5 else ""
             raise InvalidError(
-                f"face list {self.name!r}: {'; '.join(problems)}; give {N_FACE} mesh indices from "
+                f"face list {self.name!r}: {told}{more}; give {N_FACE} mesh indices from "
                 f"0 to {N_MESH - 1}, or lists of such indices to average"
             )
         object.__setattr__(self, "points", points)

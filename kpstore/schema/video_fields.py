@@ -11,12 +11,12 @@ import decimal
 import math
 import numbers
 import os
-from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 
 import numpy as np
 
 from kpstore.errors import InvalidError
+from kpstore.schema.fields import is_storable, mapping, sequence, shown
 
 MAX_FPS = 100_000.0
 """Highest plausible rate: anything above it is a time base, or a mistake."""
@@ -39,7 +39,7 @@ def text_of(value: object) -> str:
         return value.isoformat()
     if isinstance(value, numbers.Number | np.bool_ | np.datetime64):
         return str(value)
-    raise InvalidError(f"{_shown(value)} is not text; give text, a number, a date, or nothing")
+    raise InvalidError(f"{shown(value)} is not text; give text, a number, a date, or nothing")
 
 
 def id_of(value: object) -> str:
@@ -52,7 +52,7 @@ def id_of(value: object) -> str:
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not isinstance(value, str) and not whole:
-        raise InvalidError(f"{_shown(value)} is not an id; give text")
+        raise InvalidError(f"{shown(value)} is not an id; give text")
     found = _storable(str(value))
     if not found:
         raise InvalidError("a video needs an id; found an empty one")
@@ -67,17 +67,12 @@ def paths_of(value: object) -> tuple[str, ...]:
     InvalidError
         If it is a text instead of a sequence, or holds anything but text and paths.
     """
-    if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):
-        raise InvalidError(
-            f"{_shown(value)} is not a sequence; give one path for each frame, such as "
-            "('clip.mp4#0', …)"
-        )
-    found = tuple(value)
+    found = sequence(value, "one path for each frame, such as ('clip.mp4#0', …)")
     if set(map(type, found)) - {str}:
         found = tuple(_path(number, path) for number, path in enumerate(found))
-    if not (joined := "".join(found)).isascii() and not _has_utf8(joined):
-        number, path = next((n, path) for n, path in enumerate(found) if not _has_utf8(path))
-        raise InvalidError(f"frame {number}: {_shown(path)} is not valid text; rename the file")
+    if not (joined := "".join(found)).isascii() and not is_storable(joined):
+        number, path = next((n, path) for n, path in enumerate(found) if not is_storable(path))
+        raise InvalidError(f"frame {number}: {shown(path)} is not valid text; rename the file")
     return found
 
 
@@ -94,7 +89,7 @@ def fps_of(value: object) -> float:
     number = _number(value)
     if not 0 < number <= MAX_FPS:
         raise InvalidError(
-            f"{_shown(value)} is not a rate; give frames per second, above 0 and up to "
+            f"{shown(value)} is not a rate; give frames per second, above 0 and up to "
             f"{MAX_FPS:,.0f}, or NaN if unknown"
         )
     return number
@@ -118,8 +113,7 @@ def pixels_of(value: object) -> int:
     number = _number(value)
     if not 0 <= number <= MAX_PIXELS or number != int(number):
         raise InvalidError(
-            f"{_shown(value)} is not a size; give whole pixels up to {MAX_PIXELS:,}, or 0 if "
-            "unknown"
+            f"{shown(value)} is not a size; give whole pixels up to {MAX_PIXELS:,}, or 0 if unknown"
         )
     return int(number)
 
@@ -135,14 +129,10 @@ def annotations_of(value: object) -> dict[str, str]:
     """
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
-        raise InvalidError(
-            f"{_shown(value)} is not a mapping; give text by column, such as {{'gloss': 'RAIN'}}"
-        )
     found: dict[str, str] = {}
-    for name, cell in value.items():
+    for name, cell in mapping(value, "text by column, such as {'gloss': 'RAIN'}").items():
         if not isinstance(name, str):
-            raise InvalidError(f"{_shown(name)} is not a column's name; give text")
+            raise InvalidError(f"{shown(name)} is not a column's name; give text")
         try:
             found[str(name)] = text_of(cell)
         except InvalidError as error:
@@ -156,14 +146,14 @@ def _path(number: int, value: object) -> str:
     found = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(found, str):
         raise InvalidError(
-            f"frame {number}: {_shown(value)} is not a path; give text or a pathlib.Path"
+            f"frame {number}: {shown(value)} is not a path; give text or a pathlib.Path"
         )
     return str(found)
 
 
 def _number(value: object) -> float:
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | decimal.Decimal):
-        raise InvalidError(f"{_shown(value)} is not a number")
+        raise InvalidError(f"{shown(value)} is not a number")
     try:
         return float(value)
     except OverflowError:
@@ -180,20 +170,6 @@ def _is_missing(value: object) -> bool:
 
 
 def _storable(text: str) -> str:
-    if not text.isascii() and not _has_utf8(text):
-        raise InvalidError(f"{_shown(text)} is not valid text")
+    if not text.isascii() and not is_storable(text):
+        raise InvalidError(f"{shown(text)} is not valid text")
     return text
-
-
-def _has_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _shown(value: object) -> str:
-    shown = ascii(value) if isinstance(value, str) and not _has_utf8(value) else repr(value)
-    shown = " ".join(shown.split())
-    return shown if len(shown) <= 100 else shown[:99] + "…"

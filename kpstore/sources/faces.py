@@ -16,6 +16,7 @@ from kpstore.sources.base import Frame, Listing
 from kpstore.sources.images import IMAGE_SUFFIXES, is_image, read_image
 from kpstore.sources.selection import MaxVideos, Splits
 from kpstore.sources.videos import VideosSource
+from kpstore.user_files import spellings
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,11 @@ class FacesSource:
             raise NotFoundError(f"no folder of frontal pictures at {self.face_dir}")
         listing = self._videos.scan(on_video)
         pictures, problems = self._pictures()
-        videos, used = [], set()
+        videos, used, spelled = [], set(), spellings(pictures)
         for video in listing.videos:
-            key = video.id if video.id in pictures else video.id.removeprefix(f"{video.split}/")
+            key = spelled(video.id)
+            if key not in pictures:
+                key = spelled(video.id.removeprefix(f"{video.split}/"))
             if key in pictures:
                 used.add(key)
                 videos.append(self._person(video, pictures[key]))

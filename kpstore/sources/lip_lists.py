@@ -10,7 +10,7 @@ from typing import Any
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.lips import EMBEDDING_ENDING
-from kpstore.user_files import read_json, read_yaml
+from kpstore.user_files import read_json, read_yaml, unicode_forms
 
 SPLIT_DIRS = {"train_dir": "train", "valid_dir": "val", "test_dir": "test"}
 """Keys of ``datamodule.data_config``, and the splits that they stand for."""
@@ -122,7 +122,8 @@ def list_folders(config: Path) -> dict[str, str]:
 
 
 def _find(name: str, bases: Sequence[Path]) -> Path:
-    return next((base / name for base in bases if _is_there(base / name)), bases[0] / name)
+    places = (base / form for form in unicode_forms(name) for base in bases)
+    return next((place for place in places if _is_there(place)), bases[0] / name)
 
 
 def _is_there(path: Path) -> bool:

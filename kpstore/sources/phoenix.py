@@ -14,7 +14,7 @@ from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import Frame, Listing
 from kpstore.sources.images import image_size, is_image, natural_key, read_images, same_number
 from kpstore.sources.selection import MaxVideos, Splits, check_splits, complete_source, part_of
-from kpstore.user_files import parse_table, read_text
+from kpstore.user_files import parse_table, read_text, spellings
 
 FRAMES = "features/fullFrame-210x260px"
 COLUMNS = {"speaker": "speaker", "orth": "gloss", "translation": "text"}
@@ -106,9 +106,9 @@ class PhoenixSource:
         return Listing(tuple(videos), tuple(problems))
 
     def _scan_split(self, base: Path, split: str, problems: list[str]) -> Iterator[VideoRecord]:
-        annotations = _read_list(base, split, problems)
         folder = base / FRAMES / split
         on_disk = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+        annotations = _read_list(base, split, spellings(on_disk), problems)
         names = sorted(on_disk | set(annotations))[: self.max_videos_per_split]
         for name in names:
             if name not in on_disk:
@@ -134,29 +134,43 @@ class PhoenixSource:
         return read_images(self._base(), video.frame_paths, skip)
 
 
-def _read_list(base: Path, split: str, problems: list[str]) -> dict[str, dict[str, str]]:
+def _read_list(
+    base: Path, split: str, spelled: Callable[[str], str], problems: list[str]
+) -> dict[str, dict[str, str]]:
     """Return annotations by video.
 
-    A list that is not there is a problem; one without its columns, with a row that was cut off, or
-    with a name that occurs twice is an error.
+    A list that is not there, names no videos or lacks annotations is a problem; one without names,
+    with a row that was cut off, or with a name that occurs twice is an error.
+
+    Parameters
+    ----------
+    spelled : gives a name as its folder spells it.
     """
     path = base / "annotations" / "manual" / f"PHOENIX-2014-T.{split}.corpus.csv"
     if not path.is_file():
         problems.append(f"{split}: no list of annotations at {path.relative_to(base).as_posix()}")
         return {}
     table = parse_table(read_text(path), str(path))
-    missing = [column for column in ("name", *COLUMNS) if column not in table.columns]
-    if missing:
+    places = {column: table.column(column) for column in ("name", *COLUMNS)}
+    missing = [column for column, place in places.items() if place is None]
+    name = places.pop("name")
+    if name is None or len(missing) == len(COLUMNS):
         raise InvalidError(
             f"{path}: column {missing[0]!r} is missing; found {table.columns}, need name, "
             f"{', '.join(COLUMNS)} separated by '|'"
         )
+    problems += [f"{split}: the list of annotations has no column {column!r}" for column in missing]
+    if not table.rows:
+        problems.append(f"{split}: the list of annotations names no videos")
     found: dict[str, dict[str, str]] = {}
-    for line, cells in zip(table.lines, table.rows, strict=True):
-        row = dict(zip(table.columns, cells, strict=True))
-        if row["name"] in found:
-            raise InvalidError(f"{path}: line {line} names video {row['name']!r} again")
-        found[row["name"]] = {ours: row[theirs] for theirs, ours in COLUMNS.items()}
+    for line, row in zip(table.lines, table.rows, strict=True):
+        video = spelled(row[name])
+        if not video or video in found:
+            what = f"names video {video!r} again" if video else "names no video"
+            raise InvalidError(f"{path}: line {line} {what}")
+        found[video] = {
+            COLUMNS[column]: row[place] for column, place in places.items() if place is not None
+        }
     return found
 
 

@@ -215,7 +215,7 @@ def _describe(root: Path, entry: _Entry, problems: list[str], notes: list[str]) 
             f"{entry.path}: ends after {line.n_frames} of {line.n_announced} frames; copy it again"
         )
     elif short := cut_off(root / entry.path):
-        problems.append(f"{entry.path}: ends after {short}; copy it again")
+        problems.append(f"{entry.path}: ends {short}; copy it again")
     rate = rate_of(header, line.times_s, line.tick_s)
     if rate.note:
         notes.append(f"{entry.path}: {rate.note}")

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from kpstore.backends.base import TEXT, ArrayMeta, Backend, ReadSession
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.main_guard import require_main_guard
+from kpstore.schema import fields
 from kpstore.schema.feature import MASK, FeatureSpec, Provenance
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
@@ -38,7 +39,7 @@ class FeatureArray:
     """
 
     def __init__(self, store: Version, name: str) -> None:
-        self._store, self.name = store, name
+        self._store, self.name = store, _array_name(store, name)
         self._meta: ArrayMeta = store.reader.meta(name)
 
     def __reduce__(self) -> tuple[Callable[[Version, str], FeatureArray], tuple[Version, str]]:
@@ -102,6 +103,13 @@ class FeatureArray:
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         values = self._store.reader.read_slice(self.name, 0, self.shape[0])
         return values if dtype is None else values.astype(dtype)
+
+
+def _array_name(store: Version, name: object) -> str:
+    """Return a name that an array may have; anything else would be looked for in the backend."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise NotFoundError(f"array {fields.shown(name)} not found; there are {sorted(store)}")
+    return name
 
 
 _KEPT_OPEN = 8
@@ -320,10 +328,10 @@ class Version:
 
         See :meth:`kpstore.store.reader.RowReader.read`.
         """
-        given = np.asarray(rows)
-        if given.size and given.dtype.kind not in "iu":
+        name, given = _array_name(self, name), np.asarray(rows)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
             raise InvalidError(
-                f"rows of {name!r} are asked for by whole numbers, found {given.dtype}; "
-                f"store[{name!r}][mask] takes masks"
+                f"rows of {name!r} are asked for by whole numbers, found {given.dtype} of shape "
+                f"{given.shape}; store[{name!r}][mask] takes masks"
             )
         return self.reader.read(name, given.astype(np.int64, copy=False), out)

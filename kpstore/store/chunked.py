@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from kpstore.errors import InvalidError, MissingExtraError
+from kpstore.errors import InvalidError, MissingExtraError, one_line
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -88,4 +88,6 @@ def _pieces(
     try:
         return split(tuple(wanted), array.shape, dtype=array.dtype, previous_chunks=stored)
     except (ValueError, TypeError) as error:
-        raise InvalidError(f"chunks {chunks!r} do not fit {array!r}: {error}") from None
+        raise InvalidError(
+            f"chunks {chunks!r} do not fit {array!r}: {one_line(str(error))}"
+        ) from None

@@ -12,6 +12,7 @@ from kpstore.backends.base import WriteSession
 from kpstore.errors import InvalidError
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
+from kpstore.schema.fields import whole
 from kpstore.schema.index import VideoIndex
 from kpstore.store import format as fmt
 from kpstore.store.agreement import agrees, pieces, runs, touched_videos
@@ -84,7 +85,8 @@ class FeatureWriter:
 
     def _positions(self, feature: str, positions: Iterable[int]) -> NDArray[np.int64]:
         """Return positions of videos, sorted, each once; :class:`InvalidError` if out of range."""
-        found = np.unique(np.array(list(positions), dtype=np.int64))
+        given = [whole(position) for position in positions]
+        found = np.unique(np.array(given, dtype=np.int64))
         n_videos = self._session.meta(fmt.state_name(feature)).n_rows
         odd = found[(found < 0) | (found >= n_videos)].tolist()
         if odd:

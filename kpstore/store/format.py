@@ -13,6 +13,7 @@ from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import TABLE
 from kpstore.errors import CorruptError, InvalidError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
+from kpstore.schema.fields import shown
 from kpstore.schema.index import VideoIndex
 from kpstore.store.removed import Removals
 
@@ -263,9 +264,9 @@ def row_arrays(
 
 def check_feature(features: Mapping[str, StoredFeature], name: str) -> StoredFeature:
     """Return a feature by name; :class:`NotFoundError` lists the known ones."""
-    if name not in features:
+    if not isinstance(name, str) or name not in features:
         raise NotFoundError(
-            f"feature {name!r} not found; this store has {sorted(features) or 'none yet'}"
+            f"feature {shown(name)} not found; this store has {sorted(features) or 'none yet'}"
         )
     return features[name]
 

@@ -18,6 +18,7 @@ from kpstore.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from kpstore.schema.fields import check_whole, is_storable, shown
 
 At = str | datetime | None
 """A version: a tag, a branch, a snapshot id, a time (``datetime`` or ISO text).
@@ -36,6 +37,8 @@ def resolve(backend: Backend, at: At) -> str:
     ------
     NotFoundError
         If nothing has that name, or the store is newer than that time.
+    InvalidError
+        If it is no name at all.
     """
     branches = backend.branches()
     if at is None:
@@ -46,8 +49,9 @@ def resolve(backend: Backend, at: At) -> str:
     for names in (backend.tags(), branches):
         if at in names:
             return names[at]
-    with suppress(NotFoundError):
-        return backend.session(at).snapshot
+    if at.isprintable():  # a backend may look for a file of that name
+        with suppress(NotFoundError):
+            return backend.session(at).snapshot
     try:
         return _at_time(backend, datetime.fromisoformat(at), branches[MAIN])
     except ValueError:
@@ -153,10 +157,9 @@ def collect_garbage(
     UnsupportedError
         If the backend cannot remove versions.
     """
-    if keep < 1:
-        raise InvalidError(f"keep is {keep}; at least the newest version of each branch stays: 1")
-    if older_than < timedelta(0):
-        raise InvalidError(f"older_than is {older_than}; it must be 0 or more")
+    check_whole("keep", keep, 1)  # at least the newest version of each branch stays
+    if not isinstance(older_than, timedelta) or older_than < timedelta(0):
+        raise InvalidError(f"older_than is {shown(older_than)}; give a timedelta of 0 or more")
     if not isinstance(backend, Collector):
         raise UnsupportedError(f"{backend.location} cannot remove versions; its backend has no way")
     with backend.exclusive("garbage collection"):
@@ -173,7 +176,15 @@ def collect_garbage(
 
 
 def composed(name: str) -> str:
-    """Return a name in the form that is stored: ``ö`` may be typed as one character or two."""
+    """Return a name in the form that is stored: ``ö`` may be typed as one character or two.
+
+    Raises
+    ------
+    InvalidError
+        If it is not text.
+    """
+    if not isinstance(name, str) or not is_storable(name):
+        raise InvalidError(f"{shown(name)} is not the name of a version, tag or branch; give text")
     return unicodedata.normalize("NFC", name)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.schema.index import whole_number
+from kpstore.schema.fields import whole_number
 from kpstore.store.reader import RowReader
 
 

@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from xarray.core import indexing
 
+from kpstore.schema.fields import sequence
 from kpstore.store import format as fmt
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def to_xarray(
         ``video_id`` and the frames' ``frame_video`` are coordinates; values are read when they are
         used. Each variable's ``encoding["preferred_chunks"]`` holds its stored chunks.
     """
-    given = store.features if features is None else features
-    wanted = [given] if isinstance(given, str) else list(given)
+    given = tuple(store.features) if features is None else features
+    wanted = [given] if isinstance(given, str) else sequence(given, "names of features")
     arrays = [
         name
         for feature in wanted

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import matches
 from kpstore.errors import CorruptError, InvalidError
+from kpstore.schema.fields import shown
 from kpstore.schema.index import all_within
 from kpstore.store.arena import ARENA_BYTES, ChunkArena
 from kpstore.store.buffers import Buffers
@@ -230,6 +231,8 @@ class RowReader:
         if out is None:
             return self._buffers.empty(shape, array.dtype)
         found: NDArray[Any] = out.numpy() if hasattr(out, "numpy") else out
+        if not isinstance(found, np.ndarray):
+            raise InvalidError(f"out for {name!r} is an array or a tensor, found {shown(out)}")
         if found.shape != shape or found.dtype != array.dtype or not found.flags.c_contiguous:
             raise InvalidError(
                 f"out for {name!r} has shape {found.shape} and type {found.dtype}; "

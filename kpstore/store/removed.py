@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from kpstore.errors import CorruptError
-from kpstore.schema.index import whole_number
+from kpstore.schema.fields import whole_number
 
 
 @dataclass(frozen=True)

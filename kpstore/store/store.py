@@ -27,6 +27,7 @@ from kpstore.errors import (
 )
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import State
+from kpstore.schema.fields import text
 from kpstore.store import format as fmt
 from kpstore.store.arrays import Mode, Version
 from kpstore.store.checked import Check, check_policy
@@ -41,6 +42,7 @@ from kpstore.store.history import (
 from kpstore.store.removal import Removal, remove, remove_everywhere, take_back
 from kpstore.store.transaction import Transaction
 from kpstore.store.video import Failure, Video, listed
+from kpstore.user_files import path_text
 from kpstore.visible import visible
 
 if TYPE_CHECKING:
@@ -48,7 +50,16 @@ if TYPE_CHECKING:
 
 
 def backend_for(location: str) -> Backend:
-    """Return the first backend that claims a location, plug-ins before kpstore's own."""
+    """Return the first backend that claims a location, plug-ins before kpstore's own.
+
+    Raises
+    ------
+    InvalidError
+        If no file can have that name.
+    UnsupportedError
+        If no backend claims it.
+    """
+    location = path_text(location)
     for kind in (*plugins.of_others("kpstore.backends"), *places.OWN):
         try:
             is_its_own = kind.claims(location)
@@ -130,6 +141,10 @@ class BaseStore(Version):
     def create(cls, location: str | Backend, *, name: str, kpstore_version: str) -> Self:
         """Make an empty store; see :func:`kpstore.create`."""
         backend = backend_for(location) if isinstance(location, str) else location
+        try:
+            name = text(name)
+        except InvalidError as error:
+            raise InvalidError(f"name of a store: {error}") from None
         created = datetime.now(UTC).isoformat(timespec="seconds")
         attrs = fmt.root_attrs(name, created, kpstore_version)
         return cls(backend, backend.create(attrs, f"created {name}"), "a")

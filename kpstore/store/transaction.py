@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
@@ -13,11 +12,12 @@ from numpy.typing import NDArray
 from kpstore import plugins
 from kpstore.backends.base import MAIN, TEXT, Backend, Fork, WriteSession
 from kpstore.errors import ExistsError, InvalidError, MismatchError
-from kpstore.schema.array import one_row
-from kpstore.schema.failures import NOTHING_FAILED, Failures, checked_frames
+from kpstore.schema.failures import NOTHING_FAILED, Failures
 from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance, State
+from kpstore.schema.fields import json_values, mapping, text
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.store import format as fmt
+from kpstore.store import given
 from kpstore.store.feature_writer import FeatureWriter
 from kpstore.store.provenance import check_same
 from kpstore.store.removed import Removals
@@ -44,8 +44,10 @@ class Transaction:
         metadata: Mapping[str, Any] | None = None,
         branch: str = MAIN,
     ) -> None:
-        self.message = message
-        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.message = given.fitted("message of a commit", text, message)
+        self.metadata: dict[str, Any] = given.fitted(
+            "metadata of a commit", json_values, {} if metadata is None else metadata
+        )
         self.snapshot: str | None = None
         """Id of the new version; None before the commit."""
         self._backend = backend
@@ -94,6 +96,7 @@ class Transaction:
             If an annotation has a name that no array can have, or if a video was removed from the
             store and not taken back; nothing is added then.
         """
+        videos = given.video_records(videos)
         index, removed = self.read_index(), self.removed
         counts = Counter(video.id for video in videos)
         twice = [video_id for video_id, n in counts.items() if n > 1 or video_id in index]
@@ -165,13 +168,7 @@ class Transaction:
         InvalidError
             If a split's name is not printable text without spaces around it.
         """
-        index = self.read_index()
-        for video_id, split in splits.items():
-            if not isinstance(split, str) or split != split.strip() or not split.isprintable():
-                raise InvalidError(
-                    f"split {split!r} of video {video_id!r}: use printable text without spaces "
-                    "around it"
-                )
+        index, splits = self.read_index(), given.splits_by_id(splits)
         new = index.splits.copy()
         new[[index.position(video_id) for video_id in splits]] = list(splits.values())
         changed = int((new != index.splits).sum())
@@ -220,7 +217,10 @@ class Transaction:
         if isinstance(spec, str):
             registered = plugins.load("kpstore.features", spec)
             spec = registered if isinstance(registered, FeatureSpec) else registered()
-        provenance = json.loads(json.dumps(dict(provenance or {})))
+        spec = given.instance(spec, FeatureSpec)
+        provenance = given.fitted(
+            f"provenance of {spec.name!r}", json_values, {} if provenance is None else provenance
+        )
         if spec.name in self._features:
             check_same(self._features[spec.name], spec, provenance)
             return
@@ -295,22 +295,23 @@ class Transaction:
             values, contradicting masks, a visibility outside 0 to 1). Nothing is written then.
         """
         spec = self._feature_of("frame", feature)
-        given = values if isinstance(values, FeatureRows) else FeatureRows(values)
-        n_frames, n_rows = self._n_frames(video_id), given.n_given(spec)
+        rows = values if isinstance(values, FeatureRows) else FeatureRows(values)
+        n_frames, n_rows = self._n_frames(video_id), rows.n_given(spec)
         if n_rows != n_frames:
             raise InvalidError(
                 f"video {video_id!r} has {n_frames} frames, {n_rows} rows were given"
             )
-        failed = checked_frames(failed_frames or {}, video_id, n_rows)
+        failed = given.failed_frames(failed_frames, video_id, n_rows)
         states = np.full(n_rows, State.DONE, dtype=np.uint8)
         states[list(failed)] = State.FAILED
-        self._write_video(spec, video_id, given, states, Failures(frames=failed))
+        self._write_video(spec, video_id, rows, states, Failures(frames=failed))
 
     def fail(self, feature: str, video_id: str, reason: str) -> None:
         """Mark a whole video as failed for a feature; its rows read as missing."""
         spec = self._feature_of("frame", feature)
         states = np.full(self._n_frames(video_id), State.FAILED, dtype=np.uint8)
-        self._write_video(spec, video_id, spec.empty_rows(len(states)), states, Failures(reason))
+        failed = Failures("" if reason is None else reason)
+        self._write_video(spec, video_id, spec.empty_rows(len(states)), states, failed)
 
     def write_video_feature(
         self, feature: str, video_id: str, values: NDArray[Any] | FeatureRows
@@ -323,13 +324,13 @@ class Transaction:
             :meth:`write`.
         """
         spec = self._feature_of("video", feature)
-        given = values if isinstance(values, FeatureRows) else FeatureRows(one_row(values))
-        if (n_rows := given.n_given(spec)) != 1:
+        rows = values if isinstance(values, FeatureRows) else FeatureRows(given.one_row(values))
+        if (n_rows := rows.n_given(spec)) != 1:
             raise InvalidError(
                 f"video {video_id!r} has one row of {feature!r}, {n_rows} were given"
             )
         states = np.full(1, State.DONE, dtype=np.uint8)
-        self._write_video(spec, video_id, given, states, NOTHING_FAILED)
+        self._write_video(spec, video_id, rows, states, NOTHING_FAILED)
 
     def _feature_of(self, axis: Axis, feature: str) -> FeatureSpec:
         spec = fmt.check_feature(self._features, feature).spec
@@ -374,18 +375,11 @@ class Transaction:
             As in :meth:`write`; also for rows beyond the end, and for unknown states.
         """
         spec = fmt.check_feature(self._features, feature).spec
-        given = np.asarray(states)
-        n_rows, n_all = rows.n_given(spec), self._session.meta(spec.name).n_rows
-        if not 0 <= start <= n_all - n_rows:
-            raise InvalidError(
-                f"feature {feature!r} has rows 0 to {n_all}, {n_rows} were given for row {start} on"
-            )
-        is_whole = given.shape == (n_rows,) and given.dtype.kind in "iu"
-        if not is_whole or not np.isin(given, list(State)).all():
-            known = [int(state) for state in State]
-            raise InvalidError(f"feature {feature!r}: one state of {known} is needed for each row")
-        checked = rows.check(spec, given == State.DONE)
-        self._writer.write_rows(spec, start, checked, given.astype(np.uint8))
+        n_rows = given.instance(rows, FeatureRows).n_given(spec)
+        first = given.first_row(feature, start, n_rows, self._session.meta(spec.name).n_rows)
+        states = given.row_states(feature, states, n_rows)
+        checked = rows.check(spec, states == State.DONE)
+        self._writer.write_rows(spec, first, checked, states)
 
     def read_states(self, feature: str) -> NDArray[np.uint8]:
         """(videos,) uint8: a :class:`State` for each video."""
@@ -405,7 +399,8 @@ class Transaction:
         InvalidError
             For a position out of range. A commit is refused if states, failures and rows disagree.
         """
-        odd = [value for value in failures.values() if not isinstance(value, Failures)]
+        by_position = mapping(failures, "Failures by position of the video").values()
+        odd = [value for value in by_position if not isinstance(value, Failures)]
         if odd:
             needed = "kpstore.schema.failures.Failures needed"
             raise InvalidError(f"failures of {feature!r}: {odd[0]!r} given, {needed}")
@@ -440,8 +435,9 @@ class Transaction:
         specs = [self._features[name].spec for name in sorted(self._features)]
         try:
             self._writer.check(specs, self.read_index())
+            metadata = given.fitted("metadata of a commit", json_values, self.metadata)
         except InvalidError:
             self._session.discard()
             raise
-        self.snapshot = self._session.commit(self.message, json.loads(json.dumps(self.metadata)))
+        self.snapshot = self._session.commit(self.message, metadata)
         return self.snapshot

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
+from kpstore.schema import fields
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import State
 from kpstore.schema.index import nearest
@@ -109,7 +110,12 @@ class Video:
 
     def image_path(self, frame: int) -> str:
         """Return the path of a frame, relative to the data set; ``""`` for a frame out of range."""
-        if not 0 <= frame < self.n_frames:
+        number = fields.whole_number(frame)
+        if number is None:
+            raise InvalidError(
+                f"frame {fields.shown(frame)} of {self.id!r} asked for; use a whole number"
+            )
+        if not 0 <= number < self.n_frames:
             return ""
         return str(self._store[fmt.IMAGE_PATH][self.rows.start + frame])
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.feature import State
-from kpstore.schema.index import all_within, whole_number
+from kpstore.schema.fields import sequence, shown, whole_number
+from kpstore.schema.index import all_within
 from kpstore.store.format import status_name
 from kpstore.store.store import BaseStore
 from kpstore.views.pool import Pool, plan_pool
@@ -71,6 +72,7 @@ class View(_Samples, ABC):
     def __init__(
         self, store: BaseStore, reads: Sequence[str], transform: Transform | None = None
     ) -> None:
+        check_function("transform", transform, "a sample")
         self.store, self.reads, self.transform = store, list(reads), transform
 
     def __repr__(self) -> str:
@@ -227,7 +229,7 @@ def as_indices(indices: Sequence[int] | NDArray[Any], length: int) -> NDArray[np
 
 def feature_names(store: BaseStore, features: str | Sequence[str]) -> list[str]:
     """Return names of arrays on the frame axis, ready to be read; other names are an error."""
-    names = [features] if isinstance(features, str) else list(features)
+    names = [features] if isinstance(features, str) else list(sequence(features, "names of arrays"))
     for name in names:
         if store[name].dims[0] != "frame":
             raise InvalidError(
@@ -272,7 +274,7 @@ def select_videos(
     table = store.videos.iloc[chosen]
     if not isinstance(where, str):
         if not isinstance(where, Mapping):
-            raise InvalidError(f"where={where!r}: use a query, or annotations by name")
+            raise InvalidError(f"where={shown(where)}: use a query, or annotations by name")
         table = table.reset_index()
         keep = np.ones(len(table), dtype=bool)
         for column, value in where.items():
@@ -309,11 +311,10 @@ def feature_of(store: BaseStore, array: str) -> str | None:
     )
 
 
-def check_whole(name: str, number: object, least: int = 0) -> None:
-    """Raise :class:`InvalidError` unless a parameter is a whole number of at least ``least``."""
-    found = whole_number(number)
-    if found is None or found < least:
-        raise InvalidError(f"{name}={number!r}: use a whole number, {least} or more")
+def check_function(name: str, function: object, of: str) -> None:
+    """Raise :class:`InvalidError` unless a parameter is None or can be called."""
+    if function is not None and not callable(function):
+        raise InvalidError(f"{name}={shown(function)}: give a function of {of}, or None")
 
 
 def check_missing(missing: str, allowed: Sequence[str] = MISSING) -> None:

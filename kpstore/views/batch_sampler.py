@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from kpstore.errors import InvalidError, MismatchError
-from kpstore.views.base import View, check_whole
+from kpstore.schema.fields import check_whole, shown
+from kpstore.views.base import View
 from kpstore.views.sampling import (
     SHUFFLES,
     Batches,
@@ -234,6 +235,10 @@ class BatchSampler:
         MismatchError
             If it was taken with other samples, seed or shuffle; the message names the first.
         """
+        if not isinstance(state, Mapping):
+            raise MismatchError(
+                f"not a state of a loader: {shown(state)}; use one from state_dict()"
+            )
         for name, value in self._settings().items():
             if name not in state or state[name] != value:
                 raise MismatchError(

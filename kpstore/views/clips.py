@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
+from kpstore.schema.fields import shown, whole_number
 from kpstore.store.store import BaseStore
 from kpstore.views.base import (
     Batch,
@@ -127,7 +128,7 @@ def plan_clips(
         If ``length`` or ``stride`` is not a positive int, or ``short`` is another word.
     """
     problems = [
-        f"{what}={n!r}"
+        f"{what}={shown(n)}"
         for what, n in (("length", length), ("stride", stride))
         if not _is_positive(n)
     ]
@@ -148,9 +149,7 @@ def plan_clips(
 
 
 def _is_positive(number: object) -> bool:
-    return (
-        isinstance(number, int | np.integer) and not isinstance(number, bool) and bool(number >= 1)
-    )
+    return 1 <= (whole_number(number) or 0) < 2**31
 
 
 def clip_rows(

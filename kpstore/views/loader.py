@@ -13,7 +13,8 @@ import numpy as np
 
 from kpstore.errors import InvalidError, KpstoreError
 from kpstore.main_guard import require_main_guard
-from kpstore.views.base import Batch, View, check_whole
+from kpstore.schema.fields import check_whole
+from kpstore.views.base import Batch, View, check_function
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.sampling import Batches, Ints, Shuffle
 from kpstore.views.sent import Sent
@@ -53,6 +54,7 @@ class BatchDataset:
     def __init__(
         self, view: View, *, tensors: bool, collate: Collate | None, pool_bytes: int
     ) -> None:
+        check_function("collate", collate, "a list of samples")
         self.view, self.tensors, self.collate, self.pool_bytes = view, tensors, collate, pool_bytes
         self._ready = False
 

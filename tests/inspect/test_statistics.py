@@ -320,7 +320,7 @@ def test_an_empty_store_and_wrong_names(store: kpstore.Store) -> None:
             filled.statistics("points", **wrong)  # type: ignore[arg-type]
     with pytest.raises(NotFoundError, match="feature 'keypoints' not found"):
         filled.statistics()
-    with pytest.raises(InvalidError, match="workers=0: use 1 or more"):
+    with pytest.raises(InvalidError, match="workers=0: use a whole number, 1 or more"):
         filled.statistics("points", workers=0)
     with pytest.raises(InvalidError, match="names a video twice"):
         filled.statistics("points", videos=["a", "a"])

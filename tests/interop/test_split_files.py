@@ -117,6 +117,17 @@ def test_videos_must_be_the_same_unless_others_may_stay(
     assert memory_store.at().index.splits.tolist() == ["train", "test", "train", "train"]
 
 
+def test_ids_may_be_spelled_otherwise_than_in_the_store(
+    memory_store: kpstore.Store, tmp_path: Path
+) -> None:
+    with memory_store.transaction("videos") as tx:
+        tx.add_videos([kpstore.VideoRecord("u\u0308", "train", ("1.png",))])
+    assert set_splits(memory_store, write(tmp_path, {"ü": "dev"})).changed == 1
+    assert memory_store.at().index.splits.tolist() == ["dev"]
+    with pytest.raises(InvalidError, match="is named twice"):
+        set_splits(memory_store, write(tmp_path, {"ü": "dev", "u\u0308": "test"}))
+
+
 def test_another_writer_is_not_disturbed(disk_store: kpstore.Store, tmp_path: Path) -> None:
     filled = fill(disk_store)
     path = write(tmp_path, NEW)

@@ -79,6 +79,7 @@ def test_lists_and_tuples_of_points_are_the_same_list():
         ((*range(67), 478), "entry 67 is 478"),
         ((-1, *range(66), "7"), r"entry 0 is -1; entry 67 is '7'"),
         ((True, *range(67)), "entry 0 is True"),
+        ((None,) * 68, r"entry 4 is None and 63 more like it; give 68"),
         (((), *range(67)), r"entry 0 is \(\)"),
         ((1.0, *range(67)), "entry 0 is 1.0"),
     ],

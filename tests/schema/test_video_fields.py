@@ -87,7 +87,10 @@ def test_numbers_become_what_a_store_keeps() -> None:
             {"frame_paths": "clip.mp4"},
             "video 'a', frame_paths: 'clip.mp4' is not a sequence; give one path for each",
         ),
-        *(({"frame_paths": odd}, "video 'a', frame_paths: ") for odd in (Path("a"), b"a", None, 7)),
+        *(
+            ({"frame_paths": odd}, "video 'a', frame_paths: ")
+            for odd in (Path("a"), b"a", None, 7, {"a"}, {}, np.array("a"))
+        ),
         *(
             ({"frame_paths": ("ok", odd)}, "frame_paths: frame 1: ")
             for odd in (None, 7, b"a", math.nan, "\ud800")

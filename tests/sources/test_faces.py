@@ -57,6 +57,15 @@ def test_a_person_is_a_video_with_a_frontal_picture(tmp_path: Path) -> None:
     }
 
 
+def test_names_in_two_folders_may_differ_in_their_form_of_unicode(tmp_path: Path) -> None:
+    people(tmp_path, "Müller")
+    fronts = tmp_path / "fronts"
+    (fronts / "Müller.png").rename(fronts / "Mu\u0308ller.png")
+    listing = source(tmp_path).scan()
+    assert listing.problems == ()
+    assert listing.videos[0].annotations["face_image_path"] == "fronts/Mu\u0308ller.png"
+
+
 def test_paths_are_relative_to_the_base_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,13 @@ def data_set(tmp_path: Path) -> Path:
     )
 
 
+def test_lists_may_have_another_form_of_unicode_than_the_disk(tmp_path: Path) -> None:
+    write(tmp_path, "mouths/u\u0308")
+    listing = LipsSource(configure(tmp_path, {"train": [["mouths/ü.npz"]]})).scan()
+    assert listing.problems == ()
+    assert [video.id for video in listing.videos] == ["u\u0308"]
+
+
 def test_each_file_is_one_video_of_its_first_split(data_set: Path) -> None:
     seen: list[int] = []
     listing = LipsSource(data_set).scan(seen.append)

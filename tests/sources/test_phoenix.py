@@ -126,6 +126,7 @@ def test_a_list_that_is_no_utf8_is_one_line(root: Path) -> None:
     [
         ("d|v|-1|-1|S1|G|t\ne|v|-1|-1|S1", "line 3 has 5 cells, the header has 7"),
         ("d|v|-1|-1|S1|G|t\nd|v|-1|-1|S2|H|u\n", "line 3 names video 'd' again"),
+        (" |v|-1|-1|S1|G|t\n", "line 2 names no video"),
     ],
 )
 def test_a_list_that_was_cut_or_repeats_itself_is_refused(root: Path, rows: str, says: str) -> None:
@@ -143,6 +144,30 @@ def test_lists_as_a_spreadsheet_saves_them(root: Path) -> None:
         video.id: video.annotations for video in PhoenixSource(root, splits=("dev",)).scan().videos
     }
     assert found["d"] == {"speaker": "S1", "gloss": "A B", "text": 'er sagt; "ja"'}
+
+
+def test_names_may_be_spelled_otherwise_than_on_the_disk(root: Path) -> None:
+    write_list(root, "train", ["a", "b ", "u\u0308"], header=HEADER.title())
+    listing = PhoenixSource(root, splits=("train",)).scan()
+    assert listing.problems == ()
+    assert [video.id for video in listing.videos] == ["a", "b", "ü"]
+    assert {video.annotations["text"] for video in listing.videos} == {"text"}
+    write_list(root, "train", ["a", "b", "ü", "u\u0308"])
+    with pytest.raises(InvalidError, match="line 5 names video 'ü' again"):
+        PhoenixSource(root).scan()
+
+
+def test_a_list_without_translations_is_a_problem_and_not_the_end(root: Path) -> None:
+    (root / LIST).write_text("name|speaker|orth\nd|S1|A B\n", encoding="utf-8")
+    listing = PhoenixSource(root, splits=("dev",)).scan()
+    assert listing.problems == ("dev: the list of annotations has no column 'translation'",)
+    assert listing.videos[0].annotations == {"speaker": "S1", "gloss": "A B"}
+
+
+def test_a_list_of_nothing_but_a_header_is_a_problem(root: Path) -> None:
+    (root / LIST).write_text(f"{HEADER}\n", encoding="utf-8")
+    listing = PhoenixSource(root).scan()
+    assert listing.problems == ("dev: the list of annotations names no videos",)
 
 
 def test_splits_and_first_videos_only(root: Path) -> None:

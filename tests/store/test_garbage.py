@@ -385,10 +385,12 @@ def test_a_kill_at_any_step_leaves_a_sound_store(store: kpstore.Store, tmp_path:
 
 def test_what_it_refuses(tmp_path: Path, memory_store: kpstore.Store) -> None:
     store = kpstore.create(tmp_path / "s.kps")
-    with pytest.raises(InvalidError, match="keep is 0"):
+    with pytest.raises(InvalidError, match="keep=0: use a whole number, 1 or more"):
         store.collect_garbage(keep=0)
-    with pytest.raises(InvalidError, match="must be 0 or more"):
+    with pytest.raises(InvalidError, match="give a timedelta of 0 or more"):
         store.collect_garbage(older_than=timedelta(days=-1))
+    with pytest.raises(InvalidError, match="older_than is 7; give a timedelta of 0 or more"):
+        store.collect_garbage(older_than=7)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="cannot remove versions"):
         memory_store.collect_garbage()
 

@@ -1,0 +1,113 @@
+"""Fields of records that users make: converted where that is safe, else refused in one line."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kpstore.errors import InvalidError, one_line
+
+_MOST = 2**63 - 1
+"""Largest number that numpy counts with."""
+
+Fits = Mapping[str, Callable[[object], object]]
+"""By field, a function that returns what it is to hold, or raises :class:`InvalidError`."""
+
+
+def fit_fields(record: object, fits: Fits, where: Callable[[str], str]) -> None:
+    """Convert the fields of a frozen record in place.
+
+    Parameters
+    ----------
+    where : gives the beginning of an error's message for a field.
+    """
+    for name, fit in fits.items():
+        try:
+            object.__setattr__(record, name, fit(getattr(record, name)))
+        except InvalidError as error:
+            raise InvalidError(f"{where(name)}: {error}") from None
+
+
+def text(value: object) -> str:
+    """Return text; anything else is an error."""
+    if not isinstance(value, str) or not is_storable(value):
+        raise InvalidError(f"{shown(value)} is not text")
+    return str(value)
+
+
+def sequence(value: object, needed: str) -> tuple[Any, ...]:
+    """Return the members of a sequence; text, one of letters to Python, and sets are errors.
+
+    Parameters
+    ----------
+    needed : what to give, for the message.
+    """
+    try:
+        if not isinstance(value, str | bytes | Mapping | set | frozenset):
+            return tuple(value)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise InvalidError(f"{shown(value)} is not a sequence; give {needed}")
+
+
+def mapping(value: object, needed: str) -> Mapping[Any, Any]:
+    """Return a mapping; anything else is an error."""
+    if not isinstance(value, Mapping):
+        raise InvalidError(f"{shown(value)} is not a mapping; give {needed}")
+    return value
+
+
+def json_values(value: object) -> dict[str, Any]:
+    """Return a mapping of JSON values as a store returns it.
+
+    A tuple that comes back as a list would make records unequal, and so would NaN.
+    """
+    given = dict(mapping(value, "JSON values by name"))
+    try:
+        return dict(json.loads(json.dumps(given, allow_nan=False)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidError(f"they must be JSON values ({one_line(error)})") from None
+
+
+def whole(value: object) -> int:
+    """Return a whole number; anything else is an error."""
+    number = whole_number(value)
+    if number is None:
+        raise InvalidError(f"{shown(value)} is not a whole number")
+    return number
+
+
+def whole_number(value: object) -> int | None:
+    """Return a whole number of any type (int, numpy, torch) as int; None for anything else."""
+    is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    if is_bool or getattr(value, "ndim", 0) != 0:
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def check_whole(name: str, number: object, least: int = 0) -> None:
+    """Raise :class:`InvalidError` unless a parameter is a whole number of at least ``least``."""
+    found = whole_number(number)
+    if found is None or not least <= found <= _MOST:
+        raise InvalidError(f"{name}={shown(number)}: use a whole number, {least} or more")
+
+
+def is_storable(text: str) -> bool:
+    """Return whether text can be encoded in UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(value: object) -> str:
+    """Return a value as one line of at most 100 characters, for messages."""
+    text = ascii(value) if isinstance(value, str) and not is_storable(value) else repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else text[:99] + "…"
