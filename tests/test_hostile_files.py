@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,19 @@ def ids(n: int) -> tuple[tuple[str, tuple[int, ...], str, int], ...]:
     return ("video_ids", (n,), "<U1", 0), ("image_paths", (n,), "<U1", 0)
 
 
+def packed_npz() -> bytes:
+    """A sound video of which a file keeps a hundredth."""
+    return npz(("keypoints", (2**17, 143, 3), "<f2", 0), *ids(2**17))
+
+
+def packed_hdf5() -> bytes:
+    def fill(file: h5py.File) -> None:
+        shape, chunks = (2**17, 600), (2**11, 600)
+        file.create_dataset("rows", shape, "u1", chunks=chunks, compression="gzip")[:] = 1
+
+    return hdf5(fill)
+
+
 def yaml_bomb(open_: str, close: str) -> bytes:
     levels = [f"a{i}: &a{i} {open_}{', '.join([f'*a{i - 1}'] * 9)}{close}" for i in range(1, 12)]
     return "\n".join(["a0: &a0 {k: 1}", *levels]).encode()
@@ -90,6 +104,50 @@ def unwritten_texts(file: h5py.File) -> None:
     file.create_dataset("video_ids", (10**9,), h5py.string_dtype(), chunks=(2**20,))
 
 
+def wide_chunk(file: h5py.File) -> None:
+    """One row of a file of a kilobyte, in a chunk of 600 MiB."""
+    rows = file.create_dataset("rows", (1, 3), "u1", chunks=(200 * MIB, 3), maxshape=(None, 3))
+    rows.id.write_direct_chunk((0, 0), b"x")
+
+
+def inflated_chunk(file: h5py.File) -> None:
+    """A chunk of a megabyte that becomes 400: HDF5's library makes as much room as it takes."""
+    rows = file.create_dataset("rows", (MIB, 1), "u1", chunks=(MIB, 1), compression="gzip")
+    packer = zlib.compressobj(1)
+    packed = b"".join(packer.compress(bytes(MIB)) for _ in range(400)) + packer.flush()
+    rows.id.write_direct_chunk((0, 0), packed)
+
+
+def long_text(length: int) -> bytes:
+    """An export that describes itself by a text of a length that it does not have."""
+
+    def fill(file: h5py.File) -> None:
+        file.attrs["kpstore_export"] = 1
+        about = file.create_dataset("_kpstore_export_about", data="{}", dtype=h5py.string_dtype())
+        places.append(about.id.get_offset())
+
+    places: list[int] = []
+    content = bytearray(hdf5(fill))
+    content[places[0] : places[0] + 4] = struct.pack("<I", length)
+    return bytes(content)
+
+
+def shared_text() -> bytes:
+    """Texts of a thousand rows that are one text of a megabyte in the file."""
+
+    def fill(file: h5py.File) -> None:
+        file.create_dataset("rows", data=np.zeros((1000, 1), np.float32))
+        ids = file.create_dataset("video_ids", (1000,), h5py.string_dtype())
+        ids[:] = ["a" * MIB, *(str(number) for number in range(999))]
+        places.append(ids.id.get_offset())
+
+    places: list[int] = []
+    content = bytearray(hdf5(fill))
+    first = content[places[0] : places[0] + 16]
+    content[places[0] : places[0] + 16_000] = bytes(first) * 1000
+    return bytes(content)
+
+
 def same_frame() -> bytes:
     n = 10**6
     columns = {"image_paths": [f"a/{k}.png" for k in range(n)], "video_ids": ["a"] * n}
@@ -103,6 +161,16 @@ def nested_facts() -> bytes:
 def large_value() -> bytes:
     packed = b"\x80\x04\x8e" + struct.pack("<Q", 600 * MIB) + bytes(600 * MIB) + b"."
     return gzip.compress(packed, 1)
+
+
+def no_people() -> bytes:
+    """A .pose file of four billion frames in which there is nobody."""
+    from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
+
+    component = PoseHeaderComponent("A", ["a"], [], [], "XYC")
+    file = io.BytesIO()
+    PoseHeader(0.2, PoseHeaderDimensions(8, 6, 0), [component]).write(file)
+    return file.getvalue() + struct.pack("<fIH", 25.0, 2**32 - 1, 0)
 
 
 def object_array() -> bytes:
@@ -138,8 +206,9 @@ INPUTS: list[tuple[str, str, str, Callable[[], bytes]]] = [
         lambda: b"\x80\x04" + b"]" * 9**5 + b"a" * (9**5 - 1) + b".",
     ),
     ("pickle", "colliding keys", "integers of more than 64 bits", lambda: colliding_keys(10**5)),
-    ("pickle", "dicts", "empty lists and dicts", lambda: b"\x80\x02" + b"}" * 8 * MIB + b"."),
-    ("npz", "dicts", "empty lists and dicts", object_array),
+    ("pickle", "dicts", LARGE, lambda: b"\x80\x02" + b"}" * 8 * MIB + b"."),
+    ("pickle", "tuples", LARGE, lambda: b"\x80\x02N" + b"\x85" * 8 * MIB + b"."),
+    ("npz", "dicts", LARGE, object_array),
     ("npz", "runs", LARGE, many_runs),
     ("pickle", "long text", "cannot be read as a pickle", lambda: b"I" + b"9" * 10**5 + b"\n."),
     (
@@ -148,18 +217,29 @@ INPUTS: list[tuple[str, str, str, Callable[[], bytes]]] = [
         "a list, not a dict",
         lambda: gzip.compress(pickle.dumps(nested_lists())),
     ),
-    ("slt", "one large value", "would take 600 MiB", large_value),
+    ("slt", "one large value", LARGE, large_value),
+    ("slt", "lists", LARGE, lambda: gzip.compress(b"\x80\x02" + b"]" * 8 * MIB + b".", 1)),
+    ("embeddings", "zeros", LARGE, lambda: npz(("embedding", (512, 2**17), "<f4", 0))),
+    ("pose", "nobody", LARGE, no_people),
     ("npz", "one row", "rows of", lambda: npz(("keypoints", (1, 300 * MIB), "|u1", 0), *ids(1))),
     ("npz", "zeros", LARGE, lambda: npz(("keypoints", (2**18, 143, 3), "<f4", 0), *ids(2**18))),
     ("npz", "claims", "but holds", lambda: npz(("keypoints", (2**40, 143, 3), "<f4", 1), *ids(1))),
     ("json", "long integer", "digits", lambda: b'{"A": {"face_features": [' + b"9" * 70_000),
     ("json", "long key", "it is 1", lambda: b'{"' + b"a" * 10**6 + b'": 1}'),
+    ("json", "lists", LARGE, lambda: b'{"A": {"x": [' + b"[]," * 8 * MIB + b"1]}}"),
     ("json", "deep", "deep", lambda: b'{"Ada":' * 10**5),
     ("lip_config", "merge bomb", "more than 100,000", lambda: yaml_bomb("{<<: [", "]}")),
     ("lip_config", "list bomb", "more than 100,000", lambda: yaml_bomb("[", "]")),
     ("lip_config", "deep", "nested more than 100 deep", lambda: b"[" * 10**5),
     ("hdf5", "unwritten rows", LARGE, lambda: hdf5(unwritten_rows)),
     ("hdf5", "unwritten texts", LARGE, lambda: hdf5(unwritten_texts)),
+    ("hdf5", "wide chunk", LARGE, lambda: hdf5(wide_chunk)),
+    ("hdf5", "inflated chunk", "becomes more than", lambda: hdf5(inflated_chunk)),
+    ("hdf5", "long text", LARGE, lambda: long_text(2**32 - 1)),
+    ("hdf5", "longer text", "lacks a text", lambda: long_text(2**20)),
+    ("hdf5", "shared text", LARGE, shared_text),
+    ("splits", "cells", LARGE, lambda: b"video_id,split\n" + b"," * 5 * MIB),
+    ("lip_list", "lists", LARGE, lambda: b"[" + b"[]," * 4 * MIB + b"1]"),
     *((name, "deep", "nested too deeply", lambda: b"[" * 10**6) for name in LISTS),
     *((name, "long integer", "digits", lambda: b"[" + b"9" * 10**5 + b"]") for name in LISTS),
 ]
@@ -191,6 +271,26 @@ def test_what_is_refused_says_why(
 ) -> None:
     said = str(outcomes[target, name]["said"])
     assert re.search(says, said), said[:300]
+
+
+@pytest.mark.parametrize(("format_name", "make"), [("npz", packed_npz), ("hdf5", packed_hdf5)])
+def test_what_is_packed_very_well_is_read_when_the_user_allows_it(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    format_name: str,
+    make: Callable[[], bytes],
+) -> None:
+    file, store = tmp_path / "x", tmp_path / "o.h5"
+    file.write_bytes(make())
+    command = ["import", format_name, str(file), str(store)]
+    assert run(command) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    way_out = re.search(r"--max-memory \dGiB", said)
+    assert way_out, said
+    assert not store.exists()
+    assert run([*command, *way_out[0].split()]) == 0
+    assert kpstore.open(store).index.total_frames == 2**17
 
 
 @pytest.mark.parametrize("format_name", ["pickle", "npz", "pose", "embeddings", "slt"])
