@@ -7,7 +7,8 @@ A few packed, repeated or damaged bytes can claim gigabytes. A reader makes one
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 from kpstore.errors import InvalidError
@@ -47,23 +48,34 @@ class MemoryBudget:
     Parameters
     ----------
     name : the file, for messages.
-    size : bytes of the file, or of all files that are read together.
+    size : bytes of the file, or of all files that are read together; a function, if it takes long
+        to find out.
     most : bytes that the user allows instead; None for ten times the size and 256 MiB.
     fixed : whether the user cannot allow more, as the file is not imported.
     """
 
     def __init__(
-        self, name: str, size: int, most: int | None = None, *, fixed: bool = False
+        self,
+        name: str,
+        size: int | Callable[[], int],
+        most: int | None = None,
+        *,
+        fixed: bool = False,
     ) -> None:
-        self._name, self._most, self._fixed = name, most, fixed
-        self.limit = _TIMES * size + SPARE_BYTES if most is None else most
-        """Bytes that may be taken at once."""
+        self._name, self._size, self._most, self._fixed = name, size, most, fixed
         self._held = 0
 
     @classmethod
     def of(cls, path: Path, most: int | None = None, *, fixed: bool = False) -> MemoryBudget:
         """Return the budget of a file, or of all the files of a folder."""
-        return cls(str(path), sum(_sizes(path)), most, fixed=fixed)
+        return cls(str(path), lambda: sum(_sizes(path)), most, fixed=fixed)
+
+    @cached_property
+    def limit(self) -> int:
+        """Bytes that may be taken at once."""
+        if self._most is not None:
+            return self._most
+        return _TIMES * (self._size if isinstance(self._size, int) else self._size()) + SPARE_BYTES
 
     @property
     def left(self) -> int:
@@ -78,9 +90,9 @@ class MemoryBudget:
         n_bytes : memory that it takes for a while.
         what : the part of the file, for the message.
         """
-        if n_bytes <= self.left:
-            return
         wanted = n_bytes + self._held
+        if (wanted <= SPARE_BYTES and self._most is None) or wanted <= self.limit:
+            return
         why = "ten times the file and 256 MiB" if self._most is None else "as --max-memory says"
         allow = f"; if you trust it, import it with --max-memory {wanted // 2**30 + 1}GiB"
         raise InvalidError(

@@ -6,6 +6,7 @@ read in one process, whose memory is watched.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -22,11 +23,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import icechunk
 import numpy as np
 import pytest
+import zarr
 
 import kpstore
+from benchmarks.fuzz.replay import forget_peak, peak_bytes
 from kpstore.cli.main import run
+from kpstore.schema.feature import FeatureSpec
+from kpstore.schema.index import VideoRecord
 
 ROOT = Path(__file__).parents[1]
 CORPUS = Path(__file__).parent / "corpus"
@@ -271,6 +277,98 @@ def test_what_is_refused_says_why(
 ) -> None:
     said = str(outcomes[target, name]["said"])
     assert re.search(says, said), said[:300]
+
+
+def small_store(path: Path) -> Path:
+    spec = FeatureSpec("points", (2, 3), ("point", "space"), chunk_rows=4)
+    with kpstore.create(path).transaction("first") as tx:
+        tx.add_videos([VideoRecord("a", "train", ("a/0.png", "a/1.png"), 25.0, 8, 6)])
+        tx.add_feature(spec, {"extractor": "sample"})
+        tx.write("points", "a", np.ones((2, 2, 3), np.float32))
+    return path
+
+
+def in_icechunk(change: Callable[[zarr.Group], object]) -> Callable[[Path], Path]:
+    """Return what makes a store that other software has changed."""
+
+    def make(folder: Path) -> Path:
+        path = small_store(folder / "s.kps")
+        storage = icechunk.local_filesystem_storage(str(path))
+        session = icechunk.Repository.open(storage).writable_session("main")
+        change(zarr.open_group(session.store, mode="r+"))
+        session.commit("hostile")
+        return path
+
+    return make
+
+
+def longer(names: str, n_rows: int) -> Callable[[zarr.Group], None]:
+    def change(group: zarr.Group) -> None:
+        for name in names.split():
+            group[name].resize((n_rows, *group[name].shape[1:]))
+
+    return change
+
+
+def wide_chunks(group: zarr.Group) -> None:
+    del group["points"]
+    group.create_array("points", shape=(2, 2, 3), chunks=(10**9, 2, 3), dtype="f4")
+
+
+def packed_paths(group: zarr.Group) -> None:
+    """Paths of 586 MiB that are a file of kilobytes."""
+    group["image_path"].resize((4096,))
+    group["image_path"][:] = np.array(["x" * 150_000] * 4096, dtype=object)
+
+
+def unwritten_records(folder: Path) -> Path:
+    path = small_store(folder / "s.h5")
+    with h5py.File(path, "r+") as file:
+        del file["_kpstore/tree"]
+        file.create_dataset("_kpstore/tree", (10**11,), "u1", chunks=(2**20,))
+    return path
+
+
+VIDEO_ARRAYS = "video_id split n_frames fps width height points_state points_failure"
+STORES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "videos": (in_icechunk(longer(VIDEO_ARRAYS, 10**7)), "its list of videos " + LARGE),
+    "rows": (in_icechunk(longer("points", 10**15)), "chunks, 4,194,304 are possible"),
+    "chunks": (in_icechunk(wide_chunks), "rows in a chunk take 22,888 MiB"),
+    "paths": (in_icechunk(packed_paths), "it becomes 586 MiB"),
+    "one column": (in_icechunk(longer("width", 10**11)), "has 100000000000 rows"),
+    "records": (unwritten_records, "which are not bytes there"),
+}
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_strangers_store_that_claims_more_than_it_holds_is_refused_in_bounded_memory(
+    tmp_path: Path, kind: str
+) -> None:
+    make, says = STORES[kind]
+    path = make(tmp_path)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    code = "import sys; from tests.test_hostile_files import peak; peak(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told, taken = done.stdout, int(done.stderr.splitlines()[-1])
+    assert re.search(says, told), (told, done.stderr)
+    assert "internal error" not in told
+    assert taken <= 10 * size + 256 * MIB
+
+
+def peak(path: str) -> None:
+    """Read a store by commands, and print on stderr how much memory they took."""
+    before = forget_peak()
+    with contextlib.redirect_stderr(sys.stdout):
+        for command in ("info", "verify", "stats"):
+            run([command, path])
+        run(["export", "hdf5", path, f"{path}.out.h5"])
+    print(peak_bytes() - before, file=sys.stderr)
 
 
 @pytest.mark.parametrize(("format_name", "make"), [("npz", packed_npz), ("hdf5", packed_hdf5)])

@@ -42,13 +42,13 @@ class Outcome:
 def replay(target: Target, path: Path) -> Outcome:
     """Read one input within the bounds."""
     data = path.read_bytes()
-    before, start = _forget_peak(), time.process_time()
+    before, start = forget_peak(), time.process_time()
     said, wrong = None, None
     try:
         said = target.check(data)
     except Exception as error:  # the very thing that is looked for
         wrong = f"{type(error).__name__}: {error}"[:500]
-    cpu_s, memory = time.process_time() - start, _peak_bytes() - before
+    cpu_s, memory = time.process_time() - start, peak_bytes() - before
     if cpu_s > CPU_S:
         wrong = wrong or f"took {cpu_s:.0f} CPU seconds"
     if memory > 10 * len(data) + MEMORY_BYTES:
@@ -56,13 +56,14 @@ def replay(target: Target, path: Path) -> Outcome:
     return Outcome(target.name, path.name, said, wrong, round(cpu_s, 3), memory)
 
 
-def _forget_peak() -> int:
+def forget_peak() -> int:
     """Let the kernel begin anew to measure the most memory; return what is taken now, in bytes."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _peak_bytes()
+    return peak_bytes()
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Return the most memory that was taken since, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
