@@ -27,12 +27,17 @@ import icechunk
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
 
 import kpstore
 from benchmarks.fuzz.replay import forget_peak, peak_bytes
 from kpstore.cli.main import run
+from kpstore.errors import InvalidError
+from kpstore.extractors.checkpoint_files import load_tensors
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.index import VideoRecord
+from kpstore.sources.base import FrameError
+from kpstore.sources.images import read_image
 
 ROOT = Path(__file__).parents[1]
 CORPUS = Path(__file__).parent / "corpus"
@@ -369,6 +374,40 @@ def peak(path: str) -> None:
             run([command, path])
         run(["export", "hdf5", path, f"{path}.out.h5"])
     print(peak_bytes() - before, file=sys.stderr)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_a_picture_that_unpacks_to_much_more_than_its_file_is_a_failed_frame(
+    tmp_path: Path, suffix: str
+) -> None:
+    file = tmp_path / f"a{suffix}"
+    more = {"compression": "tiff_deflate"} if suffix == ".tif" else {}
+    Image.new("L", (7000, 7000)).save(file, **more)
+    before = forget_peak()
+    found = read_image(file)
+    assert isinstance(found, FrameError)
+    assert re.search("pixels " + LARGE, found.reason)
+    assert peak_bytes() - before < 256 * MIB
+
+
+def test_a_large_picture_is_in_memory_once(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.new("RGB", (6000, 6000), (1, 2, 3)).save(file)
+    read_image(file)
+    before = forget_peak()
+    found = read_image(file)
+    assert not isinstance(found, FrameError)
+    assert found.shape == (6000, 6000, 3)
+    assert (found == (1, 2, 3)).all()
+    assert peak_bytes() - before < 10 * file.stat().st_size + 256 * MIB
+
+
+def test_a_checkpoint_that_unpacks_to_much_more_than_its_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("weights/data.pkl", bytes(300 * MIB))
+    with pytest.raises(InvalidError, match="what is packed in it " + LARGE):
+        load_tensors(file)
 
 
 @pytest.mark.parametrize(("format_name", "make"), [("npz", packed_npz), ("hdf5", packed_hdf5)])
