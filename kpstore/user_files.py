@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kpstore.budget import VALUE_BYTES, MemoryBudget
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
 
 MOST_BYTES = 256 * 2**20
 """Largest list or table: a line for each of a million videos is well within it."""
-SPARE_BYTES = 256 * 2**20
-"""Memory that reading a file may take beyond ten times its size."""
 _MARK = "\ufeff"
 _MOST_YAML_BYTES = 2**20
 _MOST_DEPTH = 100
@@ -84,28 +83,6 @@ def check_regular(path: Path) -> int:
             f"{path} is {_KINDS.get(stat.S_IFMT(about.st_mode), 'not a file')}; give a file"
         )
     return about.st_size
-
-
-def check_memory(path: Path, n_bytes: int, what: str) -> None:
-    """Raise :class:`InvalidError` if a part of a file takes much more memory than the file.
-
-    A few packed or repeated bytes can claim gigabytes. The limit is ten times the file and 256 MiB.
-
-    Parameters
-    ----------
-    path : a file, or a folder of files that are read together.
-    n_bytes : memory that the part takes at once.
-    what : the part, for the message.
-    """
-    if n_bytes <= SPARE_BYTES:
-        return
-    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
-    limit = 10 * sum(file.stat().st_size for file in files) + SPARE_BYTES
-    if n_bytes > limit:
-        raise InvalidError(
-            f"{path}: {what} would take {n_bytes / 2**20:,.0f} MiB of memory, more than ten times "
-            "the file: it is damaged, or made to fill the memory"
-        )
 
 
 _KINDS = {
@@ -188,12 +165,19 @@ def parse_json(
     text: str | bytes, name: str, *, pairs: Callable[[Pairs], object] | None = None
 ) -> object:
     """Return the value of a JSON text; ``name`` says in an error what the text is."""
+    signs = ("[", "{", ",") if isinstance(text, str) else (b"[", b"{", b",")
+    _check_values(name, len(text), sum(map(text.count, signs)))  # type: ignore[arg-type]
     try:
         return json.loads(text, object_pairs_hook=pairs)
     except RecursionError:
         raise InvalidError(f"{name} is nested too deeply to be read") from None
     except ValueError as error:  # an integer of more digits than Python reads is one, too
         raise InvalidError(f"{name} is not JSON: {error}") from None
+
+
+def _check_values(name: str, size: int, n_values: int) -> None:
+    what = f"its {n_values:,} values"
+    MemoryBudget(name, size, fixed=True).check(size + n_values * VALUE_BYTES, what)
 
 
 def read_yaml(path: Path, extra: str) -> object:
@@ -310,6 +294,7 @@ def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t
     separator = max(separators, key=first.count)
     if len(separator) != 1:
         raise InvalidError(f"{name}: line 1 names {separator!r} as separator; use one character")
+    _check_values(name, len(text), text.count(separator) + text.count("\n"))
     quoted = _is_quoted(text, first, separator)
     source = io.StringIO(text, newline="")
     reader = _csv_reader(source, separator, quoted)

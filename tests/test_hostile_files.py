@@ -6,6 +6,7 @@ read in one process, whose memory is watched.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -17,15 +18,26 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import icechunk
 import numpy as np
 import pytest
+import zarr
+from PIL import Image
 
 import kpstore
+from benchmarks.fuzz.replay import forget_peak, peak_bytes
 from kpstore.cli.main import run
+from kpstore.errors import InvalidError
+from kpstore.extractors.checkpoint_files import load_tensors
+from kpstore.schema.feature import FeatureSpec
+from kpstore.schema.index import VideoRecord
+from kpstore.sources.base import FrameError
+from kpstore.sources.images import read_image
 
 ROOT = Path(__file__).parents[1]
 CORPUS = Path(__file__).parent / "corpus"
@@ -69,6 +81,19 @@ def ids(n: int) -> tuple[tuple[str, tuple[int, ...], str, int], ...]:
     return ("video_ids", (n,), "<U1", 0), ("image_paths", (n,), "<U1", 0)
 
 
+def packed_npz() -> bytes:
+    """A sound video of which a file keeps a hundredth."""
+    return npz(("keypoints", (2**17, 143, 3), "<f2", 0), *ids(2**17))
+
+
+def packed_hdf5() -> bytes:
+    def fill(file: h5py.File) -> None:
+        shape, chunks = (2**17, 600), (2**11, 600)
+        file.create_dataset("rows", shape, "u1", chunks=chunks, compression="gzip")[:] = 1
+
+    return hdf5(fill)
+
+
 def yaml_bomb(open_: str, close: str) -> bytes:
     levels = [f"a{i}: &a{i} {open_}{', '.join([f'*a{i - 1}'] * 9)}{close}" for i in range(1, 12)]
     return "\n".join(["a0: &a0 {k: 1}", *levels]).encode()
@@ -90,6 +115,50 @@ def unwritten_texts(file: h5py.File) -> None:
     file.create_dataset("video_ids", (10**9,), h5py.string_dtype(), chunks=(2**20,))
 
 
+def wide_chunk(file: h5py.File) -> None:
+    """One row of a file of a kilobyte, in a chunk of 600 MiB."""
+    rows = file.create_dataset("rows", (1, 3), "u1", chunks=(200 * MIB, 3), maxshape=(None, 3))
+    rows.id.write_direct_chunk((0, 0), b"x")
+
+
+def inflated_chunk(file: h5py.File) -> None:
+    """A chunk of a megabyte that becomes 400: HDF5's library makes as much room as it takes."""
+    rows = file.create_dataset("rows", (MIB, 1), "u1", chunks=(MIB, 1), compression="gzip")
+    packer = zlib.compressobj(1)
+    packed = b"".join(packer.compress(bytes(MIB)) for _ in range(400)) + packer.flush()
+    rows.id.write_direct_chunk((0, 0), packed)
+
+
+def long_text(length: int) -> bytes:
+    """An export that describes itself by a text of a length that it does not have."""
+
+    def fill(file: h5py.File) -> None:
+        file.attrs["kpstore_export"] = 1
+        about = file.create_dataset("_kpstore_export_about", data="{}", dtype=h5py.string_dtype())
+        places.append(about.id.get_offset())
+
+    places: list[int] = []
+    content = bytearray(hdf5(fill))
+    content[places[0] : places[0] + 4] = struct.pack("<I", length)
+    return bytes(content)
+
+
+def shared_text() -> bytes:
+    """Texts of a thousand rows that are one text of a megabyte in the file."""
+
+    def fill(file: h5py.File) -> None:
+        file.create_dataset("rows", data=np.zeros((1000, 1), np.float32))
+        ids = file.create_dataset("video_ids", (1000,), h5py.string_dtype())
+        ids[:] = ["a" * MIB, *(str(number) for number in range(999))]
+        places.append(ids.id.get_offset())
+
+    places: list[int] = []
+    content = bytearray(hdf5(fill))
+    first = content[places[0] : places[0] + 16]
+    content[places[0] : places[0] + 16_000] = bytes(first) * 1000
+    return bytes(content)
+
+
 def same_frame() -> bytes:
     n = 10**6
     columns = {"image_paths": [f"a/{k}.png" for k in range(n)], "video_ids": ["a"] * n}
@@ -103,6 +172,16 @@ def nested_facts() -> bytes:
 def large_value() -> bytes:
     packed = b"\x80\x04\x8e" + struct.pack("<Q", 600 * MIB) + bytes(600 * MIB) + b"."
     return gzip.compress(packed, 1)
+
+
+def no_people() -> bytes:
+    """A .pose file of four billion frames in which there is nobody."""
+    from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
+
+    component = PoseHeaderComponent("A", ["a"], [], [], "XYC")
+    file = io.BytesIO()
+    PoseHeader(0.2, PoseHeaderDimensions(8, 6, 0), [component]).write(file)
+    return file.getvalue() + struct.pack("<fIH", 25.0, 2**32 - 1, 0)
 
 
 def object_array() -> bytes:
@@ -138,8 +217,9 @@ INPUTS: list[tuple[str, str, str, Callable[[], bytes]]] = [
         lambda: b"\x80\x04" + b"]" * 9**5 + b"a" * (9**5 - 1) + b".",
     ),
     ("pickle", "colliding keys", "integers of more than 64 bits", lambda: colliding_keys(10**5)),
-    ("pickle", "dicts", "empty lists and dicts", lambda: b"\x80\x02" + b"}" * 8 * MIB + b"."),
-    ("npz", "dicts", "empty lists and dicts", object_array),
+    ("pickle", "dicts", LARGE, lambda: b"\x80\x02" + b"}" * 8 * MIB + b"."),
+    ("pickle", "tuples", LARGE, lambda: b"\x80\x02N" + b"\x85" * 8 * MIB + b"."),
+    ("npz", "dicts", LARGE, object_array),
     ("npz", "runs", LARGE, many_runs),
     ("pickle", "long text", "cannot be read as a pickle", lambda: b"I" + b"9" * 10**5 + b"\n."),
     (
@@ -148,18 +228,29 @@ INPUTS: list[tuple[str, str, str, Callable[[], bytes]]] = [
         "a list, not a dict",
         lambda: gzip.compress(pickle.dumps(nested_lists())),
     ),
-    ("slt", "one large value", "would take 600 MiB", large_value),
+    ("slt", "one large value", LARGE, large_value),
+    ("slt", "lists", LARGE, lambda: gzip.compress(b"\x80\x02" + b"]" * 8 * MIB + b".", 1)),
+    ("embeddings", "zeros", LARGE, lambda: npz(("embedding", (512, 2**17), "<f4", 0))),
+    ("pose", "nobody", LARGE, no_people),
     ("npz", "one row", "rows of", lambda: npz(("keypoints", (1, 300 * MIB), "|u1", 0), *ids(1))),
     ("npz", "zeros", LARGE, lambda: npz(("keypoints", (2**18, 143, 3), "<f4", 0), *ids(2**18))),
     ("npz", "claims", "but holds", lambda: npz(("keypoints", (2**40, 143, 3), "<f4", 1), *ids(1))),
     ("json", "long integer", "digits", lambda: b'{"A": {"face_features": [' + b"9" * 70_000),
     ("json", "long key", "it is 1", lambda: b'{"' + b"a" * 10**6 + b'": 1}'),
+    ("json", "lists", LARGE, lambda: b'{"A": {"x": [' + b"[]," * 8 * MIB + b"1]}}"),
     ("json", "deep", "deep", lambda: b'{"Ada":' * 10**5),
     ("lip_config", "merge bomb", "more than 100,000", lambda: yaml_bomb("{<<: [", "]}")),
     ("lip_config", "list bomb", "more than 100,000", lambda: yaml_bomb("[", "]")),
     ("lip_config", "deep", "nested more than 100 deep", lambda: b"[" * 10**5),
     ("hdf5", "unwritten rows", LARGE, lambda: hdf5(unwritten_rows)),
     ("hdf5", "unwritten texts", LARGE, lambda: hdf5(unwritten_texts)),
+    ("hdf5", "wide chunk", LARGE, lambda: hdf5(wide_chunk)),
+    ("hdf5", "inflated chunk", "becomes more than", lambda: hdf5(inflated_chunk)),
+    ("hdf5", "long text", LARGE, lambda: long_text(2**32 - 1)),
+    ("hdf5", "longer text", "lacks a text", lambda: long_text(2**20)),
+    ("hdf5", "shared text", LARGE, shared_text),
+    ("splits", "cells", LARGE, lambda: b"video_id,split\n" + b"," * 5 * MIB),
+    ("lip_list", "lists", LARGE, lambda: b"[" + b"[]," * 4 * MIB + b"1]"),
     *((name, "deep", "nested too deeply", lambda: b"[" * 10**6) for name in LISTS),
     *((name, "long integer", "digits", lambda: b"[" + b"9" * 10**5 + b"]") for name in LISTS),
 ]
@@ -191,6 +282,152 @@ def test_what_is_refused_says_why(
 ) -> None:
     said = str(outcomes[target, name]["said"])
     assert re.search(says, said), said[:300]
+
+
+def small_store(path: Path) -> Path:
+    spec = FeatureSpec("points", (2, 3), ("point", "space"), chunk_rows=4)
+    with kpstore.create(path).transaction("first") as tx:
+        tx.add_videos([VideoRecord("a", "train", ("a/0.png", "a/1.png"), 25.0, 8, 6)])
+        tx.add_feature(spec, {"extractor": "sample"})
+        tx.write("points", "a", np.ones((2, 2, 3), np.float32))
+    return path
+
+
+def in_icechunk(change: Callable[[zarr.Group], object]) -> Callable[[Path], Path]:
+    """Return what makes a store that other software has changed."""
+
+    def make(folder: Path) -> Path:
+        path = small_store(folder / "s.kps")
+        storage = icechunk.local_filesystem_storage(str(path))
+        session = icechunk.Repository.open(storage).writable_session("main")
+        change(zarr.open_group(session.store, mode="r+"))
+        session.commit("hostile")
+        return path
+
+    return make
+
+
+def longer(names: str, n_rows: int) -> Callable[[zarr.Group], None]:
+    def change(group: zarr.Group) -> None:
+        for name in names.split():
+            group[name].resize((n_rows, *group[name].shape[1:]))
+
+    return change
+
+
+def wide_chunks(group: zarr.Group) -> None:
+    del group["points"]
+    group.create_array("points", shape=(2, 2, 3), chunks=(10**9, 2, 3), dtype="f4")
+
+
+def packed_paths(group: zarr.Group) -> None:
+    """Paths of 586 MiB that are a file of kilobytes."""
+    group["image_path"].resize((4096,))
+    group["image_path"][:] = np.array(["x" * 150_000] * 4096, dtype=object)
+
+
+def unwritten_records(folder: Path) -> Path:
+    path = small_store(folder / "s.h5")
+    with h5py.File(path, "r+") as file:
+        del file["_kpstore/tree"]
+        file.create_dataset("_kpstore/tree", (10**11,), "u1", chunks=(2**20,))
+    return path
+
+
+VIDEO_ARRAYS = "video_id split n_frames fps width height points_state points_failure"
+STORES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "videos": (in_icechunk(longer(VIDEO_ARRAYS, 10**7)), "its list of videos " + LARGE),
+    "rows": (in_icechunk(longer("points", 10**15)), "chunks, 4,194,304 are possible"),
+    "chunks": (in_icechunk(wide_chunks), "rows in a chunk take 22,888 MiB"),
+    "paths": (in_icechunk(packed_paths), "it becomes 586 MiB"),
+    "one column": (in_icechunk(longer("width", 10**11)), "has 100000000000 rows"),
+    "records": (unwritten_records, "which are not bytes there"),
+}
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_strangers_store_that_claims_more_than_it_holds_is_refused_in_bounded_memory(
+    tmp_path: Path, kind: str
+) -> None:
+    make, says = STORES[kind]
+    path = make(tmp_path)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    code = "import sys; from tests.test_hostile_files import peak; peak(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told, taken = done.stdout, int(done.stderr.splitlines()[-1])
+    assert re.search(says, told), (told, done.stderr)
+    assert "internal error" not in told
+    assert taken <= 10 * size + 256 * MIB
+
+
+def peak(path: str) -> None:
+    """Read a store by commands, and print on stderr how much memory they took."""
+    before = forget_peak()
+    with contextlib.redirect_stderr(sys.stdout):
+        for command in ("info", "verify", "stats"):
+            run([command, path])
+        run(["export", "hdf5", path, f"{path}.out.h5"])
+    print(peak_bytes() - before, file=sys.stderr)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_a_picture_that_unpacks_to_much_more_than_its_file_is_a_failed_frame(
+    tmp_path: Path, suffix: str
+) -> None:
+    file = tmp_path / f"a{suffix}"
+    more = {"compression": "tiff_deflate"} if suffix == ".tif" else {}
+    Image.new("L", (7000, 7000)).save(file, **more)
+    before = forget_peak()
+    found = read_image(file)
+    assert isinstance(found, FrameError)
+    assert re.search("pixels " + LARGE, found.reason)
+    assert peak_bytes() - before < 256 * MIB
+
+
+def test_a_large_picture_is_in_memory_once(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.new("RGB", (6000, 6000), (1, 2, 3)).save(file)
+    read_image(file)
+    before = forget_peak()
+    found = read_image(file)
+    assert not isinstance(found, FrameError)
+    assert found.shape == (6000, 6000, 3)
+    assert (found == (1, 2, 3)).all()
+    assert peak_bytes() - before < 10 * file.stat().st_size + 256 * MIB
+
+
+def test_a_checkpoint_that_unpacks_to_much_more_than_its_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("weights/data.pkl", bytes(300 * MIB))
+    with pytest.raises(InvalidError, match="what is packed in it " + LARGE):
+        load_tensors(file)
+
+
+@pytest.mark.parametrize(("format_name", "make"), [("npz", packed_npz), ("hdf5", packed_hdf5)])
+def test_what_is_packed_very_well_is_read_when_the_user_allows_it(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    format_name: str,
+    make: Callable[[], bytes],
+) -> None:
+    file, store = tmp_path / "x", tmp_path / "o.h5"
+    file.write_bytes(make())
+    command = ["import", format_name, str(file), str(store)]
+    assert run(command) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    way_out = re.search(r"--max-memory \dGiB", said)
+    assert way_out, said
+    assert not store.exists()
+    assert run([*command, *way_out[0].split()]) == 0
+    assert kpstore.open(store).index.total_frames == 2**17
 
 
 @pytest.mark.parametrize("format_name", ["pickle", "npz", "pose", "embeddings", "slt"])

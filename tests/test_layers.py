@@ -12,6 +12,7 @@ import kpstore
 
 FLOORS = [
     ["errors", "_version", "visible"],
+    ["budget"],
     ["plugins", "options", "machine", "main_guard", "user_files"],
     ["schema"],
     ["backends", "sources", "extractors"],

@@ -129,7 +129,7 @@ def _child(command: str, step: int, fault: str, delay_s: float, most_bytes: int)
 def _called(function: Callable[[str], None], location: str) -> int:
     try:
         function(location)
-    except KpstoreError as error:
+    except (KpstoreError, OSError) as error:  # as the command line does
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,7 +1,7 @@
 """Read inputs again: ``python -m benchmarks.fuzz.replay FOLDER``, which holds TARGET/INPUT.
 
 Prints one line of JSON for each input: the clear line that it ended in, if any, what was wrong, its
-CPU seconds, and how much more memory than ever before the process took. Ends with 1 if an input
+CPU seconds, and how much more memory the process took meanwhile. Ends with 1 if an input
 broke a rule (:mod:`benchmarks.fuzz.targets`).
 """
 
@@ -28,7 +28,7 @@ class Outcome:
     said : the clear line that it ended in; None if it was read.
     wrong : what should not have happened; None if nothing did.
     cpu_s : CPU time, seconds.
-    memory : bytes beyond the largest amount that the process took before.
+    memory : bytes that the process took beyond what it had before.
     """
 
     target: str
@@ -42,13 +42,13 @@ class Outcome:
 def replay(target: Target, path: Path) -> Outcome:
     """Read one input within the bounds."""
     data = path.read_bytes()
-    before, start = _peak_bytes(), time.process_time()
+    before, start = forget_peak(), time.process_time()
     said, wrong = None, None
     try:
         said = target.check(data)
     except Exception as error:  # the very thing that is looked for
         wrong = f"{type(error).__name__}: {error}"[:500]
-    cpu_s, memory = time.process_time() - start, _peak_bytes() - before
+    cpu_s, memory = time.process_time() - start, peak_bytes() - before
     if cpu_s > CPU_S:
         wrong = wrong or f"took {cpu_s:.0f} CPU seconds"
     if memory > 10 * len(data) + MEMORY_BYTES:
@@ -56,8 +56,16 @@ def replay(target: Target, path: Path) -> Outcome:
     return Outcome(target.name, path.name, said, wrong, round(cpu_s, 3), memory)
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def forget_peak() -> int:
+    """Let the kernel begin anew to measure the most memory; return what is taken now, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """Return the most memory that was taken since, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.backends.array_bounds import check_chunks
 from kpstore.errors import InvalidError
 
 MAIN = "main"
@@ -64,6 +65,9 @@ class ArrayMeta:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     codec: Codec = "zstd"
 
+    def __post_init__(self) -> None:
+        check_chunks(self.shape, self.dtype, self.chunk_rows, self.row_bytes)
+
     @property
     def n_rows(self) -> int:
         """Length of the first axis."""
@@ -73,7 +77,7 @@ class ArrayMeta:
     def row_bytes(self) -> int:
         """Size of one row in memory, in bytes; for text, an estimate of 100 bytes per value."""
         item_bytes = _TEXT_BYTES if self.dtype == TEXT else np.dtype(self.dtype).itemsize
-        return item_bytes * int(np.prod(self.shape[1:]))
+        return int(item_bytes * np.prod(self.shape[1:], dtype=object))
 
     @property
     def n_chunks(self) -> int:
@@ -92,9 +96,8 @@ class ArrayMeta:
     def unwritten(self, n_rows: int) -> NDArray[np.generic]:
         """Return ``n_rows`` rows of the fill value."""
         shape = (n_rows, *self.shape[1:])
-        if self.dtype == TEXT:
-            return np.full(shape, "", dtype=object)
-        return np.full(shape, self.fill, dtype=self.dtype)
+        text = self.dtype == TEXT
+        return np.full(shape, "" if text else self.fill, dtype=object if text else self.dtype)
 
     def with_rows(self, n_rows: int) -> ArrayMeta:
         """Return the same array with another length."""

@@ -33,7 +33,6 @@ from kpstore.backends.hdf5_records import (
     DAMAGE,
     FORMAT,
     HOME,
-    Delta,
     Names,
     Record,
     damage_told,
@@ -353,14 +352,12 @@ def _trees(
 ) -> Iterator[str]:
     """Read every version: the newest, those that are described by it, and so on."""
     has_tables = has_checksums(file)
-    described_by: dict[str, list[str]] = {}
-    found: dict[str, tuple[h5py.Group, Delta]] = {}
+    bases: dict[str, str] = {}
     for snapshot in versions:
         if snapshot == head:
             continue
         try:
-            found[snapshot] = read_delta(file, snapshot)
-            described_by.setdefault(found[snapshot][1].base, []).append(snapshot)
+            bases[snapshot] = read_delta(file, snapshot)[1].base
         except DAMAGE as error:
             yield f"version {snapshot}: what differs in it cannot be read: {reason_of(error)}"
     try:
@@ -368,21 +365,43 @@ def _trees(
     except DAMAGE as error:
         yield f"version {head}: its description cannot be read: {reason_of(error)}"
         return
-    reached, left = set(), [(head, newest)]
+    described_by = _longest_first(head, bases)
+    reached = {head}
+    left: list[tuple[str, Tree | None]] = [(head, None)]
     while left:
-        snapshot, tree = left.pop()
+        snapshot, base = left.pop()
         reached.add(snapshot)
+        try:
+            tree = newest if base is None else older_tree(base, *read_delta(file, snapshot))
+        except DAMAGE as error:
+            yield f"version {snapshot}: it cannot be put together: {reason_of(error)}"
+            continue
         if has_tables and snapshot in records:
             yield from _compare(snapshot, tree, records[snapshot])
-        for other in described_by.get(snapshot, []):
-            try:
-                left.append((other, older_tree(tree, *found[other])))
-            except DAMAGE as error:
-                reached.add(other)
-                yield f"version {other}: it cannot be put together: {reason_of(error)}"
-    for snapshot in sorted(found.keys() - reached):
-        base = found[snapshot][1].base
-        yield f"version {snapshot}: it is described by version {base}, which leads nowhere"
+        left += ((other, tree) for other in described_by[snapshot])
+    for snapshot in sorted(bases.keys() - reached):
+        what = f"it is described by version {bases[snapshot]}, which leads nowhere"
+        yield f"version {snapshot}: {what}"
+
+
+def _longest_first(head: str, bases: dict[str, str]) -> dict[str, list[str]]:
+    """Return the versions that each version describes, that with the most behind it first.
+
+    The last one is put together first. So while the longest branch is read, which is last, nothing
+    keeps its base in memory, and only a few versions are there at a time, however many there are.
+    """
+    found: dict[str, list[str]] = {version: [] for version in (head, *bases, *bases.values())}
+    for snapshot, base in bases.items():
+        found[base].append(snapshot)
+    order = [head]
+    for snapshot in order:  # grows: all that the newest version leads to, each after its base
+        order += found[snapshot]
+    behind = dict.fromkeys(order, 1)
+    for snapshot in reversed(order[1:]):
+        behind[bases[snapshot]] += behind[snapshot]
+    for snapshot in order:
+        found[snapshot].sort(key=lambda version: -behind[version])
+    return found
 
 
 def _compare(snapshot: str, tree: Tree, record: Record) -> Iterator[str]:

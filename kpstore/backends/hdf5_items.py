@@ -7,9 +7,14 @@ answer whether a name exists. So every item is reached through :func:`item_of`.
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 
@@ -85,3 +90,51 @@ def datasets_of(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
                 left.append((f"{path}{name}/", item, depth + 1))
             elif isinstance(item, h5py.Dataset):
                 yield f"{path}{name}", item
+
+
+_MOST_INFLATED = 1032
+"""Bytes that one byte of deflate can become at most."""
+_STEP_BYTES = 2**20
+
+
+def read_numbers(array: h5py.Dataset, start: int, stop: int, most_bytes: int) -> NDArray[Any]:
+    """Return rows of a data set whose values have a fixed length, (stop - start, …).
+
+    Parameters
+    ----------
+    most_bytes : memory that a chunk may take if it becomes more than it should be.
+
+    Raises
+    ------
+    ValueError
+        If a chunk becomes more than it should be, for which HDF5's library has no bound.
+    """
+    if array.compression == "gzip":
+        _check_inflated(array, start, stop, most_bytes)
+    return np.asarray(array[start:stop])
+
+
+def bytes_of(array: h5py.Dataset, n_rows: int) -> int:
+    """Return the memory of some rows of a data set, and of a chunk while it is decoded."""
+    chunk = 0 if array.chunks is None else math.prod(array.chunks)
+    return int((n_rows * math.prod(array.shape[1:]) + chunk) * array.dtype.itemsize)
+
+
+def _check_inflated(array: h5py.Dataset, start: int, stop: int, most_bytes: int) -> None:
+    chunk_bytes = bytes_of(array, 0)
+    if min(array.id.get_storage_size(), 2 * chunk_bytes) * _MOST_INFLATED <= most_bytes:
+        return
+    rows = slice(start, stop), *(slice(None) for _ in array.shape[1:])
+    for chunk in array.iter_chunks(rows) if stop > start else ():
+        corner = tuple(
+            part.start // size * size for part, size in zip(chunk, array.chunks, strict=True)
+        )
+        info = array.id.get_chunk_info_by_coord(corner)
+        if info.byte_offset is None or info.size * _MOST_INFLATED <= most_bytes:
+            continue
+        packed, inflater, n_bytes = array.id.read_direct_chunk(corner)[1], zlib.decompressobj(), 0
+        while packed and not inflater.eof:
+            n_bytes += len(inflater.decompress(packed, _STEP_BYTES))
+            packed = inflater.unconsumed_tail
+            if n_bytes > chunk_bytes + _STEP_BYTES:
+                raise ValueError(f"the chunk at {corner} becomes more than {chunk_bytes:,} bytes")

@@ -112,7 +112,7 @@ def write_json(group: h5py.Group, name: str, value: Mapping[str, object]) -> Non
 
 def read_json(group: h5py.Group, name: str) -> Any:
     """Return what :func:`write_json` stored; :class:`ValueError` if its checksum differs."""
-    stored = item_of(group, name)[()].tobytes()
+    stored = read_bytes(group, name)
     if has_checksums(group.file):
         body, seal = stored[:-_SEAL_BYTES], stored[-_SEAL_BYTES:]
         if seal != f'{_SEAL}{_seal(group, name, body)}"}}'.encode():
@@ -143,8 +143,14 @@ def write_bytes(group: h5py.Group, name: str, data: bytes, pad: bytes) -> None:
 
 
 def read_bytes(group: h5py.Group, name: str) -> bytes:
-    """Return what :func:`write_bytes` stored, including the padding."""
-    return bytes(item_of(group, name)[()].tobytes())
+    """Return what :func:`write_bytes` stored, including the padding.
+
+    :class:`ValueError` if the file does not hold as many bytes as the data set says it has.
+    """
+    stored = item_of(group, name)
+    if stored.dtype != np.uint8 or stored.ndim != 1 or stored.size > stored.id.get_storage_size():
+        raise ValueError(f"{name!r} is {stored.dtype} {stored.shape}, which are not bytes there")
+    return bytes(stored[()].tobytes())
 
 
 # -- names -----------------------------------------------------------------------------------------

@@ -106,7 +106,8 @@ class Checksums:
         table = np.empty(0, np.uint64) if at is None or at._found is None else at._found
         for step in reversed(way):  # a loop, as a history may be too long for recursion
             table = step._on(table)
-        self._found = table
+        # What it was made from is not needed any more, and a history may be long.
+        self._found, self.base = table, None
         return table
 
     def _on(self, base: Table) -> Table:

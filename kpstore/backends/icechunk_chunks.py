@@ -21,6 +21,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.core.metadata import ArrayV3Metadata
 
+from kpstore.backends.array_bounds import MOST_CHUNK_BYTES
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.checksums import checksum, matches
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line
@@ -276,6 +277,26 @@ class ChunkDecoder:
             self.decode(body, out)
         except (RuntimeError, LookupError) as error:
             raise ValueError(str(error)) from error
+
+
+def check_unpacked(
+    array: ZarrArray, chunks: range, places: Sequence[ChunkPlace | None] | None
+) -> None:
+    """Raise :class:`BadChunkError` for a chunk of text that becomes more than a chunk may be.
+
+    Of numbers the size is known, but a few bytes of text can become as many as they like.
+    """
+    if places is None or not isinstance(next(iter(array.compressors), None), ZstdCodec):
+        return
+    for chunk in chunks:
+        place = places[chunk]
+        try:
+            n_bytes = 0 if place is None else _zstd_size(memoryview(place.read()))
+        except (OSError, ValueError, LookupError):
+            continue  # what reads it will say so
+        if n_bytes > MOST_CHUNK_BYTES:
+            most = MOST_CHUNK_BYTES // 2**20
+            raise BadChunkError(chunk, f"it becomes {n_bytes / 2**20:,.0f} MiB, more than {most}")
 
 
 There = Callable[[], AbstractContextManager[None]]

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from kpstore.backends import refusals
 from kpstore.backends.asides import sync_disk
-from kpstore.backends.base import ArrayMeta, Chunks, SessionChunks
+from kpstore.backends.base import TEXT, ArrayMeta, Chunks, SessionChunks
 from kpstore.backends.checksums import TABLE, UNWRITTEN, matches
 from kpstore.backends.icechunk_chunks import (
     BadChunkError,
     ZarrArray,
     as_stored,
+    check_unpacked,
     create_array,
     local_chunks,
     meta_of,
@@ -143,6 +144,8 @@ class _Session:
             return meta.unwritten(0)
         chunks = meta.chunks_of(start, stop)
         try:
+            if meta.dtype == TEXT:
+                check_unpacked(array, chunks, self._located(name))
             sums = self._expected(name, chunks) or ()
             values = read_chunks(array, meta, chunks, sums)
         except BadChunkError as bad:
@@ -157,12 +160,15 @@ class _Session:
         # A copy, so that a few rows do not keep their whole chunks in memory.
         return rows if len(rows) == len(values) else rows.copy()
 
-    def place(self, name: str, chunk: int) -> str:
-        """Return the file that holds a chunk, relative to the store."""
+    def _located(self, name: str) -> list[ChunkPlace | None] | None:
         if name not in self._places:
             nodes, n_chunks = self._home.nodes(self.snapshot), self.meta(name).n_chunks
             self._places[name] = locate_rows(nodes, self._home.path, name, n_chunks)
-        places = self._places[name]
+        return self._places[name]
+
+    def place(self, name: str, chunk: int) -> str:
+        """Return the file that holds a chunk, relative to the store."""
+        places = self._located(name)
         if places is None or chunk >= len(places):
             return f"chunk {chunk}"
         place = places[chunk]

@@ -12,13 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
+from kpstore.budget import MemoryBudget
 from kpstore.errors import DAMAGE, InvalidError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN_NAMES = 4
-_UNREADABLE = (pickle.UnpicklingError, AssertionError, OSError, *DAMAGE)
+_UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, AssertionError, OSError, *DAMAGE)
 """What torch raises for files that it did not write."""
 
 
@@ -68,12 +69,18 @@ def load_tensors(path: Path) -> object:
     import torch
 
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as packed:
+                n_bytes = sum(part.file_size for part in packed.infolist())
+            MemoryBudget.of(path, fixed=True).check(n_bytes, "what is packed in it")
         # Checkpoints from before 2020 are not zip files and cannot be mapped into memory.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of files that are not checkpoints
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
+    except InvalidError:
+        raise
     except _UNREADABLE as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # from the disk; EINVAL comes from a zip file that is cut short

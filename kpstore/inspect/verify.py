@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from kpstore.backends.base import ArrayMeta, Backend
 from kpstore.errors import CorruptError, InvalidError, KpstoreError, one_line
@@ -198,6 +199,20 @@ class _Check:
         self._seen.add(name)
         return self._reader.whole(name)
 
+    def _blocks(self, name: str) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield each sound chunk with its first row; text that has one digest as a whole."""
+        if self._session.digest(name) is not None:
+            whole = self._whole(name)
+            if whole is not None:
+                yield 0, whole
+            return
+        self._seen.add(name)
+        self.found.arrays += 1
+        for start, stop in self._reader.chunks(name):
+            block = self._reader.read(name, start, stop)
+            if block is not None:
+                yield start, block
+
     # -- the index ---------------------------------------------------------------------------------
 
     def index(self) -> None:
@@ -205,13 +220,17 @@ class _Check:
         index, names = self._store.index, self._session.names()
         if len(index) == 0 and "video_id" not in names:
             return
-        text = fmt.VIDEO_ARRAYS["split"]
+        text, fitting = fmt.VIDEO_ARRAYS["split"], set[str]()
         for name in (*fmt.VIDEO_ARRAYS, *fmt.FRAME_ARRAYS, *self._store.annotation_names):
             if name in names:
                 wanted = fmt.VIDEO_ARRAYS.get(name) or fmt.FRAME_ARRAYS.get(name) or text
-                self._fits(
-                    name, wanted, index.total_frames if name in fmt.FRAME_ARRAYS else len(index)
-                )
+                n_rows = index.total_frames if name in fmt.FRAME_ARRAYS else len(index)
+                if self._fits(name, wanted, n_rows):
+                    fitting.add(name)
+                else:
+                    self._seen.add(name)
+                    if self._session.meta(name).n_rows <= n_rows:  # it may claim any number
+                        self._reader.look_at(name)
             else:
                 self.problem(name, "is missing", "the index")
         rules: dict[str, tuple[str, Callable[[NDArray[Any]], NDArray[np.bool_]]]] = {
@@ -221,13 +240,12 @@ class _Check:
             "height": (_NOT_SENSIBLE, lambda v: v < 0),
         }
         for name in (*fmt.VIDEO_ARRAYS, *self._store.annotation_names):
-            values = self._whole(name)
+            values = self._whole(name) if name in fitting else None
             if values is not None and name in rules:
                 what, bad = rules[name]
                 self._rows_problem(name, what, bad(values), 0, axis="video")
-        paths = self._whole(fmt.IMAGE_PATH)
-        if paths is not None:
-            self._check_paths(paths)
+        if fmt.IMAGE_PATH in fitting:
+            self._check_paths()
 
     def _fits(self, name: str, wanted: ArrayMeta, n_rows: int) -> bool:
         """Return whether length, type and shape of an array are right; record a problem if not."""
@@ -242,15 +260,19 @@ class _Check:
             self.problem(name, what, "the array")
         return not found
 
-    def _check_paths(self, paths: NDArray[np.object_]) -> None:
-        self.note(fmt.IMAGE_PATH, "is empty", np.flatnonzero(paths == ""))
-        seen: set[str] = set()  # sorting would take a table as wide as the longest path
-        again = []
-        for row, path in enumerate(paths.tolist()):
-            if path and path in seen:
-                again.append(row)
-            seen.add(path)
-        self.note(fmt.IMAGE_PATH, "occurs more than once", np.array(again, dtype=np.int64))
+    def _check_paths(self) -> None:
+        # Their hashes, as a store of a stranger may unpack to more paths than memory holds.
+        hashes, rows = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
+        for start, paths in self._blocks(fmt.IMAGE_PATH):
+            empty = paths == ""
+            self.note(fmt.IMAGE_PATH, "is empty", start + np.flatnonzero(empty))
+            texts = [path.encode(errors="surrogatepass") for path in paths[~empty].tolist()]
+            hashes.append(np.array([xxh3_64_intdigest(text) for text in texts], dtype=np.uint64))
+            rows.append(start + np.flatnonzero(~empty))
+        every = np.concatenate(hashes)
+        order = np.argsort(every, kind="stable")
+        again = order[1:][every[order[1:]] == every[order[:-1]]]
+        self.note(fmt.IMAGE_PATH, "occurs more than once", np.sort(np.concatenate(rows)[again]))
 
     # -- a feature ---------------------------------------------------------------------------------
 
@@ -388,10 +410,13 @@ class _Check:
         for name in self._session.names():
             if name in self._seen:
                 continue
-            found = self._whole(name)
+            fits = self._session.meta(name).n_rows == len(labels.get(name, ()))
+            found = self._whole(name) if fits else None
+            if not fits:
+                self._reader.look_at(name)
             if name not in labels:
                 self._add(self.found.notes, name, "belongs to no feature", "the array", 1)
-            elif found is not None and found.tolist() != list(labels[name]):
+            elif not fits or (found is not None and found.tolist() != list(labels[name])):
                 self.problem(name, "names other points than its feature", "labels")
         for dim in sorted(labels.keys() - set(self._session.names())):
             self.problem(dim, "is missing", "labels")

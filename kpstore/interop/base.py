@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, get_args, get_origin, get_type_hints
 
+from kpstore.budget import parse_size
 from kpstore.options import Option, check_choice
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
 from kpstore.schema.index import VideoRecord
@@ -168,6 +169,37 @@ class Options:
             known = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
             if known and getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), get_args(known[0]))
+
+
+@dataclass(frozen=True)
+class FileImporter(Options):
+    """Base class of kpstore's own importers.
+
+    Parameters
+    ----------
+    max_memory : what reading a file may take: bytes, or text such as ``"8GiB"``; by default ten
+        times the file and 256 MiB, which is enough but for what is packed very well.
+    """
+
+    max_memory: Annotated[
+        str | int | None,
+        Option(
+            "Memory that reading may take, such as 8GiB; by default ten times the file and 256 "
+            "MiB, as a file may be made to fill it.",
+            metavar="SIZE",
+            kind=str | None,
+        ),
+    ] = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_memory is not None:
+            object.__setattr__(self, "max_memory", parse_size(self.max_memory))
+
+    @property
+    def most_bytes(self) -> int | None:
+        """What the user allows, in bytes; None for what any file may take."""
+        return None if self.max_memory is None else parse_size(self.max_memory)
 
 
 class Importer(Protocol):

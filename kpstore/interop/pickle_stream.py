@@ -12,21 +12,22 @@ import math
 import pickletools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from gzip import GzipFile
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.budget import VALUE_BYTES, MemoryBudget
 from kpstore.errors import DAMAGE
 from kpstore.interop.unpickling import ARRAY_MAKERS, PlainArray, PlainDtype
-from kpstore.user_files import check_memory
 
 UNREADABLE = (OSError, *DAMAGE)
 """Errors that the machine raises for a damaged file, or one that is not such a pickle."""
 _LARGEST = 2**30
 """Bytes of the largest value in a file: a quarter of a million frames of a thousand numbers."""
 _LONGEST_LINE = 2**20
+_MOST_ABOUT = 2**20
+"""Memory of what is said of a tensor before its numbers."""
 
 
 class Tensor(np.ndarray):
@@ -62,7 +63,8 @@ def _load_storage(data: bytes) -> NDArray[np.generic]:
     storage), the count of its numbers (int64), and the numbers.
     """
     file = io.BytesIO(data)
-    magic, _, machine, described, _ = (DataMachine(file).load() for _ in range(5))
+    budget = MemoryBudget("a tensor", 0, _MOST_ABOUT, fixed=True)
+    magic, _, machine, described, _ = (DataMachine(file, budget).load() for _ in range(5))
     if magic != 0x1950A86A20F9469CFC6C or not machine["little_endian"]:
         raise ValueError("a tensor that this machine cannot read")
     kind, dtype, *_ = described
@@ -106,16 +108,20 @@ _MADE: dict[str, Callable[[], object]] = {
     "EMPTY_DICT": dict,
     "EMPTY_TUPLE": tuple,
 }
+_OPEN = (list, dict, tuple, np.ndarray)
+"""Types of values that keep others in memory, or much memory themselves."""
 _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 
 
-def fetched(file: IO[bytes]) -> set[int]:
+def fetched(file: IO[bytes], budget: MemoryBudget) -> set[int]:
     """Return the numbers by which a pickle fetches values that it has made before."""
-    return {
-        int(arg)
-        for code, arg, _ in pickletools.genops(file)
-        if code.name in _GETS and arg is not None
-    }
+    found: set[int] = set()
+    for number, (code, arg, _) in enumerate(pickletools.genops(file), start=1):
+        # Before anything is made, as a few packed bytes can be a billion steps.
+        budget.check(number * VALUE_BYTES, "its values")
+        if code.name in _GETS and arg is not None:
+            found.add(int(arg))
+    return found
 
 
 class DataMachine:
@@ -124,11 +130,15 @@ class DataMachine:
     Parameters
     ----------
     file : the pickle.
+    budget : of the file.
     keep : the result of :func:`fetched`; other values are forgotten once they are handed out.
     """
 
-    def __init__(self, file: IO[bytes], keep: Collection[int] | None = None) -> None:
-        self._file, self._keep = file, keep
+    def __init__(
+        self, file: IO[bytes], budget: MemoryBudget, keep: Collection[int] | None = None
+    ) -> None:
+        self._file, self._budget, self._keep = file, budget, keep
+        self._taken, self._keeps_all = 0, False
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -145,18 +155,23 @@ class DataMachine:
         for code, arg, _ in pickletools.genops(self._file):
             stack = self._stack
             if code.name == "APPEND" and not self._marks and len(stack) == 2:
-                yield from self._pop(1)
+                yield from self._handed_out(self._pop(1))
             elif code.name == "APPENDS" and self._marks == [1]:
-                yield from self._pop_mark()
+                yield from self._handed_out(self._pop_mark())
             else:
                 if code.name == "EMPTY_DICT" and self._marks == [1] and len(stack) > 1:
                     # A pickle makes a thousand items before it appends them.
-                    yield from self._pop(len(stack) - 1)
+                    yield from self._handed_out(self._pop(len(stack) - 1))
                 self._step(code.name, arg)
         (found,) = self._stack
         if not isinstance(found, list):
             raise ValueError(f"it holds a {type(found).__name__}, not a list")
         yield from found
+
+    def _handed_out(self, items: list[Any]) -> list[Any]:
+        if not self._keeps_all:
+            self._taken = len(self._memo) * VALUE_BYTES
+        return items
 
     def _pop(self, count: int) -> list[Any]:
         if count > len(self._stack):
@@ -171,8 +186,11 @@ class DataMachine:
     def _put(self, number: int) -> None:
         if self._keep is None or number in self._keep:
             self._memo[number] = self._stack[-1]
+            self._keeps_all |= isinstance(self._stack[-1], _OPEN)
 
     def _step(self, name: str, arg: Any) -> None:
+        self._taken += VALUE_BYTES + (len(arg) if isinstance(arg, str | bytes | bytearray) else 0)
+        self._budget.check(self._taken, "its values")
         if name in _PLAIN:
             self._stack.append(arg)
         elif name in _MADE:
@@ -250,14 +268,14 @@ _STEPS: dict[str, Callable[[DataMachine, Any], None]] = {
 class BoundedFile:
     """A file that refuses to read large values, as a few packed bytes can claim gigabytes."""
 
-    def __init__(self, file: GzipFile, path: Path) -> None:
-        self._file, self._path = file, path
+    def __init__(self, file: GzipFile, budget: MemoryBudget) -> None:
+        self._file, self._budget = file, budget
 
     def read(self, n_bytes: int) -> bytes:
         """Return this many bytes, or fewer at the end of the file."""
         if n_bytes > _LARGEST:
             raise ValueError(f"one value of {n_bytes} bytes; at most {_LARGEST} can be")
-        check_memory(self._path, n_bytes, "one value")
+        self._budget.check_frames(1, n_bytes, "one value")
         return self._file.read(n_bytes)
 
     def readline(self) -> bytes:

@@ -20,8 +20,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.budget import VALUE_BYTES, MemoryBudget
 from kpstore.errors import DAMAGE, InvalidError
-from kpstore.user_files import SPARE_BYTES
 
 _DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|[US][0-9]{1,9}|O[48]?)\Z")
 _CORES = ("numpy._core", "numpy.core")
@@ -35,12 +35,13 @@ class RefusedError(ValueError):
     """Something that a pickle may not hold; the message does not name the file."""
 
 
-def load_pickle(path: Path) -> object:
+def load_pickle(path: Path, budget: MemoryBudget | None = None) -> object:
     """Return the contents of a pickle: plain values and arrays of numbers, text or such values.
 
     Parameters
     ----------
     path : a file of any pickle protocol, written under numpy 1 or 2.
+    budget : holds what the contents take; that of the file alone by default.
 
     Raises
     ------
@@ -51,19 +52,19 @@ def load_pickle(path: Path) -> object:
         if path.stat().st_size == 0:
             raise InvalidError(f"{path} is empty; a pickle has two bytes at least")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            check_opcodes(mapped, str(path))
+            check_opcodes(mapped, str(path), budget or MemoryBudget.of(path))
         return _load(file, str(path))
 
 
-def loads_pickle(data: bytes, name: str, most_bytes: int | None = None) -> object:
+def loads_pickle(data: bytes, name: str, budget: MemoryBudget | None = None) -> object:
     """Return the contents of a pickle in memory.
 
     Parameters
     ----------
     name : its name in messages.
-    most_bytes : memory that its containers may take; see :func:`check_opcodes`.
+    budget : holds what the contents take; that of a file of ``data`` by default.
     """
-    check_opcodes(data, name, most_bytes)
+    check_opcodes(data, name, budget or MemoryBudget(name, len(data)))
     return _load(BytesIO(data), name)
 
 
@@ -265,9 +266,8 @@ _LINES = {**dict.fromkeys(b"ILFSVpgP", 1), **dict.fromkeys(b"ic", 2)}
 """Opcodes that are followed by lines of text, with their number."""
 _WIDE = {0x8A: 11, 0x8B: 0, **dict.fromkeys(b"IL", 24)}
 """Opcodes of integers, with the most bytes that one of 64 bits takes."""
-_CONTAINERS = b"}])\x8f("
-"""Opcodes of empty containers, and of the mark with which every other one begins."""
-_CONTAINER_BYTES = 72
+_CONTAINERS = b"}])\x8f(\x85\x86\x87"
+"""Opcodes of empty containers, of short tuples, and of the mark with which all others begin."""
 _MOST_WIDE = 1000
 """Integers that share a hash have more than 64 bits; text has hashes that nobody can foresee."""
 _STOP, _FRAME, _LONG_BINPUT, _PUT = b".\x95rp"
@@ -275,7 +275,7 @@ _LONGEST_LINE = 1 << 20
 _KEEP_MAPPED = 64 * 2**20
 
 
-def check_opcodes(data: bytes | mmap.mmap, name: str, most_bytes: int | None = None) -> None:
+def check_opcodes(data: bytes | mmap.mmap, name: str, budget: MemoryBudget) -> None:
     """Refuse a pickle that is torn, or whose opcodes claim more data than there is.
 
     Python's unpickler allocates what a pickle claims (a text of an exabyte, a memo of four billion
@@ -283,7 +283,7 @@ def check_opcodes(data: bytes | mmap.mmap, name: str, most_bytes: int | None = N
 
     Parameters
     ----------
-    most_bytes : memory that containers may take; ten times the pickle and 256 MiB by default.
+    budget : holds what the contents take.
 
     Raises
     ------
@@ -291,19 +291,15 @@ def check_opcodes(data: bytes | mmap.mmap, name: str, most_bytes: int | None = N
         If so; the message names the byte.
     """
     size = len(data)
-    most_bytes = 10 * size + SPARE_BYTES if most_bytes is None else most_bytes
     most_puts = 1024 + size // 5  # an entry of the memo takes five bytes to make and one to fill
     run = _runs_of_fixed(most_puts)
-    at = freed = n_wide = n_containers = 0
+    at = freed = n_wide = n_small = 0
+    what = "its lists, dicts, texts and numbers"
     while True:
         found = run.match(data, at)
         assert found is not None
-        n_containers += _containers(data, at, found.end())
-        if n_containers * _CONTAINER_BYTES > most_bytes:
-            raise InvalidError(
-                f"{name} holds so many empty lists and dicts that they would fill the memory; it "
-                "is damaged, or made for that"
-            )
+        n_small += 1 + _containers(data, at, found.end())
+        budget.check(size + n_small * VALUE_BYTES, what)
         at = found.end()
         if at >= size:
             raise InvalidError(
@@ -321,6 +317,7 @@ def check_opcodes(data: bytes | mmap.mmap, name: str, most_bytes: int | None = N
             )
         if at - freed > _KEEP_MAPPED:
             freed = _let_go(data, freed, at)
+    budget.hold(size + n_small * VALUE_BYTES, what)
     if at + 1 != size:
         raise InvalidError(
             f"{name} goes on after the end of its pickle, at byte {at + 1} of {size}; save one "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from kpstore.budget import MemoryBudget
 from kpstore.errors import NotFoundError
 from kpstore.sources.base import LEFT_OUT, Frame, FrameError
 from kpstore.user_files import check_regular
@@ -22,6 +24,9 @@ _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes of grey pictures with up to 16 bits."""
 _FULL_RANGE = ("PNG", "PPM")
 """Formats whose grey pictures Pillow may give as 32-bit integers, and always from 0 to 65,535."""
+_PIXEL_BYTES = 7
+"""Memory of a pixel: four bytes in Pillow, three of the result."""
+_BAND_PIXELS = 2**20
 _WIDTH, _HEIGHT, _BITS, _SENSE, _SAMPLE_FORMAT = 256, 257, 258, 262, 339
 """Tags of TIFF 6.0."""
 
@@ -69,10 +74,14 @@ def read_image(path: Path) -> Frame:
     OpenCV.
     """
     try:
-        check_regular(path)
+        size = check_regular(path)
         with Image.open(path) as image:
             reason = _unscaled(image)
-            return FrameError(reason) if reason else np.asarray(_eight_bits(image).convert("RGB"))
+            if not reason:
+                n_bytes = image.width * image.height * _PIXEL_BYTES
+                what = f"a picture of {image.width} x {image.height} pixels"
+                MemoryBudget(path.name, size, fixed=True).check(n_bytes, what)
+            return FrameError(reason) if reason else _rgb(image)
     except (NotFoundError, FileNotFoundError):
         return FrameError("no such file")
     except UnidentifiedImageError:
@@ -105,19 +114,36 @@ def _unscaled(image: Image.Image) -> str:
     )
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return a picture upright, grey levels of more than 8 bits scaled to 0 to 255."""
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Return a picture upright, converted a band at a time: a large one is in memory once."""
+    scale = _scale_of(image)
+    upright = _upright(image)
+    width, height = upright.size
+    rgb = np.empty((height, width, 3), dtype=np.uint8)
+    step = max(1, _BAND_PIXELS // max(1, width))
+    for top in range(0, height, step):
+        band = upright.crop((0, top, width, min(top + step, height)))
+        rgb[top : top + step] = np.asarray(scale(band).convert("RGB"))
+    return rgb
+
+
+def _scale_of(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return what scales grey levels of more than 8 bits to 0 to 255, and leaves others alone."""
     if image.mode != "I" and image.mode not in _SIXTEEN_BITS:
-        return _upright(image)
+        return lambda band: band
     white = 65535
     if image.format == "TIFF":
         white = 2 ** max(1, *_tiff_tag(image, _BITS)) - 1  # 12 bits are unpacked, but not scaled
     inverted = image.format == "TIFF" and 0 in _tiff_tag(
         image, _SENSE
     )  # 0 is white, which Pillow sees to for 8 bits
-    levels = np.asarray(_upright(image)).astype(np.float64) * (255 / white)
-    levels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-    return Image.fromarray(255 - levels if inverted else levels)
+
+    def scale(band: Image.Image) -> Image.Image:
+        levels = np.asarray(band).astype(np.float64) * (255 / white)
+        levels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+        return Image.fromarray(255 - levels if inverted else levels)
+
+    return scale
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> tuple[int, ...]:

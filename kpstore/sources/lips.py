@@ -6,19 +6,21 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.budget import MemoryBudget
 from kpstore.errors import InvalidError, KpstoreError, NotFoundError, one_line
 from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.lips import CROP_SIDE, CROPS_KEY, EMBEDDING_ENDING
 from kpstore.sources.base import LEFT_OUT, Frame, FrameError, Listing
 from kpstore.sources.lip_lists import Utterances, list_folders, read_split, utterance_id
-from kpstore.sources.npz_files import NpyHeader, NpzFile
+from kpstore.sources.npz_files import BLOCK_BYTES, NpyHeader, NpzFile
 from kpstore.sources.selection import (
     MaxVideos,
     Splits,
@@ -156,8 +158,8 @@ class LipsSource:
 
         See :class:`kpstore.sources.base.Source`.
 
-        A file's checksum covers all of it, so it is read whole: if it is damaged, all of its frames
-        are.
+        A file's checksum covers all of it, so it is read twice, in blocks: if it is damaged, all of
+        its frames are.
 
         Raises
         ------
@@ -221,18 +223,10 @@ class LipsChoice:
 
 def read_utterance(path: Path, n_frames: int, skip: Collection[int] = ()) -> Iterator[Frame]:
     """Yield the crops of one file; see :meth:`LipsSource.read_frames`."""
-    crops: NDArray[np.uint8] | FrameError = LEFT_OUT
-    if len(set(skip)) < n_frames:
-        crops = _read_crops(path)
-    if not isinstance(crops, FrameError) and len(crops) != n_frames:
-        raise InvalidError(
-            f"{path}: holds {len(crops)} frames, and had {n_frames} when it was listed"
-        )
-    for number in range(n_frames):
-        if number in skip:
-            yield LEFT_OUT
-        else:
-            yield crops if isinstance(crops, FrameError) else crops[number]
+    wrong = LEFT_OUT if len(set(skip)) >= n_frames else _check_all(path, n_frames)
+    crops: Iterator[Frame] = _crops(path) if wrong is None else repeat(wrong, n_frames)
+    for number, crop in enumerate(crops):
+        yield LEFT_OUT if number in skip else crop
 
 
 def folder_utterances(root: Path, *, embeddings: bool) -> list[str]:
@@ -296,6 +290,8 @@ def _video(base: Path, utterance: str, split: str) -> VideoRecord:
     with NpzFile(path) as file:
         header = file.header(CROPS_KEY)
     _check(path, header)
+    budget = MemoryBudget.of(path, fixed=True)
+    budget.check_frames(header.n_rows, 0, f"the names of its {header.n_rows} frames")
     frames = tuple(f"{utterance}.npz#{number}" for number in range(header.n_rows))
     return VideoRecord(utterance, split, frames, width=CROP_SIDE, height=CROP_SIDE)
 
@@ -310,13 +306,23 @@ def _check(path: Path, header: NpyHeader) -> None:
         raise InvalidError(f"{path}: {CROPS_KEY!r} has no frames")
 
 
-def _read_crops(path: Path) -> NDArray[np.uint8] | FrameError:
-    """Return (T, 96, 96), or why the file cannot be read, without its path."""
+def _crops(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the crops of a file, of which only a block is in memory."""
+    with NpzFile(path) as file:
+        header = file.header(CROPS_KEY)
+        _check(path, header)
+        step = max(1, BLOCK_BYTES // header.row_bytes)
+        with file.in_order(CROPS_KEY) as rows:
+            for start in range(0, header.n_rows, step):
+                yield from rows.take(start, min(start + step, header.n_rows)).astype(np.uint8)
+
+
+def _check_all(path: Path, n_frames: int) -> FrameError | None:
+    """Read a file once to its end; return why it cannot be read, without its path."""
     try:
-        with NpzFile(path) as file:
-            header = file.header(CROPS_KEY)
-            _check(path, header)
-            with file.in_order(CROPS_KEY) as rows:
-                return rows.take(0, header.n_rows).astype(np.uint8, copy=False)
+        n_found = sum(1 for _ in _crops(path))
     except (KpstoreError, OSError) as error:
         return FrameError(one_line(str(error).replace(str(path), path.name)))
+    if n_found != n_frames:
+        raise InvalidError(f"{path}: holds {n_found} frames, and had {n_frames} when it was listed")
+    return None

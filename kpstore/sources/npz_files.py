@@ -8,7 +8,7 @@ import math
 import tempfile
 import tokenize
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import IO, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.budget import MemoryBudget
 from kpstore.errors import DAMAGE, InvalidError, KpstoreError, NotFoundError, one_line
-from kpstore.user_files import check_memory
 
 BLOCK_BYTES = 8 * 2**20
 """Decompressed bytes to hold in memory at once while an array is only passed through."""
@@ -46,10 +46,6 @@ class NpyHeader:
         """Bytes of one row in the file."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
-    def check_rows(self, n_rows: int, path: Path, name: str) -> None:
-        """Raise :class:`InvalidError` if some rows take more memory than a file may."""
-        check_memory(path, n_rows * self.row_bytes, f"{n_rows} of {self.n_rows} rows of {name!r}")
-
 
 class Rows(Protocol):
     """Rows of an array by number."""
@@ -61,6 +57,11 @@ class Rows(Protocol):
 class NpzFile:
     """An npz file, open; a context manager.
 
+    Parameters
+    ----------
+    path : the file.
+    most_bytes : memory that reading it may take; see :class:`kpstore.budget.MemoryBudget`.
+
     Raises
     ------
     NotFoundError
@@ -70,12 +71,13 @@ class NpzFile:
         meets damage.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, most_bytes: int | None = None) -> None:
+        self.path, self._most_bytes = path, most_bytes
 
     def __enter__(self) -> Self:
         if not self.path.is_file():
             raise NotFoundError(f"no npz file at {self.path}")
+        self.budget = MemoryBudget.of(self.path, self._most_bytes)
         with self.damage_named():
             self._zip = zipfile.ZipFile(self.path)
         return self
@@ -168,7 +170,7 @@ class NpzFile:
                 with self.at_random(name) as rows:
                     yield rows
             else:
-                yield _InOrder(member, header, self.path, name)
+                yield _InOrder(member, header, self._checked(name, header), self.path, name)
 
     @contextmanager
     def at_random(self, name: str) -> Iterator[Rows]:
@@ -189,7 +191,16 @@ class NpzFile:
                     return
                 order: Literal["F", "C"] = "F" if header.fortran_order else "C"
                 mapped = np.memmap(spool, header.dtype, "r", shape=header.shape, order=order)
-                yield _Spooled(mapped, header, self.path, name)
+                yield _Spooled(mapped, self._checked(name, header))
+
+    def _checked(self, name: str, header: NpyHeader) -> Callable[[int], None]:
+        """Return what raises an error if so many rows take more memory than the file may."""
+
+        def check(n_rows: int) -> None:
+            what = f"{n_rows} of {header.n_rows} rows of {name!r}"
+            self.budget.check(n_rows * header.row_bytes, what)
+
+        return check
 
     def objects(self, name: str, member: IO[bytes], header: NpyHeader) -> NDArray[np.object_]:
         """Refuse to read an array of Python objects; a subclass may know how to read some."""
@@ -207,12 +218,10 @@ class _InMemory:
 @dataclass
 class _Spooled:
     array: NDArray[np.generic]
-    header: NpyHeader
-    path: Path
-    name: str
+    check: Callable[[int], None]
 
     def take(self, start: int, stop: int) -> NDArray[np.generic]:
-        self.header.check_rows(stop - start, self.path, self.name)
+        self.check(stop - start)
         return _native(np.array(self.array[start:stop]))
 
 
@@ -220,13 +229,14 @@ class _Spooled:
 class _InOrder:
     member: IO[bytes]
     header: NpyHeader
+    check: Callable[[int], None]
     path: Path
     name: str
     position: int = 0
 
     def take(self, start: int, stop: int) -> NDArray[np.generic]:
         assert start == self.position, "rows of a compressed array come in order"
-        self.header.check_rows(stop - start, self.path, self.name)
+        self.check(stop - start)
         self.position = stop
         n_bytes = (stop - start) * self.header.row_bytes
         block = bytearray(self.member.read(n_bytes))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.budget import MemoryBudget
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
 from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
@@ -38,6 +39,8 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".ogv", ".gif"}
     | {".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"}
 )
+_PIXEL_BYTES = 5
+"""Memory of a pixel while a frame is decoded and converted to RGB."""
 SPLIT_NAMES = frozenset({"train", "training", "dev", "val", "valid", "validation", "test"})
 
 
@@ -265,6 +268,9 @@ def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer
         if not container.streams.video:
             raise InvalidError(f"{path}: holds no video stream")
         stream = container.streams.video[0]
+        what = f"a frame of {stream.width} x {stream.height} pixels"
+        budget = MemoryBudget(path, (root / path).stat().st_size, fixed=True)
+        budget.check(stream.width * stream.height * _PIXEL_BYTES, what)
         # With more threads, a damaged frame takes others with it, as many as there are threads.
         stream.thread_count = 1
         yield container, stream

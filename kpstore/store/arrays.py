@@ -281,7 +281,9 @@ class Version:
     @cached_property
     def index(self) -> VideoIndex:
         """Ids, splits and lengths of all videos, and where their frames lie."""
-        return fmt.read_index(self.session, lambda name: np.asarray(FeatureArray(self, name)))
+        return fmt.read_index(
+            self.session, self.location, lambda name: np.asarray(FeatureArray(self, name))
+        )
 
     @property
     def splits(self) -> list[str]:

@@ -95,16 +95,16 @@ def damaged(
     store = location or "STORE"
     return CorruptError(
         f"{name!r} of {store} is damaged: rows "
-        f"{found.start}:{found.stop}{_of_videos(session, found)}"
+        f"{found.start}:{found.stop}{_of_videos(session, location, found)}"
         f"{f', {found.file}' if found.file else ''}: {reason}; "
         f"'kpstore verify {store}' lists all damage, 'kpstore repair {store}' makes damaged videos "
         "pending again"
     )
 
 
-def _of_videos(session: ReadSession, found: Damage) -> str:
+def _of_videos(session: ReadSession, location: str, found: Damage) -> str:
     try:
-        index = fmt.read_index(session)
+        index = fmt.read_index(session, location)
     except KpstoreError:  # the index may be damaged too, or out of reach in a forked process
         return ""
     positions = found.positions(index)

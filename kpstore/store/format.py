@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict, cast
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import TABLE
+from kpstore.budget import MemoryBudget
 from kpstore.errors import CorruptError, InvalidError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.fields import shown
@@ -271,17 +274,44 @@ def check_feature(features: Mapping[str, StoredFeature], name: str) -> StoredFea
     return features[name]
 
 
+_INDEX = ("video_id", "split", "n_frames")
+_FRAME_BYTES = 16
+"""Memory of a frame in tables of rows."""
+
+
 def read_index(
-    session: ReadSession, read: Callable[[str], NDArray[Any]] | None = None
+    session: ReadSession, location: str, read: Callable[[str], NDArray[Any]] | None = None
 ) -> VideoIndex:
     """Return the list of videos of a version.
 
     Parameters
     ----------
+    location : of the store, which may come from anyone.
     read : returns all rows of an array; by default through the session.
+
+    Raises
+    ------
+    InvalidError
+        If the list, or one of all its frames, would take much more memory than the store has bytes.
+    CorruptError
+        If its arrays contradict each other.
     """
-    if "video_id" not in session.names():
+    names = session.names()
+    if "video_id" not in names:
         empty = np.empty(0, dtype=object)
         return VideoIndex(empty, empty, np.empty(0, dtype=np.int64))
+    metas = [session.meta(name) for name in _INDEX]
+    budget = _budget(location)
+    budget.check(sum(meta.n_rows * meta.row_bytes for meta in metas), "its list of videos")
     whole = read or (lambda name: session.read(name, 0, session.meta(name).n_rows))
-    return VideoIndex(*(whole(name) for name in ("video_id", "split", "n_frames")))
+    index = VideoIndex(*(whole(name) for name in _INDEX))
+    # Counted as floats, as a stranger's numbers may add up to more than 64 bits.
+    n_frames, what = index.n_frames.sum(dtype=np.float64), "its list of frames"
+    budget.check(int(n_frames) * _FRAME_BYTES, what)
+    return index
+
+
+def _budget(location: str) -> MemoryBudget:
+    """Return the memory that reading a store may take; what is in memory already is no risk."""
+    there = Path(location).exists()
+    return MemoryBudget.of(Path(location), None if there else sys.maxsize, fixed=True)

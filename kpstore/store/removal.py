@@ -300,7 +300,9 @@ class _Versions:
         for version in self.commits:
             session = self.backend.session(version)
             if kind == "video":
-                known.update(dict.fromkeys(fmt.read_index(session).ids.tolist()))
+                known.update(
+                    dict.fromkeys(fmt.read_index(session, self.backend.location).ids.tolist())
+                )
             else:
                 known.update(dict.fromkeys(_about(session, self.backend)["features"]))
         hint = nearest(name, known) or f"there are {len(known)} {kind}s"
@@ -328,7 +330,11 @@ def _not_in_newest(
             f"{kind} {name!r} was removed from {backend.location} on {known[name].time:%Y-%m-%d} "
             "already, so nothing was removed; --everywhere removes it from earlier versions too"
         )
-    names = fmt.read_index(session).ids.tolist() if kind == "video" else about["features"]
+    names = (
+        fmt.read_index(session, backend.location).ids.tolist()
+        if kind == "video"
+        else about["features"]
+    )
     hint = nearest(name, names) or f"there are {len(names)} {kind}s"
     return NotFoundError(
         f"{kind} {name!r} not found in {backend.location}, so nothing was removed; {hint}"

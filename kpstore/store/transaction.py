@@ -80,7 +80,7 @@ class Transaction:
     def read_index(self) -> VideoIndex:
         """Return the video index, including videos added here."""
         if self._index is None:
-            self._index = fmt.read_index(self._session)
+            self._index = fmt.read_index(self._session, self._backend.location)
         return self._index
 
     # -- videos ------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Asked:
         }
         if not self.videos:
             return Removals({}, features)
-        index = fmt.read_index(session)
+        index = fmt.read_index(session, location)
         return Removals(
             {
                 video: Removed(int(index.n_frames[index.position(video)]), time)

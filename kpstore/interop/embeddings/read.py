@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
+from kpstore.interop.base import (
+    FileImporter,
+    ImportedFeature,
+    ImportedVideo,
+    NotedDocument,
+    imported,
+)
 from kpstore.interop.files import check_there
 from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows
@@ -28,7 +35,7 @@ Layout = Literal["channels_first", "time_first"]
 
 
 @dataclass(frozen=True)
-class EmbeddingsImport(Options):
+class EmbeddingsImport(FileImporter):
     """Reads the ``xxx_embedding.npz`` files of a folder and its subfolders, and ``xxx.npz``.
 
     Each utterance is a video: its id is its path in the folder without the suffix, its frames are
@@ -76,7 +83,7 @@ class EmbeddingsImport(Options):
                 f"no *{EMBEDDING_ENDING} in {path} for any of {len(utterances)} utterances; "
                 "precompute the embeddings first"
             )
-        document = EmbeddingsDocument(path, utterances, self.layout)
+        document = EmbeddingsDocument(self, path, utterances)
         document.count("utterances are listed in two splits; each is stored in the first", n_twice)
         return document
 
@@ -84,11 +91,14 @@ class EmbeddingsImport(Options):
 class EmbeddingsDocument(NotedDocument):
     """Utterances of a folder; see :class:`kpstore.interop.base.Document`."""
 
-    def __init__(self, root: Path, utterances: Mapping[str, str], layout: Layout | None) -> None:
+    def __init__(
+        self, options: EmbeddingsImport, root: Path, utterances: Mapping[str, str]
+    ) -> None:
         super().__init__()
-        self._root, self._utterances, self._given = root, utterances, layout
+        self._root, self._utterances, self._given = root, utterances, options.layout
+        self._most_bytes = options.most_bytes
         self.name = root.resolve().name
-        document = {"layout": layout or self._first_layout()}
+        document = {"layout": options.layout or self._first_layout()}
         self.features = (ImportedFeature(SPEC, imported("embeddings", document)),)
 
     def _read(self) -> Iterator[ImportedVideo]:
@@ -115,7 +125,7 @@ class EmbeddingsDocument(NotedDocument):
         """Return the layout of the first file that can be read."""
         for utterance in self._utterances:
             try:
-                with NpzFile(self._path(utterance, EMBEDDING_ENDING)) as file:
+                with NpzFile(self._path(utterance, EMBEDDING_ENDING), self._most_bytes) as file:
                     return _layout_of(file.header(KEY).shape, None, file.path)
             except (NotFoundError, InvalidError):
                 continue  # it is noted when all files are read
@@ -150,11 +160,13 @@ class EmbeddingsDocument(NotedDocument):
 
     def _values(self, path: Path) -> NDArray[np.float32]:
         """Return the embedding in a file, (T, 512) float32."""
-        with NpzFile(path) as file:
+        with NpzFile(path, self._most_bytes) as file:
             header = file.header(KEY)
             if header.dtype.kind != "f":
                 raise InvalidError(f"{path}: {KEY!r} is {header.dtype}; floats are needed")
             layout = _layout_of(header.shape, self._given, path)
+            n_frames = math.prod(header.shape) // LIP_LENGTH
+            file.budget.check_frames(n_frames, SPEC.row_bytes, f"its {n_frames} frames")
             with file.in_order(KEY) as rows:
                 values = rows.take(0, header.n_rows)
         values = values[0] if values.ndim == 3 else values
@@ -173,8 +185,10 @@ class EmbeddingsDocument(NotedDocument):
         if not path.is_file():
             return None
         try:
-            with NpzFile(path) as file:
-                return file.header(CROPS_KEY).n_rows
+            with NpzFile(path, self._most_bytes) as file:
+                n_frames = file.header(CROPS_KEY).n_rows
+                file.budget.check_frames(n_frames, SPEC.row_bytes, f"its {n_frames} frames")
+                return n_frames
         except InvalidError:
             self.count(f"crops cannot be read, such as {path.name}")
             return None

@@ -12,23 +12,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.hdf5_items import datasets_of
 from kpstore.errors import InvalidError
 from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, imported, rows_spec
-from kpstore.interop.hdf5.layout import (
-    BLOCK_BYTES,
-    dataset_of,
-    only_dataset,
-    opened,
-    own_item,
-    texts_of,
-)
+from kpstore.interop.hdf5.layout import BLOCK_BYTES, OpenFile, opened
 from kpstore.interop.inputs import detect_parts, runs
 from kpstore.schema.face_lists import load_face_list
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PARTS, keypoints_spec
-from kpstore.user_files import check_memory
 
 if TYPE_CHECKING:
     from kpstore.interop.hdf5.read import Hdf5Import
@@ -37,11 +28,11 @@ if TYPE_CHECKING:
 class ForeignDocument(NotedDocument):
     """One dataset of an HDF5 file; see :class:`kpstore.interop.base.Document`."""
 
-    def __init__(self, options: Hdf5Import, path: Path, file: h5py.File) -> None:
+    def __init__(self, options: Hdf5Import, path: Path, file: OpenFile) -> None:
         super().__init__()
         self._options, self._path = options, path
-        self._dataset = options.dataset or only_dataset(path, file)
-        dataset = dataset_of(file, path, self._dataset)
+        self._dataset = options.dataset or file.only_dataset()
+        dataset = file.dataset(self._dataset)
         self.name = path.stem
         if dataset.ndim < 1 or dataset.dtype.kind not in "fiub":
             raise InvalidError(
@@ -74,34 +65,34 @@ class ForeignDocument(NotedDocument):
         own = re.sub(r"[^a-z0-9_]+", "_", dataset.name.rpartition("/")[2].lower()).strip("_")
         return rows_spec(given or own, shape, dataset.dtype.newbyteorder("=").name)
 
-    def _column(self, file: h5py.File, names: Sequence[str]) -> list[str] | None:
+    def _column(self, file: OpenFile, names: Sequence[str]) -> list[str] | None:
         folder = self._dataset.rpartition("/")[0]
         for name in (f"{at}/{name}".lstrip("/") for at in (folder, "") for name in names):
-            if isinstance(own_item(file, name), h5py.Dataset):
-                texts = texts_of(dataset_of(file, self._path, name), self._path)
-                if len(texts) != self._n_rows:
+            if file.has(name):
+                found = file.dataset(name)
+                if found.ndim == 1 and len(found) != self._n_rows:
                     raise InvalidError(
-                        f"{self._path}: {name} has {len(texts)} texts for {self._n_rows} rows of "
+                        f"{self._path}: {name} has {len(found)} texts for {self._n_rows} rows of "
                         f"{self._dataset}"
                     )
+                texts = file.texts(name)
                 if any("\\" in text for text in texts):
                     self.note(f"backslashes in {name} became forward slashes")
                 return [text.replace("\\", "/") for text in texts]
         return None
 
-    def _note_others(self, file: h5py.File) -> None:
+    def _note_others(self, file: OpenFile) -> None:
         known = {"image_paths", "video_ids", "image_path", "video_id"}
-        names = [n for n, _ in sorted(datasets_of(file)) if n.rpartition("/")[2] not in known]
+        names = [n for n in file.names() if n.rpartition("/")[2] not in known]
         others = ", ".join(n for n in names if n != self._dataset)
         if others:
             self.note(f"datasets {others}: import each with --dataset NAME")
 
     def _read(self) -> Iterator[ImportedVideo]:
         self._rounded = 0
-        with opened(self._path) as file:
-            dataset = dataset_of(file, self._path, self._dataset)
+        with opened(self._path, self._options.most_bytes) as file:
             for video_id, rows in self._runs():
-                values = self._rows(dataset, rows)
+                values = self._rows(file, rows)
                 numbered = (f"{video_id}#{n}" for n in range(len(values)))
                 paths = tuple(self._paths[rows] if self._paths else numbered)
                 record = VideoRecord(video_id, self._options.split, paths)
@@ -128,16 +119,18 @@ class ForeignDocument(NotedDocument):
                 )
             yield owner, rows
 
-    def _rows(self, dataset: h5py.Dataset, rows: slice) -> FeatureRows:
+    def _rows(self, file: OpenFile, rows: slice) -> FeatureRows:
         """Read one video in blocks: without ids the whole file is one, which memory holds once."""
-        n_bytes = (rows.stop - rows.start) * self._spec.row_bytes
-        check_memory(self._path, n_bytes, f"rows {rows.start}:{rows.stop} of {self._dataset}")
+        dataset = file.dataset(self._dataset)
+        what = f"rows {rows.start}:{rows.stop} of {self._dataset}"
+        file.budget.check_frames(rows.stop - rows.start, self._spec.row_bytes, what)
         values = np.empty((rows.stop - rows.start, *self._spec.shape), dtype=self._spec.dtype)
         detected = np.ones((len(values), len(PARTS)), dtype=bool)
         size = max(1, BLOCK_BYTES // max(1, math.prod(dataset.shape[1:]) * dataset.dtype.itemsize))
         for start in range(0, len(values), size):
             block, first = values[start : start + size], rows.start + start
-            self._fill(block, dataset[first : first + len(block)], first)
+            found = file.rows(self._dataset, slice(first, first + len(block)), what)
+            self._fill(block, found, first)
             if self._is_keypoints:
                 zeros = self._options.missing == "zeros"
                 detected[start : start + size] = detect_parts(block, zeros=zeros)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
+from numpy.typing import NDArray
 
-from kpstore.backends.hdf5_items import datasets_of, item_of
+from kpstore.backends.hdf5_items import bytes_of, datasets_of, item_of, read_numbers
+from kpstore.backends.hdf5_text import is_text, read_texts
+from kpstore.budget import MemoryBudget
 from kpstore.errors import DAMAGE, InvalidError
 from kpstore.interop.files import damage_named
-from kpstore.user_files import check_memory
 
 MARK = "kpstore_export"
 """Root attribute of exported files; its value, 1, is the version of their layout."""
@@ -33,6 +37,7 @@ _TEXT_ROWS = 4096
 """Texts to read together."""
 _TEXT_BYTES = 64
 """Memory of a text without its characters."""
+_MOST_SHOWN = 20
 UNREADABLE = (OSError, *DAMAGE)
 
 
@@ -51,61 +56,116 @@ def recognises(path: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """Open a file; errors of h5py become an :class:`InvalidError` of one line."""
+def opened(path: Path, most_bytes: int | None) -> Iterator[OpenFile]:
+    """Open a file; errors of h5py become an :class:`InvalidError` of one line.
+
+    Parameters
+    ----------
+    most_bytes : memory that reading it may take; see :class:`kpstore.budget.MemoryBudget`.
+    """
     with (
         damage_named(f"{path}: it is no HDF5 file, or a damaged one", UNREADABLE),
         h5py.File(path, "r") as file,
     ):
-        yield file
+        yield OpenFile(file, path, MemoryBudget.of(path, most_bytes))
 
 
-def dataset_of(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
-    """Return a dataset, whose values must all be in this file; links are not followed."""
-    found = own_item(file, name)
-    if not isinstance(found, h5py.Dataset):
-        there = ", ".join(sorted(name for name, _ in datasets_of(file))) or "none"
-        raise InvalidError(f"{path} has no dataset {name!r}; it has {there}")
-    return found
+@dataclass(frozen=True)
+class OpenFile:
+    """An open file, of which nothing is read that its budget does not allow.
+
+    Links are not followed.
+    """
+
+    file: h5py.File
+    path: Path
+    budget: MemoryBudget
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a dataset of this name."""
+        try:
+            return isinstance(item_of(self.file, name), h5py.Dataset)
+        except KeyError:
+            return False
+
+    def dataset(self, name: str) -> h5py.Dataset:
+        """Return a dataset, whose values must all be in this file, to look at what it is."""
+        if not self.has(name):
+            raise InvalidError(
+                f"{self.path} has no dataset {name!r}; it has {_listed(self.names())}"
+            )
+        return item_of(self.file, name)
+
+    def names(self) -> list[str]:
+        """Return the names of all datasets, sorted, not counting links."""
+        return sorted(name for name, _ in datasets_of(self.file))
+
+    def attr(self, name: str) -> object:
+        """Return a number that is an attribute of the file; None if it is anything else."""
+        about = self.file.attrs.get_id(name)
+        return self.file.attrs[name] if about.shape == () and about.dtype.kind in "iuf" else None
+
+    def rows(self, name: str, rows: slice, what: str) -> NDArray[Any]:
+        """Return rows of a dataset of numbers; ``what`` says in an error what they are."""
+        dataset = self.dataset(name)
+        start, stop, _ = rows.indices(len(dataset))
+        self.budget.check(bytes_of(dataset, stop - start), what)
+        return read_numbers(dataset, start, stop, self.budget.left)
+
+    def text(self, name: str) -> str:
+        """Return the text that is all of a dataset."""
+        dataset = self.dataset(name)
+        if dataset.shape != () or not is_text(dataset):
+            raise InvalidError(f"{self.path}: {name} is {_kind(dataset)}, not one text")
+        return str(read_texts(dataset, 0, 1, lambda n: self.budget.check(n, repr(name)))[0])
+
+    def texts(self, name: str, rows: slice = slice(None), *, held: bool = True) -> list[str]:
+        """Return the texts of a dataset; :class:`InvalidError` if it holds anything else.
+
+        Parameters
+        ----------
+        held : whether they are kept for as long as the file is open.
+        """
+        dataset = self.dataset(name)
+        kind = h5py.check_string_dtype(dataset.dtype)
+        if kind is None or dataset.ndim != 1:
+            raise InvalidError(f"{self.path}: {name} is {_kind(dataset)}, not a text for each row")
+        first, stop, _ = rows.indices(len(dataset))
+        what, allow = f"the texts of {name}", self.budget.hold if held else self.budget.check
+        allow((stop - first) * _TEXT_BYTES, what)
+        texts: list[str] = []
+        for start in range(first, stop, _TEXT_ROWS):
+            end = min(start + _TEXT_ROWS, stop)
+            if kind.length is None:
+                block = read_texts(dataset, start, end, lambda n: allow(n, what)).tolist()
+            else:
+                allow(bytes_of(dataset, end - start), what)
+                found = read_numbers(dataset, start, end, self.budget.left)
+                block = [text.decode("utf-8") for text in found.tolist()]
+            texts += block
+        return texts
+
+    def only_dataset(self) -> str:
+        """Return the name of the only dataset with rows of numbers; of several, ``keypoints``."""
+        every = {name: (d.dtype, d.shape) for name, d in datasets_of(self.file)}
+        found = [n for n, (t, shape) in every.items() if shape[1:] and shape[0] and t.kind in "fiu"]
+        if "keypoints" in found:
+            return "keypoints"
+        if len(found) != 1:
+            listed = _listed(
+                [f"{n} {dtype} {shape}" for n, (dtype, shape) in sorted(every.items())]
+            )
+            raise InvalidError(
+                f"{self.path}: choose the dataset with rows of frames by --dataset NAME; its "
+                f"datasets are (not counting links): {listed}"
+            )
+        return found[0]
 
 
-def own_item(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset | None:
-    """Return an item by name, without following links; None if it does not exist."""
-    try:
-        return item_of(file, name)
-    except KeyError:
-        return None
+def _kind(dataset: h5py.Dataset) -> str:
+    return f"{dataset.dtype} {dataset.shape}"
 
 
-def texts_of(dataset: h5py.Dataset, path: Path, rows: slice = slice(None)) -> list[str]:
-    """Return the texts of a dataset; :class:`InvalidError` if it holds anything else."""
-    kind = h5py.check_string_dtype(dataset.dtype)
-    if kind is None or dataset.ndim != 1:
-        raise InvalidError(
-            f"{path}: {dataset.name} is {dataset.dtype} {dataset.shape}, not a text for each row"
-        )
-    texts: list[str] = []
-    first, stop, _ = rows.indices(len(dataset))
-    n_bytes = (stop - first) * _TEXT_BYTES
-    for start in range(first, stop, _TEXT_ROWS):
-        # Rows may share one long text in the file; in memory each has its own.
-        check_memory(path, n_bytes, f"the texts of {dataset.name}")
-        block = dataset.asstr("utf-8")[start : min(start + _TEXT_ROWS, stop)].tolist()
-        n_bytes += sum(map(len, block))
-        texts += block
-    return texts
-
-
-def only_dataset(path: Path, file: h5py.File) -> str:
-    """Return the name of the only dataset with rows of numbers; of several, ``keypoints``."""
-    every = dict(datasets_of(file))
-    found = [n for n, d in every.items() if d.ndim >= 2 and len(d) and d.dtype.kind in "fiu"]
-    if "keypoints" in found:
-        return "keypoints"
-    if len(found) != 1:
-        listed = ", ".join(f"{n} {d.dtype} {d.shape}" for n, d in sorted(every.items()))
-        raise InvalidError(
-            f"{path}: choose the dataset with rows of frames by --dataset NAME; its datasets "
-            f"are (not counting links): {listed or 'none'}"
-        )
-    return found[0]
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    return (", ".join(names[:_MOST_SHOWN]) or "none") + more

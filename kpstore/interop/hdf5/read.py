@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.interop.base import Document, ImportedFeature, ImportedVideo, Options
+from kpstore.interop.base import Document, FileImporter, ImportedFeature, ImportedVideo
 from kpstore.interop.files import check_there, is_store
 from kpstore.interop.hdf5.foreign import ForeignDocument
-from kpstore.interop.hdf5.layout import (
-    ABOUT,
-    MARK,
-    UNREADABLE,
-    dataset_of,
-    opened,
-    own_item,
-    texts_of,
-)
+from kpstore.interop.hdf5.layout import ABOUT, MARK, UNREADABLE, OpenFile, opened
 from kpstore.options import Option
 from kpstore.schema.failures import FORM, Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.video_fields import known_fps
 from kpstore.store import format as fmt
-from kpstore.user_files import check_memory
+from kpstore.user_files import parse_json
 
 Missing = Literal["zeros", "nan"]
 
 
 @dataclass(frozen=True)
-class Hdf5Import(Options):
+class Hdf5Import(FileImporter):
     """Reads a file that kpstore exported, or one dataset of another file, with a row per frame.
 
     In other files, ``image_paths`` and ``video_ids`` (one text per row) are read if they exist,
@@ -71,15 +61,15 @@ class Hdf5Import(Options):
         if path.is_dir():
             _refuse_store(path)
         check_there(path, "HDF5 file")
-        with opened(path) as file:
+        with opened(path, self.most_bytes) as file:
             _refuse_store(path)  # not before: a damaged file is reported as such
-            if MARK not in file.attrs:
+            if MARK not in file.file.attrs:
                 return ForeignDocument(self, path, file)
-            if self != Hdf5Import():
+            if self != Hdf5Import(max_memory=self.max_memory):
                 raise InvalidError(
                     f"{path} was written by kpstore export and describes itself; leave out options"
                 )
-            return ExportedDocument(path, file)
+            return ExportedDocument(path, file, self.most_bytes)
 
 
 def _refuse_store(path: Path) -> None:
@@ -92,21 +82,22 @@ class ExportedDocument:
 
     notes: Sequence[str] = ()
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        self._path = path
-        if file.attrs[MARK] != 1:
+    def __init__(self, path: Path, file: OpenFile, most_bytes: int | None) -> None:
+        self._path, self._most_bytes = path, most_bytes
+        version = file.attr(MARK)
+        if version != 1:
             raise InvalidError(
-                f"{path} has version {file.attrs[MARK]!r} of the layout, this kpstore reads 1"
+                f"{path} has version {version!r} of the layout, this kpstore reads 1"
             )
-        self.name, self._annotations, self.features = _about(dataset_of(file, path, ABOUT), path)
+        self.name, self._annotations, self.features = _about(file)
         self._specs = {feature.spec.name: feature.spec for feature in self.features}
-        self._lengths = _lengths(file, path)
+        self._lengths = _lengths(file)
         self.n_frames = int(self._lengths.sum())
         self._check(file)
 
-    def _check(self, file: h5py.File) -> None:
+    def _check(self, file: OpenFile) -> None:
         n_videos = len(self._lengths)
-        if not n_videos and own_item(file, "video_id") is None:
+        if not n_videos and not file.has("video_id"):
             return
         shapes: dict[str, tuple[int, ...]] = {
             **dict.fromkeys((*fmt.VIDEO_ARRAYS, *self._annotations), (n_videos,)),
@@ -116,7 +107,7 @@ class ExportedDocument:
             metas = fmt.feature_metas(spec, n_videos=n_videos, n_frames=self.n_frames)
             shapes |= {name: meta.shape for name, meta in metas.items()}
         for name, shape in shapes.items():
-            found = dataset_of(file, self._path, name).shape
+            found = file.dataset(name).shape
             if found != shape:
                 raise InvalidError(
                     f"{self._path}: {name} is {found}, but n_frames and the features make it "
@@ -127,22 +118,23 @@ class ExportedDocument:
         """Read the videos one by one."""
         if not len(self._lengths):
             return
-        with opened(self._path) as file:
+        with opened(self._path, self._most_bytes) as file:
             named = ("video_id", "split", *self._annotations)
-            columns = {name: texts_of(self._of(file, name), self._path) for name in named}
-            numbers = {name: self._column(file, name) for name in ("fps", "width", "height")}
-            states = {name: self._column(file, fmt.state_name(name)) for name in self._specs}
+            columns = {name: file.texts(name) for name in named}
+            numbers = {name: _column(file, name) for name in ("fps", "width", "height")}
+            states = {name: _column(file, fmt.state_name(name)) for name in self._specs}
             self._check_states(states)
-            failures = {
-                n: texts_of(self._of(file, fmt.failure_name(n)), self._path) for n in self._specs
-            }
+            failures = {name: file.texts(fmt.failure_name(name)) for name in self._specs}
             stops = np.cumsum(self._lengths).tolist()
+            row_bytes = sum(spec.row_bytes for spec in self._specs.values())
             for position, (length, stop) in enumerate(zip(self._lengths, stops, strict=True)):
                 rows = slice(stop - int(length), stop)
+                what = f"the {length} frames of {columns['video_id'][position]!r}"
+                file.budget.check_frames(int(length), row_bytes, what)
                 record = VideoRecord(
                     columns["video_id"][position],
                     columns["split"][position],
-                    tuple(texts_of(self._of(file, fmt.IMAGE_PATH), self._path, rows)),
+                    tuple(file.texts(fmt.IMAGE_PATH, rows, held=False)),
                     known_fps(numbers["fps"][position]),
                     int(numbers["width"][position]),
                     int(numbers["height"][position]),
@@ -155,9 +147,6 @@ class ExportedDocument:
                 }
                 yield self._video(file, record, position, rows, held)
 
-    def _of(self, file: h5py.File, name: str) -> h5py.Dataset:
-        return dataset_of(file, self._path, name)
-
     def _check_states(self, states: Mapping[str, NDArray[np.generic]]) -> None:
         for name, values in states.items():
             odd = np.flatnonzero(~np.isin(values, [int(state) for state in State]))
@@ -167,15 +156,9 @@ class ExportedDocument:
                     f"states are {', '.join(f'{int(s)} ({s.name.lower()})' for s in State)}"
                 )
 
-    def _column(self, file: h5py.File, name: str) -> NDArray[np.generic]:
-        """Return an array with one number for each video."""
-        column = self._of(file, name)
-        check_memory(self._path, column.nbytes, repr(name))
-        return np.asarray(column[()])
-
     def _video(
         self,
-        file: h5py.File,
+        file: OpenFile,
         record: VideoRecord,
         position: int,
         rows: slice,
@@ -183,7 +166,7 @@ class ExportedDocument:
     ) -> ImportedVideo:
         """Return a video with the features in ``texts``, which are the failures of each."""
         blocks, failed_frames, failed = {}, {}, {}
-        n_bytes = 0
+        what = f"the features of video {record.id!r}"
         for name, text in texts.items():
             spec = self._specs[name]
             place = f"{self._path}: {fmt.failure_name(name)}[{position}]"
@@ -192,19 +175,17 @@ class ExportedDocument:
             if failures.video is not None:
                 failed[name] = failures.video
             where = rows if spec.axis == "frame" else slice(position, position + 1)
-            n_bytes += (where.stop - where.start) * spec.row_bytes
-            check_memory(self._path, n_bytes, f"the features of video {record.id!r}")
             companions = {
-                c.name: self._of(file, f"{name}_{c.name}")[where] for c in spec.companions
+                c.name: file.rows(f"{name}_{c.name}", where, what) for c in spec.companions
             }
-            blocks[name] = FeatureRows(self._of(file, name)[where], companions)
+            blocks[name] = FeatureRows(file.rows(name, where, what), companions)
         return ImportedVideo(record, blocks, failed_frames, failed)
 
 
-def _about(dataset: h5py.Dataset, path: Path) -> tuple[str, list[str], list[ImportedFeature]]:
+def _about(file: OpenFile) -> tuple[str, list[str], list[ImportedFeature]]:
     """Return the name, the annotations and the features that an export says it holds."""
     try:
-        about = json.loads(dataset.asstr()[()])
+        about: Any = parse_json(file.text(ABOUT), ABOUT)
         features = [
             ImportedFeature(FeatureSpec.from_json(feature["spec"]), feature["provenance"])
             for feature in about["features"].values()
@@ -213,28 +194,35 @@ def _about(dataset: h5py.Dataset, path: Path) -> tuple[str, list[str], list[Impo
     except UNREADABLE as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InvalidError(
-            f"{path}: {ABOUT} does not say what the file holds ({reason}); export it again"
+            f"{file.path}: {ABOUT} does not say what the file holds ({reason}); export it again"
         ) from None
 
 
-def _lengths(file: h5py.File, path: Path) -> NDArray[np.int64]:
+def _lengths(file: OpenFile) -> NDArray[np.int64]:
     """Return the number of frames of each video, (videos,) int64."""
-    if own_item(file, "n_frames") is None:
+    if not file.has("n_frames"):
         return np.zeros(0, dtype=np.int64)
-    dataset = dataset_of(file, path, "n_frames")
-    if dataset.ndim != 1 or dataset.dtype.kind not in "iu":
-        raise InvalidError(
-            f"{path}: n_frames is {dataset.dtype} {dataset.shape}, not a count for each video"
-        )
-    check_memory(path, dataset.nbytes, "'n_frames'")
-    lengths = np.asarray(dataset[()], dtype=np.int64)
+    found = _column(file, "n_frames")
+    if found.dtype.kind not in "iu":
+        raise InvalidError(f"{file.path}: n_frames is {found.dtype}, not a count for each video")
+    lengths = found.astype(np.int64)
     odd = np.flatnonzero(lengths < 0)
     if len(odd):
         raise InvalidError(
-            f"{path}: n_frames[{odd[0]}] is {lengths[odd[0]]}; a video cannot have fewer than 0 "
-            "frames"
+            f"{file.path}: n_frames[{odd[0]}] is {lengths[odd[0]]}; a video cannot have fewer than "
+            "0 frames"
         )
     return lengths
+
+
+def _column(file: OpenFile, name: str) -> NDArray[Any]:
+    """Return an array with one number for each video."""
+    dataset = file.dataset(name)
+    if dataset.ndim != 1 or dataset.dtype.kind not in "fiub":
+        raise InvalidError(
+            f"{file.path}: {name} is {dataset.dtype} {dataset.shape}, not a number for each video"
+        )
+    return file.rows(name, slice(None), repr(name))
 
 
 def _failures(text: str, n_frames: int, place: str) -> Failures:

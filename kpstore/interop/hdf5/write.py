@@ -70,7 +70,10 @@ class _Hdf5Writer:
         names = store.features if options.features is None else dict.fromkeys(options.features)
         self._features = {name: fmt.check_feature(store.features, name) for name in names}
         videos = store.index.select(split=options.splits)
-        self.rows = {"video": videos, "frame": store.index.rows_of(videos)}
+        self.rows: dict[str, NDArray[np.int64] | range] = {
+            "video": videos,
+            "frame": store.index.rows_of(videos),
+        }
         self._compression = None if options.compression == "none" else options.compression
         if ABOUT in store.session.names():
             raise InvalidError(
@@ -118,7 +121,7 @@ class _Hdf5Writer:
         return {name: session.meta(name) for name in dict.fromkeys(wanted) if name in there}
 
     def _create(self, file: h5py.File, name: str, meta: ArrayMeta) -> None:
-        rows = self.rows.get(meta.dims[0], np.arange(meta.n_rows))
+        rows = self.rows.get(meta.dims[0], range(meta.n_rows))
         text = meta.dtype == TEXT
         row_bytes = _TEXT_ROW_BYTES if text else meta.row_bytes
         chunk = max(1, min(_CHUNK_BYTES // row_bytes, len(rows)))
@@ -138,7 +141,7 @@ class _Hdf5Writer:
         block = max(chunk, BLOCK_BYTES // row_bytes // chunk * chunk)
         for start in range(0, len(rows), block):
             taken = rows[start : start + block]
-            values = self._store.read(name, taken)
+            values = self._store.read(name, np.asarray(taken, dtype=np.int64))
             if text:
                 _check_text(name, values)
             check_room(self._path, sum(map(len, values.tolist())) * 4 if text else values.nbytes)

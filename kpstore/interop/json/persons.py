@@ -13,12 +13,15 @@ import ijson  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.budget import VALUE_BYTES, MemoryBudget
 from kpstore.errors import InvalidError
 from kpstore.schema.face_features import FACE_FIELDS, FACE_PATH, FRAME_FIELDS, Field
 
 Event = tuple[str, object]
 """Kind and value of what the parser found."""
 _MAX_DEPTH = 20
+_NUMBER_BYTES = 32
+"""Memory of a number in a list."""
 _STORED = frozenset({"image_path", *(known.name for known in FRAME_FIELDS)})
 """Keys of a frame whose values are stored by themselves."""
 
@@ -77,14 +80,18 @@ class PersonReader:
     With ``exact``, integers may have any number of digits, and reading takes longer.
     """
 
-    def __init__(self, file: Readable, path: str, *, exact: bool) -> None:
+    def __init__(self, file: Readable, path: str, budget: MemoryBudget, *, exact: bool) -> None:
         self._place = self._path = path
-        self._exact = exact
+        self._exact, self._budget = exact, budget
+        self._taken = 0
+        """Memory of the person so far."""
         self._events = self._checked(ijson.basic_parse(file, use_float=not exact))
 
     def _checked(self, events: Iterator[Event]) -> Iterator[Event]:
         try:
-            yield from self._with_floats(events) if self._exact else events
+            for event in self._with_floats(events) if self._exact else events:
+                self._count(*event)
+                yield event
         except InvalidError:
             raise
         except (ijson.JSONError, UnicodeDecodeError, ValueError) as error:
@@ -96,6 +103,13 @@ class PersonReader:
                     f"{self._place}: a number is larger than a float can be: {told}"
                 ) from None
             raise InvalidError(f"{self._place}: not JSON from here on: {told}") from None
+
+    def _count(self, kind: str, value: object) -> None:
+        """Count the memory of a value; :class:`InvalidError` if a person takes too much."""
+        self._taken += _NUMBER_BYTES if kind == "number" else VALUE_BYTES
+        self._taken += len(value) if isinstance(value, str) else 0
+        if self._taken > self._budget.left:
+            self._budget.check(self._taken, self._place.removeprefix(f"{self._path}: "))
 
     def _with_floats(self, events: Iterator[Event]) -> Iterator[Event]:
         for kind, value in events:
@@ -123,6 +137,7 @@ class PersonReader:
                         f"{self._place} {'is in the file twice' if name else 'has no name'}"
                     )
                 seen.add(name)
+                self._taken = 0
                 yield self._person(name)
                 self._place = f"{self._path}: after person {name!r}"
 
@@ -149,6 +164,7 @@ class PersonReader:
                 break
             self._place = f"{place}, frame {number}"
             self._need(kind == "start_map", "it", _kind(kind, value), "a record, {…}")
+            before = self._taken
             record = self._record()
             person.paths.append(self._text(record, "image_path"))
             for known in FRAME_FIELDS:
@@ -156,6 +172,11 @@ class PersonReader:
                 person.values[known.name].append(self._array(known, record) if there else None)
             if rest := {key: value for key, value in record.items() if key not in _STORED}:
                 person.rest[number] = rest
+            else:  # lists of numbers became arrays
+                arrays = [values[-1] for values in person.values.values()]
+                sizes = [0 if array is None else array.nbytes for array in arrays]
+                n_texts = len(person.paths[-1])
+                self._taken = before + sum(sizes) + n_texts + VALUE_BYTES * 2 * len(arrays)
         self._place = place
 
     def _check(self, person: Person) -> None:

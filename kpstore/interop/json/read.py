@@ -13,8 +13,15 @@ from typing import IO, Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.budget import MemoryBudget
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
+from kpstore.interop.base import (
+    FileImporter,
+    ImportedFeature,
+    ImportedVideo,
+    NotedDocument,
+    imported,
+)
 from kpstore.interop.files import check_there
 from kpstore.interop.json.persons import Person, PersonReader, WideIntegerError
 from kpstore.options import Option
@@ -40,7 +47,7 @@ _KEPT = frozenset(
 
 
 @dataclass(frozen=True)
-class FaceJsonImport(Options):
+class FaceJsonImport(FileImporter):
     """Reads JSON of face features: each person is a video, whose frames are ``video_data``.
 
     The frontal face becomes features of videos, ``face_<model>``, ``face_landmarks_2d``, …; frames
@@ -230,7 +237,9 @@ class FaceDocument(NotedDocument):
             if file.read(3) != b"\xef\xbb\xbf":
                 file.seek(0)
             checked = _CheckedFile(file, str(self._path))
-            yield from PersonReader(checked, str(self._path), exact=self._exact).persons()
+            budget = MemoryBudget.of(self._path, self._options.most_bytes)
+            reader = PersonReader(checked, str(self._path), budget, exact=self._exact)
+            yield from reader.persons()
 
 
 class _CheckedFile:

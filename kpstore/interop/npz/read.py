@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
+from kpstore.interop.base import (
+    FileImporter,
+    ImportedFeature,
+    ImportedVideo,
+    NotedDocument,
+    imported,
+)
 from kpstore.interop.files import damage_named, without_hidden
 from kpstore.interop.inputs import detect_parts, runs
 from kpstore.interop.npz.layout import IDS, KEYPOINTS, PATHS, stats_name
@@ -22,14 +28,12 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, N_POINTS, PART_SLICES, PARTS, keypoints_spec
 from kpstore.sources.npz_files import BLOCK_BYTES, NpyHeader, NpzFile
-from kpstore.user_files import SPARE_BYTES, check_memory, read_json
+from kpstore.user_files import read_json
 
 Zeros = Literal["missing", "values"]
 
 _RUN_BYTES = 150
-"""Memory of a run of rows of one video at most."""
-_RUNS_LOOKED_AT = 65_536
-"""Runs after which their memory is compared with the file."""
+"""Memory of a run of rows of one video, without the characters of its id."""
 
 
 class NpzTable(NpzFile):
@@ -37,9 +41,8 @@ class NpzTable(NpzFile):
 
     def objects(self, name: str, member: IO[bytes], header: NpyHeader) -> NDArray[np.object_]:
         """Return an array of Python objects, all of them text, without running any pickled code."""
-        most_bytes = 10 * self.path.stat().st_size + SPARE_BYTES
         what = f"{self.path}: {name!r}, which holds Python objects,"
-        texts = loads_pickle(member.read(most_bytes), what, most_bytes)
+        texts = loads_pickle(member.read(self.budget.left), what, self.budget)
         if (
             not isinstance(texts, np.ndarray)
             or texts.shape != header.shape
@@ -83,7 +86,7 @@ class NpzTable(NpzFile):
 
 
 @dataclass(frozen=True)
-class NpzImport(Options):
+class NpzImport(FileImporter):
     """Reads the ``{split}_keypoints.npz`` files of a folder, or one npz file.
 
     Rows with equal ``video_ids`` are one video, in the order of the file. Scattered rows of a video
@@ -119,7 +122,7 @@ class NpzImport(Options):
         All ``video_ids`` are read once. See :class:`kpstore.interop.base.Importer`.
         """
         array = self.feature or KEYPOINTS
-        parts = [_open_part(file, array) for file in npz_files(path, array)]
+        parts = [_open_part(file, array, self.most_bytes) for file in npz_files(path, array)]
         spec = self._spec(parts, array)
         owner: dict[str, Path] = {}
         for part in parts:
@@ -128,7 +131,7 @@ class NpzImport(Options):
                     raise InvalidError(
                         f"video {video_id!r} is in {owner[video_id]} and in {part.path}; import one"
                     )
-        return NpzDocument(path, parts, spec, self.zeros)
+        return NpzDocument(self, path, parts, spec)
 
     def _spec(self, parts: Sequence[_Part], name: str) -> FeatureSpec:
         first = parts[0]
@@ -190,8 +193,8 @@ class _Part:
         return sum(len(pieces) > 1 for pieces in self.videos.values())
 
 
-def _open_part(path: Path, array: str) -> _Part:
-    with NpzTable(path) as file:
+def _open_part(path: Path, array: str, most_bytes: int | None) -> _Part:
+    with NpzTable(path, most_bytes) as file:
         headers = {name: file.header(name) for name in (array, PATHS, IDS)}
         if headers[array].dtype.kind not in "fiub":
             raise InvalidError(
@@ -202,9 +205,8 @@ def _open_part(path: Path, array: str) -> _Part:
             told = ", ".join(f"{n} {name}" for name, n in lengths.items())
             raise InvalidError(f"{path}: its arrays differ in length: {told}")
         videos: dict[str, list[slice]] = {}
-        for n_runs, (video_id, rows) in enumerate(runs(file.iter_texts(IDS)), start=1):
-            if n_runs % _RUNS_LOOKED_AT == 0:
-                check_memory(path, n_runs * _RUN_BYTES, f"the ids of {n_runs} runs of rows")
+        for video_id, rows in runs(file.iter_texts(IDS)):
+            file.budget.hold(_RUN_BYTES + len(video_id), f"the ids of rows up to {rows.stop}")
             if not video_id:
                 raise InvalidError(f"{path}: row {rows.start} has an empty video id")
             videos.setdefault(video_id, []).append(rows)
@@ -214,12 +216,15 @@ def _open_part(path: Path, array: str) -> _Part:
 class NpzDocument(NotedDocument):
     """Opened npz files; see :class:`kpstore.interop.base.Document`."""
 
-    def __init__(self, path: Path, parts: Sequence[_Part], spec: FeatureSpec, zeros: Zeros) -> None:
+    def __init__(
+        self, options: NpzImport, path: Path, parts: Sequence[_Part], spec: FeatureSpec
+    ) -> None:
         super().__init__()
-        self._parts, self._spec, self._zeros = parts, spec, zeros
+        self._parts, self._spec, self._zeros = parts, spec, options.zeros
+        self._most_bytes = options.most_bytes
         self._has_parts = bool(spec.companions)
         self.name = path.resolve().name if path.is_dir() else path.stem
-        known = {"zeros": zeros} if self._has_parts else {}
+        known = {"zeros": options.zeros} if self._has_parts else {}
         self.features = (ImportedFeature(spec, imported("npz", {}, **known)),)
         self.n_frames = sum(part.values.n_rows for part in parts)
 
@@ -230,12 +235,13 @@ class NpzDocument(NotedDocument):
             self._note_part(part, detected)
 
     def _videos_of(self, part: _Part, counts: NDArray[np.int64]) -> Iterator[ImportedVideo]:
-        with NpzTable(part.path) as file:
+        with NpzTable(part.path, self._most_bytes) as file:
             opened = file.at_random if part.interleaved else file.in_order
             with opened(part.array) as all_values, opened(PATHS) as all_paths:
                 for video_id, pieces in part.videos.items():
                     n_rows = sum(s.stop - s.start for s in pieces)
-                    part.values.check_rows(n_rows, part.path, part.array)
+                    what = f"the {n_rows} rows of video {video_id!r}"
+                    file.budget.check_frames(n_rows, part.values.row_bytes, what)
                     listed = [all_paths.take(s.start, s.stop) for s in pieces]
                     paths = file.texts(PATHS, np.concatenate(listed))
                     block = np.concatenate([all_values.take(s.start, s.stop) for s in pieces])

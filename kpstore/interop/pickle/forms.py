@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.budget import MemoryBudget
 from kpstore.errors import InvalidError
 from kpstore.interop.files import check_there, without_hidden
 from kpstore.interop.plain_values import to_json
@@ -113,8 +114,12 @@ def recognises(path: Path) -> bool:
     return first[:1] == b"\x80" and first[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
-def read_contents(path: Path) -> Contents:
+def read_contents(path: Path, budget: MemoryBudget) -> Contents:
     """Return the contents of a pickle, or of a folder with a pickle per worker or per split.
+
+    Parameters
+    ----------
+    budget : holds the contents.
 
     Raises
     ------
@@ -123,18 +128,18 @@ def read_contents(path: Path) -> Contents:
     """
     if not path.is_dir():
         check_there(path, "pickle")
-        return _read_file(path)
+        return _read_file(path, budget)
     files = [p for p in without_hidden(path.iterdir()) if p.is_file()]
     numbered = [(tuple(map(int, m.groups())), p) for p in files if (m := WORKER_FILE.match(p.name))]
     if numbered:
-        return _merge([_read_file(p) for _, p in sorted(numbered)], "workers", path)
+        return _merge([_read_file(p, budget) for _, p in sorted(numbered)], "workers", path)
     splits = [p for p in files if p.name.startswith(SPLIT_FILE) or p.suffix in (".pkl", ".pickle")]
     if not splits:
         raise InvalidError(
             f"{path} holds neither workers' files (temp_split_0_gpu0.pkl, …) nor files of splits "
             f"({SPLIT_FILE}train, …); name the file to import"
         )
-    found = [_read_file(p) for p in splits]
+    found = [_read_file(p, budget) for p in splits]
     found.sort(key=lambda contents: split_rank(contents.listed[0].split if contents.listed else ""))
     return _merge(found, "split", path)
 
@@ -178,8 +183,8 @@ def _joined(listed: Sequence[Listed], path: Path) -> Listed:
     )
 
 
-def _read_file(path: Path) -> Contents:
-    content = load_pickle(path)
+def _read_file(path: Path, budget: MemoryBudget) -> Contents:
+    content = load_pickle(path, budget)
     if isinstance(content, np.ndarray) and content.shape == () and content.dtype == object:
         content = content.item()  # np.save of a dict
     if not isinstance(content, dict):

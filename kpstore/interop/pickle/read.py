@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
+from kpstore.budget import MemoryBudget
+from kpstore.interop.base import (
+    FileImporter,
+    ImportedFeature,
+    ImportedVideo,
+    NotedDocument,
+    imported,
+)
 from kpstore.interop.pickle.forms import (
     FORMS,
     MOST_WORKERS,
@@ -28,7 +35,6 @@ from kpstore.schema.face_lists import load_face_list
 from kpstore.schema.feature import MASK, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_FACE, POINT_NAMES, FaceList, keypoints_spec
-from kpstore.user_files import check_memory
 
 
 def face_keypoints_spec(face_list: FaceList) -> FeatureSpec:
@@ -57,7 +63,7 @@ def face_keypoints_spec(face_list: FaceList) -> FeatureSpec:
 
 
 @dataclass(frozen=True)
-class PickleImport(Options):
+class PickleImport(FileImporter):
     """Reads pickles of keypoints, and recognises their form; see :data:`forms.FORMS`.
 
     A frame that is None has failed; a part that is None is NaN and not detected. Frames that the
@@ -84,7 +90,9 @@ class PickleImport(Options):
         See :class:`kpstore.interop.base.Importer`.
         """
         face_list = load_face_list(self.face_list)
-        return PickleDocument(path, read_contents(path), face_list, self.split, self.zeros)
+        budget = MemoryBudget.of(path, self.most_bytes)
+        contents = read_contents(path, budget)
+        return PickleDocument(path, contents, face_list, self.split, self.zeros, budget)
 
 
 class PickleDocument(NotedDocument):
@@ -95,13 +103,20 @@ class PickleDocument(NotedDocument):
     path : the file or the folder, for names and messages.
     contents : contents of the file.
     face_list, split, zeros : see :class:`PickleImport`.
+    budget : holds the contents.
     """
 
     def __init__(
-        self, path: Path, contents: Contents, face_list: FaceList, split: str, zeros: Zeros
+        self,
+        path: Path,
+        contents: Contents,
+        face_list: FaceList,
+        split: str,
+        zeros: Zeros,
+        budget: MemoryBudget,
     ) -> None:
         super().__init__()
-        self._path, self._zeros = path, zeros
+        self._path, self._zeros, self._budget = path, zeros, budget
         planner = Planner(path.stem, split)
         for listed in contents.listed:
             planner.add(listed)
@@ -136,14 +151,14 @@ class PickleDocument(NotedDocument):
 
     def _video(self, plan: VideoPlan, maker: RowMaker) -> ImportedVideo:
         listed = plan.listed
+        # Places of a pickle may all hold the same frame, which takes no room in the file.
+        what = f"the {len(plan.places)} frames of {plan.video_id!r}"
+        self._budget.check_frames(len(plan.places), self._spec.row_bytes, what)
         if listed.paths is None:
             paths = tuple(f"{self._path.name}#{n}" for n in plan.places)
         else:
             paths = tuple(slashed(listed.paths[n]) for n in plan.places)
             maker.count_gaps(paths)
-        # Places of a pickle may all hold the same frame, which takes no room in the file.
-        n_bytes = len(plan.places) * self._spec.row_bytes
-        check_memory(self._path, n_bytes, f"the {len(plan.places)} frames of {plan.video_id!r}")
         rows, failed, size = maker.make(listed, plan.places)
         record = VideoRecord(plan.video_id, plan.split, paths, width=size[1], height=size[0])
         name = self._spec.name

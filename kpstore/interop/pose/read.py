@@ -16,8 +16,15 @@ from pose_format import Pose, PoseHeader
 from pose_format.pose_header import PoseHeaderCache
 from pose_format.utils.reader import BytesIOReader
 
+from kpstore.budget import MemoryBudget
 from kpstore.errors import DAMAGE, InvalidError, NotFoundError
-from kpstore.interop.base import ImportedFeature, ImportedVideo, NotedDocument, Options, imported
+from kpstore.interop.base import (
+    FileImporter,
+    ImportedFeature,
+    ImportedVideo,
+    NotedDocument,
+    imported,
+)
 from kpstore.interop.files import check_there, damage_named, without_hidden
 from kpstore.interop.pose.layout import (
     COMPONENTS,
@@ -64,7 +71,7 @@ class _File:
         return points, np.asarray(body.confidence, dtype=np.float32)
 
 
-def _look(path: Path, root: Path) -> _File:
+def _look(path: Path, root: Path, most_bytes: int | None) -> _File:
     """Read the header of a file, and check its length, which pose-format does not."""
     name = path.relative_to(root).as_posix()
     try:
@@ -73,7 +80,12 @@ def _look(path: Path, root: Path) -> _File:
         raise InvalidError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it") from None
     damaged = f"{path}: it is no .pose file, or only a part of one"
     with damage_named(damaged, DAMAGE), path.open("rb") as file:
-        return _look_at(path, name, file)
+        found = _look_at(path, name, file)
+    points = found.header.total_points() * (found.header.num_dims() + 1)
+    n_rows = found.n_frames * max(found.people, 1)
+    what = f"its {found.n_frames} frames of {found.people} people"
+    MemoryBudget.of(path, most_bytes).check_frames(n_rows, 4 * points, what)
+    return found
 
 
 def _look_at(path: Path, name: str, file: BinaryIO) -> _File:
@@ -121,7 +133,7 @@ def _walk(file: BinaryIO, n_frames: int, header: PoseHeader) -> tuple[int, bool]
 
 
 @dataclass(frozen=True)
-class PoseImport(Options):
+class PoseImport(FileImporter):
     """Reads a ``.pose`` file, or all files of a folder and its subfolders; a person is a video.
 
     A video has the name of its file, without ``.pose`` and, where a folder is read, with its
@@ -164,12 +176,12 @@ class PoseImport(Options):
         """Read the headers of all files; see :class:`kpstore.interop.base.Importer`."""
         check_there(path, ".pose file, nor a folder of them,", "any")
         if not path.is_dir():
-            return PoseDocument(self, path, (_look(path, path.parent),))
+            return PoseDocument(self, path, (_look(path, path.parent, self.most_bytes),))
         found = [p for p in path.rglob(f"*{SUFFIX}") if p.is_file()]
         paths = without_hidden(found)
         if not paths:
             raise NotFoundError(f"no .pose file in {path} or in its folders")
-        document = PoseDocument(self, path, tuple(_look(p, path) for p in paths))
+        document = PoseDocument(self, path, tuple(_look(p, path, self.most_bytes) for p in paths))
         n_hidden = len(found) - len(paths)
         document.count("files whose names begin with a dot were left out", n_hidden)
         return document

@@ -17,12 +17,13 @@ from typing import IO, Annotated, Any, Literal, cast
 
 import numpy as np
 
+from kpstore.budget import MemoryBudget
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.interop.base import (
+    FileImporter,
     ImportedFeature,
     ImportedVideo,
     NotedDocument,
-    Options,
     imported,
     rows_spec,
 )
@@ -50,30 +51,32 @@ class _File:
     path: Path
     split: str
     keep: set[int]
+    budget: MemoryBudget
     first: Entry | None = None
 
     def entries(self) -> Iterator[tuple[int, Entry]]:
         """Yield the entries with their numbers, from 0."""
-        with _unpacked(self.path) as file:
-            for number, entry in enumerate(DataMachine(file, self.keep).items()):
+        with _unpacked(self.path, self.budget) as file:
+            for number, entry in enumerate(DataMachine(file, self.budget, self.keep).items()):
                 yield number, _check_entry(entry, self.path, number)
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+def _unpacked(path: Path, budget: MemoryBudget) -> Iterator[IO[bytes]]:
     damaged = (
         f"{path}: it is no gzip file of a pickled list of {{name, signer, gloss, text, sign}}, or "
         "only a part of one"
     )
     with damage_named(damaged, UNREADABLE), gzip.open(path, "rb") as file:
-        yield cast("IO[bytes]", BoundedFile(file, path))
+        yield cast("IO[bytes]", BoundedFile(file, budget))
 
 
-def _look(path: Path, split: str | None) -> _File:
+def _look(path: Path, split: str | None, most_bytes: int | None) -> _File:
     ending = path.suffix.removeprefix(".")
     split = ("" if ending.lower() in _NO_SPLIT else ending) if split is None else split
-    with _unpacked(path) as file:
-        found = _File(path, split, fetched(file))
+    budget = MemoryBudget.of(path, most_bytes)
+    with _unpacked(path, budget) as file:
+        found = _File(path, split, fetched(file, budget), budget)
     return replace(found, first=next((entry for _, entry in found.entries()), None))
 
 
@@ -103,7 +106,7 @@ def _check_entry(entry: object, path: Path, number: int) -> Entry:
 
 
 @dataclass(frozen=True)
-class SltImport(Options):
+class SltImport(FileImporter):
     """Reads one file, or all files of a folder; each entry is a video, and ``sign`` its feature.
 
     The split is the file's ending (``phoenix14t.pami0.train``) unless that is ``gz`` or ``pkl``. If
@@ -134,7 +137,8 @@ class SltImport(Options):
         if not paths:
             raise NotFoundError(f"no gzip pickle in {path}")
         files = sorted(
-            (_look(p, self.split) for p in paths), key=lambda f: (split_rank(f.split), f.path)
+            (_look(p, self.split, self.most_bytes) for p in paths),
+            key=lambda f: (split_rank(f.split), f.path),
         )
         return SltDocument(self, path, files)
 
