@@ -278,7 +278,7 @@ class Loader:
                     # PyTorch puts a worker's traceback in front of the message.
                     kind = type(error)
                     head = f"\n{kind.__module__}.{kind.__qualname__}: "
-                    raise kind(str(error).rpartition(head)[2].strip()) from None
+                    raise kind(error.args[0].rpartition(head)[2].strip()) from None
                 raise
 
     def _start_processes(self, plan: Batches) -> tuple[DataLoader[Any], _Parts]:
