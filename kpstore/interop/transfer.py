@@ -21,7 +21,7 @@ from kpstore.errors import (
     UnsupportedError,
 )
 from kpstore.interop.base import Document, ExportReport, Format, ImportedVideo, OnProgress
-from kpstore.interop.files import is_store, reading
+from kpstore.interop.files import is_store, reading, writing
 from kpstore.interop.import_writer import ImportWriter
 from kpstore.store.store import BaseStore, backend_for, building
 from kpstore.user_files import check_regular
@@ -157,15 +157,18 @@ def export_file(
         If a file exists already; nothing is written then.
     NotFoundError
         If the store does not hold what was asked for.
+    OSError
+        If the system refuses, over a full disk for example; no file is half written then.
     """
     found = get_format(format_name)
     if found.exporter is None:
         raise UnsupportedError(f"format {found.name!r} can be imported only")
-    _check_no_store(Path(path), Path(store.location))
     exporter = _with_options(found, found.exporter, options)
-    return exporter.export(
-        store.checked(), Path(path), overwrite=overwrite, on_progress=on_progress
-    )
+    with writing(Path(path)):
+        _check_no_store(Path(path), Path(store.location))
+        return exporter.export(
+            store.checked(), Path(path), overwrite=overwrite, on_progress=on_progress
+        )
 
 
 def _check_no_store(path: Path, source: Path) -> None:
@@ -173,7 +176,7 @@ def _check_no_store(path: Path, source: Path) -> None:
 
     ``--overwrite`` does not permit either.
     """
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # which takes links that lead in a circle
     if is_store(target) or source.resolve() in target.parents:
         raise ExistsError(f"{path} is a store, or lies in one; choose another place for the export")
 
