@@ -68,11 +68,13 @@ class IcechunkBackend(IcechunkDirectory):
     def move(self, location: str) -> None:
         """Rename the directory."""
         _rename(self.path, _free_place(location), location)
+        self.close()
 
     def remove(self) -> None:
         """Remove the directory."""
         if self.exists():
             shutil.rmtree(self.path)
+        self.close()
 
     def session(self, snapshot: str) -> IcechunkReadSession:
         """Open a version by its id."""

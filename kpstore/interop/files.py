@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -86,6 +87,44 @@ def reading(path: str) -> Iterator[None]:
         raise InvalidError(
             f"{path} cannot be read: it is damaged, or not of that format ({one_line(error)})"
         ) from error
+
+
+State = tuple[int, ...]
+"""What is another one if a file was written to, or a file or folder replaced; () if it is gone."""
+
+
+def state_of(path: Path) -> State:
+    """Return the state of a file or folder."""
+    try:
+        about = path.stat()
+    except OSError:
+        return ()
+    place = about.st_dev, about.st_ino
+    return place if stat.S_ISDIR(about.st_mode) else (*place, about.st_size, about.st_mtime_ns)
+
+
+@contextmanager
+def unchanged(path: Path, since: State) -> Iterator[None]:
+    """As :func:`reading`, but say so if the file is not what it was ``since``.
+
+    What a reader makes of a file that somebody writes meanwhile may be any error, or none.
+    """
+    try:
+        with reading(str(path)):
+            yield
+    except (KpstoreError, OSError) as error:
+        if state_of(path) != since:
+            raise _changed(path) from error
+        raise
+    if state_of(path) not in (since, ()):  # one that is gone is read to its end
+        raise _changed(path)
+
+
+def _changed(path: Path) -> InvalidError:
+    return InvalidError(
+        f"{path} changed while it was read, so nothing of it was stored; repeat it once the file "
+        "is complete"
+    )
 
 
 @contextmanager

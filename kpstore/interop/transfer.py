@@ -21,7 +21,7 @@ from kpstore.errors import (
     UnsupportedError,
 )
 from kpstore.interop.base import Document, ExportReport, Format, ImportedVideo, OnProgress
-from kpstore.interop.files import is_store, reading, writing
+from kpstore.interop.files import State, is_store, reading, state_of, unchanged, writing
 from kpstore.interop.import_writer import ImportWriter
 from kpstore.store.store import BaseStore, backend_for, building
 from kpstore.user_files import check_regular
@@ -186,33 +186,30 @@ def _open_document(found: Format, path: Path, options: Mapping[str, object]) -> 
         raise UnsupportedError(f"format {found.name!r} can be exported only")
     importer = _with_options(found, found.importer, options)
     _check_readable(path)
-    with reading(str(path)):
-        return cast("Document", _Foreign(importer.open(path), str(path)))
+    state = state_of(path)
+    with unchanged(path, state):
+        return cast("Document", _Foreign(importer.open(path), path, state))
 
 
 class _Foreign:
     """A document of a format, whose reader may raise anything over a damaged file."""
 
-    def __init__(self, document: Document, source: str) -> None:
-        self._document, self._source = document, source
+    def __init__(self, document: Document, path: Path, state: State) -> None:
+        self._document, self._path, self._state = document, path, state
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._document, name)
 
     def videos(self) -> Iterator[ImportedVideo]:
         """Yield the videos; see :meth:`Document.videos`."""
-        return _videos_of(self._document, self._source)
-
-
-def _videos_of(document: Document, source: str) -> Iterator[ImportedVideo]:
-    with reading(source):
-        videos = iter(document.videos())
-    while True:
-        with reading(source):
-            video = next(videos, None)
-        if video is None:
-            return
-        yield video
+        with unchanged(self._path, self._state):
+            videos = iter(self._document.videos())
+        while True:
+            with unchanged(self._path, self._state):
+                video = next(videos, None)
+            if video is None:
+                return
+            yield video
 
 
 def _check_readable(path: Path) -> None:
