@@ -164,56 +164,6 @@ def test_what_a_worker_wrote_elsewhere_is_not_taken(place: Place) -> None:
     place.check("moved.kps", SOUND)
 
 
-@pytest.mark.parametrize(
-    ("hang", "nanny"), [(wait_with_the_lock, True), (wait_with_the_lock, False), (stop_this, False)]
-)
-def test_a_frame_that_hangs_on_a_worker_started_by_hand_fails_and_the_run_goes_on(
-    place: Place, monkeypatch: pytest.MonkeyPatch, hang: Callable[[], None], nanny: bool
-) -> None:
-    monkeypatch.setattr(executors, "SILENT_S", 3.0)
-    monkeypatch.setattr(executors, "_REPLACED_S", 0.0)
-    for name in list(place.hands.workers):
-        place.hands.kill(name)
-    names = ["one"] if nanny else ["one", "two"]  # without a nanny none comes back
-    for name in names:
-        place.hands.start(name, nanny=nanny)
-    store = place.folder / "stores" / f"{hang.__name__}-{nanny}.kps"
-    source = FakeSource({"v0": 12, "v1": 9, "v2": 14, "v3": 5}, poisonous={"v1": [4]})
-    model = FakeExtractor(chunk_rows=8, poison=hang)
-    options = Options(scheduler=place.hands.address, task_frames=20, frame_timeout_s=1.0)
-    report = run_ingest(source, store, model, options)
-    (failure,) = report.failures
-    assert (failure.video_id, failure.frame) == ("v1", 4)
-    assert failure.reason == (
-        "reading and extracting this frame took longer than 1 s (--frame-timeout)"
-    )
-    assert report.videos_done == 4
-    assert not plan_ingest(source, store, model, options).tasks
-    for name in names:
-        place.hands.kill(name)
-
-
-def test_a_worker_started_by_hand_that_stops_does_not_stop_the_run_for_ever(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(executors, "SILENT_S", 3.0)
-    monkeypatch.setattr(executors, "_REPLACED_S", 0.0)
-    monkeypatch.setattr(roster, "WAIT_S", 0.0)
-    for name in list(place.hands.workers):
-        place.hands.kill(name)
-    stopped = place.hands.start("stopped").child
-
-    def stop() -> None:
-        stopped.send_signal(signal.SIGSTOP)
-
-    with pytest.raises(WorkersError, match=r"it sent no sign of life for 3 s \(worker stopped\)"):
-        place.ingest("stopped.kps", SOUND, stop, frame_timeout_s=1.0)
-    stopped.send_signal(signal.SIGCONT)
-    place.ingest("stopped.kps", SOUND, frame_timeout_s=1.0)
-    place.check("stopped.kps", SOUND)
-    place.hands.kill("stopped")
-
-
 def test_a_scheduler_that_dies_ends_the_run_in_one_line(place: Place) -> None:
     place.start_fit()
     with pytest.raises(
@@ -224,3 +174,55 @@ def test_a_scheduler_that_dies_ends_the_run_in_one_line(place: Place) -> None:
     assert place.check("gone.kps", SOUND, whole=False) > 0
     place.ingest("gone.kps", SOUND, scheduler=None, workers=0)
     place.check("gone.kps", SOUND)
+
+
+# -- what hangs, with a scheduler of its own for each test ---------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A scheduler whose workers may be silent for three seconds."""
+    monkeypatch.setattr(executors, "SILENT_S", 3.0)
+    monkeypatch.setattr(executors, "_REPLACED_S", 0.0)
+    with ByHand(tmp_path) as hands:
+        yield Place(tmp_path, hands)
+
+
+@pytest.mark.parametrize(
+    ("hang", "nanny"), [(wait_with_the_lock, True), (wait_with_the_lock, False), (stop_this, False)]
+)
+def test_a_frame_that_hangs_on_a_worker_started_by_hand_fails_and_the_run_goes_on(
+    own: Place, hang: Callable[[], None], nanny: bool
+) -> None:
+    names = ["one"] if nanny else ["one", "two"]  # without a nanny none comes back
+    for name in names:
+        own.hands.start(name, nanny=nanny)
+    store = own.folder / "stores" / f"{hang.__name__}-{nanny}.kps"
+    source = FakeSource({"v0": 12, "v1": 9, "v2": 14, "v3": 5}, poisonous={"v1": [4]})
+    model = FakeExtractor(chunk_rows=8, poison=hang)
+    options = Options(scheduler=own.hands.address, task_frames=20, frame_timeout_s=1.0)
+    report = run_ingest(source, store, model, options)
+    (failure,) = report.failures
+    assert (failure.video_id, failure.frame) == ("v1", 4)
+    assert failure.reason == (
+        "reading and extracting this frame took longer than 1 s (--frame-timeout)"
+    )
+    assert report.videos_done == 4
+    assert not plan_ingest(source, store, model, options).tasks
+
+
+def test_a_worker_started_by_hand_that_stops_does_not_stop_the_run_for_ever(
+    own: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "WAIT_S", 0.0)
+    stopped = own.hands.start("stopped").child
+
+    def stop() -> None:
+        stopped.send_signal(signal.SIGSTOP)
+
+    with pytest.raises(WorkersError, match=r"it sent no sign of life for 3 s \(worker stopped\)"):
+        own.ingest("stopped.kps", SOUND, stop, frame_timeout_s=1.0)
+    stopped.send_signal(signal.SIGCONT)
+    monkeypatch.undo()
+    own.ingest("stopped.kps", SOUND, frame_timeout_s=1.0)
+    own.check("stopped.kps", SOUND)
