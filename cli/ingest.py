@@ -233,7 +233,8 @@ def _ingest(
 
     from .watcher import make_watcher
 
-    with make_watcher() as watcher:
+    waits = "without worker processes a frame that hangs is waited for (--workers 1 gives it up)"
+    with make_watcher(waits if options.in_this_process else "") as watcher:
         report = run_ingest(source, store, extractor, options, observer=watcher)
     render.print_json(report.to_json()) if json else print_report(report, store)
     if report.interrupted:

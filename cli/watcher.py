@@ -25,29 +25,30 @@ LINE_EVERY_S = 15.0
 
 
 @contextmanager
-def make_watcher() -> Iterator[Observer]:
-    """Yield an observer of an ingest that suits standard error."""
+def make_watcher(note: str = "") -> Iterator[Observer]:
+    """Yield an observer of an ingest that suits standard error; it adds a note to the plan."""
     if not sys.stderr.isatty():
-        yield LineWatcher()
+        yield LineWatcher(note)
         return
     from rich.progress import TaskProgressColumn
 
     with noted_bar(TaskProgressColumn()) as bar:
-        yield BarWatcher(bar)
+        yield BarWatcher(bar, note)
 
 
-def plan_line(plan: IngestPlan) -> str:
+def plan_line(plan: IngestPlan, note: str) -> str:
     """Return a plan in one line."""
     before = len(plan.listing.videos) - len(plan.pending)
     known = f", {number(before)} are there already" if before else ""
-    return f"{count(len(plan.pending), 'video')} to extract, {count(plan.n_frames, 'frame')}{known}"
+    work = f"{count(len(plan.pending), 'video')} to extract, {count(plan.n_frames, 'frame')}{known}"
+    return f"{work}; {note}" if note and len(plan.pending) else work
 
 
 class LineWatcher:
     """Writes plain lines, seldom enough for a log file."""
 
-    def __init__(self) -> None:
-        self._last = time.monotonic()
+    def __init__(self, note: str) -> None:
+        self._note, self._last = note, time.monotonic()
         self._lock = threading.Lock()
 
     def on_scan(self, n_videos: int) -> None:
@@ -57,7 +58,7 @@ class LineWatcher:
 
     def on_plan(self, plan: IngestPlan) -> None:
         """Say what will be done."""
-        say(plan_line(plan), err=True)
+        say(plan_line(plan, self._note), err=True)
 
     def on_progress(self, progress: Progress) -> None:
         """Say how far the run is, seldom."""
@@ -102,7 +103,8 @@ def noted_bar(*measures: ProgressColumn) -> Bar:
 class BarWatcher:
     """Moves a bar."""
 
-    def __init__(self, bar: Bar) -> None:
+    def __init__(self, bar: Bar, note: str) -> None:
+        self._note = note
         self._bar, self._task = bar, bar.add_task("scanning", total=None, note="")
 
     def on_scan(self, n_videos: int) -> None:
@@ -111,7 +113,7 @@ class BarWatcher:
 
     def on_plan(self, plan: IngestPlan) -> None:
         """Show what will be done."""
-        say_above(self._bar, plan_line(plan))
+        say_above(self._bar, plan_line(plan, self._note))
         self._bar.update(self._task, description="starting", total=max(plan.n_frames, 1), note="")
 
     def on_progress(self, progress: Progress) -> None:

@@ -370,10 +370,10 @@ def open(
         ``~/.cache/kpstore``, of at most ``$KPSTORE_CACHE_GB`` (100); ``"off"`` disables it.
     check : when chunks are compared with their checksums, so that damage on the disk is an error
         and not a wrong number. ``"first"`` checks each chunk when this process first maps or
-        decodes it; ``"always"`` also before every read of a mapped chunk and whenever a chunk is
-        decoded; ``"never"`` does not check, except what is copied, kept or trained on (merge,
-        export, statistics, …). Stores of format 1 have checksums only inside their chunks: two
-        chunks that changed places go unnoticed there.
+        decodes it; ``"always"`` maps none, and checks each one whenever it is read from its file;
+        ``"never"`` does not check, except what is copied, kept or trained on (merge, export,
+        statistics, …), which is always read as with ``"always"``. Stores of format 1 have checksums
+        only inside their chunks: two chunks that changed places go unnoticed there.
 
     Raises
     ------

@@ -18,7 +18,8 @@
     └── MissingExtraError  (ImportError)   an optional dependency that is not installed
 
 A message is one line that says what was asked, what was found, and what to do. Several problems of
-one kind are notes of the error (:meth:`BaseException.add_note`), one line each.
+one kind are notes of the error (:meth:`BaseException.add_note`), one line each. Names and text of
+strangers in either are made visible here, where tracebacks, logs and commands take them from.
 """
 
 from __future__ import annotations
@@ -27,9 +28,18 @@ import struct
 import zlib
 from collections.abc import Iterable
 
+from kpstore.visible import visible
+
 
 class KpstoreError(Exception):
     """Root of all errors that kpstore raises on purpose."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
+
+    def add_note(self, note: str, /) -> None:
+        """Add a line, in which everything is visible; see :meth:`BaseException.add_note`."""
+        super().add_note(visible(note))
 
 
 class NotFoundError(KpstoreError, LookupError):

@@ -11,7 +11,8 @@ import pytest
 import kpstore
 
 FLOORS = [
-    ["errors", "_version", "visible"],
+    ["_version", "visible"],
+    ["errors"],
     ["budget"],
     ["plugins", "options", "machine", "main_guard", "user_files"],
     ["schema"],

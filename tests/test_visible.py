@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import traceback
 import unicodedata
+from pathlib import Path
 
 import pytest
 
+import kpstore
+from kpstore import errors
+from kpstore.errors import KpstoreError, MissingExtraError, several
+from kpstore.schema.index import VideoRecord
 from kpstore.visible import visible
 
 
@@ -39,3 +45,36 @@ def test_no_control_or_direction_character_is_left() -> None:
         turns = unicodedata.bidirectional(char) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI")
         if turns or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"):
             assert visible(char) != char, hex(number)
+
+
+EVIL = "v\x1b[31m\u202e\nsecond line"
+
+
+def test_errors_and_their_notes_show_what_strangers_wrote() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    ours = [kind for kind in kinds if issubclass(kind, KpstoreError)]
+    assert len(ours) > 8
+    for kind in ours:
+        made = kind(EVIL, extra=EVIL) if kind is MissingExtraError else kind(f"video {EVIL}")
+        error = several(made, [EVIL])
+        assert r"v\x1b[31m\u202e\nsecond line" in str(error)
+        printed = "".join(traceback.format_exception(error))
+        lines = printed.splitlines()
+        assert len(lines) == 2
+        assert lines == [visible(line) for line in lines]
+
+
+@pytest.mark.parametrize("suffix", ["kps", "h5"])
+def test_ids_of_a_strangers_store_are_visible_in_python(tmp_path: Path, suffix: str) -> None:
+    with kpstore.create(tmp_path / f"s.{suffix}") as store:
+        with store.transaction("evil") as tx:
+            tx.add_videos([VideoRecord(EVIL, EVIL, (EVIL,))])
+        asked = [
+            lambda: store.at().video(EVIL)["points"],
+            lambda: store.video(EVIL + "?"),
+            lambda: store.at(EVIL),
+        ]
+        for ask in asked:
+            with pytest.raises(KpstoreError) as raised:
+                ask()
+            assert str(raised.value) == visible(str(raised.value))

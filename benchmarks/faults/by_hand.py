@@ -123,6 +123,7 @@ class ByHand:
         threads: int = 1,
         path: Path | None = None,
         mount: str = "",
+        nanny: bool = False,
         wait: bool = True,
     ) -> Process:
         """Start a worker.
@@ -131,6 +132,7 @@ class ByHand:
         ----------
         path : a folder with other code (:meth:`other_code`, :meth:`other_numpy`), which it finds
             before ours.
+        nanny : whether it is started again when it ends.
         mount : a shell command that changes what it sees of the file system, in a view of its own.
         """
         command = [
@@ -145,7 +147,7 @@ class ByHand:
             str(threads),
         ]
         command += [
-            "--no-nanny",
+            "--nanny" if nanny else "--no-nanny",
             "--no-dashboard",
             "--host",
             "127.0.0.1",

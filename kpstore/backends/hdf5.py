@@ -120,6 +120,7 @@ class HDF5Backend(StoreFile):
             self._path.unlink()
         self._remove_left_overs()
         shutil.rmtree(self.sidecar_dir, ignore_errors=True)
+        self.close()
 
     # -- versions ----------------------------------------------------------------------------------
 
@@ -132,7 +133,7 @@ class HDF5Backend(StoreFile):
     def begin(self, branch: str = MAIN) -> HDF5WriteSession:
         """Start changes to the newest version."""
         self._check_branch(branch)
-        self._require()
+        self.file()
         hold = SharedLock(self.sessions_lock)
         file = self.file()
         return HDF5WriteSession(self, file, self.names(file).head, hold)
@@ -245,7 +246,7 @@ class HDF5Backend(StoreFile):
 
     def collect_garbage(self, before: Before, *, apply: bool) -> Garbage:
         """Write the file anew without what no kept version needs; it replaces the old one."""
-        self._require()
+        self.file()
         with lock_alone(self.sessions_lock, location=self.location), self.commit_lock():
             file = self.file()
             self._refuse_damage(file)

@@ -98,6 +98,8 @@ class StoreFile:
         try:
             found = os.stat(self._path)
         except OSError:
+            if self._open_file is not None:
+                raise refusals.gone(self.location, replaced=False) from None
             self._require()
             raise
         key = (found.st_dev, found.st_ino, found.st_mtime_ns, os.getpid())
@@ -118,8 +120,18 @@ class StoreFile:
                 ) from None
             with damage_told(self.location):
                 has_checksums(file)  # refuses a newer format
+            self._check_same(file)
             self._open_file = key, file
         return self._open_file[1]
+
+    def _check_same(self, file: h5py.File) -> None:
+        """Raise :class:`NotFoundError` if a file is not a later state of the one that is open."""
+        if self._open_file is None:
+            return
+        try:
+            self.check_version(file, self.names(self._open_file[1]).head)
+        except NotFoundError:
+            raise refusals.gone(self.location, replaced=True) from None
 
     # -- versions ----------------------------------------------------------------------------------
 
@@ -218,7 +230,7 @@ class StoreFile:
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Reserve the store for one long write."""
-        self._require()
+        self.file()
         return refusing_lock(
             self._lock_file("writer.lock"), location=self.location, purpose=purpose
         )

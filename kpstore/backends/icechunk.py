@@ -28,7 +28,7 @@ from kpstore.backends.garbage import WORKING, Before, Change, Garbage
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated, translation
 from kpstore.backends.icechunk_garbage import collect
-from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
+from kpstore.backends.icechunk_names import Kind, Names, encode, is_version, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.icechunk_sessions import IcechunkReadSession, IcechunkWriteSession
 from kpstore.backends.icechunk_table import ChecksumTable
@@ -79,15 +79,19 @@ class IcechunkBackend(IcechunkDirectory):
     def move(self, location: str) -> None:
         """Rename the directory."""
         _rename(self.path, _free_place(location), location)
+        self.close()
 
     def remove(self) -> None:
         """Remove the directory."""
         if self.exists():
             shutil.rmtree(self.path)
+        self.close()
 
     def session(self, snapshot: str) -> IcechunkReadSession:
         """Open a version by its id."""
         repo = self._repo()
+        if not is_version(snapshot):  # before a file of that name is looked for: ../../dev/zero
+            raise NotFoundError(f"version {snapshot!r} of {self.location} not found")
         self.records.check_snapshot(snapshot)
         try:
             session = repo.readonly_session(snapshot_id=snapshot)

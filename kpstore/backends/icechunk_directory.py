@@ -55,6 +55,8 @@ class IcechunkDirectory:
         self._nodes_of: dict[str, Nodes | None] = {}
         self._told: set[str] = set()
         self._collected: int | None = None
+        self._folder: tuple[int, int] | None = None
+        """Device and number of the folder that is open."""
         self._looked_through = False
 
     @property
@@ -73,9 +75,29 @@ class IcechunkDirectory:
 
     def close(self) -> None:
         """Close the repository."""
+        self._forget()
+        self._folder = None
+
+    def _forget(self) -> None:
         self.__dict__.pop("_repository", None)
         self._looked_through = False
         self._nodes_of.clear()
+
+    def _folder_now(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _check_in_place(self) -> None:
+        """Raise :class:`NotFoundError` if the folder that is open was moved, removed or replaced.
+
+        Before anything is written: locks and chunks would go to another store, or be all of one.
+        """
+        if self._folder is None or self._folder == (found := self._folder_now()):
+            return
+        raise refusals.gone(self.location, replaced=found is not None and self.exists())
 
     def _look_for_links(self) -> None:
         """Refuse a folder that holds links, once for each opening, before anything is opened."""
@@ -92,6 +114,7 @@ class IcechunkDirectory:
                 f"{self.location} {what}; 'kpstore ingest' and 'kpstore import' make one"
             )
         self._look_for_links()
+        self._folder = self._folder_now()
         try:
             return icechunk.Repository.open(
                 icechunk.local_filesystem_storage(str(self.path)), config=_CONFIG
@@ -110,12 +133,13 @@ class IcechunkDirectory:
         An open one keeps the snapshots that it has read, and so the ends of histories.
         """
         guard_fork()
+        self._check_in_place()
         try:
             collected = self.sessions_lock.stat().st_mtime_ns
         except OSError:
             collected = None
         if collected != self._collected:
-            self.close()
+            self._forget()
             self._collected = collected
         return self._repository
 
@@ -150,10 +174,11 @@ class IcechunkDirectory:
 
     @contextmanager
     def there(self, snapshot: str) -> Iterator[None]:
-        """Say that a version was removed, where an error would call it damaged."""
+        """Say that a version or its store was removed, where an error would call it damaged."""
         try:
             yield
         except (CorruptError, NotFoundError, OSError, icechunk.IcechunkError):
+            self._check_in_place()
             if self.records.was_removed(snapshot):
                 raise NotFoundError(
                     f"version {snapshot} of {self.location} was removed ('kpstore gc' or 'kpstore "
@@ -165,11 +190,13 @@ class IcechunkDirectory:
 
     def commit_lock(self) -> AbstractContextManager[None]:
         """Exclude other commits, of which Icechunk itself would lose some (decisions/002)."""
+        self._check_in_place()
         self._look_for_links()
         return waiting_lock(self.sidecar_dir / "commit.lock")
 
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Reserve the store for one long write."""
+        self._check_in_place()
         self._look_for_links()
         return refusing_lock(
             self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose

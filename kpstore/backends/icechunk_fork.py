@@ -86,7 +86,9 @@ class IcechunkFork:
         try:
             return zarr.open_array(self.session.store, path=name, mode=mode)
         except FileNotFoundError:
-            raise NotFoundError(f"array {name!r} not found") from None
+            raise NotFoundError(
+                f"array {name!r} not found: its store was moved, removed or replaced meanwhile"
+            ) from None
 
 
 def _bad_chunks(

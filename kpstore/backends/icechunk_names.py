@@ -125,9 +125,14 @@ def file_of(kind: Kind, name: str) -> str:
     return f"refs/{kind}.{_given(name)}/{_FILE}"
 
 
+def is_version(text: str) -> bool:
+    """Return whether text can be the id of a version, which is also the name of a file."""
+    return _VERSION.fullmatch(text) is not None
+
+
 def _version_in(file: Path) -> str | None:
     try:
         version = json.loads(file.read_bytes())["snapshot"]
-        return version if _VERSION.fullmatch(version) else None
+        return version if is_version(version) else None
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -88,8 +88,8 @@ class _Session:
         if name not in self._opened:
             with self._home.there(self.snapshot), translated(self._location):
                 array = self._group.get(name) if name != TABLE else None
-            if array is None:
-                raise refusals.no_array(name, self.names())
+                if array is None:  # for Zarr, as every array of a store that is gone
+                    raise refusals.no_array(name, self.names())
             if not isinstance(array, zarr.Array):
                 raise CorruptError(f"{name!r} is a group, but an array was expected")
             self._opened[name] = array, meta_of(array)

@@ -56,6 +56,15 @@ def changed_meanwhile(location: str, message: str, reason: str = "") -> Conflict
     )
 
 
+def gone(location: str, *, replaced: bool) -> NotFoundError:
+    """Return the error for a store that was taken away while it was open."""
+    if replaced:
+        return NotFoundError(f"another store took the place of {location} while it was open")
+    return NotFoundError(
+        f"{location} was moved or removed while it was open; open it again where it is now"
+    )
+
+
 def spent(location: str) -> ReadOnlyError:
     """Return the error for a write session that was committed or discarded."""
     return ReadOnlyError(f"these changes of {location} were committed or discarded; begin new ones")

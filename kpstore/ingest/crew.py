@@ -43,6 +43,8 @@ T = TypeVar("T")
 MakeFork = Callable[[Task], Fork | None]
 
 POLL_S = 0.5
+_LOOKS = 20
+"""How often workers' signs of life are looked at in the time that one may be silent."""
 _ANSWER_S = 30.0
 _AGAIN_S = 1.0
 _PICTURES = 3
@@ -64,6 +66,8 @@ class Crew:
     pinned : GPUs of this machine of which each worker must see one first; empty if it may see any.
     ours : whether this process started the workers, on this machine.
     notes : receives the reason for each worker that is left out, by its name.
+    silent_s : a worker that sends no sign of life for so long counts as gone until it does; 0 for
+        any time.
     """
 
     def __init__(
@@ -78,10 +82,15 @@ class Crew:
         pinned: tuple[str, ...],
         ours: bool,
         notes: dict[str, str],
+        silent_s: float = 0.0,
     ) -> None:
         self._client, self._address, self._make_fork = client, address, make_fork
         self._job, self._tasks = job, tasks
         self._gpus, self._pinned, self._ours = gpus, pinned, ours
+        self._silent_s, self._notes = silent_s, notes
+        self._signs: dict[str, tuple[float, float]] = {}
+        """By address, the scheduler's time of a worker's last sign of life, and when we saw it."""
+        self._signs_at = -math.inf
         self._topic = f"kpstore-{job.run_id}"
         self._roster = Roster(job, tasks, notes)
         self._futures: dict[str, DaskFuture[object]] = {}
@@ -153,7 +162,7 @@ class Crew:
         if roster.has_hope and time.monotonic() - self._polled_at < POLL_S:
             return
         self._polled_at = time.monotonic()
-        present = set(self._call("ncores"))
+        present = self._alive()
         for address in roster.workers.keys() - present:
             roster.lose(address)
         if present - roster.workers.keys():
@@ -165,6 +174,26 @@ class Crew:
         now, futures = time.monotonic(), self._futures.items()
         roster.expire(now, {key for key, future in futures if future.done()})
         roster.check_hope(now)
+
+    def _alive(self) -> set[str]:
+        """Return the addresses of the workers that are there, without those that are silent.
+
+        The scheduler may wait for a stopped worker for ever.
+        """
+        now = time.monotonic()
+        if self._silent_s and now - self._signs_at > self._silent_s / _LOOKS:
+            self._signs_at, before = now, self._signs
+            found = self._call("identity", n_workers=-1)["workers"]
+            seen = {address: float(about["last_seen"]) for address, about in found.items()}
+            self._signs = {
+                address: before[address] if before.get(address, (math.nan,))[0] == at else (at, now)
+                for address, at in seen.items()
+            }
+        silent = {a for a, (_, since) in self._signs.items() if now - since > self._silent_s}
+        for address in silent & self._roster.workers.keys():
+            name = self._roster.workers[address].name
+            self._notes[name] = f"it sent no sign of life for {self._silent_s:g} s"
+        return set(self._call("ncores")) - silent
 
     def _carry_out(self) -> None:
         """Submit orders that are new, and cancel those that were taken back."""
@@ -230,7 +259,7 @@ class Crew:
                     return error  # raised on the worker
                 # The task has ended, but its worker went before it could hand the result over; or
                 # that takes long.
-                if order.worker.address not in self._call("ncores"):
+                if order.worker.address not in self._alive():
                     return None
                 timeout_s = min(2 * timeout_s, _ANSWER_S)
             except Exception as error:  # raised by Dask, or while something is unpickled

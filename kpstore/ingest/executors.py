@@ -140,7 +140,7 @@ class DaskExecutor(Executor):
         installed.
     gpus : number of GPUs of this machine to share among the workers. If each worker gets one and
         dask-cuda is installed, that pins them: it also puts a worker on the cores near its GPU.
-    frame_timeout_s : how long a frame may take, and a worker that is started here be silent.
+    frame_timeout_s : how long a frame may take, and, a little longer, a worker be silent.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class DaskExecutor(Executor):
     ) -> None:
         # A frame that may take any time may also hold Python's lock, and its worker's heartbeat.
         silent_s = max(SILENT_S, frame_timeout_s + _REPLACED_S)
-        self._silent = f"{silent_s:g}s" if frame_timeout_s else None
+        self._silent_s = silent_s if frame_timeout_s else 0.0
         self.n_workers, self._scheduler, self._address = n_workers, scheduler, scheduler or ""
         found = own_gpus(gpus) if scheduler is None else ()
         is_one_each = scheduler is None and gpus > 0 and gpus == n_workers
@@ -185,7 +185,8 @@ class DaskExecutor(Executor):
                 )
             return self
         # A worker that sends no heartbeat, stopped by a debugger say, is killed and replaced.
-        silence = {"distributed.scheduler.worker-ttl": self._silent}
+        ttl = f"{self._silent_s:g}s" if self._silent_s else None
+        silence = {"distributed.scheduler.worker-ttl": ttl}
         with ExitStack() as stack:
             # Not one of _SETTINGS: Dask asks for it each time that a worker dies.
             stack.enter_context(dask.config.set(_PATIENCE))
@@ -310,6 +311,8 @@ class DaskExecutor(Executor):
             gpus=self._shared,
             pinned=self._pinned,
             ours=self._scheduler is None,
+            # The scheduler that was started above has the same limit, and its workers a nanny.
+            silent_s=0.0 if self._scheduler is None else self._silent_s,
             notes=self._left_out,
         )
         yield from crew.run(on_frames)

@@ -12,6 +12,7 @@ from kpstore.options import AGAIN, WHERE, Option, check_limits
 from kpstore.schema.feature import Compression
 
 MAX_DEFAULT_WORKERS = 4
+DEFAULT_FRAME_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Options:
     scheduler : address of a Dask scheduler to use instead.
     frame_timeout_s : how long one frame, or one batch of a model that takes several, may take in a
         worker process: the worker is replaced, the frame is tried once more alone, and then fails.
-        0 for any time.
+        0 for any time; None is ten minutes. Without worker processes nothing could be replaced: a
+        frame that hangs is waited for, and any limit but 0 is refused.
     overwrite : extract videos again that are stored already.
     retry_failed : extract videos again in which something failed.
     ignore_problems : continue although the source lists missing or unreadable videos.
@@ -66,16 +68,17 @@ class Options:
         str | None, Option("Use the workers of this Dask scheduler.", "ADDRESS", panel=WHERE)
     ] = None
     frame_timeout_s: Annotated[
-        float,
+        float | None,
         Option(
             "Longest that a worker may take for a frame, or a batch: then it is replaced, and the "
-            "frame fails if it takes as long again; 0 for ever. Needs --workers.",
+            f"frame fails if it takes as long again; 0 for ever, {DEFAULT_FRAME_TIMEOUT_S:g} by "
+            "default. Needs worker processes.",
             "SECONDS",
             flag="--frame-timeout",
             least=0,
             panel=WHERE,
         ),
-    ] = 600.0
+    ] = None
     overwrite: Annotated[bool, Option("Extract all videos again.", panel=AGAIN)] = False
     retry_failed: Annotated[bool, Option("Extract videos with failures again.", panel=AGAIN)] = (
         False
@@ -106,6 +109,11 @@ class Options:
             object.__setattr__(self, "workers", found)
         check_limits(self)
         self._check_gpus()
+        if self.in_this_process and self.frame_timeout_s:
+            raise InvalidError(
+                f"--frame-timeout {self.frame_timeout_s:g} (frame_timeout_s) needs a worker "
+                "process, which is replaced when a frame hangs; use --workers 1, or leave it out"
+            )
 
     def _check_gpus(self) -> None:
         kind, _, number = self.device.partition(":")
@@ -130,6 +138,19 @@ class Options:
                 f"{asked} asked for, {found or 'none'} found on this machine; leave out {option} "
                 "to use the CPU"
             )
+
+    @property
+    def in_this_process(self) -> bool:
+        """Whether there are no worker processes."""
+        return self.scheduler is None and self.n_workers == 0
+
+    @property
+    def frame_limit_s(self) -> float:
+        """How long a frame may take; 0 for any time."""
+        if self.in_this_process:
+            return 0.0
+        given = self.frame_timeout_s
+        return DEFAULT_FRAME_TIMEOUT_S if given is None else given
 
     @property
     def runs_on(self) -> str:

@@ -249,7 +249,8 @@ class Roster:
         if self.workers:
             raise WorkersError(f"none of {len(self._notes)} workers is fit to work: {reasons}")
         raise WorkersError(
-            f"all workers are gone, and none came back{f'; {reasons}' if reasons else ''}"
+            "all workers are gone, and none came back, as those started with --no-nanny never do"
+            f"{f'; {reasons}' if reasons else ''}"
         )
 
     # -- orders ------------------------------------------------------------------------------------

@@ -270,7 +270,7 @@ class _Run:
 
     def _execute(self) -> None:
         options = self._options
-        limit_s = min(options.frame_timeout_s, MAX_LIMIT_S)
+        limit_s = min(options.frame_limit_s, MAX_LIMIT_S)
         made = make_executor(
             options.n_workers,
             scheduler=options.scheduler,

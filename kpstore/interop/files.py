@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from kpstore.backends.asides import aside_of, left_overs
-from kpstore.errors import DAMAGE, ExistsError, InvalidError, KpstoreError, NotFoundError, one_line
+from kpstore.backends.asides import aside_of, left_overs, system_error
+from kpstore.errors import (
+    DAMAGE,
+    ExistsError,
+    InvalidError,
+    KpstoreError,
+    NotFoundError,
+    UnsupportedError,
+    one_line,
+)
 from kpstore.store.store import backend_for
 
 _MAKING = "making"
@@ -80,18 +89,95 @@ def reading(path: str) -> Iterator[None]:
         ) from error
 
 
+State = tuple[int, ...]
+"""What is another one if a file was written to, or a file or folder replaced; () if it is gone."""
+
+
+def state_of(path: Path) -> State:
+    """Return the state of a file or folder."""
+    try:
+        about = path.stat()
+    except OSError:
+        return ()
+    place = about.st_dev, about.st_ino
+    return place if stat.S_ISDIR(about.st_mode) else (*place, about.st_size, about.st_mtime_ns)
+
+
+@contextmanager
+def unchanged(path: Path, since: State) -> Iterator[None]:
+    """As :func:`reading`, but say so if the file is not what it was ``since``.
+
+    What a reader makes of a file that somebody writes meanwhile may be any error, or none.
+    """
+    try:
+        with reading(str(path)):
+            yield
+    except (KpstoreError, OSError) as error:
+        if state_of(path) != since:
+            raise _changed(path) from error
+        raise
+    if state_of(path) not in (since, ()):  # one that is gone is read to its end
+        raise _changed(path)
+
+
+def _changed(path: Path) -> InvalidError:
+    return InvalidError(
+        f"{path} changed while it was read, so nothing of it was stored; repeat it once the file "
+        "is complete"
+    )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the place in whatever is raised while files are written there: the last resort.
+
+    Errors of the system stay :class:`OSError`, with their number.
+
+    Parameters
+    ----------
+    path : the file or folder that the user has named.
+    """
+    try:
+        yield
+    except KpstoreError:
+        raise
+    except Exception as error:  # whatever the system, h5py or zipfile raises
+        if not isinstance(error, OSError) or error.errno is None:
+            raise UnsupportedError(f"{path} cannot be written ({one_line(error)})") from error
+        named = str(error.filename or "")
+        at = path if not named or f".{_MAKING}-" in named else named
+        raise system_error(error.errno, at, "the export was not finished") from error
+
+
 def check_free(paths: Iterable[Path], *, overwrite: bool) -> None:
-    """Raise :class:`ExistsError` if any of ``paths`` exists and may not be replaced."""
+    """Raise :class:`ExistsError` if any of ``paths`` cannot be made, or may not be replaced."""
     paths = list(paths)
+    for parent in {path.parent for path in paths}:
+        check_folder(parent)
     folder = next((path for path in paths if path.is_dir()), None)
     if folder is not None:
         raise ExistsError(f"{folder} is a folder, and a file is to be written; choose another name")
+    special = next((path for path in paths if path.exists() and not path.is_file()), None)
+    if special is not None:  # root could replace /dev/null by an export
+        raise ExistsError(
+            f"{special} is a device, a pipe or a socket, which is not replaced; choose another name"
+        )
     there = [path for path in paths if path.exists() or path.is_symlink()]
     if there and not overwrite:
         several = f" and {len(there) - 1} more exist" if there[1:] else " exists"
         what = "them" if there[1:] else "it"
         raise ExistsError(
             f"{there[0]}{several} already; choose another place, or replace {what} with --overwrite"
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """Raise :class:`ExistsError` if a folder cannot be made, because something else is there."""
+    on_the_way = (folder, *folder.parents)
+    there = next((at for at in on_the_way if at.exists() or at.is_symlink()), None)
+    if there is not None and not there.is_dir():
+        raise ExistsError(
+            f"{there} is no folder, and files are to be written in it; choose another place"
         )
 
 

@@ -21,7 +21,7 @@ from kpstore.errors import (
     UnsupportedError,
 )
 from kpstore.interop.base import Document, ExportReport, Format, ImportedVideo, OnProgress
-from kpstore.interop.files import is_store, reading
+from kpstore.interop.files import State, is_store, reading, state_of, unchanged, writing
 from kpstore.interop.import_writer import ImportWriter
 from kpstore.schema.fields import shown
 from kpstore.store.removed import Removals
@@ -160,6 +160,8 @@ def export_file(
         If a file exists already; nothing is written then.
     NotFoundError
         If the store does not hold what was asked for.
+    OSError
+        If the system refuses, over a full disk for example; no file is half written then.
     """
     found = get_format(format_name)
     if found.exporter is None:
@@ -167,9 +169,12 @@ def export_file(
     if not isinstance(store, BaseStore):
         raise InvalidError(f"{shown(store)} is not an open store; see kpstore.open")
     target = Path(path_text(path))
-    _check_no_store(target, Path(store.location))
     exporter = _with_options(found, found.exporter, options)
-    return exporter.export(store.checked(), target, overwrite=overwrite, on_progress=on_progress)
+    with writing(target):
+        _check_no_store(target, Path(store.location))
+        return exporter.export(
+            store.checked(), target, overwrite=overwrite, on_progress=on_progress
+        )
 
 
 def _check_no_store(path: Path, source: Path) -> None:
@@ -177,7 +182,7 @@ def _check_no_store(path: Path, source: Path) -> None:
 
     ``--overwrite`` does not permit either.
     """
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # which takes links that lead in a circle
     if is_store(target) or source.resolve() in target.parents:
         raise ExistsError(f"{path} is a store, or lies in one; choose another place for the export")
 
@@ -187,33 +192,30 @@ def _open_document(found: Format, path: Path, options: Mapping[str, object]) -> 
         raise UnsupportedError(f"format {found.name!r} can be exported only")
     importer = _with_options(found, found.importer, options)
     _check_readable(path)
-    with reading(str(path)):
-        return cast("Document", _Foreign(importer.open(path), str(path)))
+    state = state_of(path)
+    with unchanged(path, state):
+        return cast("Document", _Foreign(importer.open(path), path, state))
 
 
 class _Foreign:
     """A document of a format, whose reader may raise anything over a damaged file."""
 
-    def __init__(self, document: Document, source: str) -> None:
-        self._document, self._source = document, source
+    def __init__(self, document: Document, path: Path, state: State) -> None:
+        self._document, self._path, self._state = document, path, state
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._document, name)
 
     def videos(self) -> Iterator[ImportedVideo]:
         """Yield the videos; see :meth:`Document.videos`."""
-        return _videos_of(self._document, self._source)
-
-
-def _videos_of(document: Document, source: str) -> Iterator[ImportedVideo]:
-    with reading(source):
-        videos = iter(document.videos())
-    while True:
-        with reading(source):
-            video = next(videos, None)
-        if video is None:
-            return
-        yield video
+        with unchanged(self._path, self._state):
+            videos = iter(self._document.videos())
+        while True:
+            with unchanged(self._path, self._state):
+                video = next(videos, None)
+            if video is None:
+                return
+            yield video
 
 
 def _check_readable(path: Path) -> None:

@@ -2,7 +2,11 @@
 
 Backends know a checksum of each chunk by its place (:mod:`kpstore.backends.checksums`). The policy
 says when it is compared: ``"first"`` when this process first maps or decodes the chunk,
-``"always"`` each time that happens (for mapped chunks: before every read), ``"never"`` not at all.
+``"always"`` each time it is read from its file, ``"never"`` not at all.
+
+With ``"always"`` the files of chunks are read and not mapped: if somebody cuts a mapped file short,
+the system ends whoever looks at what is gone (SIGBUS), which no process of Python can turn into an
+error (docs/reliability.md).
 """
 
 from __future__ import annotations
@@ -142,8 +146,8 @@ class CheckedChunks:
         return CheckedChunks(self._session, self.name, "always", location=self._location)
 
     def memory(self) -> CheckedMemory | None:
-        """Return the session's memory, checked when it is read; None if it has none."""
-        if self.mapped is None:
+        """Return the session's memory, checked when it is read; None if chunks are to be read."""
+        if self.mapped is None or self._check == "always":
             return None
         check: Check = "never" if self._trusted else self._check
         return CheckedMemory(self.mapped, self.meta, check, self._check_mapped)

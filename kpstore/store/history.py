@@ -79,7 +79,8 @@ def _at_time(backend: Backend, time: datetime, tip: str) -> str:
 def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[str, str]:
     """Make an earlier version the newest of ``main``, and keep the old one on a branch.
 
-    A backend without branches keeps it by a tag.
+    A version that has a tag may be any: garbage collection may have cut the way to it. A backend
+    without branches keeps the old one by a tag.
 
     Returns
     -------
@@ -95,8 +96,8 @@ def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[
             )
         if target not in _reachable(backend, tip):
             raise InvalidError(
-                f"{to!r} is not an ancestor of the newest version of {backend.location}; see "
-                "'kpstore log'"
+                f"{to!r} is not an ancestor of the newest version of {backend.location}, and has "
+                "no tag; see 'kpstore log', or tag it first"
             )
         kept = _keep(backend, tip, _KEPT + (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S"))
         backend.reset_branch(MAIN, target, expected=tip)
@@ -108,10 +109,12 @@ _KEPT = "before-rollback-"
 
 
 def _reachable(backend: Backend, tip: str) -> set[str]:
-    """Return the versions that ``main`` holds, or held before a rollback."""
-    names = {**backend.tags(), **backend.branches()}
+    """Return the versions that ``main`` holds, or held before a rollback, and those with a tag."""
+    tags = backend.tags()
+    names = {**tags, **backend.branches()}
     kept = [snapshot for name, snapshot in names.items() if name.startswith(_KEPT)]
-    return {commit.id for start in (tip, *kept) for commit in backend.history(start)}
+    held = {commit.id for start in (tip, *kept) for commit in backend.history(start)}
+    return held.union(tags.values())
 
 
 def _keep(backend: Backend, snapshot: str, name: str) -> str:

@@ -54,7 +54,7 @@ class _Array:
     @property
     def can_be_copied(self) -> bool:
         """Whether a decoded copy would help."""
-        return self.memory is None and self.meta.dtype != TEXT
+        return self.memory is None and not self.chunks.is_mapped and self.meta.dtype != TEXT
 
     def reserve(self, n_bytes: int) -> None:
         """Start with an empty arena of that size."""

@@ -20,6 +20,7 @@ from kpstore.views.sampling import Batches, Ints, Shuffle
 from kpstore.views.sent import Sent
 from kpstore.views.shared_memory import (
     batches_ahead,
+    check_ended,
     check_room,
     free_bytes,
     workers_of_this,
@@ -280,7 +281,8 @@ class Loader:
                     # PyTorch puts a worker's traceback in front of the message.
                     kind = type(error)
                     head = f"\n{kind.__module__}.{kind.__qualname__}: "
-                    raise kind(str(error).rpartition(head)[2].strip()) from None
+                    raise kind(error.args[0].rpartition(head)[2].strip()) from None
+                check_ended(error)
                 raise
 
     def _start_processes(self, plan: Batches) -> tuple[DataLoader[Any], _Parts]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from kpstore.errors import UnsupportedError
+from kpstore.errors import UnsupportedError, one_line
 
 FOLDER = "/dev/shm"
 
@@ -55,6 +55,16 @@ def check_room(batch_bytes: int, n_workers: int, free: int | None) -> None:
     if free is not None and n_workers * batch_bytes > free:
         what = f"a batch of {_mib(batch_bytes)} from each of {n_workers} workers"
         raise _too_small(what, free, "a lower prefetch, ")
+
+
+def check_ended(error: Exception) -> None:
+    """Raise :class:`UnsupportedError` if a worker ended without a word, instead of PyTorch's."""
+    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
+        raise UnsupportedError(
+            "the system ended a worker of the loader: memory ran out (fewer workers need less), "
+            f"{FOLDER} is full, or a file of the store was cut short while it was mapped ('kpstore "
+            f"verify' finds that; check='always' maps nothing) ({one_line(error)})"
+        ) from None
 
 
 def _too_small(what: str, free: int, too: str = "") -> UnsupportedError:

@@ -6,7 +6,9 @@ import ast
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import pytest
 import kpstore
 from kpstore.cli import render
 from kpstore.cli.main import run
-from kpstore.errors import InvalidError
+from kpstore.errors import InvalidError, KpstoreError
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.visible import logger, visible
@@ -168,6 +170,97 @@ def test_every_module_logs_visibly() -> None:
     own = {"kpstore.visible"}  # which makes the loggers
     past = {n for n, text in sources.items() if "logging.getLogger(__name__)" in text}
     assert past <= own
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+NAMES = {
+    "escape": "v\x1b[31m",
+    "bidi": "v\u202e1",
+    "up": "../../v1",
+    "endless": "../" * 20 + "dev/zero",
+    "absolute": "/tmp/v1",
+    "long": "n" * 300,
+    "long-script": "版" * 300,
+    "empty": "",
+    "newline": "v\n1",
+    "dots": "..",
+    "surrogate": "v\udcff",
+}
+
+
+@pytest.fixture(params=[".kps", ".h5"])
+def plain(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / "place" / f"s{request.param}"
+    path.parent.mkdir()
+    with kpstore.create(path) as store:
+        store.tag("first")
+        with store.transaction("more") as tx:
+            tx.add_videos([VideoRecord("a", "train", ("a.png",))])
+    return path
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, but for locks."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_hostile_names_of_versions_and_checkpoints_are_refused_in_one_line(
+    kpstore_: Kpstore, plain: Path, tmp_path: Path, name: str
+) -> None:
+    before = all_bytes(tmp_path)
+    # An HDF5 file takes long names; folders, which Icechunk makes of them, do not.
+    makes = [["tag", plain, name], ["branch", plain, name]]
+    for words in (
+        *(makes if len(name) < 300 or plain.suffix == ".kps" else ()),
+        ["tag", plain, name, "--delete"],
+        ["branch", plain, name, "--delete"],
+        ["rollback", plain, "--to", name],
+        ["info", plain, "--at", name],
+        ["convert", plain, tmp_path / "copy.kps", "--at", name],
+        ["predict", name, plain],
+    ):
+        result = kpstore_(*words)
+        assert (words[0], result.code, len(result.lines)) == (words[0], 2, 1)
+        assert result.err.startswith("error: ")
+        assert "internal error" not in result.err
+        assert len(result.err) < 2200
+        assert is_shown(result.err)
+    assert all_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["tag", "branch"])
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_hostile_names_in_a_strangers_store_move_nothing(
+    kpstore_: Kpstore, plain: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    with kpstore.open(plain, mode="a") as store:
+        if plain.suffix == ".kps":
+            folder = plain / "refs" / f"{kind}.{quote(name, safe='', errors='replace')}"[:255]
+            folder.mkdir()
+            (folder / "ref.json").write_text(json.dumps({"snapshot": store.snapshot}))
+        else:
+            with suppress(KpstoreError, UnicodeError):
+                make = {"tag": store.backend.create_tag, "branch": store.backend.create_branch}
+                make[kind](name, store.snapshot)
+    outside = {path: text for path, text in all_bytes(tmp_path).items() if "place/s" not in path}
+    for words in (
+        [kind, plain],
+        ["info", plain],
+        ["log", plain],
+        ["verify", plain, "--all"],
+        ["gc", plain, "--older-than", "0", "--yes"],
+        [kind, plain, name, "--delete"],
+        ["rollback", plain, "--to", "first"],
+    ):
+        result = kpstore_(*words)
+        assert result.code in (0, 1, 2)
+        assert "internal error" not in result.err
+        assert len(result.lines) <= 1
+        assert is_shown(result.out + result.err)
+    assert outside == {p: text for p, text in all_bytes(tmp_path).items() if "place/s" not in p}
 
 
 # -- links -----------------------------------------------------------------------------------------

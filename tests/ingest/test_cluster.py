@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from benchmarks.faults.numbered import (
     expected_rows,
 )
 from kpstore.errors import WorkersError
+from kpstore.ingest import executors, roster
 from kpstore.ingest.options import Options
-from kpstore.ingest.run import run_ingest
+from kpstore.ingest.run import plan_ingest, run_ingest
 from kpstore.schema.feature import State
+from tests.fakes import FakeExtractor, FakeSource, stop_this, wait_with_the_lock
 
 LENGTHS = [11, 3, 0, 14, 9, 12, 6, 13, 8, 10, 12, 12]
 SOME = {"broken": {(3, 2)}, "disliked": {(5, 4)}, "unreadable": {6}}
@@ -177,3 +180,55 @@ def test_a_scheduler_that_dies_ends_the_run_in_one_line(place: Place) -> None:
     assert place.check("gone.kps", SOUND, whole=False) > 0
     place.ingest("gone.kps", SOUND, scheduler=None, workers=0)
     place.check("gone.kps", SOUND)
+
+
+# -- what hangs, with a scheduler of its own for each test ---------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A scheduler whose workers may be silent for three seconds."""
+    monkeypatch.setattr(executors, "SILENT_S", 3.0)
+    monkeypatch.setattr(executors, "_REPLACED_S", 0.0)
+    with ByHand(tmp_path) as hands:
+        yield Place(tmp_path, hands)
+
+
+@pytest.mark.parametrize(
+    ("hang", "nanny"), [(wait_with_the_lock, True), (wait_with_the_lock, False), (stop_this, False)]
+)
+def test_a_frame_that_hangs_on_a_worker_started_by_hand_fails_and_the_run_goes_on(
+    own: Place, hang: Callable[[], None], nanny: bool
+) -> None:
+    names = ["one"] if nanny else ["one", "two"]  # without a nanny none comes back
+    for name in names:
+        own.hands.start(name, nanny=nanny)
+    store = own.folder / "stores" / f"{hang.__name__}-{nanny}.kps"
+    source = FakeSource({"v0": 12, "v1": 9, "v2": 14, "v3": 5}, poisonous={"v1": [4]})
+    model = FakeExtractor(chunk_rows=8, poison=hang)
+    options = Options(scheduler=own.hands.address, task_frames=20, frame_timeout_s=1.0)
+    report = run_ingest(source, store, model, options)
+    (failure,) = report.failures
+    assert (failure.video_id, failure.frame) == ("v1", 4)
+    assert failure.reason == (
+        "reading and extracting this frame took longer than 1 s (--frame-timeout)"
+    )
+    assert report.videos_done == 4
+    assert not plan_ingest(source, store, model, options).tasks
+
+
+def test_a_worker_started_by_hand_that_stops_does_not_stop_the_run_for_ever(
+    own: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "WAIT_S", 0.0)
+    stopped = own.hands.start("stopped").child
+
+    def stop() -> None:
+        stopped.send_signal(signal.SIGSTOP)
+
+    with pytest.raises(WorkersError, match=r"it sent no sign of life for 3 s \(worker stopped\)"):
+        own.ingest("stopped.kps", SOUND, stop, frame_timeout_s=1.0)
+    stopped.send_signal(signal.SIGCONT)
+    monkeypatch.undo()
+    own.ingest("stopped.kps", SOUND, frame_timeout_s=1.0)
+    own.check("stopped.kps", SOUND)

@@ -118,3 +118,12 @@ def test_without_a_limit_nothing_is_stopped() -> None:
 def test_a_limit_that_is_none_is_refused(limit_s: float) -> None:
     with pytest.raises(InvalidError, match="frame_timeout_s is"):
         Options(frame_timeout_s=limit_s)
+
+
+def test_a_limit_without_a_process_that_could_be_ended_is_refused() -> None:
+    with pytest.raises(InvalidError, match=r"--frame-timeout 30 .*needs a worker process.*leave"):
+        Options(workers=0, frame_timeout_s=30.0)
+    assert Options(workers=0).frame_limit_s == Options(workers=0, frame_timeout_s=0.0).frame_limit_s
+    assert Options(workers=0).frame_limit_s == 0.0
+    assert Options(workers=1).frame_limit_s == 600.0
+    assert Options(workers=0, scheduler="tcp://h:1", frame_timeout_s=30.0).frame_limit_s == 30.0

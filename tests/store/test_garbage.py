@@ -310,6 +310,18 @@ def test_a_reader_of_a_removed_version_is_told_so_or_goes_on(store: kpstore.Stor
 # -- names -----------------------------------------------------------------------------------------
 
 
+def test_a_tag_that_was_kept_can_be_rolled_back_to_and_that_undone(store: kpstore.Store) -> None:
+    store.collect_garbage(older_than=NOW, apply=True)
+    again = kpstore.open(store.location, mode="a")
+    kept = again.rollback("v1")
+    np.testing.assert_array_equal(values(again.at()), rows(2).values)
+    write(again.at(), 7)
+    check_sound(store.location)
+    again.rollback(kept)
+    np.testing.assert_array_equal(values(kpstore.open(store.location)), rows(5).values)
+    check_sound(store.location)
+
+
 def test_a_deleted_branch_takes_its_versions_along(tmp_path: Path) -> None:
     store = kpstore.create(tmp_path / "s.kps")
     with store.transaction("fill") as tx:

@@ -156,6 +156,9 @@ def test_rollback_to_nowhere_is_refused(with_branches: list[kpstore.Store]) -> N
         tx.add_videos([record("other", 1)])
     with pytest.raises(InvalidError, match="is not an ancestor of the newest version"):
         store.rollback("try")
+    store.at("try").tag("tried")
+    store.rollback("tried")
+    assert store.at().index.ids.tolist() == store.at("try").index.ids.tolist()
 
 
 def test_a_rollback_can_be_undone_by_its_branch(versions: list[kpstore.Store]) -> None:

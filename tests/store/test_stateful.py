@@ -162,7 +162,8 @@ class StoreMachine(RuleBasedStateMachine):
         tip = self.branches["main"]
         names = {**self.tags, **self.branches}
         kept = [target for name, target in names.items() if name.startswith("before-rollback-")]
-        if snapshot == tip or all(snapshot not in self.ancestors(start) for start in (tip, *kept)):
+        held = {one for start in (tip, *kept) for one in self.ancestors(start)}
+        if snapshot == tip or snapshot not in held.union(self.tags.values()):
             with pytest.raises(InvalidError, match=r"nothing to roll back|not an ancestor"):
                 self.store.rollback(snapshot)
             return

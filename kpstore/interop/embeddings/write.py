@@ -59,13 +59,14 @@ class EmbeddingsExport(FileExporter):
         as_imported = document_of(store, self.feature, "embeddings").get("layout")
         time_first = (self.layout or as_imported) == "time_first"
         frames = 0
-        for video in chosen:
-            values = video[self.feature]
-            array = np.ascontiguousarray(values if time_first else values.T)
-            with written_aside(targets[video.id]) as (aside,), aside.open("wb") as out:
-                np.savez_compressed(out, **{KEY: array})  # type: ignore[arg-type]
-            frames += video.n_frames
-            report(video.n_frames)
+        with written_aside(*targets.values()) as asides:
+            for video, aside in zip(chosen, asides, strict=True):
+                values = video[self.feature]
+                array = np.ascontiguousarray(values if time_first else values.T)
+                with aside.open("wb") as out:
+                    np.savez_compressed(out, **{KEY: array})  # type: ignore[arg-type]
+                frames += video.n_frames
+                report(video.n_frames)
         notes = lost_notes(store, [self.feature])
         if any(store.splits):
             notes.append("splits: the folder does not hold them")

@@ -54,8 +54,10 @@ class Hdf5Export(FileExporter):
     ) -> ExportReport:
         writer = _Hdf5Writer(store, path, self, report)
         check_free([path], overwrite=overwrite)
-        with written_aside(path) as (aside,), h5py.File(aside, "w") as file:
-            writer.write(file)
+        with written_aside(path) as (aside,):
+            check_room(aside, 0)
+            with h5py.File(aside, "w") as file:
+                writer.write(file)
         frames, videos = writer.rows["frame"], writer.rows["video"]
         return ExportReport([ExportedFile(path, len(frames), len(videos))])
 

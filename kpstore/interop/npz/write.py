@@ -69,7 +69,8 @@ class NpzExport(FileExporter):
             split: (path / npz_name(split, self.feature), path / stats_name(split, self.feature))
             for split in wanted
         }
-        check_free([file for pair in paths.values() for file in pair], overwrite=overwrite)
+        targets = [file for pair in paths.values() for file in pair]
+        check_free(targets, overwrite=overwrite)
         drop = [reason for reason in ("failed", "empty") if getattr(self, reason) == "drop"]
         has_mask = bool(part_names(spec))
 
@@ -79,16 +80,17 @@ class NpzExport(FileExporter):
             return np.asarray(store.read(spec.companion(MASK), rows).any(axis=1))
 
         exported = []
-        for split, (npz_path, stats_path) in paths.items():
-            chosen = choose_rows(store, self.feature, split, found, drop)
-            writer = _SplitWriter(store, self, chosen, report)
-            with written_aside(npz_path, stats_path) as (npz_aside, stats_aside):
-                writer.write_npz(npz_aside)
+        with written_aside(*targets) as asides:
+            for n, (split, (npz_path, _)) in enumerate(paths.items()):
+                chosen = choose_rows(store, self.feature, split, found, drop)
+                writer = _SplitWriter(store, self, chosen, report)
+                writer.write_npz(asides[2 * n])
                 stats = json.dumps(writer.stats(), indent=2, ensure_ascii=False)
-                stats_aside.write_text(stats + "\n", encoding="utf-8")
-            exported.append(
-                ExportedFile(npz_path, len(chosen.rows), writer.n_videos, split, chosen.left_out)
-            )
+                asides[2 * n + 1].write_text(stats + "\n", encoding="utf-8")
+                n_rows = len(chosen.rows)
+                exported.append(
+                    ExportedFile(npz_path, n_rows, writer.n_videos, split, chosen.left_out)
+                )
         companions = [c.name for c in spec.companions if c.name != MASK]
         more = {f"companions of {self.feature}": companions}
         return ExportReport(exported, lost_notes(store, [self.feature], **more))

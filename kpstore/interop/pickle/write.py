@@ -86,11 +86,12 @@ class PickleExport(FileExporter):
         check_free(targets, overwrite=overwrite)
         writer = FileWriter(store, feature, self, report)
         exported = []
-        for target, splits in targets.items():
-            chosen = [self._choose(store, feature, split) for split in splits]
-            with written_aside(target) as (aside,), aside.open("wb") as file:
-                writer.write(file, chosen)
-            exported.append(self._exported(store, target, chosen))
+        with written_aside(*targets) as asides:
+            for (target, splits), aside in zip(targets.items(), asides, strict=True):
+                chosen = [self._choose(store, feature, split) for split in splits]
+                with aside.open("wb") as file:
+                    writer.write(file, chosen)
+                exported.append(self._exported(store, target, chosen))
         return ExportReport(exported, _notes(store, feature, self, wanted))
 
     @property

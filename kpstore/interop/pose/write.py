@@ -17,7 +17,13 @@ from pose_format.pose_header import PoseHeaderComponent, PoseHeaderDimensions
 
 from kpstore.errors import ExistsError, InvalidError
 from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
-from kpstore.interop.files import check_free, folder_written_aside, inside, written_aside
+from kpstore.interop.files import (
+    check_folder,
+    check_free,
+    folder_written_aside,
+    inside,
+    written_aside,
+)
 from kpstore.interop.outputs import check_no_links
 from kpstore.interop.pose.layout import (
     COMPONENTS,
@@ -116,6 +122,7 @@ class PoseExport(FileExporter):
                 raise ExistsError(
                     f"{path} exists already and is not a folder; choose another place for the files"
                 )
+            check_folder(path.parent)
             with folder_written_aside(path) as folder:
                 writer.write_all(groups, folder)
         held = [video for videos in groups.values() for video in videos]
@@ -206,8 +213,8 @@ class _PoseWriter:
 
     def write_all(self, groups: Mapping[str, Sequence[Video]], folder: Path) -> None:
         """Write all files into a folder."""
-        for name, videos in groups.items():
-            with written_aside(inside(folder, name)) as (aside,):
+        with written_aside(*(inside(folder, name) for name in groups)) as asides:
+            for videos, aside in zip(groups.values(), asides, strict=True):
                 self.write(videos, aside)
 
     def _fps(self, video: Video, fps: float) -> float:
