@@ -30,10 +30,7 @@ arrays are described by attributes of the data sets alone, which format 2 keeps 
 from __future__ import annotations
 
 import json
-import os
-import struct
 import sys
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -44,7 +41,8 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.hdf5_items import has_item, item_of
-from kpstore.backends.hdf5_records import ABSENT, ArrayDelta, descriptor_of
+from kpstore.backends.hdf5_records import ABSENT, ArrayDelta
+from kpstore.backends.hdf5_texts import no_texts, read_texts
 from kpstore.errors import CorruptError, InvalidError
 
 _META = "kpstore_meta"
@@ -169,9 +167,7 @@ def read_dataset(array: h5py.Dataset, start: int, stop: int) -> NDArray[np.gener
     """Return rows of a data set, text as ``str``."""
     if h5py.check_string_dtype(array.dtype) is None:
         return np.asarray(array[start:stop])
-    if _can_read(array):
-        return _read_text(array, start, stop)
-    return np.asarray(array.asstr()[start:stop], dtype=object)
+    return read_texts(array, start, stop)
 
 
 _LEAST_BYTES = 4
@@ -224,7 +220,7 @@ def empty_chunk(array: h5py.Dataset, chunk: int) -> None:
     If the chunk is damaged text, HDF5 would even release the space that the damage points to.
     """
     if h5py.check_string_dtype(array.dtype) is not None:
-        array.id.write_direct_chunk(_corner(array, chunk), _no_texts(array.chunks[0]), 0)
+        array.id.write_direct_chunk(_corner(array, chunk), no_texts(array), 0)
         return
     # HDF5 writes a whole chunk without reading the old one, but only within the array.
     n_rows, first, last = array.shape[0], chunk * array.chunks[0], (chunk + 1) * array.chunks[0]
@@ -310,120 +306,3 @@ def copy_array(array: h5py.Dataset, group: h5py.Group, name: str) -> None:
         else:
             skipped, stored = about.read_direct_chunk(corner)
             made.id.write_direct_chunk(corner, stored, skipped)
-
-
-# -- text ------------------------------------------------------------------------------------------
-#
-# HDF5 keeps text of variable length in *global heap collections*, which have no checksum, and its
-# library (2.0) never returns from one whose sizes are damaged. So they are read here by the file
-# format (HDF5 file format specification, III.E "Disk Format: Level 1E - Global Heap"), and every
-# size is checked.
-
-_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
-"""A chunk of text holds a reference to each text."""
-
-_TEXT_FILTERS = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE]
-_HEADER = struct.Struct("<4sB3xQ")
-_OBJECT = struct.Struct("<HH4xQ")
-_USUAL_BYTES = 4096
-
-
-def _can_read(array: h5py.Dataset) -> bool:
-    """Return whether text is stored as kpstore writes it: shuffled and deflated."""
-    plist = array.id.get_create_plist()
-    filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
-    return filters == _TEXT_FILTERS
-
-
-def _read_text(array: h5py.Dataset, start: int, stop: int) -> NDArray[np.object_]:
-    """Return rows of a data set of text as ``str``; rows that were never written are empty.
-
-    Raises
-    ------
-    ValueError
-        If the text is damaged; :class:`UnicodeDecodeError` is one too.
-    """
-    if array.file.mode != "r":
-        array.file.flush()
-    heaps = _Heaps(descriptor_of(array.file))
-    size = array.chunks[0]
-    words = np.full(stop - start, "", dtype=object)
-    for chunk in range(start // size, -(-stop // size) if stop > start else 0):
-        first, last = max(start, chunk * size), min(stop, (chunk + 1) * size)
-        references = _references(array, chunk)
-        if references is not None:
-            words[first - start : last - start] = heaps.texts(
-                references[first - chunk * size : last - chunk * size]
-            )
-    return words
-
-
-def _no_texts(n_rows: int) -> bytes:
-    """Return the stored bytes of a chunk in which all texts are empty."""
-    return zlib.compress(bytes(n_rows * _REFERENCE.itemsize))
-
-
-def _references(array: h5py.Dataset, chunk: int) -> NDArray[np.void] | None:
-    """Return the decoded references of a chunk; None if it was never written."""
-    corner = (chunk * array.chunks[0],)
-    if array.id.get_chunk_info_by_coord(corner).byte_offset is None:
-        return None
-    skipped, stored = array.id.read_direct_chunk(corner)
-    wanted = array.chunks[0] * _REFERENCE.itemsize
-    if not skipped & 2:
-        try:
-            stored = zlib.decompressobj().decompress(stored, wanted + 1)
-        except zlib.error as error:
-            raise ValueError(str(error)) from None
-    if len(stored) != wanted:
-        raise ValueError(f"chunk {chunk} has {len(stored)} bytes, not {wanted}")
-    if not skipped & 1:
-        stored = np.frombuffer(stored, np.uint8).reshape(_REFERENCE.itemsize, -1).T.tobytes()
-    return np.frombuffer(stored, _REFERENCE)
-
-
-class _Heaps:
-    """Global heap collections of a file, each read once."""
-
-    def __init__(self, handle: int) -> None:
-        self._handle, self._size = handle, os.fstat(handle).st_size
-        self._known: dict[int, dict[int, bytes]] = {}
-
-    def texts(self, references: NDArray[np.void]) -> list[str]:
-        """Return the texts of some references."""
-        found: list[str] = []
-        for length, address, index in references.tolist():
-            text = self._heap(address).get(index, b"") if length else b""
-            if len(text) != length:
-                raise ValueError(f"the text heap at byte {address} lacks a text")
-            found.append(text.decode())
-        return found
-
-    def _heap(self, address: int) -> dict[int, bytes]:
-        if address not in self._known:
-            self._known[address] = self._read(address)
-        return self._known[address]
-
-    def _read(self, address: int) -> dict[int, bytes]:
-        """Return the objects of a collection, by index."""
-        damage = ValueError(f"the text heap at byte {address} is damaged")
-        if address + _HEADER.size > self._size:
-            raise damage
-        heap = os.pread(self._handle, _USUAL_BYTES, address)
-        mark, version, size = _HEADER.unpack_from(heap)
-        if mark != b"GCOL" or version != 1 or address + size > self._size:
-            raise damage
-        if size > len(heap):
-            heap += os.pread(self._handle, size - len(heap), address + len(heap))
-        found: dict[int, bytes] = {}
-        at, unpack, head = _HEADER.size, _OBJECT.unpack_from, _OBJECT.size
-        while size - at >= head:
-            index, _, length = unpack(heap, at)
-            # Free space has the index 0, and its length includes its own head.
-            needed = head + (length + 7) // 8 * 8 if index else length
-            if needed < head or at + needed > size or index in found:
-                raise damage
-            if index:
-                found[index] = heap[at + head : at + head + length]
-            at += needed
-        return found

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 
 from kpstore.backends.hdf5_items import datasets_of, item_of
+from kpstore.backends.hdf5_texts import read_texts
 from kpstore.errors import DAMAGE, InvalidError
 from kpstore.interop.files import damage_named
 from kpstore.user_files import check_memory
@@ -87,13 +88,32 @@ def texts_of(dataset: h5py.Dataset, path: Path, rows: slice = slice(None)) -> li
     texts: list[str] = []
     first, stop, _ = rows.indices(len(dataset))
     n_bytes = (stop - first) * _TEXT_BYTES
-    for start in range(first, stop, _TEXT_ROWS):
+
+    def check(more: int) -> None:
         # Rows may share one long text in the file; in memory each has its own.
-        check_memory(path, n_bytes, f"the texts of {dataset.name}")
-        block = dataset.asstr("utf-8")[start : min(start + _TEXT_ROWS, stop)].tolist()
+        check_memory(path, n_bytes + more, f"the texts of {dataset.name}")
+
+    for start in range(first, stop, _TEXT_ROWS):
+        block = read_texts(dataset, start, min(start + _TEXT_ROWS, stop), check).tolist()
         n_bytes += sum(map(len, block))
         texts += block
     return texts
+
+
+def text_of(dataset: h5py.Dataset, path: Path) -> str:
+    """Return the text of a dataset that holds one; :class:`ValueError` if it does not."""
+    if h5py.check_string_dtype(dataset.dtype) is None or dataset.shape != ():
+        raise ValueError(f"{dataset.name} is {dataset.dtype} {dataset.shape}, not a text")
+    what = f"the text of {dataset.name}"
+    return str(read_texts(dataset, 0, 1, lambda n_bytes: check_memory(path, n_bytes, what))[0])
+
+
+def numbers_of(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
+    """Return a dataset of numbers, as :func:`dataset_of` does."""
+    found = dataset_of(file, path, name)
+    if found.dtype.kind not in "fiub":
+        raise InvalidError(f"{path}: {name} is {found.dtype} {found.shape}, not numbers")
+    return found
 
 
 def only_dataset(path: Path, file: h5py.File) -> str:

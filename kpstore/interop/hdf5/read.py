@@ -21,8 +21,10 @@ from kpstore.interop.hdf5.layout import (
     MARK,
     UNREADABLE,
     dataset_of,
+    numbers_of,
     opened,
     own_item,
+    text_of,
     texts_of,
 )
 from kpstore.options import Option
@@ -94,10 +96,11 @@ class ExportedDocument:
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self._path = path
-        if file.attrs[MARK] != 1:
-            raise InvalidError(
-                f"{path} has version {file.attrs[MARK]!r} of the layout, this kpstore reads 1"
-            )
+        mark = file.attrs.get_id(MARK)
+        # Only a number is read: HDF5's library trusts the sizes of text.
+        version = file.attrs[MARK] if mark.dtype.kind in "iu" and mark.shape == () else mark.dtype
+        if version != 1:
+            raise InvalidError(f"{path} has version {version} of the layout, this kpstore reads 1")
         self.name, self._annotations, self.features = _about(dataset_of(file, path, ABOUT), path)
         self._specs = {feature.spec.name: feature.spec for feature in self.features}
         self._lengths = _lengths(file, path)
@@ -169,7 +172,7 @@ class ExportedDocument:
 
     def _column(self, file: h5py.File, name: str) -> NDArray[np.generic]:
         """Return an array with one number for each video."""
-        column = self._of(file, name)
+        column = numbers_of(file, self._path, name)
         check_memory(self._path, column.nbytes, repr(name))
         return np.asarray(column[()])
 
@@ -195,16 +198,18 @@ class ExportedDocument:
             n_bytes += (where.stop - where.start) * spec.row_bytes
             check_memory(self._path, n_bytes, f"the features of video {record.id!r}")
             companions = {
-                c.name: self._of(file, f"{name}_{c.name}")[where] for c in spec.companions
+                c.name: numbers_of(file, self._path, f"{name}_{c.name}")[where]
+                for c in spec.companions
             }
-            blocks[name] = FeatureRows(self._of(file, name)[where], companions)
+            values = numbers_of(file, self._path, name)[where]
+            blocks[name] = FeatureRows(values, companions)
         return ImportedVideo(record, blocks, failed_frames, failed)
 
 
 def _about(dataset: h5py.Dataset, path: Path) -> tuple[str, list[str], list[ImportedFeature]]:
     """Return the name, the annotations and the features that an export says it holds."""
     try:
-        about = json.loads(dataset.asstr()[()])
+        about = json.loads(text_of(dataset, path))
         features = [
             ImportedFeature(FeatureSpec.from_json(feature["spec"]), feature["provenance"])
             for feature in about["features"].values()
