@@ -11,9 +11,12 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from kpstore.errors import NotFoundError
 from kpstore.sources.base import LEFT_OUT, Frame, FrameError
-from kpstore.user_files import check_regular
+from kpstore.user_files import check_memory, check_regular
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
+"""What a picture may be, whatever its name says. Pillow reads many more; one runs Ghostscript."""
 
 _ON_ITS_SIDE = (5, 6, 7, 8)
 """Orientations (EXIF 2.3, tag 0x0112) by which width and height change places."""
@@ -70,7 +73,8 @@ def read_image(path: Path) -> Frame:
     """
     try:
         check_regular(path)
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
+            check_memory(path, image.width * image.height * 3, "the picture")
             reason = _unscaled(image)
             return FrameError(reason) if reason else np.asarray(_eight_bits(image).convert("RGB"))
     except (NotFoundError, FileNotFoundError):
@@ -136,7 +140,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from a picture's header; (0, 0) if it cannot be read."""
     try:
         check_regular(path)
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             width, height = image.size
             if image.format == "TIFF":  # whose size Pillow turns by itself
                 (width, *_), (height, *_) = _tiff_tag(image, _WIDTH), _tiff_tag(image, _HEIGHT)

@@ -28,7 +28,7 @@ from kpstore.sources.selection import (
     part_of,
     selected,
 )
-from kpstore.user_files import check_regular
+from kpstore.user_files import check_memory, check_regular
 
 if TYPE_CHECKING:
     import av
@@ -38,6 +38,11 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".ogv", ".gif"}
     | {".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"}
 )
+_CONTAINERS = (
+    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "ogg", "gif"),
+    *("mpeg", "mpegts", "mpegvideo", "asf", "flv", "h264", "hevc", "m4v", "mjpeg"),
+)
+"""What a video may be, whatever its name says. FFmpeg reads many more; some name other files."""
 SPLIT_NAMES = frozenset({"train", "training", "dev", "val", "valid", "validation", "test"})
 
 
@@ -247,6 +252,9 @@ def _upright_size(
     return orientation.size(first.width, first.height)
 
 
+_ONLY_THIS_FILE = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+
+
 @contextmanager
 def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
     """Open a video file and its first video stream; :class:`InvalidError` if that fails."""
@@ -257,7 +265,7 @@ def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer
     if (root / path).exists():
         check_regular(root / path)
     try:
-        container = av.open(str(root / path))
+        container = av.open(str(root / path), options=_ONLY_THIS_FILE)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InvalidError(f"{path}: cannot be opened as a video ({reason})") from None
@@ -265,6 +273,11 @@ def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer
         if not container.streams.video:
             raise InvalidError(f"{path}: holds no video stream")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise InvalidError(
+                f"{path}: FFmpeg cannot decode its video stream; re-encode it as mp4"
+            )
+        check_memory(root / path, stream.width * stream.height * 3, "a frame")
         # With more threads, a damaged frame takes others with it, as many as there are threads.
         stream.thread_count = 1
         yield container, stream
