@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 pytest.importorskip("torch")
 
 from benchmarks.fuzz.__main__ import Run
+from benchmarks.fuzz.shapes import reshaped
 from benchmarks.fuzz.targets import TARGETS
 
 
@@ -35,6 +38,20 @@ def test_a_run_ends_by_cpu_time_or_when_nothing_is_new(
 
 def test_a_run_reads_its_least_number_of_inputs_however_long_it_takes() -> None:
     assert not Run(inputs=9, cpu_s=10_000).is_enough(10, 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"a": {"b": [1, 2]}}', b'\x03{"a": {"b": [1, 2]}', b'{"a": 1}\n{"b": 2}']
+)
+def test_json_changes_its_shape_and_keeps_what_is_around_it(data: bytes) -> None:
+    changed = {reshaped(data, Random(seed)) for seed in range(100)}
+    assert len(changed) > 20
+    assert all(one is not None and one.count(b"\n") == data.count(b"\n") for one in changed)
+    assert all(one is not None and one.startswith(data[: data.find(b"{")]) for one in changed)
+
+
+def test_what_is_no_json_keeps_its_shape() -> None:
+    assert reshaped(b"\x89PNG", Random(0)) is None
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -123,6 +123,7 @@ def _command(name: str, corpus: Path, found: Path) -> Iterable[str]:
         f"-artifact_prefix={found}/",
         # By the clock, for what never returns; one.py looks at the CPU time of what does.
         f"-timeout={30 * CPU_S}",
+        f"-report_slow_units={30 * CPU_S}",
         f"-max_len={_MOST_INPUT}",
         f"-rss_limit_mb={memory // 2**20}",
     ]

@@ -1,5 +1,7 @@
 """One target under Atheris, in a process that libFuzzer takes over; see ``benchmarks.fuzz``.
 
+Every other mutation of JSON is one of its shape (:mod:`benchmarks.fuzz.shapes`).
+
 About once a CPU second it says on stderr how many inputs it has read in how much CPU time.
 """
 
@@ -8,8 +10,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from random import Random
 
 import atheris
+
+from benchmarks.fuzz.shapes import reshaped
 
 _TOLD = ["kpstore", "pose_format", "yaml", "ijson", "zipfile", "PIL"]
 """Packages in which Atheris sees what an input reaches."""
@@ -36,7 +41,13 @@ def main() -> None:
         if reading.error is not None:
             raise reading.error
 
-    atheris.Setup(sys.argv, check)
+    def mutate(data: bytes, most_bytes: int, seed: int) -> bytes:
+        changed = reshaped(data, Random(seed)) if seed % 2 else None
+        if changed is None or len(changed) > most_bytes:
+            return bytes(atheris.Mutate(data, most_bytes))
+        return changed
+
+    atheris.Setup(sys.argv, check, custom_mutator=mutate)
     atheris.Fuzz()
 
 
