@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -268,6 +269,8 @@ def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer
         container = av.open(str(root / path), options=_ONLY_THIS_FILE)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        if getattr(error, "errno", None) == errno.EINVAL:  # what is not on the list of formats
+            reason = "its format is none that videos are read from; re-encode it as mp4"
         raise InvalidError(f"{path}: cannot be opened as a video ({reason})") from None
     with container:
         if not container.streams.video:

@@ -503,6 +503,7 @@ def test_a_file_that_names_other_files_is_never_followed(tmp_path: Path) -> None
     (tmp_path / "clips" / ".other.mp4").rename(tmp_path / "clips" / "other.mp4")
     listing = VideosSource(tmp_path / "clips").scan()
     assert [video.id for video in listing.videos] == ["other", "own"]
-    assert [problem.partition(" (")[0] for problem in listing.problems] == [
-        "x.mp4: cannot be opened as a video"
-    ]
+    assert listing.problems == (
+        "x.mp4: cannot be opened as a video (its format is none that videos are read from; "
+        "re-encode it as mp4)",
+    )
