@@ -30,7 +30,7 @@ import zarr
 from PIL import Image
 
 import kpstore
-from benchmarks.fuzz.replay import forget_peak, peak_bytes
+from benchmarks.fuzz.rules import forget_peak, peak_bytes
 from kpstore.cli.main import run
 from kpstore.errors import InvalidError
 from kpstore.extractors.checkpoint_files import load_tensors

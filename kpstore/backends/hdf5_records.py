@@ -177,7 +177,11 @@ def read_names(file: h5py.File) -> Names:
     home = item_of(file, HOME)
     if has_checksums(file):
         stored = read_json(home, "names")
-        return Names(stored["head"], stored["tags"], tuple(stored["used_tags"]))
+        names = Names(stored["head"], stored["tags"], tuple(stored["used_tags"]))
+        ids = [names.head, *names.tags.values(), *names.used_tags]
+        if not all(isinstance(name, str) for name in ids):
+            raise ValueError("'names' holds other than text")
+        return names
     tags, used_tags = (json.loads(home.attrs[key]) for key in ("tags", "used_tags"))
     return Names(str(home.attrs["head"]), tags, tuple(used_tags))
 
@@ -230,7 +234,18 @@ def write_record(file: h5py.File, commit: Commit, about: Mapping[str, object]) -
 def read_record(file: h5py.File, snapshot: str) -> Record:
     """Return what :func:`write_record` stored."""
     found: Record = read_json(item_of(file, f"{HOME}/versions/{snapshot}"), "record")
+    odd = [key for key, kind in _KINDS.items() if not isinstance(found.get(key, kind()), kind)]
+    if odd or not isinstance(found.get("parent"), str | None):
+        raise ValueError(f"the record of {snapshot} has no sound {', '.join(odd) or 'parent'}")
     return found
+
+
+_KINDS: Mapping[str, type] = {
+    **dict.fromkeys(("message", "time", "tree"), str),
+    **dict.fromkeys(("metadata", "checksums", "text"), dict),
+    "touched": list,
+}
+"""What the entries of a record are; a checksum that fits can be made for any."""
 
 
 def read_commit(file: h5py.File, snapshot: str) -> Commit:

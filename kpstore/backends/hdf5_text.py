@@ -168,10 +168,15 @@ def _unpack_lzf(content: bytes, wanted: int) -> bytes:
     return bytes(made)
 
 
+def _without_checksum(content: bytes, wanted: int) -> bytes:
+    return content[:-4]
+
+
 _UNDO: Mapping[int, Callable[[bytes, int], bytes]] = {
     h5py.h5z.FILTER_SHUFFLE: _unshuffle,
     h5py.h5z.FILTER_DEFLATE: _inflate,
     h5py.h5z.FILTER_LZF: _unpack_lzf,
+    h5py.h5z.FILTER_FLETCHER32: _without_checksum,
 }
 
 

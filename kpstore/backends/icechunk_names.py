@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
-from kpstore.errors import CorruptError, InvalidError
+from kpstore.errors import DAMAGE, CorruptError, InvalidError
 
 Kind = Literal["branch", "tag"]
 
@@ -134,5 +134,5 @@ def _version_in(file: Path) -> str | None:
     try:
         version = json.loads(file.read_bytes())["snapshot"]
         return version if is_version(version) else None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, *DAMAGE):
         return None

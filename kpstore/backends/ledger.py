@@ -38,6 +38,7 @@ from kpstore.visible import logger
 _log = logger(__name__)
 
 _SUM_CHARS = 16
+_KINDS = frozenset({"branch", "tag"})
 _NAMED = re.compile(rb'^[0-9a-f]{16} \{("(?:branch|tag)": "(?:[^"\\]|\\.)*"), "is": ', re.MULTILINE)
 """A line that begins with a name and the versions it leads to."""
 
@@ -99,7 +100,7 @@ class LedgerText:
         """Return the checksum of a file; None if it is not in the ledger."""
         # In JSON, the inside of a string cannot look like a key.
         record = self._line_at(self.content.rfind(f'"{file}": "'.encode()))
-        return None if record is None else record["files"][file]
+        return None if record is None else record.get("files", {}).get(file)
 
     @cached_property
     def _newest(self) -> dict[bytes, int]:
@@ -178,8 +179,29 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     body = line[_SUM_CHARS + 1 :]
     if xxhash.xxh3_64_hexdigest(body).encode() + b" " != line[: _SUM_CHARS + 1]:
         return None
-    record: dict[str, Any] = json.loads(body)
-    return record
+    try:
+        record = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return record if _is_record(record) else None
+
+
+def _is_record(record: object) -> bool:
+    """Return whether a value is a line of a ledger; a checksum that fits can be made for any."""
+    if not isinstance(record, dict):
+        return False
+    files, names, versions = record.get("files", {}), record.keys() & _KINDS, record.get("is", [])
+    return (
+        isinstance(files, dict)
+        and all(isinstance(value, str) for value in files.values())
+        and ("version" not in record or isinstance(record["version"], str))
+        and isinstance(record.get("parent", ""), str | None)
+        and ("parent" in record) == ("version" in record)
+        and all(isinstance(record[kind], str) for kind in names)
+        and ("is" in record) == bool(names)
+        and isinstance(versions, list)
+        and all(isinstance(version, str) for version in versions)
+    )
 
 
 def _whole_bytes(file: int) -> int:

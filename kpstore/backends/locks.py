@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from kpstore.backends import refusals
 from kpstore.backends.links import open_inside, read_inside
-from kpstore.errors import UnsupportedError
+from kpstore.errors import DAMAGE, UnsupportedError
 
 _LOCK = os.O_RDWR | os.O_CREAT
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
@@ -175,5 +175,5 @@ def _holder(path: Path) -> str:
             f"{holder['purpose']}, process {holder['pid']} on {holder['host']} since "
             f"{holder['since']}"
         )
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, *DAMAGE):
         return "the lock file does not say which"

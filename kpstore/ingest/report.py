@@ -14,7 +14,7 @@ from pathlib import Path
 from kpstore.backends.base import Backend
 from kpstore.backends.links import read_inside, refuse_links_beside, write_inside
 from kpstore.backends.locks import is_held
-from kpstore.errors import InvalidError
+from kpstore.errors import InvalidError, KpstoreError
 from kpstore.schema.feature import State
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Failure
@@ -154,12 +154,12 @@ def read_progress(backend: Backend) -> Progress | None:
         return None
     refuse_links_beside(path.parent)
     try:
-        text = read_inside(path)
+        progress = Progress(**json.loads(read_inside(path)))
+        _check_types(progress)
     except FileNotFoundError:
         return None
-    try:
-        progress = Progress(**json.loads(text))
-        _check_types(progress)
+    except KpstoreError:
+        raise
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidError(f"{path} cannot be read ({error}); delete it") from None
     progress.running = progress.running and is_held(path.with_name("writer.lock"))

@@ -11,6 +11,7 @@ import math
 import mmap
 import pickle
 import re
+import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
@@ -242,6 +243,10 @@ def _check_bytes(real: np.dtype[np.generic], data: bytes, lengths: tuple[int, ..
             f"it holds an array that claims {lengths} of {real} and has {n_bytes} bytes; it is "
             "damaged"
         )
+    if real.kind == "U" and n_bytes:
+        letters = np.frombuffer(data, np.dtype(np.uint32).newbyteorder(real.byteorder))
+        if letters.max() > sys.maxunicode:
+            raise RefusedError("it holds an array of text beyond Unicode; it is damaged")
 
 
 def _values(dtype: PlainDtype, data: bytes | str, shape: Iterable[int], order: str) -> Array:

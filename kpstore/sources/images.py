@@ -17,6 +17,9 @@ from kpstore.user_files import check_regular
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
+"""What a picture may be, whatever its name says. Pillow reads many more; one runs Ghostscript."""
+
 _ON_ITS_SIDE = (5, 6, 7, 8)
 """Orientations (EXIF 2.3, tag 0x0112) by which width and height change places."""
 
@@ -75,7 +78,7 @@ def read_image(path: Path) -> Frame:
     """
     try:
         size = check_regular(path)
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             reason = _unscaled(image)
             if not reason:
                 n_bytes = image.width * image.height * _PIXEL_BYTES
@@ -162,7 +165,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from a picture's header; (0, 0) if it cannot be read."""
     try:
         check_regular(path)
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             width, height = image.size
             if image.format == "TIFF":  # whose size Pillow turns by itself
                 (width, *_), (height, *_) = _tiff_tag(image, _WIDTH), _tiff_tag(image, _HEIGHT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,11 @@ VIDEO_SUFFIXES = frozenset(
 )
 _PIXEL_BYTES = 5
 """Memory of a pixel while a frame is decoded and converted to RGB."""
+_CONTAINERS = (
+    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "ogg", "gif"),
+    *("mpeg", "mpegts", "mpegvideo", "asf", "flv", "h264", "hevc", "m4v", "mjpeg"),
+)
+"""What a video may be, whatever its name says. FFmpeg reads many more; some name other files."""
 SPLIT_NAMES = frozenset({"train", "training", "dev", "val", "valid", "validation", "test"})
 
 
@@ -250,6 +256,9 @@ def _upright_size(
     return orientation.size(first.width, first.height)
 
 
+_ONLY_THIS_FILE = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+
+
 @contextmanager
 def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
     """Open a video file and its first video stream; :class:`InvalidError` if that fails."""
@@ -260,14 +269,20 @@ def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer
     if (root / path).exists():
         check_regular(root / path)
     try:
-        container = av.open(str(root / path))
+        container = av.open(str(root / path), options=_ONLY_THIS_FILE)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        if getattr(error, "errno", None) == errno.EINVAL:  # what is not on the list of formats
+            reason = "its format is none that videos are read from; re-encode it as mp4"
         raise InvalidError(f"{path}: cannot be opened as a video ({reason})") from None
     with container:
         if not container.streams.video:
             raise InvalidError(f"{path}: holds no video stream")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise InvalidError(
+                f"{path}: FFmpeg cannot decode its video stream; re-encode it as mp4"
+            )
         what = f"a frame of {stream.width} x {stream.height} pixels"
         budget = MemoryBudget(path, (root / path).stat().st_size, fixed=True)
         budget.check(stream.width * stream.height * _PIXEL_BYTES, what)

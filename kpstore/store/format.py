@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import TABLE
 from kpstore.budget import MemoryBudget
-from kpstore.errors import CorruptError, InvalidError, NotFoundError
+from kpstore.errors import DAMAGE, CorruptError, InvalidError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.fields import shown
 from kpstore.schema.index import VideoIndex
@@ -131,6 +131,27 @@ def root_attrs(name: str, created: str, kpstore_version: str) -> dict[str, objec
     return {"Conventions": "CF-1.11", "title": name, ROOT: about}
 
 
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_features(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(stored, dict) and isinstance(stored.get("provenance"), dict)
+        for stored in value.values()
+    )
+
+
+_SOUND: Mapping[str, Callable[[object], bool]] = {
+    "name": lambda value: isinstance(value, str),
+    "annotations": _are_texts,
+    "features": _are_features,
+    "parts": _are_texts,
+    "own_splits": lambda value: isinstance(value, bool),
+}
+"""Whether an entry of a store's description is of its kind: a store may come from anyone."""
+
+
 def read_root(session: ReadSession, location: str) -> About:
     """Return kpstore's own part of the attributes.
 
@@ -158,6 +179,11 @@ def read_root(session: ReadSession, location: str) -> About:
     if missing:
         raise CorruptError(
             f"{location}: its description lacks {', '.join(sorted(missing))}; it is damaged"
+        )
+    odd = [key for key, is_sound in _SOUND.items() if key in about and not is_sound(about[key])]
+    if odd:
+        raise CorruptError(
+            f"{location}: its description has no sound {', '.join(odd)}; it is damaged"
         )
     unknown = [str(part) for part in about.get("parts", []) if part not in PARTS]
     if unknown:
@@ -191,7 +217,7 @@ def read_features(about: About) -> dict[str, StoredFeature]:
             name: StoredFeature(FeatureSpec.from_json(stored["spec"]), stored["provenance"])
             for name, stored in about["features"].items()
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise CorruptError(
             f"the store's description of its features cannot be read: {error!r}"
         ) from error

@@ -114,6 +114,15 @@ class Sums:
         moved = {name: tensor.to(device) for name, tensor in tensors.items()}
         return cls(moved, moved.pop(_COUNT)) if moved else None
 
+    @staticmethod
+    def fits(tensors: Mapping[str, Tensor], names: Sequence[str]) -> bool:
+        """Return whether tensors of a checkpoint are sums of these figures, or none at all."""
+        wanted = {*names, _COUNT}
+        return not tensors or (
+            tensors.keys() >= wanted
+            and all(t.shape == () and t.dtype == torch.float64 for t in tensors.values())
+        )
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Return tensors for a checkpoint."""
         return {**self.figures, _COUNT: self.count}

@@ -111,17 +111,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, path: Path | str) -> None:
     """Load a checkpoint's weights into a model; :class:`InvalidError` if they do not fit."""
-    found = checkpoint.under("model")
+    check_weights(model, checkpoint, path)
+    model.load_state_dict(checkpoint.under("model"))
+
+
+def check_weights(model: nn.Module, checkpoint: Checkpoint, path: Path | str) -> None:
+    """Raise :class:`InvalidError` unless a checkpoint's weights fit a model."""
     theirs, ours = (
         {name: tensor.shape for name, tensor in tensors.items()}
-        for tensors in (found, model.state_dict())
+        for tensors in (checkpoint.under("model"), model.state_dict())
     )
     if theirs != ours:
         raise InvalidError(
             f"{path}: its tensors are not those of this {type(model).__name__}; use a checkpoint "
             "of the same model, or the kpstore that wrote it"
         )
-    model.load_state_dict(found)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -147,12 +151,43 @@ def restore_optimizer(
     )
 
 
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
+
+
+def fits_optimizer(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether tensors are those of :func:`optimizer_tensors`, by names and shapes.
+
+    A parameter that had no gradient yet has none.
+    """
+    wanted = {
+        f"{name}.{key}": shape
+        for name, parameter in model.named_parameters()
+        for key, shape in zip(
+            _MOMENTS, (torch.Size(), parameter.shape, parameter.shape), strict=True
+        )
+    }
+    stems = {name.rpartition(".")[0] for name in tensors}
+    whole = all(f"{stem}.{key}" in tensors for stem in stems for key in _MOMENTS)
+    return whole and all(tensor.shape == wanted.get(name) for name, tensor in tensors.items())
+
+
 def rng_tensors(device: torch.device) -> dict[str, Tensor]:
     """Return the state of the random number generators of this process, and of a GPU."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
+
+
+def fits_rng(states: Mapping[str, Tensor], device: torch.device) -> bool:
+    """Return whether tensors can be what :func:`rng_tensors` returned."""
+    kinds = {name: (s.shape, s.dtype) for name, s in rng_tensors(device).items()}
+    return "cpu" in states and all(
+        (states[name].shape, states[name].dtype) == kind
+        for name, kind in kinds.items()
+        if name in states
+    )
 
 
 def restore_rng(device: torch.device, states: Mapping[str, Tensor]) -> None:
@@ -169,9 +204,18 @@ _FREE = ("kpstore", "torch", "threads")
 def check_same(path: Path, found: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raise :class:`MismatchError` unless a checkpoint is of the same run.
 
-    The message names all differences.
+    The message names all differences. :class:`InvalidError` if the checkpoint names no store.
     """
-    theirs, ours = found["store"], here["store"]
+    theirs, ours = found.get("store"), here["store"]
+    if (
+        not isinstance(theirs, dict)
+        or not {"snapshot", "location"} <= theirs.keys()
+        or not isinstance(found.get("frames", {}), dict)
+    ):
+        raise InvalidError(
+            f"{path}: does not say what it was trained on, as kpstore train does; start again in "
+            "another folder"
+        )
     if theirs["snapshot"] != ours["snapshot"]:
         raise MismatchError(
             f"{path} was trained on version {theirs['snapshot']} of {theirs['location']}, this is "

@@ -54,8 +54,8 @@ class PointEmbedding(nn.Module):
 
     def __init__(self, groups: Iterable[slice], width: int) -> None:
         super().__init__()
-        sizes = torch.tensor([points.stop - points.start for points in groups])
-        group_of = torch.repeat_interleave(sizes)
+        sizes = [points.stop - points.start for points in groups]
+        group_of = torch.tensor([group for group, size in enumerate(sizes) for _ in range(size)])
         self.register_buffer("group_of", group_of, persistent=False)
         self.register_buffer(
             "frequencies", math.pi * 2.0 ** torch.arange(_OCTAVES), persistent=False

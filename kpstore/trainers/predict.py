@@ -178,13 +178,17 @@ def open_predictor(path: Path | str, *, device: str = "cpu", batch_size: int = 3
     where = device_named(device)
     checkpoint = read_checkpoint(Path(path))
     model, about = model_of(checkpoint, path), checkpoint.about
-    inputs = about.get("inputs") or {}
+    inputs = about.get("inputs")
+    inputs = inputs if isinstance(inputs, dict) else {}
     draws = isinstance(model, HierarchicalSkeletonTransformer)
     needed = {"feature"} if draws else {"feature", "low", "high"}
-    if missing := sorted(needed - inputs.keys()):
+    missing = needed - inputs.keys()
+    if not isinstance(inputs.get("feature"), str):
+        missing.add("feature")
+    if missing:
         raise InvalidError(
-            f"{path}: does not describe its model's input ({', '.join(missing)}); use a checkpoint "
-            "of kpstore train, or fit(inputs=…)"
+            f"{path}: does not describe its model's input ({', '.join(sorted(missing))}); use a "
+            "checkpoint of kpstore train, or fit(inputs=…)"
         )
     provenance = {
         "extractor": "predict",

@@ -17,6 +17,8 @@ from kpstore.trainers.batches import Sums, over_ranks
 from kpstore.trainers.checkpoint import (
     Checkpoint,
     check_same,
+    fits_optimizer,
+    fits_rng,
     load_weights,
     optimizer_tensors,
     prefixed,
@@ -75,7 +77,7 @@ class RunState:
         MismatchError
             If it was written by another run than ``here`` describes, see :func:`described_run`.
         InvalidError
-            If it holds nothing but weights, or those of another model.
+            If it holds nothing but weights, or those of another model, or lacks anything else.
         """
         found = read_checkpoint(path)
         about = found.about
@@ -86,6 +88,7 @@ class RunState:
             )
         check_same(path, about, here)
         load_weights(self.model, found, path)
+        self._check(path, found)
         restore_optimizer(self.model, self.optimizer, found.under("optimizer"))
         self.epoch, self.best_epoch = about["epoch"], about["best_epoch"]
         self.resumed_at = self.step = about["step"]
@@ -94,6 +97,26 @@ class RunState:
             self.sums = Sums.from_tensors(found.under("sums"), self.device)
         self.loader.load_state_dict(about["loader"])
         restore_rng(self.device, self.ranks.own(found.under("rng")))
+
+    def _check(self, path: Path, found: Checkpoint) -> None:
+        """Raise :class:`InvalidError` unless a file holds all that a run continues from."""
+        about, loss = found.about, found.about.get("best_loss", "")
+        counts = [about.get(name) for name in ("epoch", "step", "best_epoch")]
+        own_rng = self.ranks.own(found.under("rng"))
+        rules = [
+            (all(type(n) is int and -1 <= n < 2**63 for n in counts), "how far it is"),
+            (loss is None or isinstance(loss, float | int), "its best loss"),
+            (isinstance(about["loader"], dict), "the place in its data"),
+            (fits_optimizer(self.model, found.under("optimizer")), "its optimizer"),
+            (fits_rng(own_rng, self.device), "its random numbers"),
+            (Sums.fits(found.under("sums"), self.figures), "its sums"),
+        ]
+        lacks = [what for holds, what in rules if not holds]
+        if lacks:
+            raise InvalidError(
+                f"{path}: does not say {', '.join(lacks)} as kpstore train does; start again in "
+                "another folder"
+            )
 
     def to_checkpoint(self, about: Mapping[str, object]) -> Checkpoint:
         """Return everything that a resumed run needs; every rank has to call it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +18,12 @@ from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.options import Option
 from kpstore.schema.layout import N_FACE, PART_SLICES, Edge
 from kpstore.store.store import BaseStore
-from kpstore.trainers.checkpoint import Checkpoint, load_weights, read_checkpoint
+from kpstore.trainers.checkpoint import (
+    Checkpoint,
+    check_weights,
+    load_weights,
+    read_checkpoint,
+)
 from kpstore.trainers.fit import fit
 from kpstore.trainers.folder import check_start
 from kpstore.trainers.keypoints import (
@@ -384,16 +389,43 @@ def model_of(checkpoint: Checkpoint, path: Path | str) -> nn.Module:
             f"{path}: holds a {described['name']}; load its tensors into your own model"
         )
     model_type, config_type = _MODELS[described["name"]]
+    config = _config_of(config_type, described["config"], len(checkpoint.tensors), path)
+    # What a file says costs no memory before its own tensors turn out to be as large.
+    with torch.device("meta"):
+        check_weights(model_type(config), checkpoint, path)
+    model = model_type(config)
+    load_weights(model, checkpoint, path)
+    return model.eval()
+
+
+def _config_of(
+    config_type: type[SkeletonConfig | KeypointConfig],
+    given: Mapping[str, object],
+    n_tensors: int,
+    path: Path | str,
+) -> SkeletonConfig | KeypointConfig:
+    """Return the size of a model that a file describes; each layer has tensors of its own in it."""
     config: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in described["config"].items()
+        key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
     }
-    known = {field.name for field in fields(config_type)}
-    if unknown := sorted(config.keys() - known):
+    usual = asdict(config_type())
+    if unknown := sorted(config.keys() - usual.keys()):
         raise InvalidError(
             f"{path}: its model has {', '.join(unknown)}, which this kpstore does not know; use "
             "the kpstore that wrote it"
         )
-    model = model_type(config_type(**config))
-    load_weights(model, checkpoint, path)
-    return model.eval()
+    for name, value in config.items():
+        if not _is_like(value, usual[name]) or (name.endswith("_layers") and value > n_tensors):
+            raise InvalidError(
+                f"{path}: its model has {name}={value!r}, which no model of its tensors has; use "
+                "a checkpoint of kpstore train"
+            )
+    return config_type(**config)
+
+
+def _is_like(value: object, usual: object) -> bool:
+    """Return whether a value is of the kind of another: a number for a number, ints for ints."""
+    if isinstance(usual, tuple) and isinstance(value, tuple):
+        return all(_is_like(item, usual[0]) for item in value)
+    kind = (int, float) if isinstance(usual, float) else type(usual)
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
@@ -443,3 +445,71 @@ def test_a_full_disk_is_an_error_before_hdf5_meets_it(
     with pytest.raises(OSError, match="nothing was written: No space left on device"):
         Hdf5Export().export(filled(memory_store), tmp_path / "s.h5")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"chunks": (2,)},
+        {"chunks": (3,), "compression": "gzip"},
+        {"chunks": (3,), "compression": "gzip", "shuffle": True},
+        {"chunks": (2,), "compression": "lzf"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("user_block", [0, 512])
+def test_texts_of_others_are_read_in_every_layout(
+    tmp_path: Path, layout: dict[str, Any], user_block: int
+) -> None:
+    ids = ["a", "a", "é" * 3000, "b", "b"]
+    with h5py.File(tmp_path / "x.h5", "w", userblock_size=user_block) as file:
+        file["points"] = np.ones((5, 3), np.float32)
+        file.create_dataset("video_ids", data=ids, dtype=h5py.string_dtype(), **layout)
+        file["image_paths"] = [f"{n}.png".encode() for n in range(5)]
+    assert store_of(tmp_path / "x.h5").index.ids.tolist() == list(dict.fromkeys(ids))
+
+
+def with_references(path: Path, fill: Callable[[NDArray[np.void]], None], text: str) -> Path:
+    """Write 64 ids, all one text, and change the references to it in the file."""
+    with h5py.File(path, "w") as file:
+        file["points"] = np.ones((64, 3), np.float32)
+        ids = file.create_dataset("video_ids", (64,), h5py.string_dtype())
+        ids[0] = text
+        at = ids.id.get_offset()
+    stored = bytearray(path.read_bytes())
+    kind = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+    fill(np.frombuffer(stored, kind, 64, at))
+    path.write_bytes(stored)
+    return path
+
+
+def test_a_long_text_that_all_rows_share_is_one_line(tmp_path: Path) -> None:
+    def share(references: NDArray[np.void]) -> None:
+        references[:] = references[0]
+
+    path = with_references(tmp_path / "x.h5", share, "a" * 8 * 2**20)
+    with pytest.raises(InvalidError, match="texts of video_ids would take 512 MiB"):
+        store_of(path)
+
+
+@pytest.mark.parametrize("field", ["length", "address", "index"])
+def test_damaged_references_to_text_are_one_line(tmp_path: Path, field: str) -> None:
+    def damage(references: NDArray[np.void]) -> None:
+        references[field][0] += 1
+
+    with pytest.raises(InvalidError, match="is no HDF5 file, or a damaged one"):
+        store_of(with_references(tmp_path / "x.h5", damage, "abc"))
+
+
+@pytest.mark.parametrize("array", ["fps", "keypoints_state", "keypoints", "keypoints_detected"])
+def test_text_in_place_of_numbers_is_never_read(
+    memory_store: kpstore.Store, tmp_path: Path, array: str
+) -> None:
+    Hdf5Export().export(filled(memory_store), tmp_path / "s.h5")
+    with h5py.File(tmp_path / "s.h5", "a") as file:
+        shape = file[array].shape
+        del file[array]
+        file.create_dataset(array, shape, h5py.string_dtype())
+    with pytest.raises(InvalidError, match=f"{array} is object .*, not (rows of numbers|a number)"):
+        store_of(tmp_path / "s.h5")

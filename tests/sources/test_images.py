@@ -179,3 +179,19 @@ def test_pictures_are_upright_in_every_orientation(
     assert image.shape == upright.shape
     assert np.abs(image.astype(int) - upright).mean() < 12
     assert image_size(path) == (upright.shape[1], upright.shape[0])
+
+
+def test_only_formats_of_pictures_are_opened_whatever_a_name_says(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "x.png", "PCX")
+    found = read_image(tmp_path / "x.png")
+    assert isinstance(found, FrameError)
+    assert "not a picture that Pillow can read" in found.reason
+    assert image_size(tmp_path / "x.png") == (0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_small_file_of_a_huge_picture_is_an_error(tmp_path: Path) -> None:
+    Image.new("1", (9600, 9600)).save(tmp_path / "x.png")
+    found = read_image(tmp_path / "x.png")
+    assert isinstance(found, FrameError)
+    assert "would take 615 MiB of memory" in found.reason

@@ -479,3 +479,16 @@ def test_a_video_that_was_written_to_a_pipe_is_no_damage(
     listing = VideosSource(tmp_path).scan()
     assert listing.problems == ()
     assert listing.videos[0].n_frames == 30
+
+
+def test_a_file_that_names_other_files_is_never_followed(tmp_path: Path) -> None:
+    write_video(tmp_path / "clips" / "own.mp4")
+    write_video(tmp_path / "clips" / ".other.mp4")
+    (tmp_path / "clips" / "x.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    (tmp_path / "clips" / ".other.mp4").rename(tmp_path / "clips" / "other.mp4")
+    listing = VideosSource(tmp_path / "clips").scan()
+    assert [video.id for video in listing.videos] == ["other", "own"]
+    assert listing.problems == (
+        "x.mp4: cannot be opened as a video (its format is none that videos are read from; "
+        "re-encode it as mp4)",
+    )

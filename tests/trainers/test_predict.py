@@ -246,6 +246,12 @@ def test_features_of_another_kind_or_another_checkpoint_are_refused(
     assert sorted(memory_store.at().features) == ["again", "embedding", "keypoints"]
 
 
+def sized(config: str) -> str:
+    """The description of a checkpoint whose model has this size."""
+    model = f'{{"name": "HierarchicalKeypointTransformer", "config": {config}}}'
+    return f'{{"format": 1, "model": {model}}}'
+
+
 @pytest.mark.parametrize(
     ("about", "says"),
     [
@@ -254,6 +260,10 @@ def test_features_of_another_kind_or_another_checkpoint_are_refused(
         ('{"format": 1}', "does not describe its model"),
         ('{"format": 1, "model": 3}', "does not describe its model"),
         ('{"format": 1, "model": {"config": {}}}', "does not describe its model"),
+        (sized('{"d_global": "8"}'), "its model has d_global='8'"),
+        (sized('{"heads": true}'), "its model has heads=True"),
+        (sized('{"region_layers": 1000000000}'), "its model has region_layers=1000000000"),
+        (sized('{"d_global": 10000000}'), "its tensors are not those of this Hier"),
     ],
 )
 def test_a_strangers_checkpoint_is_one_line(tmp_path: Path, about: str, says: str) -> None:

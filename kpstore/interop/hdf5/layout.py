@@ -108,6 +108,8 @@ class OpenFile:
     def rows(self, name: str, rows: slice, what: str) -> NDArray[Any]:
         """Return rows of a dataset of numbers; ``what`` says in an error what they are."""
         dataset = self.dataset(name)
+        if dataset.dtype.kind not in "fiub" or not dataset.shape:
+            raise InvalidError(f"{self.path}: {name} is {_kind(dataset)}, not rows of numbers")
         start, stop, _ = rows.indices(len(dataset))
         self.budget.check(bytes_of(dataset, stop - start), what)
         return read_numbers(dataset, start, stop, self.budget.left)

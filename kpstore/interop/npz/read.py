@@ -71,7 +71,8 @@ class NpzTable(NpzFile):
             If it is not text, or is text that cannot be written as UTF-8.
         """
         with damage_named(
-            f"{self.path}: {name!r} holds text that is not Unicode", (UnicodeError, ValueError)
+            f"{self.path}: {name!r} holds text that is not Unicode",
+            (ValueError, SystemError),  # numpy raises the latter for numbers beyond Unicode
         ):
             if block.dtype.kind == "S":
                 block = np.char.decode(block, "utf-8")
