@@ -74,6 +74,8 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "rollback": ("rollback", "STORE", "--to", "first"),
     "splits set": ("splits", "set", "STORE", "splits.csv", "--keep-others"),
     "gc": ("gc", "STORE", "--older-than", "0", "--yes"),
+    "remove": ("remove", "STORE", "--video", "c"),
+    "remove everywhere": ("remove", "STORE", "--video", "c", "--everywhere", "--yes"),
 }
 """Commands that change the store."""
 MAKES: Mapping[str, tuple[str, ...]] = {

@@ -103,7 +103,7 @@ def hold_room(path: Path, n_bytes: int, told: str | Path) -> None:
     size, wanted = path.stat().st_size, n_bytes + _HELD_BYTES
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and size + wanted > limit:
-        raise system_error(errno.EFBIG, told, "nothing was committed")
+        raise system_error(errno.EFBIG, told, "nothing was kept")
     fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     if fallocate is None:
         return
@@ -111,7 +111,7 @@ def hold_room(path: Path, n_bytes: int, told: str | Path) -> None:
     try:
         given = (ctypes.c_int64(size), ctypes.c_int64(wanted))
         if fallocate(handle, _KEEP_SIZE, *given) and ctypes.get_errno() not in _NOT_THERE:
-            raise system_error(ctypes.get_errno(), told, "nothing was committed")
+            raise system_error(ctypes.get_errno(), told, "nothing was kept")
     finally:
         os.close(handle)
 

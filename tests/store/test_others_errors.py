@@ -181,7 +181,7 @@ def test_a_quota_that_ends_while_hdf5_writes_is_one_line(tmp_path: Path, room: i
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 1
-    assert done.stderr == f"error: nothing was committed: File too large: {location}\n"
+    assert done.stderr == f"error: nothing was kept: File too large: {location}\n"
     assert location.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         "s.h5",

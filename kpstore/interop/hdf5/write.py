@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.asides import check_room
+from kpstore.backends.asides import check_room, free_room, hold_room
 from kpstore.backends.base import TEXT, ArrayMeta
 from kpstore.errors import InvalidError
 from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
@@ -58,6 +58,7 @@ class Hdf5Export(FileExporter):
             check_room(aside, 0)
             with h5py.File(aside, "w") as file:
                 writer.write(file)
+            free_room(aside)
         frames, videos = writer.rows["frame"], writer.rows["video"]
         return ExportReport([ExportedFile(path, len(frames), len(videos))])
 
@@ -123,6 +124,7 @@ class _Hdf5Writer:
         return {name: session.meta(name) for name in dict.fromkeys(wanted) if name in there}
 
     def _create(self, file: h5py.File, name: str, meta: ArrayMeta) -> None:
+        hold_room(Path(file.filename), 0, self._path)
         rows = self.rows.get(meta.dims[0], range(meta.n_rows))
         text = meta.dtype == TEXT
         row_bytes = _TEXT_ROW_BYTES if text else meta.row_bytes
@@ -146,7 +148,8 @@ class _Hdf5Writer:
             values = self._store.read(name, np.asarray(taken, dtype=np.int64))
             if text:
                 _check_text(name, values)
-            check_room(self._path, sum(map(len, values.tolist())) * 4 if text else values.nbytes)
+            n_bytes = sum(map(len, values.tolist())) * 4 if text else values.nbytes
+            hold_room(Path(file.filename), n_bytes, self._path)
             dataset[start : start + len(taken)] = values
             if name in self._features and meta.dims[0] == "frame":
                 self._report(len(taken))
