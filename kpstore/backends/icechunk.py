@@ -189,7 +189,7 @@ class IcechunkBackend(IcechunkDirectory):
                 raise refusals.main_stays(name, self.location)
             # First, and on the disk: after a kill or a power cut at this point, the branch is there
             # or not, and either is right.
-            self.records.named("branch", name)
+            self.records.named("branch", name, ahead=True)
             sync_disk(self.path)
             with translated(self.location):
                 self._repo().delete_branch(read_refs(self.path, "branch")[name].given)
@@ -202,7 +202,7 @@ class IcechunkBackend(IcechunkDirectory):
             refusals.check_newest(name, newest, expected, self.location)
             target = self.session(snapshot).snapshot
             # After a kill or a power cut at this point, either version is right.
-            self.records.named("branch", name, expected, target)
+            self.records.named("branch", name, expected, target, ahead=True)
             sync_disk(self.path)
             self.move_branch(name, newest, target)
             self._note_name("branch", name, target)
@@ -211,7 +211,10 @@ class IcechunkBackend(IcechunkDirectory):
         """Tag a version permanently: the name of a deleted tag is never used again."""
         given = encode("tag", name)
         with self.commit_lock():
-            if name in self.records.names("tag") or name in read_refs(self.path, "tag"):
+            ref = read_refs(self.path, "tag").get(name)
+            # An empty folder is left where Icechunk could not write, or was killed.
+            is_taken = ref is not None and (ref.is_deleted or (self.path / ref.file).exists())
+            if is_taken or name in self.records.names("tag"):
                 raise refusals.tag_taken(name, self.location)
             target = self.session(snapshot).snapshot
             try:
@@ -241,9 +244,11 @@ class IcechunkBackend(IcechunkDirectory):
             tags = self.records.names("tag")
             if name not in tags:
                 raise refusals.no_name("tag", name, tags, self.location)
+            ref = read_refs(self.path, "tag")[name]
+            self.records.named("tag", name, ahead=True)
+            sync_disk(self.path)
             with translated(self.location):
-                self._repo().delete_tag(read_refs(self.path, "tag")[name].given)
-            self.records.named("tag", name)
+                self._repo().delete_tag(ref.given)
             sync_disk(self.path)
 
     def replace_tagged(self, versions: Collection[str], change: Change) -> None:
@@ -264,7 +269,7 @@ class IcechunkBackend(IcechunkDirectory):
             if ref is None or ref.is_deleted or ref.version != version:
                 return  # somebody has just deleted it
             # After a kill or a power cut at this point, either version is right.
-            self.records.named("tag", name, version, target)
+            self.records.named("tag", name, version, target, ahead=True)
             sync_disk(self.path)
             content = json.dumps({"snapshot": target}, separators=(",", ":")).encode()
             replace_file(self.path / ref.file, content, near=self.sidecar_dir / "tag")

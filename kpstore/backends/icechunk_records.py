@@ -77,9 +77,12 @@ class VersionRecords:
             if not self._wrong_name("branch", name, ref, recorded, ledger):
                 yield {"branch": name, "is": [ref.version]}
 
-    def named(self, kind: Kind, name: str, *versions: str) -> None:
-        """Record the versions that a name may lead to; without versions, that it was deleted."""
-        self._write([{kind: name, "is": list(versions)}])
+    def named(self, kind: Kind, name: str, *versions: str, ahead: bool = False) -> None:
+        """Record the versions that a name may lead to; without versions, that it was deleted.
+
+        ``ahead`` is as for :meth:`kpstore.backends.ledger.Ledger.write`.
+        """
+        self._write([{kind: name, "is": list(versions)}], ahead=ahead)
 
     def keep_only(self, versions: Sequence[str], unsure: Collection[str] = ()) -> None:
         """Replace the ledger by one of these versions and the present names.
@@ -124,8 +127,9 @@ class VersionRecords:
             raise CorruptError(f"version {version} of {self._location} cannot be read")
         return found
 
-    def _write(self, records: Iterable[Mapping[str, object]]) -> None:
-        self._ledger.write([*([] if self._ledger.exists() else self._all_of_now()), *records])
+    def _write(self, records: Iterable[Mapping[str, object]], *, ahead: bool = False) -> None:
+        before = [] if self._ledger.exists() else self._all_of_now()
+        self._ledger.write([*before, *records], ahead=ahead)
 
     def _all_of_now(self) -> Iterator[dict[str, object]]:
         """Yield lines for a store that has no ledger, whose present state is trusted."""

@@ -20,6 +20,7 @@ lines. A branch that is behind the ledger has lost versions.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -31,7 +32,7 @@ from typing import Any
 
 import xxhash
 
-from kpstore.backends.asides import replace_file
+from kpstore.backends.asides import replace_file, system_error
 from kpstore.backends.links import open_inside
 from kpstore.visible import logger
 
@@ -146,8 +147,14 @@ class Ledger:
         """Put other contents in place, in one step and under the commit lock."""
         replace_file(self._path, b"".join(_line(record) for record in records))
 
-    def write(self, records: Iterable[Mapping[str, object]]) -> None:
-        """Append lines, under the commit lock; failures are logged, as a store works without."""
+    def write(self, records: Iterable[Mapping[str, object]], *, ahead: bool = False) -> None:
+        """Append lines, under the commit lock.
+
+        Parameters
+        ----------
+        ahead : whether they are of a change that comes next, and must be there before: then a
+            failure is raised. Others are logged, as a store works without its ledger.
+        """
         lines = b"".join(_line(record) for record in records)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,6 +162,9 @@ class Ledger:
                 file.truncate(_whole_bytes(file.fileno()))
                 file.write(lines)
         except OSError as error:
+            if ahead:
+                told = system_error(error.errno or errno.EIO, self._path, "nothing was changed")
+                raise told from error
             _log.warning(
                 "%s cannot be written (%s); 'kpstore verify --all' will compare less",
                 self._path,

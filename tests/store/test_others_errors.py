@@ -19,6 +19,7 @@ from kpstore.backends import icechunk_directory, locks
 from kpstore.backends.icechunk_errors import translation
 from kpstore.cli.main import run
 from kpstore.errors import ConflictError, CorruptError, InvalidError, UnsupportedError
+from kpstore.inspect.verify import verify_all
 from kpstore.interop.files import reading
 from tests.fakes import record
 from tests.processes import finish
@@ -158,6 +159,28 @@ def test_what_a_library_raises_while_a_file_is_read_names_the_file(error: Except
         raise error
     with pytest.raises(PermissionError), reading("f.bin"):
         raise PermissionError(errno.EACCES, "Permission denied", "f.bin")
+
+
+@pytest.mark.parametrize("limit", [0, 100, 3_000])
+@pytest.mark.parametrize("command", [["tag", "new"], ["rollback", "--to", "v1"]])
+def test_names_on_a_full_disk_are_given_or_not(
+    tmp_path: Path, limit: int, command: list[str]
+) -> None:
+    location = tmp_path / "s.kps"
+    store = kpstore.create(location)
+    store.tag("v1")
+    newest = fill(store)
+    argv = [sys.executable, "-m", "kpstore.cli.start", command[0], location, *command[1:]]
+    done = finish(
+        argv, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    assert done.returncode in (0, 1)
+    assert done.stderr.count("error: ") == done.returncode
+    assert not verify_all(location).problems
+    if done.returncode:
+        assert kpstore.open(location).snapshot == newest.snapshot
+        assert finish(argv).returncode == 0
+        assert not verify_all(location).problems
 
 
 @pytest.mark.parametrize("room", [0, 2_000, 20_000])
