@@ -230,5 +230,6 @@ def test_a_worker_started_by_hand_that_stops_does_not_stop_the_run_for_ever(
         own.ingest("stopped.kps", SOUND, stop, frame_timeout_s=1.0)
     stopped.send_signal(signal.SIGCONT)
     monkeypatch.undo()
+    own.hands.start("another")  # the scheduler may have given up the first
     own.ingest("stopped.kps", SOUND, frame_timeout_s=1.0)
     own.check("stopped.kps", SOUND)
