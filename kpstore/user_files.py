@@ -290,7 +290,7 @@ def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t
     if first.strip('"').casefold().startswith("sep="):
         told = first.strip('"')[4:]
         separators, text, skipped = (told or "\t",), rest, 1
-        first, _ = _first_line(text)
+    first, _ = _first_line(text.lstrip(" \r\n"))
     separator = max(separators, key=first.count)
     if len(separator) != 1:
         raise InvalidError(f"{name}: line 1 names {separator!r} as separator; use one character")

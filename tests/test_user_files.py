@@ -142,6 +142,7 @@ def test_yaml_is_bounded(file: Path, text: str) -> None:
         "name,split\na,train\nb,dev\n",
         "name;split\r\na;train\r\nb;dev\r\n",
         "sep=;\nname;split\na;train\nb;dev",
+        "\n \r\nname;split\na;train\nb;dev\n",
         '"sep=\t"\nname\tsplit\na\ttrain\nb\tdev',
         "name|split\na|train\nb|dev\n",
         "name,split,,\n,,,\na,train,,\n\n,,,\nb,dev,,\n,,,\n",
