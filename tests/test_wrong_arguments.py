@@ -132,7 +132,7 @@ def test_metadata_that_is_no_json_stops_the_commit(memory_store: kpstore.Store) 
     tx = memory_store.transaction("odd")
     tx.add_videos([record("a", 2)])
     tx.metadata["when"] = datetime.date(2026, 1, 31)
-    assert "metadata of a commit: they must be JSON values" in refused(tx.commit)
+    assert "metadata of a commit: give JSON values only" in refused(tx.commit)
     assert len(memory_store.at().index) == 0
 
 
@@ -158,3 +158,22 @@ def test_several_ways_to_name_splits_and_videos(memory_store: kpstore.Store) -> 
     assert len(store.frames("points", videos={"a": 1, "b": 2}.keys())) == 14  # type: ignore[arg-type]
     with pytest.raises(InvalidError, match="is not a sequence; give ids"):
         store.frames("points", videos={"a", "b"})  # type: ignore[arg-type]
+
+
+def test_what_a_generator_of_the_user_raises_is_not_hidden(memory_store: kpstore.Store) -> None:
+    with pytest.raises(ZeroDivisionError), memory_store.transaction("bad") as tx:
+        tx.add_videos(record("a", 1 // number) for number in [0])  # type: ignore[arg-type]
+
+
+def test_numbers_and_rows_of_other_libraries(memory_store: kpstore.Store) -> None:
+    torch, pandas = pytest.importorskip("torch"), pytest.importorskip("pandas")
+    store = fill(memory_store)
+    two = torch.tensor(2)
+    assert len(store.clips("points", two)) == len(store.clips("points", 2))
+    assert len(kpstore.loader(store.frames("points"), two, threads=two, seed=two)) == 17
+    with store.transaction("rows") as tx:
+        tx.add_feature(kpstore.FeatureSpec("mood", (3,), ("part",), axis="video"))
+        tx.write_video_feature("mood", "a", pandas.DataFrame(np.ones((2, 3))).iloc[0])
+        said = refused(lambda: tx.write("points", "a", torch.ones(5, 5, 3, requires_grad=True)))
+    assert "requires grad" in said
+    assert store.at()["mood"][0].tolist() == [1, 1, 1]

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError
+from kpstore.errors import InvalidError, one_line
 from kpstore.schema import spec_fields
 from kpstore.schema.fields import Fits, fit_fields, text
+from kpstore.schema.video_fields import text_of
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -22,8 +23,8 @@ _FIT: Fits = {
     "shape": spec_fields.lengths,
     "dims": spec_fields.names,
     "dtype": spec_fields.dtype_name,
-    "units": text,
-    "description": text,
+    "units": text_of,
+    "description": text_of,
 }
 
 
@@ -112,7 +113,7 @@ class ArraySpec:
         """
         if array.shape != (n_rows, *self.shape):
             raise InvalidError(
-                f"{where}: shape {array.shape} given, ({n_rows}, *{self.shape}) needed"
+                f"{where}: shape {array.shape} given, {(n_rows, *self.shape)} needed"
             )
         if self.dtype == "bool" and array.dtype.kind in "iu":
             kept = array if gone is None else array[~gone]
@@ -158,8 +159,9 @@ def as_rows(where: str, given: object) -> NDArray[Any]:
             )
     try:
         array = np.asarray(given)
-    except (TypeError, ValueError) as error:
-        raise InvalidError(f"{where}: cannot be made an array of numbers ({error})") from None
+    except (RuntimeError, TypeError, ValueError) as error:  # RuntimeError: torch, of gradients
+        reason = one_line(str(error))
+        raise InvalidError(f"{where}: cannot be made an array of numbers ({reason})") from None
     if not array.ndim:
         raise InvalidError(f"{where}: one {array.dtype} was given, an array of rows is needed")
     return array

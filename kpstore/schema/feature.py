@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError
 from kpstore.schema import spec_fields
 from kpstore.schema.array import ArraySpec, as_rows
-from kpstore.schema.fields import Fits, fit_fields, json_values, shown, text, whole
+from kpstore.schema.fields import Fits, fit_fields, json_values, sequence, shown, text, whole
 
 Axis = Literal["frame", "video"]
 Compression = Literal["raw", "lz4", "zstd"]
@@ -30,7 +31,7 @@ MAX_CHUNK_ROWS = 4096
 
 
 def _arrays(value: object) -> tuple[ArraySpec, ...]:
-    found = tuple(value) if isinstance(value, list | tuple) else (value,)
+    found = (value,) if isinstance(value, ArraySpec) else sequence(value, "ArraySpecs")
     odd = [each for each in found if not isinstance(each, ArraySpec)]
     if odd:
         raise InvalidError(f"{shown(odd[0])} is not an ArraySpec; give a sequence of them")
@@ -157,9 +158,18 @@ class FeatureSpec(ArraySpec):
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> FeatureSpec:
         """Build a spec from what :meth:`to_json` returned."""
+        # Stores from before NaN was refused may hold it; null, unlike NaN, equals itself.
+        attrs = json.loads(json.dumps(stored["attrs"]), parse_constant=lambda _: None)
         companions = tuple(ArraySpec(**_with_tuples(c)) for c in stored["companions"])
         labels = {dim: tuple(names) for dim, names in stored["labels"].items()}
-        return cls(**{**_with_tuples(stored), "labels": labels, "companions": companions})
+        return cls(
+            **{
+                **_with_tuples(stored),
+                "labels": labels,
+                "companions": companions,
+                "attrs": attrs,
+            }
+        )
 
 
 def _with_tuples(stored: Mapping[str, Any]) -> dict[str, Any]:

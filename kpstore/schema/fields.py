@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from kpstore.errors import InvalidError, one_line
@@ -44,12 +45,13 @@ def sequence(value: object, needed: str) -> tuple[Any, ...]:
     ----------
     needed : what to give, for the message.
     """
-    try:
+    members = None
+    with suppress(TypeError):
         if not isinstance(value, str | bytes | Mapping | set | frozenset):
-            return tuple(value)  # type: ignore[arg-type]
-    except TypeError:
-        pass
-    raise InvalidError(f"{shown(value)} is not a sequence; give {needed}")
+            members = iter(value)  # type: ignore[call-overload]
+    if members is None:
+        raise InvalidError(f"{shown(value)} is not a sequence; give {needed}")
+    return tuple(members)  # whatever a user's generator raises is the user's to see
 
 
 def mapping(value: object, needed: str) -> Mapping[Any, Any]:
@@ -68,7 +70,7 @@ def json_values(value: object) -> dict[str, Any]:
     try:
         return dict(json.loads(json.dumps(given, allow_nan=False)))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidError(f"they must be JSON values ({one_line(error)})") from None
+        raise InvalidError(f"give JSON values only ({one_line(str(error))})") from None
 
 
 def whole(value: object) -> int:
@@ -90,11 +92,12 @@ def whole_number(value: object) -> int | None:
         return None
 
 
-def check_whole(name: str, number: object, least: int = 0) -> None:
-    """Raise :class:`InvalidError` unless a parameter is a whole number of at least ``least``."""
+def check_whole(name: str, number: object, least: int = 0) -> int:
+    """Return a parameter as int; :class:`InvalidError` if it is not whole or below ``least``."""
     found = whole_number(number)
     if found is None or not least <= found <= _MOST:
         raise InvalidError(f"{name}={shown(number)}: use a whole number, {least} or more")
+    return found
 
 
 def is_storable(text: str) -> bool:

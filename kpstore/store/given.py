@@ -50,7 +50,8 @@ def splits_by_id(splits: object) -> Mapping[str, str]:
 
 def one_row(values: Any) -> Any:
     """Return one row as rows; arrays and tensors keep their type, masked arrays their masks."""
-    return values[None] if hasattr(values, "ndim") else [values]
+    # What has no such method, as pandas' Series, takes None for a label.
+    return values[None] if hasattr(values, "reshape") else [values]
 
 
 def failed_frames(failed: object, video_id: str, n_frames: int) -> dict[int, str]:

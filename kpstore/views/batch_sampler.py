@@ -62,12 +62,13 @@ class BatchSampler:
                 f"a loader needs a view, such as store.frames(...), found {type(view).__name__}"
             )
         _check_sizes(batch_size, batch_frames, pool_mib)
-        check_whole("seed", seed)
-        check_whole("epoch", epoch)
+        epoch = check_whole("epoch", epoch)
         if shuffle not in SHUFFLES:
             raise InvalidError(f"shuffle={shuffle!r}: use 'block', 'full' or None")
-        self.view, self.batch_size, self.batch_frames = view, batch_size, batch_frames
-        self.shuffle, self.seed, self.pool_mib = shuffle, seed, pool_mib
+        self.view = view
+        self.batch_size = None if batch_size is None else int(batch_size)
+        self.batch_frames = None if batch_frames is None else int(batch_frames)
+        self.shuffle, self.seed, self.pool_mib = shuffle, check_whole("seed", seed), pool_mib
         self.drop_last, self.pad = drop_last, pad
         self._given = None if rank is None and world_size is None else rank_of(rank, world_size)
         self._begin(epoch, [])

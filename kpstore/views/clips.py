@@ -59,7 +59,8 @@ class ClipView(View):
     ) -> None:
         super().__init__(store, feature_names(store, features), transform)
         self.features = self.reads
-        self.length, self.stride, self.short = length, length if stride is None else stride, short
+        self.length, self.stride = _check_frames(length, length if stride is None else stride)
+        self.short = short
         self.samples_are = f"clips of {self.length} frames every {self.stride}"
         positions = select_videos(store, **selection)
         first, n_frames = store.index.offsets[positions], store.index.n_frames[positions]
@@ -127,15 +128,7 @@ def plan_clips(
     InvalidError
         If ``length`` or ``stride`` is not a positive int, or ``short`` is another word.
     """
-    problems = [
-        f"{what}={shown(n)}"
-        for what, n in (("length", length), ("stride", stride))
-        if not _is_positive(n)
-    ]
-    if problems:
-        raise InvalidError(
-            f"clips of {' and '.join(problems)}: use whole numbers of frames, at least 1"
-        )
+    length, stride = _check_frames(length, stride)
     if short not in ("skip", "pad"):
         raise InvalidError(f"short={short!r}: use 'skip' or 'pad'")
     if short == "skip":
@@ -148,8 +141,16 @@ def plan_clips(
     return starts
 
 
-def _is_positive(number: object) -> bool:
-    return 1 <= (whole_number(number) or 0) < 2**31
+def _check_frames(length: object, stride: object) -> tuple[int, int]:
+    """Return length and stride as int; :class:`InvalidError` unless both are positive."""
+    given = {"length": length, "stride": stride}
+    found = {what: whole_number(number) or 0 for what, number in given.items()}
+    problems = [f"{what}={shown(given[what])}" for what, n in found.items() if not 1 <= n < 2**31]
+    if problems:
+        raise InvalidError(
+            f"clips of {' and '.join(problems)}: use whole numbers of frames, at least 1"
+        )
+    return found["length"], found["stride"]
 
 
 def clip_rows(

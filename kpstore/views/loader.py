@@ -152,10 +152,10 @@ class Loader:
         prefetch: int = 64,
         pin_memory: bool = False,
     ) -> None:
-        for name, number in (("workers", workers), ("threads", threads), ("prefetch", prefetch)):
-            check_whole(name, number)
         self.sampler, self.dataset = sampler, dataset
-        self.workers, self.threads, self.prefetch = workers, threads, prefetch
+        self.workers = check_whole("workers", workers)
+        self.threads = check_whole("threads", threads)
+        self.prefetch = check_whole("prefetch", prefetch)
         self.pin_memory = pin_memory and _can_pin()
         self._processes: tuple[DataLoader[Any], _Parts] | None = None
         self._n_started = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,8 @@ def test_dtypes_are_numbers(dtype: str) -> None:
             "two companions have one name",
         ),
         ({"chunk_rows": -4}, "chunk_rows is -4"),
-        ({"attrs": {"array": np.zeros(2)}}, "attrs: they must be JSON values"),
-        ({"attrs": {"mean": math.nan}}, "attrs: they must be JSON values"),
+        ({"attrs": {"array": np.zeros(2)}}, "attrs: give JSON values only"),
+        ({"attrs": {"mean": math.nan}}, "attrs: give JSON values only"),
         ({"attrs": "parts"}, "attrs: 'parts' is not a mapping"),
         ({"shape": 3}, "'pose', shape: 3 is not a sequence; give whole numbers"),
         ({"shape": (3.0,), "dims": ("a",)}, "shape: 3.0 is not a whole number"),
@@ -71,13 +72,13 @@ def test_dtypes_are_numbers(dtype: str) -> None:
         ({"shape": (3,), "dims": (None,)}, "dims: None is not text"),
         ({"dtype": None}, "dtype: None is not a number or bool"),
         ({"dtype": "longdouble"}, "dtype: 'longdouble' is not a number or bool"),
-        ({"units": 1}, "units: 1 is not text"),
-        ({"description": "\ud800"}, "description: .* is not text"),
+        ({"units": ["m"]}, r"units: \['m'\] is not text"),
+        ({"description": "\ud800"}, "description: .* is not valid text"),
         ({"axis": None}, "feature 'pose', axis: None is not text"),
         ({"labels": ["x"]}, r"labels: \['x'\] is not a mapping; give names by dimension"),
         ({"shape": (2,), "dims": ("x",), "labels": {"x": "ab"}}, "labels: 'x': 'ab' is not a seq"),
         ({"companions": ("detected",)}, "companions: 'detected' is not an ArraySpec"),
-        ({"companions": None}, "companions: None is not an ArraySpec"),
+        ({"companions": None}, "companions: None is not a sequence; give ArraySpecs"),
         ({"chunk_rows": "64"}, "chunk_rows: '64' is not a whole number"),
         ({"compression": ["lz4"]}, "compression: .* is not text"),
     ],
@@ -111,6 +112,20 @@ def test_specs_take_what_numpy_gives() -> None:
     )  # fmt: skip
     assert spec == plain
     assert json.dumps(spec.to_json()) == json.dumps(plain.to_json())
+
+
+def test_companions_are_one_or_any_sequence() -> None:
+    seen = ArraySpec("seen")
+    for several in (seen, [seen], deque([seen]), (each for each in (seen,))):
+        assert FeatureSpec("pose", companions=several).companions == (seen,)  # type: ignore[arg-type]
+
+
+def test_what_earlier_stores_hold_is_read() -> None:
+    stored = FeatureSpec("pose", attrs={"scale": 1}).to_json()
+    odd = {"units": 1, "description": None, "attrs": {"scale": [math.nan, -math.inf]}}
+    spec = FeatureSpec.from_json({**stored, **odd})
+    assert (spec.units, spec.description, spec.attrs) == ("1", "", {"scale": [None, None]})
+    assert spec == FeatureSpec.from_json({**stored, **odd})
 
 
 @pytest.mark.parametrize("dtype", NUMBERS)
