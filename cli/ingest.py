@@ -233,7 +233,7 @@ def _ingest(
 
     from .watcher import make_watcher
 
-    waits = "without worker processes a frame that hangs is waited for (--workers 1 gives it up)"
+    waits = "a frame that hangs is waited for (with --workers 1 or more it is given up)"
     with make_watcher(waits if options.in_this_process else "") as watcher:
         report = run_ingest(source, store, extractor, options, observer=watcher)
     render.print_json(report.to_json()) if json else print_report(report, store)

@@ -55,8 +55,8 @@ def remove(
     """Remove videos or features: from the newest version, or with --everywhere for good.
 
     A removed video stays out of later ingests, imports and merges. Without --everywhere, earlier
-    versions keep it, and a rollback undoes it. With it, histories end behind the newest version
-    that held it. Refused while anything is being written.
+    versions keep it, and a rollback undoes it. With it, the newest version that held it goes, and
+    all that are older. Refused while anything is being written.
     """
     import kpstore
 
@@ -93,7 +93,7 @@ def _print_everywhere(found: Removal) -> None:
     names, gone = render.listed(named), render.count(len(found.versions), "version")
     if found.applied:
         render.say(f"removed for good: {_removed(found)}")
-        lead = f"{names} lead to versions without it; " if names else ""
+        lead = f"now without it: {names}; " if names else ""
         render.say(f"{lead}{gone} removed, {render.count(found.kept, 'version')} left")
     else:
         render.say(f"would remove for good: {_removed(found)}")

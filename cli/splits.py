@@ -111,8 +111,8 @@ def set_(
 ) -> None:
     """Set the splits of videos from a file, in one commit; no frame is written again.
 
-    The file is a table with the columns video_id (or name) and split, separated by commas, tabs or
-    |, or JSON: {video: split} or {split: [videos]}.
+    The file is a table with the columns video_id (or name) and split, separated by commas,
+    semicolons, tabs or |; or JSON: the split of each video, or the videos of each split.
     """
     import kpstore
     from kpstore.interop.split_files import set_splits

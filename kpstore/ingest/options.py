@@ -70,9 +70,9 @@ class Options:
     frame_timeout_s: Annotated[
         float | None,
         Option(
-            "Longest that a worker may take for a frame, or a batch: then it is replaced, and the "
-            f"frame fails if it takes as long again; 0 for ever, {DEFAULT_FRAME_TIMEOUT_S:g} by "
-            "default. Needs worker processes.",
+            "Replace a worker that takes longer for a frame, or a batch; the frame fails if it "
+            f"takes that long again. 0 waits for ever; {DEFAULT_FRAME_TIMEOUT_S:g} by default. "
+            "Needs worker processes.",
             "SECONDS",
             flag="--frame-timeout",
             least=0,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from kpstore import __version__
 from kpstore.cli import look
 from kpstore.cli.arguments import renamed, spread_list
+from kpstore.cli.main import _command
 from kpstore.plugins import _entry_points
 from tests.cli.conftest import Kpstore
 from tests.processes import finish
@@ -64,6 +67,18 @@ def test_version_and_help(kpstore_: Kpstore) -> None:
     assert "phoenix.kps --split train dev" in " ".join(
         kpstore_("ingest", "phoenix", "--help").out.split()
     )
+
+
+def test_no_help_holds_what_is_taken_for_markup_and_not_shown() -> None:
+    def helps(command: Any, context: Any) -> Iterator[str]:
+        yield from (command.help or "", *(getattr(p, "help", "") or "" for p in command.params))
+        for name in getattr(command, "list_commands", lambda _: [])(context):
+            yield from helps(command.get_command(context, name), context)
+
+    top = _command()
+    everything = list(helps(top, top.make_context("kpstore", [], resilient_parsing=True)))
+    assert len(everything) > 300
+    assert [text for text in everything if re.search(r"(?<!\\)\[[a-z/#@]", text)] == []
 
 
 @pytest.mark.parametrize(
