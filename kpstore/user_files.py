@@ -16,7 +16,6 @@ import os
 import re
 import stat
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,6 +245,7 @@ class Table:
 
     Parameters
     ----------
+    name : of the file, for errors.
     columns : names of the columns.
     rows : the cells of each row, as many as there are columns.
     lines : the line in the file that each row ends on, from 1.
@@ -253,14 +253,24 @@ class Table:
     Names and cells have no spaces around them.
     """
 
+    name: str
     columns: list[str]
     rows: list[list[str]]
     lines: list[int]
 
     def column(self, *names: str) -> int | None:
-        """Return the place of the first of some columns that there is, in any letter case."""
+        """Return the place of the first of some columns that there is, in any letter case.
+
+        Raises
+        ------
+        InvalidError
+            If the table has this column twice; others may have one name.
+        """
         folded = [column.casefold() for column in self.columns]
-        return next((folded.index(name) for name in names if name in folded), None)
+        found = next((name for name in names if name in folded), None)
+        if found is not None and folded.count(found) > 1:
+            raise InvalidError(f"{self.name}: column {found!r} comes twice; rename one")
+        return None if found is None else folded.index(found)
 
 
 def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t", "|")) -> Table:
@@ -282,8 +292,8 @@ def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t
     Raises
     ------
     InvalidError
-        If a column comes twice, or a row has more cells than there are columns, or fewer in a file
-        that was cut off; the message names the line.
+        If a row has more cells than there are columns, or fewer in a file that was cut off; the
+        message names the line.
     """
     first, rest = _first_line(text)
     skipped = 0
@@ -298,7 +308,7 @@ def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t
     quoted = _is_quoted(text, first, separator)
     source = io.StringIO(text, newline="")
     reader = _csv_reader(source, separator, quoted)
-    table = Table([], [], [])
+    table = Table(name, [], [], [])
     begins = 1 + skipped
     try:
         for cells in reader:
@@ -309,7 +319,6 @@ def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t
             if not any(cells):
                 continue
             if not table.columns:
-                _check_columns(cells, name)
                 table.columns.extend(cells)
                 continue
             broken_off = source.tell() == len(text) and not text.endswith(("\n", "\r"))
@@ -359,13 +368,6 @@ def _is_quoted(text: str, header: str, separator: str) -> bool:
     except csv.Error:
         return False
     return True
-
-
-def _check_columns(columns: Sequence[str], name: str) -> None:
-    counts = Counter(column.casefold() for column in columns if column)
-    twice = [column for column in columns if counts[column.casefold()] > 1]
-    if twice:
-        raise InvalidError(f"{name}: column {twice[-1]!r} comes twice; rename one")
 
 
 def unicode_forms(name: str) -> tuple[str, ...]:
