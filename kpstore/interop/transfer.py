@@ -171,19 +171,19 @@ def export_file(
     target = Path(path_text(path))
     exporter = _with_options(found, found.exporter, options)
     with writing(target):
-        _check_no_store(target, Path(store.location))
+        _check_no_store(target)
         return exporter.export(
             store.checked(), target, overwrite=overwrite, on_progress=on_progress
         )
 
 
-def _check_no_store(path: Path, source: Path) -> None:
-    """Raise :class:`ExistsError` if an export would go into a store, or replace one.
+def _check_no_store(path: Path) -> None:
+    """Raise :class:`ExistsError` if an export would go into any store, or replace one.
 
     ``--overwrite`` does not permit either.
     """
     target = Path(os.path.realpath(path))  # which takes links that lead in a circle
-    if is_store(target) or source.resolve() in target.parents:
+    if any(is_store(place) for place in (target, *target.parents)):
         raise ExistsError(f"{path} is a store, or lies in one; choose another place for the export")
 
 

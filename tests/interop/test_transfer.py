@@ -165,10 +165,11 @@ def test_what_the_file_says_otherwise_of_known_videos_is_told() -> None:
     )
 
 
-@pytest.mark.parametrize("target", ["s.kps", "s.kps/out", "other.h5", "s.kps/sub/x"])
+@pytest.mark.parametrize("target", ["s.kps", "s.kps/out", "other.h5", "other.kps/sub/x"])
 def test_exports_never_go_into_a_store_or_replace_one(tmp_path: Path, target: str) -> None:
     store = store_of(MadeUp({"a": 3}), str(tmp_path / "s.kps"))
-    kpstore.create(tmp_path / "other.h5")
+    for other in ("other.h5", "other.kps"):
+        kpstore.create(tmp_path / other)
     with pytest.raises(ExistsError, match="is a store, or lies in one"):
         kpstore.export_file(store, tmp_path / target, "npz", feature="points", overwrite=True)
     assert kpstore.open(tmp_path / "s.kps").snapshot == store.snapshot
