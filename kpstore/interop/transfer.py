@@ -132,7 +132,9 @@ def import_file(
     found = find_format(source) if format_name is None else get_format(format_name)
     document = _open_document(found, source, options)
     backend = backend_for(os.fspath(location))
-    return import_document(document, backend, source=str(path), name=name, on_progress=on_progress)
+    return import_document(
+        document, backend, source=str(source), name=name, on_progress=on_progress
+    )
 
 
 def export_file(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,16 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError
 from kpstore.schema import spec_fields
 from kpstore.schema.array import ArraySpec, as_rows
-from kpstore.schema.fields import Fits, fit_fields, json_values, sequence, shown, text, whole
+from kpstore.schema.fields import (
+    Fits,
+    fit_fields,
+    json_values,
+    sequence,
+    shown,
+    stored_json,
+    text,
+    whole,
+)
 
 Axis = Literal["frame", "video"]
 Compression = Literal["raw", "lz4", "zstd"]
@@ -158,8 +166,6 @@ class FeatureSpec(ArraySpec):
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> FeatureSpec:
         """Build a spec from what :meth:`to_json` returned."""
-        # Stores from before NaN was refused may hold it; null, unlike NaN, equals itself.
-        attrs = json.loads(json.dumps(stored["attrs"]), parse_constant=lambda _: None)
         companions = tuple(ArraySpec(**_with_tuples(c)) for c in stored["companions"])
         labels = {dim: tuple(names) for dim, names in stored["labels"].items()}
         return cls(
@@ -167,7 +173,7 @@ class FeatureSpec(ArraySpec):
                 **_with_tuples(stored),
                 "labels": labels,
                 "companions": companions,
-                "attrs": attrs,
+                "attrs": stored_json(stored["attrs"]),
             }
         )
 

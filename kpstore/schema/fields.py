@@ -73,6 +73,14 @@ def json_values(value: object) -> dict[str, Any]:
         raise InvalidError(f"give JSON values only ({one_line(str(error))})") from None
 
 
+def stored_json(value: object) -> Any:
+    """Return JSON values of a store, in which NaN and infinite numbers become None.
+
+    Earlier versions wrote these into HDF5; None, unlike NaN, equals itself and may be written.
+    """
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
+
+
 def whole(value: object) -> int:
     """Return a whole number; anything else is an error."""
     number = whole_number(value)

@@ -16,7 +16,7 @@ from kpstore.backends.checksums import TABLE
 from kpstore.budget import MemoryBudget
 from kpstore.errors import DAMAGE, CorruptError, InvalidError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
-from kpstore.schema.fields import shown
+from kpstore.schema.fields import shown, stored_json
 from kpstore.schema.index import VideoIndex
 from kpstore.store.removed import Removals
 
@@ -214,7 +214,9 @@ def read_features(about: About) -> dict[str, StoredFeature]:
     """Return the features that the attributes describe."""
     try:
         return {
-            name: StoredFeature(FeatureSpec.from_json(stored["spec"]), stored["provenance"])
+            name: StoredFeature(
+                FeatureSpec.from_json(stored["spec"]), stored_json(stored["provenance"])
+            )
             for name, stored in about["features"].items()
         }
     except DAMAGE as error:

@@ -175,6 +175,13 @@ def test_exports_never_go_into_a_store_or_replace_one(tmp_path: Path, target: st
     assert kpstore.open(tmp_path / "s.kps").snapshot == store.snapshot
 
 
+def test_a_path_of_bytes_is_named_as_text(tmp_path: Path) -> None:
+    store = store_of(MadeUp({"a": 3}), str(tmp_path / "s.kps"))
+    kpstore.export_file(store, bytes(tmp_path / "out"), "npz", feature="points")  # type: ignore[arg-type]
+    kpstore.import_file(bytes(tmp_path / "out"), tmp_path / "t.h5", "npz", feature="points")  # type: ignore[arg-type]
+    assert kpstore.open(tmp_path / "t.h5").history()[0].message == "import points from out"
+
+
 def test_what_a_killed_import_or_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
     gone = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import kpstore
 from kpstore.errors import CorruptError, ExistsError, InvalidError
 from kpstore.interop.convert import convert
+from kpstore.interop.merge import merge
 from tests.conftest import location_of
-from tests.fakes import fake_spec
+from tests.fakes import fake_spec, record
 from tests.store.data import format_1, rows_of
 
 OLD = pytest.mark.parametrize("ending", [".kps", ".h5"])
@@ -56,6 +58,25 @@ def test_a_store_of_format_2_without_a_list_of_parts_is_damaged(store: kpstore.S
     set_about(store, {key: value for key, value in about(store).items() if key != "parts"})
     with pytest.raises(CorruptError, match="lacks parts"):
         kpstore.open(store.location)
+
+
+def test_nan_in_what_an_earlier_store_says_of_a_feature_is_read_as_null(tmp_path: Path) -> None:
+    store = kpstore.create(tmp_path / "s.h5")
+    with store.transaction("a feature") as tx:
+        tx.add_videos([record("a", 2)])
+        tx.add_feature(kpstore.FeatureSpec("mood"), {"rate": 1})
+    said = about(store.at())
+    said["features"]["mood"]["spec"]["attrs"] = {"mean": math.nan}
+    said["features"]["mood"]["provenance"] = {"rate": -math.inf}
+    set_about(store.at(), said)
+    other = kpstore.create(tmp_path / "other.h5")
+    with other.transaction("a video") as tx:
+        tx.add_videos([record("b", 2)])
+    for sources in ([store.location], [store.location, other.location]):
+        location = str(tmp_path / f"{len(sources)}.h5")
+        merge(sources, location) if sources[1:] else convert(sources[0], location)
+        read = kpstore.open(location).features["mood"]
+        assert (read.spec.attrs, read.provenance) == ({"mean": None}, {"rate": None})
 
 
 @OLD

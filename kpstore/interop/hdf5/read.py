@@ -18,6 +18,7 @@ from kpstore.interop.hdf5.layout import ABOUT, MARK, UNREADABLE, OpenFile, opene
 from kpstore.options import Option
 from kpstore.schema.failures import FORM, Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
+from kpstore.schema.fields import stored_json
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.video_fields import known_fps
 from kpstore.store import format as fmt
@@ -187,7 +188,9 @@ def _about(file: OpenFile) -> tuple[str, list[str], list[ImportedFeature]]:
     try:
         about: Any = parse_json(file.text(ABOUT), ABOUT)
         features = [
-            ImportedFeature(FeatureSpec.from_json(feature["spec"]), feature["provenance"])
+            ImportedFeature(
+                FeatureSpec.from_json(feature["spec"]), stored_json(feature["provenance"])
+            )
             for feature in about["features"].values()
         ]
         return str(about["name"]), [str(name) for name in about["annotations"]], features
