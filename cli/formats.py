@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from kpstore import plugins
+from kpstore.errors import NotFoundError
 
 from . import render
 from .arguments import At, Json, StoreArgument
@@ -71,9 +73,14 @@ class _ImportGroup(_FormatGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Accept a file in place of a format's name: ``kpstore import phoenix.pkl phoenix.kps``."""
         first = args[0] if args else "-"
-        if first not in plugins.names(GROUP) and first[:1] != "-" and Path(first).exists():
+        known = plugins.names(GROUP)
+        if first not in known and first[:1] != "-":
             from kpstore.interop.transfer import find_format
 
+            if not os.path.exists(first):
+                raise NotFoundError(
+                    f"{first} is neither a file nor a format; formats are {', '.join(known)}"
+                )
             args = [find_format(Path(first)).name, *args]
         return super().resolve_command(ctx, args)
 

@@ -86,6 +86,7 @@ def test_no_help_holds_what_is_taken_for_markup_and_not_shown() -> None:
     [
         (["frobnicate"], "error: no such command 'frobnicate'"),
         (["info"], "error: missing argument 'STORE'"),
+        (["import", "a.pkl", "b"], "error: a.pkl is neither a file nor a format; formats are "),
         (["info", "x", "--nonsense"], "error: no such option: --nonsense"),
         (
             ["ingest", "phoenix", "a", "b", "--workers", "-1"],
