@@ -98,7 +98,8 @@ def _write_difference(group: h5py.Group, tree: Tree, base: str, of_base: Tree) -
         if other is None or array.source.place != other.source.place:
             found.whole = True
             delta.metas[name] = layout.meta_to_json(array.meta)
-            layout.copy_array(array.source.array, group["arrays"], name)
+            # Not the rows of later versions, which may be of a video that is being removed.
+            layout.copy_array(array.source.array, group["arrays"], name, array.meta.n_rows)
             chunks: Iterable[int] = sorted(array.elsewhere)
         else:
             chunks = _differing(array, other)

@@ -395,6 +395,25 @@ def test_a_tag_that_never_led_to_it_stays_as_it_is(on_disk: kpstore.Store) -> No
     assert verify_all(store.location).problems == []
 
 
+@pytest.mark.parametrize("kind", DISK_KINDS)
+def test_nothing_of_it_stays_behind_the_rows_of_versions_before_it(
+    kind: str, tmp_path: Path
+) -> None:
+    store = build(location_of(kind, tmp_path), without="gone")
+    store.tag("before")
+    rows = arrays(store)
+    with store.transaction("more rows") as tx:
+        tx.add_videos([video("gone")])
+        tx.write("points", "gone", marked(N["gone"]), failed_frames={3: f"{SECRET}: no light"})
+    assert traces(store.location)
+    done = store.remove_everywhere(videos=["gone"], apply=True)
+    assert done.tags == ()
+    assert traces(store.location) == []
+    for name, values in arrays(store.at("before")).items():
+        assert values.tobytes() == rows[name].tobytes() or values.tolist() == rows[name].tolist()
+    assert verify_all(store.location).problems == []
+
+
 def test_a_feature_goes_from_every_version(on_disk: kpstore.Store) -> None:
     store = on_disk
     store.remove_everywhere(features=["points"], apply=True)
