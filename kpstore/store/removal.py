@@ -128,9 +128,8 @@ def remove_everywhere(
     if not isinstance(backend, Collector) or not isinstance(backend, Retagger):
         raise UnsupportedError(f"{backend.location} cannot remove versions; its backend has no way")
     with backend.exclusive("removal"):
-        later = _now() + timedelta(days=1)  # file systems may set times ahead of this clock
         # This refuses open changes and damage, before anything is changed.
-        unnamed = backend.collect_garbage(Before(_NOTHING_IS_OLD, later), apply=False).versions
+        unnamed = backend.collect_garbage(Before(_NOTHING_IS_OLD, _LATEST), apply=False).versions
         found = _Versions.read(backend, asked)
         removed = found.removed()
         for kind, name in asked.missing(removed):
@@ -151,7 +150,7 @@ def remove_everywhere(
             # Before the versions, which nothing would name as those of this store afterwards.
             (cache or DecodedCache()).clear(gone)
             _remove_unfinished(backend)
-            backend.collect_garbage(Before(found.old, later), apply=True)
+            backend.collect_garbage(Before(found.old, _LATEST), apply=True)
             left = _Versions.read(backend, asked).holding
             if left:
                 raise ConflictError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import signal
 import sys
@@ -206,6 +207,22 @@ def test_a_rollback_undoes_it(store: kpstore.Store) -> None:
     store.rollback(done.former)
     check_same_but_for(store, store.at(), gone="")
     assert not store.at().removed
+
+
+def test_a_rollback_to_a_version_before_it_does_not_let_it_in(tmp_path: Path) -> None:
+    for kind in ("memory", *DISK_KINDS):
+        store = build(location_of(kind, tmp_path), without="gone")
+        clean, values = store.snapshot, arrays(store)
+        with store.transaction("there") as tx:
+            tx.add_videos([video("gone")])
+        store.remove(videos=["gone"])
+        store.rollback(clean)
+        store = store.at()
+        assert [commit.id for commit in store.history()][1] == clean
+        for name, rows in arrays(store).items():
+            np.testing.assert_array_equal(rows, values[name])
+        with pytest.raises(InvalidError, match="stays out"):
+            store.transaction("again").add_videos([video("gone")])
 
 
 def test_all_videos_can_be_removed(store: kpstore.Store) -> None:
@@ -476,6 +493,20 @@ def test_what_killed_processes_and_deleted_names_have_left_goes_too(
     store.remove_everywhere(videos=["gone"], apply=True)
     assert len(list(Path(store.location).parent.iterdir())) < n_before
     assert traces(store.location) == []
+
+
+def test_the_clock_of_its_files_does_not_keep_it(on_disk: kpstore.Store) -> None:
+    for file in Path(on_disk.location).parent.rglob("*"):
+        os.utime(file, (4e9, 4e9))
+    store = kpstore.open(on_disk.location, mode="a")
+    store.remove_everywhere(videos=["gone"], apply=True)
+    assert traces(store.location) == []
+
+
+def test_the_branch_that_a_removal_makes_is_nobody_elses(tmp_path: Path) -> None:
+    store = build(str(tmp_path / "s.kps"))
+    with pytest.raises(InvalidError, match="makes one of that name, and deletes it; choose"):
+        store.branch("kpstore-removal")
 
 
 def test_an_open_transaction_keeps_it_away(on_disk: kpstore.Store) -> None:
