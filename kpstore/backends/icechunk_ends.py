@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,9 +179,7 @@ def clear_ends(repository: icechunk.Repository, root: Path, versions: Iterable[s
     (sidecar / _ASIDE).unlink(missing_ok=True)
     ends: dict[str, tuple[ArrayMeta, int]] = {}
     for version in versions:
-        for file, meta in _ends_of(repository, root, version):
-            n_rows = max(meta.n_rows % meta.chunk_rows, ends.get(file.name, (meta, 0))[1])
-            ends[file.name] = meta, n_rows
+        ends.update(_ends_of(repository, root, version, ends))
     names: dict[tuple[int, int], list[Path]] = {}
     for entry in os.scandir(root / "chunks") if ends else ():
         about = entry.stat(follow_symlinks=False)
@@ -193,20 +191,28 @@ def clear_ends(repository: icechunk.Repository, root: Path, versions: Iterable[s
 
 
 def _ends_of(
-    repository: icechunk.Repository, root: Path, version: str
-) -> Iterator[tuple[Path, ArrayMeta]]:
-    """Yield the files of last chunks that a version reads in part, and their arrays."""
+    repository: icechunk.Repository, root: Path, version: str, known: Container[str]
+) -> Iterator[tuple[str, tuple[ArrayMeta, int]]]:
+    """Yield files of last chunks that a version reads in part: array and number of rows by name.
+
+    Parameters
+    ----------
+    known : names of files that are known already.
+    """
     nodes = nodes_of(repository, version) or {}
     group = zarr.open_group(repository.readonly_session(snapshot_id=version).store, mode="r")
     for name in nodes:
+        places = locate_chunks(nodes, root, name) or {}
+        last = max((index[0] for index in places), default=0)
+        file = _only_file(places, last)
+        if file is None or file.name in known:
+            continue  # before the array is opened, which takes longest
         array = group[name]
-        if not isinstance(array, zarr.Array) or (decode := ChunkDecoder.of(array)) is None:
-            continue
-        meta = meta_of(array)
-        if meta.codec == "raw" and meta.n_rows % meta.chunk_rows and decode.n_check:
-            places = locate_chunks(nodes, root, name)
-            if (file := _only_file(places, meta.n_rows // meta.chunk_rows)) is not None:
-                yield file, meta
+        if isinstance(array, zarr.Array) and (decode := ChunkDecoder.of(array)) is not None:
+            meta = meta_of(array)
+            number, n_rows = divmod(meta.n_rows, meta.chunk_rows)
+            if meta.codec == "raw" and decode.n_check and number == last and n_rows:
+                yield file.name, (meta, n_rows)
 
 
 def _clear_end(names: list[Path], meta: ArrayMeta, n_rows: int, sidecar: Path) -> None:
