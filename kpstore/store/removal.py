@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from kpstore.backends.asides import left_overs
+from kpstore.backends.asides import left_overs, of_other_machines
 from kpstore.backends.base import MAIN, Backend, Commit, ReadSession
 from kpstore.backends.garbage import Before, Collector, Retagger, kept_versions
 from kpstore.errors import ConflictError, NotFoundError, UnsupportedError
@@ -22,6 +22,9 @@ from kpstore.store.cache import DecodedCache
 from kpstore.store.removed import Removals
 from kpstore.store.transaction import Transaction
 from kpstore.store.without import Asked, commit_without, told
+from kpstore.visible import logger
+
+_log = logger(__name__)
 
 _NOTHING_IS_OLD = datetime.fromtimestamp(0, UTC)
 _LATEST = datetime.max.replace(tzinfo=UTC)
@@ -355,5 +358,13 @@ def _derived(about: fmt.About, asked: Asked) -> tuple[str, ...]:
 
 def _remove_unfinished(backend: Backend) -> None:
     """Remove copies that were to become this store, of writers that were killed."""
-    for left_over in left_overs(Path(backend.location).resolve(), "building"):
+    path = Path(backend.location).resolve()
+    for left_over in left_overs(path, "building"):
         type(backend)(str(left_over)).remove()  # type: ignore[call-arg]
+    for what in ("building", "writing"):
+        for copy in of_other_machines(path, what):
+            _log.warning(
+                "%s may hold what was removed: a process on another machine made it; delete it if "
+                "none is running there",
+                copy,
+            )

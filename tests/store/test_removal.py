@@ -495,6 +495,18 @@ def test_what_killed_processes_and_deleted_names_have_left_goes_too(
     assert traces(store.location) == []
 
 
+def test_a_copy_that_another_machine_may_be_making_is_named(
+    on_disk: kpstore.Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(on_disk.location)
+    theirs = path.with_name(f".writing-elsewhere-12-abcdef.{path.name}")
+    theirs.write_bytes(b"of another machine")
+    on_disk.remove_everywhere(videos=["gone"], apply=True)
+    assert theirs.exists()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"{theirs} may hold what was removed" in line
+
+
 def test_the_clock_of_its_files_does_not_keep_it(on_disk: kpstore.Store) -> None:
     for file in Path(on_disk.location).parent.rglob("*"):
         os.utime(file, (4e9, 4e9))
