@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -277,7 +277,11 @@ def damaged_rows(*, has_checksums: bool) -> Kept:
 
 
 def copy_array(
-    array: h5py.Dataset, group: h5py.Group, name: str, n_rows: int | None = None
+    array: h5py.Dataset,
+    group: h5py.Group,
+    name: str,
+    n_rows: int | None = None,
+    but: Container[int] = (),
 ) -> None:
     """Copy a data set of :func:`create_array`, its chunks as they are stored.
 
@@ -286,6 +290,7 @@ def copy_array(
     Parameters
     ----------
     n_rows : number of its first rows, and nothing behind them, that are copied; by default all.
+    but : numbers of chunks that are not copied.
     """
     about, stop = array.id, min(array.shape[0], sys.maxsize if n_rows is None else n_rows)
     made = h5py.Dataset(
@@ -305,7 +310,7 @@ def copy_array(
     about.chunk_iter(lambda found: corners.append(tuple(map(int, found.chunk_offset))))
     for corner in sorted(corners):
         start, end = corner[0], min(corner[0] + rows, stop)
-        if start >= stop:
+        if start >= stop or start // rows in but:
             continue
         if text:
             texts = read_dataset(array, start, end)
