@@ -166,10 +166,12 @@ def rollback(
     import kpstore
 
     opened = kpstore.open(store, mode="a")
-    kept = opened.rollback(to)
-    render.say(
-        f"version {opened.at().snapshot} is the newest again; the former newest is kept as {kept}"
-    )
+    target, kept = opened.at(to).snapshot, opened.rollback(to)
+    render.say(f"version {target} is the newest again; the former newest is kept as {kept}")
+    if (newest := opened.at().snapshot) != target:
+        render.say(
+            f"videos that were removed since then stay out; version {newest} has it on record"
+        )
     render.say(f"to undo: kpstore rollback {store} --to {kept}")
 
 

@@ -47,17 +47,31 @@ def left_overs(path: Path, what: str) -> list[Path]:
 
     This includes paths of which only files are left that were written beside them in turn.
     """
+    # A process on another machine cannot be checked from here, and may still be running.
+    return [
+        file
+        for file, (host, process) in _asides_of(path, what).items()
+        if host == _host() and not _runs(int(process))
+    ]
+
+
+def of_other_machines(path: Path, what: str) -> list[Path]:
+    """Return the paths from :func:`aside_of` on other machines, whose processes may still run."""
+    found = _asides_of(path, what).items()
+    return [file for file, (host, _) in found if host != _host() and file.exists()]
+
+
+def _asides_of(path: Path, what: str) -> dict[Path, tuple[str, str]]:
+    """Return all paths from :func:`aside_of`, each with the machine and process that it names."""
     start, end = f".{what}-", _ending(path)
-    found: dict[Path, None] = {}
+    found: dict[Path, tuple[str, str]] = {}
     for entry in os.listdir(path.parent) if path.parent.is_dir() else ():
         # ".writing-….building-….s.h5" would have become ".building-….s.h5".
         for name in (entry[at:] for at in range(len(entry)) if entry.startswith(start, at)):
             parts = name[len(start) : -len(end)].split("-")
-            ours = name.endswith(end) and len(parts) == 3 and parts[1].isdigit()
-            # A process on another machine cannot be checked from here, and may still be running.
-            if ours and parts[0] == _host() and not _runs(int(parts[1])):
-                found[path.with_name(name)] = None
-    return list(found)
+            if name.endswith(end) and len(parts) == 3 and parts[1].isdigit():
+                found[path.with_name(name)] = parts[0], parts[1]
+    return found
 
 
 def _host() -> str:

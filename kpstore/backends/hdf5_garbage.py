@@ -98,7 +98,9 @@ def _write_difference(group: h5py.Group, tree: Tree, base: str, of_base: Tree) -
         if other is None or array.source.place != other.source.place:
             found.whole = True
             delta.metas[name] = layout.meta_to_json(array.meta)
-            layout.copy_array(array.source.array, group["arrays"], name)
+            # Not the rows of later versions, which may be of a video that is being removed.
+            n_rows, but = array.meta.n_rows, array.elsewhere
+            layout.copy_array(array.source.array, group["arrays"], name, n_rows, but)
             chunks: Iterable[int] = sorted(array.elsewhere)
         else:
             chunks = _differing(array, other)

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.hdf5_items import has_item, item_of
-from kpstore.backends.hdf5_records import ABSENT, ArrayDelta
+from kpstore.backends.hdf5_records import ABSENT, DAMAGE, ArrayDelta
 from kpstore.backends.hdf5_text import is_text, no_texts, read_texts
 from kpstore.errors import CorruptError, InvalidError
 
@@ -276,18 +276,31 @@ def damaged_rows(*, has_checksums: bool) -> Kept:
     return None if has_checksums else b"damaged!"
 
 
-def copy_array(array: h5py.Dataset, group: h5py.Group, name: str) -> None:
+def copy_array(
+    array: h5py.Dataset,
+    group: h5py.Group,
+    name: str,
+    n_rows: int | None = None,
+    but: Container[int] = (),
+) -> None:
     """Copy a data set of :func:`create_array`, its chunks as they are stored.
 
     Text is read and written, as it lies elsewhere in the file.
+
+    Parameters
+    ----------
+    n_rows : number of its first rows, and nothing behind them, that are copied; by default all.
+    but : numbers of chunks that are not copied.
     """
-    about = array.id
+    about, stop = array.id, min(array.shape[0], sys.maxsize if n_rows is None else n_rows)
     made = h5py.Dataset(
         h5py.h5d.create(
             group.id,
             name.encode(),
             about.get_type(),
-            about.get_space(),
+            h5py.h5s.create_simple(
+                (stop, *array.shape[1:]), (h5py.h5s.UNLIMITED, *array.shape[1:])
+            ),
             dcpl=about.get_create_plist(),
         )
     )
@@ -296,11 +309,26 @@ def copy_array(array: h5py.Dataset, group: h5py.Group, name: str) -> None:
     rows, corners = array.chunks[0], list[tuple[int, ...]]()
     about.chunk_iter(lambda found: corners.append(tuple(map(int, found.chunk_offset))))
     for corner in sorted(corners):
+        start, end = corner[0], min(corner[0] + rows, stop)
+        if start >= stop or start // rows in but:
+            continue
         if text:
-            texts = read_dataset(array, corner[0], min(corner[0] + rows, array.shape[0]))
+            texts = read_dataset(array, start, end)
             # Each text that is written takes space, even an empty one.
             n_texts = 1 + max([0, *np.flatnonzero(texts != "").tolist()])
-            made[corner[0] : corner[0] + n_texts] = texts[:n_texts]
+            made[start : start + n_texts] = texts[:n_texts]
+        elif end < min(start + rows, array.shape[0]):
+            _copy_start(array, made, start, end)
         else:
             skipped, stored = about.read_direct_chunk(corner)
             made.id.write_direct_chunk(corner, stored, skipped)
+
+
+def _copy_start(array: h5py.Dataset, made: h5py.Dataset, start: int, end: int) -> None:
+    """Copy the first rows of a chunk; a damaged one stays so."""
+    try:
+        rows = array[start:end]
+    except DAMAGE:
+        made.id.write_direct_chunk(_corner(array, start // array.chunks[0]), b"damaged!", 0)
+    else:
+        made[start:end] = rows

@@ -244,11 +244,12 @@ class IcechunkBackend(IcechunkDirectory):
             tags = self.records.names("tag")
             if name not in tags:
                 raise refusals.no_name("tag", name, tags, self.location)
-            ref = read_refs(self.path, "tag")[name]
-            self.records.named("tag", name, ahead=True)
-            sync_disk(self.path)
+            # Last, unlike for branches: what Icechunk leaves of a deleted tag says so itself, but a
+            # tag that is there again after the ledger has called it deleted is damage.
             with translated(self.location):
-                self._repo().delete_tag(ref.given)
+                self._repo().delete_tag(read_refs(self.path, "tag")[name].given)
+            sync_disk(self.path)
+            self.records.named("tag", name)
             sync_disk(self.path)
 
     def replace_tagged(self, versions: Collection[str], change: Change) -> None:

@@ -26,7 +26,7 @@ from kpstore.backends.icechunk_chunks import (
 )
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line, guard_fork, translated
 from kpstore.backends.locks import SharedLock
-from kpstore.errors import CorruptError, NotFoundError
+from kpstore.errors import ConflictError, CorruptError, NotFoundError
 
 _READ_BYTES, _READ_CHUNKS = 16 * 2**20, 32
 """Limits of what a check reads at once: each chunk takes a file handle and a thread."""
@@ -89,6 +89,28 @@ class IcechunkFork:
             raise NotFoundError(
                 f"array {name!r} not found: its store was moved, removed or replaced meanwhile"
             ) from None
+
+
+def merged_sums(
+    written: Mapping[str, Mapping[int, int]], forks: Sequence[IcechunkFork], location: str
+) -> dict[str, dict[int, int]]:
+    """Return the checksums of a session's chunks, ``written``, and of its forks'.
+
+    A chunk that two of them have written is refused: Icechunk would keep either one, and its
+    checksum might be the other's.
+    """
+    merged = {name: dict(sums) for name, sums in written.items()}
+    for fork in forks:
+        for name, sums in fork.checksums.items():
+            known = merged.setdefault(name, {})
+            twice = known.keys() & sums.keys()
+            if twice:
+                raise ConflictError(
+                    f"chunk {min(twice)} of {name!r} in {location} was written by two forks, so "
+                    "neither was merged; give each fork its own chunks"
+                )
+            known.update(sums)
+    return merged
 
 
 def _bad_chunks(

@@ -4,6 +4,8 @@ Icechunk does the work: its ``expire_snapshots`` ends histories behind the versi
 for which it writes the snapshot file of the oldest ones anew, and its ``garbage_collect`` removes
 files. The ledger must not call that damage, whenever the process is killed. So a ledger without the
 checksums of those snapshot files takes its place before, and one with their new checksums after.
+
+What is left are rows behind the ends of versions (:mod:`kpstore.backends.icechunk_ends`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 import icechunk
 
 from kpstore.backends.garbage import Before, Garbage, kept_versions
+from kpstore.backends.icechunk_ends import clear_ends
 from kpstore.backends.icechunk_errors import translated
 from kpstore.backends.icechunk_manifests import chunks_of_manifest
 from kpstore.backends.icechunk_names import read_refs
@@ -106,10 +109,19 @@ def collect(root: Path, location: str, before: Before, *, apply: bool) -> Garbag
             repository = opened()
             now = _Histories.read(repository, tips, datetime.min.replace(tzinfo=UTC))
             records.keep_only(now.oldest_first())
+            _remove_staged(root, gone)
+            clear_ends(repository, root, now.kept)
             kept, freed = now.kept, n_bytes - _bytes_of(about for _, about in _files(root))
     versions = {Path(file).name for file in gone if file.startswith("snapshots/")}
     versions |= histories.versions.keys() - kept
     return Garbage(tuple(sorted(versions)), len(kept), n_bytes, freed)
+
+
+def _remove_staged(root: Path, gone: Iterable[str]) -> None:
+    """Remove the files under which killed writers wrote others, which Icechunk does not see."""
+    for file in gone:
+        if "#" in file:
+            (root / file).unlink(missing_ok=True)
 
 
 def _tips(root: Path, location: str) -> list[str]:

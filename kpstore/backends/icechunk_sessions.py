@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -43,11 +43,11 @@ from kpstore.backends.icechunk_errors import (
     translated,
     translation,
 )
-from kpstore.backends.icechunk_fork import IcechunkFork
+from kpstore.backends.icechunk_fork import IcechunkFork, merged_sums
 from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, locate_rows
 from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.locks import SharedLock
-from kpstore.errors import ConflictError, CorruptError
+from kpstore.errors import CorruptError
 
 
 class _Session:
@@ -334,38 +334,30 @@ class IcechunkWriteSession(_Session):
             for fork in forks:
                 for name, n_rows in fork.short_ends.items():
                     refusals.check_short_end(self.meta(name), name, n_rows)
-            written = self._merged_sums(forks)
+            written = merged_sums(self._written, forks, self._location)
             self._session.merge(*(fork.session for fork in forks))
             self._written = written
             self._opened.clear()
 
-    def _merged_sums(self, forks: Sequence[IcechunkFork]) -> dict[str, dict[int, int]]:
-        """Return the checksums of this session's and the forks' chunks.
-
-        A chunk that two of them have written is refused: Icechunk would keep either one, and its
-        checksum might be the other's.
-        """
-        merged = {name: dict(sums) for name, sums in self._written.items()}
-        for fork in forks:
-            for name, sums in fork.checksums.items():
-                known = merged.setdefault(name, {})
-                twice = known.keys() & sums.keys()
-                if twice:
-                    raise ConflictError(
-                        f"chunk {min(twice)} of {name!r} in {self._location} was written by two "
-                        "forks, so neither was merged; give each fork its own chunks"
-                    )
-                known.update(sums)
-        return merged
-
     def commit(self, message: str, metadata: Mapping[str, object] | None = None) -> str:
         """Commit the changes as the branch's next version."""
         self._check_open()
-        self._spent = True
         try:
+            self._separate_ends()
+            self._spent = True
             return self._commit(message, metadata)
         finally:
+            self._spent = True
             self._hold = None
+
+    def _separate_ends(self) -> None:
+        """Write last chunks that were only lengthened: one file has one end (icechunk_ends)."""
+        for name, end in self._ends().items():
+            if end.is_shared and end.number not in self._written.get(name, {}):
+                start, stop = end.meta.rows_of(end.number)
+                if self._expected(name, range(end.number, end.number + 1)) != [UNWRITTEN]:
+                    with suppress(CorruptError):  # whoever reads it will say so
+                        self.write(name, start, self.read(name, start, stop))
 
     def _commit(self, message: str, metadata: Mapping[str, object] | None) -> str:
         if not self._session.has_uncommitted_changes:
@@ -377,14 +369,21 @@ class IcechunkWriteSession(_Session):
                 self._table = None
             self._update_table()
             self._home.wait_for_clock(self.snapshot, f"{message!r} was not committed")
+            ends = {name: end for name, end in self._ends().items() if name in self._written}
             before, version = self.snapshot, self._save(message, metadata)
             self._move_branch(before, version, message)
             self._home.records.committed(self._branch, version)
             sync_disk(self._home.path)
-            appended = self._lengths.keys() & self._written.keys() - self._created - self._deleted
-            ends = {name: LastChunk(self.meta(name), self._lengths[name]) for name in appended}
             share_last_chunks(self._home, before, version, ends)
         return version
+
+    def _ends(self) -> dict[str, LastChunk]:
+        """Return the last chunks before this session of arrays that it has made or lengthened."""
+        if not self._has_table():  # of old stores it is not known which versions share files
+            return {}
+        before = {**self._lengths, **dict.fromkeys(self._created, 0)}
+        names = before.keys() - (self._deleted - self._created)
+        return {name: LastChunk(self.meta(name), before[name]) for name in names}
 
     def _save(self, message: str, metadata: Mapping[str, object] | None) -> str:
         """Write the version, which no branch leads to yet, and wait until it is on the disk."""

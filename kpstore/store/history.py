@@ -19,6 +19,9 @@ from kpstore.errors import (
     UnsupportedError,
 )
 from kpstore.schema.fields import check_whole, is_storable, shown
+from kpstore.store import format as fmt
+from kpstore.store.removed import Removals
+from kpstore.store.without import Asked, commit_without
 
 At = str | datetime | None
 """A version: a tag, a branch, a snapshot id, a time (``datetime`` or ISO text).
@@ -80,7 +83,8 @@ def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[
     """Make an earlier version the newest of ``main``, and keep the old one on a branch.
 
     A version that has a tag may be any: garbage collection may have cut the way to it. A backend
-    without branches keeps the old one by a tag.
+    without branches keeps the old one by a tag. Videos that are on record as removed, and that the
+    version never had, stay on record, for which another version is made.
 
     Returns
     -------
@@ -100,8 +104,25 @@ def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[
                 "no tag; see 'kpstore log', or tag it first"
             )
         kept = _keep(backend, tip, _KEPT + (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S"))
+        stay_out = _stay_out(backend, tip, target)
         backend.reset_branch(MAIN, target, expected=tip)
+        if stay_out:
+            asked = Asked(tuple(stay_out.videos), ())
+            target = commit_without(backend, MAIN, asked, stay_out)
     return target, kept
+
+
+def _stay_out(backend: Backend, tip: str, target: str) -> Removals:
+    """Return removed videos that a rollback would not bring back, but only forget about."""
+    found = Removals()
+    with suppress(KpstoreError):  # a rollback may be the way out of damage
+        tip_about, about = (
+            fmt.read_root(backend.session(version), backend.location) for version in (tip, target)
+        )
+        index = fmt.read_index(backend.session(target), backend.location)
+        forgotten = fmt.read_removals(tip_about).without(fmt.read_removals(about).videos)
+        found = Removals(forgotten.without(index.ids.tolist()).videos)
+    return found
 
 
 _KEPT = "before-rollback-"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from kpstore.backends.asides import left_overs
+from kpstore.backends.asides import left_overs, of_other_machines
 from kpstore.backends.base import MAIN, Backend, Commit, ReadSession
 from kpstore.backends.garbage import Before, Collector, Retagger, kept_versions
 from kpstore.errors import ConflictError, NotFoundError, UnsupportedError
@@ -22,6 +22,9 @@ from kpstore.store.cache import DecodedCache
 from kpstore.store.removed import Removals
 from kpstore.store.transaction import Transaction
 from kpstore.store.without import Asked, commit_without, told
+from kpstore.visible import logger
+
+_log = logger(__name__)
 
 _NOTHING_IS_OLD = datetime.fromtimestamp(0, UTC)
 _LATEST = datetime.max.replace(tzinfo=UTC)
@@ -128,9 +131,8 @@ def remove_everywhere(
     if not isinstance(backend, Collector) or not isinstance(backend, Retagger):
         raise UnsupportedError(f"{backend.location} cannot remove versions; its backend has no way")
     with backend.exclusive("removal"):
-        later = _now() + timedelta(days=1)  # file systems may set times ahead of this clock
         # This refuses open changes and damage, before anything is changed.
-        unnamed = backend.collect_garbage(Before(_NOTHING_IS_OLD, later), apply=False).versions
+        unnamed = backend.collect_garbage(Before(_NOTHING_IS_OLD, _LATEST), apply=False).versions
         found = _Versions.read(backend, asked)
         removed = found.removed()
         for kind, name in asked.missing(removed):
@@ -151,7 +153,7 @@ def remove_everywhere(
             # Before the versions, which nothing would name as those of this store afterwards.
             (cache or DecodedCache()).clear(gone)
             _remove_unfinished(backend)
-            backend.collect_garbage(Before(found.old, later), apply=True)
+            backend.collect_garbage(Before(found.old, _LATEST), apply=True)
             left = _Versions.read(backend, asked).holding
             if left:
                 raise ConflictError(
@@ -356,5 +358,13 @@ def _derived(about: fmt.About, asked: Asked) -> tuple[str, ...]:
 
 def _remove_unfinished(backend: Backend) -> None:
     """Remove copies that were to become this store, of writers that were killed."""
-    for left_over in left_overs(Path(backend.location).resolve(), "building"):
+    path = Path(backend.location).resolve()
+    for left_over in left_overs(path, "building"):
         type(backend)(str(left_over)).remove()  # type: ignore[call-arg]
+    for what in ("building", "writing"):
+        for copy in of_other_machines(path, what):
+            _log.warning(
+                "%s may hold what was removed: a process on another machine made it; delete it if "
+                "none is running there",
+                copy,
+            )

@@ -17,7 +17,7 @@ from kpstore import plugins
 from kpstore.backends import places
 from kpstore.backends.asides import aside_of, left_overs
 from kpstore.backends.base import MAIN, Backend, Commit
-from kpstore.backends.garbage import Garbage
+from kpstore.backends.garbage import WORKING, Garbage
 from kpstore.errors import (
     CorruptError,
     ExistsError,
@@ -248,6 +248,11 @@ class BaseStore(Version):
         """Start a branch at this version."""
         self._require_write()
         name = check_name("branch", name)
+        if name == WORKING:
+            raise InvalidError(
+                f"branch {name!r}: 'kpstore remove' makes one of that name, and deletes it; choose "
+                "another name"
+            )
         if name in self.tags:
             raise ExistsError(
                 f"{name!r} is a tag of {self.location}, which would hide a branch of that name"

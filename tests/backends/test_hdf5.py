@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import h5py
@@ -22,6 +23,7 @@ import pytest
 import kpstore
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec
 from kpstore.backends.checksums import checksum, text_digest
+from kpstore.backends.garbage import Before
 from kpstore.backends.hdf5 import HDF5Backend
 from kpstore.backends.hdf5_changes import OPEN
 from kpstore.backends.hdf5_records import HOME, read_json, write_json
@@ -52,6 +54,48 @@ def backend(tmp_path: Path) -> HDF5Backend:
 
 def head(backend: HDF5Backend) -> str:
     return backend.branches()[MAIN]
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_garbage_collection_keeps_no_rows_that_only_later_versions_had(
+    tmp_path: Path, *, damage: bool
+) -> None:
+    backend, path = HDF5Backend(str(tmp_path / "s.h5")), tmp_path / "s.h5"
+    backend.create({}, "made")
+    changes = backend.begin()
+    changes.create("a", ArrayMeta((40, 4), "float32", 16, ("frame", "x"), codec="raw"))
+    changes.write("a", 0, VALUES[:40])
+    tagged = changes.commit("values")
+    backend.create_tag("kept", tagged)
+    changes = backend.begin()
+    changes.resize("a", 60)
+    changes.write("a", 40, VALUES[40:60])
+    changes.commit("more rows")
+    changes = backend.begin()
+    changes.write("a", 16, VALUES[100:116])
+    later = changes.commit("other rows")
+    changes = backend.begin()
+    changes.delete("a")
+    changes.commit("gone")
+    if damage:
+        at = int(backend.session(later).place("a", 2).split()[1])
+        content = bytearray(path.read_bytes())
+        content[at + 5] ^= 255
+        path.write_bytes(content)
+        backend = HDF5Backend(str(path))
+    now = datetime.now(UTC)
+    backend.collect_garbage(Before(now, now), apply=True)
+    stays = path.read_bytes()
+    assert VALUES[0].tobytes() in stays
+    assert not [n for n in (*range(40, 60), *range(100, 116)) if VALUES[n].tobytes() in stays]
+    session = HDF5Backend(str(path)).session(tagged)
+    np.testing.assert_array_equal(session.read("a", 0, 32), VALUES[:32])
+    if damage:
+        with pytest.raises(CorruptError, match="rows 32:40 of 'a'"):
+            session.read("a", 32, 40)
+    else:
+        np.testing.assert_array_equal(session.read("a", 32, 40), VALUES[32:40])
+    assert list(backend.examine()) == []
 
 
 # -- the file --------------------------------------------------------------------------------------

@@ -608,6 +608,32 @@ def test_a_kill_between_a_change_and_its_line_is_no_damage(
     assert list(again.examine()) == []
 
 
+@pytest.mark.parametrize(("change", "name"), [("delete_tag", "old"), ("delete_branch", "try")])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_while_a_name_is_deleted_is_no_damage(
+    backend: IcechunkBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    name: str,
+    after: bool,
+) -> None:
+    backend.create_branch("try", backend.branches()[MAIN])
+    real = getattr(icechunk.Repository, change)
+
+    def killed(*given: object) -> None:
+        if after:
+            real(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(icechunk.Repository, change, killed)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(backend, change)(name)
+    again = IcechunkBackend(backend.location)
+    assert list(again.examine()) == []
+    assert (name in {**again.branches(), **again.tags()}) is not after
+
+
 def test_a_store_works_without_its_ledger_and_begins_another(
     backend: IcechunkBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -655,7 +681,9 @@ def test_whatever_becomes_of_a_file_that_describes_versions_is_found(
 ) -> None:
     root = Path(backend.location)
     files = sorted(
-        path for path in (root / kind).rglob("*") if path.is_file() and path.suffix != ".lock"
+        path
+        for path in (root / kind).rglob("*")
+        if path.is_file() and path.suffix != ".lock" and path.name != "last-chunks"
     )
     if how == "missing":
         files = [path for path in files if path.name != "ledger"]  # which may be deleted

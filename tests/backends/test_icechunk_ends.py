@@ -142,6 +142,54 @@ def test_rows_appended_but_not_written_after_a_rollback_are_fill(tmp_path: Path)
     assert np.isnan(read(backend, again)[100:]).all()
 
 
+def test_rows_that_one_branch_has_not_written_stay_fill_when_another_appends(
+    tmp_path: Path,
+) -> None:
+    backend, rows = store(tmp_path), values(300)
+    backend.create_branch("other", append(backend, rows[:100]))
+    changes = backend.begin("other")
+    changes.resize("a", 250)
+    longer = changes.commit("longer")
+    append(backend, rows[100:])
+    found = read(backend, longer)
+    np.testing.assert_array_equal(found[:100], rows[:100])
+    assert np.isnan(found[100:]).all()
+
+
+def test_an_end_that_no_note_names_keeps_its_file(tmp_path: Path) -> None:
+    backend, rows = store(tmp_path), values(300)
+    append(backend, rows[:100])
+    (Path(backend.location) / "kpstore" / "last-chunks").unlink()
+    append(backend, rows[100:200])
+    assert len(set(files(backend).values())) == 2
+    append(backend, rows[200:])
+    assert len(set(files(backend).values())) == 2
+
+
+def test_rows_of_versions_that_are_gone_do_not_stay_behind_the_ends_of_others(
+    tmp_path: Path,
+) -> None:
+    backend, rows = store(tmp_path), values(400)
+    versions = [append(backend, rows[n : n + 100]) for n in (0, 100, 200, 300)]
+    for number in (0, 1):
+        backend.create_tag(f"v{number}", versions[number])
+    backend.reset_branch("main", versions[0], expected=versions[3])
+    folder = Path(backend.location)
+    (folder / "kpstore" / "last-chunk").hardlink_to(folder / "chunks" / next(iter(files(backend))))
+    (folder / "chunks" / f"{next(iter(files(backend)))}#1").write_bytes(rows.tobytes())
+    reader = backend.session(versions[1]).chunks("a").mapped
+    now = datetime.now(UTC)
+    backend.collect_garbage(Before(now, now), apply=True)
+    stays = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert rows[199].tobytes() in stays
+    assert rows[200].tobytes() not in stays
+    assert len(set(files(backend).values())) == 1
+    for number in (0, 1):
+        np.testing.assert_array_equal(read(backend, versions[number]), rows[: 100 + 100 * number])
+    np.testing.assert_array_equal(reader, rows[:200])
+    assert not list(backend.examine())
+
+
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])
 def test_packed_chunks_keep_their_files(tmp_path: Path, codec: Codec) -> None:
     backend, rows = store(tmp_path, codec), values(300)

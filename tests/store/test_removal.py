@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import signal
 import sys
@@ -208,6 +209,22 @@ def test_a_rollback_undoes_it(store: kpstore.Store) -> None:
     assert not store.at().removed
 
 
+def test_a_rollback_to_a_version_before_it_does_not_let_it_in(tmp_path: Path) -> None:
+    for kind in ("memory", *DISK_KINDS):
+        store = build(location_of(kind, tmp_path), without="gone")
+        clean, values = store.snapshot, arrays(store)
+        with store.transaction("there") as tx:
+            tx.add_videos([video("gone")])
+        store.remove(videos=["gone"])
+        store.rollback(clean)
+        store = store.at()
+        assert [commit.id for commit in store.history()][1] == clean
+        for name, rows in arrays(store).items():
+            np.testing.assert_array_equal(rows, values[name])
+        with pytest.raises(InvalidError, match="stays out"):
+            store.transaction("again").add_videos([video("gone")])
+
+
 def test_all_videos_can_be_removed(store: kpstore.Store) -> None:
     store.remove(videos=list(N))
     after = store.at()
@@ -395,6 +412,25 @@ def test_a_tag_that_never_led_to_it_stays_as_it_is(on_disk: kpstore.Store) -> No
     assert verify_all(store.location).problems == []
 
 
+@pytest.mark.parametrize("kind", DISK_KINDS)
+def test_nothing_of_it_stays_behind_the_rows_of_versions_before_it(
+    kind: str, tmp_path: Path
+) -> None:
+    store = build(location_of(kind, tmp_path), without="gone")
+    store.tag("before")
+    rows = arrays(store)
+    with store.transaction("more rows") as tx:
+        tx.add_videos([video("gone")])
+        tx.write("points", "gone", marked(N["gone"]), failed_frames={3: f"{SECRET}: no light"})
+    assert traces(store.location)
+    done = store.remove_everywhere(videos=["gone"], apply=True)
+    assert done.tags == ()
+    assert traces(store.location) == []
+    for name, values in arrays(store.at("before")).items():
+        assert values.tobytes() == rows[name].tobytes() or values.tolist() == rows[name].tolist()
+    assert verify_all(store.location).problems == []
+
+
 def test_a_feature_goes_from_every_version(on_disk: kpstore.Store) -> None:
     store = on_disk
     store.remove_everywhere(features=["points"], apply=True)
@@ -457,6 +493,32 @@ def test_what_killed_processes_and_deleted_names_have_left_goes_too(
     store.remove_everywhere(videos=["gone"], apply=True)
     assert len(list(Path(store.location).parent.iterdir())) < n_before
     assert traces(store.location) == []
+
+
+def test_a_copy_that_another_machine_may_be_making_is_named(
+    on_disk: kpstore.Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(on_disk.location)
+    theirs = path.with_name(f".writing-elsewhere-12-abcdef.{path.name}")
+    theirs.write_bytes(b"of another machine")
+    on_disk.remove_everywhere(videos=["gone"], apply=True)
+    assert theirs.exists()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"{theirs} may hold what was removed" in line
+
+
+def test_the_clock_of_its_files_does_not_keep_it(on_disk: kpstore.Store) -> None:
+    for file in Path(on_disk.location).parent.rglob("*"):
+        os.utime(file, (4e9, 4e9))
+    store = kpstore.open(on_disk.location, mode="a")
+    store.remove_everywhere(videos=["gone"], apply=True)
+    assert traces(store.location) == []
+
+
+def test_the_branch_that_a_removal_makes_is_nobody_elses(tmp_path: Path) -> None:
+    store = build(str(tmp_path / "s.kps"))
+    with pytest.raises(InvalidError, match="makes one of that name, and deletes it; choose"):
+        store.branch("kpstore-removal")
 
 
 def test_an_open_transaction_keeps_it_away(on_disk: kpstore.Store) -> None:
