@@ -273,7 +273,13 @@ class Table:
         return None if found is None else folded.index(found)
 
 
-def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t", "|")) -> Table:
+def parse_table(
+    text: str,
+    name: str,
+    separators: Sequence[str] = (",", ";", "\t", "|"),
+    *,
+    needed: Sequence[str] = (),
+) -> Table:
     """Return a table as people and spreadsheets write them.
 
     The separator is the one that the first line ``sep=…`` names, or else the one that the header
@@ -288,6 +294,7 @@ def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t
         quoted, cells may be quoted. In others quotation marks are often those of sentences: where
         tabs separate, they enclose cells if all of them can be read so, and between ``|`` they mean
         nothing.
+    needed : columns whose cells no line may leave out, even if they are empty.
 
     Raises
     ------
@@ -308,7 +315,7 @@ def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t
     quoted = _is_quoted(text, first, separator)
     source = io.StringIO(text, newline="")
     reader = _csv_reader(source, separator, quoted)
-    table = Table(name, [], [], [])
+    table, least = Table(name, [], [], []), 1
     begins = 1 + skipped
     try:
         for cells in reader:
@@ -320,9 +327,10 @@ def parse_table(text: str, name: str, separators: Sequence[str] = (",", ";", "\t
                 continue
             if not table.columns:
                 table.columns.extend(cells)
+                least = 1 + max((table.column(column) or 0 for column in needed), default=0)
                 continue
             broken_off = source.tell() == len(text) and not text.endswith(("\n", "\r"))
-            if quoted and not broken_off:
+            if quoted and not broken_off and len(cells) >= least:
                 cells += [""] * (len(table.columns) - len(cells))
             if len(cells) != len(table.columns):
                 mend = f"a cell may hold {separator!r} only within quotation marks"

@@ -182,7 +182,7 @@ def _json_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
 
 
 def _table_pairs(path: Path, text: str) -> Iterable[tuple[str, str]]:
-    table = parse_table(text, str(path))
+    table = parse_table(text, str(path), needed=_SPLIT_COLUMNS)
     video, split = table.column(*_ID_COLUMNS), table.column(*_SPLIT_COLUMNS)
     if video is None or split is None:
         raise InvalidError(

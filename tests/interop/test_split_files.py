@@ -148,3 +148,11 @@ def test_a_transaction_sets_splits(memory_store: kpstore.Store) -> None:
     ):
         with pytest.raises(error, match=message), memory_store.transaction("wrong") as tx:
             tx.set_splits(splits)  # type: ignore[arg-type]
+
+
+def test_a_row_without_its_split_is_an_error_and_not_no_split(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("video_id,split,note\na,train\nb\n")
+    with pytest.raises(InvalidError, match=r"line 3 has 1 cells, the header has 3; it may have"):
+        read_splits(tmp_path / "s.csv")
+    (tmp_path / "s.csv").write_text("video_id,split,note\na,train\nb,\n")
+    assert read_splits(tmp_path / "s.csv") == {"a": "train", "b": ""}
