@@ -382,7 +382,7 @@ def test_a_picture_that_unpacks_to_much_more_than_its_file_is_a_failed_frame(
 ) -> None:
     file = tmp_path / f"a{suffix}"
     more = {"compression": "tiff_deflate"} if suffix == ".tif" else {}
-    Image.new("L", (7000, 7000)).save(file, **more)
+    Image.new("L", (9000, 9000)).save(file, **more)
     before = forget_peak()
     found = read_image(file)
     assert isinstance(found, FrameError)
@@ -390,9 +390,11 @@ def test_a_picture_that_unpacks_to_much_more_than_its_file_is_a_failed_frame(
     assert peak_bytes() - before < 256 * MIB
 
 
-def test_a_large_picture_is_in_memory_once(tmp_path: Path) -> None:
-    file = tmp_path / "a.png"
-    Image.new("RGB", (6000, 6000), (1, 2, 3)).save(file)
+@pytest.mark.parametrize("turned", [1, 6])
+def test_a_large_picture_is_in_memory_once(tmp_path: Path, turned: int) -> None:
+    file, exif = tmp_path / "a.png", Image.Exif()
+    exif[0x0112] = turned
+    Image.new("RGB", (6000, 6000), (1, 2, 3)).save(file, exif=exif)
     read_image(file)
     before = forget_peak()
     found = read_image(file)
@@ -400,6 +402,12 @@ def test_a_large_picture_is_in_memory_once(tmp_path: Path) -> None:
     assert found.shape == (6000, 6000, 3)
     assert (found == (1, 2, 3)).all()
     assert peak_bytes() - before < 10 * file.stat().st_size + 256 * MIB
+
+
+def test_a_blurred_picture_of_fifty_megapixels_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    Image.new("RGB", (8688, 5792)).save(file, quality=75)
+    assert not isinstance(read_image(file), FrameError)
 
 
 def test_a_checkpoint_that_unpacks_to_much_more_than_its_file_is_refused(tmp_path: Path) -> None:
