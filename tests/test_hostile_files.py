@@ -17,6 +17,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -159,6 +160,46 @@ def shared_text() -> bytes:
     return bytes(content)
 
 
+def same_path() -> bytes:
+    """An export of a video all of whose frames have one path, of which there is one in the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, n = Path(folder, "a.h5"), 20_000
+        spec = FeatureSpec("one", (1,), ("x",), dtype="uint8")
+        store = kpstore.create(f"{folder}/s.kps")
+        with store.transaction("first") as tx:
+            paths = ["a" * 30_000, *(str(number) for number in range(n - 1))]
+            tx.add_videos([VideoRecord("a", "train", tuple(paths))])
+            tx.add_feature(spec, {"extractor": "sample"})
+            tx.write("one", "a", np.zeros((n, 1), np.uint8))
+        run(["export", "hdf5", f"{folder}/s.kps", str(file)])
+        with h5py.File(file, "r+") as opened:
+            del opened["image_path"]
+            array = opened.create_dataset("image_path", data=paths, dtype=h5py.string_dtype())
+            at = array.id.get_offset()
+        content = bytearray(file.read_bytes())
+        content[at : at + 16 * n] = bytes(content[at : at + 16]) * n
+        return bytes(content)
+
+
+def wide_texts(file: h5py.File) -> None:
+    """Two texts in a chunk with room for references of a gigabyte, which is packed well."""
+    file.create_dataset("rows", data=np.zeros((2, 1), np.float32))
+    ids = file.create_dataset(
+        "video_ids", (2,), h5py.string_dtype(), chunks=(64 * MIB,), maxshape=(None,), compression=1
+    )
+    packer = zlib.compressobj(1)
+    packed = b"".join(packer.compress(bytes(MIB)) for _ in range(1024)) + packer.flush()
+    ids.id.write_direct_chunk((0,), packed)
+
+
+def small_chunks(file: h5py.File) -> None:
+    """A text in each chunk, as netCDF makes them where rows can be added."""
+    n = 100_000
+    file.create_dataset("rows", data=np.zeros((n, 1), np.float32))
+    ids = file.create_dataset("video_ids", (n,), h5py.string_dtype(), chunks=(1,))
+    ids[:] = ["a"] * (n - 1) + [""]
+
+
 def same_frame() -> bytes:
     n = 10**6
     columns = {"image_paths": [f"a/{k}.png" for k in range(n)], "video_ids": ["a"] * n}
@@ -249,6 +290,9 @@ INPUTS: list[tuple[str, str, str, Callable[[], bytes]]] = [
     ("hdf5", "long text", LARGE, lambda: long_text(2**32 - 1)),
     ("hdf5", "longer text", "lacks a text", lambda: long_text(2**20)),
     ("hdf5", "shared text", LARGE, shared_text),
+    ("hdf5", "same path", "texts of image_path " + LARGE, same_path),
+    ("hdf5", "wide texts", "texts of video_ids " + LARGE, lambda: hdf5(wide_texts)),
+    ("hdf5", "small chunks", "row 99999 of rows has an empty", lambda: hdf5(small_chunks)),
     ("splits", "cells", LARGE, lambda: b"video_id,split\n" + b"," * 5 * MIB),
     ("lip_list", "lists", LARGE, lambda: b"[" + b"[]," * 4 * MIB + b"1]"),
     *((name, "deep", "nested too deeply", lambda: b"[" * 10**6) for name in LISTS),
@@ -382,7 +426,7 @@ def test_a_picture_that_unpacks_to_much_more_than_its_file_is_a_failed_frame(
 ) -> None:
     file = tmp_path / f"a{suffix}"
     more = {"compression": "tiff_deflate"} if suffix == ".tif" else {}
-    Image.new("L", (7000, 7000)).save(file, **more)
+    Image.new("L", (9000, 9000)).save(file, **more)
     before = forget_peak()
     found = read_image(file)
     assert isinstance(found, FrameError)
@@ -390,9 +434,11 @@ def test_a_picture_that_unpacks_to_much_more_than_its_file_is_a_failed_frame(
     assert peak_bytes() - before < 256 * MIB
 
 
-def test_a_large_picture_is_in_memory_once(tmp_path: Path) -> None:
-    file = tmp_path / "a.png"
-    Image.new("RGB", (6000, 6000), (1, 2, 3)).save(file)
+@pytest.mark.parametrize("turned", [1, 6])
+def test_a_large_picture_is_in_memory_once(tmp_path: Path, turned: int) -> None:
+    file, exif = tmp_path / "a.png", Image.Exif()
+    exif[0x0112] = turned
+    Image.new("RGB", (6000, 6000), (1, 2, 3)).save(file, exif=exif)
     read_image(file)
     before = forget_peak()
     found = read_image(file)
@@ -400,6 +446,12 @@ def test_a_large_picture_is_in_memory_once(tmp_path: Path) -> None:
     assert found.shape == (6000, 6000, 3)
     assert (found == (1, 2, 3)).all()
     assert peak_bytes() - before < 10 * file.stat().st_size + 256 * MIB
+
+
+def test_a_blurred_picture_of_fifty_megapixels_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    Image.new("RGB", (8688, 5792)).save(file, quality=75)
+    assert not isinstance(read_image(file), FrameError)
 
 
 def test_a_checkpoint_that_unpacks_to_much_more_than_its_file_is_refused(tmp_path: Path) -> None:

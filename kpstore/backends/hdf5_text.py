@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -23,10 +24,14 @@ from kpstore.errors import InvalidError
 
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 """Where a data set of text has the text itself: a reference to each."""
-_TEXT_BYTES = 64
+TEXT_BYTES = 64
 """Memory of a text without its characters."""
+_WIDEST = 4
+"""Bytes that each character of a text takes in memory if a single one needs so many."""
 _BLOCK_ROWS = 4096
-"""Texts without chunks that are read together."""
+"""Texts whose heaps are in memory together."""
+_FEW = 16
+"""Chunks to ask for one by one; for more of them, listing all is faster."""
 _HEADER = struct.Struct("<4sB3xQ")
 _OBJECT = struct.Struct("<HH4xQ")
 _USUAL_BYTES = 4096
@@ -62,14 +67,13 @@ def read_texts(
         array.file.flush()
     heaps = _Heaps(array.file)
     words = np.full(stop - start, "", dtype=object)
-    size = _BLOCK_ROWS if array.chunks is None else array.chunks[0]
-    for begin in range(start // size * size, stop, size):
-        first, last = max(start, begin), min(stop, begin + size)
-        end = begin + size if array.chunks is not None else min(begin + size, max(1, array.size))
-        found = _references(array, begin, end)
-        if found is not None and last > first:
+    for begin, found in _references(array, start, stop):
+        end = min(stop, begin + len(found))
+        for first in range(max(start, begin), end, _BLOCK_ROWS):
+            last = min(first + _BLOCK_ROWS, end)
             wanted = found[first - begin : last - begin]
-            n_bytes = int(wanted["length"].sum(dtype=np.int64)) + len(wanted) * _TEXT_BYTES
+            n_bytes = _WIDEST * int(wanted["length"].sum(dtype=np.int64))
+            n_bytes += len(wanted) * TEXT_BYTES
             (allow or heaps.allow)(n_bytes)
             words[first - start : last - start] = heaps.texts(wanted)
     return words
@@ -83,51 +87,79 @@ def no_texts(n_rows: int) -> bytes:
 # -- references ------------------------------------------------------------------------------------
 
 
-def _references(array: h5py.Dataset, begin: int, end: int) -> NDArray[np.void] | None:
-    """Return the references of a chunk, or of rows without chunks; None if never written."""
-    wanted = (end - begin) * _REFERENCE.itemsize
+def _references(
+    array: h5py.Dataset, start: int, stop: int
+) -> Iterator[tuple[int, NDArray[np.void]]]:
+    """Yield the references of chunks, or of rows without chunks, behind the number of the first.
+
+    Those that were never written are left out.
+    """
     if array.chunks is None:
-        content = _contiguous(array, begin * _REFERENCE.itemsize, wanted)
-    else:
-        corner = (begin,)
-        info = array.id.get_chunk_info_by_coord(corner)
+        content = _contiguous(
+            array, start * _REFERENCE.itemsize, (stop - start) * _REFERENCE.itemsize
+        )
+        if content is not None:
+            yield start, _whole(content, start, stop - start)
+        return
+    size, plist = array.chunks[0], array.id.get_create_plist()
+    filters = [plist.get_filter(number) for number in range(plist.get_nfilters())]
+    for begin, n_bytes in _written(array, start // size * size, stop):
+        wanted = size * _REFERENCE.itemsize
         # Filters hardly lengthen what they cannot shorten.
-        if info.byte_offset is not None and info.size > wanted + wanted // 8 + 1024:
-            raise ValueError(f"the chunk at row {begin} has {info.size} bytes, not {wanted}")
-        content = None if info.byte_offset is None else _unfiltered(array, corner, wanted)
-    if content is None:
-        return None
+        if n_bytes > wanted + wanted // 8 + 1024:
+            raise ValueError(f"the chunk at row {begin} has {n_bytes} bytes, not {wanted}")
+        yield begin, _whole(_unfiltered(array, begin, filters, wanted), begin, size)
+
+
+def _whole(content: bytes, begin: int, n_rows: int) -> NDArray[np.void]:
+    wanted = n_rows * _REFERENCE.itemsize
     if len(content) != wanted:
         raise ValueError(f"the chunk at row {begin} has {len(content)} bytes, not {wanted}")
     return np.frombuffer(content, _REFERENCE)
 
 
+def _written(array: h5py.Dataset, start: int, stop: int) -> list[tuple[int, int]]:
+    """Return the first row and the stored bytes of the chunks with some rows, in order."""
+    size, found = array.chunks[0], {}
+
+    def look(info: h5py.h5d.StoreInfo) -> None:
+        if info.byte_offset is not None and start <= info.chunk_offset[0] < stop:
+            found[info.chunk_offset[0]] = info.size
+
+    if stop - start <= _FEW * size:
+        for begin in range(start, stop, size):
+            look(array.id.get_chunk_info_by_coord((begin,)))
+    else:  # HDF5 goes through all chunks to tell of one
+        array.id.chunk_iter(look)
+    return sorted(found.items())
+
+
 def _contiguous(array: h5py.Dataset, start: int, n_bytes: int) -> bytes | None:
     if array.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
-        raise _unknown(array, "in a way that kpstore does not read")
+        raise _unknown(array, "in a way that kpstore does not read", "-l CONTI")
     at = array.id.get_offset()
     if at is None or not array.id.get_storage_size():
         return None
     return os.pread(descriptor_of(array.file), n_bytes, at + start)
 
 
-def _unfiltered(array: h5py.Dataset, corner: tuple[int, ...], wanted: int) -> bytes:
-    skipped, content = array.id.read_direct_chunk(corner)
-    plist = array.id.get_create_plist()
-    for number in reversed(range(plist.get_nfilters())):
-        undo = _UNDO.get(plist.get_filter(number)[0])
+def _unfiltered(
+    array: h5py.Dataset, begin: int, filters: Sequence[tuple[Any, ...]], wanted: int
+) -> bytes:
+    skipped, content = array.id.read_direct_chunk((begin,))
+    for number, (code, _, _, name) in reversed(list(enumerate(filters))):
+        undo = _UNDO.get(code)
         if undo is None:
-            name = plist.get_filter(number)[3].decode(errors="replace")
-            raise _unknown(array, f"with the filter {name!r}")
+            raise _unknown(array, f"with the filter {name.decode(errors='replace')!r}", "-f NONE")
         if not skipped & 1 << number:
             content = undo(content, wanted)
     return bytes(content)
 
 
-def _unknown(array: h5py.Dataset, how: str) -> InvalidError:
+def _unknown(array: h5py.Dataset, how: str, option: str) -> InvalidError:
     return InvalidError(
         f"{array.file.filename}: the text of {array.name[1:]!r} is stored {how}; write it anew, "
-        "such as by: h5repack -f NONE"
+        f"such as by: h5repack {option}"
     )
 
 
@@ -184,7 +216,7 @@ _UNDO: Mapping[int, Callable[[bytes, int], bytes]] = {
 
 
 class _Heaps:
-    """Global heap collections of a file, each read once."""
+    """Global heap collections of a file, each read once for some thousand texts."""
 
     def __init__(self, file: h5py.File) -> None:
         if file.id.get_create_plist().get_sizes()[0] != 8:
@@ -196,6 +228,7 @@ class _Heaps:
         self._size = self._left = os.fstat(self._handle).st_size
         self._allowed = MemoryBudget("", self._size).limit
         self._known: dict[int, dict[int, bytes]] = {}
+        self._n_texts = 0
 
     def allow(self, n_bytes: int) -> None:
         """Count memory that texts take; :class:`ValueError` if that is more than a file may."""
@@ -205,6 +238,10 @@ class _Heaps:
 
     def texts(self, references: NDArray[np.void]) -> list[str]:
         """Return the texts of some references."""
+        self._n_texts += len(references)
+        if self._n_texts > _BLOCK_ROWS:
+            self._n_texts, self._left = len(references), self._size
+            self._known.clear()
         found: list[str] = []
         for length, address, index in references.tolist():
             text = self._heap(address).get(index, b"") if length else b""

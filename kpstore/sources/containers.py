@@ -21,6 +21,7 @@ _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 """What MP4 and QuickTime files begin with."""
+_LATER_BOXES = (b"moof", b"mfra", b"styp", b"sidx", b"ssix", b"uuid", b"meta", b"udta", b"emsg")
 _MOST_BOXES = 100_000
 _FLV_TAGS = (8, 9, 18)
 """Sound, pictures, and what is told of them."""
@@ -126,8 +127,9 @@ def _box_bytes(file: BinaryIO, head: bytes, size: int) -> int:
         length, kind = struct.unpack_from(">I4s", begin)
         if length == 1 and len(begin) == 16:
             length = struct.unpack_from(">Q", begin, 8)[0]
-        # A box of length 0 goes to the end of the file; what has no name is no box.
-        if length < 8 or not (kind.isascii() and kind.decode("ascii").isprintable()):
+        # A box of length 0 goes to the end of the file. What has an unknown name may be no box:
+        # cameras and tools leave text and tables behind the last one.
+        if length < 8 or kind not in (*_BOXES, *_LATER_BOXES):
             return 0
         at += length
     return 0

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from kpstore.budget import MemoryBudget
 from kpstore.errors import NotFoundError
 from kpstore.sources.base import LEFT_OUT, Frame, FrameError
+from kpstore.sources.orientation import Orientation
 from kpstore.user_files import check_regular
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
@@ -20,8 +21,16 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
 """What a picture may be, whatever its name says. Pillow reads many more; one runs Ghostscript."""
 
-_ON_ITS_SIDE = (5, 6, 7, 8)
-"""Orientations (EXIF 2.3, tag 0x0112) by which width and height change places."""
+_ORIENTATIONS = {
+    2: Orientation(mirrored=True),
+    3: Orientation(mirrored=True, flipped=True),
+    4: Orientation(flipped=True),
+    5: Orientation(transposed=True),
+    6: Orientation(transposed=True, mirrored=True),
+    7: Orientation(transposed=True, mirrored=True, flipped=True),
+    8: Orientation(transposed=True, flipped=True),
+}
+"""What makes a picture upright, by its orientation (EXIF 2.3, tag 0x0112)."""
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes of grey pictures with up to 16 bits."""
@@ -29,6 +38,11 @@ _FULL_RANGE = ("PNG", "PPM")
 """Formats whose grey pictures Pillow may give as 32-bit integers, and always from 0 to 65,535."""
 _PIXEL_BYTES = 7
 """Memory of a pixel: four bytes in Pillow, three of the result."""
+_ALWAYS_PIXELS = 64_000_000
+"""Pixels that are read whatever the file's size: cameras make them, and a blurred one packs well.
+
+They take 430 MiB.
+"""
 _BAND_PIXELS = 2**20
 _WIDTH, _HEIGHT, _BITS, _SENSE, _SAMPLE_FORMAT = 256, 257, 258, 262, 339
 """Tags of TIFF 6.0."""
@@ -79,12 +93,16 @@ def read_image(path: Path) -> Frame:
     try:
         size = check_regular(path)
         with Image.open(path, formats=_FORMATS) as image:
-            reason = _unscaled(image)
-            if not reason:
-                n_bytes = image.width * image.height * _PIXEL_BYTES
+            if reason := _unscaled(image):
+                return FrameError(reason)
+            n_pixels = image.width * image.height
+            if n_pixels > _ALWAYS_PIXELS:
                 what = f"a picture of {image.width} x {image.height} pixels"
-                MemoryBudget(path.name, size, fixed=True).check(n_bytes, what)
-            return FrameError(reason) if reason else _rgb(image)
+                MemoryBudget(path.name, size, fixed=True).check(n_pixels * _PIXEL_BYTES, what)
+            rgb = _rgb(image)
+            stands = _orientation(image)  # behind reading, as Pillow turns a TIFF by itself
+            image.close()  # with its pixels, which the end of the block would keep
+        return stands.upright(rgb)
     except (NotFoundError, FileNotFoundError):
         return FrameError("no such file")
     except UnidentifiedImageError:
@@ -118,14 +136,14 @@ def _unscaled(image: Image.Image) -> str:
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Return a picture upright, converted a band at a time: a large one is in memory once."""
+    """Return a picture as it is stored, converted a band at a time to save memory."""
     scale = _scale_of(image)
-    upright = _upright(image)
-    width, height = upright.size
+    image.load()
+    width, height = image.size
     rgb = np.empty((height, width, 3), dtype=np.uint8)
     step = max(1, _BAND_PIXELS // max(1, width))
     for top in range(0, height, step):
-        band = upright.crop((0, top, width, min(top + step, height)))
+        band = image.crop((0, top, width, min(top + step, height)))
         rgb[top : top + step] = np.asarray(scale(band).convert("RGB"))
     return rgb
 
@@ -154,11 +172,8 @@ def _tiff_tag(image: Image.Image, tag: int) -> tuple[int, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Return a picture upright, turned as its EXIF orientation says."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
+def _orientation(image: Image.Image) -> Orientation:
+    return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1), Orientation())
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -169,7 +184,6 @@ def image_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             if image.format == "TIFF":  # whose size Pillow turns by itself
                 (width, *_), (height, *_) = _tiff_tag(image, _WIDTH), _tiff_tag(image, _HEIGHT)
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE
-            return (height, width) if turned else (width, height)
+            return _orientation(image).size(width, height)
     except (NotFoundError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return (0, 0)

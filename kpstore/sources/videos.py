@@ -286,6 +286,8 @@ def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer
         what = f"a frame of {stream.width} x {stream.height} pixels"
         budget = MemoryBudget(path, (root / path).stat().st_size, fixed=True)
         budget.check(stream.width * stream.height * _PIXEL_BYTES, what)
+        # Frames further on may be larger than the header says, and FFmpeg makes room for them.
+        stream.codec_context.options = {"max_pixels": str(budget.left // _PIXEL_BYTES)}
         # With more threads, a damaged frame takes others with it, as many as there are threads.
         stream.thread_count = 1
         yield container, stream

@@ -489,7 +489,7 @@ def test_a_long_text_that_all_rows_share_is_one_line(tmp_path: Path) -> None:
         references[:] = references[0]
 
     path = with_references(tmp_path / "x.h5", share, "a" * 8 * 2**20)
-    with pytest.raises(InvalidError, match="texts of video_ids would take 512 MiB"):
+    with pytest.raises(InvalidError, match="texts of video_ids would take 2,048 MiB"):
         store_of(path)
 
 

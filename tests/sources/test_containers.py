@@ -175,3 +175,13 @@ def test_boxes_without_an_end_take_no_time(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(struct.pack(">I4s", 8, b"free") * 200_000)
     assert cut_off(path) == ""
+
+
+@pytest.mark.parametrize(
+    "more", [b"made by a tool\n", b"<?xml version='1.0'?>", b"8db42d694ccc418790"]
+)
+def test_text_behind_an_mp4_is_no_damage(tmp_path: Path, more: bytes) -> None:
+    file = tmp_path / "a.mp4"
+    encoded(".mp4", str(file))
+    file.write_bytes(file.read_bytes() + more)
+    assert cut_off(file) == ""

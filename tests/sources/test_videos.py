@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.fuzz.rules import forget_peak, peak_bytes
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.sources.base import FrameError
 from kpstore.sources.orientation import Orientation, from_display_matrix
@@ -492,3 +493,32 @@ def test_a_file_that_names_other_files_is_never_followed(tmp_path: Path) -> None
         "x.mp4: cannot be opened as a video (its format is none that videos are read from; "
         "re-encode it as mp4)",
     )
+
+
+def test_frames_that_grow_beyond_the_header_are_errors_in_bounded_memory(tmp_path: Path) -> None:
+    streams, file = [], tmp_path / "a.ts"
+    for size, n_frames in ((64, 20), (9000, 1)):
+        part = tmp_path / f"{size}.h264"
+        with av.open(str(part), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+            stream.width = stream.height = size
+            stream.pix_fmt = "yuv420p"
+            for _ in range(n_frames):
+                container.mux(stream.encode(av.VideoFrame(size, size, "yuv420p")))
+            container.mux(stream.encode(None))
+        streams.append(part.read_bytes())
+    (tmp_path / "both.h264").write_bytes(b"".join(streams))
+    with av.open(str(tmp_path / "both.h264")) as found, av.open(str(file), "w") as made:
+        copied = made.add_stream_from_template(found.streams.video[0])
+        packets = [packet for packet in found.demux(video=0) if packet.size]
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts = 3600 * number
+            packet.stream = copied
+            made.mux(packet)
+    for path in tmp_path.glob("*.h264"):
+        path.unlink()
+    before = forget_peak()
+    *small, large = frames_of(VideosSource(tmp_path))
+    assert [frame.shape for frame in small] == [(64, 64, 3)] * 20
+    assert isinstance(large, FrameError)
+    assert peak_bytes() - before < 256 * 2**20

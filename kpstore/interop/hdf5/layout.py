@@ -12,7 +12,7 @@ import h5py
 from numpy.typing import NDArray
 
 from kpstore.backends.hdf5_items import bytes_of, datasets_of, item_of, read_numbers
-from kpstore.backends.hdf5_text import is_text, read_texts
+from kpstore.backends.hdf5_text import TEXT_BYTES, is_text, read_texts
 from kpstore.budget import MemoryBudget
 from kpstore.errors import DAMAGE, InvalidError
 from kpstore.interop.files import damage_named
@@ -34,9 +34,7 @@ README = (
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 BLOCK_BYTES = 8 * 2**20
 _TEXT_ROWS = 4096
-"""Texts to read together."""
-_TEXT_BYTES = 64
-"""Memory of a text without its characters."""
+"""Least texts of fixed length to read together."""
 _MOST_SHOWN = 20
 UNREADABLE = (OSError, *DAMAGE)
 
@@ -133,18 +131,28 @@ class OpenFile:
         if kind is None or dataset.ndim != 1:
             raise InvalidError(f"{self.path}: {name} is {_kind(dataset)}, not a text for each row")
         first, stop, _ = rows.indices(len(dataset))
-        what, allow = f"the texts of {name}", self.budget.hold if held else self.budget.check
-        allow((stop - first) * _TEXT_BYTES, what)
+        what, taken = f"the texts of {name}", 0
         texts: list[str] = []
-        for start in range(first, stop, _TEXT_ROWS):
-            end = min(start + _TEXT_ROWS, stop)
-            if kind.length is None:
-                block = read_texts(dataset, start, end, lambda n: allow(n, what)).tolist()
-            else:
-                allow(bytes_of(dataset, end - start), what)
+
+        def allow(n_bytes: int) -> None:
+            nonlocal taken
+            taken += n_bytes
+            self.budget.check(taken, what)
+
+        self.budget.check((stop - first) * TEXT_BYTES, what)
+        # h5py counts half of what a chunk's references to texts take.
+        self.budget.check(2 * bytes_of(dataset, 0), what)
+        if kind.length is None:
+            texts += read_texts(dataset, first, stop, allow).tolist()
+        else:
+            step = max(_TEXT_ROWS, 0 if dataset.chunks is None else dataset.chunks[0])
+            for start in range(first, stop, step):
+                end = min(start + step, stop)
+                allow((end - start) * (TEXT_BYTES + dataset.dtype.itemsize))
                 found = read_numbers(dataset, start, end, self.budget.left)
-                block = [text.decode("utf-8") for text in found.tolist()]
-            texts += block
+                texts += [text.decode("utf-8") for text in found.tolist()]
+        if held:
+            self.budget.hold(taken, what)
         return texts
 
     def only_dataset(self) -> str:
