@@ -22,7 +22,7 @@ def test_an_ingest_reports_and_goes_on(kpstore_: Kpstore, dataset: Path, tmp_pat
     )
     assert first.code == 0
     assert "2 videos done; 25 frames, 0 of them failed" in first.out
-    assert "2 videos to extract, 25 frames; without worker processes a frame" in first.lines[0]
+    assert "2 videos to extract, 25 frames; a frame that hangs is waited for" in first.lines[0]
     second = kpstore_(
         "ingest", "phoenix", dataset, store, *FAST, "--splits", "train", "dev", "--json"
     )
