@@ -24,6 +24,7 @@ from kpstore.errors import (
 )
 
 from . import (
+    INTERRUPTED,
     bench,
     cache,
     demo,
@@ -40,7 +41,6 @@ from . import (
     train,
     versions,
 )
-from .start import INTERRUPTED
 
 WRONG_USE = (
     ExistsError,

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-INTERRUPTED = 130
+from . import INTERRUPTED
 
 
 def main() -> None:
