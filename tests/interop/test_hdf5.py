@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
 from kpstore.interop.hdf5 import HDF5, write
-from kpstore.interop.hdf5 import foreign as foreign_file
+from kpstore.interop.hdf5 import read as hdf5_read
 from kpstore.interop.hdf5.read import Hdf5Import
 from kpstore.interop.hdf5.write import Hdf5Export
 from kpstore.interop.transfer import import_document
@@ -354,7 +354,7 @@ def test_numbers_that_keypoints_cannot_hold_are_said(
     values[1:3] = 0.1
     values[3, :68] = np.nan
     path = foreign(tmp_path / "double.h5", keypoints=values)
-    monkeypatch.setattr(foreign_file, "BLOCK_BYTES", 2 * 143 * 3 * 8)
+    monkeypatch.setattr(hdf5_read, "BLOCK_BYTES", 2 * 143 * 3 * 8)
     document = Hdf5Import().open(path)
     (video,) = document.videos()
     rows = video.rows["keypoints"]
