@@ -52,7 +52,9 @@ def main(location: str, number: int, video: str = "") -> None:
     else:
         store.collect_garbage(older_than=timedelta(0), apply=True)
     left = 0
-    print("done")
+    print("done", flush=True)
+    # Without Python's teardown, in which a thread of Icechunk's once aborted on a busy machine.
+    os._exit(0)
 
 
 main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
