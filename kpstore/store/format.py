@@ -303,7 +303,7 @@ def check_feature(features: Mapping[str, StoredFeature], name: str) -> StoredFea
 
 
 _INDEX = ("video_id", "split", "n_frames")
-_FRAME_BYTES = 16
+_FRAME_PLACE_BYTES = 16
 """Memory of a frame in tables of rows."""
 
 
@@ -335,7 +335,7 @@ def read_index(
     index = VideoIndex(*(whole(name) for name in _INDEX))
     # Counted as floats, as a stranger's numbers may add up to more than 64 bits.
     n_frames, what = index.n_frames.sum(dtype=np.float64), "its list of frames"
-    budget.check(int(n_frames) * _FRAME_BYTES, what)
+    budget.check(int(n_frames) * _FRAME_PLACE_BYTES, what)
     return index
 
 
