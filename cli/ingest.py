@@ -306,6 +306,5 @@ def print_report(report: IngestReport, store: str) -> None:
 
 def _print_notes(notes: Sequence[str]) -> None:
     if notes:
-        were = "was" if len(notes) == 1 else "were"
-        render.say(f"{render.count(len(notes), 'thing')} {were} passed over:")
+        render.say(f"{render.count(len(notes), 'note')}:")
         render.print_some(notes, more="--dry-run --json")

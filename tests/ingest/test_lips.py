@@ -392,5 +392,5 @@ def test_files_that_are_no_crops_are_listed_a_line_each(
     assert not store.exists()
     result = kpstore_(*command(data, weights, store, "--ignore-problems"))
     assert result.code == 0
-    assert "4 things were passed over" in result.out
+    assert "\n4 notes:" in result.out
     assert kpstore.open(store).index.ids.tolist() == ["a2"]
