@@ -31,9 +31,9 @@ def add_to(parent: typer.Typer) -> None:
         (
             "import",
             _ImportGroup,
-            "Store the contents of files of other formats: one commit, or nothing. The name of the "
-            "format may be left out if kpstore recognises the file: `kpstore import phoenix.pkl "
-            "phoenix.kps`.",
+            "Store the contents of files of other formats: one commit, or nothing.\n\n"
+            "You can omit the name of the format if kpstore recognises the file: "
+            "`kpstore import phoenix.pkl phoenix.kps`.",
         ),
         ("export", _ExportGroup, "Write the contents of a store in other formats."),
     ):
