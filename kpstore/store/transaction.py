@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -55,7 +56,7 @@ class Transaction:
         self._about = fmt.read_root(self._session, backend.location).copy()
         self._features = fmt.read_features(self._about)
         self._index: VideoIndex | None = None
-        """Read once, until videos or splits change: 20 ms of each :meth:`write` otherwise."""
+        """Read once: 20 ms of each :meth:`write` otherwise."""
         self._writer = FeatureWriter(self._session)
 
     def __enter__(self) -> Self:
@@ -123,6 +124,7 @@ class Transaction:
                 self._session.resize(name, lengths[axis])
         self._index = None
         self._append_rows(videos, len(index), index.total_frames)
+        self._index = index.with_videos(videos)
 
     def _new_columns(self, videos: Sequence[VideoRecord]) -> list[str]:
         """Return the annotations that the store does not have yet, after checking their names."""
@@ -176,7 +178,7 @@ class Transaction:
         changed = int((new != index.splits).sum())
         if changed:
             self._session.write("split", 0, new)
-            self._index = None
+            self._index = replace(index, splits=new)
             self.keep_own_splits()
         return changed
 
