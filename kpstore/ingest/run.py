@@ -35,6 +35,7 @@ from kpstore.main_guard import require_main_guard
 from kpstore.schema.feature import State
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
+from kpstore.store.damage import named
 from kpstore.store.store import BaseStore, backend_for
 from kpstore.store.transaction import Transaction
 from kpstore.store.video import Failure, listed
@@ -195,9 +196,11 @@ class _Run:
     def _how_to_continue(self) -> str:
         progress = self._progress
         done = progress.videos_before + progress.videos_done - self._videos_waiting
+        alone = f" ({named(progress.died_at)}, where a worker died, in processes of their own)"
         return (
             f"{done} of {progress.videos_before + progress.videos} videos are in "
             f"{self._backend.location}; the same command continues from there"
+            f"{alone if progress.died_at else ''}"
         )
 
     def _prepare(self) -> None:
