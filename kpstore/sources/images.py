@@ -107,7 +107,9 @@ def read_image(path: Path) -> Frame:
         return FrameError("no such file")
     except UnidentifiedImageError:
         return FrameError(f"not a picture that Pillow can read ({path.stat().st_size} bytes)")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        return FrameError(f"{error} Save a smaller one")
+    except (OSError, SyntaxError, ValueError) as error:
         return FrameError(str(error))
 
 
