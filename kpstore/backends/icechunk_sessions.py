@@ -47,7 +47,8 @@ from kpstore.backends.icechunk_fork import IcechunkFork, merged_sums
 from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, locate_rows
 from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.locks import SharedLock
-from kpstore.errors import CorruptError
+from kpstore.errors import CorruptError, UnsupportedError
+from kpstore.schema.fields import is_storable, storable_json
 
 
 class _Session:
@@ -323,6 +324,11 @@ class IcechunkWriteSession(_Session):
     def fork(self) -> IcechunkFork:
         """Return a writer for another process."""
         self._check_open()
+        if not is_storable(str(self._home.path)):
+            raise UnsupportedError(
+                f"{self._location}: Icechunk can send to worker processes only the path of a store "
+                "that is text in UTF-8; rename the folder"
+            )
         try:
             return IcechunkFork(self._session.fork(), self._hold)
         except ValueError:
@@ -388,7 +394,7 @@ class IcechunkWriteSession(_Session):
     def _save(self, message: str, metadata: Mapping[str, object] | None) -> str:
         """Write the version, which no branch leads to yet, and wait until it is on the disk."""
         with translated(self._location, f"{message!r} was not committed"):
-            version = str(self._session.flush(message, dict(metadata or {})))
+            version = str(self._session.flush(message, storable_json(metadata or {})))
         sync_disk(self._home.path)
         return version
 

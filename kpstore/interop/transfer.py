@@ -27,6 +27,7 @@ from kpstore.schema.fields import shown
 from kpstore.store.removed import Removals
 from kpstore.store.store import BaseStore, backend_for, building
 from kpstore.user_files import check_regular, path_text
+from kpstore.visible import visible
 
 GROUP: plugins.Group = "kpstore.formats"
 T = TypeVar("T")
@@ -257,7 +258,8 @@ def import_document(
         with backend.exclusive(f"import of {source}"):
             store = BaseStore.open(backend, mode="a")
             return _import_into(store, backend.location, document, source, carried, on_progress)
-    with building(backend, name=name or document.name, kpstore_version=__version__) as store:
+    named = name or visible(document.name)
+    with building(backend, name=named, kpstore_version=__version__) as store:
         return _import_into(store, backend.location, document, source, carried, on_progress)
 
 
@@ -278,7 +280,7 @@ def _import_into(
     on_progress: OnProgress | None,
 ) -> ImportReport:
     features = tuple(feature.spec.name for feature in document.features)
-    file = Path(source).resolve().name
+    file = visible(Path(source).resolve().name)
     with store.transaction(f"import {', '.join(features) or 'videos'} from {file}") as tx:
         for feature in document.features:
             tx.add_feature(feature.spec, feature.provenance)

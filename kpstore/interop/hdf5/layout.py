@@ -159,7 +159,7 @@ class OpenFile:
     def only_dataset(self) -> str:
         """Return the name of the only dataset with rows of numbers; of several, ``keypoints``."""
         # A dataset of nothing, not even of zero rows, has the shape None.
-        every = {name: (d.dtype, d.shape or ()) for name, d in datasets_of(self.file)}
+        every = {name: (d.dtype, tuple(d.shape or ())) for name, d in datasets_of(self.file)}
         found = [n for n, (t, shape) in every.items() if shape[1:] and shape[0] and t.kind in "fiu"]
         if "keypoints" in found:
             return "keypoints"
