@@ -23,7 +23,7 @@ from kpstore.interop.base import (
     imported,
     rows_spec,
 )
-from kpstore.interop.files import check_there, is_store
+from kpstore.interop.files import check_there
 from kpstore.interop.hdf5.layout import ABOUT, BLOCK_BYTES, MARK, UNREADABLE, OpenFile, opened
 from kpstore.interop.inputs import detect_parts, runs
 from kpstore.options import Option
@@ -36,6 +36,7 @@ from kpstore.schema.layout import N_POINTS, PARTS, keypoints_spec
 from kpstore.schema.video_fields import known_fps
 from kpstore.store import format as fmt
 from kpstore.store.agreement import agrees
+from kpstore.store.store import is_store
 from kpstore.user_files import parse_json
 
 Missing = Literal["zeros", "nan"]
