@@ -15,7 +15,10 @@ def check_chunks(shape: tuple[int, ...], dtype: str, chunk_rows: int, row_bytes:
 
     Writers are refused as readers are, so that no store is written that cannot be read.
     """
-    what, n_rows = f"an array of {shape} {dtype}", shape[0]
+    what = f"an array of {shape} {dtype}"
+    if not shape:
+        raise InvalidError(f"{what} has no rows; arrays of a store have a row for each frame or so")
+    n_rows = shape[0]
     n_bytes = chunk_rows * row_bytes
     if n_bytes > MOST_CHUNK_BYTES:
         raise InvalidError(

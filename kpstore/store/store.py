@@ -186,11 +186,12 @@ class BaseStore(Version):
         """A table with a row per video, indexed by id, and a ``<feature>_state`` per feature."""
         import pandas as pd
 
+        features = self.features  # which looks at annotations, too
         columns: dict[str, Any] = {"split": self.index.splits, "n_frames": self.index.n_frames}
         for name in ("fps", "width", "height", *self.annotation_names) if len(self.index) else ():
             columns[name] = self[name][:]
         meanings = [state.name.lower() for state in State]
-        for name in self.features:
+        for name in features:
             codes = self.states(name).astype(np.int8)
             columns[fmt.state_name(name)] = pd.Categorical.from_codes(codes, meanings)
         return pd.DataFrame(columns, index=pd.Index(self.index.ids, name="video_id"))
