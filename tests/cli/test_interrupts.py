@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 import pytest
@@ -55,3 +56,13 @@ def test_an_interrupt_at_any_moment_ends_with_130_and_no_traceback(before: str, 
     assert done.returncode == code
     assert done.stderr == ""
     assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("words", "code"), [("--version", 0), ("info nothing", 2)])
+def test_streams_that_are_closed_end_no_command(closed: str, words: str, code: int) -> None:
+    program = f"{shlex.quote(sys.executable)} -m kpstore.cli.start {words} {closed}"
+    done = finish(["sh", "-c", program])
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "internal error" not in done.stderr
