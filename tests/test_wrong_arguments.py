@@ -162,6 +162,8 @@ def test_names_that_no_file_can_have_are_refused(tmp_path: Path) -> None:
     for name in ("a\0b", "\ud800"):
         assert "no file can have such a name" in refused(lambda name=name: kpstore.open(name))  # type: ignore[misc]
         refused(lambda name=name: kpstore.create(name))  # type: ignore[misc]
+    for call in (kpstore.open, kpstore.create):
+        assert "the path is empty; name a file" in refused(lambda call=call: call(""))  # type: ignore[misc]
     assert kpstore.create(bytes(tmp_path / "s.kps")).name == "s.kps"  # type: ignore[arg-type]
     assert kpstore.open(bytes(tmp_path / "s.kps")).splits == []  # type: ignore[arg-type]
 
