@@ -24,6 +24,7 @@ def main() -> None:
     try:
         if heeds:
             signal.signal(signal.SIGINT, _end)
+        _open_streams()
         from .main import run_process
 
         if heeds:
@@ -53,6 +54,20 @@ def _leave(code: int) -> None:
             # Its reader has gone, or its disk is full, which is said by then if it can be.
             code = code or 1
     os._exit(code)
+
+
+def _open_streams() -> None:
+    """Open streams that the caller has closed (``>&-``), to nothing.
+
+    Otherwise the next file that is opened, one of a store, gets the number of such a stream, and
+    what libraries print would be written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _end(*_: object) -> None:

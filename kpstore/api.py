@@ -35,6 +35,7 @@ from kpstore.views.loader import Loader, loader
 from kpstore.views.people import FaceView
 from kpstore.views.skeletons import Pixels, SkeletonView
 from kpstore.views.whole_videos import VideoView
+from kpstore.visible import visible
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -402,7 +403,8 @@ def create(path: str | os.PathLike[str], *, name: str = "") -> Store:
         If the path exists.
     """
     location = path_text(path)
-    named = os.path.basename(location.rstrip("/")) if isinstance(name, str) and not name else name
+    own = visible(os.path.basename(location.rstrip("/")))
+    named = own if isinstance(name, str) and not name else name
     return Store.create(location, name=named, kpstore_version=__version__)
 
 

@@ -53,6 +53,8 @@ _BINARY = (
 def path_text(path: str | bytes | os.PathLike[str]) -> str:
     """Return a path as text; :class:`InvalidError` if no file can have that name."""
     text = os.fsdecode(path)
+    if not text:  # which pathlib takes for the current folder
+        raise InvalidError("the path is empty; name a file or a folder, '.' for this one")
     try:
         if b"\0" not in os.fsencode(text):
             return text

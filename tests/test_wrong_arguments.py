@@ -136,6 +136,20 @@ def test_metadata_that_is_no_json_stops_the_commit(memory_store: kpstore.Store) 
     assert len(memory_store.at().index) == 0
 
 
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**4000], ids=["above", "below", "long"])
+def test_metadata_of_more_than_64_bits_is_refused(memory_store: kpstore.Store, number: int) -> None:
+    said = refused(lambda: memory_store.transaction("odd", metadata={"a": [number]}))
+    assert "is an integer of more than 64 bits; give it as text" in said
+
+
+def test_metadata_and_provenance_escape_halves_of_characters(memory_store: kpstore.Store) -> None:
+    with memory_store.transaction("a", metadata={"file": "\udcff", "number": 2**64 - 1}) as tx:
+        tx.add_feature(kpstore.FeatureSpec("new"), {"weights": {"\udcff": "a"}})
+    store = memory_store.at()
+    assert store.history()[0].metadata == {"file": "\\udcff", "number": 2**64 - 1}
+    assert store.provenance("new") == {"weights": {"\\udcff": "a"}}
+
+
 def test_exports_need_an_open_store_a_format_and_a_path(memory_store: kpstore.Store) -> None:
     said = refused(lambda: kpstore.export_file("s.kps", "s.h5", "hdf5"))  # type: ignore[arg-type]
     assert "'s.kps' is not an open store; see kpstore.open" in said
@@ -148,6 +162,8 @@ def test_names_that_no_file_can_have_are_refused(tmp_path: Path) -> None:
     for name in ("a\0b", "\ud800"):
         assert "no file can have such a name" in refused(lambda name=name: kpstore.open(name))  # type: ignore[misc]
         refused(lambda name=name: kpstore.create(name))  # type: ignore[misc]
+    for call in (kpstore.open, kpstore.create):
+        assert "the path is empty; name a file" in refused(lambda call=call: call(""))  # type: ignore[misc]
     assert kpstore.create(bytes(tmp_path / "s.kps")).name == "s.kps"  # type: ignore[arg-type]
     assert kpstore.open(bytes(tmp_path / "s.kps")).splits == []  # type: ignore[arg-type]
 

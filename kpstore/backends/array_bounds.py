@@ -22,18 +22,20 @@ def check_chunks(shape: tuple[int, ...], dtype: str, chunk_rows: int, row_bytes:
 
     Writers are refused as readers are, so that no store is written that others cannot read.
     """
+    if not shape:
+        raise InvalidError(
+            f"an array of {shape} {dtype} has no rows; arrays of a store have a row for each frame "
+            "or so"
+        )
     n_chunks = shape[0] // max(1, chunk_rows)
-    if chunk_rows * row_bytes > SPARE_BYTES:
-        wanted, what, instead = chunk_rows * row_bytes, "take", "fewer"
-    elif n_chunks * _PLACE_BYTES > SPARE_BYTES:
+    wanted, what, instead = chunk_rows * row_bytes, "take", "fewer"
+    if n_chunks * _PLACE_BYTES > wanted:
         wanted, what, instead = (
             n_chunks * _PLACE_BYTES,
             f"make {n_chunks:,} chunks and take",
             "more",
         )
-    else:
-        return
-    if wanted > most_bytes():
+    if wanted > SPARE_BYTES and wanted > most_bytes():
         raise InvalidError(
             f"an array of {shape} {dtype}: {chunk_rows} rows in a chunk {what} "
             f"{wanted / 2**20:,.0f} MiB of memory, {most_bytes() / 2**20:,.0f} are possible; use "

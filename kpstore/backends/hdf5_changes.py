@@ -35,7 +35,7 @@ from kpstore.backends.hdf5_records import (
 )
 from kpstore.backends.hdf5_tree import Checksums, DataSet, StoredArray
 from kpstore.backends.locks import SharedLock
-from kpstore.errors import CorruptError, ExistsError
+from kpstore.errors import CorruptError, ExistsError, InvalidError
 
 OPEN = {
     # allows attributes of more than 64 KiB, and every HDF5 since 2008 reads it
@@ -193,6 +193,10 @@ class Changes(Session):
     def create(self, name: str, meta: ArrayMeta) -> None:
         """Create an array of unwritten rows."""
         file = self._copy()
+        if "/" in name:
+            raise InvalidError(
+                f"{name!r} lies in a group, which no store of kpstore has; remove the group first"
+            )
         if name in self._tree.arrays:
             raise refusals.array_taken(name)
         if has_item(file, name):

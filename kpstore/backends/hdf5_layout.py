@@ -41,9 +41,10 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.hdf5_items import has_item, item_of
-from kpstore.backends.hdf5_records import ABSENT, DAMAGE, ArrayDelta
+from kpstore.backends.hdf5_records import ABSENT, DAMAGE, ArrayDelta, json_text
 from kpstore.backends.hdf5_text import is_text, no_texts, read_texts
 from kpstore.errors import CorruptError, InvalidError
+from kpstore.schema.fields import is_storable
 
 _META = "kpstore_meta"
 """Attribute of a data set: what HDF5 itself does not store of an array, as JSON."""
@@ -66,9 +67,7 @@ def set_attrs(
     for name in set(before) & set(item.attrs):
         del item.attrs[name]
     for name, value in attrs.items():
-        item.attrs[name] = (
-            value if _is_plain(value) else "json:" + json.dumps(value, ensure_ascii=False)
-        )
+        item.attrs[name] = value if _is_plain(value) else "json:" + json_text(value)
 
 
 def get_attrs(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
@@ -81,7 +80,12 @@ def get_attrs(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
 
 
 def _is_plain(value: object) -> bool:
-    return isinstance(value, str) and not value.startswith("json:") and "\0" not in value
+    return (
+        isinstance(value, str)
+        and not value.startswith("json:")
+        and "\0" not in value
+        and is_storable(value)
+    )
 
 
 def plain(attrs: Mapping[str, object]) -> dict[str, Any]:

@@ -96,13 +96,18 @@ def digest(data: bytes | NDArray[np.uint64]) -> str:
 # -- JSON and tables -------------------------------------------------------------------------------
 
 
+def json_text(value: object) -> str:
+    """Return JSON as a file holds it: UTF-8, and halves of characters (of file names) escaped."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
+
 def write_json(group: h5py.Group, name: str, value: Mapping[str, object]) -> None:
     """Store a JSON object of any length as a data set of bytes; attributes are limited to 64 KiB.
 
     In files of format 2, its last entry, ``checksum``, covers the name of the data set in the file
     and all bytes before ``, "checksum"``.
     """
-    text = json.dumps(value, ensure_ascii=False)
+    text = json_text(value)
     if has_checksums(group.file):
         text = f'{text[:-1]}{_SEAL}{_seal(group, name, text[:-1].encode())}"}}'
     if has_item(group, name):

@@ -26,6 +26,7 @@ from kpstore.backends.hdf5_records import (
     deltas,
     digest,
     has_checksums,
+    json_text,
     read_bytes,
     read_names,
     read_record,
@@ -257,7 +258,7 @@ class Tree:
         arrays = {
             name: layout.meta_to_json(array.meta) for name, array in sorted(self.arrays.items())
         }
-        return json.dumps({"attrs": self.attrs, "arrays": arrays}, ensure_ascii=False).encode()
+        return json_text({"attrs": self.attrs, "arrays": arrays}).encode()
 
     def compare(self, record: Record) -> None:
         """Raise :class:`ValueError` unless this matches the version's record.

@@ -78,7 +78,7 @@ def meta_of(array: ZarrArray) -> ArrayMeta:
     return ArrayMeta(
         shape=array.shape,
         dtype=TEXT if text else array.dtype.name,
-        chunk_rows=array.chunks[0],
+        chunk_rows=array.chunks[0] if array.chunks else 1,
         dims=tuple(str(dim) for dim in getattr(array.metadata, "dimension_names", None) or ()),
         fill=0 if text else array.fill_value.item(),
         attrs=dict(array.attrs),

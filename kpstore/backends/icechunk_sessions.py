@@ -48,6 +48,7 @@ from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, locat
 from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.locks import SharedLock
 from kpstore.errors import CorruptError
+from kpstore.schema.fields import storable_json
 
 
 class _Session:
@@ -335,6 +336,7 @@ class IcechunkWriteSession(_Session):
     def fork(self) -> IcechunkFork:
         """Return a writer for another process."""
         self._check_open()
+        refusals.check_sendable(self._location, str(self._home.path))
         try:
             return IcechunkFork(self._session.fork(), self._hold)
         except ValueError:
@@ -400,7 +402,7 @@ class IcechunkWriteSession(_Session):
     def _save(self, message: str, metadata: Mapping[str, object] | None) -> str:
         """Write the version, which no branch leads to yet, and wait until it is on the disk."""
         with translated(self._location, f"{message!r} was not committed"):
-            version = str(self._session.flush(message, dict(metadata or {})))
+            version = str(self._session.flush(message, storable_json(metadata or {})))
         sync_disk(self._home.path)
         return version
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from kpstore import plugins
 from kpstore.backends.base import Backend
@@ -40,6 +41,10 @@ def _is_local(location: str) -> bool:
     return "://" not in location
 
 
+def _is_file(location: str) -> bool:
+    return PurePath(location).name.endswith(FILE_SUFFIXES)  # of "phoenix.h5/", too
+
+
 MEMORY = Place(
     "memory",
     "kpstore.backends.memory:MemoryBackend",
@@ -48,12 +53,12 @@ MEMORY = Place(
 HDF5 = Place(
     "hdf5",
     "kpstore.backends.hdf5:HDF5Backend",
-    lambda location: _is_local(location) and location.endswith(FILE_SUFFIXES),
+    lambda location: _is_local(location) and _is_file(location),
 )
 ICECHUNK = Place(
     "icechunk",
     "kpstore.backends.icechunk:IcechunkBackend",
-    lambda location: _is_local(location) and not location.endswith(FILE_SUFFIXES),
+    lambda location: _is_local(location) and not _is_file(location),
 )
 
 OWN = (MEMORY, HDF5, ICECHUNK)

@@ -12,7 +12,9 @@ from kpstore.errors import (
     InvalidError,
     NotFoundError,
     ReadOnlyError,
+    UnsupportedError,
 )
+from kpstore.schema.fields import is_storable
 
 
 def no_array(name: str, names: Iterable[str]) -> NotFoundError:
@@ -75,6 +77,15 @@ def not_forkable() -> InvalidError:
     return InvalidError(
         "a session can be forked only before it has changes of its own; commit first"
     )
+
+
+def check_sendable(location: str, path: str) -> None:
+    """Raise :class:`UnsupportedError` for a path that Icechunk cannot send to other processes."""
+    if not is_storable(path):
+        raise UnsupportedError(
+            f"{location}: Icechunk can send to worker processes only the path of a store that is "
+            "text in UTF-8; rename the folder"
+        )
 
 
 def open_changes(location: str) -> BusyError:

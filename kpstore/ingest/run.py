@@ -39,6 +39,7 @@ from kpstore.store.damage import named
 from kpstore.store.store import BaseStore, backend_for
 from kpstore.store.transaction import Transaction
 from kpstore.store.video import Failure, listed
+from kpstore.visible import visible
 
 
 def run_ingest(
@@ -91,7 +92,8 @@ def run_ingest(
         # Planned before the store is created, so that a plan that fails leaves nothing behind.
         make_plan(backend, listing, extractor, options)
         try:
-            BaseStore.create(backend, name=options.name or source.name, kpstore_version=__version__)
+            name = options.name or visible(source.name)
+            BaseStore.create(backend, name=name, kpstore_version=__version__)
         except ExistsError:
             # Another ingest may have created it first; the one that gets the lock continues.
             if not backend.exists():

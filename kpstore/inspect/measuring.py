@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kpstore.inspect.moments import Moments, Sketch, measure_runs
 from kpstore.machine import usable_cores
-from kpstore.schema.feature import FeatureSpec, State, part_names
+from kpstore.schema.feature import FeatureSpec, State, part_names, parts_of
 from kpstore.schema.fields import check_whole
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
@@ -59,7 +59,7 @@ class Groups:
         n_points = int(np.prod(spec.shape, dtype=np.int64)) // len(columns)
         is_table = len(spec.shape) == 2 and len(columns) == spec.shape[1]
         given = spec.attrs.get("parts") if is_table else None
-        parts = _parts(given, n_points) or {WHOLE: slice(0, n_points)}
+        parts: Mapping[str, slice] = parts_of(given, n_points) or {WHOLE: slice(0, n_points)}
         mask = {name: number for number, name in enumerate(part_names(spec)) if name in parts}
         return cls(parts, columns, mask)
 
@@ -67,17 +67,6 @@ class Groups:
     def shape(self) -> tuple[int, int]:
         """Number of parts and of columns."""
         return len(self.parts), len(self.columns)
-
-
-def _parts(given: Mapping[str, tuple[int, int]] | None, n_points: int) -> dict[str, slice]:
-    """Return parts as an importer may have written them; {} unless all are runs of points."""
-    try:
-        runs = (given or {}).items()
-        parts = {str(name): slice(int(first), int(stop)) for name, (first, stop) in runs}
-    except (AttributeError, TypeError, ValueError):
-        return {}
-    sound = all(0 <= part.start < part.stop <= n_points for part in parts.values())
-    return parts if sound else {}
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def _look_at_all(store: BaseStore, reader: ChunkReader) -> None:
 
 
 def _learn_parts(store: BaseStore, reader: ChunkReader) -> None:
-    for feature, stored in store.features.items():
+    for feature, stored in store.described.items():
         arrays = [*stored.spec.arrays, fmt.status_name(feature)]
         reader.parts_of |= {array: list(part_names(stored.spec)) for array in arrays}
 
@@ -135,7 +135,7 @@ def _verify_rules(store: BaseStore, reader: ChunkReader) -> None:
         return
     check = _Check(store, reader)
     check.index()
-    for name in store.features:
+    for name in store.described:
         check.feature(name)
     check.other_arrays()
 
@@ -290,7 +290,7 @@ class _Check:
 
     def feature(self, name: str) -> None:
         """Check values, masks, states and provenance of a feature."""
-        spec = self._store.feature(name)
+        spec = self._store.described[name].spec
         index = self._store.index
         metas = fmt.feature_metas(spec, n_videos=len(index), n_frames=index.total_frames)
         missing = [array for array in metas if array not in self._session.names()]
@@ -305,7 +305,7 @@ class _Check:
         if status in metas and self._session.meta(status).fill != State.PENDING:
             self.problem(status, "is not pending where nobody wrote", "the array")
             fits = False
-        if not self._store.provenance(name).get("extractor"):
+        if not self._store.described[name].provenance.get("extractor"):
             what = "does not say how it was made"
             self._add(self.found.notes, name, what, "its provenance", 1)
         if not fits:
@@ -421,7 +421,7 @@ class _Check:
         """Read the remaining arrays: labels, and arrays that are not kpstore's own."""
         labels = {
             dim: names
-            for stored in self._store.features.values()
+            for stored in self._store.described.values()
             for dim, names in stored.spec.labels.items()
         }
         known = self._seen.intersection(self._session.names())

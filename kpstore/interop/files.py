@@ -21,7 +21,6 @@ from kpstore.errors import (
     UnsupportedError,
     one_line,
 )
-from kpstore.store.store import backend_for
 
 _MAKING = "making"
 """Prefix, after a dot, of the names of files that are being written."""
@@ -38,11 +37,6 @@ def check_there(path: Path, what: str, kind: Literal["file", "folder", "any"] = 
             f"no {'folder of ' if kind == 'folder' else ''}{what} at {path}: it "
             f"{found if path.exists() else 'does not exist'}"
         )
-
-
-def is_store(path: Path) -> bool:
-    """Return whether there is a kpstore store at a path."""
-    return path.exists() and backend_for(str(path)).exists()
 
 
 def without_hidden(paths: Iterable[Path]) -> list[Path]:
@@ -199,7 +193,8 @@ def inside(folder: Path, name: str) -> Path:
     )
     if odd or PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
         raise InvalidError(
-            f"{name!r} cannot be the name of a file in {folder}: it would lead elsewhere"
+            f"{name!r} cannot be the name of a file in {folder}: it would lead elsewhere, or has "
+            "characters that some systems refuse"
         )
     return folder.joinpath(*parts)
 

@@ -11,6 +11,7 @@ from typing import Any
 from kpstore.errors import InvalidError, several
 from kpstore.store.store import BaseStore
 from kpstore.user_files import parse_json, parse_table, read_text, spellings
+from kpstore.visible import visible
 
 _ID_COLUMNS = ("video_id", "name", "id", "video")
 """Columns that may hold the ids of videos; the first one that a table has is used.
@@ -78,9 +79,12 @@ def set_splits(
         change = _planned(newest, splits, path, keep_others)
         if not change.changed:
             return change
-        changed = f"{change.changed} of {sum(change.after.values())} videos changed"
-        metadata = {"splits": {"file": path.name, "before": change.before, "after": change.after}}
-        message = f"splits set from {path.name}: {changed}"
+        changed, file = (
+            f"{change.changed} of {sum(change.after.values())} videos",
+            visible(path.name),
+        )
+        metadata = {"splits": {"file": file, "before": change.before, "after": change.after}}
+        message = f"splits set from {file}: {changed} changed"
         with store.transaction(message, metadata=metadata) as tx:
             tx.set_splits(splits)
     return replace(change, snapshot=str(tx.snapshot))

@@ -14,19 +14,25 @@ from kpstore import plugins
 from kpstore._version import __version__
 from kpstore.backends.base import Backend
 from kpstore.errors import (
-    ExistsError,
     InvalidError,
     MissingExtraError,
     NotFoundError,
     UnsupportedError,
 )
 from kpstore.interop.base import Document, ExportReport, Format, ImportedVideo, OnProgress
-from kpstore.interop.files import State, is_store, reading, state_of, unchanged, writing
+from kpstore.interop.files import State, reading, state_of, unchanged, writing
 from kpstore.interop.import_writer import ImportWriter
 from kpstore.schema.fields import shown
 from kpstore.store.removed import Removals
-from kpstore.store.store import BaseStore, backend_for, building
+from kpstore.store.store import (
+    BaseStore,
+    backend_for,
+    building,
+    is_store,
+    keep_out_of_stores,
+)
 from kpstore.user_files import check_regular, path_text
+from kpstore.visible import visible
 
 GROUP: plugins.Group = "kpstore.formats"
 T = TypeVar("T")
@@ -78,6 +84,11 @@ def find_format(path: Path) -> Format:
     if not path.exists():
         raise NotFoundError(f"{path} does not exist")
     _check_readable(path)
+    if is_store(path):
+        raise InvalidError(
+            f"{path} is a kpstore store itself; copy it (kpstore convert), or put it together with "
+            "others (kpstore merge)"
+        )
     known = []
     for name in plugins.names(GROUP):
         try:
@@ -173,20 +184,10 @@ def export_file(
     target = Path(path_text(path))
     exporter = _with_options(found, found.exporter, options)
     with writing(target):
-        _check_no_store(target)
+        keep_out_of_stores(target, "the export")  # which --overwrite does not permit either
         return exporter.export(
             store.checked(), target, overwrite=overwrite, on_progress=on_progress
         )
-
-
-def _check_no_store(path: Path) -> None:
-    """Raise :class:`ExistsError` if an export would go into any store, or replace one.
-
-    ``--overwrite`` does not permit either.
-    """
-    target = Path(os.path.realpath(path))  # which takes links that lead in a circle
-    if any(is_store(place) for place in (target, *target.parents)):
-        raise ExistsError(f"{path} is a store, or lies in one; choose another place for the export")
 
 
 def _open_document(found: Format, path: Path, options: Mapping[str, object]) -> Document:
@@ -257,7 +258,8 @@ def import_document(
         with backend.exclusive(f"import of {source}"):
             store = BaseStore.open(backend, mode="a")
             return _import_into(store, backend.location, document, source, carried, on_progress)
-    with building(backend, name=name or document.name, kpstore_version=__version__) as store:
+    named = name or visible(document.name)
+    with building(backend, name=named, kpstore_version=__version__) as store:
         return _import_into(store, backend.location, document, source, carried, on_progress)
 
 
@@ -278,7 +280,7 @@ def _import_into(
     on_progress: OnProgress | None,
 ) -> ImportReport:
     features = tuple(feature.spec.name for feature in document.features)
-    file = Path(source).resolve().name
+    file = visible(Path(source).resolve().name)
     with store.transaction(f"import {', '.join(features) or 'videos'} from {file}") as tx:
         for feature in document.features:
             tx.add_feature(feature.spec, feature.provenance)

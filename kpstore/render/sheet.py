@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.render.skeleton import contact_sheet, draw_keypoints
-from kpstore.schema.feature import State
+from kpstore.schema.feature import State, edges_of
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError, Source
 from kpstore.store.format import status_name
@@ -35,7 +35,7 @@ def keypoint_sheet(store: BaseStore, source: Source) -> NDArray[np.uint8]:
             f"no frame of {_FEATURE!r} in {store.location} is done yet; nothing to draw"
         )
     rows = done[np.unique(np.linspace(0, len(done) - 1, _FRAMES).round().astype(np.int64))]
-    edges = [tuple(edge) for edge in store.feature(_FEATURE).attrs.get("edges", [])] or None
+    edges = edges_of(store.feature(_FEATURE)) or None
     pictures: list[NDArray[np.uint8]] = []
     captions: list[str] = []
     for row, keypoints in zip(rows.tolist(), store.read(_FEATURE, rows), strict=True):

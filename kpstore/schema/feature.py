@@ -294,10 +294,41 @@ def part_names(spec: FeatureSpec) -> tuple[str, ...]:
 
 def part_slices(spec: FeatureSpec) -> Mapping[str, slice | None]:
     """Return the slice of points of each part; ``{"": None}`` for a feature without parts."""
-    parts = spec.attrs.get("parts")
-    if not parts or not spec.shape:
-        return {"": None}
-    return {name: slice(first, last) for name, (first, last) in parts.items()}
+    parts = parts_of(spec.attrs.get("parts"), spec.shape[0] if spec.shape else 0)
+    return {**parts} if parts else {"": None}
+
+
+def parts_of(given: object, n_points: int) -> dict[str, slice]:
+    """Return parts as anybody may have written them; {} unless all are runs of points."""
+    try:
+        runs = dict(given or {}).items()  # type: ignore[call-overload]
+        parts = {str(name): slice(int(first), int(stop)) for name, (first, stop) in runs}
+    except (AttributeError, TypeError, ValueError):
+        return {}
+    sound = all(0 <= part.start < part.stop <= n_points for part in parts.values())
+    return parts if sound else {}
+
+
+def edges_of(spec: FeatureSpec) -> tuple[tuple[int, int], ...]:
+    """Return the edges of a feature's skeleton as pairs of points; () if it has none.
+
+    Raises
+    ------
+    InvalidError
+        If they are anything else, as in the store of a stranger.
+    """
+    n_points = spec.shape[0] if spec.shape else 0
+    edges: tuple[tuple[int, int], ...] = ()
+    try:
+        edges = tuple((int(a), int(b)) for a, b in spec.attrs.get("edges") or ())
+        sound = all(0 <= point < n_points for edge in edges for point in edge)
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise InvalidError(
+            f"feature {spec.name!r}: its edges are not pairs of its {n_points} points; give a style"
+        )
+    return edges
 
 
 def presence(spec: FeatureSpec, values: NDArray[np.generic]) -> NDArray[np.bool_]:

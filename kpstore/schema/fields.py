@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from kpstore.errors import InvalidError, one_line
 
+_HALVES = re.compile("[\ud800-\udfff]")
 _MOST = 2**63 - 1
 """Largest number that numpy counts with."""
 
@@ -68,9 +70,38 @@ def json_values(value: object) -> dict[str, Any]:
     """
     given = dict(mapping(value, "JSON values by name"))
     try:
-        return dict(json.loads(json.dumps(given, allow_nan=False)))
+        return dict(_storable(json.dumps(given, allow_nan=False, ensure_ascii=False)))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidError(f"give JSON values only ({one_line(str(error))})") from None
+
+
+def metadata_values(value: object) -> dict[str, Any]:
+    """Return a mapping of JSON values that a commit can keep: its integers have 64 bits at most."""
+    found = json_values(value)
+    try:
+        json.loads(json.dumps(found), parse_int=_of_64_bits)
+    except OverflowError as error:
+        raise InvalidError(str(error)) from None
+    return found
+
+
+def _of_64_bits(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**64:
+        raise OverflowError(f"{shown(number)} is an integer of more than 64 bits; give it as text")
+    return number
+
+
+def storable_json(value: object) -> Any:
+    """Return JSON values whose text UTF-8 can hold: halves of characters are escaped.
+
+    Names of files that are not text in UTF-8 hold such halves.
+    """
+    return _storable(json.dumps(value, ensure_ascii=False))
+
+
+def _storable(text: str) -> Any:
+    return json.loads(_HALVES.sub(lambda half: f"\\\\u{ord(half[0]):04x}", text))
 
 
 def stored_json(value: object) -> Any:

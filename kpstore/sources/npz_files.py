@@ -8,6 +8,7 @@ import math
 import tempfile
 import tokenize
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,10 @@ class NpzFile:
         self.budget = MemoryBudget.of(self.path, self._most_bytes)
         with self.damage_named():
             self._zip = zipfile.ZipFile(self.path)
+        twice = next((name for name, n in Counter(self.names).items() if n > 1), None)
+        if twice is not None:
+            self._zip.close()
+            raise InvalidError(f"{self.path}: array {twice!r} is in it twice; save it once")
         return self
 
     def __exit__(self, *_: object) -> None:

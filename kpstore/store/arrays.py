@@ -266,9 +266,16 @@ class Version:
         return fmt.read_removals(self._about)
 
     @cached_property
+    def described(self) -> Mapping[str, fmt.StoredFeature]:
+        """Features as the store describes them, whatever its arrays are; for kpstore itself."""
+        return fmt.read_features(self._about)
+
+    @cached_property
     def features(self) -> Mapping[str, fmt.StoredFeature]:
         """Features by name: ``.spec`` says what one is, ``.provenance`` how it was made."""
-        return fmt.read_features(self._about)
+        wanted = fmt.wanted_metas(self.described, self.annotation_names)
+        fmt.check_arrays(wanted, self.session, self.location)
+        return self.described
 
     def feature(self, name: str) -> FeatureSpec:
         """Return the specification of a feature; :class:`NotFoundError` lists the known ones."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict, cast
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import TABLE
 from kpstore.budget import MemoryBudget
-from kpstore.errors import DAMAGE, CorruptError, InvalidError, NotFoundError
+from kpstore.errors import DAMAGE, CorruptError, InvalidError, KpstoreError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.fields import shown, stored_json
 from kpstore.schema.index import VideoIndex
@@ -135,6 +135,14 @@ def _are_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _are_names(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and all(isinstance(name, str) and name.isidentifier() for name in value)
+        and len(set(value)) == len(value)
+    )
+
+
 def _are_features(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(stored, dict) and isinstance(stored.get("provenance"), dict)
@@ -144,7 +152,7 @@ def _are_features(value: object) -> bool:
 
 _SOUND: Mapping[str, Callable[[object], bool]] = {
     "name": lambda value: isinstance(value, str),
-    "annotations": _are_texts,
+    "annotations": _are_names,
     "features": _are_features,
     "parts": _are_texts,
     "own_splits": lambda value: isinstance(value, bool),
@@ -225,6 +233,44 @@ def read_features(about: About) -> dict[str, StoredFeature]:
                 "the newest again"
             ) from error
     return features
+
+
+def wanted_metas(
+    features: Mapping[str, StoredFeature], annotations: Sequence[str]
+) -> dict[str, ArrayMeta]:
+    """Return what the arrays of features and annotations are to be, apart from their lengths."""
+    wanted: dict[str, ArrayMeta] = {}
+    for stored in features.values():
+        wanted |= feature_metas(stored.spec, n_videos=0, n_frames=0)
+    texts = ArrayMeta((0,), TEXT, TEXT_CHUNK_ROWS, ("video",))
+    return {**wanted, **dict.fromkeys(annotations, texts)}
+
+
+def check_arrays(wanted: Mapping[str, ArrayMeta], session: ReadSession, location: str) -> None:
+    """Raise :class:`CorruptError` if arrays are not what the store's description says.
+
+    Both are trusted together later on, and a store may come from anyone.
+    """
+    lengths: dict[str, tuple[str, int]] = {}
+    for name in set(session.names()) & set(wanted):
+        try:
+            meta = session.meta(name)
+        except KpstoreError:  # whoever reads it is told
+            continue
+        axis, named = wanted[name].dims[0], meta.dims[0] if meta.dims else ""
+        along = named if named in ("frame", "video") else axis  # others may name it as they like
+        first, n_rows = lengths.setdefault(axis, (name, meta.n_rows))
+        found, right = ((m.dtype, m.shape[1:]) for m in (meta, wanted[name]))
+        if (found, along) != (right, axis):
+            raise CorruptError(
+                f"{location}: {name!r} has {found[0]} {found[1]} for each {along}, its description "
+                f"says {right[0]} {right[1]} for each {axis}; 'kpstore verify' shows more"
+            )
+        if meta.n_rows != n_rows:
+            raise CorruptError(
+                f"{location}: {name!r} has {meta.n_rows} rows and {first!r} {n_rows}, both one for "
+                f"each {axis}; 'kpstore verify' shows more"
+            )
 
 
 def read_removals(about: About) -> Removals:
@@ -326,10 +372,12 @@ def read_index(
     CorruptError
         If its arrays contradict each other.
     """
-    names = session.names()
-    if "video_id" not in names:
+    lacking = set(_INDEX) - set(session.names())
+    if len(lacking) == len(_INDEX):
         empty = np.empty(0, dtype=object)
         return VideoIndex(empty, empty, np.empty(0, dtype=np.int64))
+    if lacking:
+        raise CorruptError(f"{location} lacks {', '.join(sorted(lacking))}; it is damaged")
     metas = [session.meta(name) for name in _INDEX]
     budget = _budget(location)
     budget.check(sum(meta.n_rows * meta.row_bytes for meta in metas), "its list of videos")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -77,6 +78,29 @@ def backend_for(location: str) -> Backend:
     )
 
 
+def is_store(path: Path) -> bool:
+    """Return whether there is a kpstore store at a path."""
+    return path.exists() and backend_for(str(path)).exists()
+
+
+def keep_out_of_stores(path: Path, what: str) -> None:
+    """Raise :class:`ExistsError` if a path is a store, or lies in one.
+
+    Parameters
+    ----------
+    what : what was to be written there, for the message.
+    """
+    target = Path(os.path.realpath(path))  # which takes links that lead in a circle
+    if any(is_store(place) for place in (target, *target.parents)):
+        raise ExistsError(f"{path} is a store, or lies in one; choose another place for {what}")
+
+
+def _keep_apart(location: str) -> None:
+    """Raise :class:`ExistsError` if a new store would lie in another one."""
+    if "://" not in location:
+        keep_out_of_stores(Path(location).absolute().parent, "the store")
+
+
 @contextmanager
 def moved_into_place(place: Backend) -> Iterator[Backend]:
     """Yield the backend of a temporary place, which moves to ``place`` unless an error occurs.
@@ -89,6 +113,7 @@ def moved_into_place(place: Backend) -> Iterator[Backend]:
     location = place.location
     if place.exists():
         raise ExistsError(f"{location} already exists; choose another place for the store")
+    _keep_apart(location)
     path = Path(location).resolve()
     aside = backend_for(str(aside_of(path, "building")))
     # A location that is not a path, or that belongs to another backend than a path beside it.
@@ -145,6 +170,7 @@ class BaseStore(Version):
             name = text(name)
         except InvalidError as error:
             raise InvalidError(f"name of a store: {error}") from None
+        _keep_apart(backend.location)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         attrs = fmt.root_attrs(name, created, kpstore_version)
         return cls(backend, backend.create(attrs, f"created {name}"), "a")
@@ -160,11 +186,12 @@ class BaseStore(Version):
         """A table with a row per video, indexed by id, and a ``<feature>_state`` per feature."""
         import pandas as pd
 
+        features = self.features  # which looks at annotations, too
         columns: dict[str, Any] = {"split": self.index.splits, "n_frames": self.index.n_frames}
         for name in ("fps", "width", "height", *self.annotation_names) if len(self.index) else ():
             columns[name] = self[name][:]
         meanings = [state.name.lower() for state in State]
-        for name in self.features:
+        for name in features:
             codes = self.states(name).astype(np.int8)
             columns[fmt.state_name(name)] = pd.Categorical.from_codes(codes, meanings)
         return pd.DataFrame(columns, index=pd.Index(self.index.ids, name="video_id"))

@@ -15,7 +15,7 @@ from kpstore.backends.base import MAIN, TEXT, Backend, Fork, WriteSession
 from kpstore.errors import ExistsError, InvalidError, MismatchError
 from kpstore.schema.failures import NOTHING_FAILED, Failures
 from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance, State
-from kpstore.schema.fields import json_values, mapping, text
+from kpstore.schema.fields import json_values, mapping, metadata_values, text
 from kpstore.schema.index import VideoIndex, VideoRecord
 from kpstore.store import format as fmt
 from kpstore.store import given
@@ -47,7 +47,7 @@ class Transaction:
     ) -> None:
         self.message = given.fitted("message of a commit", text, message)
         self.metadata: dict[str, Any] = given.fitted(
-            "metadata of a commit", json_values, {} if metadata is None else metadata
+            "metadata of a commit", metadata_values, {} if metadata is None else metadata
         )
         self.snapshot: str | None = None
         """Id of the new version; None before the commit."""
@@ -440,7 +440,7 @@ class Transaction:
         specs = [self._features[name].spec for name in sorted(self._features)]
         try:
             self._writer.check(specs, self.read_index())
-            metadata = given.fitted("metadata of a commit", json_values, self.metadata)
+            metadata = given.fitted("metadata of a commit", metadata_values, self.metadata)
         except InvalidError:
             self._session.discard()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -82,6 +83,17 @@ class VersionContract(BackendFixtures):
         before = made.branches()
         assert made.begin().commit("nothing") == before[MAIN]
         assert made.branches() == before
+
+    def test_halves_of_characters_as_in_names_of_files_break_no_version(
+        self, made: Backend
+    ) -> None:
+        half = os.fsdecode(b"a\xff")
+        changes = made.begin()
+        changes.set_attrs({"title": half, "more": {half: [half]}})
+        snapshot = changes.commit("from a file", {"file": half})
+        found = made.session(snapshot).attrs()
+        assert str(found["title"]).startswith("a")
+        assert str(next(iter(made.history(snapshot))).metadata["file"]).startswith("a")
 
     def test_history_is_newest_first_with_metadata_and_utc_times(self, made: Backend) -> None:
         began = datetime.now(UTC) - timedelta(seconds=1)

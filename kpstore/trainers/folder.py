@@ -14,6 +14,7 @@ import torch
 
 from kpstore.errors import ExistsError, MissingExtraError
 from kpstore.render.skeleton import contact_sheet
+from kpstore.store.store import keep_out_of_stores
 from kpstore.trainers.checkpoint import Checkpoint, write_checkpoint
 from kpstore.trainers.pictures import write_picture
 from kpstore.trainers.report import Epoch, Step
@@ -43,7 +44,7 @@ def check_start(
     Raises
     ------
     ExistsError
-        If the folder holds a run that is not to be resumed.
+        If the folder holds a run that is not to be resumed, or lies in a store.
     MissingExtraError
         If TensorBoard is asked for and not installed.
     UnsupportedError, InvalidError
@@ -61,6 +62,7 @@ def check_start(
         )
     if folder.exists() and not folder.is_dir():
         raise ExistsError(f"{folder} is a file; choose a folder")
+    keep_out_of_stores(folder, "the run")
     return where
 
 

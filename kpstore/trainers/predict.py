@@ -23,7 +23,7 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.layout import N_FACE, N_POINTS, skeleton_edges
 from kpstore.store.format import state_name, status_name
 from kpstore.store.provenance import check_same
-from kpstore.store.store import BaseStore
+from kpstore.store.store import BaseStore, keep_out_of_stores
 from kpstore.trainers.checkpoint import read_checkpoint
 from kpstore.trainers.encoder import points_there
 from kpstore.trainers.keypoints import KeypointTraining
@@ -297,6 +297,7 @@ def predict_pictures(
     chosen = np.flatnonzero(work.states[view.rows] == State.DONE)
     if limit is not None and limit < len(chosen):
         chosen = chosen[np.linspace(0, len(chosen) - 1, limit).astype(np.int64)]
+    keep_out_of_stores(Path(folder), "the pictures")
     about = {"source": source, "read": [store.location, store.snapshot]}
     open_pictures(Path(folder), {**predictor.provenance, **about})
     n_frames = n_empty = 0

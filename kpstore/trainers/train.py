@@ -16,6 +16,7 @@ from torch import nn
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.options import Option
+from kpstore.schema.feature import edges_of
 from kpstore.schema.layout import N_FACE, PART_SLICES, Edge
 from kpstore.store.store import BaseStore
 from kpstore.trainers.checkpoint import (
@@ -349,7 +350,7 @@ def _parts_there(view: FrameView, feature: str, parts: tuple[str, ...]) -> set[s
 
 
 def _edges(store: BaseStore, feature: str) -> tuple[Edge, ...]:
-    return tuple((int(a), int(b)) for a, b in store.feature(feature).attrs.get("edges", ()))
+    return edges_of(store.feature(feature))
 
 
 _MODELS: dict[str, tuple[type[nn.Module], type[SkeletonConfig | KeypointConfig]]] = {

@@ -17,6 +17,7 @@ from kpstore.render.raster import (
     draw_skeletons,
     kpstore_style,
 )
+from kpstore.schema.feature import edges_of
 from kpstore.schema.layout import N_POINTS
 from kpstore.store.store import BaseStore
 from kpstore.views.base import Batch, Missing, Selection, Transform, as_indices
@@ -75,7 +76,7 @@ class SkeletonView(PointView):
         if pixels not in ("uint8", "float32"):
             raise InvalidError(f"pixels={pixels!r}: use 'float32' or 'uint8'")
         self.size, self.pixels = size, pixels
-        edges = tuple((int(a), int(b)) for a, b in store.feature(feature).attrs.get("edges", ()))
+        edges = edges_of(store.feature(feature))
         own = style == "kpstore"
         self.style = kpstore_style(size, edges or None) if own else as_style(style, size)
         # Refuses an impossible size or style now instead of in a worker.

@@ -102,7 +102,11 @@ def test_a_reader_that_goes_is_no_error_of_its_own(words: str, code: int) -> Non
     assert not [word for word in ("Traceback", "Exception", "pipe") if word in done.stderr]
 
 
-def test_output_that_is_closed_from_the_start_is_no_error() -> None:
-    command = shlex.join([sys.executable, "-m", "kpstore.cli.start", "--version"])
-    done = finish(["bash", "-c", f"{command} >&-"])
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("words", "code"), [("--version", 0), ("info nothing", 2)])
+def test_streams_that_are_closed_end_no_command(closed: str, words: str, code: int) -> None:
+    program = f"{shlex.quote(sys.executable)} -m kpstore.cli.start {words} {closed}"
+    done = finish(["sh", "-c", program])
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "internal error" not in done.stderr

@@ -16,7 +16,7 @@ import pytest
 import kpstore
 from kpstore.cli import render
 from kpstore.cli.main import run
-from kpstore.errors import InvalidError, KpstoreError
+from kpstore.errors import InvalidError, KpstoreError, UnsupportedError
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.visible import logger, visible
@@ -261,6 +261,42 @@ def test_hostile_names_in_a_strangers_store_move_nothing(
         assert len(result.lines) <= 1
         assert is_shown(result.out + result.err)
     assert outside == {p: text for p, text in all_bytes(tmp_path).items() if "place/s" not in p}
+
+
+@pytest.mark.parametrize("suffix", [".kps", ".h5"])
+def test_names_of_files_that_are_no_text_are_as_good_as_others(
+    kpstore_: Kpstore, tmp_path: Path, suffix: str
+) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff")
+    values = np.zeros((2, 143, 3), np.float32)
+    np.savez(tmp_path / "a.npz", keypoints=values, image_paths=["0", "1"], video_ids=["v", "w"])
+    (tmp_path / "a.npz").rename(file := odd.with_suffix(".npz"))
+    (table := odd.with_suffix(".csv")).write_text("video_id,split\nv,dev\nw,dev\n")
+    store, copy, merged = (odd.with_name(f"{odd.name}{n}{suffix}") for n in range(3))
+    made = kpstore.create(odd.with_name(f"{odd.name}x{suffix}"))
+    assert made.name == rf"\udcffx{suffix}"
+    for words in (
+        ["import", "npz", file, store],
+        ["splits", "set", store, table],
+        ["convert", store, copy, "--history"],
+        ["convert", store, tmp_path / "other.kps"],
+        ["convert", store, tmp_path / "other.h5"],
+        ["merge", store, made.location, merged],
+        ["export", "hdf5", store, odd],
+        ["verify", copy, "--all"],
+        ["verify", merged, "--all"],
+    ):
+        result = kpstore_(*words)
+        assert (result.code, result.err) == (0, "")
+    said = [commit.message for commit in kpstore.open(copy).history()]
+    assert said[0] == r"splits set from \udcff.csv: 2 of 2 videos changed"
+    assert said[1:] == [r"import keypoints from \udcff.npz", r"created \udcff"]
+
+
+def test_an_ingest_into_a_path_that_icechunk_cannot_send_is_one_line(tmp_path: Path) -> None:
+    store = kpstore.create(tmp_path / os.fsdecode(b"\xff.kps"))
+    with pytest.raises(UnsupportedError, match="text in UTF-8; rename the folder"):
+        store.backend.begin().fork()
 
 
 # -- links -----------------------------------------------------------------------------------------

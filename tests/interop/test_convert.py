@@ -122,3 +122,12 @@ def test_a_change_of_nothing_but_a_sign_is_copied(tmp_path: Path) -> None:
 def test_a_copy_says_how_many_versions_its_history_has(tmp_path: Path) -> None:
     made = convert(versions(str(tmp_path / "s.kps")).location, str(tmp_path / "c.h5"))
     assert made.versions == len(kpstore.open(made.location).history())
+
+
+@pytest.mark.parametrize("suffix", [".kps", ".h5"])
+def test_a_copy_is_never_made_in_a_store(tmp_path: Path, suffix: str) -> None:
+    source = tmp_path / f"s{suffix}"
+    kpstore.create(source)
+    for name in ("copy.kps", "copy.h5"):
+        with pytest.raises(ExistsError, match="is a store, or lies in one; choose another place"):
+            convert(str(source), str(source / name))

@@ -41,6 +41,12 @@ def write(
         np.savez_compressed(root / f"{name}_embedding.npz", embedding=values)
 
 
+def test_arrays_that_are_not_stored_are_said(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a_embedding.npz", embedding=embedding(1, 3).T, scores=np.ones(3))
+    _, report = import_folder(tmp_path)
+    assert "1 embeddings come with further arrays, which are not stored" in report.notes
+
+
 def import_folder(path: Path, **options: Any) -> tuple[kpstore.Store, ImportReport]:
     location = memory_location()
     report = import_document(

@@ -240,6 +240,8 @@ def test_other_shapes_keep_type_and_name(tmp_path: Path) -> None:
             "row 1 of a has an empty video id",
         ),
         ({"1": np.ones((3, 2))}, {}, "array name '1'"),
+        ({"a": np.ones((1, 2)), "video_ids": np.array([b"\xff"])}, {}, "is not text in UTF-8"),
+        ({"a": h5py.Empty("f4")}, {}, r"its datasets are .*: a float32 \(\)"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -365,10 +367,11 @@ def test_numbers_that_keypoints_cannot_hold_are_said(
         "are, without parts"
     ]
     np.testing.assert_array_equal(store_of(path, feature="exact")["exact"][:], values)
-    whole = foreign(tmp_path / "whole.h5", keypoints=np.full((2, 143, 3), 2**31 - 1, "i4"))
-    document = Hdf5Import().open(whole)
-    list(document.videos())
-    assert "in 2 rows" in document.notes[0]
+    for odd in (np.int32(2**31 - 1), np.int64(2**62 + 1), np.uint64(2**53 + 1)):
+        whole = foreign(tmp_path / "whole.h5", keypoints=np.full((2, 143, 3), odd))
+        document = Hdf5Import().open(whole)
+        list(document.videos())
+        assert "in 2 rows" in document.notes[0]
     values[2, 0, 0] = 1e300
     with pytest.raises(
         InvalidError, match=r"row 2 of keypoints has 1e\+300, more than float32 holds"
@@ -404,6 +407,9 @@ def test_the_face_list_of_others_can_be_said(tmp_path: Path) -> None:
         ("keypoints_failure", 0, '{"frames": {"-1": "x"}}', "says that frame -1 failed"),
         ("keypoints_state", 1, 7, r"keypoints_state\[1\] is 7; states are 0 \(pending\), 1"),
         ("n_frames", 1, -3, r"n_frames\[1\] is -3"),
+        ("keypoints_state", 0, 2, "keypoints_failure say of video .* does not agree"),
+        ("keypoints_status", 0, 0, "keypoints_failure say of video .* does not agree"),
+        ("keypoints_failure", 0, '{"video": "x"}', "keypoints_failure say .* does not agree"),
         (
             "_kpstore_export_about",
             (),
@@ -433,6 +439,37 @@ def test_exports_that_somebody_changed_are_one_line(
     with pytest.raises(InvalidError, match=message) as error:
         store_of(tmp_path / "s.h5")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("array", "value", "message"),
+    [
+        ("keypoints", 0.1, "keypoints is float64, but the file says that it is float32"),
+        ("width", 1.5, "width: .*1.5.* is not a size"),
+    ],
+)
+def test_exports_with_arrays_of_other_types_are_not_rounded(
+    memory_store: kpstore.Store, tmp_path: Path, array: str, value: float, message: str
+) -> None:
+    Hdf5Export().export(filled(memory_store), tmp_path / "s.h5")
+    with h5py.File(tmp_path / "s.h5", "a") as file:
+        values = np.full(file[array].shape, value)
+        del file[array]
+        file[array] = values
+    with pytest.raises(InvalidError, match=message):
+        store_of(tmp_path / "s.h5")
+
+
+def test_what_somebody_added_to_an_export_is_said(
+    memory_store: kpstore.Store, tmp_path: Path
+) -> None:
+    Hdf5Export().export(filled(memory_store), tmp_path / "s.h5")
+    assert not Hdf5Import().open(tmp_path / "s.h5").notes
+    with h5py.File(tmp_path / "s.h5", "a") as file:
+        file["more/mine"] = [1, 2]
+        file["none"] = h5py.Empty("f4")
+    document = Hdf5Import().open(tmp_path / "s.h5")
+    assert document.notes == ["datasets more/mine, none: not stored"]
 
 
 def test_a_full_disk_is_an_error_before_hdf5_meets_it(

@@ -231,6 +231,21 @@ def test_stats_are_compared(tmp_path: Path) -> None:
     assert len(report.notes) == 4
 
 
+def test_arrays_that_are_not_stored_are_said(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "x.npz", ["a", "b"], scores=np.ones(2), more=np.ones(1))
+    _, report = import_npz(path)
+    assert "x.npz: 2 further arrays, such as 'scores', are not stored" in report.notes
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_array_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "x.npz", ["a", "b"])
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("keypoints.npy", archive.read("keypoints.npy"))
+    with pytest.raises(InvalidError, match=r"x.npz: array 'keypoints' is in it twice; save it"):
+        import_npz(path)
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return (print, ("this must not run",))

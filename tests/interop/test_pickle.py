@@ -280,6 +280,13 @@ def test_flat_files_with_backslashes(tmp_path: Path) -> None:
     )
 
 
+def test_a_part_of_nan_alone_was_not_detected(tmp_path: Path) -> None:
+    group = split_of({"a": 1})
+    group["keypoints"][0]["face"] = np.full((68, 3), np.nan)
+    store = stored(write(tmp_path / "x.pkl", {"train": group}))
+    assert store["keypoints_detected"][0].tolist() == [False, True, True, True]
+
+
 def test_faces_become_a_feature_of_their_own(tmp_path: Path) -> None:
     faces = np.random.default_rng(0).standard_normal((4, 68, 3)).astype("f4")
     faces[2] = 0

@@ -312,6 +312,7 @@ def test_a_tensor_cannot_reach_beyond_its_numbers(tmp_path: Path) -> None:
         ([entry("", np.ones((1, 1)))], "name is ''"),
         ([entry("a", [[1.0]])], r"entry 0 \('a'\): sign is list"),
         ([entry("a", np.float32(3))], "sign is"),
+        ([{**entry("a", np.ones((1, 1))), 1: "x"}], "has the key 1; keys are texts"),
         (
             [entry("a", np.ones((1, 2))), entry("b", np.ones((1, 3)))],
             r"entry 1 \('b'\): sign is float64 \(1, 3\), but",
@@ -341,11 +342,24 @@ def test_torn_files_are_one_line(tmp_path: Path) -> None:
         b"PK\x03\x04",
         gzip.compress(inner[:-30]),
         gzip.compress(b"\x80\x04]q"),
+        whole[:-4],
+        whole + b"more",
+        whole + whole,
+        gzip.compress(inner + inner),
     ]
     for data in torn:
         (tmp_path / "a.train").write_bytes(data)
         with pytest.raises(InvalidError, match="no gzip file of a pickled list"):
             SltImport().open(tmp_path / "a.train")
+
+
+def test_a_number_that_went_bad_is_found_by_the_checksum_at_the_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.train", [entry("a", np.arange(50, dtype=np.float32)[:, None])])
+    bad = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
+    bad[bad.index(np.float32(30).tobytes()) + 2] ^= 16
+    path.write_bytes(bad)
+    with pytest.raises(InvalidError, match="CRC check failed"):
+        store_of(path)
 
 
 def test_other_facts_are_said(tmp_path: Path) -> None:

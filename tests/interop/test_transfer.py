@@ -193,6 +193,13 @@ def test_exports_never_go_into_a_store_or_replace_one(tmp_path: Path, target: st
     assert kpstore.open(tmp_path / "s.kps").snapshot == store.snapshot
 
 
+@pytest.mark.parametrize("name", ["other.h5", "other.kps"])
+def test_a_store_is_no_file_to_import(tmp_path: Path, name: str) -> None:
+    kpstore.create(tmp_path / name)
+    with pytest.raises(InvalidError, match=r"is a kpstore store itself; copy it .*kpstore merge"):
+        kpstore.import_file(tmp_path / name, tmp_path / "new.kps")
+
+
 def test_a_path_of_bytes_is_named_as_text(tmp_path: Path) -> None:
     store = store_of(MadeUp({"a": 3}), str(tmp_path / "s.kps"))
     kpstore.export_file(store, bytes(tmp_path / "out"), "npz", feature="points")  # type: ignore[arg-type]

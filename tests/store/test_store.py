@@ -160,6 +160,22 @@ def test_a_store_pickles_as_its_place_and_version(store: kpstore.Store) -> None:
     np.testing.assert_array_equal(again["points"][:], filled["points"][:])
 
 
+@pytest.mark.parametrize("suffix", [".kps", ".h5"])
+def test_a_store_is_never_made_in_another_one(tmp_path: Path, suffix: str) -> None:
+    kpstore.create(tmp_path / f"s{suffix}")
+    inside = tmp_path / f"s{suffix}" / "folder"
+    for place in (inside / "x.kps", inside / "x.h5"):
+        with pytest.raises(ExistsError, match="folder is a store, or lies in one"):
+            kpstore.create(place)
+    assert not inside.exists()
+
+
+def test_a_slash_behind_a_file_leads_to_the_same_store(tmp_path: Path) -> None:
+    assert kpstore.create(f"{tmp_path}/s.h5/").name == "s.h5"
+    assert (tmp_path / "s.h5").is_file()
+    assert kpstore.open(f"{tmp_path}/s.h5/.").name == kpstore.open(tmp_path / "s.h5").name
+
+
 def test_open_at_and_a_relative_path(
     disk_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

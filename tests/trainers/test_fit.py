@@ -314,6 +314,12 @@ def test_a_folder_with_a_run_is_not_overwritten(store: kpstore.Store, tmp_path: 
     assert (tmp_path / "steps.csv").read_bytes() == before
 
 
+def test_a_run_is_not_written_into_a_store(store: kpstore.Store, tmp_path: Path) -> None:
+    kpstore.create(tmp_path / "s.kps")
+    with pytest.raises(ExistsError, match="lies in one; choose another place for the run"):
+        keypoints(store, tmp_path / "s.kps" / "run", epochs=1)
+
+
 def test_a_torn_checkpoint_is_one_line(store: kpstore.Store, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     keypoints(store, tmp_path, epochs=1)

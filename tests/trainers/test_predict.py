@@ -159,6 +159,16 @@ def test_skeletons_are_written_as_pictures_of_bytes(
     np.testing.assert_allclose(drawn / 127.5 - 1, expected.numpy(), atol=1 / 127)
 
 
+def test_pictures_are_not_written_into_a_store(
+    memory_store: kpstore.Store, skeleton_run: Path, tmp_path: Path
+) -> None:
+    kpstore.create(tmp_path / "s.kps")
+    with pytest.raises(ExistsError, match="lies in one; choose another place for the pictures"):
+        predict_pictures(
+            train_store(memory_store), open_predictor(skeleton_run), tmp_path / "s.kps" / "png"
+        )
+
+
 def test_pictures_go_on_where_a_killed_run_was(
     memory_store: kpstore.Store, skeleton_run: Path, tmp_path: Path
 ) -> None:

@@ -169,6 +169,8 @@ class EmbeddingsDocument(NotedDocument):
             file.budget.check_frames(n_frames, SPEC.row_bytes, f"its {n_frames} frames")
             with file.in_order(KEY) as rows:
                 values = rows.take(0, header.n_rows)
+            if len(file.names) > 1:
+                self.count("embeddings come with further arrays, which are not stored")
         values = values[0] if values.ndim == 3 else values
         values = values if layout == "time_first" else values.T
         with np.errstate(over="ignore"):

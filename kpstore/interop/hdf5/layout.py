@@ -150,14 +150,16 @@ class OpenFile:
                 end = min(start + step, stop)
                 allow((end - start) * (TEXT_BYTES + dataset.dtype.itemsize))
                 found = read_numbers(dataset, start, end, self.budget.left)
-                texts += [text.decode("utf-8") for text in found.tolist()]
+                with damage_named(f"{self.path}: {name} is not text in UTF-8", (ValueError,)):
+                    texts += [text.decode("utf-8") for text in found.tolist()]
         if held:
             self.budget.hold(taken, what)
         return texts
 
     def only_dataset(self) -> str:
         """Return the name of the only dataset with rows of numbers; of several, ``keypoints``."""
-        every = {name: (d.dtype, d.shape) for name, d in datasets_of(self.file)}
+        # A dataset of nothing, not even of zero rows, has the shape None.
+        every = {name: (d.dtype, tuple(d.shape or ())) for name, d in datasets_of(self.file)}
         found = [n for n, (t, shape) in every.items() if shape[1:] and shape[0] and t.kind in "fiu"]
         if "keypoints" in found:
             return "keypoints"

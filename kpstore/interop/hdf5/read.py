@@ -23,7 +23,7 @@ from kpstore.interop.base import (
     imported,
     rows_spec,
 )
-from kpstore.interop.files import check_there, is_store
+from kpstore.interop.files import check_there
 from kpstore.interop.hdf5.layout import ABOUT, BLOCK_BYTES, MARK, UNREADABLE, OpenFile, opened
 from kpstore.interop.inputs import detect_parts, runs
 from kpstore.options import Option
@@ -35,6 +35,8 @@ from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PARTS, keypoints_spec
 from kpstore.schema.video_fields import known_fps
 from kpstore.store import format as fmt
+from kpstore.store.agreement import agrees
+from kpstore.store.store import is_store
 from kpstore.user_files import parse_json
 
 Missing = Literal["zeros", "nan"]
@@ -94,25 +96,24 @@ def _refuse_store(path: Path) -> None:
 class ExportedDocument:
     """A file that :class:`Hdf5Export` wrote; see :class:`kpstore.interop.base.Document`."""
 
-    notes: Sequence[str] = ()
-
     def __init__(self, path: Path, file: OpenFile, most_bytes: int | None) -> None:
         self._path, self._most_bytes = path, most_bytes
         version = file.attr(MARK)
         if version != 1:
-            raise InvalidError(
-                f"{path} has version {version!r} of the layout, this kpstore reads 1"
-            )
+            raise InvalidError(f"{path} has version {version} of the layout, this kpstore reads 1")
         self.name, self._annotations, self.features = _about(file)
         self._specs = {feature.spec.name: feature.spec for feature in self.features}
         self._lengths = _lengths(file)
         self.n_frames = int(self._lengths.sum())
-        self._check(file)
+        labels = {name for spec in self._specs.values() for name in spec.labels}
+        others = set(file.names()) - labels - {ABOUT} - self._check(file)
+        self.notes = [f"datasets {', '.join(sorted(others))}: not stored"] if others else []
 
-    def _check(self, file: OpenFile) -> None:
+    def _check(self, file: OpenFile) -> set[str]:
+        """Check shapes and types; return the names of the datasets that are read."""
         n_videos = len(self._lengths)
         if not n_videos and not file.has("video_id"):
-            return
+            return set()
         shapes: dict[str, tuple[int, ...]] = {
             **dict.fromkeys((*fmt.VIDEO_ARRAYS, *self._annotations), (n_videos,)),
             **dict.fromkeys(fmt.FRAME_ARRAYS, (self.n_frames,)),
@@ -127,6 +128,16 @@ class ExportedDocument:
                     f"{self._path}: {name} is {found}, but n_frames and the features make it "
                     f"{shape}"
                 )
+        for name, array in (pair for spec in self._specs.values() for pair in spec.arrays.items()):
+            dtype = file.dataset(name).dtype
+            # Other programs make numbers of what is bool: they are checked when they are read.
+            rounds = dtype.kind in "fiu" and not np.can_cast(dtype, array.dtype, "safe")
+            if rounds and array.dtype != "bool":
+                raise InvalidError(
+                    f"{self._path}: {name} is {dtype}, but the file says that it is {array.dtype}; "
+                    "it was changed after its export"
+                )
+        return set(shapes)
 
     def videos(self) -> Iterator[ImportedVideo]:
         """Read the videos one by one."""
@@ -150,16 +161,13 @@ class ExportedDocument:
                     columns["split"][position],
                     tuple(file.texts(fmt.IMAGE_PATH, rows, held=False)),
                     known_fps(numbers["fps"][position]),
-                    int(numbers["width"][position]),
-                    int(numbers["height"][position]),
+                    numbers["width"][position],
+                    numbers["height"][position],
                     {name: columns[name][position] for name in self._annotations},
                 )
-                held = {
-                    name: failures[name][position]
-                    for name in self._specs
-                    if states[name][position] != State.PENDING
-                }
-                yield self._video(file, record, position, rows, held)
+                texts = {name: failures[name][position] for name in self._specs}
+                known = {name: int(states[name][position]) for name in self._specs}
+                yield self._video(file, record, position, rows, texts, known)
 
     def _check_states(self, states: Mapping[str, NDArray[np.generic]]) -> None:
         for name, values in states.items():
@@ -177,18 +185,33 @@ class ExportedDocument:
         position: int,
         rows: slice,
         texts: Mapping[str, str],
+        states: Mapping[str, int],
     ) -> ImportedVideo:
-        """Return a video with the features in ``texts``, which are the failures of each."""
+        """Return a video with the features that are not pending.
+
+        ``texts`` are the failures, and ``states`` the state, of each feature.
+        """
         blocks, failed_frames, failed = {}, {}, {}
         what = f"the features of video {record.id!r}"
-        for name, text in texts.items():
-            spec = self._specs[name]
+        for name, spec in self._specs.items():
             place = f"{self._path}: {fmt.failure_name(name)}[{position}]"
-            failures = _failures(text, rows.stop - rows.start, place)
+            failures = _failures(texts[name], rows.stop - rows.start, place)
+            where = rows if spec.axis == "frame" else slice(position, position + 1)
+            state_array = fmt.status_name if spec.axis == "frame" else fmt.state_name
+            status = file.rows(state_array(name), where, what)
+            if not agrees(states[name], failures, status) or (
+                states[name] not in (State.PENDING, failures.state)
+            ):
+                raise InvalidError(
+                    f"{self._path}: what {fmt.state_name(name)}, {fmt.status_name(name)} and "
+                    f"{fmt.failure_name(name)} say of video {record.id!r} does not agree; the file "
+                    "was changed after its export"
+                )
+            if states[name] == State.PENDING:
+                continue
             failed_frames[name] = failures.frames
             if failures.video is not None:
                 failed[name] = failures.video
-            where = rows if spec.axis == "frame" else slice(position, position + 1)
             companions = {
                 c.name: file.rows(f"{name}_{c.name}", where, what) for c in spec.companions
             }
@@ -374,7 +397,8 @@ class ForeignDocument(NotedDocument):
             block[...] = found
             if not self._is_keypoints or np.can_cast(found.dtype, block.dtype, "safe"):
                 return
-            exact = (block == found) | (np.isnan(block) & np.isnan(found))
+            # As numbers of the file: compared with one of float32, an integer is a rounded one.
+            exact = (block.astype(found.dtype) == found) | (np.isnan(block) & np.isnan(found))
             lost = np.isinf(block) & np.isfinite(found)
         if lost.any():
             row, value = first + int(np.argwhere(lost)[0][0]), found[lost][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.asides import check_room, free_room, hold_room
 from kpstore.backends.base import TEXT, ArrayMeta
+from kpstore.backends.hdf5_records import json_text
 from kpstore.errors import InvalidError
 from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
 from kpstore.interop.files import check_free, written_aside
@@ -96,9 +96,7 @@ class _Hdf5Writer:
         file.attrs.update(
             {MARK: 1, "Conventions": "CF-1.11", "title": self._store.name, "README": README}
         )
-        file.create_dataset(
-            ABOUT, data=json.dumps(about, ensure_ascii=False), dtype=h5py.string_dtype()
-        )
+        file.create_dataset(ABOUT, data=json_text(about), dtype=h5py.string_dtype())
         arrays = self._arrays()
         for name, meta in arrays.items():
             self._create(file, name, meta)

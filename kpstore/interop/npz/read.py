@@ -187,6 +187,7 @@ class _Part:
     split: str
     values: NpyHeader
     videos: Mapping[str, Sequence[slice]]
+    others: Sequence[str]
 
     @property
     def interleaved(self) -> int:
@@ -211,7 +212,8 @@ def _open_part(path: Path, array: str, most_bytes: int | None) -> _Part:
             if not video_id:
                 raise InvalidError(f"{path}: row {rows.start} has an empty video id")
             videos.setdefault(video_id, []).append(rows)
-    return _Part(path, array, _split_of(path, array), headers[array], videos)
+        others = [name for name in file.names if name not in headers]
+    return _Part(path, array, _split_of(path, array), headers[array], videos, others)
 
 
 class NpzDocument(NotedDocument):
@@ -273,6 +275,9 @@ class NpzDocument(NotedDocument):
                 f"{part.path.name}: the rows of {part.interleaved} videos do not follow each "
                 "other; they were brought together, so an export will have them in another order"
             )
+        if part.others:
+            more = f"{len(part.others)} further arrays, such as {part.others[0]!r}"
+            self.note(f"{part.path.name}: {more}, are not stored")
         if not part.videos and part.split:
             self.note(f"{part.path.name}: has no rows; a store cannot hold a split without videos")
         counts = dict(zip(PARTS, detected.tolist(), strict=True)) if self._has_parts else {}

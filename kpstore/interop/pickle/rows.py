@@ -69,8 +69,9 @@ class RowMaker:
                 self._count(f"frames also hold {part!r}, which is an unknown part", 1)
             elif points is not None:
                 shape = (columns.stop - columns.start, 3)
-                rows.values[number, columns] = self._points(points, shape, f"{where}[{part!r}]")
-                rows.companions[MASK][number, PARTS.index(part)] = True
+                found = self._points(points, shape, f"{where}[{part!r}]")
+                rows.values[number, columns] = found
+                rows.companions[MASK][number, PARTS.index(part)] = not np.isnan(found).all()
 
     def _fill_points(self, rows: FeatureRows, number: int, frame: object, where: str) -> None:
         points = self._points(frame, self._spec.shape, where)

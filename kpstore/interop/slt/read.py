@@ -32,6 +32,7 @@ from kpstore.interop.pickle_stream import UNREADABLE, BoundedFile, DataMachine, 
 from kpstore.interop.splits import split_rank
 from kpstore.options import Option
 from kpstore.schema.feature import FeatureRows
+from kpstore.schema.fields import shown
 from kpstore.schema.index import VideoRecord
 
 Entry = Mapping[str, Any]
@@ -69,6 +70,9 @@ def _unpacked(path: Path, budget: MemoryBudget) -> Iterator[IO[bytes]]:
     )
     with damage_named(damaged, UNREADABLE), gzip.open(path, "rb") as file:
         yield cast("IO[bytes]", BoundedFile(file, budget))
+        # The checksum is at the end of the file, behind that of the pickle.
+        if file.read(1):
+            raise ValueError("it goes on after its pickle; save one list to a file")
 
 
 def _look(path: Path, split: str | None, most_bytes: int | None) -> _File:
@@ -86,6 +90,9 @@ def _check_entry(entry: object, path: Path, number: int) -> Entry:
         raise InvalidError(
             f"{where}: a {type(entry).__name__}, not a dict of name, signer, gloss, text and sign"
         )
+    odd = next((key for key in entry if not isinstance(key, str)), None)
+    if odd is not None:
+        raise InvalidError(f"{where}: it has the key {shown(odd)}; keys are texts")
     name, sign = entry.get("name"), entry.get("sign")
     if not isinstance(name, str) or not name:
         raise InvalidError(f"{where}: name is {repr(name)[:100]}; it needs a text")
