@@ -170,8 +170,7 @@ class _Session:
     def stored(self, name: str) -> NDArray[np.bool_]:
         """Return which chunks may be stored: all, where only Icechunk itself can tell."""
         (array, meta), places = self._open(name), self._located(name)
-        # Another fill of text, which other software can give it, is not kpstore's.
-        if places is None or (meta.dtype == TEXT and array.fill_value != ""):
+        if places is None or (meta.dtype == TEXT and array.fill_value != ""):  # other software's
             return np.ones(meta.n_chunks, dtype=np.bool_)
         return np.array([place is not None for place in places], dtype=np.bool_)
 
