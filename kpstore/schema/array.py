@@ -131,10 +131,17 @@ class ArraySpec:
                     f"{where}: {kept.min()} to {kept.max()} given, {self.dtype} holds "
                     f"{limits.min} to {limits.max}"
                 )
-        with np.errstate(over="ignore"):  # the result is infinite, which has an error of its own
+        with np.errstate(over="ignore"):  # what becomes infinite has an error of its own
             fitted = array.astype(self.dtype, copy=gone is not None)
         if gone is not None:
             fitted[gone] = self.fill
+        if fitted.dtype.kind == "f" and not np.can_cast(array.dtype, self.dtype):
+            grown = np.isinf(fitted) & np.isfinite(array)
+            if grown.any():
+                raise InvalidError(
+                    f"{where}: {array[grown][0]:g} is infinite as {self.dtype}, which holds "
+                    f"{-np.finfo(self.dtype).max:g} to {np.finfo(self.dtype).max:g}"
+                )
         return fitted
 
 
@@ -150,18 +157,35 @@ def as_rows(where: str, given: object) -> NDArray[Any]:
     InvalidError
         If they cannot be made an array of rows.
     """
-    if isinstance(given, np.ma.MaskedArray):
-        if given.dtype.kind == "f":
-            given = given.filled(np.nan)
-        elif np.ma.getmaskarray(given).any():
-            raise InvalidError(
-                f"{where}: a masked array of {given.dtype} hides numbers; fill them in"
-            )
     try:
-        array = np.asarray(given)
+        array = np.asarray(_unmasked(where, given))
     except (RuntimeError, TypeError, ValueError) as error:  # RuntimeError: torch, of gradients
+        if isinstance(error, InvalidError):
+            raise
         reason = one_line(str(error))
         raise InvalidError(f"{where}: cannot be made an array of numbers ({reason})") from None
     if not array.ndim:
         raise InvalidError(f"{where}: one {array.dtype} was given, an array of rows is needed")
     return array
+
+
+def _unmasked(where: str, given: object) -> object:
+    """Return values without masks, which ``np.asarray`` would forget: NaN where they hide.
+
+    Masks also come in lists of rows, and out of what makes arrays when asked (Dask, netCDF).
+    """
+    if isinstance(given, list | tuple):
+        return [_unmasked(where, value) for value in given]
+    graph = getattr(given, "__dask_graph__", None)
+    if graph is not None and graph() is not None:  # an xarray object without Dask has no graph
+        given = given.compute()  # type: ignore[attr-defined]  # Dask's own way to numpy drops masks
+    if not hasattr(given, "__array__") or isinstance(given, np.generic):
+        return given
+    array = np.asanyarray(given)
+    if not isinstance(array, np.ma.MaskedArray):
+        return array
+    if array.dtype.kind == "f":
+        return array.filled(np.nan)
+    if np.ma.getmaskarray(array).any():
+        raise InvalidError(f"{where}: a masked array of {array.dtype} hides numbers; fill them in")
+    return array.data
