@@ -6,6 +6,7 @@ samples at once and stacks them along a new first axis; iterators and loaders ar
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -104,6 +105,12 @@ class View(_Samples, ABC):
     def lengths(self) -> NDArray[np.int64]:
         """(samples,) int64: frames of each sample."""
         return np.ones(len(self), dtype=np.int64)
+
+    @property
+    def digest(self) -> str:
+        """A hash that tells the view's frames from others of the same store."""
+        rows = self.first_rows.astype("<i8").tobytes()
+        return hashlib.blake2b(rows, digest_size=8).hexdigest()
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
         """Return :meth:`batch` of each part, all in one read; the batches share memory."""
