@@ -273,7 +273,7 @@ def select_videos(
     NotFoundError
         If a split, a video or a column does not exist.
     InvalidError
-        If the query cannot be read.
+        If the query cannot be read, a video is named twice, or anything but text is asked of text.
     """
     chosen = store.index.select(split=split, videos=[videos] if isinstance(videos, str) else videos)
     if where is None:
@@ -291,6 +291,11 @@ def select_videos(
                 )
             several = isinstance(value, Iterable) and not isinstance(value, str)
             wanted = list(value) if several else [value]
+            odd = [each for each in wanted if not isinstance(each, str)]
+            if odd and len(table) and isinstance(table[column].iloc[0], str):
+                raise InvalidError(
+                    f"where: {column!r} holds text, {shown(odd[0])} was asked for; nothing is equal"
+                )
             keep &= table[column].isin(wanted).to_numpy()
         return chosen[keep]
     try:
