@@ -353,15 +353,37 @@ def keeps_runs(
     NotFoundError
         With ``missing="error"``, if a frame failed or is not extracted yet; the message names the
         first.
+    InvalidError
+        With ``missing="nan"``, if such a frame would be 0 or False, as its type has no NaN, and the
+        feature's status is not read beside it.
     """
     check_missing(missing)
     if missing == "nan":
+        _refuse_untold(store, names, starts, lengths)
         return np.ones(len(starts), dtype=bool)
     usable = usable_frames(store, names)
     if missing == "error":
         rows = covered_rows(starts, lengths, len(usable))
         refuse_missing(store, rows, usable[rows])
     return runs_usable(usable, starts, lengths)
+
+
+def _refuse_untold(
+    store: BaseStore, names: Sequence[str], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> None:
+    for name in names:
+        told = status_name(name) in names or store[name].dtype.kind == "f"
+        if name not in store.features or told:
+            continue
+        usable = usable_frames(store, [name])
+        rows = covered_rows(starts, lengths, len(usable))
+        n_gone = int((~usable[rows]).sum())
+        if n_gone:
+            raise InvalidError(
+                f"{n_gone} of {len(rows)} frames of {name!r} failed or are not extracted yet, and "
+                f"{store[name].dtype} has no NaN for them; use missing='skip' to leave them out, "
+                f"or read {status_name(name)!r} too, which is {int(State.DONE)} for results"
+            )
 
 
 def covered_rows(
