@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -143,6 +143,32 @@ class ArraySpec:
                     f"{-np.finfo(self.dtype).max:g} to {np.finfo(self.dtype).max:g}"
                 )
         return fitted
+
+
+def check_axes(
+    where: str, given: object, dims: tuple[str, ...], labels: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Refuse an array that says itself (xarray, pandas) that its axes or labels differ in order.
+
+    Parameters
+    ----------
+    where : beginning of the error message.
+    dims : names of the axes that are needed; arrays with other names say nothing.
+    labels : by dimension.
+    """
+    named, coordinates = getattr(given, "dims", None), getattr(given, "coords", {})
+    if hasattr(given, "columns") and len(dims) == 2:  # a table: a row per frame
+        coordinates = {dims[1]: given.columns}
+    elif isinstance(named, tuple) and named != dims and set(named) == set(dims):
+        raise InvalidError(f"{where}: axes {named} given, {dims} needed; transpose it")
+    for dim, wanted in labels.items():
+        if dim not in dims or dim not in coordinates:
+            continue
+        found = tuple(np.asarray(coordinates[dim]).tolist())
+        if found != wanted and len(found) == len(wanted) and all(name in found for name in wanted):
+            raise InvalidError(
+                f"{where}: its {dim!r} are in another order than the feature's; reindex it"
+            )
 
 
 def as_rows(where: str, given: object) -> NDArray[Any]:

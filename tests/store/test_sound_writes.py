@@ -10,6 +10,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given, settings
@@ -259,6 +260,28 @@ def test_masked_values_are_missing_however_they_are_given(given_as: Callable[[An
     with store.transaction("write") as tx:
         tx.write("parted", "a", given_as(np.ma.array(numbers, mask=hidden)))
     np.testing.assert_array_equal(store.at()["parted"][:3], np.where(hidden, np.nan, numbers))
+
+
+def test_arrays_that_name_their_axes_are_written_by_these_names() -> None:
+    spec = FeatureSpec(
+        "spots", (3, 2), ("spot", "space"), labels={"space": ("x", "y")}, chunk_rows=4
+    )
+    middle = FeatureSpec("middle", (2,), ("space",), labels=spec.labels)
+    store = begun(kpstore.create(memory_location()), spec, middle)
+    numbers = np.arange(18.0).reshape(3, 3, 2)
+    named = xr.DataArray(numbers, dims=("frame", "spot", "space"), coords={"space": ["x", "y"]})
+    with store.transaction("write") as tx:
+        tx.write("spots", "a", named)
+        tx.write("spots", "a", xr.DataArray(numbers))
+        with pytest.raises(InvalidError, match=r"axes .*'spot', 'frame', .* needed; transpose it"):
+            tx.write("spots", "a", named.transpose("spot", "frame", "space"))
+        with pytest.raises(InvalidError, match=r"'space' are in another order .* reindex it"):
+            tx.write("spots", "a", named.sel(space=["y", "x"]))
+        with pytest.raises(InvalidError, match=r"'space' are in another order"):
+            tx.write("middle", "a", pd.DataFrame(numbers[:, 0], columns=["y", "x"]))
+        tx.write("middle", "a", pd.DataFrame(numbers[:, 0], columns=["x", "y"]))
+        tx.write("middle", "a", pd.DataFrame(numbers[:, 0]))
+    np.testing.assert_array_equal(store.at()["spots"][:3], numbers)
 
 
 ODD = st.sampled_from([0.0, 0.5, 1.0, -3.0, 1e9, 1e300, np.nan, np.nan, np.nan, np.inf, -np.inf])
