@@ -157,8 +157,9 @@ def check_axes(
     labels : by dimension.
     """
     named, coordinates = getattr(given, "dims", None), getattr(given, "coords", {})
-    if hasattr(given, "columns") and len(dims) == 2:  # a table: a row per frame
-        coordinates = {dims[1]: given.columns}
+    table, series = hasattr(given, "columns"), hasattr(given, "to_frame")  # of pandas
+    if (table and len(dims) == 2) or (series and len(dims) == 1):
+        coordinates = {dims[-1]: getattr(given, "columns" if table else "index", ())}
     elif isinstance(named, tuple) and named != dims and set(named) == set(dims):
         raise InvalidError(f"{where}: axes {named} given, {dims} needed; transpose it")
     for dim, wanted in labels.items():

@@ -284,6 +284,24 @@ def test_arrays_that_name_their_axes_are_written_by_these_names() -> None:
     np.testing.assert_array_equal(store.at()["spots"][:3], numbers)
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        pd.Series([1.0, 2.0], ["x", "y"]),
+        xr.DataArray([1.0, 2.0], dims="space", coords={"space": ["x", "y"]}),
+    ],
+    ids=["pandas", "xarray"],
+)
+def test_one_row_that_names_its_labels_is_written_by_these_names(named: Any) -> None:
+    spec = FeatureSpec("middle", (2,), ("space",), axis="video", labels={"space": ("x", "y")})
+    store = begun(kpstore.create(memory_location()), spec)
+    with store.transaction("write") as tx:
+        tx.write_video_feature("middle", "a", named)
+        with pytest.raises(InvalidError, match="'space' are in another order"):
+            tx.write_video_feature("middle", "a", named[::-1])
+    assert store.at()["middle"][0].tolist() == [1, 2]
+
+
 ODD = st.sampled_from([0.0, 0.5, 1.0, -3.0, 1e9, 1e300, np.nan, np.nan, np.nan, np.inf, -np.inf])
 ROWS = st.integers(0, 4)
 
