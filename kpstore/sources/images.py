@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from kpstore.budget import MemoryBudget
-from kpstore.errors import NotFoundError
+from kpstore.errors import DAMAGE, NotFoundError
 from kpstore.sources.base import LEFT_OUT, Frame, FrameError
 from kpstore.sources.orientation import Orientation
 from kpstore.user_files import check_regular
@@ -34,6 +33,9 @@ _ORIENTATIONS = {
     8: Orientation(transposed=True, flipped=True),
 }
 """What makes a picture upright, by its orientation (EXIF 2.3, tag 0x0112)."""
+
+_UNREADABLE = (*DAMAGE, OSError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is damaged, cut off or of a kind it does not know."""
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes of grey pictures with up to 16 bits."""
@@ -115,7 +117,7 @@ def read_image(path: Path) -> Frame:
         return FrameError("no such file")
     except UnidentifiedImageError:
         return FrameError(f"not a picture that Pillow can read ({path.stat().st_size} bytes)")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         return FrameError(str(error))
 
 
@@ -155,8 +157,6 @@ def _has_pages(image: Image.Image) -> bool:
                 image.seek(number)
         except EOFError:
             break
-        except (IndexError, KeyError, TypeError, struct.error):
-            return True
         kinds = [kind for kind in _tiff_tag(image, _SUBFILE) if isinstance(kind, int)]
         if not any(kind & (_REDUCED | _MASK) for kind in kinds):
             return True
@@ -247,5 +247,5 @@ def image_size(path: Path) -> tuple[int, int]:
             if image.format == "TIFF":  # whose size Pillow turns by itself
                 (width, *_), (height, *_) = _tiff_tag(image, _WIDTH), _tiff_tag(image, _HEIGHT)
             return _orientation(image).size(width, height)
-    except (NotFoundError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except _UNREADABLE:
         return (0, 0)

@@ -146,6 +146,15 @@ def test_a_tiff_that_pillow_misreads_is_an_error(tmp_path: Path, bits: int) -> N
     assert "keeps its colours apart, and not in plain bytes" in found.reason
 
 
+def test_tags_of_other_types_are_an_error_of_the_frame(tmp_path: Path) -> None:
+    """Pillow raises a TypeError for a picture that is said to begin at a fraction."""
+    content = bytearray(tiff(U16.tobytes(), 16))
+    place = content.index(struct.pack("<HH", 273, 4))
+    struct.pack_into("<HHII", content, place, 273, 5, 1, 16)
+    (tmp_path / "a.tif").write_bytes(content)
+    assert isinstance(read_image(tmp_path / "a.tif"), FrameError)
+
+
 @pytest.mark.parametrize("name", ["a.tif", "a.png", "a.webp", "a.gif"])
 def test_a_file_of_several_pictures_is_no_frame(tmp_path: Path, name: str) -> None:
     pictures = [Image.new("RGB", (8, 6), (50 * n, 0, 0)) for n in range(3)]
