@@ -114,8 +114,9 @@ def _extractor(kind: str, folder: Path) -> Any:
 
 
 def _ingest(kind: str, folder: Path, device: str, workers: int) -> float:
+    from kpstore.ingest.observer import SilentObserver
     from kpstore.ingest.options import Options
-    from kpstore.ingest.run import SilentObserver, run_ingest
+    from kpstore.ingest.run import run_ingest
     from kpstore.sources.lips import LipsSource
     from kpstore.sources.videos import VideosSource
 

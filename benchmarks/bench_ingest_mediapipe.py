@@ -49,7 +49,8 @@ _INGEST = """
 import sys, time
 from kpstore.extractors.holistic import HolisticExtractor
 from kpstore.ingest.options import Options
-from kpstore.ingest.run import SilentObserver, run_ingest
+from kpstore.ingest.observer import SilentObserver
+from kpstore.ingest.run import run_ingest
 from kpstore.sources.phoenix import PhoenixSource
 
 class Watch(SilentObserver):

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from kpstore.api import Store
 
 StoreArgument = Annotated[
-    str, typer.Argument(metavar="STORE", help="Directory of the store.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="STORE", help="The store, a directory or a file NAME.h5.", show_default=False
+    ),
 ]
 At = Annotated[
     str | None,

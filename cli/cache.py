@@ -28,9 +28,10 @@ def add_to(parent: typer.Typer) -> None:
     """Add these commands."""
     app = typer.Typer(
         no_args_is_help=True,
-        help="Decoded copies on the local disk, which make random reads of compressed stores as "
-        "fast as memory. `kpstore.open(…, cache=…)` makes them when they pay off; the oldest are "
-        "removed when the cache holds $KPSTORE_CACHE_GB gigabytes (100 by default).",
+        help="Manage decoded copies of compressed stores on the local disk.\n\n"
+        "They make random reads as fast as memory. `kpstore.open(…, cache=…)` makes them when they "
+        "pay off; the oldest are removed when the cache holds $KPSTORE_CACHE_GB gigabytes (100 by "
+        "default).",
     )
     app.command("list", epilog="Example:\n\nkpstore cache list --json")(list_entries)
     app.command(

@@ -31,9 +31,9 @@ def add_to(parent: typer.Typer) -> None:
         (
             "import",
             _ImportGroup,
-            "Store the contents of files of other formats: one commit, or nothing. The name of the "
-            "format may be left out if kpstore recognises the file: `kpstore import phoenix.pkl "
-            "phoenix.kps`.",
+            "Store the contents of files of other formats: one commit, or nothing.\n\n"
+            "You can omit the name of the format if kpstore recognises the file: "
+            "`kpstore import phoenix.pkl phoenix.kps`.",
         ),
         ("export", _ExportGroup, "Write the contents of a store in other formats."),
     ):
@@ -154,7 +154,7 @@ def print_imported(report: ImportReport) -> None:
         f"{report.location}: {render.listed(report.features) or 'paths'} of "
         f"{render.count(report.videos, 'video')}, {render.count(report.frames, 'frame')}{failed}"
     )
-    _print_notes(report.notes)
+    _print_notes("notes:", report.notes)
 
 
 def print_exported(report: ExportReport) -> None:
@@ -165,10 +165,10 @@ def print_exported(report: ExportReport) -> None:
             f"{file.path}: {render.count(file.frames, 'frame')} of "
             f"{render.count(file.videos, 'video')}" + (f"; left out: {left}" if left else "")
         )
-    _print_notes(report.notes)
+    _print_notes("not carried over:", report.notes)
 
 
-def _print_notes(notes: Sequence[str]) -> None:
+def _print_notes(heading: str, notes: Sequence[str]) -> None:
     if notes:
-        render.say("notes:")
+        render.say(heading)
         render.print_some(notes, more="--json lists all")

@@ -35,7 +35,7 @@ NewStore = Annotated[
     str,
     typer.Argument(
         metavar="STORE",
-        help="Directory of the store, created if it does not exist.",
+        help="The store, a directory or a file NAME.h5; created if it does not exist.",
         show_default=False,
     ),
 ]
@@ -95,14 +95,16 @@ class _StoredVideos:
 
     summary: ClassVar[str] = "Extract further features from the videos that a store holds already."
     examples: ClassVar[tuple[str, ...]] = (
-        "kpstore ingest features phoenix.kps --extractor dinov2 --root PHOENIX-2014-T "
+        "kpstore ingest features phoenix.kps --recipe dinov2 --root PHOENIX-2014-T "
         "--weights VITB14",
-        "kpstore ingest features clips.kps --extractor holistic --root clips",
+        "kpstore ingest features clips.kps --recipe holistic --root clips",
     )
 
     root: Annotated[
         Path | None,
-        Option("What the store's paths are relative to; by default the store's own folder.", "DIR"),
+        Option(
+            "Folder that the store's paths are relative to; by default that of the store.", "DIR"
+        ),
     ] = None
 
     def for_store(self, location: str) -> Source:
@@ -306,6 +308,5 @@ def print_report(report: IngestReport, store: str) -> None:
 
 def _print_notes(notes: Sequence[str]) -> None:
     if notes:
-        were = "was" if len(notes) == 1 else "were"
-        render.say(f"{render.count(len(notes), 'thing')} {were} passed over:")
+        render.say(f"{render.count(len(notes), 'note')}:")
         render.print_some(notes, more="--dry-run --json")

@@ -70,7 +70,9 @@ def info(
 def print_summary(summary: Summary) -> None:
     """Print a summary of a version."""
     disk = summary.disk
-    on_disk = f", {render.size(disk.size_bytes)} in {disk.files:,} files" if disk else ""
+    on_disk = ""
+    if disk:
+        on_disk = f", {render.size(disk.size_bytes)} in {render.count(disk.files, 'file')}"
     render.say(
         f"{summary.name}: {render.count(summary.videos, 'video')}, "
         f"{render.count(summary.frames, 'frame')}{on_disk}"

@@ -172,7 +172,3 @@ def _explain(error: Exception) -> int:
         f"error: internal error: {type(error).__name__}: {what}; run again with --debug", err=True
     )
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(run_process())

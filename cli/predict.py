@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _EPILOG = (
     "Examples:\n\nkpstore predict runs/faces/best.safetensors phoenix.kps --split dev --as "
     "faces_again\n\nkpstore predict runs/skeleton/best.safetensors phoenix.kps --split test --png "
-    "drawn/ --limit-frames 100\n\n`kpstore reconstruct` is another name of this command."
+    "drawn/ --limit-frames 100\n\n`kpstore reconstruct` is another name for this command."
 )
 
 
@@ -37,7 +37,7 @@ CheckpointArgument = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="With --png: the most frames, evenly spread."),
+    typer.Option(min=1, metavar="N", help="With --png: at most N frames, evenly spread."),
 ]
 NewFeature = Annotated[
     str | None,
@@ -53,7 +53,7 @@ def predict(
     checkpoint: CheckpointArgument,
     store: StoreArgument,
     split: Annotated[
-        str | None, typer.Option(metavar="SPLIT", help="Predict only its frames; all by default.")
+        str | None, typer.Option(metavar="SPLIT", help="Only this split; all frames by default.")
     ] = None,
     feature: Annotated[
         str | None,
@@ -69,7 +69,9 @@ def predict(
     ] = None,
     at: At = None,
     limit_frames: Limit = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Frames at a time.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Frames per call of the model.")
+    ] = 32,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="A GPU if there is one.")
     ] = "auto",

@@ -81,9 +81,11 @@ def print_check(found: SplitCheck) -> None:
         f"{render.count(found.videos, 'video')} in {', '.join(found.splits) or 'no split'}; "
         f"compared: ids, paths{''.join(f', {what}' for what in compared)}"
     )
-    counts = found.counts()
+    left_out = [] if found.feature else ["frames", "near"]
+    left_out += [] if found.signer else ["signer"]
+    counts = {kind: n for kind, n in found.counts().items() if kind not in left_out}
     render.print_table(
-        ("shared by two splits", ">found"), [(KINDS[kind], counts[kind]) for kind in KINDS]
+        ("shared by two splits", ">found"), [(KINDS[kind], n) for kind, n in counts.items()]
     )
     for kind in KINDS:
         shared = [one for one in found.shared if one.kind == kind]

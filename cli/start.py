@@ -2,10 +2,14 @@
 
 Importing the commands takes a while, and so may leaving Python. In both, an interrupt would be an
 error of whichever line was running.
+
+The process ends without taking the interpreter apart, as threads of libraries may still run then:
+one of Icechunk's once aborted the process after all was done.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -25,13 +29,30 @@ def main() -> None:
         if heeds:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         code = run_process()
-        sys.stdout.flush()
+    except SystemExit as asked:  # by Typer, when the reader of a pipe has gone
+        code = asked.code if isinstance(asked.code, int) else 1
     except KeyboardInterrupt:
         pass
     finally:
         if heeds:
             signal.signal(signal.SIGINT, _end)
+    # Python waits for threads first, and then calls what was registered last.
+    atexit.register(_leave, code)
     sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """Do all else that is due at the end, and end this process."""
+    atexit.unregister(_leave)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # closed before this process began
+                stream.flush()
+        except (OSError, ValueError):
+            # Its reader has gone, or its disk is full, which is said by then if it can be.
+            code = code or 1
+    os._exit(code)
 
 
 def _end(*_: object) -> None:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import ProgressColumn
 
+    from kpstore.ingest.observer import Observer
     from kpstore.ingest.pending import IngestPlan
     from kpstore.ingest.report import Progress
-    from kpstore.ingest.run import Observer
 
 LINE_EVERY_S = 15.0
 

@@ -1,4 +1,4 @@
-"""How much memory reading a file may take: ten times the file and 256 MiB, unless a user allows it.
+"""How much memory reading a file may take: ten times the file and 256 MiB, or what a user allows.
 
 A few packed, repeated or damaged bytes can claim gigabytes. A reader makes one
 :class:`MemoryBudget` where it opens a file, and asks it before it reads something large.
@@ -6,6 +6,7 @@ A few packed, repeated or damaged bytes can claim gigabytes. A reader makes one
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -17,6 +18,8 @@ VALUE_BYTES = 72
 """Memory of an empty list or dict, or of a text or number without what is in it."""
 SPARE_BYTES = 256 * 2**20
 """Memory that reading a file may take beyond ten times its size."""
+VARIABLE = "KPSTORE_MAX_MEMORY"
+"""Environment variable: bytes that reading a file may take at least, for a user who trusts it."""
 _TIMES = 10
 _COPIES = 4
 """Times that the rows of a video are in memory while they are read, checked and written."""
@@ -42,6 +45,15 @@ def parse_size(given: str | int) -> int:
     return given
 
 
+def allowed_by_user() -> int:
+    """Return the bytes that the environment allows in any case; 0 if it says nothing."""
+    given = os.environ.get(VARIABLE)
+    try:
+        return parse_size(given) if given else 0
+    except InvalidError as error:
+        raise InvalidError(f"{VARIABLE}: {error}") from None
+
+
 class MemoryBudget:
     """The memory that reading a file may take at once.
 
@@ -50,8 +62,9 @@ class MemoryBudget:
     name : the file, for messages.
     size : bytes of the file, or of all files that are read together; a function, if it takes long
         to find out.
-    most : bytes that the user allows instead; None for ten times the size and 256 MiB.
-    fixed : whether the user cannot allow more, as the file is not imported.
+    most : bytes that the user allows instead (if ``fixed``, a bound of ours); None for ten times
+        the size and 256 MiB, or for what ``$KPSTORE_MAX_MEMORY`` allows, if that is more.
+    fixed : whether no option allows more, as the file is not imported.
     """
 
     def __init__(
@@ -75,7 +88,8 @@ class MemoryBudget:
         """Bytes that may be taken at once."""
         if self._most is not None:
             return self._most
-        return _TIMES * (self._size if isinstance(self._size, int) else self._size()) + SPARE_BYTES
+        size = self._size if isinstance(self._size, int) else self._size()
+        return max(_TIMES * size + SPARE_BYTES, allowed_by_user())
 
     @property
     def left(self) -> int:
@@ -93,12 +107,18 @@ class MemoryBudget:
         wanted = n_bytes + self._held
         if (wanted <= SPARE_BYTES and self._most is None) or wanted <= self.limit:
             return
-        why = "ten times the file and 256 MiB" if self._most is None else "as --max-memory says"
-        allow = f"; if you trust it, import it with --max-memory {wanted // 2**30 + 1}GiB"
+        why, enough = "ten times the file and 256 MiB", f"{wanted // 2**30 + 1}GiB"
+        if self._most is None and self.limit == allowed_by_user():
+            why = f"as {VARIABLE} says"
+        if self._most is not None:
+            why = "what a sound one needs" if self._fixed else "as --max-memory says"
+        allow = f"; if you trust it, import it with --max-memory {enough}"
+        if self._fixed:
+            allow = f"; if you trust it, set {VARIABLE}={enough}" if self._most is None else ""
         raise InvalidError(
             f"{self._name}: {what} would take {wanted / 2**20:,.0f} MiB of memory, reading it may "
             f"take {self.limit / 2**20:,.0f} ({why}); it may be damaged, or made to fill the memory"
-            f"{'' if self._fixed else allow}"
+            f"{allow}"
         )
 
     def check_frames(self, n_frames: int, row_bytes: int, what: str) -> None:

@@ -32,6 +32,7 @@ from PIL import Image
 
 import kpstore
 from benchmarks.fuzz.rules import forget_peak, peak_bytes
+from kpstore.budget import MemoryBudget
 from kpstore.cli.main import run
 from kpstore.errors import InvalidError
 from kpstore.extractors.checkpoint_files import load_tensors
@@ -39,6 +40,8 @@ from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError
 from kpstore.sources.images import read_image
+from kpstore.user_files import read_json
+from tests.fakes import record
 
 ROOT = Path(__file__).parents[1]
 CORPUS = Path(__file__).parent / "corpus"
@@ -381,7 +384,7 @@ def unwritten_records(folder: Path) -> Path:
 VIDEO_ARRAYS = "video_id split n_frames fps width height points_state points_failure"
 STORES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "videos": (in_icechunk(longer(VIDEO_ARRAYS, 10**7)), "its list of videos " + LARGE),
-    "rows": (in_icechunk(longer("points", 10**15)), "chunks, 4,194,304 are possible"),
+    "rows": (in_icechunk(longer("points", 10**15)), "chunks and take .* MiB of memory, 256 are"),
     "chunks": (in_icechunk(wide_chunks), "rows in a chunk take 22,888 MiB"),
     "paths": (in_icechunk(packed_paths), "it becomes 586 MiB"),
     "one column": (in_icechunk(longer("width", 10**11)), "has 100000000000 rows"),
@@ -480,6 +483,57 @@ def test_what_is_packed_very_well_is_read_when_the_user_allows_it(
     assert not store.exists()
     assert run([*command, *way_out[0].split()]) == 0
     assert kpstore.open(store).index.total_frames == 2**17
+
+
+def a_picture(folder: Path) -> Callable[[], object]:
+    file = folder / "a.png"
+    Image.new("L", (9000, 8000)).save(file)
+
+    def read() -> object:
+        found = read_image(file)
+        if isinstance(found, FrameError):
+            raise InvalidError(found.reason)
+        return found
+
+    return read
+
+
+def a_list(folder: Path) -> Callable[[], object]:
+    file = folder / "a.json"
+    file.write_bytes(b"[" + b"[]," * 4 * MIB + b"1]")
+    return lambda: read_json(file)
+
+
+def a_store_of_large_chunks(folder: Path) -> Callable[[], object]:
+    store = kpstore.create(folder / "s.kps")
+    with store.transaction("as earlier commits made them") as tx:
+        tx.add_videos([record("a", 2)])
+        tx.add_feature(FeatureSpec("wide", (2**20,), ("x",), chunk_rows=128), {"extractor": "a"})
+    return lambda: kpstore.open(folder / "s.kps")["wide"][:2, :3]
+
+
+@pytest.mark.parametrize("make", [a_picture, a_list, a_store_of_large_chunks])
+def test_what_no_option_allows_is_read_when_the_environment_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Callable[[], object]]
+) -> None:
+    monkeypatch.setenv("KPSTORE_MAX_MEMORY", "1GiB")
+    read = make(tmp_path)
+    monkeypatch.delenv("KPSTORE_MAX_MEMORY")
+    with pytest.raises(InvalidError, match="if you trust") as refused:
+        read()
+    way_out = re.search(r"set (KPSTORE_MAX_MEMORY)=(\dGiB)$", str(refused.value))
+    assert way_out, refused.value
+    monkeypatch.setenv(way_out[1], "300MiB")
+    with pytest.raises(InvalidError, match="memory"):
+        read()
+    monkeypatch.setenv(way_out[1], way_out[2])
+    read()
+
+
+def test_an_environment_that_allows_no_size_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KPSTORE_MAX_MEMORY", "much")
+    with pytest.raises(InvalidError, match=r"^KPSTORE_MAX_MEMORY: 'much' is no size"):
+        MemoryBudget("a file", 0, fixed=True).check(2**30, "a picture")
 
 
 @pytest.mark.parametrize("format_name", ["pickle", "npz", "pose", "embeddings", "slt"])

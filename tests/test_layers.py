@@ -1,4 +1,4 @@
-"""Imports point one way; siblings on a floor do not know each other (docs/architecture.md)."""
+"""Imports point one way; siblings in a layer do not know each other (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import kpstore
 
-FLOORS = [
+LAYERS = [
     ["_version", "visible"],
     ["errors"],
     ["budget"],
@@ -24,7 +24,7 @@ FLOORS = [
     ["bench", "doctor", "testing"],
     ["cli"],
 ]
-FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 ROOT = Path(kpstore.__file__).parent
 
 
@@ -62,15 +62,15 @@ def part_of(module: str) -> str:
 
 
 @pytest.mark.parametrize("name", modules())
-def test_a_module_imports_only_from_floors_below(name: str) -> None:
+def test_a_module_imports_only_from_layers_below(name: str) -> None:
     here = part_of(name)
-    assert here in FLOOR_OF, f"{here} has no floor; add it to FLOORS"
-    allowed = {part for part, floor in FLOOR_OF.items() if floor < FLOOR_OF[here]} | {here}
-    if FLOOR_OF[here] == len(FLOORS) - 1:
+    assert here in LAYER_OF, f"{here} has no layer; add it to LAYERS"
+    allowed = {part for part, layer in LAYER_OF.items() if layer < LAYER_OF[here]} | {here}
+    if LAYER_OF[here] == len(LAYERS) - 1:
         # The command line is a user: it may say kpstore.open as everybody does.
         allowed |= {"kpstore", *kpstore.__all__}
     wrong = [module for module in imported(name, modules()[name]) if part_of(module) not in allowed]
-    assert not wrong, f"{name} is on the floor of {FLOORS[FLOOR_OF[here]]} and imports {wrong}"
+    assert not wrong, f"{name} is in the layer of {LAYERS[LAYER_OF[here]]} and imports {wrong}"
 
 
 def test_the_check_sees_imports_in_functions_and_relative_ones(tmp_path: Path) -> None:
@@ -88,4 +88,4 @@ def test_every_package_is_in_the_architecture_page() -> None:
     page = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     packages = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
     assert [name for name in packages if f"`{name}`" not in page] == []
-    assert [name for floor in FLOORS for name in floor if name not in page] == []
+    assert [name for layer in LAYERS for name in layer if name not in page] == []

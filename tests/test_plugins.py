@@ -39,7 +39,7 @@ def kpstore(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
     """Run a command there; return its output, or its error output for ``code=2``."""
 
     def run(*words: object, code: int = 0) -> str:
-        command = [sys.executable, "-m", "kpstore.cli.main", *words]
+        command = [sys.executable, "-m", "kpstore.cli.start", *words]
         done = finish(command, env=environment, cwd=tmp_path)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stderr if code else done.stdout

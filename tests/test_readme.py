@@ -53,7 +53,8 @@ def test_python_blocks_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_commands_exist(capfd: pytest.CaptureFixture[str]) -> None:
-    lines = [line.strip() for line in README.splitlines() if line.startswith("kpstore ")]
+    blocks = [block for block in README.split("```")[1::2] if not block.startswith("python")]
+    lines = [line for block in blocks for line in block.split("\n") if line.startswith("kpstore ")]
     assert len(lines) >= 8
     for line in lines:
         words = line.partition("  ")[0].split()[1:]

@@ -32,9 +32,10 @@ from benchmarks.faults.numbered import (
     expected_rows,
 )
 from kpstore.errors import KpstoreError
+from kpstore.ingest.observer import SilentObserver
 from kpstore.ingest.options import Options
 from kpstore.ingest.report import Progress
-from kpstore.ingest.run import SilentObserver, run_ingest
+from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import State
 
 Counts = dict[str, dict[str, int]]

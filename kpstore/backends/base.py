@@ -260,6 +260,9 @@ class ReadSession(Protocol):
         and in memory.
         """
 
+    def stored(self, name: str) -> NDArray[np.bool_]:
+        """Return which chunks may be stored, (chunks,): the others are known to read as fill."""
+
     def place(self, name: str, chunk: int) -> str:
         """Return where a chunk is stored, for messages: a file of the store, or a byte in it."""
 
@@ -377,10 +380,7 @@ class Backend(Protocol):
         """Return whether there is a store at this place, without changing anything."""
 
     def create(self, attrs: Mapping[str, object], message: str) -> str:
-        """Create an empty store with one version and return its id.
-
-        :class:`ExistsError` if the place is taken.
-        """
+        """Create a store with one version, return its id; :class:`ExistsError` if one is there."""
 
     def move(self, location: str) -> None:
         """Move the store with all its versions to another place of the same kind, in one step.

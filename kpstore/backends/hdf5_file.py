@@ -39,7 +39,7 @@ from kpstore.backends.hdf5_records import (
     read_record,
     reason_of,
 )
-from kpstore.backends.hdf5_tree import Piece, StoredArray, Tree, WrongChunkError, read_tree
+from kpstore.backends.hdf5_tree import StoredArray, Tree, WrongChunkError, read_tree
 from kpstore.backends.links import refuse_links_beside
 from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.backends.mapping import FilePiece, map_chunks
@@ -299,6 +299,16 @@ class Session:
         table = self._told("checksums of ", name, lambda: array.table)
         return None if table is None else table.copy()
 
+    def stored(self, name: str) -> NDArray[np.bool_]:
+        """Return which chunks may be stored: all, if their index is damaged."""
+        array = self._array(name)
+        found = np.zeros(array.meta.n_chunks, dtype=np.bool_)
+        try:
+            found[list(array.offsets())] = True
+        except (KpstoreError, *DAMAGE):  # which a read will name
+            found[:] = True
+        return found
+
     def place(self, name: str, chunk: int) -> str:
         """Return where a chunk begins in the file."""
         try:
@@ -373,10 +383,8 @@ class _RawChunks:
     def __init__(self, file: h5py.File, array: StoredArray) -> None:
         self._file, self._meta = file, array.meta  # the file stays open for as long as this does
         self._handle = descriptor_of(file)
-        offsets: dict[str, dict[int, int]] = {}
-        self._places = [
-            _offset(array.piece(chunk), offsets) for chunk in range(array.meta.n_chunks)
-        ]
+        offsets = array.offsets()
+        self._places = [offsets.get(chunk) for chunk in range(array.meta.n_chunks)]
         pieces = [None if at is None else FilePiece(self._handle, at) for at in self._places]
         self.mapped = map_chunks(pieces, array.meta)
 
@@ -396,17 +404,3 @@ class _RawChunks:
                 f"chunk {number} at byte {at} cannot be read: {done} of {buffer.nbytes} bytes are "
                 "there"
             )
-
-
-def _offset(piece: Piece, known: dict[str, dict[int, int]]) -> int | None:
-    """Return where in the file a chunk begins; None if it was never written."""
-    if piece.source is None:
-        return None
-    array = piece.source.array
-    if array.name not in known:
-        found = known[array.name] = {}
-        rows = array.chunks[0]
-        array.id.chunk_iter(
-            lambda info: found.__setitem__(info.chunk_offset[0] // rows, info.byte_offset)
-        )
-    return known[array.name].get(piece.chunk)

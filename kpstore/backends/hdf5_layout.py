@@ -208,6 +208,15 @@ def byte_of(array: h5py.Dataset, chunk: int) -> int | None:
     return None if offset is None else int(offset)
 
 
+def bytes_of(array: h5py.Dataset) -> dict[int, int]:
+    """Return :func:`byte_of` for all chunks that were written, by number."""
+    found, rows = dict[int, int](), array.chunks[0]
+    array.id.chunk_iter(
+        lambda info: found.__setitem__(int(info.chunk_offset[0]) // rows, int(info.byte_offset))
+    )
+    return found
+
+
 def _corner(array: h5py.Dataset, chunk: int) -> tuple[int, ...]:
     return (chunk * array.chunks[0], *(0 for _ in array.shape[1:]))
 

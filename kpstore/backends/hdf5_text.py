@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.hdf5_records import descriptor_of
-from kpstore.budget import MemoryBudget
+from kpstore.budget import VARIABLE, MemoryBudget
 from kpstore.errors import InvalidError
 
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
@@ -226,7 +226,7 @@ class _Heaps:
             )
         self._handle, self._base = descriptor_of(file), file.userblock_size
         self._size = self._left = os.fstat(self._handle).st_size
-        self._allowed = MemoryBudget("", self._size).limit
+        self._most = self._allowed = MemoryBudget("", self._size).limit
         self._known: dict[int, dict[int, bytes]] = {}
         self._n_texts = 0
 
@@ -234,7 +234,10 @@ class _Heaps:
         """Count memory that texts take; :class:`ValueError` if that is more than a file may."""
         self._allowed -= n_bytes
         if self._allowed < 0:
-            raise ValueError("its texts would fill the memory")
+            raise ValueError(
+                f"its texts would take more than {self._most / 2**20:,.0f} MiB of memory; if you "
+                f"trust the file, set {VARIABLE} to more"
+            )
 
     def texts(self, references: NDArray[np.void]) -> list[str]:
         """Return the texts of some references."""

@@ -172,6 +172,25 @@ class StoredArray:
         """Return the place of a chunk."""
         return self.elsewhere.get(chunk, Piece(self.source, chunk))
 
+    def offsets(self) -> dict[int, int]:
+        """Return where in the file each chunk that was written begins, by its number."""
+        known: dict[str, dict[int, int]] = {}
+
+        def of(source: DataSet) -> dict[int, int]:
+            if source.place not in known:
+                known[source.place] = layout.bytes_of(source.array)
+            return known[source.place]
+
+        found = {
+            chunk: at
+            for chunk, at in of(self.source).items()
+            if chunk < self.meta.n_chunks and chunk not in self.elsewhere
+        }
+        for chunk, piece in self.elsewhere.items():
+            if piece.source is not None and piece.chunk in of(piece.source):
+                found[chunk] = of(piece.source)[piece.chunk]
+        return found
+
     @property
     def is_raw(self) -> bool:
         """Whether all chunks are stored in the file as they are in memory."""

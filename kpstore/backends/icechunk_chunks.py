@@ -21,12 +21,13 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.core.metadata import ArrayV3Metadata
 
-from kpstore.backends.array_bounds import MOST_CHUNK_BYTES
+from kpstore.backends.array_bounds import most_bytes
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.checksums import checksum, matches
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line
 from kpstore.backends.icechunk_manifests import ChunkPlace, Nodes, locate_rows
 from kpstore.backends.mapping import FilePiece, map_chunks
+from kpstore.budget import SPARE_BYTES, VARIABLE
 from kpstore.errors import CorruptError, InvalidError
 
 ZarrArray = zarr.Array[ArrayV3Metadata]
@@ -294,9 +295,12 @@ def check_unpacked(
             n_bytes = 0 if place is None else _zstd_size(memoryview(place.read()))
         except (OSError, ValueError, LookupError):
             continue  # what reads it will say so
-        if n_bytes > MOST_CHUNK_BYTES:
-            most = MOST_CHUNK_BYTES // 2**20
-            raise BadChunkError(chunk, f"it becomes {n_bytes / 2**20:,.0f} MiB, more than {most}")
+        if n_bytes > SPARE_BYTES and n_bytes > most_bytes():
+            raise BadChunkError(
+                chunk,
+                f"it becomes {n_bytes / 2**20:,.0f} MiB, more than {most_bytes() // 2**20}; if you "
+                f"trust who made it, set {VARIABLE}={n_bytes // 2**30 + 1}GiB",
+            )
 
 
 There = Callable[[], AbstractContextManager[None]]

@@ -166,6 +166,14 @@ class _Session:
             self._places[name] = locate_rows(nodes, self._home.path, name, n_chunks)
         return self._places[name]
 
+    def stored(self, name: str) -> NDArray[np.bool_]:
+        """Return which chunks may be stored: all, where only Icechunk itself can tell."""
+        (array, meta), places = self._open(name), self._located(name)
+        # Another fill of text, which other software can give it, is not kpstore's.
+        if places is None or (meta.dtype == TEXT and array.fill_value != ""):
+            return np.ones(meta.n_chunks, dtype=np.bool_)
+        return np.array([place is not None for place in places], dtype=np.bool_)
+
     def place(self, name: str, chunk: int) -> str:
         """Return the file that holds a chunk, relative to the store."""
         places = self._located(name)
@@ -300,6 +308,10 @@ class IcechunkWriteSession(_Session):
             return [written.get(chunk, UNWRITTEN) for chunk in chunks]
         known = super().checksums(name)
         return None if known is None else [written.get(c, int(known[c])) for c in chunks]
+
+    def stored(self, name: str) -> NDArray[np.bool_]:
+        """Return that every chunk may be stored: any may have been written here."""
+        return np.ones(self.meta(name).n_chunks, dtype=np.bool_)
 
     def place(self, name: str, chunk: int) -> str:
         """Return the file that holds a chunk, relative to the store."""

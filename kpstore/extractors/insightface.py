@@ -121,12 +121,14 @@ class FacesExtractor:
     ] = "buffalo_l"
     face: Annotated[
         FaceChoice | None,
-        Option("Which face of several; by default the largest.", panel=WHAT),
+        Option(
+            "Which of several faces; largest by default, first with --formula json.", panel=WHAT
+        ),
     ] = None
     det_size: int = 640
     det_thresh: float = 0.5
     formula: Annotated[
-        Formula, Option("Formula of angles; json is that of users' JSON files.", panel=WHAT)
+        Formula, Option("Formula of angles; json is that of earlier scripts.", panel=WHAT)
     ] = "corrected"
     model: Annotated[
         str,

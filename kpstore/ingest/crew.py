@@ -25,7 +25,7 @@ from kpstore.ingest.gpus import gpu_of_worker
 from kpstore.ingest.isolated import look_isolated
 from kpstore.ingest.job import Job, OnFrames
 from kpstore.ingest.on_worker import THREAD, Refusal, Stranger, give_opinion, prove, run_on_worker
-from kpstore.ingest.plan import PlannedVideo, Task
+from kpstore.ingest.plan import OnDeath, PlannedVideo, Task
 from kpstore.ingest.roster import Claim, Order, Roster, Work, Worker
 from kpstore.ingest.scheduler_errors import gone, scheduler_told
 from kpstore.ingest.sight import Look
@@ -66,6 +66,7 @@ class Crew:
     pinned : GPUs of this machine of which each worker must see one first; empty if it may see any.
     ours : whether this process started the workers, on this machine.
     notes : receives the reason for each worker that is left out, by its name.
+    on_death : called with a task at which a worker may have died.
     silent_s : a worker that sends no sign of life for so long counts as gone until it does; 0 for
         any time.
     """
@@ -82,6 +83,7 @@ class Crew:
         pinned: tuple[str, ...],
         ours: bool,
         notes: dict[str, str],
+        on_death: OnDeath,
         silent_s: float = 0.0,
     ) -> None:
         self._client, self._address, self._make_fork = client, address, make_fork
@@ -92,7 +94,7 @@ class Crew:
         """By address, the scheduler's time of a worker's last sign of life, and when we saw it."""
         self._signs_at = -math.inf
         self._topic = f"kpstore-{job.run_id}"
-        self._roster = Roster(job, tasks, notes)
+        self._roster = Roster(job, tasks, notes, on_death)
         self._futures: dict[str, DaskFuture[object]] = {}
         self._events: queue.SimpleQueue[str | Callable[[], None]] = queue.SimpleQueue()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="kpstore-look")

@@ -28,7 +28,7 @@ from kpstore.extractors.base import is_settling
 from kpstore.ingest.crew import Crew, MakeFork
 from kpstore.ingest.gpus import gpu_of_worker, own_gpus
 from kpstore.ingest.job import Job, OnFrames, try_out
-from kpstore.ingest.plan import Task
+from kpstore.ingest.plan import OnDeath, Task
 from kpstore.ingest.scheduler_errors import scheduler_told
 from kpstore.ingest.worker import TaskResult, run_task
 
@@ -108,9 +108,17 @@ class Executor(ABC):
 
     @abstractmethod
     def run(
-        self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames
+        self,
+        job: Job,
+        tasks: Sequence[Task],
+        make_fork: MakeFork,
+        on_frames: OnFrames,
+        on_death: OnDeath,
     ) -> Iterator[TaskResult]:
-        """Yield results in the order in which tasks end, and call ``on_frames`` in between."""
+        """Yield results in the order in which tasks end.
+
+        In between, tell of frames that are done, and of tasks at which a worker may have died.
+        """
 
 
 class SerialExecutor(Executor):
@@ -123,7 +131,12 @@ class SerialExecutor(Executor):
         return [try_out(job)]
 
     def run(
-        self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames
+        self,
+        job: Job,
+        tasks: Sequence[Task],
+        make_fork: MakeFork,
+        on_frames: OnFrames,
+        on_death: OnDeath,
     ) -> Iterator[TaskResult]:
         """Yield results in plan order."""
         for task in tasks:
@@ -299,7 +312,12 @@ class DaskExecutor(Executor):
         return [_trial(future) for future in futures]
 
     def run(
-        self, job: Job, tasks: Sequence[Task], make_fork: MakeFork, on_frames: OnFrames
+        self,
+        job: Job,
+        tasks: Sequence[Task],
+        make_fork: MakeFork,
+        on_frames: OnFrames,
+        on_death: OnDeath,
     ) -> Iterator[TaskResult]:
         """Yield results as tasks end; see :class:`~kpstore.ingest.crew.Crew`."""
         crew = Crew(
@@ -314,6 +332,7 @@ class DaskExecutor(Executor):
             # The scheduler that was started above has the same limit, and its workers a nanny.
             silent_s=0.0 if self._scheduler is None else self._silent_s,
             notes=self._left_out,
+            on_death=on_death,
         )
         yield from crew.run(on_frames)
 

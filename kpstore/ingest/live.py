@@ -151,6 +151,12 @@ class LiveSession:
         """Return the checksums of an array's chunks; None if some of its rows are computed."""
         return self._base.checksums(name) if self._is_stored(name) else None
 
+    def stored(self, name: str) -> NDArray[np.bool_]:
+        """Return which chunks may be stored, or computed: all, if some of the rows are computed."""
+        if self._is_stored(name):
+            return self._base.stored(name)
+        return np.ones(self.meta(name).n_chunks, dtype=np.bool_)
+
     def place(self, name: str, chunk: int) -> str:
         """Return the location of a stored chunk."""
         return self._base.place(name, chunk) if name in self._base.names() else "computed"

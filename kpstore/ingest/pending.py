@@ -13,6 +13,7 @@ from kpstore.errors import InvalidError
 from kpstore.extractors.base import AnyExtractor, frame_specs, settle
 from kpstore.ingest.options import Options
 from kpstore.ingest.plan import Task, plan_tasks
+from kpstore.ingest.report import read_progress
 from kpstore.schema.face_features import FACE_PATH
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoIndex, VideoRecord
@@ -43,6 +44,7 @@ class IngestPlan:
     restart : whether the feature is created again, with the extractor's settings instead of those
         that it was made with.
     notes : differences between the data set and the store, which keeps its own.
+    died_at : ids of videos at which a worker may have died in an earlier run.
     """
 
     listing: Listing
@@ -52,6 +54,7 @@ class IngestPlan:
     overwritten: NDArray[np.int64]
     restart: bool = False
     notes: tuple[str, ...] = ()
+    died_at: frozenset[str] = frozenset()
 
     @property
     def n_frames(self) -> int:
@@ -100,6 +103,7 @@ def make_plan(
     task_frames = options.task_frames or _task_frames(
         extractor, int(index.n_frames[wanted].sum()), options.n_workers
     )
+    died_at = _died_at(backend)
     chunk_rows = [spec.chunk_rows for spec in frame_specs(extractor)]
     tasks = plan_tasks(
         index,
@@ -107,11 +111,28 @@ def make_plan(
         wanted,
         chunk_rows=chunk_rows,
         task_frames=task_frames,
+        died_at=died_at,
     )
     overwritten = np.array([p for p in pending if p < len(redo) and redo[p]], dtype=np.int64)
     return IngestPlan(
-        listing, new, wanted, tuple(tasks), overwritten, restart, (*left_out, *notes, *begun)
+        listing,
+        new,
+        wanted,
+        tuple(tasks),
+        overwritten,
+        restart,
+        (*left_out, *notes, *begun),
+        died_at,
     )
+
+
+def _died_at(backend: Backend) -> frozenset[str]:
+    """Return the videos at which workers may have died, as far as the last run's progress says."""
+    try:
+        last = read_progress(backend)
+    except InvalidError:  # not readable, and about to be replaced
+        return frozenset()
+    return frozenset() if last is None else frozenset(last.died_at)
 
 
 def _without_removed(listing: Listing, store: BaseStore | None) -> tuple[Listing, tuple[str, ...]]:

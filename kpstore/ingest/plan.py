@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +30,18 @@ class Task:
     number : position in the plan.
     videos : at least one, each following the one before.
     n_rows : rows of the whole frame axis.
+    after_death : whether a worker may have died at one of the videos in an earlier run.
     """
 
     number: int
     videos: tuple[PlannedVideo, ...]
     n_rows: int
+    after_death: bool = False
+
+    @property
+    def video_ids(self) -> list[str]:
+        """Ids of the videos."""
+        return [video.record.id for video in self.videos]
 
     @property
     def start(self) -> int:
@@ -60,6 +67,10 @@ class Task:
         return whole_chunks(self.start, self.stop, chunk_rows, self.n_rows)
 
 
+OnDeath = Callable[[Task], None]
+"""Called with a task at which a worker may have died."""
+
+
 def plan_tasks(
     index: VideoIndex,
     records: Sequence[VideoRecord],
@@ -67,6 +78,7 @@ def plan_tasks(
     *,
     chunk_rows: Collection[int],
     task_frames: int,
+    died_at: Collection[str] = (),
 ) -> list[Task]:
     """Cut the pending videos into tasks.
 
@@ -77,6 +89,7 @@ def plan_tasks(
     pending : (n,) ascending positions in ``index``.
     chunk_rows : rows per chunk, of each array.
     task_frames : a task ends with the video that brings it to this many frames.
+    died_at : ids of videos at which a worker may have died in an earlier run.
     """
     runs: list[list[PlannedVideo]] = []
     for position, record in zip(pending.tolist(), records, strict=True):
@@ -87,7 +100,15 @@ def plan_tasks(
             run = []
             runs.append(run)
         run.append(PlannedVideo(position, rows.start, rows.stop, record))
-    tasks = [Task(number, tuple(run), index.total_frames) for number, run in enumerate(runs)]
+    tasks = [
+        Task(
+            number,
+            tuple(run),
+            index.total_frames,
+            after_death=any(video.record.id in died_at for video in run),
+        )
+        for number, run in enumerate(runs)
+    ]
     for n_rows in set(chunk_rows):
         check_disjoint(tasks, n_rows)
     return tasks

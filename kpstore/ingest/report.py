@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -80,6 +80,8 @@ class Progress:
     """Progress of a run, as ``kpstore progress`` shows it.
 
     ``frames_done`` runs ahead of ``frames_committed``: the difference is what a kill would cost.
+    ``died_at`` are ids of videos at which a worker may have died or hung, and that are not
+    extracted yet, of whichever feature: the next run extracts them in processes of their own.
     """
 
     run_id: str
@@ -97,6 +99,17 @@ class Progress:
     frames_committed: int = 0
     checkpoints: int = 0
     running: bool = True
+    died_at: list[str] = field(default_factory=list)
+
+    def lose(self, videos: Iterable[str]) -> None:
+        """Note videos at which a worker may have died."""
+        self.died_at = list(dict.fromkeys([*self.died_at, *videos]))
+
+    def settle(self, videos: Iterable[str]) -> None:
+        """Note that videos are extracted, or have failed."""
+        if self.died_at:
+            done = set(videos)
+            self.died_at = [video for video in self.died_at if video not in done]
 
     @property
     def frames_per_second(self) -> float:
@@ -170,7 +183,12 @@ def _check_types(progress: Progress) -> None:
     for name, example in asdict(Progress("", "")).items():
         found = getattr(progress, name)
         kind = (int, float) if isinstance(example, float) else type(example)
-        if not isinstance(found, kind) or (not isinstance(found, str) and not math.isfinite(found)):
+        is_sound = isinstance(found, kind)
+        if isinstance(found, list):
+            is_sound = is_sound and all(isinstance(one, str) for one in found)
+        elif isinstance(found, int | float):
+            is_sound = is_sound and math.isfinite(found)
+        if not is_sound:
             raise TypeError(f"{name} is {found!r}")
 
 

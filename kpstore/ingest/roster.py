@@ -17,7 +17,7 @@ from typing import Literal
 from kpstore.errors import KpstoreError, WorkersError
 from kpstore.ingest.doubts import Opinion, blindness, doubted_videos, is_blind, weakness
 from kpstore.ingest.job import Job, failed_video
-from kpstore.ingest.plan import Task
+from kpstore.ingest.plan import OnDeath, Task
 from kpstore.ingest.sight import Look
 from kpstore.ingest.worker import TaskResult, collect
 from kpstore.visible import logger
@@ -80,7 +80,7 @@ class Work:
     Parameters
     ----------
     losses : times that its worker was lost.
-    deaths : times that its worker may have died of it.
+    deaths : times that its worker may have died of it, and 1 if one had in an earlier run.
     avoid : addresses of workers that failed at it.
     """
 
@@ -129,6 +129,7 @@ class Roster:
     ----------
     tasks : what has to be done.
     notes : receives the reason for each worker that is left out, by its name.
+    on_death : called with a task at which a worker may have died.
 
     Attributes
     ----------
@@ -138,13 +139,15 @@ class Roster:
     taken : results that count and that nobody has collected yet.
     """
 
-    def __init__(self, job: Job, tasks: Sequence[Task], notes: dict[str, str]) -> None:
+    def __init__(
+        self, job: Job, tasks: Sequence[Task], notes: dict[str, str], on_death: OnDeath
+    ) -> None:
         self.workers: dict[str, Worker] = {}
         self.orders: dict[str, Order] = {}
         self.claims: list[Claim] = []
         self.taken: list[TaskResult] = []
-        self._job, self._notes = job, notes
-        self._waiting = deque(Work(task) for task in tasks)
+        self._job, self._notes, self._on_death = job, notes, on_death
+        self._waiting = deque(Work(task, deaths=int(task.after_death)) for task in tasks)
         self._numbers = itertools.count()
         self._alone_since = math.inf
         self._has_lost = False
@@ -307,7 +310,9 @@ class Roster:
         else:
             about.losses += 1
             # An order that only waited on its worker did not kill it.
-            about.deaths += order.worker.at in ("", order.key)
+            if order.worker.at in ("", order.key):
+                about.deaths += 1
+                self._on_death(about.task)
             _log.info("task %d lost its worker (%d)", about.task.number, about.losses)
             if about.losses < MAX_TRIES:
                 self._waiting.appendleft(about)

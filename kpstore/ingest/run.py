@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol
 
 from kpstore._version import __version__
 from kpstore.backends.base import Backend, Fork
@@ -24,6 +23,7 @@ from kpstore.ingest.blocks import join_adjacent
 from kpstore.ingest.executors import Executor, make_executor
 from kpstore.ingest.interrupts import interrupts_held_back, sigterm_as_interrupt
 from kpstore.ingest.job import Job
+from kpstore.ingest.observer import Observer, SilentObserver
 from kpstore.ingest.options import Options
 from kpstore.ingest.pending import IngestPlan, make_plan, title
 from kpstore.ingest.plan import Task
@@ -35,41 +35,10 @@ from kpstore.main_guard import require_main_guard
 from kpstore.schema.feature import State
 from kpstore.sources.base import Listing, Source
 from kpstore.store import format as fmt
+from kpstore.store.damage import named
 from kpstore.store.store import BaseStore, backend_for
 from kpstore.store.transaction import Transaction
 from kpstore.store.video import Failure, listed
-
-
-class Observer(Protocol):
-    """Receives the events of a run."""
-
-    def on_scan(self, n_videos: int) -> None:
-        """Receive the number of videos found so far, while the source is scanned."""
-
-    def on_plan(self, plan: IngestPlan) -> None:
-        """Receive the plan, before anything is extracted."""
-
-    def on_progress(self, progress: Progress) -> None:
-        """Receive the progress, often and from any thread."""
-
-    def on_commit(self, snapshot: str, progress: Progress) -> None:
-        """Receive the version that a checkpoint has committed."""
-
-
-class SilentObserver:
-    """An observer that does nothing."""
-
-    def on_scan(self, n_videos: int) -> None:
-        """Ignore it."""
-
-    def on_plan(self, plan: IngestPlan) -> None:
-        """Ignore it."""
-
-    def on_progress(self, progress: Progress) -> None:
-        """Ignore it."""
-
-    def on_commit(self, snapshot: str, progress: Progress) -> None:
-        """Ignore it."""
 
 
 def run_ingest(
@@ -180,6 +149,7 @@ class _Run:
             videos=len(plan.pending),
             videos_before=len(plan.listing.videos) - len(plan.pending),
             frames=plan.n_frames,
+            died_at=list(plan.died_at),
         )
         self._file = ProgressFile(backend.sidecar_dir)
         self._lock = threading.Lock()
@@ -226,9 +196,11 @@ class _Run:
     def _how_to_continue(self) -> str:
         progress = self._progress
         done = progress.videos_before + progress.videos_done - self._videos_waiting
+        alone = f" ({named(progress.died_at)}, where a worker died, in processes of their own)"
         return (
             f"{done} of {progress.videos_before + progress.videos} videos are in "
             f"{self._backend.location}; the same command continues from there"
+            f"{alone if progress.died_at else ''}"
         )
 
     def _prepare(self) -> None:
@@ -302,7 +274,7 @@ class _Run:
 
     def _drive(self, executor: Executor, job: Job) -> None:
         tasks = self._plan.tasks
-        results = executor.run(job, tasks, self._make_fork, self._on_frames)
+        results = executor.run(job, tasks, self._make_fork, self._on_frames, self._on_death)
         for n_done, result in enumerate(results, start=1):
             self._take(result)
             if n_done < len(tasks) and self._is_due():
@@ -326,8 +298,14 @@ class _Run:
         self._observer.on_progress(progress)
         self._file.write(progress)
 
+    def _on_death(self, task: Task) -> None:
+        # At once: without another worker the run may end with this, or be ended.
+        self._progress.lose(task.video_ids)
+        self._file.write(self._progress, now=True)
+
     def _take(self, result: TaskResult) -> None:
         self._results.append(result)
+        self._progress.settle(result.task.video_ids)
         frames_failed = 0
         for video in result.task.videos:
             failed = result.failures[video.position]

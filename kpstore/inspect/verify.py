@@ -16,7 +16,15 @@ from kpstore.schema.failures import Failures
 from kpstore.schema.feature import MASK, FeatureSpec, State, faults, part_names, part_slices
 from kpstore.store import format as fmt
 from kpstore.store.agreement import agrees
-from kpstore.store.chunk_checks import ChunkKey, ChunkReader, Problem, Verification
+from kpstore.store.chunk_checks import (
+    ChunkKey,
+    ChunkReader,
+    Problem,
+    Rows,
+    Span,
+    Statuses,
+    Verification,
+)
 from kpstore.store.history import known_versions
 from kpstore.store.store import BaseStore, backend_for
 
@@ -149,7 +157,7 @@ class _Check:
         """Record a broken rule, together with others of its kind."""
         self._add(self.found.problems, array, what, first, count, videos)
 
-    def note(self, array: str, what: str, rows: NDArray[np.int64], axis: str = "frame") -> None:
+    def note(self, array: str, what: str, rows: Rows, axis: str = "frame") -> None:
         """Record rows that are allowed and may be worth a look."""
         if len(rows):
             self._add(self.found.notes, array, what, self._place(int(rows[0]), axis), len(rows))
@@ -173,23 +181,25 @@ class _Check:
             Problem(array, what, count, first, videos=list(videos), versions=[self._store.snapshot])
         )
 
-    def _rows_problem(
-        self, array: str, what: str, bad: NDArray[np.bool_], start: int, *, axis: str = "frame"
-    ) -> None:
-        if not bad.any():
-            return
-        rows, index = start + np.flatnonzero(bad), self._store.index
-        inside = rows[rows < (len(index) if axis == "video" else index.total_frames)]
-        positions = inside if axis == "video" else np.unique(index.video_of(inside))
-        place = self._place(int(rows[0]), axis)
-        self.problem(array, what, place, len(rows), index.ids[positions].tolist())
+    def _rows_problem(self, array: str, what: str, rows: Rows, *, axis: str = "frame") -> None:
+        if len(rows):
+            ids = self._store.index.ids[self._videos_of(rows, axis)].tolist()
+            self.problem(array, what, self._place(int(rows[0]), axis), len(rows), ids)
+
+    def _videos_of(self, rows: Rows, axis: str) -> NDArray[np.int64]:
+        """Return the positions of the videos that have some of these rows."""
+        index = self._store.index
+        if axis == "video":
+            return np.asarray(rows)
+        if not isinstance(rows, range):
+            return np.unique(index.video_of(rows))
+        first, last = index.video_of(np.array([rows[0], rows[-1]])).tolist()
+        return np.arange(first, last + 1)[index.n_frames[first : last + 1] > 0]
 
     def _place(self, row: int, axis: str) -> str:
         index = self._store.index
         if axis == "video":
-            return f"video {index.ids[row]!r}" if row < len(index) else f"row {row}"
-        if row >= index.total_frames:
-            return f"row {row}"
+            return f"video {index.ids[row]!r}"
         position = int(index.video_of(np.array([row]))[0])
         return f"video {index.ids[position]!r}, frame {row - index.rows(position).start}"
 
@@ -199,19 +209,19 @@ class _Check:
         self._seen.add(name)
         return self._reader.whole(name)
 
-    def _blocks(self, name: str) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield each sound chunk with its first row; text that has one digest as a whole."""
+    def _blocks(self, name: str) -> Iterator[tuple[Span, NDArray[Any]]]:
+        """Yield the rows of an array that are sound; text that has one digest as a whole."""
         if self._session.digest(name) is not None:
             whole = self._whole(name)
             if whole is not None:
-                yield 0, whole
+                yield Span(0, len(whole), is_written=True), whole
             return
         self._seen.add(name)
         self.found.arrays += 1
-        for start, stop in self._reader.chunks(name):
-            block = self._reader.read(name, start, stop)
+        for span in self._reader.spans(name):
+            block = self._reader.read(name, span)
             if block is not None:
-                yield start, block
+                yield span, block
 
     # -- the index ---------------------------------------------------------------------------------
 
@@ -243,7 +253,7 @@ class _Check:
             values = self._whole(name) if name in fitting else None
             if values is not None and name in rules:
                 what, bad = rules[name]
-                self._rows_problem(name, what, bad(values), 0, axis="video")
+                self._rows_problem(name, what, np.flatnonzero(bad(values)), axis="video")
         if fmt.IMAGE_PATH in fitting:
             self._check_paths()
 
@@ -263,12 +273,14 @@ class _Check:
     def _check_paths(self) -> None:
         # Their hashes, as a store of a stranger may unpack to more paths than memory holds.
         hashes, rows = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
-        for start, paths in self._blocks(fmt.IMAGE_PATH):
+        for span, paths in self._blocks(fmt.IMAGE_PATH):
             empty = paths == ""
-            self.note(fmt.IMAGE_PATH, "is empty", start + np.flatnonzero(empty))
+            self.note(fmt.IMAGE_PATH, "is empty", span.where(empty))
+            if empty.all():
+                continue
             texts = [path.encode(errors="surrogatepass") for path in paths[~empty].tolist()]
             hashes.append(np.array([xxh3_64_intdigest(text) for text in texts], dtype=np.uint64))
-            rows.append(start + np.flatnonzero(~empty))
+            rows.append(span.start + np.flatnonzero(~empty))
         every = np.concatenate(hashes)
         order = np.argsort(every, kind="stable")
         again = order[1:][every[order[1:]] == every[order[:-1]]]
@@ -289,6 +301,10 @@ class _Check:
             return
         # A list, so that all of them are checked even if the first does not fit.
         fits = all([self._fits(array, meta, meta.n_rows) for array, meta in metas.items()])
+        status = fmt.status_name(name)
+        if status in metas and self._session.meta(status).fill != State.PENDING:
+            self.problem(status, "is not pending where nobody wrote", "the array")
+            fits = False
         if not self._store.provenance(name).get("extractor"):
             what = "does not say how it was made"
             self._add(self.found.notes, name, what, "its provenance", 1)
@@ -300,59 +316,60 @@ class _Check:
         if states is not None and texts is not None:
             self._states(spec, states, statuses, texts)
 
-    def _values(
-        self, spec: FeatureSpec, states: NDArray[np.uint8] | None
-    ) -> NDArray[np.uint8] | None:
+    def _values(self, spec: FeatureSpec, states: NDArray[np.uint8] | None) -> Statuses | None:
         """Check all rows, chunk by chunk; for a feature of frames, return their states.
 
-        These are (frames,) uint8, or None if any of them cannot be read.
+        None if any of them cannot be read.
         """
-        self.found.arrays += len(spec.arrays) + (spec.axis == "frame")
-        statuses = []
-        for start, stop in self._reader.chunks(spec.name):
-            arrays = {array: self._reader.read(array, start, stop) for array in spec.arrays}
-            status = None if states is None else states[start:stop]
-            if spec.axis == "frame":
-                status = self._reader.read(fmt.status_name(spec.name), start, stop)
-            statuses.append(status)
+        of_frames = [fmt.status_name(spec.name)] if spec.axis == "frame" else []
+        self.found.arrays += len(spec.arrays) + len(of_frames)
+        statuses, unread = Statuses(), False
+        for span in self._reader.spans(spec.name, *list(spec.arrays)[1:], *of_frames):
+            arrays = {array: self._reader.read(array, span) for array in spec.arrays}
+            status = None if states is None else states[span.start : span.stop]
+            if of_frames:
+                status = self._reader.read(of_frames[0], span)
             sound = {array: block for array, block in arrays.items() if block is not None}
-            if status is not None and len(sound) == len(arrays):
-                self._block(spec, start, sound, status)
-        whole = [status for status in statuses if status is not None]
-        if spec.axis != "frame" or len(whole) != len(statuses):
-            return None
-        return np.concatenate([np.empty(0, dtype=np.uint8), *whole])
+            if status is None:
+                unread = True
+                continue
+            statuses.add(span, status)
+            if len(sound) == len(arrays):
+                self._block(spec, span, sound, status)
+        return None if unread or not of_frames else statuses
 
     def _block(
         self,
         spec: FeatureSpec,
-        start: int,
+        span: Span,
         arrays: dict[str, NDArray[Any]],
         status: NDArray[np.uint8],
     ) -> None:
-        axis = spec.axis
-        values = arrays[spec.name].reshape(len(status), *spec.shape)
-        self._rows_problem(spec.name, "has an unknown state", status > max(State), start, axis=axis)
+
+        def problem(array: str, what: str, bad: NDArray[np.bool_]) -> None:
+            self._rows_problem(array, what, span.where(bad), axis=spec.axis)
+
+        values = arrays[spec.name].reshape(len(arrays[spec.name]), *spec.shape)
+        problem(spec.name, "has an unknown state", status > max(State))
         done = status == State.DONE
         for name, array in spec.arrays.items():
-            stray = ~array.are_empty(arrays[name]) & ~done
-            self._rows_problem(name, "has values, but is not done", stray, start, axis=axis)
+            problem(name, "has values, but is not done", ~array.are_empty(arrays[name]) & ~done)
         companions = {c.name: arrays[spec.companion(c.name)] for c in spec.companions}
         for name, what, bad in faults(spec, values, companions):
             # That rows which are not done have no values at all is checked above.
-            self._rows_problem(name, what, bad & (done | (name == spec.name)), start, axis=axis)
+            problem(name, what, bad & (done | (name == spec.name)))
         if values.dtype.kind != "f":
             return
         if companions.get(MASK) is not None:
-            self._masks(spec, start, values, companions[MASK], done)
+            self._masks(spec, span, values, companions[MASK], done)
         if spec.labels.get("space") and values.ndim == 3:
-            far = np.flatnonzero((np.abs(values[..., :2]) > FAR).any(axis=(1, 2)))
-            self.note(spec.name, f"is more than {FAR:g} pictures away", start + far, axis)
+            far = span.where((np.abs(values[..., :2]) > FAR).any(axis=(1, 2)))
+            self.note(spec.name, f"is more than {FAR:g} pictures away", far, spec.axis)
 
     def _masks(
         self,
         spec: FeatureSpec,
-        start: int,
+        span: Span,
         values: NDArray[np.floating],
         detected: NDArray[np.bool_],
         done: NDArray[np.bool_],
@@ -366,18 +383,19 @@ class _Check:
             # Files of other tools may hold only some of a part's points, or no depth.
             fewer = done & detected[:, column] & some.any(axis=1) & ~some.all(axis=1)
             what = f"lacks some points or coordinates of {part}"
-            self.note(spec.name, what, start + np.flatnonzero(fewer), spec.axis)
+            self.note(spec.name, what, span.where(fewer), spec.axis)
 
     def _states(
         self,
         spec: FeatureSpec,
         states: NDArray[np.uint8],
-        statuses: NDArray[np.uint8] | None,
+        statuses: Statuses | None,
         texts: NDArray[np.object_],
     ) -> None:
         """Check that each video's state, its frames' states and its failures agree."""
         index, name = self._store.index, fmt.state_name(spec.name)
-        self._rows_problem(name, "is an unknown state", states > max(State), 0, axis="video")
+        unknown = np.flatnonzero(states > max(State))
+        self._rows_problem(name, "is an unknown state", unknown, axis="video")
         for position, text in enumerate(texts.tolist()):
             state = int(states[position])
             wrong: list[tuple[str, str]] = []
@@ -389,7 +407,7 @@ class _Check:
                 if (failures.video is not None) != (state == State.FAILED):
                     wrong = [(name, "does not agree with the reason of the failure")]
                 if statuses is not None and not agrees(
-                    state, failures, statuses[index.rows(position)]
+                    state, failures, statuses.of(index.rows(position))
                 ):
                     status = fmt.status_name(spec.name)
                     wrong += [(status, "does not agree with the state of its video")]

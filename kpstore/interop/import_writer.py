@@ -29,6 +29,9 @@ class ImportWriter:
         self._tx, self._on_progress = tx, on_progress
         self._specs = {feature.spec.name: feature.spec for feature in features}
         self._index, self._removed = tx.read_index(), tx.removed
+        # Asked once: the transaction writes what it has gathered whenever it is read.
+        self._session = tx.session
+        self._states = {name: tx.read_states(name) for name in self._specs}
         self.left_out: list[str] = []
         """Videos of the file that were removed from the store, and stay out."""
         self._seen: set[str] = set()
@@ -106,7 +109,7 @@ class ImportWriter:
         order = self._stored_order(record, position)
         self._note_unstored(record, position)
         for name in dict.fromkeys((*video.rows, *video.failed)):
-            if self._tx.read_states(name)[position] != State.PENDING:
+            if self._states[name][position] != State.PENDING:
                 raise ExistsError(
                     f"video {record.id!r} has {name!r} in the store already; "
                     "import into a new store, then kpstore merge"
@@ -130,7 +133,7 @@ class ImportWriter:
                 f"video {record.id!r} has {rows.stop - rows.start} frames in the store and "
                 f"{record.n_frames} in the file; import into a new store"
             )
-        stored = self._tx.session.read(fmt.IMAGE_PATH, rows.start, rows.stop).tolist()
+        stored = self._session.read(fmt.IMAGE_PATH, rows.start, rows.stop).tolist()
         given = list(record.frame_paths)
         if given == stored or is_numbered(given) or is_numbered(stored):
             return np.arange(record.n_frames, dtype=np.int64)
@@ -147,10 +150,9 @@ class ImportWriter:
 
     def _note_unstored(self, record: VideoRecord, position: int) -> None:
         """Note texts of the file that differ from those that the store holds for a video."""
-        session = self._tx.session
         stored = {"split": str(self._index.splits[position])}
-        for name in set(session.names()) & set(record.annotations):
-            stored[name] = str(session.read(name, position, position + 1)[0])
+        for name in set(self._session.names()) & set(record.annotations):
+            stored[name] = str(self._session.read(name, position, position + 1)[0])
         for name, given in {"split": record.split, **record.annotations}.items():
             if given and given != stored.get(name, ""):
                 self._unstored.setdefault(name, []).append(record.id)

@@ -120,6 +120,17 @@ class VideoIndex:
     def __contains__(self, video_id: object) -> bool:
         return video_id in self._positions
 
+    def with_videos(self, videos: Sequence[VideoRecord]) -> VideoIndex:
+        """Return the list with some videos after its last."""
+        ids = np.array([video.id for video in videos], dtype=object)
+        splits = np.array([video.split for video in videos], dtype=object)
+        n_frames = np.array([video.n_frames for video in videos], dtype=np.int64)
+        return VideoIndex(
+            np.concatenate([self.ids, ids]),
+            np.concatenate([self.splits, splits]),
+            np.concatenate([self.n_frames, n_frames]),
+        )
+
     def position(self, video_id: str) -> int:
         """Return a video's position in storage order; :class:`NotFoundError` names similar ids."""
         try:

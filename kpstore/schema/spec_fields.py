@@ -28,7 +28,11 @@ def dtype_name(value: object) -> str:
         found = np.dtype(value) if value is not None else None  # type: ignore[call-overload]
     except (TypeError, ValueError, SyntaxError):
         found = None
-    if found is None or found.kind not in "fbiu" or found.itemsize > 8:
+    if found is not None and found.kind == "f" and found.itemsize > 8:
+        raise InvalidError(
+            f"{shown(value)} has more than 64 bits, which differ between machines; use float64"
+        )
+    if found is None or found.kind not in "fbiu":
         raise InvalidError(f"{shown(value)} is not a number or bool")
     return str(found.name)
 

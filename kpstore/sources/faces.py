@@ -49,12 +49,12 @@ class FacesSource:
     recipe: ClassVar[str] = "faces"
 
     video_dir: Annotated[Path, Option("A folder of pictures, or a video, of each person.", "DIR")]
-    face_dir: Annotated[Path, Option("A frontal picture PERSON.jpg of each.", "DIR")]
+    face_dir: Annotated[Path, Option("Folder with a frontal picture PERSON.jpg of each.", "DIR")]
     base_dir: Annotated[
         Path | None,
         Option(
-            "What stored paths are relative to; by default the store's folder, if it holds all "
-            "pictures.",
+            "Folder that stored paths are relative to; by default that of the store, if it holds "
+            "all pictures.",
             "DIR",
         ),
     ] = None

@@ -117,6 +117,8 @@ def read_image(path: Path) -> Frame:
         return FrameError("no such file")
     except UnidentifiedImageError:
         return FrameError(f"not a picture that Pillow can read ({path.stat().st_size} bytes)")
+    except Image.DecompressionBombError as error:
+        return FrameError(f"{error} Save a smaller one")
     except _UNREADABLE as error:
         return FrameError(str(error))
 

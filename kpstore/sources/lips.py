@@ -181,11 +181,11 @@ class LipsChoice:
     """
 
     summary: ClassVar[str] = (
-        "Extract embeddings of mouth crops (npz files that a lip-reading configuration lists) with "
-        "its ResNet18."
+        "Extract lip embeddings from mouth crops (npz files that a configuration lists) with the "
+        "ResNet18 of IIANet."
     )
     examples: ClassVar[tuple[str, ...]] = (
-        "kpstore ingest lips --conf configs/LRS2-IIANet.yml --split all "
+        "kpstore ingest lips --config configs/LRS2-IIANet.yml --split all "
         "--weights resnet18.pth.tar lips.kps --device cuda:0",
         "kpstore ingest lips --npz-dir mouths --weights resnet18.pth.tar lips.kps",
     )
@@ -193,7 +193,7 @@ class LipsChoice:
 
     conf: Annotated[
         Path | None,
-        Option("Configuration that names the lists of utterances.", "YAML", ("--conf", "--config")),
+        Option("Configuration that names the lists of utterances.", "YAML", ("--config", "--conf")),
     ] = None
     npz_dir: Annotated[Path | None, Option("A folder of npz files, instead of lists.", "DIR")] = (
         None
@@ -207,15 +207,15 @@ class LipsChoice:
         lists, conf, folder = self.conf or self.npz_dir, self.conf, self.npz_dir
         if lists is None or (conf and folder):
             raise InvalidError(
-                "name the utterances, in one of two ways: --conf CONFIG.yml, or --npz-dir DIR"
+                "name the utterances, in one of two ways: --config CONFIG.yml, or --npz-dir DIR"
             )
         if conf and conf.is_dir():
             raise InvalidError(
-                f"--conf {conf} is a folder; give a configuration (.yml), or all of its npz "
+                f"--config {conf} is a folder; give a configuration (.yml), or all of its npz "
                 "files: --npz-dir"
             )
         if folder and not folder.is_dir():
-            found = "is a file; is it meant for --conf?" if folder.exists() else "does not exist"
+            found = "is a file; is it meant for --config?" if folder.exists() else "does not exist"
             raise InvalidError(f"no folder of npz files at {folder}: it {found}")
         splits = None if self.splits == ("all",) else self.splits
         return LipsSource(lists, self.root, splits, self.max_videos_per_split)

@@ -63,7 +63,7 @@ class VideosSource:
 
     summary: ClassVar[str] = (
         "Extract features from video files and folders of pictures.\n\n"
-        "Folders called train, dev, test and the like are splits."
+        "Folders named train, dev, test and the like are splits."
     )
     examples: ClassVar[tuple[str, ...]] = (
         "kpstore ingest videos CLIPS clips.kps",

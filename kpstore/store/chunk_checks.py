@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import ReadSession
-from kpstore.backends.checksums import text_digest
+from kpstore.backends.checksums import UNWRITTEN, text_digest
 from kpstore.errors import CorruptError, KpstoreError
+from kpstore.schema.feature import State
 from kpstore.schema.index import VideoIndex
 from kpstore.store.damage import Damage, named, reason_of
 
@@ -67,7 +70,8 @@ class Verification:
     Parameters
     ----------
     location, snapshot : the version.
-    arrays, rows, size_bytes : amount of data read, decoded.
+    arrays, rows : amount of data checked.
+    size_bytes : amount of data read, decoded.
     problems : broken rules, and damage.
     notes : findings that are allowed, and may be worth a look.
     versions : number of versions checked.
@@ -91,6 +95,66 @@ class Verification:
 
 ChunkKey = tuple[Any, ...]
 """Equal for two chunks only if they are stored in one place and must hold the same values."""
+
+
+Rows = range | NDArray[np.int64]
+"""Numbers of some rows, ascending."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows that are checked together: one chunk, or a run of chunks that nobody wrote.
+
+    A store may claim millions of chunks and hold none of them, so such a run is never read: all its
+    rows are fill, and one of them stands for all.
+
+    Parameters
+    ----------
+    start, stop : first row, and last + 1.
+    is_written : whether some array may have been written there.
+    """
+
+    start: int
+    stop: int
+    is_written: bool
+
+    def where(self, bad: NDArray[np.bool_]) -> Rows:
+        """Return the numbers of the rows for which ``bad`` is true.
+
+        Parameters
+        ----------
+        bad : (rows,), or (1,) for all of them.
+        """
+        if len(bad) == self.stop - self.start:
+            return self.start + np.flatnonzero(bad)
+        return range(self.start, self.stop if bad[0] else self.start)
+
+
+class Statuses:
+    """States of the frames of a feature, but for runs that nobody wrote, which are pending."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._blocks: list[NDArray[np.uint8]] = []
+
+    def add(self, span: Span, status: NDArray[np.uint8]) -> None:
+        """Add the states of the next rows, (rows,) uint8."""
+        if span.is_written:
+            self._starts.append(span.start)
+            self._blocks.append(status)
+
+    def of(self, rows: slice) -> NDArray[np.uint8]:
+        """Return the states of a video's frames, of which one stands for all that nobody wrote."""
+        first = max(0, bisect_right(self._starts, rows.start) - 1)
+        end = max(first, bisect_left(self._starts, rows.stop))
+        found = [
+            block[max(0, rows.start - start) : rows.stop - start]
+            for start, block in zip(self._starts[first:end], self._blocks[first:end], strict=True)
+        ]
+        states = np.concatenate([np.empty(0, dtype=np.uint8), *found])
+        if len(states) == rows.stop - rows.start:
+            return states
+        return np.append(states, np.uint8(State.PENDING))
 
 
 class ChunkReader:
@@ -122,19 +186,49 @@ class ChunkReader:
         self.parts_of: dict[str, list[str]] = {}
         """Parts of the feature that an array belongs to."""
 
-    def chunks(self, name: str) -> Iterator[tuple[int, int]]:
-        """Yield the rows of each chunk of an array, first and last + 1."""
-        meta = self.session.meta(name)
-        for start, stop in map(meta.rows_of, range(meta.n_chunks)):
-            yield start, stop
-            self.found.rows += stop - start
-            self._on_rows(stop - start)
+    def spans(self, name: str, *others: str) -> Iterator[Span]:
+        """Yield all rows of an array: its chunks, and the runs between them.
 
-    def read(self, name: str, start: int, stop: int) -> NDArray[Any] | None:
-        """Return the rows of one chunk; None, and a recorded problem, if it is damaged."""
+        Parameters
+        ----------
+        others : arrays of the same length that are read together with it.
+        """
+        meta = self.session.meta(name)
+        written = np.zeros(meta.n_chunks, dtype=np.bool_)
+        for one in (name, *others):
+            found, other = self._written(one), self.session.meta(one)
+            if other.chunk_rows == meta.chunk_rows:
+                written |= found
+                continue
+            for start, stop in map(other.rows_of, np.flatnonzero(found).tolist()):
+                chunks = meta.chunks_of(start, stop)
+                written[chunks.start : chunks.stop] = True
+        cuts = np.flatnonzero(written[1:] | written[:-1]) + 1
+        for first, end in pairwise([0, *cuts.tolist(), meta.n_chunks]):
+            if first == end:
+                continue  # an array without rows
+            span = Span(meta.rows_of(first)[0], meta.rows_of(end - 1)[1], bool(written[first]))
+            yield span
+            self.found.rows += span.stop - span.start
+            self._on_rows(span.stop - span.start)
+
+    def _written(self, name: str) -> NDArray[np.bool_]:
+        """Return which chunks of an array are stored, or should be."""
+        if not self.can_check(name):
+            return np.zeros(self.session.meta(name).n_chunks, dtype=np.bool_)
+        stored, sums = self.session.stored(name), self._sums[name]
+        return stored if sums is None else stored | (sums != UNWRITTEN)
+
+    def read(self, name: str, span: Span) -> NDArray[Any] | None:
+        """Return the rows of one chunk, or one row for a run that nobody wrote.
+
+        None, and a recorded problem, if the chunk is damaged.
+        """
         if not self.can_check(name):
             return None
-        meta = self.session.meta(name)
+        meta, start, stop = self.session.meta(name), span.start, span.stop
+        if not span.is_written:
+            return meta.unwritten(1)
         chunk = start // meta.chunk_rows
         key = self._key(name, chunk)
         known = self._known.get(key)
@@ -155,17 +249,22 @@ class ChunkReader:
         if self.session.digest(name) is not None:
             self.whole(name)  # all of it has one digest
         elif self.can_check(name):
-            for start, stop in self.chunks(name):
-                key = self._key(name, start // self.session.meta(name).chunk_rows)
-                if key not in self._known or self._known[key] is not None:
-                    self.read(name, start, stop)
+            chunk_rows = self.session.meta(name).chunk_rows
+            for span in self.spans(name):
+                key = self._key(name, span.start // chunk_rows) if span.is_written else None
+                if key is not None and (key not in self._known or self._known[key] is not None):
+                    self.read(name, span)
 
     def whole(self, name: str) -> NDArray[Any] | None:
         """Return a whole array; None if it does not exist, or cannot be read completely."""
         if name not in self.session.names():
             return None
         self.found.arrays += 1
-        blocks = [self.read(name, start, stop) for start, stop in self.chunks(name)]
+        blocks = []
+        for span in self.spans(name):
+            block = self.read(name, span)
+            n_alike = 1 if span.is_written else span.stop - span.start
+            blocks.append(block if block is None else np.repeat(block, n_alike, axis=0))
         whole = [block for block in blocks if block is not None]
         if not whole or len(whole) != len(blocks):
             return None

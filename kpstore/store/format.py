@@ -212,17 +212,19 @@ def upgraded(attrs: Mapping[str, Any]) -> dict[str, object]:
 
 def read_features(about: About) -> dict[str, StoredFeature]:
     """Return the features that the attributes describe."""
-    try:
-        return {
-            name: StoredFeature(
-                FeatureSpec.from_json(stored["spec"]), stored_json(stored["provenance"])
-            )
-            for name, stored in about["features"].items()
-        }
-    except DAMAGE as error:
-        raise CorruptError(
-            f"the store's description of its features cannot be read: {error!r}"
-        ) from error
+    features: dict[str, StoredFeature] = {}
+    for name, stored in about["features"].items():
+        try:
+            spec = FeatureSpec.from_json(stored["spec"])
+            features[name] = StoredFeature(spec, stored_json(stored["provenance"]))
+        except DAMAGE as error:
+            reason = str(error) if isinstance(error, InvalidError) else repr(error)
+            raise CorruptError(
+                f"the store's description of feature {name!r} cannot be read: {reason}. Versions "
+                "before it was added can be ('kpstore log'); 'kpstore rollback' makes one of them "
+                "the newest again"
+            ) from error
+    return features
 
 
 def read_removals(about: About) -> Removals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -56,7 +57,7 @@ class Transaction:
         self._about = fmt.read_root(self._session, backend.location).copy()
         self._features = fmt.read_features(self._about)
         self._index: VideoIndex | None = None
-        """Read once, until videos or splits change: 20 ms of each :meth:`write` otherwise."""
+        """Read once: 20 ms of each :meth:`write` otherwise."""
         self._writer = FeatureWriter(self._session)
 
     def __enter__(self) -> Self:
@@ -71,6 +72,7 @@ class Transaction:
     @property
     def session(self) -> WriteSession:
         """The arrays as this transaction sees them."""
+        self._writer.flush()
         return self._session
 
     @property
@@ -116,12 +118,14 @@ class Transaction:
             self._write_about()
         n_frames = sum(video.n_frames for video in videos)
         lengths = {"video": len(index) + len(videos), "frame": index.total_frames + n_frames}
+        self._writer.flush()
         for name in self._session.names():
             axis = (self._session.meta(name).dims or ("",))[0]
             if axis in lengths:
                 self._session.resize(name, lengths[axis])
         self._index = None
         self._append_rows(videos, len(index), index.total_frames)
+        self._index = index.with_videos(videos)
 
     def _new_columns(self, videos: Sequence[VideoRecord]) -> list[str]:
         """Return the annotations that the store does not have yet, after checking their names."""
@@ -175,7 +179,7 @@ class Transaction:
         changed = int((new != index.splits).sum())
         if changed:
             self._session.write("split", 0, new)
-            self._index = None
+            self._index = replace(index, splits=new)
             self.keep_own_splits()
         return changed
 
@@ -238,11 +242,14 @@ class Transaction:
             if dim not in self._session.names():
                 self._session.create(dim, meta)
                 self._session.write(dim, 0, labels)
-            elif not np.array_equal(self._writer.whole(dim), labels):
+            elif not np.array_equal(self._labels(dim), labels):
                 raise MismatchError(
                     f"feature {spec.name!r} has other labels for {dim!r} than another of this store"
                 )
         self._set_feature(spec, provenance)
+
+    def _labels(self, dim: str) -> NDArray[Any]:
+        return self._session.read(dim, 0, self._session.meta(dim).n_rows)
 
     def set_provenance(self, name: str, provenance: Provenance) -> None:
         """Replace the record of how a feature was made."""
@@ -259,10 +266,10 @@ class Transaction:
     def remove_feature(self, name: str) -> None:
         """Remove a feature from this version on; earlier versions keep it."""
         stored = fmt.check_feature(self._features, name)
+        self._writer.forget(stored.spec)
         for array in fmt.feature_arrays(stored.spec):
             self._session.delete(array)
         del self._features[name]
-        self._writer.forget(name)
         in_use = {dim for other in self._features.values() for dim in other.spec.labels}
         for dim in stored.spec.labels.keys() - in_use:
             self._session.delete(dim)
@@ -385,9 +392,7 @@ class Transaction:
 
     def read_states(self, feature: str) -> NDArray[np.uint8]:
         """(videos,) uint8: a :class:`State` for each video."""
-        return self._writer.whole(
-            fmt.state_name(fmt.check_feature(self._features, feature).spec.name)
-        )
+        return self._writer.read_states(fmt.check_feature(self._features, feature).spec.name)
 
     def set_states(self, feature: str, failures: Mapping[int, Failures]) -> None:
         """Mark videos as done for a feature, or as failed where the whole video failed.
@@ -416,12 +421,12 @@ class Transaction:
 
     def fork(self) -> Fork:
         """Return a writer of whole chunks for another process, before any changes here."""
-        return self._session.fork()
+        return self.session.fork()
 
     def merge(self, forks: Sequence[Fork]) -> None:
         """Take over the rows that forks have written."""
         if forks:
-            self._session.merge(forks)
+            self.session.merge(forks)
 
     def _write_about(self) -> None:
         self._session.set_attrs({**self._session.attrs(), fmt.ROOT: self._about})

@@ -90,6 +90,15 @@ class ArrayContract(BackendFixtures):
         add_array(made)
         assert np.isnan(newest(made).read("a", 0, 10)).all()
 
+    def test_chunks_that_are_not_stored_read_as_fill(self, made: Backend) -> None:
+        add_array(made)
+        session = made.session(commit_rows(made, "a", 4, numbers(4)))
+        about, stored = session.meta("a"), session.stored("a")
+        assert (stored.shape, stored.dtype) == ((about.n_chunks,), np.dtype(bool))
+        for chunk in range(about.n_chunks):
+            values = session.read("a", *about.rows_of(chunk))
+            assert stored[chunk] or np.isnan(values).all()
+
     @pytest.mark.parametrize(
         "dtype", ["float32", "float64", "float16", "bool", "uint8", "int32", "int64"]
     )

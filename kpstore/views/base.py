@@ -22,6 +22,7 @@ from kpstore.schema.index import all_within
 from kpstore.store.format import status_name
 from kpstore.store.store import BaseStore
 from kpstore.views.pool import Pool, plan_pool
+from kpstore.views.samples import Samples
 from kpstore.visible import visible
 
 Missing = Literal["nan", "skip", "error"]
@@ -149,9 +150,7 @@ class View(_Samples, ABC):
 
     def samples(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """Return samples one by one, without the transform, in one planned read."""
-        batch = self.batch(indices)
-        n_samples = len(next(iter(batch.values())))
-        return [{name: _item(array, i) for name, array in batch.items()} for i in range(n_samples)]
+        return Samples(self.batch(indices))
 
     def subset(self, indices: Sequence[int] | NDArray[Any]) -> Subset:
         """Return some of the samples, by index or by a boolean mask, as a view.
@@ -159,14 +158,6 @@ class View(_Samples, ABC):
         Nothing is read or copied.
         """
         return Subset(self, indices)
-
-
-def _item(array: NDArray[Any], i: int) -> Any:
-    """Return one sample's part of an array.
-
-    Text of several frames as a list, which a DataLoader can collate.
-    """
-    return array[i].tolist() if array.dtype == object and array.ndim > 1 else array[i]
 
 
 class Subset(View):

@@ -1,8 +1,11 @@
-"""Ctrl-C ends a command with 130 and without a traceback, whenever it comes."""
+"""How a command ends: Ctrl-C with 130 and without a traceback, whenever it comes."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +58,51 @@ def test_an_interrupt_at_any_moment_ends_with_130_and_no_traceback(before: str, 
     assert done.returncode == code
     assert done.stderr == ""
     assert "Traceback" not in done.stdout
+
+
+# An object that ends the process when Python takes it apart, as a library's thread once did
+ABORTS_AT_TEARDOWN = """
+import os, sys
+class Aborts:
+    def __del__(self, abort=os.abort):
+        abort()
+sys.kept = Aborts()
+"""
+DUE_AT_THE_END = """
+import atexit, sys, tempfile, threading
+folder = tempfile.TemporaryDirectory()
+atexit.register(print, "registered before")
+def end_late():
+    threading.main_thread().join()
+    print("a thread", file=sys.stderr)
+threading.Thread(target=end_late).start()
+"""
+
+
+def test_a_command_ends_without_taking_python_apart_but_does_what_is_due(tmp_path: Path) -> None:
+    program = (
+        f"{ABORTS_AT_TEARDOWN}{DUE_AT_THE_END}\nsys.argv = ['kpstore', '--version']\n"
+        "from kpstore.cli.start import main\nmain()\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = finish(command, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1:] == ["registered before"]
+    assert done.stderr == "a thread\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("words", "code"), [("--help", 1), ("info NOTHING", 2)])
+def test_a_reader_that_goes_is_no_error_of_its_own(words: str, code: int) -> None:
+    command = shlex.join([sys.executable, "-m", "kpstore.cli.start", *words.split()])
+    # The pipe has no reader at all when the command begins to write.
+    script = f"exec > >(exit); wait $!; {command}"
+    done = finish(["bash", "-c", script])
+    assert done.returncode == code
+    assert not [word for word in ("Traceback", "Exception", "pipe") if word in done.stderr]
+
+
+def test_output_that_is_closed_from_the_start_is_no_error() -> None:
+    command = shlex.join([sys.executable, "-m", "kpstore.cli.start", "--version"])
+    done = finish(["bash", "-c", f"{command} >&-"])
+    assert (done.returncode, done.stderr) == (0, "")

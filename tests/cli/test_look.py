@@ -176,6 +176,7 @@ def test_npz_files_of_any_feature(kpstore_: Kpstore, ingested: Path, tmp_path: P
         "export", "npz", ingested, out, "--feature", "points", "--splits", "train", "dev"
     )
     assert first.code == 0
+    assert "\nnot carried over:\n  annotations: " in first.out
     with np.load(out / "dev_points.npz") as dev:
         assert dev["points"].shape[1:] == (5, 3)
         assert set(dev["video_ids"].tolist()) == {"d1"}

@@ -34,6 +34,8 @@ def test_check_ends_with_1_where_splits_share_something(kpstore_: Kpstore, inges
     assert (told.code, json.loads(told.out)["counts"]["signer"]) == (1, 1)
     clean = kpstore_("splits", "check", ingested, "--ignore-signers")
     assert (clean.code, clean.err) == (0, "")
+    assert "the same person" in found.out
+    assert "the same person" not in clean.out  # which was not looked for
     for wrong in (["--signer", "who"], ["--feature", "no"], ["--near", "-1"]):
         result = kpstore_("splits", "check", ingested, *wrong)
         assert (result.code, len(result.lines)) == (2, 1)

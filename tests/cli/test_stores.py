@@ -21,6 +21,7 @@ def test_merge_convert_diff_and_verify(kpstore_: Kpstore, dataset: Path, tmp_pat
     made = kpstore_("merge", tmp_path / "dev.kps", tmp_path / "train.kps", tmp_path / "both.h5")
     assert (made.code, made.err) == (0, "")
     assert made.out.endswith("points; 3 videos, 32 frames\n")
+    assert " in 1 file\n" in kpstore_("info", tmp_path / "both.h5").out
     same = kpstore_("diff", tmp_path / "all.kps", tmp_path / "both.h5")
     assert (same.code, same.out.splitlines()[-1]) == (0, "no difference")
     other = kpstore_("diff", tmp_path / "all.kps", tmp_path / "dev.kps", "--json")

@@ -301,7 +301,14 @@ def test_a_pipe_in_a_store_does_not_make_a_command_wait(kpstore_: Kpstore, tmp_p
 def test_a_wrong_progress_file_is_named(kpstore_: Kpstore, tmp_path: Path) -> None:
     store = tmp_path / "s.kps"
     kpstore.create(store).close()
-    for content in ('{"run_id": 1}', '{"run_id": "a", "feature": "b", "frames": NaN}', "[" * 9000):
+    about = '{"run_id": "a", "feature": "b", '
+    for content in (
+        '{"run_id": 1}',
+        f'{about}"frames": NaN}}',
+        f'{about}"died_at": "v1"}}',
+        f'{about}"died_at": [[]]}}',
+        "[" * 9000,
+    ):
         (store / "kpstore" / "progress.json").write_text(content)
         result = kpstore_("progress", store)
         assert result.code == 2

@@ -7,9 +7,10 @@ import sys
 
 import dask
 
+from kpstore.ingest.observer import SilentObserver
 from kpstore.ingest.options import Options
 from kpstore.ingest.report import Progress
-from kpstore.ingest.run import SilentObserver, run_ingest
+from kpstore.ingest.run import run_ingest
 from tests.fakes import FakeExtractor, FakeSource
 
 LENGTHS = {f"video-{n:03d}": 3 + (n * 37) % 60 for n in range(240)}

@@ -14,9 +14,10 @@ from PIL import Image
 
 from kpstore.extractors.dinov2_models import Architecture, register_model
 from kpstore.extractors.insightface import FacesExtractor
+from kpstore.ingest.observer import SilentObserver
 from kpstore.ingest.options import Options
 from kpstore.ingest.report import Progress
-from kpstore.ingest.run import SilentObserver, run_ingest
+from kpstore.ingest.run import run_ingest
 from kpstore.sources.faces import FacesSource
 
 MODEL = "dinov2_tiny"

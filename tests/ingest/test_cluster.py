@@ -24,6 +24,7 @@ from benchmarks.faults.numbered import (
 from kpstore.errors import WorkersError
 from kpstore.ingest import executors, roster
 from kpstore.ingest.options import Options
+from kpstore.ingest.report import read_progress
 from kpstore.ingest.run import plan_ingest, run_ingest
 from kpstore.schema.feature import State
 from tests.fakes import FakeExtractor, FakeSource, stop_this, wait_with_the_lock
@@ -215,6 +216,26 @@ def test_a_frame_that_hangs_on_a_worker_started_by_hand_fails_and_the_run_goes_o
     )
     assert report.videos_done == 4
     assert not plan_ingest(source, store, model, options).tasks
+
+
+def test_a_frame_on_which_the_only_worker_hung_is_tried_alone_by_the_next_run(
+    own: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "WAIT_S", 0.0)
+    store = own.folder / "stores" / "alone.kps"
+    source = FakeSource({"v0": 12, "v1": 9, "v2": 14, "v3": 5}, poisonous={"v1": [4]})
+    model = FakeExtractor(chunk_rows=8, poison=wait_with_the_lock)
+    options = Options(scheduler=own.hands.address, task_frames=20, frame_timeout_s=1.0)
+    own.hands.start("first")
+    with pytest.raises(WorkersError, match=r"none came back.* \(videos 'v0', 'v1', where a worker"):
+        run_ingest(source, store, model, options)
+    own.hands.start("second")
+    report = run_ingest(source, store, model, options)
+    assert [(one.video_id, one.frame) for one in report.failures] == [("v1", 4)]
+    assert report.videos_before + report.videos_done == 4
+    last = read_progress(kpstore.open(store).backend)
+    assert last is not None
+    assert last.died_at == []
 
 
 def test_a_worker_started_by_hand_that_stops_does_not_stop_the_run_for_ever(

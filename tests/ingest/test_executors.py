@@ -295,7 +295,16 @@ def answer(future: Any) -> Any:
     )
     job = Job("run", SOURCE, FakeExtractor())
     found = crew.Crew(
-        client, "tcp://", job, (), lambda _: None, gpus=(), pinned=(), ours=True, notes={}
+        client,
+        "tcp://",
+        job,
+        (),
+        lambda _: None,
+        gpus=(),
+        pinned=(),
+        ours=True,
+        notes={},
+        on_death=lambda _: None,
     )
     return found._answer(roster.Order("key", roster.Worker("tcp://0", "0")), future)
 

@@ -301,12 +301,12 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
     "a folder": (
         nothing,
         ("--conf", "mouths"),
-        r"--conf mouths is a folder; give a configuration .*--npz-dir",
+        r"--config mouths is a folder; give a configuration .*--npz-dir",
     ),
     "both": (
         nothing,
         ("--npz-dir", "mouths"),
-        r"in one of two ways: --conf CONFIG\.yml, or --npz-dir DIR",
+        r"in one of two ways: --config CONFIG\.yml, or --npz-dir DIR",
     ),
     "no such split": (
         nothing,
@@ -359,7 +359,7 @@ def test_lips_have_no_weights_of_their_own_and_need_utterances(
         (conf, "'lip_resnet18' has no weights of its own; give the checkpoint"),
         (("--weights", weights), "name the utterances"),
         (("--weights", weights, "--npz-dir", data / "nowhere"), "no folder of npz files at"),
-        (("--weights", weights, "--npz-dir", conf[1]), "is a file; is it meant for --conf?"),
+        (("--weights", weights, "--npz-dir", conf[1]), "is a file; is it meant for --config?"),
     ):
         result = kpstore_("ingest", "lips", data / "new.kps", "--workers", 0, *options)
         assert (result.code, len(result.lines)) == (2, 1)
@@ -392,5 +392,5 @@ def test_files_that_are_no_crops_are_listed_a_line_each(
     assert not store.exists()
     result = kpstore_(*command(data, weights, store, "--ignore-problems"))
     assert result.code == 0
-    assert "4 things were passed over" in result.out
+    assert "\n4 notes:" in result.out
     assert kpstore.open(store).index.ids.tolist() == ["a2"]

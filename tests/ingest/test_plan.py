@@ -107,7 +107,7 @@ class Miscounted(Task):
 
 def task(number: int, start: int, stop: int, whole: tuple[int, int]) -> Task:
     video = PlannedVideo(number, start, stop, record(f"v{number}", stop - start))
-    return Miscounted(number, (video,), 12, whole)
+    return Miscounted(number, (video,), 12, rows=whole)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from kpstore.errors import ExtractorError, KpstoreError, WorkersError
 from kpstore.ingest import roster
 from kpstore.ingest.doubts import Opinion
 from kpstore.ingest.job import Doubts, Job
-from kpstore.ingest.plan import PlannedVideo, Task
+from kpstore.ingest.plan import OnDeath, PlannedVideo, Task
 from kpstore.ingest.roster import Claim, Order, Roster, Work, Worker
 from kpstore.ingest.sight import Look
 from kpstore.ingest.worker import TaskResult
@@ -25,10 +25,13 @@ def a_task(number: int) -> Task:
     return Task(number, (video,), 1000)
 
 
-def a_roster(n_tasks: int = 1, fit: Iterable[str] = ("a", "b")) -> Roster:
+def a_roster(
+    n_tasks: int = 1, fit: Iterable[str] = ("a", "b"), on_death: OnDeath = lambda _: None
+) -> Roster:
     """A roster whose workers have proved themselves, each on a host of its own."""
     job = Job("run", FakeSource({}), FakeExtractor())
-    found = Roster(job, [a_task(number) for number in range(n_tasks)], {})
+    tasks = [a_task(number) for number in range(n_tasks)]
+    found = Roster(job, tasks, {}, on_death)
     for name in fit:
         found.enlist(f"{name}:1", name)
         found.workers[f"{name}:1"].state = "fit"
@@ -115,7 +118,8 @@ def test_a_task_that_always_loses_its_worker_is_recorded_as_failed() -> None:
 
 
 def test_only_the_order_that_a_worker_was_at_may_have_killed_it() -> None:
-    found = a_roster(n_tasks=9, fit="a")
+    died_at: list[Task] = []
+    found = a_roster(n_tasks=9, fit="a", on_death=died_at.append)
     found.hand_out()
     first, second = orders_of(found, "a")
     first.worker.at = first.key
@@ -124,6 +128,7 @@ def test_only_the_order_that_a_worker_was_at_may_have_killed_it() -> None:
     assert isinstance(second.about, Work)
     assert (first.about.losses, first.about.deaths) == (1, 1)
     assert (second.about.losses, second.about.deaths) == (1, 0)
+    assert died_at == [first.about.task]
 
 
 def test_a_result_without_failures_is_taken() -> None:
@@ -209,7 +214,7 @@ def test_who_does_not_answer_in_time_is_not_waited_for() -> None:
 
 def test_deaths_in_proof_end_a_run_only_without_a_fit_worker() -> None:
     notes: dict[str, str] = {}
-    found = Roster(Job("run", FakeSource({}), FakeExtractor()), [], notes)
+    found = Roster(Job("run", FakeSource({}), FakeExtractor()), [], notes, lambda _: None)
     found.enlist("a:1", "a")
     found.workers["a:1"].state = "fit"
     for number in range(2 * roster.MAX_TRIES):

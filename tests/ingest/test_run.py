@@ -27,9 +27,10 @@ from kpstore.errors import (
 )
 from kpstore.ingest import run as run_module
 from kpstore.ingest.executors import DaskExecutor
+from kpstore.ingest.observer import SilentObserver
 from kpstore.ingest.options import Options
-from kpstore.ingest.report import Progress, feature_progress, read_progress
-from kpstore.ingest.run import SilentObserver, plan_ingest, run_ingest
+from kpstore.ingest.report import PROGRESS_FILE, Progress, feature_progress, read_progress
+from kpstore.ingest.run import plan_ingest, run_ingest
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.sources.base import Listing
 from tests.conftest import memory_location
@@ -549,6 +550,16 @@ def test_progress_is_readable_and_not_running_after_the_end(tmp_path: Path) -> N
     assert progress.checkpoints > 3
     assert [(p.done, p.failed, p.pending) for p in feature_progress(store)] == [(23, 1, 0)]
     assert read_progress(IcechunkBackend(str(tmp_path / "none"))) is None
+
+
+def test_progress_that_cannot_be_read_does_not_stop_the_next_run(tmp_path: Path) -> None:
+    store = kpstore.create(tmp_path / "s.kps")
+    assert store.backend.sidecar_dir is not None
+    (store.backend.sidecar_dir / PROGRESS_FILE).write_text("[")
+    ingest(tmp_path / "s.kps")
+    progress = read_progress(store.backend)
+    assert progress is not None
+    assert progress.died_at == []
 
 
 def test_two_features_live_side_by_side(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kpstore.inspect.against_source import compare_with_source
 from kpstore.inspect.verify import verify, verify_all
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
+from kpstore.store.chunk_checks import Verification
 from tests.conftest import location_of
 from tests.fakes import FakeExtractor, FakeSource, record
 from tests.store.data import fill, format_1, rows_of
@@ -166,6 +168,15 @@ BROKEN: dict[str, tuple[Callable[[WriteSession], Any], str, str, str]] = {
         "has rows of float64 (143, 3), not of float32 (143, 3)",
         "the array",
     ),
+    "frames that are done without being written": (
+        lambda v: (
+            v.delete("keypoints_status"),
+            v.create("keypoints_status", ArrayMeta((14,), "uint8", 1024, ("frame",), fill=1)),
+        ),
+        "keypoints_status",
+        "is not pending where nobody wrote",
+        "the array",
+    ),
     "an id twice": (
         lambda v: v.write("video_id", 1, np.array(["a"], object)),
         "video_id",
@@ -272,6 +283,68 @@ def test_a_store_that_lost_its_table_of_checksums_is_not_sound(tmp_path: Path) -
     found = verify(kpstore.open(store.location)).problems
     assert {problem.what for problem in found} == {"has no checksums by place"}
     assert {"points", "points_state", "video_id"} <= {problem.array for problem in found}
+
+
+# -- rows that nobody wrote ---------------------------------------------------------------------
+
+
+def claiming(location: str, n_frames: int) -> kpstore.Store:
+    """A store whose last video claims any number of frames, of which a few are written."""
+    store = fill(kpstore.create(location), chunk_rows=16)
+    changes = store.backend.begin()
+    changes.write("n_frames", 3, np.array([n_frames]))
+    n_rows = 14 + n_frames
+    for name in ("image_path", "points", "points_detected", "points_status"):
+        changes.resize(name, n_rows)
+    changes.write("points", n_rows - 40, np.ones((1, 5, 3), np.float32))
+    # Fill that looks like values: every row of it is a problem, or worth a look.
+    meta = ArrayMeta((n_rows, 5, 3), "float32", 16, ("frame", "point", "space"), fill=np.inf)
+    changes.create("loud", meta)
+    changes.create("loud_status", ArrayMeta((n_rows,), "uint8", 64, ("frame",)))
+    changes.create("loud_state", ArrayMeta((4,), "uint8", 4, ("video",)))
+    changes.create("loud_failure", ArrayMeta((4,), "str", 4, ("video",)))
+    root = changes.attrs()
+    features = root["kpstore"]["features"]
+    spec = replace(FeatureSpec("loud", (5, 3), ("point", "space")), labels={"space": tuple("xyz")})
+    features["loud"] = {"spec": spec.to_json(), "provenance": {"extractor": "made up"}}
+    changes.set_attrs(root)
+    changes.commit("claims")
+    return kpstore.open(location)
+
+
+def checked(store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> tuple[Verification, int]:
+    """What is found, and how often rows were read for it."""
+    reads: list[str] = []
+    session = store.session
+    read = session.read
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "read", lambda *given: (reads.append(given[0]), read(*given))[1])
+        return verify(store), len(reads)
+
+
+@pytest.mark.parametrize("kind", ["icechunk", "hdf5"])
+def test_rows_that_nobody_wrote_are_checked_without_reading_them(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = claiming(location_of(kind, tmp_path), 5000)
+    found, n_reads = checked(store, monkeypatch)
+    every = {
+        name: np.ones(store.session.meta(name).n_chunks, bool) for name in store.session.names()
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(store.session, "stored", every.__getitem__)
+        wanted, n_all = checked(store, monkeypatch)
+    assert (found.problems, found.notes) == (wanted.problems, wanted.notes)
+    assert (found.rows, found.arrays) == (wanted.rows, wanted.arrays)
+    told = {(problem.array, problem.what): problem.count for problem in found.problems}
+    assert told["loud", "has values, but is not done"] == 5014
+    assert told["points", "has values, but is not done"] == 1
+    assert n_reads < n_all / 10
+    (tmp_path / "more").mkdir()
+    more, n_more = checked(claiming(location_of(kind, tmp_path / "more"), 5_000_000), monkeypatch)
+    assert n_more <= n_reads + 4  # where chunks begin depends on the number of rows
+    assert more.rows > 10_000_000
+    assert verify_all(store.location).rows > found.rows
 
 
 # -- compared with the data set -----------------------------------------------------------------

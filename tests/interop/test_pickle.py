@@ -438,7 +438,7 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="split 'train' in two files"):
         PickleImport().open(tmp_path)
     write(tmp_path / "b.pkl", {"keypoints": np.zeros((1, 68, 3))})
-    with pytest.raises(InvalidError, match=r"pickle of .* \(face\) among others"):
+    with pytest.raises(InvalidError, match=r"pickle of .* \(face\), which is imported by itself"):
         PickleImport().open(tmp_path)
     with pytest.raises(NotFoundError, match="no pickle at"):
         PickleImport().open(tmp_path / "c.pkl")

@@ -19,6 +19,7 @@ from kpstore.interop.base import Format
 from kpstore.interop.files import check_free, folder_written_aside, inside, written_aside
 from kpstore.interop.transfer import find_format, import_document, import_file
 from kpstore.schema.feature import FeatureRows, State
+from kpstore.store.feature_writer import FeatureWriter
 from kpstore.store.store import backend_for
 from tests.conftest import memory_location
 from tests.fakes import record
@@ -96,6 +97,23 @@ def test_a_store_grows_by_videos_and_by_features() -> None:
     store = store_of(MadeUp({"c": 3}, without=("person",), failed={"c": {0: "x"}}), location)
     assert store.states("points").tolist() == [State.DONE] * 3
     assert len(store.failures("points")) == 1
+
+
+def test_a_feature_of_videos_in_the_store_is_written_in_whole_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[str] = []
+    write = FeatureWriter._write_states
+
+    def counted(self: Any, feature: str, *rest: Any) -> None:
+        written.append(feature)
+        write(self, feature, *rest)
+
+    location, lengths = memory_location(), dict.fromkeys("abcdefgh", 3)
+    store_of(MadeUp(lengths, without=("points",)), location)
+    monkeypatch.setattr(FeatureWriter, "_write_states", counted)
+    store_of(MadeUp(lengths, without=("person",)), location)
+    assert written == ["points"]
 
 
 def test_features_go_to_the_frames_that_their_paths_name() -> None:

@@ -139,3 +139,25 @@ def test_no_feature_may_be_called_as_the_table_of_checksums_is(store: kpstore.St
             tx.add_videos([video])
         with pytest.raises(ExistsError, match="'chunk_checksums'"):
             tx.add_feature(replace(fake_spec(4), name="chunk_checksums"))
+
+
+def test_a_feature_of_numbers_that_are_stored_no_more_is_named_with_the_way_out(
+    store: kpstore.Store,
+) -> None:
+    before = store.snapshot
+    with store.transaction("as earlier commits made them") as tx:
+        tx.add_feature(fake_spec(4), {"extractor": "made up"})
+    new = about(store.at())
+    new["features"]["points"]["spec"]["dtype"] = "float128"
+    set_about(store, new)
+    for call in (
+        lambda: dict(kpstore.open(store.location).features),
+        lambda: kpstore.open(store.location, mode="a").transaction("write"),
+    ):
+        with pytest.raises(
+            CorruptError,
+            match=r"of feature 'points' .*'float128' has more than 64 bits.* 'kpstore rollback'",
+        ):
+            call()
+    kpstore.open(store.location, mode="a").rollback(before)
+    assert list(kpstore.open(store.location).features) == []

@@ -6,7 +6,7 @@ from kpstore.interop.embeddings.write import EmbeddingsExport
 
 EMBEDDINGS = Format(
     "embeddings",
-    "Lip embeddings: xxx_embedding.npz beside xxx.npz, an utterance each.",
+    "Lip embeddings: xxx_embedding.npz beside xxx.npz, one utterance each.",
     importer=EmbeddingsImport,
     exporter=EmbeddingsExport,
     recognises=recognises,

@@ -7,7 +7,7 @@ from kpstore.interop.pickle.write import PickleExport
 
 PICKLE = Format(
     "pickle",
-    "Pickles of keypoints: raw, per split, workers' own, flat, faces, model input, sequences.",
+    "Pickles of keypoints: raw, per split, per worker, flat, faces, model input, sequences.",
     importer=PickleImport,
     exporter=PickleExport,
     recognises=recognises,

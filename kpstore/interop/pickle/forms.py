@@ -149,8 +149,8 @@ def _merge(found: Sequence[Contents], form: Form, path: Path) -> Contents:
     odd = next((contents for contents in found if contents.form not in allowed), None)
     if odd is not None:
         raise InvalidError(
-            f"{path} holds a pickle of {FORMS[odd.form]} ({odd.form}) among others; import it by "
-            "itself"
+            f"{path} holds a pickle of {FORMS[odd.form]} ({odd.form}), which is imported by "
+            "itself: name each such file, with the same store"
         )
     listed = [group for contents in found for group in contents.listed]
     document: dict[str, Any] = {"form": form}
