@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, NotFoundError
+from kpstore.errors import NotFoundError
 from kpstore.inspect.measuring import POLICY, KeptMoments, OnRows, measure
 from kpstore.inspect.moments import Moments, Sketch
 from kpstore.store.store import BaseStore
@@ -159,8 +159,6 @@ def statistics(
     """
     spec = store.feature(feature)
     positions = store.index.select(split=split, videos=videos)
-    if len(np.unique(positions)) != len(positions):
-        raise InvalidError("videos= names a video twice")
     measured = measure(store, feature, workers=workers, on_rows=on_rows)
     moments = measured.moments[positions].total()
     some = moments.count > 0

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.schema.feature import FeatureSpec, State
+from kpstore.schema.feature import FeatureSpec, State, part_names, part_slices
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 
@@ -93,6 +93,37 @@ def choose_rows(
             keep &= ~reasons[reason]
         kept.append(block[keep])
     return ChosenRows(split, joined(kept), left_out, n_failed)
+
+
+def zeros_for_missing(
+    spec: FeatureSpec, values: NDArray[Any], detected: NDArray[np.bool_] | None
+) -> int:
+    """Make missing values zeros, in place; return in how many rows zeros now look like results.
+
+    A row or a part that is all zeros is known to be missing; a zero among numbers is not.
+
+    Parameters
+    ----------
+    detected : (rows, parts) bool, the feature's mask of parts; None if it has none.
+    """
+    if values.dtype.kind != "f":
+        return 0
+    missing = np.isnan(values)
+    values[missing] = 0
+    axes = tuple(range(1, missing.ndim))
+    missing[missing.all(axis=axes)] = False
+    slices = part_slices(spec)
+    for column, part in enumerate(part_names(spec) if detected is not None else ()):
+        points = slices.get(part)
+        if points is not None and detected is not None:
+            missing[~detected[:, column], points] = False
+    return int(missing.any(axis=axes).sum())
+
+
+def zeros_note(feature: str, n_rows: int) -> list[str]:
+    """Return what :func:`zeros_for_missing` could not keep, in one line or none."""
+    told = f"{n_rows} rows of {feature} lack single values, which are zeros in the file"
+    return [f"{told}; --missing nan keeps them missing"] if n_rows else []
 
 
 def lost_notes(store: BaseStore, written: Collection[str], **more: Sequence[str]) -> list[str]:

@@ -39,8 +39,14 @@ def _rebuild_tensor(
     offset: int,
     size: Sequence[int],
     stride: Sequence[int],
-    *rest: object,
+    requires_grad: bool = False,
+    hooks: object = None,
+    marks: object = None,
 ) -> NDArray[np.generic]:
+    if marks:  # of lazy operations, whose numbers are stored as they were before
+        raise ValueError(
+            f"a tensor that is yet to be changed ({marks}); save tensor.resolve_neg() instead"
+        )
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 in size:
         return np.empty(tuple(size), storage.dtype).view(Tensor)

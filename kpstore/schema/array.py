@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -131,11 +131,45 @@ class ArraySpec:
                     f"{where}: {kept.min()} to {kept.max()} given, {self.dtype} holds "
                     f"{limits.min} to {limits.max}"
                 )
-        with np.errstate(over="ignore"):  # the result is infinite, which has an error of its own
+        with np.errstate(over="ignore"):  # what becomes infinite has an error of its own
             fitted = array.astype(self.dtype, copy=gone is not None)
         if gone is not None:
             fitted[gone] = self.fill
+        if fitted.dtype.kind == "f" and not np.can_cast(array.dtype, self.dtype):
+            grown = np.isinf(fitted) & np.isfinite(array)
+            if grown.any():
+                raise InvalidError(
+                    f"{where}: {array[grown][0]:g} is infinite as {self.dtype}, which holds "
+                    f"{-np.finfo(self.dtype).max:g} to {np.finfo(self.dtype).max:g}"
+                )
         return fitted
+
+
+def check_axes(
+    where: str, given: object, dims: tuple[str, ...], labels: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Refuse an array that says itself (xarray, pandas) that its axes or labels differ in order.
+
+    Parameters
+    ----------
+    where : beginning of the error message.
+    dims : names of the axes that are needed; arrays with other names say nothing.
+    labels : by dimension.
+    """
+    named, coordinates = getattr(given, "dims", None), getattr(given, "coords", {})
+    table, series = hasattr(given, "columns"), hasattr(given, "to_frame")  # of pandas
+    if (table and len(dims) == 2) or (series and len(dims) == 1):
+        coordinates = {dims[-1]: getattr(given, "columns" if table else "index", ())}
+    elif isinstance(named, tuple) and named != dims and set(named) == set(dims):
+        raise InvalidError(f"{where}: axes {named} given, {dims} needed; transpose it")
+    for dim, wanted in labels.items():
+        if dim not in dims or dim not in coordinates:
+            continue
+        found = tuple(np.asarray(coordinates[dim]).tolist())
+        if found != wanted and len(found) == len(wanted) and all(name in found for name in wanted):
+            raise InvalidError(
+                f"{where}: its {dim!r} are in another order than the feature's; reindex it"
+            )
 
 
 def as_rows(where: str, given: object) -> NDArray[Any]:
@@ -150,18 +184,35 @@ def as_rows(where: str, given: object) -> NDArray[Any]:
     InvalidError
         If they cannot be made an array of rows.
     """
-    if isinstance(given, np.ma.MaskedArray):
-        if given.dtype.kind == "f":
-            given = given.filled(np.nan)
-        elif np.ma.getmaskarray(given).any():
-            raise InvalidError(
-                f"{where}: a masked array of {given.dtype} hides numbers; fill them in"
-            )
     try:
-        array = np.asarray(given)
+        array = np.asarray(_unmasked(where, given))
     except (RuntimeError, TypeError, ValueError) as error:  # RuntimeError: torch, of gradients
+        if isinstance(error, InvalidError):
+            raise
         reason = one_line(str(error))
         raise InvalidError(f"{where}: cannot be made an array of numbers ({reason})") from None
     if not array.ndim:
         raise InvalidError(f"{where}: one {array.dtype} was given, an array of rows is needed")
     return array
+
+
+def _unmasked(where: str, given: object) -> object:
+    """Return values without masks, which ``np.asarray`` would forget: NaN where they hide.
+
+    Masks also come in lists of rows, and out of what makes arrays when asked (Dask, netCDF).
+    """
+    if isinstance(given, list | tuple):
+        return [_unmasked(where, value) for value in given]
+    graph = getattr(given, "__dask_graph__", None)
+    if graph is not None and graph() is not None:  # an xarray object without Dask has no graph
+        given = given.compute()  # type: ignore[attr-defined]  # Dask's own way to numpy drops masks
+    if not hasattr(given, "__array__") or isinstance(given, np.generic):
+        return given
+    array = np.asanyarray(given)
+    if not isinstance(array, np.ma.MaskedArray):
+        return array
+    if array.dtype.kind == "f":
+        return array.filled(np.nan)
+    if np.ma.getmaskarray(array).any():
+        raise InvalidError(f"{where}: a masked array of {array.dtype} hides numbers; fill them in")
+    return array.data

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.schema import spec_fields
-from kpstore.schema.array import ArraySpec, as_rows
+from kpstore.schema.array import ArraySpec, as_rows, check_axes
 from kpstore.schema.fields import (
     Fits,
     fit_fields,
@@ -235,6 +235,7 @@ class FeatureRows:
         def where(name: str) -> str:
             return f"feature {spec.name!r}, {name}"
 
+        check_axes(where("values"), self.values, (spec.axis, *spec.dims), spec.labels)
         values = as_rows(where("values"), self.values)
         n_rows = len(values)
         if not isinstance(self.companions, Mapping):
@@ -251,6 +252,7 @@ class FeatureRows:
         for wanted in spec.companions:
             given = self.companions.get(wanted.name)
             if given is not None:
+                check_axes(where(wanted.name), given, (spec.axis, *wanted.dims), spec.labels)
                 given = as_rows(where(wanted.name), given)
             elif wanted.name == MASK and wanted.dtype == "bool":
                 given = presence(spec, values)

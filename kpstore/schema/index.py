@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import CorruptError, NotFoundError
+from kpstore.errors import CorruptError, InvalidError, NotFoundError
 from kpstore.schema import video_fields
 from kpstore.schema.fields import Fits, fit_fields, sequence, shown
 
@@ -160,12 +160,17 @@ class VideoIndex:
         ------
         NotFoundError
             If a split or a video does not exist; the message lists the splits or similar ids.
+        InvalidError
+            If a video is named twice: its frames would count twice.
         """
-        chosen = (
-            np.arange(len(self))
-            if videos is None
-            else np.array([self.position(v) for v in sequence(videos, "ids")], dtype=np.int64)
-        )
+        chosen = np.arange(len(self))
+        if videos is not None:
+            ids = sequence(videos, "ids")
+            chosen = np.array([self.position(video_id) for video_id in ids], dtype=np.int64)
+            named, counts = np.unique(chosen, return_counts=True)
+            if (counts > 1).any():
+                twice = self.ids[named[np.argmax(counts > 1)]]
+                raise InvalidError(f"videos= names {twice!r} twice; name each video once")
         if split is not None:
             # Of videos the order counts, which a set has not; of splits it does not.
             several = list(split) if isinstance(split, set | frozenset) else split

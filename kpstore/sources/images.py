@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from kpstore.budget import MemoryBudget
-from kpstore.errors import NotFoundError
+from kpstore.errors import DAMAGE, NotFoundError
 from kpstore.sources.base import LEFT_OUT, Frame, FrameError
 from kpstore.sources.orientation import Orientation
 from kpstore.user_files import check_regular
@@ -32,6 +34,9 @@ _ORIENTATIONS = {
 }
 """What makes a picture upright, by its orientation (EXIF 2.3, tag 0x0112)."""
 
+_UNREADABLE = (*DAMAGE, OSError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is damaged, cut off or of a kind it does not know."""
+
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes of grey pictures with up to 16 bits."""
 _FULL_RANGE = ("PNG", "PPM")
@@ -44,8 +49,13 @@ _ALWAYS_PIXELS = 64_000_000
 They take 430 MiB.
 """
 _BAND_PIXELS = 2**20
-_WIDTH, _HEIGHT, _BITS, _SENSE, _SAMPLE_FORMAT = 256, 257, 258, 262, 339
+_SUBFILE, _WIDTH, _HEIGHT, _BITS, _SENSE = 254, 256, 257, 258, 262
+_BIT_ORDER, _PLANES, _SAMPLE_FORMAT = 266, 284, 339
 """Tags of TIFF 6.0."""
+_APART = 2
+"""Value of ``_PLANES``: all reds come first, then all greens and all blues."""
+_REDUCED, _MASK = 1, 4
+"""Bits of ``_SUBFILE``: a page is a smaller copy of another one, or its mask."""
 
 
 def is_image(name: str) -> bool:
@@ -88,12 +98,12 @@ def read_image(path: Path) -> Frame:
     integers, floating point) are an error, and never black or white. Transparency is left out.
 
     A truncated file is an error, never a half-grey picture: that is why this is Pillow and not
-    OpenCV.
+    OpenCV. So is a file of several pictures, of which all but the first would be lost.
     """
     try:
         size = check_regular(path)
-        with Image.open(path, formats=_FORMATS) as image:
-            if reason := _unscaled(image):
+        with _opened(path) as image:
+            if reason := _several(image) or _misread(image) or _unscaled(image):
                 return FrameError(reason)
             n_pixels = image.width * image.height
             if n_pixels > _ALWAYS_PIXELS:
@@ -109,7 +119,7 @@ def read_image(path: Path) -> Frame:
         return FrameError(f"not a picture that Pillow can read ({path.stat().st_size} bytes)")
     except Image.DecompressionBombError as error:
         return FrameError(f"{error} Save a smaller one")
-    except (OSError, SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         return FrameError(str(error))
 
 
@@ -117,6 +127,58 @@ def read_images(root: Path, paths: Iterable[str], skip: Collection[int]) -> Iter
     """Yield the pictures at ``paths`` in ``root``, all but those whose numbers are in ``skip``."""
     for number, path in enumerate(paths):
         yield LEFT_OUT if number in skip else read_image(root / path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    # By its name, Pillow would map a picture into memory: a TIFF that is to be turned by a quarter
+    # with width and height exchanged (its rows are cut at the wrong places then).
+    with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        yield image
+
+
+def _several(image: Image.Image) -> str:
+    """Return why a file is no single picture; ``""`` if it is one.
+
+    Smaller copies and masks of a picture do not count, nor what cameras add to a JPEG (MPO).
+    """
+    if not getattr(image, "is_animated", False) or image.format == "MPO":
+        return ""
+    if image.format == "TIFF" and not _has_pages(image):
+        return ""
+    return (
+        "more than one picture, and a frame is one of them; save each as a file, or all as a video"
+    )
+
+
+def _has_pages(image: Image.Image) -> bool:
+    """Return whether a TIFF has a page behind the first that is no copy or mask of it."""
+    for number in itertools.count(1):
+        try:
+            with suppress(SyntaxError):  # of its colours, behind its tags
+                image.seek(number)
+        except EOFError:
+            break
+        kinds = [kind for kind in _tiff_tag(image, _SUBFILE) if isinstance(kind, int)]
+        if not any(kind & (_REDUCED | _MASK) for kind in kinds):
+            return True
+    image.seek(0)
+    return False
+
+
+def _misread(image: Image.Image) -> str:
+    """Return why Pillow reads other colours than a picture has; ``""`` if it reads it well."""
+    apart = image.format == "TIFF" and _APART in _tiff_tag(image, _PLANES)
+    if not apart or image.info.get("compression") != "raw":
+        return ""
+    # Pillow forgets then how levels are packed: in how many bits, in which order, up from white.
+    reversed_or_inverted = 2 in _tiff_tag(image, _BIT_ORDER) or 0 in _tiff_tag(image, _SENSE)
+    if set(_tiff_tag(image, _BITS)) == {8} and not reversed_or_inverted:
+        return ""
+    return (
+        "a picture that keeps its colours apart, and not in plain bytes, which Pillow misreads; "
+        "save it with the colours of a pixel together (PlanarConfiguration 1)"
+    )
 
 
 def _unscaled(image: Image.Image) -> str:
@@ -182,10 +244,10 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) from a picture's header; (0, 0) if it cannot be read."""
     try:
         check_regular(path)
-        with Image.open(path, formats=_FORMATS) as image:
+        with _opened(path) as image:
             width, height = image.size
             if image.format == "TIFF":  # whose size Pillow turns by itself
                 (width, *_), (height, *_) = _tiff_tag(image, _WIDTH), _tiff_tag(image, _HEIGHT)
             return _orientation(image).size(width, height)
-    except (NotFoundError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except _UNREADABLE:
         return (0, 0)

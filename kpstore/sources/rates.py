@@ -33,8 +33,9 @@ class Rate:
 def rate_of(header: float, times_s: NDArray[np.float64] | None, tick_s: float = 0.0) -> Rate:
     """Return the rate of a video whose header gives one and whose frames have times.
 
-    The header counts where the frames' times agree with it, as it is exact. Where they do not, the
-    rate is ``(n - 1) / (last - first)``. Frames at irregular times (a camera that slows down in the
+    The header counts where the frames' times agree with it, as it is exact, and where they do but
+    for a gap (a recording that was cut lacks frames at its beginning). Where they do not, the rate
+    is ``(n - 1) / (last - first)``. Frames at irregular times (a camera that slows down in the
     dark, a recording with gaps) have no rate.
 
     Parameters
@@ -65,10 +66,29 @@ def rate_of(header: float, times_s: NDArray[np.float64] | None, tick_s: float = 
         return Rate(said, _unevenness(shown, mean, tick_s))
     if not header > 0:
         return Rate(mean, _unevenness(shown, mean, tick_s))
+    if _agrees_but_for_a_gap(shown, said, tick_s):
+        return Rate(
+            said,
+            f"its frames come {said:.6g} times a second, as its header says, but for a gap; the "
+            "header's rate is stored",
+        )
     return Rate(
         mean,
         f"its header says {header:g} frames a second, its frames' times {mean:.6g}, which is "
         "stored",
+    )
+
+
+def _agrees_but_for_a_gap(shown: NDArray[np.float64], said: float, tick_s: float) -> bool:
+    """Return whether most frames come at the header's rate, and none is a frame from its place."""
+    apart = np.diff(shown)
+    even = apart[np.abs(apart - 1 / said) <= 0.25 / said + tick_s]
+    span = float(even.sum())
+    off_s = float(np.abs(shown - shown[0] - np.arange(len(shown)) / said).max())
+    return (
+        len(apart) / 2 < len(even) < len(apart)
+        and abs(span - len(even) / said) <= tick_s + 0.0005 * span
+        and off_s <= _SLACK_FRAMES / said + tick_s
     )
 
 

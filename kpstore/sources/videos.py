@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kpstore.budget import MemoryBudget
-from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
+from kpstore.errors import InvalidError, NotFoundError
 from kpstore.options import Option
 from kpstore.schema.index import VideoRecord
-from kpstore.sources.base import LEFT_OUT, Frame, FrameError, Listing
+from kpstore.sources.base import Frame, FrameError, Listing
 from kpstore.sources.containers import cut_off
 from kpstore.sources.images import image_size, is_image, natural_key, read_images, same_number
-from kpstore.sources.orientation import Orientation, from_display_matrix, read_display_matrix
 from kpstore.sources.rates import rate_of
 from kpstore.sources.selection import (
     MaxVideos,
@@ -30,7 +25,14 @@ from kpstore.sources.selection import (
     part_of,
     selected,
 )
-from kpstore.user_files import check_regular
+from kpstore.sources.video_files import (
+    decoded,
+    opened,
+    orientation_of,
+    read_file,
+    timeline,
+    videos_of,
+)
 
 if TYPE_CHECKING:
     import av
@@ -40,13 +42,6 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".ogv", ".gif"}
     | {".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"}
 )
-_PIXEL_BYTES = 5
-"""Memory of a pixel while a frame is decoded and converted to RGB."""
-_CONTAINERS = (
-    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "ogg", "gif"),
-    *("mpeg", "mpegts", "mpegvideo", "asf", "flv", "h264", "hevc", "m4v", "mjpeg"),
-)
-"""What a video may be, whatever its name says. FFmpeg reads many more; some name other files."""
 SPLIT_NAMES = frozenset({"train", "training", "dev", "val", "valid", "validation", "test"})
 
 
@@ -127,7 +122,7 @@ class VideosSource:
         """
         file = video.frame_paths[0].rpartition("#")[0] if video.frame_paths else ""
         if PurePosixPath(file).suffix.lower() in VIDEO_SUFFIXES:
-            return _read_file(self.root, file, video, skip)
+            return read_file(self.root, file, video, skip)
         return read_images(self.root, video.frame_paths, skip)
 
 
@@ -213,10 +208,10 @@ def _describe(root: Path, entry: _Entry, problems: list[str], notes: list[str]) 
             width=width,
             height=height,
         )
-    with _opened(root, entry.path) as (container, stream):
+    with opened(root, entry.path) as (container, stream):
         header = float(stream.average_rate or stream.guessed_rate or np.nan)
         width, height = _upright_size(entry.path, container, stream, notes)
-    line = _timeline(root, entry.path)
+    line = timeline(root, entry.path)
     if not line.n_frames:
         raise InvalidError(f"{entry.path}: holds no frames")
     if line.n_frames < line.n_announced:
@@ -228,6 +223,11 @@ def _describe(root: Path, entry: _Entry, problems: list[str], notes: list[str]) 
     rate = rate_of(header, line.times_s, line.tick_s)
     if rate.note:
         notes.append(f"{entry.path}: {rate.note}")
+    if line.restarts:
+        notes.append(
+            f"{entry.path}: its frames' times start again, as in files that were joined; they are "
+            "counted as they come, and their rate is the header's"
+        )
     paths = tuple(f"{entry.path}#{number}" for number in range(line.n_frames))
     return VideoRecord(entry.id, entry.split, paths, rate.fps, width, height)
 
@@ -237,15 +237,20 @@ def _upright_size(
 ) -> tuple[int, int]:
     """Return width and height of a video's frames as they are read."""
     first = next(
-        (frame for frame in _decoded(container, stream) if not isinstance(frame, FrameError)), None
+        (frame for frame in decoded(container, stream) if not isinstance(frame, FrameError)), None
     )
     if first is None:
         return stream.width, stream.height
-    orientation, exact = _orientation(first)
+    orientation, exact = orientation_of(first)
     if not exact:
         notes.append(
             f"{path}: is to be shown turned by part of a quarter; it is read in the nearest whole "
             "one"
+        )
+    if (n_streams := len(videos_of(container))) > 1:
+        notes.append(
+            f"{path}: holds {n_streams} video streams; the first, {first.width} x {first.height}, "
+            "is read"
         )
     aspect = stream.sample_aspect_ratio
     if aspect and aspect != 1:
@@ -254,168 +259,3 @@ def _upright_size(
             "read as stored, without stretching"
         )
     return orientation.size(first.width, first.height)
-
-
-_ONLY_THIS_FILE = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
-
-
-@contextmanager
-def _opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
-    """Open a video file and its first video stream; :class:`InvalidError` if that fails."""
-    try:
-        import av
-    except ImportError:
-        raise MissingExtraError(f"reading {path}", extra="video") from None
-    if (root / path).exists():
-        check_regular(root / path)
-    try:
-        container = av.open(str(root / path), options=_ONLY_THIS_FILE)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        if getattr(error, "errno", None) == errno.EINVAL:  # what is not on the list of formats
-            reason = "its format is none that videos are read from; re-encode it as mp4"
-        raise InvalidError(f"{path}: cannot be opened as a video ({reason})") from None
-    with container:
-        if not container.streams.video:
-            raise InvalidError(f"{path}: holds no video stream")
-        stream = container.streams.video[0]
-        if stream.codec_context is None:
-            raise InvalidError(
-                f"{path}: FFmpeg cannot decode its video stream; re-encode it as mp4"
-            )
-        what = f"a frame of {stream.width} x {stream.height} pixels"
-        budget = MemoryBudget(path, (root / path).stat().st_size, fixed=True)
-        budget.check(stream.width * stream.height * _PIXEL_BYTES, what)
-        # Frames further on may be larger than the header says, and FFmpeg makes room for them.
-        stream.codec_context.options = {"max_pixels": str(budget.left // _PIXEL_BYTES)}
-        # With more threads, a damaged frame takes others with it, as many as there are threads.
-        stream.thread_count = 1
-        yield container, stream
-
-
-@dataclass(frozen=True)
-class _Timeline:
-    """Which frames a file holds.
-
-    Attributes
-    ----------
-    n_frames : in the file.
-    n_announced : how many the file says it holds; 0 if it says nothing.
-    number_of : number of the frame that is shown at a time, in units of the file's own. None if the
-        file has no times that tell frames apart; they are then counted as they come, which is right
-        where all of them can be decoded.
-    times_s : (frames,) float64, seconds; None if the file has no times of its own.
-    tick_s : seconds, the unit of those times.
-    """
-
-    n_frames: int
-    n_announced: int
-    number_of: Mapping[int, int] | None
-    times_s: NDArray[np.float64] | None = None
-    tick_s: float = 0.0
-
-
-def _timeline(root: Path, path: str) -> _Timeline:
-    """Return the frames of a file, by the times at which they are shown.
-
-    Decoders give frames late, reordered, and none where one is damaged: counting what comes out
-    would put the frames behind a damaged one in the wrong rows.
-    """
-    from av.error import FFmpegError
-
-    times: list[int | None] = []
-    n_discarded = 0
-    with _opened(root, path) as (container, stream):
-        name, codec, tick = container.format.name, stream.codec_context.name, stream.time_base
-        n_announced = stream.frames if "mp4" in name else 0
-        try:
-            for packet in container.demux(stream):
-                n_discarded += bool(packet.size and packet.is_discard)
-                if packet.size and not packet.is_discard:
-                    times.append(packet.pts)
-        except FFmpegError:
-            pass  # the file ends early; reading it will end here too
-    n_announced = max(0, n_announced - n_discarded)
-    # AVI has no times of its own, and those that are made up for it are wrong for frames that are
-    # stored out of order.
-    made_up = name == "avi" and codec in ("h264", "hevc")
-    known = sorted(time for time in times if time is not None)
-    times_s, tick_s = None, 0.0
-    if len(known) == len(times) and not made_up and tick:
-        tick_s = float(tick)
-        times_s = np.array(known, dtype=np.float64) * tick_s
-    if len(set(known)) == len(times) and not made_up:
-        number_of = {time: number for number, time in enumerate(known)}
-        return _Timeline(len(times), n_announced, number_of, times_s, tick_s)
-    n_decoded = 0
-    with _opened(root, path) as (container, stream):
-        for frame in _decoded(container, stream):
-            if isinstance(frame, FrameError):
-                raise InvalidError(
-                    f"{path}: is damaged, and does not say which frame is which; re-encode it as "
-                    "mp4"
-                )
-            n_decoded += 1
-    return _Timeline(n_decoded, n_announced, None, times_s, tick_s)
-
-
-def _decoded(container: av.container.InputContainer, stream: VideoStream) -> Iterator[Any]:
-    """Yield decoded frames, and an error for each piece that cannot be decoded.
-
-    Decoding goes on behind it.
-    """
-    from av.error import FFmpegError
-
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, FFmpegError):
-            return
-        try:
-            yield from packet.decode()
-        except FFmpegError as error:
-            yield FrameError(str(error))
-
-
-def _orientation(frame: Any) -> tuple[Orientation, bool]:
-    """Return how a decoded frame stands, and whether that is exact.
-
-    See :func:`from_display_matrix`.
-
-    Phones film sideways, front cameras mirrored, and say so in the stream's display matrix, which
-    PyAV gives with every frame. Its ``rotation`` is an angle only, which no mirrored picture has.
-    """
-    for found in frame.side_data:
-        if found.type.name == "DISPLAYMATRIX":
-            return from_display_matrix(read_display_matrix(bytes(found)))
-    return Orientation(), True
-
-
-def _read_file(root: Path, path: str, video: VideoRecord, skip: Collection[int]) -> Iterator[Frame]:
-    line = _timeline(root, path)
-    if line.n_frames > video.n_frames:
-        raise InvalidError(
-            f"{path}: holds more than the {video.n_frames} frames that it had when it was listed"
-        )
-    reason = "cannot be decoded"
-    at = 0
-    with _opened(root, path) as (container, stream):
-        for frame in _decoded(container, stream):
-            if isinstance(frame, FrameError):
-                reason = frame.reason
-                continue
-            number = at if line.number_of is None else line.number_of.get(frame.pts, -1)
-            if number < at:
-                continue  # shown before the video begins, or given twice
-            for _ in range(at, number):
-                yield FrameError(reason)
-            yield LEFT_OUT if number in skip else _upright(frame)
-            at = number + 1
-    for number in range(at, video.n_frames):
-        ended = f"the file ends after {line.n_frames} of {video.n_frames} frames"
-        yield FrameError(reason if number < line.n_frames else ended)
-
-
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    return _orientation(frame)[0].upright(frame.to_ndarray(format="rgb24"))

@@ -56,5 +56,13 @@ def _without_ellipsis(key: tuple[Any, ...], n_axes: int) -> tuple[Any, ...]:
     at = next((i for i, part in enumerate(key) if part is Ellipsis), None)
     if at is None:
         return key or (slice(None),)
-    n_named = sum(part is not None for part in key) - 1
+    n_named = sum(map(_axes_named, (*key[:at], *key[at + 1 :])))
     return (*key[:at], *[slice(None)] * (n_axes - n_named), *key[at + 1 :]) or (slice(None),)
+
+
+def _axes_named(part: object) -> int:
+    """Return how many axes a part of a key stands for; a mask stands for all of its own."""
+    if part is None or isinstance(part, slice):
+        return int(part is not None)
+    given = np.asarray(part)
+    return given.ndim if given.dtype == bool else 1

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kpstore import plugins
 from kpstore.backends.base import MAIN, TEXT, Backend, Fork, WriteSession
 from kpstore.errors import ExistsError, InvalidError, MismatchError
+from kpstore.schema.array import check_axes
 from kpstore.schema.failures import NOTHING_FAILED, Failures
 from kpstore.schema.feature import Axis, FeatureRows, FeatureSpec, Provenance, State
 from kpstore.schema.fields import json_values, mapping, metadata_values, text
@@ -331,6 +332,7 @@ class Transaction:
             :meth:`write`.
         """
         spec = self._feature_of("video", feature)
+        check_axes(f"feature {feature!r}", values, spec.dims, spec.labels)
         rows = values if isinstance(values, FeatureRows) else FeatureRows(given.one_row(values))
         if (n_rows := rows.n_given(spec)) != 1:
             raise InvalidError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
@@ -169,13 +168,8 @@ def described_run(
         "batch_size": sampler.batch_size,
         "ranks": state.ranks.size,
         "samples": {name: len(view) for name, view in views.items()},
-        "frames": {name: _digest(view) for name, view in views.items()},
+        "frames": {name: view.digest for name, view in views.items()},
     }
-
-
-def _digest(view: View) -> str:
-    """Return a hash that tells a view's frames from others of the same store."""
-    return hashlib.blake2b(view.first_rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
 
 
 def _described(part: object) -> dict[str, object]:

@@ -6,6 +6,7 @@ samples at once and stacks them along a new first axis; iterators and loaders ar
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -105,6 +106,12 @@ class View(_Samples, ABC):
     def lengths(self) -> NDArray[np.int64]:
         """(samples,) int64: frames of each sample."""
         return np.ones(len(self), dtype=np.int64)
+
+    @property
+    def digest(self) -> str:
+        """A hash that tells the view's frames from others of the same store."""
+        rows = self.first_rows.astype("<i8").tobytes()
+        return hashlib.blake2b(rows, digest_size=8).hexdigest()
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
         """Return :meth:`batch` of each part, all in one read; the batches share memory."""
@@ -257,7 +264,7 @@ def select_videos(
     NotFoundError
         If a split, a video or a column does not exist.
     InvalidError
-        If the query cannot be read.
+        If the query cannot be read, a video is named twice, or anything but text is asked of text.
     """
     chosen = store.index.select(split=split, videos=[videos] if isinstance(videos, str) else videos)
     if where is None:
@@ -275,6 +282,11 @@ def select_videos(
                 )
             several = isinstance(value, Iterable) and not isinstance(value, str)
             wanted = list(value) if several else [value]
+            odd = [each for each in wanted if not isinstance(each, str)]
+            if odd and len(table) and isinstance(table[column].iloc[0], str):
+                raise InvalidError(
+                    f"where: {column!r} holds text, {shown(odd[0])} was asked for; nothing is equal"
+                )
             keep &= table[column].isin(wanted).to_numpy()
         return chosen[keep]
     try:
@@ -332,15 +344,37 @@ def keeps_runs(
     NotFoundError
         With ``missing="error"``, if a frame failed or is not extracted yet; the message names the
         first.
+    InvalidError
+        With ``missing="nan"``, if such a frame would be 0 or False, as its type has no NaN, and the
+        feature's status is not read beside it.
     """
     check_missing(missing)
     if missing == "nan":
+        _refuse_untold(store, names, starts, lengths)
         return np.ones(len(starts), dtype=bool)
     usable = usable_frames(store, names)
     if missing == "error":
         rows = covered_rows(starts, lengths, len(usable))
         refuse_missing(store, rows, usable[rows])
     return runs_usable(usable, starts, lengths)
+
+
+def _refuse_untold(
+    store: BaseStore, names: Sequence[str], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> None:
+    for name in names:
+        told = status_name(name) in names or store[name].dtype.kind == "f"
+        if name not in store.features or told:
+            continue
+        usable = usable_frames(store, [name])
+        rows = covered_rows(starts, lengths, len(usable))
+        n_gone = int((~usable[rows]).sum())
+        if n_gone:
+            raise InvalidError(
+                f"{n_gone} of {len(rows)} frames of {name!r} failed or are not extracted yet, and "
+                f"{store[name].dtype} has no NaN for them; use missing='skip' to leave them out, "
+                f"or read {status_name(name)!r} too, which is {int(State.DONE)} for results"
+            )
 
 
 def covered_rows(

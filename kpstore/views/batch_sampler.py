@@ -199,10 +199,15 @@ class BatchSampler:
         """Padded frames as a share of all frames in the epoch's batches."""
         return padding_share(self._shown()[0], self.view.lengths)
 
+    @cached_property
+    def _digest(self) -> str:
+        return self.view.digest
+
     def _settings(self) -> dict[str, Any]:
         """Return the values that the order depends on."""
         settings: dict[str, Any] = {
             "samples": len(self.view),
+            "frames": self._digest,
             "shuffle": self.shuffle,
             "seed": self.seed,
         }

@@ -44,9 +44,10 @@ class FrameView(RowView):
     ----------
     features : arrays on the frame axis, such as ``"keypoints"`` or ``"keypoints_detected"``.
     split, videos, where : only frames of these; see :func:`kpstore.views.base.select_videos`.
-    missing : ``"nan"`` keeps every frame, with NaN where a frame failed or is not extracted yet;
-        ``"skip"`` leaves those frames out; ``"error"`` refuses them. A part that was looked for and
-        not found is NaN in all three.
+    missing : ``"nan"`` keeps every frame, with NaN where a frame failed or is not extracted yet (of
+        a feature whose type has no NaN, only together with its status); ``"skip"`` leaves those
+        frames out; ``"error"`` refuses them. A part that was looked for and not found is NaN in all
+        three.
     """
 
     def __init__(

@@ -97,11 +97,13 @@ def as_range(given: Any) -> Range:
     """Return a range that a user gave; :class:`InvalidError` for anything else."""
     try:
         low, high = (np.asarray(values, dtype=np.float32) for values in given)
-        fits = low.shape == high.shape == (3,) and bool((low <= high).all())
+        finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
+        fits = low.shape == high.shape == (3,) and finite and bool((low <= high).all())
     except (TypeError, ValueError):
         fits = False
     if not fits:
         raise InvalidError(
-            f"normalize={given!r}: a range is (low, high), three numbers each, with low <= high"
+            f"normalize={given!r}: a range is (low, high), three finite numbers each, with "
+            "low <= high"
         )
     return low, high

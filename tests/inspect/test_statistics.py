@@ -322,7 +322,7 @@ def test_an_empty_store_and_wrong_names(store: kpstore.Store) -> None:
         filled.statistics()
     with pytest.raises(InvalidError, match="workers=0: use a whole number, 1 or more"):
         filled.statistics("points", workers=0)
-    with pytest.raises(InvalidError, match="names a video twice"):
+    with pytest.raises(InvalidError, match="names 'a' twice"):
         filled.statistics("points", videos=["a", "a"])
     found = filled.statistics("points")
     with pytest.raises(

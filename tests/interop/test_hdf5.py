@@ -199,6 +199,39 @@ def test_arrays_of_others_are_read(tmp_path: Path) -> None:
     assert store_of(path, missing="nan")["keypoints_detected"][:].all()
 
 
+def described(path: Path, values: Any, **attributes: Any) -> Path:
+    """Write a dataset with attributes, as netCDF has them."""
+    foreign(path, rows=values)
+    with h5py.File(path, "a") as file:
+        file["rows"].attrs.update(attributes)
+    return path
+
+
+@pytest.mark.parametrize("attribute", ["_FillValue", "missing_value"])
+def test_numbers_that_stand_for_missing_values_are_missing(tmp_path: Path, attribute: str) -> None:
+    values = np.arange(6, dtype="f4").reshape(3, 2)
+    values[1] = 1e20
+    gone = np.where(values == values[1, 0], np.nan, values)
+    fill = np.array([1e20], "f4")
+    store = store_of(described(tmp_path / "f.h5", values, **{attribute: fill}))
+    np.testing.assert_array_equal(store["rows"][:], gone)
+    whole = np.array([[-(2**63) + 2, 5]], "i8")
+    path = described(tmp_path / "whole.h5", whole, **{attribute: whole[0, 0]})
+    with pytest.raises(InvalidError, match=r"row 0 of rows is missing, .* save it as floats"):
+        store_of(path)
+    here = described(tmp_path / "here.h5", whole, **{attribute: whole[0, 0] - 1})
+    np.testing.assert_array_equal(store_of(here)["rows"][:], whole)
+
+
+def test_packed_numbers_are_refused(tmp_path: Path) -> None:
+    values = np.arange(6, dtype="i2").reshape(3, 2)
+    plain = described(tmp_path / "plain.h5", values, scale_factor=1.0, add_offset=0, units="m")
+    np.testing.assert_array_equal(store_of(plain)["rows"][:], values)
+    for name, number in (("scale_factor", np.float32(0.5)), ("add_offset", np.array([3]))):
+        with pytest.raises(InvalidError, match=f"rows is packed, as its attribute {name} says"):
+            store_of(described(tmp_path / f"{name}.h5", values, **{name: number}))
+
+
 def test_other_shapes_keep_type_and_name(tmp_path: Path) -> None:
     values = np.arange(12, dtype=">i2").reshape(4, 3)
     path = foreign(

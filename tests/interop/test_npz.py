@@ -180,3 +180,30 @@ def test_what_is_not_there_is_named(memory_store: kpstore.Store, tmp_path: Path)
         export_npz(store, tmp_path, splits=["val"])
     with pytest.raises(InvalidError, match="missing='none'"):
         export_npz(store, tmp_path, missing="none")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format_name", ["npz", "slt"])
+def test_zeros_that_look_like_results_are_told(
+    memory_store: kpstore.Store, tmp_path: Path, format_name: str
+) -> None:
+    """A part or a row of zeros is known to be missing; a zero among numbers is not."""
+    part = keypoint_rows(6, 1).values
+    part[0, PART_SLICES["face"].start + 3] = np.nan
+    plain = np.array([[1, np.nan], [np.nan, np.nan], [3, 4], [5, 6], [np.nan, 7], [8, 9]])
+    store = filled(memory_store)
+    with store.transaction("more") as tx:
+        tx.add_feature(kpstore.FeatureSpec("plain", (2,), ("x",)))
+        tx.write("plain", "a", plain)
+        tx.write("keypoints", "a", part)
+    for feature, n_rows in (("plain", 2), ("keypoints", 1)):
+        told = f"{n_rows} rows of {feature} lack single values, which are zeros in the file; "
+        for missing in ("zeros", "nan"):
+            report = kpstore.export_file(
+                store.at(),
+                tmp_path / f"{format_name}-{feature}-{missing}",
+                format_name,
+                feature=feature,
+                missing=missing,
+            )
+            there = any(note.startswith(told) for note in report.notes)
+            assert there == (missing == "zeros"), report.notes

@@ -288,6 +288,16 @@ def test_nothing_in_a_pickle_is_run(
     assert [path.name for path in tmp_path.iterdir()] == ["a.train"]
 
 
+def test_a_tensor_that_is_yet_to_be_negated_is_refused(tmp_path: Path) -> None:
+    sign = torch.complex(torch.ones(3, 2), torch.ones(3, 2)).conj().imag
+    assert (sign == -1).all()
+    path = tmp_path / "x.train"
+    with gzip.open(path, "wb") as file:
+        pickle.dump([{"name": "a", "signer": "", "gloss": "", "text": "", "sign": sign}], file)
+    with pytest.raises(InvalidError, match=r"yet to be changed .*'neg'.*resolve_neg"):
+        SltImport().open(path)
+
+
 def test_a_tensor_cannot_reach_beyond_its_numbers(tmp_path: Path) -> None:
     saved = io.BytesIO()
     torch.save(torch.ones(4)._typed_storage(), saved, _use_new_zipfile_serialization=False)

@@ -52,7 +52,9 @@ def test_hidden_files_are_no_pictures() -> None:
 GREY = np.linspace(0, 255, 48 * 64).reshape(48, 64)
 
 
-def tiff(levels: bytes, bits: int, *, sense: int = 1, sample_format: int = 1) -> bytes:
+def tiff(
+    levels: bytes, bits: int, *, sense: int = 1, sample_format: int = 1, planes: int = 1
+) -> bytes:
     """Make an uncompressed grey TIFF of 64 x 48 by hand: Pillow writes few of its kinds."""
     tags = {
         256: 64,
@@ -65,7 +67,7 @@ def tiff(levels: bytes, bits: int, *, sense: int = 1, sample_format: int = 1) ->
         278: 48,
         279: len(levels),
     }
-    tags[339] = sample_format
+    tags[339], tags[284] = sample_format, planes
     tags[273] = 8 + 2 + 12 * len(tags) + 4
     entries = b"".join(
         struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items())
@@ -134,6 +136,47 @@ def test_numbers_of_unknown_range_are_an_error_and_never_black_or_white(
     assert "\n" not in found.reason
 
 
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_a_tiff_that_pillow_misreads_is_an_error(tmp_path: Path, bits: int) -> None:
+    """Of colours that are kept apart, Pillow takes those of 16 bits for 8, and black for white."""
+    levels = {1: bytes(6 * 64), 8: bytes(48 * 64), 16: U16.tobytes()}[bits]
+    (tmp_path / "a.tif").write_bytes(tiff(levels, bits, sense=0, planes=2))
+    found = read_image(tmp_path / "a.tif")
+    assert isinstance(found, FrameError)
+    assert "keeps its colours apart, and not in plain bytes" in found.reason
+
+
+def test_tags_of_other_types_are_an_error_of_the_frame(tmp_path: Path) -> None:
+    """Pillow raises a TypeError for a picture that is said to begin at a fraction."""
+    content = bytearray(tiff(U16.tobytes(), 16))
+    place = content.index(struct.pack("<HH", 273, 4))
+    struct.pack_into("<HHII", content, place, 273, 5, 1, 16)
+    (tmp_path / "a.tif").write_bytes(content)
+    assert isinstance(read_image(tmp_path / "a.tif"), FrameError)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.webp", "a.gif"])
+def test_a_file_of_several_pictures_is_no_frame(tmp_path: Path, name: str) -> None:
+    pictures = [Image.new("RGB", (8, 6), (50 * n, 0, 0)) for n in range(3)]
+    pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:])
+    found = read_image(tmp_path / name)
+    assert isinstance(found, FrameError)
+    assert "more than one picture" in found.reason
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg"])
+def test_small_copies_beside_a_picture_are_passed_over(tmp_path: Path, name: str) -> None:
+    small = Image.new("RGB", (4, 3))
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    form = {"a.tif": "TIFF", "a.jpg": "MPO"}[name]
+    picture = Image.new("RGB", (8, 6), (200, 0, 0))
+    picture.save(tmp_path / name, form, save_all=True, append_images=[small])
+    image = read_image(tmp_path / name)
+    assert isinstance(image, np.ndarray), image
+    assert image.shape == (6, 8, 3)
+    assert image[..., 0].min() > 190
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
 def test_pictures_of_8_bits_are_read_as_pillow_shows_them(tmp_path: Path, mode: str) -> None:
     picture = Image.fromarray(GREY.astype(np.uint8)).convert(mode)
@@ -150,20 +193,27 @@ def colours() -> np.ndarray:
     return picture
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif", "deep.png"])
+@pytest.mark.parametrize(
+    "kind", ["png", "jpg", "webp", "tif", "grey.tif", "alpha.tif", "deep.tif", "deep.png"]
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_upright_in_every_orientation(
     tmp_path: Path, kind: str, orientation: int
 ) -> None:
     path, stored = tmp_path / f"a.{kind}", colours()
-    if kind == "deep.png":
+    if kind.startswith(("deep", "grey")):
         stored = stored[..., :1].repeat(3, axis=2)
     picture = Image.fromarray(
-        stored[..., 0].astype(np.uint16) * 257 if kind == "deep.png" else stored
+        stored[..., 0].astype(np.uint16) * 257 if kind.startswith("deep") else stored
     )
+    if kind == "grey.tif":
+        picture = picture.getchannel(0)
+    if kind == "alpha.tif":
+        picture = picture.convert("RGBA")
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture.save(path, **{"tiffinfo": {0x0112: orientation}} if kind == "tif" else {"exif": exif})
+    stands = {"tiffinfo": {0x0112: orientation}} if kind.endswith("tif") else {"exif": exif}
+    picture.save(path, **stands)
     upright = {
         1: stored,
         2: stored[:, ::-1],

@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,6 +170,14 @@ REFUSED: dict[str, tuple[Callable[[Transaction], Any], str]] = {
         lambda tx: tx.write("count", "a", np.ma.masked_equal([1, 2, 3], 2)),
         "hides numbers; fill them in",
     ),
+    "hidden numbers in a list": (
+        lambda tx: tx.write("count", "a", list(np.ma.masked_equal([[1], [2], [3]], 2))),
+        "hides numbers; fill them in",
+    ),
+    "a companion too large": (
+        lambda tx: tx.write("parted", "a", ones(visibility=np.full((3, 3), -1e300))),
+        r"visibility: -1e\+300 is infinite as float32, which holds",
+    ),
     "rows of the next feature": (
         lambda tx: tx.write_rows("count", 4, FeatureRows(np.ones(3, "i2")), np.ones(3, "u1")),
         "3 were given for row 4",
@@ -229,6 +240,66 @@ def test_what_failed_is_missing_whatever_its_values(store: kpstore.Store) -> Non
         "no reason was given",
     }
     assert not now["keypoints_detected"][:3].any()
+
+
+@pytest.mark.parametrize(
+    "given_as",
+    [
+        list,
+        lambda masked: [tuple(row) for row in masked],
+        lambda masked: da.from_array(masked, chunks=2),
+        lambda masked: xr.DataArray(da.from_array(masked, chunks=2)),
+        lambda masked: [da.from_array(row) for row in masked],
+    ],
+    ids=["rows", "points", "dask", "xarray of dask", "rows of dask"],
+)
+def test_masked_values_are_missing_however_they_are_given(given_as: Callable[[Any], Any]) -> None:
+    numbers = np.arange(18.0).reshape(3, 3, 2)
+    hidden = (numbers >= 6) & (numbers < 8)
+    store = begun(kpstore.create(memory_location()))
+    with store.transaction("write") as tx:
+        tx.write("parted", "a", given_as(np.ma.array(numbers, mask=hidden)))
+    np.testing.assert_array_equal(store.at()["parted"][:3], np.where(hidden, np.nan, numbers))
+
+
+def test_arrays_that_name_their_axes_are_written_by_these_names() -> None:
+    spec = FeatureSpec(
+        "spots", (3, 2), ("spot", "space"), labels={"space": ("x", "y")}, chunk_rows=4
+    )
+    middle = FeatureSpec("middle", (2,), ("space",), labels=spec.labels)
+    store = begun(kpstore.create(memory_location()), spec, middle)
+    numbers = np.arange(18.0).reshape(3, 3, 2)
+    named = xr.DataArray(numbers, dims=("frame", "spot", "space"), coords={"space": ["x", "y"]})
+    with store.transaction("write") as tx:
+        tx.write("spots", "a", named)
+        tx.write("spots", "a", xr.DataArray(numbers))
+        with pytest.raises(InvalidError, match=r"axes .*'spot', 'frame', .* needed; transpose it"):
+            tx.write("spots", "a", named.transpose("spot", "frame", "space"))
+        with pytest.raises(InvalidError, match=r"'space' are in another order .* reindex it"):
+            tx.write("spots", "a", named.sel(space=["y", "x"]))
+        with pytest.raises(InvalidError, match=r"'space' are in another order"):
+            tx.write("middle", "a", pd.DataFrame(numbers[:, 0], columns=["y", "x"]))
+        tx.write("middle", "a", pd.DataFrame(numbers[:, 0], columns=["x", "y"]))
+        tx.write("middle", "a", pd.DataFrame(numbers[:, 0]))
+    np.testing.assert_array_equal(store.at()["spots"][:3], numbers)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        pd.Series([1.0, 2.0], ["x", "y"]),
+        xr.DataArray([1.0, 2.0], dims="space", coords={"space": ["x", "y"]}),
+    ],
+    ids=["pandas", "xarray"],
+)
+def test_one_row_that_names_its_labels_is_written_by_these_names(named: Any) -> None:
+    spec = FeatureSpec("middle", (2,), ("space",), axis="video", labels={"space": ("x", "y")})
+    store = begun(kpstore.create(memory_location()), spec)
+    with store.transaction("write") as tx:
+        tx.write_video_feature("middle", "a", named)
+        with pytest.raises(InvalidError, match="'space' are in another order"):
+            tx.write_video_feature("middle", "a", named[::-1])
+    assert store.at()["middle"][0].tolist() == [1, 2]
 
 
 ODD = st.sampled_from([0.0, 0.5, 1.0, -3.0, 1e9, 1e300, np.nan, np.nan, np.nan, np.inf, -np.inf])

@@ -64,7 +64,10 @@ def fill_empty_video(store: kpstore.Store) -> np.ndarray:
 def test_arrays_index_as_numpy_does(store: kpstore.Store) -> None:
     filled = fill(store)
     values = np.asarray(filled["points"])
-    for key in (3, slice(2, 30, 5), [5, 2, 2], (slice(1, 9), slice(None), 0), values[:, 0, 0] > 0):
+    of_points = np.arange(15).reshape(5, 3) % 2 == 0
+    keys = (3, slice(2, 30, 5), [5, 2, 2], (slice(1, 9), slice(None), 0), values[:, 0, 0] > 0)
+    masks = ((..., of_points), (3, ..., of_points), (..., of_points.tolist()), (..., True))
+    for key in (*keys, *masks):
         np.testing.assert_array_equal(filled["points"][key], values[key])
     assert repr(filled["points"]) == "<points (frame: 34, point: 5, space: 3) float32>"
     assert (len(filled["points"]), filled["points"].ndim, filled["points"].chunk_rows) == (34, 3, 4)

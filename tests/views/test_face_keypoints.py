@@ -146,7 +146,8 @@ def test_what_does_not_fit_is_refused(memory_store: kpstore.Store) -> None:
         filled.face_keypoints(feature="keypoints_detected")
     with pytest.raises(InvalidError, match="normalize='box': use 'minmax', 'frame'"):
         filled.face_keypoints(normalize="box")  # type: ignore[arg-type]
-    for given in (([0, 0], [1, 1]), ([0, 0, 3], [1, 1, 1]), 3, ([0, 0, 0],)):
+    endless = ([-np.inf] * 3, [np.inf] * 3)
+    for given in (([0, 0], [1, 1]), ([0, 0, 3], [1, 1, 1]), 3, ([0, 0, 0],), endless):
         with pytest.raises(InvalidError, match=r"a range is \(low, high\)"):
             filled.face_keypoints(normalize=given)  # type: ignore[arg-type]
     with pytest.raises(InvalidError, match="has no range over all frames"):

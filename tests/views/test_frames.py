@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,24 @@ def test_missing_frames_are_nan_when_kept(memory_store: kpstore.Store) -> None:
     view = fill(memory_store).frames("points")
     assert np.isnan(view[20]["points"]).all()
     assert not np.isnan(view[3]["points"]).any()
+
+
+def test_missing_frames_never_pass_for_zeros(memory_store: kpstore.Store) -> None:
+    """A type without NaN cannot tell them, unless its status is read beside it."""
+    store = fill(memory_store, done=("a", "b", "d"))
+    with store.transaction("count") as tx:
+        tx.add_feature(FeatureSpec("count", dtype="int16"))
+        tx.write("count", "a", np.arange(5), failed_frames={1: "torn"})
+        tx.write("count", "b", np.arange(9))
+    store = store.at()
+    for view in (store.frames, partial(store.clips, length=2), store.whole_videos):
+        with pytest.raises(InvalidError, match=r"of 'count' failed .* int16 has no NaN"):
+            view("count")
+        assert len(view("count", videos=["b"])) > 0
+        assert len(view(["count", "count_status"])) > 0
+        assert len(view("count", missing="skip")) > 0
+    samples = store.frames(["count", "count_status"], videos=["a"]).batch(range(5))
+    assert samples["count_status"].tolist() == [1, 2, 1, 1, 1]
 
 
 def test_a_transform_makes_the_sample(memory_store: kpstore.Store) -> None:
@@ -199,6 +218,11 @@ def test_selections_are_what_they_say_or_an_error(memory_store: kpstore.Store) -
     assert len(store.frames("points", videos="a")) == 5
     with pytest.raises(NotFoundError, match="'ab'"):
         store.frames("points", videos="ab")
+    with pytest.raises(InvalidError, match="names 'b' twice; name each video once"):
+        store.frames("points", videos=["b", "a", "b"])
+    with pytest.raises(InvalidError, match="'gloss' holds text, 1 was asked for"):
+        store.frames("points", where={"gloss": ["A", 1]})
+    assert len(store.frames("points", where={"n_frames": 5})) == 5
     with pytest.raises(InvalidError, match="use a query, or annotations by name"):
         store.frames("points", where=lambda row: True)  # type: ignore[arg-type]
 

@@ -409,6 +409,9 @@ def test_a_state_of_another_order_is_refused(filled: kpstore.Store) -> None:
         kpstore.loader(filled.frames("points"), 8, seed=2).load_state_dict(state)
     with pytest.raises(MismatchError, match="taken with samples=125, this loader has samples=46"):
         kpstore.loader(filled.frames("points", split="train"), 8, seed=1).load_state_dict(state)
+    as_many = filled.frames("points").subset(range(124, -1, -1))
+    with pytest.raises(MismatchError, match="taken with frames="):
+        kpstore.loader(as_many, 8, seed=1).load_state_dict(state)
 
 
 # -- by length -------------------------------------------------------------------------------------

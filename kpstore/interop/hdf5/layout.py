@@ -103,6 +103,17 @@ class OpenFile:
         about = self.file.attrs.get_id(name)
         return self.file.attrs[name] if about.shape == () and about.dtype.kind in "iuf" else None
 
+    def numbers_beside(self, name: str, attribute: str) -> list[float]:
+        """Return the numbers that an attribute of a dataset holds, few as they are; or none."""
+        attributes = self.dataset(name).attrs
+        if attribute not in attributes:
+            return []
+        about = attributes.get_id(attribute)
+        if about.dtype.kind not in "iuf" or about.shape not in ((), (1,)):
+            return []
+        value = attributes[attribute].tolist()
+        return value if isinstance(value, list) else [value]
+
     def rows(self, name: str, rows: slice, what: str) -> NDArray[Any]:
         """Return rows of a dataset of numbers; ``what`` says in an error what they are."""
         dataset = self.dataset(name)

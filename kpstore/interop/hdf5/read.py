@@ -293,6 +293,7 @@ class ForeignDocument(NotedDocument):
             raise InvalidError(
                 f"{path}: {self._dataset} is {dataset.dtype} {dataset.shape}, not rows of numbers"
             )
+        self._fills = self._missing_numbers(file)
         self._faces = load_face_list(options.face_list or "phoenix")
         self._spec = self._find_spec(dataset)
         if options.face_list and not self._is_keypoints:
@@ -308,6 +309,23 @@ class ForeignDocument(NotedDocument):
         self._ids = self._column(file, ("video_ids", "video_id"))
         self._paths = self._column(file, ("image_paths", "image_path"))
         self._note_others(file)
+
+    def _missing_numbers(self, file: OpenFile) -> list[float]:
+        """Return which numbers stand for missing values by netCDF's conventions (CF).
+
+        Raises
+        ------
+        InvalidError
+            If the numbers are packed by these conventions.
+        """
+        for attribute, plain in (("scale_factor", 1), ("add_offset", 0)):
+            if any(number != plain for number in file.numbers_beside(self._dataset, attribute)):
+                raise InvalidError(
+                    f"{self._path}: {self._dataset} is packed, as its attribute {attribute} says; "
+                    "save it unpacked, in xarray by drop_encoding()"
+                )
+        fills = ("_FillValue", "missing_value")
+        return [number for fill in fills for number in file.numbers_beside(self._dataset, fill)]
 
     @property
     def _is_keypoints(self) -> bool:
@@ -393,6 +411,7 @@ class ForeignDocument(NotedDocument):
 
     def _fill(self, block: NDArray[np.number], found: NDArray[np.number], first: int) -> None:
         """Copy numbers of a file into rows; count rows that change, refuse those that overflow."""
+        found = self._without_fills(found, block.dtype, first)
         with np.errstate(all="ignore"):
             block[...] = found
             if not self._is_keypoints or np.can_cast(found.dtype, block.dtype, "safe"):
@@ -407,3 +426,23 @@ class ForeignDocument(NotedDocument):
                 "holds; keep the numbers as they are with --feature NAME"
             )
         self._rounded += int((~exact).any(axis=(1, 2)).sum())
+
+    def _without_fills(
+        self, found: NDArray[np.number], dtype: np.dtype[np.number], first: int
+    ) -> NDArray[np.number]:
+        """Return numbers of a file with NaN where they stand for missing values."""
+        if not self._fills or found.dtype.kind == "b":
+            return found
+        with np.errstate(all="ignore"):  # a number that the type does not hold is nowhere
+            fills = [np.array(fill).astype(found.dtype) for fill in self._fills]
+        gone = np.isin(found, fills)
+        if not gone.any():
+            return found
+        if dtype.kind != "f":
+            row = first + int(np.argwhere(gone)[0][0])
+            raise InvalidError(
+                f"{self._path}: row {row} of {self._dataset} is missing, as its attribute "
+                f"_FillValue or missing_value says, and {dtype} has no missing value; save it as "
+                "floats"
+            )
+        return np.where(gone, np.nan, found)

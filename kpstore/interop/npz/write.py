@@ -21,6 +21,8 @@ from kpstore.interop.outputs import (
     choose_rows,
     feature_of_frames,
     lost_notes,
+    zeros_for_missing,
+    zeros_note,
 )
 from kpstore.interop.splits import UNSPLIT, check_file_names, chosen_splits
 from kpstore.options import Option
@@ -79,7 +81,7 @@ class NpzExport(FileExporter):
                 return np.ones(len(rows), dtype=bool)
             return np.asarray(store.read(spec.companion(MASK), rows).any(axis=1))
 
-        exported = []
+        exported, n_zeroed = [], 0
         with written_aside(*targets) as asides:
             for n, (split, (npz_path, _)) in enumerate(paths.items()):
                 chosen = choose_rows(store, self.feature, split, found, drop)
@@ -87,13 +89,15 @@ class NpzExport(FileExporter):
                 writer.write_npz(asides[2 * n])
                 stats = json.dumps(writer.stats(), indent=2, ensure_ascii=False)
                 asides[2 * n + 1].write_text(stats + "\n", encoding="utf-8")
+                n_zeroed += writer.n_zeroed
                 n_rows = len(chosen.rows)
                 exported.append(
                     ExportedFile(npz_path, n_rows, writer.n_videos, split, chosen.left_out)
                 )
         companions = [c.name for c in spec.companions if c.name != MASK]
         more = {f"companions of {self.feature}": companions}
-        return ExportReport(exported, lost_notes(store, [self.feature], **more))
+        notes = zeros_note(self.feature, n_zeroed)
+        return ExportReport(exported, notes + lost_notes(store, [self.feature], **more))
 
 
 class _SplitWriter:
@@ -107,6 +111,8 @@ class _SplitWriter:
         self._spec = store.feature(options.feature)
         self._parts = part_names(self._spec)
         self._detected = np.zeros(len(self._parts), dtype=np.int64)
+        self.n_zeroed = 0
+        """Rows of which single missing values became zeros."""
         self.n_videos = len(np.unique(store.index.video_of(chosen.rows)))
 
     def write_npz(self, path: Path) -> None:
@@ -136,10 +142,12 @@ class _SplitWriter:
     def _values(self) -> Iterator[NDArray[np.generic]]:
         for rows in blocks(self._rows):
             block = self._store.read(self._spec.name, rows)
-            if self._options.missing == "zeros" and block.dtype.kind == "f":
-                block[np.isnan(block)] = 0
+            detected = None
             if self._parts:
-                self._detected += self._store.read(self._spec.companion(MASK), rows).sum(axis=0)
+                detected = self._store.read(self._spec.companion(MASK), rows)
+                self._detected += detected.sum(axis=0)
+            if self._options.missing == "zeros":
+                self.n_zeroed += zeros_for_missing(self._spec, block, detected)
             yield block
             self._report(len(rows))
 

@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
 from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
 from kpstore.interop.files import check_free, inside, written_aside
-from kpstore.interop.outputs import document_of, feature_of_frames
+from kpstore.interop.outputs import (
+    document_of,
+    feature_of_frames,
+    zeros_for_missing,
+    zeros_note,
+)
 from kpstore.interop.splits import UNSPLIT, chosen_splits
 from kpstore.options import Option
-from kpstore.schema.feature import State
+from kpstore.schema.feature import MASK, State, part_names
 from kpstore.store import format as fmt
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Video
@@ -124,7 +129,7 @@ class _SltWriter:
         self._texts = {
             c: np.asarray(store[c]) for c in set(self._columns.values()) if c and len(store.index)
         }
-        self._failed = 0
+        self._failed = self._n_zeroed = 0
 
     def notes(self) -> list[str]:
         """Return what could not be carried over, one line each."""
@@ -135,7 +140,7 @@ class _SltWriter:
         ]
         if self._failed:
             notes += [f"{self._failed} frames failed or are pending: they are written as missing"]
-        return notes
+        return notes + zeros_note(self._name, self._n_zeroed)
 
     def write(self, split: str, aside: Path, path: Path) -> ExportedFile:
         """Write one file."""
@@ -166,8 +171,10 @@ class _SltWriter:
     def _sign(self, video: Video) -> NDArray[np.generic]:
         values = video[self._name]
         self._failed += int((video[fmt.status_name(self._name)] != State.DONE).sum())
-        if self._zeros and values.dtype.kind == "f":
-            values[np.isnan(values)] = 0
+        if self._zeros:
+            has_parts = bool(part_names(self._spec))
+            detected = video[self._spec.companion(MASK)] if has_parts else None
+            self._n_zeroed += zeros_for_missing(self._spec, values, detected)
         if self._imported:
             return values
         return values.reshape(len(values), math.prod(self._spec.shape))
