@@ -30,6 +30,7 @@ from kpstore.errors import (
 from kpstore.inspect.contents import compare
 from kpstore.inspect.verify import verify_all
 from kpstore.interop.convert import convert
+from kpstore.interop.plain_values import from_json, to_json
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.store import copying
@@ -37,6 +38,7 @@ from kpstore.store import format as fmt
 from kpstore.store.cache import DecodedCache
 from tests.conftest import location_of, memory_location
 from tests.fakes import fake_spec, record
+from tests.interop.formats import same
 from tests.processes import finish
 from tests.store.data import LENGTHS, format_1, rows_of
 
@@ -190,6 +192,41 @@ def test_what_is_left_is_as_if_the_video_had_never_been_there(store: kpstore.Sto
         tx.write("points", "c", rows_of("c", N["c"]))
         tx.add_videos([record("new", 5)])
     assert store.at().video("new").n_frames == 5
+
+
+def test_what_a_document_says_of_a_video_goes_and_the_rest_stays_readable(
+    memory_store: kpstore.Store,
+) -> None:
+    def said_of(*names: str) -> dict[str, Any]:
+        return {
+            "array": np.array(["a", "c"]),
+            "tuple": tuple(names),
+            "set": set(names),
+            "numbers": {(name, 1): name.upper() for name in names},
+            "by number": {ord(name[0]): [*names] for name in "ac"},
+            "records": [{"who": name, "age": 33} for name in names],
+            "rows": [(name, 33) for name in names],
+            "paths": [f"E:\\data\\{name}\\0001.png" for name in names],
+            "files": [f"{name}.mp4" for name in names],
+            "others": ["gone-too", "ungone"],
+            "frames": ["a/0001.png"],
+        }
+
+    store = memory_store
+    everything = said_of("a", "gone", "c") | {
+        "both": np.array(["a", "gone"]),
+        "bytes": b"gone",
+        "note": "light failed for gone.",
+        "gone": {"age": 33},
+        "frames": ["a/0001.png", f"E:\\data\\{SECRET}\\0001.png"],
+    }
+    document = {key: to_json(value, key) for key, value in everything.items()}
+    with store.transaction("fill") as tx:
+        tx.add_videos([video("a"), video("gone"), video("c"), record("gone-too", 2)])
+        tx.add_feature(fake_spec(16), {"extractor": "imported", "document": document})
+    store.remove(videos=["gone"])
+    left = from_json(store.at().provenance("points")["document"])
+    assert same(left, said_of("a", "c"))
 
 
 def test_removed_videos_are_on_record_with_time_and_frames(store: kpstore.Store) -> None:
