@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 import kpstore
+from kpstore.backends.base import Codec
 from kpstore.errors import (
     BusyError,
     ConflictError,
@@ -135,6 +136,12 @@ def traces(location: str) -> list[str]:
     beside = [file for file in path.parent.rglob("*") if file.is_file()]
     wanted = (SECRET.encode(), np.full(4, NUMBER).tobytes())
     return [str(file) for file in beside if any(what in file.read_bytes() for what in wanted)]
+
+
+def size_of(location: str) -> int:
+    path = Path(location)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum({file.stat().st_ino: file.stat().st_size for file in files}.values())
 
 
 def decoded_traces(store: kpstore.Store) -> list[str]:
@@ -465,6 +472,27 @@ def test_nothing_of_it_stays_behind_the_rows_of_versions_before_it(
     assert traces(store.location) == []
     for name, values in arrays(store.at("before")).items():
         assert values.tobytes() == rows[name].tobytes() or values.tolist() == rows[name].tolist()
+    assert verify_all(store.location).problems == []
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+@pytest.mark.parametrize("kind", DISK_KINDS)
+def test_names_do_not_multiply_the_rows_that_stay(kind: str, codec: Codec, tmp_path: Path) -> None:
+    store = kpstore.create(location_of(kind, tmp_path))
+    with store.transaction("fill") as tx:
+        tx.add_feature(replace(fake_spec(500), compression=codec), {"extractor": "fake"})
+        tx.add_videos([record("a", 20_000), record("gone", 100)])
+        for name, n_frames in (("a", 20_000), ("gone", 100)):
+            tx.write("points", name, rows_of(name, n_frames))
+    for number in range(4):
+        store.at().tag(f"v{number}")
+        with store.transaction("more") as tx:
+            tx.add_videos([record(f"more-{number}", 10)])
+            tx.write("points", f"more-{number}", rows_of("a", 10, seed=number))
+    before, wanted = size_of(store.location), store.at("v2")["points"][:20_000].copy()
+    store.remove_everywhere(videos=["gone"], apply=True)
+    assert size_of(store.location) < 1.5 * before
+    np.testing.assert_array_equal(store.at("v2")["points"][:20_000], wanted)
     assert verify_all(store.location).problems == []
 
 
