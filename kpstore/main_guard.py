@@ -7,9 +7,11 @@ A process that is not forked imports the main module again. What a script does o
 from __future__ import annotations
 
 import ast
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import process
 from pathlib import Path
 
 from kpstore.errors import InvalidError
@@ -26,7 +28,14 @@ def require_main_guard(what: str, instead: str) -> None:
     line = _running_line()
     if line is None:
         return
-    path = str(sys.modules["__main__"].__file__)
+    main = sys.modules["__main__"]
+    # From where it was started, as multiprocessing finds it
+    path = os.path.join(getattr(process, "ORIGINAL_DIR", None) or "", str(main.__file__))
+    if getattr(main, "__spec__", None) is None and not os.path.exists(path):  # "<stdin>", say
+        raise InvalidError(
+            f"{what} starts processes that import {path} again, which is not there; run the script "
+            f"from a file, or {instead}"
+        )
     if _is_guarded(path, line):
         return
     raise InvalidError(

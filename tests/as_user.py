@@ -48,12 +48,28 @@ def look(place: Path, name: str) -> None:
         print("==", *words[:1], run([str(word) for word in words]), flush=True)
 
 
+def change(place: Path, name: str) -> None:
+    """Run commands that change a store."""
+    store = place / name
+    for words in (
+        ["tag", store, "v1"],
+        ["splits", "set", store, place / "splits.csv"],
+        ["rollback", store, "--to", "after-3"],
+        ["gc", store, "--yes"],
+        ["remove", store, "--video", "v0"],
+        ["remove", store, "--video", "v0", "--everywhere", "--yes"],
+    ):
+        run([str(word) for word in words])
+
+
 def clear(place: Path) -> None:
     """Clear the cache."""
     print(run(["cache", "clear", "--cache", str(place / "cache")]))
 
 
-WORK: dict[str, Callable[..., None]] = {"ingest": ingest, "look": look, "clear": clear}
+WORK: dict[str, Callable[..., None]] = {
+    work.__name__: work for work in (ingest, look, change, clear)
+}
 
 
 def main(user: str, group: str, work: str, place: str, *arguments: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import threading
@@ -96,6 +97,31 @@ def wait_for_ever() -> None:
 def wait_with_the_lock() -> None:
     """Wait for ever in C code that no other thread of Python can interrupt."""
     ctypes.PyDLL(None).pause()
+
+
+@dataclass
+class ForksAndWaits:
+    """Holds a lock in a process of its own, as models do that read ahead, and waits for ever."""
+
+    lock: str
+
+    def __call__(self) -> None:
+        file = open(self.lock, "w")  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fork():
+            file.close()
+            self.then()
+        wait_for_ever()
+
+    def then(self) -> None:
+        wait_with_the_lock()
+
+
+class ForksAndDies(ForksAndWaits):
+    """The same, and dies instead of waiting."""
+
+    def then(self) -> None:
+        kill_this()
 
 
 @dataclass

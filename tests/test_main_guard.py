@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,10 +34,9 @@ def indented(text: str) -> str:
     return "".join(f"    {line}\n" for line in text.strip().splitlines())
 
 
-def run(folder: Path, *words: str) -> tuple[int, str]:
-    done = finish(
-        [sys.executable, *words], cwd=folder, env={"PYTHONPATH": str(Path(__file__).parent.parent)}
-    )
+def run(folder: Path, *words: str, **how: Any) -> tuple[int, str]:
+    env = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = finish([sys.executable, *words], cwd=folder, env=env, **how)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -63,6 +63,20 @@ def test_a_script_without_a_guard_is_told_what_to_add(folder: Path, unguarded: s
     assert said.count("Traceback") == 1
     assert (folder / "ran").read_text() == "once\n"
     assert kpstore.open(folder / "s.kps").snapshot == before
+
+
+def test_a_script_that_no_process_can_import_again_is_told_so(folder: Path) -> None:
+    script = folder / "a.py"
+    script.write_text(f'{HEAD}if __name__ == "__main__":\n{indented(READ)}')
+    with script.open() as file:
+        code, said = run(folder, stdin=file)
+    *_, last = said.splitlines()
+    assert code == 1
+    assert "<stdin> again, which is not there; run the script from a file, or use threads" in last
+    script.write_text(f'{HEAD}import os\nos.remove("a.py")\n{INGEST}')
+    code, said = run(folder, "a.py")
+    assert code == 1
+    assert "a.py again, which is not there; run the script from a file" in said
 
 
 def test_nothing_is_written_for_a_script_without_a_guard(tmp_path: Path) -> None:

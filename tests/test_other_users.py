@@ -95,6 +95,18 @@ def test_who_may_only_read_can_look_at_everything(place: Path, name: str) -> Non
 
 
 @as_root
+@pytest.mark.parametrize("name", ["s.kps", "s.h5"])
+def test_who_may_only_read_is_told_that_nothing_was_changed(place: Path, name: str) -> None:
+    ingest(place / name, "3")
+    (place / "splits.csv").write_text("video_id,split\nv0,new\nv1,new\nv2,new\n")
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    said = run_as(STRANGER, STRANGER, "change", place, name, home=place)
+    told = "error: nothing was changed, which needs the right to write to the store: Permission"
+    assert [line[: len(told)] for line in said] == [told] * 6
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+
+
+@as_root
 def test_clearing_a_cache_says_what_belongs_to_others(place: Path) -> None:
     ingest(place / "s.kps", "3")
     cache = place / "cache"

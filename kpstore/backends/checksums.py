@@ -57,3 +57,10 @@ def matches(meta: ArrayMeta, values: NDArray[np.generic], expected: int) -> bool
 def text_digest(values: NDArray[np.generic]) -> str:
     """Return a hash of all texts of an array, in their order."""
     return hashlib.blake2b("\0".join(values.tolist()).encode(), digest_size=16).hexdigest()
+
+
+def same_bits(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
+    """Return whether values are the same to the bit: 0.0 and -0.0 differ, as may two NaN."""
+    if one.dtype == object:
+        return bool(np.array_equal(one, other))
+    return one.tobytes() == other.tobytes()

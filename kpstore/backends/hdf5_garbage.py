@@ -1,17 +1,18 @@
 """Writing an HDF5 store's file anew with some of its versions, as space in a file is never freed.
 
-Everything is copied as it is, except for a version whose base is not copied: its delta is written
-anew on the nearest base that is.
+Everything is copied as it is, except for a version whose base is not copied, or which has arrays of
+its own: its delta is written anew on the nearest base that is, without the chunks that both have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection
 
 import h5py
 import numpy as np
 
 from kpstore.backends import hdf5_layout as layout
+from kpstore.backends.checksums import same_bits
 from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
     DAMAGE,
@@ -67,12 +68,14 @@ def _copy_version(
     write_json(new, "record", {**record, "parent": parent})
     if snapshot == head:
         return
-    bases = [delta.base for _, delta in deltas(source, snapshot, head)]
-    base = next(base for base in bases if base in kept)
+    steps = [delta for _, delta in deltas(source, snapshot, head)]
+    base = next(delta.base for delta in steps if delta.base in kept)
+    # Arrays that the next version lacked or has written anew, perhaps with many of the same rows
+    has_whole = any(array is not None and array.whole for array in steps[0].arrays.values())
     group = new.create_group("delta")
     for name in ("chunks", "arrays"):
         group.create_group(name)
-    if base == bases[0]:
+    if base == steps[0].base and not has_whole:
         old = item_of(source, f"{HOME}/versions/{snapshot}/delta")
         for name in ("about", "checksums"):
             if has_item(old, name):
@@ -95,15 +98,17 @@ def _write_difference(group: h5py.Group, tree: Tree, base: str, of_base: Tree) -
             continue
         array, other = tree.arrays[name], of_base.arrays.get(name)
         found = ArrayDelta(array.meta.n_rows, dict(array.meta.attrs))
-        if other is None or array.source.place != other.source.place:
+        chunks: Collection[int] | None = None
+        if other is not None:
+            is_there = array.source.place == other.source.place
+            chunks = _differing(array, other) if is_there else _unlike(array, other)
+        if chunks is None:
             found.whole = True
             delta.metas[name] = layout.meta_to_json(array.meta)
             # Not the rows of later versions, which may be of a video that is being removed.
             n_rows, but = array.meta.n_rows, array.elsewhere
             layout.copy_array(array.source.array, group["arrays"], name, n_rows, but)
-            chunks: Iterable[int] = sorted(array.elsewhere)
-        else:
-            chunks = _differing(array, other)
+            chunks = sorted(array.elsewhere)
         for chunk in chunks:
             rows = _rows_of(array, chunk)
             layout.keep_chunk(group["chunks"], name, array.meta, found, chunk, rows)
@@ -116,8 +121,8 @@ def _write_difference(group: h5py.Group, tree: Tree, base: str, of_base: Tree) -
         group.create_dataset("checksums", data=numbers.astype("<u8").view(np.uint8))
 
 
-def _differing(array: StoredArray, other: StoredArray) -> Iterator[int]:
-    """Yield the chunks of an array that another one keeps elsewhere, or has other checksums of."""
+def _differing(array: StoredArray, other: StoredArray) -> list[int]:
+    """Return the chunks of an array that another one keeps elsewhere, or has other checksums of."""
     chunks = array.elsewhere.keys() | other.elsewhere.keys()
     found = {
         chunk
@@ -129,7 +134,39 @@ def _differing(array: StoredArray, other: StoredArray) -> Iterator[int]:
         there = np.zeros_like(table)
         there[: len(base)] = base[: len(table)]
         found.update(np.flatnonzero(table != there).tolist())
-    yield from sorted(found)
+    return sorted(found)
+
+
+def _unlike(array: StoredArray, other: StoredArray) -> list[int] | None:
+    """Return the chunks whose rows differ from those of an array that was written by itself.
+
+    A removal writes all arrays anew, for each tag and branch, and most rows are in all of them.
+    None if nothing is the same.
+    """
+    if array.checksums is None or other.checksums is None or _kind(array) != _kind(other):
+        return None
+    table, base, meta = array.stored_table(), other.stored_table(), array.meta
+    chunks = range(meta.n_chunks)
+    found = [
+        chunk
+        for chunk in chunks
+        if meta.rows_of(chunk)[1] > other.meta.n_rows
+        or table[chunk] != base[chunk]
+        or not _same_rows(_rows_of(array, chunk), _rows_of(other, chunk))
+    ]
+    return found if len(found) < len(chunks) else None
+
+
+def _kind(array: StoredArray) -> dict[str, object]:
+    return layout.meta_to_json(layout.with_rows(array.meta, 0, {}))
+
+
+def _same_rows(one: layout.Kept, other: layout.Kept) -> bool:
+    if one is None or other is None:
+        return one is other
+    assert isinstance(one, np.ndarray)
+    assert isinstance(other, np.ndarray)
+    return same_bits(one, other[: len(one)])
 
 
 def _at(piece: Piece) -> tuple[str, int]:

@@ -44,7 +44,7 @@ from kpstore.backends.links import read_inside, write_inside
 from kpstore.errors import KpstoreError
 
 _CHUNK_NAME = re.compile(r"[0-9A-Z]{20}")
-_ASIDE = "last-chunk"
+ASIDE = "last-chunk"
 """A second name of a file, in the sidecar, while it gets another one's name."""
 
 Places = Mapping[tuple[int, ...], ChunkPlace]
@@ -118,7 +118,7 @@ def _share(
     names = noted.before(name, old)
     try:
         for older in names:
-            _give_name(new, older, home.sidecar_dir / _ASIDE)
+            give_name(new, older, home.sidecar_dir / ASIDE)
     except OSError:
         return []
     return names
@@ -176,7 +176,7 @@ def clear_ends(repository: icechunk.Repository, root: Path, versions: Iterable[s
     need are gone. A file is replaced at once, so whoever reads the old one goes on.
     """
     sidecar = root / "kpstore"
-    (sidecar / _ASIDE).unlink(missing_ok=True)
+    (sidecar / ASIDE).unlink(missing_ok=True)
     ends: dict[str, tuple[ArrayMeta, int]] = {}
     for version in versions:
         ends.update(_ends_of(repository, root, version, ends))
@@ -225,15 +225,15 @@ def _clear_end(names: list[Path], meta: ArrayMeta, n_rows: int, sidecar: Path) -
     body = content[:kept] + fill
     # Damage stays: the checksum in the version's table does not match it.
     crc = google_crc32c.value(body).to_bytes(len(content) - n_bytes, "little")
-    replace_file(names[0], body + crc, near=sidecar / _ASIDE)
+    replace_file(names[0], body + crc, near=sidecar / ASIDE)
     for name in names[1:]:
-        _give_name(names[0], name, sidecar / _ASIDE)
+        give_name(names[0], name, sidecar / ASIDE)
 
 
 # -- files and their names -------------------------------------------------------------------------
 
 
-def _give_name(file: Path, name: Path, aside: Path) -> None:
+def give_name(file: Path, name: Path, aside: Path) -> None:
     """Make ``name`` a name of ``file``, at once; ``aside`` is used on the way."""
     aside.unlink(missing_ok=True)
     os.link(file, aside)

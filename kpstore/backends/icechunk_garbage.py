@@ -5,7 +5,8 @@ for which it writes the snapshot file of the oldest ones anew, and its ``garbage
 files. The ledger must not call that damage, whenever the process is killed. So a ledger without the
 checksums of those snapshot files takes its place before, and one with their new checksums after.
 
-What is left are rows behind the ends of versions (:mod:`kpstore.backends.icechunk_ends`).
+What is left are rows behind the ends of versions (:mod:`kpstore.backends.icechunk_ends`), and equal
+chunks of several versions (:mod:`kpstore.backends.icechunk_equal`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import icechunk
 
 from kpstore.backends.garbage import Before, Garbage, kept_versions
 from kpstore.backends.icechunk_ends import clear_ends
+from kpstore.backends.icechunk_equal import share_equal_chunks
 from kpstore.backends.icechunk_errors import translated
 from kpstore.backends.icechunk_manifests import chunks_of_manifest
 from kpstore.backends.icechunk_names import read_refs
@@ -111,6 +113,7 @@ def collect(root: Path, location: str, before: Before, *, apply: bool) -> Garbag
             records.keep_only(now.oldest_first())
             _remove_staged(root, gone)
             clear_ends(repository, root, now.kept)
+            share_equal_chunks(root)
             kept, freed = now.kept, n_bytes - _bytes_of(about for _, about in _files(root))
     versions = {Path(file).name for file in gone if file.startswith("snapshots/")}
     versions |= histories.versions.keys() - kept

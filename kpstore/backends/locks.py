@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kpstore.backends import refusals
+from kpstore.backends.asides import system_error
 from kpstore.backends.links import open_inside, read_inside
 from kpstore.errors import DAMAGE, UnsupportedError
 
 _LOCK = os.O_RDWR | os.O_CREAT
+_NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 @contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
     """Hold ``path`` exclusively, after waiting for others; for short work, such as a commit."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open_inside(path, _LOCK) as file:
+    with _opened(path) as file:
         with _locks_told(path):
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -58,8 +59,7 @@ def looking_lock(path: Path) -> Iterator[None]:
 @contextmanager
 def refusing_lock(path: Path, *, location: str, purpose: str) -> Iterator[None]:
     """Hold ``path`` exclusively, or raise a :class:`BusyError` that names its holder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open_inside(path, _LOCK) as file:
+    with _opened(path) as file:
         with _locks_told(path):
             taken = _take(file.fileno())
         if not taken:
@@ -87,9 +87,8 @@ class SharedLock:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            file = stack.enter_context(open_inside(path, _LOCK))
+            file = stack.enter_context(_opened(path))
             with _locks_told(path):
                 fcntl.flock(file, fcntl.LOCK_SH)
             self.release = weakref.finalize(
@@ -106,8 +105,7 @@ def _let_go(opened: ExitStack, file: int, process: int) -> None:
 @contextmanager
 def lock_alone(path: Path, *, location: str) -> Iterator[BinaryIO]:
     """Hold ``path`` alone, and yield it open; :class:`BusyError` while a :class:`SharedLock` is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open_inside(path, _LOCK) as file:
+    with _opened(path) as file:
         with _locks_told(path):
             taken = _take(file.fileno())
         if not taken:
@@ -116,6 +114,21 @@ def lock_alone(path: Path, *, location: str) -> Iterator[BinaryIO]:
             yield file
         finally:
             _release(file.fileno())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Yield the file of a lock, which is made if it is not there yet."""
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open_inside(path, _LOCK))
+        except OSError as error:
+            if error.errno is None or error.errno not in _NO_RIGHT:
+                raise
+            told = "nothing was changed, which needs the right to write to the store"
+            raise system_error(error.errno, path, told) from None
+        yield file
 
 
 @contextmanager

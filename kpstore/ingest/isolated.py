@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
@@ -128,23 +129,40 @@ def _talk(request: Callable[[Send], None], limit_s: float = 0.0) -> _Talk:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
+        start_new_session=True,
     )
     assert child.stdin is not None
     assert child.stdout is not None
     messages: list[object] = []
+    # A model may start processes that outlive it, and hold its end of the pipe open.
+    reaper = threading.Thread(target=_reap, args=(child,), daemon=True)
+    reaper.start()
+    alarm = _Alarm(partial(_end_group, child))
     with child:
         try:
-            child.stdin.write(by_value(request))
-            child.stdin.close()
-        except BrokenPipeError:
-            pass  # it died at once; its exit code says how
-        alarm = _Alarm(child.kill)
-        alarm.set(opening_limit(limit_s))
-        while (message := _receive(child.stdout)) is not None:
-            messages.append(message)
-            alarm.set(limit_s)
-        alarm.stop()
+            alarm.set(opening_limit(limit_s))
+            with suppress(BrokenPipeError):  # it died at once; its exit code says how
+                child.stdin.write(by_value(request))
+                child.stdin.close()
+            while (message := _receive(child.stdout)) is not None:
+                messages.append(message)
+                alarm.set(limit_s)
+            reaper.join()
+        finally:
+            alarm.stop()
+            _end_group(child)
     return _Talk(messages, None if alarm.has_rung else child.returncode)
+
+
+def _reap(child: subprocess.Popen[bytes]) -> None:
+    child.wait()
+    _end_group(child)
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """End a child, and what it has started itself."""
+    with suppress(ProcessLookupError, PermissionError):  # there is none any more
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 class _Alarm:

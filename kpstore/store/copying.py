@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta, WriteSession
+from kpstore.backends.checksums import same_bits
 
 _BLOCK_BYTES = 64 * 2**20
 
@@ -32,12 +33,5 @@ def write_differing(
     step = session.meta(name).chunk_rows
     for first in range(0, len(values), step):
         block = slice(first, first + step)
-        if not _same_bits(values[block], old[block]):
+        if not same_bits(values[block], old[block]):
             session.write(name, start + first, values[block])
-
-
-def _same_bits(one: NDArray[np.generic], other: NDArray[np.generic]) -> bool:
-    """Return whether values are the same to the bit: 0.0 and -0.0 differ, as may two NaN."""
-    if one.dtype == object:
-        return bool(np.array_equal(one, other))
-    return one.tobytes() == other.tobytes()

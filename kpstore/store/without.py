@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from kpstore.errors import CorruptError, InvalidError
 from kpstore.store import format as fmt
 from kpstore.store.agreement import runs
 from kpstore.store.copying import block_rows, write_differing
+from kpstore.store.mentions import Mentions
 from kpstore.store.removed import Removals, Removed
 from kpstore.store.transaction import Transaction
 
@@ -124,13 +124,13 @@ def _drop_videos(tx: Transaction, base: ReadSession, videos: list[str]) -> None:
     gone = {"video": np.isin(index.ids, videos)}
     gone["frame"] = np.repeat(gone["video"], index.n_frames)
     paths = _parts(base, fmt.IMAGE_PATH, np.flatnonzero(gone["frame"]))
-    mentions = set(videos).union(*(part.tolist() for part in paths))
+    mentions = Mentions(videos, set().union(*(part.tolist() for part in paths)), set(index.ids))
     for name, axis in arrays.items():
         if axis in gone and gone[axis].any():
             _keep_rows(tx.session, base, name, np.flatnonzero(~gone[axis]))
     for name, stored in tx.features.items():
         if "document" in stored.provenance:
-            document = _without(stored.provenance["document"], mentions)
+            document = mentions.removed_from(stored.provenance["document"])
             tx.set_provenance(name, {**stored.provenance, "document": document})
 
 
@@ -150,20 +150,3 @@ def _keep_rows(
 def _parts(base: ReadSession, name: str, rows: NDArray[np.int64]) -> Iterator[NDArray[np.generic]]:
     for first, last in runs(rows):
         yield base.read(name, first, last + 1)
-
-
-def _without(document: Any, mentions: set[str]) -> Any:
-    """Return JSON without the entries that are, or are named by, one of some texts."""
-    if isinstance(document, dict):
-        return {
-            key: _without(value, mentions)
-            for key, value in document.items()
-            if key not in mentions and not _is_one(value, mentions)
-        }
-    if isinstance(document, list):
-        return [_without(value, mentions) for value in document if not _is_one(value, mentions)]
-    return document
-
-
-def _is_one(value: object, mentions: set[str]) -> bool:
-    return isinstance(value, str) and value in mentions

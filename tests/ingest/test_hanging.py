@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import fcntl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from kpstore.schema.feature import State
 from tests.fakes import (
     FakeExtractor,
     FakeSource,
+    ForksAndDies,
+    ForksAndWaits,
     record,
     stop_this,
     wait_for_ever,
@@ -67,6 +71,38 @@ def test_a_video_of_which_many_frames_hang_is_given_up() -> None:
         "(--frame-timeout)"
     )
     assert (found.failures.frame_states(9) == State.FAILED).all()
+
+
+@pytest.mark.parametrize(
+    ("poison", "limit_s", "reason"),
+    [
+        (ForksAndWaits, 0.5, "took longer than 0.5 s"),
+        (ForksAndDies, 0.0, "the worker process died on this frame (SIGKILL)"),
+    ],
+)
+def test_what_a_model_has_started_ends_with_it(
+    tmp_path: Path, poison: type[ForksAndWaits], limit_s: float, reason: str
+) -> None:
+    model = FakeExtractor(poison=poison(str(tmp_path / "lock")))
+    job = Job("forks", FakeSource({"a": 3}, poisonous={"a": [1]}), model, frame_timeout_s=limit_s)
+    found = extract_isolated(job, record("a", 3))
+    assert list(found.failures.frames) == [1]
+    assert reason in found.failures.frames[1]
+    with (tmp_path / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # waits for its end
+
+
+@dataclass
+class HangsAtExit(FakeExtractor):
+    def open(self, device: str = "cpu") -> None:
+        super().open(device)
+        atexit.register(wait_for_ever)
+
+
+def test_a_model_that_hangs_at_exit_has_done_its_work() -> None:
+    job = Job("exit", FakeSource({"a": 3}), HangsAtExit(), frame_timeout_s=0.5)
+    found = extract_isolated(job, record("a", 3))
+    assert not found.failures
 
 
 @dataclass

@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 import kpstore
+from kpstore.backends.base import Codec
 from kpstore.errors import (
     BusyError,
     ConflictError,
@@ -30,6 +31,7 @@ from kpstore.errors import (
 from kpstore.inspect.contents import compare
 from kpstore.inspect.verify import verify_all
 from kpstore.interop.convert import convert
+from kpstore.interop.plain_values import from_json, to_json
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.store import copying
@@ -37,6 +39,7 @@ from kpstore.store import format as fmt
 from kpstore.store.cache import DecodedCache
 from tests.conftest import location_of, memory_location
 from tests.fakes import fake_spec, record
+from tests.interop.formats import same
 from tests.processes import finish
 from tests.store.data import LENGTHS, format_1, rows_of
 
@@ -135,6 +138,12 @@ def traces(location: str) -> list[str]:
     return [str(file) for file in beside if any(what in file.read_bytes() for what in wanted)]
 
 
+def size_of(location: str) -> int:
+    path = Path(location)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum({file.stat().st_ino: file.stat().st_size for file in files}.values())
+
+
 def decoded_traces(store: kpstore.Store) -> list[str]:
     """Arrays of all versions that hold it, whatever the codec."""
     found = []
@@ -190,6 +199,41 @@ def test_what_is_left_is_as_if_the_video_had_never_been_there(store: kpstore.Sto
         tx.write("points", "c", rows_of("c", N["c"]))
         tx.add_videos([record("new", 5)])
     assert store.at().video("new").n_frames == 5
+
+
+def test_what_a_document_says_of_a_video_goes_and_the_rest_stays_readable(
+    memory_store: kpstore.Store,
+) -> None:
+    def said_of(*names: str) -> dict[str, Any]:
+        return {
+            "array": np.array(["a", "c"]),
+            "tuple": tuple(names),
+            "set": set(names),
+            "numbers": {(name, 1): name.upper() for name in names},
+            "by number": {ord(name[0]): [*names] for name in "ac"},
+            "records": [{"who": name, "age": 33} for name in names],
+            "rows": [(name, 33) for name in names],
+            "paths": [f"E:\\data\\{name}\\0001.png" for name in names],
+            "files": [f"{name}.mp4" for name in names],
+            "others": ["gone-too", "ungone"],
+            "frames": ["a/0001.png"],
+        }
+
+    store = memory_store
+    everything = said_of("a", "gone", "c") | {
+        "both": np.array(["a", "gone"]),
+        "bytes": b"gone",
+        "note": "light failed for gone.",
+        "gone": {"age": 33},
+        "frames": ["a/0001.png", f"E:\\data\\{SECRET}\\0001.png"],
+    }
+    document = {key: to_json(value, key) for key, value in everything.items()}
+    with store.transaction("fill") as tx:
+        tx.add_videos([video("a"), video("gone"), video("c"), record("gone-too", 2)])
+        tx.add_feature(fake_spec(16), {"extractor": "imported", "document": document})
+    store.remove(videos=["gone"])
+    left = from_json(store.at().provenance("points")["document"])
+    assert same(left, said_of("a", "c"))
 
 
 def test_removed_videos_are_on_record_with_time_and_frames(store: kpstore.Store) -> None:
@@ -428,6 +472,27 @@ def test_nothing_of_it_stays_behind_the_rows_of_versions_before_it(
     assert traces(store.location) == []
     for name, values in arrays(store.at("before")).items():
         assert values.tobytes() == rows[name].tobytes() or values.tolist() == rows[name].tolist()
+    assert verify_all(store.location).problems == []
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+@pytest.mark.parametrize("kind", DISK_KINDS)
+def test_names_do_not_multiply_the_rows_that_stay(kind: str, codec: Codec, tmp_path: Path) -> None:
+    store = kpstore.create(location_of(kind, tmp_path))
+    with store.transaction("fill") as tx:
+        tx.add_feature(replace(fake_spec(500), compression=codec), {"extractor": "fake"})
+        tx.add_videos([record("a", 20_000), record("gone", 100)])
+        for name, n_frames in (("a", 20_000), ("gone", 100)):
+            tx.write("points", name, rows_of(name, n_frames))
+    for number in range(4):
+        store.at().tag(f"v{number}")
+        with store.transaction("more") as tx:
+            tx.add_videos([record(f"more-{number}", 10)])
+            tx.write("points", f"more-{number}", rows_of("a", 10, seed=number))
+    before, wanted = size_of(store.location), store.at("v2")["points"][:20_000].copy()
+    store.remove_everywhere(videos=["gone"], apply=True)
+    assert size_of(store.location) < 1.5 * before
+    np.testing.assert_array_equal(store.at("v2")["points"][:20_000], wanted)
     assert verify_all(store.location).problems == []
 
 
