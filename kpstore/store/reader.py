@@ -8,6 +8,7 @@ before they are returned (:mod:`kpstore.store.checked`).
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -67,6 +68,25 @@ class _Array:
             row_bytes=self.meta.row_bytes,
             limit_bytes=n_bytes,
         )
+
+
+_LARGE_BYTES, _WIDE_BYTES, _MANY_ROWS = 2**26, 2**10, 128
+"""Arrays beyond any cache, and rows so wide and many that it pays to ask for them ahead."""
+
+
+def _ask_ahead(memory: NDArray[Any], rows: NDArray[np.int64]) -> None:
+    """Touch the first number of each row, (rows,), which are about to be read.
+
+    Memory then brings them, and the pages that they lie in, at the same time, while reading row
+    after row waits for each.
+    """
+    width = math.prod(memory.shape[1:])
+    if (
+        memory.nbytes > _LARGE_BYTES
+        and width * memory.itemsize >= _WIDE_BYTES
+        and len(rows) >= _MANY_ROWS
+    ):
+        memory.reshape(-1).take(rows * width, mode="clip")
 
 
 class RowReader:
@@ -216,6 +236,7 @@ class RowReader:
         found = self._output(name, array, len(rows), out)
         memory = self._memory(name, array, lambda memory: memory.check_rows(rows))
         if memory is not None:
+            _ask_ahead(memory, rows)
             # Without mode="clip" numpy gathers into a buffer first; the rows were checked above.
             memory.take(rows, axis=0, out=found, mode="clip")
             return found

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.feature import State
 from kpstore.schema.fields import sequence, shown, whole_number
-from kpstore.schema.index import all_within
 from kpstore.store.format import status_name
 from kpstore.store.store import BaseStore
 from kpstore.views.pool import Pool, plan_pool
@@ -172,7 +171,7 @@ class Subset(View):
     def __init__(self, view: View, indices: Sequence[int] | NDArray[Any]) -> None:
         super().__init__(view.store, view.reads, view.transform)
         self.view = view
-        self.indices = as_indices(indices, len(view))
+        self.indices = picked(np.arange(len(view)), indices)
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
         """Return several batches; see :meth:`View.batches`."""
@@ -186,11 +185,11 @@ class Subset(View):
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return samples stacked; see :meth:`View.batch`."""
-        return self.view.batch(self.indices[as_indices(indices, len(self))])
+        return self.view.batch(picked(self.indices, indices))
 
     def samples(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """Return samples one by one; see :meth:`View.samples`."""
-        return self.view.samples(self.indices[as_indices(indices, len(self))])
+        return self.view.samples(picked(self.indices, indices))
 
     @property
     def first_rows(self) -> NDArray[np.int64]:
@@ -203,26 +202,27 @@ class Subset(View):
         return self.view.lengths[self.indices]
 
 
-def as_indices(indices: Sequence[int] | NDArray[Any], length: int) -> NDArray[np.int64]:
-    """Return ints or a mask as (samples,) int64, negative ones counted from the end."""
-    given = np.asarray(indices)
-    if given.dtype == np.int64 and given.ndim == 1 and all_within(given, length):
-        return given
+def picked(values: NDArray[np.int64], indices: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    """Return the values of some samples, of (samples,), by ints or by a mask.
+
+    Negative ints count from the end.
+    """
+    given, length = np.asarray(indices), len(values)
     if given.dtype == bool:
         if given.shape != (length,):
             raise InvalidError(f"a mask needs shape ({length},), found {given.shape}")
-        return np.flatnonzero(given).astype(np.int64)
+        given = np.flatnonzero(given)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise InvalidError(
             f"samples are asked for by ints or by a mask, found {given.dtype} of shape "
             f"{given.shape}"
         )
-    given = given.astype(np.int64)
-    if given.size and not (-length <= given.min() and given.max() < length):
+    try:
+        found: NDArray[np.int64] = values[given.astype(np.int64, copy=False)]
+    except IndexError:
         worst = int(given.max() if given.max() >= length else given.min())
-        raise InvalidError(f"sample {worst} asked for; the view has {length}")
-    wrapped: NDArray[np.int64] = np.where(given < 0, given + length, given)
-    return wrapped
+        raise InvalidError(f"sample {worst} asked for; the view has {length}") from None
+    return found
 
 
 def feature_names(store: BaseStore, features: str | Sequence[str]) -> list[str]:

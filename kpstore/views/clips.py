@@ -17,9 +17,9 @@ from kpstore.views.base import (
     Selection,
     Transform,
     View,
-    as_indices,
     feature_names,
     keeps_runs,
+    picked,
     select_videos,
 )
 
@@ -99,7 +99,7 @@ class ClipView(View):
             (clips,) int64; with ``short="pad"`` also ``"valid"`` (clips, length) bool, False where
             the last frame is repeated.
         """
-        starts = self.starts[as_indices(indices, len(self))]
+        starts = picked(self.starts, indices)
         n_valid = self._valid_lengths(starts)
         rows = clip_rows(starts, n_valid, self.length)
         batch: Batch = {}

@@ -18,8 +18,8 @@ from kpstore.views.base import (
     Missing,
     Selection,
     Transform,
-    as_indices,
     check_missing,
+    picked,
     refuse_missing,
 )
 from kpstore.views.points import PointView
@@ -116,7 +116,7 @@ class FaceKeypointView(PointView):
             ``"keypoints"`` (frames, 68, 3) float32, NaN where there is no face; ``"row"`` (frames,)
             int64; with ``normalize="frame"`` also ``"low"`` and ``"high"`` (frames, 3) float32.
         """
-        rows = self.rows[as_indices(indices, len(self))]
+        rows = picked(self.rows, indices)
         points = self.filled(self.read_points(rows))
         # Of no rows there is nothing to map, and perhaps nothing to measure.
         if self.normalize is None or (self.normalize != "frame" and len(rows) == 0):

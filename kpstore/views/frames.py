@@ -15,9 +15,9 @@ from kpstore.views.base import (
     Selection,
     Transform,
     View,
-    as_indices,
     feature_names,
     keeps_runs,
+    picked,
     select_videos,
 )
 
@@ -72,5 +72,5 @@ class FrameView(RowView):
         dict
             By feature (frames, *row shape), NaN where missing; ``"row"`` (frames,) int64.
         """
-        rows = self.rows[as_indices(indices, len(self))]
+        rows = picked(self.rows, indices)
         return {**{name: self.store.read(name, rows) for name in self.features}, "row": rows}

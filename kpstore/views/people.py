@@ -17,9 +17,9 @@ from kpstore.views.base import (
     Missing,
     Selection,
     Transform,
-    as_indices,
     check_missing,
     feature_of,
+    picked,
     refuse_missing,
     select_videos,
     usable_frames,
@@ -118,7 +118,7 @@ class FaceView(RowView):
             ``"position_encoding"`` (frames, 5) in degrees, NaN where missing; ``"row"`` and
             ``"video"`` (frames,) int64.
         """
-        rows = self.rows[as_indices(indices, len(self))]
+        rows = picked(self.rows, indices)
         videos = self.store.index.video_of(rows)
         return {
             "input_features": self.store.read(self.input, rows),

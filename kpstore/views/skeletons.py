@@ -20,7 +20,7 @@ from kpstore.render.raster import (
 from kpstore.schema.feature import edges_of
 from kpstore.schema.layout import N_POINTS
 from kpstore.store.store import BaseStore
-from kpstore.views.base import Batch, Missing, Selection, Transform, as_indices
+from kpstore.views.base import Batch, Missing, Selection, Transform, picked
 from kpstore.views.points import PointView
 from kpstore.views.ranges import Normalizer, to_unit
 
@@ -91,7 +91,7 @@ class SkeletonView(PointView):
             ``"keypoints"`` (frames, 143, 3) float32, ``"image"`` (frames, 1, size, size) of
             ``pixels``, ``"row"`` (frames,) int64.
         """
-        rows = self.rows[as_indices(indices, len(self))]
+        rows = picked(self.rows, indices)
         keypoints = self.read_points(rows)
         image: NDArray[Any] = draw_skeletons(keypoints, self.size, style=self.style)[:, None]
         if self.pixels == "float32":

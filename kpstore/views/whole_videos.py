@@ -16,9 +16,9 @@ from kpstore.views.base import (
     Selection,
     Transform,
     View,
-    as_indices,
     feature_names,
     keeps_runs,
+    picked,
     select_videos,
 )
 
@@ -82,7 +82,7 @@ class VideoView(View):
             no NaN) after a video's end; ``"valid"`` (videos, frames) bool, False there;
             ``"n_frames"`` (videos,) int64; ``"video_id"`` (videos,) object, of str.
         """
-        positions = self.positions[as_indices(indices, len(self))]
+        positions = picked(self.positions, indices)
         n_frames = self.store.index.n_frames[positions]
         valid = np.arange(n_frames.max(initial=0)) < n_frames[:, None]
         padded = {
@@ -105,7 +105,7 @@ class VideoView(View):
 
     def samples(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """Return videos one by one, without padding and ``"valid"``."""
-        positions = self.positions[as_indices(indices, len(self))]
+        positions = picked(self.positions, indices)
         n_frames = self.store.index.n_frames[positions]
         ends = np.cumsum(n_frames)[:-1]
         rows = {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta, Chunks, SessionChunks
 from kpstore.errors import CorruptError, InvalidError
-from kpstore.store import keys
+from kpstore.store import keys, reader
 from kpstore.store.cache import DecodedCache
 from kpstore.store.reader import RowReader
 
@@ -87,6 +87,18 @@ def check(view: CountingSession, key: Any) -> None:
 
 
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 12))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2), (0,)])
+@pytest.mark.parametrize("rows", [[], [5], [0, 19, 7, 7, 3]])
+def test_rows_that_are_asked_for_ahead_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], rows: list[int]
+) -> None:
+    for bound in ("_LARGE_BYTES", "_WIDE_BYTES", "_MANY_ROWS"):
+        monkeypatch.setattr(reader, bound, 0)
+    view = view_of(20, shape=shape, mapped=True)
+    found = RowReader(view).read("a", np.array(rows, dtype=np.int64))
+    np.testing.assert_array_equal(found, view.values[rows])
 
 
 @given(sizes, st.data())

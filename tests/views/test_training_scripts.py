@@ -124,7 +124,7 @@ def test_the_scripts_range_over_all_points_is_an_option(
 def test_other_ranges_are_refused(store: kpstore.Store) -> None:
     with pytest.raises(kpstore.KpstoreError, match="normalize='mean': use 'minmax'"):
         store.skeletons(normalize="mean")  # type: ignore[arg-type]
-    with pytest.raises(kpstore.KpstoreError, match="three numbers each"):
+    with pytest.raises(kpstore.KpstoreError, match="three finite numbers each"):
         store.skeletons(normalize=(0, 1))
     with pytest.raises(kpstore.KpstoreError, match="has no range"):
         store.skeletons().range  # noqa: B018
