@@ -390,7 +390,7 @@ def model_of(checkpoint: Checkpoint, path: Path | str) -> nn.Module:
             f"{path}: holds a {described['name']}; load its tensors into your own model"
         )
     model_type, config_type = _MODELS[described["name"]]
-    config = _config_of(config_type, described["config"], len(checkpoint.tensors), path)
+    config = _config_of(config_type, described["config"], checkpoint, path)
     # What a file says costs no memory before its own tensors turn out to be as large.
     with torch.device("meta"):
         check_weights(model_type(config), checkpoint, path)
@@ -402,10 +402,13 @@ def model_of(checkpoint: Checkpoint, path: Path | str) -> nn.Module:
 def _config_of(
     config_type: type[SkeletonConfig | KeypointConfig],
     given: Mapping[str, object],
-    n_tensors: int,
+    checkpoint: Checkpoint,
     path: Path | str,
 ) -> SkeletonConfig | KeypointConfig:
-    """Return the size of a model that a file describes; each layer has tensors of its own in it."""
+    """Return the size of a model that a file describes.
+
+    Each layer has tensors of its own in the file, and no width is greater than all of them.
+    """
     config: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
     }
@@ -415,8 +418,12 @@ def _config_of(
             f"{path}: its model has {', '.join(unknown)}, which this kpstore does not know; use "
             "the kpstore that wrote it"
         )
+    n_tensors = len(checkpoint.tensors)
+    n_values = sum(tensor.numel() for tensor in checkpoint.tensors.values())
     for name, value in config.items():
-        if not _is_like(value, usual[name]) or (name.endswith("_layers") and value > n_tensors):
+        most = n_tensors if name.endswith("_layers") else n_values
+        sizes = value if isinstance(value, tuple) else (value,)
+        if not _is_like(value, usual[name]) or max(sizes, default=0) > most:
             raise InvalidError(
                 f"{path}: its model has {name}={value!r}, which no model of its tensors has; use "
                 "a checkpoint of kpstore train"
