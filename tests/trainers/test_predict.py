@@ -273,7 +273,9 @@ def sized(config: str) -> str:
         (sized('{"d_global": "8"}'), "its model has d_global='8'"),
         (sized('{"heads": true}'), "its model has heads=True"),
         (sized('{"region_layers": 1000000000}'), "its model has region_layers=1000000000"),
-        (sized('{"d_global": 10000000}'), "its tensors are not those of this Hier"),
+        (sized('{"d_global": 10000000}'), "its model has d_global=10000000"),
+        (sized('{"d_global": 9223372036854775808}'), "its model has d_global=9223372036854775808"),
+        (sized("{}"), "its tensors are not those of this Hier"),
     ],
 )
 def test_a_strangers_checkpoint_is_one_line(tmp_path: Path, about: str, says: str) -> None:
