@@ -7,8 +7,10 @@ the driver.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -123,14 +125,7 @@ def _talk(request: Callable[[Send], None], limit_s: float = 0.0) -> _Talk:
     limit_s : longest time between two messages, after which the child is killed; 0 for any. The
         first, which says that the model has started, may take longer.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "kpstore.ingest.isolated"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
-    )
+    child = _started()
     assert child.stdin is not None
     assert child.stdout is not None
     messages: list[object] = []
@@ -143,7 +138,7 @@ def _talk(request: Callable[[Send], None], limit_s: float = 0.0) -> _Talk:
             alarm.set(opening_limit(limit_s))
             with suppress(BrokenPipeError):  # it died at once; its exit code says how
                 child.stdin.write(by_value(request))
-                child.stdin.close()
+                child.stdin.flush()
             while (message := _receive(child.stdout)) is not None:
                 messages.append(message)
                 alarm.set(limit_s)
@@ -151,7 +146,20 @@ def _talk(request: Callable[[Send], None], limit_s: float = 0.0) -> _Talk:
         finally:
             alarm.stop()
             _end_group(child)
+            with suppress(BrokenPipeError):
+                child.stdin.close()
     return _Talk(messages, None if alarm.has_rung else child.returncode)
+
+
+def _started() -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "kpstore.ingest.isolated"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def _reap(child: subprocess.Popen[bytes]) -> None:
@@ -218,7 +226,22 @@ def main() -> None:
     os.dup2(2, 1)
     request = _receive(sys.stdin.buffer)
     if request is not None:
+        _end_with_asker()
         request(partial(_send, pipe))
+
+
+def _end_with_asker() -> None:
+    """Have this process, and what it starts, killed when the other end of its input is closed.
+
+    Otherwise a frame that hangs would outlive its worker for ever. The system does it, as the frame
+    may hold Python's lock.
+    """
+    if sys.platform == "linux":  # where a signal can be chosen
+        fcntl.fcntl(0, fcntl.F_SETOWN, -os.getpid())  # the group that it leads
+        fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+        if select.select([0], [], [], 0)[0]:  # closed before
+            os._exit(1)
 
 
 def _look_at(source: Source, records: Sequence[VideoRecord], whole: bool, send: Send) -> None:

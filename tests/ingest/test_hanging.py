@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import pickle
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +19,9 @@ from numpy.typing import NDArray
 import kpstore
 from kpstore.errors import ExtractorError, InvalidError
 from kpstore.extractors.base import Extracted
-from kpstore.ingest import executors, watch
+from kpstore.ingest import executors, isolated, watch
 from kpstore.ingest.isolated import MAX_HANGS, extract_isolated
-from kpstore.ingest.job import Job
+from kpstore.ingest.job import Job, by_value
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import plan_ingest, run_ingest
 from kpstore.schema.feature import State
@@ -90,6 +94,24 @@ def test_what_a_model_has_started_ends_with_it(
     assert reason in found.failures.frames[1]
     with (tmp_path / "lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # waits for its end
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's signal for it is Linux's")
+def test_a_model_that_hangs_ends_with_the_worker_that_asked(tmp_path: Path) -> None:
+    model = FakeExtractor(poison=ForksAndWaits(str(tmp_path / "lock")))
+    job = Job("orphan", FakeSource({"a": 3}, poisonous={"a": [1]}), model)
+    child = isolated._started()
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with child:
+        child.stdin.write(by_value(partial(isolated._extract, job, record("a", 3), {})))
+        child.stdin.flush()
+        while pickle.load(child.stdout) != 1:  # the frame that hangs
+            pass
+        child.stdin.close()  # as the system does for a worker that is killed
+        assert child.wait() == -signal.SIGKILL
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # waits for the end of what the model started
 
 
 @dataclass
