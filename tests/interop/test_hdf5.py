@@ -223,6 +223,15 @@ def test_numbers_that_stand_for_missing_values_are_missing(tmp_path: Path, attri
     np.testing.assert_array_equal(store_of(here)["rows"][:], whole)
 
 
+@pytest.mark.parametrize(("dtype", "fill"), [("i1", -9999), ("i2", np.nan), ("u1", -1)])
+def test_no_integer_is_missing_for_a_number_that_its_type_does_not_hold(
+    tmp_path: Path, dtype: str, fill: float
+) -> None:
+    values = np.array([[-9999, 0], [-1, 2]]).astype(dtype)
+    store = store_of(described(tmp_path / "f.h5", values, _FillValue=fill))
+    np.testing.assert_array_equal(store["rows"][:], values)
+
+
 def test_packed_numbers_are_refused(tmp_path: Path) -> None:
     values = np.arange(6, dtype="i2").reshape(3, 2)
     plain = described(tmp_path / "plain.h5", values, scale_factor=1.0, add_offset=0, units="m")

@@ -433,9 +433,11 @@ class ForeignDocument(NotedDocument):
         """Return numbers of a file with NaN where they stand for missing values."""
         if not self._fills or found.dtype.kind == "b":
             return found
-        with np.errstate(all="ignore"):  # a number that the type does not hold is nowhere
-            fills = [np.array(fill).astype(found.dtype) for fill in self._fills]
-        gone = np.isin(found, fills)
+        with np.errstate(all="ignore"):
+            fills = [(fill, np.array(fill).astype(found.dtype)) for fill in self._fills]
+        # An integer that its type does not hold is nowhere; it became another one.
+        held = [number for fill, number in fills if found.dtype.kind == "f" or number == fill]
+        gone = np.isin(found, held)
         if not gone.any():
             return found
         if dtype.kind != "f":
