@@ -90,7 +90,8 @@ class Timeline:
         where all of them can be decoded.
     times_s : (frames,) float64, seconds; None if the file has no times of its own.
     tick_s : seconds, the unit of those times.
-    starts_late : whether frames come before the first that can be decoded without others.
+    first_key : number of the first frame that can be decoded without others. Where frames are
+        counted as they come, 0 or, if it is another one, ``n_frames``.
     restarts : whether its clock goes back, as in files that were joined.
     """
 
@@ -99,7 +100,7 @@ class Timeline:
     number_of: Mapping[int, int] | None
     times_s: NDArray[np.float64] | None = None
     tick_s: float = 0.0
-    starts_late: bool = False
+    first_key: int = 0
     restarts: bool = False
 
 
@@ -114,6 +115,7 @@ def timeline(root: Path, path: str) -> Timeline:
     times: list[int | None] = []
     clock: list[int] = []
     is_key: list[bool] = []
+    keys: list[int] = []
     n_discarded = 0
     with opened(root, path) as (container, stream):
         name, codec, tick = container.format.name, stream.codec_context.name, stream.time_base
@@ -122,6 +124,8 @@ def timeline(root: Path, path: str) -> Timeline:
             for packet in container.demux(stream):
                 n_discarded += bool(packet.size and packet.is_discard)
                 is_key += [packet.is_keyframe] if packet.size else []
+                if packet.is_keyframe and packet.pts is not None:
+                    keys.append(packet.pts)
                 if packet.size and not packet.is_discard:
                     times.append(packet.pts)
                     clock += [] if packet.dts is None else [packet.dts]
@@ -140,7 +144,8 @@ def timeline(root: Path, path: str) -> Timeline:
         times_s = np.array(known, dtype=np.float64) * tick_s
     if len(set(known)) == len(times) and not made_up:
         number_of = {time: number for number, time in enumerate(known)}
-        return Timeline(len(times), n_announced, number_of, times_s, tick_s, starts_late)
+        first_key = number_of.get(keys[0], len(times)) if starts_late and keys else 0
+        return Timeline(len(times), n_announced, number_of, times_s, tick_s, first_key)
     n_decoded = 0
     with opened(root, path) as (container, stream):
         for frame in decoded(container, stream):
@@ -150,7 +155,8 @@ def timeline(root: Path, path: str) -> Timeline:
                     "mp4"
                 )
             n_decoded += 1
-    return Timeline(n_decoded, n_announced, None, times_s, tick_s, starts_late, restarts)
+    first_key = n_decoded if starts_late else 0
+    return Timeline(n_decoded, n_announced, None, times_s, tick_s, first_key, restarts)
 
 
 def decoded(container: av.container.InputContainer, stream: VideoStream) -> Iterator[Any]:
@@ -198,14 +204,15 @@ def read_file(root: Path, path: str, video: VideoRecord, skip: Collection[int]) 
             f"{path}: holds more than the {video.n_frames} frames that it had when it was listed"
         )
     reason = "cannot be decoded"
-    at, is_late = 0, line.starts_late
+    at, is_late = 0, True
     with opened(root, path) as (container, stream):
         for frame in decoded(container, stream):
             if isinstance(frame, FrameError):
                 reason = frame.reason
                 continue
-            is_late &= not frame.key_frame
             number = at if line.number_of is None else line.number_of.get(frame.pts, -1)
+            # H.264 that refreshes pictures part by part has key packets but no key frames.
+            is_late &= number < line.first_key and not frame.key_frame
             if number < at:
                 continue  # shown before the video begins, or given twice
             for _ in range(at, number):

@@ -15,11 +15,17 @@ from kpstore.sources.videos import VideosSource
 MILLISECONDS = Fraction(1, 1000)
 
 
-def write(path: Path, pictures: list[np.ndarray], start: int = 0, codec: str = "libx264") -> None:
+def write(
+    path: Path,
+    pictures: list[np.ndarray],
+    start: int = 0,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+) -> None:
     """Write a picture every 40 ms from ``start`` on; every tenth can be decoded without others."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options={"g": "10"})
+        stream = container.add_stream(codec, rate=25, options=options or {"g": "10"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         if codec == "libx264":  # other clocks are those of the rate
             stream.codec_context.time_base = MILLISECONDS
@@ -84,6 +90,22 @@ def test_frames_before_the_first_whole_one_are_errors_and_nothing_made_up(tmp_pa
     assert failed == [0, 1, 2, 3]
     for number in range(4, len(frames)):
         np.testing.assert_array_equal(frames[number], true[number + 6])  # type: ignore[arg-type]
+
+
+def test_of_h264_without_key_frames_all_that_can_be_decoded_are_read(tmp_path: Path) -> None:
+    """Cameras refresh a picture part by part, so that all packets are equally large."""
+    refreshing = {"x264-params": "intra-refresh=1:keyint=10:bframes=0"}
+    write(tmp_path / "whole.ts", noise(40), options=refreshing)
+    copy_from(tmp_path / "whole.ts", 6, tmp_path / "cut" / "a.ts")
+    (whole,) = VideosSource(tmp_path).scan(None).videos[-1:]
+    true = list(VideosSource(tmp_path).read_frames(whole))
+    source = VideosSource(tmp_path / "cut")
+    frames = list(source.read_frames(source.scan().videos[0]))
+    failed = [number for number, frame in enumerate(frames) if isinstance(frame, FrameError)]
+    assert failed == list(range(len(failed)))
+    assert 5 <= len(failed) < 15
+    for frame, wanted in zip(frames[len(failed) :], true[len(failed) - len(frames) :], strict=True):
+        np.testing.assert_array_equal(frame, wanted)  # type: ignore[arg-type]
 
 
 def test_a_frame_that_its_decoder_calls_damaged_is_an_error(tmp_path: Path) -> None:
