@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -56,6 +55,8 @@ _APART = 2
 """Value of ``_PLANES``: all reds come first, then all greens and all blues."""
 _REDUCED, _MASK = 1, 4
 """Bits of ``_SUBFILE``: a page is a smaller copy of another one, or its mask."""
+_MOST_COPIES = 64
+"""Copies and masks that a picture may have: Pillow takes quadratic time for many pages."""
 
 
 def is_image(name: str) -> bool:
@@ -153,17 +154,17 @@ def _several(image: Image.Image) -> str:
 
 def _has_pages(image: Image.Image) -> bool:
     """Return whether a TIFF has a page behind the first that is no copy or mask of it."""
-    for number in itertools.count(1):
+    for number in range(1, _MOST_COPIES + 2):
         try:
             with suppress(SyntaxError):  # of its colours, behind its tags
                 image.seek(number)
         except EOFError:
-            break
+            image.seek(0)
+            return False
         kinds = [kind for kind in _tiff_tag(image, _SUBFILE) if isinstance(kind, int)]
         if not any(kind & (_REDUCED | _MASK) for kind in kinds):
             return True
-    image.seek(0)
-    return False
+    return True
 
 
 def _misread(image: Image.Image) -> str:

@@ -177,6 +177,15 @@ def test_small_copies_beside_a_picture_are_passed_over(tmp_path: Path, name: str
     assert image[..., 0].min() > 190
 
 
+@pytest.mark.parametrize("n_copies", [64, 65])
+def test_of_many_copies_not_all_are_looked_at(tmp_path: Path, n_copies: int) -> None:
+    copies = [Image.new("L", (1, 1)) for _ in range(n_copies)]
+    for copy in copies:
+        copy.encoderinfo = {"tiffinfo": {254: 1}}
+    Image.new("L", (8, 6)).save(tmp_path / "a.tif", save_all=True, append_images=copies)
+    assert isinstance(read_image(tmp_path / "a.tif"), FrameError) == (n_copies > 64)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
 def test_pictures_of_8_bits_are_read_as_pillow_shows_them(tmp_path: Path, mode: str) -> None:
     picture = Image.fromarray(GREY.astype(np.uint8)).convert(mode)
