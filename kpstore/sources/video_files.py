@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _PIXEL_BYTES = 5
 """Memory of a pixel while a frame is decoded and converted to RGB."""
+_MAX_PIXELS = 2**31 - 1
+"""FFmpeg opens no decoder with a larger limit."""
 _CONTAINERS = (
     *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "ogg", "gif"),
     *("mpeg", "mpegts", "mpegvideo", "asf", "flv", "h264", "hevc", "m4v", "mjpeg"),
@@ -63,7 +65,8 @@ def opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer,
         budget = MemoryBudget(path, (root / path).stat().st_size, fixed=True)
         budget.check(stream.width * stream.height * _PIXEL_BYTES, what)
         # Frames further on may be larger than the header says, and FFmpeg makes room for them.
-        stream.codec_context.options = {"max_pixels": str(budget.left // _PIXEL_BYTES)}
+        most = min(budget.left // _PIXEL_BYTES, _MAX_PIXELS)
+        stream.codec_context.options = {"max_pixels": str(most)}
         # With more threads, a damaged frame takes others with it, as many as there are threads.
         stream.thread_count = 1
         yield container, stream

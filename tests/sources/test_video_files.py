@@ -108,6 +108,17 @@ def test_of_h264_without_key_frames_all_that_can_be_decoded_are_read(tmp_path: P
         np.testing.assert_array_equal(frame, wanted)  # type: ignore[arg-type]
 
 
+def test_frames_may_take_all_the_memory_that_a_large_file_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.mkv", noise(5))
+    monkeypatch.setenv("KPSTORE_MAX_MEMORY", "100GiB")  # as a file of 10 GiB would allow
+    source = VideosSource(tmp_path)
+    frames = list(source.read_frames(source.scan().videos[0]))
+    assert len(frames) == 5
+    assert not [frame for frame in frames if isinstance(frame, FrameError)]
+
+
 def test_a_frame_that_its_decoder_calls_damaged_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.ts"
     write(path, noise(20), codec="mpeg2video")
