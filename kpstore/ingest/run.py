@@ -151,7 +151,7 @@ class _Run:
             videos=len(plan.pending),
             videos_before=len(plan.listing.videos) - len(plan.pending),
             frames=plan.n_frames,
-            died_at=list(plan.died_at),
+            died_at=sorted(plan.died_at),
         )
         self._file = ProgressFile(backend.sidecar_dir)
         self._lock = threading.Lock()
