@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -37,9 +38,8 @@ def parse_size(given: str | int) -> int:
     found = _SIZE.match(given.strip()) if isinstance(given, str) else None
     if found is not None:
         number, unit, binary = found.groups()
-        given = int(
-            float(number) * (1024 if binary else 1000) ** _POWERS.get((unit or "").lower(), 0)
-        )
+        power = _POWERS.get((unit or "").lower(), 0)
+        given = int(min(float(number) * (1024 if binary else 1000) ** power, sys.maxsize))
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
         raise InvalidError(f"{given!r} is no size; give bytes, or text such as 8GiB or 500MiB")
     return given

@@ -36,12 +36,15 @@ from kpstore.budget import MemoryBudget
 from kpstore.cli.main import run
 from kpstore.errors import InvalidError
 from kpstore.extractors.checkpoint_files import load_tensors
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import plan_ingest
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import FrameError
 from kpstore.sources.images import read_image
 from kpstore.user_files import read_json
-from tests.fakes import record
+from tests.conftest import memory_location
+from tests.fakes import FakeExtractor, FakeSource, record
 
 ROOT = Path(__file__).parents[1]
 CORPUS = Path(__file__).parent / "corpus"
@@ -534,6 +537,16 @@ def test_an_environment_that_allows_no_size_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("KPSTORE_MAX_MEMORY", "much")
     with pytest.raises(InvalidError, match=r"^KPSTORE_MAX_MEMORY: 'much' is no size"):
         MemoryBudget("a file", 0, fixed=True).check(2**30, "a picture")
+    # Before anything is read: each video that is refused for it would count as damaged.
+    with pytest.raises(InvalidError, match=r"^KPSTORE_MAX_MEMORY: 'much' is no size"):
+        plan_ingest(
+            FakeSource({"v": 1}),
+            memory_location(),
+            FakeExtractor(),
+            Options(ignore_problems=True),
+        )
+    monkeypatch.setenv("KPSTORE_MAX_MEMORY", "9" * 400)
+    MemoryBudget("a file", 0, fixed=True).check(2**60, "a picture")
 
 
 @pytest.mark.parametrize("format_name", ["pickle", "npz", "pose", "embeddings", "slt"])

@@ -16,6 +16,7 @@ from itertools import islice
 
 from kpstore._version import __version__
 from kpstore.backends.base import Backend, Fork
+from kpstore.budget import allowed_by_user
 from kpstore.errors import CorruptError, ExistsError, InvalidError, WorkersError, several
 from kpstore.extractors.base import AnyExtractor, frame_specs
 from kpstore.extractors.registry import provenance_of
@@ -115,6 +116,7 @@ def plan_ingest(
 
 
 def _scan(source: Source, options: Options, observer: Observer) -> Listing:
+    allowed_by_user()  # refused here, a wrong size does not pass for damage of each file
     listing = source.scan(observer.on_scan)
     n_problems = len(listing.problems)
     if n_problems and not options.ignore_problems:
