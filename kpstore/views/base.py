@@ -141,7 +141,8 @@ class View(_Samples, ABC):
             )
         if not -len(self) <= number < len(self):
             raise IndexError(f"sample {number} asked for; the view has {len(self)}")
-        return self.__getitems__([number % len(self)])[0]
+        (sample,) = self.__getitems__([number % len(self)])
+        return sample
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Return samples in one read; a DataLoader asks for a whole batch in this way."""
