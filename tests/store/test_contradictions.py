@@ -30,6 +30,19 @@ def made_anew(name: str, **facts: Any) -> Change:
     return change
 
 
+def all_of_frames_made_anew(n_rows: int) -> Change:
+    """Return what gives all arrays of frames another length, but for the list of frames."""
+
+    def change(session: WriteSession) -> None:
+        for name in set(session.names()) - {fmt.IMAGE_PATH}:
+            meta = session.meta(name)
+            if meta.dims[0] == "frame":
+                session.delete(name)
+                session.create(name, meta.with_rows(n_rows))
+
+    return change
+
+
 def described(entry: str, value: object) -> Change:
     """Return what changes an entry of a store's description."""
 
@@ -47,10 +60,15 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "another axis": (
         made_anew("points", dims=("video", "point", "space")),
-        "for each video, its description says .* for each frame",
+        "for each video, its description says .* for each frame|lies on the axis 'video'",
     ),
     "another type": (made_anew("points_status", dtype="int64"), "'points_status' has int64"),
     "another length": (made_anew("points_status", shape=(100,)), "rows and .*, both one for each"),
+    "lengths that agree with each other only": (
+        all_of_frames_made_anew(100),
+        "'points' has 100 rows and 'image_path' 34",
+    ),
+    "frames that are not counted": (made_anew("n_frames"), "have 0 frames, 'image_path' has 34"),
     "no ids": (lambda session: session.delete("video_id"), "lacks video_id; it is damaged"),
     "a feature as annotation": (described("annotations", ["points"]), "'points' has float32"),
     "an annotation elsewhere": (described("annotations", ["../x"]), "no sound annotations"),
@@ -58,6 +76,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
 }
 ASKED: dict[str, Callable[[kpstore.Store], object]] = {
     "repr": repr,
+    "frames": lambda store: store.frames("points", missing="skip"),
+    "xarray": lambda store: store.to_xarray(),
     "html": lambda store: store._repr_html_(),
     "videos": lambda store: store.videos,
     "splits": lambda store: store.check_splits(),
