@@ -110,8 +110,11 @@ class View(_Samples, ABC):
     @property
     def digest(self) -> str:
         """A hash that tells the view's frames from others of the same store."""
-        rows = self.first_rows.astype("<i8").tobytes()
-        return hashlib.blake2b(rows, digest_size=8).hexdigest()
+        lengths = self.lengths
+        # Of single frames, the first rows alone, as in states and checkpoints of earlier builds.
+        tables = [self.first_rows, lengths] if (lengths != 1).any() else [self.first_rows]
+        content = b"".join(table.astype("<i8").tobytes() for table in tables)
+        return hashlib.blake2b(content, digest_size=8).hexdigest()
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
         """Return :meth:`batch` of each part, all in one read; the batches share memory."""
@@ -265,7 +268,8 @@ def select_videos(
     NotFoundError
         If a split, a video or a column does not exist.
     InvalidError
-        If the query cannot be read, a video is named twice, or anything but text is asked of text.
+        If the query cannot be read, a video is named twice, or a column of text is asked for
+        anything but text, or one of numbers for text.
     """
     chosen = store.index.select(split=split, videos=[videos] if isinstance(videos, str) else videos)
     if where is None:
@@ -283,10 +287,12 @@ def select_videos(
                 )
             several = isinstance(value, Iterable) and not isinstance(value, str)
             wanted = list(value) if several else [value]
-            odd = [each for each in wanted if not isinstance(each, str)]
-            if odd and len(table) and isinstance(table[column].iloc[0], str):
+            holds_text = isinstance(next(iter(table[column]), ""), str)
+            odd = [each for each in wanted if isinstance(each, str) != holds_text]
+            if odd and len(table):
                 raise InvalidError(
-                    f"where: {column!r} holds text, {shown(odd[0])} was asked for; nothing is equal"
+                    f"where: {column!r} holds {'text' if holds_text else 'numbers'}, "
+                    f"{shown(odd[0])} was asked for; nothing is equal"
                 )
             keep &= table[column].isin(wanted).to_numpy()
         return chosen[keep]
