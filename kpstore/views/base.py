@@ -233,6 +233,7 @@ def feature_names(store: BaseStore, features: str | Sequence[str]) -> list[str]:
     """Return names of arrays on the frame axis, ready to be read; other names are an error."""
     names = [features] if isinstance(features, str) else list(sequence(features, "names of arrays"))
     for name in names:
+        feature_of(store, name)  # says where its arrays are not what the store's description says
         if store[name].dims[0] != "frame":
             raise InvalidError(
                 f"{name!r} lies on the axis {store[name].dims[0]!r}, this view needs 'frame'"
@@ -316,9 +317,9 @@ def usable_frames(store: BaseStore, names: Sequence[str]) -> NDArray[np.bool_]:
 
 def feature_of(store: BaseStore, array: str) -> str | None:
     """Return the feature that an array belongs to; None for columns of the index."""
-    return next(
-        (name for name, stored in store.features.items() if array in stored.spec.arrays), None
-    )
+    described = store.described.items()
+    name = next((name for name, stored in described if array in stored.spec.arrays), None)
+    return None if name is None else store.feature(name).name
 
 
 def check_function(name: str, function: object, of: str) -> None:
@@ -371,7 +372,7 @@ def _refuse_untold(
 ) -> None:
     for name in names:
         told = status_name(name) in names or store[name].dtype.kind == "f"
-        if name not in store.features or told:
+        if name not in store.described or told:
             continue
         usable = usable_frames(store, [name])
         rows = covered_rows(starts, lengths, len(usable))
