@@ -186,8 +186,9 @@ def clear_ends(repository: icechunk.Repository, root: Path, versions: Iterable[s
         names.setdefault((about.st_dev, about.st_ino), []).append(Path(entry.path))
     for same in names.values():
         if all(file.name in ends for file in same):  # else one of them needs all of it
-            meta, n_rows = max((ends[file.name] for file in same), key=lambda end: end[1])
-            _clear_end(same, meta, n_rows, sidecar)
+            # Of arrays with rows of other lengths, too (kpstore.backends.icechunk_equal).
+            longest = max((ends[file.name] for file in same), key=lambda e: e[1] * e[0].row_bytes)
+            _clear_end(same, *longest, sidecar)
 
 
 def _ends_of(

@@ -162,6 +162,8 @@ def check_axes(
         coordinates = {dims[-1]: getattr(given, "columns" if table else "index", ())}
     elif isinstance(named, tuple) and named != dims and set(named) == set(dims):
         raise InvalidError(f"{where}: axes {named} given, {dims} needed; transpose it")
+    if not isinstance(coordinates, Mapping):  # of another library, in which it is another thing
+        return
     for dim, wanted in labels.items():
         if dim not in dims or dim not in coordinates:
             continue

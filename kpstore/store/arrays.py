@@ -158,6 +158,7 @@ class Version:
         self._backend, self.snapshot, self.mode = backend, snapshot, mode
         self._cache, self.check = cache, check
         self._closed = False
+        self._compared: set[str] = set()
 
     def __reduce__(self) -> tuple[type[Self], tuple[Backend, str, Mode, str, Check]]:
         if get_spawning_popen() is not None:  # PyTorch's DataLoader starts a worker, say
@@ -273,17 +274,28 @@ class Version:
     @cached_property
     def features(self) -> Mapping[str, fmt.StoredFeature]:
         """Features by name: ``.spec`` says what one is, ``.provenance`` how it was made."""
-        wanted = fmt.wanted_metas(self.described, self.annotation_names)
-        fmt.check_arrays(wanted, self.session, self.location)
+        self._compare(self.described)
         return self.described
 
     def feature(self, name: str) -> FeatureSpec:
         """Return the specification of a feature; :class:`NotFoundError` lists the known ones."""
-        return fmt.check_feature(self.features, name).spec
+        return self._feature(name).spec
 
     def provenance(self, name: str) -> Provenance:
         """Return how a feature was made."""
-        return fmt.check_feature(self.features, name).provenance
+        return self._feature(name).provenance
+
+    def _feature(self, name: str) -> fmt.StoredFeature:
+        stored = fmt.check_feature(self.described, name)
+        if name not in self._compared:  # those of all features take a while to open
+            self._compare({name: stored})
+        return stored
+
+    def _compare(self, features: Mapping[str, fmt.StoredFeature]) -> None:
+        """Compare features, and what all of them need, with the arrays of this version."""
+        wanted = fmt.wanted_metas(features, self.annotation_names)
+        fmt.check_arrays(wanted, self.session, self.location)
+        self._compared.update(features)
 
     @cached_property
     def index(self) -> VideoIndex:

@@ -238,12 +238,14 @@ def read_features(about: About) -> dict[str, StoredFeature]:
 def wanted_metas(
     features: Mapping[str, StoredFeature], annotations: Sequence[str]
 ) -> dict[str, ArrayMeta]:
-    """Return what the arrays of features and annotations are to be, apart from their lengths."""
-    wanted: dict[str, ArrayMeta] = {}
+    """Return what the arrays of features and annotations are to be, apart from their lengths.
+
+    These are those of the lists of videos and frames, which come first.
+    """
+    wanted = {"video_id": VIDEO_ARRAYS["video_id"], **FRAME_ARRAYS}
     for stored in features.values():
         wanted |= feature_metas(stored.spec, n_videos=0, n_frames=0)
-    texts = ArrayMeta((0,), TEXT, TEXT_CHUNK_ROWS, ("video",))
-    return {**wanted, **dict.fromkeys(annotations, texts)}
+    return {**wanted, **dict.fromkeys(annotations, ANNOTATION)}
 
 
 def check_arrays(wanted: Mapping[str, ArrayMeta], session: ReadSession, location: str) -> None:
@@ -252,7 +254,8 @@ def check_arrays(wanted: Mapping[str, ArrayMeta], session: ReadSession, location
     Both are trusted together later on, and a store may come from anyone.
     """
     lengths: dict[str, tuple[str, int]] = {}
-    for name in set(session.names()) & set(wanted):
+    names = set(session.names())
+    for name in (name for name in wanted if name in names):
         try:
             meta = session.meta(name)
         except KpstoreError:  # whoever reads it is told
@@ -386,6 +389,12 @@ def read_index(
     # Counted as floats, as a stranger's numbers may add up to more than 64 bits.
     n_frames, what = index.n_frames.sum(dtype=np.float64), "its list of frames"
     budget.check(int(n_frames) * _FRAME_PLACE_BYTES, what)
+    n_paths = session.meta(IMAGE_PATH).n_rows if IMAGE_PATH in session.names() else n_frames
+    if n_frames != n_paths:
+        raise CorruptError(
+            f"{location}: its videos have {n_frames:.0f} frames, {IMAGE_PATH!r} has {n_paths}; "
+            "'kpstore verify' shows more"
+        )
     return index
 
 

@@ -7,6 +7,7 @@ paths, records by video, notes. Values that JSON lacks are dicts of a key such a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -21,17 +22,15 @@ class Mentions:
     ----------
     videos : ids of the videos.
     paths : paths of their frames.
-    known : ids of all videos; a text that is another one's id, such as ``"a-b"`` for the video
-        ``"a"``, stays.
+    known : ids of all videos; within another one's id, such as ``"a-b"`` or in ``"a-b.mp4"``, the
+        id ``"a"`` names nothing.
     """
 
     def __init__(self, videos: Iterable[str], paths: Collection[str], known: Collection[str]):
         videos = set(videos)
         self._known = set(known) - videos
         self._paths = {_slashed(path) for path in paths if path}
-        self._names = {
-            name: re.compile(rf"(?<!\w){re.escape(name)}(?!\w)") for name in map(_slashed, videos)
-        }
+        self._names, self._others = _Names(videos), _Names(self._known)
 
     def removed_from(self, document: Any) -> Any:
         """Return a document without entries that are, or are named by, a text that names one.
@@ -74,9 +73,38 @@ class Mentions:
             return False
         text = _slashed(text)
         tails = (text[found.end() :] for found in re.finditer("^|/", text))
-        return any(tail in self._paths for tail in tails) or any(
-            name in text and pattern.search(text) for name, pattern in self._names.items()
-        )
+        if any(tail in self._paths for tail in tails):
+            return True
+        named = self._names.places_in(text)
+        others = self._others.places_in(text) if named else []
+        return any(not any(a <= first and last <= b for a, b in others) for first, last in named)
+
+
+class _Names:
+    """Finds names as whole words in texts, of which there may be as many as there are names."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        by_name = {name: _words(name) for name in map(_slashed, names) if name}
+        counts = Counter(word for words in by_name.values() for word in words)
+        self._by_word: dict[str, list[str]] = {}
+        """Names by the rarest of their words, as only texts with that word can have the name."""
+        for name, words in by_name.items():
+            rarest = min(sorted(words), key=counts.__getitem__, default="")
+            self._by_word.setdefault(rarest, []).append(name)
+
+    def places_in(self, text: str) -> list[tuple[int, int]]:
+        """Return where names are in a text: begin and end of each."""
+        return [
+            found.span()
+            for word in {"", *_words(text)}
+            for name in self._by_word.get(word, ())
+            if name in text
+            for found in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text)
+        ]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
 
 
 def _slashed(text: str) -> str:

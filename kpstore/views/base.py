@@ -109,8 +109,11 @@ class View(_Samples, ABC):
     @property
     def digest(self) -> str:
         """A hash that tells the view's frames from others of the same store."""
-        rows = self.first_rows.astype("<i8").tobytes()
-        return hashlib.blake2b(rows, digest_size=8).hexdigest()
+        lengths = self.lengths
+        # Of single frames, the first rows alone, as in states and checkpoints of earlier builds.
+        tables = [self.first_rows, lengths] if (lengths != 1).any() else [self.first_rows]
+        content = b"".join(table.astype("<i8").tobytes() for table in tables)
+        return hashlib.blake2b(content, digest_size=8).hexdigest()
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
         """Return :meth:`batch` of each part, all in one read; the batches share memory."""
@@ -140,7 +143,8 @@ class View(_Samples, ABC):
             )
         if not -len(self) <= number < len(self):
             raise IndexError(f"sample {number} asked for; the view has {len(self)}")
-        return self.__getitems__([number % len(self)])[0]
+        (sample,) = self.__getitems__([number % len(self)])
+        return sample
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Return samples in one read; a DataLoader asks for a whole batch in this way."""
@@ -229,6 +233,7 @@ def feature_names(store: BaseStore, features: str | Sequence[str]) -> list[str]:
     """Return names of arrays on the frame axis, ready to be read; other names are an error."""
     names = [features] if isinstance(features, str) else list(sequence(features, "names of arrays"))
     for name in names:
+        feature_of(store, name)  # says where its arrays are not what the store's description says
         if store[name].dims[0] != "frame":
             raise InvalidError(
                 f"{name!r} lies on the axis {store[name].dims[0]!r}, this view needs 'frame'"
@@ -264,7 +269,8 @@ def select_videos(
     NotFoundError
         If a split, a video or a column does not exist.
     InvalidError
-        If the query cannot be read, a video is named twice, or anything but text is asked of text.
+        If the query cannot be read, a video is named twice, or a column of text is asked for
+        anything but text, or one of numbers for text.
     """
     chosen = store.index.select(split=split, videos=[videos] if isinstance(videos, str) else videos)
     if where is None:
@@ -282,10 +288,12 @@ def select_videos(
                 )
             several = isinstance(value, Iterable) and not isinstance(value, str)
             wanted = list(value) if several else [value]
-            odd = [each for each in wanted if not isinstance(each, str)]
-            if odd and len(table) and isinstance(table[column].iloc[0], str):
+            holds_text = isinstance(next(iter(table[column]), ""), str)
+            odd = [each for each in wanted if isinstance(each, str) != holds_text]
+            if odd and len(table):
                 raise InvalidError(
-                    f"where: {column!r} holds text, {shown(odd[0])} was asked for; nothing is equal"
+                    f"where: {column!r} holds {'text' if holds_text else 'numbers'}, "
+                    f"{shown(odd[0])} was asked for; nothing is equal"
                 )
             keep &= table[column].isin(wanted).to_numpy()
         return chosen[keep]
@@ -309,9 +317,9 @@ def usable_frames(store: BaseStore, names: Sequence[str]) -> NDArray[np.bool_]:
 
 def feature_of(store: BaseStore, array: str) -> str | None:
     """Return the feature that an array belongs to; None for columns of the index."""
-    return next(
-        (name for name, stored in store.features.items() if array in stored.spec.arrays), None
-    )
+    described = store.described.items()
+    name = next((name for name, stored in described if array in stored.spec.arrays), None)
+    return None if name is None else store.feature(name).name
 
 
 def check_function(name: str, function: object, of: str) -> None:
@@ -364,7 +372,7 @@ def _refuse_untold(
 ) -> None:
     for name in names:
         told = status_name(name) in names or store[name].dtype.kind == "f"
-        if name not in store.features or told:
+        if name not in store.described or told:
             continue
         usable = usable_frames(store, [name])
         rows = covered_rows(starts, lengths, len(usable))

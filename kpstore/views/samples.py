@@ -20,7 +20,11 @@ _COLLATE = "torch.utils.data._utils.collate"
 
 
 class Sample(dict[str, Any]):
-    """One sample: its arrays by name. ``default_collate`` knows it from other dicts by its type."""
+    """The first of several samples, while they are not made: arrays by name.
+
+    ``default_collate`` knows it from other dicts by its type. What walks through nested values
+    (PyTorch's and JAX's trees) does not, so all other samples are plain dicts.
+    """
 
 
 class Samples(list[Any]):
@@ -56,8 +60,8 @@ class Samples(list[Any]):
             self.make()
             return super().__getitem__(index)
         if self._first is None:
-            (self._first,) = _samples({name: array[:1] for name, array in self._batch.items()})
-            self._made = dict(self._first)
+            (self._made,) = _samples({name: array[:1] for name, array in self._batch.items()})
+            self._first = Sample(self._made)
         return self._first
 
     def make(self) -> None:
@@ -99,9 +103,9 @@ for _name in (
     setattr(Samples, _name, _after_making(_name))
 
 
-def _samples(batch: Mapping[str, NDArray[Any]]) -> list[Sample]:
+def _samples(batch: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
     columns = map(_items, batch.values())
-    return [Sample(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]
+    return [dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _items(array: NDArray[Any]) -> list[Any]:
@@ -134,7 +138,7 @@ def _collate(samples: Sequence[Sample], *, collate_fn_map: dict[Any, Any]) -> An
 
 
 def _stacked(array: NDArray[Any], collate: Callable[[list[Any]], Any]) -> Any:
-    if array.dtype == object:
+    if array.dtype.kind not in "biufc":  # text
         return collate(_items(array))
     import torch
 

@@ -228,3 +228,26 @@ def test_a_note_of_strangers_leads_nowhere(tmp_path: Path, note: bytes) -> None:
     np.testing.assert_array_equal(read(backend, whole), rows[:1024])
     np.testing.assert_array_equal(read(backend, newest), rows[:1224])
     assert list(json.loads(path.read_text())) == ["a"]
+
+
+def test_ends_of_arrays_that_share_a_file_keep_the_longer_one_in_bytes(tmp_path: Path) -> None:
+    backend, wide = store(tmp_path), values(100)
+    narrow = wide.reshape(-1, 8)
+    changes = backend.begin()
+    changes.resize("a", 100)
+    changes.write("a", 0, wide)
+    changes.create("b", ArrayMeta((120, 8), "float32", 2048, META.dims, META.fill, codec="raw"))
+    changes.write("b", 0, narrow[:120])
+    shorter = changes.commit("as many bytes in a chunk")
+    changes = backend.begin()
+    changes.resize("b", 200)
+    changes.write("b", 120, narrow[120:])
+    longer = changes.commit("equal chunks")
+    now, first = datetime.now(UTC), datetime.fromtimestamp(0, UTC)
+    backend.collect_garbage(Before(first, now), apply=True)
+    assert len(set(files(backend).values())) == 1
+    backend.reset_branch("main", shorter, expected=longer)
+    now = datetime.now(UTC)
+    backend.collect_garbage(Before(first, now), apply=True)
+    np.testing.assert_array_equal(read(backend, shorter), wide)
+    np.testing.assert_array_equal(backend.session(shorter).read("b", 0, 120), narrow[:120])

@@ -30,6 +30,19 @@ def made_anew(name: str, **facts: Any) -> Change:
     return change
 
 
+def all_of_frames_made_anew(n_rows: int) -> Change:
+    """Return what gives all arrays of frames another length, but for the list of frames."""
+
+    def change(session: WriteSession) -> None:
+        for name in set(session.names()) - {fmt.IMAGE_PATH}:
+            meta = session.meta(name)
+            if meta.dims[0] == "frame":
+                session.delete(name)
+                session.create(name, meta.with_rows(n_rows))
+
+    return change
+
+
 def described(entry: str, value: object) -> Change:
     """Return what changes an entry of a store's description."""
 
@@ -51,6 +64,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "another type": (made_anew("points_status", dtype="int64"), "'points_status' has int64"),
     "another length": (made_anew("points_status", shape=(100,)), "rows and .*, both one for each"),
+    "lengths that agree with each other only": (
+        all_of_frames_made_anew(100),
+        "'points' has 100 rows and 'image_path' 34",
+    ),
+    "frames that are not counted": (made_anew("n_frames"), "have 0 frames, 'image_path' has 34"),
     "no ids": (lambda session: session.delete("video_id"), "lacks video_id; it is damaged"),
     "a feature as annotation": (described("annotations", ["points"]), "'points' has float32"),
     "an annotation elsewhere": (described("annotations", ["../x"]), "no sound annotations"),
@@ -58,6 +76,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
 }
 ASKED: dict[str, Callable[[kpstore.Store], object]] = {
     "repr": repr,
+    "frames": lambda store: store.frames("points", missing="skip"),
+    "xarray": lambda store: store.to_xarray(),
     "html": lambda store: store._repr_html_(),
     "videos": lambda store: store.videos,
     "splits": lambda store: store.check_splits(),
@@ -78,6 +98,23 @@ def test_a_store_that_contradicts_its_description_is_one_line(
     with pytest.raises(KpstoreError, match=says) as caught:
         ASKED[asked](store.at())
     assert "\n" not in str(caught.value)
+
+
+def test_a_feature_that_contradicts_its_description_leaves_the_others_readable(
+    memory_store: kpstore.Store,
+) -> None:
+    fill(memory_store)
+    with memory_store.transaction("another") as tx:
+        tx.add_feature(FeatureSpec("more", (2,), ("x",)), {"extractor": "x"})
+    session = memory_store.backend.begin()
+    made_anew("more", shape=(34, 3))(session)
+    session.commit("other software")
+    found = memory_store.at()
+    assert len(found.frames("points", missing="skip")) > 0
+    assert found.feature("points").shape == (5, 3)
+    for asked in (lambda: found.feature("more"), lambda: found.frames("more"), lambda: repr(found)):
+        with pytest.raises(KpstoreError, match=r"'more' has float32 \(3,\) for each frame"):
+            asked()
 
 
 def test_an_array_without_rows_is_refused() -> None:

@@ -215,7 +215,7 @@ def test_what_a_document_says_of_a_video_goes_and_the_rest_stays_readable(
             "rows": [(name, 33) for name in names],
             "paths": [f"E:\\data\\{name}\\0001.png" for name in names],
             "files": [f"{name}.mp4" for name in names],
-            "others": ["gone-too", "ungone"],
+            "others": ["gone-too", "ungone", "gone-too.mp4", "gone-too/0001.png"],
             "frames": ["a/0001.png"],
         }
 

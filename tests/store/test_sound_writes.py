@@ -284,6 +284,20 @@ def test_arrays_that_name_their_axes_are_written_by_these_names() -> None:
     np.testing.assert_array_equal(store.at()["spots"][:3], numbers)
 
 
+@pytest.mark.parametrize("coords", [None, [[0, 1]], len], ids=["none", "list", "method"])
+def test_arrays_of_libraries_with_other_coordinates_are_written_as_arrays(coords: object) -> None:
+    class Array:
+        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+            return np.ones((3, 2))
+
+    spec = FeatureSpec("middle", (2,), ("space",), labels={"space": ("x", "y")})
+    store, given = begun(kpstore.create(memory_location()), spec), Array()
+    given.coords = coords  # type: ignore[attr-defined]
+    with store.transaction("write") as tx:
+        tx.write("middle", "a", given)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(store.at()["middle"][:3], np.ones((3, 2)))
+
+
 @pytest.mark.parametrize(
     "named",
     [

@@ -222,6 +222,8 @@ def test_selections_are_what_they_say_or_an_error(memory_store: kpstore.Store) -
         store.frames("points", videos=["b", "a", "b"])
     with pytest.raises(InvalidError, match="'gloss' holds text, 1 was asked for"):
         store.frames("points", where={"gloss": ["A", 1]})
+    with pytest.raises(InvalidError, match="'n_frames' holds numbers, '5' was asked for"):
+        store.frames("points", where={"n_frames": "5"})
     assert len(store.frames("points", where={"n_frames": 5})) == 5
     with pytest.raises(InvalidError, match="use a query, or annotations by name"):
         store.frames("points", where=lambda row: True)  # type: ignore[arg-type]

@@ -412,6 +412,12 @@ def test_a_state_of_another_order_is_refused(filled: kpstore.Store) -> None:
     as_many = filled.frames("points").subset(range(124, -1, -1))
     with pytest.raises(MismatchError, match="taken with frames="):
         kpstore.loader(as_many, 8, seed=1).load_state_dict(state)
+    longest = [str(filled.index.ids[np.argmax(filled.index.n_frames)])]
+    both = [filled.clips("points", n, stride=8, videos=longest).subset([0, 1]) for n in (4, 8)]
+    np.testing.assert_array_equal(*(clips.first_rows for clips in both))
+    shorter, longer = (kpstore.loader(clips, 1, seed=1) for clips in both)
+    with pytest.raises(MismatchError, match="taken with frames="):
+        longer.load_state_dict(shorter.state_dict())
     del state["frames"]  # as earlier builds took states
     kpstore.loader(filled.frames("points"), 8, seed=1).load_state_dict(state)
 

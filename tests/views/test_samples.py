@@ -25,6 +25,7 @@ BATCH = {
     "half": np.array([0.5, np.nan, 2, 3], dtype=np.float16),
     "seen": np.array([True, False, True, True]),
     "text": np.array(["a", "b", "ü", ""], dtype=object),
+    "short text": np.array(["a", "b", "ü", ""]),
     "paths": np.array([["a", "b"], ["c", "d"], ["e", "f"], ["g", "h"]], dtype=object),
     "turned": np.arange(24, dtype=np.int16).reshape(3, 2, 4).transpose(2, 0, 1),
 }
@@ -69,7 +70,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     make_all = module._samples
 
-    def counted(batch: Any) -> list[Sample]:
+    def counted(batch: Any) -> list[dict[str, Any]]:
         numbers.append(len(batch["values" if "values" in batch else "points"]))
         return make_all(batch)
 
@@ -88,6 +89,11 @@ def test_what_pytorch_gets_is_writable_and_its_own() -> None:
     found = default_collate(Samples({"values": values}))
     found["values"] += 1
     np.testing.assert_array_equal(values, BATCH["values"])
+
+
+def test_samples_of_a_view_are_plain_dicts(memory_store: kpstore.Store) -> None:
+    view = fill(memory_store).frames("points")
+    assert {type(sample) for sample in (view[3], *view, *view.samples([1, 2]))} == {dict}
 
 
 USES: dict[str, Callable[[Any], Any]] = {
@@ -175,7 +181,7 @@ def test_a_pytorch_that_collates_in_another_way_gets_plain_samples(
 
 
 class OneByOne(Dataset[Any]):
-    """A view as a data set without ``__getitems__``, whose samples are plain dicts."""
+    """A view as a data set without ``__getitems__``."""
 
     def __init__(self, view: Any) -> None:
         self.view = view
@@ -184,8 +190,7 @@ class OneByOne(Dataset[Any]):
         return len(self.view)
 
     def __getitem__(self, index: int) -> Any:
-        sample = self.view[index]
-        return dict(sample) if isinstance(sample, dict) else sample
+        return self.view[index]
 
 
 VIEWS: dict[str, Callable[[kpstore.Store], Any]] = {
