@@ -176,7 +176,9 @@ def test_npz_files_of_any_feature(kpstore_: Kpstore, ingested: Path, tmp_path: P
         "export", "npz", ingested, out, "--feature", "points", "--splits", "train", "dev"
     )
     assert first.code == 0
-    assert "\nnot carried over:\n  annotations: " in first.out
+    notes = first.out.partition("\nnot carried over:\n")[2].splitlines()
+    assert "missing nan keeps them" in notes[0]
+    assert notes[1].startswith("  annotations: ")
     with np.load(out / "dev_points.npz") as dev:
         assert dev["points"].shape[1:] == (5, 3)
         assert set(dev["video_ids"].tolist()) == {"d1"}
