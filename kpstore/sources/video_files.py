@@ -47,7 +47,7 @@ def opened(root: Path, path: str) -> Iterator[tuple[av.container.InputContainer,
         check_regular(root / path)
     try:
         container = av.open(str(root / path), options=_ONLY_THIS_FILE)
-    except (OSError, ValueError) as error:
+    except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         if getattr(error, "errno", None) == errno.EINVAL:  # what is not on the list of formats
             reason = "its format is none that videos are read from; re-encode it as mp4"
