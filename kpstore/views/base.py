@@ -233,10 +233,11 @@ def feature_names(store: BaseStore, features: str | Sequence[str]) -> list[str]:
     """Return names of arrays on the frame axis, ready to be read; other names are an error."""
     names = [features] if isinstance(features, str) else list(sequence(features, "names of arrays"))
     for name in names:
+        array = store[name]
         feature_of(store, name)  # says where its arrays are not what the store's description says
-        if store[name].dims[0] != "frame":
+        if array.dims[0] != "frame":
             raise InvalidError(
-                f"{name!r} lies on the axis {store[name].dims[0]!r}, this view needs 'frame'"
+                f"{name!r} lies on the axis {array.dims[0]!r}, this view needs 'frame'"
             )
         if name in _OWN_KEYS:
             raise InvalidError(
