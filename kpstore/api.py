@@ -11,9 +11,6 @@ from numpy.typing import ArrayLike
 
 from kpstore._version import __version__
 from kpstore.errors import InvalidError
-from kpstore.inspect import compare, display
-from kpstore.inspect.leakage import SplitCheck, check_splits
-from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.render.raster import SkeletonStyle, StyleName
 from kpstore.schema import spec_fields
 from kpstore.schema.fields import shown
@@ -21,12 +18,10 @@ from kpstore.schema.lips import LIP_FEATURE
 from kpstore.store import chunked, history
 from kpstore.store.arrays import Mode
 from kpstore.store.checked import Check
-from kpstore.store.repair import Repair
-from kpstore.store.repair import repair as repair_store
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Video
 from kpstore.user_files import path_text
-from kpstore.views.base import Missing, Selection, Transform
+from kpstore.views.base import Compute, Missing, ViewOptions
 from kpstore.views.clips import ClipView, Short
 from kpstore.views.face_keypoints import FaceKeypointView, MissingFace, Normalize
 from kpstore.views.frames import FrameView
@@ -42,36 +37,31 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from kpstore.extractors.base import AnyExtractor
+    from kpstore.inspect.compare import VersionDiff
+    from kpstore.inspect.leakage import SplitCheck
+    from kpstore.inspect.statistics import Statistics
+    from kpstore.store.repair import Repair
 
+# What reading does not need is imported where it is used: opening a store waits for the rest.
 
 Policy = Missing | Literal["compute"]
 """What to do with missing rows; ``"compute"`` computes those not extracted yet when read."""
-Compute = Mapping[str, Any]
-"""Keyword arguments of :meth:`Store.computed`, such as ``root=`` and ``weights=``."""
 FACES = "faces"
 """Recipe for a store of persons that holds paths only."""
 V = TypeVar("V")
-
-
-class ViewOptions(Selection, total=False):
-    """What every view of a store takes besides parameters of its own.
-
-    ``split``, ``videos`` and ``where`` choose videos, see
-    :func:`kpstore.views.base.select_videos`; ``compute`` are keyword arguments of
-    :meth:`Store.computed` for ``missing="compute"``; ``transform`` is applied to each sample.
-    """
-
-    compute: Compute | None
-    transform: Transform | None
 
 
 class Store(BaseStore):
     """One immutable version of a store, and views of it for training; :func:`open` makes one."""
 
     def __repr__(self) -> str:
+        from kpstore.inspect import display
+
         return super().__repr__() if self.is_closed else display.to_text(self)
 
     def _repr_html_(self) -> str | None:
+        from kpstore.inspect import display
+
         return None if self.is_closed else display.to_html(self)
 
     def computed(
@@ -324,6 +314,8 @@ class Store(BaseStore):
 
         They are measured once and kept; see :func:`kpstore.inspect.statistics.statistics`.
         """
+        from kpstore.inspect.statistics import statistics
+
         return statistics(self, feature, split=split, videos=videos, workers=workers)
 
     def check_splits(
@@ -333,6 +325,8 @@ class Store(BaseStore):
 
         See :func:`kpstore.inspect.leakage.check_splits`.
         """
+        from kpstore.inspect.leakage import check_splits
+
         return check_splits(self, feature=feature, signer=signer, signers=signers)
 
     def to_xarray(
@@ -408,7 +402,7 @@ def create(path: str | os.PathLike[str], *, name: str = "") -> Store:
     return Store.create(location, name=named, kpstore_version=__version__)
 
 
-def diff(old: Store, new: Store) -> compare.VersionDiff:
+def diff(old: Store, new: Store) -> VersionDiff:
     """Return what changed between two versions: videos, features and rows.
 
     See :mod:`kpstore.inspect.compare`.
@@ -416,7 +410,9 @@ def diff(old: Store, new: Store) -> compare.VersionDiff:
     for store in (old, new):
         if not isinstance(store, BaseStore):
             raise InvalidError(f"diff compares open stores, found {shown(store)}; see kpstore.open")
-    return compare.diff(old, new)
+    from kpstore.inspect.compare import diff as compared
+
+    return compared(old, new)
 
 
 def repair(path: str | os.PathLike[str], *, dry_run: bool = False) -> Repair:
@@ -444,7 +440,9 @@ def repair(path: str | os.PathLike[str], *, dry_run: bool = False) -> Repair:
     BusyError
         If another process is writing the store.
     """
-    return repair_store(path_text(path), dry_run=dry_run)
+    from kpstore.store.repair import repair as repaired
+
+    return repaired(path_text(path), dry_run=dry_run)
 
 
 __all__ = ["Loader", "Store", "create", "diff", "loader", "open", "repair"]

@@ -27,7 +27,6 @@ from kpstore.backends.base import MAIN, Capabilities, Commit
 from kpstore.backends.garbage import WORKING, Before, Change, Garbage
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated, translation
-from kpstore.backends.icechunk_garbage import collect
 from kpstore.backends.icechunk_names import Kind, Names, encode, is_version, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.icechunk_sessions import IcechunkReadSession, IcechunkWriteSession
@@ -288,6 +287,9 @@ class IcechunkBackend(IcechunkDirectory):
                 raise CorruptError(
                     f"{problem}; nothing was removed, see 'kpstore verify --all {self.location}'"
                 )
+            # Imported here, as whoever opens a store waits for what it never uses.
+            from kpstore.backends.icechunk_garbage import collect
+
             try:
                 return collect(self.path, self.location, before, apply=apply)
             finally:

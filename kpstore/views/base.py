@@ -29,6 +29,8 @@ MISSING: tuple[Missing, ...] = ("nan", "skip", "error")
 Sample = dict[str, Any]
 Batch = dict[str, NDArray[Any]]
 Transform = Callable[[Sample], Any]
+Compute = Mapping[str, Any]
+"""Keyword arguments of :meth:`kpstore.Store.computed`, such as ``root=`` and ``weights=``."""
 
 _OWN_KEYS = frozenset({"row", "valid", "video", "n_frames", "video_id"})
 _READ_AHEAD = 64
@@ -41,6 +43,18 @@ class Selection(TypedDict, total=False):
     split: str | Sequence[str] | None
     videos: Sequence[str] | None
     where: str | Mapping[str, Any] | None
+
+
+class ViewOptions(Selection, total=False):
+    """What every view of a store takes besides parameters of its own.
+
+    ``split``, ``videos`` and ``where`` choose videos, see :func:`select_videos`; ``compute`` are
+    keyword arguments of :meth:`kpstore.Store.computed` for ``missing="compute"``; ``transform`` is
+    applied to each sample.
+    """
+
+    compute: Compute | None
+    transform: Transform | None
 
 
 if TYPE_CHECKING:
