@@ -9,23 +9,24 @@ from kpstore._version import __version__
 from kpstore.errors import KpstoreError
 
 if TYPE_CHECKING:
-    from kpstore.api import Loader, Store, create, diff, loader, open, repair
+    from kpstore.api import Store, create, diff, open, repair
     from kpstore.ingest.run import run_ingest
     from kpstore.interop.transfer import export_file, import_file
     from kpstore.schema.array import ArraySpec
     from kpstore.schema.feature import FeatureRows, FeatureSpec, State
     from kpstore.schema.index import VideoRecord
+    from kpstore.views.loader import Loader, loader
 
 # Imported when first used (PEP 562), so that `import kpstore` and `kpstore --help` need neither
 # zarr nor pandas.
 _HOMES = {
-    "Loader": "kpstore.api",
+    "Loader": "kpstore.views.loader",
     "Store": "kpstore.api",
     "create": "kpstore.api",
     "diff": "kpstore.api",
     "export_file": "kpstore.interop.transfer",
     "import_file": "kpstore.interop.transfer",
-    "loader": "kpstore.api",
+    "loader": "kpstore.views.loader",
     "open": "kpstore.api",
     "repair": "kpstore.api",
     "run_ingest": "kpstore.ingest.run",

@@ -1,4 +1,4 @@
-"""What users call: open or create a store, make views of it, and loaders of views."""
+"""What users call: open or create a store, and make views of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike
 
 from kpstore._version import __version__
 from kpstore.errors import InvalidError
-from kpstore.render.raster import SkeletonStyle, StyleName
-from kpstore.schema import spec_fields
 from kpstore.schema.fields import shown
 from kpstore.schema.lips import LIP_FEATURE
 from kpstore.store import chunked, history
@@ -21,15 +19,6 @@ from kpstore.store.checked import Check
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Video
 from kpstore.user_files import path_text
-from kpstore.views.base import Compute, Missing, ViewOptions
-from kpstore.views.clips import ClipView, Short
-from kpstore.views.face_keypoints import FaceKeypointView, MissingFace, Normalize
-from kpstore.views.frames import FrameView
-from kpstore.views.lips import LipView
-from kpstore.views.loader import Loader, loader
-from kpstore.views.people import FaceView
-from kpstore.views.skeletons import Pixels, SkeletonView
-from kpstore.views.whole_videos import VideoView
 from kpstore.visible import visible
 
 if TYPE_CHECKING:
@@ -40,12 +29,19 @@ if TYPE_CHECKING:
     from kpstore.inspect.compare import VersionDiff
     from kpstore.inspect.leakage import SplitCheck
     from kpstore.inspect.statistics import Statistics
+    from kpstore.render.raster import SkeletonStyle, StyleName
     from kpstore.store.repair import Repair
+    from kpstore.views.base import Compute, Policy, ViewOptions
+    from kpstore.views.clips import ClipView, Short
+    from kpstore.views.face_keypoints import FaceKeypointView, MissingFace, Normalize
+    from kpstore.views.frames import FrameView
+    from kpstore.views.lips import LipView
+    from kpstore.views.people import FaceView
+    from kpstore.views.skeletons import Pixels, SkeletonView
+    from kpstore.views.whole_videos import VideoView
 
 # What reading does not need is imported where it is used: opening a store waits for the rest.
 
-Policy = Missing | Literal["compute"]
-"""What to do with missing rows; ``"compute"`` computes those not extracted yet when read."""
 FACES = "faces"
 """Recipe for a store of persons that holds paths only."""
 V = TypeVar("V")
@@ -102,27 +98,11 @@ class Store(BaseStore):
         NotFoundError
             If the frames do not exist.
         """
-        from kpstore.extractors.registry import make_extractor, recorded
-        from kpstore.ingest.live import live_backend
+        from kpstore.ingest.live import asked_extractor, live_backend
 
-        if extractor is None or isinstance(extractor, str):
-            asked = [features] if isinstance(features, str) else spec_fields.names(features)
-            names = asked or list(self.features)
-            known = {name: self.features[name] for name in names if name in self.features}
-            recipe, made_with = recorded(
-                {name: stored.spec for name, stored in known.items()},
-                {name: stored.provenance for name, stored in known.items()},
-                extractor,
-            )
-            extractor = make_extractor(recipe, **{**made_with, **options})
-        elif options:
-            raise InvalidError(
-                f"options {sorted(options)} are for a recipe; this extractor exists already"
-            )
-        elif not hasattr(extractor, "specs"):
-            raise InvalidError(f"{shown(extractor)} is no extractor; give one, or a recipe's name")
+        made = asked_extractor(self, extractor, features, options)
         place = Path(self.location).absolute().parent if root is None else Path(root)
-        backend = live_backend(self._backend, self, extractor, place, device)
+        backend = live_backend(self._backend, self, made, place, device)
         return type(self)(backend, self.snapshot, cache="off", check=self.check)
 
     def _complete(
@@ -192,6 +172,8 @@ class Store(BaseStore):
 
         See :class:`kpstore.views.frames.FrameView`; ``options`` are those of :class:`ViewOptions`.
         """
+        from kpstore.views.frames import FrameView
+
         return self._view(FrameView, features, missing, options, features=features)
 
     def clips(
@@ -208,6 +190,8 @@ class Store(BaseStore):
 
         See :class:`kpstore.views.clips.ClipView`; ``options`` are those of :class:`ViewOptions`.
         """
+        from kpstore.views.clips import ClipView
+
         own = {"length": length, "stride": stride, "short": short}
         return self._view(ClipView, features, missing, options, features=features, **own)
 
@@ -223,6 +207,8 @@ class Store(BaseStore):
         See :class:`kpstore.views.whole_videos.VideoView`; ``options`` are those of
         :class:`ViewOptions`.
         """
+        from kpstore.views.whole_videos import VideoView
+
         return self._view(VideoView, features, missing, options, features=features)
 
     def face_keypoints(
@@ -238,6 +224,8 @@ class Store(BaseStore):
         See :class:`kpstore.views.face_keypoints.FaceKeypointView`; ``options`` are those of
         :class:`ViewOptions`.
         """
+        from kpstore.views.face_keypoints import FaceKeypointView
+
         own = {"feature": feature, "normalize": normalize}
         return self._view(FaceKeypointView, feature, missing, options, **own)
 
@@ -258,6 +246,8 @@ class Store(BaseStore):
         See :class:`kpstore.views.skeletons.SkeletonView`; ``options`` are those of
         :class:`ViewOptions`.
         """
+        from kpstore.views.skeletons import SkeletonView
+
         drawn = {"size": size, "style": style, "pixels": pixels}
         own = {"feature": feature, "fill": fill, "normalize": normalize, **drawn}
         return self._view(SkeletonView, feature, missing, options, **own)
@@ -276,6 +266,8 @@ class Store(BaseStore):
 
         See :class:`kpstore.views.people.FaceView`; ``options`` are those of :class:`ViewOptions`.
         """
+        from kpstore.views.people import FaceView
+
         own = {"expect_model": expect_model, "target": target}
         angles = {"min_angle": min_angle, "max_angle": max_angle}
         return self._view(FaceView, "landmarks_2d", missing, options, FACES, **own, **angles)
@@ -291,6 +283,8 @@ class Store(BaseStore):
 
         See :class:`kpstore.views.lips.LipView`; ``options`` are those of :class:`ViewOptions`.
         """
+        from kpstore.views.lips import LipView
+
         return self._view(LipView, feature, missing, options, LIP_FEATURE, feature=feature)
 
     def to_dask(
@@ -445,4 +439,4 @@ def repair(path: str | os.PathLike[str], *, dry_run: bool = False) -> Repair:
     return repaired(path_text(path), dry_run=dry_run)
 
 
-__all__ = ["Loader", "Store", "create", "diff", "loader", "open", "repair"]
+__all__ = ["Store", "create", "diff", "open", "repair"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions
 from typing import Any, Literal
 
 from kpstore.errors import ExistsError, MissingExtraError, NotFoundError
@@ -39,8 +39,22 @@ _registered: dict[tuple[str, str], object] = {}
 
 
 @cache
+def _all_entry_points() -> dict[tuple[str, str], EntryPoint]:
+    """Return the entry points of installed packages that name kpstore, by group and name.
+
+    ``importlib.metadata.entry_points`` parses those of every package for each question, which takes
+    longer than opening a store.
+    """
+    found: dict[tuple[str, str], EntryPoint] = {}
+    for package in distributions():
+        if "kpstore." in (package.read_text("entry_points.txt") or ""):
+            for point in package.entry_points:
+                found.setdefault((point.group, point.name), point)
+    return found
+
+
 def _entry_points(group: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=group)}
+    return {name: point for (kind, name), point in _all_entry_points().items() if kind == group}
 
 
 def names(group: Group) -> list[str]:

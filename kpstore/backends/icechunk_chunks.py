@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
+import icechunk
 import numcodecs
 import numpy as np
 import zarr
@@ -52,6 +53,17 @@ class BadChunkError(Exception):
     def __init__(self, chunk: int, reason: str = "") -> None:
         super().__init__(reason)
         self.chunk, self.reason = chunk, reason
+
+
+def root_group(session: icechunk.Session) -> zarr.Group:
+    """Open the group that holds a version's arrays."""
+    return zarr.open_group(
+        session.store,
+        mode="r" if session.read_only else "r+",
+        # Zarr would look for other formats, and take others' summaries for the arrays.
+        zarr_format=3,
+        use_consolidated=False,
+    )
 
 
 def create_array(group: zarr.Group, name: str, meta: ArrayMeta) -> ZarrArray:

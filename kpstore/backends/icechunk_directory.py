@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 
 import icechunk
-import zarr
 
 from kpstore.backends import refusals
 from kpstore.backends.base import MAIN
+from kpstore.backends.icechunk_chunks import root_group
 from kpstore.backends.icechunk_errors import guard_fork, translated, translation
 from kpstore.backends.icechunk_manifests import Nodes, nodes_of
 from kpstore.backends.icechunk_names import Names, read_refs
@@ -156,8 +156,8 @@ class IcechunkDirectory:
         if nodes is not None:
             return frozenset(nodes)
         with translated(self.location):
-            store = self._repo().readonly_session(snapshot_id=snapshot).store
-            return frozenset(name for name, _ in zarr.open_group(store, mode="r").arrays())
+            session = self._repo().readonly_session(snapshot_id=snapshot)
+            return frozenset(name for name, _ in root_group(session).arrays())
 
     def nodes(self, snapshot: str) -> Nodes | None:
         """Return :func:`nodes_of` a version, which is kept because each session needs it often."""

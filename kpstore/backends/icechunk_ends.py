@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.asides import replace_file
 from kpstore.backends.base import ArrayMeta
-from kpstore.backends.icechunk_chunks import ChunkDecoder, ZarrArray, meta_of
+from kpstore.backends.icechunk_chunks import ChunkDecoder, ZarrArray, meta_of, root_group
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import UNREADABLE
 from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, nodes_of
@@ -201,7 +201,7 @@ def _ends_of(
     known : names of files that are known already.
     """
     nodes = nodes_of(repository, version) or {}
-    group = zarr.open_group(repository.readonly_session(snapshot_id=version).store, mode="r")
+    group = root_group(repository.readonly_session(snapshot_id=version))
     for name in nodes:
         places = locate_chunks(nodes, root, name) or {}
         last = max((index[0] for index in places), default=0)

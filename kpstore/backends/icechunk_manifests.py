@@ -193,12 +193,14 @@ def _base32(raw: bytes) -> str:
     return base64.b32encode(raw).rstrip(b"=").translate(_CROCKFORD).decode("ascii")
 
 
-@dataclass(frozen=True)
 class _Table:
     """A FlatBuffers table: a list of offsets of its fields, any of which may be absent."""
 
-    content: bytes
-    at: int
+    def __init__(self, content: bytes, at: int) -> None:
+        self._content, self._at = content, at
+        fields: int = at - struct.unpack_from("<i", content, at)[0]
+        size = struct.unpack_from("<H", content, fields)[0]
+        self._offsets = struct.unpack_from(f"<{max(size - 4, 0) // 2}H", content, fields + 4)
 
     @classmethod
     def root(cls, content: bytes) -> _Table:
@@ -206,43 +208,38 @@ class _Table:
 
     def _field(self, number: int) -> int:
         """Return the offset of a field; 0 if it is absent."""
-        fields = self.at - struct.unpack_from("<i", self.content, self.at)[0]
-        size = struct.unpack_from("<H", self.content, fields)[0]
-        entry = 4 + 2 * number
-        if entry >= size:
-            return 0
-        offset: int = struct.unpack_from("<H", self.content, fields + entry)[0]
-        return self.at + offset if offset else 0
+        offset = self._offsets[number] if number < len(self._offsets) else 0
+        return self._at + offset if offset else 0
 
     def _vector(self, number: int) -> tuple[int, int]:
         """Return the offset of a vector's first item, and the number of items."""
         at = self._field(number)
         if not at:
             return 0, 0
-        begin = at + struct.unpack_from("<I", self.content, at)[0]
-        return begin + 4, struct.unpack_from("<I", self.content, begin)[0]
+        begin = at + struct.unpack_from("<I", self._content, at)[0]
+        return begin + 4, struct.unpack_from("<I", self._content, begin)[0]
 
     def has(self, number: int) -> bool:
         return self._field(number) != 0
 
     def struct(self, number: int, size: int) -> bytes:
         at = self._field(number)
-        return self.content[at : at + size]
+        return self._content[at : at + size]
 
     def uint64(self, number: int) -> int:
         at = self._field(number)
-        value: int = struct.unpack_from("<Q", self.content, at)[0] if at else 0
+        value: int = struct.unpack_from("<Q", self._content, at)[0] if at else 0
         return value
 
     def uint32s(self, number: int) -> tuple[int, ...]:
         begin, count = self._vector(number)
-        return struct.unpack_from(f"<{count}I", self.content, begin)
+        return struct.unpack_from(f"<{count}I", self._content, begin)
 
     def raw(self, number: int) -> bytes:
         begin, count = self._vector(number)
-        return self.content[begin : begin + count]
+        return self._content[begin : begin + count]
 
     def tables(self, number: int) -> Iterator[_Table]:
         begin, count = self._vector(number)
         for item in range(begin, begin + 4 * count, 4):
-            yield _Table(self.content, item + struct.unpack_from("<I", self.content, item)[0])
+            yield _Table(self._content, item + struct.unpack_from("<I", self._content, item)[0])

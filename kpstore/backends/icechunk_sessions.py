@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
@@ -26,6 +26,7 @@ from kpstore.backends.icechunk_chunks import (
     local_chunks,
     meta_of,
     read_chunks,
+    root_group,
     whole_chunks,
     write_chunks,
 )
@@ -56,7 +57,7 @@ class _Session:
 
     def __init__(self, session: icechunk.Session, home: IcechunkDirectory) -> None:
         self._session, self._home, self._location = session, home, home.location
-        self._group = zarr.open_group(session.store, mode="r" if session.read_only else "r+")
+        self._group = root_group(session)
         self._opened: dict[str, tuple[ZarrArray, ArrayMeta]] = {}
         self._table: ChecksumTable | None = None
         self._sums: dict[str, NDArray[np.uint64] | None] = {}
@@ -69,7 +70,7 @@ class _Session:
 
     def attrs(self) -> Mapping[str, Any]:
         """Return a copy of the store's attributes."""
-        return copy.deepcopy(dict(self._group.attrs))
+        return dict(json.loads(json.dumps(self._group.attrs.asdict())))
 
     def names(self) -> list[str]:
         """Return the names of all arrays, sorted."""
@@ -357,7 +358,6 @@ class IcechunkWriteSession(_Session):
         self._check_open()
         try:
             self._separate_ends()
-            self._spent = True
             return self._commit(message, metadata)
         finally:
             self._spent = True

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import kpstore.api
 from kpstore.store.store import BaseStore
+from kpstore.views.loader import loader
 from kpstore.visible import logger
 
 _log = logger(__name__)
@@ -76,7 +77,7 @@ def _main(location: str, at: str, feature: str, cache: str, n_rows: str) -> None
     try:
         view = kpstore.api.open(location, at, cache=cache).frames(feature)
         part = view if int(n_rows) >= len(view) else view.subset(range(int(n_rows)))
-        for _ in kpstore.api.loader(part, _BATCH, rank=0, world_size=1):
+        for _ in loader(part, _BATCH, rank=0, world_size=1):
             pass
     finally:
         over.set()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import kpstore.api
 from kpstore.schema.index import VideoIndex
 from kpstore.store.arrays import FeatureArray
+from kpstore.views.loader import loader
 
 Rows = NDArray[np.generic]
 Ints = NDArray[np.int64]
@@ -172,7 +173,7 @@ class KpstoreSubject(Subject):
         view = self.store.frames(self._feature)
         if self.n_rows < len(view):
             view = view.subset(np.arange(self.n_rows))  # type: ignore[assignment]
-        for batch in kpstore.api.loader(view, batch_size, seed=int(rng.integers(2**31))):
+        for batch in loader(view, batch_size, seed=int(rng.integers(2**31))):
             yield batch[self._feature]
 
 

@@ -10,7 +10,7 @@ import os
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta, Backend, Chunks, SessionChunks
-from kpstore.errors import ExtractorError, MismatchError, UnsupportedError, one_line
+from kpstore.errors import (
+    ExtractorError,
+    InvalidError,
+    MismatchError,
+    UnsupportedError,
+    one_line,
+)
 from kpstore.extractors.base import AnyExtractor, Extractor, settle, takes_videos
-from kpstore.extractors.registry import provenance_of
+from kpstore.extractors.registry import make_extractor, provenance_of, recorded
 from kpstore.ingest.frames import extract_frames, read_reference
 from kpstore.ingest.job import Job, UnreadableVideoError, VideoRows, failed_video, opened_extractor
 from kpstore.ingest.whole_videos import extract_alone
+from kpstore.schema import spec_fields
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
+from kpstore.schema.fields import shown
 from kpstore.sources.listed import ListedSource
 from kpstore.store import format as fmt
 from kpstore.store.provenance import check_same
@@ -264,6 +272,39 @@ def _waiting(store: BaseStore, extractor: AnyExtractor) -> dict[str, NDArray[np.
         else every
         for spec in extractor.specs
     }
+
+
+def asked_extractor(
+    store: BaseStore,
+    asked: str | AnyExtractor | None,
+    features: str | Sequence[str],
+    options: Mapping[str, Any],
+) -> AnyExtractor:
+    """Return the extractor that :meth:`kpstore.Store.computed` was asked for.
+
+    Raises
+    ------
+    InvalidError
+        If it is none, or the store does not record how ``features`` were made.
+    """
+    if asked is None or isinstance(asked, str):
+        given = [features] if isinstance(features, str) else spec_fields.names(features)
+        known = {
+            name: found for name, found in store.features.items() if name in given or not given
+        }
+        recipe, made_with = recorded(
+            {name: stored.spec for name, stored in known.items()},
+            {name: stored.provenance for name, stored in known.items()},
+            asked,
+        )
+        return make_extractor(recipe, **{**made_with, **options})
+    if options:
+        raise InvalidError(
+            f"options {sorted(options)} are for a recipe; this extractor exists already"
+        )
+    if not hasattr(asked, "specs"):
+        raise InvalidError(f"{shown(asked)} is no extractor; give one, or a recipe's name")
+    return asked
 
 
 def live_backend(

@@ -21,7 +21,6 @@ from kpstore.errors import (
 from kpstore.schema.fields import check_whole, is_storable, shown
 from kpstore.store import format as fmt
 from kpstore.store.removed import Removals
-from kpstore.store.without import Asked, commit_without
 
 At = str | datetime | None
 """A version: a tag, a branch, a snapshot id, a time (``datetime`` or ISO text).
@@ -107,6 +106,8 @@ def rollback(backend: Backend, to: At, *, now: datetime | None = None) -> tuple[
         stay_out = _stay_out(backend, tip, target)
         backend.reset_branch(MAIN, target, expected=tip)
         if stay_out:
+            from kpstore.store.without import Asked, commit_without  # opening needs no commits
+
             asked = Asked(tuple(stay_out.videos), ())
             target = commit_without(backend, MAIN, asked, stay_out)
     return target, kept

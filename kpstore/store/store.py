@@ -40,14 +40,17 @@ from kpstore.store.history import (
     resolve,
     rollback,
 )
-from kpstore.store.removal import Removal, remove, remove_everywhere, take_back
-from kpstore.store.transaction import Transaction
 from kpstore.store.video import Failure, Video, listed
 from kpstore.user_files import path_text
 from kpstore.visible import visible
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from kpstore.store.removal import Removal
+    from kpstore.store.transaction import Transaction
+
+# What reading does not need is imported where it is used: opening a store waits for the rest.
 
 
 def backend_for(location: str) -> Backend:
@@ -253,6 +256,8 @@ class BaseStore(Version):
 
         This object stays at its version; ``store.at()`` returns the new one.
         """
+        from kpstore.store.transaction import Transaction
+
         self._require_write()
         return Transaction(self._backend, message, metadata=metadata, branch=composed(branch))
 
@@ -300,6 +305,8 @@ class BaseStore(Version):
 
     def remove(self, *, videos: Iterable[str] = (), features: Iterable[str] = ()) -> Removal:
         """Remove videos or features in one commit; see :func:`kpstore.store.removal.remove`."""
+        from kpstore.store.removal import remove
+
         self._require_write()
         return remove(self._backend, videos=videos, features=features)
 
@@ -310,6 +317,8 @@ class BaseStore(Version):
 
         See :func:`kpstore.store.removal.remove_everywhere`.
         """
+        from kpstore.store.removal import remove_everywhere
+
         self._require_write()
         return remove_everywhere(
             self._backend,
@@ -321,6 +330,8 @@ class BaseStore(Version):
 
     def take_back(self, videos: Iterable[str]) -> str:
         """Let removed videos in again; see :func:`kpstore.store.removal.take_back`."""
+        from kpstore.store.removal import take_back
+
         self._require_write()
         return take_back(self._backend, videos)
 

@@ -26,6 +26,8 @@ from kpstore.visible import visible
 
 Missing = Literal["nan", "skip", "error"]
 MISSING: tuple[Missing, ...] = ("nan", "skip", "error")
+Policy = Missing | Literal["compute"]
+"""What to do with missing rows; ``"compute"`` computes those not extracted yet when read."""
 Sample = dict[str, Any]
 Batch = dict[str, NDArray[Any]]
 Transform = Callable[[Sample], Any]
