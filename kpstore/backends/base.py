@@ -148,26 +148,6 @@ class ArrayMeta:
 
 
 @dataclass(frozen=True)
-class SessionChunks:
-    """Chunks that are read through their session, which works for every array of numbers.
-
-    Parameters
-    ----------
-    mapped : all rows, if the session has them in memory.
-    """
-
-    session: ReadSession
-    name: str
-    mapped: NDArray[np.generic] | None = None
-    how = "by the backend's own library"
-
-    def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Decode a chunk; see :class:`Chunks`."""
-        start, stop = self.session.meta(self.name).rows_of(number)
-        out[: stop - start] = self.session.read(self.name, start, stop)
-
-
-@dataclass(frozen=True)
 class Commit:
     """One version: its parent, and when and why it was committed.
 
@@ -209,11 +189,23 @@ class Chunks(Protocol):
 
     @property
     def mapped(self) -> NDArray[np.generic] | None:
-        """All rows as read-only memory; None where chunks have to be read one by one."""
+        """All rows as read-only memory; None where chunks have to be read one by one.
+
+        A chunk's rows are there once :meth:`bring` was called for it; before, they may be anything.
+        """
 
     @property
     def how(self) -> str:
         """How chunks are read, in a few words, for benchmarks."""
+
+    def bring(self, number: int) -> None:
+        """Make a chunk's rows those of :attr:`mapped`, for this process and later forks of it.
+
+        Raises
+        ------
+        CorruptError
+            If the chunk cannot be read.
+        """
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
         """Decode a chunk into ``out`` (chunk_rows, *row shape), in C order.

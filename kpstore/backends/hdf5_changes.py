@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends import refusals
 from kpstore.backends.asides import hold_room, system_error
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks, SessionChunks
+from kpstore.backends.base import TEXT, ArrayMeta, Chunks
 from kpstore.backends.checksums import checksum
 from kpstore.backends.gathered import Touched
 from kpstore.backends.hdf5_file import Session, StoreFile
@@ -35,6 +35,7 @@ from kpstore.backends.hdf5_records import (
 )
 from kpstore.backends.hdf5_tree import Checksums, DataSet, StoredArray
 from kpstore.backends.locks import SharedLock
+from kpstore.backends.session_chunks import SessionChunks
 from kpstore.errors import CorruptError, ExistsError, InvalidError
 
 OPEN = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -367,6 +368,9 @@ class _LibraryChunks:
     mapped = None
     how = "by the backend's own library"
 
+    def bring(self, number: int) -> None:
+        """Do nothing: nothing is mapped."""
+
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
         """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
         start, stop = self.array.meta.rows_of(number)
@@ -385,8 +389,22 @@ class _RawChunks:
         self._handle = descriptor_of(file)
         offsets = array.offsets()
         self._places = [offsets.get(chunk) for chunk in range(array.meta.n_chunks)]
-        pieces = [None if at is None else FilePiece(self._handle, at) for at in self._places]
-        self.mapped = map_chunks(pieces, array.meta)
+        aligned = not any(at % mmap.PAGESIZE for at in offsets.values())
+        self._memory = map_chunks(self._piece, array.meta) if aligned else None
+        self.mapped = None if self._memory is None else self._memory.values
+
+    def _piece(self, number: int) -> FilePiece | None:
+        at = self._places[number]
+        return None if at is None else FilePiece(self._handle, at)
+
+    def bring(self, number: int) -> None:
+        """Map a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        if self._memory is not None:
+            try:
+                self._memory.bring(number)
+            except (OSError, ValueError) as error:
+                at = self._places[number]
+                raise CorruptError(f"chunk {number} at byte {at} cannot be read: {error}") from None
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
         """Read a chunk; see :class:`kpstore.backends.base.Chunks`."""

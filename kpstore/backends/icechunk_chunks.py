@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import google_crc32c
 import icechunk
@@ -26,7 +25,7 @@ from kpstore.backends.array_bounds import most_bytes
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.checksums import checksum, matches
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line
-from kpstore.backends.icechunk_manifests import ChunkPlace, Nodes, locate_rows
+from kpstore.backends.icechunk_manifests import RowPlaces
 from kpstore.backends.mapping import FilePiece, map_chunks
 from kpstore.budget import SPARE_BYTES, VARIABLE
 from kpstore.errors import CorruptError, InvalidError
@@ -292,9 +291,7 @@ class ChunkDecoder:
             raise ValueError(str(error)) from error
 
 
-def check_unpacked(
-    array: ZarrArray, chunks: range, places: Sequence[ChunkPlace | None] | None
-) -> None:
+def check_unpacked(array: ZarrArray, chunks: range, places: RowPlaces | None) -> None:
     """Raise :class:`BadChunkError` for a chunk of text that becomes more than a chunk may be.
 
     Of numbers the size is known, but a few bytes of text can become as many as they like.
@@ -302,8 +299,8 @@ def check_unpacked(
     if places is None or not isinstance(next(iter(array.compressors), None), ZstdCodec):
         return
     for chunk in chunks:
-        place = places[chunk]
         try:
+            place = places[chunk]
             n_bytes = 0 if place is None else _zstd_size(memoryview(place.read()))
         except (OSError, ValueError, LookupError):
             continue  # what reads it will say so
@@ -323,7 +320,7 @@ class LocalChunks:
 
     Parameters
     ----------
-    places : place of each chunk; None for one that was never written.
+    places : place of each chunk.
     meta : shape and type of the array.
     decode : decodes chunks; their CRC-32C is not compared (:class:`~kpstore.backends.base.Chunks`).
     there : makes a context in which reading fails in other words if the version was removed.
@@ -333,48 +330,61 @@ class LocalChunks:
 
     def __init__(
         self,
-        places: Sequence[ChunkPlace | None],
+        places: RowPlaces,
         meta: ArrayMeta,
         decode: ChunkDecoder,
         there: There = nullcontext,
     ) -> None:
         self._places, self._meta, self._decode, self._there = places, meta, decode, there
-        self.mapped: NDArray[np.generic] | None = None
-        in_files = all(not place or (place.inline is None and not place.offset) for place in places)
-        if meta.codec == "raw" and in_files:
-            pieces = [
-                FilePiece(place.file, n_more=decode.n_check) if place else None for place in places
-            ]
-            self.mapped = map_chunks(pieces, meta)
+        raw = meta.codec == "raw" and places.are_files
+        self._memory = map_chunks(self._piece, meta) if raw else None
+        self.mapped = None if self._memory is None else self._memory.values
+
+    def _piece(self, number: int) -> FilePiece | None:
+        place = self._places[number]
+        return None if place is None else FilePiece(place.file, n_more=self._decode.n_check)
+
+    def bring(self, number: int) -> None:
+        """Map a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        if self._memory is not None:
+            with self._reading(number):
+                self._memory.bring(number)
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
         """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
-        place = self._places[number]
-        if place is None:
-            out[...] = self._meta.fill
-            return
+        with self._reading(number):
+            place = self._places[number]
+            if place is None:
+                out[...] = self._meta.fill
+            else:
+                self._decode(place.read(), out)
+
+    @contextmanager
+    def _reading(self, number: int) -> Iterator[None]:
+        """Name a chunk, and its file, in the error of what cannot be read."""
         with self._there():
             try:
-                self._decode(place.read(), out)
+                yield
             except (OSError, ValueError) as error:
                 raise CorruptError(
-                    f"chunk {number} at {place.file} cannot be read: {error}"
+                    f"chunk {number}{self._file_of(number)} cannot be read: {error}"
                 ) from error
+
+    def _file_of(self, number: int) -> str:
+        with suppress(ValueError):
+            if (place := self._places[number]) is not None:
+                return f" at {place.file}"
+        return ""
 
 
 def local_chunks(
-    nodes: Nodes | None,
-    root: Path,
-    array: ZarrArray,
-    meta: ArrayMeta,
-    there: There = nullcontext,
+    places: RowPlaces | None, array: ZarrArray, meta: ArrayMeta, there: There = nullcontext
 ) -> LocalChunks | None:
     """Return the chunks of an array of a local repository; None if only Zarr can read them.
 
-    ``there`` is as for :class:`LocalChunks`.
+    The parameters are as for :class:`LocalChunks`; ``places`` is None where Icechunk alone knows.
     """
     decode = ChunkDecoder.of(array)
-    if decode is None:
+    if decode is None or places is None:
         return None
-    places = locate_rows(nodes, root, array.basename, meta.n_chunks)
-    return None if places is None else LocalChunks(places, meta, decode, there)
+    return LocalChunks(places, meta, decode, there)

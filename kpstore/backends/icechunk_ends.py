@@ -151,8 +151,9 @@ def _file_of(home: IcechunkDirectory, version: str, name: str, chunk: int) -> Pa
 
 
 def _only_file(places: Places | None, chunk: int) -> Path | None:
-    for index, place in (places or {}).items():
-        if index[0] == chunk and not any(index[1:]):
+    for index in places or ():
+        if places and index[0] == chunk and not any(index[1:]):
+            place = places[index]
             alone = place.inline is None and not place.offset
             return place.file if alone and place.file.stat().st_size == place.length else None
     return None
@@ -203,8 +204,8 @@ def _ends_of(
     nodes = nodes_of(repository, version) or {}
     group = root_group(repository.readonly_session(snapshot_id=version))
     for name in nodes:
-        places = locate_chunks(nodes, root, name) or {}
-        last = max((index[0] for index in places), default=0)
+        places = locate_chunks(nodes, root, name)
+        last = max((index[0] for index in places or ()), default=0)
         file = _only_file(places, last)
         if file is None or file.name in known:
             continue  # before the array is opened, which takes longest

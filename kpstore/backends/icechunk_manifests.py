@@ -11,13 +11,15 @@ import base64
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 import icechunk
 import numcodecs
+import numpy as np
+from numpy.typing import NDArray
 
 _MAGIC = "ICE🧊CHUNK".encode()
 _HEADER_BYTES = 39
@@ -49,6 +51,8 @@ Nodes = Mapping[str, Node]
 _NODE_TYPES = {"array", "group"}
 _UNKNOWN = (AttributeError, LookupError, TypeError, ValueError)
 """Errors of reading metadata in an unknown format."""
+_DAMAGED = (*_UNKNOWN, struct.error, OSError, RuntimeError)
+_MOST_AXES = 32
 
 
 def nodes_of(repository: icechunk.Repository, snapshot: str) -> Nodes | None:
@@ -100,9 +104,7 @@ class ChunkPlace:
         return content
 
 
-def locate_chunks(
-    nodes: Nodes | None, root: Path, array: str
-) -> dict[tuple[int, ...], ChunkPlace] | None:
+def locate_chunks(nodes: Nodes | None, root: Path, array: str) -> ChunkPlaces | None:
     """Return the places of an array's written chunks, by their index in the chunk grid.
 
     Parameters
@@ -113,50 +115,52 @@ def locate_chunks(
 
     Returns
     -------
-    dict or None
+    ChunkPlaces or None
         None if the metadata are damaged, or in an unknown format.
     """
-    found: dict[tuple[int, ...], ChunkPlace] = {}
+    refs = _refs_of(nodes, root, array)
+    return None if refs is None else ChunkPlaces(refs)
+
+
+def locate_rows(nodes: Nodes | None, root: Path, array: str, n_chunks: int) -> RowPlaces | None:
+    """Return the place of each chunk of an array with ``n_chunks`` chunks along its first axis.
+
+    None where :func:`locate_chunks` returns None, and if chunks lie outside that grid.
+    """
+    refs = _refs_of(nodes, root, array)
+    if refs is None or any(
+        some.indices[:, 1:].any() or (some.indices[:, :1] >= n_chunks).any() for some in refs
+    ):
+        return None
+    return RowPlaces(refs, n_chunks)
+
+
+def _refs_of(nodes: Nodes | None, root: Path, array: str) -> list[_Refs] | None:
+    """Return an array's references in each of its manifests; None if they cannot be read."""
+    found: list[_Refs] = []
     try:
         node = (nodes or {})[array]
         for manifest in node["manifest_refs"]:
-            found.update(
-                _array_chunks(root / "manifests" / manifest["id"], node["id"], root / "chunks")
-            )
-    except (*_UNKNOWN, struct.error, OSError, RuntimeError):
-        return None  # if a file is damaged, Icechunk will name it
+            path = root / "manifests" / manifest["id"]
+            for owner, refs in _arrays(path):
+                if owner == node["id"]:
+                    found.append(refs)
+    except _DAMAGED:
+        return None  # Icechunk will name the damaged file
     return found
-
-
-def locate_rows(
-    nodes: Nodes | None, root: Path, array: str, n_chunks: int
-) -> list[ChunkPlace | None] | None:
-    """Return the place of each chunk of an array with ``n_chunks`` chunks along its first axis.
-
-    None for a chunk that was never written. None instead of a list where :func:`locate_chunks`
-    returns None, and if chunks lie outside that grid.
-    """
-    found = locate_chunks(nodes, root, array)
-    if found is None or any(any(index[1:]) or index[0] >= n_chunks for index in found):
-        return None
-    places: list[ChunkPlace | None] = [None] * n_chunks
-    for index, place in found.items():
-        places[index[0]] = place
-    return places
 
 
 def chunks_of_manifest(manifest: Path) -> set[str] | None:
     """Return the names of all chunk files that a manifest needs; None if it cannot be read."""
-    names: set[str] = set()
     try:
-        root = _Table.root(_read_manifest(manifest))
-        for array in root.tables(_MANIFEST_ARRAYS):
-            for ref in array.tables(_ARRAY_REFS):
-                if not ref.has(_REF_INLINE) and not ref.has(_REF_LOCATION):
-                    names.add(_base32(ref.struct(_REF_CHUNK, 12)))
-    except (*_UNKNOWN, struct.error, OSError, RuntimeError):
+        return {
+            place.file.name
+            for _, refs in _arrays(manifest)
+            for place in map(refs.place, refs.tables.tolist())
+            if place.inline is None
+        }
+    except _DAMAGED:
         return None
-    return names
 
 
 def _read_manifest(path: Path) -> bytes:
@@ -170,22 +174,122 @@ def _read_manifest(path: Path) -> bytes:
     return bytes(numcodecs.Zstd().decode(body)) if compression == _ZSTD else body
 
 
-def _array_chunks(
-    manifest: Path, node: str, folder: Path
-) -> Iterator[tuple[tuple[int, ...], ChunkPlace]]:
-    root = _Table.root(_read_manifest(manifest))
-    for array in root.tables(_MANIFEST_ARRAYS):
-        if _base32(array.struct(_ARRAY_NODE, 8)) != node:
-            continue
-        for ref in array.tables(_ARRAY_REFS):
-            index = ref.uint32s(_REF_INDEX)
-            if not index or ref.has(_REF_LOCATION):
-                raise ValueError("damage, or a reference into another program's file")
+def _arrays(manifest: Path) -> Iterator[tuple[str, _Refs]]:
+    """Yield the id of each array in a manifest, and its references."""
+    content = _read_manifest(manifest)
+    for array in _Table.root(content).tables(_MANIFEST_ARRAYS):
+        yield _base32(array.struct(_ARRAY_NODE, 8)), _Refs(manifest, content, array)
+
+
+class _Refs:
+    """The references of one array in one manifest, of which each is read when it is asked for.
+
+    There may be many thousands of them, and a reader may want one.
+
+    Parameters
+    ----------
+    content : of the manifest.
+    array : the array's table in it.
+
+    Attributes
+    ----------
+    tables : (references,) int64, offset of each reference's table.
+    indices : (references, axes) uint32, position of its chunk in the grid.
+    are_files : whether each chunk is a file of its own.
+    """
+
+    def __init__(self, manifest: Path, content: bytes, array: _Table) -> None:
+        self._manifest, self._content = manifest, content
+        numbers = _Numbers(content)
+        self.tables = array.table_offsets(_ARRAY_REFS, numbers)
+        layouts = self.tables - numbers.at(self.tables, "<i4")
+        # References of a kind share the list of where their fields are.
+        fields = {at: _fields_at(content, at) for at in set(layouts.tolist())}
+        if any(_offset(of, _REF_LOCATION) or not _offset(of, _REF_INDEX) for of in fields.values()):
+            raise ValueError("damage, or a reference into another program's file")
+
+        def places(field: int) -> NDArray[np.int64]:
+            by_layout = {at: _offset(of, field) for at, of in fields.items()}
+            return np.array([by_layout[at] for at in layouts.tolist()], dtype=np.int64)
+
+        self.indices = numbers.rows(self.tables + places(_REF_INDEX))
+        offsets = places(_REF_OFFSET)
+        some = offsets > 0
+        self.are_files = (
+            not places(_REF_INLINE).any()
+            and not numbers.at(self.tables[some] + offsets[some], "<u8").any()
+        )
+
+    def place(self, table: int) -> ChunkPlace:
+        """Return where a chunk is; :class:`ValueError` if the manifest is damaged there."""
+        try:
+            ref = _Table(self._content, table)
             if ref.has(_REF_INLINE):
-                yield index, ChunkPlace(manifest, inline=ref.raw(_REF_INLINE))
-            else:
-                path = folder / _base32(ref.struct(_REF_CHUNK, 12))
-                yield index, ChunkPlace(path, ref.uint64(_REF_OFFSET), ref.uint64(_REF_LENGTH))
+                return ChunkPlace(self._manifest, inline=ref.raw(_REF_INLINE))
+            name = _base32(ref.struct(_REF_CHUNK, 12))
+            file = self._manifest.parent.parent / "chunks" / name
+            return ChunkPlace(file, ref.uint64(_REF_OFFSET), ref.uint64(_REF_LENGTH))
+        except struct.error as error:
+            raise ValueError(f"{self._manifest} is damaged: {error}") from None
+
+
+class ChunkPlaces(Mapping[tuple[int, ...], ChunkPlace]):
+    """Places of an array's written chunks, by their index in the chunk grid."""
+
+    def __init__(self, refs: Iterable[_Refs]) -> None:
+        self._at = {
+            tuple(index): (some, table)
+            for some in refs
+            for index, table in zip(some.indices.tolist(), some.tables.tolist(), strict=True)
+        }
+
+    def __getitem__(self, index: tuple[int, ...]) -> ChunkPlace:
+        refs, table = self._at[index]
+        return refs.place(table)
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return iter(self._at)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+
+class RowPlaces:
+    """The place of each chunk along an array's first axis; None for one that was never written.
+
+    Attributes
+    ----------
+    written : (chunks,) bool.
+    are_files : whether each written chunk is a file of its own.
+    """
+
+    def __init__(self, refs: Sequence[_Refs], n_chunks: int) -> None:
+        self._refs = refs
+        self._manifests = np.zeros(n_chunks, dtype=np.int64)
+        self._tables = np.zeros(n_chunks, dtype=np.int64)
+        self.written = np.zeros(n_chunks, dtype=np.bool_)
+        for number, some in enumerate(refs):
+            rows = some.indices[:, 0]
+            self._manifests[rows], self._tables[rows], self.written[rows] = (
+                number,
+                some.tables,
+                True,
+            )
+        self.are_files = all(some.are_files for some in refs)
+
+    def name_of(self, chunk: int, root: Path) -> str:
+        """Return the file that holds a chunk, relative to ``root``, for messages."""
+        try:
+            place = self[chunk]
+        except (IndexError, ValueError):  # damage, which whoever reads the chunk is told
+            return f"chunk {chunk}"
+        return "no file" if place is None else str(place.file.relative_to(root))
+
+    def __getitem__(self, chunk: int) -> ChunkPlace | None:
+        if not self.written[chunk]:
+            return None
+        refs = self._refs[int(self._manifests[chunk])]
+        return refs.place(int(self._tables[chunk]))
 
 
 def _base32(raw: bytes) -> str:
@@ -193,14 +297,47 @@ def _base32(raw: bytes) -> str:
     return base64.b32encode(raw).rstrip(b"=").translate(_CROCKFORD).decode("ascii")
 
 
+def _fields_at(content: bytes, at: int) -> tuple[int, ...]:
+    """Return the offsets of a table's fields within it, from the list at ``at``."""
+    size = struct.unpack_from("<H", content, at)[0]
+    return struct.unpack_from(f"<{max(size - 4, 0) // 2}H", content, at + 4)
+
+
+def _offset(fields: tuple[int, ...], number: int) -> int:
+    """Return the offset of a field within its table; 0 if it is absent."""
+    return fields[number] if number < len(fields) else 0
+
+
+class _Numbers:
+    """Numbers at many places of a FlatBuffers file, which need not be aligned."""
+
+    def __init__(self, content: bytes) -> None:
+        self._bytes = np.frombuffer(content, dtype=np.uint8)
+
+    def at(self, places: NDArray[np.int64], dtype: str) -> NDArray[np.int64]:
+        """Return the numbers at some places; :class:`ValueError` if one is outside the file."""
+        size = np.dtype(dtype).itemsize
+        if places.size and not 0 <= places.min() <= places.max() <= len(self._bytes) - size:
+            raise ValueError("an offset leads out of the manifest")
+        found = self._bytes[places[..., np.newaxis] + np.arange(size)]
+        return np.asarray(found.view(dtype)[..., 0], dtype=np.int64)
+
+    def rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return vectors of equally many uint32, (places, items)."""
+        begins = places + self.at(places, "<u4")
+        counts = set(self.at(begins, "<u4").tolist())
+        n_items = max(counts, default=1)
+        if len(counts) > 1 or not 0 < n_items <= _MOST_AXES:
+            raise ValueError("the positions of chunks have several lengths")
+        return self.at(begins[:, np.newaxis] + 4 + 4 * np.arange(n_items), "<u4")
+
+
 class _Table:
     """A FlatBuffers table: a list of offsets of its fields, any of which may be absent."""
 
     def __init__(self, content: bytes, at: int) -> None:
         self._content, self._at = content, at
-        fields: int = at - struct.unpack_from("<i", content, at)[0]
-        size = struct.unpack_from("<H", content, fields)[0]
-        self._offsets = struct.unpack_from(f"<{max(size - 4, 0) // 2}H", content, fields + 4)
+        self._fields = _fields_at(content, at - struct.unpack_from("<i", content, at)[0])
 
     @classmethod
     def root(cls, content: bytes) -> _Table:
@@ -208,7 +345,7 @@ class _Table:
 
     def _field(self, number: int) -> int:
         """Return the offset of a field; 0 if it is absent."""
-        offset = self._offsets[number] if number < len(self._offsets) else 0
+        offset = _offset(self._fields, number)
         return self._at + offset if offset else 0
 
     def _vector(self, number: int) -> tuple[int, int]:
@@ -231,10 +368,6 @@ class _Table:
         value: int = struct.unpack_from("<Q", self._content, at)[0] if at else 0
         return value
 
-    def uint32s(self, number: int) -> tuple[int, ...]:
-        begin, count = self._vector(number)
-        return struct.unpack_from(f"<{count}I", self._content, begin)
-
     def raw(self, number: int) -> bytes:
         begin, count = self._vector(number)
         return self._content[begin : begin + count]
@@ -243,3 +376,12 @@ class _Table:
         begin, count = self._vector(number)
         for item in range(begin, begin + 4 * count, 4):
             yield _Table(self._content, item + struct.unpack_from("<I", self._content, item)[0])
+
+    def table_offsets(self, number: int, numbers: _Numbers) -> NDArray[np.int64]:
+        """Return the offsets of many tables, (tables,)."""
+        begin, count = self._vector(number)
+        if 4 * count > len(self._content):
+            raise ValueError("more tables than the manifest has room for")
+        items = begin + 4 * np.arange(count)
+        found: NDArray[np.int64] = items + numbers.at(items, "<u4")
+        return found

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends import refusals
 from kpstore.backends.asides import sync_disk
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks, SessionChunks
+from kpstore.backends.base import TEXT, ArrayMeta, Chunks
 from kpstore.backends.checksums import TABLE, UNWRITTEN, matches
 from kpstore.backends.icechunk_chunks import (
     BadChunkError,
@@ -45,9 +45,10 @@ from kpstore.backends.icechunk_errors import (
     translation,
 )
 from kpstore.backends.icechunk_fork import IcechunkFork, merged_sums
-from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, locate_rows
+from kpstore.backends.icechunk_manifests import RowPlaces, locate_chunks, locate_rows
 from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.locks import SharedLock
+from kpstore.backends.session_chunks import SessionChunks
 from kpstore.errors import CorruptError
 from kpstore.schema.fields import storable_json
 
@@ -61,7 +62,7 @@ class _Session:
         self._opened: dict[str, tuple[ZarrArray, ArrayMeta]] = {}
         self._table: ChecksumTable | None = None
         self._sums: dict[str, NDArray[np.uint64] | None] = {}
-        self._places: dict[str, list[ChunkPlace | None] | None] = {}
+        self._places: dict[str, RowPlaces | None] = {}
 
     @property
     def snapshot(self) -> str:
@@ -162,7 +163,7 @@ class _Session:
         # A copy, so that a few rows do not keep their whole chunks in memory.
         return rows if len(rows) == len(values) else rows.copy()
 
-    def _located(self, name: str) -> list[ChunkPlace | None] | None:
+    def _located(self, name: str) -> RowPlaces | None:
         if name not in self._places:
             nodes, n_chunks = self._home.nodes(self.snapshot), self.meta(name).n_chunks
             self._places[name] = locate_rows(nodes, self._home.path, name, n_chunks)
@@ -173,15 +174,12 @@ class _Session:
         (array, meta), places = self._open(name), self._located(name)
         if places is None or (meta.dtype == TEXT and array.fill_value != ""):  # other software's
             return np.ones(meta.n_chunks, dtype=np.bool_)
-        return np.array([place is not None for place in places], dtype=np.bool_)
+        return places.written.copy()
 
     def place(self, name: str, chunk: int) -> str:
         """Return the file that holds a chunk, relative to the store."""
         places = self._located(name)
-        if places is None or chunk >= len(places):
-            return f"chunk {chunk}"
-        place = places[chunk]
-        return "no file" if place is None else str(place.file.relative_to(self._home.path))
+        return f"chunk {chunk}" if places is None else places.name_of(chunk, self._home.path)
 
 
 class IcechunkReadSession(_Session):
@@ -194,9 +192,8 @@ class IcechunkReadSession(_Session):
     def chunks(self, name: str) -> Chunks:
         """Return the chunks of an array, read from their files where possible."""
         if name not in self._chunks:
-            nodes = self._home.nodes(self.snapshot)
             there = partial(self._home.there, self.snapshot)
-            found = local_chunks(nodes, self._home.path, *self._open(name), there)
+            found = local_chunks(self._located(name), *self._open(name), there)
             self._chunks[name] = found or SessionChunks(self, name)
         return self._chunks[name]
 

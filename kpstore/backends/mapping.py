@@ -7,7 +7,7 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,71 +39,103 @@ class FilePiece:
     n_more: int = 0
 
 
-def map_chunks(pieces: Sequence[FilePiece | None], meta: ArrayMeta) -> NDArray[np.generic] | None:
-    """Map the chunks of an array into memory one after another, as one read-only array.
+class MappedChunks:
+    """An array whose raw chunks are mapped into memory one after another, as they are asked for.
 
     Nothing is read or copied: the operating system loads pages when they are used, and all
-    processes share them. The array stays readable if a file is deleted.
+    processes share them. What was mapped stays readable if a file is deleted.
 
     Parameters
     ----------
-    pieces : place of each chunk; None for one that was never written.
+    piece_of : returns the place of a chunk; None for one that was never written.
+
+    Attributes
+    ----------
+    values : read-only array of ``meta.shape``; a chunk's rows are there after :meth:`bring`.
+    """
+
+    def __init__(self, piece_of: Callable[[int], FilePiece | None], meta: ArrayMeta) -> None:
+        self._piece_of, self._meta = piece_of, meta
+        self._bytes = meta.chunk_rows * meta.row_bytes
+        self._memory = _Memory(meta.n_chunks * self._bytes, meta.n_chunks)
+        values: NDArray[np.generic] = np.frombuffer(
+            memoryview(self._memory.buffer), dtype=np.dtype(meta.dtype)
+        )
+        self.values = values.reshape(-1, *meta.shape[1:])[: meta.n_rows]
+        self.values.flags.writeable = False
+        self._is_there = np.zeros(meta.n_chunks, dtype=np.bool_)
+
+    def bring(self, number: int) -> None:
+        """Map a chunk, unless it is.
+
+        Two threads may map it at once: the system then replaces one mapping by an equal one.
+
+        Raises
+        ------
+        OSError, ValueError
+            If its file cannot be opened, or has another size.
+        """
+        if not self._is_there[number]:
+            piece = self._piece_of(number)
+            if piece is None:
+                self._fill(number)
+            else:
+                self._map(number, piece)
+            self._is_there[number] = True
+
+    def _map(self, number: int, piece: FilePiece) -> None:
+        if isinstance(piece.file, int):
+            self._place(number, piece.file, piece)
+            return
+        file = os.open(piece.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._place(number, file, piece)
+        finally:
+            os.close(file)
+
+    def _place(self, number: int, file: int, piece: FilePiece) -> None:
+        size, needed = os.fstat(file).st_size, piece.offset + self._bytes + piece.n_more
+        if size < needed or (size > needed and isinstance(piece.file, Path)):
+            raise ValueError(f"it has {size} bytes, {needed} were expected")
+        self._memory.place(file, piece.offset, number * self._bytes, self._bytes)
+
+    def _fill(self, number: int) -> None:
+        """Put fill where no chunk was written; zeros are there already."""
+        fill = self._meta.unwritten(self._meta.chunk_rows).tobytes()
+        if any(fill):
+            file = os.memfd_create("kpstore-fill", os.MFD_CLOEXEC)
+            try:
+                os.write(file, fill)
+                self._memory.place(file, 0, number * self._bytes, self._bytes)
+            finally:
+                os.close(file)
+
+
+def map_chunks(piece_of: Callable[[int], FilePiece | None], meta: ArrayMeta) -> MappedChunks | None:
+    """Return the chunks of an array in memory, each mapped when it is asked for.
+
+    Parameters
+    ----------
+    piece_of : as for :class:`MappedChunks`.
 
     Returns
     -------
-    array of ``meta.shape`` or None
+    MappedChunks or None
         None where mapping is impossible: on other systems than Linux, for chunks that are not whole
-        pages, for too many chunks, and for files of another size.
+        pages, and for too many chunks.
     """
-    piece, dtype = (meta.chunk_rows, *meta.shape[1:]), np.dtype(meta.dtype)
-    piece_bytes = int(np.prod(piece)) * dtype.itemsize
+    n_bytes = meta.chunk_rows * meta.row_bytes
     if (
         not sys.platform.startswith("linux")
-        or not pieces
-        or len(pieces) > MAX_PIECES - _Memory.n_pieces
+        or not 0 < meta.n_chunks <= MAX_PIECES - _Memory.n_pieces
+        or n_bytes == 0
+        or n_bytes % mmap.PAGESIZE
     ):
         return None
-    if piece_bytes == 0 or piece_bytes % mmap.PAGESIZE:
-        return None
-    if any(found is not None and found.offset % mmap.PAGESIZE for found in pieces):
-        return None
-    memory = _Memory(len(pieces) * piece_bytes, len(pieces))
-    fill_bytes = np.full(piece, meta.fill, dtype=dtype).tobytes() if None in pieces else b""
-    fill_file = os.memfd_create("kpstore-fill", os.MFD_CLOEXEC) if any(fill_bytes) else None
     try:
-        if fill_file is not None:
-            os.write(fill_file, fill_bytes)
-        for number, found in enumerate(pieces):
-            if found is None:
-                if fill_file is not None:
-                    memory.place(fill_file, 0, number * piece_bytes, piece_bytes)
-            elif not _place(memory, found, number * piece_bytes, piece_bytes):
-                return None
+        return MappedChunks(piece_of, meta)
     except OSError:
         return None
-    finally:
-        if fill_file is not None:
-            os.close(fill_file)
-    values: NDArray[np.generic] = np.frombuffer(memoryview(memory.buffer), dtype=dtype)
-    array = values.reshape(len(pieces) * piece[0], *piece[1:])[: meta.n_rows]
-    array.flags.writeable = False
-    return array
-
-
-def _place(memory: _Memory, piece: FilePiece, at: int, size: int) -> bool:
-    if isinstance(piece.file, int):
-        if os.fstat(piece.file).st_size < piece.offset + size:
-            return False
-        memory.place(piece.file, piece.offset, at, size)
-        return True
-    file = os.open(piece.file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if os.fstat(file).st_size != size + piece.n_more:
-            return False
-        memory.place(file, 0, at, size)
-        return True
-    finally:
-        os.close(file)
 
 
 def _give_back(libc: ctypes.CDLL, address: int, size: int, n_pieces: int) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import Chunks
+from kpstore.schema.index import distinct
 
 ARENA_BYTES = 64 * 2**20
 _WORTH_SHARING = 8
@@ -84,7 +85,7 @@ class ChunkArena:
         Return the number of chunks decoded here that had been decoded before.
         """
         numbers = rows // self._chunk_rows
-        needed = np.unique(numbers)
+        needed = distinct(numbers)
         again = 0
         for first in range(0, len(needed), self._n_slots):
             wave = needed[first : first + self._n_slots]

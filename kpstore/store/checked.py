@@ -18,9 +18,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta, Chunks, ReadSession, SessionChunks
+from kpstore.backends.base import ArrayMeta, Chunks, ReadSession
 from kpstore.backends.checksums import matches
+from kpstore.backends.session_chunks import SessionChunks
 from kpstore.errors import CorruptError, InvalidError, UnsupportedError
+from kpstore.schema.index import distinct
 from kpstore.store.arena import for_each
 from kpstore.store.damage import damaged, reason_of
 
@@ -56,13 +58,7 @@ class UncheckedChunks:
     def to_check(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return which of these chunks have to be checked, each once."""
         unseen = self._unseen
-        wanted = numbers[:0] if unseen is None else numbers[unseen[numbers]]
-        if unseen is None or len(wanted) < 2:
-            return wanted
-        # Not numpy.unique: its first call takes 15 ms, as it loads numpy.ma.
-        each = np.zeros(len(unseen), dtype=bool)
-        each[wanted] = True
-        return np.flatnonzero(each)
+        return numbers[:0] if unseen is None else distinct(numbers[unseen[numbers]])
 
     def is_due(self, number: int) -> bool:
         """Whether one chunk has to be checked."""
@@ -84,7 +80,9 @@ class CheckedMemory:
     Parameters
     ----------
     values : (rows, *row shape), read-only.
-    look : called with a chunk's number; raises :class:`CorruptError` if it is damaged in memory.
+    check : when to look.
+    look : called with a chunk's number before its rows are read; may map them, and raises
+        :class:`CorruptError` if they are damaged.
     """
 
     def __init__(
@@ -149,8 +147,8 @@ class CheckedChunks:
         """Return the session's memory, checked when it is read; None if chunks are to be read."""
         if self.mapped is None or self._check == "always":
             return None
-        check: Check = "never" if self._trusted else self._check
-        return CheckedMemory(self.mapped, self.meta, check, self._check_mapped)
+        there = isinstance(self._chunks, SessionChunks)
+        return CheckedMemory(self.mapped, self.meta, "never" if there else "first", self.bring)
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk, and check it if it has to be."""
@@ -166,10 +164,14 @@ class CheckedChunks:
                 self._compare(number, out[: stop - start])
         self._unchecked.seen(number)
 
-    def _check_mapped(self, number: int) -> None:
+    def bring(self, number: int) -> None:
+        """Map a chunk, and check it if chunks are to be checked."""
         mapped = self.mapped
         assert mapped is not None
         with self._damage_named(number):
+            self._chunks.bring(number)
+            if self._trusted:
+                return
             if self.checksums is None:
                 self._read_through_session(number)
             else:

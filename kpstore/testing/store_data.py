@@ -73,3 +73,12 @@ class BackendFixtures:
     def needs_branches(self, backend: Backend) -> None:
         if not backend.capabilities.branches:
             pytest.skip("this backend has no branches")
+
+
+def mapped_rows(session: ReadSession, name: str) -> NDArray[np.generic] | None:
+    """Return all rows of an array in memory; None if its session has not mapped them."""
+    chunks = session.chunks(name)
+    if chunks.mapped is not None:
+        for number in range(session.meta(name).n_chunks):
+            chunks.bring(number)
+    return chunks.mapped

@@ -32,6 +32,7 @@ from kpstore.errors import BusyError, CorruptError, ExistsError, InvalidError, N
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import FeatureSpec
+from kpstore.testing.store_data import mapped_rows
 from tests.backends.workers import read_first_row
 from tests.conftest import memory_location
 from tests.fakes import FakeExtractor, FakeSource, record
@@ -420,12 +421,12 @@ def test_all_versions_equal_those_of_the_memory_backend(
 
 def test_raw_chunks_are_mapped_from_their_place(backend: HDF5Backend) -> None:
     old = head(backend)
-    mapped = backend.session(old).chunks("a").mapped
+    mapped = mapped_rows(backend.session(old), "a")
     np.testing.assert_array_equal(mapped, VALUES)
     changes = backend.begin()
     changes.write("a", 1500, VALUES[:100] - 1)
     changes.resize("a", 6000)
-    newest = backend.session(changes.commit("changed")).chunks("a").mapped
+    newest = mapped_rows(backend.session(changes.commit("changed")), "a")
     wanted = np.concatenate([VALUES, np.zeros((1000, 4), np.float32)])
     wanted[1500:1600] = VALUES[:100] - 1
     np.testing.assert_array_equal(newest, wanted)

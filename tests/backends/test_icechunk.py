@@ -16,11 +16,14 @@ import pytest
 import zarr
 
 import kpstore
-from kpstore.backends import icechunk_manifests
-from kpstore.backends.base import ArrayMeta, Codec, SessionChunks
+from kpstore.backends import icechunk_manifests, mapping
+from kpstore.backends.base import ArrayMeta, Codec
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.backends.icechunk_chunks import LocalChunks
+from kpstore.backends.session_chunks import SessionChunks
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
+from kpstore.store.reader import RowReader
+from kpstore.testing.store_data import mapped_rows
 from tests.backends.workers import COMMITS, commit_often, read_first_row
 
 
@@ -275,7 +278,7 @@ def test_raw_chunks_are_mapped_as_they_lie(tmp_path: Path) -> None:
     values = np.arange(5000 * 4, dtype=np.float32).reshape(5000, 4)
     changes.create("a", ArrayMeta((5000, 4), "float32", 1024, ("frame", "x"), codec="raw"))
     changes.write("a", 0, values)
-    mapped = backend.session(changes.commit("values")).chunks("a").mapped
+    mapped = mapped_rows(backend.session(changes.commit("values")), "a")
     assert mapped is not None
     for chunk in (tmp_path / "s.kps" / "chunks").iterdir():
         chunk.unlink()
@@ -297,16 +300,39 @@ def test_a_torn_chunk_is_said_and_never_read_as_something_else(
     snapshot = changes.commit("values")
     torn = max((tmp_path / "s.kps" / "chunks").iterdir(), key=lambda path: path.stat().st_size)
     torn.write_bytes(torn.read_bytes()[:-200])
-    chunks = backend.session(snapshot).chunks("a")
-    assert chunks.mapped is None
-    out, failures = np.empty((1024, 4), np.float32), []
-    for number in range(4):
-        try:
-            chunks.read_into(number, out)
-        except CorruptError as error:
-            failures.append(str(error))
-    assert len(failures) == 1
-    assert torn.name in failures[0]
+    chunks, out = backend.session(snapshot).chunks("a"), np.empty((1024, 4), np.float32)
+    assert (chunks.mapped is not None) == (codec == "raw")
+    ways = [lambda number: chunks.read_into(number, out)]
+    for read in [*ways, *([chunks.bring] if codec == "raw" else [])]:
+        failures = []
+        for number in range(4):
+            try:
+                read(number)
+            except CorruptError as error:
+                failures.append(str(error))
+        assert len(failures) == 1
+        assert torn.name in failures[0]
+
+
+def test_a_chunk_is_mapped_when_it_is_first_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = IcechunkBackend(str(tmp_path / "s.kps"))
+    backend.create({}, "made")
+    changes = backend.begin()
+    values = np.arange(50 * 1024 * 2, dtype=np.float64).reshape(-1, 2)
+    changes.create("a", ArrayMeta(values.shape, "float64", 1024, ("frame", "x"), codec="raw"))
+    changes.write("a", 0, values)
+    session = backend.session(changes.commit("values"))
+    mapped, place = [], mapping._Memory.place
+    monkeypatch.setattr(
+        mapping._Memory, "place", lambda *given: mapped.append(given[3]) or place(*given)
+    )
+    reader = RowReader(session)
+    for _ in range(2):
+        np.testing.assert_array_equal(reader.read_slice("a", 5000, 5100), values[5000:5100])
+        np.testing.assert_array_equal(reader.read("a", np.array([0, 51199, 1])), values[[0, -1, 1]])
+    assert mapped == [n * 1024 * 16 for n in (4, 0, 49)]
 
 
 def test_where_the_metadata_is_not_understood_reading_goes_through_icechunk(

@@ -15,6 +15,7 @@ import zarr
 from kpstore.backends.base import ArrayMeta, Codec
 from kpstore.backends.garbage import Before
 from kpstore.backends.icechunk import IcechunkBackend
+from kpstore.testing.store_data import mapped_rows
 
 META = ArrayMeta((0, 16), "float32", 1024, ("frame", "x"), fill=float("nan"), codec="raw")
 CHUNK_BYTES = META.chunk_rows * META.row_bytes
@@ -49,7 +50,7 @@ def read(backend: IcechunkBackend, version: str) -> np.ndarray:
     repository = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location))
     group = zarr.open_group(repository.readonly_session(snapshot_id=version).store, mode="r")
     np.testing.assert_array_equal(group["a"][:], found)
-    mapped = session.chunks("a").mapped
+    mapped = mapped_rows(session, "a")
     if mapped is not None:
         np.testing.assert_array_equal(mapped, found)
     return found
@@ -177,7 +178,7 @@ def test_rows_of_versions_that_are_gone_do_not_stay_behind_the_ends_of_others(
     folder = Path(backend.location)
     (folder / "kpstore" / "last-chunk").hardlink_to(folder / "chunks" / next(iter(files(backend))))
     (folder / "chunks" / f"{next(iter(files(backend)))}#1").write_bytes(rows.tobytes())
-    reader = backend.session(versions[1]).chunks("a").mapped
+    reader = mapped_rows(backend.session(versions[1]), "a")
     now = datetime.now(UTC)
     backend.collect_garbage(Before(now, now), apply=True)
     stays = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from zarr.core.buffer import default_buffer_prototype
 
 from kpstore.backends import icechunk_manifests
-from kpstore.backends.base import MAIN, ArrayMeta, SessionChunks
+from kpstore.backends.base import MAIN, ArrayMeta
 from kpstore.backends.checksums import TABLE
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.backends.icechunk_manifests import locate_chunks, nodes_of
+from kpstore.backends.session_chunks import SessionChunks
 
 ROWS, SIZE = 40, 8
 

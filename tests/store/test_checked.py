@@ -81,6 +81,9 @@ class StoredChunks:
         self._view = view
         self.mapped = view.files if view._mapped else None
 
+    def bring(self, number: int) -> None:
+        pass
+
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         self._view.decoded.append(number)
         part = self._view.files[number * CHUNK_ROWS : (number + 1) * CHUNK_ROWS]
