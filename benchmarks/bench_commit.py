@@ -30,7 +30,7 @@ from kpstore.schema.layout import keypoints_spec
 ROWS = (10, 1_000, 20_000)
 SMALL_COMMITS, SMALL_ROWS = 120, 10
 _WAITING = {
-    ".kps": ("icechunk_sessions.sync_disk", "icechunk.sync_disk"),
+    ".kps": ("icechunk_changes.sync_disk", "icechunk.sync_disk"),
     ".h5": ("hdf5_file.make_durable",),
 }
 """Functions of ``kpstore.backends`` that wait, by the ending of a store."""
