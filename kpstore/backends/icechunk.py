@@ -25,11 +25,12 @@ from kpstore.backends.asides import (
 )
 from kpstore.backends.base import MAIN, Capabilities, Commit
 from kpstore.backends.garbage import WORKING, Before, Change, Garbage
+from kpstore.backends.icechunk_changes import IcechunkWriteSession
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated, translation
 from kpstore.backends.icechunk_names import Kind, Names, encode, is_version, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
-from kpstore.backends.icechunk_sessions import IcechunkReadSession, IcechunkWriteSession
+from kpstore.backends.icechunk_sessions import IcechunkReadSession
 from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.locks import SharedLock, lock_alone, looking_lock
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError

@@ -6,31 +6,31 @@ Icechunk writes every chunk to a file of its own, exactly as Zarr encoded it, an
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 
-import google_crc32c
 import icechunk
-import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr import AsyncArray
 from zarr.abc.codec import BytesBytesCodec
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.common import concurrent_map
 from zarr.core.metadata import ArrayV3Metadata
+from zarr.core.sync import sync
 
 from kpstore.backends.array_bounds import most_bytes
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.checksums import checksum, matches
+from kpstore.backends.icechunk_codec import ChunkCodec, ZarrArray, zstd_size
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line
-from kpstore.backends.icechunk_manifests import RowPlaces
+from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
 from kpstore.backends.mapping import FilePiece, map_chunks
 from kpstore.budget import SPARE_BYTES, VARIABLE
 from kpstore.errors import CorruptError, InvalidError
-
-ZarrArray = zarr.Array[ArrayV3Metadata]
 
 _COMPRESSORS: Mapping[Codec, tuple[BytesBytesCodec, ...]] = {
     "raw": (),
@@ -44,6 +44,9 @@ _COPY_BYTES = 64 * 2**20
 
 Of larger ones, only those two chunks are copied.
 """
+
+_FEW_CHUNKS = 4
+"""Of more chunks of numbers, Zarr decodes several at once, which takes less than its calls do."""
 
 
 class BadChunkError(Exception):
@@ -63,6 +66,20 @@ def root_group(session: icechunk.Session) -> zarr.Group:
         zarr_format=3,
         use_consolidated=False,
     )
+
+
+def open_arrays(group: zarr.Group, names: Collection[str]) -> dict[str, ZarrArray]:
+    """Open arrays of a group, all at once; those that cannot be opened are left out."""
+
+    async def found() -> list[AsyncArray[ArrayV3Metadata] | BaseException]:
+        opening = (AsyncArray.open(group.store_path / name, zarr_format=3) for name in names)
+        return await asyncio.gather(*opening, return_exceptions=True)
+
+    return {
+        name: zarr.Array(array)
+        for name, array in zip(names, sync(found()), strict=True)
+        if not isinstance(array, BaseException)
+    }
 
 
 def create_array(group: zarr.Group, name: str, meta: ArrayMeta) -> ZarrArray:
@@ -137,6 +154,40 @@ def read_chunks(
     return values
 
 
+def read_files(
+    array: ZarrArray,
+    meta: ArrayMeta,
+    chunks: range,
+    places: Sequence[ChunkPlace | None],
+    sums: Sequence[int],
+) -> NDArray[np.generic] | None:
+    """Return the rows of consecutive chunks as their files hold them.
+
+    None if :func:`read_chunks` is to be asked: about an array whose codecs are not known here, for
+    many chunks of numbers, and for what is wrong with a damaged chunk.
+
+    Parameters
+    ----------
+    places : where these chunks are; None for one that was never written.
+    sums : their checksums.
+    """
+    codec = ChunkCodec.of(array)
+    if codec is None or (len(chunks) > _FEW_CHUNKS and not codec.is_text):
+        return None
+    blocks: list[NDArray[np.generic]] = []
+    for number, place, expected in zip(chunks, places, sums, strict=True):
+        start, stop = meta.rows_of(number)
+        n_rows = stop - start
+        try:
+            rows = codec.rows(place.read(), n_rows) if place else meta.unwritten(n_rows)
+        except (OSError, ValueError):
+            return None
+        if not matches(meta, rows, expected):
+            return None
+        blocks.append(rows)
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
 def whole_chunks(
     meta: ArrayMeta,
     start: int,
@@ -171,15 +222,34 @@ def write_chunks(
     array: ZarrArray, meta: ArrayMeta, start: int, values: NDArray[np.generic]
 ) -> dict[int, int]:
     """Write whole chunks of values from :func:`as_stored`; return their checksums by number."""
-    if not array.config.write_empty_chunks:
-        array = array.with_config({"write_empty_chunks": True})
-    if len(values):
-        array[start : start + len(values)] = values
     size = meta.chunk_rows
-    return {
-        (start + row) // size: checksum(meta, values[row : row + size])
-        for row in range(0, len(values), size)
+    blocks = {
+        (start + row) // size: values[row : row + size] for row in range(0, len(values), size)
     }
+    codec = ChunkCodec.of(array)
+    if codec is not None:
+        others = (0,) * (len(meta.shape) - 1)
+        put_chunks(array, codec, {(number, *others): block for number, block in blocks.items()})
+    elif blocks:
+        array.with_config({"write_empty_chunks": True})[start : start + len(values)] = values
+    return {number: checksum(meta, block) for number, block in blocks.items()}
+
+
+def put_chunks(
+    array: ZarrArray, codec: ChunkCodec, blocks: Mapping[tuple[int, ...], NDArray[np.generic]]
+) -> None:
+    """Write chunks, several at once, by their index; see :meth:`ChunkCodec.encode`."""
+
+    async def put(index: tuple[int, ...], block: NDArray[np.generic]) -> None:
+        await set_chunk(array, index, await asyncio.to_thread(codec.encode, block))
+
+    sync(concurrent_map(blocks.items(), put, zarr.config.get("async.concurrency")))
+
+
+async def set_chunk(array: ZarrArray, index: tuple[int, ...], encoded: bytes) -> None:
+    """Hand an encoded chunk over to Icechunk."""
+    key = f"{array.path}/{array.metadata.encode_chunk_key(index)}"
+    await array.store.set(key, default_buffer_prototype().buffer.from_bytes(encoded))
 
 
 def as_stored(name: str, meta: ArrayMeta, values: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -195,113 +265,21 @@ def as_stored(name: str, meta: ArrayMeta, values: NDArray[np.generic]) -> NDArra
 
 # -- without Zarr ----------------------------------------------------------------------------------
 
-_CRC_BYTES = 4
-_BLOSC_SIZE_AT = 4
-"""Offset of the decoded size in Blosc's header."""
 
-_Size = Callable[[memoryview], int]
-_Decode = Callable[[memoryview, NDArray[np.generic]], object]
-
-
-def _copy(encoded: memoryview, out: NDArray[np.generic]) -> None:
-    out.reshape(-1).view(np.uint8)[:] = np.frombuffer(encoded, dtype=np.uint8)
-
-
-def _blosc_size(encoded: memoryview) -> int:
-    return int.from_bytes(encoded[_BLOSC_SIZE_AT : _BLOSC_SIZE_AT + 4], "little")
-
-
-def _zstd_size(encoded: memoryview) -> int:
-    """Return the decoded size in the header of a Zstandard frame (RFC 8878, 3.1.1.1)."""
-    descriptor = encoded[4]
-    single_segment = bool(descriptor & 0x20)
-    size_bytes = (int(single_segment), 2, 4, 8)[descriptor >> 6]
-    at = 5 + (not single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    size = int.from_bytes(encoded[at : at + size_bytes], "little")
-    return size + 256 if size_bytes == 2 else size
-
-
-_FORMS: Mapping[tuple[type, ...], tuple[_Size, _Decode]] = {
-    (): (len, _copy),
-    (ZstdCodec,): (_zstd_size, numcodecs.zstd.decompress),
-    (BloscCodec,): (_blosc_size, numcodecs.blosc.decompress),
-}
-"""Functions that return the decoded size of a chunk, and decode it, by compressors."""
-
-
-@dataclass(frozen=True)
-class ChunkDecoder:
-    """Decodes chunks without Zarr, which takes at least a millisecond for each.
-
-    Parameters
-    ----------
-    size_of, decode : entry of the compressors in ``_FORMS``.
-    n_check : number of bytes of the CRC-32C at the end of each chunk.
-    """
-
-    size_of: _Size
-    decode: _Decode
-    n_check: int
-
-    @classmethod
-    def of(cls, array: ZarrArray) -> ChunkDecoder | None:
-        """Return the decoder of an array.
-
-        None if its chunks are divided along other axes, or encoded in a way that only Zarr knows.
-        """
-        serializer, codecs = array.serializer, tuple(array.compressors)
-        if array.filters or array.chunks[1:] != array.shape[1:]:
-            return None
-        if not isinstance(serializer, BytesCodec) or (
-            serializer.endian is not None and serializer.endian.value != sys.byteorder
-        ):
-            return None
-        n_check = _CRC_BYTES if codecs and isinstance(codecs[-1], Crc32cCodec) else 0
-        form = _FORMS.get(tuple(type(codec) for codec in (codecs[:-1] if n_check else codecs)))
-        return None if form is None else cls(*form, n_check)
-
-    def __call__(self, encoded: bytes, out: NDArray[np.generic], *, with_crc: bool = False) -> None:
-        """Decode a chunk.
-
-        Parameters
-        ----------
-        out : (chunk rows, *row shape), C-contiguous.
-        with_crc : whether to compare the CRC-32C as well, as other readers of the chunk do.
-
-        Raises
-        ------
-        ValueError
-            If the bytes are not those of such a chunk.
-        """
-        whole = memoryview(encoded)
-        body, crc = whole[: len(whole) - self.n_check], whole[len(whole) - self.n_check :]
-        if (
-            with_crc
-            and self.n_check
-            and google_crc32c.value(bytes(body)) != int.from_bytes(crc, "little")
-        ):
-            raise ValueError("it does not match the CRC-32C at its end")
-        try:
-            size = self.size_of(body)
-            # The decoders silently leave the rest of a larger buffer unchanged.
-            if size != out.nbytes:
-                raise ValueError(f"it holds {size} bytes, {out.nbytes} were expected")
-            self.decode(body, out)
-        except (RuntimeError, LookupError) as error:
-            raise ValueError(str(error)) from error
-
-
-def check_unpacked(array: ZarrArray, chunks: range, places: RowPlaces | None) -> None:
+def check_unpacked(array: ZarrArray, chunks: range, places: Sequence[ChunkPlace | None]) -> None:
     """Raise :class:`BadChunkError` for a chunk of text that becomes more than a chunk may be.
 
     Of numbers the size is known, but a few bytes of text can become as many as they like.
+
+    Parameters
+    ----------
+    places : where these chunks are.
     """
-    if places is None or not isinstance(next(iter(array.compressors), None), ZstdCodec):
+    if not isinstance(next(iter(array.compressors), None), ZstdCodec):
         return
-    for chunk in chunks:
+    for chunk, place in zip(chunks, places, strict=True):
         try:
-            place = places[chunk]
-            n_bytes = 0 if place is None else _zstd_size(memoryview(place.read()))
+            n_bytes = 0 if place is None else zstd_size(memoryview(place.read()))
         except (OSError, ValueError, LookupError):
             continue  # what reads it will say so
         if n_bytes > SPARE_BYTES and n_bytes > most_bytes():
@@ -322,7 +300,7 @@ class LocalChunks:
     ----------
     places : place of each chunk.
     meta : shape and type of the array.
-    decode : decodes chunks; their CRC-32C is not compared (:class:`~kpstore.backends.base.Chunks`).
+    codec : decodes chunks; their CRC-32C is not compared (:class:`~kpstore.backends.base.Chunks`).
     there : makes a context in which reading fails in other words if the version was removed.
     """
 
@@ -332,17 +310,17 @@ class LocalChunks:
         self,
         places: RowPlaces,
         meta: ArrayMeta,
-        decode: ChunkDecoder,
+        codec: ChunkCodec,
         there: There = nullcontext,
     ) -> None:
-        self._places, self._meta, self._decode, self._there = places, meta, decode, there
+        self._places, self._meta, self._codec, self._there = places, meta, codec, there
         raw = meta.codec == "raw" and places.are_files
         self._memory = map_chunks(self._piece, meta) if raw else None
         self.mapped = None if self._memory is None else self._memory.values
 
     def _piece(self, number: int) -> FilePiece | None:
         place = self._places[number]
-        return None if place is None else FilePiece(place.file, n_more=self._decode.n_check)
+        return None if place is None else FilePiece(place.file, n_more=self._codec.n_check)
 
     def bring(self, number: int) -> None:
         """Map a chunk; see :class:`kpstore.backends.base.Chunks`."""
@@ -357,7 +335,7 @@ class LocalChunks:
             if place is None:
                 out[...] = self._meta.fill
             else:
-                self._decode(place.read(), out)
+                self._codec.decode(place.read(), out)
 
     @contextmanager
     def _reading(self, number: int) -> Iterator[None]:
@@ -384,7 +362,7 @@ def local_chunks(
 
     The parameters are as for :class:`LocalChunks`; ``places`` is None where Icechunk alone knows.
     """
-    decode = ChunkDecoder.of(array)
-    if decode is None or places is None:
+    codec = ChunkCodec.of(array)
+    if codec is None or codec.is_text or places is None:
         return None
-    return LocalChunks(places, meta, decode, there)
+    return LocalChunks(places, meta, codec, there)

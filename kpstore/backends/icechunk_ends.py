@@ -7,7 +7,7 @@ is given to the new file (a hard link): many small commits then cost little more
 
 So an older version's last file may hold rows behind that version's end. Readers stop at the end,
 and checksums count what is behind it as fill. Whoever goes on from such a version, on another
-branch or after a rollback, puts fill there first (:func:`rows_with_fill_behind`). What puts an end
+branch or after a rollback, puts fill there first (:func:`filled_behind`). What puts an end
 to the versions that have those rows puts fill there too (:func:`clear_ends`), as a removed video
 may be among them.
 
@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 
 from kpstore.backends.asides import replace_file
 from kpstore.backends.base import ArrayMeta
-from kpstore.backends.icechunk_chunks import ChunkDecoder, ZarrArray, meta_of, root_group
+from kpstore.backends.icechunk_chunks import meta_of, root_group
+from kpstore.backends.icechunk_codec import ChunkCodec
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import UNREADABLE
 from kpstore.backends.icechunk_manifests import ChunkPlace, locate_chunks, nodes_of
@@ -124,25 +125,20 @@ def _share(
     return names
 
 
-def rows_with_fill_behind(
-    array: ZarrArray, meta: ArrayMeta, n_rows: int
+def filled_behind(
+    rows: NDArray[np.generic], meta: ArrayMeta, n_rows: int
 ) -> NDArray[np.generic] | None:
-    """Return a lengthened array's chunk that row ``n_rows`` is in, with fill from that row on.
+    """Return rows of a chunk with fill from row ``n_rows`` of its array on; None if they are so.
 
-    None if it is so already.
+    Parameters
+    ----------
+    rows : those of the chunk that this row is in, as far as the lengthened array has them.
     """
-    start, stop = meta.rows_of(n_rows // meta.chunk_rows)
-    if meta.codec != "raw" or start == n_rows:
+    kept = n_rows % meta.chunk_rows
+    fill = meta.unwritten(len(rows) - kept)
+    if rows[kept:].tobytes() == fill.tobytes():
         return None
-    try:
-        rows = np.array(array[start:stop])
-    except UNREADABLE:  # said by whoever reads the rows before
-        return None
-    fill = meta.unwritten(stop - n_rows)
-    if rows[n_rows - start :].tobytes() == fill.tobytes():
-        return None
-    rows[n_rows - start :] = fill
-    return rows
+    return np.concatenate([rows[:kept], fill])
 
 
 def _file_of(home: IcechunkDirectory, version: str, name: str, chunk: int) -> Path | None:
@@ -210,10 +206,10 @@ def _ends_of(
         if file is None or file.name in known:
             continue  # before the array is opened, which takes longest
         array = group[name]
-        if isinstance(array, zarr.Array) and (decode := ChunkDecoder.of(array)) is not None:
+        if isinstance(array, zarr.Array) and (codec := ChunkCodec.of(array)) is not None:
             meta = meta_of(array)
             number, n_rows = divmod(meta.n_rows, meta.chunk_rows)
-            if meta.codec == "raw" and decode.n_check and number == last and n_rows:
+            if meta.codec == "raw" and codec.n_check and number == last and n_rows:
                 yield file.name, (meta, n_rows)
 
 

@@ -17,13 +17,12 @@ from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import matches
 from kpstore.backends.icechunk_chunks import (
     BadChunkError,
-    ChunkDecoder,
-    ZarrArray,
     as_stored,
     meta_of,
     read_chunks,
     write_chunks,
 )
+from kpstore.backends.icechunk_codec import ChunkCodec, ZarrArray
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line, guard_fork, translated
 from kpstore.backends.locks import SharedLock
 from kpstore.errors import ConflictError, CorruptError, NotFoundError
@@ -117,16 +116,15 @@ def _bad_chunks(
     array: ZarrArray, meta: ArrayMeta, sums: Mapping[int, int]
 ) -> Iterator[BadChunkError]:
     """Yield the chunks that are not as they were written."""
-    numbers, decode = sorted(sums), ChunkDecoder.of(array)
-    if decode is None:
+    numbers, codec = sorted(sums), ChunkCodec.of(array)
+    if codec is None:
         for number in numbers:
             try:
                 read_chunks(array, meta, range(number, number + 1), [sums[number]])
             except BadChunkError as bad:
                 yield bad
         return
-    out = np.empty((meta.chunk_rows, *meta.shape[1:]), dtype=meta.dtype)
-    n_together = max(1, min(_READ_CHUNKS, _READ_BYTES // max(1, out.nbytes)))
+    n_together = max(1, min(_READ_CHUNKS, _READ_BYTES // max(1, meta.chunk_rows * meta.row_bytes)))
     for first in range(0, len(numbers), n_together):
         some = numbers[first : first + n_together]
         for number, encoded in zip(some, sync(_encoded(array, some)), strict=True):
@@ -134,11 +132,11 @@ def _bad_chunks(
             try:
                 if isinstance(encoded, BaseException):
                     raise encoded
-                decode(encoded, out, with_crc=True)
+                rows = codec.rows(encoded, stop - start)
             except UNREADABLE as error:
                 yield BadChunkError(number, first_line(error))
             else:
-                if not matches(meta, out[: stop - start], sums[number]):
+                if not matches(meta, rows, sums[number]):
                     yield BadChunkError(number)
 
 

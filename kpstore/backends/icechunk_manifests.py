@@ -277,6 +277,16 @@ class RowPlaces:
             )
         self.are_files = all(some.are_files for some in refs)
 
+    def of(self, chunks: range) -> list[ChunkPlace | None] | None:
+        """Return the places of some chunks; None if the manifest is damaged there.
+
+        Chunks behind those of the version have none.
+        """
+        try:
+            return [self[chunk] if chunk < len(self.written) else None for chunk in chunks]
+        except ValueError:
+            return None
+
     def name_of(self, chunk: int, root: Path) -> str:
         """Return the file that holds a chunk, relative to ``root``, for messages."""
         try:

@@ -10,8 +10,7 @@ snapshot, so a damaged chunk of the table is never mistaken for damage of the ar
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from kpstore.backends.checksums import TABLE, UNWRITTEN
-from kpstore.backends.icechunk_chunks import ChunkDecoder, ZarrArray
+from kpstore.backends.icechunk_chunks import put_chunks
+from kpstore.backends.icechunk_codec import ChunkCodec, ZarrArray
 from kpstore.backends.icechunk_manifests import ChunkPlace
 
 COLUMNS = 2_048
@@ -48,8 +48,9 @@ class ChecksumTable:
     ) -> None:
         self._array = array
         # Other software may have rewritten the table in another form.
-        self._decode = ChunkDecoder.of(array) if array.chunks == (1, COLUMNS) else None
-        self._chunks = None if self._decode is None else chunks
+        known = array.chunks == (1, COLUMNS)
+        self._codec = ChunkCodec.of(array, whole_rows=False) if known else None
+        self._chunks = None if self._codec is None else chunks
         attrs: dict[str, Any] = array.attrs.asdict()
         self._rows: list[str] = list(attrs[_ROWS])
         self._seals: list[list[str]] = [list(of_row) for of_row in attrs[_SEALS]]
@@ -80,12 +81,11 @@ class ChecksumTable:
 
     @classmethod
     def open(
-        cls, group: zarr.Group, chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None
+        cls, array: object, chunks: Mapping[tuple[int, ...], ChunkPlace] | None = None
     ) -> ChecksumTable:
-        """Return the table of a store; stores of format 1 have none."""
-        array = group[TABLE]
+        """Return the table of a store, which has it under the name of :data:`TABLE`."""
         if not isinstance(array, zarr.Array):
-            raise ValueError(f"{TABLE!r} is a group, but an array was expected")
+            raise ValueError(f"{TABLE!r} is no array")
         return cls(array, chunks)
 
     def read(self, name: str, n_chunks: int) -> NDArray[np.uint64] | None:
@@ -116,13 +116,13 @@ class ChecksumTable:
 
     def _block(self, row: int, begin: int, end: int) -> NDArray[np.uint64]:
         """Return whole chunks of a row, as they were before :meth:`update`."""
-        if self._decode is None or self._chunks is None:
+        if self._codec is None or self._chunks is None:
             return np.array(self._array[row, begin:end], dtype=np.uint64)
         found = np.full(end - begin, UNWRITTEN, dtype=np.uint64)
         for at in range(0, end - begin, COLUMNS):
             place = self._chunks.get((row, (begin + at) // COLUMNS))
             if place is not None:
-                self._decode(place.read(), found[at : at + COLUMNS])
+                self._codec.decode(place.read(), found[at : at + COLUMNS])
         return found
 
     def update(
@@ -156,8 +156,10 @@ class ChecksumTable:
         self._reshape(rows, n_columns, fresh)
         cleared = {rows.index(name) for name in fresh}
         changes = self._by_column(known)
+        chunks: dict[tuple[int, ...], NDArray[np.uint64]] = {}
         for column in range(n_columns // COLUMNS) if cleared else sorted(changes):
-            self._update_column(column, changes.get(column, {}), cleared)
+            chunks.update(self._updated(column, changes.get(column, {}), cleared))
+        self._write(chunks)
         if before != (self._rows, self._seals):
             self._array.update_attributes({_ROWS: self._rows, _SEALS: self._seals})
 
@@ -188,32 +190,32 @@ class ChecksumTable:
                 )
         return changes
 
-    def _update_column(
+    def _updated(
         self, column: int, written: Mapping[int, _Cells], cleared: Collection[int]
-    ) -> None:
+    ) -> Iterator[tuple[tuple[int, int], NDArray[np.uint64]]]:
+        """Yield the changed chunks of a column by row and column, and set their seals."""
         begin, end = column * COLUMNS, (column + 1) * COLUMNS
-        for first, last in _runs(sorted({*written, *cleared})):
-            block = np.full((last - first, COLUMNS), UNWRITTEN, dtype=np.uint64)
-            for row in range(first, last):
-                cells = block[row - first]
-                if row not in cleared:
-                    cells[:] = self._sealed(row, begin, end)
-                if row in written:
-                    at, values = written[row]
-                    cells[at] = values
-                seals = self._seals[row]
-                seals += [""] * (column + 1 - len(seals))
-                seals[column] = _seal(cells)
-            self._array[first:last, begin:end] = block
+        for row in sorted({*written, *cleared}):
+            if row in cleared:
+                cells = np.full((1, COLUMNS), UNWRITTEN, dtype=np.uint64)
+            else:
+                cells = self._sealed(row, begin, end).reshape(1, COLUMNS)
+            if row in written:
+                at, values = written[row]
+                cells[0, at] = values
+            seals = self._seals[row]
+            seals += [""] * (column + 1 - len(seals))
+            seals[column] = _seal(cells)
+            yield (row, column), cells
+
+    def _write(self, chunks: Mapping[tuple[int, ...], NDArray[np.uint64]]) -> None:
+        if self._codec is not None:
+            put_chunks(self._array, self._codec, chunks)
+            return
+        for (row, column), cells in chunks.items():
+            self._array[row : row + 1, column * COLUMNS : (column + 1) * COLUMNS] = cells
 
 
 def _seal(cells: NDArray[np.uint64]) -> str:
     """Return the checksum of a chunk of the table in hex; ``""`` if it was never written."""
     return xxhash.xxh3_64_hexdigest(cells.astype("<u8").tobytes()) if cells.any() else ""
-
-
-def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield runs of consecutive numbers as (first, last + 1)."""
-    for _, run in itertools.groupby(enumerate(rows), key=lambda item: item[1] - item[0]):
-        numbers = [row for _, row in run]
-        yield numbers[0], numbers[-1] + 1
