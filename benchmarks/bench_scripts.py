@@ -3,7 +3,8 @@
 - ``DataLoader(store.frames(…), 256, shuffle=True)`` beside ``DataLoader(TensorDataset)`` of the
   same rows in memory, and its batches beside ``numpy.take`` of such rows into new memory.
 - ``tx.write`` of video after video (768 wide, as DINOv2 features) beside one assignment to a bare
-  Zarr array on Icechunk, both with their commit.
+  Zarr array on Icechunk, both with their commit, and beside one assignment to a Zarr array of
+  TensorStore, if that is installed.
 
 Values are random, so that nothing repeats or compresses. All are measured in turn in one process;
 figures are medians.
@@ -12,6 +13,8 @@ figures are medians.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import shutil
 import statistics
 import tempfile
 import time
@@ -54,12 +57,12 @@ def _create(path: Path, videos: list[VideoRecord], spec: FeatureSpec) -> kpstore
 
 
 def _write(store: kpstore.Store, feature: str, values: NDArray[np.float32]) -> None:
-    start = 0
+    index = store.at().index
     with store.transaction("rows") as tx:
-        for video in store.at().index.ids.tolist():
-            stop = start + int(tx.read_index().n_frames[tx.read_index().position(video)])
-            tx.write(feature, video, values[start:stop])
-            start = stop
+        for video_id, rows in zip(
+            index.ids.tolist(), map(index.rows, range(len(index))), strict=True
+        ):
+            tx.write(feature, video_id, values[rows])
 
 
 def _write_zarr(path: Path, values: NDArray[np.float32]) -> None:
@@ -71,6 +74,21 @@ def _write_zarr(path: Path, values: NDArray[np.float32]) -> None:
     )
     array[:] = values
     session.commit("rows")
+
+
+def _write_tensorstore(path: Path, values: NDArray[np.float32]) -> None:
+    import tensorstore
+
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    chunks = {"chunk_shape": [512, values.shape[1]]}
+    metadata = {"chunk_grid": {"name": "regular", "configuration": chunks}}
+    array = tensorstore.open(
+        {**spec, "metadata": metadata},
+        create=True,
+        dtype=tensorstore.float32,
+        shape=list(values.shape),
+    ).result()
+    array.write(values).result()
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -107,14 +125,23 @@ def writing(folder: Path, n_videos: int, runs: int, rng: np.random.Generator) ->
     spec = FeatureSpec("dinov2", (WIDE,), ("channel",), dtype="float32")
     videos = _videos(n_videos * sum(VIDEO_FRAMES) // 2, rng)
     values = rng.random((sum(video.n_frames for video in videos), WIDE), dtype=np.float32)
-    ours, others = [], []
+    peers = {"one assignment to a bare Zarr array on Icechunk": _write_zarr}
+    if importlib.util.find_spec("tensorstore"):
+        peers["one assignment to an array of TensorStore"] = _write_tensorstore
+    ours: list[float] = []
+    others: dict[str, list[float]] = {peer: [] for peer in peers}
     for run in range(runs + 1):
         store = _create(folder / f"w{run}.kps", videos, spec)
         ours.append(_seconds(lambda: _write(store, "dinov2", values)))  # noqa: B023
-        others.append(_seconds(lambda: _write_zarr(folder / f"z{run}", values)))  # noqa: B023
+        for number, (peer, write) in enumerate(peers.items()):
+            path = folder / f"{number}-{run}"
+            others[peer].append(_seconds(lambda: write(path, values)))  # noqa: B023
+        for made in folder.iterdir():
+            shutil.rmtree(made)
     each = 1e3 * statistics.median(ours[1:]) / len(videos)
-    what = f"tx.write in a loop over {len(videos)} videos ({each:.2f} ms each)"
-    _row(what, "one assignment to a bare Zarr array", others, ours)
+    for peer, seconds in others.items():
+        what = f"tx.write in a loop over {len(videos)} videos ({each:.2f} ms each)"
+        _row(what, peer, seconds, ours)
 
 
 def _row(what: str, beside: str, others: list[float], ours: list[float]) -> None:

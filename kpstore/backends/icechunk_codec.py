@@ -52,7 +52,7 @@ class _Form:
 
     size_of: Callable[[memoryview], int]
     decode: Callable[[memoryview, NDArray[np.generic]], object]
-    encode: Callable[[_Bytes], bytes]
+    encode: Callable[[_Bytes], bytes | memoryview]
 
 
 def _copy(encoded: memoryview, out: NDArray[np.generic]) -> None:
@@ -76,7 +76,7 @@ def zstd_size(encoded: memoryview) -> int:
 def _form_of(codecs: tuple[object, ...]) -> _Form | None:
     match codecs:
         case ():
-            return _Form(len, _copy, np.ndarray.tobytes)
+            return _Form(len, _copy, lambda content: content.data.toreadonly())
         case (ZstdCodec(level=level, checksum=check),):
             compress = numcodecs.zstd.compress
             return _Form(
@@ -226,5 +226,5 @@ class ChunkCodec:
 
 
 def _crc(body: bytes | memoryview) -> bytes:
-    # Of bytes that cannot change, as an array: it takes no memoryview.
+    # As an array, because it takes no memoryview.
     return int(google_crc32c.value(np.frombuffer(body, np.uint8))).to_bytes(_CRC_BYTES, "little")

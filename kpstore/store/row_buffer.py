@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import WriteSession
+from kpstore.backends.base import TEXT, ArrayMeta, WriteSession
 
 
 @dataclass
-class _Run:
-    """Rows ``start`` to ``stop``, in one or more blocks."""
+class _Chunk:
+    """The chunk of an array that is being filled: its rows ``start`` to ``stop`` are here.
 
-    start: int
-    stop: int
-    blocks: list[NDArray[Any]] = field(default_factory=list)
+    Parameters
+    ----------
+    rows : (chunk rows, *row shape), used for one chunk after another.
+    """
+
+    rows: NDArray[Any]
+    start: int = 0
+    stop: int = 0
+
+    @property
+    def given(self) -> NDArray[Any]:
+        """The rows that are here."""
+        first = self.start % len(self.rows)
+        return self.rows[first : first + self.stop - self.start]
 
 
 class RowBuffer:
     """Gathers rows that follow each other, so that a chunk is encoded once, not for each write.
 
-    It holds less than one chunk of each array. Who reads from the session flushes before.
+    It holds one chunk of each array. Who reads from the session flushes before.
 
     Parameters
     ----------
@@ -33,36 +44,49 @@ class RowBuffer:
 
     def __init__(self, session: WriteSession) -> None:
         self._session = session
-        self._runs: dict[str, _Run] = {}
+        self._chunks: dict[str, _Chunk] = {}
 
     def write(self, name: str, start: int, values: NDArray[Any]) -> None:
         """Take rows of an array; they are copied."""
-        if not len(values):
-            return
-        if name in self._runs and self._runs[name].stop != start:
+        meta = self._session.meta(name)
+        meta.check_values(name, start, values)
+        if name in self._chunks and self._chunks[name].stop != start:
             self._flush(name)
-        run = self._runs.pop(name, _Run(start, start))
-        size, run.stop = self._session.meta(name).chunk_rows, start + len(values)
-        whole = run.stop // size * size
-        if whole > run.start:
-            rows = [*run.blocks, values[: whole - start]]
-            self._session.write(name, run.start, np.concatenate(rows) if run.blocks else rows[0])
-            run, values = _Run(whole, run.stop), values[whole - start :]
-        if len(values):
-            run.blocks.append(values.copy())
-            self._runs[name] = run
+        size = meta.chunk_rows
+        while len(values):
+            n_rows = len(values) // size * size
+            if n_rows and not start % size:
+                self._session.write(name, start, values[:n_rows])
+            else:
+                n_rows = min(len(values), size - start % size)
+                self._gather(name, meta, start, values[:n_rows])
+            start, values = start + n_rows, values[n_rows:]
+
+    def _gather(self, name: str, meta: ArrayMeta, start: int, values: NDArray[Any]) -> None:
+        """Take rows of one chunk, which is written when its last row is there."""
+        if name not in self._chunks:
+            dtype = object if meta.dtype == TEXT else meta.dtype
+            self._chunks[name] = _Chunk(np.empty((meta.chunk_rows, *meta.shape[1:]), dtype))
+        chunk, stop = self._chunks[name], start + len(values)
+        if chunk.start == chunk.stop:
+            chunk.start = start
+        chunk.stop = stop
+        chunk.given[start - chunk.start :] = values
+        if not stop % meta.chunk_rows:
+            self._flush(name)
 
     def flush(self) -> None:
         """Write what is gathered."""
-        for name in list(self._runs):
+        for name in self._chunks:
             self._flush(name)
 
     def drop(self, names: Iterable[str]) -> None:
         """Forget the rows of arrays that are deleted."""
         for name in names:
-            self._runs.pop(name, None)
+            self._chunks.pop(name, None)
 
     def _flush(self, name: str) -> None:
-        run = self._runs[name]
-        self._session.write(name, run.start, np.concatenate(run.blocks))
-        del self._runs[name]
+        chunk = self._chunks[name]
+        if len(chunk.given):
+            self._session.write(name, chunk.start, chunk.given)
+        chunk.start = chunk.stop
