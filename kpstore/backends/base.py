@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.array_bounds import check_chunks
+from kpstore.backends.chunks import Chunks
 from kpstore.errors import InvalidError
 
 MAIN = "main"
@@ -160,9 +161,10 @@ class SessionChunks:
     name: str
     mapped: NDArray[np.generic] | None = None
     how = "by the backend's own library"
+    strips = None
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Decode a chunk; see :class:`Chunks`."""
+        """Decode a chunk; see :class:`~kpstore.backends.chunks.Chunks`."""
         start, stop = self.session.meta(self.name).rows_of(number)
         out[: stop - start] = self.session.read(self.name, start, stop)
 
@@ -198,33 +200,6 @@ class Capabilities:
 
     branches: bool = True
     parallel_writers: bool = True
-
-
-class Chunks(Protocol):
-    """The chunks of one array of numbers, for a reader that plans by chunk.
-
-    They may be used from several threads. Chunks are not compared with the session's checksums
-    here: the reader decides when to do that (:mod:`kpstore.store.reader`).
-    """
-
-    @property
-    def mapped(self) -> NDArray[np.generic] | None:
-        """All rows as read-only memory; None where chunks have to be read one by one."""
-
-    @property
-    def how(self) -> str:
-        """How chunks are read, in a few words, for benchmarks."""
-
-    def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Decode a chunk into ``out`` (chunk_rows, *row shape), in C order.
-
-        Rows after the array's end are undefined.
-
-        Raises
-        ------
-        CorruptError
-            If the chunk cannot be read.
-        """
 
 
 class ReadSession(Protocol):

@@ -25,7 +25,8 @@ from kpstore.backends.asides import (
     left_overs,
     make_durable,
 )
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Commit
+from kpstore.backends.base import TEXT, ArrayMeta, Commit
+from kpstore.backends.chunks import Chunks
 from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
     DAMAGE,
@@ -366,9 +367,10 @@ class _LibraryChunks:
     array: StoredArray
     mapped = None
     how = "by the backend's own library"
+    strips = None
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        """Decode a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
         start, stop = self.array.meta.rows_of(number)
         out[: stop - start] = self.session._told(
             f"rows {start}:{stop} of ", self.name, lambda: self.array.read_unchecked(start, stop)
@@ -379,6 +381,7 @@ class _RawChunks:
     """Chunks without filters, mapped or read from the places that HDF5's library returns."""
 
     how = "from their place in the file"
+    strips = None
 
     def __init__(self, file: h5py.File, array: StoredArray) -> None:
         self._file, self._meta = file, array.meta  # the file stays open for as long as this does
@@ -389,7 +392,7 @@ class _RawChunks:
         self.mapped = map_chunks(pieces, array.meta)
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Read a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        """Read a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
         at = self._places[number]
         if at is None:
             out[...] = self._meta.fill

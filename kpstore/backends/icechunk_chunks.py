@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,19 +25,26 @@ from zarr.core.metadata import ArrayV3Metadata
 from kpstore.backends.array_bounds import most_bytes
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.checksums import checksum, matches
+from kpstore.backends.chunks import Strips
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line
 from kpstore.backends.icechunk_manifests import ChunkPlace, Nodes, locate_rows
+from kpstore.backends.icechunk_strips import BloscStrips, blocksize, encoded, rows_in_strips
 from kpstore.backends.mapping import FilePiece, map_chunks
 from kpstore.budget import SPARE_BYTES, VARIABLE
 from kpstore.errors import CorruptError, InvalidError
 
 ZarrArray = zarr.Array[ArrayV3Metadata]
 
-_COMPRESSORS: Mapping[Codec, tuple[BytesBytesCodec, ...]] = {
-    "raw": (),
-    "zstd": (ZstdCodec(),),
-    "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),),
-}
+
+def _compressors(meta: ArrayMeta) -> tuple[BytesBytesCodec, ...]:
+    match meta.codec:
+        case "zstd":
+            return (ZstdCodec(),)
+        case "lz4":
+            size = blocksize(meta)
+            return (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", blocksize=size),)
+        case _:
+            return ()
 
 
 _COPY_BYTES = 64 * 2**20
@@ -75,7 +82,7 @@ def create_array(group: zarr.Group, name: str, meta: ArrayMeta) -> ZarrArray:
         chunks=(meta.chunk_rows, *meta.shape[1:]),
         dtype=str if text else meta.dtype,
         fill_value="" if text else meta.fill,
-        compressors=(*_COMPRESSORS[meta.codec], Crc32cCodec()),
+        compressors=(*_compressors(meta), Crc32cCodec()),
         dimension_names=meta.dims,
         attributes=dict(meta.attrs),
         # A written chunk has to exist even if all of it is fill, because a missing chunk is one
@@ -261,7 +268,9 @@ class ChunkDecoder:
         form = _FORMS.get(tuple(type(codec) for codec in (codecs[:-1] if n_check else codecs)))
         return None if form is None else cls(*form, n_check)
 
-    def __call__(self, encoded: bytes, out: NDArray[np.generic], *, with_crc: bool = False) -> None:
+    def __call__(
+        self, encoded: bytes | memoryview, out: NDArray[np.generic], *, with_crc: bool = False
+    ) -> None:
         """Decode a chunk.
 
         Parameters
@@ -325,7 +334,8 @@ class LocalChunks:
     ----------
     places : place of each chunk; None for one that was never written.
     meta : shape and type of the array.
-    decode : decodes chunks; their CRC-32C is not compared (:class:`~kpstore.backends.base.Chunks`).
+    decode : decodes chunks; their CRC-32C is not compared
+        (:class:`~kpstore.backends.chunks.Chunks`).
     there : makes a context in which reading fails in other words if the version was removed.
     """
 
@@ -346,20 +356,36 @@ class LocalChunks:
                 FilePiece(place.file, n_more=decode.n_check) if place else None for place in places
             ]
             self.mapped = map_chunks(pieces, meta)
+        self.strips: Strips | None = None
+        rows = rows_in_strips(places, meta) if meta.codec == "lz4" else None
+        if rows is not None:
+            self.strips = BloscStrips(
+                places,
+                meta,
+                rows,
+                decode.n_check,
+                read_whole=self.read_into,
+                reading=self._reading,
+            )
+
+    @contextmanager
+    def _reading(self, place: ChunkPlace, number: int) -> Iterator[None]:
+        with self._there():
+            try:
+                yield
+            except (OSError, RuntimeError, ValueError) as error:
+                raise CorruptError(
+                    f"chunk {number} at {place.file} cannot be read: {error}"
+                ) from error
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        """Decode a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
         place = self._places[number]
         if place is None:
             out[...] = self._meta.fill
             return
-        with self._there():
-            try:
-                self._decode(place.read(), out)
-            except (OSError, ValueError) as error:
-                raise CorruptError(
-                    f"chunk {number} at {place.file} cannot be read: {error}"
-                ) from error
+        with self._reading(place, number):
+            self._decode(place.read(encoded.bytes), out)
 
 
 def local_chunks(

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from kpstore.backends import refusals
 from kpstore.backends.asides import sync_disk
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks, SessionChunks
+from kpstore.backends.base import TEXT, ArrayMeta, SessionChunks
 from kpstore.backends.checksums import TABLE, UNWRITTEN, matches
+from kpstore.backends.chunks import Chunks
 from kpstore.backends.icechunk_chunks import (
     BadChunkError,
     ZarrArray,

@@ -18,10 +18,10 @@ from kpstore.backends.base import (
     TEXT,
     ArrayMeta,
     Capabilities,
-    Chunks,
     Commit,
     SessionChunks,
 )
+from kpstore.backends.chunks import Chunks
 from kpstore.backends.gathered import GatheredRows, Touched, collide
 from kpstore.errors import ExistsError, NotFoundError
 

@@ -17,7 +17,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta, Backend, Chunks, SessionChunks
+from kpstore.backends.base import ArrayMeta, Backend, SessionChunks
+from kpstore.backends.chunks import Chunks
 from kpstore.errors import (
     ExtractorError,
     InvalidError,
