@@ -23,6 +23,8 @@ from kpstore.backends.scratch import Scratch
 
 _LEAST_BYTES = 2**16
 """Blosc makes no smaller blocks of shuffled numbers."""
+_MOST_STRIPS = 2**22
+"""Readers remember where each is; a store that comes from anyone may claim any number of rows."""
 _HEADER = struct.Struct("<4s3I")
 """Versions, flags and size of a number; then bytes decoded, of a block, and encoded."""
 _ONE_BLOCK = struct.Struct("<4s4I")
@@ -178,7 +180,7 @@ def _fill(memory: memoryview, file: int, at: int) -> None:
 def rows_in_strips(places: Sequence[ChunkPlace | None], meta: ArrayMeta) -> int | None:
     """Return how many rows the blocks of an array's first chunk have.
 
-    None if they are not whole rows, or there is one block.
+    None if they are not whole rows, if there is one block, or if there would be too many.
     """
     place = next((place for place in places if place is not None), None)
     if place is None or place.inline is not None:
@@ -190,4 +192,4 @@ def rows_in_strips(places: Sequence[ChunkPlace | None], meta: ArrayMeta) -> int 
         return None  # reading the chunk will say so
     rows, rest = divmod(block_bytes, max(1, meta.row_bytes))
     fits = not rest and 0 < rows < meta.chunk_rows and meta.chunk_rows % rows == 0
-    return int(rows) if fits else None
+    return int(rows) if fits and meta.n_rows <= rows * _MOST_STRIPS else None

@@ -22,7 +22,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.backends.icechunk_chunks import LocalChunks
-from kpstore.backends.icechunk_strips import BloscStrips, rows_per_strip
+from kpstore.backends.icechunk_strips import BloscStrips, rows_in_strips, rows_per_strip
 from kpstore.errors import CorruptError
 from kpstore.store.reader import RowReader
 
@@ -89,6 +89,12 @@ def file_of(chunks: LocalChunks, number: int) -> Path:
 def replace(path: Path, body: bytes) -> None:
     """Put another chunk in a file, with the check at its end."""
     path.write_bytes(body + google_crc32c.value(body).to_bytes(4, "little"))
+
+
+def test_a_store_may_not_claim_any_number_of_strips(backend: IcechunkBackend) -> None:
+    places = chunks_of(backend, commit(backend))._places
+    assert rows_in_strips(places, meta(n_rows=2**22 * STRIP)) == STRIP
+    assert rows_in_strips(places, meta(n_rows=2**22 * STRIP + 1)) is None
 
 
 def test_strips_are_what_its_chunk_holds(backend: IcechunkBackend) -> None:
