@@ -6,8 +6,8 @@
   Zarr array on Icechunk, both with their commit, and beside one assignment to a Zarr array of
   TensorStore, if that is installed.
 
-Values are random, so that nothing repeats or compresses. All are measured in turn in one process;
-figures are medians.
+Keypoints move (:mod:`benchmarks.motion`) and other values are random, so that nothing repeats. All
+are measured in turn in one process; figures are medians.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import kpstore
+from benchmarks.motion import Motion
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import keypoints_spec
@@ -105,7 +106,7 @@ def _epoch(dataset: Dataset[object], seed: int) -> None:
 
 def reading(folder: Path, n_frames: int, runs: int, rng: np.random.Generator) -> None:
     """Print the speed of epochs and of batches."""
-    values = rng.random((n_frames, 143, 3), dtype=np.float32)
+    values = Motion().rows(n_frames).values
     store = _create(folder / "keypoints.kps", _videos(n_frames, rng), keypoints_spec())
     _write(store, "keypoints", values)
     view = store.at().frames("keypoints")

@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from benchmarks.motion import Motion
 from kpstore.extractors.base import OneFeature
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
@@ -87,7 +88,7 @@ class SyntheticSource:
 
 
 class SyntheticExtractor(OneFeature):
-    """143 x 3 smooth trajectories with noise; a hand is missing in a tenth of the frames."""
+    """Keypoints that move as a :class:`~benchmarks.motion.Motion` does, whatever it is shown."""
 
     batch_size = 64
     typical_fps = 20_000.0
@@ -99,34 +100,21 @@ class SyntheticExtractor(OneFeature):
         return keypoints_spec()
 
     def open(self, device: str = "cpu") -> None:
-        """Make noise to draw from."""
-        rng = np.random.default_rng(1)
-        walk = np.cumsum(rng.normal(0, 0.004, (4096, 143, 3)), axis=0)
-        noise = rng.normal(0.5, 0.001, walk.shape)
-        # As real keypoints do, these shrink to some 0.6 of their size by shuffled lz4.
-        self._noise = (walk - walk.mean(axis=0) + noise).astype(np.float32)
+        """Make what videos are drawn from."""
+        self._motion = Motion()
 
     def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
-        """Start at the first row."""
-        self._at = 0
+        """Draw another video."""
+        self._motion.start_video()
         return {}
 
     def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
-        """Return the next rows of the noise."""
-        rows = self.spec.empty_rows(len(images))
-        numbers = (self._at + np.arange(len(images))) % len(self._noise)
-        self._at += len(images)
-        rows.values[:] = self._noise[numbers]
-        rows.companions["detected"][:] = True
-        missing = numbers % 10 == 0
-        rows.values[missing, 68:89] = np.nan
-        rows.companions["detected"][missing, 1] = False
-        rows.companions["visibility"][:] = 0.9
-        return rows
+        """Return its next rows."""
+        return self._motion.rows(len(images))
 
     def close(self) -> None:
         """Keep nothing."""
-        del self._noise
+        del self._motion
 
 
 class PeakMemory:

@@ -24,8 +24,8 @@ Against = Annotated[
     typer.Option(
         metavar="NAME,…",
         help="Formats to compare with, on copies of the same rows: npy, npz, pickle, h5py, "
-        "h5py-lzf, zarr, zarr-lz4, tensorstore, tensorstore-lz4, lance; `all` for those that "
-        "are installed.",
+        "h5py-lzf, h5py-lz4, zarr, zarr-lz4, tensorstore, tensorstore-lz4, lance; `all` for "
+        "those that are installed.",
     ),
 ]
 Scratch = Annotated[

@@ -33,7 +33,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "json": ("ijson",),
     "lips": ("PyYAML",),
     "pose": ("pose-format",),
-    "bench": ("torch", "h5py", "matplotlib", "pylance", "tensorstore"),
+    "bench": ("torch", "h5py", "hdf5plugin", "matplotlib", "pylance", "tensorstore"),
 }
 """The optional parts of kpstore, and the distributions that each needs."""
 

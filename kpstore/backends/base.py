@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.array_bounds import check_chunks
+from kpstore.backends.chunks import Chunks
 from kpstore.errors import InvalidError
 
 MAIN = "main"
@@ -178,45 +179,6 @@ class Capabilities:
 
     branches: bool = True
     parallel_writers: bool = True
-
-
-class Chunks(Protocol):
-    """The chunks of one array of numbers, for a reader that plans by chunk.
-
-    They may be used from several threads. Chunks are not compared with the session's checksums
-    here: the reader decides when to do that (:mod:`kpstore.store.reader`).
-    """
-
-    @property
-    def mapped(self) -> NDArray[np.generic] | None:
-        """All rows as read-only memory; None where chunks have to be read one by one.
-
-        A chunk's rows are there once :meth:`bring` was called for it; before, they may be anything.
-        """
-
-    @property
-    def how(self) -> str:
-        """How chunks are read, in a few words, for benchmarks."""
-
-    def bring(self, number: int) -> None:
-        """Make a chunk's rows those of :attr:`mapped`, for this process and later forks of it.
-
-        Raises
-        ------
-        CorruptError
-            If the chunk cannot be read.
-        """
-
-    def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Decode a chunk into ``out`` (chunk_rows, *row shape), in C order.
-
-        Rows after the array's end are undefined.
-
-        Raises
-        ------
-        CorruptError
-            If the chunk cannot be read.
-        """
 
 
 class ReadSession(Protocol):

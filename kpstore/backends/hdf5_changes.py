@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends import refusals
 from kpstore.backends.asides import hold_room, system_error
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks
+from kpstore.backends.base import TEXT, ArrayMeta
 from kpstore.backends.checksums import checksum
+from kpstore.backends.chunks import Chunks
 from kpstore.backends.gathered import Touched
 from kpstore.backends.hdf5_file import Session, StoreFile
 from kpstore.backends.hdf5_items import has_item, item_of

@@ -26,7 +26,8 @@ from kpstore.backends.asides import (
     left_overs,
     make_durable,
 )
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Commit
+from kpstore.backends.base import TEXT, ArrayMeta, Commit
+from kpstore.backends.chunks import Chunks
 from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
     DAMAGE,
@@ -367,12 +368,13 @@ class _LibraryChunks:
     array: StoredArray
     mapped = None
     how = "by the backend's own library"
+    strips = None
 
     def bring(self, number: int) -> None:
         """Do nothing: nothing is mapped."""
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        """Decode a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
         start, stop = self.array.meta.rows_of(number)
         out[: stop - start] = self.session._told(
             f"rows {start}:{stop} of ", self.name, lambda: self.array.read_unchecked(start, stop)
@@ -383,6 +385,7 @@ class _RawChunks:
     """Chunks without filters, mapped or read from the places that HDF5's library returns."""
 
     how = "from their place in the file"
+    strips = None
 
     def __init__(self, file: h5py.File, array: StoredArray) -> None:
         self._file, self._meta = file, array.meta  # the file stays open for as long as this does
@@ -398,7 +401,7 @@ class _RawChunks:
         return None if at is None else FilePiece(self._handle, at)
 
     def bring(self, number: int) -> None:
-        """Map a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        """Map a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
         if self._memory is not None:
             try:
                 self._memory.bring(number)
@@ -407,7 +410,7 @@ class _RawChunks:
                 raise CorruptError(f"chunk {number} at byte {at} cannot be read: {error}") from None
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Read a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        """Read a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
         at = self._places[number]
         if at is None:
             out[...] = self._meta.fill

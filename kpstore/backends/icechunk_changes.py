@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from kpstore.backends import refusals
 from kpstore.backends.asides import sync_disk
-from kpstore.backends.base import ArrayMeta, Chunks
+from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import TABLE, UNWRITTEN, checksum, matches
+from kpstore.backends.chunks import Chunks
 from kpstore.backends.icechunk_chunks import (
     as_stored,
     create_array,

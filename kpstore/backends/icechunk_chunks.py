@@ -25,18 +25,25 @@ from zarr.core.sync import sync
 from kpstore.backends.array_bounds import most_bytes
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.checksums import checksum, matches
+from kpstore.backends.chunks import Strips
 from kpstore.backends.icechunk_codec import ChunkCodec, ZarrArray, zstd_size
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
+from kpstore.backends.icechunk_strips import BloscStrips, blocksize, encoded, rows_in_strips
 from kpstore.backends.mapping import FilePiece, map_chunks
 from kpstore.budget import SPARE_BYTES, VARIABLE
 from kpstore.errors import CorruptError, InvalidError
 
-_COMPRESSORS: Mapping[Codec, tuple[BytesBytesCodec, ...]] = {
-    "raw": (),
-    "zstd": (ZstdCodec(),),
-    "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),),
-}
+
+def _compressors(meta: ArrayMeta) -> tuple[BytesBytesCodec, ...]:
+    match meta.codec:
+        case "zstd":
+            return (ZstdCodec(),)
+        case "lz4":
+            size = blocksize(meta)
+            return (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", blocksize=size),)
+        case _:
+            return ()
 
 
 _COPY_BYTES = 64 * 2**20
@@ -91,7 +98,7 @@ def create_array(group: zarr.Group, name: str, meta: ArrayMeta) -> ZarrArray:
         chunks=(meta.chunk_rows, *meta.shape[1:]),
         dtype=str if text else meta.dtype,
         fill_value="" if text else meta.fill,
-        compressors=(*_COMPRESSORS[meta.codec], Crc32cCodec()),
+        compressors=(*_compressors(meta), Crc32cCodec()),
         dimension_names=meta.dims,
         attributes=dict(meta.attrs),
         # A written chunk has to exist even if all of it is fill, because a missing chunk is one
@@ -300,7 +307,8 @@ class LocalChunks:
     ----------
     places : place of each chunk.
     meta : shape and type of the array.
-    codec : decodes chunks; their CRC-32C is not compared (:class:`~kpstore.backends.base.Chunks`).
+    codec : decodes chunks; their CRC-32C is not compared
+        (:class:`~kpstore.backends.chunks.Chunks`).
     there : makes a context in which reading fails in other words if the version was removed.
     """
 
@@ -317,25 +325,36 @@ class LocalChunks:
         raw = meta.codec == "raw" and places.are_files
         self._memory = map_chunks(self._piece, meta) if raw else None
         self.mapped = None if self._memory is None else self._memory.values
+        self.strips: Strips | None = None
+        rows = rows_in_strips(places, meta) if meta.codec == "lz4" else None
+        if rows is not None:
+            self.strips = BloscStrips(
+                places,
+                meta,
+                rows,
+                codec.n_check,
+                read_whole=self.read_into,
+                reading=self._reading,
+            )
 
     def _piece(self, number: int) -> FilePiece | None:
         place = self._places[number]
         return None if place is None else FilePiece(place.file, n_more=self._codec.n_check)
 
     def bring(self, number: int) -> None:
-        """Map a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        """Map a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
         if self._memory is not None:
             with self._reading(number):
                 self._memory.bring(number)
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        """Decode a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
         with self._reading(number):
             place = self._places[number]
             if place is None:
                 out[...] = self._meta.fill
             else:
-                self._codec.decode(place.read(), out)
+                self._codec.decode(place.read(encoded.bytes), out)
 
     @contextmanager
     def _reading(self, number: int) -> Iterator[None]:
@@ -343,7 +362,7 @@ class LocalChunks:
         with self._there():
             try:
                 yield
-            except (OSError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise CorruptError(
                     f"chunk {number}{self._file_of(number)} cannot be read: {error}"
                 ) from error

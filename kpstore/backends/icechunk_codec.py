@@ -145,7 +145,9 @@ class ChunkCodec:
         """Whether the array holds text."""
         return self.unwritten.dtype == object
 
-    def decode(self, encoded: bytes, out: NDArray[np.generic], *, with_crc: bool = False) -> None:
+    def decode(
+        self, encoded: bytes | memoryview, out: NDArray[np.generic], *, with_crc: bool = False
+    ) -> None:
         """Decode a chunk of numbers.
 
         Parameters
@@ -168,7 +170,7 @@ class ChunkCodec:
         except (RuntimeError, LookupError) as error:
             raise ValueError(str(error)) from error
 
-    def _body(self, encoded: bytes, *, with_crc: bool) -> memoryview:
+    def _body(self, encoded: bytes | memoryview, *, with_crc: bool) -> memoryview:
         """Return the bytes before the CRC-32C."""
         whole = memoryview(encoded)
         body, crc = whole[: len(whole) - self.n_check], whole[len(whole) - self.n_check :]
@@ -176,7 +178,7 @@ class ChunkCodec:
             raise ValueError("it does not match the CRC-32C at its end")
         return body
 
-    def rows(self, encoded: bytes, n_rows: int) -> NDArray[np.generic]:
+    def rows(self, encoded: bytes | memoryview, n_rows: int) -> NDArray[np.generic]:
         """Return the first rows of a chunk of numbers or text, after comparing the CRC-32C.
 
         :class:`ValueError` if the bytes are not those of such a chunk.

@@ -11,7 +11,7 @@ import base64
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -85,8 +85,13 @@ class ChunkPlace:
     length: int = 0
     inline: bytes | None = None
 
-    def read(self) -> bytes:
-        """Return the encoded bytes; :class:`ValueError` if the file does not have them."""
+    def read(self, room: Callable[[int], memoryview] | None = None) -> bytes | memoryview:
+        """Return the encoded bytes; :class:`ValueError` if the file does not have them.
+
+        Parameters
+        ----------
+        room : returns memory of some size to read into; None for new memory.
+        """
         if self.inline is not None:
             return self.inline
         with self.file.open("rb", buffering=0) as file:
@@ -98,9 +103,10 @@ class ChunkPlace:
                     "expected"
                 )
             file.seek(self.offset)
-            content = file.read(self.length)
-        if len(content) != self.length:
-            raise ValueError(f"{len(content)} of {self.length} bytes of {self.file} could be read")
+            content = memoryview(bytearray(self.length)) if room is None else room(self.length)
+            n_read = file.readinto(content)
+        if n_read != self.length:
+            raise ValueError(f"{n_read} of {self.length} bytes of {self.file} could be read")
         return content
 
 

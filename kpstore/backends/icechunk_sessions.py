@@ -13,8 +13,9 @@ import zarr
 from numpy.typing import NDArray
 
 from kpstore.backends import refusals
-from kpstore.backends.base import TEXT, ArrayMeta, Chunks
+from kpstore.backends.base import TEXT, ArrayMeta
 from kpstore.backends.checksums import TABLE
+from kpstore.backends.chunks import Chunks
 from kpstore.backends.icechunk_chunks import (
     BadChunkError,
     check_unpacked,

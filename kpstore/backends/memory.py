@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends import refusals
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Chunks, Commit
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit
+from kpstore.backends.chunks import Chunks
 from kpstore.backends.gathered import GatheredRows, Touched, collide
 from kpstore.backends.session_chunks import SessionChunks
 from kpstore.errors import ExistsError, NotFoundError

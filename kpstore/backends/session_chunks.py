@@ -23,11 +23,12 @@ class SessionChunks:
     name: str
     mapped: NDArray[np.generic] | None = None
     how = "by the backend's own library"
+    strips = None
 
     def bring(self, number: int) -> None:
         """Do nothing: what is in memory is there."""
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Decode a chunk; see :class:`kpstore.backends.base.Chunks`."""
+        """Decode a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
         start, stop = self.session.meta(self.name).rows_of(number)
         out[: stop - start] = self.session.read(self.name, start, stop)

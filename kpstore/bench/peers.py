@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +106,7 @@ def _load_pickle(path: Path) -> Rows:
     return array
 
 
-def _write_h5py(chunk_rows: int, **options: str | bool) -> Callable[[Rows, Path], None]:
+def _write_h5py(chunk_rows: int, **options: Any) -> Callable[[Rows, Path], None]:
     def write(array: Rows, path: Path) -> None:
         import h5py
 
@@ -115,6 +115,19 @@ def _write_h5py(chunk_rows: int, **options: str | bool) -> Callable[[Rows, Path]
             file.create_dataset("x", data=array, chunks=chunks, **options)
 
     return write
+
+
+def _write_h5py_lz4(array: Rows, path: Path) -> None:
+    import hdf5plugin
+
+    options = hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=hdf5plugin.Blosc.SHUFFLE)
+    _write_h5py(256, **options)(array, path)
+
+
+def _open_h5py_lz4(path: Path) -> h5py.Dataset:
+    import hdf5plugin  # noqa: F401 - brings the codec
+
+    return _open_h5py(path)
 
 
 def _open_h5py(path: Path) -> h5py.Dataset:
@@ -235,6 +248,11 @@ PEERS: dict[str, Peer] = {
     "h5py": _h5py("h5py, chunks of 64 rows, uncompressed", _write_h5py(64)),
     "h5py-lzf": _h5py(
         "h5py, chunks of 256 rows, shuffled lzf", _write_h5py(256, compression="lzf", shuffle=True)
+    ),
+    "h5py-lz4": replace(
+        _h5py("h5py, chunks of 256 rows, Blosc's shuffled lz4", _write_h5py_lz4),
+        package="hdf5plugin",
+        open=_open_h5py_lz4,
     ),
     "zarr": _zarr("zarr-python, chunks of 1,024 rows, uncompressed", lz4=False),
     "zarr-lz4": _zarr("zarr-python, chunks of 1,024 rows, shuffled lz4", lz4=True),

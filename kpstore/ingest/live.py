@@ -17,7 +17,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta, Backend, Chunks
+from kpstore.backends.base import ArrayMeta, Backend
+from kpstore.backends.chunks import Chunks
 from kpstore.backends.session_chunks import SessionChunks
 from kpstore.errors import (
     ExtractorError,

@@ -1,4 +1,4 @@
-"""Decoded chunks of one array in contiguous memory, up to a limit.
+"""Decoded chunks of one array, or strips of them, in contiguous memory, up to a limit.
 
 The least recently used ones are replaced first.
 """
@@ -11,17 +11,22 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import Chunks
+from kpstore.backends.chunks import Chunks, Strips
 from kpstore.schema.index import distinct
 
+T = TypeVar("T")
+
 ARENA_BYTES = 64 * 2**20
+_IN_USE = np.iinfo(np.int64).max
+"""A time of use after all others: of slots that are not free."""
 _WORTH_SHARING = 8
-"""Fewer chunks are decoded by the calling thread: for a loader's threads, with some chunks each,
+"""Fewer are decoded by the calling thread: for a loader's threads, with some chunks each,
 handing them over costs more."""
 _N_THREADS = min(8, os.cpu_count() or 1)
 _PARTS = 4
@@ -31,10 +36,11 @@ _arenas: weakref.WeakSet[ChunkArena] = weakref.WeakSet()
 
 
 class ChunkArena:
-    """Slots for decoded chunks in one piece of memory, so that one gather reads from all of them.
+    """Slots for decoded strips in one piece of memory, so that one gather reads from all of them.
 
-    The memory is reused: touching fresh memory costs more than decoding into it. Safe to use from
-    several threads, which decode and copy in parallel; a chunk that several need is decoded once.
+    A strip is what is decoded without the rest of its chunk, or a whole chunk. The memory is
+    reused: touching fresh memory costs more than decoding into it. Safe to use from several
+    threads, which decode and copy in parallel; a strip that several need is decoded once.
 
     Parameters
     ----------
@@ -42,6 +48,8 @@ class ChunkArena:
     shape : of the array, rows first.
     limit_bytes : of all slots; there is always at least one.
     row_bytes : memory of one row.
+    strips : parts of the chunks, of which only those that are needed are decoded; None to decode
+        whole chunks, which is faster for those of which all is going to be read.
     """
 
     def __init__(
@@ -53,22 +61,26 @@ class ChunkArena:
         chunk_rows: int,
         row_bytes: int,
         limit_bytes: int = ARENA_BYTES,
+        strips: Strips | None = None,
     ) -> None:
-        self._chunks, self._chunk_rows = chunks, chunk_rows
-        self._n_chunks = max(1, -(-shape[0] // chunk_rows))
-        self._n_slots = max(1, min(self._n_chunks, limit_bytes // max(1, chunk_rows * row_bytes)))
-        self._shape, self._dtype = (self._n_slots * chunk_rows, *shape[1:]), dtype
+        self._chunks, self._strips = chunks, strips
+        self.strip_rows = chunk_rows if strips is None else strips.rows
+        self._per_chunk = chunk_rows // self.strip_rows
+        self._n_strips = max(1, -(-shape[0] // self.strip_rows))
+        n_slots = limit_bytes // max(1, self.strip_rows * row_bytes)
+        self._n_slots = max(1, min(self._n_strips, n_slots))
+        self._shape, self._dtype = (self._n_slots * self.strip_rows, *shape[1:]), dtype
         self._memory: NDArray[Any] | None = None
         self.forget()
         _arenas.add(self)
 
     def forget(self) -> None:
         """Free all slots. A forked child has to, as it does not have its parent's threads."""
-        self._slot_of = np.full(self._n_chunks, -1, dtype=np.int64)
-        self._chunk_in = np.full(self._n_slots, -1, dtype=np.int64)
+        self._slot_of = np.full(self._n_strips, -1, dtype=np.int64)
+        self._strip_in = np.full(self._n_slots, -1, dtype=np.int64)
         self._ready = np.zeros(self._n_slots, dtype=bool)
         self._used = np.zeros(self._n_slots, dtype=np.int64)
-        self._seen = np.zeros(self._n_chunks, dtype=bool)
+        self._seen = np.zeros(self._n_strips, dtype=bool)
         self._now = 0
         # The slots that each running read needs, and the read that decodes into a slot. Reads enter
         # and leave these in single steps, so that an interrupt leaves nothing behind.
@@ -82,9 +94,9 @@ class ChunkArena:
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> int:
         """Copy rows into ``out`` in the order asked for.
 
-        Return the number of chunks decoded here that had been decoded before.
+        Return the number of strips decoded here that had been decoded before.
         """
-        numbers = rows // self._chunk_rows
+        numbers = rows // self.strip_rows
         needed = distinct(numbers)
         again = 0
         for first in range(0, len(needed), self._n_slots):
@@ -107,13 +119,13 @@ class ChunkArena:
         numbers: NDArray[np.int64],
         out: NDArray[Any],
     ) -> None:
-        places = rows + (self._slot_of[numbers] - numbers) * self._chunk_rows
+        places = rows + (self._slot_of[numbers] - numbers) * self.strip_rows
         # Without mode="clip" numpy gathers into a buffer first; all of these places exist.
         np.take(memory, places, axis=0, out=out, mode="clip")
 
     @contextmanager
     def _held(self, wave: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], int]]:
-        """Decode all chunks of a wave, at most as many as there are slots, and hold them."""
+        """Decode all strips of a wave, at most as many as there are slots, and hold them."""
         claim = object()
         try:
             memory = self._claim(claim, wave)
@@ -126,44 +138,47 @@ class ChunkArena:
                 self._changed.notify_all()
 
     def _claim(self, claim: object, wave: NDArray[np.int64]) -> NDArray[Any]:
-        """Give every chunk of a wave a slot, which no other read uses until it is released."""
+        """Give every strip of a wave a slot, which no other read uses until it is released."""
         with self._changed:
-            missing, free = wave[self._slot_of[wave] < 0], np.empty(0, dtype=np.int64)
-            while len(missing):
-                free = self._free_slots(wave)
-                if len(free) >= len(missing):
+            while True:
+                missing = wave[self._slot_of[wave] < 0]
+                taken = self._free_slots(wave, len(missing))
+                if taken is not None:
                     break
                 self._changed.wait()
-                missing = wave[self._slot_of[wave] < 0]
             if self._memory is None:
                 self._memory = np.empty(self._shape, dtype=self._dtype)
-            for chunk, slot in zip(missing.tolist(), free.tolist(), strict=False):
-                self._ready[slot] = False
-                if self._chunk_in[slot] >= 0:
-                    self._slot_of[self._chunk_in[slot]] = -1
-                self._slot_of[chunk], self._chunk_in[slot] = slot, chunk
+            replaced = self._strip_in[taken]
+            self._ready[taken] = False
+            self._slot_of[replaced[replaced >= 0]] = -1
+            self._slot_of[missing], self._strip_in[taken] = taken, missing
             slots: NDArray[np.int64] = self._slot_of[wave]
             self._now += 1
             self._used[slots] = self._now
             self._claims[claim] = slots
             return self._memory
 
-    def _free_slots(self, wave: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return slots that neither a read nor ``wave`` needs, the least recently used first."""
-        free = np.ones(self._n_slots, dtype=bool)
+    def _free_slots(self, wave: NDArray[np.int64], n_slots: int) -> NDArray[np.int64] | None:
+        """Return the least recently used slots that neither a read nor ``wave`` needs.
+
+        None if there are fewer than ``n_slots``.
+        """
+        if not n_slots:
+            return np.empty(0, dtype=np.int64)
+        used = self._used.copy()
         there = self._slot_of[wave]
-        free[there[there >= 0]] = False
+        used[there[there >= 0]] = _IN_USE
         for slots in self._claims.values():
-            free[slots] = False
-        free[list(self._busy)] = False
-        found = np.flatnonzero(free)
-        return found[np.argsort(self._used[found], kind="stable")]
+            used[slots] = _IN_USE
+        used[list(self._busy)] = _IN_USE
+        found: NDArray[np.int64] = np.argpartition(used, n_slots - 1)[:n_slots]
+        return None if (used[found] == _IN_USE).any() else found
 
     def _fill(self, claim: object, memory: NDArray[Any]) -> int:
-        """Decode the missing chunks of a claim, and wait for those that others decode.
+        """Decode the missing strips of a claim, and wait for those that others decode.
 
-        Return the number of chunks that had been decoded before. If another read fails, this one
-        tries again: its own chunks may be sound.
+        Return the number of strips that had been decoded before. If another read fails, this one
+        tries again: its own strips may be sound.
         """
         slots = self._claims[claim]
         again = 0
@@ -178,42 +193,61 @@ class ChunkArena:
                     ]
                     if todo:
                         self._decoding.update(dict.fromkeys(todo, claim))
-                        again += int(np.count_nonzero(self._seen[self._chunk_in[todo]]))
+                        again += int(np.count_nonzero(self._seen[self._strip_in[todo]]))
                         break
                     if self._ready[slots].all():
                         return again
                     self._changed.wait()
             try:
-                for_each(lambda slot: self._decode(slot, claim, memory), todo)
+                for_each(lambda part: self._decode(part, claim, memory), self._by_chunk(todo))
             finally:
                 with self._changed:
                     for slot in todo:
                         self._decoding.pop(slot, None)
                     self._changed.notify_all()
 
-    def _decode(self, slot: int, claim: object, memory: NDArray[Any]) -> None:
-        first, mine = slot * self._chunk_rows, False
+    def _by_chunk(self, slots: list[int]) -> list[dict[int, int]]:
+        """Return strips to decode and their slots, those of one chunk together.
+
+        Parameters
+        ----------
+        slots : in the order of their strips.
+        """
+        strips = zip(self._strip_in[slots].tolist(), slots, strict=True)
+        return [dict(part) for _, part in groupby(strips, lambda both: both[0] // self._per_chunk)]
+
+    def _decode(self, slot_of: dict[int, int], claim: object, memory: NDArray[Any]) -> None:
+        """Decode strips of one chunk into their slots."""
+        mine, slots = False, list(slot_of.values())
         try:
             with self._changed:
-                if self._decoding.get(slot) is not claim:
-                    return  # the read was interrupted before this chunk was started
+                if self._decoding.get(slots[0]) is not claim:
+                    return  # the read was interrupted before these strips were started
                 mine = True
-                self._busy.add(slot)
-                chunk = int(self._chunk_in[slot])
-            self._chunks.read_into(chunk, memory[first : first + self._chunk_rows])
-            self._ready[slot] = self._seen[chunk] = True
+                self._busy.update(slots)
+            rows, chunk = self.strip_rows, next(iter(slot_of)) // self._per_chunk
+            places = {
+                (strip - chunk * self._per_chunk) * rows: memory[slot * rows : (slot + 1) * rows]
+                for strip, slot in slot_of.items()
+            }
+            if self._strips is None:
+                self._chunks.read_into(chunk, places[0])
+            else:
+                self._strips.read_into(chunk, places)
+            self._ready[slots] = True
+            self._seen[list(slot_of)] = True
         finally:
             with self._changed:
                 if mine:
-                    self._busy.discard(slot)
+                    self._busy.difference_update(slots)
                 self._changed.notify_all()
 
 
 _threads: ThreadPoolExecutor | None = None
 
 
-def for_each(work: Callable[[int], None], items: list[int]) -> None:
-    """Call ``work`` with each of some numbers of chunks, in several threads if there are many."""
+def for_each(work: Callable[[T], None], items: list[T]) -> None:
+    """Call ``work`` with each of some items, in several threads if there are many."""
     global _threads
     if len(items) < _WORTH_SHARING or _N_THREADS == 1:
         _each(work, items)
@@ -239,9 +273,7 @@ def for_each(work: Callable[[int], None], items: list[int]) -> None:
         future.result()
 
 
-def _each(
-    work: Callable[[int], None], items: list[int], stop: threading.Event | None = None
-) -> None:
+def _each(work: Callable[[T], None], items: list[T], stop: threading.Event | None = None) -> None:
     for item in items:
         if stop is not None and stop.is_set():
             return

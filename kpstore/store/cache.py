@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta, Chunks
+from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import checksum
+from kpstore.backends.chunks import Chunks
 from kpstore.backends.locks import is_held, waiting_lock
 from kpstore.errors import InvalidError
 from kpstore.visible import logger

@@ -11,15 +11,17 @@ error (docs/reliability.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta, Chunks, ReadSession
+from kpstore.backends.base import ArrayMeta, ReadSession
 from kpstore.backends.checksums import matches
+from kpstore.backends.chunks import Chunks, Strips
+from kpstore.backends.scratch import Scratch
 from kpstore.backends.session_chunks import SessionChunks
 from kpstore.errors import CorruptError, InvalidError, UnsupportedError
 from kpstore.schema.index import distinct
@@ -27,6 +29,8 @@ from kpstore.store.arena import for_each
 from kpstore.store.damage import damaged, reason_of
 
 Check = Literal["first", "always", "never"]
+
+_decoded = Scratch()
 
 
 def check_policy(check: str) -> None:
@@ -114,7 +118,7 @@ class CheckedMemory:
 
 
 class CheckedChunks:
-    """The chunks of one array, checked; see :class:`kpstore.backends.base.Chunks`.
+    """The chunks of one array, checked; see :class:`kpstore.backends.chunks.Chunks`.
 
     Parameters
     ----------
@@ -149,6 +153,25 @@ class CheckedChunks:
             return None
         there = isinstance(self._chunks, SessionChunks)
         return CheckedMemory(self.mapped, self.meta, "never" if there else "first", self.bring)
+
+    @property
+    def strips(self) -> CheckedStrips | None:
+        """Parts of chunks that were checked; None if chunks are checked each time, as a whole."""
+        found = self._chunks.strips
+        return None if found is None or self._check == "always" else CheckedStrips(self, found)
+
+    def read_strips(self, number: int, places: Mapping[int, NDArray[Any]], strips: Strips) -> None:
+        """Decode strips of a chunk, or all of it, if it has to be checked."""
+        if not self._unchecked.is_due(number):
+            with self._damage_named(number):
+                strips.read_into(number, places)
+            return
+        like = next(iter(places.values()))
+        memory = _decoded.bytes(self.meta.chunk_rows * self.meta.row_bytes)
+        whole = np.frombuffer(memory, dtype=like.dtype).reshape(-1, *like.shape[1:])
+        self.read_into(number, whole)
+        for start, out in places.items():
+            out[...] = whole[start : start + len(out)]
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk, and check it if it has to be."""
@@ -202,3 +225,22 @@ class CheckedChunks:
             return
         if out is not None:
             out[: len(values)] = values
+
+
+class CheckedStrips:
+    """Strips of an array's chunks; see :class:`kpstore.backends.chunks.Strips`.
+
+    A chunk that has to be checked is decoded as a whole, once.
+
+    Parameters
+    ----------
+    chunks : the same chunks, which are checked.
+    strips : their strips, which are not.
+    """
+
+    def __init__(self, chunks: CheckedChunks, strips: Strips) -> None:
+        self.rows, self._chunks, self._strips = strips.rows, chunks, strips
+
+    def read_into(self, number: int, places: Mapping[int, NDArray[Any]]) -> None:
+        """Decode some strips."""
+        self._chunks.read_strips(number, places, self._strips)

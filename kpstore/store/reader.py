@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import matches
+from kpstore.backends.chunks import Strips
 from kpstore.errors import CorruptError, InvalidError
 from kpstore.schema.fields import shown
 from kpstore.schema.index import all_within
@@ -50,7 +51,7 @@ class _Array:
         self.meta, self.chunks, self.memory = chunks.meta, chunks, chunks.memory()
         self.dtype = np.dtype(object if self.meta.dtype == TEXT else self.meta.dtype)
         self.rows_decoded_again = 0
-        self.reserve(arena_bytes)
+        self._new_arena(arena_bytes, chunks.strips)
 
     @property
     def can_be_copied(self) -> bool:
@@ -58,7 +59,10 @@ class _Array:
         return self.memory is None and not self.chunks.is_mapped and self.meta.dtype != TEXT
 
     def reserve(self, n_bytes: int) -> None:
-        """Start with an empty arena of that size."""
+        """Start with an empty arena of that size for whole chunks."""
+        self._new_arena(n_bytes, None)
+
+    def _new_arena(self, n_bytes: int, strips: Strips | None) -> None:
         self.arena_bytes = n_bytes
         self.arena = ChunkArena(
             self.chunks,
@@ -67,6 +71,7 @@ class _Array:
             chunk_rows=self.meta.chunk_rows,
             row_bytes=self.meta.row_bytes,
             limit_bytes=n_bytes,
+            strips=strips,
         )
 
 
@@ -127,10 +132,14 @@ class RowReader:
             self._array(name)
 
     def reserve(self, name: str, n_bytes: int) -> None:
-        """Allow an array at least so many bytes of decoded chunks in memory."""
+        """Allow an array at least so many bytes of decoded chunks in memory, and decode whole ones.
+
+        That is faster for those of which all is going to be read.
+        """
         array = self._array(name)
-        if array.memory is None and n_bytes > array.arena_bytes:
-            array.reserve(n_bytes)
+        by_strips = array.arena.strip_rows < array.meta.chunk_rows
+        if array.memory is None and (by_strips or n_bytes > array.arena_bytes):
+            array.reserve(max(n_bytes, array.arena_bytes))
 
     def how(self, name: str) -> str:
         """Return how an array is read, in a few words."""
@@ -242,7 +251,7 @@ class RowReader:
             return found
         again = array.arena.gather(rows, found)
         if again:
-            array.rows_decoded_again += again * array.meta.chunk_rows
+            array.rows_decoded_again += again * array.arena.strip_rows
             self._consider_cache(name, array)
         return found
 

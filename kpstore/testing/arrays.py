@@ -163,6 +163,23 @@ class ArrayContract(BackendFixtures):
             rows = whole[number * 1024 : (number + 1) * 1024]
             assert out[: len(rows)].tobytes() == rows.tobytes(), number
 
+    @pytest.mark.parametrize("codec", ["raw", "lz4", "zstd"])
+    def test_strips_hold_what_their_chunk_does(self, made: Backend, codec: Codec) -> None:
+        """They are optional: ``strips`` is None where chunks are decoded as a whole."""
+        changes = made.begin()
+        changes.create("a", meta(40_000, codec=codec, chunk_rows=16_384))
+        changes.write("a", 0, numbers(40_000))
+        changes.commit("chunks that are large enough to be divided")
+        chunks = newest(made).chunks("a")
+        whole = np.empty((16_384, 2), dtype="float32")
+        rows = 16_384 if chunks.strips is None else chunks.strips.rows
+        for number in range(2 if chunks.strips is not None else 0):
+            assert chunks.strips is not None
+            chunks.read_into(number, whole)
+            places = {start: np.empty_like(whole[:rows]) for start in range(0, 16_384, rows)}
+            chunks.strips.read_into(number, places)
+            assert np.concatenate(list(places.values())).tobytes() == whole.tobytes()
+
     def test_chunks_of_text_and_of_changes(self, made: Backend) -> None:
         changes = made.begin()
         changes.create("words", text_meta(6))

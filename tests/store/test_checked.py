@@ -76,6 +76,7 @@ class StoredSession:
 
 class StoredChunks:
     how = "from their files"
+    strips = None
 
     def __init__(self, view: StoredSession) -> None:
         self._view = view

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kpstore.backends.base import ArrayMeta, Chunks
+from kpstore.backends.base import ArrayMeta
+from kpstore.backends.chunks import Chunks
 from kpstore.backends.session_chunks import SessionChunks
 from kpstore.errors import CorruptError, InvalidError
 from kpstore.store import keys, reader

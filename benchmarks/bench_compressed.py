@@ -1,0 +1,177 @@
+"""How fast an lz4 store reads without a cache, beside others that hold the same rows under lz4.
+
+``python -m benchmarks.bench_compressed [--scale 0.25] [--runs 9] [--location STORE] [--out FILE]``
+
+Needs ``tensorstore`` and ``hdf5plugin``. Keypoints move (:mod:`benchmarks.motion`), so that nothing
+repeats; with ``--location``, those of a store of your own. Everything is checked before it is
+measured, pages are in memory, and all subjects read the same rows in turn in one process.
+
+- *random frames*: 256 rows. *clips*: 32 runs of 64 frames, as ``ClipView`` reads them.
+  TensorStore's blocks have as many rows as kpstore's strips.
+- *one video*: by its id, the median and the slowest in a hundred.
+- *shuffled epoch*: the second and later ones of ``kpstore.loader``, beside a simple loader that
+  mixes blocks of what it reads.
+
+A ratio above 1 says how many times as fast kpstore is: by the clock, and in CPU time of all
+threads, which says more where the machine has other work. Medians of ratios within a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import kpstore
+from benchmarks.bench_read import FEATURE, make_store
+from benchmarks.cases import print_table, write_json
+from kpstore.bench.measure import BATCH, CLIP_FRAMES, CLIPS, SCAN_ROWS
+from kpstore.bench.peers import PeerSubject
+from kpstore.bench.subjects import KpstoreSubject, MemorySubject, Subject
+from kpstore.schema.index import VideoIndex
+
+OURS, PEERS = "kpstore", ("tensorstore-lz4", "h5py-lz4")
+BATCHES, VIDEOS = 12, 200
+_WARM = 4
+"""Batches that are not counted: memory is touched for the first time."""
+_Times = list[tuple[float, float]]
+"""Of each call, by the clock and in CPU time, in seconds."""
+
+
+def _times(calls: Sequence[Callable[[], object]]) -> _Times:
+    found = []
+    for call in calls:
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        found.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return found
+
+
+class _Reads:
+    """The same reads of any subject.
+
+    Parameters
+    ----------
+    index : the videos.
+    n_rows : how many rows there are.
+    row_shape : of each.
+    """
+
+    def __init__(self, index: VideoIndex, n_rows: int, row_shape: tuple[int, ...]) -> None:
+        self._index, self._n_rows = index, n_rows
+        longest = int(index.n_frames.max())
+        self._batch, self._clips, self._video, self._scan = (
+            np.zeros((*rows, *row_shape), dtype=np.float32)
+            for rows in ((BATCH,), (CLIPS, CLIP_FRAMES), (longest,), (SCAN_ROWS,))
+        )
+
+    def of(self, subject: Subject, seed: int) -> dict[str, _Times]:
+        """Return the times of all reads, in a subject that has read everything once."""
+        subject.reopen()
+        for start in range(0, self._n_rows, SCAN_ROWS):
+            stop = min(start + SCAN_ROWS, self._n_rows)
+            subject.read(start, stop, self._scan[: stop - start])
+        rng = np.random.default_rng(seed)
+        rows = [rng.integers(self._n_rows, size=BATCH) for _ in range(BATCHES)]
+        last = self._n_rows - CLIP_FRAMES
+        starts = [rng.integers(last, size=CLIPS) for _ in range(BATCHES)]
+        videos = rng.integers(len(self._index), size=VIDEOS).tolist()
+        return {
+            "random frames": _times([lambda r=r: subject.gather(r, self._batch) for r in rows]),  # type: ignore[misc]
+            "clips": _times(
+                [lambda s=s: subject.clips(s, CLIP_FRAMES, self._clips) for s in starts]  # type: ignore[misc]
+            ),
+            "one video": _times(
+                [lambda v=v: subject.video(self._index, v, self._video) for v in videos]  # type: ignore[misc]
+            ),
+        }
+
+
+def _summary(times: dict[str, _Times], which: int) -> dict[str, float]:
+    """Return seconds by workload, by the clock (0) or in CPU time (1)."""
+    seconds = {name: [both[which] for both in found] for name, found in times.items()}
+    return {
+        "random frames": statistics.fmean(seconds["random frames"][_WARM:]),
+        "clips": statistics.fmean(seconds["clips"][_WARM:]),
+        "one video, median": float(np.median(seconds["one video"])),
+        "one video, 99 %": float(np.quantile(seconds["one video"], 0.99)),
+    }
+
+
+def _epoch(subject: Subject, seed: int) -> list[float]:
+    """Return the times of an epoch, by the clock and in CPU time, in seconds."""
+    rng = np.random.default_rng(seed)
+    return list(_times([lambda: sum(map(len, subject.epoch(BATCH, rng)))])[0])
+
+
+def run(location: str, *, runs: int, folder: Path) -> dict[str, Any]:
+    """Measure; return medians in ms by clock, workload and subject, and of our ratios to others."""
+    store = kpstore.open(location, cache="off")
+    values = store.reader.read_slice(FEATURE, 0, len(store[FEATURE]))
+    subjects: list[Subject] = [
+        KpstoreSubject(location, store.snapshot, FEATURE, len(values), cache="off", name=OURS),
+        MemorySubject(values),
+        *(PeerSubject(name, values, folder) for name in PEERS),
+    ]
+    reads = _Reads(store.index, len(values), values.shape[1:])
+    found: dict[str, Any] = {}
+    seconds: dict[str, list[dict[str, dict[str, float]]]] = defaultdict(list)
+    for seed in range(runs):
+        times = {subject.name: reads.of(subject, seed) for subject in subjects}
+        for which, clock in enumerate(("wall", "cpu")):
+            seconds[clock].append({name: _summary(one, which) for name, one in times.items()})
+    for subject in subjects:
+        _epoch(subject, runs)  # memory is touched for the first time
+    for seed in range(runs):
+        epochs = {subject.name: _epoch(subject, seed) for subject in subjects}
+        for which, measured in enumerate(seconds.values()):
+            for name, both in epochs.items():
+                measured[seed][name]["shuffled epoch"] = both[which]
+    for clock, measured in seconds.items():
+        found[clock] = {}
+        for work in measured[0][OURS]:
+            found[clock][work] = {
+                subject.name: {
+                    "ms": statistics.median(1e3 * one[subject.name][work] for one in measured),
+                    "times_as_fast": statistics.median(
+                        one[subject.name][work] / one[OURS][work] for one in measured
+                    ),
+                }
+                for subject in subjects
+            }
+    return found
+
+
+def main() -> None:
+    """Parse, run, print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scale", type=float, default=0.25, help="share of the 947,756 frames")
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--location", help="a store of your own")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kpstore-bench-compressed-") as name:
+        folder = Path(name)
+        location = args.location or make_store(folder, "lz4", scale=args.scale, lists=())
+        found = run(location, runs=args.runs, folder=folder)
+    rows: list[Sequence[object]] = [("", "ms", "CPU ms", "kpstore", "by CPU time")]
+    for work, subjects in found["wall"].items():
+        for name, one in subjects.items():
+            cpu = found["cpu"][work][name]
+            ratios = (f"{both['times_as_fast']:.2f}" for both in (one, cpu))
+            rows.append((f"{work}: {name}", f"{one['ms']:.3f}", f"{cpu['ms']:.3f}", *ratios))
+    print_table(rows)
+    write_json(found, args.out)
+
+
+if __name__ == "__main__":
+    main()
