@@ -22,7 +22,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.core.metadata import ArrayV3Metadata
 
 from kpstore.backends.array_bounds import most_bytes
-from kpstore.backends.base import TEXT, ArrayMeta, Codec
+from kpstore.backends.base import TEXT, ArrayMeta, Chunks, Codec
 from kpstore.backends.checksums import checksum, matches
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line
 from kpstore.backends.icechunk_manifests import RowPlaces
@@ -108,26 +108,31 @@ def _codec_name(array: ZarrArray) -> Codec:
 
 
 def read_chunks(
-    array: ZarrArray, meta: ArrayMeta, chunks: range, sums: Sequence[int] = ()
+    array: ZarrArray,
+    meta: ArrayMeta,
+    chunks: range,
+    sums: Sequence[int] = (),
+    local: Chunks | None = None,
 ) -> NDArray[np.generic]:
     """Return the rows of consecutive chunks.
 
     Parameters
     ----------
     sums : checksums of these chunks; without them, only the codec checks what it reads.
+    local : the chunks of the array; those in files are read without Zarr.
 
     Raises
     ------
     BadChunkError
         For the first damaged chunk.
     """
-    size = meta.chunk_rows
+    size, source = meta.chunk_rows, local if isinstance(local, LocalChunks) else array
     try:
-        values = np.asarray(array[chunks.start * size : min(chunks.stop * size, meta.n_rows)])
+        values = np.asarray(source[chunks.start * size : min(chunks.stop * size, meta.n_rows)])
     except UNREADABLE as error:
         if len(chunks) > 1:
             for chunk in chunks:
-                read_chunks(array, meta, range(chunk, chunk + 1))
+                read_chunks(array, meta, range(chunk, chunk + 1), local=local)
         raise BadChunkError(chunks.start, first_line(error)) from error
     if values.dtype.kind == "T":
         values = values.astype(object)
@@ -280,7 +285,7 @@ class ChunkDecoder:
             and self.n_check
             and google_crc32c.value(bytes(body)) != int.from_bytes(crc, "little")
         ):
-            raise ValueError("it does not match the CRC-32C at its end")
+            raise ValueError("it does not match the CRC-32C checksum at its end")
         try:
             size = self.size_of(body)
             # The decoders silently leave the rest of a larger buffer unchanged.
@@ -375,6 +380,23 @@ class LocalChunks:
             if (place := self._places[number]) is not None:
                 return f" at {place.file}"
         return ""
+
+    def __getitem__(self, rows: slice) -> NDArray[np.generic]:
+        """Return the rows of whole chunks as Zarr does, which compares their CRC-32C."""
+        meta = self._meta
+        found = np.empty((rows.stop - rows.start, *meta.shape[1:]), dtype=meta.dtype)
+        for number in meta.chunks_of(rows.start, rows.stop):
+            (start, stop), place = meta.rows_of(number), self._places[number]
+            out = found[start - rows.start : stop - rows.start]
+            if place is None:
+                out[...] = meta.fill
+            elif stop - start == meta.chunk_rows:
+                self._decode(place.read(), out, with_crc=True)
+            else:
+                whole = np.empty((meta.chunk_rows, *meta.shape[1:]), dtype=meta.dtype)
+                self._decode(place.read(), whole, with_crc=True)
+                out[...] = whole[: stop - start]
+        return found
 
 
 def local_chunks(

@@ -150,7 +150,7 @@ class _Session:
             if meta.dtype == TEXT:
                 check_unpacked(array, chunks, self._located(name))
             sums = self._expected(name, chunks) or ()
-            values = read_chunks(array, meta, chunks, sums)
+            values = read_chunks(array, meta, chunks, sums, self.chunks(name))
         except BadChunkError as bad:
             first, last = meta.rows_of(bad.chunk)
             reason = bad.reason or "it is not what was committed there"
@@ -162,6 +162,10 @@ class _Session:
         rows = values[start - begin : stop - begin]
         # A copy, so that a few rows do not keep their whole chunks in memory.
         return rows if len(rows) == len(values) else rows.copy()
+
+    def chunks(self, name: str) -> Chunks:
+        """Return the chunks of an array, including those that were written here."""
+        return SessionChunks(self, name)
 
     def _located(self, name: str) -> RowPlaces | None:
         if name not in self._places:
@@ -315,10 +319,6 @@ class IcechunkWriteSession(_Session):
         """Return the file that holds a chunk, relative to the store."""
         is_new = name in self._created or chunk in self._written.get(name, {})
         return "written by this transaction" if is_new else super().place(name, chunk)
-
-    def chunks(self, name: str) -> Chunks:
-        """Return the chunks of an array, including those that were written here."""
-        return SessionChunks(self, name)
 
     def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         """Write any run of rows, as whole chunks."""
