@@ -7,10 +7,12 @@ import functools
 import logging
 import sys
 import traceback
+from collections import UserDict
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.models import CommandInfo
 
 from kpstore._version import __version__
 from kpstore.errors import (
@@ -122,10 +124,26 @@ def run_process() -> int:
     return run(sys.argv[1:])
 
 
+class _Subcommands(UserDict[str, Any]):
+    """Subcommands by name, each built when it is asked for: all of them take as long as Typer."""
+
+    def __getitem__(self, name: str) -> Any:
+        found = self.data[name]
+        if isinstance(found, CommandInfo):
+            alone = typer.Typer(add_completion=False)
+            alone.registered_commands.append(found)
+            found = self.data[name] = typer.main.get_command(alone)
+        return found
+
+
 @functools.cache
 def _command() -> Any:
-    """Return the command with all subcommands; building it from signatures takes a while."""
-    return typer.main.get_command(app)
+    """Return the command with all subcommands."""
+    to_build, app.registered_commands = app.registered_commands, []
+    command: Any = typer.main.get_command(app)
+    named = {info.name or str(getattr(info.callback, "__name__", "")): info for info in to_build}
+    command.commands = _Subcommands({**named, **command.commands})
+    return command
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -158,7 +158,7 @@ class Store(BaseStore):
         NotFoundError
             If the store has no such video; the message names similar ids.
         """
-        store, policy = self._complete(missing, compute, tuple(self.features))
+        store, policy = self._complete(missing, compute, tuple(self.described))
         return Video(store, store.index.position(video_id), policy)
 
     def frames(

@@ -11,11 +11,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import EntryPoint, distributions
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kpstore.errors import ExistsError, MissingExtraError, NotFoundError
 from kpstore.visible import visible
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+# importlib.metadata is imported where it is used: it takes as long to import as all commands.
 
 Group = Literal[
     "kpstore.backends",
@@ -45,6 +49,8 @@ def _all_entry_points() -> dict[tuple[str, str], EntryPoint]:
     ``importlib.metadata.entry_points`` parses those of every package for each question, which takes
     longer than opening a store.
     """
+    from importlib.metadata import distributions
+
     found: dict[tuple[str, str], EntryPoint] = {}
     for package in distributions():
         if "kpstore." in (package.read_text("entry_points.txt") or ""):
@@ -126,6 +132,8 @@ def of_others(group: Group) -> Iterator[Any]:
 
 def imported(name: str, home: str) -> Any:
     """Return ``module:attribute``; the error for a missing library names the extra."""
+    from importlib.metadata import EntryPoint
+
     return _loaded(EntryPoint(name, home, ""))
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.inspect.matching import column, column_names, common_videos, only_in
+from kpstore.inspect.matching import column, column_names, common_videos, only_in, unequal_rows
 from kpstore.schema.feature import MADE_BY
 from kpstore.store import format as fmt
+from kpstore.store.in_order import in_order
 from kpstore.store.store import BaseStore
 
 
@@ -52,8 +53,8 @@ class VersionDiff:
         return any(vars(self).values())
 
 
-_BLOCK_VIDEOS = 256
-"""Videos compared at once: some ten thousand frames, which keep memory small and reads long."""
+_BLOCK_VIDEOS = 32
+"""Videos that a thread compares at once: some thousand frames, which keep memory small."""
 
 
 def diff(old: BaseStore, new: BaseStore) -> VersionDiff:
@@ -116,19 +117,27 @@ class _CommonVideos:
         if framewise:
             changed = changed | (old.n_frames[self._here] != new.n_frames[self._there])
         left = np.flatnonzero(~changed)
-        for first in range(0, len(left), _BLOCK_VIDEOS):
+
+        def differing(first: int) -> NDArray[np.int64]:
             block = left[first : first + _BLOCK_VIDEOS]
             here, there = self._here[block], self._there[block]
             a = self._old.read(array, old.rows_of(here) if framewise else here)
             b = self._new.read(array, new.rows_of(there) if framewise else there)
             owners = np.repeat(block, old.n_frames[here] if framewise else 1)
-            changed[owners[~_equal_rows(a, b)]] = True
+            return owners[~_equal_rows(a, b)]
+
+        for videos in in_order(differing, range(0, len(left), _BLOCK_VIDEOS)):
+            changed[videos] = True
         return changed
 
 
 def _equal_rows(a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.bool_]:
     """Return whether each row holds the same values in both arrays, (rows,) bool."""
+    n_rows, odd = len(a), np.flatnonzero(unequal_rows(a, b))  # few, and slower to compare
+    a, b = a[odd], b[odd]
     same: NDArray[np.bool_] = np.asarray(a == b, dtype=bool)
     if a.dtype.kind == "f":
         same |= np.isnan(a) & np.isnan(b)
-    return np.asarray(same.reshape(len(a), math.prod(a.shape[1:])).all(axis=1))
+    equal = np.ones(n_rows, dtype=np.bool_)
+    equal[odd] = same.reshape(len(odd), math.prod(a.shape[1:])).all(axis=1)
+    return equal

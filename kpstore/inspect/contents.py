@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,13 +12,22 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.inspect.coverage import coverage
-from kpstore.inspect.matching import column, column_names, common_videos, only_in
+from kpstore.inspect.matching import (
+    column,
+    column_names,
+    common_videos,
+    matched_frames,
+    only_in,
+    unequal_rows,
+)
 from kpstore.schema.feature import MASK, State, part_slices
 from kpstore.store import format as fmt
+from kpstore.store.arrays import FeatureArray
+from kpstore.store.in_order import in_order
 from kpstore.store.store import BaseStore
 
-_BLOCK_ROWS = 8192
-"""Rows of both stores in memory at once: 14 MB of keypoints each."""
+_BLOCK_BYTES = 8 * 2**20
+"""Bytes of each store that a thread compares at once."""
 
 OnProgress = Callable[[int], None]
 
@@ -167,7 +177,7 @@ def compare(
                 f"feature {name!r} is in neither; A has {sorted(a.features)}, B "
                 f"{sorted(b.features)}"
             )
-    rows_a, rows_b, n_by_number = _matched_frames(a, b)
+    rows_a, rows_b, n_by_number = matched_frames(a, b)
     found = ContentDiff(
         videos=(len(a.index), len(b.index)),
         frames=(a.index.total_frames, b.index.total_frames),
@@ -191,53 +201,6 @@ def compare(
     return found
 
 
-def _matched_frames(a: BaseStore, b: BaseStore) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Return the rows of common frames in A and in B, and the number of videos matched by number.
-
-    The rows are in the order of A.
-    """
-    of_b = np.full(a.index.total_frames, -1, dtype=np.int64)
-    taken = np.zeros(b.index.total_frames, dtype=bool)
-    # First within videos of one id, as frames of several videos may have the same path; then
-    # anywhere.
-    for by_video in (True, False):
-        places = {
-            key: row for row, key in enumerate(_frame_keys(b, by_video=by_video)) if not taken[row]
-        }
-        for row, key in enumerate(_frame_keys(a, by_video=by_video)):
-            if of_b[row] < 0 and key in places:
-                of_b[row] = places[key]
-        taken[of_b[of_b >= 0]] = True
-        if taken.all() or (of_b >= 0).all():
-            break
-    n_by_number = 0
-    for position, video_id in enumerate(a.index.ids.tolist()):
-        rows = a.index.rows(position)
-        if rows.start == rows.stop or video_id not in b.index or (of_b[rows] >= 0).any():
-            continue
-        others = b.index.rows(b.index.position(video_id))
-        if others.stop - others.start == rows.stop - rows.start and not taken[others].any():
-            of_b[rows] = np.arange(others.start, others.stop)
-            n_by_number += 1
-    rows_a = np.flatnonzero(of_b >= 0)
-    return rows_a, of_b[rows_a], n_by_number
-
-
-def _frame_keys(store: BaseStore, *, by_video: bool) -> Iterator[tuple[str, str, int]]:
-    """Yield each frame's video (or ``""``), path (or number), and how often that came before."""
-    seen: dict[tuple[str, str], int] = {}
-    if not len(store.index):
-        return
-    for position, video_id in enumerate(store.index.ids.tolist()):
-        rows = store.index.rows(position)
-        if by_video:
-            seen.clear()  # no other video has keys like this one's
-        for number, path in enumerate(store[fmt.IMAGE_PATH][rows].tolist()):
-            key = (video_id if by_video else "", path.replace("\\", "/") or f"{video_id}#{number}")
-            seen[key] = seen.get(key, -1) + 1
-            yield *key, seen[key]
-
-
 def _columns(a: BaseStore, b: BaseStore) -> dict[str, int]:
     """Return in how many common videos each column differs, for those that do."""
     here, there = common_videos(a, b)
@@ -250,6 +213,36 @@ def _columns(a: BaseStore, b: BaseStore) -> dict[str, int]:
             differing &= (one > 0) & (other > 0)
         counts["frames" if name == "n_frames" else name] = int(differing.sum())
     return {name: count for name, count in counts.items() if count}
+
+
+@dataclass
+class _Block:
+    """What was found in some rows.
+
+    Parameters
+    ----------
+    diff : the counts.
+    limit : number of differences to list.
+    first : row of A, part, what and distance of those.
+    """
+
+    diff: FeatureDiff
+    limit: int
+    first: list[tuple[int, str, str, float | None]] = field(default_factory=list)
+
+    def note(
+        self,
+        rows: NDArray[np.int64],
+        differing: NDArray[np.bool_],
+        part: str,
+        what: Callable[[int], str],
+        distance: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Note the rows that differ in a part, as many as are to be listed."""
+        for row in np.flatnonzero(differing)[: self.limit - len(self.first)].tolist():
+            kind = what(row)
+            largest = float(distance[row]) if distance is not None and kind == "values" else None
+            self.first.append((int(rows[row]), part, kind, largest))
 
 
 class _FeatureComparison:
@@ -293,12 +286,31 @@ class _FeatureComparison:
             rows_a, rows_b = common_videos(self._a, self._b)
         else:
             self._compare_empty_videos()
-        for start in range(0, len(rows_a), _BLOCK_ROWS):
-            block = slice(start, start + _BLOCK_ROWS)
-            self._compare(rows_a[block], rows_b[block])
-            on_progress(len(rows_a[block]))
+        step = _block_rows(self._a[self._name])
+        blocks = [
+            (rows_a[start : start + step], rows_b[start : start + step])
+            for start in range(0, len(rows_a), step)
+        ]
+        for found in in_order(lambda rows: self._compare(*rows), blocks):
+            self._add(found)
+            on_progress(found.diff.rows)
         self._found.parts = {name: part for name, part in self._found.parts.items() if part}
         return self._found
+
+    def _add(self, block: _Block) -> None:
+        """Add what was found in some rows."""
+        whole, more = self._found, block.diff
+        whole.rows += more.rows
+        whole.differing += more.differing
+        whole.states += more.states
+        for name, part in more.parts.items():
+            known = whole.parts.setdefault(name, PartDiff())
+            known.values += part.values
+            known.only_a += part.only_a
+            known.only_b += part.only_b
+            known.largest = max(known.largest, part.largest)
+        for row, part_name, what, largest in block.first[: self._n_left]:
+            self._first.append(Difference(self._where(row), self._name, part_name, what, largest))
 
     def _compare_empty_videos(self) -> None:
         """Compare the states of videos without frames, in which no frame shows a failure."""
@@ -316,27 +328,34 @@ class _FeatureComparison:
         """Number of differences that may still be listed."""
         return max(0, self._limit - len(self._first))
 
-    def _read(
-        self, array: str, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        return self._a.read(array, rows_a), self._b.read(array, rows_b)
-
-    def _compare(self, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]) -> None:
-        here, there = self._read(fmt.row_state_name(self._spec), rows_a, rows_b)
-        states = here != there
-        self._found.states += int(states.sum())
-        differing = states.copy()
-        self._note(rows_a, states, "", lambda row: "state")
+    def _compare(self, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]) -> _Block:
+        """Compare some pairs of rows; called in threads."""
+        status = fmt.row_state_name(self._spec)
+        companions = {name: self._spec.companion(name) for name in self._companions}
+        names = (status, self._name, *companions.values())
+        arrays = {name: (self._a.read(name, rows_a), self._b.read(name, rows_b)) for name in names}
+        found = _Block(FeatureDiff(rows=len(rows_a)), self._limit)
+        unequal = np.zeros(len(rows_a), dtype=np.bool_)
+        for one, other in arrays.values():
+            unequal |= unequal_rows(one, other)
+        if not unequal.any():  # as nearly always
+            return found
+        arrays = {name: (a[unequal], b[unequal]) for name, (a, b) in arrays.items()}
+        rows = rows_a[unequal]
+        here, there = arrays[status]
+        differing = here != there
+        found.diff.states = int(differing.sum())
+        found.note(rows, differing, "", lambda row: "state")
         both = (here == State.DONE) & (there == State.DONE)
-        values = self._read(self._name, rows_a, rows_b)
-        for part, rows in part_slices(self._spec).items():
-            one, other = (_flat(array[:, rows] if rows else array) for array in values)
-            differing |= self._compare_part(part, one, other, both, rows_a)
-        for companion in self._companions:
-            one, other = map(_flat, self._read(self._spec.companion(companion), rows_a, rows_b))
-            differing |= self._compare_part(companion, one, other, both, rows_a)
-        self._found.rows += len(rows_a)
-        self._found.differing += int(differing.sum())
+        parts = {
+            part: [_flat(array[:, points] if points else array) for array in arrays[self._name]]
+            for part, points in part_slices(self._spec).items()
+        }
+        parts |= {name: [_flat(array) for array in arrays[c]] for name, c in companions.items()}
+        for part, (one, other) in parts.items():
+            differing |= self._compare_part(part, one, other, both, rows, found)
+        found.diff.differing = int(differing.sum())
+        return found
 
     def _compare_part(
         self,
@@ -344,10 +363,10 @@ class _FeatureComparison:
         one: NDArray[np.generic],
         other: NDArray[np.generic],
         both: NDArray[np.bool_],
-        rows_a: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        block: _Block,
     ) -> NDArray[np.bool_]:
         """Record the rows of one part, (rows, numbers), that differ; return which, (rows,) bool."""
-        found = self._found.parts.setdefault(part, PartDiff())
         here, there = (~np.isnan(array) for array in (one, other))
         only_a = both & (here & ~there).any(axis=1) & ~(there & ~here).any(axis=1)
         only_b = both & (there & ~here).any(axis=1)
@@ -356,34 +375,21 @@ class _FeatureComparison:
         # Infinities of the same sign are equal, although their difference is NaN.
         distance = np.where(np.isnan(apart_by), 0, apart_by).max(axis=1, initial=0)
         apart = both & (distance > self._atol) & ~only_a & ~only_b
-        found.only_a += int(only_a.sum())
-        found.only_b += int(only_b.sum())
-        found.values += int(apart.sum())
-        found.largest = max(found.largest, float(distance[both].max(initial=0)))
+        block.diff.parts[part] = PartDiff(
+            values=int(apart.sum()),
+            only_a=int(only_a.sum()),
+            only_b=int(only_b.sum()),
+            largest=float(distance[both].max(initial=0)),
+        )
         any_difference: NDArray[np.bool_] = only_a | only_b | apart
-        self._note(
-            rows_a,
+        block.note(
+            rows,
             any_difference,
             part,
             lambda row: "only in A" if only_a[row] else "only in B" if only_b[row] else "values",
             distance,
         )
         return any_difference
-
-    def _note(
-        self,
-        rows_a: NDArray[np.int64],
-        differing: NDArray[np.bool_],
-        part: str,
-        what: Callable[[int], str],
-        distance: NDArray[np.float64] | None = None,
-    ) -> None:
-        for row in np.flatnonzero(differing)[: self._n_left].tolist():
-            kind = what(row)
-            largest = float(distance[row]) if distance is not None and kind == "values" else None
-            self._first.append(
-                Difference(self._where(int(rows_a[row])), self._name, part, kind, largest)
-            )
 
     def _where(self, row: int) -> str:
         if self._spec.axis == "video":
@@ -398,10 +404,16 @@ def _has_any(store: BaseStore, name: str) -> bool:
     array = store[name]
     if array.dtype.kind != "f":
         return True
+    step = _block_rows(array)
     return any(
-        not np.isnan(array[start : start + _BLOCK_ROWS]).all()
-        for start in range(0, array.shape[0], _BLOCK_ROWS)
+        not np.isnan(array[start : start + step]).all() for start in range(0, len(array), step)
     )
+
+
+def _block_rows(array: FeatureArray) -> int:
+    """Return the number of rows to read at once: some whole chunks."""
+    chunk_bytes = array.chunk_rows * array.dtype.itemsize * math.prod(array.shape[1:])
+    return array.chunk_rows * int(max(1, _BLOCK_BYTES // max(1, chunk_bytes)))
 
 
 def _flat(rows: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
 from kpstore.backends.base import ArrayMeta, Backend
 from kpstore.errors import CorruptError, InvalidError, KpstoreError, one_line
+from kpstore.inspect import rules
 from kpstore.schema.failures import Failures
-from kpstore.schema.feature import MASK, FeatureSpec, State, faults, part_names, part_slices
+from kpstore.schema.feature import FeatureSpec, State, part_names
 from kpstore.store import format as fmt
 from kpstore.store.agreement import agrees
 from kpstore.store.chunk_checks import (
@@ -32,12 +32,6 @@ _INDEX = ("video_id", "split", "n_frames")
 """Arrays that every other check needs."""
 
 _NOT_SENSIBLE = "is not a sensible value"
-
-FAR = 100.0
-"""Keypoints farther from the picture than this, in its widths or heights, are noted.
-
-Real ones reach 84 (a leg below a close-up).
-"""
 
 
 def verify(store: BaseStore, *, on_rows: Callable[[int], None] | None = None) -> Verification:
@@ -272,14 +266,14 @@ class _Check:
 
     def _check_paths(self) -> None:
         # Their hashes, as a store of a stranger may unpack to more paths than memory holds.
-        hashes, rows = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
+        hashes, rows = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
         for span, paths in self._blocks(fmt.IMAGE_PATH):
             empty = paths == ""
             self.note(fmt.IMAGE_PATH, "is empty", span.where(empty))
             if empty.all():
                 continue
-            texts = [path.encode(errors="surrogatepass") for path in paths[~empty].tolist()]
-            hashes.append(np.array([xxh3_64_intdigest(text) for text in texts], dtype=np.uint64))
+            some = paths[~empty].tolist()
+            hashes.append(np.fromiter(map(hash, some), dtype=np.int64, count=len(some)))
             rows.append(span.start + np.flatnonzero(~empty))
         every = np.concatenate(hashes)
         order = np.argsort(every, kind="stable")
@@ -324,66 +318,27 @@ class _Check:
         of_frames = [fmt.status_name(spec.name)] if spec.axis == "frame" else []
         self.found.arrays += len(spec.arrays) + len(of_frames)
         statuses, unread = Statuses(), False
-        for span in self._reader.spans(spec.name, *list(spec.arrays)[1:], *of_frames):
-            arrays = {array: self._reader.read(array, span) for array in spec.arrays}
-            status = None if states is None else states[span.start : span.stop]
+
+        def status_in(span: Span, last: NDArray[Any] | None) -> NDArray[np.uint8] | None:
             if of_frames:
-                status = self._reader.read(of_frames[0], span)
-            sound = {array: block for array, block in arrays.items() if block is not None}
+                return last
+            return None if states is None else states[span.start : span.stop]
+
+        def look(span: Span, arrays: Sequence[NDArray[Any]]) -> list[rules.Finding]:
+            status = status_in(span, arrays[-1])
+            by_name = dict(zip(spec.arrays, arrays, strict=False))
+            return [] if status is None else rules.look(spec, by_name, status)
+
+        for span, arrays, seen in self._reader.blocks([*spec.arrays, *of_frames], look):
+            status = status_in(span, arrays[-1])
             if status is None:
                 unread = True
                 continue
             statuses.add(span, status)
-            if len(sound) == len(arrays):
-                self._block(spec, span, sound, status)
+            for one in seen or ():
+                record = self._rows_problem if one.is_problem else self.note
+                record(one.array, one.what, span.where(one.bad), axis=spec.axis)
         return None if unread or not of_frames else statuses
-
-    def _block(
-        self,
-        spec: FeatureSpec,
-        span: Span,
-        arrays: dict[str, NDArray[Any]],
-        status: NDArray[np.uint8],
-    ) -> None:
-
-        def problem(array: str, what: str, bad: NDArray[np.bool_]) -> None:
-            self._rows_problem(array, what, span.where(bad), axis=spec.axis)
-
-        values = arrays[spec.name].reshape(len(arrays[spec.name]), *spec.shape)
-        problem(spec.name, "has an unknown state", status > max(State))
-        done = status == State.DONE
-        for name, array in spec.arrays.items():
-            problem(name, "has values, but is not done", ~array.are_empty(arrays[name]) & ~done)
-        companions = {c.name: arrays[spec.companion(c.name)] for c in spec.companions}
-        for name, what, bad in faults(spec, values, companions):
-            # That rows which are not done have no values at all is checked above.
-            problem(name, what, bad & (done | (name == spec.name)))
-        if values.dtype.kind != "f":
-            return
-        if companions.get(MASK) is not None:
-            self._masks(spec, span, values, companions[MASK], done)
-        if spec.labels.get("space") and values.ndim == 3:
-            far = span.where((np.abs(values[..., :2]) > FAR).any(axis=(1, 2)))
-            self.note(spec.name, f"is more than {FAR:g} pictures away", far, spec.axis)
-
-    def _masks(
-        self,
-        spec: FeatureSpec,
-        span: Span,
-        values: NDArray[np.floating],
-        detected: NDArray[np.bool_],
-        done: NDArray[np.bool_],
-    ) -> None:
-        slices = part_slices(spec)
-        for column, part in enumerate(part_names(spec)):
-            rows = slices.get(part)
-            if rows is None:
-                continue
-            some = np.isnan(values[:, rows]).reshape(len(values), -1)
-            # Files of other tools may hold only some of a part's points, or no depth.
-            fewer = done & detected[:, column] & some.any(axis=1) & ~some.all(axis=1)
-            what = f"lacks some points or coordinates of {part}"
-            self.note(spec.name, what, span.where(fewer), spec.axis)
 
     def _states(
         self,

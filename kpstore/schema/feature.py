@@ -6,6 +6,7 @@ import enum
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -126,8 +127,8 @@ class FeatureSpec(ArraySpec):
         if reserved:
             yield f"companion name {reserved.pop()!r} is reserved for the store itself"
 
-    @property
-    def arrays(self) -> dict[str, ArraySpec]:
+    @cached_property
+    def arrays(self) -> Mapping[str, ArraySpec]:
         """All arrays of this feature by their stored names: the values first, then companions."""
         values = ArraySpec(
             self.name, self.shape, self.dims, self.dtype, self.units, self.description
@@ -388,9 +389,11 @@ def faults(
         if detected is None or rows is None:
             continue
         here, there = known[:, rows], detected[:, column]
-        gone = ~_any_in_row(here)
+        lacking = np.flatnonzero(~_all_in_row(here))  # few, and slow to check
+        gone = np.zeros(len(here), dtype=np.bool_)
+        gone[lacking] = ~_any_in_row(here[lacking])
         wrong = there & gone
-        partial = np.flatnonzero(there & ~gone & ~_all_in_row(here))  # few, and slow to check
+        partial = lacking[(there & ~gone)[lacking]]
         wrong[partial] = _torn(~here[partial]).any(axis=1)
         yield mask, _says_there(part), wrong
         yield mask, f"says {part} is missing, but values are there", ~there & ~gone

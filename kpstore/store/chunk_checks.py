@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from kpstore.errors import CorruptError, KpstoreError
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoIndex
 from kpstore.store.damage import Damage, named, reason_of
+from kpstore.store.in_order import in_order
 
 
 @dataclass
@@ -100,6 +101,11 @@ ChunkKey = tuple[Any, ...]
 Rows = range | NDArray[np.int64]
 """Numbers of some rows, ascending."""
 
+Seen = TypeVar("Seen")
+
+_Fetched = NDArray[Any] | Problem | CorruptError | None
+"""Rows that were read, why they could not be, or None if they cannot be checked."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -178,6 +184,7 @@ class ChunkReader:
     ) -> None:
         self.session, self.found, self._on_rows = session, found, on_rows
         self._known: dict[ChunkKey, Problem | None] = {} if known is None else known
+        self._shared = known is not None
         self._sums: dict[str, NDArray[np.uint64] | None] = {}
         self.unchecked: set[str] = set()
         """Arrays whose checksums cannot be read, so that their chunks cannot be checked."""
@@ -186,13 +193,37 @@ class ChunkReader:
         self.parts_of: dict[str, list[str]] = {}
         """Parts of the feature that an array belongs to."""
 
-    def spans(self, name: str, *others: str) -> Iterator[Span]:
-        """Yield all rows of an array: its chunks, and the runs between them.
+    def blocks(
+        self, names: Sequence[str], look: Callable[[Span, Sequence[NDArray[Any]]], Seen]
+    ) -> Iterator[tuple[Span, list[NDArray[Any] | None], Seen | None]]:
+        """Yield the rows of some arrays of one length, span by span, and what is seen in them.
 
         Parameters
         ----------
-        others : arrays of the same length that are read together with it.
+        look : called in threads with the arrays of a span, unless one of them is damaged.
         """
+
+        def read(span: Span) -> tuple[Span, list[_Fetched], Seen | None]:
+            found = [self._fetch(name, span) for name in names]
+            sound = [one for one in found if isinstance(one, np.ndarray)]
+            return span, found, look(span, sound) if len(sound) == len(found) else None
+
+        for span, fetched, seen in in_order(read, self._spans(*names)):
+            pairs = zip(names, fetched, strict=True)
+            yield span, [self._settle(name, span, found) for name, found in pairs], seen
+            self._count(span)
+
+    def spans(self, name: str) -> Iterator[Span]:
+        """Yield all rows of an array: its chunks, and the runs between them."""
+        for span in self._spans(name):
+            yield span
+            self._count(span)
+
+    def _count(self, span: Span) -> None:
+        self.found.rows += span.stop - span.start
+        self._on_rows(span.stop - span.start)
+
+    def _spans(self, name: str, *others: str) -> Iterator[Span]:
         meta = self.session.meta(name)
         written = np.zeros(meta.n_chunks, dtype=np.bool_)
         for one in (name, *others):
@@ -207,10 +238,7 @@ class ChunkReader:
         for first, end in pairwise([0, *cuts.tolist(), meta.n_chunks]):
             if first == end:
                 continue  # an array without rows
-            span = Span(meta.rows_of(first)[0], meta.rows_of(end - 1)[1], bool(written[first]))
-            yield span
-            self.found.rows += span.stop - span.start
-            self._on_rows(span.stop - span.start)
+            yield Span(meta.rows_of(first)[0], meta.rows_of(end - 1)[1], bool(written[first]))
 
     def _written(self, name: str) -> NDArray[np.bool_]:
         """Return which chunks of an array are stored, or should be."""
@@ -224,34 +252,49 @@ class ChunkReader:
 
         None, and a recorded problem, if the chunk is damaged.
         """
-        if not self.can_check(name):
+        return self._settle(name, span, self._fetch(name, span))
+
+    def _fetch(self, name: str, span: Span) -> _Fetched:
+        """Read, and record nothing, so that threads may."""
+        if name in self.unchecked:
             return None
-        meta, start, stop = self.session.meta(name), span.start, span.stop
         if not span.is_written:
-            return meta.unwritten(1)
-        chunk = start // meta.chunk_rows
-        key = self._key(name, chunk)
-        known = self._known.get(key)
+            return self.session.meta(name).unwritten(1)
+        known = self._known.get(self._key(name, span)) if self._known else None
         if known is not None:
-            self._seen_again(known)
-            return None
+            return known
         try:
-            values = self.session.read(name, start, stop)
+            return self.session.read(name, span.start, span.stop)
         except CorruptError as error:
-            self._known[key] = self._note(name, chunk, error)
-            return None
-        self._known[key] = None
-        self.found.size_bytes += (stop - start) * meta.row_bytes
-        return values
+            return error
+
+    def _settle(self, name: str, span: Span, found: _Fetched) -> NDArray[Any] | None:
+        """Record what was read; return it if it is sound."""
+        if isinstance(found, CorruptError):
+            number = span.start // self.session.meta(name).chunk_rows
+            # Another span may lie in the same chunk, and be read before this one is settled.
+            known = self._known.get(self._key(name, span))
+            if known is None:
+                self._known[self._key(name, span)] = self._note(name, number, found)
+            else:
+                self._seen_again(known)
+        elif isinstance(found, Problem):
+            self._seen_again(found)
+        elif found is not None:
+            if span.is_written:
+                if self._shared:
+                    self._known[self._key(name, span)] = None
+                self.found.size_bytes += len(found) * self.session.meta(name).row_bytes
+            return found
+        return None
 
     def look_at(self, name: str) -> None:
         """Check the chunks of an array that are not known to be sound from other versions."""
         if self.session.digest(name) is not None:
             self.whole(name)  # all of it has one digest
         elif self.can_check(name):
-            chunk_rows = self.session.meta(name).chunk_rows
             for span in self.spans(name):
-                key = self._key(name, span.start // chunk_rows) if span.is_written else None
+                key = self._key(name, span) if span.is_written else None
                 if key is not None and (key not in self._known or self._known[key] is not None):
                     self.read(name, span)
 
@@ -294,8 +337,9 @@ class ChunkReader:
             Problem(name, what, first="the array", parts=parts, versions=[self.session.snapshot])
         )
 
-    def _key(self, name: str, chunk: int) -> ChunkKey:
+    def _key(self, name: str, span: Span) -> ChunkKey:
         sums, meta = self._sums[name], self.session.meta(name)
+        chunk = span.start // meta.chunk_rows
         try:
             place = self.session.place(name, chunk)
         except KpstoreError:  # the record of where chunks are stored may be damaged as well

@@ -201,12 +201,12 @@ class BaseStore(Version):
 
     def states(self, feature: str) -> NDArray[np.uint8]:
         """Return how far each video has come for a feature, (videos,) uint8 of :class:`State`."""
-        fmt.check_feature(self.features, feature)
+        self.feature(feature)
         return np.asarray(self[fmt.state_name(feature)])
 
     def failures(self, feature: str) -> list[Failure]:
         """Return every frame and video that failed for a feature, in storage order."""
-        fmt.check_feature(self.features, feature)
+        self.feature(feature)
         texts = np.asarray(self[fmt.failure_name(feature)])
         found: list[Failure] = []
         for position in np.flatnonzero(texts != "").tolist():

@@ -121,11 +121,11 @@ class Video:
 
     def state(self, feature: str) -> State:
         """Return how far this video has come for a feature."""
-        fmt.check_feature(self._store.features, feature)
+        self._store.feature(feature)
         return State(int(self._scalar(fmt.state_name(feature))))
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        array = self._store[name]
+        array, owner = self._store[name], self._owner(name)
         axis = array.dims[0]
         if axis not in ("frame", "video"):
             own = [name for name in self._store if self._store[name].dims[0] in ("frame", "video")]
@@ -137,7 +137,7 @@ class Video:
         values: NDArray[Any] = array[self.rows] if framewise else array[self.position]
         if self._missing == "nan":
             return values
-        usable = self._usable(name, framewise)
+        usable = self._usable(owner, framewise)
         if self._missing == "error" and not usable.all():
             raise NotFoundError(
                 f"{int((~usable).sum())} of {usable.size} rows of {name!r} of video {self.id!r} "
@@ -146,10 +146,16 @@ class Video:
             )
         return values[usable] if framewise else values
 
-    def _usable(self, name: str, framewise: bool) -> NDArray[np.bool_]:
-        """Return which rows of an array are done, (T,) or (1,) bool; all if no feature owns it."""
-        features = self._store.features
-        owner = next((f for f, stored in features.items() if name in stored.spec.arrays), None)
+    def _owner(self, name: str) -> str | None:
+        """Return the feature that an array belongs to, after comparing it with its arrays."""
+        described = self._store.described
+        owner = next((f for f, stored in described.items() if name in stored.spec.arrays), None)
+        if owner is not None:
+            self._store.feature(owner)  # not those of the others, which take a while to open
+        return owner
+
+    def _usable(self, owner: str | None, framewise: bool) -> NDArray[np.bool_]:
+        """Return which rows of a feature are done, (T,) or (1,) bool; all if none owns them."""
         if owner is None:
             return np.ones(self.n_frames if framewise else 1, dtype=bool)
         if framewise:

@@ -125,7 +125,7 @@ def test_a_chunk_that_holds_too_little_is_said(tmp_path: Path, codec: Codec) -> 
         large.read_into(0, np.empty((1024, 400), np.float32))
 
 
-def test_a_flipped_bit_is_found_by_who_reads_through_zarr(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_found_by_a_read_of_a_session(tmp_path: Path) -> None:
     backend = IcechunkBackend(str(tmp_path / "s.kps"))
     backend.create({}, "made")
     changes = backend.begin()

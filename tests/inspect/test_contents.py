@@ -191,6 +191,17 @@ def test_videos_without_common_paths_are_matched_by_number_and_that_is_said(
     ]
 
 
+def test_frames_of_one_path_in_several_videos_are_matched_within_videos_then_anywhere() -> None:
+    def made(*videos: str) -> kpstore.Store:
+        store = kpstore.create(memory_location())
+        with store.transaction("fill") as tx:
+            tx.add_videos([VideoRecord(video, "train", ("0.png",)) for video in videos])
+        return store.at()
+
+    found = compare(made("b", "a"), made("a", "c"))
+    assert (found.frames_only_a, found.frames_only_b) == (0, 0)
+
+
 def test_videos_that_call_their_frames_alike_are_matched_by_id() -> None:
     def made(order: str) -> kpstore.Store:
         store = kpstore.create(memory_location())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
 from kpstore.interop import outputs
 from kpstore.interop.base import ExportedFile
+from kpstore.interop.deflate import DeflateThreads
 from kpstore.interop.npz import write
 from kpstore.interop.npz.write import NpzExport
 from kpstore.schema.feature import FeatureRows
@@ -207,3 +209,20 @@ def test_zeros_that_look_like_results_are_told(
             )
             there = any(note.startswith(told) for note in report.notes)
             assert there == (missing == "zeros"), report.notes
+
+
+def test_threads_compress_a_member_whose_pieces_stay_in_order(tmp_path: Path) -> None:
+    pieces = [bytes([number]) * number * 1000 for number in range(100)]
+    with (
+        DeflateThreads() as threads,
+        zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in ("one", "other", "empty"):
+            with threads.open(archive, name) as file:
+                for piece in pieces if name != "empty" else ():
+                    file.write(piece)
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.read("one") == archive.read("other") == b"".join(pieces)
+        assert archive.read("empty") == b""
+        assert archive.getinfo("one").compress_size < len(b"".join(pieces)) / 10

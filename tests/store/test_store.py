@@ -22,6 +22,8 @@ from kpstore.errors import (
     ReadOnlyError,
     UnsupportedError,
 )
+from kpstore.schema.feature import FeatureSpec, State
+from tests.fakes import record
 from tests.processes import finish
 from tests.store.data import LENGTHS, SPLITS, fill, rows_of
 
@@ -250,3 +252,17 @@ def test_a_record_of_failures_that_is_damaged_is_said_with_its_place(store: kpst
         CorruptError, match=r"points_failure\[1\] in .* is damaged: '\{' given as failures"
     ):
         store.at().failures("points")
+
+
+def test_a_video_opens_the_arrays_of_the_feature_that_is_read_alone(tmp_path: Path) -> None:
+    store = kpstore.create(tmp_path / "s.kps")
+    with store.transaction("fill") as tx:
+        tx.add_videos([record("a", 3)])
+        for name in ("one", "other"):
+            tx.add_feature(FeatureSpec(name, (2,), ("x",)), {"extractor": "made up"})
+    opened = kpstore.open(store.location)
+    opened.video("a", missing="skip")["one"]
+    assert opened.video("a").state("one") is State.PENDING
+    names = set(opened.session._opened)
+    assert {"one", "one_status"} <= names
+    assert not {"other", "other_status", "other_state"} & names

@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kpstore.interop.base import ExportedFile, ExportReport, FileExporter, OnProgress, Splits
+from kpstore.interop.deflate import DeflateThreads
 from kpstore.interop.files import check_free, written_aside
 from kpstore.interop.npz.layout import IDS, KEYPOINTS, PATHS, npz_name, stats_name
 from kpstore.interop.outputs import (
@@ -117,16 +119,20 @@ class _SplitWriter:
 
     def write_npz(self, path: Path) -> None:
         """Write the npz file, counting detections on the way."""
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
+        with (
+            DeflateThreads() as threads,
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive,
+        ):
+            add = partial(_write_array, archive, threads)
             shape = (len(self._rows), *self._spec.shape)
-            _write_array(archive, self._spec.name, self._spec.dtype, shape, self._values())
+            add(self._spec.name, self._spec.dtype, shape, self._values())
             for name, read in ((PATHS, self._image_paths), (IDS, self._video_ids)):
                 longest = max(
                     (len(text) for block in blocks(self._rows) for text in read(block)), default=1
                 )
                 dtype = np.dtype(f"<U{max(longest, 1)}")
                 texts = (read(block).astype(dtype) for block in blocks(self._rows))
-                _write_array(archive, name, dtype, (len(self._rows),), texts)
+                add(name, dtype, (len(self._rows),), texts)
 
     def stats(self) -> dict[str, object]:
         """Return the contents of the stats file; call :meth:`write_npz` first."""
@@ -161,6 +167,7 @@ class _SplitWriter:
 
 def _write_array(
     archive: zipfile.ZipFile,
+    threads: DeflateThreads,
     name: str,
     dtype: DTypeLike,
     shape: tuple[int, ...],
@@ -172,7 +179,7 @@ def _write_array(
         "fortran_order": False,
         "shape": shape,
     }
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+    with threads.open(archive, f"{name}.npy") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
             file.write(np.ascontiguousarray(block).tobytes())

@@ -1,0 +1,99 @@
+"""Rules of the format for the values of a feature, for some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.schema.feature import MASK, FeatureSpec, State, faults, part_names, part_slices
+
+FAR = 100.0
+"""Keypoints farther from the picture than this, in its widths or heights, are noted.
+
+Real ones reach 84 (a leg below a close-up).
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Rows that break a rule, or, if it is not a problem, are worth a look.
+
+    Parameters
+    ----------
+    bad : (rows,) bool.
+    """
+
+    array: str
+    what: str
+    bad: NDArray[np.bool_]
+    is_problem: bool = True
+
+
+def look(
+    spec: FeatureSpec, arrays: Mapping[str, NDArray[Any]], status: NDArray[np.uint8]
+) -> list[Finding]:
+    """Return what is found in some rows of a feature.
+
+    Parameters
+    ----------
+    arrays : values and companions by name of the array, rows first.
+    status : (rows,) uint8 of :class:`State`.
+    """
+    values = arrays[spec.name].reshape(len(arrays[spec.name]), *spec.shape)
+    done = status == State.DONE
+    found = [*_broken(spec, arrays, values, status, done)]
+    if values.dtype.kind == "f":
+        found += _odd(spec, arrays, values, done)
+    return [one for one in found if one.bad.any()]
+
+
+def _broken(
+    spec: FeatureSpec,
+    arrays: Mapping[str, NDArray[Any]],
+    values: NDArray[Any],
+    status: NDArray[np.uint8],
+    done: NDArray[np.bool_],
+) -> Iterator[Finding]:
+    yield Finding(spec.name, "has an unknown state", status > max(State))
+    for name, array in spec.arrays.items():
+        yield Finding(name, "has values, but is not done", ~array.are_empty(arrays[name]) & ~done)
+    companions = {c.name: arrays[spec.companion(c.name)] for c in spec.companions}
+    for name, what, bad in faults(spec, values, companions):
+        # That rows which are not done have no values at all is checked above.
+        yield Finding(name, what, bad & (done | (name == spec.name)))
+
+
+def _odd(
+    spec: FeatureSpec,
+    arrays: Mapping[str, NDArray[Any]],
+    values: NDArray[np.floating],
+    done: NDArray[np.bool_],
+) -> Iterator[Finding]:
+    mask = spec.companion(MASK)
+    if mask in arrays:
+        # Few rows lack anything.
+        lacking = np.flatnonzero(done & np.isnan(values).reshape(len(values), -1).any(axis=1))
+        missing, detected = np.isnan(values[lacking]), arrays[mask][lacking]
+        slices = part_slices(spec)
+        for column, part in enumerate(part_names(spec)):
+            rows = slices.get(part)
+            if rows is None:
+                continue
+            some = missing[:, rows].reshape(len(lacking), -1)
+            # Files of other tools may hold only some of a part's points, or no depth.
+            fewer = np.zeros(len(values), dtype=np.bool_)
+            fewer[lacking] = detected[:, column] & some.any(axis=1) & ~some.all(axis=1)
+            what = f"lacks some points or coordinates of {part}"
+            yield Finding(spec.name, what, fewer, is_problem=False)
+    if spec.labels.get("space") and values.ndim == 3 and _reach(values) > FAR:
+        far = (np.abs(values[..., :2]) > FAR).any(axis=(1, 2))
+        yield Finding(spec.name, f"is more than {FAR:g} pictures away", far, is_problem=False)
+
+
+def _reach(values: NDArray[np.floating]) -> float:
+    """Return the largest absolute value; NaN if there is none."""
+    return float(max(np.fmax.reduce(values, axis=None), -np.fmin.reduce(values, axis=None)))
