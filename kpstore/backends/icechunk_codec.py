@@ -20,6 +20,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, VLenUTF8Codec, Zstd
 from zarr.codecs.blosc import BloscShuffle
 from zarr.core.metadata import ArrayV3Metadata
 
+from kpstore.backends.array_bounds import most_bytes
 from kpstore.budget import SPARE_BYTES
 
 ZarrArray = zarr.Array[ArrayV3Metadata]
@@ -193,7 +194,7 @@ class ChunkCodec:
         try:
             size = self.form.size_of(body)
             # A few bytes can become as many as they like.
-            if not _COUNT_BYTES <= size <= SPARE_BYTES:
+            if size < _COUNT_BYTES or (size > SPARE_BYTES and size > most_bytes()):
                 raise ValueError(f"it holds {size} bytes of text")
             content = np.empty(size, dtype=np.uint8)
             self.form.decode(body, content)
