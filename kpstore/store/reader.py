@@ -63,7 +63,7 @@ class _Array:
         self._new_arena(n_bytes, None)
 
     def _new_arena(self, n_bytes: int, strips: Strips | None) -> None:
-        self.arena_bytes = n_bytes
+        self.arena_bytes, self._strips = n_bytes, strips
         self.arena = ChunkArena(
             self.chunks,
             self.meta.shape,
@@ -73,6 +73,30 @@ class _Array:
             limit_bytes=n_bytes,
             strips=strips,
         )
+
+    def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
+        """Decode consecutive rows: whole chunks and strips directly into ``out``.
+
+        Only what is needed of those at both ends goes through the arena.
+        """
+        rows, chunk_rows = self.arena.strip_rows, self.meta.chunk_rows
+        first, last = -(-start // rows) * rows, stop // rows * rows
+        if first >= last:
+            self.arena.gather(np.arange(start, stop), out)
+            return
+        for number in self.meta.chunks_of(first, last):
+            begin = number * chunk_rows
+            part = range(max(first, begin), min(last, begin + chunk_rows), rows)
+            if self._strips is None or len(part) * rows == chunk_rows:
+                self.chunks.read_into(number, out[begin - start :][:chunk_rows])
+            else:
+                places = {row - begin: out[row - start :][:rows] for row in part}
+                self._strips.read_into(number, places)
+        ends = np.concatenate([np.arange(start, first), np.arange(last, stop)])
+        if len(ends):
+            found = np.empty((len(ends), *out.shape[1:]), dtype=out.dtype)
+            self.arena.gather(ends, found)
+            out[: first - start], out[last - start :] = np.split(found, [first - start])
 
 
 _LARGE_BYTES, _WIDE_BYTES, _MANY_ROWS = 2**26, 2**10, 128
@@ -282,14 +306,7 @@ class RowReader:
         if memory is not None:
             found[...] = memory[start:stop]
             return found
-        for number in array.meta.chunks_of(start, stop) if stop > start else ():
-            begin, end = array.meta.rows_of(number)
-            first, last = max(start, begin), min(stop, end)
-            part = found[first - start : last - start]
-            if last - first == array.meta.chunk_rows:
-                array.chunks.read_into(number, part)
-            else:
-                array.arena.gather(np.arange(first, last), part)
+        array.decode(start, stop, found)
         return found
 
     def _consider_cache(self, name: str, array: _Array) -> None:
