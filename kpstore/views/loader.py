@@ -6,6 +6,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,9 @@ from kpstore.main_guard import require_main_guard
 from kpstore.schema.fields import check_whole
 from kpstore.views.base import Batch, View, check_function
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
+from kpstore.views.handed import bytes_of, check_ended, end_with_parent, handed
 from kpstore.views.sampling import Batches, Ints, Shuffle
 from kpstore.views.sent import Sent
-from kpstore.views.shared_memory import (
-    batches_ahead,
-    check_ended,
-    check_room,
-    free_bytes,
-    workers_of_this,
-)
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -73,10 +68,7 @@ class BatchDataset:
         UnsupportedError
             If a worker process of PyTorch's lacks the shared memory to hand it over.
         """
-        batch, n_workers = self.batches([indices])[0], workers_of_this()
-        if n_workers:
-            check_room(_shared_bytes(batch), n_workers, free_bytes())
-        return batch
+        return handed(self.batches([indices])[0])
 
     def prepare(self) -> None:
         """Reserve memory for decoded chunks, once in each process."""
@@ -113,22 +105,6 @@ def as_tensor(array: Any) -> Any:
     import torch
 
     return array.tolist() if array.dtype == object else torch.from_numpy(array)
-
-
-def bytes_of(batch: Any, kind: type = object) -> int:
-    """Return the size of all arrays and tensors of a batch, or those of a kind, however nested."""
-    if isinstance(batch, Mapping):
-        return sum(bytes_of(item, kind) for item in batch.values())
-    if isinstance(batch, list | tuple):
-        return sum(bytes_of(item, kind) for item in batch)
-    return int(getattr(batch, "nbytes", 0)) if isinstance(batch, kind) else 0
-
-
-def _shared_bytes(batch: Any) -> int:
-    """Return the size of what a worker process hands over in shared memory: of tensors."""
-    import torch
-
-    return bytes_of(batch, torch.Tensor)
 
 
 class Loader:
@@ -259,12 +235,8 @@ class Loader:
     # -- processes ---------------------------------------------------------------------------------
 
     def _from_processes(self, plan: Batches) -> Iterator[Any]:
-        if self._processes is None:
-            self._processes = self._start_processes(plan)
-        data_loader, parts = self._processes
         self._n_started += 1
-        parts.plan, mine = plan, self._n_started
-        batches = iter(data_loader)
+        mine, batches = self._n_started, self._begun(plan)
         while True:
             if mine != self._n_started:
                 raise InvalidError(
@@ -285,6 +257,16 @@ class Loader:
                 check_ended(error)
                 raise
 
+    def _begun(self, plan: Batches) -> Iterator[Any]:
+        """Return batches of the running processes, or of new ones if some have ended since."""
+        if self._processes is not None:
+            data_loader, parts = self._processes
+            parts.plan = plan
+            with suppress(RuntimeError):  # PyTorch's
+                return iter(data_loader)
+        self._processes = self._start_processes(plan)
+        return iter(self._processes[0])
+
     def _start_processes(self, plan: Batches) -> tuple[DataLoader[Any], _Parts]:
         from torch.utils.data import DataLoader
 
@@ -293,13 +275,11 @@ class Loader:
         if len(plan):
             batch = self.dataset[plan[self._largest(plan)]]
             n_ahead = min(n_ahead, _AHEAD_BYTES // max(1, bytes_of(batch)))
-            n_fit = batches_ahead(_shared_bytes(batch), self.workers, free_bytes())
-            n_ahead = n_ahead if n_fit is None else min(n_ahead, n_fit)
         # Processes share a decoded copy on disk; otherwise each would decode every chunk itself.
         self.dataset.view.cache()
         # Not fork: a child lacks the threads of this process, including Icechunk's.
         methods = multiprocessing.get_all_start_methods()
-        parts = _Parts()
+        parts = _Parts(plan)
         data_loader: DataLoader[Any] = DataLoader(
             Sent(self.dataset, self.workers),  # type: ignore[arg-type]
             sampler=parts,
@@ -309,6 +289,7 @@ class Loader:
             pin_memory=self.pin_memory,
             persistent_workers=True,
             multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",
+            worker_init_fn=end_with_parent,
         )
         return data_loader, parts
 
@@ -371,9 +352,8 @@ def loader(
         padded to the longest. A longer sample is a batch of its own. See
         :attr:`Loader.padding_share`.
     workers : processes that read, transform and collate; useful for slow transforms. They are
-        started with ``forkserver``, so a script needs ``if __name__ == "__main__":``, and hand over
-        tensors in ``/dev/shm``. The arrays are then decoded to the local disk first, unless the
-        store was opened with ``cache="off"``.
+        started with ``forkserver``, so a script needs ``if __name__ == "__main__":``. The arrays
+        are then decoded to the local disk first, unless the store was opened with ``cache="off"``.
     threads : threads that do so when ``workers=0``; 0 reads a batch when it is requested.
     prefetch : most batches to make ahead.
     pin_memory : put batches into pinned memory, if there is a GPU.
@@ -387,7 +367,7 @@ def loader(
     InvalidError
         If a number is out of its range; the message names it.
     UnsupportedError
-        When it is iterated over: if batches of worker processes do not fit into ``/dev/shm``.
+        When it is iterated over: if the system ended a worker process.
 
     Examples
     --------
@@ -420,7 +400,8 @@ def loader(
 class _Parts:
     """Passes the batches of a plan to PyTorch's DataLoader; each epoch sets another plan."""
 
-    plan: Batches
+    def __init__(self, plan: Batches) -> None:
+        self.plan = plan
 
     def __iter__(self) -> Iterator[Ints]:
         return iter(self.plan)
