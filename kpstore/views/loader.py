@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,6 +78,14 @@ class BatchDataset:
             for name, n_bytes in self.view.plan_pool(self.pool_bytes).n_bytes.items():
                 self.view.store.reader.reserve(name, n_bytes)
             self._ready = True
+
+    def is_copied(self) -> bool:
+        """Whether making a batch is copying rows that are mapped into memory, and nothing else.
+
+        Rows are decoded to the local disk first, unless the store was opened with ``cache="off"``.
+        """
+        plain = self.view.transform is None and self.collate is None and not self.view.draws
+        return self.view.cache() and plain
 
     def batches(self, parts: Sequence[Ints]) -> list[Any]:
         """Return several batches, read together."""
@@ -179,10 +189,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         plan = self.sampler.start()
-        if self.workers:
+        n_threads = max(self.threads, self.workers)
+        if self.workers and not self.dataset.is_copied():
             batches = self._from_processes(plan)
-        elif self.threads:
-            batches = self._from_threads(plan)
+        elif n_threads:
+            batches = self._from_threads(plan, n_threads)
         else:
             batches = (self._read([part])[0] for part in plan)
         for batch in batches:
@@ -191,13 +202,13 @@ class Loader:
 
     # -- threads -----------------------------------------------------------------------------------
 
-    def _from_threads(self, plan: Batches) -> Iterator[Any]:
+    def _from_threads(self, plan: Batches, n_threads: int) -> Iterator[Any]:
         if not len(plan):
             return
         # The first batch alone shows how much memory batches take.
         first = self._read([plan[0]])
-        runs = self._runs(plan, bytes_of(first[0]))
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="kpstore-loader")
+        runs = self._runs(plan, bytes_of(first[0]), n_threads)
+        pool = ThreadPoolExecutor(n_threads, thread_name_prefix="kpstore-loader")
         coming: deque[tuple[int, Future[list[Any]]]] = deque()
         n_ahead = 0
         try:
@@ -209,7 +220,7 @@ class Loader:
                 n_ahead += stop - start
                 if first:
                     yield first.pop()
-                while n_ahead > self.prefetch or len(coming) > self.threads:
+                while n_ahead > self.prefetch or len(coming) > n_threads:
                     n_batches, run = coming.popleft()
                     n_ahead -= n_batches
                     yield from run.result()
@@ -219,12 +230,12 @@ class Loader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _runs(self, plan: Batches, batch_bytes: int) -> Iterator[tuple[int, int]]:
+    def _runs(self, plan: Batches, batch_bytes: int, n_threads: int) -> Iterator[tuple[int, int]]:
         """Yield runs of batches after the first that a thread reads together: first and stop."""
         n_rows = int(self.dataset.view.lengths[plan.samples].sum())
         per_run = _RUN_ROWS * len(plan) // max(1, n_rows)
         step = max(
-            1, min(per_run, self.prefetch // (self.threads + 1), _RUN_BYTES // max(1, batch_bytes))
+            1, min(per_run, self.prefetch // (n_threads + 1), _RUN_BYTES // max(1, batch_bytes))
         )
         return ((first, min(first + step, len(plan))) for first in range(1, len(plan), step))
 
@@ -275,10 +286,6 @@ class Loader:
         if len(plan):
             batch = self.dataset[plan[self._largest(plan)]]
             n_ahead = min(n_ahead, _AHEAD_BYTES // max(1, bytes_of(batch)))
-        # Processes share a decoded copy on disk; otherwise each would decode every chunk itself.
-        self.dataset.view.cache()
-        # Not fork: a child lacks the threads of this process, including Icechunk's.
-        methods = multiprocessing.get_all_start_methods()
         parts = _Parts(plan)
         data_loader: DataLoader[Any] = DataLoader(
             Sent(self.dataset, self.workers),  # type: ignore[arg-type]
@@ -288,7 +295,7 @@ class Loader:
             prefetch_factor=max(1, n_ahead // self.workers),
             pin_memory=self.pin_memory,
             persistent_workers=True,
-            multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",
+            multiprocessing_context=_context(),
             worker_init_fn=end_with_parent,
         )
         return data_loader, parts
@@ -351,9 +358,11 @@ def loader(
     batch_frames : for samples of different lengths: most frames of a batch of similar samples,
         padded to the longest. A longer sample is a batch of its own. See
         :attr:`Loader.padding_share`.
-    workers : processes that read, transform and collate; useful for slow transforms. They are
-        started with ``forkserver``, so a script needs ``if __name__ == "__main__":``. The arrays
-        are then decoded to the local disk first, unless the store was opened with ``cache="off"``.
+    workers : processes that read, transform and collate. They are started with ``forkserver``, so a
+        script needs ``if __name__ == "__main__":``. The arrays are decoded to the local disk first,
+        unless the store was opened with ``cache="off"``. Where batches are then only copied from
+        mapped files (no transform, no ``collate``, no pictures to draw), threads do that instead,
+        at least as many: they are faster, and start at once.
     threads : threads that do so when ``workers=0``; 0 reads a batch when it is requested.
     prefetch : most batches to make ahead.
     pin_memory : put batches into pinned memory, if there is a GPU.
@@ -408,6 +417,18 @@ class _Parts:
 
     def __len__(self) -> int:
         return len(self.plan)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Return how worker processes are started: with what this process has imported, if possible."""
+    # Not fork: a child lacks the threads of this process, including Icechunk's.
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    packages = ("kpstore.backends.", "kpstore.store.", "kpstore.views.")
+    reading = [name for name in sys.modules if name.startswith(packages)]
+    context.set_forkserver_preload(["__main__", "torch.utils.data", *reading])
+    return context
 
 
 def _can_pin() -> bool:

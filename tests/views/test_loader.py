@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import pickle
 import sys
 import threading
@@ -25,6 +26,7 @@ from kpstore.errors import CorruptError, InvalidError, MismatchError, Unsupporte
 from kpstore.schema.feature import FeatureRows
 from kpstore.views import handed
 from kpstore.views.loader import BatchDataset
+from kpstore.views.skeletons import SkeletonView
 from tests.conftest import memory_location
 from tests.fakes import fake_spec, record
 from tests.processes import finish
@@ -474,6 +476,46 @@ def test_no_thread_outlives_its_epoch(filled: kpstore.Store) -> None:
     assert not loader_threads()
     rows_of(kpstore.loader(filled.frames("points"), 8))
     assert not loader_threads()
+
+
+def test_threads_instead_of_workers_copy_rows_that_are_mapped(tmp_path: Path) -> None:
+    made = long_store(kpstore.create(tmp_path / "s.kps"))
+    loader = kpstore.loader(made.frames("points"), 8, pool_mib=POOL, workers=5, prefetch=50)
+    batches = iter(loader)
+    found = [next(batches)]
+    assert loader_threads()
+    assert not multiprocessing.active_children()
+    found += batches
+    assert rows_of(found) == rows_of(kpstore.loader(made.frames("points"), 8, pool_mib=POOL))
+
+
+def test_processes_do_what_takes_more_than_copying(tmp_path: Path) -> None:
+    raw = long_store(kpstore.create(tmp_path / "s.kps"))
+    fill(kpstore.create(tmp_path / "z.kps"), compression="lz4")
+    cached = kpstore.open(tmp_path / "z.kps", cache=str(tmp_path / "cache")).frames("points")
+    decoded = kpstore.open(tmp_path / "z.kps", cache="off").frames("points")
+    drawn = raw.frames("points").subset([3, 1])
+    drawn.draws = True
+    copied = {
+        "rows": (raw.frames("points"), None),
+        "clips": (raw.clips("points", 4), None),
+        "videos": (raw.whole_videos("points"), None),
+        "a subset": (raw.frames("points").subset([3, 1]), None),
+        "decoded to the disk": (cached, None),
+        "a transform": (raw.frames("points", transform=len), None),
+        "its subset": (raw.frames("points", transform=len).subset([3]), None),
+        "a collate": (raw.frames("points"), len),
+        "text": (raw.frames(["points", "image_path"]), None),
+        "pictures": (drawn.subset([0]), None),
+        "decoded each time": (decoded, None),
+    }
+    found = [
+        name
+        for name, how in copied.items()
+        if kpstore.loader(how[0], 2, collate=how[1]).dataset.is_copied()
+    ]
+    assert found == ["rows", "clips", "videos", "a subset", "decoded to the disk"]
+    assert SkeletonView.draws
 
 
 def test_an_error_arrives_where_it_happened(filled: kpstore.Store) -> None:
