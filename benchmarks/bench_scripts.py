@@ -2,6 +2,8 @@
 
 - ``DataLoader(store.frames(…), 256, shuffle=True)`` beside ``DataLoader(TensorDataset)`` of the
   same rows in memory, and its batches beside ``numpy.take`` of such rows into new memory.
+- The same with two workers, and ``kpstore.loader(…, workers=2)``, whose workers are threads, or
+  with a transform processes. Workers of ``DataLoader`` start in each epoch, as they do by default.
 - ``tx.write`` of video after video (768 wide, as DINOv2 features) beside one assignment to a bare
   Zarr array on Icechunk, both with their commit, and beside one assignment to a Zarr array of
   TensorStore, if that is installed.
@@ -18,7 +20,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import icechunk
@@ -35,6 +37,7 @@ from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import keypoints_spec
 
 BATCH, WIDE = 256, 768
+HEAD = "| call | beside | times as fast |\n|---|---|---|"
 VIDEO_FRAMES = (20, 210)
 """Fewest and most frames of a video: 115 on average, as in PHOENIX-2014-T."""
 
@@ -98,10 +101,50 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _epoch(dataset: Dataset[object], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in DataLoader(dataset, BATCH, shuffle=True, generator=generator):
+class Ready(Dataset[object]):
+    """Reads nothing: every batch is made already. What PyTorch's own hand-over takes is left."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.n_samples = len(values)
+        self.made = {"keypoints": values[:BATCH].clone(), "row": torch.arange(BATCH)}
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        return self.made
+
+
+def _itself(batch: object) -> object:
+    return batch
+
+
+class Dicts(Dataset[dict[str, object]]):
+    """Rows in memory with a transform, as a user writes such a data set."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        return doubled({"keypoints": self.values[index], "row": index})
+
+
+def doubled(sample: dict[str, object]) -> dict[str, object]:
+    """Return a sample with other values: a transform that takes little time itself."""
+    return {**sample, "keypoints": sample["keypoints"] * 2}
+
+
+def _consume(batches: Iterable[object]) -> None:
+    for _ in batches:
         pass
+
+
+def _shuffled(dataset: Dataset[object], **how: object) -> Callable[[], None]:
+    generator = torch.Generator().manual_seed(0)
+    return lambda: _consume(DataLoader(dataset, BATCH, shuffle=True, generator=generator, **how))
 
 
 def reading(folder: Path, n_frames: int, runs: int, rng: np.random.Generator) -> None:
@@ -110,15 +153,61 @@ def reading(folder: Path, n_frames: int, runs: int, rng: np.random.Generator) ->
     store = _create(folder / "keypoints.kps", _videos(n_frames, rng), keypoints_spec())
     _write(store, "keypoints", values)
     view = store.at().frames("keypoints")
-    tensors = TensorDataset(torch.from_numpy(values), torch.arange(n_frames))
-    ours, others, takes = [], [], []
-    for seed in range(runs + 1):
-        ours.append(_seconds(lambda: _epoch(view, seed)))  # noqa: B023
-        others.append(_seconds(lambda: _epoch(tensors, seed)))  # noqa: B023
-        parts = np.array_split(rng.permutation(n_frames), -(-n_frames // BATCH))
-        takes.append(_seconds(lambda: [np.take(values, part, axis=0) for part in parts]))  # noqa: B023
-    _row("DataLoader(store.frames(…)), shuffled", "DataLoader(TensorDataset)", others, ours)
-    _row("the same, a batch", "numpy.take into new memory", takes, ours)
+    changed = store.at().frames("keypoints", transform=doubled)
+    in_memory = torch.from_numpy(values)
+    tensors = TensorDataset(in_memory, torch.arange(n_frames))
+    parts = np.array_split(rng.permutation(n_frames), -(-n_frames // BATCH))
+    threads, processes = (kpstore.loader(each, BATCH, workers=2) for each in (view, changed))
+    for what, loader in (("threads", threads), ("processes", processes)):
+        first, later = _first_batch(loader), _first_batch(loader)
+        print(f"First batch of kpstore.loader with {what}: {first:.2f} s, later {later:.3f} s")
+    print(f"\n{HEAD}")
+    plain, two = _shuffled(tensors), _shuffled(tensors, num_workers=2)
+    took = _shuffled(view)
+    for what, ours, beside, other in (
+        ("DataLoader(store.frames(…)), shuffled", took, "DataLoader(TensorDataset)", plain),
+        (
+            "the same, a batch",
+            took,
+            "numpy.take into new memory",
+            lambda: [np.take(values, part, axis=0) for part in parts],
+        ),
+        (
+            "DataLoader(store.frames(…), num_workers=2)",
+            _shuffled(view, num_workers=2),
+            "DataLoader(TensorDataset, num_workers=2)",
+            two,
+        ),
+        (
+            "DataLoader of a batch that is ready, num_workers=2",
+            _shuffled(Ready(in_memory), num_workers=2, collate_fn=_itself),
+            "the same",
+            two,
+        ),
+        (
+            "kpstore.loader(store.frames(…), workers=2)",
+            lambda: _consume(threads),
+            "DataLoader(TensorDataset, num_workers=2)",
+            two,
+        ),
+        (
+            "the same with a transform",
+            lambda: _consume(processes),
+            "DataLoader of samples in memory with it, num_workers=2",
+            _shuffled(Dicts(in_memory), num_workers=2),
+        ),
+    ):
+        seconds = [(_seconds(other), _seconds(ours)) for _ in range(runs + 1)]
+        _row(what, beside, *(list(each) for each in zip(*seconds, strict=True)))
+    processes.close()
+
+
+def _first_batch(loader: kpstore.Loader) -> float:
+    """Return the seconds until an epoch's first batch, and end the epoch."""
+    batches = iter(loader)
+    seconds = _seconds(lambda: next(batches))
+    _consume(batches)
+    return seconds
 
 
 def writing(folder: Path, n_videos: int, runs: int, rng: np.random.Generator) -> None:
@@ -161,7 +250,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     given = parser.parse_args()
     rng = np.random.default_rng(0)
-    print("| call | beside | times as fast |\n|---|---|---|")
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         reading(Path(name), given.frames, given.runs, rng)
         writing(Path(name), given.videos, given.runs, rng)

@@ -21,7 +21,10 @@ with open("ran", "a") as file:
     file.write("once\\n")
 """
 INGEST = 'run_ingest(FakeSource({"a": 4}), "s.kps", FakeExtractor(), Options(workers=1))'
-READ = 'print(len(list(kpstore.loader(kpstore.open("s.kps").frames("points"), 2, workers=1))))'
+READ = """
+view = kpstore.open("s.kps").frames("points")
+print(len(list(kpstore.loader(view, 2, workers=1, collate=len))))
+"""
 TORCH = """
 from torch.utils.data import DataLoader
 view = kpstore.open("s.kps").frames("points")

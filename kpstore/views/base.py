@@ -85,6 +85,8 @@ class View(_Samples, ABC):
 
     samples_are = "frames"
     """What the view counts, for its ``repr``."""
+    draws = False
+    """Whether a batch holds pictures of the rows, which take longer than reading them."""
 
     def __init__(
         self, store: BaseStore, reads: Sequence[str], transform: Transform | None = None
@@ -145,10 +147,9 @@ class View(_Samples, ABC):
         framewise = {name: meta for name, meta in metas.items() if meta.dims[0] == "frame"}
         return plan_pool(framewise, n_bytes, long_samples=bool((self.lengths > 1).any()))
 
-    def cache(self) -> None:
-        """Decode the view's arrays to the local cache, unless they can be mapped as stored."""
-        for name in self.reads:
-            self.store.reader.cache(name)
+    def cache(self) -> bool:
+        """Decode arrays to the local cache that are not mapped; return whether all are now."""
+        return all([self.store.reader.cache(name) for name in self.reads])
 
     def __getitem__(self, index: int) -> Any:
         number = whole_number(index)
@@ -190,7 +191,7 @@ class Subset(View):
 
     def __init__(self, view: View, indices: Sequence[int] | NDArray[Any]) -> None:
         super().__init__(view.store, view.reads, view.transform)
-        self.view = view
+        self.view, self.draws = view, view.draws
         self.indices = picked(np.arange(len(view)), indices)
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +19,9 @@ from kpstore.main_guard import require_main_guard
 from kpstore.schema.fields import check_whole
 from kpstore.views.base import Batch, View, check_function
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
+from kpstore.views.handed import bytes_of, check_ended, end_with_parent, handed
 from kpstore.views.sampling import Batches, Ints, Shuffle
 from kpstore.views.sent import Sent
-from kpstore.views.shared_memory import (
-    batches_ahead,
-    check_ended,
-    check_room,
-    free_bytes,
-    workers_of_this,
-)
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -73,10 +70,7 @@ class BatchDataset:
         UnsupportedError
             If a worker process of PyTorch's lacks the shared memory to hand it over.
         """
-        batch, n_workers = self.batches([indices])[0], workers_of_this()
-        if n_workers:
-            check_room(_shared_bytes(batch), n_workers, free_bytes())
-        return batch
+        return handed(self.batches([indices])[0])
 
     def prepare(self) -> None:
         """Reserve memory for decoded chunks, once in each process."""
@@ -84,6 +78,14 @@ class BatchDataset:
             for name, n_bytes in self.view.plan_pool(self.pool_bytes).n_bytes.items():
                 self.view.store.reader.reserve(name, n_bytes)
             self._ready = True
+
+    def is_copied(self) -> bool:
+        """Whether making a batch is copying rows that are mapped into memory, and nothing else.
+
+        Rows are decoded to the local disk first, unless the store was opened with ``cache="off"``.
+        """
+        plain = self.view.transform is None and self.collate is None and not self.view.draws
+        return self.view.cache() and plain
 
     def batches(self, parts: Sequence[Ints]) -> list[Any]:
         """Return several batches, read together."""
@@ -113,22 +115,6 @@ def as_tensor(array: Any) -> Any:
     import torch
 
     return array.tolist() if array.dtype == object else torch.from_numpy(array)
-
-
-def bytes_of(batch: Any, kind: type = object) -> int:
-    """Return the size of all arrays and tensors of a batch, or those of a kind, however nested."""
-    if isinstance(batch, Mapping):
-        return sum(bytes_of(item, kind) for item in batch.values())
-    if isinstance(batch, list | tuple):
-        return sum(bytes_of(item, kind) for item in batch)
-    return int(getattr(batch, "nbytes", 0)) if isinstance(batch, kind) else 0
-
-
-def _shared_bytes(batch: Any) -> int:
-    """Return the size of what a worker process hands over in shared memory: of tensors."""
-    import torch
-
-    return bytes_of(batch, torch.Tensor)
 
 
 class Loader:
@@ -203,10 +189,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         plan = self.sampler.start()
-        if self.workers:
+        n_threads = max(self.threads, self.workers)
+        if self.workers and not self.dataset.is_copied():
             batches = self._from_processes(plan)
-        elif self.threads:
-            batches = self._from_threads(plan)
+        elif n_threads:
+            batches = self._from_threads(plan, n_threads)
         else:
             batches = (self._read([part])[0] for part in plan)
         for batch in batches:
@@ -215,13 +202,13 @@ class Loader:
 
     # -- threads -----------------------------------------------------------------------------------
 
-    def _from_threads(self, plan: Batches) -> Iterator[Any]:
+    def _from_threads(self, plan: Batches, n_threads: int) -> Iterator[Any]:
         if not len(plan):
             return
         # The first batch alone shows how much memory batches take.
         first = self._read([plan[0]])
-        runs = self._runs(plan, bytes_of(first[0]))
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="kpstore-loader")
+        runs = self._runs(plan, bytes_of(first[0]), n_threads)
+        pool = ThreadPoolExecutor(n_threads, thread_name_prefix="kpstore-loader")
         coming: deque[tuple[int, Future[list[Any]]]] = deque()
         n_ahead = 0
         try:
@@ -233,7 +220,7 @@ class Loader:
                 n_ahead += stop - start
                 if first:
                     yield first.pop()
-                while n_ahead > self.prefetch or len(coming) > self.threads:
+                while n_ahead > self.prefetch or len(coming) > n_threads:
                     n_batches, run = coming.popleft()
                     n_ahead -= n_batches
                     yield from run.result()
@@ -243,12 +230,12 @@ class Loader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _runs(self, plan: Batches, batch_bytes: int) -> Iterator[tuple[int, int]]:
+    def _runs(self, plan: Batches, batch_bytes: int, n_threads: int) -> Iterator[tuple[int, int]]:
         """Yield runs of batches after the first that a thread reads together: first and stop."""
         n_rows = int(self.dataset.view.lengths[plan.samples].sum())
         per_run = _RUN_ROWS * len(plan) // max(1, n_rows)
         step = max(
-            1, min(per_run, self.prefetch // (self.threads + 1), _RUN_BYTES // max(1, batch_bytes))
+            1, min(per_run, self.prefetch // (n_threads + 1), _RUN_BYTES // max(1, batch_bytes))
         )
         return ((first, min(first + step, len(plan))) for first in range(1, len(plan), step))
 
@@ -259,12 +246,8 @@ class Loader:
     # -- processes ---------------------------------------------------------------------------------
 
     def _from_processes(self, plan: Batches) -> Iterator[Any]:
-        if self._processes is None:
-            self._processes = self._start_processes(plan)
-        data_loader, parts = self._processes
         self._n_started += 1
-        parts.plan, mine = plan, self._n_started
-        batches = iter(data_loader)
+        mine, batches = self._n_started, self._begun(plan)
         while True:
             if mine != self._n_started:
                 raise InvalidError(
@@ -285,6 +268,16 @@ class Loader:
                 check_ended(error)
                 raise
 
+    def _begun(self, plan: Batches) -> Iterator[Any]:
+        """Return batches of the running processes, or of new ones if some have ended since."""
+        if self._processes is not None:
+            data_loader, parts = self._processes
+            parts.plan = plan
+            with suppress(RuntimeError):  # PyTorch's
+                return iter(data_loader)
+        self._processes = self._start_processes(plan)
+        return iter(self._processes[0])
+
     def _start_processes(self, plan: Batches) -> tuple[DataLoader[Any], _Parts]:
         from torch.utils.data import DataLoader
 
@@ -293,13 +286,7 @@ class Loader:
         if len(plan):
             batch = self.dataset[plan[self._largest(plan)]]
             n_ahead = min(n_ahead, _AHEAD_BYTES // max(1, bytes_of(batch)))
-            n_fit = batches_ahead(_shared_bytes(batch), self.workers, free_bytes())
-            n_ahead = n_ahead if n_fit is None else min(n_ahead, n_fit)
-        # Processes share a decoded copy on disk; otherwise each would decode every chunk itself.
-        self.dataset.view.cache()
-        # Not fork: a child lacks the threads of this process, including Icechunk's.
-        methods = multiprocessing.get_all_start_methods()
-        parts = _Parts()
+        parts = _Parts(plan)
         data_loader: DataLoader[Any] = DataLoader(
             Sent(self.dataset, self.workers),  # type: ignore[arg-type]
             sampler=parts,
@@ -308,7 +295,8 @@ class Loader:
             prefetch_factor=max(1, n_ahead // self.workers),
             pin_memory=self.pin_memory,
             persistent_workers=True,
-            multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",
+            multiprocessing_context=_context(),
+            worker_init_fn=end_with_parent,
         )
         return data_loader, parts
 
@@ -370,10 +358,11 @@ def loader(
     batch_frames : for samples of different lengths: most frames of a batch of similar samples,
         padded to the longest. A longer sample is a batch of its own. See
         :attr:`Loader.padding_share`.
-    workers : processes that read, transform and collate; useful for slow transforms. They are
-        started with ``forkserver``, so a script needs ``if __name__ == "__main__":``, and hand over
-        tensors in ``/dev/shm``. The arrays are then decoded to the local disk first, unless the
-        store was opened with ``cache="off"``.
+    workers : processes that read, transform and collate. They are started with ``forkserver``, so a
+        script needs ``if __name__ == "__main__":``. The arrays are decoded to the local disk first,
+        unless the store was opened with ``cache="off"``. Where batches are then only copied from
+        mapped files (no transform, no ``collate``, no pictures to draw), threads do that instead,
+        at least as many: they are faster, and start at once.
     threads : threads that do so when ``workers=0``; 0 reads a batch when it is requested.
     prefetch : most batches to make ahead.
     pin_memory : put batches into pinned memory, if there is a GPU.
@@ -387,7 +376,7 @@ def loader(
     InvalidError
         If a number is out of its range; the message names it.
     UnsupportedError
-        When it is iterated over: if batches of worker processes do not fit into ``/dev/shm``.
+        When it is iterated over: if the system ended a worker process.
 
     Examples
     --------
@@ -420,13 +409,26 @@ def loader(
 class _Parts:
     """Passes the batches of a plan to PyTorch's DataLoader; each epoch sets another plan."""
 
-    plan: Batches
+    def __init__(self, plan: Batches) -> None:
+        self.plan = plan
 
     def __iter__(self) -> Iterator[Ints]:
         return iter(self.plan)
 
     def __len__(self) -> int:
         return len(self.plan)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Return how worker processes are started: with what this process has imported, if possible."""
+    # Not fork: a child lacks the threads of this process, including Icechunk's.
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    packages = ("kpstore.backends.", "kpstore.store.", "kpstore.views.")
+    reading = [name for name in sys.modules if name.startswith(packages)]
+    context.set_forkserver_preload(["__main__", "torch.utils.data", *reading])
+    return context
 
 
 def _can_pin() -> bool:

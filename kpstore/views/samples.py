@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.views.handed import handed
+
 _COLLATE = "torch.utils.data._utils.collate"
 
 
@@ -134,7 +136,7 @@ def _collate(samples: Sequence[Sample], *, collate_fn_map: dict[Any, Any]) -> An
     modules = {getattr(function, "__module__", "") for function in collate_fn_map.values()}
     if batch is None or modules != {_COLLATE, __name__}:
         return collate([dict(s) if type(s) is Sample else s for s in samples])
-    return {name: _stacked(array, collate) for name, array in batch.items()}
+    return handed({name: _stacked(array, collate) for name, array in batch.items()})
 
 
 def _stacked(array: NDArray[Any], collate: Callable[[list[Any]], Any]) -> Any:

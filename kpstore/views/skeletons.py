@@ -50,6 +50,8 @@ class SkeletonView(PointView):
         :class:`kpstore.views.frames.FrameView`.
     """
 
+    draws = True
+
     def __init__(
         self,
         store: BaseStore,

@@ -205,10 +205,13 @@ from pathlib import Path
 import kpstore
 from kpstore.errors import KpstoreError
 
+def same(sample):
+    return sample
+
 def main():
     path = Path(sys.argv[1])
-    store = kpstore.open(path, cache="off")
-    batches = iter(kpstore.loader(store.frames("points"), batch_size=8, workers=1, prefetch=1))
+    view = kpstore.open(path, cache="off").frames("points", transform=same)
+    batches = iter(kpstore.loader(view, batch_size=8, workers=1, prefetch=1))
     next(batches)
     for file in [path] if path.is_file() else (path / "chunks").iterdir():
         os.truncate(file, 4096)
