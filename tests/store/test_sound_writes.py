@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import InvalidError, KpstoreError
+from kpstore.inspect.coverage import coverage
 from kpstore.inspect.verify import verify
 from kpstore.schema.array import ArraySpec
 from kpstore.schema.failures import Failures
@@ -62,7 +63,7 @@ def test_masks_follow_from_nan(store: kpstore.Store) -> None:
         [part != "left_hand" for part in PARTS],
         [False] * 4,
     ]
-    assert kpstore.inspect.coverage.coverage(now, "keypoints").detected["face"] == 2
+    assert coverage(now, "keypoints").detected["face"] == 2
     assert verify(now).problems == []
 
 
