@@ -10,8 +10,11 @@ the fastest run of each is given, and the spread.
 
 - *stats*: ``statistics_by_split`` of all features. *splits check*: names, paths, people, values and
   near-copies.
+- *read*: every chunk once, compared with its checksum, in threads: what the others are measured by.
 - *verify*: every chunk against the rules of the format.
-- *convert*: the store into one HDF5 file. *diff*: that copy beside the store, frame by frame.
+- *diff*: the store and a copy of it, frame by frame; *diff, changed*: a copy with other values in
+  the first rows. *convert*: the store into one HDF5 file; *diff, HDF5*: that beside the store.
+- *export npz*, and *np.savez_compressed* of the same arrays.
 - *merge*: three stores, one of each split, into one.
 
 Memory is that of the process alone, as seen from outside every 10 ms (Linux), above one that has
@@ -24,8 +27,10 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +55,18 @@ from kpstore.inspect.statistics import statistics_by_split
 from kpstore.inspect.verify import verify
 from kpstore.interop.convert import convert
 from kpstore.interop.merge import merge
-from kpstore.interop.transfer import opened
+from kpstore.interop.transfer import export_file, opened
 from kpstore.schema.failures import NOTHING_FAILED
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PART_SLICES, keypoints_spec
+from kpstore.store.arena import for_each
+from kpstore.store.checked import CheckedChunks
 
 FRAMES = sum(frames for _, frames in PHOENIX.values())
 STORE, COPY, MERGED = "all.kps", "copy.h5", "merged.kps"
-_BLOCK_ROWS = 16 * 1024
+TWIN, CHANGED, NPZ = "twin.kps", "changed.kps", "npz"
+_BLOCK_ROWS, _CHANGED_ROWS = 16 * 1024, 100
 
 
 def make_store(path: Path, videos: Sequence[VideoRecord], seed: int) -> None:
@@ -72,6 +80,15 @@ def make_store(path: Path, videos: Sequence[VideoRecord], seed: int) -> None:
         ):
             tx.write_rows(spec.name, start, rows, np.full(len(rows), State.DONE, dtype=np.uint8))
         tx.set_states(spec.name, dict.fromkeys(range(len(videos)), NOTHING_FAILED))
+
+
+def _change(path: Path) -> None:
+    """Give the first rows of a store other values."""
+    store = kpstore.open(path, mode="a")
+    start, rows = next(_walks(store.feature("keypoints"), _CHANGED_ROWS, np.random.default_rng(9)))
+    with store.transaction("other values") as tx:
+        status = np.full(len(rows), State.DONE, dtype=np.uint8)
+        tx.write_rows("keypoints", start, rows, status)
 
 
 def _walks(
@@ -120,6 +137,23 @@ def _check_splits(folder: Path) -> str:
     )
 
 
+def _read(folder: Path) -> str:
+    store, local = kpstore.open(folder / STORE, cache="off"), threading.local()
+    n_chunks = 0
+    for name in store:
+        chunks = CheckedChunks(store.session, name, "always")
+        shape, dtype = (chunks.meta.chunk_rows, *chunks.meta.shape[1:]), store[name].dtype
+
+        def look(number: int, chunks: CheckedChunks = chunks, like: Any = (shape, dtype)) -> None:
+            if getattr(local, "like", None) != like:
+                local.like, local.out = like, np.empty(*like)
+            chunks.read_into(number, local.out)
+
+        for_each(look, list(range(chunks.meta.n_chunks)))
+        n_chunks += chunks.meta.n_chunks
+    return f"{n_chunks:,} chunks"
+
+
 def _verify(folder: Path) -> str:
     found = verify(kpstore.open(folder / STORE))
     return f"{len(found.problems)} problems"
@@ -129,9 +163,29 @@ def _convert(folder: Path) -> str:
     return f"{convert(str(folder / STORE), str(folder / COPY)).versions} version(s)"
 
 
-def _diff(folder: Path) -> str:
-    with opened(folder / STORE) as one, opened(folder / COPY) as other:
-        return "differ" if compare(one, other) else "no difference"
+def _diff(folder: Path, other: str) -> str:
+    with opened(folder / STORE) as one, opened(folder / other) as two:
+        found = compare(one, two)
+    return f"{found.features['keypoints'].differing:,} rows differ"
+
+
+def _export(folder: Path) -> str:
+    report = export_file(kpstore.open(folder / STORE), folder / NPZ, "npz")
+    return f"{len(report.files)} files"
+
+
+def _savez(folder: Path) -> str:
+    store = kpstore.open(folder / STORE)
+    for split in store.splits:
+        rows = store.index.rows_of(store.index.select(split=split))
+        ids = store.index.ids[store.index.video_of(rows)].astype(str)
+        paths = store.read("image_path", rows).astype(str)
+        values = np.nan_to_num(store.read("keypoints", rows), copy=False)
+        (folder / NPZ).mkdir(exist_ok=True)
+        np.savez_compressed(
+            folder / NPZ / split, keypoints=values, image_paths=paths, video_ids=ids
+        )
+    return f"{len(store.splits)} files"
 
 
 def _merge(folder: Path) -> str:
@@ -146,12 +200,22 @@ STEPS: dict[str, Callable[[Path], str]] = {
     "open": _open,
     "stats": _stats,
     "splits check": _check_splits,
+    "read": _read,
     "verify": _verify,
+    "diff": partial(_diff, other=TWIN),
+    "diff, changed": partial(_diff, other=CHANGED),
     "convert": _convert,
-    "diff": _diff,
+    "diff, HDF5": partial(_diff, other=COPY),
+    "export npz": _export,
+    "np.savez_compressed": _savez,
     "merge": _merge,
 }
-MADE: dict[str, str] = {"convert": COPY, "merge": MERGED}
+MADE: dict[str, str] = {
+    "convert": COPY,
+    "export npz": NPZ,
+    "np.savez_compressed": NPZ,
+    "merge": MERGED,
+}
 """What a step makes, and another run of it makes again."""
 
 
@@ -208,10 +272,13 @@ def run(*, frames: int, runs: int = 1, folder: Path | None = None) -> dict[str, 
         began = time.perf_counter()
         make_store(place / STORE, videos, seed=0)
         made_s = time.perf_counter() - began
-        for step in ("open", "stats", "splits check", "verify", "convert", "diff"):
+        for name in (TWIN, CHANGED):
+            shutil.copytree(place / STORE, place / name)
+        _change(place / CHANGED)
+        for step in [step for step in STEPS if step != "merge"]:
             found[step] = measure(step, place, runs)
-        remove(place / STORE)
-        remove(place / COPY)
+        for name in (STORE, TWIN, CHANGED, COPY, NPZ):
+            remove(place / name)
         for seed, split in enumerate(PHOENIX):
             make_store(
                 place / _of(split), [video for video in videos if video.split == split], seed
