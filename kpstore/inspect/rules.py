@@ -76,17 +76,18 @@ def _odd(
     mask = spec.companion(MASK)
     if mask in arrays:
         # Few rows lack anything.
-        lacking = np.flatnonzero(done & np.isnan(values).reshape(len(values), -1).any(axis=1))
+        in_row = tuple(range(1, values.ndim))
+        lacking = np.flatnonzero(done & np.isnan(values).any(axis=in_row))
         missing, detected = np.isnan(values[lacking]), arrays[mask][lacking]
         slices = part_slices(spec)
         for column, part in enumerate(part_names(spec)):
             rows = slices.get(part)
             if rows is None:
                 continue
-            some = missing[:, rows].reshape(len(lacking), -1)
+            some = missing[:, rows]
             # Files of other tools may hold only some of a part's points, or no depth.
             fewer = np.zeros(len(values), dtype=np.bool_)
-            fewer[lacking] = detected[:, column] & some.any(axis=1) & ~some.all(axis=1)
+            fewer[lacking] = detected[:, column] & some.any(axis=in_row) & ~some.all(axis=in_row)
             what = f"lacks some points or coordinates of {part}"
             yield Finding(spec.name, what, fewer, is_problem=False)
     if spec.labels.get("space") and values.ndim == 3 and _reach(values) > FAR:
@@ -96,4 +97,5 @@ def _odd(
 
 def _reach(values: NDArray[np.floating]) -> float:
     """Return the largest absolute value; NaN if there is none."""
-    return float(max(np.fmax.reduce(values, axis=None), -np.fmin.reduce(values, axis=None)))
+    least, most = (f.reduce(values, axis=None, initial=np.nan) for f in (np.fmin, np.fmax))
+    return float(max(most, -least))
