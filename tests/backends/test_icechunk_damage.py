@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import pickle
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import google_crc32c
 import icechunk
 import numpy as np
 import pytest
@@ -72,6 +74,48 @@ def flip(path: Path, at: int = -100) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 4
     path.write_bytes(bytes(content))
+
+
+def replace(path: Path, body: bytes) -> None:
+    """Put another chunk of as many bytes in a file, with the check at its end."""
+    assert len(body) + 4 == path.stat().st_size
+    path.write_bytes(body + google_crc32c.value(body).to_bytes(4, "little"))
+
+
+def claim_to_have(path: Path) -> None:
+    """Let Blosc read a block far behind the chunk's end."""
+    body = bytearray(path.read_bytes()[:-4])
+    struct.pack_into("<2I", body, 12, 2**31 - 1, 2**31 - 100)
+    replace(path, bytes(body))
+
+
+def claim_to_become(path: Path) -> None:
+    """Let the header of a Zstandard frame say that it becomes 3 GiB."""
+    body = path.read_bytes()[:-4]
+    frame = b"\x28\xb5\x2f\xfd\xe0" + (3 * 2**30).to_bytes(8, "little")
+    replace(path, frame + body[len(frame) :])
+
+
+@pytest.mark.parametrize(
+    ("codec", "make", "said"),
+    [
+        ("lz4", claim_to_have, "it claims 2147483647 bytes"),
+        ("zstd", claim_to_become, "it becomes 3,072 MiB"),
+    ],
+)
+@pytest.mark.parametrize("n_chunks", [1, 8])
+def test_what_a_chunk_claims_is_looked_at_before_it_is_decoded(
+    backend: IcechunkBackend, codec: Codec, make: Callable[[Path], None], said: str, n_chunks: int
+) -> None:
+    changes = backend.begin()
+    changes.create("c", ArrayMeta((8 * SIZE, 200), "float32", SIZE, ("frame", "x"), codec=codec))
+    changes.write("c", 0, np.round(values(8 * SIZE), 1))
+    changes.commit("compressed")
+    make(file_of(backend, "c", 2))
+    session = IcechunkBackend(backend.location).session(backend.branches()[MAIN])
+    first = 2 * SIZE if n_chunks == 1 else 0
+    with pytest.raises(CorruptError, match=f"rows 8:12 of 'c' .*{said}"):
+        session.read("c", first, first + n_chunks * SIZE)
 
 
 # -- what a worker wrote ---------------------------------------------------------------------------
