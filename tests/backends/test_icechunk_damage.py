@@ -7,6 +7,7 @@ import pickle
 import shutil
 import struct
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import google_crc32c
@@ -20,8 +21,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 import kpstore
 from kpstore.backends import icechunk_chunks, icechunk_manifests, icechunk_table
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec
+from kpstore.backends.garbage import Before
 from kpstore.backends.icechunk import IcechunkBackend
-from kpstore.backends.icechunk_manifests import locate_rows
+from kpstore.backends.icechunk_manifests import locate_chunks, locate_rows, nodes_of
 from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError
 from tests.store.data import format_1
 
@@ -383,6 +385,29 @@ def test_arrays_of_other_software_are_read_as_they_are(backend: IcechunkBackend)
     assert backend.session(backend.branches()[MAIN]).checksums("theirs") is None
     assert read(backend, name="theirs").tolist() == [0, 7, 8, 3, 4, 5]
     assert list(backend.examine()) == []
+
+
+def test_a_single_number_of_other_software_stops_no_garbage_collection(
+    backend: IcechunkBackend,
+) -> None:
+    session = icechunk.Repository.open(
+        icechunk.local_filesystem_storage(backend.location)
+    ).writable_session(MAIN)
+    group = zarr.open_group(session.store, mode="r+")
+    group.create_array("spatial_ref", shape=(), dtype="int64")[()] = 4326  # as xarray writes it
+    session.commit("a scalar")
+    now = datetime.now(UTC)
+    backend.collect_garbage(Before(now, now), apply=True)
+    np.testing.assert_array_equal(read(backend)[:SIZE], values(SIZE, seed=1))
+    kept = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location))
+    group = zarr.open_group(kept.readonly_session(MAIN).store, mode="r")
+    assert group["spatial_ref"][()] == 4326
+    assert (
+        locate_chunks(
+            nodes_of(kept, backend.branches()[MAIN]), Path(backend.location), "spatial_ref"
+        )
+        is None
+    )
 
 
 # -- forks -----------------------------------------------------------------------------------------
