@@ -148,11 +148,10 @@ def _refs_of(nodes: Nodes | None, root: Path, array: str) -> list[_Refs] | None:
         node = (nodes or {})[array]
         for manifest in node["manifest_refs"]:
             path = root / "manifests" / manifest["id"]
-            for owner, refs in _arrays(path):
-                if owner == node["id"]:
-                    if refs.are_foreign or not refs.indices.shape[1]:
-                        return None  # other software's: in other files, or of a single number
-                    found.append(refs)
+            for refs in _arrays(path, node["id"]):
+                if refs.are_foreign or not refs.indices.shape[1]:
+                    return None  # other software's: in other files, or of a single number
+                found.append(refs)
     except _DAMAGED:
         return None  # Icechunk will name the damaged file
     return found
@@ -161,7 +160,7 @@ def _refs_of(nodes: Nodes | None, root: Path, array: str) -> list[_Refs] | None:
 def chunks_of_manifest(manifest: Path) -> set[str] | None:
     """Return the names of all chunk files that a manifest needs; None if it cannot be read."""
     try:
-        return {name for _, refs in _arrays(manifest) for name in refs.files()}
+        return {name for refs in _arrays(manifest) for name in refs.files()}
     except _DAMAGED:
         return None
 
@@ -177,11 +176,12 @@ def _read_manifest(path: Path) -> bytes:
     return bytes(numcodecs.Zstd().decode(body)) if compression == _ZSTD else body
 
 
-def _arrays(manifest: Path) -> Iterator[tuple[str, _Refs]]:
-    """Yield the id of each array in a manifest, and its references."""
+def _arrays(manifest: Path, node: str | None = None) -> Iterator[_Refs]:
+    """Yield the references of each array in a manifest, or of the one with an id."""
     content = _read_manifest(manifest)
     for array in _Table.root(content).tables(_MANIFEST_ARRAYS):
-        yield _base32(array.struct(_ARRAY_NODE, 8)), _Refs(manifest, content, array)
+        if node is None or _base32(array.struct(_ARRAY_NODE, 8)) == node:
+            yield _Refs(manifest, content, array)
 
 
 class _Refs:
