@@ -160,6 +160,7 @@ class IcechunkWriteSession(IcechunkSession):
             self._open(name)
             del self._group[name], self._opened[name]
             self._written.pop(name, None)
+            self._lengths.pop(name, None)
             self._pending.drop(name)
             if name not in self._created:
                 self._deleted.add(name)
@@ -301,8 +302,7 @@ class IcechunkWriteSession(IcechunkSession):
         if not self._has_table():  # of old stores it is not known which versions share files
             return {}
         before = {**self._lengths, **dict.fromkeys(self._created, 0)}
-        names = before.keys() - (self._deleted - self._created)
-        return {name: LastChunk(self.meta(name), before[name]) for name in names}
+        return {name: LastChunk(self.meta(name), n_rows) for name, n_rows in before.items()}
 
     def _save(self, message: str, metadata: Mapping[str, object] | None) -> str:
         """Write the version, which no branch leads to yet, and wait until it is on the disk."""

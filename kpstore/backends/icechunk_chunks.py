@@ -26,7 +26,7 @@ from kpstore.backends.array_bounds import most_bytes
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.checksums import checksum, matches
 from kpstore.backends.chunks import Strips
-from kpstore.backends.icechunk_codec import ChunkCodec, ZarrArray, zstd_size
+from kpstore.backends.icechunk_codec import ChunkCodec, ZarrArray
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
 from kpstore.backends.icechunk_strips import BloscStrips, blocksize, encoded, rows_in_strips
@@ -274,21 +274,29 @@ def as_stored(name: str, meta: ArrayMeta, values: NDArray[np.generic]) -> NDArra
 
 
 def check_unpacked(array: ZarrArray, chunks: range, places: Sequence[ChunkPlace | None]) -> None:
-    """Raise :class:`BadChunkError` for a chunk of text that becomes more than a chunk may be.
+    """Raise :class:`BadChunkError` for a chunk that Zarr must not be asked to decode.
 
-    Of numbers the size is known, but a few bytes of text can become as many as they like.
+    A few bytes can become as many as they like, and Blosc's library reads what is behind a chunk
+    in memory if the chunk claims more bytes than it has.
 
     Parameters
     ----------
     places : where these chunks are.
     """
-    if not isinstance(next(iter(array.compressors), None), ZstdCodec):
+    codec = ChunkCodec.of(array, whole_rows=False)
+    if codec is None or codec.form.size_of is len:
         return
     for chunk, place in zip(chunks, places, strict=True):
+        if place is None:
+            continue
         try:
-            n_bytes = 0 if place is None else zstd_size(memoryview(place.read()))
-        except (OSError, ValueError, LookupError):
+            encoded = memoryview(place.read())
+        except (OSError, ValueError):
             continue  # what reads it will say so
+        try:
+            n_bytes = codec.form.size_of(encoded[: len(encoded) - codec.n_check])
+        except (LookupError, ValueError) as error:
+            raise BadChunkError(chunk, first_line(error)) from error
         if n_bytes > SPARE_BYTES and n_bytes > most_bytes():
             raise BadChunkError(
                 chunk,

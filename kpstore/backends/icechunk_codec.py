@@ -6,6 +6,7 @@ are those that Zarr would write.
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from kpstore.budget import SPARE_BYTES
 ZarrArray = zarr.Array[ArrayV3Metadata]
 
 _CRC_BYTES = 4
-_BLOSC_SIZE_AT = 4
-"""Offset of the decoded size in Blosc's header."""
+BLOSC_HEADER = struct.Struct("<4s3I")
+"""Versions, flags and size of a number; then bytes decoded, of a block, and encoded."""
 _COUNT_BYTES = 4
 """Of the number of texts before them, and of the length before each."""
 
@@ -61,10 +62,20 @@ def _copy(encoded: memoryview, out: NDArray[np.generic]) -> None:
 
 
 def _blosc_size(encoded: memoryview) -> int:
-    return int.from_bytes(encoded[_BLOSC_SIZE_AT : _BLOSC_SIZE_AT + 4], "little")
+    """Return the decoded size in Blosc's header.
+
+    :class:`ValueError` for a header that claims another encoded size than there is: Blosc's library
+    would believe it, and read whatever is there in memory behind these bytes.
+    """
+    if len(encoded) < BLOSC_HEADER.size:
+        raise ValueError(f"it has {len(encoded)} bytes, fewer than Blosc's header")
+    _, size, _, n_encoded = BLOSC_HEADER.unpack_from(encoded)
+    if n_encoded != len(encoded):
+        raise ValueError(f"it claims {n_encoded} bytes, {len(encoded)} are there")
+    return int(size)
 
 
-def zstd_size(encoded: memoryview) -> int:
+def _zstd_size(encoded: memoryview) -> int:
     """Return the decoded size in the header of a Zstandard frame (RFC 8878, 3.1.1.1)."""
     descriptor = encoded[4]
     single_segment = bool(descriptor & 0x20)
@@ -81,7 +92,7 @@ def _form_of(codecs: tuple[object, ...]) -> _Form | None:
         case (ZstdCodec(level=level, checksum=check),):
             compress = numcodecs.zstd.compress
             return _Form(
-                zstd_size,
+                _zstd_size,
                 numcodecs.zstd.decompress,
                 lambda content: compress(content, level, check),
             )

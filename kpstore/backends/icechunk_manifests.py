@@ -148,9 +148,10 @@ def _refs_of(nodes: Nodes | None, root: Path, array: str) -> list[_Refs] | None:
         node = (nodes or {})[array]
         for manifest in node["manifest_refs"]:
             path = root / "manifests" / manifest["id"]
-            for owner, refs in _arrays(path):
-                if owner == node["id"]:
-                    found.append(refs)
+            for refs in _arrays(path, node["id"]):
+                if refs.are_foreign or not refs.indices.shape[1]:
+                    return None  # other software's: in other files, or of a single number
+                found.append(refs)
     except _DAMAGED:
         return None  # Icechunk will name the damaged file
     return found
@@ -159,12 +160,7 @@ def _refs_of(nodes: Nodes | None, root: Path, array: str) -> list[_Refs] | None:
 def chunks_of_manifest(manifest: Path) -> set[str] | None:
     """Return the names of all chunk files that a manifest needs; None if it cannot be read."""
     try:
-        return {
-            place.file.name
-            for _, refs in _arrays(manifest)
-            for place in map(refs.place, refs.tables.tolist())
-            if place.inline is None
-        }
+        return {name for refs in _arrays(manifest) for name in refs.files()}
     except _DAMAGED:
         return None
 
@@ -180,11 +176,12 @@ def _read_manifest(path: Path) -> bytes:
     return bytes(numcodecs.Zstd().decode(body)) if compression == _ZSTD else body
 
 
-def _arrays(manifest: Path) -> Iterator[tuple[str, _Refs]]:
-    """Yield the id of each array in a manifest, and its references."""
+def _arrays(manifest: Path, node: str | None = None) -> Iterator[_Refs]:
+    """Yield the references of each array in a manifest, or of the one with an id."""
     content = _read_manifest(manifest)
     for array in _Table.root(content).tables(_MANIFEST_ARRAYS):
-        yield _base32(array.struct(_ARRAY_NODE, 8)), _Refs(manifest, content, array)
+        if node is None or _base32(array.struct(_ARRAY_NODE, 8)) == node:
+            yield _Refs(manifest, content, array)
 
 
 class _Refs:
@@ -202,6 +199,7 @@ class _Refs:
     tables : (references,) int64, offset of each reference's table.
     indices : (references, axes) uint32, position of its chunk in the grid.
     are_files : whether each chunk is a file of its own.
+    are_foreign : whether some chunks are parts of another program's files.
     """
 
     def __init__(self, manifest: Path, content: bytes, array: _Table) -> None:
@@ -211,8 +209,9 @@ class _Refs:
         layouts = self.tables - numbers.at(self.tables, "<i4")
         # References of a kind share the list of where their fields are.
         fields = {at: _fields_at(content, at) for at in set(layouts.tolist())}
-        if any(_offset(of, _REF_LOCATION) or not _offset(of, _REF_INDEX) for of in fields.values()):
-            raise ValueError("damage, or a reference into another program's file")
+        if not all(_offset(of, _REF_INDEX) for of in fields.values()):
+            raise ValueError("a chunk without a position")
+        self.are_foreign = any(_offset(of, _REF_LOCATION) for of in fields.values())
 
         def places(field: int) -> NDArray[np.int64]:
             by_layout = {at: _offset(of, field) for at, of in fields.items()}
@@ -225,6 +224,12 @@ class _Refs:
             not places(_REF_INLINE).any()
             and not numbers.at(self.tables[some] + offsets[some], "<u8").any()
         )
+
+    def files(self) -> Iterator[str]:
+        """Yield the names of the chunks' files."""
+        for ref in (_Table(self._content, table) for table in self.tables.tolist()):
+            if not ref.has(_REF_INLINE) and not ref.has(_REF_LOCATION):
+                yield _base32(ref.struct(_REF_CHUNK, 12))
 
     def place(self, table: int) -> ChunkPlace:
         """Return where a chunk is; :class:`ValueError` if the manifest is damaged there."""
@@ -343,7 +348,7 @@ class _Numbers:
         begins = places + self.at(places, "<u4")
         counts = set(self.at(begins, "<u4").tolist())
         n_items = max(counts, default=1)
-        if len(counts) > 1 or not 0 < n_items <= _MOST_AXES:
+        if len(counts) > 1 or n_items > _MOST_AXES:
             raise ValueError("the positions of chunks have several lengths")
         return self.at(begins[:, np.newaxis] + 4 + 4 * np.arange(n_items), "<u4")
 

@@ -138,7 +138,7 @@ class IcechunkSession:
                 values = read_files(array, meta, chunks, places, sums)
             if values is None:
                 self._hand_over()
-                if meta.dtype == TEXT and places is not None:
+                if places is not None:
                     check_unpacked(array, chunks, places)
                 values = read_chunks(array, meta, chunks, sums or ())
         except BadChunkError as bad:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta
+from kpstore.backends.icechunk_codec import BLOSC_HEADER
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
 from kpstore.backends.scratch import Scratch
 
@@ -25,8 +26,6 @@ _LEAST_BYTES = 2**16
 """Blosc makes no smaller blocks of shuffled numbers."""
 _MOST_STRIPS = 2**22
 """Readers remember where each is; a store that comes from anyone may claim any number of rows."""
-_HEADER = struct.Struct("<4s3I")
-"""Versions, flags and size of a number; then bytes decoded, of a block, and encoded."""
 _ONE_BLOCK = struct.Struct("<4s4I")
 """The header of a single block, and where that begins."""
 _STORED = 0x02
@@ -142,16 +141,16 @@ class BloscStrips:
         if place.inline is not None or place.offset:
             return None
         n_strips, stop = self._meta.chunk_rows // self.rows, place.length - self._n_check
-        content = os.pread(file, _HEADER.size + 4 * n_strips, 0)
-        if len(content) < _HEADER.size:
+        content = os.pread(file, BLOSC_HEADER.size + 4 * n_strips, 0)
+        if len(content) < BLOSC_HEADER.size:
             return None
-        begin, *sizes = _HEADER.unpack_from(content)
+        begin, *sizes = BLOSC_HEADER.unpack_from(content)
         if sizes != [n_strips * self._strip_bytes, self._strip_bytes, stop]:
             return None
         if begin[2] & _STORED:
-            ends = [_HEADER.size + block * self._strip_bytes for block in range(n_strips + 1)]
+            ends = [BLOSC_HEADER.size + block * self._strip_bytes for block in range(n_strips + 1)]
             return _Cut(begin, ends[:-1], ends[1:])
-        starts = np.frombuffer(content, "<i4", offset=_HEADER.size).tolist()
+        starts = np.frombuffer(content, "<i4", offset=BLOSC_HEADER.size).tolist()
         if len(starts) != n_strips or min(starts) < len(content) or max(starts) >= stop:
             return None
         # Several threads may have compressed them, so they are in any order.
@@ -191,7 +190,7 @@ def rows_in_strips(places: RowPlaces, meta: ArrayMeta) -> int | None:
         if place is None or place.inline is not None:
             return None
         with place.file.open("rb", buffering=0) as file:
-            _, _, block_bytes, _ = _HEADER.unpack(file.read(_HEADER.size))
+            _, _, block_bytes, _ = BLOSC_HEADER.unpack(file.read(BLOSC_HEADER.size))
     except (OSError, ValueError, struct.error):
         return None  # reading the chunk will say so
     rows, rest = divmod(block_bytes, max(1, meta.row_bytes))

@@ -291,7 +291,8 @@ class _FeatureComparison:
             (rows_a[start : start + step], rows_b[start : start + step])
             for start in range(0, len(rows_a), step)
         ]
-        for found in in_order(lambda rows: self._compare(*rows), blocks):
+        n_bytes = step * _row_bytes(self._a[self._name])
+        for found in in_order(lambda rows: self._compare(*rows), blocks, item_bytes=n_bytes):
             self._add(found)
             on_progress(found.diff.rows)
         self._found.parts = {name: part for name, part in self._found.parts.items() if part}
@@ -412,8 +413,12 @@ def _has_any(store: BaseStore, name: str) -> bool:
 
 def _block_rows(array: FeatureArray) -> int:
     """Return the number of rows to read at once: some whole chunks."""
-    chunk_bytes = array.chunk_rows * array.dtype.itemsize * math.prod(array.shape[1:])
+    chunk_bytes = array.chunk_rows * _row_bytes(array)
     return array.chunk_rows * int(max(1, _BLOCK_BYTES // max(1, chunk_bytes)))
+
+
+def _row_bytes(array: FeatureArray) -> int:
+    return array.dtype.itemsize * math.prod(array.shape[1:])
 
 
 def _flat(rows: NDArray[np.generic]) -> NDArray[np.generic]:

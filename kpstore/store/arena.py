@@ -63,7 +63,7 @@ class ChunkArena:
         limit_bytes: int = ARENA_BYTES,
         strips: Strips | None = None,
     ) -> None:
-        self._chunks, self._strips = chunks, strips
+        self._chunks, self.strips = chunks, strips
         self.strip_rows = chunk_rows if strips is None else strips.rows
         self._per_chunk = chunk_rows // self.strip_rows
         self._n_strips = max(1, -(-shape[0] // self.strip_rows))
@@ -230,10 +230,10 @@ class ChunkArena:
                 (strip - chunk * self._per_chunk) * rows: memory[slot * rows : (slot + 1) * rows]
                 for strip, slot in slot_of.items()
             }
-            if self._strips is None:
+            if self.strips is None:
                 self._chunks.read_into(chunk, places[0])
             else:
-                self._strips.read_into(chunk, places)
+                self.strips.read_into(chunk, places)
             self._ready[slots] = True
             self._seen[list(slot_of)] = True
         finally:

@@ -208,7 +208,9 @@ class ChunkReader:
             sound = [one for one in found if isinstance(one, np.ndarray)]
             return span, found, look(span, sound) if len(sound) == len(found) else None
 
-        for span, fetched, seen in in_order(read, self._spans(*names)):
+        metas = [self.session.meta(name) for name in names]
+        n_bytes = max(meta.chunk_rows for meta in metas) * sum(meta.row_bytes for meta in metas)
+        for span, fetched, seen in in_order(read, self._spans(*names), item_bytes=n_bytes):
             pairs = zip(names, fetched, strict=True)
             yield span, [self._settle(name, span, found) for name, found in pairs], seen
             self._count(span)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from kpstore.budget import SPARE_BYTES
 from kpstore.machine import usable_cores
 
 Item = TypeVar("Item")
@@ -18,7 +19,11 @@ _AHEAD = 2
 
 
 def in_order(
-    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int | None = None
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    threads: int | None = None,
+    item_bytes: int = 0,
 ) -> Iterator[Result]:
     """Yield what ``work`` returns for each item, in the order of the items.
 
@@ -27,8 +32,11 @@ def in_order(
     work : called in several threads at once; pays off if it releases the GIL, as reading,
         decoding and numpy do.
     threads : number of threads; by default one per core, up to 8.
+    item_bytes : memory of an item and its result, if it is much: together, all take no more than
+        one file may (:mod:`kpstore.budget`), but for one that alone takes more.
     """
-    n_threads = threads or min(_MOST_THREADS, usable_cores())
+    few = SPARE_BYTES // max(1, (1 + _AHEAD) * item_bytes)
+    n_threads = threads or max(1, min(_MOST_THREADS, usable_cores(), few))
     if n_threads == 1:
         yield from map(work, items)
         return

@@ -63,7 +63,7 @@ class _Array:
         self._new_arena(n_bytes, None)
 
     def _new_arena(self, n_bytes: int, strips: Strips | None) -> None:
-        self.arena_bytes, self._strips = n_bytes, strips
+        self.arena_bytes = n_bytes
         self.arena = ChunkArena(
             self.chunks,
             self.meta.shape,
@@ -79,23 +79,24 @@ class _Array:
 
         Only what is needed of those at both ends goes through the arena.
         """
-        rows, chunk_rows = self.arena.strip_rows, self.meta.chunk_rows
+        arena, chunk_rows = self.arena, self.meta.chunk_rows  # a loader may bring another one
+        rows = arena.strip_rows
         first, last = -(-start // rows) * rows, stop // rows * rows
         if first >= last:
-            self.arena.gather(np.arange(start, stop), out)
+            arena.gather(np.arange(start, stop), out)
             return
         for number in self.meta.chunks_of(first, last):
             begin = number * chunk_rows
             part = range(max(first, begin), min(last, begin + chunk_rows), rows)
-            if self._strips is None or len(part) * rows == chunk_rows:
+            if arena.strips is None or len(part) * rows == chunk_rows:
                 self.chunks.read_into(number, out[begin - start :][:chunk_rows])
             else:
                 places = {row - begin: out[row - start :][:rows] for row in part}
-                self._strips.read_into(number, places)
+                arena.strips.read_into(number, places)
         ends = np.concatenate([np.arange(start, first), np.arange(last, stop)])
         if len(ends):
             found = np.empty((len(ends), *out.shape[1:]), dtype=out.dtype)
-            self.arena.gather(ends, found)
+            arena.gather(ends, found)
             out[: first - start], out[last - start :] = np.split(found, [first - start])
 
 

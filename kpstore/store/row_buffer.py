@@ -67,11 +67,11 @@ class RowBuffer:
         if name not in self._chunks:
             dtype = object if meta.dtype == TEXT else meta.dtype
             self._chunks[name] = _Chunk(np.empty((meta.chunk_rows, *meta.shape[1:]), dtype))
-        chunk, stop = self._chunks[name], start + len(values)
+        chunk, first, stop = self._chunks[name], start % meta.chunk_rows, start + len(values)
+        chunk.rows[first : first + len(values)] = values
         if chunk.start == chunk.stop:
             chunk.start = start
-        chunk.stop = stop
-        chunk.given[start - chunk.start :] = values
+        chunk.stop = stop  # once the rows are there, as not all values can be converted
         if not stop % meta.chunk_rows:
             self._flush(name)
 

@@ -226,6 +226,15 @@ class ArrayContract(BackendFixtures):
         assert newest(made).names() == []
         assert made.session(before).names() == ["a"]
 
+    def test_an_array_made_lengthened_and_deleted_leaves_nothing(self, made: Backend) -> None:
+        changes = made.begin()
+        for name in ("a", "b"):
+            changes.create(name, meta(n_rows=0))
+            changes.resize(name, 5)
+        changes.delete("a")
+        changes.commit("b alone")
+        assert newest(made).names() == ["b"]
+
     def test_a_name_is_given_once(self, made: Backend) -> None:
         add_array(made)
         with pytest.raises(ExistsError, match="'a' exists already"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 import zarr
@@ -105,6 +107,17 @@ def test_a_chunk_that_claims_another_number_of_texts_is_damaged(count: int) -> N
     body = codec.form.encode(np.frombuffer(content, dtype=np.uint8))
     with pytest.raises(ValueError, match=f"holds {count} texts"):
         ChunkCodec(codec.form, 0, codec.unwritten, ROWS).rows(body, ROWS)
+
+
+@pytest.mark.parametrize("claimed", [0, 15, 2**31 - 1, 2**32 - 1])
+def test_a_chunk_that_claims_more_bytes_than_it_has_is_not_decoded(claimed: int) -> None:
+    codec = ChunkCodec.of(made("float32", "lz4", 300))
+    assert codec is not None
+    body = bytearray(codec.encode(np.ones((ROWS, 300), np.float32))[: -codec.n_check])
+    struct.pack_into("<I", body, 12, claimed)
+    struct.pack_into("<I", body, 16, 2**31 - 100)  # where its first block is said to be
+    with pytest.raises(ValueError, match=f"claims {claimed} bytes"):
+        ChunkCodec(codec.form, 0, codec.unwritten, ROWS).rows(bytes(body), ROWS)
 
 
 @pytest.mark.parametrize(

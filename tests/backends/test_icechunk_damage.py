@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import pickle
 import shutil
+import struct
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
+import google_crc32c
 import icechunk
 import numpy as np
 import pytest
@@ -18,8 +21,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 import kpstore
 from kpstore.backends import icechunk_chunks, icechunk_manifests, icechunk_table
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec
+from kpstore.backends.garbage import Before
 from kpstore.backends.icechunk import IcechunkBackend
-from kpstore.backends.icechunk_manifests import locate_rows
+from kpstore.backends.icechunk_manifests import locate_chunks, locate_rows, nodes_of
 from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError
 from tests.store.data import format_1
 
@@ -72,6 +76,48 @@ def flip(path: Path, at: int = -100) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 4
     path.write_bytes(bytes(content))
+
+
+def replace(path: Path, body: bytes) -> None:
+    """Put another chunk of as many bytes in a file, with the check at its end."""
+    assert len(body) + 4 == path.stat().st_size
+    path.write_bytes(body + google_crc32c.value(body).to_bytes(4, "little"))
+
+
+def claim_to_have(path: Path) -> None:
+    """Let Blosc read a block far behind the chunk's end."""
+    body = bytearray(path.read_bytes()[:-4])
+    struct.pack_into("<2I", body, 12, 2**31 - 1, 2**31 - 100)
+    replace(path, bytes(body))
+
+
+def claim_to_become(path: Path) -> None:
+    """Let the header of a Zstandard frame say that it becomes 3 GiB."""
+    body = path.read_bytes()[:-4]
+    frame = b"\x28\xb5\x2f\xfd\xe0" + (3 * 2**30).to_bytes(8, "little")
+    replace(path, frame + body[len(frame) :])
+
+
+@pytest.mark.parametrize(
+    ("codec", "make", "said"),
+    [
+        ("lz4", claim_to_have, "it claims 2147483647 bytes"),
+        ("zstd", claim_to_become, "it becomes 3,072 MiB"),
+    ],
+)
+@pytest.mark.parametrize("n_chunks", [1, 8])
+def test_what_a_chunk_claims_is_looked_at_before_it_is_decoded(
+    backend: IcechunkBackend, codec: Codec, make: Callable[[Path], None], said: str, n_chunks: int
+) -> None:
+    changes = backend.begin()
+    changes.create("c", ArrayMeta((8 * SIZE, 200), "float32", SIZE, ("frame", "x"), codec=codec))
+    changes.write("c", 0, np.round(values(8 * SIZE), 1))
+    changes.commit("compressed")
+    make(file_of(backend, "c", 2))
+    session = IcechunkBackend(backend.location).session(backend.branches()[MAIN])
+    first = 2 * SIZE if n_chunks == 1 else 0
+    with pytest.raises(CorruptError, match=f"rows 8:12 of 'c' .*{said}"):
+        session.read("c", first, first + n_chunks * SIZE)
 
 
 # -- what a worker wrote ---------------------------------------------------------------------------
@@ -339,6 +385,29 @@ def test_arrays_of_other_software_are_read_as_they_are(backend: IcechunkBackend)
     assert backend.session(backend.branches()[MAIN]).checksums("theirs") is None
     assert read(backend, name="theirs").tolist() == [0, 7, 8, 3, 4, 5]
     assert list(backend.examine()) == []
+
+
+def test_a_single_number_of_other_software_stops_no_garbage_collection(
+    backend: IcechunkBackend,
+) -> None:
+    session = icechunk.Repository.open(
+        icechunk.local_filesystem_storage(backend.location)
+    ).writable_session(MAIN)
+    group = zarr.open_group(session.store, mode="r+")
+    group.create_array("spatial_ref", shape=(), dtype="int64")[()] = 4326  # as xarray writes it
+    session.commit("a scalar")
+    now = datetime.now(UTC)
+    backend.collect_garbage(Before(now, now), apply=True)
+    np.testing.assert_array_equal(read(backend)[:SIZE], values(SIZE, seed=1))
+    kept = icechunk.Repository.open(icechunk.local_filesystem_storage(backend.location))
+    group = zarr.open_group(kept.readonly_session(MAIN).store, mode="r")
+    assert group["spatial_ref"][()] == 4326
+    assert (
+        locate_chunks(
+            nodes_of(kept, backend.branches()[MAIN]), Path(backend.location), "spatial_ref"
+        )
+        is None
+    )
 
 
 # -- forks -----------------------------------------------------------------------------------------

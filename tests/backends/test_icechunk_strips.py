@@ -245,6 +245,20 @@ def test_a_loader_decodes_whole_chunks(
     assert counts.decoded == [(0, None)]
 
 
+def test_a_loader_may_begin_while_others_read(
+    backend: IcechunkBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, part = RowReader(backend.session(commit(backend)), check="never"), BloscStrips.read_into
+
+    def begin(strips: BloscStrips, *given: Any) -> None:
+        reader.reserve("a", 1)
+        part(strips, *given)
+
+    monkeypatch.setattr(BloscStrips, "read_into", begin)
+    found = reader.read_slice("a", 130, CHUNK + 130)
+    np.testing.assert_array_equal(found, values()[130 : CHUNK + 130])
+
+
 def test_damage_anywhere_in_a_chunk_is_found_when_one_strip_is_read(
     backend: IcechunkBackend,
 ) -> None:

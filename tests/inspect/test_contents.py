@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import InvalidError, NotFoundError
+from kpstore.inspect import contents
 from kpstore.inspect.contents import Difference, compare
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
@@ -44,6 +46,23 @@ def store_of(order: str = "abc", change: Any = None, **annotations: str) -> kpst
             others = {name: rows.companions[name] for name in rows.companions.keys() - {"detected"}}
             tx.write("keypoints", video, FeatureRows(rows.values, others) if change else rows)
     return store.at()
+
+
+@pytest.mark.parametrize(("spare", "ahead"), [(2**28, True), (2**10, False)])
+def test_rows_of_large_chunks_are_compared_one_after_another(
+    monkeypatch: pytest.MonkeyPatch, spare: int, ahead: bool
+) -> None:
+    monkeypatch.setattr("kpstore.store.in_order.usable_cores", lambda: 8)
+    monkeypatch.setattr("kpstore.store.in_order.SPARE_BYTES", spare)
+    compared, threads = contents.unequal_rows, set[threading.Thread]()
+
+    def noted(*given: Any) -> Any:
+        threads.add(threading.current_thread())
+        return compared(*given)
+
+    monkeypatch.setattr(contents, "unequal_rows", noted)
+    assert not compare(store_of("abc"), store_of("cab"))
+    assert (threads != {threading.main_thread()}) is ahead
 
 
 def test_order_makes_no_difference() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import icechunk
 import numpy as np
 import pytest
 import zarr
+from numpy.typing import NDArray
 
 import kpstore
 from kpstore.backends.base import ArrayMeta, WriteSession
@@ -345,6 +347,23 @@ def test_rows_that_nobody_wrote_are_checked_without_reading_them(
     assert n_more <= n_reads + 4  # where chunks begin depends on the number of rows
     assert more.rows > 10_000_000
     assert verify_all(store.location).rows > found.rows
+
+
+@pytest.mark.parametrize(("spare", "ahead"), [(2**28, True), (2**10, False)])
+def test_chunks_that_are_large_are_read_one_after_another(
+    sound: kpstore.Store, monkeypatch: pytest.MonkeyPatch, spare: int, ahead: bool
+) -> None:
+    monkeypatch.setattr("kpstore.store.in_order.usable_cores", lambda: 8)
+    monkeypatch.setattr("kpstore.store.in_order.SPARE_BYTES", spare)
+    read, threads = sound.session.read, set[threading.Thread]()
+
+    def noted(*given: Any) -> NDArray[Any]:
+        threads.add(threading.current_thread())
+        return read(*given)
+
+    monkeypatch.setattr(sound.session, "read", noted)
+    assert verify(sound).problems == []
+    assert (threads != {threading.main_thread()}) is ahead
 
 
 # -- compared with the data set -----------------------------------------------------------------

@@ -40,6 +40,24 @@ def test_few_items_are_taken_before_their_results_are() -> None:
     assert len(taken) < 10
 
 
+@pytest.mark.parametrize(("item_bytes", "most"), [(2**20, 25), (2**25, 7), (2**28, 1), (2**40, 1)])
+def test_fewer_are_ahead_the_larger_they_are(
+    monkeypatch: pytest.MonkeyPatch, item_bytes: int, most: int
+) -> None:
+    monkeypatch.setattr("kpstore.store.in_order.usable_cores", lambda: 64)
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(1000):
+            taken.append(item)
+            yield item
+
+    results = in_order(lambda item: item, items(), item_bytes=item_bytes)
+    assert next(results) == 0
+    assert len(taken) <= most
+    results.close()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_error_is_raised_where_its_result_would_come(threads: int) -> None:
     results = in_order(lambda item: 1 // (3 - item), range(9), threads=threads)

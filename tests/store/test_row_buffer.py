@@ -82,6 +82,17 @@ def test_a_write_that_fails_can_be_repeated() -> None:
     assert session.rows.tolist() == [1, 2, 0, 0, 0, 0, 0, 0]
 
 
+def test_values_that_are_refused_leave_no_rows_behind() -> None:
+    session: Any = Session(8)
+    buffer = RowBuffer(session)
+    buffer.write("a", 0, np.array([1, 2]))
+    with pytest.raises(ValueError, match="invalid literal"):
+        buffer.write("a", 2, np.array(["3", "x"]))
+    buffer.flush()
+    assert session.rows.tolist() == [1, 2, 0, 0, 0, 0, 0, 0]
+    assert session.chunks == {0: 1}
+
+
 def test_a_loop_over_videos_writes_each_chunk_once(
     memory_store: kpstore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
