@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import kpstore
+from kpstore.errors import UnsupportedError
 from kpstore.views import handed as module
 from kpstore.views.handed import Handed, handed
 from tests.processes import finish, start
@@ -85,6 +87,44 @@ def test_memory_is_used_again_once_a_batch_was_taken_out() -> None:
     for _ in range(9):
         sent(torch.ones(3))
     assert len(module._blocks) == 4
+
+
+def test_a_batch_that_is_never_taken_keeps_one_block_only() -> None:
+    pickle.dumps(Handed(torch.ones(10)))  # e.g. Ctrl-C came while it was taken
+    for _ in range(5):
+        assert sent(torch.ones(10)).sum() == 10
+    assert len(module._blocks) == 2
+
+
+def test_a_batch_arrives_where_no_further_file_can_be_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(name: str) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    assert torch.equal(sent(torch.arange(4)), torch.arange(4))
+
+
+def test_a_batch_of_a_process_that_has_ended_is_an_error_that_says_so() -> None:
+    there, here = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(here, pickle.dumps(Handed(torch.ones(100))))
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(UnsupportedError, match="the system ended a worker of the loader"):
+        pickle.loads(os.read(there, 100_000))
+    os.close(here)
+    os.close(there)
+
+
+def test_nothing_is_written_to_files_of_a_process_that_got_the_same_number(tmp_path: Path) -> None:
+    mine = tmp_path / "file"
+    mine.write_bytes(b"content")
+    with mine.open() as file, pytest.raises(UnsupportedError):
+        module._Place(os.getpid(), file.fileno(), [4]).take()
+    assert mine.read_bytes() == b"content"
 
 
 def test_a_fork_does_not_write_where_its_parent_writes() -> None:
