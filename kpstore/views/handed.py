@@ -60,13 +60,14 @@ def handed(batch: Any) -> Any:
 
 def _is_sent_next() -> bool:
     """Whether the loop of a worker process sends what is being made before a user sees it."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals.get("__name__") in _PASSED:
-        frame = frame.f_back
-    collate = getattr(frame.f_locals.get("self"), "collate_fn", None)
+    frame, module, is_collated = sys._getframe(2), "", False
+    while frame.f_back is not None and (module := frame.f_globals.get("__name__")) in _PASSED:
+        frame, is_collated = frame.f_back, is_collated or module == _COLLATE
+    fetcher = frame.f_locals.get("self")
     return (
-        frame.f_globals.get("__name__") == _FETCH
-        and getattr(collate, "__module__", None) == _COLLATE
+        module == _FETCH
+        and getattr(getattr(fetcher, "collate_fn", None), "__module__", None) == _COLLATE
+        and (is_collated or not getattr(fetcher, "auto_collation", True))  # or it will be
         and frame.f_back is not None
         and frame.f_back.f_code.co_name == "_worker_loop"
         and threading.current_thread() is threading.main_thread()  # the worker is no thread

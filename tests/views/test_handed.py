@@ -154,6 +154,7 @@ import sys
 import torch
 from multiprocessing.reduction import ForkingPickler
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data._utils import fetch
 import kpstore
 
 sent = torch.multiprocessing.get_context("fork").Value("i", 0)
@@ -195,6 +196,16 @@ own = kpstore.loader(view, 4, shuffle=None)
 add = lambda batch: batch["row"] + 1
 check("loader, collate", own.dataset, expected=[row + 1 for row in rows], sampler=own.sampler,
       batch_size=None, collate_fn=add)
+own = kpstore.loader(view, 4, shuffle=None, drop_last=True)
+check("loader, stacked", own.dataset, expected=rows[:32], sampler=own.sampler, batch_size=1)
+# From Python 3.12 on, a list comprehension has no frame of its own.
+exec(
+    "def stack(self, indices): return self.collate_fn([*map(self.dataset.__getitem__, indices)])",
+    vars(fetch),
+)
+fetch._MapDatasetFetcher.fetch = fetch.stack
+own = kpstore.loader(view, 4, shuffle=None, drop_last=True)
+check("loader, stacked", own.dataset, expected=rows[:32], sampler=own.sampler, batch_size=1)
 """
 
 
@@ -210,6 +221,8 @@ def test_pytorch_sends_no_tensors_but_those_that_a_function_of_the_user_saw(tmp_
         "inside 1",
         "loader 0",
         "loader, collate 9",
+        "loader, stacked 16",
+        "loader, stacked 16",
     ]
 
 
