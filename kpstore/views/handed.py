@@ -61,7 +61,7 @@ def handed(batch: Any) -> Any:
 def _is_sent_next() -> bool:
     """Whether the loop of a worker process sends what is being made before a user sees it."""
     frame, module, is_collated = sys._getframe(2), "", False
-    while frame.f_back is not None and (module := frame.f_globals.get("__name__")) in _PASSED:
+    while frame.f_back is not None and (module := str(frame.f_globals.get("__name__"))) in _PASSED:
         frame, is_collated = frame.f_back, is_collated or module == _COLLATE
     fetcher = frame.f_locals.get("self")
     return (
