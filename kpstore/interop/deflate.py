@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, Self
 from zipfile import ZipFile
@@ -36,13 +38,22 @@ class DeflateThreads:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def open(self, archive: ZipFile, name: str) -> IO[bytes]:
-        """Open a new member for writing; the archive's compression is ``ZIP_DEFLATED``."""
-        member = archive.open(name, "w", force_zip64=True)
-        # Python has no other way to hand over compressed data; without the attribute, it
-        # compresses them itself.
-        member._compressor = _InOrder(self._pool, self._n_threads)  # type: ignore[attr-defined]
-        return member
+    @contextmanager
+    def open(self, archive: ZipFile, name: str) -> Iterator[IO[bytes]]:
+        """Open a new member for writing; the archive's compression is ``ZIP_DEFLATED``.
+
+        An error or interrupt in the ``with`` block leaves a member that cannot be read.
+        """
+        pieces = _InOrder(self._pool, self._n_threads)
+        with archive.open(name, "w", force_zip64=True) as member:
+            # Python has no other way to hand over compressed data; without the attribute, it
+            # compresses them itself.
+            member._compressor = pieces  # type: ignore[attr-defined]
+            try:
+                yield member
+            except BaseException:
+                pieces.drop()  # closing would wait for them, for seconds
+                raise
 
 
 class _InOrder:
@@ -60,6 +71,12 @@ class _InOrder:
     def flush(self) -> bytes:
         """Return all else, and the end of the stream."""
         return self._taken(0) + zlib.compressobj(wbits=-zlib.MAX_WBITS).flush()
+
+    def drop(self) -> None:
+        """Forget all pieces that were not taken, and compress none that waits."""
+        for piece in self._waiting:
+            piece.cancel()
+        self._waiting.clear()
 
     def _taken(self, n_left: int) -> bytes:
         n_taken = max(0, len(self._waiting) - n_left)

@@ -31,8 +31,10 @@ SHARED_MEMORY = "/dev/shm"
 """Where PyTorch's workers put tensors: small in many containers (Docker: 64 MB)."""
 _FREE, _FULL = b"\0", b"\1"
 """First byte of a block of memory, before the buffers of a batch: whether it may be written."""
+_NAME = "kpstore-batch"
+"""What the system calls a block, for those who look."""
 _blocks: deque[int] = deque()
-"""This process's blocks, as file descriptors; the one written longest ago comes first."""
+"""This process's blocks, as file descriptors; those written long ago come first."""
 
 # A child of this process shares the blocks and must not write into them.
 os.register_at_fork(after_in_child=_blocks.clear)
@@ -58,13 +60,14 @@ def handed(batch: Any) -> Any:
 
 def _is_sent_next() -> bool:
     """Whether the loop of a worker process sends what is being made before a user sees it."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals.get("__name__") in _PASSED:
-        frame = frame.f_back
-    collate = getattr(frame.f_locals.get("self"), "collate_fn", None)
+    frame, module, is_collated = sys._getframe(2), "", False
+    while frame.f_back is not None and (module := str(frame.f_globals.get("__name__"))) in _PASSED:
+        frame, is_collated = frame.f_back, is_collated or module == _COLLATE
+    fetcher = frame.f_locals.get("self")
     return (
-        frame.f_globals.get("__name__") == _FETCH
-        and getattr(collate, "__module__", None) == _COLLATE
+        module == _FETCH
+        and getattr(getattr(fetcher, "collate_fn", None), "__module__", None) == _COLLATE
+        and (is_collated or not getattr(fetcher, "auto_collation", True))  # or it will be
         and frame.f_back is not None
         and frame.f_back.f_code.co_name == "_worker_loop"
         and threading.current_thread() is threading.main_thread()  # the worker is no thread
@@ -111,11 +114,15 @@ def _mib(n_bytes: int) -> str:
 def check_ended(error: Exception) -> None:
     """Raise :class:`UnsupportedError` if a worker ended without a word, instead of PyTorch's."""
     if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
-        raise UnsupportedError(
-            "the system ended a worker of the loader: memory ran out (fewer workers need less), or "
-            "a file of the store was cut short while it was mapped ('kpstore verify' finds that; "
-            f"check='always' maps nothing) ({one_line(error)})"
-        ) from None
+        raise _ended(error) from None
+
+
+def _ended(error: Exception) -> UnsupportedError:
+    return UnsupportedError(
+        "the system ended a worker of the loader: memory ran out (fewer workers need less), or "
+        "a file of the store was cut short while it was mapped ('kpstore verify' finds that; "
+        f"check='always' maps nothing) ({one_line(error)})"
+    )
 
 
 class Handed:
@@ -135,8 +142,11 @@ class Handed:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         views = [buffer.raw() for buffer in self._buffers]
-        place = _written(views) if _can_share() else [bytearray(view) for view in views]
-        return _taken, (self._content, place)
+        if _can_share():
+            # An error here would be lost; without further files, the pipe does it.
+            with suppress(OSError):
+                return _taken, (self._content, _written(views))
+        return _taken, (self._content, [bytearray(view) for view in views])
 
 
 class _Pickler(pickle.Pickler):
@@ -160,9 +170,21 @@ class _Place(NamedTuple):
     sizes: list[int]
 
     def take(self) -> list[Any]:
-        """Return the buffers in memory of this process, and let the other one write there again."""
+        """Return the buffers in memory of this process, and let the other one write there again.
+
+        Raises
+        ------
+        UnsupportedError
+            If the other process has ended.
+        """
         buffers = [np.empty(size, dtype=np.uint8) for size in self.sizes]
-        file = os.open(f"/proc/{self.process}/fd/{self.file}", os.O_RDWR)
+        path = f"/proc/{self.process}/fd/{self.file}"
+        try:
+            if _NAME not in os.readlink(path):  # a later process has the same number
+                raise FileNotFoundError(path)
+            file = os.open(path, os.O_RDWR)
+        except (FileNotFoundError, PermissionError) as error:
+            raise _ended(error) from None
         try:
             _each(os.preadv, file, buffers)
             os.pwrite(file, _FREE, 0)
@@ -191,13 +213,14 @@ def _written(buffers: Sequence[memoryview]) -> _Place:
 
 
 def _free_block() -> int:
-    """Return a block for this thread alone: the oldest, or a new one while that is not taken."""
-    with suppress(IndexError):
-        oldest = _blocks.popleft()
-        if os.pread(oldest, 1, 0) == _FREE:
-            return oldest
-        _blocks.appendleft(oldest)
-    return os.memfd_create("kpstore-batch")
+    """Return a block for this thread alone: the oldest that was taken, or a new one."""
+    # Not the oldest only: it may never be taken, if an interrupt came while it was.
+    for _ in range(len(_blocks)):
+        block = _blocks.popleft()
+        if os.pread(block, 1, 0) == _FREE:
+            return block
+        _blocks.append(block)
+    return os.memfd_create(_NAME)
 
 
 def _each(

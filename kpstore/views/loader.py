@@ -258,6 +258,9 @@ class Loader:
                 yield next(batches)
             except StopIteration:
                 return
+            except KeyboardInterrupt:
+                self._processes = None  # PyTorch's loader may have been left in any state
+                raise
             except Exception as error:
                 self._processes = None  # e.g. a worker died: the next iteration starts new ones
                 if isinstance(error, KpstoreError):
@@ -271,10 +274,12 @@ class Loader:
     def _begun(self, plan: Batches) -> Iterator[Any]:
         """Return batches of the running processes, or of new ones if some have ended since."""
         if self._processes is not None:
-            data_loader, parts = self._processes
+            (data_loader, parts), self._processes = self._processes, None
             parts.plan = plan
             with suppress(RuntimeError):  # PyTorch's
-                return iter(data_loader)
+                batches = iter(data_loader)
+                self._processes = data_loader, parts  # unless an interrupt came in between
+                return batches
         self._processes = self._start_processes(plan)
         return iter(self._processes[0])
 

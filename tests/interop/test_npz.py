@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import kpstore
 from kpstore.errors import ExistsError, InvalidError, NotFoundError
-from kpstore.interop import outputs
+from kpstore.interop import deflate, outputs
 from kpstore.interop.base import ExportedFile
 from kpstore.interop.deflate import DeflateThreads
 from kpstore.interop.npz import write
@@ -226,3 +227,34 @@ def test_threads_compress_a_member_whose_pieces_stay_in_order(tmp_path: Path) ->
         assert archive.read("one") == archive.read("other") == b"".join(pieces)
         assert archive.read("empty") == b""
         assert archive.getinfo("one").compress_size < len(b"".join(pieces)) / 10
+
+
+def test_an_interrupt_does_not_wait_for_pieces_that_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, left, done = threading.Event(), threading.Event(), []
+
+    def slow(piece: bytes) -> bytes:
+        begun.set()
+        left.wait(10)
+        done.append(piece)
+        return piece
+
+    monkeypatch.setattr(deflate, "usable_cores", lambda: 1)
+    monkeypatch.setattr(deflate, "_compressed", slow)
+
+    def write_and_stop(threads: DeflateThreads) -> None:
+        with (
+            zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+            threads.open(archive, "one") as file,
+        ):
+            file.write(b"first")
+            file.write(b"second")
+            begun.wait()
+            raise KeyboardInterrupt
+
+    with DeflateThreads() as threads:
+        with pytest.raises(KeyboardInterrupt):
+            write_and_stop(threads)
+        left.set()
+    assert done == [b"first"]

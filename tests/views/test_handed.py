@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import kpstore
+from kpstore.errors import UnsupportedError
 from kpstore.views import handed as module
 from kpstore.views.handed import Handed, handed
 from tests.processes import finish, start
@@ -87,6 +89,44 @@ def test_memory_is_used_again_once_a_batch_was_taken_out() -> None:
     assert len(module._blocks) == 4
 
 
+def test_a_batch_that_is_never_taken_keeps_one_block_only() -> None:
+    pickle.dumps(Handed(torch.ones(10)))  # e.g. Ctrl-C came while it was taken
+    for _ in range(5):
+        assert sent(torch.ones(10)).sum() == 10
+    assert len(module._blocks) == 2
+
+
+def test_a_batch_arrives_where_no_further_file_can_be_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(name: str) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    assert torch.equal(sent(torch.arange(4)), torch.arange(4))
+
+
+def test_a_batch_of_a_process_that_has_ended_is_an_error_that_says_so() -> None:
+    there, here = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(here, pickle.dumps(Handed(torch.ones(100))))
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(UnsupportedError, match="the system ended a worker of the loader"):
+        pickle.loads(os.read(there, 100_000))
+    os.close(here)
+    os.close(there)
+
+
+def test_nothing_is_written_to_files_of_a_process_that_got_the_same_number(tmp_path: Path) -> None:
+    mine = tmp_path / "file"
+    mine.write_bytes(b"content")
+    with mine.open() as file, pytest.raises(UnsupportedError):
+        module._Place(os.getpid(), file.fileno(), [4]).take()
+    assert mine.read_bytes() == b"content"
+
+
 def test_a_fork_does_not_write_where_its_parent_writes() -> None:
     waiting = pickle.dumps(Handed(torch.ones(100)))
     pickle.loads(waiting)
@@ -114,6 +154,7 @@ import sys
 import torch
 from multiprocessing.reduction import ForkingPickler
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data._utils import fetch
 import kpstore
 
 sent = torch.multiprocessing.get_context("fork").Value("i", 0)
@@ -155,6 +196,16 @@ own = kpstore.loader(view, 4, shuffle=None)
 add = lambda batch: batch["row"] + 1
 check("loader, collate", own.dataset, expected=[row + 1 for row in rows], sampler=own.sampler,
       batch_size=None, collate_fn=add)
+own = kpstore.loader(view, 4, shuffle=None, drop_last=True)
+check("loader, stacked", own.dataset, expected=rows[:32], sampler=own.sampler, batch_size=1)
+# From Python 3.12 on, a list comprehension has no frame of its own.
+exec(
+    "def stack(self, indices): return self.collate_fn([*map(self.dataset.__getitem__, indices)])",
+    vars(fetch),
+)
+fetch._MapDatasetFetcher.fetch = fetch.stack
+own = kpstore.loader(view, 4, shuffle=None, drop_last=True)
+check("loader, stacked", own.dataset, expected=rows[:32], sampler=own.sampler, batch_size=1)
 """
 
 
@@ -170,6 +221,8 @@ def test_pytorch_sends_no_tensors_but_those_that_a_function_of_the_user_saw(tmp_
         "inside 1",
         "loader 0",
         "loader, collate 9",
+        "loader, stacked 16",
+        "loader, stacked 16",
     ]
 
 
