@@ -26,7 +26,7 @@ from kpstore.backends.array_bounds import most_bytes
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.checksums import checksum, matches
 from kpstore.backends.chunks import Strips
-from kpstore.backends.icechunk_codec import ChunkCodec, ZarrArray
+from kpstore.backends.icechunk_codec import HEAD_BYTES, ChunkCodec, ZarrArray
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
 from kpstore.backends.icechunk_strips import BloscStrips, blocksize, encoded, rows_in_strips
@@ -284,17 +284,17 @@ def check_unpacked(array: ZarrArray, chunks: range, places: Sequence[ChunkPlace 
     places : where these chunks are.
     """
     codec = ChunkCodec.of(array, whole_rows=False)
-    if codec is None or codec.form.size_of is len:
+    if codec is None or not codec.is_packed:
         return
     for chunk, place in zip(chunks, places, strict=True):
         if place is None:
             continue
         try:
-            encoded = memoryview(place.read())
+            head = memoryview(place.head(HEAD_BYTES))
         except (OSError, ValueError):
             continue  # what reads it will say so
         try:
-            n_bytes = codec.form.size_of(encoded[: len(encoded) - codec.n_check])
+            n_bytes = codec.form.size_of(head, place.n_bytes - codec.n_check)
         except (LookupError, ValueError) as error:
             raise BadChunkError(chunk, first_line(error)) from error
         if n_bytes > SPARE_BYTES and n_bytes > most_bytes():

@@ -27,6 +27,8 @@ from kpstore.budget import SPARE_BYTES
 ZarrArray = zarr.Array[ArrayV3Metadata]
 
 _CRC_BYTES = 4
+HEAD_BYTES = 32
+"""The first bytes of a chunk, in which compressors say what it becomes."""
 BLOSC_HEADER = struct.Struct("<4s3I")
 """Versions, flags and size of a number; then bytes decoded, of a block, and encoded."""
 _COUNT_BYTES = 4
@@ -47,12 +49,13 @@ class _Form:
 
     Parameters
     ----------
-    size_of : returns the decoded size.
+    size_of : returns the decoded size, from the first bytes (:data:`HEAD_BYTES`) and their number
+        with the others.
     decode : decodes into bytes of that size.
     encode : returns the compressed bytes.
     """
 
-    size_of: Callable[[memoryview], int]
+    size_of: Callable[[memoryview, int], int]
     decode: Callable[[memoryview, NDArray[np.generic]], object]
     encode: Callable[[_Bytes], bytes | memoryview]
 
@@ -61,34 +64,36 @@ def _copy(encoded: memoryview, out: NDArray[np.generic]) -> None:
     out.reshape(-1).view(np.uint8)[:] = np.frombuffer(encoded, dtype=np.uint8)
 
 
-def _blosc_size(encoded: memoryview) -> int:
+def _blosc_size(head: memoryview, n_bytes: int) -> int:
     """Return the decoded size in Blosc's header.
 
     :class:`ValueError` for a header that claims another encoded size than there is: Blosc's library
     would believe it, and read whatever is there in memory behind these bytes.
     """
-    if len(encoded) < BLOSC_HEADER.size:
-        raise ValueError(f"it has {len(encoded)} bytes, fewer than Blosc's header")
-    _, size, _, n_encoded = BLOSC_HEADER.unpack_from(encoded)
-    if n_encoded != len(encoded):
-        raise ValueError(f"it claims {n_encoded} bytes, {len(encoded)} are there")
+    if len(head) < BLOSC_HEADER.size:
+        raise ValueError(f"it has {len(head)} bytes, fewer than Blosc's header")
+    _, size, _, n_encoded = BLOSC_HEADER.unpack_from(head)
+    if n_encoded != n_bytes:
+        raise ValueError(f"it claims {n_encoded} bytes, {n_bytes} are there")
     return int(size)
 
 
-def _zstd_size(encoded: memoryview) -> int:
+def _zstd_size(head: memoryview, _: int) -> int:
     """Return the decoded size in the header of a Zstandard frame (RFC 8878, 3.1.1.1)."""
-    descriptor = encoded[4]
+    descriptor = head[4]
     single_segment = bool(descriptor & 0x20)
     size_bytes = (int(single_segment), 2, 4, 8)[descriptor >> 6]
     at = 5 + (not single_segment) + (0, 1, 2, 4)[descriptor & 3]
-    size = int.from_bytes(encoded[at : at + size_bytes], "little")
+    size = int.from_bytes(head[at : at + size_bytes], "little")
     return size + 256 if size_bytes == 2 else size
 
 
 def _form_of(codecs: tuple[object, ...]) -> _Form | None:
     match codecs:
         case ():
-            return _Form(len, _copy, lambda content: content.data.toreadonly())
+            return _Form(
+                lambda _, n_bytes: n_bytes, _copy, lambda content: content.data.toreadonly()
+            )
         case (ZstdCodec(level=level, checksum=check),):
             compress = numcodecs.zstd.compress
             return _Form(
@@ -153,6 +158,11 @@ class ChunkCodec:
         return None if form is None else cls(form, n_check, fill, array.chunks[0])
 
     @property
+    def is_packed(self) -> bool:
+        """Whether chunks are compressed."""
+        return self.form.decode is not _copy
+
+    @property
     def is_text(self) -> bool:
         """Whether the array holds text."""
         return self.unwritten.dtype == object
@@ -174,7 +184,7 @@ class ChunkCodec:
         """
         body = self._body(encoded, with_crc=with_crc)
         try:
-            size = self.form.size_of(body)
+            size = self.form.size_of(body, len(body))
             # The decoders silently leave the rest of a larger buffer unchanged.
             if size != out.nbytes:
                 raise ValueError(f"it holds {size} bytes, {out.nbytes} were expected")
@@ -203,7 +213,7 @@ class ChunkCodec:
 
     def _texts(self, body: memoryview, n_rows: int) -> NDArray[np.generic]:
         try:
-            size = self.form.size_of(body)
+            size = self.form.size_of(body, len(body))
             # A few bytes can become as many as they like.
             if size < _COUNT_BYTES or (size > SPARE_BYTES and size > most_bytes()):
                 raise ValueError(f"it holds {size} bytes of text")

@@ -12,7 +12,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -84,6 +84,15 @@ class ChunkPlace:
     offset: int = 0
     length: int = 0
     inline: bytes | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Number of encoded bytes."""
+        return self.length if self.inline is None else len(self.inline)
+
+    def head(self, n_bytes: int) -> bytes | memoryview:
+        """Return at least so many of the first encoded bytes, or all; as :meth:`read`."""
+        return replace(self, length=min(n_bytes, self.length)).read()
 
     def read(self, room: Callable[[int], memoryview] | None = None) -> bytes | memoryview:
         """Return the encoded bytes; :class:`ValueError` if the file does not have them.
