@@ -17,7 +17,7 @@ from kpstore.errors import ExistsError, MissingExtraError, NotFoundError
 from kpstore.visible import visible
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
+    from importlib.metadata import Distribution, EntryPoint
 
 # importlib.metadata is imported where it is used: it takes as long to import as all commands.
 
@@ -51,11 +51,14 @@ def _all_entry_points() -> dict[tuple[str, str], EntryPoint]:
     """
     from importlib.metadata import distributions
 
-    found: dict[tuple[str, str], EntryPoint] = {}
+    packages: dict[str, Distribution] = {}
     for package in distributions():
         if "kpstore." in (package.read_text("entry_points.txt") or ""):
-            for point in package.entry_points:
-                found.setdefault((point.group, point.name), point)
+            packages.setdefault(package.name, package)  # another version may be hidden by it
+    found: dict[tuple[str, str], EntryPoint] = {}
+    for package in packages.values():
+        for point in package.entry_points:
+            found.setdefault((point.group, point.name), point)
     return found
 
 

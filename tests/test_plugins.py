@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kpstore import plugins
 from tests.processes import finish
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -95,3 +96,17 @@ def test_a_source_of_somebody_else_and_a_recipe_with_options(
     odd = kpstore("ingest", "arrays", "arrays", "a.kps", "--every", 0, code=2)
     assert "invalid value for '--every'" in odd
     assert "no arrays in" in kpstore("ingest", "arrays", "a.kps", "b.kps", *recipe, code=2)
+
+
+def test_a_plugin_that_a_newer_version_gave_up_is_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version, name in ((2, "now"), (1, "gone")):
+        about = tmp_path / str(version) / f"lab-{version}.0.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: lab\nVersion: {version}.0\n")
+        (about / "entry_points.txt").write_text(f"[kpstore.sources]\n{name} = lab:source\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "2"), str(tmp_path / "1"), *sys.path])
+    found = plugins._all_entry_points.__wrapped__()
+    assert ("kpstore.sources", "now") in found
+    assert ("kpstore.sources", "gone") not in found
