@@ -13,8 +13,11 @@ import atexit
 import os
 import signal
 import sys
+import threading
 
 from . import INTERRUPTED
+
+_SOON_S = 0.01
 
 
 def main() -> None:
@@ -24,6 +27,7 @@ def main() -> None:
     try:
         if heeds:
             signal.signal(signal.SIGINT, _end)
+            sys.unraisablehook = _interrupt_again
         _open_streams()
         from .main import run_process
 
@@ -68,6 +72,17 @@ def _open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _interrupt_again(dropped: sys.UnraisableHookArgs) -> None:
+    """Interrupt once more where Python has dropped Ctrl-C, as it does while objects are freed."""
+    if not isinstance(dropped.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
+        return
+    # Not from here, where it would be dropped as well.
+    again = threading.Timer(_SOON_S, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 
 
 def _end(*_: object) -> None:

@@ -33,6 +33,20 @@ class Interrupting(str):
         return "1"
 _version.__version__ = Interrupting("1")
 """
+WHERE_PYTHON_DROPS_IT = """
+import os, signal, sys
+import kpstore
+from kpstore import _version
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+class Freeing(str):
+    def __format__(self, spec):
+        Freed()
+        signal.pause()
+        return "1"
+_version.__version__ = Freeing("1")
+"""
 IGNORED = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)" + AT_EXIT
 
 
@@ -43,6 +57,7 @@ IGNORED = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)" + A
         (AT_IMPORT.replace("NAME", "'kpstore.cli.versions'"), 130),
         (AT_EXIT, 130),
         (IN_COMMAND, 130),
+        (WHERE_PYTHON_DROPS_IT, 130),
         (IGNORED, 0),
         ("import sys", 0),
     ],
