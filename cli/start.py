@@ -27,7 +27,7 @@ def main() -> None:
     try:
         if heeds:
             signal.signal(signal.SIGINT, _end)
-            sys.unraisablehook = _interrupt_again
+            sys.unraisablehook = interrupt_again
         _open_streams()
         from .main import run_process
 
@@ -74,7 +74,7 @@ def _open_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
-def _interrupt_again(dropped: sys.UnraisableHookArgs) -> None:
+def interrupt_again(dropped: sys.UnraisableHookArgs) -> None:
     """Interrupt once more where Python has dropped Ctrl-C, as it does while objects are freed."""
     if not isinstance(dropped.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(dropped)

@@ -116,6 +116,9 @@ def _child(command: str, step: int, fault: str, delay_s: float, most_bytes: int)
     for word in CHANGES.get(command) or MAKES.get(command) or ():
         sys.argv.append({"STORE": Path(location).name, "NEW": new}.get(word, word))
     from kpstore.cli.main import run_process
+    from kpstore.cli.start import interrupt_again
+
+    sys.unraisablehook = interrupt_again
 
     sys.addaudithook(hook)
     try:
