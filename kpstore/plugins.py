@@ -17,7 +17,7 @@ from kpstore.errors import ExistsError, MissingExtraError, NotFoundError
 from kpstore.visible import visible
 
 if TYPE_CHECKING:
-    from importlib.metadata import Distribution, EntryPoint
+    from importlib.metadata import EntryPoint
 
 # importlib.metadata is imported where it is used: it takes as long to import as all commands.
 
@@ -51,12 +51,16 @@ def _all_entry_points() -> dict[tuple[str, str], EntryPoint]:
     """
     from importlib.metadata import distributions
 
-    packages: dict[str, Distribution] = {}
-    for package in distributions():
-        if "kpstore." in (package.read_text("entry_points.txt") or ""):
-            packages.setdefault(package.name, package)  # another version may be hidden by it
+    packages = [
+        package
+        for package in distributions()
+        if "kpstore." in (package.read_text("entry_points.txt") or "")
+    ]
+    if len(packages) > 1:  # kpstore alone need not be asked for its name, which is parsed as mail
+        # The first of a name hides the others.
+        packages = list({package.name: package for package in reversed(packages)}.values())[::-1]
     found: dict[tuple[str, str], EntryPoint] = {}
-    for package in packages.values():
+    for package in packages:
         for point in package.entry_points:
             found.setdefault((point.group, point.name), point)
     return found

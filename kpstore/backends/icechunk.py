@@ -25,7 +25,6 @@ from kpstore.backends.asides import (
 )
 from kpstore.backends.base import MAIN, Capabilities, Commit
 from kpstore.backends.garbage import WORKING, Before, Change, Garbage
-from kpstore.backends.icechunk_changes import IcechunkWriteSession
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated, translation
 from kpstore.backends.icechunk_names import Kind, Names, encode, is_version, read_refs
@@ -38,6 +37,7 @@ from kpstore.visible import logger
 
 if TYPE_CHECKING:
     from kpstore.backends.base import Backend
+    from kpstore.backends.icechunk_changes import IcechunkWriteSession
 
 _log = logger(__name__)
 
@@ -111,6 +111,9 @@ class IcechunkBackend(IcechunkDirectory):
 
     def begin(self, branch: str = MAIN) -> IcechunkWriteSession:
         """Start changes to a branch's newest version."""
+        # Reading does not wait for the modules that write.
+        from kpstore.backends.icechunk_changes import IcechunkWriteSession
+
         self._repo()
         # Before the newest version is looked up, which would otherwise be removed meanwhile.
         hold = SharedLock(self.sessions_lock)
