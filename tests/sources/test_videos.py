@@ -503,8 +503,10 @@ def test_frames_that_grow_beyond_the_header_are_errors_in_bounded_memory(tmp_pat
             stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
             stream.width = stream.height = size
             stream.pix_fmt = "yuv420p"
+            # A new frame holds whatever its memory held, and the limit follows the file's size.
+            black = np.zeros((size * 3 // 2, size), np.uint8)
             for _ in range(n_frames):
-                container.mux(stream.encode(av.VideoFrame(size, size, "yuv420p")))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(black, format="yuv420p")))
             container.mux(stream.encode(None))
         streams.append(part.read_bytes())
     (tmp_path / "both.h264").write_bytes(b"".join(streams))
