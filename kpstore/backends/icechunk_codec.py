@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import google_crc32c
 import numcodecs
@@ -43,8 +43,7 @@ _SHUFFLES = {
 }
 
 
-@dataclass(frozen=True)
-class _Form:
+class _Form(NamedTuple):
     """How bytes are compressed.
 
     Parameters
@@ -113,8 +112,7 @@ def _form_of(codecs: tuple[object, ...]) -> _Form | None:
             return None
 
 
-@dataclass(frozen=True)
-class ChunkCodec:
+class ChunkCodec(NamedTuple):
     """Decodes and encodes the chunks of an array.
 
     Parameters

@@ -12,9 +12,8 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import icechunk
 import numcodecs
@@ -69,8 +68,7 @@ def nodes_of(repository: icechunk.Repository, snapshot: str) -> Nodes | None:
         return None
 
 
-@dataclass(frozen=True)
-class ChunkPlace:
+class ChunkPlace(NamedTuple):
     """Place of the encoded bytes of one chunk: a file of its own, or the manifest.
 
     Parameters
@@ -92,7 +90,7 @@ class ChunkPlace:
 
     def head(self, n_bytes: int) -> bytes | memoryview:
         """Return at least so many of the first encoded bytes, or all; as :meth:`read`."""
-        return replace(self, length=min(n_bytes, self.length)).read()
+        return self._replace(length=min(n_bytes, self.length)).read()
 
     def read(self, room: Callable[[int], memoryview] | None = None) -> bytes | memoryview:
         """Return the encoded bytes; :class:`ValueError` if the file does not have them.

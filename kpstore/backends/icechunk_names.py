@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import unquote
 
 from kpstore.errors import DAMAGE, CorruptError, InvalidError
@@ -66,8 +65,7 @@ def decode(given: str) -> str:
     return given
 
 
-@dataclass(frozen=True)
-class Ref:
+class Ref(NamedTuple):
     """A tag or branch as it is on disk.
 
     Parameters

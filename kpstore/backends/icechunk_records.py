@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import icechunk
 
@@ -25,8 +25,7 @@ _ON_PURPOSE = f"if other software did this on purpose, delete {LEDGER}"
 _KINDS: tuple[Kind, Kind] = ("branch", "tag")
 
 
-@dataclass(frozen=True)
-class _Version:
+class _Version(NamedTuple):
     """A version as Icechunk describes it: its parent and its manifests."""
 
     parent: str | None

@@ -10,8 +10,8 @@ import os
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numcodecs.blosc
 import numpy as np
@@ -51,8 +51,7 @@ def blocksize(meta: ArrayMeta) -> int:
     return rows_per_strip(meta) * int(np.prod(meta.shape[1:], dtype=object))
 
 
-@dataclass(frozen=True)
-class _Cut:
+class _Cut(NamedTuple):
     """How a chunk is divided.
 
     Parameters

@@ -25,7 +25,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,11 +43,10 @@ _NAMED = re.compile(rb'^[0-9a-f]{16} \{("(?:branch|tag)": "(?:[^"\\]|\\.)*"), "i
 """A line that begins with a name and the versions it leads to."""
 
 
-@dataclass
 class LedgerRecords:
     """The whole contents of a ledger.
 
-    Parameters
+    Attributes
     ----------
     files : XXH3-64 in hex by path relative to the store.
     parents : parent of each version.
@@ -57,19 +55,18 @@ class LedgerRecords:
     damaged : numbers of damaged lines, from 1.
     """
 
-    files: dict[str, str] = field(default_factory=dict)
-    parents: dict[str, str | None] = field(default_factory=dict)
-    names: dict[str, dict[str, list[str]]] = field(
-        default_factory=lambda: {"branch": {}, "tag": {}}
-    )
-    damaged: list[int] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+        self.parents: dict[str, str | None] = {}
+        self.names: dict[str, dict[str, list[str]]] = {"branch": {}, "tag": {}}
+        self.damaged: list[int] = []
 
 
-@dataclass(frozen=True)
 class LedgerText:
     """The contents of a ledger at one moment; empty if there is no ledger."""
 
-    content: bytes
+    def __init__(self, content: bytes) -> None:
+        self.content = content
 
     def records(self) -> LedgerRecords:
         """Return the parsed contents."""

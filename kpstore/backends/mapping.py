@@ -8,8 +8,8 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,7 @@ _MAP_FIXED = 0x10
 _FAILED = ctypes.c_void_p(-1).value
 
 
-@dataclass(frozen=True)
-class FilePiece:
+class FilePiece(NamedTuple):
     """Raw values in a file.
 
     Parameters
