@@ -24,7 +24,6 @@ from kpstore.backends.icechunk_chunks import (
     as_stored,
     create_array,
     meta_of,
-    open_arrays,
     whole_chunks,
     write_chunks,
 )
@@ -47,9 +46,6 @@ from kpstore.backends.locks import SharedLock
 from kpstore.backends.session_chunks import SessionChunks
 from kpstore.errors import CorruptError
 from kpstore.schema.fields import storable_json
-
-_TOGETHER = 100
-"""Arrays that are opened together; of more, a change mostly needs few."""
 
 
 class IcechunkWriteSession(IcechunkSession):
@@ -79,12 +75,7 @@ class IcechunkWriteSession(IcechunkSession):
         self._created: set[str] = set()
         self._deleted: set[str] = set()
         self._pending = PendingChunks()
-        few = len(self._committed_names) <= _TOGETHER
-        self._found = open_arrays(self._group, self._committed_names if few else ())
-        """Arrays that were opened together, as each alone takes as long, until they are used."""
-
-    def _array(self, name: str) -> object:
-        return self._found.pop(name) if name in self._found else super()._array(name)
+        self._open_together()
 
     def _check_open(self) -> None:
         guard_fork()

@@ -21,6 +21,7 @@ from kpstore.backends.icechunk_chunks import (
     check_unpacked,
     local_chunks,
     meta_of,
+    open_arrays,
     read_chunks,
     read_files,
     root_group,
@@ -33,6 +34,9 @@ from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.session_chunks import SessionChunks
 from kpstore.errors import CorruptError
 
+_TOGETHER = 100
+"""Arrays that are opened together; of more, most are not needed."""
+
 
 class IcechunkSession:
     """A session of Icechunk and its open arrays."""
@@ -41,6 +45,9 @@ class IcechunkSession:
         self._session, self._home, self._location = session, home, home.location
         self._group = root_group(session)
         self._opened: dict[str, tuple[ZarrArray, ArrayMeta]] = {}
+        self._found: dict[str, ZarrArray] = {}
+        """Arrays that were opened beside others, until they are asked for."""
+        self._are_together = False
         self._table: ChecksumTable | None = None
         self._sums: dict[str, NDArray[np.uint64] | None] = {}
         self._places: dict[str, RowPlaces | None] = {}
@@ -80,8 +87,24 @@ class IcechunkSession:
         return self._opened[name]
 
     def _array(self, name: str) -> object:
-        """Open an array; None if there is nothing of that name."""
-        return self._group.get(name)
+        """Open an array; None if there is nothing of that name.
+
+        Opening many at once takes hardly longer than one: with the first comes the table of
+        checksums, with the second all others.
+        """
+        if name not in self._found and not self._are_together:
+            if self._opened:
+                self._open_together()
+            else:
+                self._found = open_arrays(self._group, self._committed_names & {name, TABLE})
+        return self._found.pop(name) if name in self._found else self._group.get(name)
+
+    def _open_together(self) -> None:
+        """Open all arrays that are not open, unless they are very many."""
+        self._are_together = True
+        names = self._committed_names - self._opened.keys()
+        if len(names) <= _TOGETHER:
+            self._found = open_arrays(self._group, names)
 
     def meta(self, name: str) -> ArrayMeta:
         """Return the shape and type of an array; known ones also in forked processes."""
