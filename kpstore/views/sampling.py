@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 Shuffle = Literal["block", "full"] | None
 SHUFFLES: tuple[Shuffle, ...] = ("block", "full", None)
 Ints = NDArray[np.int64]
+_Small = NDArray[np.int32]
 _GOLDEN = (5**0.5 - 1) / 2
+_PIECE = 2**15
+"""Samples that are placed together, so that what is computed for them stays in the cache."""
 _BUCKET_BATCHES = 32
 """Batches whose videos are sorted by length together: similar lengths, yet still shuffled."""
 
@@ -50,15 +53,17 @@ class BlockShuffle:
         return int(self.blocks.max(initial=-1)) + 1
 
     @cached_property
-    def _runs(self) -> tuple[Ints, NDArray[np.float64]]:
-        """Run of each sample (one group in one block), and its golden-ratio step, from 0 to 1."""
+    def _runs(self) -> tuple[_Small, _Small, Ints]:
+        """Run of each sample (one group in one block), its number in it, and each run's block."""
         run = numbered(self.groups * self._n_blocks + self.blocks)
         size = np.bincount(run)
-        steps = np.empty(len(run))
-        steps[np.argsort(run, kind="stable")] = np.arange(len(run)) - np.repeat(
+        within = np.empty(len(run), dtype=np.int32)
+        within[np.argsort(run, kind="stable")] = np.arange(len(run)) - np.repeat(
             np.cumsum(size) - size, size
         )
-        return run, steps * _GOLDEN % 1.0
+        block_of = np.empty(len(size), dtype=np.int64)
+        block_of[run] = self.blocks
+        return run.astype(np.int32), within, block_of
 
     def order(self, rng: np.random.Generator) -> Ints:
         """Return all samples in the order of an epoch, (samples,) int64."""
@@ -66,16 +71,26 @@ class BlockShuffle:
         if self.window >= n_blocks:
             # All blocks are in use all the time: no sample has to stay near its block.
             return rng.permutation(n_samples).astype(np.int64)
-        run, steps = self._runs
-        at = rng.random(int(run.max()) + 1)[run]
-        at += steps
-        at %= 1.0
-        at -= 0.5
-        at *= self.window
-        at += (rng.permutation(n_blocks) + 0.5)[self.blocks]
-        np.abs(at, out=at)
-        at = n_blocks - np.abs(n_blocks - at)
-        return _sorted_order(at / n_blocks)
+        runs, within, block_of = self._runs
+        starts, turns = rng.random(len(block_of)), rng.permutation(n_blocks) + 0.5
+        bits = max(1, (n_samples - 1).bit_length())
+        # Packed with the sample's number, keys sort faster than by argsort.
+        packed = np.empty(n_samples, dtype=np.int64)
+        for first in range(0, n_samples, _PIECE):
+            run = runs[first : first + _PIECE]
+            at = within[first : first + _PIECE] * _GOLDEN % 1.0
+            at += starts[run]
+            at %= 1.0
+            at -= 0.5
+            at *= self.window
+            at += turns[block_of[run]]
+            np.abs(at, out=at)
+            at = n_blocks - np.abs(n_blocks - at)
+            keys = (at / n_blocks * 2.0 ** (62 - bits)).astype(np.int64)
+            packed[first : first + _PIECE] = keys << bits | np.arange(first, first + len(run))
+        packed.sort()
+        packed &= (1 << bits) - 1
+        return packed
 
 
 def numbered(keys: Ints) -> Ints:
@@ -84,17 +99,6 @@ def numbered(keys: Ints) -> Ints:
     if (steps >= 0).all():  # sorted already, as in a view of whole splits
         return np.concatenate([np.zeros(min(1, len(keys)), dtype=np.int64), np.cumsum(steps > 0)])
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
-
-
-def _sorted_order(keys: NDArray[np.float64]) -> Ints:
-    """Return the order that sorts keys in [0, 1): packed integers sort faster than argsort."""
-    bits = max(1, (len(keys) - 1).bit_length())
-    packed = (keys * 2.0 ** (62 - bits)).astype(np.int64)
-    packed <<= bits
-    packed |= np.arange(len(keys))
-    packed.sort()
-    packed &= (1 << bits) - 1
-    return packed
 
 
 @dataclass(frozen=True)

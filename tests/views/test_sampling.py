@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,18 @@ def test_no_more_blocks_are_in_use_than_the_window_holds(
     in_use = [int(((first <= now) & (last >= now)).sum()) for now in range(len(blocks))]
     # Blocks begin and end where one of their samples happens to lie, hence the one more.
     assert max(in_use) <= window + 1
+
+
+@pytest.mark.parametrize(
+    ("n_videos", "step", "digest"),
+    [(100, 1, "5c1d56971f0a9399"), (3_000, 1, "a4463e18a5882774"), (100, 7, "22b083871eaa4323")],
+)
+def test_an_order_stays_what_it_was_when_its_state_was_saved(
+    n_videos: int, step: int, digest: str
+) -> None:
+    rows = np.arange(n_videos * 30) * step % (n_videos * 30)  # sorted, or in another order
+    order = BlockShuffle(rows // 64, rows // 30, 5).order(np.random.default_rng(3))
+    assert hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16] == digest
 
 
 def test_samples_of_a_video_keep_apart() -> None:
