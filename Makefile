@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 ARGS ?=
 DEMO ?= demo-output
 
-.PHONY: help demo test quick faults fuzz lint bench clean
+.PHONY: help demo test quick faults fuzz lint bench bench-report clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is to make
@@ -55,6 +55,9 @@ lint: $(VENV)/test ## check style and types
 bench: $(VENV)/test ## measure speed and size, write results (hours; ARGS="shuffle render" for some)
 	$(PIP) -e ".[bench]"
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-report: $(VENV)/test ## put tables of the committed results into docs/benchmarks.md
+	$(BIN)/python -m benchmarks.report
 
 clean: ## remove what this file made
 	rm -rf $(VENV) $(DEMO) build *.egg-info
