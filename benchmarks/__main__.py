@@ -17,10 +17,12 @@ from benchmarks.record import RESULTS, ROOT
 
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "checks": ("--frames 947756 --runs 3", "--frames 10000"),
+    "cold": ("", "--scale 0.01 --runs 1"),
     "commit": ("", "--runs 1"),
     "compressed": ("", "--scale 0.01 --runs 1"),
     "extract": ("", "--frames 16 --runs 1"),
     "first_read": ("", "--scale 0.01 --runs 1"),
+    "growth": ("--most 10000000", "--most 10000 --runs 1"),
     "hdf5": ("", "--frames 8192 --runs 1"),
     "import": ("", "--scale 0.01"),
     "ingest_mediapipe": ("--copies 25", "--copies 1 --runs 1"),
@@ -30,6 +32,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "render": ("", "--frames 32 --runs 1"),
     "scripts": ("", "--frames 2000 --videos 10 --runs 1"),
     "shuffle": ("", ""),
+    "small": ("", "--runs 1"),
     "train": ("", "--image-size 32 --steps 8"),
 }
 """Options of each at full size, and at a size that shows that it runs, but not how fast."""

@@ -33,28 +33,17 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import kpstore
 from benchmarks import record
-from benchmarks.cases import seconds, summary
+from benchmarks.cases import VIDEO_FRAMES, made_up_videos, seconds, summary
 from benchmarks.motion import Motion
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import keypoints_spec
 
 BATCH, WIDE = 256, 768
-VIDEO_FRAMES = (20, 210)
-"""Fewest and most frames of a video: 115 on average, as in PHOENIX-2014-T."""
 
 
-def _videos(n_frames: int, rng: np.random.Generator) -> list[VideoRecord]:
-    found: list[VideoRecord] = []
-    while n_frames > 0:
-        length = min(n_frames, int(rng.integers(*VIDEO_FRAMES)))
-        paths = tuple(f"v{len(found)}/{k}.png" for k in range(length))
-        found.append(VideoRecord(f"v{len(found)}", "train", paths))
-        n_frames -= length
-    return found
-
-
-def _create(path: Path, videos: list[VideoRecord], spec: FeatureSpec) -> kpstore.Store:
+def make_store(path: Path, videos: list[VideoRecord], spec: FeatureSpec) -> kpstore.Store:
+    """Make a store in which no video has rows yet."""
     store = kpstore.create(path)
     with store.transaction("videos") as tx:
         tx.add_videos(videos)
@@ -62,7 +51,8 @@ def _create(path: Path, videos: list[VideoRecord], spec: FeatureSpec) -> kpstore
     return store
 
 
-def _write(store: kpstore.Store, feature: str, values: NDArray[np.float32]) -> None:
+def write_videos(store: kpstore.Store, feature: str, values: NDArray[np.float32]) -> None:
+    """Write the rows of video after video."""
     index = store.at().index
     with store.transaction("rows") as tx:
         for video_id, rows in zip(
@@ -152,8 +142,8 @@ def reading(
 ) -> tuple[list[_Row], dict[str, list[float]]]:
     """Return the speed of epochs and of batches; seconds to first batches, first and later."""
     values = Motion().rows(n_frames).values
-    store = _create(folder / "keypoints.kps", _videos(n_frames, rng), keypoints_spec())
-    _write(store, "keypoints", values)
+    store = make_store(folder / "keypoints.kps", made_up_videos(n_frames, rng), keypoints_spec())
+    write_videos(store, "keypoints", values)
     view = store.at().frames("keypoints")
     changed = store.at().frames("keypoints", transform=doubled)
     in_memory = torch.from_numpy(values)
@@ -217,7 +207,7 @@ def _first_batch(loader: kpstore.Loader) -> float:
 def writing(folder: Path, n_videos: int, runs: int, rng: np.random.Generator) -> list[_Row]:
     """Return the speed of writing videos."""
     spec = FeatureSpec("dinov2", (WIDE,), ("channel",), dtype="float32")
-    videos = _videos(n_videos * sum(VIDEO_FRAMES) // 2, rng)
+    videos = made_up_videos(n_videos * sum(VIDEO_FRAMES) // 2, rng)
     values = rng.random((sum(video.n_frames for video in videos), WIDE), dtype=np.float32)
     peers = {"one assignment to a bare Zarr array on Icechunk": _write_zarr}
     if importlib.util.find_spec("tensorstore"):
@@ -225,8 +215,8 @@ def writing(folder: Path, n_videos: int, runs: int, rng: np.random.Generator) ->
     ours: list[float] = []
     others: dict[str, list[float]] = {peer: [] for peer in peers}
     for run in range(runs + 1):
-        store = _create(folder / f"w{run}.kps", videos, spec)
-        ours.append(seconds(lambda: _write(store, "dinov2", values)))  # noqa: B023
+        store = make_store(folder / f"w{run}.kps", videos, spec)
+        ours.append(seconds(lambda: write_videos(store, "dinov2", values)))  # noqa: B023
         for number, (peer, write) in enumerate(peers.items()):
             path = folder / f"{number}-{run}"
             others[peer].append(seconds(lambda: write(path, values)))  # noqa: B023

@@ -28,6 +28,8 @@ from kpstore.sources.base import Listing
 
 PHOENIX = {"train": (7096, 827_354), "dev": (519, 55_775), "test": (642, 64_627)}
 """Published videos and frames of PHOENIX-2014-T."""
+VIDEO_FRAMES = (20, 210)
+"""Fewest and most frames of a video: 115 on average, as in PHOENIX-2014-T."""
 _LOOK_S = 0.01
 """Seconds between two looks at a process's memory."""
 
@@ -48,6 +50,17 @@ def phoenix_lengths(lists: Sequence[Path] = (), *, scale: float = 1.0) -> dict[s
             lengths[split] = counts.tolist()
         lengths[split] = lengths[split][: max(1, round(len(lengths[split]) * scale))]
     return lengths
+
+
+def made_up_videos(n_frames: int, rng: np.random.Generator) -> list[VideoRecord]:
+    """Return videos with so many frames in all."""
+    found: list[VideoRecord] = []
+    while n_frames > 0:
+        length = min(n_frames, int(rng.integers(*VIDEO_FRAMES)))
+        paths = tuple(f"v{len(found)}/{k}.png" for k in range(length))
+        found.append(VideoRecord(f"v{len(found)}", "train", paths))
+        n_frames -= length
+    return found
 
 
 @dataclass(frozen=True)
