@@ -8,11 +8,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 ARGS ?=
 DEMO ?= demo-output
 
-.PHONY: help demo test quick faults fuzz lint bench clean
+.PHONY: help demo test quick faults fuzz lint bench bench-report clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is to make
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/python: # an environment with torch
 	$(PYTHON) -m venv $(VENV)
@@ -52,9 +52,12 @@ lint: $(VENV)/test ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/test ## measure speed and size, beside other formats (minutes)
+bench: $(VENV)/test ## measure speed and size, write results (hours; ARGS="shuffle render" for some)
 	$(PIP) -e ".[bench]"
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-report: $(VENV)/test ## put tables of the committed results into docs/benchmarks.md
+	$(BIN)/python -m benchmarks.report
 
 clean: ## remove what this file made
 	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -1,62 +1,71 @@
-"""Run every benchmark and print the figures as JSON: ``python -m benchmarks [--quick]``."""
+"""Run benchmarks, each in a process of its own, and write their results.
+
+``python -m benchmarks [NAME …] [--results FOLDER] [--quick]``
+
+Without names, all are run, which takes an hour or two. ``NAME`` is that of a module without
+``bench_``, and of its result. An error of one does not stop the others.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import tempfile
+import subprocess
+import sys
 from pathlib import Path
 
-from benchmarks import (
-    bench_checks,
-    bench_extract,
-    bench_first_read,
-    bench_hdf5,
-    bench_import,
-    bench_ingest_mediapipe,
-    bench_ingest_scale,
-    bench_old_training,
-    bench_read,
-    bench_render,
-    bench_shuffle,
-    bench_train,
-)
-from kpstore.sources.demo import write_demo_dataset
+from benchmarks.record import RESULTS, ROOT
+
+BENCHMARKS: dict[str, tuple[str, str]] = {
+    "checks": ("--frames 947756 --runs 3", "--frames 10000"),
+    "cold": ("", "--scale 0.01 --runs 1"),
+    "commit": ("", "--runs 1"),
+    "compressed": ("", "--scale 0.01 --runs 1"),
+    "extract": ("", "--frames 16 --runs 1"),
+    "first_read": ("", "--scale 0.01 --runs 1"),
+    "growth": ("--most 10000000", "--most 10000 --runs 1"),
+    "hdf5": ("", "--frames 8192 --runs 1"),
+    "import": ("", "--scale 0.01"),
+    "ingest_mediapipe": ("--copies 25", "--copies 1 --runs 1"),
+    "ingest_scale": ("", "--scale 0.01"),
+    "old_training": ("--runs 3", "--frames 400 --image-size 32 --steps 4"),
+    "read": ("", "--scale 0.01 --runs 1 --seconds 0.1"),
+    "render": ("", "--frames 32 --runs 1"),
+    "scripts": ("", "--frames 2000 --videos 10 --runs 1"),
+    "shuffle": ("", ""),
+    "small": ("", "--runs 1"),
+    "train": ("", "--image-size 32 --steps 8"),
+}
+"""Options of each at full size, and at a size that shows that it runs, but not how fast."""
+
+
+def run(name: str, options: str, results: Path | None) -> bool:
+    """Run one benchmark; return whether it came to its end."""
+    print(f"\n== {name} {options}".rstrip(), flush=True)
+    command = [sys.executable, "-m", f"benchmarks.bench_{name}", *options.split()]
+    if results is not None:
+        command += ["--out", str(results / f"{name}.json")]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
 def main() -> None:
-    """Run all at full size, or at a size that takes a minute."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="small data: shows that it runs, not how fast"
+    """Run those that are asked for, or all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    quick = parser.parse_args().quick
-    results = {"machine": f"{platform.machine()}, Python {platform.python_version()}"}
-    results["ingest_scale"] = bench_ingest_scale.run(
-        scale=0.01 if quick else 1.0, workers=2, lists=[]
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        data = write_demo_dataset(Path(folder) / "data")
-        if not quick:
-            bench_ingest_mediapipe.repeat_videos(data, 30)
-        results["ingest_mediapipe"] = bench_ingest_mediapipe.run(data, runs=1 if quick else 3)
-    results["import"] = bench_import.run(lists=[], scale=0.01 if quick else 1.0)
-    results["hdf5"] = bench_hdf5.run(frames=8192 if quick else 200_192, runs=1 if quick else 5)
-    results["checks"] = bench_checks.run(frames=10_000 if quick else bench_checks.FRAMES)
-    results["extract"] = bench_extract.run(
-        frames=16 if quick else 96, runs=1 if quick else 3, device="cpu", workers_per_gpu=1
-    )
-    results["render"] = bench_render.run(frames=32 if quick else 256, runs=1 if quick else 9)
-    results["shuffle"] = bench_shuffle.run(lists=[], scale=0.01 if quick else 1.0)
-    results["read"] = bench_read.run(scale=0.01 if quick else 1.0, runs=1 if quick else 5)
-    results["first_read"] = bench_first_read.run(
-        scale=0.01 if quick else 0.25, runs=1 if quick else 9
-    )
-    results["train"] = bench_train.run(image_size=32 if quick else 64, steps=8 if quick else 600)
-    old = {"frames": 400, "image_size": 32, "steps": 4} if quick else {"runs": 3}
-    results["old_training"] = bench_old_training.run(**old)
-    print(json.dumps(results, indent=2))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="small data, no results by default")
+    parser.add_argument("--results", type=Path, help=f"{RESULTS.relative_to(ROOT)} by default")
+    args = parser.parse_args()
+    if unknown := [name for name in args.names if name not in BENCHMARKS]:
+        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    results = args.results or (None if args.quick else RESULTS)
+    if results is not None:
+        results = results.resolve()
+        results.mkdir(parents=True, exist_ok=True)
+    names = args.names or list(BENCHMARKS)
+    failed = [name for name in names if not run(name, BENCHMARKS[name][args.quick], results)]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Time and memory of commands that read a whole store: stats, verify, diff, convert, merge, ….
 
-``python -m benchmarks.bench_checks [--frames 100000] [--runs 1] [--folder DIR] [--out FILE.json]``
+``python -m benchmarks.bench_checks [--frames 100000] [--runs 1] [--folder DIR]``
 
 A store as large as PHOENIX-2014-T's keypoints (``--frames 947756``, 8,257 videos), or a share of
 it: points that walk at random, so that no two videos are alike, and a hand missing in a tenth of
@@ -38,16 +38,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kpstore
+from benchmarks import record
 from benchmarks.cases import (
     PHOENIX,
     Measured,
     SyntheticSource,
+    answer,
     in_own_process,
     phoenix_lengths,
-    print_table,
-    report,
     summary,
-    write_json,
 )
 from kpstore.inspect.contents import compare
 from kpstore.inspect.leakage import check_splits
@@ -222,7 +221,7 @@ MADE: dict[str, str] = {
 def _child(step: str, folder: Path) -> None:
     began = time.perf_counter()
     found = STEPS[step](folder)
-    report({"seconds": time.perf_counter() - began, "found": found})
+    answer({"seconds": time.perf_counter() - began, "found": found})
 
 
 # -- measuring -------------------------------------------------------------------------------------
@@ -296,8 +295,8 @@ def run(*, frames: int, runs: int = 1, folder: Path | None = None) -> dict[str, 
     }
 
 
-def _print(found: Mapping[str, Any]) -> None:
-    print(f"{found['videos']:,} videos, {found['frames']:,} frames, made in {found['make_s']} s")
+def tables(found: Mapping[str, Any]) -> dict[str, record.Table]:
+    """Return a table of the steps, and one of what they were given."""
     rows: list[tuple[object, ...]] = [
         ("", "fastest, s", "slowest, s", "memory, MiB", "mapped, MiB", "found")
     ]
@@ -305,14 +304,16 @@ def _print(found: Mapping[str, Any]) -> None:
         seconds = figures["seconds"]
         memory = (figures["memory_mib"], figures["with_mapped_mib"])
         rows.append((step, seconds["min"], seconds["max"], *memory, figures["found"]))
-    print_table(rows)
+    data = (f"{found['videos']:,}", f"{found['frames']:,}", found["make_s"], found["open_mib"])
+    return {
+        "data": [("videos", "frames", "made in, s", "memory once it is open, MiB"), data],
+        "steps": rows,
+    }
 
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument(
         "--frames", type=int, default=100_000, help=f"about this many; {FRAMES} are all"
     )
@@ -320,15 +321,13 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where to put the stores; a temporary folder by default"
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--child", choices=STEPS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         _child(args.child, args.folder)
         return
     found = run(frames=args.frames, runs=args.runs, folder=args.folder)
-    _print(found)
-    write_json(found, args.out)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What commits cost, in time and on the disk: ``python -m benchmarks.bench_commit``.
+"""What commits cost, in time and on the disk: ``python -m benchmarks.bench_commit [--runs 12]``.
 
 Commits of a video of keypoints, with and without waiting for the disk in turn; medians in ms
 (docs/decisions/013). Then a small commit beside Zarr and Icechunk alone, which append the same rows
@@ -8,7 +8,6 @@ and never wait for the disk. Then the size of stores of many small commits (docs
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
 import tempfile
@@ -16,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import icechunk
@@ -24,6 +24,7 @@ import zarr
 from numpy.typing import NDArray
 
 import kpstore
+from benchmarks import record
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import keypoints_spec
 
@@ -137,37 +138,61 @@ def beside_bare(runs: int) -> tuple[list[list[float]], int, list[int]]:
     return found, len(rows), made
 
 
-def _print_beside_bare(runs: int) -> None:
-    (waiting, others, bare), n_arrays, files = beside_bare(runs)
-    print(
-        f"| {SMALL_ROWS} rows of {n_arrays} arrays | Icechunk | without waiting | bare |\n"
-        "|---|---|---|---|"
-    )
-    ms = [1e3 * statistics.median(seconds) for seconds in (waiting, others, bare)]
-    print(f"| ms | {' | '.join(f'{one:.0f}' for one in ms)} |")
+def run(*, runs: int) -> dict[str, Any]:
+    """Measure commits, small ones beside bare Zarr and Icechunk, and what many of them take."""
+    commits = {
+        str(n_rows): [1e3 * one for suffix in _WAITING for one in measure(suffix, n_rows, runs)]
+        for n_rows in ROWS
+    }
+    seconds, n_arrays, files = beside_bare(runs)
     ratios = [
-        statistics.median(own / other for own, other in zip(ours, bare, strict=True))
-        for ours in (waiting, others)
+        statistics.median(own / other for own, other in zip(ours, seconds[2], strict=True))
+        for ours in seconds[:2]
     ]
-    print(f"| times as long as bare | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} | 1 |")
-    print(f"| files made | {files[0]} | {files[0]} | {files[1]} |", flush=True)
+    return {
+        "commit_ms": commits,
+        "beside_bare": {
+            "arrays": n_arrays,
+            "ms": [1e3 * statistics.median(each) for each in seconds],
+            "times_as_long": [*ratios, 1.0],
+            "files_made": [files[0], *files],
+        },
+        "grown_mb": {suffix: grown_bytes(suffix) / 1e6 for suffix in _WAITING},
+    }
+
+
+def tables(found: dict[str, Any]) -> dict[str, record.Table]:
+    """Return a table of each comparison."""
+    bare = found["beside_bare"]
+    ways = ("Icechunk", "without waiting")
+    return {
+        "commits": [
+            ("rows in a commit", *(f"{way}, ms" for way in (*ways, "HDF5", ways[1]))),
+            *(
+                (f"{int(n_rows):,}", *(f"{ms:.0f}" for ms in each))
+                for n_rows, each in found["commit_ms"].items()
+            ),
+        ],
+        "beside bare": [
+            (f"{SMALL_ROWS} rows of {bare['arrays']} arrays", *ways, "bare"),
+            ("ms", *(f"{ms:.0f}" for ms in bare["ms"])),
+            ("times as long as bare", *(f"{ratio:.2f}" for ratio in bare["times_as_long"])),
+            ("files made", *bare["files_made"]),
+        ],
+        "size": [
+            (f"{SMALL_COMMITS} commits of {SMALL_ROWS} rows", "MB"),
+            *((suffix, f"{size:.1f}") for suffix, size in found["grown_mb"].items()),
+        ],
+    }
 
 
 def main() -> None:
-    """Parse, run, print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Parse, run, print tables."""
+    parser = record.parser(__doc__)
     parser.add_argument("--runs", type=int, default=12)
-    runs = parser.parse_args().runs
-    print("| rows in a commit | Icechunk | without waiting | HDF5 | without waiting |")
-    print("|---|---|---|---|---|")
-    for n_rows in ROWS:
-        found = [1e3 * s for suffix in _WAITING for s in measure(suffix, n_rows, runs)]
-        print(f"| {n_rows:,} | {' | '.join(f'{ms:.0f}' for ms in found)} |", flush=True)
-    _print_beside_bare(runs)
-    sizes = ", ".join(f"{suffix} {grown_bytes(suffix) / 1e6:.1f} MB" for suffix in _WAITING)
-    print(f"{SMALL_COMMITS} commits of {SMALL_ROWS} rows: {sizes}")
+    args = parser.parse_args()
+    found = run(runs=args.runs)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast an lz4 store reads without a cache, beside others that hold the same rows under lz4.
 
-``python -m benchmarks.bench_compressed [--scale 0.25] [--runs 9] [--location STORE] [--out FILE]``
+``python -m benchmarks.bench_compressed [--scale 0.25] [--runs 9] [--location STORE]``
 
 Needs ``tensorstore`` and ``hdf5plugin``. Keypoints move (:mod:`benchmarks.motion`), so that nothing
 repeats; with ``--location``, those of a store of your own. Everything is checked before it is
@@ -18,10 +18,8 @@ threads, which says more where the machine has other work. Medians of ratios wit
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,8 +28,9 @@ from typing import Any
 import numpy as np
 
 import kpstore
+from benchmarks import record
 from benchmarks.bench_read import FEATURE, make_store
-from benchmarks.cases import print_table, write_json
+from benchmarks.cases import timed
 from kpstore.bench.measure import BATCH, CLIP_FRAMES, CLIPS, SCAN_ROWS
 from kpstore.bench.peers import PeerSubject
 from kpstore.bench.subjects import KpstoreSubject, MemorySubject, Subject
@@ -46,12 +45,7 @@ _Times = list[tuple[float, float]]
 
 
 def _times(calls: Sequence[Callable[[], object]]) -> _Times:
-    found = []
-    for call in calls:
-        wall, cpu = time.perf_counter(), time.process_time()
-        call()
-        found.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return found
+    return [timed(call) for call in calls]
 
 
 class _Reads:
@@ -108,7 +102,7 @@ def _summary(times: dict[str, _Times], which: int) -> dict[str, float]:
 def _epoch(subject: Subject, seed: int) -> list[float]:
     """Return the times of an epoch, by the clock and in CPU time, in seconds."""
     rng = np.random.default_rng(seed)
-    return list(_times([lambda: sum(map(len, subject.epoch(BATCH, rng)))])[0])
+    return list(timed(lambda: sum(map(len, subject.epoch(BATCH, rng)))))
 
 
 def run(location: str, *, runs: int, folder: Path) -> dict[str, Any]:
@@ -149,28 +143,43 @@ def run(location: str, *, runs: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+def tables(found: dict[str, Any]) -> dict[str, record.Table]:
+    """Return a table of times for each clock, and one of ratios."""
+    subjects = list(next(iter(found["cpu"].values())))
+    made: dict[str, record.Table] = {}
+    for clock, name in (("cpu", "CPU time"), ("wall", "time")):
+        made[name] = [
+            (f"{name}, ms", *subjects),
+            *(
+                (work, *(record.short(one["ms"]) for one in each.values()))
+                for work, each in found[clock].items()
+            ),
+        ]
+    ratios = [
+        (
+            f"{other}: {work}",
+            *(f"{found[clock][work][other]['times_as_fast']:.2f}" for clock in found),
+        )
+        for other in subjects
+        if other != OURS
+        for work in found["cpu"]
+    ]
+    made["ratios"] = [("times as fast as", "by the clock", "in CPU time"), *ratios]
+    return made
+
+
 def main() -> None:
-    """Parse, run, print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Parse, run, print tables."""
+    parser = record.parser(__doc__)
     parser.add_argument("--scale", type=float, default=0.25, help="share of the 947,756 frames")
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--location", help="a store of your own")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kpstore-bench-compressed-") as name:
         folder = Path(name)
         location = args.location or make_store(folder, "lz4", scale=args.scale, lists=())
         found = run(location, runs=args.runs, folder=folder)
-    rows: list[Sequence[object]] = [("", "ms", "CPU ms", "kpstore", "by CPU time")]
-    for work, subjects in found["wall"].items():
-        for name, one in subjects.items():
-            cpu = found["cpu"][work][name]
-            ratios = (f"{both['times_as_fast']:.2f}" for both in (one, cpu))
-            rows.append((f"{work}: {name}", f"{one['ms']:.3f}", f"{cpu['ms']:.3f}", *ratios))
-    print_table(rows)
-    write_json(found, args.out)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

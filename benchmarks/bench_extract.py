@@ -12,8 +12,6 @@ runs with one thread a process.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -25,11 +23,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.cases import in_own_process, print_table, report, summary, write_json
+from benchmarks import record
+from benchmarks.cases import answer, in_own_process, summary
 
 CROPS = 50
 """Frames of an utterance: two seconds."""
 _MODULE = "benchmarks.bench_extract"
+_KINDS = {"dinov2": "DINOv2 ViT-S/14", "lips": "lip encoder, ResNet18"}
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -39,7 +39,7 @@ def run(*, frames: int, runs: int, device: str, workers_per_gpu: int) -> dict[st
         make_data(Path(folder), frames)
         rates: dict[str, dict[str, list[float]]] = {}
         for _ in range(runs):
-            for kind in ("dinov2", "lips"):
+            for kind in _KINDS:
                 for name in (
                     "model alone",
                     "plain loop",
@@ -192,34 +192,37 @@ def _rate(items: list[Any], work: Callable[[Any], Any], frames: Callable[[Any], 
     return sum(map(frames, items[1:])) / (time.perf_counter() - began)
 
 
+def tables(found: dict[str, Any]) -> dict[str, record.Table]:
+    """Return a table of speeds."""
+    rows: list[tuple[object, ...]] = [("", "frames/s", "lowest–highest", "of the model alone")]
+    for kind, rates in found["frames_per_s"].items():
+        for name, rate in rates.items():
+            share = found["of_model_alone"][kind][name]["median"]
+            spread = f"{rate['min']:.1f}–{rate['max']:.1f}"
+            rows.append(
+                (f"{_KINDS[kind]}: {name}", f"{rate['median']:.1f}", spread, f"{share:.2f}")
+            )
+    return {"speed": rows}
+
+
 def main() -> None:
     """Parse, run, print."""
     if sys.argv[1:2] == ["--case"]:
         kind, name, folder, device, workers = sys.argv[2:]
-        report({"frames_per_s": measure(kind, name, Path(folder), device, int(workers))})
+        answer({"frames_per_s": measure(kind, name, Path(folder), device, int(workers))})
         return
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument(
         "--frames", type=int, default=96, help="pictures; an eighth as many utterances"
     )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers-per-gpu", type=int, default=min(4, os.cpu_count() or 1))
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     found = run(
         frames=args.frames, runs=args.runs, device=args.device, workers_per_gpu=args.workers_per_gpu
     )
-    rows: list[tuple[object, ...]] = [("", "frames/s", "of the model alone")]
-    for kind, rates in found["frames_per_s"].items():
-        for name, rate in rates.items():
-            share = found["of_model_alone"][kind][name]["median"]
-            rows.append((f"{kind}, {name}", f"{rate['median']:.1f}", f"{share:.2f}"))
-    print_table(rows)
-    print(json.dumps(found, indent=2))
-    write_json(found, args.out)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

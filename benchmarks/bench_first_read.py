@@ -1,6 +1,6 @@
 """The cost of checking chunks when they are first read: first row, first epoch, later reads.
 
-``python -m benchmarks.bench_first_read [--scale 0.25] [--runs 5] [--folder DIR] [--out FILE.json]``
+``python -m benchmarks.bench_first_read [--scale 0.25] [--runs 5] [--folder DIR]``
 
 Keypoints as many as a share of PHOENIX-2014-T's, in a raw store (mapped) and an lz4 store
 (decoded). Everything is read twice as often: with ``check="first"``, the default, and with
@@ -21,10 +21,8 @@ neighbouring runs.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,8 +33,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import kpstore
+from benchmarks import record
 from benchmarks.bench_read import make_store
-from benchmarks.cases import in_own_process, print_table, report, write_json
+from benchmarks.cases import answer, forget_pages, in_own_process, timed
 from kpstore.views.frames import FrameView
 
 BATCH = 256
@@ -45,28 +44,12 @@ CHECKS: tuple[Literal["never", "first"], ...] = ("never", "first")
 _FEATURE = "keypoints"
 
 
-def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Return seconds by the clock, and of CPU time of all threads."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def _forget_pages(folder: Path) -> None:
-    """Put the pages of a store's files out of the system's memory."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())  # a page that is not on the disk yet stays
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def _view(location: str, check: Literal["never", "first"]) -> FrameView:
     return kpstore.open(location, check=check, cache="off").frames(_FEATURE)
 
 
 def _read_first_row(location: str, check: Literal["never", "first"]) -> dict[str, float]:
-    seconds, _ = _timed(lambda: kpstore.open(location, check=check, cache="off")[_FEATURE][0])
+    seconds, _ = timed(lambda: kpstore.open(location, check=check, cache="off")[_FEATURE][0])
     return {"open to the first row": seconds}
 
 
@@ -75,14 +58,14 @@ def _read(location: str, check: Literal["never", "first"]) -> dict[str, float]:
     found: dict[str, float] = {}
 
     def measure(name: str, work: Callable[[], object]) -> None:
-        found[name], found[f"{name}, CPU"] = _timed(work)
+        found[name], found[f"{name}, CPU"] = timed(work)
 
     def epochs(name: str, batches: Callable[[], Iterable[Any]]) -> None:
         for epoch in ("first", "second"):
             measure(f"{epoch} epoch of {name}", lambda: deque(batches(), maxlen=0))
 
     # Each with an open of its own, so that each meets unchecked chunks.
-    _forget_pages(Path(location))
+    forget_pages(Path(location))
     cold = kpstore.loader(_view(location, check), BATCH)
     measure("epoch from the disk", lambda: deque(cold, maxlen=0))
     loader = kpstore.loader(_view(location, check), BATCH)
@@ -136,35 +119,32 @@ def run(*, scale: float, runs: int, folder: Path | None = None) -> dict[str, Any
     return found
 
 
+def tables(found: Mapping[str, Any]) -> dict[str, record.Table]:
+    """Return a table for each kind of store."""
+    heads = ("", "`never`, ms", "`first`, ms", "ratio")
+    return {
+        codec: [heads, *((name, *one.values()) for name, one in figures.items())]
+        for codec, figures in found.items()
+    }
+
+
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument("--scale", type=float, default=0.25, help="share of the 947,756 frames")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument(
         "--folder", type=Path, help="where to put the stores; a temporary folder by default"
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--child", choices=("epochs", "row"), help=argparse.SUPPRESS)
     parser.add_argument("--location", help=argparse.SUPPRESS)
     parser.add_argument("--check", choices=CHECKS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        report((_read if args.child == "epochs" else _read_first_row)(args.location, args.check))
+        answer((_read if args.child == "epochs" else _read_first_row)(args.location, args.check))
         return
     found = run(scale=args.scale, runs=args.runs, folder=args.folder)
-    for codec, figures in found.items():
-        rows: list[tuple[object, ...]] = [(codec, "never, ms", "first, ms", "ratio")]
-        print_table(
-            rows
-            + [
-                (name, one["never_ms"], one["first_ms"], one["ratio"])
-                for name, one in figures.items()
-            ]
-        )
-    write_json(found, args.out)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

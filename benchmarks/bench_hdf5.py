@@ -1,6 +1,6 @@
 """What versions in one HDF5 file cost, here and in versioned-hdf5 (docs/decisions/006).
 
-``python -m benchmarks.bench_hdf5 [--frames 200192] [--runs 5] [--folder DIR] [--out FILE.json]``
+``python -m benchmarks.bench_hdf5 [--frames 200192] [--runs 5] [--folder DIR]``
 
 Keypoints, (frames, 143, 3) float32 in chunks of 1,024 frames, with a state and a path for each.
 Each step is done by a process of its own, on the file that the one before has left:
@@ -32,7 +32,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cases import Measured, in_own_process, print_table, report, summary, write_json
+from benchmarks import record
+from benchmarks.cases import Measured, answer, in_own_process, summary
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta
 from kpstore.backends.hdf5 import HDF5Backend
 
@@ -258,8 +259,8 @@ def run(*, frames: int, runs: int, folder: Path | None = None) -> dict[str, Any]
     }
 
 
-def _print(found: dict[str, Any]) -> None:
-    print(f"{found['frames']:,} frames, {found['values_mb']} MB of keypoints")
+def tables(found: dict[str, Any]) -> dict[str, record.Table]:
+    """Return a table with a row for each library, and one of what h5py finds in their files."""
     rows: list[tuple[object, ...]] = [
         (
             "",
@@ -277,37 +278,32 @@ def _print(found: dict[str, Any]) -> None:
         spread = f"{commit['min']}–{commit['max']}"
         start = (name, figures["write_all_s"], figures["transaction_mib"])
         rows.append((*start, commit["median"], spread, sizes["write all"], sizes["commit"]))
-    print_table(rows)
-    for name, figures in found["subjects"].items():
-        print(f"{name}: h5py finds {', '.join(figures['names_at_root'])}")
-    if len(found["subjects"]) == 1:
-        print(
-            "versioned-hdf5 is not installed and was left out; pip install versioned-hdf5 measures "
-            "it too"
-        )
+    names = [
+        (name, ", ".join(figures["names_at_root"])) for name, figures in found["subjects"].items()
+    ]
+    return {
+        f"{found['values_mb']} MB of keypoints": rows,
+        "names at the root": [("", "h5py finds"), *names],
+    }
 
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument("--frames", type=int, default=200_192)
     parser.add_argument("--runs", type=int, default=5, help="commits of one chunk")
     parser.add_argument(
         "--folder", type=Path, help="where to put the files; a temporary folder by default"
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         name, step = args.child
         rows = _Rows(args.frames)  # kept to the end, so that every step has them
-        report(work(SUBJECTS[name](), step, args.folder / f"{name}.h5", rows, args.runs))
+        answer(work(SUBJECTS[name](), step, args.folder / f"{name}.h5", rows, args.runs))
         return
     found = run(frames=args.frames, runs=args.runs, folder=args.folder)
-    _print(found)
-    write_json(found, args.out)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 import kpstore
+from benchmarks import record
 from benchmarks.cases import SyntheticExtractor, SyntheticSource, phoenix_lengths
 from kpstore import plugins
 from kpstore.interop.base import Format
@@ -45,13 +46,13 @@ from kpstore.schema.layout import PART_SLICES
 JOBS = ("nothing", "empty store", "pickle.load", "np.load", "import pickle", "import npz")
 
 
-def frames_of(records: list[VideoRecord]) -> Iterator[FeatureRows]:
+def frames_of(videos: list[VideoRecord]) -> Iterator[FeatureRows]:
     """Yield made-up keypoints, a video at a time: the same ones whenever they are asked for."""
     extractor = SyntheticExtractor()
     extractor.open()
-    for record in records:
+    for video in videos:
         extractor.start_video()
-        yield extractor.rows([np.empty(0, dtype=np.uint8)] * record.n_frames)
+        yield extractor.rows([np.empty(0, dtype=np.uint8)] * video.n_frames)
 
 
 def write_files(folder: Path, lengths: dict[str, list[int]]) -> Path:
@@ -192,11 +193,19 @@ def run(*, scale: float = 1.0, lists: list[Path], folder: Path | None = None) ->
         }
 
 
+def tables(found: dict[str, Any]) -> dict[str, record.Table]:
+    """Return a table of the jobs."""
+    rows = [
+        (job, one["seconds"], f"{one['peak_mib']:,}", f"{one['due_to_data_mib']:,}")
+        for job, one in found["jobs"].items()
+        if "due_to_data_mib" in one
+    ]
+    return {"jobs": [("", "s", "peak, MiB", "due to data, MiB"), *rows]}
+
+
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the videos")
     parser.add_argument(
         "--lengths", type=Path, nargs="*", default=[], help="CSV lists with split and num_frames"
@@ -209,7 +218,8 @@ def main() -> None:
     if args.child:
         _child(args.child, str(args.folder))
         return
-    print(json.dumps(run(scale=args.scale, lists=args.lengths, folder=args.folder), indent=2))
+    found = run(scale=args.scale, lists=args.lengths, folder=args.folder)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

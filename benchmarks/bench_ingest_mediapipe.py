@@ -14,8 +14,6 @@ two plain loops side by side show what the machine can give.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -26,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import record
 from benchmarks.cases import summary
 
 _PLAIN = """
@@ -170,11 +169,32 @@ def repeat_videos(root: Path, copies: int) -> None:
     csv.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def tables(found: dict[str, Any]) -> dict[str, record.Table]:
+    """Return a table of speeds, and one of their ratios."""
+    spread = "lowest–highest"
+    return {
+        "speed": [
+            ("", "frames/s", spread, "whole process, frames/s"),
+            *(
+                (name, *_spread(one, 1), f"{found['whole_frames_per_s'][name]['median']:.1f}")
+                for name, one in found["steady_frames_per_s"].items()
+            ),
+        ],
+        "ratios": [
+            ("ratio", "median", spread),
+            *((name, *_spread(one, 2)) for name, one in found["ratios_steady"].items()),
+        ],
+    }
+
+
+def _spread(one: dict[str, float], digits: int) -> tuple[str, str]:
+    low, high = one["min"], one["max"]
+    return f"{one['median']:.{digits}f}", f"{low:.{digits}f}–{high:.{digits}f}"
+
+
 def main() -> None:
     """Parse, make data, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument(
         "--data", type=Path, help="a PHOENIX-shaped folder; made up from photographs by default"
     )
@@ -190,7 +210,8 @@ def main() -> None:
 
             data = write_demo_dataset(Path(folder) / "data")
             repeat_videos(data, args.copies)
-        print(json.dumps(run(data, runs=args.runs), indent=2))
+        found = run(data, runs=args.runs)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

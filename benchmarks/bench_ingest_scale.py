@@ -1,13 +1,10 @@
 """Overhead of a full-size PHOENIX ingest over the extraction, and its size on disk.
 
-``python -m benchmarks.bench_ingest_scale [--scale 0.01] [--workers 2] [--lengths LIST.csv …]
-[--json]``
+``python -m benchmarks.bench_ingest_scale [--scale 0.01] [--workers 2] [--lengths LIST.csv …]``
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import record
 from benchmarks.cases import (
     PeakMemory,
     SyntheticExtractor,
@@ -96,18 +94,40 @@ def _python(code: str, *args: str) -> str:
     ).stdout
 
 
+def tables(found: dict[str, Any]) -> dict[str, record.Table]:
+    """Return a table of all figures."""
+
+    def ms(one: dict[str, float], factor: float) -> str:
+        median, low, high = (one[key] * factor for key in ("median", "min", "max"))
+        return f"{median:.0f} ms ({low:.0f}–{high:.0f})"
+
+    rows = [
+        ("videos, frames", f"{found['videos']:,}, {found['frames']:,}"),
+        ("wall time", f"{found['wall_s']} s ({found['frames_per_s']:,} frames/s)"),
+        ("driver, peak memory", f"{found['driver_peak_mib']} MiB"),
+        ("each worker, peak memory", f"{found['worker_peak_mib']} MiB"),
+        ("objects on disk", f"{found['objects']:,} ({found['size_mb'] / 1e3:.2f} GB)"),
+        ("checks of chunks by the driver", f"{found['check_s']:.1f} s"),
+        ("one commit", ms(found["commit_s"], 1e3)),
+        (
+            "`kpstore.open` to the first row, after imports, other process",
+            ms(found["open_to_first_row_ms"], 1),
+        ),
+    ]
+    return {"ingest": [("", f"{found['workers']} workers"), *rows]}
+
+
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 8,257 videos")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
         "--lengths", type=Path, nargs="*", default=[], help="CSV lists with split and num_frames"
     )
     args = parser.parse_args()
-    print(json.dumps(run(scale=args.scale, workers=args.workers, lists=args.lengths), indent=2))
+    found = run(scale=args.scale, workers=args.workers, lists=args.lengths)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

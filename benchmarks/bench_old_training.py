@@ -39,8 +39,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import kpstore
+from benchmarks import record
 from benchmarks.bench_train import people
-from benchmarks.cases import Measured, in_own_process, print_table, report, summary, write_json
+from benchmarks.cases import Measured, answer, in_own_process, summary
 from kpstore.interop.transfer import export_file
 from kpstore.render.raster import draw_skeletons
 from kpstore.schema.index import VideoRecord
@@ -290,7 +291,8 @@ def _child(what: str, way: str, common: tuple[str, ...]) -> Measured:
     return in_own_process("benchmarks.bench_old_training", "--child", what, "--way", way, *common)
 
 
-def _print(found: Mapping[str, Any]) -> None:
+def tables(found: Mapping[str, Any]) -> dict[str, record.Table]:
+    """Return a table with a row for each kind and way."""
     rows: list[tuple[object, ...]] = [
         ("", "first batch, s", "samples/s", "memory, MiB", "train, samples/s", "apart")
     ]
@@ -303,18 +305,12 @@ def _print(found: Mapping[str, Any]) -> None:
             rows.append(
                 (f"{kind}, {way}", f"{first:.2f}", f"{speed:,.0f}", f"{memory:,}", trained, apart)
             )
-    print(
-        f"{found['frames']:,} frames, pictures of {found['image_size']} pixels, {found['steps']} "
-        "steps"
-    )
-    print_table(rows)
+    return {"training": rows}
 
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument(
         "--store", type=Path, help="with keypoints in a split train; made-up people otherwise"
     )
@@ -325,17 +321,16 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where to put the files; a temporary folder by default"
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--child", choices=("nothing", "load", "train"), help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=("old", "store"), help=argparse.SUPPRESS)
     parser.add_argument("--kind", choices=tuple(BATCHES), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child == "nothing":
-        report({})
+        answer({})
     elif args.child == "load":
-        report(load(args.way, args.kind, args.folder, args.image_size))
+        answer(load(args.way, args.kind, args.folder, args.image_size))
     elif args.child == "train":
-        report(train(args.way, args.kind, args.folder, args.image_size, args.steps))
+        answer(train(args.way, args.kind, args.folder, args.image_size, args.steps))
     else:
         options = {
             "frames": args.frames,
@@ -344,8 +339,7 @@ def main() -> None:
             "runs": args.runs,
         }
         found = run(args.store, **options, folder=args.folder)
-        _print(found)
-        write_json(found, args.out)
+        record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

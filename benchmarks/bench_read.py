@@ -9,8 +9,6 @@ marks to reach.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -22,6 +20,7 @@ import numcodecs.blosc
 import numpy as np
 
 import kpstore
+from benchmarks import record
 from benchmarks.cases import SyntheticExtractor, SyntheticSource, phoenix_lengths, summary
 from kpstore.bench.comparison import BenchReport, bench
 from kpstore.bench.measure import SCAN_ROWS, BenchSettings
@@ -208,6 +207,11 @@ def default_peers() -> list[str]:
     return [name for name in installed_peers() if name not in LOADED_WHOLE]
 
 
+def _lasting(report: BenchReport) -> dict[str, object]:
+    """Return a report without the place of a store that is gone."""
+    return {name: value for name, value in report.to_json().items() if name != "location"}
+
+
 def run(
     *,
     scale: float,
@@ -250,15 +254,46 @@ def run(
         "marks": marks(reports["raw"], reports["lz4"], parts),
         "parts": {part: summary(values) for part, values in parts.items()},
         "size_mb": {codec: round(size / 1e6) for codec, size in sizes.items()},
-        "reports": {codec: report.to_json() for codec, report in reports.items()},
+        "reports": {codec: _lasting(report) for codec, report in reports.items()},
+    }
+
+
+def tables(found: dict[str, Any]) -> dict[str, record.Table]:
+    """Return a table of the marks, and one of speeds by subject."""
+    marks = [
+        (
+            row["mark"],
+            record.short(row["reached"]),
+            f"{row['wanted']:g}",
+            "yes" if row["holds"] else "no",
+        )
+        for row in found["marks"]
+    ]
+    units = {"frames/s": ("1,000 frames/s", 1e-3)}
+    by_subject: dict[str, dict[str, float]] = {"memory": {}}
+    for codec, report in found["reports"].items():
+        for one in report["figures"]:
+            subject = f"kpstore, {codec}" if one["subject"] == "kpstore" else one["subject"]
+            # The run over the lz4 store has all others; of that over the raw one, only kpstore.
+            if codec == "lz4" or subject != one["subject"]:
+                unit, factor = units.get(one["unit"], (one["unit"], 1))
+                head = f"{one['workload']}, {unit}"
+                by_subject.setdefault(subject, {})[head] = factor * one["median"]
+    heads = list(by_subject["memory"])
+    speeds = [
+        (subject, *(record.short(each[head]) if head in each else "" for head in heads))
+        for subject, each in by_subject.items()
+    ]
+    return {
+        "marks": [("", "measured", "target", "reached"), *marks],
+        "speed": [("", *heads), *speeds],
+        "size": [("store", "MB"), *found["size_mb"].items()],
     }
 
 
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 8,257 videos")
     parser.add_argument(
         "--against",
@@ -279,7 +314,7 @@ def main() -> None:
         seconds=args.seconds,
         lists=args.lengths,
     )
-    print(json.dumps(found, indent=2))
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

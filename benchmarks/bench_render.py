@@ -14,11 +14,9 @@ All run in one process, in turn; medians.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -26,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kpstore
-from benchmarks.cases import print_table, write_json
+from benchmarks import record
 from kpstore.render.raster import INK, PAPER, SkeletonStyle, as_style, draw_skeletons
 from kpstore.schema.layout import N_POINTS, PART_SLICES
 
@@ -113,22 +111,25 @@ def run(
     return found
 
 
+def tables(found: dict[str, Any]) -> dict[str, record.Table]:
+    """Return a table for each style."""
+    heads = ("", "µs a frame", "times kpstore's")
+    return {
+        f"style {style}": [heads, *((way, *figures.values()) for way, figures in ways.items())]
+        for style, ways in found.items()
+    }
+
+
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument("--store", help="with keypoints in which frames show whole people")
     parser.add_argument("--frames", type=int, default=256)
     parser.add_argument("--size", type=int, default=256, help="width and height in pixels")
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     found = run(store=args.store, frames=args.frames, size=args.size, runs=args.runs)
-    for style, ways in found.items():
-        rows: list[tuple[object, ...]] = [(f"style {style}", "µs a frame", "times kpstore's")]
-        print_table(rows + [(way, *figures.values()) for way, figures in ways.items()])
-    write_json(found, args.out)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

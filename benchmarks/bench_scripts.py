@@ -1,4 +1,6 @@
-"""What people's scripts call, beside the plain way: ``python -m benchmarks.bench_scripts``.
+"""What people's scripts call, beside the plain way.
+
+``python -m benchmarks.bench_scripts [--frames 100000] [--videos 300] [--runs 5]``
 
 - ``DataLoader(store.frames(…), 256, shuffle=True)`` beside ``DataLoader(TensorDataset)`` of the
   same rows in memory, and its batches beside ``numpy.take`` of such rows into new memory.
@@ -14,14 +16,13 @@ are measured in turn in one process; figures are medians.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import icechunk
 import numpy as np
@@ -31,28 +32,18 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import kpstore
+from benchmarks import record
+from benchmarks.cases import VIDEO_FRAMES, made_up_videos, seconds, summary
 from benchmarks.motion import Motion
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import keypoints_spec
 
 BATCH, WIDE = 256, 768
-HEAD = "| call | beside | times as fast |\n|---|---|---|"
-VIDEO_FRAMES = (20, 210)
-"""Fewest and most frames of a video: 115 on average, as in PHOENIX-2014-T."""
 
 
-def _videos(n_frames: int, rng: np.random.Generator) -> list[VideoRecord]:
-    found: list[VideoRecord] = []
-    while n_frames > 0:
-        length = min(n_frames, int(rng.integers(*VIDEO_FRAMES)))
-        paths = tuple(f"v{len(found)}/{k}.png" for k in range(length))
-        found.append(VideoRecord(f"v{len(found)}", "train", paths))
-        n_frames -= length
-    return found
-
-
-def _create(path: Path, videos: list[VideoRecord], spec: FeatureSpec) -> kpstore.Store:
+def make_store(path: Path, videos: list[VideoRecord], spec: FeatureSpec) -> kpstore.Store:
+    """Make a store in which no video has rows yet."""
     store = kpstore.create(path)
     with store.transaction("videos") as tx:
         tx.add_videos(videos)
@@ -60,7 +51,8 @@ def _create(path: Path, videos: list[VideoRecord], spec: FeatureSpec) -> kpstore
     return store
 
 
-def _write(store: kpstore.Store, feature: str, values: NDArray[np.float32]) -> None:
+def write_videos(store: kpstore.Store, feature: str, values: NDArray[np.float32]) -> None:
+    """Write the rows of video after video."""
     index = store.at().index
     with store.transaction("rows") as tx:
         for video_id, rows in zip(
@@ -93,12 +85,6 @@ def _write_tensorstore(path: Path, values: NDArray[np.float32]) -> None:
         shape=list(values.shape),
     ).result()
     array.write(values).result()
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 class Ready(Dataset[object]):
@@ -147,23 +133,30 @@ def _shuffled(dataset: Dataset[object], **how: object) -> Callable[[], None]:
     return lambda: _consume(DataLoader(dataset, BATCH, shuffle=True, generator=generator, **how))
 
 
-def reading(folder: Path, n_frames: int, runs: int, rng: np.random.Generator) -> None:
-    """Print the speed of epochs and of batches."""
+_Row = dict[str, Any]
+"""A call, what it is measured beside, and how many times as fast it is."""
+
+
+def reading(
+    folder: Path, n_frames: int, runs: int, rng: np.random.Generator
+) -> tuple[list[_Row], dict[str, list[float]]]:
+    """Return the speed of epochs and of batches; seconds to first batches, first and later."""
     values = Motion().rows(n_frames).values
-    store = _create(folder / "keypoints.kps", _videos(n_frames, rng), keypoints_spec())
-    _write(store, "keypoints", values)
+    store = make_store(folder / "keypoints.kps", made_up_videos(n_frames, rng), keypoints_spec())
+    write_videos(store, "keypoints", values)
     view = store.at().frames("keypoints")
     changed = store.at().frames("keypoints", transform=doubled)
     in_memory = torch.from_numpy(values)
     tensors = TensorDataset(in_memory, torch.arange(n_frames))
     parts = np.array_split(rng.permutation(n_frames), -(-n_frames // BATCH))
     threads, processes = (kpstore.loader(each, BATCH, workers=2) for each in (view, changed))
-    for what, loader in (("threads", threads), ("processes", processes)):
-        first, later = _first_batch(loader), _first_batch(loader)
-        print(f"First batch of kpstore.loader with {what}: {first:.2f} s, later {later:.3f} s")
-    print(f"\n{HEAD}")
+    begun = {
+        what: [_first_batch(loader) for _ in range(2)]
+        for what, loader in (("threads", threads), ("processes", processes))
+    }
     plain, two = _shuffled(tensors), _shuffled(tensors, num_workers=2)
     took = _shuffled(view)
+    rows = []
     for what, ours, beside, other in (
         ("DataLoader(store.frames(…)), shuffled", took, "DataLoader(TensorDataset)", plain),
         (
@@ -197,23 +190,24 @@ def reading(folder: Path, n_frames: int, runs: int, rng: np.random.Generator) ->
             _shuffled(Dicts(in_memory), num_workers=2),
         ),
     ):
-        seconds = [(_seconds(other), _seconds(ours)) for _ in range(runs + 1)]
-        _row(what, beside, *(list(each) for each in zip(*seconds, strict=True)))
+        pairs = [(seconds(other), seconds(ours)) for _ in range(runs + 1)]
+        rows.append(_row(what, beside, *(list(each) for each in zip(*pairs, strict=True))))
     processes.close()
+    return rows, begun
 
 
 def _first_batch(loader: kpstore.Loader) -> float:
     """Return the seconds until an epoch's first batch, and end the epoch."""
     batches = iter(loader)
-    seconds = _seconds(lambda: next(batches))
+    took = seconds(lambda: next(batches))
     _consume(batches)
-    return seconds
+    return took
 
 
-def writing(folder: Path, n_videos: int, runs: int, rng: np.random.Generator) -> None:
-    """Print the time of writing videos."""
+def writing(folder: Path, n_videos: int, runs: int, rng: np.random.Generator) -> list[_Row]:
+    """Return the speed of writing videos."""
     spec = FeatureSpec("dinov2", (WIDE,), ("channel",), dtype="float32")
-    videos = _videos(n_videos * sum(VIDEO_FRAMES) // 2, rng)
+    videos = made_up_videos(n_videos * sum(VIDEO_FRAMES) // 2, rng)
     values = rng.random((sum(video.n_frames for video in videos), WIDE), dtype=np.float32)
     peers = {"one assignment to a bare Zarr array on Icechunk": _write_zarr}
     if importlib.util.find_spec("tensorstore"):
@@ -221,38 +215,59 @@ def writing(folder: Path, n_videos: int, runs: int, rng: np.random.Generator) ->
     ours: list[float] = []
     others: dict[str, list[float]] = {peer: [] for peer in peers}
     for run in range(runs + 1):
-        store = _create(folder / f"w{run}.kps", videos, spec)
-        ours.append(_seconds(lambda: _write(store, "dinov2", values)))  # noqa: B023
+        store = make_store(folder / f"w{run}.kps", videos, spec)
+        ours.append(seconds(lambda: write_videos(store, "dinov2", values)))  # noqa: B023
         for number, (peer, write) in enumerate(peers.items()):
             path = folder / f"{number}-{run}"
-            others[peer].append(_seconds(lambda: write(path, values)))  # noqa: B023
+            others[peer].append(seconds(lambda: write(path, values)))  # noqa: B023
         for made in folder.iterdir():
             shutil.rmtree(made)
     each = 1e3 * statistics.median(ours[1:]) / len(videos)
-    for peer, seconds in others.items():
-        what = f"tx.write in a loop over {len(videos)} videos ({each:.2f} ms each)"
-        _row(what, peer, seconds, ours)
+    what = f"tx.write in a loop over {len(videos)} videos ({each:.2f} ms each)"
+    return [_row(what, peer, took, ours) for peer, took in others.items()]
 
 
-def _row(what: str, beside: str, others: list[float], ours: list[float]) -> None:
-    """Print a row: how many times as fast we are; the first run warms up."""
-    ratio = statistics.median(other / own for other, own in zip(others[1:], ours[1:], strict=True))
-    print(f"| {what} | {beside} | {ratio:.2f} |", flush=True)
+def _row(what: str, beside: str, others: list[float], ours: list[float]) -> _Row:
+    """Return how many times as fast we are; the first run warms up."""
+    ratios = [other / own for other, own in zip(others[1:], ours[1:], strict=True)]
+    return {"call": what, "beside": beside, "times_as_fast": summary(ratios)}
+
+
+def run(*, frames: int, videos: int, runs: int) -> dict[str, Any]:
+    """Measure reading and writing."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+        rows, begun = reading(Path(name), frames, runs, rng)
+        rows += writing(Path(name), videos, runs, rng)
+    return {"calls": rows, "first_batch_s": begun}
+
+
+def tables(found: dict[str, Any]) -> dict[str, record.Table]:
+    """Return a table of calls, and one of first batches."""
+    calls = []
+    for row in found["calls"]:
+        ratio = row["times_as_fast"]
+        shown = [f"{ratio['median']:.2f}", f"{ratio['min']:.2f}–{ratio['max']:.2f}"]
+        calls.append((row["call"], row["beside"], *shown))
+    begun = [
+        (f"kpstore.loader, 2 workers, {what}", f"{first:.2f}", f"{later:.3f}")
+        for what, (first, later) in found["first_batch_s"].items()
+    ]
+    return {
+        "calls": [("call", "compared with", "times as fast", "lowest–highest"), *calls],
+        "first batch": [("", "first epoch, s", "later epochs, s"), *begun],
+    }
 
 
 def main() -> None:
-    """Parse, run, print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Parse, run, print tables."""
+    parser = record.parser(__doc__)
     parser.add_argument("--frames", type=int, default=100_000)
     parser.add_argument("--videos", type=int, default=300)
     parser.add_argument("--runs", type=int, default=5)
-    given = parser.parse_args()
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
-        reading(Path(name), given.frames, given.runs, rng)
-        writing(Path(name), given.videos, given.runs, rng)
+    args = parser.parse_args()
+    found = run(frames=args.frames, videos=args.videos, runs=args.runs)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ it is given.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 import kpstore
+from benchmarks import record
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import N_POINTS, PART_SLICES, keypoints_spec
 from kpstore.trainers.report import Epoch, Step
@@ -152,22 +151,34 @@ def run(
     }
 
 
+def tables(found: dict[str, Any]) -> dict[str, record.Table]:
+    """Return a table of both models."""
+    skeleton, keypoints = found["skeleton"], found["keypoints"]
+    error = f"{keypoints['point_error']:.4f}"
+    rows = [
+        ("first loss / mean loss of the last epoch", skeleton["loss_down"], ""),
+        ("mean point error, share of the face's size", "", error),
+        ("samples/s", skeleton["frames_per_s"], keypoints["frames_per_s"]),
+        (
+            "share of the time spent waiting for batches",
+            skeleton["wait_share"],
+            keypoints["wait_share"],
+        ),
+    ]
+    return {"training": [("", "skeleton", "keypoints"), *rows]}
+
+
 def main() -> None:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument("--store", help="with keypoints in a split train; made-up people otherwise")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     store = kpstore.open(args.store) if args.store else None
-    print(
-        json.dumps(
-            run(store, image_size=args.image_size, steps=args.steps, device=args.device), indent=2
-        )
-    )
+    found = run(store, image_size=args.image_size, steps=args.steps, device=args.device)
+    record.finish(args, found, tables(found))
 
 
 if __name__ == "__main__":

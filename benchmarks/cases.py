@@ -28,6 +28,8 @@ from kpstore.sources.base import Listing
 
 PHOENIX = {"train": (7096, 827_354), "dev": (519, 55_775), "test": (642, 64_627)}
 """Published videos and frames of PHOENIX-2014-T."""
+VIDEO_FRAMES = (20, 210)
+"""Fewest and most frames of a video: 115 on average, as in PHOENIX-2014-T."""
 _LOOK_S = 0.01
 """Seconds between two looks at a process's memory."""
 
@@ -48,6 +50,17 @@ def phoenix_lengths(lists: Sequence[Path] = (), *, scale: float = 1.0) -> dict[s
             lengths[split] = counts.tolist()
         lengths[split] = lengths[split][: max(1, round(len(lengths[split]) * scale))]
     return lengths
+
+
+def made_up_videos(n_frames: int, rng: np.random.Generator) -> list[VideoRecord]:
+    """Return videos with so many frames in all."""
+    found: list[VideoRecord] = []
+    while n_frames > 0:
+        length = min(n_frames, int(rng.integers(*VIDEO_FRAMES)))
+        paths = tuple(f"v{len(found)}/{k}.png" for k in range(length))
+        found.append(VideoRecord(f"v{len(found)}", "train", paths))
+        n_frames -= length
+    return found
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,25 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Return the seconds of a call by the clock, and of CPU time of all threads."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def forget_pages(path: Path) -> None:
+    """Put the pages of a file, or of all files in a folder, out of the system's memory (Linux).
+
+    What the disk itself, or the host of a virtual machine, has in its memory stays there.
+    """
+    for each in path.rglob("*") if path.is_dir() else (path,):
+        if each.is_file():
+            with each.open("rb") as file:
+                os.fsync(file.fileno())  # a page that is not on the disk yet stays
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def summary(values: Sequence[float]) -> dict[str, float]:
     """Return the median and the spread of repeated measurements."""
     return {
@@ -202,7 +234,7 @@ def in_own_process(module: str, *args: str, env: Mapping[str, str] | None = None
     return Measured(json.loads(out.splitlines()[-1]), own, peak)
 
 
-def report(found: Mapping[str, Any]) -> None:
+def answer(found: Mapping[str, Any]) -> None:
     """Print what :func:`in_own_process` returns, and wait for it to read this process's memory."""
     print(json.dumps(found), flush=True)
     time.sleep(5 * _LOOK_S)
@@ -216,18 +248,3 @@ def _resident_kib(pid: int) -> tuple[int, int]:
         return 0, 0
     sizes = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     return (int(sizes["RssAnon"][0]), int(sizes["VmRSS"][0])) if "RssAnon" in sizes else (0, 0)
-
-
-def print_table(rows: Sequence[Sequence[object]]) -> None:
-    """Print rows, the first of them the heads, in columns."""
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    for row in texts:
-        first, *others = [(cell, width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
-
-
-def write_json(found: Mapping[str, Any], out: Path | None) -> None:
-    """Write figures to a file, if one is asked for."""
-    if out is not None:
-        out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
