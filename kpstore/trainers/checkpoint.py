@@ -184,10 +184,18 @@ def fits_rng(states: Mapping[str, Tensor], device: torch.device) -> bool:
     """Return whether tensors can be what :func:`rng_tensors` returned."""
     kinds = {name: (s.shape, s.dtype) for name, s in rng_tensors(device).items()}
     return "cpu" in states and all(
-        (states[name].shape, states[name].dtype) == kind
+        (states[name].shape, states[name].dtype) == kind and _can_be_set(name, states[name])
         for name, kind in kinds.items()
         if name in states
     )
+
+
+def _can_be_set(name: str, state: Tensor) -> bool:
+    try:
+        torch.Generator(name).set_state(state)
+    except RuntimeError:  # numbers of the right type that no generator has
+        return False
+    return True
 
 
 def restore_rng(device: torch.device, states: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from kpstore.trainers.pictures import write_picture
 from kpstore.trainers.report import Epoch, Step
 from kpstore.trainers.settings import device_named
 from kpstore.trainers.training import Drawing
+from kpstore.visible import logger
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+_log = logger(__name__)
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 METRICS, STEPS, SAMPLES, TENSORBOARD = "metrics.csv", "steps.csv", "samples", "tensorboard"
@@ -106,15 +110,18 @@ def open_journal(path: Path, columns: Sequence[str], *, up_to_step: int) -> Iter
 def _lines_up_to(path: Path, columns: Sequence[str], step: int) -> list[list[str]]:
     if not path.is_file():
         return []
-    at = list(columns).index("step")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))[1:]
+    at, kept, n_read = list(columns).index("step"), [], 0
+    # Rows are numbers, so nothing is quoted; whatever else is there is damage.
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines()[1:]
+    for number, row in enumerate((line.split(",") for line in lines), start=1):
+        is_whole = len(row) == len(columns) and re.fullmatch("[0-9]{1,18}", row[at]) is not None
+        if is_whole and int(row[at]) <= step:
+            kept.append(row)
+            n_read = number
     # A kill can leave half a line at the end; it lies beyond the checkpoint in any case.
-    return [
-        row
-        for row in rows
-        if len(row) == len(columns) and row[at].isdecimal() and int(row[at]) <= step
-    ]
+    if n_read > len(kept):
+        _log.warning("%s: %d damaged lines are left out", path, n_read - len(kept))
+    return kept
 
 
 @dataclass(frozen=True)
