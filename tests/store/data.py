@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -40,6 +41,16 @@ def fill(
         for video_id in done:
             tx.write("points", video_id, rows_of(video_id, lengths[video_id]))
     return store.at()
+
+
+def copy_store(location: str, folder: Path) -> str:
+    """Copy a store on the disk into a folder, under its own name."""
+    source, target = Path(location), folder / Path(location).name
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+    return str(target)
 
 
 def format_1(folder: Path, ending: str) -> str:
