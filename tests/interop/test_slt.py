@@ -23,7 +23,7 @@ from kpstore.interop.slt.read import SltImport
 from kpstore.interop.slt.write import SltExport
 from kpstore.interop.transfer import import_document
 from kpstore.store.store import backend_for
-from tests.conftest import memory_location
+from tests.conftest import COSTLY, memory_location
 from tests.interop.test_npz import filled, keypoint_rows
 
 torch = pytest.importorskip("torch")
@@ -74,6 +74,7 @@ def equal(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
 # -- round trips -----------------------------------------------------------------------------------
 
 
+@COSTLY
 @given(
     lengths=st.lists(st.integers(0, 3), min_size=1, max_size=4),
     texts=st.lists(st.text(max_size=6), min_size=4, max_size=4),
@@ -119,6 +120,7 @@ def test_any_file_comes_back(
     assert equal(read(folder / "out" / f"x.{split or 'all'}"), entries)
 
 
+@COSTLY
 @given(
     lengths=st.lists(
         st.tuples(st.integers(0, 3), st.sampled_from(["train", "dev", ""])), min_size=1, max_size=5
