@@ -61,5 +61,6 @@ def format_1(folder: Path, ending: str) -> str:
     ``first``.
     """
     with tarfile.open(Path(__file__).parents[1] / "data" / "format1.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        wanted = [member for member in archive if member.name.startswith(f"format1{ending}")]
+        archive.extractall(folder, wanted, filter="data")
     return str(folder / f"format1{ending}")
