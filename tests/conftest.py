@@ -22,6 +22,8 @@ settings.register_profile(
 )
 settings.register_profile("thorough", max_examples=500, deadline=None, suppress_health_check=_QUIET)
 settings.load_profile(os.environ.get("KPSTORE_HYPOTHESIS", "fast"))
+COSTLY = settings(max_examples=settings.default.max_examples * 3 // 8)
+"""For tests of which each example makes a store or a file."""
 
 QUICK = (
     "contract",

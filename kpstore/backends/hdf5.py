@@ -373,7 +373,10 @@ def _trees(
         snapshot, base = left.pop()
         reached.add(snapshot)
         try:
-            tree = newest if base is None else older_tree(base, *read_delta(file, snapshot))
+            if base is None:
+                tree = newest
+            else:
+                tree = older_tree(base, *read_delta(file, snapshot), has_tables=has_tables)
         except DAMAGE as error:
             yield f"version {snapshot}: it cannot be put together: {reason_of(error)}"
             continue

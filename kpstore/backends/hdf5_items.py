@@ -56,12 +56,17 @@ def item_of(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
                 "may come from anyone; copy what it leads to into the file"
             )
         found = found[part]
-    if isinstance(found, h5py.Dataset) and (found.is_virtual or found.external):
+    if isinstance(found, h5py.Dataset) and _lies_elsewhere(found):
         raise InvalidError(
             f"{group.file.filename}: the values of {name!r} lie in other files, which are not "
             "read, as the file may come from anyone; copy them into one dataset"
         )
     return found
+
+
+def _lies_elsewhere(array: h5py.Dataset) -> bool:
+    plist = array.id.get_create_plist()
+    return bool(plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count() > 0)
 
 
 def datasets_of(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:

@@ -117,8 +117,12 @@ def write_json(group: h5py.Group, name: str, value: Mapping[str, object]) -> Non
 
 def read_json(group: h5py.Group, name: str) -> Any:
     """Return what :func:`write_json` stored; :class:`ValueError` if its checksum differs."""
+    return _read_json(group, name, sealed=has_checksums(group.file))
+
+
+def _read_json(group: h5py.Group, name: str, *, sealed: bool) -> Any:
     stored = read_bytes(group, name)
-    if has_checksums(group.file):
+    if sealed:
         body, seal = stored[:-_SEAL_BYTES], stored[-_SEAL_BYTES:]
         if seal != f'{_SEAL}{_seal(group, name, body)}"}}'.encode():
             raise ValueError(f"{name!r} does not match its checksum")
@@ -181,7 +185,7 @@ def read_names(file: h5py.File) -> Names:
     """Return the names; :class:`ValueError` if they are damaged."""
     home = item_of(file, HOME)
     if has_checksums(file):
-        stored = read_json(home, "names")
+        stored = _read_json(home, "names", sealed=True)
         names = Names(stored["head"], stored["tags"], tuple(stored["used_tags"]))
         ids = [names.head, *names.tags.values(), *names.used_tags]
         if not all(isinstance(name, str) for name in ids):
@@ -330,8 +334,12 @@ def write_delta(group: h5py.Group, delta: Delta) -> None:
 
 def read_delta(file: h5py.File, snapshot: str) -> tuple[h5py.Group, Delta]:
     """Return a version's delta, and the group that holds its chunks."""
-    group = item_of(file, f"{HOME}/versions/{snapshot}/delta")
-    about = read_json(group, "about")
+    return _read_delta(item_of(file, f"{HOME}/versions"), snapshot, sealed=has_checksums(file))
+
+
+def _read_delta(versions: h5py.Group, snapshot: str, *, sealed: bool) -> tuple[h5py.Group, Delta]:
+    group = item_of(versions, f"{snapshot}/delta")
+    about = _read_json(group, "about", sealed=sealed)
     arrays = {
         name: None if array is None else ArrayDelta(**array)
         for name, array in about["arrays"].items()
@@ -345,12 +353,14 @@ def deltas(file: h5py.File, snapshot: str, head: str) -> Iterator[tuple[h5py.Gro
     :class:`ValueError` if the way has no end.
     """
     seen = set()
+    # Once for all of them, as a history may be long.
+    versions, sealed = item_of(file, f"{HOME}/versions"), has_checksums(file)
     while snapshot != head:
         if snapshot in seen:
             raise ValueError(
                 f"version {snapshot} is described by versions that are described by it"
             )
         seen.add(snapshot)
-        group, delta = read_delta(file, snapshot)
+        group, delta = _read_delta(versions, snapshot, sealed=sealed)
         yield group, delta
         snapshot = delta.base

@@ -239,19 +239,23 @@ class _Heaps:
                 f"trust the file, set {VARIABLE} to more"
             )
 
-    def texts(self, references: NDArray[np.void]) -> list[str]:
+    def texts(self, references: NDArray[np.void]) -> NDArray[np.object_]:
         """Return the texts of some references."""
         self._n_texts += len(references)
         if self._n_texts > _BLOCK_ROWS:
             self._n_texts, self._left = len(references), self._size
             self._known.clear()
+        words = np.full(len(references), "", dtype=object)
+        # Chunks of a small store are nearly empty.
+        (there,) = np.nonzero(references["length"])
         found: list[str] = []
-        for length, address, index in references.tolist():
-            text = self._heap(address).get(index, b"") if length else b""
+        for length, address, index in references[there].tolist():
+            text = self._heap(address).get(index, b"")
             if len(text) != length:
                 raise ValueError(f"the text heap at byte {address} lacks a text")
             found.append(text.decode())
-        return found
+        words[there] = found
+        return words
 
     def _heap(self, address: int) -> dict[int, bytes]:
         if address not in self._known:

@@ -283,7 +283,7 @@ def read_tree(file: h5py.File, snapshot: str) -> Tree:
     has_tables = has_checksums(file)
     tree = newest_tree(file) if has_tables else _newest_by_attributes(file)
     for group, delta in reversed(steps):
-        tree = older_tree(tree, group, delta)
+        tree = older_tree(tree, group, delta, has_tables=has_tables)
     if has_tables:
         tree.compare(read_record(file, snapshot))
     return tree
@@ -327,9 +327,8 @@ def _newest_by_attributes(file: h5py.File) -> Tree:
     return Tree(layout.get_attrs(file), arrays)
 
 
-def older_tree(base: Tree, group: h5py.Group, differs: Delta) -> Tree:
+def older_tree(base: Tree, group: h5py.Group, differs: Delta, *, has_tables: bool) -> Tree:
     """Return the version that differs from ``base`` by a delta; the base stays as it is."""
-    has_tables = has_checksums(group.file)
     arrays, tables, at = dict(base.arrays), _Tables(group), 0
     for name, delta in sorted(differs.arrays.items()):
         if delta is None:

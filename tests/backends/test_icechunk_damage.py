@@ -25,7 +25,7 @@ from kpstore.backends.garbage import Before
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.backends.icechunk_manifests import locate_chunks, locate_rows, nodes_of
 from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError
-from tests.store.data import format_1
+from tests.store.data import copy_store, format_1
 
 ROWS, SIZE = 10, 4
 """Of array ``a``: three chunks, the last of them short."""
@@ -35,10 +35,9 @@ def values(n_rows: int = ROWS, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n_rows, 200)).astype(np.float32)
 
 
-@pytest.fixture
-def backend(tmp_path: Path) -> IcechunkBackend:
-    """Two versions after the first; rows 0 to 4 of ``a`` changed since the tag ``old``."""
-    backend = IcechunkBackend(str(tmp_path / "s.kps"))
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> str:
+    backend = IcechunkBackend(str(tmp_path_factory.mktemp("built") / "s.kps"))
     backend.create({}, "created")
     changes = backend.begin()
     changes.create(
@@ -52,7 +51,13 @@ def backend(tmp_path: Path) -> IcechunkBackend:
     changes.write("a", 0, values(SIZE, seed=1))
     changes.commit("other rows")
     backend.create_branch("side", backend.tags()["old"])
-    return backend
+    return backend.location
+
+
+@pytest.fixture
+def backend(built: str, tmp_path: Path) -> IcechunkBackend:
+    """Two versions after the first; rows 0 to 4 of ``a`` changed since the tag ``old``."""
+    return IcechunkBackend(copy_store(built, tmp_path))
 
 
 def file_of(backend: IcechunkBackend, name: str, chunk: int) -> Path:

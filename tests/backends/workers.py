@@ -10,7 +10,7 @@ from kpstore.backends.base import Backend
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.errors import KpstoreError
 
-COMMITS = 25
+COMMITS = 10
 
 
 def commit_often(location: str, worker: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import kpstore
-from kpstore.bench.comparison import bench
+from kpstore.bench.comparison import BenchReport, bench
 from kpstore.bench.measure import BenchSettings, Turn, Workload, measure
 from kpstore.bench.peers import PEERS, PeerSubject, installed_peers
 from kpstore.bench.plot import plot
@@ -102,18 +103,34 @@ def test_subjects_take_turns_on_the_same_rows() -> None:
     ]
 
 
-def test_a_report_says_what_was_measured_and_how(disk_store: kpstore.Store, tmp_path: Path) -> None:
-    filled = fill(disk_store, done=("a", "b", "d"), compression="lz4")
+@dataclass(frozen=True)
+class Measured:
+    """A report, what was said meanwhile, and the folder for copies."""
+
+    report: BenchReport
+    steps: list[str]
+    scratch: Path
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    folder = tmp_path_factory.mktemp("bench")
+    store = kpstore.create(folder / "s.kps")
     steps: list[str] = []
     report = bench(
-        filled,
+        fill(store, done=("a", "b", "d"), compression="lz4"),
         "points",
         against=["h5py", "npz"],
-        cache=str(tmp_path / "cache"),
+        cache=str(folder / "cache"),
         settings=QUICK,
-        scratch=tmp_path,
+        scratch=folder,
         on_step=steps.append,
     )
+    return Measured(report, steps, folder)
+
+
+def test_a_report_says_what_was_measured_and_how(measured: Measured, tmp_path: Path) -> None:
+    report = measured.report
     assert list(report.how) == [
         "memory",
         "kpstore",
@@ -130,13 +147,13 @@ def test_a_report_says_what_was_measured_and_how(disk_store: kpstore.Store, tmp_
         "one video, 99 %",
     }
     for subject in list(report.how)[:5]:
-        measured = {figure.workload for figure in report.figures if figure.subject == subject}
-        assert measured == workloads | {"shuffled epoch"}
+        found = {figure.workload for figure in report.figures if figure.subject == subject}
+        assert found == workloads | {"shuffled epoch"}
     assert all(figure.median > 0 for figure in report.figures)
     assert report.peak is not None
     assert 0 < report.peak.own < 400
-    assert "writing a copy for h5py" in steps
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("kpstore-bench")] == []
+    assert "writing a copy for h5py" in measured.steps
+    assert not list(measured.scratch.glob("kpstore-bench*"))
     as_json = json.loads(json.dumps(report.to_json()))
     assert as_json["n_rows"] == 34
     assert {
@@ -146,8 +163,8 @@ def test_a_report_says_what_was_measured_and_how(disk_store: kpstore.Store, tmp_
     assert "random frames" in (tmp_path / "bench.svg").read_text(encoding="utf-8")
 
 
-def test_a_ratio_above_one_is_faster(disk_store: kpstore.Store) -> None:
-    report = bench(fill(disk_store), "points", cache="off", settings=QUICK)
+def test_a_ratio_above_one_is_faster(measured: Measured) -> None:
+    report = measured.report
     for figure in report.figures:
         memory = report.of("memory", figure.workload)
         assert memory is not None

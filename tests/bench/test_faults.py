@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import cluster, interrupted
+from benchmarks.faults import cluster, corruption, interrupted
 
 
 def test_random_clusters_lose_nothing_and_a_second_call_goes_on(
@@ -26,6 +26,8 @@ def test_random_clusters_lose_nothing_and_a_second_call_goes_on(
 def test_commands_stopped_at_random_steps_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (corruption, interrupted):
+        monkeypatch.setattr(module, "LENGTHS", {"a": 10, "b": 7, "none": 0, "c": 20})
     counts = interrupted.run("icechunk", 2, 0, tmp_path, ("tag", "export"))
     assert counts == {
         "attempts": 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from kpstore import plugins
 from kpstore.cli.main import run
 from tests.fakes import FakeExtractor
+from tests.store.data import copy_store
 
 if "fake" not in plugins.names("kpstore.extractors"):
     plugins.register("kpstore.extractors", "fake", FakeExtractor)
@@ -34,6 +36,23 @@ class Result:
 Kpstore = Callable[..., Result]
 
 
+@dataclass(frozen=True)
+class Made:
+    """A data set, and a store that holds all of it; tests get copies."""
+
+    dataset: Path
+    store: Path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("made")
+    found = Made(make_dataset(folder), folder / "store.kps")
+    words = ("ingest", "phoenix", found.dataset, found.store, "--recipe", "fake", "--workers", 0)
+    assert run([str(word) for word in words]) == 0
+    return found
+
+
 @pytest.fixture
 def kpstore_(capfd: pytest.CaptureFixture[str]) -> Kpstore:
     """Run a command in this process."""
@@ -48,9 +67,19 @@ def kpstore_(capfd: pytest.CaptureFixture[str]) -> Kpstore:
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
+def dataset(made: Made, tmp_path: Path) -> Path:
     """A small PHOENIX-2014-T of noise: 25 frames in train, 7 in dev."""
-    root = tmp_path / "PHOENIX-2014-T"
+    return Path(shutil.copytree(made.dataset, tmp_path / made.dataset.name))
+
+
+@pytest.fixture
+def ingested(made: Made, dataset: Path, tmp_path: Path) -> Path:
+    """A store that holds all of it."""
+    return Path(copy_store(str(made.store), tmp_path))
+
+
+def make_dataset(folder: Path) -> Path:
+    root = folder / "PHOENIX-2014-T"
     rng = np.random.default_rng(0)
     for split, videos in LENGTHS.items():
         rows = ["name|video|start|end|speaker|orth|translation"]
@@ -67,13 +96,3 @@ def dataset(tmp_path: Path) -> Path:
             "\n".join(rows) + "\n", encoding="utf-8"
         )
     return root
-
-
-@pytest.fixture
-def ingested(kpstore_: Kpstore, dataset: Path, tmp_path: Path) -> Path:
-    """A store that holds all of it."""
-    store = tmp_path / "store.kps"
-    assert (
-        kpstore_("ingest", "phoenix", dataset, store, "--recipe", "fake", "--workers", 0).code == 0
-    )
-    return store

@@ -22,18 +22,16 @@ from kpstore.schema.index import VideoRecord
 from kpstore.visible import logger, visible
 from tests.cli.conftest import Kpstore
 from tests.fakes import fake_spec
+from tests.store.data import copy_store
 from tests.test_layers import modules
 
 EVIL = "x\x1b[2J\x07\ry\nz\u202e"
 CLI = Path(render.__file__).parent
 
 
-@pytest.fixture(params=[".kps", ".h5"])
-def evil(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A store in which every text that a stranger chooses would take over a terminal."""
-    folder = tmp_path / f"f{EVIL}"
-    folder.mkdir()
-    path = folder / f"s{request.param}"
+@pytest.fixture(scope="module", params=[".kps", ".h5"])
+def evil_built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("evil") / f"s{request.param}"
     with kpstore.create(path) as store:
         videos = [
             VideoRecord(f"{n}{EVIL}", f"{n}{EVIL}", (EVIL, EVIL), annotations={"signer": EVIL})
@@ -45,7 +43,15 @@ def evil(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
             values = FeatureRows(np.zeros((2, 5, 3), "f4"), {"detected": np.ones((2, 2), bool)})
             tx.write("points", videos[0].id, values, failed_frames={1: EVIL})
             tx.fail("points", videos[1].id, EVIL)
-    return path
+    return str(path)
+
+
+@pytest.fixture
+def evil(evil_built: str, tmp_path: Path) -> Path:
+    """A store in which every text that a stranger chooses would take over a terminal."""
+    folder = tmp_path / f"f{EVIL}"
+    folder.mkdir()
+    return Path(copy_store(evil_built, folder))
 
 
 def is_shown(text: str) -> bool:
@@ -189,15 +195,23 @@ NAMES = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain_built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    found = {}
+    for suffix in (".kps", ".h5"):
+        with kpstore.create(tmp_path_factory.mktemp("plain") / f"s{suffix}") as store:
+            store.tag("first")
+            with store.transaction("more") as tx:
+                tx.add_videos([VideoRecord("a", "train", ("a.png",))])
+        found[suffix] = store.location
+    return found
+
+
 @pytest.fixture(params=[".kps", ".h5"])
-def plain(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    path = tmp_path / "place" / f"s{request.param}"
-    path.parent.mkdir()
-    with kpstore.create(path) as store:
-        store.tag("first")
-        with store.transaction("more") as tx:
-            tx.add_videos([VideoRecord("a", "train", ("a.png",))])
-    return path
+def plain(request: pytest.FixtureRequest, tmp_path: Path, plain_built: dict[str, str]) -> Path:
+    folder = tmp_path / "place"
+    folder.mkdir()
+    return Path(copy_store(plain_built[request.param], folder))
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
@@ -231,7 +245,10 @@ def test_hostile_names_of_versions_and_checkpoints_are_refused_in_one_line(
     assert all_bytes(tmp_path) == before
 
 
-@pytest.mark.parametrize("kind", ["tag", "branch"])
+# An HDF5 file has no branches that could have names.
+@pytest.mark.parametrize(
+    ("plain", "kind"), [(".kps", "tag"), (".kps", "branch"), (".h5", "tag")], indirect=["plain"]
+)
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_hostile_names_in_a_strangers_store_move_nothing(
     kpstore_: Kpstore, plain: Path, tmp_path: Path, kind: str, name: str
@@ -243,8 +260,7 @@ def test_hostile_names_in_a_strangers_store_move_nothing(
             (folder / "ref.json").write_text(json.dumps({"snapshot": store.snapshot}))
         else:
             with suppress(KpstoreError, UnicodeError):
-                make = {"tag": store.backend.create_tag, "branch": store.backend.create_branch}
-                make[kind](name, store.snapshot)
+                store.backend.create_tag(name, store.snapshot)
     outside = {path: text for path, text in all_bytes(tmp_path).items() if "place/s" not in path}
     for words in (
         [kind, plain],

@@ -18,7 +18,7 @@ from kpstore.inspect.contents import Difference, compare
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
-from tests.conftest import memory_location
+from tests.conftest import COSTLY, memory_location
 from tests.fakes import fake_spec, record
 from tests.store.data import fill, rows_of
 
@@ -96,6 +96,7 @@ def test_every_kind_of_difference_is_named() -> None:
     assert any(d.where == "b/0000.png" and d.part == "left_hand" for d in found.first)
 
 
+@COSTLY
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_a_tolerance_is_absolute(by: float, atol: float) -> None:
     def change(video: str, rows: FeatureRows) -> None:

@@ -22,7 +22,7 @@ from kpstore.inspect.moments import RELATIVE_ERROR, SMALLEST, Moments, Sketch, m
 from kpstore.inspect.statistics import PROBABILITIES, Statistics, statistics
 from kpstore.schema.array import ArraySpec
 from kpstore.schema.feature import FeatureRows, FeatureSpec
-from tests.conftest import memory_location
+from tests.conftest import COSTLY, memory_location
 from tests.fakes import record
 from tests.store.data import fill
 
@@ -120,6 +120,7 @@ def check(found: Statistics, drawn: Values, chosen: list[str], quantiles: bool =
             ).all()
 
 
+@COSTLY
 @given(videos())
 def test_they_equal_numpy_for_any_split_and_any_missing_pattern(drawn: Values) -> None:
     store = store_of(drawn)
@@ -128,6 +129,7 @@ def test_they_equal_numpy_for_any_split_and_any_missing_pattern(drawn: Values) -
         check(store.statistics("points", split=split, workers=1), drawn, chosen)
 
 
+@COSTLY
 @given(videos(), st.data())
 def test_any_choice_of_videos_has_its_moments(drawn: Values, data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.sampled_from(sorted(drawn)), unique=True))
@@ -136,6 +138,7 @@ def test_any_choice_of_videos_has_its_moments(drawn: Values, data: st.DataObject
     assert np.isnan(found.quantiles).all()
 
 
+@COSTLY
 @given(videos())
 def test_moments_of_videos_merge_to_those_of_the_whole(drawn: Values) -> None:
     per_video = measure(store_of(drawn), "points", workers=1).moments
@@ -147,6 +150,7 @@ def test_moments_of_videos_merge_to_those_of_the_whole(drawn: Values) -> None:
     np.testing.assert_allclose(one_by_one.std[0], whole.std, rtol=1e-6, atol=1e-9)
 
 
+@COSTLY
 @given(
     arrays.arrays(np.float64, st.integers(1, 40), elements=st.floats(-1e30, 1e30)),
     st.integers(0, 40),

@@ -25,9 +25,9 @@ from kpstore.inspect.verify import verify, verify_all
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
 from kpstore.store.chunk_checks import Verification
-from tests.conftest import location_of
+from tests.conftest import location_of, memory_location
 from tests.fakes import FakeExtractor, FakeSource, record
-from tests.store.data import fill, format_1, rows_of
+from tests.store.data import copy_store, fill, format_1, rows_of
 
 N = {"a": 5, "b": 0, "c": 9}
 
@@ -42,9 +42,22 @@ def keypoints(n: int, seed: int) -> FeatureRows:
     )
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Sound stores on the disk, by kind."""
+    folder = tmp_path_factory.mktemp("built")
+    return {kind: build(location_of(kind, folder)).location for kind in ("icechunk", "hdf5")}
+
+
 @pytest.fixture(params=["memory", "icechunk", "hdf5"])
-def sound(request: pytest.FixtureRequest, tmp_path: Path) -> kpstore.Store:
-    store = kpstore.create(location_of(request.param, tmp_path))
+def sound(request: pytest.FixtureRequest, tmp_path: Path, built: dict[str, str]) -> kpstore.Store:
+    if request.param == "memory":
+        return build(memory_location())
+    return kpstore.open(copy_store(built[request.param], tmp_path), mode="a")
+
+
+def build(location: str) -> kpstore.Store:
+    store = kpstore.create(location)
     with store.transaction("fill") as tx:
         tx.add_videos([record(v, n, gloss="G") for v, n in N.items()])
         tx.add_feature(keypoints_spec(), {"extractor": "made up"})

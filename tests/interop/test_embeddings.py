@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import kpstore
@@ -19,7 +19,7 @@ from kpstore.interop.embeddings.write import EmbeddingsExport
 from kpstore.interop.transfer import ImportReport, import_document
 from kpstore.schema.feature import FeatureSpec, State
 from kpstore.store.store import backend_for
-from tests.conftest import memory_location
+from tests.conftest import COSTLY, memory_location
 
 SPEC = FeatureSpec("lip_resnet18", (512,), ("feature",))
 
@@ -72,8 +72,8 @@ utterances = st.dictionaries(
 )
 
 
+@COSTLY
 @given(utterances, st.sampled_from(["channels_first", "time_first"]))
-@settings(max_examples=25)
 def test_folders_come_back_byte_for_byte(
     tmp_path_factory: pytest.TempPathFactory, drawn: Any, layout: Any
 ) -> None:
@@ -89,8 +89,8 @@ def test_folders_come_back_byte_for_byte(
     assert contents(out) == contents(root)
 
 
+@COSTLY
 @given(utterances, st.sampled_from(["channels_first", "time_first"]))
-@settings(max_examples=25)
 def test_stores_come_back_equal(
     tmp_path_factory: pytest.TempPathFactory, drawn: Any, layout: Any
 ) -> None:

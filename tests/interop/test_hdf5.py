@@ -23,7 +23,7 @@ from kpstore.schema.feature import State
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import keypoints_spec
 from kpstore.store.store import backend_for
-from tests.conftest import memory_location
+from tests.conftest import COSTLY, memory_location
 from tests.fakes import record
 from tests.interop.formats import PERSON
 from tests.interop.test_npz import filled, keypoint_rows
@@ -61,6 +61,7 @@ VIDEO = st.tuples(
 )
 
 
+@COSTLY
 @given(
     videos=st.lists(VIDEO, max_size=5),
     compression=st.sampled_from(["none", "gzip", "lzf"]),

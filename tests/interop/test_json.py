@@ -20,7 +20,7 @@ from kpstore.interop.json.write import FaceJsonExport, to_text
 from kpstore.interop.transfer import ImportReport, import_document
 from kpstore.schema.feature import State
 from kpstore.store.store import backend_for
-from tests.conftest import memory_location
+from tests.conftest import COSTLY, memory_location
 from tests.interop.test_npz import filled
 
 MODEL = "dinov2_tiny"
@@ -103,8 +103,8 @@ with_features = st.builds(
 persons = st.dictionaries(texts, with_features | paths_only, max_size=4)
 
 
+@COSTLY
 @given(persons, st.booleans())
-@settings(max_examples=40)
 def test_files_come_back_byte_for_byte(
     tmp_path_factory: pytest.TempPathFactory, drawn: Any, double: bool
 ) -> None:
@@ -119,8 +119,8 @@ def test_files_come_back_byte_for_byte(
     assert (folder / "out.json").read_text(encoding="utf-8") == source.read_text(encoding="utf-8")
 
 
+@COSTLY
 @given(persons)
-@settings(max_examples=25)
 def test_stores_come_back_equal(tmp_path_factory: pytest.TempPathFactory, drawn: Any) -> None:
     folder = tmp_path_factory.mktemp("json")
     store, _ = import_json(write(folder / "in.json", drawn), split="train")
@@ -133,6 +133,7 @@ def test_stores_come_back_equal(tmp_path_factory: pytest.TempPathFactory, drawn:
         np.testing.assert_array_equal(again[array][:], store[array][:], err_msg=array)
 
 
+@COSTLY
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))
 def test_numbers_are_exact(tmp_path_factory: pytest.TempPathFactory, number: float) -> None:
     persons = {"a": person(1, 1)}

@@ -22,7 +22,7 @@ from kpstore.interop.transfer import ImportReport, import_document
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.layout import PART_SLICES, PARTS
 from kpstore.store.store import backend_for
-from tests.conftest import memory_location
+from tests.conftest import COSTLY, memory_location
 from tests.interop.test_npz import filled, keypoint_rows
 
 
@@ -90,8 +90,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@COSTLY
 @given(videos, st.sampled_from([{}, {"empty": "keep"}, {"empty": "keep", "missing": "nan"}]))
-@settings(max_examples=25)
 def test_files_of_kpstore_come_back_byte_for_byte(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[Any], options: Any
 ) -> None:
@@ -109,8 +109,8 @@ def test_files_of_kpstore_come_back_byte_for_byte(
         assert again.video(video_id).split == store.video(video_id).split
 
 
+@COSTLY
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=6), st.integers(1, 3))
-@settings(max_examples=25)
 def test_stores_come_back_equal(
     tmp_path_factory: pytest.TempPathFactory, frames: list[int], n_videos: int
 ) -> None:
@@ -293,7 +293,7 @@ def test_torn_files_are_one_line(tmp_path: Path, cut: int) -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 255))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_damage_is_said_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, place: int, flip: int
 ) -> None:

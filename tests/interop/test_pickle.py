@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import kpstore
@@ -24,7 +24,7 @@ from kpstore.interop.transfer import import_document
 from kpstore.schema.feature import FeatureRows, State
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
 from kpstore.store.store import backend_for
-from tests.conftest import memory_location
+from tests.conftest import COSTLY, memory_location
 from tests.fakes import record
 from tests.interop.formats import same
 from tests.interop.test_unpickling import Runs
@@ -135,8 +135,8 @@ RAWS = st.dictionaries(
 )
 
 
+@COSTLY
 @given(RAWS, st.sampled_from([None, (260, 210)]))
-@settings(max_examples=25)
 def test_every_raw_pickle_comes_back(tmp_path: Path, splits: Any, shape: Any) -> None:
     raw: dict[str, Any] = {}
     for split, videos in splits.items():
@@ -160,12 +160,12 @@ def test_every_raw_pickle_comes_back(tmp_path: Path, splits: Any, shape: Any) ->
 ROWS = st.lists(st.sampled_from(["done", "failed", "nothing", *PARTS]), max_size=5)
 
 
+@COSTLY
 @given(
     st.dictionaries(
         NAMES, st.tuples(st.sampled_from(["", "train", "dev"]), ROWS), min_size=1, max_size=5
     )
 )
-@settings(max_examples=25)
 def test_every_store_comes_back(tmp_path: Path, videos: Any) -> None:
     store = kpstore.create(memory_location())
     splits = ("", "train", "dev")

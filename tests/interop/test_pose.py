@@ -27,7 +27,7 @@ from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import FACE_LISTS, PART_SLICES, PARTS, FaceList, keypoints_spec
 from kpstore.store.store import backend_for
-from tests.conftest import memory_location
+from tests.conftest import COSTLY, memory_location
 from tests.interop.test_npz import keypoint_rows
 
 HAND = ("WRIST", "THUMB_CMC", "THUMB_MCP")
@@ -110,6 +110,7 @@ def as_version(path: Path, version: float, target: Path) -> Path:
 # -- round trips -----------------------------------------------------------------------------------
 
 
+@COSTLY
 @given(
     n_frames=st.integers(0, 4),
     people=st.integers(0, 3),
@@ -151,6 +152,7 @@ def test_any_file_comes_back_byte_for_byte(
     assert (folder / "out" / "é x" / "a.b.pose").read_bytes() == path.read_bytes()
 
 
+@COSTLY
 @given(
     lengths=st.lists(st.integers(0, 4), min_size=1, max_size=4),
     seed=st.integers(0, 99),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import kpstore
@@ -20,7 +20,7 @@ from kpstore.sources import lips
 from kpstore.sources.base import FrameError
 from kpstore.sources.lips import LipsSource
 from kpstore.store.store import backend_for
-from tests.conftest import memory_location
+from tests.conftest import COSTLY, memory_location
 
 pytest.importorskip("yaml")
 
@@ -165,11 +165,11 @@ names = st.sampled_from(["a", "b", "s/a", "s/b", "字/x_1", "t/u/v"])
 entries = st.lists(names, max_size=5)
 
 
+@COSTLY
 @given(
     st.dictionaries(st.sampled_from(list(FOLDERS)), st.tuples(entries, entries), min_size=1),
     st.booleans(),
 )
-@settings(max_examples=30)
 def test_lists_give_what_an_import_of_their_embeddings_gives(
     tmp_path_factory: pytest.TempPathFactory,
     lists: dict[str, tuple[list[str], list[str]]],

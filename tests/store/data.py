@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -42,6 +43,16 @@ def fill(
     return store.at()
 
 
+def copy_store(location: str, folder: Path) -> str:
+    """Copy a store on the disk into a folder, under its own name."""
+    source, target = Path(location), folder / Path(location).name
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+    return str(target)
+
+
 def format_1(folder: Path, ending: str) -> str:
     """Return the path of a store of format 1, made by an old kpstore (``.kps`` or ``.h5``).
 
@@ -50,5 +61,6 @@ def format_1(folder: Path, ending: str) -> str:
     ``first``.
     """
     with tarfile.open(Path(__file__).parents[1] / "data" / "format1.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        wanted = [member for member in archive if member.name.startswith(f"format1{ending}")]
+        archive.extractall(folder, wanted, filter="data")
     return str(folder / f"format1{ending}")

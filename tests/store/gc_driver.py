@@ -1,10 +1,13 @@
-"""Collects the garbage of a store, or removes a video, and is killed at the N-th step of it.
+"""Collects the garbage of stores, or removes a video, and is killed at the N-th step of it.
 
-It ends by itself if there are fewer steps.
+Each line of its input is JSON: a store's location, N, and the video if one is to be removed. A fork
+does it, so that the modules are loaded once for many kills; the exit code of the fork is printed.
+A fork ends by itself, with 0, if there are fewer steps.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -12,15 +15,19 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a process that forks should have one thread
+
 import icechunk
 
 import kpstore
+import kpstore.backends.hdf5
+import kpstore.backends.icechunk
 
 _CALLS = ("expire_snapshots", "garbage_collect", "create_branch", "delete_branch", "reset_branch")
 _CHANGES = {"os.rename", "os.remove", "os.link", "os.truncate", "os.utime"}
 
 
-def main(location: str, number: int, video: str = "") -> None:
+def change(location: str, number: int, video: str = "") -> None:
     left = number
 
     def step() -> None:
@@ -52,9 +59,16 @@ def main(location: str, number: int, video: str = "") -> None:
     else:
         store.collect_garbage(older_than=timedelta(0), apply=True)
     left = 0
-    print("done", flush=True)
     # Without Python's teardown, in which a thread of Icechunk's once aborted on a busy machine.
     os._exit(0)
 
 
-main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
+def main() -> None:
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            change(*json.loads(line))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+main()

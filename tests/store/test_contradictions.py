@@ -85,19 +85,19 @@ ASKED: dict[str, Callable[[kpstore.Store], object]] = {
 }
 
 
-@pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_store_that_contradicts_its_description_is_one_line(
-    store: kpstore.Store, what: str, asked: str
+    store: kpstore.Store, what: str
 ) -> None:
     change, says = CHANGES[what]
     fill(store)
     session = store.backend.begin()
     change(session)
     session.commit("other software")
-    with pytest.raises(KpstoreError, match=says) as caught:
-        ASKED[asked](store.at())
-    assert "\n" not in str(caught.value)
+    for asked in ASKED.values():
+        with pytest.raises(KpstoreError, match=says) as caught:
+            asked(store.at())
+        assert "\n" not in str(caught.value)
 
 
 def test_a_feature_that_contradicts_its_description_leaves_the_others_readable(

@@ -108,9 +108,15 @@ def test_a_store_of_format_1_stays_one_when_it_is_written(tmp_path: Path, ending
     np.testing.assert_array_equal(written.video("new")["points"], rows_of("new", 20).values)
 
 
-@OLD
-@pytest.mark.parametrize("kind", ["icechunk", "hdf5"])
-@pytest.mark.parametrize("with_history", [False, True])
+@pytest.mark.parametrize(
+    ("ending", "kind", "with_history"),
+    [
+        (".kps", "hdf5", True),
+        (".h5", "icechunk", True),
+        (".kps", "icechunk", False),
+        (".h5", "hdf5", False),
+    ],
+)
 def test_convert_makes_the_newest_format_of_a_store_of_format_1(
     tmp_path: Path, ending: str, kind: str, with_history: bool
 ) -> None:

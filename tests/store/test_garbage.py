@@ -9,11 +9,8 @@ import os
 import pickle
 import shutil
 import signal
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +28,14 @@ from kpstore.errors import (
 )
 from kpstore.inspect.verify import verify_all
 from kpstore.interop.convert import convert
-from kpstore.schema.feature import FeatureRows
 from kpstore.store.history import collect_garbage
 from tests.conftest import location_of
 from tests.fakes import fake_spec, record
-from tests.processes import finish
+from tests.store.data import copy_store
+from tests.store.killed import killer
+from tests.store.writers import N_FRAMES, die, hold, rows
 
 NOW = timedelta(0)
-N_FRAMES = 2000
-
-
-def rows(seed: int) -> FeatureRows:
-    values = np.random.default_rng(seed).standard_normal((N_FRAMES, 5, 3)).astype(np.float32)
-    return FeatureRows(values, {"detected": np.ones((N_FRAMES, 2), dtype=bool)})
 
 
 def write(store: kpstore.Store, seed: int, branch: str = "main") -> kpstore.Store:
@@ -67,24 +59,25 @@ def check_sound(location: str) -> None:
     assert verify_all(location).problems == []
 
 
-@pytest.fixture(params=["icechunk", "hdf5"])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return location_of(request.param, tmp_path)
-
-
-@pytest.fixture
-def store(location: str) -> kpstore.Store:
+@pytest.fixture(scope="module", params=["icechunk", "hdf5"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Six versions with rows of seeds 0 to 5; the tag ``v1`` names that of seed 2."""
-    store = kpstore.create(location)
+    store = kpstore.create(location_of(request.param, tmp_path_factory.mktemp("built")))
     with store.transaction("fill") as tx:
         tx.add_videos([record("a", N_FRAMES, "train")])
-        tx.add_feature(replace(fake_spec(500), compression="raw"), {"extractor": "fake"})
+        tx.add_feature(replace(fake_spec(250), compression="raw"), {"extractor": "fake"})
         tx.write("points", "a", rows(0))
     for seed in range(1, 6):
         write(store, seed)
         if seed == 2:
             store.at().tag("v1")
-    return store.at()
+    return store.location
+
+
+@pytest.fixture
+def store(built: str, tmp_path: Path) -> kpstore.Store:
+    """A copy of the store that was built."""
+    return kpstore.open(copy_store(built, tmp_path), mode="a")
 
 
 def test_a_dry_run_says_what_goes_and_removes_nothing(store: kpstore.Store) -> None:
@@ -219,18 +212,10 @@ def test_a_lock_that_many_hold_ends_with_the_last_of_them(tmp_path: Path) -> Non
     assert not is_held()
 
 
-def _hold(location: str, written: Event, done: Event) -> None:
-    store = kpstore.open(location, mode="a")
-    with store.transaction("of another process") as tx:
-        tx.write("points", "a", rows(8))
-        written.set()
-        done.wait()
-
-
 def test_a_transaction_of_another_process_keeps_it_away(store: kpstore.Store) -> None:
     context = multiprocessing.get_context("spawn")
     written, done = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(store.location, written, done))
+    process = context.Process(target=hold, args=(store.location, written, done))
     process.start()
     written.wait()
     with pytest.raises(BusyError, match="not committed yet"):
@@ -250,18 +235,12 @@ def test_whoever_reserved_the_store_keeps_it_away(store: kpstore.Store) -> None:
         store.collect_garbage(older_than=NOW)
 
 
-def _die(location: str) -> None:
-    tx = kpstore.open(location, mode="a").transaction("killed")
-    tx.write("points", "a", rows(7))
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_what_killed_writers_left_goes(store: kpstore.Store) -> None:
     store.collect_garbage(older_than=NOW, apply=True)
     clean = size_of(store.location)
     context = multiprocessing.get_context("spawn")
-    for _ in range(3):
-        process = context.Process(target=_die, args=(store.location,))
+    for _ in range(2):
+        process = context.Process(target=die, args=(store.location,))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -295,7 +274,7 @@ def test_a_reader_of_a_removed_version_is_told_so_or_goes_on(store: kpstore.Stor
     np.testing.assert_array_equal(seen, rows(4).values[:10])
     for call in (
         lambda: lazy[:10],
-        lambda: started["points"][1500:],
+        lambda: started["points"][750:],
         lambda: fresh["points_detected"][:10],
     ):
         if store.backend.capabilities.branches:
@@ -371,27 +350,23 @@ def test_a_damaged_record_stops_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_kill_at_any_step_leaves_a_sound_store(store: kpstore.Store, tmp_path: Path) -> None:
-    driver = Path(__file__).with_name("gc_driver.py")
-    for number in itertools.count(1):
-        folder = tmp_path / f"try-{number}"
-        folder.mkdir()
-        copy = str(folder / Path(store.location).name)
-        copy_of: Callable[..., object] = (
-            shutil.copytree if Path(store.location).is_dir() else shutil.copyfile
-        )
-        copy_of(store.location, copy)
-        done = finish([sys.executable, driver, copy, number])
-        again = kpstore.open(copy, mode="a")
-        np.testing.assert_array_equal(values(again), rows(5).values)
-        np.testing.assert_array_equal(values(again.at("v1")), rows(2).values)
-        check_sound(copy)
-        write(again, 6)
-        assert again.collect_garbage(older_than=NOW, apply=True).kept == 2
-        check_sound(copy)
-        shutil.rmtree(folder)
-        if done.returncode == 0:
-            break
-        assert done.returncode == -signal.SIGKILL, done.stderr
+    with killer() as killed:
+        for number in itertools.count(1):
+            folder = tmp_path / f"try-{number}"
+            folder.mkdir()
+            copy = copy_store(store.location, folder)
+            code = killed(copy, number)
+            again = kpstore.open(copy, mode="a")
+            np.testing.assert_array_equal(values(again), rows(5).values)
+            np.testing.assert_array_equal(values(again.at("v1")), rows(2).values)
+            check_sound(copy)
+            write(again, 6)
+            assert again.collect_garbage(older_than=NOW, apply=True).kept == 2
+            check_sound(copy)
+            shutil.rmtree(folder)
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
     assert number > 3
 
 

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 
 import kpstore
 from kpstore.errors import BusyError, ExistsError, InvalidError, NotFoundError, UnsupportedError
 from kpstore.store import history
+from tests.conftest import location_of, memory_location
 from tests.fakes import record
+from tests.store.data import copy_store
 
 
-@pytest.fixture
-def versions(store: kpstore.Store) -> list[kpstore.Store]:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Stores of :func:`build` on the disk, by kind."""
+    folder = tmp_path_factory.mktemp("built")
+    return {kind: build(location_of(kind, folder))[0].location for kind in ("icechunk", "hdf5")}
+
+
+@pytest.fixture(params=["memory", "icechunk", "hdf5"])
+def versions(
+    request: pytest.FixtureRequest, tmp_path: Path, built: dict[str, str]
+) -> list[kpstore.Store]:
     """Four versions, some milliseconds apart, with 0 to 3 videos."""
+    if request.param == "memory":
+        return build(memory_location())
+    store = kpstore.open(copy_store(built[request.param], tmp_path), mode="a")
+    return [store.at(commit.id) for commit in reversed(store.history())]
+
+
+def build(location: str) -> list[kpstore.Store]:
+    store = kpstore.create(location)
     made = [store]
     for number in range(3):
         time.sleep(0.005)

@@ -161,8 +161,15 @@ def test_what_a_library_raises_while_a_file_is_read_names_the_file(error: Except
         raise PermissionError(errno.EACCES, "Permission denied", "f.bin")
 
 
-@pytest.mark.parametrize("limit", [0, 100, 3_000])
-@pytest.mark.parametrize("command", [["tag", "new"], ["rollback", "--to", "v1"]])
+@pytest.mark.parametrize(
+    ("limit", "command"),
+    [
+        (0, ["tag", "new"]),
+        (100, ["rollback", "--to", "v1"]),
+        (3_000, ["tag", "new"]),
+        (3_000, ["rollback", "--to", "v1"]),
+    ],
+)
 def test_names_on_a_full_disk_are_given_or_not(
     tmp_path: Path, limit: int, command: list[str]
 ) -> None:

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,15 @@ from tests.conftest import location_of, memory_location
 from tests.fakes import fake_spec, record
 from tests.interop.formats import same
 from tests.processes import finish
-from tests.store.data import LENGTHS, format_1, rows_of
+from tests.store.data import LENGTHS, copy_store, format_1, rows_of
+from tests.store.killed import killer
 
 SECRET = "SECRET"
 NUMBER = np.float32(1.2345678e17)
 """In all values of the video that is removed."""
 N = {"a": 37, "gone": 50, "c": 21, "none": 0, "d": 33}
 DISK_KINDS = ["icechunk", "hdf5"]
-EVERY = 20
+EVERY = {".kps": 20, ".h5": 50}
 """Of the steps at which a removal is killed, 70 to 250, one in so many is tried; 1 tries all."""
 
 
@@ -76,7 +76,7 @@ def build(location: str, *, without: str = "") -> kpstore.Store:
         tx.add_videos([video(name) for name in names])
         document = {"renamed": {n: n.upper() for n in names}, "listed": names, "kind": "made up"}
         about = {"extractor": "imported", "format": "pickle", "document": document}
-        tx.add_feature(replace(fake_spec(16), compression="raw"), about)
+        tx.add_feature(replace(fake_spec(32), compression="raw"), about)
         tx.write("points", "a", rows_of("a", N["a"]))
         tx.write("points", "d", rows_of("d", N["d"]), failed_frames={4: "blurred"})
         if "gone" in names:
@@ -88,7 +88,7 @@ def build(location: str, *, without: str = "") -> kpstore.Store:
     with store.transaction("more") as tx:
         spec = kpstore.FeatureSpec("mood", (2,), ("mood_dim",), axis="video")
         tx.add_feature(spec, {"extractor": "fake", "source": "points"})
-        tx.add_feature(replace(fake_spec(16), name="other"), {"extractor": "fake"})
+        tx.add_feature(replace(fake_spec(32), name="other"), {"extractor": "fake"})
         tx.fail("other", "c", "no film")
         if "gone" in names:
             tx.write_video_feature("mood", "gone", np.full(2, NUMBER))
@@ -98,14 +98,28 @@ def build(location: str, *, without: str = "") -> kpstore.Store:
     return store.at()
 
 
-@pytest.fixture(params=["memory", "icechunk", "hdf5"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> kpstore.Store:
-    return build(location_of(request.param, tmp_path))
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Stores of :func:`build`, by kind, which tests copy."""
+    folder = tmp_path_factory.mktemp("built")
+    return {kind: build(location_of(kind, folder)).location for kind in DISK_KINDS}
+
+
+@pytest.fixture(params=["memory", *DISK_KINDS])
+def store(request: pytest.FixtureRequest, tmp_path: Path, built: dict[str, str]) -> kpstore.Store:
+    if request.param == "memory":
+        return build(memory_location())
+    return kpstore.open(copy_store(built[request.param], tmp_path), mode="a")
 
 
 @pytest.fixture(params=DISK_KINDS)
-def on_disk(request: pytest.FixtureRequest, tmp_path: Path) -> kpstore.Store:
-    return build(location_of(request.param, tmp_path))
+def on_disk(request: pytest.FixtureRequest, tmp_path: Path, built: dict[str, str]) -> kpstore.Store:
+    return kpstore.open(copy_store(built[request.param], tmp_path), mode="a")
+
+
+@pytest.fixture
+def on_icechunk(tmp_path: Path, built: dict[str, str]) -> kpstore.Store:
+    return kpstore.open(copy_store(built["icechunk"], tmp_path), mode="a")
 
 
 def arrays(store: kpstore.Store) -> dict[str, NDArray[Any]]:
@@ -292,10 +306,9 @@ def test_all_videos_can_be_removed(store: kpstore.Store) -> None:
     ],
 )
 def test_what_cannot_be_removed_is_one_line_and_changes_nothing(
-    disk_store: kpstore.Store, what: Any, error: type[KpstoreError], told: str
+    on_icechunk: kpstore.Store, what: Any, error: type[KpstoreError], told: str
 ) -> None:
-    shutil.rmtree(disk_store.location)
-    store = build(disk_store.location)
+    store = on_icechunk
     for call in (store.remove, store.remove_everywhere):
         with pytest.raises(error, match=rf"^[^\n]*{told.replace('not found .*', 'not found .*')}"):
             call(**what)
@@ -324,9 +337,9 @@ def test_a_transaction_begun_before_does_not_commit_rows_to_other_videos(
     check_same_but_for(store, store.at())
 
 
-def test_damage_in_rows_that_stay_stops_it(tmp_path: Path) -> None:
-    store = build(str(tmp_path / "s.kps"))
-    file = tmp_path / "s.kps" / store.session.place("points", 0)
+def test_damage_in_rows_that_stay_stops_it(on_icechunk: kpstore.Store) -> None:
+    store = on_icechunk
+    file = Path(store.location) / store.session.place("points", 0)
     file.write_bytes(file.read_bytes()[:-9] + b"123456789")
     with pytest.raises(CorruptError, match="'points'"):
         store.remove(videos=["gone"])
@@ -475,24 +488,29 @@ def test_nothing_of_it_stays_behind_the_rows_of_versions_before_it(
     assert verify_all(store.location).problems == []
 
 
-@pytest.mark.parametrize("codec", ["raw", "zstd"])
-@pytest.mark.parametrize("kind", DISK_KINDS)
+@pytest.mark.parametrize(("kind", "codec"), [("hdf5", "raw"), ("icechunk", "zstd")])
 def test_names_do_not_multiply_the_rows_that_stay(kind: str, codec: Codec, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+
+    def wide(n_frames: int) -> NDArray[np.float32]:
+        return rng.standard_normal((n_frames, 300)).astype(np.float32)
+
     store = kpstore.create(location_of(kind, tmp_path))
     with store.transaction("fill") as tx:
-        tx.add_feature(replace(fake_spec(500), compression=codec), {"extractor": "fake"})
-        tx.add_videos([record("a", 20_000), record("gone", 100)])
-        for name, n_frames in (("a", 20_000), ("gone", 100)):
-            tx.write("points", name, rows_of(name, n_frames))
-    for number in range(4):
+        spec = kpstore.FeatureSpec("wide", (300,), ("x",), chunk_rows=60, compression=codec)
+        tx.add_feature(spec, {"extractor": "fake"})
+        tx.add_videos([record("a", 600), record("gone", 10)])
+        tx.write("wide", "a", wide(600))
+        tx.write("wide", "gone", wide(10))
+    for number in range(3):
         store.at().tag(f"v{number}")
         with store.transaction("more") as tx:
-            tx.add_videos([record(f"more-{number}", 10)])
-            tx.write("points", f"more-{number}", rows_of("a", 10, seed=number))
-    before, wanted = size_of(store.location), store.at("v2")["points"][:20_000].copy()
+            tx.add_videos([record(f"more-{number}", 2)])
+            tx.write("wide", f"more-{number}", wide(2))
+    before, wanted = size_of(store.location), store.at("v2")["wide"][:600].copy()
     store.remove_everywhere(videos=["gone"], apply=True)
     assert size_of(store.location) < 1.5 * before
-    np.testing.assert_array_equal(store.at("v2")["points"][:20_000], wanted)
+    np.testing.assert_array_equal(store.at("v2")["wide"][:600], wanted)
     assert verify_all(store.location).problems == []
 
 
@@ -580,8 +598,8 @@ def test_the_clock_of_its_files_does_not_keep_it(on_disk: kpstore.Store) -> None
     assert traces(store.location) == []
 
 
-def test_the_branch_that_a_removal_makes_is_nobody_elses(tmp_path: Path) -> None:
-    store = build(str(tmp_path / "s.kps"))
+def test_the_branch_that_a_removal_makes_is_nobody_elses(on_icechunk: kpstore.Store) -> None:
+    store = on_icechunk
     with pytest.raises(InvalidError, match="makes one of that name, and deletes it; choose"):
         store.branch("kpstore-removal")
 
@@ -600,9 +618,9 @@ def test_an_open_transaction_keeps_it_away(on_disk: kpstore.Store) -> None:
 
 
 def test_a_name_that_somebody_gives_meanwhile_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_icechunk: kpstore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = build(str(tmp_path / "s.kps"))
+    store = on_icechunk
 
     def clear(cache: DecodedCache, snapshots: object) -> int:
         store.branch("late")  # at the version that this object reads
@@ -618,8 +636,10 @@ def test_a_name_that_somebody_gives_meanwhile_is_noticed(
     assert "gone" not in store.at("late").index
 
 
-def test_a_video_of_a_branch_alone_is_found_and_stays_out_of_all(tmp_path: Path) -> None:
-    store = build(str(tmp_path / "s.kps"))
+def test_a_video_of_a_branch_alone_is_found_and_stays_out_of_all(
+    on_icechunk: kpstore.Store,
+) -> None:
+    store = on_icechunk
     with store.transaction("there", branch="side") as tx:
         tx.add_videos([record("late", 4, gloss=SECRET)])
     done = store.remove_everywhere(videos=["late"], apply=True)
@@ -655,29 +675,25 @@ def test_what_a_backend_cannot_remove_is_said_before_anything_is(
 def test_after_a_kill_the_store_is_sound_and_the_same_call_ends_it(
     on_disk: kpstore.Store, tmp_path: Path
 ) -> None:
-    driver = Path(__file__).with_name("gc_driver.py")
     at_all = {name: arrays(on_disk.at(name)) for name in ("main", "v1")}
-    copy_of: Callable[..., object] = (
-        shutil.copytree if Path(on_disk.location).is_dir() else shutil.copyfile
-    )
-    for number in itertools.count(1, EVERY):
-        folder = tmp_path / f"try-{number}"
-        folder.mkdir()
-        copy = str(folder / Path(on_disk.location).name)
-        copy_of(on_disk.location, copy)
-        done = finish([sys.executable, driver, copy, number, "gone"])
-        again = kpstore.open(copy, mode="a")
-        assert verify_all(copy).problems == [], number
-        for name, before in at_all.items():
-            rows = again.at(name).video("a")["points"]
-            np.testing.assert_array_equal(rows, before["points"][: N["a"]])
-        again.remove_everywhere(videos=["gone"], apply=True)
-        assert traces(copy) == [], number
-        assert decoded_traces(again) == []
-        assert "kpstore-removal" not in again.branches
-        assert verify_all(copy).problems == [], number
-        shutil.rmtree(folder)
-        if done.returncode == 0:
-            break
-        assert done.returncode == -signal.SIGKILL, done.stderr
+    with killer() as killed:
+        for number in itertools.count(1, EVERY[Path(on_disk.location).suffix]):
+            folder = tmp_path / f"try-{number}"
+            folder.mkdir()
+            copy = copy_store(on_disk.location, folder)
+            code = killed(copy, number, "gone")
+            again = kpstore.open(copy, mode="a")
+            assert verify_all(copy).problems == [], number
+            for name, before in at_all.items():
+                rows = again.at(name).video("a")["points"]
+                np.testing.assert_array_equal(rows, before["points"][: N["a"]])
+            again.remove_everywhere(videos=["gone"], apply=True)
+            assert traces(copy) == [], number
+            assert decoded_traces(again) == []
+            assert "kpstore-removal" not in again.branches
+            assert verify_all(copy).problems == [], number
+            shutil.rmtree(folder)
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
     assert number > 3

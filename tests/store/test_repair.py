@@ -355,10 +355,15 @@ def test_no_store_is_said_as_ever() -> None:
 # -- on disk ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=DISK_KINDS)
-def on_disk(request: pytest.FixtureRequest, tmp_path: Path) -> kpstore.Store:
-    """A store of an older version and a newest one, whose chunks are files or pieces of a file."""
-    location = location_of(request.param, tmp_path)
+@pytest.fixture(scope="module", params=DISK_KINDS)
+def on_disk(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> kpstore.Store:
+    """A store of an older version and a newest one, whose chunks are files or pieces of a file.
+
+    It is for reading and copying.
+    """
+    location = location_of(request.param, tmp_path_factory.mktemp("on_disk"))
     run_ingest(FakeSource({"a": 5, "b": 9}), location, FakeExtractor(chunk_rows=16), SERIAL)
     kpstore.open(location, mode="a").tag("first")
     run_ingest(

@@ -25,7 +25,7 @@ from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
 from kpstore.store.transaction import Transaction
-from tests.conftest import location_of, memory_location
+from tests.conftest import COSTLY, location_of, memory_location
 from tests.fakes import record
 
 LENGTHS = {"a": 3, "b": 0, "c": 2}
@@ -389,6 +389,7 @@ def check_random_writes(location: str, calls: list[list[Callable[[Transaction], 
 CALLS = st.lists(st.lists(writes(), min_size=1, max_size=4), min_size=1, max_size=3)
 
 
+@COSTLY
 @given(CALLS)
 def test_random_writes_leave_a_sound_store(
     calls: list[list[Callable[[Transaction], None]]],

@@ -244,9 +244,12 @@ class HDF5Machine(IcechunkMachine):
         assert {path.name for path in self.directory.iterdir()} <= {"store.h5", ".store.h5.kpstore"}
 
 
+# A thorough run (KPSTORE_HYPOTHESIS) tries many more.
+TIMES = max(1, settings.default.max_examples // 40)
+
 TestMemoryStore = StoreMachine.TestCase
-TestMemoryStore.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+TestMemoryStore.settings = settings(max_examples=25 * TIMES, stateful_step_count=25, deadline=None)
 TestIcechunkStore = pytest.mark.slow(IcechunkMachine.TestCase)
-TestIcechunkStore.settings = settings(max_examples=5, stateful_step_count=12, deadline=None)
+TestIcechunkStore.settings = settings(max_examples=5 * TIMES, stateful_step_count=12, deadline=None)
 TestHDF5Store = pytest.mark.slow(HDF5Machine.TestCase)
-TestHDF5Store.settings = settings(max_examples=10, stateful_step_count=25, deadline=None)
+TestHDF5Store.settings = settings(max_examples=5 * TIMES, stateful_step_count=20, deadline=None)

@@ -19,6 +19,7 @@ from kpstore.ingest.run import run_ingest
 from kpstore.schema.feature import Compression, FeatureRows
 from tests.fakes import FakeExtractor, FakeSource, fake_spec, record
 from tests.processes import finish
+from tests.store.data import copy_store
 
 N_FRAMES, CHUNK_ROWS = 4096, 1024
 
@@ -61,6 +62,19 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / str(request.param)
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Stores of seed 0, by ending."""
+    folder = tmp_path_factory.mktemp("built")
+    return {suffix: make(folder / f"s{suffix}", 0).location for suffix in (".kps", ".h5")}
+
+
+@pytest.fixture
+def store(path: Path, built: dict[str, str]) -> kpstore.Store:
+    """A store of seed 0 at ``path``."""
+    return kpstore.open(copy_store(built[path.suffix], path.parent), mode="a")
+
+
 @pytest.fixture(params=list(SAID), ids=lambda taken: taken.__name__)
 def take(request: pytest.FixtureRequest) -> Callable[[Path], None]:
     found: Callable[[Path], None] = request.param
@@ -94,9 +108,8 @@ def test_whoever_has_it_open_reads_what_it_was_or_is_told(
 
 
 def test_what_asks_for_its_versions_says_what_happened(
-    path: Path, take: Callable[[Path], None]
+    path: Path, store: kpstore.Store, take: Callable[[Path], None]
 ) -> None:
-    store = make(path, 0)
     take(path)
     before = files(path)
     for ask in (
@@ -113,8 +126,9 @@ def test_what_asks_for_its_versions_says_what_happened(
     assert path.exists() == (take is replaced)
 
 
-def test_a_transaction_goes_nowhere_else(path: Path, take: Callable[[Path], None]) -> None:
-    store = make(path, 0)
+def test_a_transaction_goes_nowhere_else(
+    path: Path, store: kpstore.Store, take: Callable[[Path], None]
+) -> None:
     before: dict[Path, bytes] = {}
 
     def work() -> None:
@@ -147,9 +161,10 @@ def test_an_ingest_ends_in_one_line(path: Path, take: Callable[[Path], None]) ->
     assert "\n" not in str(raised.value)
 
 
-def test_an_open_store_is_none_the_wiser_about_what_it_may_see(path: Path) -> None:
+def test_an_open_store_is_none_the_wiser_about_what_it_may_see(
+    path: Path, store: kpstore.Store
+) -> None:
     """Commits, a garbage collection and a rename of others' temporary files are no replacement."""
-    store = make(path, 0)
     writer = kpstore.open(path, mode="a")
     for split in ("dev", "test"):
         with writer.transaction(split) as tx:
@@ -191,8 +206,8 @@ def test_chunks_that_are_cut_short_are_one_line(
     assert str(path) in done.stdout
 
 
+@pytest.mark.usefixtures("store")
 def test_a_store_that_was_cut_short_before_is_no_longer_mapped(path: Path) -> None:
-    make(path, 0)
     for file in [path] if path.is_file() else (path / "chunks").iterdir():
         os.truncate(file, os.stat(file).st_size // 3)
     with pytest.raises((CorruptError, KpstoreError)):
@@ -226,10 +241,10 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.usefixtures("store")
 def test_a_loaders_worker_that_the_system_ends_over_a_cut_file_is_one_line(
     path: Path, tmp_path: Path
 ) -> None:
-    make(path, 0)
     (tmp_path / "script.py").write_text(LOADING)
     done = finish([sys.executable, tmp_path / "script.py", path])
     assert done.returncode == 0, done.stderr

@@ -187,18 +187,19 @@ def test_lazy_data_sets_pickle_small_and_open_the_store_once(filled: kpstore.Sto
     assert type(pickle.loads(pickle.dumps(data["points"].variable))) is xr.Variable
 
 
-def test_a_process_started_anew_reads_by_location_and_version(
-    filled: kpstore.Store, tmp_path: Path
-) -> None:
+def test_a_process_started_anew_reads_by_location_and_version(tmp_path: Path) -> None:
+    stores = [fill(kpstore.create(location_of(kind, tmp_path))) for kind in ("icechunk", "hdf5")]
+    lazy = [open_dataset(store, chunks={})["points"].data[3:9] for store in stores]
     payload = tmp_path / "lazy.pickle"
-    payload.write_bytes(pickle.dumps(open_dataset(filled, chunks={})["points"].data[3:9]))
+    payload.write_bytes(pickle.dumps(lazy))
     code = (
-        f"import pickle; lazy = pickle.load(open({str(payload)!r}, 'rb')); "
+        f"import pickle\nfor lazy in pickle.load(open({str(payload)!r}, 'rb')): "
         "print(lazy.compute(scheduler='sync').sum())"
     )
     done = finish([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(float(np.nansum(filled["points"][3:9])), rel=1e-5)
+    for store, said in zip(stores, done.stdout.split(), strict=True):
+        assert float(said) == pytest.approx(float(np.nansum(store["points"][3:9])), rel=1e-5)
 
 
 def test_threads_read_one_data_set_at_once(filled: kpstore.Store) -> None:
