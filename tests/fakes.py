@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import signal
 import threading
@@ -71,6 +72,7 @@ def hash_of(video_id: str, number: int) -> int:
     return int.from_bytes(f"{video_id}:{number}".encode()[-7:], "little")
 
 
+@functools.cache
 def fake_spec(chunk_rows: int = 16) -> FeatureSpec:
     return FeatureSpec(
         "points",
