@@ -36,6 +36,7 @@ from kpstore.schema.feature import FeatureRows, State
 from kpstore.sources.base import Listing
 from tests.conftest import memory_location
 from tests.fakes import FakeExtractor, FakeSource, fake_spec, record
+from tests.ingest.models import Unstartable
 from tests.processes import start, until
 
 LENGTHS = {f"v{n:02d}": (n * 11) % 23 for n in range(24)}
@@ -392,14 +393,6 @@ def test_two_that_make_the_store_at_once_do_not_hurt_each_other(
     monkeypatch.setattr(IcechunkBackend, "create", overtaken)
     assert ingest(tmp_path / "s.kps", source=FakeSource(FEW)).name == "the other"
     assert [path.name for path in tmp_path.iterdir()] == ["s.kps"]
-
-
-@dataclass
-class Unstartable(FakeExtractor):
-    """Its model file is not there."""
-
-    def open(self, device: str = "cpu") -> None:
-        raise FileNotFoundError("no weights.onnx")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
