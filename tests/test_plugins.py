@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from kpstore import plugins
-from tests.processes import finish
+from tests.processes import finish, start
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
 
@@ -35,17 +37,43 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(site), "LAB_STORES": str(tmp_path)}
 
 
+COMMANDS = """
+import contextlib, io, json, sys
+from kpstore.cli.main import run
+
+for line in sys.stdin:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(json.loads(line))
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
 @pytest.fixture
-def kpstore(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
-    """Run a command there; return its output, or its error output for ``code=2``."""
+def kpstore(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[..., str]]:
+    """Run a command there; return its output, or its error output for ``code=2``.
+
+    One process runs all commands of a test, as most of its work is to start.
+    """
+    process = start(
+        [sys.executable, "-c", COMMANDS], env=environment, cwd=tmp_path, stdin=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    asked, told = process.stdin, process.stdout
 
     def run(*words: object, code: int = 0) -> str:
-        command = [sys.executable, "-m", "kpstore.cli.start", *words]
-        done = finish(command, env=environment, cwd=tmp_path)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stderr if code else done.stdout
+        asked.write(json.dumps([str(word) for word in words]) + "\n")
+        asked.flush()
+        line = told.readline()
+        assert line, "it ended"
+        ended, out, err = json.loads(line)
+        assert ended == code, out + err
+        return str(err if code else out)
 
-    return run
+    with process:
+        yield run
+        asked.close()
 
 
 def test_an_extractor_a_format_and_a_backend_of_somebody_else(

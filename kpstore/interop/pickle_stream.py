@@ -11,7 +11,6 @@ import io
 import math
 import pickletools
 from collections.abc import Callable, Collection, Iterator, Sequence
-from gzip import GzipFile
 from typing import IO, Any
 
 import numpy as np
@@ -25,6 +24,7 @@ UNREADABLE = (OSError, *DAMAGE)
 """Errors that the machine raises for a damaged file, or one that is not such a pickle."""
 _LARGEST = 2**30
 """Bytes of the largest value in a file: a quarter of a million frames of a thousand numbers."""
+_SMALL = 2**16
 _LONGEST_LINE = 2**20
 _MOST_ABOUT = 2**20
 """Memory of what is said of a tensor before its numbers."""
@@ -274,20 +274,17 @@ _STEPS: dict[str, Callable[[DataMachine, Any], None]] = {
 class BoundedFile:
     """A file that refuses to read large values, as a few packed bytes can claim gigabytes."""
 
-    def __init__(self, file: GzipFile, budget: MemoryBudget) -> None:
+    def __init__(self, file: IO[bytes], budget: MemoryBudget) -> None:
         self._file, self._budget = file, budget
 
     def read(self, n_bytes: int) -> bytes:
         """Return this many bytes, or fewer at the end of the file."""
-        if n_bytes > _LARGEST:
-            raise ValueError(f"one value of {n_bytes} bytes; at most {_LARGEST} can be")
-        self._budget.check_frames(1, n_bytes, "one value")
+        if n_bytes > _SMALL:  # nearly all reads are of one byte, and must cost little
+            if n_bytes > _LARGEST:
+                raise ValueError(f"one value of {n_bytes} bytes; at most {_LARGEST} can be")
+            self._budget.check_frames(1, n_bytes, "one value")
         return self._file.read(n_bytes)
 
     def readline(self) -> bytes:
         """Return a line, cut where it is longer than that of any pickle."""
         return self._file.readline(_LONGEST_LINE)
-
-    def tell(self) -> int:
-        """Return the number of bytes read so far."""
-        return self._file.tell()

@@ -13,7 +13,7 @@ from kpstore.ingest.report import Progress
 from kpstore.ingest.run import run_ingest
 from tests.fakes import FakeExtractor, FakeSource
 
-LENGTHS = {f"video-{n:03d}": 3 + (n * 37) % 60 for n in range(240)}
+LENGTHS = {f"video-{n:03d}": 3 + (n * 37) % 60 for n in range(120)}
 
 
 def source() -> FakeSource:
@@ -43,4 +43,4 @@ if __name__ == "__main__":
     # Workers are forked from one process that has imported Dask, which saves half of the test's CPU
     # time.
     with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
-        run_ingest(source(), store, extractor(0.006), options, observer=CommitLog(log))
+        run_ingest(source(), store, extractor(0.012), options, observer=CommitLog(log))

@@ -27,6 +27,7 @@ from kpstore.ingest.options import Options
 from kpstore.ingest.report import read_progress
 from kpstore.ingest.run import plan_ingest, run_ingest
 from kpstore.schema.feature import State
+from tests.conftest import memory_location
 from tests.fakes import FakeExtractor, FakeSource, stop_this, wait_with_the_lock
 
 LENGTHS = [11, 3, 0, 14, 9, 12, 6, 13, 8, 10, 12, 12]
@@ -204,7 +205,7 @@ def test_a_frame_that_hangs_on_a_worker_started_by_hand_fails_and_the_run_goes_o
     names = ["one"] if nanny else ["one", "two"]  # without a nanny none comes back
     for name in names:
         own.hands.start(name, nanny=nanny)
-    store = own.folder / "stores" / f"{hang.__name__}-{nanny}.kps"
+    store = memory_location()
     source = FakeSource({"v0": 12, "v1": 9, "v2": 14, "v3": 5}, poisonous={"v1": [4]})
     model = FakeExtractor(chunk_rows=8, poison=hang)
     options = Options(scheduler=own.hands.address, task_frames=20, frame_timeout_s=1.0)

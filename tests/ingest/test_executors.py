@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
-import time
 import types
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,7 @@ import distributed
 import pytest
 
 import kpstore
-from kpstore.errors import ExtractorError, UnsupportedError, WorkersError
-from kpstore.extractors.base import Extracted
+from kpstore.errors import UnsupportedError, WorkersError
 from kpstore.ingest import crew, executors, roster
 from kpstore.ingest.gpus import gpu_identities
 from kpstore.ingest.job import Job
@@ -27,94 +23,45 @@ from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
 from kpstore.ingest.scheduler_errors import scheduler_told
 from kpstore.schema.feature import State
+from tests.conftest import memory_location
 from tests.fakes import FakeExtractor, FakeSource
+from tests.ingest.models import NoneLeft, NoNumbers, OneGone, OneGpuGone, SeesGpu
 
 
-def wait_for(happened: Callable[[], Any]) -> None:
-    """Come back when something has happened; the test's own time limit is the only one."""
-    while not happened():
-        time.sleep(0.01)
+@pytest.fixture
+def location() -> str:
+    """A store in memory, for which workers need not import what writes to a disk."""
+    return memory_location()
 
 
 SOURCE = FakeSource({f"v{n:02}": 4 for n in range(12)})
 
 
-@dataclass
-class OneGpuGone(FakeExtractor):
-    """Works on the second worker alone.
-
-    On the first its device is lost, at once or after a few videos.
-    """
-
-    folder: str = ""
-    after: int = 0
-
-    def open(self, device: str = "cpu") -> None:
-        super().open(device)
-        self._lost = str(distributed.get_worker().name) == "0"
-        self._videos = 0
-        if self._lost and not self.after:
-            self.lose(UnsupportedError("device 'cuda:0' was asked for, but there is none"))
-
-    def start_video(self, reference: Any = None) -> dict[str, Any]:
-        self._videos += 1
-        if self._lost and self._videos > self.after:
-            self.lose(ExtractorError("the model fails on cuda:0: device lost"))
-        if not self._lost and self._videos > 2:
-            wait_for((Path(self.folder) / "lost").exists)
-        return super().start_video()
-
-    def lose(self, error: Exception) -> None:
-        (Path(self.folder) / "lost").touch()
-        raise error
-
-
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_worker_whose_gpu_is_gone_is_left_out_and_nothing_is_lost(
-    tmp_path: Path, after: int
+    tmp_path: Path, location: str, after: int
 ) -> None:
     extractor = OneGpuGone(folder=str(tmp_path), after=after, sleep_s=0.02)
-    report = run_ingest(SOURCE, tmp_path / "s.kps", extractor, Options(workers=2, task_frames=4))
-    store = kpstore.open(tmp_path / "s.kps")
+    report = run_ingest(SOURCE, location, extractor, Options(workers=2, task_frames=4))
+    store = kpstore.open(location)
     assert (store.states("points") == State.DONE).all()
     assert store.failures("points") == []
     assert [note.startswith("worker 0 was left out: ") for note in report.notes] == [True]
-    run_ingest(SOURCE, tmp_path / "plain.kps", FakeExtractor(), Options(workers=0))
-    assert not kpstore.diff(store, kpstore.open(tmp_path / "plain.kps"))
+    plain = memory_location()
+    run_ingest(SOURCE, plain, FakeExtractor(), Options(workers=0))
+    assert not kpstore.diff(store, kpstore.open(plain))
 
 
-class NoneLeft(FakeExtractor):
-    """Works nowhere."""
-
-    def open(self, device: str = "cpu") -> None:
-        raise UnsupportedError("no weights here")
-
-
-def test_when_no_worker_is_left_the_run_ends_and_says_why(tmp_path: Path) -> None:
+def test_when_no_worker_is_left_the_run_ends_and_says_why(location: str) -> None:
     with pytest.raises(UnsupportedError, match="no weights here"):
-        run_ingest(SOURCE, tmp_path / "s.kps", NoneLeft(), Options(workers=2))
-    assert (kpstore.open(tmp_path / "s.kps").states("points") == State.PENDING).all()
-
-
-@dataclass
-class SeesGpu(FakeExtractor):
-    """Writes down which device it was given, and which GPUs it can see."""
-
-    folder: str = ""
-
-    def open(self, device: str = "cpu") -> None:
-        super().open(device)
-        seen = Path(self.folder) / f"{os.getpid()}"
-        seen.write_text(f"{device} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}")
-        wait_for(
-            lambda: len(list(Path(self.folder).iterdir())) == 2
-        )  # until the other worker has one as well
+        run_ingest(SOURCE, location, NoneLeft(), Options(workers=2))
+    assert (kpstore.open(location).states("points") == State.PENDING).all()
 
 
 def devices(tmp_path: Path, **options: Any) -> list[str]:
     (tmp_path / "seen").mkdir()
     extractor = SeesGpu(folder=str(tmp_path / "seen"))
-    run_ingest(SOURCE, tmp_path / "s.kps", extractor, Options(task_frames=4, **options))
+    run_ingest(SOURCE, memory_location(), extractor, Options(task_frames=4, **options))
     return sorted({path.read_text().strip() for path in (tmp_path / "seen").iterdir()})
 
 
@@ -195,63 +142,35 @@ def test_gpus_keep_the_names_that_the_user_gave_them(
     assert gpu_identities(visible, wanted, on_machine) == expected
 
 
-@dataclass
-class OneGone(FakeExtractor):
-    """Does not start on the first worker."""
-
-    def open(self, device: str = "cpu") -> None:
-        super().open(device)
-        try:
-            name = str(distributed.get_worker().name)
-        except ValueError:  # in an isolated process, which has no worker
-            return
-        if name == "0":
-            raise ExtractorError("device lost")
-
-
 def test_a_worker_that_dies_while_another_is_left_out_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    location: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(roster, "WAIT_S", 3600.0)
-    source = FakeSource(dict(SOURCE.lengths), poisonous={"v03": [1], "v08": [2]})
+    source = FakeSource(dict(SOURCE.lengths), poisonous={"v03": [1]})
     options = Options(workers=2, task_frames=5)
     # Dask gives up a worker that is not back by then, as a busy machine's is after 15 seconds.
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}):
-        run_ingest(source, tmp_path / "s.kps", OneGone(sleep_s=0.01), options)
-    store = kpstore.open(tmp_path / "s.kps")
+        run_ingest(source, location, OneGone(sleep_s=0.01), options)
+    store = kpstore.open(location)
     assert (store.states("points") == State.DONE).all()
-    assert [(f.video_id, f.frame) for f in store.failures("points")] == [("v03", 1), ("v08", 2)]
+    assert [(f.video_id, f.frame) for f in store.failures("points")] == [("v03", 1)]
 
 
 def test_a_worker_that_does_not_answer_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    location: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(roster, "PROOF_S", 0.0)
     before = FakeSource({name: 4 for name in list(SOURCE.lengths)[:5]})
-    run_ingest(before, tmp_path / "s.kps", FakeExtractor(), Options(workers=0))
+    run_ingest(before, location, FakeExtractor(), Options(workers=0))
     with pytest.raises(
         WorkersError, match=r"fit to work: it did not answer within 0 s .*; 5 of 12 videos are in"
     ):
-        run_ingest(SOURCE, tmp_path / "s.kps", FakeExtractor(), Options(workers=1))
+        run_ingest(SOURCE, location, FakeExtractor(), Options(workers=1))
 
 
-class NoNumbers(FakeExtractor):
-    """Gives no finite numbers for any frame, on the first worker, and says so."""
-
-    def extract(self, images: Any) -> Extracted:
-        if str(distributed.get_worker().name) == "0":
-            rows = self.spec.empty_rows(len(images))
-            return Extracted(
-                {"points": rows}, dict.fromkeys(range(len(images)), "no finite numbers")
-            )
-        return super().extract(images)
-
-
-def test_what_the_model_reports_of_whole_videos_is_confirmed(tmp_path: Path) -> None:
-    run_ingest(
-        SOURCE, tmp_path / "s.kps", NoNumbers(sleep_s=0.01), Options(workers=2, task_frames=8)
-    )
-    store = kpstore.open(tmp_path / "s.kps")
+def test_what_the_model_reports_of_whole_videos_is_confirmed(location: str) -> None:
+    run_ingest(SOURCE, location, NoNumbers(sleep_s=0.01), Options(workers=2, task_frames=8))
+    store = kpstore.open(location)
     assert (store.states("points") == State.DONE).all()
     assert store.failures("points") == []
 

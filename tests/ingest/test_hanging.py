@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import kpstore
 from kpstore.errors import ExtractorError, InvalidError
-from kpstore.extractors.base import Extracted
 from kpstore.ingest import executors, isolated, watch
 from kpstore.ingest.isolated import MAX_HANGS, extract_isolated
 from kpstore.ingest.job import Job, by_value
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import plan_ingest, run_ingest
 from kpstore.schema.feature import State
+from tests.conftest import memory_location
 from tests.fakes import (
     FakeExtractor,
     FakeSource,
@@ -35,7 +32,7 @@ from tests.fakes import (
     wait_for_ever,
     wait_with_the_lock,
 )
-from tests.ingest.test_several_features import Clips
+from tests.ingest.models import HangsAtExit, NeverOpens, WholeVideos
 
 LENGTHS = {"v0": 12, "v1": 9, "v2": 14, "v3": 5}
 AT = {"v1": [4]}
@@ -44,14 +41,15 @@ LIMIT_S = 1.0
 
 @pytest.mark.parametrize("hang", [wait_with_the_lock, stop_this])
 def test_a_frame_that_hangs_fails_and_the_rest_is_as_if_it_were_unreadable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hang: Callable[[], None]
+    monkeypatch: pytest.MonkeyPatch, hang: Callable[[], None]
 ) -> None:
     # A worker that sends nothing at all is replaced after this long, not after five minutes.
     monkeypatch.setattr(executors, "SILENT_S", 1.0)
     monkeypatch.setattr(executors, "_REPLACED_S", 0.0)
     source, model = FakeSource(LENGTHS, poisonous=AT), FakeExtractor(chunk_rows=8, poison=hang)
     options = Options(workers=1, task_frames=20, frame_timeout_s=LIMIT_S)
-    report = run_ingest(source, tmp_path / "s.kps", model, options)
+    place, plain = memory_location(), memory_location()
+    report = run_ingest(source, place, model, options)
     (failure,) = report.failures
     assert (failure.video_id, failure.frame, failure.reason) == (
         "v1",
@@ -59,11 +57,11 @@ def test_a_frame_that_hangs_fails_and_the_rest_is_as_if_it_were_unreadable(
         "reading and extracting this frame took longer than 1 s (--frame-timeout)",
     )
     sound = FakeSource(LENGTHS, broken=AT)
-    run_ingest(sound, tmp_path / "t.kps", FakeExtractor(chunk_rows=8), Options(workers=0))
-    found, wanted = kpstore.open(tmp_path / "s.kps"), kpstore.open(tmp_path / "t.kps")
+    run_ingest(sound, plain, FakeExtractor(chunk_rows=8), Options(workers=0))
+    found, wanted = kpstore.open(place), kpstore.open(plain)
     np.testing.assert_array_equal(found["points"][:], wanted["points"][:])
     assert found["points_status"][:].tolist() == wanted["points_status"][:].tolist()
-    assert not plan_ingest(source, tmp_path / "s.kps", model, options).tasks
+    assert not plan_ingest(source, place, model, options).tasks
 
 
 def test_a_video_of_which_many_frames_hang_is_given_up() -> None:
@@ -114,24 +112,10 @@ def test_a_model_that_hangs_ends_with_the_worker_that_asked(tmp_path: Path) -> N
         fcntl.flock(file, fcntl.LOCK_EX)  # waits for the end of what the model started
 
 
-@dataclass
-class HangsAtExit(FakeExtractor):
-    def open(self, device: str = "cpu") -> None:
-        super().open(device)
-        atexit.register(wait_for_ever)
-
-
 def test_a_model_that_hangs_at_exit_has_done_its_work() -> None:
     job = Job("exit", FakeSource({"a": 3}), HangsAtExit(), frame_timeout_s=0.5)
     found = extract_isolated(job, record("a", 3))
     assert not found.failures
-
-
-@dataclass
-class WholeVideos(Clips):
-    def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
-        wait_for_ever()
-        return []
 
 
 def test_a_model_of_whole_videos_that_hangs_fails_the_video() -> None:
@@ -140,12 +124,6 @@ def test_a_model_of_whole_videos_that_hangs_fails_the_video() -> None:
     assert found.failures.video == (
         "reading and extracting this video took longer than 0.2 s (--frame-timeout)"
     )
-
-
-@dataclass
-class NeverOpens(FakeExtractor):
-    def open(self, device: str = "cpu") -> None:
-        wait_for_ever()
 
 
 def test_a_model_that_never_starts_is_no_fault_of_the_video(

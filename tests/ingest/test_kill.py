@@ -21,7 +21,7 @@ from kpstore.schema.feature import State
 from tests.ingest.kill_driver import extractor, source
 from tests.processes import start, until
 
-KILLS = int(os.environ.get("KPSTORE_KILLS", "12"))
+KILLS = int(os.environ.get("KPSTORE_KILLS", "8"))
 
 
 def start_driver(store: Path, log: Path) -> subprocess.Popen[str]:

@@ -182,11 +182,12 @@ def test_killed_and_gone_on_with_it_is_the_same_store(
     assert not kpstore.diff(kpstore.open(finished / "lips.kps"), kpstore.open(store))
 
 
-def test_two_workers_give_the_same_bits(
+def test_a_worker_gives_the_same_bits(
     kpstore_: Kpstore, finished: Path, weights: Path, tmp_path: Path
 ) -> None:
-    store = tmp_path / "two.kps"
-    assert kpstore_(*command(finished, weights, store, "--workers", 2)).code == 0
+    """One, as each imports torch; ``test_run`` tries several."""
+    store = tmp_path / "worker.kps"
+    assert kpstore_(*command(finished, weights, store, "--workers", 1)).code == 0
     assert not kpstore.diff(kpstore.open(finished / "lips.kps"), kpstore.open(store))
     assert kpstore.open(store).provenance("lip_resnet18")["parameters"]["batch_frames"] == 2
 

@@ -32,11 +32,11 @@ LANDMARKS = {
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three videos of seven frames or more.
+    """Three videos of four frames or more.
 
     The last frame of the first is black, so nothing is found there.
     """
-    root = write_demo_dataset(tmp_path_factory.mktemp("mediapipe") / "data", videos=1, frames=7)
+    root = write_demo_dataset(tmp_path_factory.mktemp("mediapipe") / "data", videos=1, frames=4)
     last = sorted((root / FRAMES / "train").rglob("*.png"))[-1]
     Image.new("RGB", (WIDTH, HEIGHT)).save(last)
     return root
@@ -85,7 +85,7 @@ def plain(dataset: Path) -> dict[str, np.ndarray]:
 def test_equal_to_a_plain_loop_bit_for_bit(
     dataset: Path, plain: dict[str, np.ndarray], tmp_path: Path, workers: int
 ) -> None:
-    options = Options(workers=workers, task_frames=7)
+    options = Options(workers=workers, task_frames=4)
     report = run_ingest(PhoenixSource(dataset), tmp_path / "s.kps", HolisticExtractor(), options)
     store = kpstore.open(tmp_path / "s.kps")
     assert (report.frames_failed, len(store.index)) == (0, 3)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,102 +16,15 @@ from kpstore.extractors.base import Extracted
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
 from kpstore.inspect.verify import verify
-from kpstore.schema.feature import FeatureRows, FeatureSpec, State
-from kpstore.schema.index import VideoRecord
-from kpstore.sources.base import FrameError
+from kpstore.schema.feature import State
+from tests.conftest import memory_location
 from tests.fakes import FakeSource, record
+from tests.ingest.models import Clips, Deadly, Faces, Fragile, Portraits
 
 LENGTHS = {f"v{n}": 3 + 4 * (n % 3) for n in range(9)} | {"none": 0}
 
 
-@dataclass(frozen=True)
-class Portraits(FakeSource):
-    """Videos that each have a reference picture, but for some."""
-
-    torn: Collection[str] = ()
-
-    def read_reference(self, video: VideoRecord) -> NDArray[np.uint8] | FrameError:
-        if video.id in self.torn:
-            return FrameError("truncated")
-        return np.full((4, 4, 3), len(video.id), dtype=np.uint8)
-
-
-@dataclass
-class Faces:
-    """Two features of frames, in chunks of different sizes, and one of videos."""
-
-    scale: float = 1.0
-    dark: int = 0
-    batch_size: int = 4
-    typical_fps: float = 1000.0
-
-    @property
-    def specs(self) -> tuple[FeatureSpec, ...]:
-        return (
-            FeatureSpec("mean", (3,), ("colour",), chunk_rows=4),
-            FeatureSpec("from_reference", (), (), "float64", chunk_rows=64),
-            FeatureSpec("reference", (3,), ("colour",), axis="video"),
-        )
-
-    @property
-    def provenance(self) -> Mapping[str, Mapping[str, Any]]:
-        return {spec.name: {"extractor": "faces", "scale": self.scale} for spec in self.specs}
-
-    def open(self, device: str = "cpu") -> None:
-        pass
-
-    def start_video(self, reference: NDArray[np.uint8] | None = None) -> dict[str, FeatureRows]:
-        assert reference is not None
-        self._reference = reference.mean(axis=(0, 1), dtype=np.float32)
-        return {"reference": FeatureRows(self._reference[None])}
-
-    def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
-        means = np.stack([image.mean(axis=(0, 1), dtype=np.float32) for image in images])
-        rows = {
-            "mean": FeatureRows(means),
-            "from_reference": FeatureRows((means - self._reference).mean(axis=1) * 1.0),
-        }
-        rows["from_reference"] = FeatureRows(rows["from_reference"].values.astype(np.float64))
-        return Extracted(
-            rows, {n: "too dark" for n, image in enumerate(images) if image[0, 0, 0] < self.dark}
-        )
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass
-class Clips:
-    """A row depends on its whole video; videos come by length, never padded."""
-
-    batch_frames: int = 20
-    fail: Collection[str] = ()
-    typical_fps: float = 1000.0
-    calls: list[tuple[int, int]] = field(default_factory=list)
-
-    specs = (FeatureSpec("clip", (2,), ("x",), chunk_rows=4),)
-    provenance: Mapping[str, Any] = field(default_factory=lambda: {"clip": {"extractor": "clips"}})
-
-    def open(self, device: str = "cpu") -> None:
-        pass
-
-    def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
-        assert len({video.shape for video in videos}) == 1
-        self.calls.append((len(videos), len(videos[0])))
-        if any(video[0, 0, 0, 0] in self.fail for video in videos):
-            raise ValueError("not this one")
-        made = []
-        for video in videos:
-            means = video.mean(axis=(1, 2, 3), dtype=np.float64)
-            rows = np.stack([means, np.full(len(means), means.mean())], axis=1).astype(np.float32)
-            made.append(Extracted({"clip": FeatureRows(rows)}))
-        return made
-
-    def close(self) -> None:
-        pass
-
-
-def ingested(path: Path, source: FakeSource, extractor: Any, **options: Any) -> kpstore.Store:
+def ingested(path: Path | str, source: FakeSource, extractor: Any, **options: Any) -> kpstore.Store:
     run_ingest(source, path, extractor, Options(**{"workers": 0, "task_frames": 12, **options}))
     return kpstore.open(path)
 
@@ -270,9 +180,9 @@ def test_one_video_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     ]
 
 
-def test_a_video_that_kills_its_worker_is_named(tmp_path: Path) -> None:
+def test_a_video_that_kills_its_worker_is_named() -> None:
     store = ingested(
-        tmp_path / "s.kps",
+        memory_location(),
         FakeSource({"a": 4, "b": 5, "c": 4}),
         Deadly(),
         workers=1,
@@ -283,34 +193,12 @@ def test_a_video_that_kills_its_worker_is_named(tmp_path: Path) -> None:
     ]
 
 
-class Deadly(Clips):
-    """Dies of videos of five frames."""
-
-    def extract_videos(self, videos: Sequence[NDArray[np.uint8]]) -> list[Extracted]:
-        if len(videos[0]) == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().extract_videos(videos)
-
-
-@dataclass
-class Fragile(Faces):
-    """Dies of pictures of one brightness."""
-
-    poison: int = -1
-
-    def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
-        if any(image[0, 0, 0] == self.poison for image in images):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().extract(images)
-
-
-def test_a_picture_that_kills_its_worker_costs_no_other_and_no_reference(tmp_path: Path) -> None:
+def test_a_picture_that_kills_its_worker_costs_no_other_and_no_reference() -> None:
     source = Portraits({"a": 4, "b": 5, "c": 4})
     poison = int(list(source.read_frames(record("b", 5)))[2][0, 0, 0])
-    sound = ingested(tmp_path / "sound.kps", source, Fragile())
-    store = ingested(
-        tmp_path / "s.kps", source, Fragile(poison=poison), workers=1, task_frames=1000
-    )
+    sound = ingested(memory_location(), source, Fragile())
+    fragile = Fragile(poison=poison)
+    store = ingested(memory_location(), source, fragile, workers=1, task_frames=1000)
     assert [(f.image_path, f.reason) for f in store.failures("mean")] == [
         ("b/0002.png", "the worker process died on this frame (SIGKILL)")
     ]

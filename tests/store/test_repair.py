@@ -28,7 +28,7 @@ from kpstore.sources.base import Source
 from kpstore.store.repair import repair
 from tests.conftest import location_of, memory_location
 from tests.fakes import FakeExtractor, FakeSource
-from tests.ingest.test_several_features import Faces, Portraits
+from tests.ingest.models import Faces, Portraits
 from tests.store.damage import damaged_copy
 from tests.store.data import fill, rows_of
 

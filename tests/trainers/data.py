@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ SMALL_SKELETON = SkeletonConfig(
 SMALL_KEYPOINTS = KeypointConfig(
     d_global=32, d_region=16, region_layers=1, global_layers=1, heads=2
 )
+WITH_DROPOUT = replace(SMALL_KEYPOINTS, dropout=0.2)
+"""Which draws random numbers in every step."""
 VIDEOS: Mapping[str, tuple[str, int]] = {"a": ("train", 30), "b": ("train", 18), "c": ("dev", 16)}
 
 

@@ -14,7 +14,7 @@ import torch
 import kpstore
 from kpstore.trainers.report import Step
 from kpstore.trainers.train import train_keypoints
-from tests.trainers.data import SMALL_KEYPOINTS
+from tests.trainers.data import WITH_DROPOUT
 
 
 def die_at_17(step: Step) -> None:
@@ -28,9 +28,9 @@ if __name__ == "__main__":
     train_keypoints(
         kpstore.open(sys.argv[1]),
         sys.argv[2],
-        config=SMALL_KEYPOINTS,
+        config=WITH_DROPOUT,
         batch_size=8,
-        epochs=4,
+        epochs=3,
         lr=3e-3,
         log_steps=1,
         checkpoint_steps=5,

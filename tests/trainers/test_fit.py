@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,11 +40,17 @@ from kpstore.trainers.settings import TrainSettings, device_named
 from kpstore.trainers.skeleton import HierarchicalSkeletonTransformer
 from kpstore.trainers.train import Frames, load_model, train_keypoints, train_skeleton
 from tests.conftest import memory_location
-from tests.trainers.data import SMALL_KEYPOINTS, SMALL_SKELETON, people, train_store
+from tests.trainers.data import (
+    SMALL_KEYPOINTS,
+    SMALL_SKELETON,
+    WITH_DROPOUT,
+    people,
+    train_store,
+)
 
 RUN: dict[str, Any] = {
     "batch_size": 8,
-    "epochs": 4,
+    "epochs": 3,
     "lr": 3e-3,
     "log_steps": 1,
     "checkpoint_steps": 5,
@@ -59,6 +66,21 @@ class Stopped(Exception):
 @pytest.fixture
 def store(memory_store: kpstore.Store) -> kpstore.Store:
     return train_store(memory_store)
+
+
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> tuple[kpstore.Store, Path]:
+    """A store that no test changes, and the folder of a run of one epoch, to copy."""
+    store, folder = train_store(kpstore.create(memory_location())), tmp_path_factory.mktemp("one")
+    keypoints(store, folder, epochs=1)
+    return store, folder
+
+
+@pytest.fixture
+def run(one_epoch: tuple[kpstore.Store, Path], tmp_path: Path) -> tuple[kpstore.Store, Path]:
+    """The store and a copy of the run of one epoch."""
+    store, folder = one_epoch
+    return store, shutil.copytree(folder, tmp_path / "run")
 
 
 def keypoints(store: kpstore.Store, folder: Path, **options: Any) -> TrainReport:
@@ -94,9 +116,9 @@ def test_faces_are_learnt_for_frames_that_were_not_trained_on(
     store: kpstore.Store, tmp_path: Path
 ) -> None:
     report = keypoints(
-        store, tmp_path / "run", epochs=16, lr=5e-3, clip_norm=None, checkpoint_steps=None
+        store, tmp_path / "run", epochs=6, lr=1e-2, clip_norm=None, checkpoint_steps=None
     )
-    assert report.steps == 16 * 6
+    assert report.steps == 6 * 6
     first, last = (lines(tmp_path / "run" / "metrics.csv")[i] for i in (0, -1))
     dev = store.face_keypoints(split="dev", normalize=store.statistics("keypoints", split="train"))
     points = dev.batch(range(len(dev)))["keypoints"]
@@ -117,7 +139,7 @@ def test_skeletons_are_learnt_for_frames_that_were_not_trained_on(
     store: kpstore.Store, tmp_path: Path
 ) -> None:
     report = train_skeleton(
-        store, tmp_path / "run", config=SMALL_SKELETON, **{**RUN, "epochs": 8, "lr": 1e-2}
+        store, tmp_path / "run", config=SMALL_SKELETON, **{**RUN, "epochs": 6, "lr": 1e-2}
     )
     assert report.last is not None
     images = store.skeletons(split="dev", size=32).batch(range(16))["image"]
@@ -146,14 +168,14 @@ def test_each_epoch_leaves_a_picture_of_samples(store: kpstore.Store, tmp_path: 
 
 
 def test_a_saved_model_draws_what_the_trained_one_drew(
-    store: kpstore.Store, tmp_path: Path
+    one_epoch: tuple[kpstore.Store, Path],
 ) -> None:
-    keypoints(store, tmp_path, epochs=1)
-    model = load_model(tmp_path / "best.safetensors")
+    _, folder = one_epoch
+    model = load_model(folder / "best.safetensors")
     assert isinstance(model, HierarchicalKeypointTransformer)
     assert model.config == SMALL_KEYPOINTS
     assert not model.training
-    stored = read_checkpoint(tmp_path / "checkpoint.safetensors").under("model")
+    stored = read_checkpoint(folder / "checkpoint.safetensors").under("model")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
 
 
@@ -185,15 +207,12 @@ def test_training_ends_early_when_nothing_gets_better(store: kpstore.Store, tmp_
 # -- resuming --------------------------------------------------------------------------------------
 
 
-WITH_DROPOUT = replace(SMALL_KEYPOINTS, dropout=0.2)
-"""Which draws random numbers in every step."""
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[kpstore.Store, Path]:
-    store, folder = train_store(kpstore.create(memory_location())), tmp_path_factory.mktemp("whole")
-    train_keypoints(store, folder, config=WITH_DROPOUT, **RUN)
-    return store, folder
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    store = train_store(kpstore.create(folder / "people.kps"))
+    train_keypoints(store, folder / "run", config=WITH_DROPOUT, **RUN)
+    return store, folder / "run"
 
 
 @pytest.mark.parametrize("stop", [3, 12, 14, 18])
@@ -218,9 +237,9 @@ def test_skeletons_go_on_bit_for_bit(store: kpstore.Store, tmp_path: Path) -> No
 
 
 def test_a_run_that_was_killed_goes_on_bit_for_bit(
-    disk_store: kpstore.Store, tmp_path: Path
+    uninterrupted: tuple[kpstore.Store, Path], tmp_path: Path
 ) -> None:
-    store = train_store(disk_store)
+    store, whole = uninterrupted
     command = [
         sys.executable,
         "-m",
@@ -237,14 +256,14 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(
     )  # one line more than the checkpoint knows of
     with (tmp_path / "parts" / "steps.csv").open("a") as file:
         file.write("18,2,0.0")  # and half a line
-    keypoints(store, tmp_path / "whole")
-    assert keypoints(store, tmp_path / "parts", resume=True).resumed_at == 15
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    report = train_keypoints(store, tmp_path / "parts", config=WITH_DROPOUT, resume=True, **RUN)
+    assert report.resumed_at == 15
+    assert_same_run(whole, tmp_path / "parts")
 
 
 def test_a_finished_run_is_not_trained_again(store: kpstore.Store, tmp_path: Path) -> None:
-    first = keypoints(store, tmp_path)
-    again = keypoints(store, tmp_path, resume=True)
+    first = keypoints(store, tmp_path, epochs=2)
+    again = keypoints(store, tmp_path, epochs=2, resume=True)
     assert (again.steps, again.best_loss, again.last) == (first.steps, first.best_loss, None)
 
 
@@ -276,12 +295,12 @@ def test_another_version_of_the_store_is_one_line_that_names_both(
     )
 
 
-def test_other_settings_are_named_together(store: kpstore.Store, tmp_path: Path) -> None:
-    keypoints(store, tmp_path, epochs=1)
+def test_other_settings_are_named_together(run: tuple[kpstore.Store, Path]) -> None:
+    store, folder = run
     with pytest.raises(
         MismatchError, match=r"settings.lr 0.003 then, 0.1 now; batch_size 8 then, 4 now"
     ):
-        keypoints(store, tmp_path, epochs=1, lr=0.1, batch_size=4, resume=True)
+        keypoints(store, folder, epochs=1, lr=0.1, batch_size=4, resume=True)
 
 
 def test_as_many_frames_of_another_split_are_not_taken_for_the_same(
@@ -306,12 +325,12 @@ def test_frames_are_not_measured_by_those_that_are_trained_on() -> None:
         Frames("train", "train")
 
 
-def test_a_folder_with_a_run_is_not_overwritten(store: kpstore.Store, tmp_path: Path) -> None:
-    keypoints(store, tmp_path, epochs=1)
-    before = (tmp_path / "steps.csv").read_bytes()
+def test_a_folder_with_a_run_is_not_overwritten(run: tuple[kpstore.Store, Path]) -> None:
+    store, folder = run
+    before = (folder / "steps.csv").read_bytes()
     with pytest.raises(ExistsError, match="holds a run; resume it"):
-        keypoints(store, tmp_path, epochs=1)
-    assert (tmp_path / "steps.csv").read_bytes() == before
+        keypoints(store, folder, epochs=1)
+    assert (folder / "steps.csv").read_bytes() == before
 
 
 def test_a_run_is_not_written_into_a_store(store: kpstore.Store, tmp_path: Path) -> None:
@@ -320,21 +339,21 @@ def test_a_run_is_not_written_into_a_store(store: kpstore.Store, tmp_path: Path)
         keypoints(store, tmp_path / "s.kps" / "run", epochs=1)
 
 
-def test_a_torn_checkpoint_is_one_line(store: kpstore.Store, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    keypoints(store, tmp_path, epochs=1)
+def test_a_torn_checkpoint_is_one_line(run: tuple[kpstore.Store, Path]) -> None:
+    store, folder = run
+    path = folder / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CorruptError, match="cannot be read as a checkpoint"):
-        keypoints(store, tmp_path, epochs=1, resume=True)
+        keypoints(store, folder, epochs=1, resume=True)
     with pytest.raises(NotFoundError, match="no checkpoint found"):
-        load_model(tmp_path / "other.safetensors")
+        load_model(folder / "other.safetensors")
 
 
-def test_weights_alone_are_not_gone_on_from(store: kpstore.Store, tmp_path: Path) -> None:
-    keypoints(store, tmp_path, epochs=1)
-    (tmp_path / "best.safetensors").replace(tmp_path / "checkpoint.safetensors")
+def test_weights_alone_are_not_gone_on_from(run: tuple[kpstore.Store, Path]) -> None:
+    store, folder = run
+    (folder / "best.safetensors").replace(folder / "checkpoint.safetensors")
     with pytest.raises(InvalidError, match="holds weights alone, as best"):
-        keypoints(store, tmp_path, epochs=1, resume=True)
+        keypoints(store, folder, epochs=1, resume=True)
 
 
 def test_weights_of_another_model_are_one_line(store: kpstore.Store, tmp_path: Path) -> None:
@@ -366,28 +385,28 @@ def test_weights_of_another_model_are_one_line(store: kpstore.Store, tmp_path: P
     assert train(4, resume=True).epochs == 1
 
 
-def test_a_checkpoint_of_a_newer_model_is_one_line(store: kpstore.Store, tmp_path: Path) -> None:
-    keypoints(store, tmp_path, epochs=1)
-    found = read_checkpoint(tmp_path / "best.safetensors")
+def test_a_checkpoint_of_a_newer_model_is_one_line(run: tuple[kpstore.Store, Path]) -> None:
+    _, folder = run
+    found = read_checkpoint(folder / "best.safetensors")
     model = {**found.about["model"], "config": {**found.about["model"]["config"], "memory": 1}}
     write_checkpoint(
-        tmp_path / "newer.safetensors", replace(found, about={**found.about, "model": model})
+        folder / "newer.safetensors", replace(found, about={**found.about, "model": model})
     )
     with pytest.raises(InvalidError, match="its model has memory, which this kpstore"):
-        load_model(tmp_path / "newer.safetensors")
+        load_model(folder / "newer.safetensors")
     fewer = dict(list(found.tensors.items())[1:])
-    write_checkpoint(tmp_path / "fewer.safetensors", replace(found, tensors=fewer))
+    write_checkpoint(folder / "fewer.safetensors", replace(found, tensors=fewer))
     with pytest.raises(
         InvalidError, match="tensors are not those of this HierarchicalKeypointTransformer"
     ):
-        load_model(tmp_path / "fewer.safetensors")
+        load_model(folder / "fewer.safetensors")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(
-    store: kpstore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: tuple[kpstore.Store, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keypoints(store, tmp_path, epochs=1)
-    path = tmp_path / "checkpoint.safetensors"
+    _, folder = run
+    path = folder / "checkpoint.safetensors"
     before = path.read_bytes()
 
     def full(tensors: Any, file: Path, metadata: Any) -> None:
@@ -400,7 +419,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     ):
         write_checkpoint(path, read_checkpoint(path))
     assert path.read_bytes() == before
-    assert not list(tmp_path.glob(".checkpoint*"))
+    assert not list(folder.glob(".checkpoint*"))
 
 
 def test_the_wrapped_model_is_gone_before_the_group_of_processes_is(

@@ -159,7 +159,7 @@ def main():
     for name, case in {
         "in this process": (raw, 0, None, "points"),
         "spawned": (raw, 1, "spawn", "points"),
-        "from a fork server": (raw, 2, "forkserver", "points"),
+        "from a fork server": (raw, 1, "forkserver", "points"),
         "forked": (raw, 2, "fork", "points"),
         "forked, compressed": (lz4, 2, "fork", "points"),
         "forked, in need of icechunk": (raw, 2, "fork", "image_path"),

@@ -240,7 +240,7 @@ def main():
         view.transform = same
         batches = kpstore.loader(view, 8, workers=2)
     else:
-        batches = DataLoader(view, 8, num_workers=2, multiprocessing_context=sys.argv[2])
+        batches = DataLoader(view, 8, num_workers=1, multiprocessing_context=sys.argv[2])
     for batch in batches:
         print("has a batch", flush=True)
         while True:

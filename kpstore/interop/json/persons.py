@@ -82,7 +82,7 @@ class PersonReader:
 
     def __init__(self, file: Readable, path: str, budget: MemoryBudget, *, exact: bool) -> None:
         self._place = self._path = path
-        self._exact, self._budget = exact, budget
+        self._exact, self._budget, self._most = exact, budget, budget.left
         self._taken = 0
         """Memory of the person so far."""
         self._events = self._checked(ijson.basic_parse(file, use_float=not exact))
@@ -90,7 +90,13 @@ class PersonReader:
     def _checked(self, events: Iterator[Event]) -> Iterator[Event]:
         try:
             for event in self._with_floats(events) if self._exact else events:
-                self._count(*event)
+                # A file is millions of events, so that a function for each would be felt.
+                kind, value = event
+                self._taken += _NUMBER_BYTES if kind == "number" else VALUE_BYTES
+                if isinstance(value, str):
+                    self._taken += len(value)
+                if self._taken > self._most:
+                    self._budget.check(self._taken, self._place.removeprefix(f"{self._path}: "))
                 yield event
         except InvalidError:
             raise
@@ -103,13 +109,6 @@ class PersonReader:
                     f"{self._place}: a number is larger than a float can be: {told}"
                 ) from None
             raise InvalidError(f"{self._place}: not JSON from here on: {told}") from None
-
-    def _count(self, kind: str, value: object) -> None:
-        """Count the memory of a value; :class:`InvalidError` if a person takes too much."""
-        self._taken += _NUMBER_BYTES if kind == "number" else VALUE_BYTES
-        self._taken += len(value) if isinstance(value, str) else 0
-        if self._taken > self._budget.left:
-            self._budget.check(self._taken, self._place.removeprefix(f"{self._path}: "))
 
     def _with_floats(self, events: Iterator[Event]) -> Iterator[Event]:
         for kind, value in events:
